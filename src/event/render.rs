@@ -1,0 +1,1 @@
+//! From a step and a lens to events.

@@ -1,0 +1,211 @@
+//! Views: the facts of protocol.md section 1, as they stand on the wire.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde::Serialize;
+
+use super::{Kind, Rv};
+
+/// Labels of an object, sorted by key.
+pub type Labels = BTreeMap<String, String>;
+
+/// A managed Pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Instance {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.uid`: one life of the name.
+    pub uid: String,
+    /// `status.phase`; `Unknown` where empty.
+    pub phase: String,
+    /// Label `boilerhouse.dev/workload`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workload_ref: Option<String>,
+    /// Label `boilerhouse.dev/tenant`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tenant_id: Option<String>,
+    /// Label `boilerhouse.dev/pool-status`, an open string.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool_status: Option<String>,
+    /// `status.podIP`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ip: Option<String>,
+    /// `metadata.creationTimestamp`, RFC 3339 in UTC, whole seconds.
+    pub created_at: String,
+    /// `metadata.labels`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: Labels,
+    /// `metadata.resourceVersion`, not part of the view.
+    #[serde(skip)]
+    pub rv: Rv,
+}
+
+/// A BoilerhouseClaim.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Claim {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.uid`: one life of the name.
+    pub uid: String,
+    /// `spec.tenantId`.
+    pub tenant_id: String,
+    /// `spec.workloadRef`.
+    pub workload_ref: String,
+    /// `status.phase`, an open string; `Pending` where there is no status yet.
+    pub phase: String,
+    /// `status.instanceId`: the name of a Pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance_id: Option<String>,
+    /// `status.endpoint`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<Endpoint>,
+    /// `status.source`, an open string.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// `status.claimedAt`, as written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub claimed_at: Option<String>,
+    /// `status.detail`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// `metadata.labels`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: Labels,
+    /// Annotation `boilerhouse.dev/last-activity`: joined into instances by the snapshot GETs, not part of the view.
+    #[serde(skip)]
+    pub last_activity: Option<String>,
+    /// `metadata.resourceVersion`, not part of the view.
+    #[serde(skip)]
+    pub rv: Rv,
+}
+
+/// Where a tenant reaches its instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Endpoint {
+    /// DNS name or IP address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+/// Either kind of view, shared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum View {
+    /// A managed Pod.
+    Instance(Arc<Instance>),
+    /// A BoilerhouseClaim.
+    Claim(Arc<Claim>),
+}
+
+impl Instance {
+    /// Whether the pool may hand it out (protocol.md section 1: any value but `ready` is not ready).
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.pool_status.as_deref() == Some("ready")
+    }
+}
+
+impl Claim {
+    /// Whether a tenant holds an instance through it.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.phase == "Active"
+    }
+
+    /// Whether it was given back.
+    #[must_use]
+    pub fn is_released(&self) -> bool {
+        self.phase == "Released"
+    }
+}
+
+impl View {
+    /// Which resource it is a view of.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            View::Instance(_) => Kind::Instance,
+            View::Claim(_) => Kind::Claim,
+        }
+    }
+
+    /// `metadata.name`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            View::Instance(instance) => &instance.name,
+            View::Claim(claim) => &claim.name,
+        }
+    }
+
+    /// `metadata.uid`.
+    #[must_use]
+    pub fn uid(&self) -> &str {
+        match self {
+            View::Instance(instance) => &instance.uid,
+            View::Claim(claim) => &claim.uid,
+        }
+    }
+
+    /// `metadata.resourceVersion`.
+    #[must_use]
+    pub fn rv(&self) -> Rv {
+        match self {
+            View::Instance(instance) => instance.rv,
+            View::Claim(claim) => claim.rv,
+        }
+    }
+
+    /// Whether the two look the same on the wire: everything but the resourceVersion and what only GETs join.
+    #[must_use]
+    pub fn looks_like(&self, other: &View) -> bool {
+        match (self, other) {
+            (View::Instance(a), View::Instance(b)) => {
+                Arc::ptr_eq(a, b) || Instance { rv: 0, ..(**a).clone() } == Instance { rv: 0, ..(**b).clone() }
+            }
+            (View::Claim(a), View::Claim(b)) => {
+                let bare = |claim: &Claim| Claim { rv: 0, last_activity: None, ..claim.clone() };
+                Arc::ptr_eq(a, b) || bare(a) == bare(b)
+            }
+            (View::Instance(_), View::Claim(_)) | (View::Claim(_), View::Instance(_)) => false,
+        }
+    }
+
+    /// Bytes charged for holding it: the struct and its strings, without allocator overhead.
+    #[must_use]
+    pub fn cost(&self) -> usize {
+        let text = |s: &Option<String>| s.as_ref().map_or(0, String::len);
+        let labels = |l: &Labels| l.iter().map(|(k, v)| k.len() + v.len() + 48).sum::<usize>();
+        match self {
+            View::Instance(i) => {
+                size_of::<Instance>()
+                    + i.name.len()
+                    + i.uid.len()
+                    + i.phase.len()
+                    + i.created_at.len()
+                    + text(&i.workload_ref)
+                    + text(&i.tenant_id)
+                    + text(&i.pool_status)
+                    + text(&i.ip)
+                    + labels(&i.labels)
+            }
+            View::Claim(c) => {
+                size_of::<Claim>()
+                    + c.name.len()
+                    + c.uid.len()
+                    + c.tenant_id.len()
+                    + c.workload_ref.len()
+                    + c.phase.len()
+                    + text(&c.instance_id)
+                    + c.endpoint.as_ref().map_or(0, |e| e.host.len())
+                    + text(&c.source)
+                    + text(&c.claimed_at)
+                    + text(&c.detail)
+                    + text(&c.last_activity)
+                    + labels(&c.labels)
+            }
+        }
+    }
+}

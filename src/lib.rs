@@ -1,0 +1,3 @@
+//! boilerhouse-bridge: what happens to a Boilerhouse platform's Kubernetes objects, as a live stream of JSON events.
+pub mod event;
+pub mod source;

@@ -1,0 +1,124 @@
+//! The `BoilerhouseClaim` custom resource as Rust, the source of `crds/`.
+//!
+//! The real CRD belongs to the Boilerhouse operator; this one is compatible with it (protocol.md section 1) and
+//! serves tests, demos and clusters without the operator. The bridge itself never reads claims through these strict
+//! types: reading is `project`'s, which tolerates what this schema would refuse.
+
+use kube::{CustomResource, CustomResourceExt};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// API group of the custom resources.
+pub const GROUP: &str = "boilerhouse.dev";
+/// Version of the custom resources.
+pub const VERSION: &str = "v1alpha1";
+/// Plural, as it stands in URLs.
+pub const PLURAL: &str = "boilerhouseclaims";
+/// The label selector of the Pods that Boilerhouse manages.
+pub const MANAGED_SELECTOR: &str = "boilerhouse.dev/managed=true";
+
+/// What a tenant asks for: an instance of a workload.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "boilerhouse.dev",
+    version = "v1alpha1",
+    kind = "BoilerhouseClaim",
+    plural = "boilerhouseclaims",
+    singular = "boilerhouseclaim",
+    shortname = "bhc",
+    namespaced,
+    status = "BoilerhouseClaimStatus",
+    printcolumn = r#"{"name":"Tenant","type":"string","jsonPath":".spec.tenantId"}"#,
+    printcolumn = r#"{"name":"Workload","type":"string","jsonPath":".spec.workloadRef"}"#,
+    printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".status.phase"}"#,
+    printcolumn = r#"{"name":"Endpoint","type":"string","jsonPath":".status.endpoint.host"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase")]
+pub struct BoilerhouseClaimSpec {
+    /// The tenant who asks.
+    pub tenant_id: String,
+    /// The workload asked for.
+    pub workload_ref: String,
+    /// Whether earlier data of the tenant is to be restored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume: Option<bool>,
+}
+
+/// What became of the claim.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BoilerhouseClaimStatus {
+    /// Where the claim stands.
+    pub phase: Phase,
+    /// Name of the Pod that serves the claim.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance_id: Option<String>,
+    /// Where the tenant reaches the instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<Endpoint>,
+    /// How the instance was obtained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
+    /// When the claim became Active (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claimed_at: Option<String>,
+    /// A word for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+/// The phases a claim goes through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Phase {
+    /// Asked for, not yet served.
+    #[default]
+    Pending,
+    /// Served by an instance.
+    Active,
+    /// On its way out.
+    Releasing,
+    /// Given back.
+    Released,
+    /// Giving it back failed.
+    ReleaseFailed,
+    /// Could not be served.
+    Error,
+}
+
+/// How an instance was obtained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Source {
+    /// The tenant already had it.
+    #[serde(rename = "existing")]
+    Existing,
+    /// Started for the claim.
+    #[serde(rename = "cold")]
+    Cold,
+    /// Started for the claim, with the tenant's data.
+    #[serde(rename = "cold+data")]
+    ColdData,
+    /// Taken from the pool.
+    #[serde(rename = "pool")]
+    Pool,
+    /// Taken from the pool, with the tenant's data.
+    #[serde(rename = "pool+data")]
+    PoolData,
+}
+
+/// Host and port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Endpoint {
+    /// DNS name or IP address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+/// The CustomResourceDefinition as YAML, the text of `crds/boilerhouseclaims.yaml`.
+///
+/// # Errors
+/// When the definition cannot be written as YAML, which would be a defect of this crate.
+pub fn yaml() -> Result<String, serde_saphyr::ser::Error> {
+    serde_saphyr::to_string(&BoilerhouseClaim::crd())
+}
