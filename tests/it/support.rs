@@ -1,0 +1,3 @@
+//! What the tests share: real servers to run against.
+
+pub(crate) mod plane;
