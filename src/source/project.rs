@@ -12,7 +12,8 @@ use k8s_openapi::{NamespaceResourceScope, api::core::v1::Pod, apimachinery::pkg:
 use kube::Resource;
 use serde::{Deserialize, de::DeserializeOwned};
 
-use self::loose::{Fields, Loose, Moment, Port, Texts, version};
+pub(super) use self::loose::version;
+use self::loose::{Fields, Loose, Moment, Port, Texts};
 use super::crd::BoilerhouseClaim;
 use crate::event::{
     Claim, Instance, Kind, Rv, View,

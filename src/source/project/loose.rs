@@ -92,7 +92,7 @@ impl Loose<Texts> {
 ///
 /// # Errors
 /// When it is anything else: without its version an object has no place in the order.
-pub(super) fn version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Rv, D::Error> {
+pub(in crate::source) fn version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Rv, D::Error> {
     struct Decimal;
     impl Visitor<'_> for Decimal {
         type Value = Rv;
