@@ -1,3 +1,4 @@
 //! boilerhouse-bridge: what happens to a Boilerhouse platform's Kubernetes objects, as a live stream of JSON events.
 pub mod event;
+pub mod sim;
 pub mod source;
