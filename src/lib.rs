@@ -22,5 +22,6 @@
 pub mod event;
 pub mod feed;
 pub mod log;
+pub mod sim;
 pub mod source;
 pub mod wire;

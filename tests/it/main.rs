@@ -4,4 +4,5 @@
 
 mod plane;
 mod support;
+mod truth;
 mod two_replicas;

@@ -1,0 +1,345 @@
+//! The API as a tower service: one request in, one response out.
+//!
+//! Order of what may answer: the network, the path, an armed fault, authentication, authorization, the resource itself.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
+use hyper::body::Frame;
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout_at};
+use tower::BoxError;
+
+use super::fault::{self, Effect, Link, Meanwhile};
+use super::query::{Options, Target};
+use super::status::Failure;
+use super::store::{Revision, Store};
+use super::watching::{self, Watch};
+use super::{Resource, Sim, State, Verb, write};
+
+/// Largest request body in bytes, the real API server's own limit.
+const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
+
+/// A response's body: whole, or a watch that goes on.
+pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+/// The simulated API as a tower service.
+#[derive(Clone, Debug)]
+pub struct Service(Sim);
+
+impl Service {
+    pub(super) fn new(sim: Sim) -> Self {
+        Self(sim)
+    }
+}
+
+impl<B> tower::Service<Request<B>> for Service
+where
+    B: hyper::body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<Body>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Response<Body>>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let sim = self.0.clone();
+        Box::pin(async move {
+            let (parts, body) = request.into_parts();
+            let body = Limited::new(body, MAX_BODY_BYTES).collect().await.map_err(io::Error::other)?.to_bytes();
+            answer(&sim, &parts, &body).await
+        })
+    }
+}
+
+async fn answer(sim: &Sim, request: &http::request::Parts, body: &[u8]) -> io::Result<Response<Body>> {
+    let link = sim.lock().link;
+    match link {
+        Link::Up => {}
+        Link::Down => return Err(refused()),
+        Link::Silent => std::future::pending().await,
+    }
+    if request.uri.path() == "/version" {
+        return Ok(whole(StatusCode::OK, &version()));
+    }
+    let (target, verb, options) = match parse(request) {
+        Ok(parsed) => parsed,
+        Err(failure) => return Ok(refusal(&failure)),
+    };
+    let effect = {
+        let mut state = sim.lock();
+        *state.metrics.requests.entry((verb, target.resource)).or_default() += 1;
+        fault::take(&mut state.faults, verb, target.resource, &options)
+    };
+    match effect {
+        Some(Effect::Refuse) => Err(refused()),
+        Some(Effect::Hang) => std::future::pending().await,
+        Some(Effect::Answer(answer)) => Ok(refusal(&answer.failure(&sim.0.config.user, verb, &target))),
+        Some(Effect::ExpirePage) => Ok(refusal(&Failure::page_expired(inconsistent(&options)))),
+        Some(Effect::Meanwhile(change)) => {
+            let call = Call { sim, target, verb, options, request, body, watch_fault: None };
+            let response = call.run().await;
+            happen(sim, &change);
+            Ok(response)
+        }
+        Some(Effect::Watch { after, then }) => {
+            let watch_fault = Some((after, then));
+            Ok(Call { sim, target, verb, options, request, body, watch_fault }.run().await)
+        }
+        None => Ok(Call { sim, target, verb, options, request, body, watch_fault: None }.run().await),
+    }
+}
+
+fn happen(sim: &Sim, change: &Meanwhile) {
+    sim.store(|store| change(store));
+}
+
+fn parse(request: &http::request::Parts) -> Result<(Target, Verb, Options), Failure> {
+    let target = Target::parse(request.uri.path()).ok_or_else(Failure::no_such_path)?;
+    let query = request.uri.query().unwrap_or_default();
+    let listing = request.method == Method::GET && target.name.is_none();
+    let options = if listing { Options::parse(query)? } else { Options::default() };
+    let verb = target.verb(&request.method, options.watch).ok_or_else(Failure::no_such_method)?;
+    Ok((target, verb, options))
+}
+
+/// A request that has been understood.
+struct Call<'a> {
+    sim: &'a Sim,
+    target: Target,
+    verb: Verb,
+    options: Options,
+    request: &'a http::request::Parts,
+    body: &'a [u8],
+    watch_fault: Option<(usize, fault::Break)>,
+}
+
+impl Call<'_> {
+    async fn run(&self) -> Response<Body> {
+        let result = match self.authorize() {
+            Err(failure) => Err(failure),
+            Ok(()) if self.verb == Verb::Watch => Ok(self.watch()),
+            Ok(()) if self.verb == Verb::List => self.list().await,
+            Ok(()) => self.one(),
+        };
+        result.unwrap_or_else(|failure| refusal(&failure))
+    }
+
+    fn authorize(&self) -> Result<(), Failure> {
+        let state = self.sim.lock();
+        if state.unauthorized {
+            return Err(Failure::unauthorized());
+        }
+        if state.denied.contains(&(self.verb, self.target.resource)) {
+            return Err(Failure::forbidden(&self.sim.0.config.user, self.verb, &self.target));
+        }
+        Ok(())
+    }
+
+    /// Get and the writes.
+    fn one(&self) -> Result<Response<Body>, Failure> {
+        let target = &self.target;
+        if self.verb == Verb::Get {
+            let name = target.name.as_deref().unwrap_or_default();
+            let namespace = target.namespace.as_deref().unwrap_or_default();
+            let object = self.sim.lock().store.get(target.resource, namespace, name);
+            let missing = || Failure::refused(&super::store::Refused::NotFound, target.resource, name);
+            return Ok(whole(StatusCode::OK, &object.ok_or_else(missing)?));
+        }
+        let (headers, body) = (&self.request.headers, self.body);
+        let object = self.sim.store(|store| match self.verb {
+            Verb::Create => write::create(store, target, body),
+            Verb::Delete => write::delete(store, target, body),
+            verb => write::change(store, target, headers, verb == Verb::Update, body),
+        })?;
+        let code = if self.verb == Verb::Create { StatusCode::CREATED } else { StatusCode::OK };
+        Ok(whole(code, &object))
+    }
+
+    async fn list(&self) -> Result<Response<Body>, Failure> {
+        if let Some(asked) = self.options.version {
+            self.wait_for(asked).await?;
+        }
+        let list = list(&self.sim.lock().store, &self.target, &self.options)?;
+        Ok(whole(StatusCode::OK, &list))
+    }
+
+    /// A list at a revision that has not come yet waits for it a little.
+    async fn wait_for(&self, asked: Revision) -> Result<(), Failure> {
+        let mut seen = self.sim.0.changed.subscribe();
+        let deadline = Instant::now() + self.sim.0.config.future_wait;
+        loop {
+            let current = self.sim.lock().store.revision();
+            if asked <= current {
+                return Ok(());
+            }
+            if timeout_at(deadline, seen.changed()).await.is_err() {
+                return Err(Failure::future(asked, current));
+            }
+        }
+    }
+
+    fn watch(&self) -> Response<Body> {
+        let mut state = self.sim.lock();
+        let State { store, .. } = &*state;
+        let window = store.watch_window();
+        match self.options.version.filter(|version| (1..window).contains(version)) {
+            Some(version) => {
+                let line = watching::error_line(&Failure::watch_expired(version, window));
+                respond(StatusCode::OK, stream_body(stream::iter([Ok(line)])))
+            }
+            None => {
+                let watch = Watch::open(self.sim, &mut state, &self.target, &self.options, self.watch_fault);
+                drop(state);
+                respond(StatusCode::OK, stream_body(watch.lines()))
+            }
+        }
+    }
+}
+
+/// A list as it goes over the wire.
+struct List {
+    resource: Resource,
+    metadata: Value,
+    items: Vec<Arc<Value>>,
+}
+
+fn list(store: &Store, target: &Target, options: &Options) -> Result<List, Failure> {
+    let page = options.page.as_deref().map(Page::decode).transpose()?;
+    let at = match &page {
+        Some(page) => page.revision.unwrap_or(store.revision()),
+        None if options.exact => options.version.unwrap_or(store.revision()),
+        None => store.revision(),
+    };
+    let listed = store.list_at(target.resource, target.namespace.as_deref(), at);
+    let mut items = listed.map_err(|_| match options.page {
+        Some(_) => Failure::page_expired(inconsistent(options)),
+        None => Failure::list_expired(),
+    })?;
+    if let Some(page) = &page {
+        items.retain(|item| position(item) > page.after);
+    }
+    items.retain(|item| options.selector.matches(item));
+    let mut metadata = json!({"resourceVersion": at.to_string()});
+    if options.limit > 0 && items.len() > options.limit {
+        let remaining = items.len() - options.limit;
+        items.truncate(options.limit);
+        if let Some(last) = items.last() {
+            metadata["continue"] = json!(Page { revision: Some(at), after: position(last) }.encode());
+        }
+        // The real one counts in etcd, where selectors are not known, and so says nothing under a selector.
+        if options.selector.is_empty() {
+            metadata["remainingItemCount"] = json!(remaining);
+        }
+    }
+    Ok(List { resource: target.resource, metadata, items })
+}
+
+/// Where in a list a page begins. Without a revision it goes on at the newest one, inconsistently.
+struct Page {
+    revision: Option<Revision>,
+    after: (String, String),
+}
+
+impl Page {
+    fn decode(token: &str) -> Result<Self, Failure> {
+        let bad = || Failure::bad_request("invalid continue token: continue key is not valid");
+        let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| bad())?;
+        let token: Value = serde_json::from_slice(&bytes).map_err(|_| bad())?;
+        let (namespace, name) = token["start"].as_str().and_then(|start| start.split_once('/')).ok_or_else(bad)?;
+        let revision = token["rv"].as_i64().ok_or_else(bad)?;
+        Ok(Self { revision: u64::try_from(revision).ok(), after: (namespace.to_owned(), name.to_owned()) })
+    }
+
+    fn encode(&self) -> String {
+        let revision = self.revision.map_or(-1, |revision| i64::try_from(revision).unwrap_or(-1));
+        let start = format!("{}/{}", self.after.0, self.after.1);
+        URL_SAFE_NO_PAD.encode(json!({"v": "meta.k8s.io/v1", "rv": revision, "start": start}).to_string())
+    }
+}
+
+/// The token with which a client may go on where its own has expired.
+fn inconsistent(options: &Options) -> String {
+    let page = options.page.as_deref().and_then(|page| Page::decode(page).ok());
+    page.map(|page| Page { revision: None, ..page }.encode()).unwrap_or_default()
+}
+
+fn position(object: &Value) -> (String, String) {
+    let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
+    (text("namespace"), text("name"))
+}
+
+impl Serialize for List {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let items: Vec<Item<'_>> = self.items.iter().map(|object| Item(object, self.resource)).collect();
+        let mut map = serializer.serialize_map(Some(4))?;
+        map.serialize_entry("kind", &format!("{}List", self.resource.kind()))?;
+        map.serialize_entry("apiVersion", &self.resource.api_version())?;
+        map.serialize_entry("metadata", &self.metadata)?;
+        map.serialize_entry("items", &items)?;
+        map.end()
+    }
+}
+
+/// An object inside a list: built-in types leave out their kind and apiVersion there, custom ones do not.
+struct Item<'a>(&'a Value, Resource);
+
+impl Serialize for Item<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(object, resource) = self;
+        let typed = *resource == Resource::Claims;
+        let fields = object.as_object().into_iter().flatten();
+        serializer.collect_map(fields.filter(|(name, _)| typed || !matches!(name.as_str(), "kind" | "apiVersion")))
+    }
+}
+
+fn version() -> Value {
+    json!({
+        "major": "1", "minor": "36", "gitVersion": "v1.36.0+simulated", "gitCommit": "", "gitTreeState": "clean",
+        "buildDate": "1970-01-01T00:00:00Z", "goVersion": "none", "compiler": "none", "platform": "simulated",
+    })
+}
+
+fn refused() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionRefused, "connection refused")
+}
+
+fn refusal(failure: &Failure) -> Response<Body> {
+    let mut response = whole(failure.code, &failure.to_json());
+    if let Some(seconds) = failure.retry_after_seconds() {
+        response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+    }
+    response
+}
+
+fn whole(code: StatusCode, body: &impl Serialize) -> Response<Body> {
+    // Values have string keys only, so that writing them cannot fail.
+    let bytes = serde_json::to_vec(body).unwrap_or_default();
+    respond(code, Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync())
+}
+
+fn stream_body(lines: impl futures::Stream<Item = io::Result<Bytes>> + Send + 'static) -> Body {
+    StreamBody::new(lines.map_ok(Frame::data).boxed()).boxed_unsync()
+}
+
+fn respond(code: StatusCode, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = code;
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    response
+}

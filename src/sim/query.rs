@@ -1,0 +1,263 @@
+//! What a request asks for: path, verb, selectors and options, parsed as kube-apiserver parses them. Pure.
+//!
+//! Served are Pods, BoilerhouseClaims and Namespaces; selectors by equality and existence. What is not served is refused
+//! with a reason rather than ignored, so that no test passes because a parameter was overlooked.
+
+use http::Method;
+use serde_json::Value;
+
+use super::status::Failure;
+use super::store::Revision;
+use super::{Resource, Verb};
+
+/// A path of the API, taken apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Target {
+    pub(super) resource: Resource,
+    pub(super) namespace: Option<String>,
+    pub(super) name: Option<String>,
+    pub(super) status: bool,
+}
+
+impl Target {
+    /// Finds the resource behind a path, if this API serves one there.
+    pub(super) fn parse(path: &str) -> Option<Self> {
+        let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+        let (group, rest) = match parts.as_slice() {
+            ["api", "v1", rest @ ..] => ("", rest),
+            ["apis", group, "v1alpha1", rest @ ..] => (*group, rest),
+            _ => return None,
+        };
+        let (namespace, rest) = match rest {
+            ["namespaces", namespace, rest @ ..] if !rest.is_empty() => (Some((*namespace).to_owned()), rest),
+            _ => (None, rest),
+        };
+        let (plural, name, status) = match rest {
+            [plural] => (plural, None, false),
+            [plural, name] => (plural, Some((*name).to_owned()), false),
+            [plural, name, "status"] => (plural, Some((*name).to_owned()), true),
+            _ => return None,
+        };
+        let resource = Resource::ALL.into_iter().find(|r| r.group() == group && r.plural() == *plural)?;
+        let reachable = resource.namespaced() == namespace.is_some() || (name.is_none() && resource.namespaced());
+        reachable.then_some(Self { resource, namespace, name, status })
+    }
+
+    /// The verb that RBAC sees.
+    pub(super) fn verb(&self, method: &Method, watch: bool) -> Option<Verb> {
+        Some(match (method.as_str(), self.name.is_some()) {
+            ("GET", true) if !watch => Verb::Get,
+            ("GET", false) if !watch => Verb::List,
+            ("GET", false) => Verb::Watch,
+            ("POST", false) => Verb::Create,
+            ("PUT", true) => Verb::Update,
+            ("PATCH", true) => Verb::Patch,
+            ("DELETE", true) => Verb::Delete,
+            _ => return None,
+        })
+    }
+}
+
+/// The parameters of a list or watch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Options {
+    pub(super) watch: bool,
+    pub(super) selector: Selector,
+    pub(super) version: Option<Revision>,
+    pub(super) exact: bool,
+    pub(super) limit: usize,
+    pub(super) page: Option<String>,
+    pub(super) bookmarks: bool,
+    pub(super) timeout_seconds: Option<u64>,
+}
+
+impl Options {
+    /// Parses a query string; refuses what kube-apiserver refuses.
+    pub(super) fn parse(query: &str) -> Result<Self, Failure> {
+        let mut options = Self::default();
+        let (mut version_match, mut initial) = (None, false);
+        for (key, value) in form_urlencoded::parse(query.as_bytes()) {
+            if value.is_empty() {
+                continue;
+            }
+            match key.as_ref() {
+                "watch" => options.watch = flag(&value),
+                "allowWatchBookmarks" => options.bookmarks = flag(&value),
+                "sendInitialEvents" => initial = true,
+                "labelSelector" => options.selector.labels(&value)?,
+                "fieldSelector" => options.selector.fields(&value)?,
+                "limit" => options.limit = number("limit", &value)?,
+                "timeoutSeconds" => options.timeout_seconds = Some(number("timeoutSeconds", &value)?),
+                "continue" => options.page = Some(value.into_owned()),
+                "resourceVersionMatch" => version_match = Some(value.into_owned()),
+                "resourceVersion" => {
+                    let version = value.parse().map_err(|_| Failure::bad_version(&value))?;
+                    options.version = Some(version);
+                }
+                _ => {}
+            }
+        }
+        options.check(version_match.as_deref(), initial)?;
+        let legacy_exact = version_match.is_none() && options.limit > 0 && options.version.is_some_and(|v| v > 0);
+        options.exact = version_match.as_deref() == Some("Exact") || legacy_exact;
+        Ok(options)
+    }
+
+    fn check(&self, version_match: Option<&str>, initial: bool) -> Result<(), Failure> {
+        if initial {
+            let why = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
+            return Err(Failure::bad_options("sendInitialEvents", why));
+        }
+        if self.page.is_some() && self.version.is_some_and(|version| version > 0) {
+            return Err(Failure::bad_request("specifying resource version is not allowed when using continue"));
+        }
+        let Some(version_match) = version_match else { return Ok(()) };
+        let why = if self.watch {
+            "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"
+        } else if self.version.is_none() {
+            "resourceVersionMatch is forbidden unless resourceVersion is provided"
+        } else if self.page.is_some() {
+            "resourceVersionMatch is forbidden when continue is provided"
+        } else if version_match == "Exact" && self.version == Some(0) {
+            "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\""
+        } else if !matches!(version_match, "Exact" | "NotOlderThan") {
+            "supported values: \"\", \"Exact\", \"NotOlderThan\""
+        } else {
+            return Ok(());
+        };
+        Err(Failure::bad_options("resourceVersionMatch", why))
+    }
+}
+
+/// What an object must be like; all requirements together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Selector(Vec<Requirement>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Requirement {
+    Label(String, String),
+    NotLabel(String, String),
+    Present(String),
+    Absent(String),
+    Field(&'static str, String),
+}
+
+impl Selector {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn matches(&self, object: &Value) -> bool {
+        let label = |key: &str| object["metadata"]["labels"].get(key).and_then(Value::as_str);
+        self.0.iter().all(|requirement| match requirement {
+            Requirement::Label(key, value) => label(key) == Some(value),
+            Requirement::NotLabel(key, value) => label(key) != Some(value),
+            Requirement::Present(key) => label(key).is_some(),
+            Requirement::Absent(key) => label(key).is_none(),
+            Requirement::Field(field, value) => object["metadata"][*field].as_str() == Some(value),
+        })
+    }
+
+    fn labels(&mut self, text: &str) -> Result<(), Failure> {
+        for part in text.split(',').map(str::trim) {
+            let requirement = if let Some((key, value)) = part.split_once("!=") {
+                Requirement::NotLabel(key.trim().into(), value.trim().into())
+            } else if let Some((key, value)) = part.split_once('=') {
+                Requirement::Label(key.trim().into(), value.trim_start_matches('=').trim().into())
+            } else if let Some(key) = part.strip_prefix('!') {
+                Requirement::Absent(key.trim().into())
+            } else if part.is_empty() || part.contains([' ', '(', '<', '>']) {
+                let why = format!("unable to parse requirement: {part:?} (this API knows equality and existence)");
+                return Err(Failure::bad_request(&why));
+            } else {
+                Requirement::Present(part.into())
+            };
+            self.0.push(requirement);
+        }
+        Ok(())
+    }
+
+    fn fields(&mut self, text: &str) -> Result<(), Failure> {
+        for part in text.split(',') {
+            let (field, value) = part.split_once('=').unwrap_or((part, ""));
+            let field = match field {
+                "metadata.name" => "name",
+                "metadata.namespace" => "namespace",
+                _ => return Err(Failure::bad_request(&format!("field label not supported: {field}"))),
+            };
+            self.0.push(Requirement::Field(field, value.trim_start_matches('=').to_owned()));
+        }
+        Ok(())
+    }
+}
+
+fn flag(value: &str) -> bool {
+    !matches!(value, "0" | "false")
+}
+
+fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T, Failure> {
+    value.parse().map_err(|_| Failure::bad_request(&format!("invalid {name}: {value:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn paths_lead_to_resources() {
+        let target = |path| Target::parse(path).map(|t| (t.resource, t.namespace, t.name, t.status));
+        let (pods, claims, n, a) = (Resource::Pods, Resource::Claims, Some("n".to_owned()), Some("a".to_owned()));
+        assert_eq!(target("/api/v1/pods"), Some((pods, None, None, false)));
+        assert_eq!(target("/api/v1/namespaces/n/pods/a/status"), Some((pods, n.clone(), a.clone(), true)));
+        let path = "/apis/boilerhouse.dev/v1alpha1/namespaces/n/boilerhouseclaims/a";
+        assert_eq!(target(path), Some((claims, n, a.clone(), false)));
+        assert_eq!(target("/api/v1/namespaces/a"), Some((Resource::Namespaces, None, a, false)));
+        assert_eq!(target("/api/v1/namespaces"), Some((Resource::Namespaces, None, None, false)));
+        let nowhere = ["/api/v1/pods/a", "/api/v1/namespaces/n/nodes", "/apis/x.dev/v1alpha1/boilerhouseclaims", "/"];
+        for nothing in nowhere {
+            assert_eq!(target(nothing), None, "{nothing}");
+        }
+    }
+
+    #[test]
+    fn selectors_select() {
+        let object = json!({"metadata": {"name": "a", "labels": {"app": "web", "odd": 7}}});
+        let table = [
+            ("labelSelector=app%3Dweb", true),
+            ("labelSelector=app%3D%3Dweb", true),
+            ("labelSelector=app%3Ddb", false),
+            ("labelSelector=app!%3Ddb,app", true),
+            ("labelSelector=tier!%3Ddb", true),
+            ("labelSelector=tier", false),
+            ("labelSelector=!tier", true),
+            ("labelSelector=!app", false),
+            ("fieldSelector=metadata.name%3Da", true),
+            ("fieldSelector=metadata.name%3Db&labelSelector=app", false),
+        ];
+        for (query, expected) in table {
+            assert_eq!(Options::parse(query).unwrap().selector.matches(&object), expected, "{query}");
+        }
+        assert!(Options::parse("labelSelector=app%20in%20(a)").is_err());
+        assert!(Options::parse("fieldSelector=spec.x%3Da").is_err());
+    }
+
+    #[test]
+    fn a_version_with_a_limit_means_exactly_that_version() {
+        assert!(Options::parse("resourceVersion=5&limit=1").unwrap().exact);
+        assert!(!Options::parse("resourceVersion=5").unwrap().exact);
+        assert!(!Options::parse("resourceVersion=5&limit=1&resourceVersionMatch=NotOlderThan").unwrap().exact);
+        for refused in [
+            "resourceVersionMatch=Exact",
+            "resourceVersionMatch=Exact&resourceVersion=0",
+            "resourceVersionMatch=Sometimes&resourceVersion=5",
+            "resourceVersionMatch=Exact&resourceVersion=5&watch=true",
+        ] {
+            assert_eq!(Options::parse(refused).unwrap_err().code.as_u16(), 422, "{refused}");
+        }
+        for refused in ["resourceVersion=x", "continue=x&resourceVersion=5", "limit=x"] {
+            assert_eq!(Options::parse(refused).unwrap_err().code.as_u16(), 400, "{refused}");
+        }
+    }
+}
