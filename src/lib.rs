@@ -21,7 +21,9 @@
 
 pub mod event;
 pub mod feed;
+pub mod http;
 pub mod log;
 pub mod sim;
 pub mod source;
+pub mod tasks;
 pub mod wire;
