@@ -20,6 +20,7 @@
 //! - Every buffer, queue, retry and wait has a bound with a name.
 
 
+pub mod cli;
 pub mod event;
 pub mod feed;
 pub mod http;
