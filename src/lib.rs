@@ -19,7 +19,6 @@
 //! - A client is told of every gap: by `state.initial` with a reason, or by `coalesced`.
 //! - Every buffer, queue, retry and wait has a bound with a name.
 
-
 pub mod cli;
 pub mod event;
 pub mod feed;

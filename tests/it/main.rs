@@ -2,6 +2,7 @@
 // Helpers outside `#[test]` functions are test code too: a failed step there is a failed test, with its place.
 #![allow(clippy::unwrap_used)]
 
+mod boilerhouse;
 mod plane;
 mod support;
 mod truth;
