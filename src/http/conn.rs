@@ -50,8 +50,8 @@ pub struct Config {
     /// The kernel holds at most this many bytes of a connection that it has not yet sent: what a client that stops
     /// reading costs, and how soon it is noticed (issue 3: 64 KiB in all).
     pub max_unsent_bytes: u32,
-    /// A peer that acknowledges nothing for this long is gone: a third of the idle limit, so that a silently
-    /// dropped SSE client is noticed too (15 s).
+    /// A silent connection is probed this often (15 s), and a peer that acknowledges nothing for three times as long is
+    /// gone: that is the idle limit of protocol.md section 2, for those that owe no pong (SSE, plain requests).
     pub keepalive: Duration,
     /// The pause after `accept` fails, for want of file descriptors mostly: 100 ms.
     pub accept_pause: Duration,
@@ -155,7 +155,7 @@ fn prepare(stream: &TcpStream, config: &Config) -> std::io::Result<()> {
 }
 
 /// Serves one connection with hyper until it ends or a response starts a stream on it.
-async fn connection<S, B>(http: http1::Builder, io: Guarded, peer: Peer, service: S, tasks: Tasks)
+async fn connection<S, B>(mut http: http1::Builder, io: Guarded, peer: Peer, service: S, tasks: Tasks)
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
@@ -165,9 +165,10 @@ where
 {
     let slot = io.slot().clone();
     let service = Parking::new(service, peer, slot.clone());
-    let mut hyper = http.serve_connection(TokioIo::new(io), service);
+    // Who comes while the process drains gets one answer (`/readyz` then says so), not a closed door.
+    let mut stopping = tasks.stop().is_cancelled();
+    let mut hyper = http.keep_alive(!stopping).serve_connection(TokioIo::new(io), service);
     let mut stop = pin!(tasks.stop().cancelled());
-    let mut stopping = false;
     let parked = poll_fn(|cx| {
         if !stopping && stop.as_mut().poll(cx).is_ready() {
             stopping = true;

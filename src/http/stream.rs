@@ -192,7 +192,8 @@ fn run<O: Outbound>(mut out: O, mut session: Session, shared: Arc<Streams>) -> i
         let outcome = AssertUnwindSafe(session.run(&mut out, &shared)).catch_unwind().await;
         let closed = match outcome {
             Ok(closed) => closed,
-            Err(_) => session.apologize(&shared).await,
+            // Boxed: it is rare, and would otherwise have its place in every stream.
+            Err(_) => Box::pin(session.apologize(&shared)).await,
         };
         let ended = Ended { transport: transport.label(), reason: closed.reason() };
         shared.metrics.closed.get_or_create(&ended).inc();

@@ -1,5 +1,5 @@
 //! On real loopback sockets: it is hyper and the kernel that must be held to what the design says of them.
-use std::{future::pending, net::Ipv4Addr, sync::Mutex};
+use std::{net::Ipv4Addr, sync::Mutex};
 
 use http_body_util::Full;
 use tokio::{
@@ -286,14 +286,13 @@ async fn requests_carry_their_peer() {
 async fn a_stop_closes_idle_connections_and_lets_responses_end() {
     let (release, hold) = tokio::sync::oneshot::channel::<()>();
     let hold = std::sync::Arc::new(Mutex::new(Some(hold)));
-    let (arrived, mut has_arrived) = mpsc::channel(1);
+    let (arrived, mut has_arrived) = mpsc::channel(2);
     let server = listen(Config::default(), move |_| {
         let (hold, arrived) = (hold.lock().unwrap().take(), arrived.clone());
         async move {
             arrived.send(()).await.unwrap();
-            match hold {
-                Some(hold) => hold.await.unwrap(),
-                None => pending().await,
+            if let Some(hold) = hold {
+                hold.await.unwrap();
             }
             text("done")
         }
@@ -305,6 +304,10 @@ async fn a_stop_closes_idle_connections_and_lets_responses_end() {
     has_arrived.recv().await.unwrap();
     server.tasks.stop().cancel();
     assert_eq!(all_of(idle).await, "");
+    let mut late = server.connect().await;
+    late.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let got = all_of(late).await;
+    assert!(got.contains("connection: close") && got.ends_with("done"), "{got}");
     release.send(()).unwrap();
     let got = all_of(busy).await;
     assert!(got.contains("connection: close") && got.ends_with("done"), "{got}");

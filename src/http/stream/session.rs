@@ -61,12 +61,13 @@ pub(super) struct Session {
     link: Link,
     /// Of a WebSocket; an SSE client has nothing to say.
     reader: Option<Reader>,
-    early: Bytes,
+    /// What came with the request.
+    early: Box<[u8]>,
     phase: Phase,
     /// When a closing stream stops waiting for its peer; set when the last frame has been written.
     patience: Option<Instant>,
     /// The answer to the latest ping, while writes are blocked. The earlier ones need none (RFC 6455 section 5.5.3).
-    pong: Option<Bytes>,
+    pong: Option<Box<[u8]>>,
     next_ping: Instant,
     heard: Instant,
 }
@@ -88,7 +89,7 @@ impl Session {
     /// `reader` makes it a WebSocket, none an SSE stream.
     pub(super) fn new(socket: Socket, reader: Option<Reader>, config: &Config) -> Self {
         let Socket { conn, head, early } = socket;
-        let mut link = Link::new(conn);
+        let (mut link, early) = (Link::new(conn), early[..].into());
         link.push(head);
         let now = Instant::now();
         let next_ping = now + config.ping;
@@ -102,7 +103,7 @@ impl Session {
     /// Runs to the end, and ends the connection.
     pub(super) async fn run<O: Outbound>(&mut self, out: &mut O, shared: &Streams) -> Closed {
         let config = &shared.config;
-        let mut early = std::mem::take(&mut self.early).to_vec();
+        let mut early = std::mem::take(&mut self.early);
         self.input(&mut early, out, config);
         drop(early);
         let mut stop = pin!(shared.stop.cancelled());
@@ -183,7 +184,7 @@ impl Session {
             return false;
         }
         if let Some(pong) = self.pong.take() {
-            self.link.push(pong);
+            self.link.push(pong.into());
         }
         match out.read(config.batch_bytes) {
             Read::Batch(frames) => self.link.push_all(frames),

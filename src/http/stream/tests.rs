@@ -1,15 +1,15 @@
-//! Pipes and simulated time where the protocol's times matter, real sockets where the kernel does; the client's frames
-//! are tungstenite's.
+//! Pipes and simulated time where the protocol's times matter, real sockets (`tcp`) where the kernel does; the client's
+//! frames are tungstenite's.
+mod tcp;
+
 use std::{
     collections::VecDeque,
-    net::Ipv4Addr,
     sync::{Mutex, atomic::AtomicUsize, atomic::Ordering},
 };
 
 use futures::{SinkExt as _, StreamExt as _};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream},
-    net::{TcpListener, TcpStream},
     sync::Notify,
     task::JoinHandle,
     time::{Instant, timeout},
@@ -360,87 +360,12 @@ async fn sse_says_it_lives_and_drops_what_it_hears() {
     assert_eq!((got.as_slice(), end(stream).await), (HEAD, Closed::Bridge(Close::Lagged)));
 }
 
-/// A connected pair; the server's side holds few unsent bytes, as `conn` sets it up.
-async fn loopback() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let (client, server) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
-    let server = server.unwrap().0;
-    socket2::SockRef::from(&server).set_tcp_notsent_lowat(32 * 1024).unwrap();
-    (client.unwrap(), server)
-}
-
-/// Sends `message` to a client that does not read until the stream is over; gives what the client then finds.
-async fn stalled(message: Bytes) -> (Vec<u8>, std::io::Result<usize>) {
-    let config = Config { write_stall: Duration::from_millis(300), ..Config::default() };
-    let (script, shared) = (Script::default(), shared(config));
-    let (mut client, server) = loopback().await;
-    let stream = start(websocket(script.clone(), socket(Conn::Plain(server), b""), shared));
-    // The two kernels take what they take; the rest blocks.
-    while !stream.is_finished() {
-        if script.0.reads.lock().unwrap().is_empty() {
-            script.put(Read::Batch(vec![message.clone(); 4]));
-        }
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    assert_eq!(end(stream).await, Closed::Bridge(Close::SlowConsumer));
-    let mut got = Vec::new();
-    let outcome = client.read_to_end(&mut got).await;
-    (got, outcome)
-}
-
-#[tokio::test]
-async fn a_stalled_reader_is_reset_inside_a_frame() {
-    let (_, outcome) = stalled(text(&"x".repeat(32 << 20))).await;
-    assert_eq!(outcome.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset, "the kernel was to forget the rest");
-}
-
-#[tokio::test]
-async fn a_stalled_reader_is_told_only_between_frames() {
-    let (got, outcome) = stalled(text(&"x".repeat(2000))).await;
-    // Whether the kernel has room for the close frame is its business; where the frame comes is ours.
-    if outcome.is_ok() {
-        let whole =
-            got[HEAD.len()..].strip_suffix(b"\x88\x0f\x03\xf5slow consumer").expect("no close frame at the end");
-        assert_eq!(whole.len() % 2004, 0, "the close frame came inside another");
-    }
-}
-
-#[tokio::test]
-async fn a_clients_reset_ends_the_stream() {
-    let (script, shared) = (Script::default(), shared(Config::default()));
-    let (mut client, server) = loopback().await;
-    let stream = start(websocket(script.clone(), socket(Conn::Plain(server), b""), shared));
-    past_head(&mut client).await;
-    client.set_zero_linger().unwrap();
-    drop(client);
-    assert_eq!(end(stream).await, Closed::Gone);
-}
-
-#[tokio::test]
-async fn a_conversation_over_tcp() {
-    let (script, shared) = (Script::default(), shared(Config::default()));
-    let (mut client, server) = loopback().await;
-    let stream = start(websocket(script.clone(), socket(Conn::Plain(server), b""), shared));
-    past_head(&mut client).await;
-    let mut client = frames(client).await;
-    for i in 0..100 {
-        script.text(&i.to_string());
-        client.send(Message::text("noted")).await.unwrap();
-        assert_eq!(next(&mut client).await, Message::text(i.to_string()));
-    }
-    client.close(None).await.unwrap();
-    assert_eq!(close_of(next(&mut client).await), (1000, String::new()));
-    assert!(client.next().await.is_none());
-    assert_eq!(end(stream).await, Closed::Client);
-    assert_eq!(script.0.received.lock().unwrap().len(), 500);
-}
-
 /// Memory an idle connection is a promise (quality.md: 1.7 KiB all in, of which tokio and the allocator have their part).
 #[tokio::test]
 async fn a_stream_is_small() {
     let (_client, server) = tokio::io::duplex(1);
     let stream = websocket(Script::default(), socket(Conn::Duplex(server), b""), shared(Config::default()));
     let size = size_of_val(&stream);
-    eprintln!("session {}, stream {size} bytes", size_of::<Session>());
-    assert!(size <= 1024, "{size} bytes");
+    // With the task's own 100 and the outbound's it shall fit the 1024 bytes that the allocator then rounds it to.
+    assert!(size <= 800, "{size} bytes");
 }
