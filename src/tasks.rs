@@ -84,7 +84,7 @@ pub struct Metrics {
 impl Metrics {
     /// Makes the counters known to `registry`.
     pub fn register(&self, registry: &mut Registry) {
-        registry.register("bridge_connection_panics", "Connections that ended in a panic", self.panics.clone());
+        registry.register("connection_panics", "Connections that ended in a panic", self.panics.clone());
     }
 }
 

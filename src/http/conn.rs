@@ -85,9 +85,9 @@ pub struct Metrics {
 impl Metrics {
     /// Makes the counters known to `registry`.
     pub fn register(&self, registry: &mut Registry) {
-        registry.register("bridge_connections_accepted", "TCP connections accepted", self.accepted.clone());
-        registry.register("bridge_connections_refused", "TCP connections over the limit", self.refused.clone());
-        registry.register("bridge_accept_errors", "Failures to accept a connection", self.accept_errors.clone());
+        registry.register("connections_accepted", "TCP connections accepted", self.accepted.clone());
+        registry.register("connections_refused", "TCP connections over the limit", self.refused.clone());
+        registry.register("accept_errors", "Failures to accept a connection", self.accept_errors.clone());
     }
 }
 

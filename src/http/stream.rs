@@ -143,8 +143,8 @@ pub struct Metrics {
 impl Metrics {
     /// Makes the counters known to `registry`.
     pub fn register(&self, registry: &mut Registry) {
-        registry.register("bridge_connections_opened", "Streams begun", self.opened.clone());
-        registry.register("bridge_connections_closed", "Streams ended, by reason", self.closed.clone());
+        registry.register("connections_opened", "Streams begun", self.opened.clone());
+        registry.register("connections_closed", "Streams ended, by reason", self.closed.clone());
     }
 
     /// Streams of this transport that have begun.
