@@ -12,7 +12,7 @@ mod subscription;
 mod writer;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -22,7 +22,10 @@ use prometheus_client::{
     registry::Registry,
 };
 use thiserror::Error;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 pub use self::{
     lens::{Framing, SharedLens},
@@ -43,13 +46,20 @@ pub struct Config {
     pub log: log::Limits,
     /// How long the upstream may be down before `/ws` clients are sent away, so that they see it (protocol.md section 2).
     pub upstream_limit: Duration,
+    /// How long a snapshot GET waits for the feed to reach what somebody has been told (protocol.md section 2).
+    pub told_wait: Duration,
     /// Milliseconds since the Unix epoch, for `time`.
     pub clock: fn() -> u64,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { log: log::Limits::default(), upstream_limit: Duration::from_secs(60), clock: system_clock }
+        Config {
+            log: log::Limits::default(),
+            upstream_limit: Duration::from_secs(60),
+            told_wait: Duration::from_secs(1),
+            clock: system_clock,
+        }
     }
 }
 
@@ -163,6 +173,13 @@ struct Shared {
     state: Mutex<State>,
     /// Where the log ends; also sent when the health changes.
     head: watch::Sender<u64>,
+    health: watch::Sender<[Health; 2]>,
+    /// Counts the histories that have ended: each time versions went back.
+    histories: watch::Sender<u64>,
+    /// For a feed with a single reader: the feed of everybody else.
+    hub: Option<Arc<Shared>>,
+    /// The single reader has read on: its writer may have room.
+    room: Notify,
     lenses: Mutex<HashMap<(Lens, Framing), Weak<SharedLens>>>,
     metrics: Metrics,
 }
@@ -176,14 +193,37 @@ struct State {
     base: [Rv; 2],
     newest: [Rv; 2],
     synced: [bool; 2],
-    health: [Health; 2],
     /// When it was first said to be down, while it is.
     down_at: [Option<Instant>; 2],
+    /// What clients of other feeds of the same upstream may have been told.
+    told: Told,
 }
+
+/// What somebody has been told by another feed: versions, and objects that are gone. Deletions that a list showed have
+/// no version of their own, so they are kept by uid.
+#[derive(Debug, Default)]
+struct Told {
+    rv: [Rv; 2],
+    gone: VecDeque<(Kind, String, String)>,
+}
+
+/// What a single reader may be behind before its writer waits: enough for any burst that one write takes up.
+const SINGLE_LOG: log::Limits = log::Limits { items: 256, bytes: 256 << 10, age_ms: u64::MAX };
+
+/// Deletions that [`Told`] keeps. They matter for a second (a GET waits no longer), and only after a re-list.
+const TOLD_GONE: usize = 1024;
 
 impl State {
     fn ready(&self) -> Result<Home, Refused> {
         self.home.filter(|_| self.synced == [true; 2]).ok_or(Refused::NotReady)
+    }
+
+    /// Whether everything that somebody has been told is in here.
+    fn has_told(&self) -> bool {
+        let knows = |uid: &str, kind, name: &str| self.inventory.get(kind, name).is_some_and(|view| view.uid() == uid);
+        self.told.rv[0] <= self.newest[0]
+            && self.told.rv[1] <= self.newest[1]
+            && !self.told.gone.iter().any(|(kind, name, uid)| knows(uid, *kind, name))
     }
 }
 
@@ -193,10 +233,44 @@ impl Shared {
     }
 }
 
+impl Told {
+    /// Notes what the single reader of another feed is about to be told.
+    fn note(&mut self, before: [Rv; 2], newest: [Rv; 2], step: Option<&Step>) {
+        for k in 0..2 {
+            if newest[k] > before[k] {
+                self.rv[k] = self.rv[k].max(newest[k]);
+            }
+        }
+        let differences = step.into_iter().filter(|step| step.since.is_some());
+        for change in differences.flat_map(|step| &step.changes).filter(|change| change.new.is_none()) {
+            if let Some(view) = change.view() {
+                self.gone.truncate(TOLD_GONE - 1);
+                self.gone.push_front((view.kind(), view.name().to_owned(), view.uid().to_owned()));
+            }
+        }
+    }
+}
+
 impl Feed {
     /// An empty feed and its only writer.
     #[must_use]
     pub fn new(config: Config) -> (Writer, Feed) {
+        Feed::build(config, None, Metrics::default())
+    }
+
+    /// A feed of the same upstream for a single reader (architecture.md, the feed's contract, 9): its writer waits for
+    /// room instead of dropping what is not read, nothing is cached in it, and what it takes in is noted here as told.
+    #[must_use]
+    pub fn single(&self) -> (Writer, Feed) {
+        let config = Config { log: SINGLE_LOG, ..self.shared.config };
+        let (mut writer, feed) = Feed::build(config, Some(self.shared.clone()), self.shared.metrics.clone());
+        if let Some(home) = self.home() {
+            writer.home(home);
+        }
+        (writer, feed)
+    }
+
+    fn build(config: Config, hub: Option<Arc<Shared>>, metrics: Metrics) -> (Writer, Feed) {
         let state = State {
             home: None,
             inventory: Arc::default(),
@@ -204,15 +278,19 @@ impl Feed {
             base: [0; 2],
             newest: [0; 2],
             synced: [false; 2],
-            health: [Health::Connecting, Health::Connecting],
             down_at: [None; 2],
+            told: Told::default(),
         };
         let shared = Arc::new(Shared {
             config,
             head: watch::Sender::new(state.log.end()),
+            health: watch::Sender::default(),
+            histories: watch::Sender::default(),
+            hub,
+            room: Notify::new(),
             state: Mutex::new(state),
             lenses: Mutex::default(),
-            metrics: Metrics::default(),
+            metrics,
         });
         (Writer::new(shared.clone()), Feed { shared })
     }
@@ -229,10 +307,16 @@ impl Feed {
         self.shared.state().home
     }
 
-    /// What the source says of itself, pods then claims.
+    /// What the source says of itself, pods then claims; and a way to wait for it to change.
     #[must_use]
-    pub fn health(&self) -> [Health; 2] {
-        self.shared.state().health.clone()
+    pub fn health(&self) -> watch::Receiver<[Health; 2]> {
+        self.shared.health.subscribe()
+    }
+
+    /// Changes each time the source finds another history (an older copy of etcd): whoever watches by himself must list.
+    #[must_use]
+    pub fn histories(&self) -> watch::Receiver<u64> {
+        self.shared.histories.subscribe()
     }
 
     /// Whether both resources have been listed (G10: nothing is served before).
@@ -275,11 +359,20 @@ impl Feed {
         Subscription::start(self.shared.clone(), lens, from)
     }
 
-    /// The current state as one cut (G4): the state that Kubernetes had at `rv` of each resource.
+    /// The current state as one cut (G4): the state that Kubernetes had at `rv` of each resource. It is not older than
+    /// anything that any client of this process has been told; that is waited for, up to [`Config::told_wait`].
     ///
     /// # Errors
-    /// [`Refused::NotReady`] before both resources have been listed.
-    pub fn snapshot(&self) -> Result<Snapshot, Refused> {
+    /// [`Refused::NotReady`] before both resources have been listed, and when the wait was not enough.
+    pub async fn snapshot(&self) -> Result<Snapshot, Refused> {
+        let mut head = self.shared.head.subscribe();
+        let reached = async {
+            while !self.shared.state().has_told() {
+                // The sender lives in `self.shared`, so this cannot fail while we are here.
+                let _ = head.changed().await;
+            }
+        };
+        tokio::time::timeout(self.shared.config.told_wait, reached).await.map_err(|_| Refused::NotReady)?;
         let state = self.shared.state();
         let home = state.ready()?;
         Ok(Snapshot { home, inventory: state.inventory.clone(), rv: state.newest, position: state.log.end() })

@@ -73,6 +73,7 @@ struct Frames {
 /// An encoded state, and where the log goes on from it.
 #[derive(Debug)]
 pub(super) struct Initial {
+    pub(super) home: Home,
     pub(super) parts: Vec<Bytes>,
     pub(super) position: u64,
     pub(super) rv: [Rv; 2],
@@ -88,12 +89,14 @@ impl SharedLens {
     /// The frames from a position of the log on, until about `max_bytes` of them are there; `None` when the log no
     /// longer reaches back to it.
     pub(super) fn frames(&self, shared: &Shared, home: Home, from: u64, max_bytes: usize) -> Option<Vec<Frame>> {
+        if shared.hub.is_some() {
+            return self.private_frames(shared, home, from, max_bytes);
+        }
         let mut cache = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
         let end = cache.first + cache.frames.len() as u64;
         if from < cache.first {
             drop(cache);
-            let steps = steps(shared, from)?;
-            return Some(take(steps.iter().map(|step| self.frame(shared, home, step, step.after)), max_bytes));
+            return self.private_frames(shared, home, from, max_bytes);
         }
         if from > end {
             *cache = Frames { first: from, ..Frames::default() };
@@ -105,6 +108,12 @@ impl SharedLens {
         }
         let skip = usize::try_from(from.saturating_sub(cache.first)).unwrap_or(usize::MAX);
         Some(take(cache.frames.iter().skip(skip).cloned(), max_bytes))
+    }
+
+    /// Frames for one reader, rendered until `max_bytes` are there.
+    fn private_frames(&self, shared: &Shared, home: Home, from: u64, max_bytes: usize) -> Option<Vec<Frame>> {
+        let steps = steps(shared, from)?;
+        Some(take(steps.iter().map(|step| self.frame(shared, home, step, step.after)), max_bytes))
     }
 
     /// One step as frames, the cursor `at` on the last event that passes.
@@ -134,13 +143,7 @@ impl SharedLens {
     }
 
     /// The state now, or as it was a moment ago if the log goes on from it; `None` while it is older than `at_least`.
-    pub(super) fn initial(
-        &self,
-        shared: &Shared,
-        home: Home,
-        reason: Reason,
-        at_least: [Rv; 2],
-    ) -> Option<Arc<Initial>> {
+    pub(super) fn initial(&self, shared: &Shared, reason: Reason, at_least: [Rv; 2]) -> Option<Arc<Initial>> {
         let mut cached = self.initial.lock().unwrap_or_else(PoisonError::into_inner);
         let state = shared.state();
         if let Some((why, initial)) = &*cached {
@@ -153,11 +156,14 @@ impl SharedLens {
         if !self.reached(state.newest, at_least) {
             return None;
         }
+        let home = state.ready().ok()?;
         let (inventory, rv, position) = (state.inventory.clone(), state.newest, state.log.end());
         drop(state);
         let snapshot = Snapshot { home, inventory, rv, position };
         let initial = Arc::new(self.build(shared, &snapshot, reason));
-        *cached = Some((reason, initial.clone()));
+        if shared.hub.is_none() {
+            *cached = Some((reason, initial.clone()));
+        }
         Some(initial)
     }
 
@@ -174,8 +180,8 @@ impl SharedLens {
             Format::Boilerhouse => self.burst(snapshot),
             Format::Full => self.state_initial(snapshot, reason, (shared.config.clock)()),
         };
-        let (position, rv) = (snapshot.position, snapshot.rv);
-        Initial { parts, position, rv, built: started, cost: started.elapsed() }
+        let Snapshot { home, position, rv, .. } = *snapshot;
+        Initial { home, parts, position, rv, built: started, cost: started.elapsed() }
     }
 
     /// `/ws`: the state as events.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::{sync::watch, time::Instant};
 
-use super::{From, Reason, Refused, Shared, SharedLens, lens, lens::Initial, needs};
+use super::{From, Health, Reason, Refused, Shared, SharedLens, lens, lens::Initial, needs};
 use crate::{
     event::{Home, Rv, Step, cursor, lens::Format},
     wire::Close,
@@ -37,6 +37,8 @@ pub struct Subscription {
     /// Versions up to which this client has been served.
     served: [Rv; 2],
     head: watch::Receiver<u64>,
+    /// For a single reader: the hub's health, which counts for it, too.
+    hub_health: Option<watch::Receiver<[Health; 2]>>,
     /// When a `/ws` client is sent away because the upstream is down.
     down_limit: Option<Instant>,
 }
@@ -56,6 +58,7 @@ enum Phase {
 impl Subscription {
     pub(super) fn start(shared: Arc<Shared>, lens: Arc<SharedLens>, from: From) -> Result<Subscription, Refused> {
         let head = shared.head.subscribe();
+        let hub_health = shared.hub.as_ref().map(|hub| hub.health.subscribe());
         let state = shared.state();
         let home = state.ready()?;
         let (phase, position, served) = match from {
@@ -87,7 +90,7 @@ impl Subscription {
         };
         drop(state);
         shared.metrics.subscriptions.inc();
-        Ok(Subscription { shared, lens, home, phase, position, served, head, down_limit: None })
+        Ok(Subscription { shared, lens, home, phase, position, served, head, hub_health, down_limit: None })
     }
 
     /// The next frames: at most about `max_bytes` of them, but always whole steps or whole parts.
@@ -95,10 +98,10 @@ impl Subscription {
         loop {
             let frames = match &mut self.phase {
                 Phase::Snapshot(reason, at_least) => {
-                    let Some(initial) = self.lens.initial(&self.shared, self.home, *reason, *at_least) else {
+                    let Some(initial) = self.lens.initial(&self.shared, *reason, *at_least) else {
                         return self.idle();
                     };
-                    self.position = initial.position;
+                    (self.home, self.position) = (initial.home, initial.position);
                     self.phase = Phase::Sending(initial, 0);
                     continue;
                 }
@@ -135,15 +138,23 @@ impl Subscription {
 
     /// Resolves when a read may yield something else than [`Read::Idle`].
     pub async fn changed(&mut self) {
-        match self.down_limit {
-            // The sender lives in `self.shared`, so waiting for it cannot fail.
-            None => drop(self.head.changed().await),
-            Some(limit) => {
-                tokio::select! {
-                    _ = self.head.changed() => {}
-                    () = tokio::time::sleep_until(limit) => {}
-                }
+        // The senders live in `self.shared`, so waiting for them cannot fail.
+        let hub_health = async {
+            match &mut self.hub_health {
+                Some(health) => drop(health.changed().await),
+                None => std::future::pending().await,
             }
+        };
+        let limit = async {
+            match self.down_limit {
+                Some(limit) => tokio::time::sleep_until(limit).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.head.changed() => {}
+            () = hub_health => {}
+            () = limit => {}
         }
     }
 
@@ -225,6 +236,10 @@ impl Subscription {
     fn live(&mut self, max_bytes: usize) -> Option<Vec<Bytes>> {
         let mut out = Vec::new();
         while out.is_empty() {
+            if self.shared.hub.is_some() {
+                self.shared.state().log.release(self.position);
+                self.shared.room.notify_one();
+            }
             let frames = self.lens.frames(&self.shared, self.home, self.position, max_bytes)?;
             if frames.is_empty() {
                 break;
@@ -255,9 +270,10 @@ impl Subscription {
     /// Nothing to say; but a `/ws` client must not stay connected to a dead upstream for long.
     fn idle(&mut self) -> Read {
         if self.lens.lens.format == Format::Boilerhouse {
-            let state = self.shared.state();
-            let down = state.down_at.iter().flatten().min();
-            self.down_limit = down.map(|at| *at + self.shared.config.upstream_limit);
+            let hub_down = self.shared.hub.as_ref().map_or([None; 2], |hub| hub.state().down_at);
+            let down_at = self.shared.state().down_at;
+            let down = down_at.into_iter().chain(hub_down).flatten().min();
+            self.down_limit = down.map(|at| at + self.shared.config.upstream_limit);
             if self.down_limit.is_some_and(|limit| limit <= Instant::now()) {
                 return Read::End(Close::UpstreamUnavailable);
             }

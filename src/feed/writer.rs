@@ -1,10 +1,10 @@
 //! The feed's one writer: what a source says becomes steps of the log and the state at its end.
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc};
 
 use tokio::time::Instant;
 
-use super::{Health, Shared, State};
+use super::{Health, Shared, State, Told};
 use crate::event::{Change, Home, Kind, Rv, Step, View};
 
 /// The only way in. Not `Clone`: one source a feed, so that one order is kept.
@@ -18,10 +18,10 @@ impl Writer {
         Writer { shared }
     }
 
-    /// Says which Namespace (by its uid) all this is about. Nothing is served before.
-    pub fn home(&mut self, namespace_uid: &str) {
+    /// Says which Namespace all this is about. Nothing is served before.
+    pub fn home(&mut self, home: Home) {
         self.change(|state, _| {
-            state.home = Some(Home::of(namespace_uid));
+            state.home = Some(home);
         });
     }
 
@@ -41,13 +41,14 @@ impl Writer {
             let restart = rv < since;
             if restart {
                 state.log.clear();
+                state.told = Told::default();
                 state.base = state.newest;
                 state.base[k] = rv;
                 state.newest[k] = rv;
             }
             // Without any change, too: an object may have come and gone in between, and whoever was in between
             // may know of it.
-            if rv != since {
+            if rv != since || !changes.is_empty() {
                 steps.push(state, kind, rv, changes, Some(since), restart);
             }
         });
@@ -79,41 +80,73 @@ impl Writer {
 
     /// Everything of this kind up to `rv` has been told.
     pub fn bookmark(&mut self, kind: Kind, rv: Rv) {
-        let mut state = self.shared.state();
-        let newest = &mut state.newest[kind as usize];
-        *newest = rv.max(*newest);
+        self.change(|state, _| {
+            let newest = &mut state.newest[kind as usize];
+            *newest = rv.max(*newest);
+        });
+    }
+
+    /// Waits until a single reader has made room for more; others never keep a writer waiting.
+    pub async fn room(&self) {
+        if self.shared.hub.is_none() {
+            return;
+        }
+        let mut read_on = pin!(self.shared.room.notified());
+        loop {
+            // Registered before looking, so that reading on in between is not missed.
+            read_on.as_mut().enable();
+            let full = {
+                let state = self.shared.state();
+                let limits = self.shared.config.log;
+                state.log.end() - state.log.first() >= limits.items as u64 || state.log.bytes() >= limits.bytes
+            };
+            if !full {
+                return;
+            }
+            read_on.as_mut().await;
+            read_on.set(self.shared.room.notified());
+        }
     }
 
     /// The source's own condition.
     pub fn health(&mut self, kind: Kind, health: Health) {
         self.change(|state, _| {
             let down_at = &mut state.down_at[kind as usize];
-            *down_at = match health {
+            *down_at = match &health {
                 Health::Down { .. } => Some(down_at.unwrap_or_else(Instant::now)),
                 Health::Connecting | Health::Live => None,
             };
-            state.health[kind as usize] = health;
         });
+        self.shared.health.send_modify(|all| all[kind as usize] = health);
     }
 
     fn change(&mut self, apply: impl FnOnce(&mut State, &Steps)) {
         let now_ms = (self.shared.config.clock)();
         let mut state = self.shared.state();
-        let before = state.log.end();
+        let (before, newest) = (state.log.end(), state.newest);
         apply(&mut state, &Steps { now_ms });
-        while let Some(gone) = state.log.evict(now_ms) {
-            let base = &mut state.base[gone.kind as usize];
-            *base = gone.rv.max(*base);
+        let step = state.log.range(before, 1).and_then(|mut steps| steps.next().cloned());
+        match &self.shared.hub {
+            // Before the reader can see any of it. The hub's lock is only ever taken inside a single feed's.
+            Some(hub) => hub.state().told.note(newest, state.newest, step.as_deref()),
+            None => {
+                while let Some(gone) = state.log.evict(now_ms) {
+                    let base = &mut state.base[gone.kind as usize];
+                    *base = gone.rv.max(*base);
+                }
+                self.shared.metrics.log_steps.set((state.log.end() - state.log.first()).cast_signed());
+                self.shared.metrics.log_bytes.set(state.log.bytes().cast_signed() as i64);
+            }
         }
-        let (first, end, bytes) = (state.log.first(), state.log.end(), state.log.bytes());
-        let coalesced =
-            end > before && state.log.range(end - 1, 1).is_some_and(|mut s| s.any(|step| step.since.is_some()));
+        let end = state.log.end();
         drop(state);
-        let metrics = &self.shared.metrics;
-        metrics.steps.inc_by(end - before);
-        metrics.coalesced.inc_by(u64::from(coalesced));
-        metrics.log_steps.set((end - first).cast_signed());
-        metrics.log_bytes.set(bytes.cast_signed() as i64);
+        self.shared.metrics.steps.inc_by(end - before);
+        if let Some(step) = step {
+            self.shared.metrics.coalesced.inc_by(u64::from(step.since.is_some()));
+            if step.restart {
+                self.shared.histories.send_modify(|count| *count += 1);
+            }
+        }
         self.shared.head.send_replace(end);
     }
 }

@@ -26,7 +26,7 @@ use self::{follow::Follower, request::Api};
 use super::project::{ClaimRow, PodRow};
 use super::trouble::Trouble;
 use crate::{
-    event::{Kind, Rv, View},
+    event::{Home, Kind, Rv, View},
     feed::{Health, Writer},
 };
 
@@ -97,7 +97,7 @@ impl Default for Config {
 /// and counted; it never ends this future.
 pub async fn run(client: Client, config: Config, mut writer: Writer, metrics: Arc<Metrics>) -> Infallible {
     let out = Mutex::new(move |fact: Fact| match fact {
-        Fact::Home(uid) => writer.home(&uid),
+        Fact::Home(uid) => writer.home(Home::of(&uid)),
         Fact::Replace(kind, views, rv) => writer.replace(kind, views, rv),
         Fact::Upsert(view) => writer.upsert(view),
         Fact::Remove(view) => writer.remove(view.kind(), view.name(), view.uid(), view.rv()),

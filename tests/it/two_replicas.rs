@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use boilerhouse_bridge::{
     event::{
-        Claim, Cursor, Instance, Kind, Rv, View,
+        Claim, Cursor, Home, Instance, Kind, Rv, View,
         lens::{Filter, Format, Lens, Scope, Types, Wanted},
     },
     feed::{self, Feed, Framing, From, Read, Reason, Refused, Subscription, Writer},
@@ -141,7 +141,7 @@ impl Replica {
     fn start(world: &World, items: usize) -> Replica {
         let limits = Limits { items, ..Limits::default() };
         let (mut writer, feed) = Feed::new(feed::Config { log: limits, clock: || 0, ..feed::Config::default() });
-        writer.home("home");
+        writer.home(Home::of("home"));
         let at = world.rv();
         for kind in Kind::ALL {
             writer.replace(kind, world.list(kind, at).into_values().collect(), at);
