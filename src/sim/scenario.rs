@@ -1,1 +1,487 @@
-//! A cluster that lives.
+//! A cluster that lives: pools warm and fill, tenants claim and release, pods fail and are replaced.
+//!
+//! One [`Scenario::step`] is one thing that happens. What can happen is read from the store, what does happen is drawn
+//! from a seeded generator, so that a seed replays and a hand that meddles with the objects does no harm. Whatever has
+//! not happened for a while (a pod turning ready, a claim becoming Active, one becoming Released) goes first.
+
+use std::future::Future;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::store::{self, Store};
+use super::{Resource, Sim};
+
+mod body;
+
+/// Steps after which something that has not happened goes first; a chain of at most five steps leads to each, and there
+/// are three, so that all of them come within 20.
+const OVERDUE_STEPS: u32 = 8;
+/// How many steps the store remembers at least when [`Scenario::run`] gives memory back: five minutes of them, twice.
+const MEMORY_STEPS: u32 = 300;
+/// How many managed pods there are at the beginning.
+const FIRST_PODS: usize = 8;
+/// Above this many claims releasing is favoured, so that the cluster breathes instead of filling up.
+const MANY_CLAIMS: usize = 4;
+
+/// Who lives in the cluster.
+#[derive(Clone, Debug)]
+pub struct ScenarioConfig {
+    /// The namespace of everything; it has to exist.
+    pub namespace: String,
+    /// The workloads, each with a pool of its own.
+    pub workloads: Vec<String>,
+    /// How many instances each pool keeps warm.
+    pub pool_size: usize,
+    /// The tenants; each has at most one claim.
+    pub tenants: Vec<String>,
+}
+
+impl Default for ScenarioConfig {
+    fn default() -> Self {
+        let list = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        Self {
+            namespace: "boilerhouse".to_owned(),
+            workloads: list(&["python-repl", "node-sandbox", "browser"]),
+            pool_size: 2,
+            tenants: list(&["alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi"]),
+        }
+    }
+}
+
+/// The generator of what happens.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    config: ScenarioConfig,
+    random: u64,
+    /// Steps since each [`Goal`] was last reached.
+    since: [u32; 3],
+}
+
+/// What must happen again and again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Goal {
+    Ready,
+    Active,
+    Released,
+}
+
+/// One thing that can happen, to the object of that name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Act {
+    Warm(String),
+    Advance(String),
+    Fail(String),
+    Rotate(String),
+    Terminate(String),
+    Remove(String),
+    Stir(String),
+    Claim(String),
+    Activate(String),
+    Touch(String),
+    Release(String),
+    Finish(String),
+    Reclaim(String),
+    Reap(String),
+}
+
+impl Scenario {
+    /// A scenario; the same seed over the same store does the same things.
+    #[must_use]
+    pub fn new(seed: u64, config: ScenarioConfig) -> Self {
+        Self { config, random: seed, since: [0; 3] }
+    }
+
+    /// The beginning: about eight pods in three workloads, three of them claimed, and one that is not managed.
+    pub fn populate(&mut self, store: &mut Store) {
+        for workload in self.config.workloads.clone() {
+            let name = self.warm(store, &workload);
+            self.advance(store, &name);
+            self.advance(store, &name);
+        }
+        for index in 0..self.config.tenants.len().min(3) {
+            let name = self.claim(store, &self.config.tenants[index].clone());
+            self.activate(store, &name);
+        }
+        let workloads = self.config.workloads.clone();
+        for (index, workload) in workloads.iter().cycle().enumerate() {
+            if store.list(Resource::Pods, Some(&self.config.namespace)).len() >= FIRST_PODS {
+                break;
+            }
+            let name = self.warm(store, workload);
+            for _ in 0..=index % 2 {
+                self.advance(store, &name);
+            }
+        }
+        let name = format!("metrics-agent-{:05x}", self.draw() & 0xf_ffff);
+        self.create(store, Resource::Pods, body::unmanaged(&self.config.namespace, &name, store.now()));
+        self.since = [0; 3];
+    }
+
+    /// Makes one thing happen, at the time that the store was last told.
+    pub fn step(&mut self, store: &mut Store) {
+        for steps in &mut self.since {
+            *steps += 1;
+        }
+        let possible = self.possible(store);
+        let overdue = [Goal::Ready, Goal::Active, Goal::Released].into_iter();
+        let overdue = overdue.filter(|goal| self.since[*goal as usize] > OVERDUE_STEPS);
+        let urgent = overdue.max_by_key(|goal| self.since[*goal as usize]);
+        let act = urgent.and_then(|goal| nearest(goal, &possible)).or_else(|| self.choose(&possible));
+        if let Some(act) = act {
+            self.perform(store, &act);
+        }
+    }
+
+    /// Populates an API and lets it live until `stop`: at speed 1 about one step a second. The store's memory is bounded:
+    /// it remembers five to ten minutes of this.
+    pub async fn run(mut self, sim: &Sim, speed: f64, stop: impl Future<Output = ()>) {
+        let pause = Duration::from_secs_f64(1.0 / speed.clamp(0.01, 1000.0));
+        sim.store(|store| self.populate(store));
+        let (mut steps, mut mark) = (0_u32, 0);
+        tokio::pin!(stop);
+        loop {
+            // A tenth either way, so that it does not look like a metronome.
+            let jitter = 0.9 + 0.2 * f64::from(u16::try_from(self.draw() & 0xffff).unwrap_or(0)) / 65_536.0;
+            tokio::select! {
+                () = &mut stop => return,
+                () = tokio::time::sleep(pause.mul_f64(jitter)) => {}
+            }
+            steps += 1;
+            sim.store(|store| {
+                self.step(store);
+                if steps.is_multiple_of(MEMORY_STEPS) {
+                    store.forget(mark);
+                    mark = store.revision();
+                }
+            });
+        }
+    }
+
+    /// Everything that could happen now, with its weight.
+    fn possible(&self, store: &Store) -> Vec<(u32, Act)> {
+        let namespace = Some(self.config.namespace.as_str());
+        let (pods, claims) = (store.list(Resource::Pods, namespace), store.list(Resource::Claims, namespace));
+        let mut acts = Vec::new();
+        for pod in &pods {
+            self.pod_acts(pod, &claims, &mut acts);
+        }
+        for workload in &self.config.workloads {
+            let pooled = |pod: &Value| label(pod, "workload") == workload && pool(pod) != "acquired" && living(pod);
+            if pods.iter().filter(|pod| pooled(pod)).count() < self.config.pool_size {
+                acts.push((6, Act::Warm(workload.clone())));
+            }
+        }
+        let crowded = u32::from(claims.len() > MANY_CLAIMS);
+        for claim in &claims {
+            let name = text(&claim["metadata"]["name"]);
+            match text(&claim["status"]["phase"]).as_str() {
+                "" | "Pending" => acts.push((10, Act::Activate(name))),
+                "Active" => acts.extend([(2, Act::Touch(name.clone())), (1 + 3 * crowded, Act::Release(name))]),
+                "Releasing" => acts.push((8, Act::Finish(name))),
+                "Released" => acts.extend([(1, Act::Reclaim(name.clone())), (4, Act::Reap(name))]),
+                _ => acts.push((4, Act::Reap(name))),
+            }
+        }
+        for tenant in &self.config.tenants {
+            if !claims.iter().any(|claim| claim["spec"]["tenantId"] == **tenant) {
+                acts.push((1, Act::Claim(tenant.clone())));
+            }
+        }
+        acts
+    }
+
+    fn pod_acts(&self, pod: &Value, claims: &[std::sync::Arc<Value>], acts: &mut Vec<(u32, Act)>) {
+        let name = text(&pod["metadata"]["name"]);
+        if label(pod, "managed") != "true" {
+            return acts.push((1, Act::Stir(name)));
+        }
+        if !pod["metadata"]["deletionTimestamp"].is_null() {
+            return acts.push((8, Act::Remove(name)));
+        }
+        let tenant = label(pod, "tenant");
+        let wanted = claims.iter().any(|claim| {
+            let phase = text(&claim["status"]["phase"]);
+            claim["spec"]["tenantId"] == tenant && matches!(phase.as_str(), "" | "Pending" | "Active" | "Releasing")
+        });
+        match (text(&pod["status"]["phase"]).as_str(), pool(pod)) {
+            ("Failed", _) => acts.push((6, Act::Terminate(name))),
+            (_, "warming") => acts.push((8, Act::Advance(name))),
+            (_, "acquired") if !wanted => acts.push((6, Act::Terminate(name))),
+            // Failing is rare beside everything else; twelve pods of this weight make it one step in twenty.
+            _ if self.random.is_multiple_of(8) => acts.push((1, Act::Fail(name))),
+            // Weight nothing: only where every pool is full and a Pod has to turn ready all the same.
+            (_, "ready") => acts.push((0, Act::Rotate(name))),
+            _ => {}
+        }
+    }
+
+    fn choose(&mut self, possible: &[(u32, Act)]) -> Option<Act> {
+        let total: u32 = possible.iter().map(|(weight, _)| weight).sum();
+        let mut ticket = u32::try_from(self.draw() % u64::from(total.max(1))).unwrap_or(0);
+        for (weight, act) in possible {
+            if ticket < *weight {
+                return Some(act.clone());
+            }
+            ticket -= weight;
+        }
+        None
+    }
+
+    fn perform(&mut self, store: &mut Store, act: &Act) {
+        let now = store::seconds(store.now());
+        match act {
+            Act::Warm(workload) => drop(self.warm(store, workload)),
+            Act::Advance(pod) => self.advance(store, pod),
+            Act::Fail(pod) => self.fail(store, pod),
+            Act::Rotate(pod) | Act::Terminate(pod) => {
+                drop(store.terminate(Resource::Pods, &self.config.namespace, pod, 30))
+            }
+            Act::Remove(pod) => drop(store.delete(Resource::Pods, &self.config.namespace, pod)),
+            Act::Stir(pod) => self.patch_pod(store, pod, &body::stirred(&now)),
+            Act::Claim(tenant) => drop(self.claim(store, tenant)),
+            Act::Activate(claim) => self.activate(store, claim),
+            Act::Touch(claim) => {
+                let touched = json!({"metadata": {"annotations": {"boilerhouse.dev/last-activity": now}}});
+                self.patch_claim(store, claim, &touched);
+            }
+            Act::Release(claim) => self.patch_claim(store, claim, &json!({"status": {"phase": "Releasing"}})),
+            Act::Finish(claim) => {
+                self.patch_claim(store, claim, &json!({"status": {"phase": "Released", "endpoint": null}}));
+                self.since[Goal::Released as usize] = 0;
+            }
+            Act::Reclaim(claim) => {
+                let fresh = json!({"phase": "Pending", "instanceId": null, "endpoint": null, "source": null,
+                                   "claimedAt": null, "detail": null});
+                self.patch_claim(store, claim, &json!({"spec": {"resume": true}, "status": fresh}));
+            }
+            Act::Reap(claim) => drop(store.delete(Resource::Claims, &self.config.namespace, claim)),
+        }
+    }
+
+    /// A new pod of a pool, Pending and warming.
+    fn warm(&mut self, store: &mut Store, workload: &str) -> String {
+        let name = format!("{workload}-{:05x}", self.draw() & 0xf_ffff);
+        let padding = self.draw() % 40;
+        let pod = body::instance(&self.config.namespace, &name, workload, padding, store.now());
+        self.create(store, Resource::Pods, pod);
+        name
+    }
+
+    /// Pending becomes Running, Running becomes ready.
+    fn advance(&mut self, store: &mut Store, name: &str) {
+        let Some(pod) = store.get(Resource::Pods, &self.config.namespace, name) else { return };
+        let now = store.now();
+        if pod["status"]["phase"] == "Running" {
+            self.patch_pod(store, name, &body::ready(&pod, now));
+            self.since[Goal::Ready as usize] = 0;
+        } else {
+            let address = format!("10.244.{}.{}", self.draw() % 16, 2 + self.draw() % 250);
+            self.patch_pod(store, name, &body::running(&pod, &address, now));
+        }
+    }
+
+    fn fail(&mut self, store: &mut Store, name: &str) {
+        let Some(pod) = store.get(Resource::Pods, &self.config.namespace, name) else { return };
+        self.patch_pod(store, name, &body::failed(&pod, store.now()));
+        for claim in store.list(Resource::Claims, Some(&self.config.namespace)) {
+            if claim["status"]["instanceId"] == name && claim["status"]["phase"] == "Active" {
+                let broken = json!({"status": {"phase": "Error", "detail": format!("instance {name} failed")}});
+                self.patch_claim(store, &text(&claim["metadata"]["name"]), &broken);
+            }
+        }
+    }
+
+    fn claim(&mut self, store: &mut Store, tenant: &str) -> String {
+        let index = usize::try_from(self.draw()).unwrap_or(0) % self.config.workloads.len().max(1);
+        let workload = self.config.workloads.get(index).cloned().unwrap_or_default();
+        let name = format!("{tenant}-{workload}");
+        let resume = self.draw().is_multiple_of(3);
+        self.create(
+            store,
+            Resource::Claims,
+            body::claim(&self.config.namespace, &name, tenant, &workload, resume, store.now()),
+        );
+        name
+    }
+
+    /// Finds a Pod for a claim (the tenant's own, one of the pool, or a cold one) and makes the claim Active.
+    fn activate(&mut self, store: &mut Store, name: &str) {
+        let Some(claim) = store.get(Resource::Claims, &self.config.namespace, name) else { return };
+        let (tenant, workload) = (text(&claim["spec"]["tenantId"]), text(&claim["spec"]["workloadRef"]));
+        let data = if claim["spec"]["resume"] == true { "+data" } else { "" };
+        let pods = store.list(Resource::Pods, Some(&self.config.namespace));
+        let mine = pods.iter().filter(|pod| living(pod) && label(pod, "workload") == workload);
+        let mine: Vec<_> = mine.filter(|pod| pod["status"]["phase"] == "Running").collect();
+        let cold = self.draw().is_multiple_of(5);
+        let existing = mine.iter().find(|pod| label(pod, "tenant") == tenant);
+        let pooled = mine.iter().find(|pod| pool(pod) == "ready" && !cold);
+        let (pod, source) = match (existing, pooled) {
+            (Some(pod), _) => (text(&pod["metadata"]["name"]), "existing".to_owned()),
+            (None, Some(pod)) => (text(&pod["metadata"]["name"]), format!("pool{data}")),
+            (None, None) => {
+                let pod = self.warm(store, &workload);
+                self.advance(store, &pod);
+                (pod, format!("cold{data}"))
+            }
+        };
+        let labels = json!({"boilerhouse.dev/pool-status": "acquired", "boilerhouse.dev/tenant": tenant});
+        self.patch_pod(store, &pod, &json!({"metadata": {"labels": labels}}));
+        let now = store::seconds(store.now());
+        let host = store.get(Resource::Pods, &self.config.namespace, &pod).map(|pod| text(&pod["status"]["podIP"]));
+        let status = json!({"phase": "Active", "instanceId": pod, "source": source, "claimedAt": now,
+                            "endpoint": {"host": host, "port": 8080}});
+        let annotations = json!({"boilerhouse.dev/last-activity": now});
+        self.patch_claim(store, name, &json!({"metadata": {"annotations": annotations}, "status": status}));
+        self.since[Goal::Active as usize] = 0;
+    }
+
+    // The writes below cannot be refused but for what a meddling hand did in between, and then there is nothing to do.
+
+    fn create(&self, store: &mut Store, resource: Resource, object: Value) {
+        drop(store.create(resource, object));
+    }
+
+    fn patch_pod(&self, store: &mut Store, name: &str, patch: &Value) {
+        drop(store.patch(Resource::Pods, &self.config.namespace, name, patch));
+    }
+
+    fn patch_claim(&self, store: &mut Store, name: &str, patch: &Value) {
+        drop(store.patch(Resource::Claims, &self.config.namespace, name, patch));
+    }
+
+    /// The next number of the generator (SplitMix64).
+    fn draw(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
+
+/// What brings a goal nearest: its last step where that is possible, else the one before, and so on.
+fn nearest(goal: Goal, possible: &[(u32, Act)]) -> Option<Act> {
+    let distance = |act: &Act| match (goal, act) {
+        (Goal::Ready, Act::Advance(_)) | (Goal::Active, Act::Activate(_)) | (Goal::Released, Act::Finish(_)) => Some(0),
+        (Goal::Ready, Act::Warm(_)) | (Goal::Active, Act::Claim(_)) | (Goal::Released, Act::Release(_)) => Some(1),
+        (Goal::Ready, Act::Rotate(_)) | (Goal::Active, Act::Reclaim(_)) | (Goal::Released, Act::Activate(_)) => Some(2),
+        (Goal::Active, Act::Reap(_)) | (Goal::Released, Act::Claim(_)) => Some(3),
+        _ => None,
+    };
+    let ranked = possible.iter().filter_map(|(_, act)| distance(act).map(|distance| (distance, act)));
+    ranked.min_by_key(|(distance, _)| *distance).map(|(_, act)| act.clone())
+}
+
+fn label<'a>(pod: &'a Value, key: &str) -> &'a str {
+    pod["metadata"]["labels"][format!("boilerhouse.dev/{key}")].as_str().unwrap_or_default()
+}
+
+fn pool(pod: &Value) -> &str {
+    label(pod, "pool-status")
+}
+
+fn living(pod: &Value) -> bool {
+    pod["metadata"]["deletionTimestamp"].is_null() && pod["status"]["phase"] != "Failed"
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::{Timestamp, ToSpan};
+
+    use super::*;
+
+    fn lived(seed: u64, steps: i64) -> Store {
+        lived_through(seed, steps).0
+    }
+
+    /// The store after so many steps, and its revision after each of them.
+    fn lived_through(seed: u64, steps: i64) -> (Store, Vec<u64>) {
+        let mut store = Store::new(seed, 1, Timestamp::UNIX_EPOCH);
+        store.create(Resource::Namespaces, json!({"metadata": {"name": "boilerhouse"}})).unwrap();
+        let mut scenario = Scenario::new(seed, ScenarioConfig::default());
+        scenario.populate(&mut store);
+        let mut revisions = vec![store.revision()];
+        for step in 1..=steps {
+            store.tell_time(Timestamp::UNIX_EPOCH + step.seconds());
+            scenario.step(&mut store);
+            revisions.push(store.revision());
+            if step % 500 == 0 {
+                assert!(store.list(Resource::Pods, None).len() < 25, "seed {seed}: the cluster does not grow for ever");
+            }
+        }
+        (store, revisions)
+    }
+
+    #[test]
+    fn it_begins_with_eight_pods_and_three_claims() {
+        let store = lived(1, 0);
+        let pods = store.list(Resource::Pods, None);
+        let managed: Vec<_> = pods.iter().filter(|pod| label(pod, "managed") == "true").collect();
+        assert_eq!(managed.len(), 8);
+        assert_eq!(pods.len(), managed.len() + 1);
+        let claims = store.list(Resource::Claims, None);
+        assert_eq!(claims.iter().filter(|claim| claim["status"]["phase"] == "Active").count(), 3);
+        for pod in pods {
+            let bytes = serde_json::to_vec(&*pod).unwrap().len();
+            assert!((5_000..14_500).contains(&bytes), "{} has {bytes} bytes", pod["metadata"]["name"]);
+        }
+    }
+
+    #[test]
+    fn a_seed_replays() {
+        let history = |seed| lived(seed, 300).history().iter().map(|c| c.after.clone()).collect::<Vec<_>>();
+        assert_eq!(history(7), history(7));
+        assert_ne!(history(7), history(8));
+    }
+
+    #[test]
+    fn whatever_the_seed_the_three_things_come_within_twenty_seconds() {
+        for seed in 0..6 {
+            let (mut last, mut seen) = ([0; 3], [0; 3]);
+            let (store, revisions) = lived_through(seed, 600);
+            for change in store.history() {
+                let second = revisions.partition_point(|revision| *revision < change.revision);
+                let mut goals = |goal: Goal| {
+                    let index = goal as usize;
+                    assert!(second - last[index] <= 17, "seed {seed}: no {goal:?} from {} to {second}", last[index]);
+                    last[index] = second;
+                    seen[index] += 1;
+                };
+                let Some(after) = &change.after else { continue };
+                let was = |pointer: &str| change.before.as_ref().and_then(|before| before.pointer(pointer)).cloned();
+                let is = |pointer: &str| after.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+                let (status, phase) = ("/metadata/labels/boilerhouse.dev~1pool-status", "/status/phase");
+                let turned = |pointer, to: &str| is(pointer).as_deref() == Some(to) && was(pointer) != Some(json!(to));
+                match change.resource {
+                    Resource::Pods if turned(status, "ready") => goals(Goal::Ready),
+                    Resource::Claims if turned(phase, "Active") => goals(Goal::Active),
+                    Resource::Claims if turned(phase, "Released") => goals(Goal::Released),
+                    _ => {}
+                }
+            }
+            assert!(seen.iter().all(|count| *count > 30), "seed {seed}: {seen:?}");
+        }
+    }
+
+    #[test]
+    fn every_way_to_be_claimed_and_every_phase_occurs() {
+        let mut seen = std::collections::BTreeSet::new();
+        for seed in 0..2 {
+            for change in lived(seed, 1500).history() {
+                let Some(after) = &change.after else { continue };
+                for field in ["phase", "source"] {
+                    seen.extend(after["status"][field].as_str().map(str::to_owned));
+                }
+            }
+        }
+        let expected = ["Pending", "Running", "Failed", "Active", "Releasing", "Released", "Error"];
+        for word in expected.iter().chain(&["existing", "cold", "cold+data", "pool", "pool+data"]) {
+            assert!(seen.contains(*word), "{word} never happened: {seen:?}");
+        }
+    }
+}

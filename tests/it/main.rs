@@ -1,3 +1,9 @@
-//! All integration tests, in one binary.
+//! The integration tests, one binary (style.md, 14).
+// Helpers outside `#[test]` functions are test code too: a failed step there is a failed test, with its place.
+#![allow(clippy::unwrap_used)]
 
+mod boilerhouse;
+mod plane;
+mod support;
 mod truth;
+mod two_replicas;
