@@ -4,10 +4,12 @@
 //! are the law of this module.
 
 pub mod cursor;
+pub mod lens;
 pub mod render;
 pub mod step;
 pub mod view;
 
+pub use cursor::{Cursor, Home};
 pub use step::{Change, Step};
 pub use view::{Claim, Instance, View};
 

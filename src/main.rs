@@ -1,1 +1,7 @@
-fn main() {}
+//! The binary: parse, run, print one error, exit code.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    boilerhouse_bridge::cli::main()
+}

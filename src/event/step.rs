@@ -22,8 +22,10 @@ pub struct Step {
     pub after: [Rv; 2],
     /// In a difference deletions come first, then changes in resourceVersion order.
     pub changes: Box<[Change]>,
-    /// Computed from a difference: states between may have been skipped.
-    pub coalesced: bool,
+    /// Computed from the difference to this earlier version of the resource: states between may have been skipped,
+    /// and objects that lived only between are not in it. So it is true for whoever was at `since`, and for nobody
+    /// who was between.
+    pub since: Option<Rv>,
     /// The history before it is another one (an older copy of etcd was restored): versions went back.
     pub restart: bool,
     /// When this replica saw it, milliseconds since the Unix epoch.

@@ -100,6 +100,17 @@ pub enum View {
 }
 
 impl Instance {
+    /// Bytes charged for holding it: the struct and its strings, without allocator overhead. Its JSON is shorter.
+    #[must_use]
+    pub fn cost(&self) -> usize {
+        let optional = [&self.workload_ref, &self.tenant_id, &self.pool_status, &self.ip];
+        let required = [&self.name, &self.uid, &self.phase, &self.created_at];
+        size_of::<Instance>()
+            + required.into_iter().map(String::len).sum::<usize>()
+            + optional.into_iter().map(text).sum::<usize>()
+            + labels(&self.labels)
+    }
+
     /// Whether the pool may hand it out (protocol.md section 1: any value but `ready` is not ready).
     #[must_use]
     pub fn is_ready(&self) -> bool {
@@ -108,6 +119,18 @@ impl Instance {
 }
 
 impl Claim {
+    /// Bytes charged for holding it: the struct and its strings, without allocator overhead. Its JSON is shorter.
+    #[must_use]
+    pub fn cost(&self) -> usize {
+        let optional = [&self.instance_id, &self.source, &self.claimed_at, &self.detail, &self.last_activity];
+        let required = [&self.name, &self.uid, &self.tenant_id, &self.workload_ref, &self.phase];
+        size_of::<Claim>()
+            + required.into_iter().map(String::len).sum::<usize>()
+            + optional.into_iter().map(text).sum::<usize>()
+            + self.endpoint.as_ref().map_or(0, |endpoint| endpoint.host.len())
+            + labels(&self.labels)
+    }
+
     /// Whether a tenant holds an instance through it.
     #[must_use]
     pub fn is_active(&self) -> bool {
@@ -173,39 +196,23 @@ impl View {
         }
     }
 
-    /// Bytes charged for holding it: the struct and its strings, without allocator overhead.
+    /// Bytes charged for holding it.
     #[must_use]
     pub fn cost(&self) -> usize {
-        let text = |s: &Option<String>| s.as_ref().map_or(0, String::len);
-        let labels = |l: &Labels| l.iter().map(|(k, v)| k.len() + v.len() + 48).sum::<usize>();
         match self {
-            View::Instance(i) => {
-                size_of::<Instance>()
-                    + i.name.len()
-                    + i.uid.len()
-                    + i.phase.len()
-                    + i.created_at.len()
-                    + text(&i.workload_ref)
-                    + text(&i.tenant_id)
-                    + text(&i.pool_status)
-                    + text(&i.ip)
-                    + labels(&i.labels)
-            }
-            View::Claim(c) => {
-                size_of::<Claim>()
-                    + c.name.len()
-                    + c.uid.len()
-                    + c.tenant_id.len()
-                    + c.workload_ref.len()
-                    + c.phase.len()
-                    + text(&c.instance_id)
-                    + c.endpoint.as_ref().map_or(0, |e| e.host.len())
-                    + text(&c.source)
-                    + text(&c.claimed_at)
-                    + text(&c.detail)
-                    + text(&c.last_activity)
-                    + labels(&c.labels)
-            }
+            View::Instance(instance) => instance.cost(),
+            View::Claim(claim) => claim.cost(),
         }
     }
+}
+
+/// Bytes charged for a label beside its two strings: a map node's share.
+const LABEL_COST: usize = 48;
+
+fn text(s: &Option<String>) -> usize {
+    s.as_ref().map_or(0, String::len)
+}
+
+fn labels(labels: &Labels) -> usize {
+    labels.iter().map(|(key, value)| key.len() + value.len() + LABEL_COST).sum()
 }

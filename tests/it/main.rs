@@ -1,5 +1,10 @@
-//! All integration tests, in one binary.
-#![allow(clippy::unwrap_used, reason = "in a test a panic is the message")]
+//! The integration tests, one binary (style.md, 14).
+// Helpers outside `#[test]` functions are test code too: a failed step there is a failed test, with its place.
+#![allow(clippy::unwrap_used)]
 
+mod boilerhouse;
+mod plane;
 mod sim;
+mod support;
 mod truth;
+mod two_replicas;

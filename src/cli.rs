@@ -1,0 +1,139 @@
+//! The command line: arguments, environment, terminal, exit codes; and the composition roots, which alone know
+//! everything (protocol.md section 8).
+
+mod config;
+mod demo;
+mod serve;
+mod site;
+
+use std::{
+    io::{self, IsTerminal, Write},
+    process::ExitCode,
+};
+
+use anyhow::Context;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::source::crd;
+
+/// Turns what happens to a Boilerhouse platform's Kubernetes objects into a live stream of JSON events.
+#[derive(Debug, Parser)]
+#[command(name = "boilerhouse-bridge", version, max_term_width = 100, propagate_version = true)]
+#[command(after_help = "Flags win over the environment, the environment over --config, --config over the defaults.")]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Watch a cluster's namespace and serve what happens there.
+    Serve(Box<serve::Serve>),
+    /// Serve a simulated cluster in which something always happens. Needs no Kubernetes.
+    Demo(demo::Demo),
+    /// Print the CustomResourceDefinition of BoilerhouseClaims, to be piped into `kubectl apply -f -`.
+    Crd,
+}
+
+/// Why the program ends with something else than 0.
+#[derive(Debug)]
+struct Failure {
+    code: u8,
+    error: anyhow::Error,
+}
+
+/// Exit codes (protocol.md section 8).
+mod exit {
+    pub(super) const FAILED: u8 = 1;
+    pub(super) const USAGE: u8 = 2;
+    pub(super) const CANNOT_CONNECT: u8 = 5;
+    pub(super) const INTERRUPTED: u8 = 130;
+}
+
+impl Failure {
+    /// The arguments do not make sense together.
+    fn usage(message: impl Into<String>) -> Failure {
+        Failure { code: exit::USAGE, error: anyhow::Error::msg(message.into()) }
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Failure {
+        Failure { code: exit::FAILED, error: error.into() }
+    }
+}
+
+/// Runs the command that the arguments ask for.
+#[must_use]
+pub fn main() -> ExitCode {
+    // The only provider that is compiled in; a second call changes nothing.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let command = match config::with_file(Cli::command(), std::env::args_os()) {
+        Ok(command) => command,
+        Err(failure) => return report(&failure),
+    };
+    let cli = command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let outcome = match cli {
+        Ok(cli) => run(cli),
+        Err(error) => {
+            // clap writes help to stdout and mistakes to stderr, and knows which of the two this is.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(exit::USAGE));
+        }
+    };
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => report(&failure),
+    }
+}
+
+fn run(cli: Cli) -> Result<u8, Failure> {
+    match cli.command {
+        Command::Serve(serve) => runtime()?.block_on(serve.run()),
+        Command::Demo(demo) => runtime()?.block_on(demo.run()),
+        Command::Crd => {
+            let yaml = crd::yaml().context("the definition could not be written as YAML")?;
+            print(&yaml)?;
+            Ok(0)
+        }
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no runtime could be started")
+}
+
+/// Writes a result to stdout. A closed pipe is success: the reader has what it wanted.
+fn print(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        outcome => outcome,
+    }
+}
+
+fn report(failure: &Failure) -> ExitCode {
+    let mut stderr = io::stderr().lock();
+    let (bold, plain) = if stderr.is_terminal() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
+    // When stderr is gone there is nobody left to tell.
+    let _ = writeln!(stderr, "{bold}error:{plain} {:#}", failure.error);
+    ExitCode::from(failure.code)
+}
+
+/// Logs to stderr at this level; coloured on a terminal only.
+fn start_log(level: tracing::Level) {
+    // kube_client logs whole bodies when one does not parse: objects do not belong into logs.
+    let filter = format!("{level},kube_client=error,hyper=warn,hyper_util=warn,rustls=warn,tower=warn");
+    let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(io::stderr).try_init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+}

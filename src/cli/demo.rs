@@ -1,0 +1,105 @@
+//! `demo`: the whole bridge on a simulated cluster in the same process.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{Failure, print, site, start_log};
+use crate::{
+    feed::{self, Feed},
+    http::guard::Allowed,
+    sim::{
+        Sim, SimConfig,
+        scenario::{Scenario, ScenarioConfig},
+    },
+    source::hub,
+};
+
+/// Fastest and slowest scenario: a thousand events a second, and one in a quarter of an hour.
+const SPEEDS: std::ops::RangeInclusive<f64> = 0.001..=1000.0;
+/// A demo's listeners are few and at the same desk: they need not leave one by one.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// Arguments of `demo`.
+#[derive(Debug, Args)]
+pub(super) struct Demo {
+    /// Port to listen on, on loopback; 0 takes a free one
+    #[arg(long, env = "PORT", default_value_t = 3000)]
+    port: u16,
+
+    /// How fast things happen: 1 is about one a second
+    #[arg(long, default_value_t = 1.0, value_parser = speed)]
+    speed: f64,
+
+    /// Another number, another story; the same number, the same story
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+
+    /// What to log: error, warn, info, debug, trace
+    #[arg(long, env = "LOG_LEVEL", default_value = "warn", value_name = "LEVEL", ignore_case = true)]
+    log_level: tracing::Level,
+}
+
+impl Demo {
+    pub(super) async fn run(self) -> Result<u8, Failure> {
+        start_log(self.log_level);
+        let (listener, address) = site::bind("127.0.0.1", self.port).await?;
+        let scenario = ScenarioConfig::default();
+        let namespace = scenario.namespace.clone();
+        let sim = Sim::new(SimConfig { seed: self.seed, ..SimConfig::default() });
+        let mut story = Scenario::new(self.seed, scenario);
+        sim.store(|store| story.populate(store));
+
+        let (writer, feed) = Feed::new(feed::Config::default());
+        let tasks = site::tasks(DRAIN);
+        let mut registry = site::registry();
+        let metrics = std::sync::Arc::new(hub::Metrics::default());
+        metrics.register(&mut registry);
+        let config = hub::Config {
+            namespace: namespace.as_str().into(),
+            server: "the simulated cluster".into(),
+            ..hub::Config::default()
+        };
+        let watch = hub::run(sim.client(&namespace), config, writer, metrics);
+        tasks.spawn("hub", async move { Ok::<_, std::convert::Infallible>(watch.await) });
+        let (stop, speed) = (tasks.stop().clone(), self.speed);
+        tasks.spawn("scenario", async move {
+            story.run(&sim, speed, stop.cancelled()).await;
+            // It ends when the process does; returning first would look like a failure.
+            std::future::pending::<Result<(), std::convert::Infallible>>().await
+        });
+
+        feed.ready().await;
+        print(&welcome(&address.to_string()))?;
+        let verbose = Box::new(Vec::new);
+        let bridge = site::Bridge {
+            feed,
+            allowed: Allowed::default(),
+            registry,
+            verbose,
+            max_connections: crate::http::conn::Config::default().max_connections,
+            tasks,
+            drain: DRAIN,
+        };
+        site::serve(bridge, listener).await
+    }
+}
+
+fn speed(text: &str) -> Result<f64, String> {
+    let speed: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if SPEEDS.contains(&speed) { Ok(speed) } else { Err(format!("accepted is {} to {}", SPEEDS.start(), SPEEDS.end())) }
+}
+
+fn welcome(address: &str) -> String {
+    format!(
+        "boilerhouse-bridge demo: a simulated cluster, listening on http://{address}\n\
+         \n\
+         \x20 live      npx wscat -c ws://{address}/ws\n\
+         \x20 state     curl http://{address}/api/v1/instances\n\
+         \x20           curl http://{address}/api/v1/tenants\n\
+         \x20           curl http://{address}/api/v1/pools\n\
+         \x20 health    curl 'http://{address}/readyz?verbose'\n\
+         \n\
+         Ctrl-C ends it.\n"
+    )
+}

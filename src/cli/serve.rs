@@ -1,0 +1,141 @@
+//! `serve`: the bridge itself.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use clap::Args;
+use tracing::{info, warn};
+
+use super::{Failure, exit, site, start_log};
+use crate::{
+    feed::{self, Feed},
+    http::guard::{Allowed, Origin},
+    source::{connect, hub},
+};
+
+/// Arguments of `serve`.
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    /// File with values for these flags, in YAML: `port: 3000`
+    #[arg(long, env = super::config::ENV, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Port to listen on; 0 takes a free one
+    #[arg(long, env = "PORT", default_value_t = 3000)]
+    pub(super) port: u16,
+
+    /// Address to listen on. Beyond loopback only with --allow-anonymous
+    #[arg(long, env = "LISTEN_HOST", default_value = "127.0.0.1", value_name = "HOST")]
+    listen_host: String,
+
+    /// Let anybody who reaches the port read everything
+    #[arg(long, env = "BRIDGE_ALLOW_ANONYMOUS", num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true)]
+    allow_anonymous: bool,
+
+    /// Web origins that may read, besides the bridge's own (comma list): https://app.example
+    #[arg(long, env = "CORS_ORIGIN", value_delimiter = ',', value_name = "ORIGIN")]
+    cors_origin: Vec<String>,
+
+    /// Names, besides localhost and IP addresses, by which clients may call this bridge (comma list)
+    #[arg(long, env = "BRIDGE_ALLOWED_HOSTS", value_delimiter = ',', value_name = "NAME")]
+    allowed_hosts: Vec<String>,
+
+    /// Most connections at a time
+    #[arg(long, env = "BRIDGE_MAX_CONNECTIONS", default_value_t = 10_000, value_name = "N")]
+    max_connections: usize,
+
+    /// Seconds over which clients are sent away when the bridge ends
+    #[arg(long, env = "BRIDGE_DRAIN", default_value_t = 10, value_name = "SECONDS")]
+    drain: u64,
+
+    /// Namespace to watch
+    #[arg(short, long, env = "K8S_NAMESPACE", default_value = "boilerhouse")]
+    namespace: String,
+
+    /// Kubeconfig file; else what KUBECONFIG names, else ~/.kube/config, else the Pod's service account
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Context of the kubeconfig
+    #[arg(long, env = "BRIDGE_CONTEXT", value_name = "NAME")]
+    context: Option<String>,
+
+    /// What to log: error, warn, info, debug, trace
+    #[arg(long, env = "LOG_LEVEL", default_value = "info", value_name = "LEVEL", ignore_case = true)]
+    log_level: tracing::Level,
+}
+
+impl Serve {
+    pub(super) async fn run(self) -> Result<u8, Failure> {
+        start_log(self.log_level);
+        let allowed = self.checked().await?;
+        let drain = Duration::from_secs(self.drain);
+        let (listener, address) = site::bind(&self.listen_host, self.port).await?;
+        let config = connect::Config {
+            kubeconfig: self.kubeconfig,
+            context: self.context,
+            namespace: self.namespace,
+            ..connect::Config::default()
+        };
+        let connection = connect::connect(&config)
+            .await
+            .map_err(|error| Failure { code: exit::CANNOT_CONNECT, error: error.into() })?;
+        info!(context = connection.context, server = connection.server, namespace = connection.namespace, "watching");
+
+        let (writer, feed) = Feed::new(feed::Config::default());
+        let tasks = site::tasks(drain);
+        let mut registry = site::registry();
+        let metrics = Arc::new(hub::Metrics::default());
+        metrics.register(&mut registry);
+        let config = hub::Config {
+            namespace: connection.namespace.as_str().into(),
+            server: connection.server.as_str().into(),
+            ..hub::Config::default()
+        };
+        let watch = hub::run(connection.client, config, writer, metrics);
+        tasks.spawn("hub", async move { Ok::<_, std::convert::Infallible>(watch.await) });
+        info!("listening on http://{address}, events on ws://{address}/ws");
+        let max_connections = self.max_connections;
+        let verbose = Box::new(Vec::new);
+        site::serve(site::Bridge { feed, allowed, registry, verbose, max_connections, tasks, drain }, listener).await
+    }
+
+    /// Refuses what would be unsafe, before anything is opened.
+    async fn checked(&self) -> Result<Allowed, Failure> {
+        if std::env::var_os("BOILERHOUSE_API_KEY").is_some() {
+            return Err(Failure::usage(
+                "BOILERHOUSE_API_KEY is set, but this version cannot check credentials yet: unset it and put a proxy \
+                 that checks them in front",
+            ));
+        }
+        let addresses = tokio::net::lookup_host((self.listen_host.as_str(), self.port)).await;
+        let addresses = addresses.map_err(|error| {
+            Failure::usage(format!(
+                "--listen-host '{}' is neither an address nor a known name: {error}",
+                self.listen_host
+            ))
+        })?;
+        if !self.allow_anonymous && addresses.into_iter().any(|address| !address.ip().is_loopback()) {
+            return Err(Failure::usage(format!(
+                "--listen-host {} would let anybody on the network read everything: listen on 127.0.0.1, or pass \
+                 --allow-anonymous if that is meant (a proxy in front checks who asks, or everybody may know)",
+                self.listen_host
+            )));
+        }
+        let mut origins = Vec::new();
+        for text in self.cors_origin.iter().map(|text| text.trim()).filter(|text| !text.is_empty()) {
+            if text == "*" {
+                return Err(Failure::usage(
+                    "CORS_ORIGIN=* is possible only with credentials: name the origins instead",
+                ));
+            }
+            let origin: Origin = text.parse().map_err(|problem| Failure::usage(format!("CORS_ORIGIN: {problem}")))?;
+            origins.push(origin);
+        }
+        let names = self.allowed_hosts.iter().map(|host| host.trim().to_ascii_lowercase());
+        let hosts = names.filter(|host| !host.is_empty()).collect();
+        if self.allow_anonymous {
+            warn!("anybody who reaches this port can read everything (--allow-anonymous)");
+        }
+        Ok(Allowed { hosts, origins })
+    }
+}

@@ -1,0 +1,293 @@
+//! The feed: one order of changes, the current state, and who has read how far.
+//!
+//! Facts come in through the one [`Writer`]; clients read through [`Subscription`]s, each a position in the log and a
+//! lens. Always true: the inventory is what the log's end says; `newest` never goes back within a history; what a
+//! client is served is a function of the log, its lens and its cursor. Under the lock there is pushing and cloning of
+//! `Arc`s only. Nothing here knows where facts come from, what a socket is, or who a client is.
+
+pub mod inventory;
+mod lens;
+pub mod snapshot;
+mod subscription;
+mod writer;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use prometheus_client::{
+    metrics::{counter::Counter, gauge::Gauge},
+    registry::Registry,
+};
+use thiserror::Error;
+use tokio::{sync::watch, time::Instant};
+
+pub use self::{
+    lens::{Framing, SharedLens},
+    snapshot::Snapshot,
+    subscription::{Read, Subscription},
+    writer::Writer,
+};
+use crate::{
+    event::{Cursor, Home, Kind, Rv, Step, lens::Lens},
+    log::{self, Log},
+};
+use inventory::Inventory;
+
+/// Bounds of a feed.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// What the log may hold.
+    pub log: log::Limits,
+    /// How long the upstream may be down before `/ws` clients are sent away, so that they see it (protocol.md section 2).
+    pub upstream_limit: Duration,
+    /// Milliseconds since the Unix epoch, for `time`.
+    pub clock: fn() -> u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { log: log::Limits::default(), upstream_limit: Duration::from_secs(60), clock: system_clock }
+    }
+}
+
+fn system_clock() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What a source says of itself, for one resource.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Health {
+    /// Not yet listed for the first time.
+    #[default]
+    Connecting,
+    /// Listed, and watched without a gap since.
+    Live,
+    /// Re-watching failed, or the watch has been silent past the idle limit.
+    Down {
+        /// When its last byte came.
+        since: Instant,
+        /// A sentence for people.
+        reason: Arc<str>,
+    },
+}
+
+/// Where a subscription starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// Transitions from this moment on.
+    Now,
+    /// The current state first, once it has reached these versions: a client must not be taken back in time.
+    Snapshot(Reason, [Rv; 2]),
+    /// Exactly what came after the cursor.
+    After(Cursor),
+}
+
+/// Why a client's picture is (re)placed: `reason` of `state.initial` (protocol.md section 3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// It has just come.
+    Connect,
+    /// Its cursor is older than the log.
+    Expired,
+    /// Its cursor is of another cluster or another history, or is none.
+    Foreign,
+    /// Its cursor was made under another filter or other rights, or does not cover a resource.
+    Filter,
+    /// It read too slowly.
+    Lagged,
+}
+
+/// Why a cursor cannot be resumed from here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Refused {
+    /// No complete state yet.
+    #[error("the first lists are not complete yet")]
+    NotReady,
+    /// Older than the log reaches back, or in the middle of a difference.
+    #[error("the log does not reach back to the cursor")]
+    Below,
+    /// Of another namespace, or not a cursor.
+    #[error("the cursor is of another history")]
+    Foreign,
+    /// Made under another filter or other rights, or not covering a needed resource.
+    #[error("the cursor was made under another filter or other rights")]
+    OtherLens,
+}
+
+/// What the feed counts.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    steps: Counter,
+    coalesced: Counter,
+    renders: Counter,
+    snapshots: Counter,
+    lagged: Counter,
+    subscriptions: Gauge,
+    log_steps: Gauge,
+    log_bytes: Gauge,
+    lenses: Gauge,
+}
+
+impl Metrics {
+    /// Names them in a registry.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register("feed_steps", "Resource versions taken in", self.steps.clone());
+        registry.register("feed_coalesced", "Differences taken in after a re-list", self.coalesced.clone());
+        registry.register(
+            "feed_renders",
+            "Steps rendered, once per lens or per client that catches up",
+            self.renders.clone(),
+        );
+        registry.register("feed_snapshots_built", "Initial states encoded", self.snapshots.clone());
+        registry.register("feed_lagged", "Clients that fell off the log", self.lagged.clone());
+        registry.register("feed_subscriptions", "Clients reading now", self.subscriptions.clone());
+        registry.register("feed_log_steps", "Steps held for resumes", self.log_steps.clone());
+        registry.register("feed_log_bytes", "Bytes charged for the steps held", self.log_bytes.clone());
+        registry.register("feed_lenses", "Different lenses in use", self.lenses.clone());
+    }
+}
+
+/// A feed, from the readers' side.
+#[derive(Clone, Debug)]
+pub struct Feed {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: Config,
+    state: Mutex<State>,
+    /// Where the log ends; also sent when the health changes.
+    head: watch::Sender<u64>,
+    lenses: Mutex<HashMap<(Lens, Framing), Weak<SharedLens>>>,
+    metrics: Metrics,
+}
+
+#[derive(Debug)]
+struct State {
+    home: Option<Home>,
+    inventory: Arc<Inventory>,
+    log: Log<Step>,
+    /// Versions that the state before the log's first step had: a resume must not start below.
+    base: [Rv; 2],
+    newest: [Rv; 2],
+    synced: [bool; 2],
+    health: [Health; 2],
+    /// When it was first said to be down, while it is.
+    down_at: [Option<Instant>; 2],
+}
+
+impl State {
+    fn ready(&self) -> Result<Home, Refused> {
+        self.home.filter(|_| self.synced == [true; 2]).ok_or(Refused::NotReady)
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Feed {
+    /// An empty feed and its only writer.
+    #[must_use]
+    pub fn new(config: Config) -> (Writer, Feed) {
+        let state = State {
+            home: None,
+            inventory: Arc::default(),
+            log: Log::new(config.log),
+            base: [0; 2],
+            newest: [0; 2],
+            synced: [false; 2],
+            health: [Health::Connecting, Health::Connecting],
+            down_at: [None; 2],
+        };
+        let shared = Arc::new(Shared {
+            config,
+            head: watch::Sender::new(state.log.end()),
+            state: Mutex::new(state),
+            lenses: Mutex::default(),
+            metrics: Metrics::default(),
+        });
+        (Writer::new(shared.clone()), Feed { shared })
+    }
+
+    /// What it counts.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    /// Where the facts come from, once known.
+    #[must_use]
+    pub fn home(&self) -> Option<Home> {
+        self.shared.state().home
+    }
+
+    /// What the source says of itself, pods then claims.
+    #[must_use]
+    pub fn health(&self) -> [Health; 2] {
+        self.shared.state().health.clone()
+    }
+
+    /// Whether both resources have been listed (G10: nothing is served before).
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.shared.state().ready().is_ok()
+    }
+
+    /// Resolves once both resources have been listed.
+    pub async fn ready(&self) {
+        let mut head = self.shared.head.subscribe();
+        while !self.is_ready() {
+            // The sender lives in `self.shared`, so this cannot fail while we are here.
+            let _ = head.changed().await;
+        }
+    }
+
+    /// The lens shared by all who look the same way: equal lenses render once.
+    #[must_use]
+    pub fn lens(&self, lens: Lens, framing: Framing) -> Arc<SharedLens> {
+        let mut lenses = self.shared.lenses.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (lens, framing);
+        if let Some(shared) = lenses.get(&key).and_then(Weak::upgrade) {
+            return shared;
+        }
+        // Dead entries go when a new lens comes, so the map is bounded by the lenses in use.
+        lenses.retain(|_, lens| lens.strong_count() > 0);
+        let shared = Arc::new(SharedLens::new(key.0.clone(), framing));
+        lenses.insert(key, Arc::downgrade(&shared));
+        self.shared.metrics.lenses.set(i64::try_from(lenses.len()).unwrap_or(i64::MAX));
+        shared
+    }
+
+    /// A reader that looks through `lens`.
+    ///
+    /// # Errors
+    /// See [`Refused`]. [`Refused::Below`] may pass when the log is extended backwards; the others call for
+    /// [`From::Snapshot`] with a reason.
+    pub fn subscribe(&self, lens: Arc<SharedLens>, from: From) -> Result<Subscription, Refused> {
+        Subscription::start(self.shared.clone(), lens, from)
+    }
+
+    /// The current state as one cut (G4): the state that Kubernetes had at `rv` of each resource.
+    ///
+    /// # Errors
+    /// [`Refused::NotReady`] before both resources have been listed.
+    pub fn snapshot(&self) -> Result<Snapshot, Refused> {
+        let state = self.shared.state();
+        let home = state.ready()?;
+        Ok(Snapshot { home, inventory: state.inventory.clone(), rv: state.newest, position: state.log.end() })
+    }
+}
+
+/// The resources that a lens tells of: a cursor of it must cover them.
+fn needs(lens: &Lens) -> impl Iterator<Item = Kind> {
+    let kinds = lens.types.kinds();
+    Kind::ALL.into_iter().filter(move |kind| kinds[*kind as usize])
+}

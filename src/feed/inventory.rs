@@ -1,0 +1,140 @@
+//! The current state: every view by name, and what a new list or a single change makes of it.
+//!
+//! Keyed by name, which is unique at any one time and gives the order of the burst and of the GETs; a name found with
+//! another uid is two lives, and becomes a deletion and a first sight.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::event::{Change, Claim, Instance, Kind, View};
+
+/// Both resources by name. Cheap to clone while nobody changes it: the feed shares it behind an `Arc`.
+#[derive(Clone, Debug, Default)]
+pub struct Inventory {
+    /// Managed Pods.
+    pub instances: BTreeMap<String, Arc<Instance>>,
+    /// Claims.
+    pub claims: BTreeMap<String, Arc<Claim>>,
+}
+
+impl Inventory {
+    /// What is known under this name.
+    #[must_use]
+    pub fn get(&self, kind: Kind, name: &str) -> Option<View> {
+        match kind {
+            Kind::Instance => self.instances.get(name).cloned().map(View::Instance),
+            Kind::Claim => self.claims.get(name).cloned().map(View::Claim),
+        }
+    }
+
+    /// All views, pods by name, then claims by name.
+    pub fn views(&self) -> impl Iterator<Item = View> {
+        let instances = self.instances.values().cloned().map(View::Instance);
+        instances.chain(self.claims.values().cloned().map(View::Claim))
+    }
+
+    /// Takes an added or modified object in. Empty when it is not newer than what is known; two changes when the name
+    /// has begun another life.
+    pub fn upsert(&mut self, view: View) -> Vec<Change> {
+        let old = self.get(view.kind(), view.name());
+        if old.as_ref().is_some_and(|old| old.uid() == view.uid() && old.rv() >= view.rv()) {
+            return Vec::new();
+        }
+        self.insert(view.clone());
+        match old {
+            Some(old) if old.uid() != view.uid() => {
+                vec![Change { old: Some(old), new: None }, Change { old: None, new: Some(view) }]
+            }
+            old => vec![Change { old, new: Some(view) }],
+        }
+    }
+
+    /// Takes a deleted object out, if it is still the life that is known.
+    pub fn remove(&mut self, kind: Kind, name: &str, uid: &str) -> Option<Change> {
+        let old = self.get(kind, name).filter(|old| old.uid() == uid)?;
+        self.forget(&old);
+        Some(Change { old: Some(old), new: None })
+    }
+
+    /// Puts a complete list in place of one kind and returns the difference: deletions by name, then what is new or
+    /// changed in resourceVersion order.
+    pub fn replace(&mut self, kind: Kind, views: Vec<View>) -> Vec<Change> {
+        let mut before: BTreeMap<String, View> = match kind {
+            Kind::Instance => {
+                std::mem::take(&mut self.instances).into_iter().map(|(n, i)| (n, View::Instance(i))).collect()
+            }
+            Kind::Claim => std::mem::take(&mut self.claims).into_iter().map(|(n, c)| (n, View::Claim(c))).collect(),
+        };
+        let mut fresh = Vec::new();
+        for view in views {
+            let old = match before.remove(view.name()) {
+                Some(old) if old.uid() == view.uid() => Some(old),
+                Some(other_life) => {
+                    before.insert(view.name().to_owned(), other_life);
+                    None
+                }
+                None => None,
+            };
+            let unchanged = old.as_ref().is_some_and(|old| old.rv() == view.rv());
+            self.insert(view.clone());
+            if !unchanged {
+                fresh.push(Change { old, new: Some(view) });
+            }
+        }
+        fresh.sort_by_key(|change| change.new.as_ref().map_or(0, View::rv));
+        let gone = before.into_values().map(|old| Change { old: Some(old), new: None });
+        gone.chain(fresh).collect()
+    }
+
+    fn insert(&mut self, view: View) {
+        match view {
+            View::Instance(instance) => drop(self.instances.insert(instance.name.clone(), instance)),
+            View::Claim(claim) => drop(self.claims.insert(claim.name.clone(), claim)),
+        }
+    }
+
+    fn forget(&mut self, view: &View) {
+        match view {
+            View::Instance(instance) => drop(self.instances.remove(&instance.name)),
+            View::Claim(claim) => drop(self.claims.remove(&claim.name)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Rv;
+
+    fn pod(name: &str, uid: &str, rv: Rv) -> View {
+        View::Instance(Arc::new(Instance { name: name.into(), uid: uid.into(), rv, ..Instance::default() }))
+    }
+
+    fn told(changes: &[Change]) -> Vec<(Option<Rv>, Option<Rv>)> {
+        changes.iter().map(|c| (c.old.as_ref().map(View::rv), c.new.as_ref().map(View::rv))).collect()
+    }
+
+    #[test]
+    fn a_list_is_a_difference_deletions_first_then_by_version() {
+        let mut state = Inventory::default();
+        assert_eq!(state.replace(Kind::Instance, vec![pod("a", "1", 5), pod("b", "2", 6), pod("c", "3", 7)]).len(), 3);
+        let changes = state.replace(Kind::Instance, vec![pod("b", "2", 12), pod("c", "9", 11), pod("d", "4", 10)]);
+        assert_eq!(
+            told(&changes),
+            [(Some(5), None), (Some(7), None), (None, Some(10)), (None, Some(11)), (Some(6), Some(12))],
+            "a is gone, c is another life, d is new, b has changed"
+        );
+        let same = state.replace(Kind::Instance, vec![pod("b", "2", 12), pod("c", "9", 11), pod("d", "4", 10)]);
+        assert!(same.is_empty(), "the same list says nothing");
+    }
+
+    #[test]
+    fn a_name_seen_with_another_uid_is_two_lives() {
+        let mut state = Inventory::default();
+        state.upsert(pod("a", "1", 5));
+        assert_eq!(told(&state.upsert(pod("a", "2", 8))), [(Some(5), None), (None, Some(8))]);
+        assert!(state.upsert(pod("a", "2", 8)).is_empty(), "not newer");
+        assert!(state.remove(Kind::Instance, "a", "1").is_none(), "the first life ended already");
+        assert_eq!(told(&state.remove(Kind::Instance, "a", "2").into_iter().collect::<Vec<_>>()), [(Some(8), None)]);
+        assert!(state.views().next().is_none());
+    }
+}

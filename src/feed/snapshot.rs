@@ -1,0 +1,169 @@
+//! A snapshot: the whole state as one cut, and what the GETs draw from it.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde::Serialize;
+
+use super::inventory::Inventory;
+use crate::event::{Claim, Home, Instance, Rv, lens::Lens};
+
+/// The state at one position of the log.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The namespace it is of.
+    pub home: Home,
+    /// The objects.
+    pub inventory: Arc<Inventory>,
+    /// The versions it is true at.
+    pub rv: [Rv; 2],
+    /// The position of the log that follows it.
+    pub position: u64,
+}
+
+/// An instance with what only the GETs know: what is joined from its claim (protocol.md section 1).
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JoinedInstance<'a> {
+    #[serde(flatten)]
+    instance: &'a Instance,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_activity: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    claimed_at: Option<&'a str>,
+}
+
+/// A tenant and its claims, by name.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tenant<'a> {
+    tenant_id: &'a str,
+    claims: Vec<&'a Claim>,
+}
+
+/// Instances of a workload by pool status.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pool<'a> {
+    workload_ref: &'a str,
+    warming: u64,
+    ready: u64,
+    acquired: u64,
+}
+
+/// Counts for `GET /api/v1/stats`.
+#[derive(Debug, Serialize)]
+pub struct Stats<'a> {
+    instances: Count<'a>,
+    claims: Count<'a>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Count<'a> {
+    total: u64,
+    by_phase: BTreeMap<&'a str, u64>,
+}
+
+impl Snapshot {
+    /// The instances that the lens shows, by name, joined with their claims.
+    #[must_use]
+    pub fn instances(&self, lens: &Lens) -> Vec<JoinedInstance<'_>> {
+        let claims = self.claims_by_instance(lens);
+        let shown = self.inventory.instances.values().filter(|i| lens.shows_instance(i));
+        shown.map(|instance| joined(instance, claims.get(instance.name.as_str()).copied())).collect()
+    }
+
+    /// The tenants with their claims as the lens shows them, by tenantId, claims by name.
+    #[must_use]
+    pub fn tenants(&self, lens: &Lens) -> Vec<Tenant<'_>> {
+        let mut tenants: BTreeMap<&str, Vec<&Claim>> = BTreeMap::new();
+        for claim in self.shown_claims(lens) {
+            tenants.entry(&claim.tenant_id).or_default().push(claim);
+        }
+        tenants.into_iter().map(|(tenant_id, claims)| Tenant { tenant_id, claims }).collect()
+    }
+
+    /// The pools, by workloadRef.
+    #[must_use]
+    pub fn pools(&self, lens: &Lens) -> Vec<Pool<'_>> {
+        pools(self.inventory.instances.values().filter(|i| lens.shows_instance(i)).map(|i| &**i))
+    }
+
+    /// Counts by phase.
+    #[must_use]
+    pub fn stats(&self) -> Stats<'_> {
+        Stats {
+            instances: count(self.inventory.instances.values().map(|i| i.phase.as_str())),
+            claims: count(self.inventory.claims.values().map(|c| c.phase.as_str())),
+        }
+    }
+
+    fn shown_claims(&self, lens: &Lens) -> impl Iterator<Item = &Claim> {
+        self.inventory.claims.values().filter(|c| lens.shows_claim(c)).map(|c| &**c)
+    }
+
+    /// The claim that speaks for an instance: the Active one, then the newest `claimedAt`.
+    fn claims_by_instance(&self, lens: &Lens) -> BTreeMap<&str, &Claim> {
+        let mut best: BTreeMap<&str, &Claim> = BTreeMap::new();
+        for claim in self.shown_claims(lens) {
+            let Some(instance) = claim.instance_id.as_deref() else { continue };
+            let rank = |claim: &Claim| (claim.is_active(), claim.claimed_at.clone());
+            best.entry(instance)
+                .and_modify(|held| {
+                    if rank(claim) > rank(held) {
+                        *held = claim
+                    }
+                })
+                .or_insert(claim);
+        }
+        best
+    }
+}
+
+impl JoinedInstance<'_> {
+    /// The instance's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.instance.name
+    }
+}
+
+impl Tenant<'_> {
+    /// The tenant.
+    #[must_use]
+    pub fn tenant_id(&self) -> &str {
+        self.tenant_id
+    }
+}
+
+fn joined<'a>(instance: &'a Instance, claim: Option<&'a Claim>) -> JoinedInstance<'a> {
+    JoinedInstance {
+        instance,
+        last_activity: claim.and_then(|claim| claim.last_activity.as_deref()),
+        claimed_at: claim.and_then(|claim| claim.claimed_at.as_deref()),
+    }
+}
+
+/// Counts instances of each workload by pool status; those without a workload belong to no pool.
+pub(super) fn pools<'a>(instances: impl Iterator<Item = &'a Instance>) -> Vec<Pool<'a>> {
+    let mut pools: BTreeMap<&str, Pool<'a>> = BTreeMap::new();
+    for instance in instances {
+        let Some(workload_ref) = instance.workload_ref.as_deref() else { continue };
+        let pool = pools.entry(workload_ref).or_insert(Pool { workload_ref, warming: 0, ready: 0, acquired: 0 });
+        match instance.pool_status.as_deref() {
+            Some("warming") => pool.warming += 1,
+            Some("ready") => pool.ready += 1,
+            Some("acquired") => pool.acquired += 1,
+            _ => {}
+        }
+    }
+    pools.into_values().collect()
+}
+
+fn count<'a>(phases: impl Iterator<Item = &'a str>) -> Count<'a> {
+    let mut by_phase: BTreeMap<&str, u64> = BTreeMap::new();
+    for phase in phases {
+        *by_phase.entry(phase).or_default() += 1;
+    }
+    Count { total: by_phase.values().sum(), by_phase }
+}

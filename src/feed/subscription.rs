@@ -1,0 +1,279 @@
+//! One reader: a position in the log, a lens, and what its client already has.
+//!
+//! A resumed client is served per resource, because replicas interleave pods and claims differently: it starts at the
+//! first step that its cursor does not cover and skips what is at or below its two numbers until both are passed
+//! (architecture.md, the feed's contract, 2). Its ids never move back in either.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::{sync::watch, time::Instant};
+
+use super::{From, Reason, Refused, Shared, SharedLens, lens, lens::Initial, needs};
+use crate::{
+    event::{Home, Rv, Step, cursor, lens::Format},
+    wire::Close,
+};
+
+/// What a read yields.
+#[derive(Debug)]
+pub enum Read {
+    /// Complete frames, to be written in order.
+    Batch(Vec<Bytes>),
+    /// Nothing to tell until [`Subscription::changed`] resolves.
+    Idle,
+    /// The stream ends here, for this reason.
+    End(Close),
+}
+
+/// A client's place in a feed. Costs the same however far behind it is.
+#[derive(Debug)]
+pub struct Subscription {
+    shared: Arc<Shared>,
+    lens: Arc<SharedLens>,
+    home: Home,
+    phase: Phase,
+    position: u64,
+    /// Versions up to which this client has been served.
+    served: [Rv; 2],
+    head: watch::Receiver<u64>,
+    /// When a `/ws` client is sent away because the upstream is down.
+    down_limit: Option<Instant>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// The current state comes next, once it is not older than these versions.
+    Snapshot(Reason, [Rv; 2]),
+    /// The current state is on its way: this many parts have been handed out.
+    Sending(Arc<Initial>, usize),
+    /// Some of what the log holds is known to the client: up to these versions.
+    CatchUp([Rv; 2]),
+    /// The client's picture is the log's at its position.
+    Live,
+}
+
+impl Subscription {
+    pub(super) fn start(shared: Arc<Shared>, lens: Arc<SharedLens>, from: From) -> Result<Subscription, Refused> {
+        let head = shared.head.subscribe();
+        let state = shared.state();
+        let home = state.ready()?;
+        let (phase, position, served) = match from {
+            From::Now => (Phase::Live, state.log.end(), state.newest),
+            From::Snapshot(reason, at_least) => (Phase::Snapshot(reason, at_least), state.log.end(), [0; 2]),
+            From::After(cursor) => {
+                if cursor.home != home.hash {
+                    return Err(Refused::Foreign);
+                }
+                let covered = needs(&lens.lens).all(|kind| cursor.covers[kind as usize]);
+                if cursor.lens != lens.lens.hash() || !covered {
+                    return Err(Refused::OtherLens);
+                }
+                if needs(&lens.lens).any(|kind| cursor.rv[kind as usize] < state.base[kind as usize]) {
+                    return Err(Refused::Below);
+                }
+                let mut start = state.log.end();
+                for kind in needs(&lens.lens) {
+                    let k = kind as usize;
+                    let first = state.log.partition_point(|step| step.after[k] <= cursor.rv[k]);
+                    let mut next = state.log.range(first, 1).into_iter().flatten();
+                    if next.any(|step| straddles(step, cursor.rv)) {
+                        return Err(Refused::Below);
+                    }
+                    start = start.min(first);
+                }
+                (Phase::CatchUp(cursor.rv), start, cursor.rv)
+            }
+        };
+        drop(state);
+        shared.metrics.subscriptions.inc();
+        Ok(Subscription { shared, lens, home, phase, position, served, head, down_limit: None })
+    }
+
+    /// The next frames: at most about `max_bytes` of them, but always whole steps or whole parts.
+    pub fn read(&mut self, max_bytes: usize) -> Read {
+        loop {
+            let frames = match &mut self.phase {
+                Phase::Snapshot(reason, at_least) => {
+                    let Some(initial) = self.lens.initial(&self.shared, self.home, *reason, *at_least) else {
+                        return self.idle();
+                    };
+                    self.position = initial.position;
+                    self.phase = Phase::Sending(initial, 0);
+                    continue;
+                }
+                Phase::Sending(initial, sent) => {
+                    let Some(part) = initial.parts.get(*sent) else {
+                        self.served = initial.rv;
+                        self.phase = Phase::Live;
+                        continue;
+                    };
+                    *sent += 1;
+                    return Read::Batch(vec![part.clone()]);
+                }
+                Phase::CatchUp(floor) => {
+                    let floor = *floor;
+                    self.catch_up(floor, max_bytes)
+                }
+                Phase::Live => self.live(max_bytes),
+            };
+            match frames {
+                Some(frames) if !frames.is_empty() => return Read::Batch(frames),
+                Some(_) if matches!(self.phase, Phase::Snapshot(..)) => {}
+                Some(_) => return self.idle(),
+                None if self.lens.lens.format == Format::Boilerhouse => {
+                    self.shared.metrics.lagged.inc();
+                    return Read::End(Close::Lagged);
+                }
+                None => {
+                    self.shared.metrics.lagged.inc();
+                    self.phase = Phase::Snapshot(Reason::Lagged, self.served);
+                }
+            }
+        }
+    }
+
+    /// Resolves when a read may yield something else than [`Read::Idle`].
+    pub async fn changed(&mut self) {
+        match self.down_limit {
+            // The sender lives in `self.shared`, so waiting for it cannot fail.
+            None => drop(self.head.changed().await),
+            Some(limit) => {
+                tokio::select! {
+                    _ = self.head.changed() => {}
+                    () = tokio::time::sleep_until(limit) => {}
+                }
+            }
+        }
+    }
+
+    /// The cursor up to which this client has been served; `None` while its picture is not whole.
+    #[must_use]
+    pub fn cursor(&self) -> Option<String> {
+        let state = self.shared.state();
+        let everything = self.position == state.log.end();
+        let served = match self.phase {
+            Phase::Snapshot(..) | Phase::Sending(..) => return None,
+            // Bookmarks move a quiet stream's cursor on (G6), but only past what was read.
+            Phase::CatchUp(_) | Phase::Live if everything => cursor::join(self.served, state.newest),
+            Phase::CatchUp(_) | Phase::Live => self.served,
+        };
+        Some(self.lens.lens.cursor(self.home, served).encode())
+    }
+
+    /// Whether the cursor it was resumed from is ahead of everything this replica knows: it is served, but it should
+    /// be confirmed that such a version exists.
+    #[must_use]
+    pub fn ahead(&self) -> bool {
+        let (Phase::CatchUp(floor) | Phase::Snapshot(_, floor)) = self.phase else { return false };
+        !self.lens.reached(self.shared.state().newest, floor)
+    }
+
+    /// Replaces the client's picture: the next read yields the current state with this reason.
+    pub fn start_over(&mut self, reason: Reason) {
+        let at_least = if reason == Reason::Foreign { [0; 2] } else { self.served };
+        self.phase = Phase::Snapshot(reason, at_least);
+    }
+
+    /// Steps on behalf of a client that has some of them: rendered for it alone.
+    fn catch_up(&mut self, floor: [Rv; 2], max_bytes: usize) -> Option<Vec<Bytes>> {
+        let mut frames = Vec::new();
+        let mut bytes = 0;
+        loop {
+            let steps = lens::steps(&self.shared, self.position)?;
+            if steps.is_empty() {
+                let newest = self.shared.state().newest;
+                self.pass(floor, newest);
+                return Some(frames);
+            }
+            for step in steps {
+                if bytes > max_bytes {
+                    return Some(frames);
+                }
+                if step.restart && self.foreign() {
+                    return Some(frames);
+                }
+                if straddles(&step, floor) && needs(&self.lens.lens).any(|kind| kind == step.kind) {
+                    self.start_over(Reason::Expired);
+                    return Some(frames);
+                }
+                self.position += 1;
+                self.served = cursor::join(self.served, step.after);
+                if step.rv > floor[step.kind as usize] {
+                    let frame = self.lens.frame(&self.shared, self.home, &step, self.served);
+                    if !frame.bytes.is_empty() {
+                        bytes += frame.bytes.len();
+                        frames.push(frame.bytes);
+                    }
+                }
+                if self.pass(floor, step.after) {
+                    return Some(frames);
+                }
+            }
+        }
+    }
+
+    /// Goes live once the log has passed the floor in every resource that the lens needs.
+    fn pass(&mut self, floor: [Rv; 2], reached: [Rv; 2]) -> bool {
+        let passed = self.lens.reached(reached, floor);
+        if passed {
+            self.phase = Phase::Live;
+        }
+        passed
+    }
+
+    fn live(&mut self, max_bytes: usize) -> Option<Vec<Bytes>> {
+        let mut out = Vec::new();
+        while out.is_empty() {
+            let frames = self.lens.frames(&self.shared, self.home, self.position, max_bytes)?;
+            if frames.is_empty() {
+                break;
+            }
+            for frame in frames {
+                if frame.restart && self.foreign() {
+                    return Some(out);
+                }
+                self.position += 1;
+                self.served = frame.after;
+                if !frame.bytes.is_empty() {
+                    out.push(frame.bytes);
+                }
+            }
+        }
+        Some(out)
+    }
+
+    /// Another history begins here: whoever holds a cursor starts over; `/ws` takes the difference.
+    fn foreign(&mut self) -> bool {
+        let full = self.lens.lens.format == Format::Full;
+        if full {
+            self.start_over(Reason::Foreign);
+        }
+        full
+    }
+
+    /// Nothing to say; but a `/ws` client must not stay connected to a dead upstream for long.
+    fn idle(&mut self) -> Read {
+        if self.lens.lens.format == Format::Boilerhouse {
+            let state = self.shared.state();
+            let down = state.down_at.iter().flatten().min();
+            self.down_limit = down.map(|at| *at + self.shared.config.upstream_limit);
+            if self.down_limit.is_some_and(|limit| limit <= Instant::now()) {
+                return Read::End(Close::UpstreamUnavailable);
+            }
+        }
+        Read::Idle
+    }
+}
+
+/// Whether a client at these versions is in the middle of a difference, which tells it nothing true.
+fn straddles(step: &Step, at: [Rv; 2]) -> bool {
+    let at = at[step.kind as usize];
+    step.since.is_some_and(|since| since < at) && at < step.rv
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.shared.metrics.subscriptions.dec();
+    }
+}

@@ -1,0 +1,57 @@
+//! Who listens: sockets, routes, and what each answers.
+//!
+//! `conn` owns sockets, `stream` runs what has bytes to send on one, `routes` is every path in one function, `guard`
+//! decides who may ask at all. Nothing here knows Kubernetes or where a fact came from: facts are read from the feed.
+
+mod asked;
+pub mod conn;
+pub mod error;
+pub mod guard;
+mod page;
+mod routes;
+mod snapshot;
+pub mod stream;
+mod ws;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use prometheus_client::registry::Registry;
+
+pub use routes::routes;
+
+use crate::feed::Feed;
+
+/// What the routes need.
+pub struct Site {
+    /// Where the facts are read.
+    pub feed: Feed,
+    /// What all streams share.
+    pub streams: Arc<stream::Streams>,
+    /// What `/metrics` shows.
+    pub registry: Registry,
+    /// Hosts and origins beyond the safe ones.
+    pub allowed: guard::Allowed,
+    /// Lines for `/readyz?verbose` that only others can know.
+    pub verbose: Box<dyn Fn() -> Vec<String> + Send + Sync>,
+    /// Waits and limits.
+    pub config: Config,
+}
+
+/// Waits of the routes.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// How long a WebSocket upgrade waits for the first lists (protocol.md section 2: 10 s).
+    pub ready_wait: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { ready_wait: Duration::from_secs(10) }
+    }
+}
+
+impl fmt::Debug for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Site").field("feed", &self.feed).field("allowed", &self.allowed).finish_non_exhaustive()
+    }
+}

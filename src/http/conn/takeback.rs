@@ -1,0 +1,187 @@
+//! A response that starts a stream, and how it gets past hyper.
+//!
+//! The service wrapper parks such a response in a slot that the connection task looks into, and never answers hyper.
+//! The slot gives it out only after a flush has been seen: then everything hyper had to write is written.
+use std::{
+    convert::Infallible,
+    fmt,
+    future::pending,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use hyper::{
+    Request, Response, StatusCode,
+    body::{Body, Incoming},
+    header::{CONNECTION, DATE, HeaderMap, HeaderValue},
+};
+use tower::Service;
+
+use super::{Conn, Peer};
+use crate::tasks::Tasks;
+
+/// A connection that hyper has let go, for a stream to run on.
+#[derive(Debug)]
+pub struct Socket {
+    /// The connection.
+    pub conn: Conn,
+    /// The response's head. Nothing of it is sent yet, so that it shares a write with the first events.
+    pub head: Bytes,
+    /// What the client sent after its request.
+    pub early: Bytes,
+}
+
+type Run = Box<dyn FnOnce(Socket, &Tasks) + Send>;
+
+/// The stream that a response starts, put into the response's extensions. The response's status and headers go out as
+/// they are (with `Date`, and `Connection: close` unless it is a 101), its body does not.
+#[derive(Clone)]
+pub struct Start(Arc<Mutex<Option<Run>>>);
+
+impl Start {
+    /// `run` gets the socket; what it returns becomes a connection task, whose output is dropped.
+    pub fn new<F>(run: impl FnOnce(Socket) -> F + Send + 'static) -> Self
+    where
+        F: Future + Send + 'static,
+    {
+        // The task is made in here, where the future's type is known: a boxed future would be a second allocation.
+        let run: Run = Box::new(move |socket, tasks| tasks.connection(run(socket).map(drop)));
+        Self(Arc::new(Mutex::new(Some(run))))
+    }
+
+    /// Starts the stream; only the first clone that is asked does.
+    pub(super) fn run(self, socket: Socket, tasks: &Tasks) {
+        let run = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(run) = run {
+            run(socket, tasks);
+        }
+    }
+}
+
+impl fmt::Debug for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Start")
+    }
+}
+
+/// Where a parked response waits for hyper's last flush.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Slot(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+enum State {
+    /// Ordinary requests and responses.
+    #[default]
+    Http,
+    /// A stream is to start; hyper may still hold bytes of earlier responses.
+    Parked(Bytes, Start),
+    /// A stream is to start and hyper holds nothing more.
+    Flushed(Bytes, Start),
+}
+
+impl Slot {
+    fn park(&self, head: Bytes, start: Start) {
+        *self.lock() = State::Parked(head, start);
+    }
+
+    /// hyper's write buffer is empty and flushed.
+    pub(super) fn flushed(&self) {
+        let mut state = self.lock();
+        *state = match std::mem::take(&mut *state) {
+            State::Parked(head, start) => State::Flushed(head, start),
+            other @ (State::Http | State::Flushed(..)) => other,
+        };
+    }
+
+    /// The head and the stream, once they can be had without loss.
+    pub(super) fn take(&self) -> Option<(Bytes, Start)> {
+        let mut state = self.lock();
+        match std::mem::take(&mut *state) {
+            State::Flushed(head, start) => Some((head, start)),
+            other @ (State::Http | State::Parked(..)) => {
+                *state = other;
+                None
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The service as hyper sees it.
+pub(super) struct Parking<S> {
+    service: S,
+    peer: Peer,
+    slot: Slot,
+}
+
+impl<S> Parking<S> {
+    pub(super) fn new(service: S, peer: Peer, slot: Slot) -> Self {
+        Self { service, peer, slot }
+    }
+}
+
+impl<S, B> hyper::service::Service<Request<Incoming>> for Parking<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone,
+    S::Future: Send + 'static,
+    B: Send,
+{
+    type Response = Response<B>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<B>, Infallible>> + Send>>;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        request.extensions_mut().insert(self.peer);
+        // A body would be taken for the stream's input: a request that has one is answered, but starts nothing.
+        let bodiless = request.body().is_end_stream();
+        let slot = self.slot.clone();
+        let answer = self.service.clone().call(request);
+        Box::pin(async move {
+            let mut response = answer.await?;
+            match response.extensions_mut().remove::<Start>() {
+                Some(start) if bodiless => {
+                    slot.park(head(response.status(), response.headers()), start);
+                    drop(response);
+                    pending().await
+                }
+                Some(_) => {
+                    *response.status_mut() = StatusCode::BAD_REQUEST;
+                    response.headers_mut().clear();
+                    Ok(response)
+                }
+                None => Ok(response),
+            }
+        })
+    }
+}
+
+/// A response head on the wire (RFC 9112 section 4): no length and no chunks, the stream ends with the connection.
+fn head(status: StatusCode, headers: &HeaderMap) -> Bytes {
+    let mut headers = headers.clone();
+    let now = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&jiff::Timestamp::now());
+    if let Some(date) = now.ok().and_then(|now| HeaderValue::try_from(now).ok()) {
+        headers.insert(DATE, date);
+    }
+    if status != StatusCode::SWITCHING_PROTOCOLS {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    let mut out = Vec::with_capacity(256);
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(status.as_str().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(status.canonical_reason().unwrap_or_default().as_bytes());
+    out.extend_from_slice(b"\r\n");
+    for (name, value) in &headers {
+        out.extend_from_slice(name.as_str().as_bytes());
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(value.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+    out.into()
+}

@@ -1,0 +1,315 @@
+//! On real loopback sockets: it is hyper and the kernel that must be held to what the design says of them.
+use std::{net::Ipv4Addr, sync::Mutex};
+
+use http_body_util::Full;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::mpsc,
+    time::timeout,
+};
+
+use super::*;
+use crate::tasks;
+
+/// No wait in here takes longer, or the test fails.
+const BOUND: Duration = Duration::from_secs(20);
+
+type Answer = Response<Full<Bytes>>;
+
+/// A listener with a service made of `answer`; ends with the test's runtime.
+async fn listen<F>(config: Config, answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static) -> Server
+where
+    F: Future<Output = Answer> + Send + 'static,
+{
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let tasks = Tasks::new(tasks::Config::default());
+    let metrics = Metrics::default();
+    let service = tower::service_fn(move |request| {
+        let answer = answer(request);
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    let (serving_metrics, serving_tasks) = (metrics.clone(), tasks.clone());
+    tasks.spawn("listener", async move {
+        Ok::<Infallible, std::io::Error>(serve(listener, service, config, serving_metrics, serving_tasks).await)
+    });
+    Server { addr, tasks, metrics }
+}
+
+struct Server {
+    addr: SocketAddr,
+    tasks: Tasks,
+    metrics: Metrics,
+}
+
+impl Server {
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.addr).await.unwrap()
+    }
+
+    /// Waits until no connection is left, of one at least.
+    async fn empty(&self) {
+        let empty = async {
+            while self.metrics.accepted.get() == 0 || self.tasks.connections() > 0 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        timeout(BOUND, empty).await.expect("connections stay");
+    }
+}
+
+fn text(body: impl Into<Bytes>) -> Answer {
+    Response::new(Full::new(body.into()))
+}
+
+/// A route that answers `/stream` with a 101 whose stream sends its early bytes back and then ends.
+fn stream_or_text(request: &Request<Incoming>) -> Answer {
+    if request.uri().path() != "/stream" {
+        return text(format!("<{}>", request.uri().path()));
+    }
+    let mut response = text("never sent");
+    *response.status_mut() = hyper::StatusCode::SWITCHING_PROTOCOLS;
+    response.extensions_mut().insert(Start::new(|mut socket: Socket| async move {
+        socket.conn.write_all(&socket.head).await.unwrap();
+        socket.conn.write_all(&socket.early).await.unwrap();
+        let mut late = [0; 4];
+        socket.conn.read_exact(&mut late).await.unwrap();
+        socket.conn.write_all(&late).await.unwrap();
+        socket.conn.shutdown().await.unwrap();
+    }));
+    response
+}
+
+async fn all_of(mut client: TcpStream) -> String {
+    let mut got = Vec::new();
+    // A reset ends the reading as well; what had come is what counts.
+    let _ = timeout(BOUND, client.read_to_end(&mut got)).await.expect("the connection stays open");
+    String::from_utf8(got).unwrap()
+}
+
+#[tokio::test]
+async fn forty_pipelined_gets_then_an_upgrade() {
+    let server = listen(Config::default(), async |request| stream_or_text(&request)).await;
+    let mut client = server.connect().await;
+    let mut requests = String::new();
+    for i in 0..40 {
+        requests += &format!("GET /{i} HTTP/1.1\r\nHost: x\r\n\r\n");
+    }
+    requests += "GET /stream HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nearly";
+    client.write_all(requests.as_bytes()).await.unwrap();
+    let mut rest = Vec::new();
+    let seen_early = async {
+        while !rest.ends_with(b"\r\n\r\nearly") {
+            assert_ne!(client.read_buf(&mut rest).await.unwrap(), 0, "{}", String::from_utf8_lossy(&rest));
+        }
+    };
+    timeout(BOUND, seen_early).await.unwrap();
+    client.write_all(b"late").await.unwrap();
+    let mut got = String::from_utf8(rest).unwrap();
+    got += &all_of(client).await;
+    let mut rest = got.as_str();
+    for i in 0..40 {
+        let (head, body) = rest.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+        rest = body.strip_prefix(&format!("</{i}>")).unwrap_or_else(|| panic!("response {i} is not whole: {body}"));
+    }
+    let (head, rest) = rest.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 101 Switching Protocols\r\n"), "{head}");
+    let date = head.lines().find_map(|line| line.strip_prefix("date: ")).unwrap();
+    assert_eq!((date.len(), &date[26..]), (29, "GMT"), "{date}");
+    assert!(!head.contains("never sent") && !head.contains("content-length"), "{head}");
+    assert_eq!(rest, "earlylate");
+    server.empty().await;
+}
+
+/// hyper reads the next request while the last response is still in its buffer when that response came before the end of
+/// its own request's body, and when it flattens what it writes (as over TLS).
+#[tokio::test]
+async fn nothing_in_hypers_buffer_is_lost() {
+    let tasks = Tasks::new(tasks::Config::default());
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).writev(false);
+    let (mut client, server) = tokio::io::duplex(512);
+    let bodies = std::sync::Arc::new(Mutex::new(Vec::new()));
+    let service = tower::service_fn(move |request: Request<Incoming>| {
+        let long = request.uri().path() == "/long";
+        let answer = if long { text("x".repeat(8000)) } else { stream_or_text(&request) };
+        // The handler answers and reads the body later: hyper keeps the connection open for it.
+        bodies.lock().unwrap().push(request.into_body());
+        async { Ok::<_, Infallible>(answer) }
+    });
+    let peer = Peer((Ipv4Addr::LOCALHOST, 1).into());
+    let io = Guarded::new(Conn::Duplex(server), Duration::from_secs(10));
+    tasks.connection(connection(http, io, peer, service, tasks.clone()));
+    client.write_all(b"POST /long HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n").await.unwrap();
+    let mut got = vec![client.read_u8().await.unwrap()];
+    client.write_all(b"bodyGET /stream HTTP/1.1\r\nHost: x\r\n\r\nearly").await.unwrap();
+    let seen_early = async {
+        while !got.ends_with(b"\r\n\r\nearly") {
+            assert_ne!(client.read_buf(&mut got).await.unwrap(), 0, "{}", String::from_utf8_lossy(&got));
+        }
+    };
+    timeout(BOUND, seen_early).await.unwrap();
+    let got = String::from_utf8(got).unwrap();
+    let (_, body) = got.split_once("\r\n\r\n").unwrap();
+    let whole = body.strip_prefix(&"x".repeat(8000)).unwrap_or_else(|| panic!("cut after {}", body.len()));
+    assert!(whole.starts_with("HTTP/1.1 101 "), "{whole}");
+}
+
+#[tokio::test]
+async fn a_taken_back_socket_keeps_none_of_hypers_memory() {
+    let (send, mut sockets) = mpsc::channel(1);
+    let server = listen(Config::default(), move |_| {
+        let send = send.clone();
+        async move {
+            let mut response = text("");
+            response.extensions_mut().insert(Start::new(move |socket| async move { send.send(socket).await.unwrap() }));
+            response
+        }
+    })
+    .await;
+    let mut client = server.connect().await;
+    client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\nabc").await.unwrap();
+    let socket = timeout(BOUND, sockets.recv()).await.unwrap().unwrap();
+    let early: Vec<u8> = socket.early.try_into_mut().expect("nobody else holds the bytes").into();
+    assert_eq!((early.as_slice(), early.capacity()), (&b"abc"[..], 3));
+    let head = String::from_utf8(socket.head.to_vec()).unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.contains("\r\nconnection: close\r\n"), "{head}");
+    assert!(!head.contains("transfer-encoding") && head.ends_with("\r\n\r\n"), "{head}");
+}
+
+#[tokio::test]
+async fn a_request_with_a_body_starts_no_stream() {
+    let server = listen(Config::default(), async |request| stream_or_text(&request)).await;
+    let mut client = server.connect().await;
+    let request = b"GET /stream HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbody";
+    client.write_all(request).await.unwrap();
+    let got = all_of(client).await;
+    assert!(got.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{got}");
+}
+
+#[tokio::test]
+async fn a_pipelining_client_that_does_not_read_is_bounded_and_ended() {
+    let config = Config { write_stall: Duration::from_millis(300), ..Config::default() };
+    let answers = std::sync::Arc::new(Mutex::new(0_usize));
+    let count = answers.clone();
+    let body = Bytes::from(vec![b'x'; 64 * 1024]);
+    let server = listen(config, move |request: Request<Incoming>| {
+        if request.uri().path() != "/stream" {
+            *count.lock().unwrap() += 1;
+        }
+        let body = body.clone();
+        async move { if request.uri().path() == "/stream" { stream_or_text(&request) } else { text(body) } }
+    })
+    .await;
+    let mut client = server.connect().await;
+    let mut requests = "GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(4000);
+    requests += "GET /stream HTTP/1.1\r\nHost: x\r\n\r\n";
+    // The server stops reading too, so the rest of the requests may not fit the kernel: that is the point.
+    let _ = timeout(BOUND, client.write_all(requests.as_bytes())).await.expect("the server neither reads nor ends");
+    server.empty().await;
+    // What the server worked ahead is what the two kernels' buffers hold, far from the 256 MiB that were asked for.
+    let answered = *answers.lock().unwrap();
+    assert!((1..1000).contains(&answered), "{answered} answers of 64 KiB for a client that reads none");
+}
+
+#[tokio::test]
+async fn a_response_to_a_client_that_stops_reading_ends() {
+    let config = Config { write_stall: Duration::from_millis(300), ..Config::default() };
+    let body = Bytes::from(vec![b'x'; 64 << 20]);
+    let server = listen(config, move |_| {
+        let body = body.clone();
+        async move { text(body) }
+    })
+    .await;
+    let mut client = server.connect().await;
+    client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    client.readable().await.unwrap();
+    server.empty().await;
+    let mut got = Vec::new();
+    let err = timeout(BOUND, client.read_to_end(&mut got)).await.unwrap().unwrap_err();
+    assert_eq!(err.kind(), std::io::ErrorKind::ConnectionReset, "the kernel was to forget the rest");
+}
+
+#[tokio::test]
+async fn a_head_has_a_time_and_a_size() {
+    let config = Config { header_read_timeout: Duration::from_millis(200), ..Config::default() };
+    let server = listen(config, async |_| text("")).await;
+    let mut slow = server.connect().await;
+    slow.write_all(b"GET / HTTP/1.1\r\nHost").await.unwrap();
+    let idle = server.connect().await;
+    for client in [slow, idle] {
+        let got = all_of(client).await;
+        assert!(got.is_empty() || got.starts_with("HTTP/1.1 408 "), "{got}");
+    }
+    let mut big = server.connect().await;
+    let head = format!("GET / HTTP/1.1\r\nHost: x\r\nCookie: {}", "c".repeat(16 * 1024));
+    big.write_all(&head.as_bytes()[..16 * 1024]).await.unwrap();
+    let got = all_of(big).await;
+    assert!(got.starts_with("HTTP/1.1 431 ") && got.ends_with("\r\n\r\n"), "{got}");
+    server.empty().await;
+}
+
+#[tokio::test]
+async fn connections_over_the_limit_are_closed_and_counted() {
+    let config = Config { max_connections: 2, ..Config::default() };
+    let server = listen(config, async |_| text("hello")).await;
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut client = server.connect().await;
+        client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let mut first = [0; 12];
+        client.read_exact(&mut first).await.unwrap();
+        held.push(client);
+    }
+    assert_eq!(all_of(server.connect().await).await, "");
+    assert_eq!((server.metrics.accepted.get(), server.metrics.refused.get()), (3, 1));
+    drop(held);
+    server.empty().await;
+    let mut client = server.connect().await;
+    client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    assert!(all_of(client).await.ends_with("hello"));
+}
+
+#[tokio::test]
+async fn requests_carry_their_peer() {
+    let server =
+        listen(Config::default(), async |request| text(request.extensions().get::<Peer>().unwrap().0.to_string()))
+            .await;
+    let mut client = server.connect().await;
+    let addr = client.local_addr().unwrap().to_string();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    assert!(all_of(client).await.ends_with(&addr));
+}
+
+#[tokio::test]
+async fn a_stop_closes_idle_connections_and_lets_responses_end() {
+    let (release, hold) = tokio::sync::oneshot::channel::<()>();
+    let hold = std::sync::Arc::new(Mutex::new(Some(hold)));
+    let (arrived, mut has_arrived) = mpsc::channel(2);
+    let server = listen(Config::default(), move |_| {
+        let (hold, arrived) = (hold.lock().unwrap().take(), arrived.clone());
+        async move {
+            arrived.send(()).await.unwrap();
+            if let Some(hold) = hold {
+                hold.await.unwrap();
+            }
+            text("done")
+        }
+    })
+    .await;
+    let idle = server.connect().await;
+    let mut busy = server.connect().await;
+    busy.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    has_arrived.recv().await.unwrap();
+    server.tasks.stop().cancel();
+    assert_eq!(all_of(idle).await, "");
+    let mut late = server.connect().await;
+    late.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let got = all_of(late).await;
+    assert!(got.contains("connection: close") && got.ends_with("done"), "{got}");
+    release.send(()).unwrap();
+    let got = all_of(busy).await;
+    assert!(got.contains("connection: close") && got.ends_with("done"), "{got}");
+    server.empty().await;
+}

@@ -1,0 +1,98 @@
+//! The one error body of every endpoint (protocol.md section 6).
+
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use serde::Serialize;
+use serde_json::Value;
+use warp::reply::{Reply, Response};
+
+/// `code` of an error body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Code {
+    /// 400
+    BadRequest,
+    /// 403
+    Forbidden,
+    /// 404
+    NotFound,
+    /// 405
+    MethodNotAllowed,
+    /// 426
+    UpgradeRequired,
+    /// 500
+    Internal,
+    /// 503, before the first sync and where a wait for it ran out.
+    NotReady,
+    /// 503, while the process drains.
+    UpstreamUnavailable,
+}
+
+/// An answer that is not the one asked for. `message` is for whoever asked: it says what to do.
+#[derive(Clone, Debug)]
+pub struct Error {
+    code: Code,
+    message: String,
+    details: Option<Value>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    code: Code,
+    message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: &'a Option<Value>,
+    error: &'a str,
+}
+
+impl Code {
+    fn status(self) -> StatusCode {
+        match self {
+            Code::BadRequest => StatusCode::BAD_REQUEST,
+            Code::Forbidden => StatusCode::FORBIDDEN,
+            Code::NotFound => StatusCode::NOT_FOUND,
+            Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Code::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
+            Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Code::NotReady | Code::UpstreamUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+impl Error {
+    /// An error with this code and message.
+    #[must_use]
+    pub fn new(code: Code, message: impl Into<String>) -> Error {
+        Error { code, message: message.into(), details: None, headers: Vec::new() }
+    }
+
+    /// A parameter that cannot be taken: names it and what it accepts.
+    #[must_use]
+    pub fn parameter(name: &str, problem: &str) -> Error {
+        let details = serde_json::json!({ "parameter": name });
+        Error { details: Some(details), ..Error::new(Code::BadRequest, format!("parameter '{name}': {problem}")) }
+    }
+
+    /// Not yet, and probably soon.
+    #[must_use]
+    pub fn not_ready(message: &str) -> Error {
+        Error::new(Code::NotReady, message).with(header::RETRY_AFTER, HeaderValue::from_static("1"))
+    }
+
+    /// Adds a header to the answer.
+    #[must_use]
+    pub fn with(mut self, name: HeaderName, value: HeaderValue) -> Error {
+        self.headers.push((name, value));
+        self
+    }
+
+    /// The answer.
+    #[must_use]
+    pub fn into_response(self) -> Response {
+        let body = Body { code: self.code, message: &self.message, details: &self.details, error: &self.message };
+        let mut response = warp::reply::json(&body).into_response();
+        *response.status_mut() = self.code.status();
+        response.headers_mut().extend(self.headers);
+        response
+    }
+}

@@ -1,0 +1,227 @@
+//! Who may ask at all: the `Host` and `Origin` rules of protocol.md section 7, the same on every endpoint.
+//!
+//! The threat: somebody has the bridge on a `kubectl port-forward` and opens a web page. The page's requests carry the
+//! page's `Origin`; and if DNS is made to point the page's own name at us, they carry that name as `Host`. Both are
+//! refused before a path is looked at. Pure: headers in, verdict out.
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
+
+use http::{HeaderMap, HeaderValue, header, uri::Authority};
+
+use super::error::{Code, Error};
+
+/// What is allowed beyond the request's own origin, IP literals and `localhost`.
+#[derive(Clone, Debug, Default)]
+pub struct Allowed {
+    /// Names that `Host` may carry, lower case, without a port.
+    pub hosts: Vec<String>,
+    /// Origins of other sites.
+    pub origins: Vec<Origin>,
+}
+
+/// A web origin (RFC 6454), normalised: lower case, and the port always there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    scheme: String,
+    host: String,
+    port: u16,
+}
+
+/// What a request passed the guard as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Passed {
+    /// Without an `Origin`, or from the bridge's own.
+    Own,
+    /// From another site that is allowed: this goes into `Access-Control-Allow-Origin`.
+    Cross(HeaderValue),
+}
+
+impl FromStr for Origin {
+    type Err = String;
+
+    /// Reads `scheme://host[:port]`, http or https.
+    fn from_str(text: &str) -> Result<Origin, String> {
+        let bad = || format!("'{text}' is not an origin: expected http://host[:port] or https://host[:port]");
+        let (scheme, rest) = text.split_once("://").ok_or_else(bad)?;
+        let scheme = scheme.to_ascii_lowercase();
+        let default = default_port(&scheme).ok_or_else(bad)?;
+        let authority: Authority = rest.parse().map_err(|_| bad())?;
+        let (host, port) = split(&authority).ok_or_else(bad)?;
+        Ok(Origin { scheme, host, port: port.unwrap_or(default) })
+    }
+}
+
+/// Checks whom a request names as its host (in `Host` and in an absolute request target, which must agree) and its
+/// `Origin`.
+///
+/// # Errors
+/// 403 with what would have to be set to let it pass.
+pub fn check(host: Option<&Authority>, headers: &HeaderMap, allowed: &Allowed) -> Result<Passed, Error> {
+    let (host, port) = host_and_port(host, headers, allowed)?;
+    let Some(text) = only(headers, &header::ORIGIN)? else { return Ok(Passed::Own) };
+    let refused = || {
+        let shown: String = text.to_str().unwrap_or("?").chars().take(200).collect();
+        Error::new(
+            Code::Forbidden,
+            format!("origin '{shown}' may not read this bridge: add it to CORS_ORIGIN to allow it"),
+        )
+    };
+    let origin: Origin = text.to_str().ok().and_then(|text| text.parse().ok()).ok_or_else(refused)?;
+    // The scheme may differ behind a TLS proxy, so a Host without a port stands for the default of the origin's.
+    let own_port = port.or(default_port(&origin.scheme));
+    if origin.host == host && Some(origin.port) == own_port {
+        Ok(Passed::Own)
+    } else if allowed.origins.contains(&origin) {
+        Ok(Passed::Cross(text.clone()))
+    } else {
+        Err(refused())
+    }
+}
+
+fn host_and_port(
+    host: Option<&Authority>,
+    headers: &HeaderMap,
+    allowed: &Allowed,
+) -> Result<(String, Option<u16>), Error> {
+    only(headers, &header::HOST)?;
+    let named = host.and_then(split);
+    let (host, port) = named.ok_or_else(|| Error::new(Code::Forbidden, "the request does not name one valid host"))?;
+    if !is_safe(&host) && !allowed.hosts.contains(&host) {
+        let message = format!("host '{host}' is not served here: add it to --allowed-hosts to allow it");
+        return Err(Error::new(Code::Forbidden, message));
+    }
+    Ok((host, port))
+}
+
+/// Names that no DNS server can point at us: IP literals and `localhost`.
+fn is_safe(host: &str) -> bool {
+    let v6 = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    host == "localhost" || host.parse::<Ipv4Addr>().is_ok() || v6.is_some_and(|v6| v6.parse::<Ipv6Addr>().is_ok())
+}
+
+fn split(authority: &Authority) -> Option<(String, Option<u16>)> {
+    let text = authority.as_str();
+    if text.contains('@') || authority.host().is_empty() {
+        return None;
+    }
+    let port = match text.strip_prefix(authority.host())? {
+        "" => None,
+        rest => Some(rest.strip_prefix(':')?.parse().ok()?),
+    };
+    Some((authority.host().to_ascii_lowercase(), port))
+}
+
+fn default_port(scheme: &str) -> Option<u16> {
+    match scheme {
+        "http" => Some(80),
+        "https" => Some(443),
+        _ => None,
+    }
+}
+
+fn only<'h>(headers: &'h HeaderMap, name: &header::HeaderName) -> Result<Option<&'h HeaderValue>, Error> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next();
+    if values.next().is_some() {
+        return Err(Error::new(Code::Forbidden, format!("the request has more than one {name} header")));
+    }
+    Ok(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(host: &str, origin: Option<&str>) -> Option<Passed> {
+        let allowed = Allowed {
+            hosts: vec!["bridge.example".into()],
+            origins: vec!["https://app.example".parse().unwrap(), "http://dev.example:8080".parse().unwrap()],
+        };
+        let mut headers = HeaderMap::new();
+        if let Some(origin) = origin {
+            headers.insert(header::ORIGIN, origin.parse().unwrap());
+        }
+        check(host.parse().ok().as_ref(), &headers, &allowed).ok()
+    }
+
+    #[test]
+    fn hosts_that_dns_cannot_point_here_pass_and_others_do_not() {
+        for good in [
+            "127.0.0.1",
+            "127.0.0.1:3000",
+            "[::1]:3000",
+            "10.1.2.3:80",
+            "localhost",
+            "LOCALHOST:3000",
+            "Bridge.Example",
+        ] {
+            assert_eq!(ask(good, None), Some(Passed::Own), "{good}");
+        }
+        for bad in [
+            "evil.example",
+            "evil.example:3000",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "127.1",
+            "0x7f000001",
+            "localhost.",
+            "user@localhost",
+            "[::1",
+            "localhost:99999",
+            "localhost:",
+            "",
+        ] {
+            assert_eq!(ask(bad, None), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_own_origin_and_listed_ones_pass_and_others_do_not() {
+        for (host, origin) in [
+            ("localhost:3000", "http://localhost:3000"),
+            ("localhost", "http://localhost"),
+            ("localhost:80", "http://localhost"),
+            ("localhost", "http://localhost:80"),
+            ("bridge.example", "https://bridge.example"),
+            ("bridge.example:443", "https://bridge.example"),
+            ("[::1]:3000", "http://[::1]:3000"),
+            ("LocalHost:3000", "http://localhost:3000"),
+        ] {
+            assert_eq!(ask(host, Some(origin)), Some(Passed::Own), "{origin} at {host}");
+        }
+        for origin in ["https://app.example", "https://app.example:443", "http://dev.example:8080"] {
+            assert_eq!(ask("localhost:3000", Some(origin)), Some(Passed::Cross(origin.parse().unwrap())), "{origin}");
+        }
+        for origin in [
+            "null",
+            "http://localhost",
+            "http://localhost:3001",
+            "https://localhost:3001",
+            "http://127.0.0.1:3000",
+            "http://app.example",
+            "https://app.example:444",
+            "https://app.example.evil",
+            "https://evil.example",
+            "file://",
+            "https://app.example/",
+            "*",
+            "",
+        ] {
+            assert_eq!(ask("localhost:3000", Some(origin)), None, "{origin:?}");
+        }
+    }
+
+    #[test]
+    fn two_headers_and_none_are_refused() {
+        let mut headers = HeaderMap::new();
+        let host = "localhost".parse().ok();
+        headers.append(header::HOST, "localhost".parse().unwrap());
+        assert!(check(host.as_ref(), &headers, &Allowed::default()).is_ok());
+        headers.append(header::HOST, "localhost".parse().unwrap());
+        assert!(check(host.as_ref(), &headers, &Allowed::default()).is_err());
+        assert!(check(None, &HeaderMap::new(), &Allowed::default()).is_err(), "no host at all");
+    }
+}

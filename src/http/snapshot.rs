@@ -1,0 +1,159 @@
+//! The GETs: the current state and the service's own, as JSON (protocol.md section 5).
+
+use http::{HeaderMap, HeaderValue, header};
+use serde::Serialize;
+use serde_json::json;
+use warp::reply::{Reply, Response};
+
+use super::{
+    asked::Asked,
+    error::{Code, Error},
+};
+use crate::{
+    event::{
+        Kind,
+        lens::{Format, Lens, short_hash},
+    },
+    feed::{Health, Refused, Snapshot},
+};
+
+/// Parameters that snapshot GETs take.
+const ACCEPTED: &[&str] = &["connectionId"];
+
+pub(super) async fn instances(asked: Asked) -> Result<Response, Error> {
+    let (snapshot, lens) = open(&asked)?;
+    let instances = snapshot.instances(&lens);
+    match &asked.segment {
+        None => answer(&asked, &snapshot, &lens, &instances),
+        Some(name) => match instances.iter().find(|instance| instance.name() == name) {
+            Some(instance) => answer(&asked, &snapshot, &lens, instance),
+            None => Err(Error::new(Code::NotFound, format!("there is no instance '{name}'"))),
+        },
+    }
+}
+
+pub(super) async fn tenants(asked: Asked) -> Result<Response, Error> {
+    let (snapshot, lens) = open(&asked)?;
+    let tenants = snapshot.tenants(&lens);
+    match &asked.segment {
+        None => answer(&asked, &snapshot, &lens, &tenants),
+        Some(id) => match tenants.iter().find(|tenant| tenant.tenant_id() == id) {
+            Some(tenant) => answer(&asked, &snapshot, &lens, tenant),
+            None => Err(Error::new(Code::NotFound, format!("tenant '{id}' has no claims"))),
+        },
+    }
+}
+
+pub(super) async fn pools(asked: Asked) -> Result<Response, Error> {
+    let (snapshot, lens) = open(&asked)?;
+    answer(&asked, &snapshot, &lens, &snapshot.pools(&lens))
+}
+
+pub(super) async fn stats(asked: Asked) -> Result<Response, Error> {
+    let (snapshot, lens) = open(&asked)?;
+    answer(&asked, &snapshot, &lens, &snapshot.stats())
+}
+
+pub(super) async fn health(asked: Asked) -> Result<Response, Error> {
+    asked.parameters(&[])?;
+    Ok(warp::reply::json(&json!({ "status": "ok" })).into_response())
+}
+
+pub(super) async fn livez(asked: Asked) -> Result<Response, Error> {
+    asked.parameters(&["verbose"])?;
+    Ok("ok\n".into_response())
+}
+
+/// Ready once both resources have been listed, until the process drains. While the upstream is down the bridge stays
+/// ready: it says so on its streams, and sending clients elsewhere would not help them.
+pub(super) async fn readyz(asked: Asked) -> Result<Response, Error> {
+    let parameters = asked.parameters(&["verbose"])?;
+    let feed = &asked.site.feed;
+    let draining = asked.site.streams.stop.is_cancelled();
+    let ready = feed.is_ready() && !draining;
+    let mut text = String::new();
+    if parameters.get("verbose").is_some() {
+        for (kind, health) in Kind::ALL.into_iter().zip(feed.health()) {
+            let (mark, word) = match &health {
+                Health::Connecting => ('-', "connecting".to_owned()),
+                Health::Live => ('+', "live".to_owned()),
+                Health::Down { since, reason } => ('-', format!("down for {} s: {reason}", since.elapsed().as_secs())),
+            };
+            text += &format!("[{mark}] {}: {word}\n", kind.resource());
+        }
+        for line in (asked.site.verbose)() {
+            text += &format!("[i] {line}\n");
+        }
+    }
+    text += match (ready, draining) {
+        (true, _) => "ready\n",
+        (false, true) => "not ready: draining\n",
+        (false, false) => "not ready: the first lists are not complete yet\n",
+    };
+    let mut response = text.into_response();
+    if !ready {
+        *response.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+    }
+    Ok(response)
+}
+
+pub(super) async fn metrics(asked: Asked) -> Result<Response, Error> {
+    asked.parameters(&[])?;
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &asked.site.registry)
+        .map_err(|_| Error::new(Code::Internal, "the metrics could not be written"))?;
+    let mut response = text.into_response();
+    let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    Ok(response)
+}
+
+fn open(asked: &Asked) -> Result<(Snapshot, Lens), Error> {
+    let parameters = asked.parameters(ACCEPTED)?;
+    asked.check_connection(&parameters)?;
+    let snapshot = asked.site.feed.snapshot().map_err(|refused| match refused {
+        Refused::NotReady => {
+            Error::not_ready("the first lists of pods and claims are not complete yet: try again in a moment")
+        }
+        Refused::Below | Refused::Foreign | Refused::OtherLens => {
+            Error::new(Code::Internal, "the state could not be read")
+        }
+    })?;
+    Ok((snapshot, Lens::all(Format::Full)))
+}
+
+/// JSON with its cursor and its tag; 304 where the client has it already (RFC 9110, section 13).
+fn answer(asked: &Asked, snapshot: &Snapshot, lens: &Lens, body: &impl Serialize) -> Result<Response, Error> {
+    let body = serde_json::to_vec(body).map_err(|_| Error::new(Code::Internal, "the state could not be written"))?;
+    let tag = format!("\"{:016x}\"", short_hash(&body));
+    let mut response = if asked.has(&tag) {
+        let mut response = Response::default();
+        *response.status_mut() = http::StatusCode::NOT_MODIFIED;
+        response
+    } else {
+        let mut response = body.into_response();
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    put(headers, header::ETAG, &tag);
+    put(headers, http::HeaderName::from_static("event-cursor"), &lens.cursor(snapshot.home, snapshot.rv).encode());
+    Ok(response)
+}
+
+fn put(headers: &mut HeaderMap, name: http::HeaderName, value: &str) {
+    // Hexadecimal and base64url are valid header values.
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}
+
+impl Asked {
+    /// Whether `If-None-Match` names this tag. Weak comparison, as GET asks for.
+    fn has(&self, tag: &str) -> bool {
+        let values = self.headers.get_all(header::IF_NONE_MATCH).into_iter().filter_map(|value| value.to_str().ok());
+        let mut tags = values.flat_map(|list| list.split(',')).map(str::trim);
+        tags.any(|have| have == "*" || have.strip_prefix("W/").unwrap_or(have) == tag)
+    }
+}

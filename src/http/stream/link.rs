@@ -1,0 +1,167 @@
+//! A connection and what has been begun on it.
+//!
+//! Always: bytes leave in the order they came; an idle link holds no buffer at all.
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf as _, Bytes};
+use tokio::{
+    io::{AsyncRead as _, AsyncWrite as _, ReadBuf},
+    time::Instant,
+};
+
+use crate::http::conn::Conn;
+
+/// One read takes at most this many bytes: a client's frames are small, and the scratch is shared by a whole thread.
+const SCRATCH_BYTES: usize = 16 * 1024;
+
+/// One write takes at most this many slices: 1 KiB of stack, and far past where a system call's cost is spread thin.
+const MAX_SLICES: usize = 64;
+
+thread_local! {
+    /// Where input lands. It is used up before the task that read it waits again, so that a thread needs only one.
+    static SCRATCH: RefCell<[u8; SCRATCH_BYTES]> = const { RefCell::new([0; SCRATCH_BYTES]) };
+}
+
+/// What came of waiting on a link.
+#[derive(Debug)]
+pub(super) enum Moved {
+    /// All that was queued is written.
+    Written,
+    /// This many bytes are in the thread's scratch: see [`with_input`].
+    Input(usize),
+    /// The connection has ended.
+    Gone,
+}
+
+/// Hands over the first `len` bytes of this thread's scratch: what [`Link::poll`] has just announced.
+pub(super) fn with_input<T>(len: usize, f: impl FnOnce(&mut [u8]) -> T) -> T {
+    SCRATCH.with_borrow_mut(|scratch| f(&mut scratch[..len]))
+}
+
+/// A connection, and the bytes that wait for it.
+#[derive(Debug)]
+pub(super) struct Link {
+    conn: Conn,
+    /// What is begun or waits; the first may be partly written.
+    queue: VecDeque<Bytes>,
+    /// The first of the queue is partly written: the peer is inside of it.
+    midway: bool,
+    /// Since when a write has moved nothing.
+    blocked: Option<Instant>,
+}
+
+impl Link {
+    pub(super) fn new(conn: Conn) -> Self {
+        Self { conn, queue: VecDeque::new(), midway: false, blocked: None }
+    }
+
+    pub(super) fn push(&mut self, bytes: Bytes) {
+        self.queue.push_back(bytes);
+    }
+
+    pub(super) fn push_all(&mut self, frames: Vec<Bytes>) {
+        if self.queue.is_empty() {
+            self.queue = frames.into();
+        } else {
+            self.queue.extend(frames);
+        }
+    }
+
+    /// Nothing waits to be written.
+    pub(super) fn is_clear(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Since when a write has moved nothing; none while writes go through.
+    pub(super) fn blocked_since(&self) -> Option<Instant> {
+        self.blocked
+    }
+
+    /// Waits for the next thing that moves. While a write is blocked, input is still taken.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Moved> {
+        if !self.is_clear() {
+            match self.poll_write(cx) {
+                Poll::Ready(Ok(())) => return Poll::Ready(Moved::Written),
+                Poll::Ready(Err(_)) => return Poll::Ready(Moved::Gone),
+                Poll::Pending => {}
+            }
+        }
+        SCRATCH.with_borrow_mut(|scratch| {
+            let mut buf = ReadBuf::new(scratch);
+            let outcome = ready!(Pin::new(&mut self.conn).poll_read(cx, &mut buf));
+            Poll::Ready(match (outcome, buf.filled().len()) {
+                (Ok(()), len @ 1..) => Moved::Input(len),
+                (Ok(()), 0) | (Err(_), _) => Moved::Gone,
+            })
+        })
+    }
+
+    /// Writes what is queued, as much at a time as the kernel takes.
+    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut moved = false;
+        while !self.queue.is_empty() {
+            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+            let count = self.queue.len().min(MAX_SLICES);
+            for (slice, bytes) in slices.iter_mut().zip(&self.queue) {
+                *slice = IoSlice::new(bytes);
+            }
+            match Pin::new(&mut self.conn).poll_write_vectored(cx, &slices[..count]) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(written)) => {
+                    self.written(written);
+                    moved = true;
+                }
+                Poll::Ready(Err(err)) => return Poll::Ready(Err(err)),
+                Poll::Pending => {
+                    if moved || self.blocked.is_none() {
+                        self.blocked = Some(Instant::now());
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+        self.blocked = None;
+        Poll::Ready(Ok(()))
+    }
+
+    fn written(&mut self, mut bytes: usize) {
+        while let Some(first) = self.queue.front_mut() {
+            if first.len() > bytes {
+                first.advance(bytes);
+                self.midway |= bytes > 0;
+                return;
+            }
+            bytes -= first.len();
+            self.queue.pop_front();
+            self.midway = false;
+        }
+        // An idle link keeps no capacity.
+        self.queue = VecDeque::new();
+    }
+
+    /// The last try on a blocked link: the rest of what was begun and `farewell`, at once, or nothing. The kernel may
+    /// have some room without having said so: it says so only for a lot.
+    pub(super) fn last_word(&mut self, farewell: &[u8]) {
+        let begun = if self.midway { self.queue.front().map_or(&[][..], |first| first) } else { &[] };
+        let word = [begun, farewell].concat();
+        if self.conn.write_now(&word).is_ok_and(|written| written == word.len()) {
+            self.queue.clear();
+        }
+    }
+
+    /// Ends the connection: in order when all is written, else by a reset, so that the kernel forgets the rest too.
+    pub(super) async fn end(&mut self) {
+        if self.is_clear() {
+            // Only a connection that is already gone refuses.
+            let _ = std::future::poll_fn(|cx| Pin::new(&mut self.conn).poll_shutdown(cx)).await;
+        } else {
+            self.conn.abort();
+        }
+    }
+}

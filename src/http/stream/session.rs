@@ -1,0 +1,380 @@
+//! One stream from its head to its end: the loop, with every branch in sight.
+//!
+//! Always: deadlines are read off the state, and one timer covers the nearest; it is moved only to an earlier moment or
+//! when it has fired, never on a write. Frames are not looked into; close frames go only between frames.
+use std::{
+    future::{pending, poll_fn},
+    hash::{BuildHasher as _, RandomState},
+    ops::ControlFlow,
+    pin::pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{
+    task::yield_now,
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    Closed, Config, Outbound, Streams, Transport,
+    link::{Link, Moved, with_input},
+};
+use crate::{
+    feed::Read,
+    http::conn::Socket,
+    wire::{
+        Close, sse,
+        websocket::{self, Piece, Reader},
+    },
+};
+
+/// Batches a stream may send before others get their turn: enough to empty a burst, far from starving anybody.
+const BATCHES_A_TURN: usize = 4;
+
+/// Where a stream is in its life.
+#[derive(Debug, Clone, Copy)]
+enum Phase {
+    /// It sends what there is.
+    Open,
+    /// So it does, but at this moment it closes, because the process drains.
+    Draining { at: Instant },
+    /// The last frame is queued or sent.
+    Closing { closed: Closed, until: Until },
+}
+
+/// What a closing stream waits for once its last frame is written.
+#[derive(Debug, Clone, Copy)]
+enum Until {
+    /// Nothing.
+    Written,
+    /// The peer's close frame.
+    Answered,
+    /// The peer's end of file, because its frames can no longer be read.
+    Hung,
+}
+
+/// The state of one stream.
+#[derive(Debug)]
+pub(super) struct Session {
+    link: Link,
+    /// Of a WebSocket; an SSE client has nothing to say.
+    reader: Option<Reader>,
+    /// What came with the request.
+    early: Box<[u8]>,
+    phase: Phase,
+    /// When a closing stream stops waiting for its peer; set when the last frame has been written.
+    patience: Option<Instant>,
+    /// The answer to the latest ping, while writes are blocked. The earlier ones need none (RFC 6455 section 5.5.3).
+    pong: Option<Box<[u8]>>,
+    next_ping: Instant,
+    heard: Instant,
+}
+
+/// What a turn of sending came to.
+#[derive(Debug)]
+enum Sent {
+    /// All there is has been sent.
+    All,
+    /// There may be more.
+    Some,
+    /// Nothing more will be sent for now: the kernel is full, or the stream is closing.
+    Blocked,
+    /// This was the end.
+    End(Closed),
+}
+
+impl Session {
+    /// `reader` makes it a WebSocket, none an SSE stream.
+    pub(super) fn new(socket: Socket, reader: Option<Reader>, config: &Config) -> Self {
+        let Socket { conn, head, early } = socket;
+        let (mut link, early) = (Link::new(conn), early[..].into());
+        link.push(head);
+        let now = Instant::now();
+        let next_ping = now + config.ping;
+        Self { link, reader, early, phase: Phase::Open, patience: None, pong: None, next_ping, heard: now }
+    }
+
+    pub(super) fn transport(&self) -> Transport {
+        if self.reader.is_some() { Transport::WebSocket } else { Transport::Sse }
+    }
+
+    /// Runs to the end, and ends the connection.
+    pub(super) async fn run<O: Outbound>(&mut self, out: &mut O, shared: &Streams) -> Closed {
+        let config = &shared.config;
+        let mut early = std::mem::take(&mut self.early);
+        self.input(&mut early, out, config);
+        drop(early);
+        let mut stop = pin!(shared.stop.cancelled());
+        let mut alarm = pin!(sleep_until(self.deadline(config)));
+        let closed = loop {
+            let sent = match poll_fn(|cx| Poll::Ready(self.send(cx, out, config))).await {
+                Sent::End(closed) => break closed,
+                sent @ (Sent::All | Sent::Some | Sent::Blocked) => sent,
+            };
+            let deadline = self.deadline(config);
+            if deadline < alarm.deadline() {
+                alarm.as_mut().reset(deadline);
+            }
+            let step = tokio::select! {
+                // Rare things first: nothing can keep them waiting, and they hardly ever keep others waiting.
+                biased;
+                () = &mut stop, if matches!(self.phase, Phase::Open) => {
+                    self.phase = Phase::Draining { at: Instant::now() + random_part_of(config.drain_spread) };
+                    ControlFlow::Continue(())
+                }
+                () = &mut alarm => {
+                    let step = self.tick(out, config);
+                    alarm.as_mut().reset(self.deadline(config));
+                    step
+                }
+                moved = poll_fn(|cx| self.link.poll(cx)) => match moved {
+                    Moved::Written => ControlFlow::Continue(()),
+                    Moved::Input(len) => {
+                        self.heard = Instant::now();
+                        with_input(len, |bytes| self.input(bytes, out, config));
+                        ControlFlow::Continue(())
+                    }
+                    Moved::Gone => ControlFlow::Break(self.hung_up()),
+                },
+                () = out.changed(), if matches!(sent, Sent::All) => ControlFlow::Continue(()),
+                () = yield_now(), if matches!(sent, Sent::Some) => ControlFlow::Continue(()),
+            };
+            if let ControlFlow::Break(closed) = step {
+                break closed;
+            }
+        };
+        self.link.end().await;
+        closed
+    }
+
+    /// After a panic in `run`: says 1011 where it still can, without touching what panicked.
+    pub(super) async fn apologize(&mut self, shared: &Streams) -> Closed {
+        self.close(Close::Internal);
+        self.run(&mut Silence, shared).await
+    }
+
+    /// Sends for one turn. Never waits.
+    fn send<O: Outbound>(&mut self, cx: &mut Context<'_>, out: &mut O, config: &Config) -> Sent {
+        for _ in 0..BATCHES_A_TURN {
+            // What is begun goes first; a client that does not take it is read for no further.
+            let idle = self.link.blocked_since().is_none() && !self.fill(out, config);
+            match self.link.poll_write(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Sent::End(self.hung_up()),
+                Poll::Pending => return Sent::Blocked,
+            }
+            match self.phase {
+                Phase::Closing { closed, until: Until::Written } => return Sent::End(closed),
+                Phase::Closing { until: Until::Answered | Until::Hung, .. } => {
+                    self.patience.get_or_insert_with(|| Instant::now() + config.close_wait);
+                    return Sent::Blocked;
+                }
+                Phase::Open | Phase::Draining { .. } if idle => return Sent::All,
+                Phase::Open | Phase::Draining { .. } => {}
+            }
+        }
+        Sent::Some
+    }
+
+    /// Queues what is to be sent next; false when the feed had nothing.
+    fn fill<O: Outbound>(&mut self, out: &mut O, config: &Config) -> bool {
+        if matches!(self.phase, Phase::Closing { .. }) {
+            return false;
+        }
+        if let Some(pong) = self.pong.take() {
+            self.link.push(pong.into());
+        }
+        match out.read(config.batch_bytes) {
+            Read::Batch(frames) => self.link.push_all(frames),
+            Read::Idle => return false,
+            Read::End(close) => self.close(close),
+        }
+        true
+    }
+
+    /// Takes what the peer sent.
+    fn input<O: Outbound>(&mut self, mut bytes: &mut [u8], out: &mut O, config: &Config) {
+        let Some(reader) = &mut self.reader else { return };
+        if matches!(self.phase, Phase::Closing { until: Until::Written | Until::Hung, .. }) {
+            return;
+        }
+        let blocked = self.link.blocked_since().is_some();
+        let mut pongs = Vec::new();
+        let end = loop {
+            if bytes.is_empty() {
+                break None;
+            }
+            match reader.read(bytes) {
+                Ok((_, Some(Piece::Close(_)))) => break Some(Ok(())),
+                Err(close) => break Some(Err(close)),
+                Ok((used, piece)) => {
+                    match piece {
+                        Some(Piece::Ping(payload)) => {
+                            if blocked {
+                                pongs.clear();
+                            }
+                            websocket::pong(&mut pongs, &payload);
+                        }
+                        Some(piece) => out.received(&piece),
+                        None => {}
+                    }
+                    bytes = &mut bytes[used..];
+                }
+            }
+        };
+        if matches!(self.phase, Phase::Closing { .. }) {
+            // Our close frame was the last one.
+        } else if blocked {
+            self.pong = if pongs.is_empty() { self.pong.take() } else { Some(pongs.into()) };
+        } else {
+            if !pongs.is_empty() {
+                self.link.push(pongs.into());
+            }
+            // What answers earlier messages goes before the close frame that answers the last one.
+            if end.is_some()
+                && let Read::Batch(frames) = out.read(config.batch_bytes)
+            {
+                self.link.push_all(frames);
+            }
+        }
+        match end {
+            None => {}
+            Some(Ok(())) => self.client_closes(),
+            Some(Err(close)) => self.refuse(close),
+        }
+    }
+
+    /// Queues the last frame; the peer's answer is waited for where it can give one.
+    fn close(&mut self, close: Close) {
+        let until = if self.reader.is_some() { Until::Answered } else { Until::Written };
+        self.close_with(close, Closed::Bridge(close), until);
+    }
+
+    /// What the peer sent cannot be read any further.
+    fn refuse(&mut self, close: Close) {
+        match self.phase {
+            Phase::Closing { closed, .. } => self.phase = Phase::Closing { closed, until: Until::Hung },
+            Phase::Open | Phase::Draining { .. } => self.close_with(close, Closed::Bridge(close), Until::Hung),
+        }
+    }
+
+    /// The peer's close frame: the answer to ours, or the first.
+    fn client_closes(&mut self) {
+        match self.phase {
+            Phase::Closing { closed, .. } => self.phase = Phase::Closing { closed, until: Until::Written },
+            Phase::Open | Phase::Draining { .. } => self.close_with(Close::Normal, Closed::Client, Until::Written),
+        }
+    }
+
+    fn close_with(&mut self, close: Close, closed: Closed, until: Until) {
+        if self.reader.is_some() {
+            self.link.push(close_frame(close));
+        }
+        self.phase = Phase::Closing { closed, until };
+    }
+
+    /// The connection ended: while closing that is what was waited for.
+    fn hung_up(&self) -> Closed {
+        match self.phase {
+            Phase::Closing { closed, .. } => closed,
+            Phase::Open | Phase::Draining { .. } => Closed::Gone,
+        }
+    }
+
+    /// The nearest moment at which something is due.
+    fn deadline(&self, config: &Config) -> Instant {
+        let stall = self.link.blocked_since().map(|since| since + config.write_stall);
+        let idle = self.reader.as_ref().map(|_| self.heard + config.peer_idle);
+        let usual = match self.phase {
+            Phase::Open => idle.map_or(Some(self.next_ping), |idle| Some(idle.min(self.next_ping))),
+            Phase::Draining { at } => Some(at.min(self.next_ping)),
+            Phase::Closing { .. } => self.patience,
+        };
+        // Neither is known just after a close frame was queued; the next turn of sending finds out which it will be.
+        [stall, usual].into_iter().flatten().min().unwrap_or_else(|| Instant::now() + config.close_wait)
+    }
+
+    /// Does what is due.
+    fn tick<O: Outbound>(&mut self, out: &mut O, config: &Config) -> ControlFlow<Closed> {
+        let now = Instant::now();
+        if self.link.blocked_since().is_some_and(|since| now >= since + config.write_stall) {
+            return ControlFlow::Break(self.stalled());
+        }
+        match self.phase {
+            Phase::Closing { closed, .. } => {
+                if self.patience.is_some_and(|until| now >= until) {
+                    return ControlFlow::Break(closed);
+                }
+            }
+            Phase::Draining { at } if now >= at => self.close(Close::Draining),
+            Phase::Open | Phase::Draining { .. } => {
+                if self.reader.is_some() && now >= self.heard + config.peer_idle {
+                    self.close(Close::Idle);
+                } else if now >= self.next_ping {
+                    self.next_ping = now + config.ping;
+                    self.ping(out);
+                }
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// A sign of life, unless the kernel is full of what the peer does not read.
+    fn ping<O: Outbound>(&mut self, out: &mut O) {
+        if self.link.blocked_since().is_some() {
+            return;
+        }
+        let heartbeat = out.heartbeat();
+        let mut frame = Vec::new();
+        match (&self.reader, &heartbeat) {
+            (Some(_), _) => websocket::ping(&mut frame),
+            (None, Some(_)) => {}
+            (None, None) => sse::comment(&mut frame, ""),
+        }
+        if !frame.is_empty() {
+            self.link.push(frame.into());
+        }
+        if let Some(heartbeat) = heartbeat {
+            self.link.push(heartbeat);
+        }
+    }
+
+    /// A write has moved nothing for too long.
+    fn stalled(&mut self) -> Closed {
+        if let Phase::Closing { closed, .. } = self.phase {
+            return closed;
+        }
+        if self.reader.is_some() {
+            self.link.last_word(&close_frame(Close::SlowConsumer));
+        }
+        Closed::Bridge(Close::SlowConsumer)
+    }
+}
+
+fn close_frame(close: Close) -> Bytes {
+    let mut frame = Vec::new();
+    websocket::close(&mut frame, close);
+    frame.into()
+}
+
+/// A part of `whole`, drawn anew for each stream.
+fn random_part_of(whole: Duration) -> Duration {
+    // The standard library's hasher is seeded at random for each state: all the randomness that a spread needs.
+    let random = RandomState::new().hash_one(());
+    whole.mul_f64(random as f64 / u64::MAX as f64)
+}
+
+/// Has nothing to say.
+struct Silence;
+
+impl Outbound for Silence {
+    fn read(&mut self, _max_bytes: usize) -> Read {
+        Read::Idle
+    }
+
+    async fn changed(&mut self) {
+        pending().await
+    }
+}

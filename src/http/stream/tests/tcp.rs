@@ -1,0 +1,127 @@
+//! On real loopback sockets, alone and as a process runs them.
+use std::{convert::Infallible, net::Ipv4Addr};
+
+use http_body_util::Empty;
+use hyper::{Request, body::Incoming};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::*;
+use crate::{
+    http::conn::{self, Start},
+    tasks::{self, Stopped, Tasks},
+};
+
+/// A connected pair; the server's side holds few unsent bytes, as `conn` sets it up.
+async fn loopback() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let (client, server) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+    let server = server.unwrap().0;
+    socket2::SockRef::from(&server).set_tcp_notsent_lowat(32 * 1024).unwrap();
+    (client.unwrap(), server)
+}
+
+/// Sends `message` to a client that does not read until the stream is over; gives what the client then finds.
+async fn stalled(message: Bytes) -> (Vec<u8>, std::io::Result<usize>) {
+    let config = Config { write_stall: Duration::from_millis(300), ..Config::default() };
+    let (script, shared) = (Script::default(), shared(config));
+    let (mut client, server) = loopback().await;
+    let stream = start(websocket(script.clone(), socket(Conn::Plain(server), b""), shared));
+    // The two kernels take what they take; the rest blocks.
+    while !stream.is_finished() {
+        if script.0.reads.lock().unwrap().is_empty() {
+            script.put(Read::Batch(vec![message.clone(); 4]));
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(end(stream).await, Closed::Bridge(Close::SlowConsumer));
+    let mut got = Vec::new();
+    let outcome = client.read_to_end(&mut got).await;
+    (got, outcome)
+}
+
+#[tokio::test]
+async fn a_stalled_reader_is_reset_inside_a_frame() {
+    let (_, outcome) = stalled(text(&"x".repeat(32 << 20))).await;
+    assert_eq!(outcome.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset, "the kernel was to forget the rest");
+}
+
+#[tokio::test]
+async fn a_stalled_reader_is_told_only_between_frames() {
+    let (got, outcome) = stalled(text(&"x".repeat(2000))).await;
+    // Whether the kernel has room for the close frame is its business; where the frame comes is ours.
+    if outcome.is_ok() {
+        let whole =
+            got[HEAD.len()..].strip_suffix(b"\x88\x0f\x03\xf5slow consumer").expect("no close frame at the end");
+        assert_eq!(whole.len() % 2004, 0, "the close frame came inside another");
+    }
+}
+
+#[tokio::test]
+async fn a_clients_reset_ends_the_stream() {
+    let (script, shared) = (Script::default(), shared(Config::default()));
+    let (mut client, server) = loopback().await;
+    let stream = start(websocket(script.clone(), socket(Conn::Plain(server), b""), shared));
+    past_head(&mut client).await;
+    client.set_zero_linger().unwrap();
+    drop(client);
+    assert_eq!(end(stream).await, Closed::Gone);
+}
+
+#[tokio::test]
+async fn a_conversation_over_tcp() {
+    let (script, shared) = (Script::default(), shared(Config::default()));
+    let (mut client, server) = loopback().await;
+    let stream = start(websocket(script.clone(), socket(Conn::Plain(server), b""), shared));
+    past_head(&mut client).await;
+    let mut client = frames(client).await;
+    for i in 0..100 {
+        script.text(&i.to_string());
+        client.send(Message::text("noted")).await.unwrap();
+        assert_eq!(next(&mut client).await, Message::text(i.to_string()));
+    }
+    client.close(None).await.unwrap();
+    assert_eq!(close_of(next(&mut client).await), (1000, String::new()));
+    assert!(client.next().await.is_none());
+    assert_eq!(end(stream).await, Closed::Client);
+    assert_eq!(script.0.received.lock().unwrap().len(), 500);
+}
+
+/// Everything together, as a process runs it: accept, handshake, take-back, stream, signal, drain.
+#[tokio::test]
+async fn fifty_sockets_are_drained_by_a_signal() {
+    let tasks = Tasks::new(tasks::Config::default());
+    let config = Config { drain_spread: Duration::from_millis(300), ..Config::default() };
+    let streams = Arc::new(Streams { config, metrics: Metrics::default(), stop: tasks.stop().clone() });
+    let (script, serving) = (Script::default(), streams.clone());
+    let service = tower::service_fn(move |request: Request<Incoming>| {
+        let key = request.headers()["sec-websocket-key"].to_str().unwrap().to_owned();
+        let mut response = websocket_head(&key).map(|()| Empty::<Bytes>::new());
+        let (script, serving) = (script.clone(), serving.clone());
+        response.extensions_mut().insert(Start::new(|socket| websocket(script, socket, serving)));
+        async { Ok::<_, Infallible>(response) }
+    });
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let served = conn::serve(listener, service, conn::Config::default(), conn::Metrics::default(), tasks.clone());
+    tasks.spawn("listener", async { Ok::<_, Infallible>(served.await) });
+    let mut clients = Vec::new();
+    for _ in 0..50 {
+        let stream = TcpStream::connect(addr).await.unwrap();
+        clients.push(tokio_tungstenite::client_async(format!("ws://{addr}/"), stream).await.unwrap().0);
+    }
+    let asked = AtomicUsize::new(0);
+    let stopped = tasks.run_until(async || {
+        // The first signal is there, the second never comes.
+        if asked.fetch_add(1, Ordering::Relaxed) > 0 {
+            std::future::pending().await
+        }
+    });
+    let ends = futures::future::join_all(clients.iter_mut().map(async |client| {
+        assert_eq!(close_of(next(client).await), (1012, "draining".to_owned()));
+        assert!(client.next().await.is_none());
+    }));
+    let (stopped, _) = timeout(BOUND, futures::future::join(stopped, ends)).await.unwrap();
+    assert_eq!(stopped.unwrap(), Stopped::Drained { cut: 0 });
+    let draining = streams.metrics.closed(Transport::WebSocket, Closed::Bridge(Close::Draining));
+    assert_eq!((streams.metrics.opened(Transport::WebSocket), draining), (50, 50));
+}

@@ -1,0 +1,101 @@
+//! `/ws`: the Boilerhouse stream (protocol.md section 2).
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderValue, header};
+use warp::reply::Response;
+
+use super::{
+    asked::Asked,
+    conn::Start,
+    error::{Code, Error},
+    stream::{self, Outbound},
+};
+use crate::{
+    event::lens::{Format, Lens, Types},
+    feed::{Framing, From, Read, Reason, Refused, Subscription},
+};
+
+impl Outbound for Subscription {
+    fn read(&mut self, max_bytes: usize) -> Read {
+        Subscription::read(self, max_bytes)
+    }
+
+    fn changed(&mut self) -> impl Future<Output = ()> + Send {
+        Subscription::changed(self)
+    }
+}
+
+pub(super) async fn ws(asked: Asked) -> Result<Response, Error> {
+    let key = upgrade_key(&asked.headers)?;
+    let parameters = asked.parameters(&["types", "connectionId", "snapshot"])?;
+    let types = match parameters.get("types") {
+        None => Types::all(Format::Boilerhouse),
+        Some(list) => Types::parse(list, Format::Boilerhouse).map_err(|problem| Error::parameter("types", &problem))?,
+    };
+    let from = match parameters.get("snapshot") {
+        None | Some("state") => From::Snapshot(Reason::Connect, [0; 2]),
+        Some("none") => From::Now,
+        Some(_) => return Err(Error::parameter("snapshot", "accepted are state, none")),
+    };
+    let site = asked.site.clone();
+    if site.streams.stop.is_cancelled() {
+        return Err(Error::new(Code::UpstreamUnavailable, "draining: connect again, to another replica")
+            .with(header::RETRY_AFTER, HeaderValue::from_static("1")));
+    }
+    wait_until_ready(&asked, site.config.ready_wait).await?;
+    asked.check_connection(&parameters)?;
+    let lens = Lens { types, ..Lens::all(Format::Boilerhouse) };
+    let lens = site.feed.lens(lens, Framing::WebSocket);
+    let subscription = site.feed.subscribe(lens, from).map_err(|refused| match refused {
+        Refused::NotReady => not_ready(),
+        Refused::Below | Refused::Foreign | Refused::OtherLens => {
+            Error::new(Code::Internal, "the stream could not begin")
+        }
+    })?;
+    let streams = site.streams.clone();
+    let (head, ()) = stream::websocket_head(key).into_parts();
+    let mut response = Response::default();
+    (*response.status_mut(), *response.headers_mut()) = (head.status, head.headers);
+    response.extensions_mut().insert(Start::new(move |socket| stream::websocket(subscription, socket, streams)));
+    Ok(response)
+}
+
+async fn wait_until_ready(asked: &Asked, wait: Duration) -> Result<(), Error> {
+    tokio::time::timeout(wait, asked.site.feed.ready()).await.map_err(|_| not_ready())
+}
+
+fn not_ready() -> Error {
+    Error::not_ready("the first lists of pods and claims are not complete yet: connect again in a moment")
+}
+
+/// `Sec-WebSocket-Key` of a proper upgrade request (RFC 6455, section 4.2.1).
+///
+/// # Errors
+/// 426 that says what is spoken here.
+fn upgrade_key(headers: &HeaderMap) -> Result<&str, Error> {
+    let required = |message: &str| {
+        Error::new(Code::UpgradeRequired, message)
+            .with(header::UPGRADE, HeaderValue::from_static("websocket"))
+            .with(header::CONNECTION, HeaderValue::from_static("Upgrade"))
+            .with(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"))
+    };
+    if !lists(headers, header::CONNECTION, "upgrade") || !lists(headers, header::UPGRADE, "websocket") {
+        return Err(required("this endpoint speaks WebSocket: connect with a WebSocket client"));
+    }
+    if !lists(headers, header::SEC_WEBSOCKET_VERSION, "13") {
+        return Err(required("this endpoint speaks WebSocket version 13"));
+    }
+    let key = headers.get(header::SEC_WEBSOCKET_KEY).and_then(|key| key.to_str().ok()).unwrap_or_default();
+    let nonce = base64::Engine::decode(&base64::prelude::BASE64_STANDARD, key);
+    if nonce.is_ok_and(|nonce| nonce.len() == 16) {
+        Ok(key)
+    } else {
+        Err(Error::new(Code::BadRequest, "Sec-WebSocket-Key must be 16 bytes in base64"))
+    }
+}
+
+fn lists(headers: &HeaderMap, name: header::HeaderName, word: &str) -> bool {
+    let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|list| list.split(',')).any(|item| item.trim().eq_ignore_ascii_case(word))
+}

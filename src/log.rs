@@ -1,0 +1,172 @@
+//! A bounded ring of shared items with positions that never repeat.
+//!
+//! Readers hold positions, not items: however slow one is, it costs nothing here. What it missed is known by
+//! comparing its position with [`Log::first`]. Nothing here knows what an item is, or reads a clock.
+
+use std::{collections::VecDeque, sync::Arc};
+
+/// Positions start here, so that older items can be put in front.
+const ORIGIN: u64 = 1 << 32;
+
+/// What the ring may hold. Whichever bound is reached first evicts the oldest items.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Number of items.
+    pub items: usize,
+    /// Bytes, as charged by whoever pushes.
+    pub bytes: usize,
+    /// Age in milliseconds.
+    pub age_ms: u64,
+}
+
+impl Default for Limits {
+    /// 64 Ki items and 64 MiB for at most 10 minutes: long enough for any reconnect, small enough for any pod.
+    fn default() -> Self {
+        Limits { items: 64 << 10, bytes: 64 << 20, age_ms: 600_000 }
+    }
+}
+
+/// The ring.
+#[derive(Debug)]
+pub struct Log<T> {
+    entries: VecDeque<Entry<T>>,
+    first: u64,
+    bytes: usize,
+    limits: Limits,
+}
+
+#[derive(Debug)]
+struct Entry<T> {
+    item: Arc<T>,
+    bytes: usize,
+    at_ms: u64,
+}
+
+impl<T> Log<T> {
+    /// An empty ring.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Log { entries: VecDeque::new(), first: ORIGIN, bytes: 0, limits }
+    }
+
+    /// Position of the oldest item held; equal to [`Log::end`] when there is none.
+    #[must_use]
+    pub fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// Position that the next item will have.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.first + self.entries.len() as u64
+    }
+
+    /// Bytes held, as charged.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Appends an item that is charged `bytes` and was made at `now_ms`.
+    pub fn push(&mut self, item: Arc<T>, bytes: usize, now_ms: u64) {
+        self.entries.push_back(Entry { item, bytes, at_ms: now_ms });
+        self.bytes += bytes;
+    }
+
+    /// Takes out the oldest item if a limit is exceeded; call until `None`. The newest item always stays.
+    pub fn evict(&mut self, now_ms: u64) -> Option<Arc<T>> {
+        let oldest = self.entries.front()?;
+        let over = self.entries.len() > self.limits.items
+            || self.bytes > self.limits.bytes
+            || now_ms.saturating_sub(oldest.at_ms) > self.limits.age_ms;
+        if !over || self.entries.len() == 1 {
+            return None;
+        }
+        let gone = self.entries.pop_front()?;
+        self.first += 1;
+        self.bytes -= gone.bytes;
+        Some(gone.item)
+    }
+
+    /// Forgets everything; positions go on.
+    pub fn clear(&mut self) {
+        self.first = self.end();
+        self.entries.clear();
+        self.bytes = 0;
+    }
+
+    /// At most `most` items from a position on; `None` when items after the position are gone.
+    #[must_use]
+    pub fn range(&self, from: u64, most: usize) -> Option<impl Iterator<Item = &Arc<T>>> {
+        let skip = usize::try_from(from.checked_sub(self.first)?).ok()?;
+        Some(self.entries.iter().skip(skip).take(most).map(|entry| &entry.item))
+    }
+
+    /// The first position whose item does not satisfy `before`, which holds for a prefix of the ring.
+    #[must_use]
+    pub fn partition_point(&self, mut before: impl FnMut(&T) -> bool) -> u64 {
+        self.first + self.entries.partition_point(|entry| before(&entry.item)) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_reader_knows_what_is_gone() {
+        let mut log = Log::new(Limits { items: 2, bytes: 100, age_ms: 1000 });
+        let start = log.end();
+        for item in 0..3 {
+            log.push(Arc::new(item), 10, 0);
+            while log.evict(0).is_some() {}
+        }
+        assert!(log.range(start, 9).is_none(), "the first item is gone");
+        let rest: Vec<i32> = log.range(start + 1, 9).unwrap().map(|i| **i).collect();
+        assert_eq!(rest, [1, 2]);
+        assert_eq!(log.range(log.end(), 9).unwrap().count(), 0);
+        assert_eq!(log.bytes(), 20);
+    }
+
+    #[test]
+    fn each_limit_evicts() {
+        let full = |limits, now_ms| {
+            let mut log = Log::new(limits);
+            for _ in 0..4 {
+                log.push(Arc::new(()), 10, 0);
+            }
+            std::iter::from_fn(|| log.evict(now_ms)).count()
+        };
+        let wide = Limits { items: 99, bytes: 999, age_ms: 99 };
+        assert_eq!(full(wide, 0), 0);
+        assert_eq!(full(Limits { items: 3, ..wide }, 0), 1);
+        assert_eq!(full(Limits { bytes: 20, ..wide }, 0), 2);
+        assert_eq!(full(wide, 100), 3, "the newest stays");
+    }
+
+    proptest! {
+        #[test]
+        fn positions_are_stable(ops in proptest::collection::vec(0u8..8, 0..200)) {
+            let mut log = Log::new(Limits { items: 7, bytes: 1 << 20, age_ms: 1 << 40 });
+            let origin = log.end();
+            let mut pushed = 0u64;
+            for op in ops {
+                if op == 0 {
+                    log.clear();
+                } else {
+                    log.push(Arc::new(pushed), 1, 0);
+                    pushed += 1;
+                    while log.evict(0).is_some() {}
+                }
+                prop_assert_eq!(log.end(), origin + pushed);
+                for (at, item) in (log.first()..).zip(log.range(log.first(), 99).unwrap()) {
+                    prop_assert_eq!(at, origin + **item);
+                }
+                let middle = (log.first() + log.end()) / 2;
+                prop_assert_eq!(log.partition_point(|item| origin + item < middle), middle);
+            }
+        }
+    }
+}

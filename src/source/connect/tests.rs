@@ -1,0 +1,104 @@
+use std::fs;
+
+use super::*;
+
+const TWO_CONTEXTS: &str = "
+apiVersion: v1
+kind: Config
+current-context: home
+clusters:
+- {name: c, cluster: {server: 'http://127.0.0.1:1'}}
+- {name: p, cluster: {server: 'http://127.0.0.1:1', proxy-url: 'http://127.0.0.1:2'}}
+contexts:
+- {name: home, context: {cluster: c, user: u}}
+- {name: away, context: {cluster: p, user: u}}
+users:
+- {name: u, user: {token: canary-token}}
+";
+
+fn file(text: &str) -> (tempfile::TempDir, Config) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config");
+    fs::write(&path, text).unwrap();
+    (dir, Config { kubeconfig: Some(path), ..Config::default() })
+}
+
+/// The whole chain, as cli prints it.
+fn told(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+#[tokio::test]
+async fn the_current_context_is_the_default() {
+    let (_dir, config) = file(TWO_CONTEXTS);
+    let connection = connect(&config).await.unwrap();
+    assert_eq!(format!("{connection:?}"), "Connection(home, boilerhouse, http://127.0.0.1:1)");
+}
+
+#[tokio::test]
+async fn what_is_missing_is_said_with_what_there_is() {
+    let (_dir, config) = file(TWO_CONTEXTS);
+    let error = connect(&Config { context: Some("prod".into()), ..config.clone() }).await.unwrap_err();
+    assert_eq!(told(&error), "the kubeconfig has no context `prod`; it has `home`, `away`");
+    let error = connect(&Config { context: Some("away".into()), ..config }).await.unwrap_err();
+    assert!(told(&error).contains("`proxy-url`"), "{error}");
+
+    let (_dir, config) = file(&TWO_CONTEXTS.replace("current-context: home", ""));
+    let error = connect(&config).await.unwrap_err();
+    assert_eq!(
+        told(&error),
+        "the kubeconfig names no current context; choose one with --context: it has `home`, `away`"
+    );
+
+    let (_dir, config) = file(&TWO_CONTEXTS.replace("name: c, cluster", "name: d, cluster"));
+    let error = connect(&config).await.unwrap_err();
+    assert!(told(&error).starts_with("the context `home` of the kubeconfig cannot be used: "), "{}", told(&error));
+}
+
+#[tokio::test]
+async fn a_file_that_is_named_must_be_there_and_be_one() {
+    let (dir, config) = file("{nonsense");
+    assert!(matches!(connect(&config).await, Err(Error::Read { .. })));
+    let config = Config { kubeconfig: Some(dir.path().join("none")), ..config };
+    let error = connect(&config).await.unwrap_err();
+    assert!(told(&error).contains("none"), "{}", told(&error));
+}
+
+#[tokio::test]
+async fn broken_credentials_are_said_without_them() {
+    let plugin = "exec: {apiVersion: client.authentication.k8s.io/v1, command: sh, interactiveMode: Never, \
+                  args: ['-c', 'echo canary-token; exit 3']}";
+    let (_dir, config) = file(&TWO_CONTEXTS.replace("token: canary-token", plugin));
+    let error = connect(&config).await.unwrap_err();
+    let told = told(&error);
+    assert!(told.contains("credential plugin") && told.contains("exit status: 3"), "{told}");
+    assert!(!format!("{told} {error:?}").contains("canary"), "{error:?}");
+}
+
+#[test]
+fn places_follow_kubectl() {
+    let path = PathBuf::from;
+    let home = || Some(path("/home/a"));
+    assert_eq!(places(Some(Path::new("/x")), Some("/y".into()), home()), [path("/x")]);
+    assert_eq!(places(None, Some("/y:/z:".into()), home()), [path("/y"), path("/z")]);
+    assert_eq!(places(None, Some("".into()), home()), [path("/home/a/.kube/config")]);
+    assert_eq!(places(None, None, home()), [path("/home/a/.kube/config")]);
+    assert_eq!(places(None, None, None), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn files_of_the_variable_may_be_missing_and_are_merged() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, none) = (dir.path().join("one"), dir.path().join("none"));
+    fs::write(&one, TWO_CONTEXTS).unwrap();
+    let kubeconfig = read(&[none.clone(), one], false).unwrap().unwrap();
+    assert_eq!(context(&kubeconfig, None).unwrap(), "home");
+    assert!(read(std::slice::from_ref(&none), false).unwrap().is_none());
+    assert!(matches!(read(&[none], true), Err(Error::Read { .. })));
+}

@@ -1,0 +1,176 @@
+//! The hub: one list-and-watch a resource, shared by everybody who listens, into one feed's Writer.
+//!
+//! Owes the Writer the changes, each once and in order, and the truth about itself: connecting, live, down since.
+//! It retries for ever and never ends. It must not know who reads the feed. kube-runtime's watcher is not used here:
+//! it hides the list's version and bookmarks, which are what cursors are made of.
+
+mod follow;
+mod lines;
+mod metrics;
+mod request;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    convert::Infallible,
+    hash::{BuildHasher, RandomState},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use kube::Client;
+use tokio::time::{Instant, sleep};
+
+pub use self::metrics::Metrics;
+use self::{follow::Follower, request::Api};
+use super::project::{ClaimRow, PodRow};
+use super::trouble::Trouble;
+use crate::{
+    event::{Kind, Rv, View},
+    feed::{Health, Writer},
+};
+
+/// What to watch, and the hub's bounds.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The namespace: nothing outside it is ever asked for, but its own Namespace object.
+    pub namespace: Arc<str>,
+    /// The API server's URL, for messages only.
+    pub server: Arc<str>,
+    /// Objects in one page of a list. kubectl's and client-go's number: a page of Pods is then about 7 MB.
+    pub page_objects: u32,
+    /// Bytes of one page; a longer one is unreadable. Nine times what 500 Pods of 14 KB take.
+    pub page_bytes: usize,
+    /// Objects in one list, so that a server whose pages never end cannot fill the memory.
+    pub list_objects: usize,
+    /// How long one page of a list, or the Namespace, may take from first to last byte.
+    pub page_timeout: Duration,
+    /// How long a watch may take to start. An API server answers at once; 15 s is a slow day behind a load balancer.
+    pub start_timeout: Duration,
+    /// What watches ask for as `timeoutSeconds`: whole seconds, more than the 12 below which no bookmark is sent.
+    pub watch_time: Duration,
+    /// How much longer than that a watch may live before its connection counts as dead.
+    pub watch_grace: Duration,
+    /// Bytes of one line of a watch. etcd's own limit for an object is 1.5 MiB; a MODIFIED holds one.
+    pub line_bytes: usize,
+    /// Silence of a watch after which one `LIST limit=1` asks whether the API server is there.
+    pub silence: Duration,
+    /// How long that may take.
+    pub probe_timeout: Duration,
+    /// Silence after which a watch taken up again has delivered what had been missed: the API server sends that at once.
+    pub settle: Duration,
+    /// A watch that ends sooner, without a change, has failed: something ends it as soon as it starts.
+    pub short_watch: Duration,
+    /// The first pause between tries.
+    pub backoff_min: Duration,
+    /// The longest pause between tries. Short, because clients are told that the upstream is down while it lasts.
+    pub backoff_max: Duration,
+    /// The longest pause that `Retry-After` may ask for.
+    pub retry_after_max: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            namespace: "boilerhouse".into(),
+            server: "the API server".into(),
+            page_objects: 500,
+            page_bytes: 64 << 20,
+            list_objects: 500_000,
+            page_timeout: Duration::from_secs(30),
+            start_timeout: Duration::from_secs(15),
+            watch_time: Duration::from_secs(30),
+            watch_grace: Duration::from_secs(5),
+            line_bytes: 4 << 20,
+            silence: Duration::from_secs(15),
+            probe_timeout: Duration::from_secs(5),
+            settle: Duration::from_secs(1),
+            short_watch: Duration::from_secs(1),
+            backoff_min: Duration::from_millis(100),
+            backoff_max: Duration::from_secs(1),
+            retry_after_max: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Keeps the feed true to the cluster until it is dropped. Trouble is logged once a change, told to the feed as health,
+/// and counted; it never ends this future.
+pub async fn run(client: Client, config: Config, mut writer: Writer, metrics: Arc<Metrics>) -> Infallible {
+    let out = Mutex::new(move |fact: Fact| match fact {
+        Fact::Home(uid) => writer.home(&uid),
+        Fact::Replace(kind, views, rv) => writer.replace(kind, views, rv),
+        Fact::Upsert(view) => writer.upsert(view),
+        Fact::Remove(view) => writer.remove(view.kind(), view.name(), view.uid(), view.rv()),
+        Fact::Bookmark(kind, rv) => writer.bookmark(kind, rv),
+        Fact::Health(kind, health) => writer.health(kind, health),
+    });
+    follow_both(&client, &config, &metrics, &out).await
+}
+
+/// One call of the Writer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Fact {
+    Home(String),
+    Replace(Kind, Vec<View>, Rv),
+    Upsert(View),
+    /// As it was told last, but for its version, which is the deletion's.
+    Remove(View),
+    Bookmark(Kind, Rv),
+    Health(Kind, Health),
+}
+
+/// Where facts go. Both resources are followed within one task, so the lock is never waited for.
+type Out<'a> = &'a Mutex<dyn FnMut(Fact) + Send + 'a>;
+
+fn tell(out: Out<'_>, fact: Fact) {
+    (out.lock().unwrap_or_else(PoisonError::into_inner))(fact);
+}
+
+async fn follow_both(client: &Client, config: &Config, metrics: &Metrics, out: Out<'_>) -> Infallible {
+    let pods = Api::<PodRow>::new(client, config, metrics);
+    let claims = Api::<ClaimRow>::new(client, config, metrics);
+    find_home(&pods, config, out).await;
+    let (never, _) = tokio::join!(Follower::new(&pods, out).run(), Follower::new(&claims, out).run());
+    never
+}
+
+/// Until the Namespace has said its uid there are no cursors, so nothing else is asked for.
+async fn find_home(api: &Api<'_, PodRow>, config: &Config, out: Out<'_>) {
+    let since = Instant::now();
+    let mut told: Option<Trouble> = None;
+    for tries in 1_u32.. {
+        let trouble = match api.home().await {
+            Ok(uid) => return tell(out, Fact::Home(uid)),
+            Err(trouble) => trouble,
+        };
+        if told.as_ref() != Some(&trouble) {
+            tracing::warn!(resource = "namespaces", namespace = &*config.namespace, "{trouble}");
+            for kind in Kind::ALL {
+                tell(out, Fact::Health(kind, Health::Down { since, reason: trouble.brief().into() }));
+            }
+            told = Some(trouble.clone());
+        }
+        pause(config, tries, &trouble).await;
+    }
+}
+
+async fn pause(config: &Config, tries: u32, trouble: &Trouble) {
+    let random = RandomState::new().hash_one(tries);
+    sleep(config.pause(tries, trouble, random)).await;
+}
+
+impl Config {
+    /// How long to wait after the `tries`th failure in a row: doubling up to the cap and jittered down to its half, so that
+    /// replicas do not come back all at once; longer where the API server asks for it.
+    fn pause(&self, tries: u32, trouble: &Trouble, random: u64) -> Duration {
+        let doubled = self.backoff_min.saturating_mul(1_u32.checked_shl(tries.saturating_sub(1)).unwrap_or(u32::MAX));
+        let capped = doubled.min(self.backoff_max);
+        // 16 bits are plenty for a jitter.
+        let share = f64::from(u16::try_from(random >> 48).unwrap_or(0)) / f64::from(u16::MAX);
+        let jittered = capped.mul_f64(0.5 + share / 2.0);
+        match trouble {
+            Trouble::Busy { retry_after: Some(asked), .. } => jittered.max((*asked).min(self.retry_after_max)),
+            _ => jittered,
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! Lines out of chunks: what a watch sends, one JSON object a line.
+
+use bytes::BytesMut;
+
+/// Splits at newlines, holding back what is not yet complete.
+#[derive(Debug)]
+pub(super) struct Lines {
+    rest: BytesMut,
+    /// How much of `rest` is known to hold no newline: no byte is looked at twice.
+    searched: usize,
+    limit: usize,
+}
+
+/// A line longer than its limit.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct TooLong;
+
+impl Lines {
+    /// Holds at most `limit` bytes back, besides one chunk.
+    pub(super) fn new(limit: usize) -> Lines {
+        Lines { rest: BytesMut::new(), searched: 0, limit }
+    }
+
+    pub(super) fn push(&mut self, chunk: &[u8]) {
+        self.rest.extend_from_slice(chunk);
+    }
+
+    /// The next complete line that is not empty, without its newline.
+    ///
+    /// # Errors
+    /// When a line is longer than the limit; what follows cannot be made sense of.
+    pub(super) fn next(&mut self) -> Result<Option<BytesMut>, TooLong> {
+        while let Some(at) = memchr::memchr(b'\n', &self.rest[self.searched..]) {
+            let mut line = self.rest.split_to(self.searched + at + 1);
+            self.searched = 0;
+            line.truncate(line.len() - 1);
+            if line.len() > self.limit {
+                return Err(TooLong);
+            }
+            if !line.is_empty() {
+                return Ok(Some(line));
+            }
+        }
+        self.searched = self.rest.len();
+        if self.searched > self.limit { Err(TooLong) } else { Ok(None) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn chunks_do_not_matter(text in "[ab\n]{0,60}", cuts in prop::collection::vec(0_usize..60, 0..8)) {
+            let mut cuts: Vec<usize> = cuts.into_iter().filter(|cut| *cut <= text.len()).collect();
+            cuts.extend([0, text.len()]);
+            cuts.sort_unstable();
+            let mut lines = Lines::new(100);
+            let mut got = Vec::new();
+            for pair in cuts.windows(2) {
+                lines.push(&text.as_bytes()[pair[0]..pair[1]]);
+                while let Some(line) = lines.next().unwrap() {
+                    got.push(String::from_utf8(line.to_vec()).unwrap());
+                }
+            }
+            let complete = text.rfind('\n').map_or("", |end| &text[..end]);
+            let want: Vec<String> = complete.split('\n').filter(|line| !line.is_empty()).map(str::to_owned).collect();
+            prop_assert_eq!(got, want);
+        }
+    }
+
+    #[test]
+    fn a_line_has_a_limit() {
+        let mut lines = Lines::new(4);
+        lines.push(b"1234\n12345");
+        assert_eq!(lines.next().unwrap().unwrap(), "1234");
+        assert_eq!(lines.next(), Err(TooLong));
+        let mut lines = Lines::new(4);
+        lines.push(b"12345\n");
+        assert_eq!(lines.next(), Err(TooLong));
+    }
+}

@@ -1,0 +1,120 @@
+//! What the hub counts, and how old its last byte is.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+use tokio::time::Instant;
+
+use crate::event::Kind;
+
+/// Counters and gauges of the hub, each by resource.
+#[derive(Debug)]
+pub struct Metrics {
+    pub(super) lists: Family<Resource, Counter>,
+    pub(super) watches: Family<Resource, Counter>,
+    pub(super) restarts: Family<Restart, Counter>,
+    pub(super) unreadable: Family<Resource, Counter>,
+    pub(super) odd: Family<Odd, Counter>,
+    pub(super) stale: Family<Resource, Counter>,
+    pub(super) probes: Family<Resource, Counter>,
+    pub(super) live: Family<Resource, Gauge>,
+    start: Instant,
+    /// Milliseconds from `start` to the last byte.
+    heard: [AtomicU64; 2],
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct Resource {
+    pub(super) resource: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct Restart {
+    pub(super) resource: &'static str,
+    pub(super) reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct Odd {
+    pub(super) resource: &'static str,
+    pub(super) field: &'static str,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Metrics {
+            lists: Family::default(),
+            watches: Family::default(),
+            restarts: Family::default(),
+            unreadable: Family::default(),
+            odd: Family::default(),
+            stale: Family::default(),
+            probes: Family::default(),
+            live: Family::default(),
+            start: Instant::now(),
+            heard: [AtomicU64::new(0), AtomicU64::new(0)],
+        }
+    }
+}
+
+impl Metrics {
+    /// How long ago the last byte about a resource came; since the start where none has come yet.
+    #[must_use]
+    pub fn age(&self, kind: Kind) -> Duration {
+        let heard = Duration::from_millis(self.heard[kind as usize].load(Ordering::Relaxed));
+        self.start.elapsed().saturating_sub(heard)
+    }
+
+    /// Names them in a registry, whose prefix the caller has set.
+    pub fn register(self: &Arc<Self>, registry: &mut Registry) {
+        registry.register("upstream_lists", "Pages of lists read", self.lists.clone());
+        registry.register("upstream_watches", "Watches started", self.watches.clone());
+        registry.register("upstream_restarts", "Ends of watches and failed requests, by reason", self.restarts.clone());
+        registry.register("upstream_unreadable", "Answers that could not be parsed", self.unreadable.clone());
+        registry.register("upstream_odd_fields", "Fields left out because of their type", self.odd.clone());
+        registry.register(
+            "upstream_stale_lines",
+            "Watch lines at or below a known version, skipped",
+            self.stale.clone(),
+        );
+        registry.register("upstream_probes", "Lists of one object sent into silence", self.probes.clone());
+        registry.register("upstream_live", "Whether the resource is watched without a gap", self.live.clone());
+        registry.register_collector(Box::new(Age(self.clone())));
+    }
+
+    pub(super) fn heard(&self, kind: Kind, at: Instant) {
+        let since_start = at.saturating_duration_since(self.start).as_millis();
+        self.heard[kind as usize].store(u64::try_from(since_start).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
+
+/// Reads the age when it is asked for.
+#[derive(Debug)]
+struct Age(Arc<Metrics>);
+
+impl Collector for Age {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let ages = Family::<Resource, Gauge<f64, AtomicU64>>::default();
+        for kind in Kind::ALL {
+            ages.get_or_create(&Resource { resource: kind.resource() }).set(self.0.age(kind).as_secs_f64());
+        }
+        let metric = encoder.encode_descriptor(
+            "upstream_last_byte_age_seconds",
+            "Time since the last byte about a resource came",
+            None,
+            ages.metric_type(),
+        )?;
+        ages.encode(metric)
+    }
+}

@@ -1,0 +1,319 @@
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+
+fn pod() -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": "web-1", "namespace": "bh", "uid": "u-1", "resourceVersion": "41",
+            "creationTimestamp": "2026-01-02T03:04:05Z", "generation": 1,
+            "labels": {
+                "boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": "web",
+                "boilerhouse.dev/tenant": "alice", "boilerhouse.dev/pool-status": "ready"
+            },
+            "managedFields": [{"manager": "kubelet", "fieldsV1": {"f:status": {}}}]
+        },
+        "spec": {"containers": [{"name": "c", "image": "i"}]},
+        "status": {"phase": "Running", "podIP": "10.0.0.7", "conditions": [{"type": "Ready", "status": "True"}]}
+    })
+}
+
+fn claim() -> Value {
+    json!({
+        "apiVersion": "boilerhouse.dev/v1alpha1", "kind": "BoilerhouseClaim",
+        "metadata": {
+            "name": "alice-web", "uid": "u-2", "resourceVersion": "42",
+            "creationTimestamp": "2026-01-02T03:04:05Z", "labels": {"team": "a"},
+            "annotations": {"boilerhouse.dev/last-activity": "2026-01-02T04:00:00Z", "other": "x"}
+        },
+        "spec": {"tenantId": "alice", "workloadRef": "web", "resume": true},
+        "status": {
+            "phase": "Active", "instanceId": "web-1", "endpoint": {"host": "10.0.0.7", "port": 8080},
+            "source": "pool", "claimedAt": "2026-01-02T03:05:00Z", "detail": "fine"
+        }
+    })
+}
+
+fn seen<T: Row>(object: &Value) -> Seen {
+    serde_json::from_str::<T>(&object.to_string()).unwrap().into_seen()
+}
+
+/// Every field of a view under its own name, labels apart, with what `Serialize` leaves out.
+fn flat(view: &View) -> Vec<(&'static str, String)> {
+    let text = |v: &Option<String>| format!("{v:?}");
+    match view {
+        View::Instance(i) => vec![
+            ("name", i.name.clone()),
+            ("uid", i.uid.clone()),
+            ("rv", i.rv.to_string()),
+            ("phase", i.phase.clone()),
+            ("workload", text(&i.workload_ref)),
+            ("tenant", text(&i.tenant_id)),
+            ("pool", text(&i.pool_status)),
+            ("ip", text(&i.ip)),
+            ("created", i.created_at.clone()),
+            ("managed", text(&i.labels.get("boilerhouse.dev/managed").cloned())),
+        ],
+        View::Claim(c) => vec![
+            ("name", c.name.clone()),
+            ("uid", c.uid.clone()),
+            ("rv", c.rv.to_string()),
+            ("tenant", c.tenant_id.clone()),
+            ("workload", c.workload_ref.clone()),
+            ("phase", c.phase.clone()),
+            ("instance", text(&c.instance_id)),
+            ("endpoint", format!("{:?}", c.endpoint)),
+            ("source", text(&c.source)),
+            ("claimed", text(&c.claimed_at)),
+            ("detail", text(&c.detail)),
+            ("labels", format!("{:?}", c.labels)),
+            ("activity", text(&c.last_activity)),
+        ],
+    }
+}
+
+/// JSON pointer, the view's fields that it decides, the name under which it is counted.
+type Spot = (&'static str, &'static [&'static str], Option<&'static str>);
+
+const POD_SPOTS: &[Spot] = &[
+    ("/metadata/creationTimestamp", &["created"], Some("metadata.creationTimestamp")),
+    ("/metadata/labels", &["workload", "tenant", "pool", "managed"], Some("metadata.labels")),
+    ("/metadata/labels/boilerhouse.dev~1workload", &["workload"], Some("metadata.labels")),
+    ("/metadata/labels/boilerhouse.dev~1tenant", &["tenant"], Some("metadata.labels")),
+    ("/metadata/labels/boilerhouse.dev~1pool-status", &["pool"], Some("metadata.labels")),
+    ("/metadata/labels/boilerhouse.dev~1managed", &["managed"], Some("metadata.labels")),
+    ("/metadata/managedFields", &[], None),
+    ("/metadata/namespace", &[], None),
+    ("/kind", &[], None),
+    ("/spec", &[], None),
+    ("/status", &["phase", "ip"], Some("status")),
+    ("/status/phase", &["phase"], Some("status.phase")),
+    ("/status/podIP", &["ip"], Some("status.podIP")),
+    ("/status/conditions", &[], None),
+];
+
+const CLAIM_SPOTS: &[Spot] = &[
+    ("/metadata/labels", &["labels"], Some("metadata.labels")),
+    ("/metadata/annotations", &["activity"], Some("metadata.annotations")),
+    ("/metadata/annotations/boilerhouse.dev~1last-activity", &["activity"], Some("metadata.annotations")),
+    ("/metadata/annotations/other", &[], None),
+    ("/spec", &["tenant", "workload"], Some("spec")),
+    ("/spec/tenantId", &["tenant"], Some("spec.tenantId")),
+    ("/spec/workloadRef", &["workload"], Some("spec.workloadRef")),
+    ("/spec/resume", &[], None),
+    ("/status", &["phase", "instance", "endpoint", "source", "claimed", "detail"], Some("status")),
+    ("/status/phase", &["phase"], Some("status.phase")),
+    ("/status/instanceId", &["instance"], Some("status.instanceId")),
+    ("/status/endpoint", &["endpoint"], Some("status.endpoint")),
+    ("/status/endpoint/host", &["endpoint"], Some("status.endpoint")),
+    ("/status/endpoint/port", &["endpoint"], Some("status.endpoint")),
+    ("/status/source", &["source"], Some("status.source")),
+    ("/status/claimedAt", &["claimed"], Some("status.claimedAt")),
+    ("/status/detail", &["detail"], Some("status.detail")),
+];
+
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<u64>().prop_map(Value::from),
+        any::<f64>().prop_filter("JSON has no NaN", |f| f.is_finite()).prop_map(Value::from),
+        "\\PC{0,12}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 24, 4, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::btree_map("\\PC{0,6}", inner, 0..4).prop_map(|map| map.into_iter().collect()),
+        ]
+    })
+}
+
+fn same_type(a: &Value, b: &Value) -> bool {
+    std::mem::discriminant(a) == std::mem::discriminant(b)
+}
+
+fn replace_one<T: Row>(mut object: Value, spots: &[Spot], at: usize, value: Value) -> Result<(), TestCaseError> {
+    let before = seen::<T>(&object);
+    let (pointer, decides, name) = spots[at % spots.len()];
+    let place = object.pointer_mut(pointer).unwrap();
+    prop_assume!(!same_type(place, &value));
+    *place = value;
+    let after = seen::<T>(&object);
+    prop_assert_eq!(&after.odd, &name.into_iter().collect::<Vec<_>>());
+    for ((field, old), (_, new)) in flat(&before.view).into_iter().zip(flat(&after.view)) {
+        if decides.contains(&field) {
+            prop_assert_ne!(old, new, "{} must not keep its value", field);
+        } else {
+            prop_assert_eq!(old, new, "{} was harmed", field);
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn an_odd_field_of_a_pod_harms_nothing_else(at in any::<usize>(), value in any_json()) {
+        replace_one::<PodRow>(pod(), POD_SPOTS, at, value)?;
+    }
+
+    #[test]
+    fn an_odd_field_of_a_claim_harms_nothing_else(at in any::<usize>(), value in any_json()) {
+        replace_one::<ClaimRow>(claim(), CLAIM_SPOTS, at, value)?;
+    }
+}
+
+#[test]
+fn a_sound_pod() {
+    let Seen { view, odd } = seen::<PodRow>(&pod());
+    assert_eq!(odd, Vec::<&str>::new());
+    let View::Instance(instance) = view else { panic!("a pod is an instance") };
+    assert_eq!(
+        serde_json::to_value(&*instance).unwrap(),
+        json!({
+            "name": "web-1", "uid": "u-1", "phase": "Running", "workloadRef": "web", "tenantId": "alice",
+            "poolStatus": "ready", "ip": "10.0.0.7", "createdAt": "2026-01-02T03:04:05Z",
+            "labels": {
+                "boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": "web",
+                "boilerhouse.dev/tenant": "alice", "boilerhouse.dev/pool-status": "ready"
+            }
+        })
+    );
+    assert_eq!(instance.rv, 41);
+}
+
+#[test]
+fn a_sound_claim() {
+    let Seen { view, odd } = seen::<ClaimRow>(&claim());
+    assert_eq!(odd, Vec::<&str>::new());
+    let View::Claim(claim) = view else { panic!("a claim is a claim") };
+    assert_eq!(
+        serde_json::to_value(&*claim).unwrap(),
+        json!({
+            "name": "alice-web", "uid": "u-2", "tenantId": "alice", "workloadRef": "web", "phase": "Active",
+            "instanceId": "web-1", "endpoint": {"host": "10.0.0.7", "port": 8080}, "source": "pool",
+            "claimedAt": "2026-01-02T03:05:00Z", "detail": "fine", "labels": {"team": "a"}
+        })
+    );
+    assert_eq!((claim.rv, claim.last_activity.as_deref()), (42, Some("2026-01-02T04:00:00Z")));
+}
+
+#[test]
+fn bare_objects_have_their_defaults() {
+    let bare = json!({"metadata": {"name": "n", "uid": "u", "resourceVersion": "1"}});
+    let pod = seen::<PodRow>(&bare);
+    assert_eq!(pod.odd, Vec::<&str>::new());
+    assert_eq!(
+        pod.view,
+        View::Instance(Arc::new(Instance {
+            name: "n".into(),
+            uid: "u".into(),
+            phase: "Unknown".into(),
+            rv: 1,
+            ..Instance::default()
+        }))
+    );
+    let claim = seen::<ClaimRow>(&bare);
+    assert_eq!(claim.odd, Vec::<&str>::new());
+    assert_eq!(
+        claim.view,
+        View::Claim(Arc::new(Claim {
+            name: "n".into(),
+            uid: "u".into(),
+            phase: "Pending".into(),
+            rv: 1,
+            ..Claim::default()
+        }))
+    );
+}
+
+#[test]
+fn empty_strings_are_left_out() {
+    let mut object = pod();
+    object["status"]["phase"] = json!("");
+    object["status"]["podIP"] = json!("");
+    object["metadata"]["labels"]["boilerhouse.dev/tenant"] = json!("");
+    let Seen { view: View::Instance(instance), odd } = seen::<PodRow>(&object) else { panic!("a pod") };
+    assert_eq!((instance.phase.as_str(), &instance.ip, &instance.tenant_id), ("Unknown", &None, &None));
+    assert_eq!(instance.labels["boilerhouse.dev/tenant"], "");
+    assert_eq!(odd, Vec::<&str>::new());
+}
+
+#[test]
+fn times_are_utc_whole_seconds() {
+    for (written, read) in [
+        (json!("2026-01-02T03:04:05Z"), "2026-01-02T03:04:05Z"),
+        (json!("2026-01-02T03:04:05.999Z"), "2026-01-02T03:04:05Z"),
+        (json!("2026-01-02T03:04:05+02:00"), "2026-01-02T01:04:05Z"),
+        (json!("yesterday"), ""),
+        (json!(null), ""),
+        (json!(1_767_323_045), ""),
+    ] {
+        let mut object = pod();
+        object["metadata"]["creationTimestamp"] = written.clone();
+        let Seen { view: View::Instance(instance), odd } = seen::<PodRow>(&object) else { panic!("a pod") };
+        assert_eq!(instance.created_at, read, "{written}");
+        assert_eq!(odd.is_empty(), !read.is_empty(), "{written}");
+    }
+}
+
+#[test]
+fn ports_out_of_range_take_the_endpoint_with_them() {
+    for (port, sound) in [
+        (json!(1), true),
+        (json!(65535), true),
+        (json!(0), false),
+        (json!(65536), false),
+        (json!(-1), false),
+        (json!(80.5), false),
+        (json!("80"), false),
+    ] {
+        let mut object = claim();
+        object["status"]["endpoint"]["port"] = port.clone();
+        let Seen { view: View::Claim(claim), odd } = seen::<ClaimRow>(&object) else { panic!("a claim") };
+        assert_eq!(claim.endpoint.is_some(), sound, "{port}");
+        assert_eq!(odd, if sound { vec![] } else { vec!["status.endpoint"] }, "{port}");
+    }
+    let mut object = claim();
+    object["status"]["endpoint"] = json!({});
+    assert_eq!(seen::<ClaimRow>(&object).odd, ["status.endpoint"]);
+}
+
+#[test]
+fn unknown_phases_and_sources_pass() {
+    let mut object = claim();
+    object["status"]["phase"] = json!("Hibernating");
+    object["status"]["source"] = json!("moon");
+    let Seen { view: View::Claim(claim), .. } = seen::<ClaimRow>(&object) else { panic!("a claim") };
+    assert_eq!((claim.phase.as_str(), claim.source.as_deref()), ("Hibernating", Some("moon")));
+}
+
+#[test]
+fn without_an_identity_there_is_no_row() {
+    for pointer in ["name", "uid", "resourceVersion"] {
+        for value in [json!(null), json!(7), json!({})] {
+            let mut object = pod();
+            object["metadata"][pointer] = value;
+            assert!(serde_json::from_value::<PodRow>(object).is_err(), "{pointer}");
+        }
+    }
+    for version in ["", "x", "-1", "1.5", "18446744073709551616"] {
+        let mut object = pod();
+        object["metadata"]["resourceVersion"] = json!(version);
+        assert!(serde_json::from_value::<PodRow>(object).is_err(), "{version}");
+    }
+}
+
+#[test]
+fn a_row_is_what_kube_runtime_asks_for() {
+    use kube::ResourceExt;
+    let row: ClaimRow = serde_json::from_value(claim()).unwrap();
+    assert_eq!(
+        (row.name_any(), row.uid(), row.resource_version()),
+        ("alice-web".into(), Some("u-2".into()), Some("42".into()))
+    );
+    assert_eq!(ClaimRow::url_path(&(), Some("bh")), "/apis/boilerhouse.dev/v1alpha1/namespaces/bh/boilerhouseclaims");
+    assert_eq!(PodRow::url_path(&(), Some("bh")), "/api/v1/namespaces/bh/pods");
+}

@@ -1,0 +1,73 @@
+use super::*;
+
+fn ask(verb: &'static str, resource: &str) -> Ask {
+    Ask { verb, resource: resource.into(), namespace: "bh".into(), server: "https://10.0.0.1:6443".into() }
+}
+
+fn answer(code: u16, body: &str, ask: &Ask) -> Trouble {
+    Trouble::answered(StatusCode::from_u16(code).unwrap(), &HeaderMap::new(), body.as_bytes(), ask)
+}
+
+#[test]
+fn answers_say_what_to_do() {
+    let pods = ask("watch", "pods");
+    assert_eq!(
+        answer(403, "{}", &pods).to_string(),
+        "not allowed to watch pods in namespace bh: grant it to this account, then check with \
+         `kubectl auth can-i watch pods -n bh`"
+    );
+    let claims = ask("list", "boilerhouseclaims.boilerhouse.dev");
+    assert!(answer(404, "404 page not found", &claims).to_string().contains("boilerhouse-bridge crd | kubectl apply"));
+    assert_eq!(answer(404, "{}", &ask("get", "namespaces")), Trouble::NoNamespace("bh".into()));
+    assert!(answer(401, "", &pods).to_string().contains("https://10.0.0.1:6443"));
+    assert_eq!(answer(410, "", &pods), Trouble::Expired);
+}
+
+#[test]
+fn unexpected_bodies_are_no_obstacle() {
+    for body in ["", "<html>", "{\"message\":7}", "null", "{\"message\":\"boom\",\"details\":null}"] {
+        assert!(matches!(answer(500, body, &ask("list", "pods")), Trouble::Answered { code: 500, .. }), "{body}");
+    }
+    let Trouble::Answered { message, .. } =
+        answer(500, &format!("{{\"message\":\"{}\"}}", "ä".repeat(1000)), &ask("list", "pods"))
+    else {
+        panic!("an error answer")
+    };
+    assert!(message.len() <= MAX_MESSAGE + 2);
+}
+
+#[test]
+fn patience_is_read_from_header_or_body() {
+    let pods = ask("list", "pods");
+    let busy = |code, seconds: Option<u64>| Trouble::Busy { code, retry_after: seconds.map(Duration::from_secs) };
+    assert_eq!(answer(429, "", &pods), busy(429, None));
+    assert_eq!(answer(429, r#"{"details":{"retryAfterSeconds":3}}"#, &pods), busy(429, Some(3)));
+    let headers = HeaderMap::from_iter([(RETRY_AFTER, "7".parse().unwrap())]);
+    for code in [429, 503, 409] {
+        let status = StatusCode::from_u16(code).unwrap();
+        assert_eq!(Trouble::answered(status, &headers, b"", &pods), busy(code, Some(7)));
+    }
+}
+
+#[test]
+fn causes_are_found_however_deep() {
+    let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+    let nested = kube::Error::Service(Box::new(io::Error::other(kube::Error::ReadEvents(refused))));
+    // io::Error::other hides its own layer, not the one below.
+    assert_eq!(Trouble::of(&nested, &ask("list", "pods")), Trouble::Refused { server: "https://10.0.0.1:6443".into() });
+    let tls = io::Error::new(io::ErrorKind::InvalidData, rustls::Error::DecryptError);
+    assert!(matches!(Trouble::of(&kube::Error::ReadEvents(tls), &ask("list", "pods")), Trouble::Tls { .. }));
+}
+
+#[test]
+fn nothing_for_listeners_names_an_address() {
+    let server: Arc<str> = "https://10.0.0.1:6443".into();
+    for trouble in [
+        Trouble::Refused { server: server.clone() },
+        Trouble::Unreachable { server: server.clone(), detail: "x".into() },
+        Trouble::Unauthorized { server },
+        Trouble::Forbidden(ask("list", "pods")),
+    ] {
+        assert!(!trouble.brief().contains("10.0.0.1"));
+    }
+}

@@ -1,0 +1,130 @@
+//! Server-sent events: the lines of the HTML standard's event stream (section 9.2, "Server-sent events").
+//!
+//! Every function appends one whole block, its blank line included, so that blocks can be shared and joined at will. Whatever
+//! the arguments hold, they cannot end a line early: a field stays one field, a block stays one block.
+
+/// Appends an event: its id, its name where it has one (an event without is what `onmessage` sees), and its data.
+///
+/// A line end in `data` (`\n`, `\r\n` or a lone `\r`, which the standard reads alike) becomes a new `data:` line: the client sees
+/// `\n`. Line ends in `name` and `id` are left out, and so is U+0000, for which a client would ignore the whole id.
+pub fn event(out: &mut Vec<u8>, name: Option<&str>, id: Option<&str>, data: &str) {
+    out.reserve(data.len() + name.map_or(0, str::len) + id.map_or(0, str::len) + 32);
+    if let Some(id) = id {
+        field(out, "id: ", id);
+    }
+    if let Some(name) = name {
+        field(out, "event: ", name);
+    }
+    lines(out, "data: ", data);
+    out.push(b'\n');
+}
+
+/// Appends how long the client shall wait before it reconnects, in milliseconds.
+pub fn retry(out: &mut Vec<u8>, ms: u64) {
+    out.extend_from_slice(format!("retry: {ms}\n\n").as_bytes());
+}
+
+/// Appends a comment, which no client shows to anyone; of use against proxies that end quiet connections.
+pub fn comment(out: &mut Vec<u8>, text: &str) {
+    lines(out, ": ", text);
+    out.push(b'\n');
+}
+
+fn field(out: &mut Vec<u8>, field: &str, value: &str) {
+    out.extend_from_slice(field.as_bytes());
+    out.extend(value.bytes().filter(|byte| !matches!(byte, b'\r' | b'\n' | 0)));
+    out.push(b'\n');
+}
+
+fn lines(out: &mut Vec<u8>, field: &str, text: &str) {
+    let mut rest = Some(text);
+    while let Some(text) = rest {
+        let line = text.split(['\r', '\n']).next().unwrap_or_default();
+        let end = &text[line.len()..];
+        rest = end.strip_prefix("\r\n").or_else(|| end.strip_prefix(['\r', '\n']));
+        out.extend_from_slice(field.as_bytes());
+        out.extend_from_slice(line.as_bytes());
+        out.push(b'\n');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn written(write: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut out = Vec::new();
+        write(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn blocks() {
+        let one = |name, id, data| written(|out| event(out, name, id, data));
+        assert_eq!(one(None, None, "{}"), "data: {}\n\n");
+        assert_eq!(one(Some("matrix-down"), Some("c1"), "{}"), "id: c1\nevent: matrix-down\ndata: {}\n\n");
+        assert_eq!(one(None, None, ""), "data: \n\n");
+        assert_eq!(one(None, None, "a\nb\r\nc\rd\n"), "data: a\ndata: b\ndata: c\ndata: d\ndata: \n\n");
+        assert_eq!(one(None, None, "\n\r"), "data: \ndata: \ndata: \n\n");
+        assert_eq!(one(Some("a\r\nid: x"), Some("1\n\ndata: y\0"), "z"), "id: 1data: y\nevent: aid: x\ndata: z\n\n");
+        assert_eq!(written(|out| retry(out, 1500)), "retry: 1500\n\n");
+        assert_eq!(written(|out| comment(out, "ok")), ": ok\n\n");
+        assert_eq!(written(|out| comment(out, "a\ndata: b")), ": a\n: data: b\n\n");
+    }
+
+    /// What a client makes of a stream, by the standard's section 9.2.6: (type, last event id, data) of each event, and
+    /// the reconnection time.
+    fn parse(stream: &str) -> (Vec<(String, String, String)>, Option<u64>) {
+        let (mut events, mut wait) = (Vec::new(), None);
+        let (mut name, mut id, mut data) = (String::new(), String::new(), String::new());
+        for line in stream.replace("\r\n", "\n").replace('\r', "\n").split('\n') {
+            let (field, value) = line.split_once(':').unwrap_or((line, ""));
+            let value = value.strip_prefix(' ').unwrap_or(value);
+            match field {
+                _ if line.is_empty() => {
+                    if !data.is_empty() {
+                        data.pop();
+                        events.push((name.clone(), id.clone(), data.clone()));
+                    }
+                    name.clear();
+                    data.clear();
+                }
+                "event" => name = value.to_owned(),
+                "id" if !value.contains('\0') => id = value.to_owned(),
+                "data" => data.extend([value, "\n"]),
+                "retry" => wait = value.parse().ok(),
+                _ => {}
+            }
+        }
+        (events, wait)
+    }
+
+    /// Text that is rich in what could break out of a field.
+    fn nasty() -> impl Strategy<Value = String> {
+        let bits = prop::sample::select(vec!["\r", "\n", "\r\n", ":", " ", "data", "id: 9", "\0", "é😀", "{\"a\":1}"]);
+        prop::collection::vec(bits, 0..6).prop_map(|bits| bits.concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_client_reads_what_was_written(
+            name in prop::option::of(nasty()), id in nasty(), data in nasty(), text in nasty(), ms in any::<u64>(),
+        ) {
+            let stream = written(|out| {
+                retry(out, ms);
+                event(out, name.as_deref(), Some(&id), &data);
+                comment(out, &text);
+                event(out, None, None, "after");
+            });
+            let clean = |text: &str| text.replace(['\r', '\n', '\0'], "");
+            let id = clean(&id);
+            let seen = data.replace("\r\n", "\n").replace('\r', "\n");
+            let first = (clean(&name.unwrap_or_default()), id.clone(), seen);
+            prop_assert_eq!(parse(&stream), (vec![first, (String::new(), id, "after".to_owned())], Some(ms)));
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! The server's side of RFC 6455, without I/O: frames to append to a buffer, and [`Reader`] for what clients send.
+//!
+//! Every message written is one frame, unmasked (section 5.1), without extensions. Frames are appended, so that a batch of
+//! messages is one buffer and one write.
+use base64::{Engine, prelude::BASE64_STANDARD};
+use sha1::{Digest, Sha1};
+
+use super::Close;
+
+#[cfg(test)]
+mod oracle;
+mod reader;
+#[cfg(test)]
+mod rules;
+
+pub use reader::{Piece, Reader};
+
+/// A control frame's payload is at most this many bytes (RFC 6455 section 5.5).
+pub const MAX_CONTROL_PAYLOAD: usize = 125;
+
+const FIN: u8 = 0x80;
+const RESERVED_BITS: u8 = 0x70;
+const CONTINUATION: u8 = 0x0;
+const TEXT: u8 = 0x1;
+const BINARY: u8 = 0x2;
+const CLOSE: u8 = 0x8;
+const PING: u8 = 0x9;
+const PONG: u8 = 0xA;
+
+/// `Sec-WebSocket-Accept` for a client's `Sec-WebSocket-Key` (RFC 6455 section 4.2.2, point 5.4).
+///
+/// `key` is the header's value without surrounding white space; whether it is one at all is the handshake's question.
+pub fn accept_key(key: &str) -> String {
+    let digest = Sha1::new().chain_update(key).chain_update("258EAFA5-E914-47DA-95CA-C5AB0DC85B11").finalize();
+    BASE64_STANDARD.encode(digest)
+}
+
+/// Appends a text message.
+pub fn text(out: &mut Vec<u8>, message: &str) {
+    frame(out, TEXT, message.as_bytes());
+}
+
+/// Appends a binary message.
+pub fn binary(out: &mut Vec<u8>, message: &[u8]) {
+    frame(out, BINARY, message);
+}
+
+/// Appends a ping without payload: any byte of the client shows that it is there, so there is nothing to match.
+pub fn ping(out: &mut Vec<u8>) {
+    frame(out, PING, &[]);
+}
+
+/// Appends the answer to a ping. `payload` is what [`Piece::Ping`] held: at most [`MAX_CONTROL_PAYLOAD`] bytes.
+pub fn pong(out: &mut Vec<u8>, payload: &[u8]) {
+    debug_assert!(payload.len() <= MAX_CONTROL_PAYLOAD);
+    frame(out, PONG, payload);
+}
+
+/// Appends a close frame with its code and reason. Nothing may be appended after it (RFC 6455 section 5.5.1).
+pub fn close(out: &mut Vec<u8>, why: Close) {
+    let mut payload = why.code().to_be_bytes().to_vec();
+    payload.extend_from_slice(why.reason().as_bytes());
+    frame(out, CLOSE, &payload);
+}
+
+fn frame(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
+    const LONGEST_HEADER: usize = 10;
+    out.reserve(LONGEST_HEADER + payload.len());
+    out.push(FIN | opcode);
+    match payload.len() {
+        len @ 0..=125 => out.push(len as u8),
+        len @ 126..=0xFFFF => {
+            out.push(126);
+            out.extend_from_slice(&(len as u16).to_be_bytes());
+        }
+        len => {
+            out.push(127);
+            out.extend_from_slice(&(len as u64).to_be_bytes());
+        }
+    }
+    out.extend_from_slice(payload);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accept_key_of_the_rfc() {
+        assert_eq!(accept_key("dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    }
+
+    #[test]
+    fn frames_are_appended_whole_and_unmasked() {
+        let mut out = Vec::new();
+        text(&mut out, "Hello");
+        binary(&mut out, &[0xff]);
+        ping(&mut out);
+        pong(&mut out, b"Hello");
+        close(&mut out, Close::Draining);
+        close(&mut out, Close::Normal);
+        // The first and the fourth are examples of RFC 6455 section 5.7.
+        assert_eq!(out, b"\x81\x05Hello\x82\x01\xff\x89\x00\x8a\x05Hello\x88\x0a\x03\xf4draining\x88\x02\x03\xe8");
+    }
+
+    #[test]
+    fn lengths_take_as_few_bytes_as_they_can() {
+        let heads: [(usize, &[u8]); 6] = [
+            (0, b"\x82\x00"),
+            (125, b"\x82\x7d"),
+            (126, b"\x82\x7e\x00\x7e"),
+            (65_535, b"\x82\x7e\xff\xff"),
+            (65_536, b"\x82\x7f\x00\x00\x00\x00\x00\x01\x00\x00"),
+            (70_000, b"\x82\x7f\x00\x00\x00\x00\x00\x01\x11\x70"),
+        ];
+        for (len, head) in heads {
+            let mut out = Vec::new();
+            binary(&mut out, &vec![7; len]);
+            assert!(out.starts_with(head), "{len}");
+            assert_eq!(out.len(), head.len() + len);
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! A WebSocket listener and a plain HTTP client that sends exactly what it is told to.
+
+use std::{net::SocketAddr, time::Duration};
+
+use futures::{SinkExt, StreamExt};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_tungstenite::{
+    WebSocketStream, client_async,
+    tungstenite::{Message, client::IntoClientRequest, protocol::CloseFrame},
+};
+
+/// How long anything may take that should come at once, on a busy machine.
+pub(crate) const BOUND: Duration = Duration::from_secs(30);
+
+/// A connected WebSocket client.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    socket: WebSocketStream<TcpStream>,
+}
+
+/// An HTTP answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    /// The head's lines after the status line, names in lower case.
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: String,
+}
+
+impl Listener {
+    /// Connects to `path` (with its query).
+    pub(crate) async fn connect(address: SocketAddr, path: &str) -> Listener {
+        let request = format!("ws://{address}{path}").into_client_request().unwrap();
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (socket, _) = timeout(BOUND, client_async(request, stream)).await.expect("no 101 in time").unwrap();
+        Listener { socket }
+    }
+
+    /// The next text message, as it came.
+    pub(crate) async fn text(&mut self) -> String {
+        loop {
+            match timeout(BOUND, self.socket.next()).await.expect("no message in time") {
+                Some(Ok(Message::Text(text))) => return text.to_string(),
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                other => panic!("expected a text message: {other:?}"),
+            }
+        }
+    }
+
+    /// The next message.
+    pub(crate) async fn json(&mut self) -> Value {
+        serde_json::from_str(&self.text().await).unwrap()
+    }
+
+    /// Messages up to and including the first that satisfies `last`.
+    pub(crate) async fn until(&mut self, mut last: impl FnMut(&Value) -> bool) -> Vec<String> {
+        let mut texts = Vec::new();
+        loop {
+            let text = self.text().await;
+            let done = last(&serde_json::from_str(&text).unwrap());
+            texts.push(text);
+            if done {
+                return texts;
+            }
+        }
+    }
+
+    /// Reads on, counting messages, until the server closes; code and reason.
+    pub(crate) async fn closed(&mut self, bound: Duration) -> (usize, Option<(u16, String)>) {
+        let mut messages = 0;
+        let close = timeout(bound, async {
+            loop {
+                match self.socket.next().await {
+                    Some(Ok(Message::Text(_))) => messages += 1,
+                    Some(Ok(Message::Close(Some(CloseFrame { code, reason })))) => {
+                        return Some((u16::from(code), reason.to_string()));
+                    }
+                    Some(Ok(_)) => {}
+                    Some(Err(_)) | None => return None,
+                }
+            }
+        });
+        let close = close.await.expect("still open");
+        (messages, close)
+    }
+
+    /// Sends a text message.
+    pub(crate) async fn send(&mut self, text: String) {
+        // The server may have closed already: what it said is read by the caller.
+        let _ = self.socket.send(Message::text(text)).await;
+    }
+
+    /// The bare stream, with nothing read ahead that matters to the caller.
+    pub(crate) fn into_stream(self) -> TcpStream {
+        self.socket.into_inner()
+    }
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(have, _)| have == name).map(|(_, value)| value.as_str())
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.body))
+    }
+}
+
+/// Sends a request with exactly these headers (`Host` and `Connection: close` are added where they are not named) and
+/// reads the answer until the server closes.
+pub(crate) async fn ask(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+    let named = |name: &str| headers.iter().any(|(have, _)| have.eq_ignore_ascii_case(name));
+    let mut request = format!("{method} {path} HTTP/1.1\r\n");
+    if !named("host") {
+        request += &format!("Host: {address}\r\n");
+    }
+    if !named("connection") {
+        request += "Connection: close\r\n";
+    }
+    for (name, value) in headers {
+        request += &format!("{name}: {value}\r\n");
+    }
+    request += "\r\n";
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut bytes = Vec::new();
+    timeout(BOUND, stream.read_to_end(&mut bytes)).await.expect("no end of the answer").unwrap();
+    parse(&String::from_utf8(bytes).unwrap())
+}
+
+/// A GET like curl's.
+pub(crate) async fn get(address: SocketAddr, path: &str) -> Answer {
+    ask(address, "GET", path, &[]).await
+}
+
+/// Reads an answer's text. Bodies of known length or to the end; nothing here is chunked.
+pub(crate) fn parse(text: &str) -> Answer {
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no head: {text:?}"));
+    let mut lines = head.split("\r\n");
+    let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    let headers = lines.map(|line| line.split_once(':').unwrap());
+    let headers = headers.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned())).collect();
+    Answer { status, headers, body: body.to_owned() }
+}
