@@ -1,12 +1,18 @@
 //! What Kubernetes does, as functions that run against any API server: [`BEHAVIOURS`].
 //!
-//! Run against the simulator here (with paused time) and against the real kube-apiserver elsewhere, so that the two
-//! cannot drift apart. Each behaviour has a namespace of its own, and says what is true on both. A pod is never
+//! Run against the simulator (with paused time) and against the real kube-apiserver, so that the two cannot drift
+//! apart. Each behaviour has a namespace of its own, and says what is true on both. A pod is never
 //! scheduled: whoever wants it to live patches its status. The watch history of the server must not reach back to
 //! version 1: a real one is to be restarted once after its first writes.
 
-use futures::future::BoxFuture;
+use std::panic::AssertUnwindSafe;
+
+use boilerhouse_bridge::sim::{Sim, SimConfig};
+use futures::FutureExt;
+use futures::future::{BoxFuture, join_all};
 use kube::Client;
+
+use crate::support::plane::ControlPlane;
 
 mod lists;
 mod objects;
@@ -55,7 +61,6 @@ pub(crate) const BEHAVIOURS: &[(&str, Behaviour)] = behaviours![
 
 #[tokio::test(start_paused = true)]
 async fn the_simulator_behaves() {
-    use boilerhouse_bridge::sim::{Sim, SimConfig};
     for (index, (name, behaviour)) in BEHAVIOURS.iter().enumerate() {
         let namespace = format!("truth-{index}");
         let sim = Sim::new(SimConfig { namespaces: vec![namespace.clone(), "other".into()], ..SimConfig::default() });
@@ -63,4 +68,21 @@ async fn the_simulator_behaves() {
         behaviour(&sim.client(&namespace), &namespace).await;
         assert_eq!(sim.metrics().open(), 0, "{name} left a watch open");
     }
+}
+
+#[tokio::test]
+async fn the_real_api_server_behaves() {
+    let mut plane = ControlPlane::start().await;
+    plane.kill_api_server();
+    plane.start_api_server().await;
+    let plane = &plane;
+    wire::watchable(&plane.client().await).await;
+    // All at once: most of their time they wait, for silence or for a bookmark.
+    let failed = join_all(BEHAVIOURS.iter().map(|(name, behaviour)| async move {
+        let (client, namespace) = (plane.client().await, plane.namespace().await);
+        let outcome = AssertUnwindSafe(behaviour(&client, &namespace)).catch_unwind().await;
+        outcome.err().map(|_| *name)
+    }));
+    let failed: Vec<_> = failed.await.into_iter().flatten().collect();
+    assert!(failed.is_empty(), "what the real one does otherwise (each said why above): {failed:?}");
 }

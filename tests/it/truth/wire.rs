@@ -7,12 +7,23 @@ use http_body_util::BodyExt;
 use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// How long a line may take that must come.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long nothing must come to be called silence.
 const SILENCE: Duration = Duration::from_secs(2);
+
+/// Waits until claims can be watched: a restarted API server is ready a little before its caches are, and then answers
+/// 429, "storage is (re)initializing".
+pub(super) async fn watchable(client: &Client) {
+    let end = Instant::now() + PATIENCE;
+    let path = "/apis/boilerhouse.dev/v1alpha1/boilerhouseclaims?watch=1&timeoutSeconds=1";
+    while get(client, path).await.0 != StatusCode::OK {
+        assert!(Instant::now() < end, "claims cannot be watched");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
 
 /// A raw watch, line by line.
 pub(super) struct Lines {
