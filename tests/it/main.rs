@@ -4,6 +4,7 @@
 
 mod boilerhouse;
 mod plane;
+mod sim;
 mod support;
 mod truth;
 mod two_replicas;
