@@ -68,7 +68,7 @@ pub(super) async fn serve(bridge: Bridge, listener: TcpListener) -> Result<u8, F
     let streams = stream::Streams { config: stream_config, metrics: stream_metrics, stop: tasks.stop().clone() };
     let config = http::Config::default();
     let site = Site { feed, own, streams: Arc::new(streams), registry, allowed, verbose, config };
-    let service = warp::service(http::routes(Arc::new(site)));
+    let service = http::service(Arc::new(site));
     let config = conn::Config { max_connections, ..conn::Config::default() };
     let accept = conn::serve(listener, service, config, conn_metrics, tasks.clone());
     tasks.spawn("listener", async move { Ok::<_, std::convert::Infallible>(accept.await) });
