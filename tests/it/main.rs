@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod boilerhouse;
+mod drain;
+mod echo;
+mod hostile;
 mod plane;
 mod support;
 mod truth;
