@@ -153,9 +153,9 @@ async fn a_client_that_does_not_read_delays_nothing() {
     }
     assert_eq!(bridge.ended(BOUND).await.code(), Some(0));
     assert!(begun.elapsed() < Duration::from_secs(2) + LATE, "it took {:?}", begun.elapsed());
-    let mut rest = Vec::new();
-    let end = timeout(BOUND, stalled.read_to_end(&mut rest)).await.expect("its connection outlives the bridge");
-    assert!(end.is_err() || rest.ends_with(b"draining"), "it was cut in the middle without a word");
+    assert!(bridge.log().iter().any(|line| line.contains("cut=1")), "it was not stalled: {:#?}", bridge.log());
+    // It may find the end of what the kernel had, or a reset; there is no room for a last word.
+    let _ = timeout(BOUND, stalled.read_to_end(&mut Vec::new())).await.expect("its connection outlives the bridge");
 }
 
 #[tokio::test]
