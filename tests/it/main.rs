@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod boilerhouse;
+mod gets;
 mod plane;
 mod sim;
 mod support;
