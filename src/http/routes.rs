@@ -55,7 +55,7 @@ pub fn routes(site: Arc<Site>) -> impl Filter<Extract = (Response,), Error = Inf
 
     let api = instances.or(tenants).unify().or(pools).unify().or(stats).unify().or(health).unify().boxed();
     let service = livez.or(readyz).unify().or(metrics).unify().or(page).unify().boxed();
-    let nothing = warp::path::full().map(nowhere);
+    let nothing = warp::path::full().map(|path: FullPath| nowhere(path.as_str()));
     let all = ws.or(api).unify().or(service).unify().or(nothing).unify().boxed();
     guarded(site, all)
 }
@@ -75,7 +75,7 @@ fn guarded(
         .and_then(check)
         .and(warp::header::headers_cloned())
         .and(all)
-        .map(cross_origin)
+        .map(|passed, asked: HeaderMap, response| cross_origin(passed, &asked, response))
         .recover(recover)
         .unify()
         .map(not_embedded)
@@ -112,13 +112,13 @@ fn with(site: Arc<Site>) -> impl Filter<Extract = (Asked,), Error = Infallible> 
     })
 }
 
-fn nowhere(path: FullPath) -> Response {
-    let shown: String = path.as_str().chars().take(200).collect();
+fn nowhere(path: &str) -> Response {
+    let shown: String = path.chars().take(200).collect();
     Error::new(Code::NotFound, format!("there is nothing at '{shown}': / lists what there is")).into_response()
 }
 
 /// CORS, for those origins that may (Fetch standard, "CORS protocol").
-fn cross_origin(passed: Passed, asked: HeaderMap, mut response: Response) -> Response {
+fn cross_origin(passed: Passed, asked: &HeaderMap, mut response: Response) -> Response {
     let allow = response.headers().get(header::ALLOW).cloned();
     let headers = response.headers_mut();
     headers.append(header::VARY, HeaderValue::from_static("Origin"));

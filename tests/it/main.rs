@@ -4,6 +4,7 @@
 
 mod boilerhouse;
 mod gets;
+mod guard;
 mod plane;
 mod sim;
 mod support;
