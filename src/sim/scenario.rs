@@ -136,7 +136,7 @@ impl Scenario {
     /// Lets an API that has been [populated](Self::populate) live until `stop`: at speed 1 about one step a second. The
     /// store's memory is bounded: it remembers five to ten minutes of this.
     pub async fn run(mut self, sim: &Sim, speed: f64, stop: impl Future<Output = ()>) {
-        let pause = Duration::from_secs_f64(1.0 / speed.clamp(0.001, 1000.0));
+        let pause = Duration::from_secs_f64(1.0 / speed.clamp(0.01, 1000.0));
         let (mut steps, mut mark) = (0_u32, 0);
         tokio::pin!(stop);
         loop {
