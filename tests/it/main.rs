@@ -4,6 +4,7 @@
 
 mod boilerhouse;
 mod plane;
+mod promises;
 mod sim;
 mod support;
 mod truth;
