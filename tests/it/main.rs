@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod boilerhouse;
+mod layering;
 mod plane;
 mod promises;
 mod sim;
