@@ -10,6 +10,7 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader},
     process::{Child, Command},
     sync::watch,
+    task::JoinSet,
     time::timeout,
 };
 
@@ -27,6 +28,8 @@ pub(crate) struct Bridge {
     child: Child,
     pub(crate) address: SocketAddr,
     log: Arc<Mutex<Vec<String>>>,
+    /// Keep the log; they end with the value.
+    _followers: JoinSet<()>,
 }
 
 impl Bridge {
@@ -51,14 +54,15 @@ impl Bridge {
         let log = Arc::new(Mutex::new(Vec::new()));
         let (found, mut address) = watch::channel(None);
         let found = Arc::new(found);
-        tokio::spawn(follow(child.stdout.take().unwrap(), log.clone(), found.clone()));
-        tokio::spawn(follow(child.stderr.take().unwrap(), log.clone(), found));
+        let mut followers = JoinSet::new();
+        followers.spawn(follow(child.stdout.take().unwrap(), log.clone(), found.clone()));
+        followers.spawn(follow(child.stderr.take().unwrap(), log.clone(), found));
         let address = timeout(BOUND, address.wait_for(Option::is_some)).await;
         let address = match address {
             Ok(Ok(address)) => address.unwrap(),
             _ => panic!("it did not listen: {:#?}", log.lock().unwrap()),
         };
-        Bridge { child, address, log }
+        Bridge { child, address, log, _followers: followers }
     }
 
     /// Waits until `/readyz` says so.
