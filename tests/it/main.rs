@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stdout)]
 
 mod boilerhouse;
+mod browser;
 mod command_line;
 mod gets;
 mod guard;
