@@ -35,7 +35,7 @@ fn config() -> SimConfig {
 
 /// A cluster with something of everything, made in no particular order, at one moment.
 async fn cluster() -> Simulated {
-    let cluster = Simulated::new(config()).await;
+    let cluster = Simulated::with(config()).await;
     cluster.sim.store(|store| {
         store.tell_time(START.parse().unwrap());
         fill(store);

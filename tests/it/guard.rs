@@ -6,7 +6,6 @@
 
 use std::net::SocketAddr;
 
-use boilerhouse_bridge::sim::SimConfig;
 use futures::{StreamExt, stream};
 use serde_json::json;
 
@@ -172,7 +171,7 @@ async fn ask(own: SocketAddr, method: &str, target: &str, version: &str, headers
 }
 
 async fn bridge() -> (Simulated, crate::support::bridge::Bridge) {
-    let cluster = Simulated::new(SimConfig::default()).await;
+    let cluster = Simulated::new().await;
     let allow = ["--allowed-hosts", "bridge.example", "--cors-origin", "https://app.example,http://dev.example:8080"];
     let bridge = cluster.bridge(&allow).await;
     (cluster, bridge)

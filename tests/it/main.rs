@@ -1,13 +1,16 @@
 //! The integration tests, one binary (style.md, 14).
-// Helpers outside `#[test]` functions are test code too: a failed step there is a failed test, with its place; what they
-// spawn ends with the test's runtime; what they print is kept for failing tests.
-#![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stdout)]
+// Helpers outside `#[test]` functions are test code too: a failed step there is a failed test, with its place.
+#![allow(clippy::unwrap_used)]
+#![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
 mod boilerhouse;
 mod browser;
 mod command_line;
+mod drain;
+mod echo;
 mod gets;
 mod guard;
+mod hostile;
 mod layering;
 mod plane;
 mod sim;

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use boilerhouse_bridge::sim::{Sim, SimConfig};
+use boilerhouse_bridge::sim::{Resource, Sim, SimConfig};
 use serde_json::json;
 use tokio::{net::TcpListener, task::JoinHandle};
 
@@ -21,7 +21,12 @@ pub(crate) struct Simulated {
 
 impl Simulated {
     /// A cluster with nothing in it but its namespaces.
-    pub(crate) async fn new(config: SimConfig) -> Simulated {
+    pub(crate) async fn new() -> Simulated {
+        Simulated::with(SimConfig::default()).await
+    }
+
+    /// The same, with this configuration.
+    pub(crate) async fn with(config: SimConfig) -> Simulated {
         let sim = Sim::new(config);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let kubeconfig = kubeconfig(&format!("http://{}", listener.local_addr().unwrap()));
@@ -40,6 +45,19 @@ impl Simulated {
         let bridge = Bridge::start(&self.kubeconfig(), NAMESPACE, args).await;
         bridge.wait_ready().await;
         bridge
+    }
+
+    /// Creates a managed Pod: one `instance.state` in phase `Unknown`.
+    pub(crate) fn create_pod(&self, name: &str) {
+        let labels = json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": "web"});
+        let pod = json!({"metadata": {"name": name, "namespace": NAMESPACE, "labels": labels}});
+        self.sim.store(|store| store.create(Resource::Pods, pod)).unwrap();
+    }
+
+    /// Changes a Pod: one `instance.state` in this phase.
+    pub(crate) fn pod_phase(&self, name: &str, phase: &str) {
+        let status = json!({"status": {"phase": phase}});
+        self.sim.store(|store| store.patch(Resource::Pods, NAMESPACE, name, &status)).unwrap();
     }
 }
 
