@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
-use boilerhouse_bridge::sim::{Resource, SimConfig};
+use boilerhouse_bridge::sim::Resource;
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -128,7 +128,7 @@ const OWN: Learnt<'_> = [
 
 #[tokio::test]
 async fn pages_of_other_sites_learn_nothing() {
-    let cluster = Simulated::new(SimConfig::default()).await;
+    let cluster = Simulated::new().await;
     let pod = json!({
         "metadata": {"name": "present", "namespace": NAMESPACE, "labels": {"boilerhouse.dev/managed": "true"}},
     });

@@ -6,6 +6,7 @@
 mod boilerhouse;
 mod browser;
 mod command_line;
+mod demo;
 mod drain;
 mod echo;
 mod gets;
