@@ -43,7 +43,7 @@ pub(super) async fn ws(asked: Asked) -> Result<Response, Error> {
             .with(header::RETRY_AFTER, HeaderValue::from_static("1")));
     }
     let deadline = Instant::now() + site.config.ready_wait;
-    timeout_at(deadline, site.feed.ready()).await.map_err(|_| not_ready())?;
+    timeout_at(deadline, site.feed.open()).await.map_err(|_| not_ready(&site.feed))?;
     asked.check_connection(&parameters)?;
     let lens = Lens { types, ..Lens::all(Format::Boilerhouse) };
     let streams = site.streams.clone();
@@ -59,7 +59,7 @@ pub(super) async fn ws(asked: Asked) -> Result<Response, Error> {
                     () = feed.ready() => {}
                 }
             };
-            timeout_at(deadline, synced).await.map_err(|_| not_ready())?;
+            timeout_at(deadline, synced).await.map_err(|_| not_ready(&site.feed))?;
             let subscription = subscribe(&feed, lens, from)?;
             Start::new(move |socket| async move {
                 // The watchers end with the stream, and their connections with them.
@@ -79,15 +79,20 @@ pub(super) async fn ws(asked: Asked) -> Result<Response, Error> {
 
 fn subscribe(feed: &Feed, lens: Lens, from: From) -> Result<Subscription, Error> {
     feed.subscribe(feed.lens(lens, Framing::WEBSOCKET), from).map_err(|refused| match refused {
-        Refused::NotReady => not_ready(),
+        Refused::NotReady => not_ready(feed),
         Refused::Below | Refused::Foreign | Refused::OtherLens => {
             Error::new(Code::Internal, "the stream could not begin")
         }
     })
 }
 
-fn not_ready() -> Error {
-    Error::not_ready("the first lists of pods and claims are not complete yet: connect again in a moment")
+/// What keeps a connection out, by the feed that all share.
+fn not_ready(feed: &Feed) -> Error {
+    if feed.is_ready() {
+        Error::not_ready("the API server has not answered for too long: connect again in a moment")
+    } else {
+        Error::not_ready("the first lists of pods and claims are not complete yet: connect again in a moment")
+    }
 }
 
 /// `Sec-WebSocket-Key` of a proper upgrade request (RFC 6455, section 4.2.1).

@@ -102,11 +102,6 @@ impl Listener {
             let _ = self.socket.send(message).await;
         }
     }
-
-    /// The bare stream, with nothing read ahead that matters to the caller.
-    pub(crate) fn into_stream(self) -> TcpStream {
-        self.socket.into_inner()
-    }
 }
 
 impl Answer {
