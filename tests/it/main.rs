@@ -5,7 +5,9 @@
 #![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
 mod boilerhouse;
+mod browser;
 mod command_line;
+mod demo;
 mod drain;
 mod echo;
 mod gets;

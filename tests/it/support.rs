@@ -3,6 +3,7 @@
 pub(crate) mod bridge;
 pub(crate) mod cluster;
 pub(crate) mod golden;
+pub(crate) mod node;
 pub(crate) mod plane;
 pub(crate) mod simulated;
 pub(crate) mod sockets;
