@@ -12,8 +12,12 @@ mod subscription;
 mod writer;
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    collections::{BTreeMap, HashMap, VecDeque},
+    convert::Infallible,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -22,16 +26,19 @@ use prometheus_client::{
     registry::Registry,
 };
 use thiserror::Error;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 pub use self::{
-    lens::{Framing, SharedLens},
+    lens::{Carrier, Framing, SharedLens},
     snapshot::Snapshot,
     subscription::{Read, Subscription},
     writer::Writer,
 };
 use crate::{
-    event::{Cursor, Home, Kind, Rv, Step, lens::Lens},
+    event::{Change, Cursor, Home, Kind, Notice, Pool, Rv, Step, Version, What, lens::Lens},
     log::{self, Log},
 };
 use inventory::Inventory;
@@ -43,13 +50,20 @@ pub struct Config {
     pub log: log::Limits,
     /// How long the upstream may be down before `/ws` clients are sent away, so that they see it (protocol.md section 2).
     pub upstream_limit: Duration,
+    /// How long a snapshot GET waits for the feed to reach what somebody has been told (protocol.md section 2).
+    pub told_wait: Duration,
     /// Milliseconds since the Unix epoch, for `time`.
     pub clock: fn() -> u64,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { log: log::Limits::default(), upstream_limit: Duration::from_secs(60), clock: system_clock }
+        Config {
+            log: log::Limits::default(),
+            upstream_limit: Duration::from_secs(60),
+            told_wait: Duration::from_secs(1),
+            clock: system_clock,
+        }
     }
 }
 
@@ -163,6 +177,15 @@ struct Shared {
     state: Mutex<State>,
     /// Where the log ends; also sent when the health changes.
     head: watch::Sender<u64>,
+    health: watch::Sender<[Health; 2]>,
+    /// When each resource's last byte came, by [`Config::clock`].
+    heard_ms: [AtomicU64; 2],
+    /// Counts the histories that have ended: each time versions went back.
+    histories: watch::Sender<u64>,
+    /// For a feed with a single reader: the feed of everybody else.
+    hub: Option<Arc<Shared>>,
+    /// The single reader has read on: its writer may have room.
+    room: Notify,
     lenses: Mutex<HashMap<(Lens, Framing), Weak<SharedLens>>>,
     metrics: Metrics,
 }
@@ -176,20 +199,131 @@ struct State {
     base: [Rv; 2],
     newest: [Rv; 2],
     synced: [bool; 2],
-    health: [Health; 2],
     /// When it was first said to be down, while it is.
     down_at: [Option<Instant>; 2],
+    /// When the last byte before that came.
+    down_since_ms: [u64; 2],
+    /// What clients of other feeds of the same upstream may have been told.
+    told: Told,
 }
+
+/// What somebody has been told by another feed: versions, and objects that are gone. Deletions that a list showed have
+/// no version of their own, so they are kept by uid.
+#[derive(Debug, Default)]
+struct Told {
+    rv: [Rv; 2],
+    gone: VecDeque<(Kind, String, String)>,
+}
+
+/// What a single reader may be behind before its writer waits: enough for any burst that one write takes up.
+const SINGLE_LOG: log::Limits = log::Limits { items: 256, bytes: 256 << 10, age_ms: u64::MAX };
+
+/// Deletions that [`Told`] keeps. They matter for a second (a GET waits no longer), and only after a re-list.
+const TOLD_GONE: usize = 1024;
 
 impl State {
     fn ready(&self) -> Result<Home, Refused> {
         self.home.filter(|_| self.synced == [true; 2]).ok_or(Refused::NotReady)
     }
+
+    /// Appends a version to the log.
+    fn version(&mut self, now_ms: u64, kind: Kind, rv: Rv, changes: Vec<Change>, since: Option<Rv>, restart: bool) {
+        let newest = &mut self.newest[kind as usize];
+        *newest = rv.max(*newest);
+        let rv = *newest;
+        self.push(now_ms, What::Version(Version { kind, rv, changes: changes.into(), since, restart }));
+    }
+
+    /// Appends a notice to the log.
+    fn notice(&mut self, now_ms: u64, notice: Notice) {
+        self.push(now_ms, What::Notice(notice));
+    }
+
+    fn push(&mut self, now_ms: u64, what: What) {
+        let step = Step { after: self.newest, at_ms: now_ms, what };
+        let cost = step.cost();
+        self.log.push(Arc::new(step), cost, now_ms);
+    }
+
+    /// Drops what the log may no longer hold.
+    fn evict(&mut self, now_ms: u64) {
+        while let Some(gone) = self.log.evict(now_ms) {
+            if let Some(version) = gone.version() {
+                let base = &mut self.base[version.kind as usize];
+                *base = version.rv.max(*base);
+            }
+        }
+    }
+
+    fn is_down_for(&self, limit: Duration) -> bool {
+        self.down_at.iter().flatten().any(|at| *at + limit <= Instant::now())
+    }
+
+    /// Whether everything that somebody has been told is in here.
+    fn has_told(&self) -> bool {
+        let knows = |uid: &str, kind, name: &str| self.inventory.get(kind, name).is_some_and(|view| view.uid() == uid);
+        self.told.rv[0] <= self.newest[0]
+            && self.told.rv[1] <= self.newest[1]
+            && !self.told.gone.iter().any(|(kind, name, uid)| knows(uid, *kind, name))
+    }
 }
 
 impl Shared {
+    /// Changes the state, and lets everybody know.
+    fn change(&self, apply: impl FnOnce(&mut State, u64)) {
+        let now_ms = (self.config.clock)();
+        let mut state = self.state();
+        let (before, newest) = (state.log.end(), state.newest);
+        apply(&mut state, now_ms);
+        let step = state.log.range(before, 1).and_then(|mut steps| steps.next().cloned());
+        match &self.hub {
+            // Before the reader can see any of it. The hub's lock is only ever taken inside a single feed's.
+            Some(hub) => hub.state().told.note(newest, state.newest, step.as_deref()),
+            None => {
+                state.evict(now_ms);
+                self.metrics.log_steps.set((state.log.end() - state.log.first()).cast_signed());
+                self.metrics.log_bytes.set(state.log.bytes().cast_signed() as i64);
+            }
+        }
+        let end = state.log.end();
+        drop(state);
+        self.metrics.steps.inc_by(end - before);
+        if let Some(version) = step.as_deref().and_then(Step::version) {
+            self.metrics.coalesced.inc_by(u64::from(version.since.is_some()));
+            if version.restart {
+                self.histories.send_modify(|count| *count += 1);
+            }
+        }
+        self.head.send_replace(end);
+    }
+
+    /// Whether both resources are live, and how long ago the quieter one was heard, in milliseconds.
+    fn upstream(&self) -> (&'static str, u64) {
+        let live = self.health.borrow().iter().all(|health| *health == Health::Live);
+        let heard = self.heard_ms.iter().map(|at| at.load(Ordering::Relaxed)).min().unwrap_or(0);
+        (if live { "live" } else { "down" }, (self.config.clock)().saturating_sub(heard))
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Told {
+    /// Notes what the single reader of another feed is about to be told.
+    fn note(&mut self, before: [Rv; 2], newest: [Rv; 2], step: Option<&Step>) {
+        for k in 0..2 {
+            if newest[k] > before[k] {
+                self.rv[k] = self.rv[k].max(newest[k]);
+            }
+        }
+        let differences = step.and_then(Step::version).into_iter().filter(|version| version.since.is_some());
+        for change in differences.flat_map(|version| &version.changes).filter(|change| change.new.is_none()) {
+            if let Some(view) = change.view() {
+                self.gone.truncate(TOLD_GONE - 1);
+                self.gone.push_front((view.kind(), view.name().to_owned(), view.uid().to_owned()));
+            }
+        }
     }
 }
 
@@ -197,6 +331,22 @@ impl Feed {
     /// An empty feed and its only writer.
     #[must_use]
     pub fn new(config: Config) -> (Writer, Feed) {
+        Feed::build(config, None, Metrics::default())
+    }
+
+    /// A feed of the same upstream for a single reader (architecture.md, the feed's contract, 9): its writer waits for
+    /// room instead of dropping what is not read, nothing is cached in it, and what it takes in is noted here as told.
+    #[must_use]
+    pub fn single(&self) -> (Writer, Feed) {
+        let config = Config { log: SINGLE_LOG, ..self.shared.config };
+        let (mut writer, feed) = Feed::build(config, Some(self.shared.clone()), self.shared.metrics.clone());
+        if let Some(home) = self.home() {
+            writer.home(home);
+        }
+        (writer, feed)
+    }
+
+    fn build(config: Config, hub: Option<Arc<Shared>>, metrics: Metrics) -> (Writer, Feed) {
         let state = State {
             home: None,
             inventory: Arc::default(),
@@ -204,15 +354,21 @@ impl Feed {
             base: [0; 2],
             newest: [0; 2],
             synced: [false; 2],
-            health: [Health::Connecting, Health::Connecting],
             down_at: [None; 2],
+            down_since_ms: [0; 2],
+            told: Told::default(),
         };
         let shared = Arc::new(Shared {
             config,
             head: watch::Sender::new(state.log.end()),
+            health: watch::Sender::default(),
+            heard_ms: Default::default(),
+            histories: watch::Sender::default(),
+            hub,
+            room: Notify::new(),
             state: Mutex::new(state),
             lenses: Mutex::default(),
-            metrics: Metrics::default(),
+            metrics,
         });
         (Writer::new(shared.clone()), Feed { shared })
     }
@@ -229,10 +385,16 @@ impl Feed {
         self.shared.state().home
     }
 
-    /// What the source says of itself, pods then claims.
+    /// What the source says of itself, pods then claims; and a way to wait for it to change.
     #[must_use]
-    pub fn health(&self) -> [Health; 2] {
-        self.shared.state().health.clone()
+    pub fn health(&self) -> watch::Receiver<[Health; 2]> {
+        self.shared.health.subscribe()
+    }
+
+    /// Changes each time the source finds another history (an older copy of etcd): whoever watches by himself must list.
+    #[must_use]
+    pub fn histories(&self) -> watch::Receiver<u64> {
+        self.shared.histories.subscribe()
     }
 
     /// Whether both resources have been listed (G10: nothing is served before).
@@ -246,6 +408,17 @@ impl Feed {
         let mut head = self.shared.head.subscribe();
         while !self.is_ready() {
             // The sender lives in `self.shared`, so this cannot fail while we are here.
+            let _ = head.changed().await;
+        }
+    }
+
+    /// Resolves once [`Feed::ready`] does and the upstream has not been down for [`Config::upstream_limit`]: until then a
+    /// `/ws` client would be told a state of long ago and sent away at once.
+    pub async fn open(&self) {
+        let mut head = self.shared.head.subscribe();
+        self.ready().await;
+        while self.shared.state().is_down_for(self.shared.config.upstream_limit) {
+            // Sent when the health changes, too; the sender lives in `self.shared`.
             let _ = head.changed().await;
         }
     }
@@ -275,15 +448,58 @@ impl Feed {
         Subscription::start(self.shared.clone(), lens, from)
     }
 
-    /// The current state as one cut (G4): the state that Kubernetes had at `rv` of each resource.
+    /// Tells whoever listens something that has no version.
+    pub fn announce(&self, notice: Notice) {
+        self.shared.change(|state, now_ms| state.notice(now_ms, notice));
+    }
+
+    /// Announces `pool.depth` whenever a pool's counts have changed, at most once an `interval` (protocol.md section 3:
+    /// four a second), for as long as it is polled.
+    pub async fn announce_pools(&self, interval: Duration) -> Infallible {
+        let mut head = self.shared.head.subscribe();
+        let mut known: Option<BTreeMap<String, Pool>> = None;
+        loop {
+            // Seen before looking, so that a change in between is looked at again.
+            head.mark_unchanged();
+            if self.is_ready() {
+                let pools = self.shared.state().inventory.clone().pools();
+                let pools = pools.into_iter().map(|pool| (pool.workload_ref.clone(), pool)).collect();
+                for changed in known.iter().flat_map(|known| changed_pools(known, &pools)) {
+                    self.announce(Notice::PoolDepth(changed));
+                }
+                known = Some(pools);
+            }
+            // The sender lives in `self.shared`, so waiting for it cannot fail.
+            let _ = head.changed().await;
+            tokio::time::sleep(interval).await;
+        }
+    }
+
+    /// The current state as one cut (G4): the state that Kubernetes had at `rv` of each resource. It is not older than
+    /// anything that any client of this process has been told; that is waited for, up to [`Config::told_wait`].
     ///
     /// # Errors
-    /// [`Refused::NotReady`] before both resources have been listed.
-    pub fn snapshot(&self) -> Result<Snapshot, Refused> {
+    /// [`Refused::NotReady`] before both resources have been listed, and when the wait was not enough.
+    pub async fn snapshot(&self) -> Result<Snapshot, Refused> {
+        let mut head = self.shared.head.subscribe();
+        let reached = async {
+            while !self.shared.state().has_told() {
+                // The sender lives in `self.shared`, so this cannot fail while we are here.
+                let _ = head.changed().await;
+            }
+        };
+        tokio::time::timeout(self.shared.config.told_wait, reached).await.map_err(|_| Refused::NotReady)?;
         let state = self.shared.state();
         let home = state.ready()?;
         Ok(Snapshot { home, inventory: state.inventory.clone(), rv: state.newest, position: state.log.end() })
     }
+}
+
+/// Pools whose counts differ; one whose last instance is gone is empty.
+fn changed_pools(before: &BTreeMap<String, Pool>, now: &BTreeMap<String, Pool>) -> Vec<Pool> {
+    let gone = before.keys().filter(|name| !now.contains_key(*name));
+    let gone = gone.map(|name| Pool { workload_ref: name.clone(), ..Pool::default() });
+    gone.chain(now.values().filter(|pool| before.get(&pool.workload_ref) != Some(pool)).cloned()).collect()
 }
 
 /// The resources that a lens tells of: a cursor of it must cover them.

@@ -13,11 +13,12 @@ mod snapshot;
 pub mod stream;
 mod ws;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
 
+use futures::future::BoxFuture;
 use prometheus_client::registry::Registry;
 
-pub use routes::routes;
+pub use routes::service;
 
 use crate::feed::Feed;
 
@@ -25,6 +26,8 @@ use crate::feed::Feed;
 pub struct Site {
     /// Where the facts are read.
     pub feed: Feed,
+    /// Gives a `/ws` connection watchers of its own.
+    pub own: OpenOwn,
     /// What all streams share.
     pub streams: Arc<stream::Streams>,
     /// What `/metrics` shows.
@@ -36,6 +39,10 @@ pub struct Site {
     /// Waits and limits.
     pub config: Config,
 }
+
+/// A feed for one connection, and the future that fills it for as long as it is polled; `None` when the connection is to
+/// read the feed that all share. A function value, so that nothing here knows where facts come from.
+pub type OpenOwn = Box<dyn Fn() -> Option<(Feed, BoxFuture<'static, Infallible>)> + Send + Sync>;
 
 /// Waits of the routes.
 #[derive(Clone, Copy, Debug)]

@@ -88,6 +88,16 @@ impl<T> Log<T> {
         Some(gone.item)
     }
 
+    /// Forgets what is before a position: its only reader has read it.
+    pub fn release(&mut self, before: u64) {
+        while self.first < before
+            && let Some(gone) = self.entries.pop_front()
+        {
+            self.first += 1;
+            self.bytes -= gone.bytes;
+        }
+    }
+
     /// Forgets everything; positions go on.
     pub fn clear(&mut self) {
         self.first = self.end();

@@ -190,6 +190,8 @@ struct State {
     faults: Vec<Fault>,
     denied: Vec<(Verb, Resource)>,
     unauthorized: bool,
+    /// Whether the claims' CRD is installed.
+    crd: bool,
     /// How often all watches were ended, and how the last time.
     cuts: (u64, Cut),
     /// How often all watches were silenced.
@@ -216,6 +218,7 @@ impl Sim {
             faults: Vec::new(),
             denied: Vec::new(),
             unauthorized: false,
+            crd: true,
             cuts: (0, Cut::Eof),
             stalls: 0,
             metrics: Metrics::default(),
@@ -274,6 +277,11 @@ impl Sim {
     /// From now on every request is answered with 401, or no longer.
     pub fn set_unauthorized(&self, unauthorized: bool) {
         self.lock().unauthorized = unauthorized;
+    }
+
+    /// Whether the claims' CRD is installed, as it is at first; without it their paths do not exist.
+    pub fn set_crd(&self, installed: bool) {
+        self.lock().crd = installed;
     }
 
     /// Takes every [`Sim::deny`] back.

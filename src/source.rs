@@ -3,5 +3,6 @@
 pub mod connect;
 pub mod crd;
 pub mod hub;
+pub mod own;
 pub mod project;
 pub mod trouble;

@@ -12,11 +12,11 @@ use crate::{
         Sim, SimConfig,
         scenario::{Scenario, ScenarioConfig},
     },
-    source::hub,
+    source::{hub, own},
 };
 
-/// Fastest and slowest scenario: a thousand events a second, and one in a quarter of an hour.
-const SPEEDS: std::ops::RangeInclusive<f64> = 0.001..=1000.0;
+/// Fastest and slowest scenario: a thousand events a second, and one in two minutes.
+const SPEEDS: std::ops::RangeInclusive<f64> = 0.01..=1000.0;
 /// A demo's listeners are few and at the same desk: they need not leave one by one.
 const DRAIN: Duration = Duration::from_secs(1);
 
@@ -47,8 +47,7 @@ impl Demo {
         let scenario = ScenarioConfig::default();
         let namespace = scenario.namespace.clone();
         let sim = Sim::new(SimConfig { seed: self.seed, ..SimConfig::default() });
-        let mut story = Scenario::new(self.seed, scenario);
-        sim.store(|store| story.populate(store));
+        let story = Scenario::new(self.seed, scenario);
 
         let (writer, feed) = Feed::new(feed::Config::default());
         let tasks = site::tasks(DRAIN);
@@ -60,7 +59,11 @@ impl Demo {
             server: "the simulated cluster".into(),
             ..hub::Config::default()
         };
-        let watch = hub::run(sim.client(&namespace), config, writer, metrics);
+        let client = sim.client(&namespace);
+        let own_metrics = own::Metrics::default();
+        own_metrics.register(&mut registry);
+        let watchers = own::Watchers::new(&client, &namespace, feed.clone(), own::Config::default(), own_metrics);
+        let watch = hub::run(client, config, writer, metrics);
         tasks.spawn("hub", async move { Ok::<_, std::convert::Infallible>(watch.await) });
         let (stop, speed) = (tasks.stop().clone(), self.speed);
         tasks.spawn("scenario", async move {
@@ -74,6 +77,7 @@ impl Demo {
         let verbose = Box::new(Vec::new);
         let bridge = site::Bridge {
             feed,
+            own: site::open_own(watchers),
             allowed: Allowed::default(),
             registry,
             verbose,

@@ -9,7 +9,7 @@ use super::{Failure, exit, site, start_log};
 use crate::{
     feed::{self, Feed},
     http::guard::{Allowed, Origin},
-    source::{connect, hub},
+    source::{connect, hub, own},
 };
 
 /// Arguments of `serve`.
@@ -28,16 +28,26 @@ pub(super) struct Serve {
     listen_host: String,
 
     /// Let anybody who reaches the port read everything
-    #[arg(long, env = "BRIDGE_ALLOW_ANONYMOUS", num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true)]
+    #[arg(long, env = "BRIDGE_ALLOW_ANONYMOUS", num_args = 0..=1, require_equals = true, value_name = "true|false")]
+    #[arg(
+        default_value_t = false,
+        default_missing_value = "true",
+        hide_default_value = true,
+        hide_possible_values = true
+    )]
     allow_anonymous: bool,
 
-    /// Web origins that may read, besides the bridge's own (comma list): https://app.example
+    /// Web origins that may read, besides the bridge's own (comma list), like `https://app.example`
     #[arg(long, env = "CORS_ORIGIN", value_delimiter = ',', value_name = "ORIGIN")]
     cors_origin: Vec<String>,
 
     /// Names, besides localhost and IP addresses, by which clients may call this bridge (comma list)
     #[arg(long, env = "BRIDGE_ALLOWED_HOSTS", value_delimiter = ',', value_name = "NAME")]
     allowed_hosts: Vec<String>,
+
+    /// How many /ws connections have Kubernetes watchers of their own; later ones share the bridge's
+    #[arg(long, env = "BRIDGE_OWN_WATCHERS", default_value_t = 50, value_name = "N")]
+    own_watchers: usize,
 
     /// Most connections at a time
     #[arg(long, env = "BRIDGE_MAX_CONNECTIONS", default_value_t = 10_000, value_name = "N")]
@@ -91,12 +101,19 @@ impl Serve {
             server: connection.server.as_str().into(),
             ..hub::Config::default()
         };
+        let own_metrics = own::Metrics::default();
+        own_metrics.register(&mut registry);
+        let own_config = own::Config { connections: self.own_watchers, ..own::Config::default() };
+        let watchers =
+            own::Watchers::new(&connection.client, &connection.namespace, feed.clone(), own_config, own_metrics);
         let watch = hub::run(connection.client, config, writer, metrics);
         tasks.spawn("hub", async move { Ok::<_, std::convert::Infallible>(watch.await) });
         info!("listening on http://{address}, events on ws://{address}/ws");
         let max_connections = self.max_connections;
         let verbose = Box::new(Vec::new);
-        site::serve(site::Bridge { feed, allowed, registry, verbose, max_connections, tasks, drain }, listener).await
+        let own = site::open_own(watchers);
+        site::serve(site::Bridge { feed, own, allowed, registry, verbose, max_connections, tasks, drain }, listener)
+            .await
     }
 
     /// Refuses what would be unsafe, before anything is opened.

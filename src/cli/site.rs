@@ -1,8 +1,9 @@
 //! What `serve` and `demo` have in common: a feed on a listener, until a signal.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io::ErrorKind, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
+use futures::FutureExt;
 use prometheus_client::registry::Registry;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
@@ -14,13 +15,15 @@ use tracing::{info, warn};
 use super::{Failure, exit};
 use crate::{
     feed::Feed,
-    http::{self, Site, conn, guard::Allowed, stream},
+    http::{self, OpenOwn, Site, conn, guard::Allowed, stream},
+    source::own::Watchers,
     tasks::{self, Stopped, Tasks},
 };
 
 /// What a bridge serves and how long it takes its leave.
 pub(super) struct Bridge {
     pub(super) feed: Feed,
+    pub(super) own: OpenOwn,
     pub(super) allowed: Allowed,
     pub(super) registry: Registry,
     pub(super) verbose: Box<dyn Fn() -> Vec<String> + Send + Sync>,
@@ -46,10 +49,21 @@ pub(super) fn tasks(drain: Duration) -> Tasks {
     Tasks::new(tasks::Config { drain: drain.max(FAREWELL), ..tasks::Config::default() })
 }
 
+/// What gives `/ws` connections watchers of their own.
+pub(super) fn open_own(watchers: Watchers) -> OpenOwn {
+    Box::new(move || watchers.open().map(|(feed, run)| (feed, run.boxed())))
+}
+
 /// Binds, with a word on what to do when that fails.
 pub(super) async fn bind(host: &str, port: u16) -> Result<(TcpListener, SocketAddr), Failure> {
-    let what_now = || format!("cannot listen on {host} port {port}: choose another with --port or --listen-host");
-    let listener = TcpListener::bind((host, port)).await.with_context(what_now)?;
+    let listener = TcpListener::bind((host, port)).await.map_err(|error| {
+        let problem = match error.kind() {
+            ErrorKind::AddrInUse => "another program has it; choose another with --port (0 takes a free one)".into(),
+            ErrorKind::PermissionDenied => "the system reserves it; choose one above 1023 with --port".into(),
+            _ => format!("{error}; it must be an address of this machine, or a name of one"),
+        };
+        anyhow::anyhow!("cannot listen on {host} port {port}: {problem}")
+    })?;
     let address = listener.local_addr().context("the listener has no address")?;
     Ok((listener, address))
 }
@@ -72,7 +86,7 @@ fn raise_file_limit(max_connections: usize) {
 
 /// Serves until a signal, then drains. Returns the exit code.
 pub(super) async fn serve(bridge: Bridge, listener: TcpListener) -> Result<u8, Failure> {
-    let Bridge { feed, allowed, mut registry, verbose, max_connections, tasks, drain } = bridge;
+    let Bridge { feed, own, allowed, mut registry, verbose, max_connections, tasks, drain } = bridge;
     let stream_metrics = stream::Metrics::default();
     let conn_metrics = conn::Metrics::default();
     feed.metrics().register(&mut registry);
@@ -83,9 +97,9 @@ pub(super) async fn serve(bridge: Bridge, listener: TcpListener) -> Result<u8, F
     let stream_config = stream::Config { drain_spread: drain * 4 / 5, ..stream::Config::default() };
     let streams = stream::Streams { config: stream_config, metrics: stream_metrics, stop: tasks.stop().clone() };
     let config = http::Config::default();
-    let site = Site { feed, streams: Arc::new(streams), registry, allowed, verbose, config };
+    let site = Site { feed, own, streams: Arc::new(streams), registry, allowed, verbose, config };
     raise_file_limit(max_connections);
-    let service = warp::service(http::routes(Arc::new(site)));
+    let service = http::service(Arc::new(site));
     let config = conn::Config { max_connections, ..conn::Config::default() };
     let accept = conn::serve(listener, service, config, conn_metrics, tasks.clone());
     tasks.spawn("listener", async move { Ok::<_, std::convert::Infallible>(accept.await) });

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::{sync::watch, time::Instant};
 
-use super::{From, Reason, Refused, Shared, SharedLens, lens, lens::Initial, needs};
+use super::{From, Health, Reason, Refused, Shared, SharedLens, lens, lens::Initial, needs};
 use crate::{
     event::{Home, Rv, Step, cursor, lens::Format},
     wire::Close,
@@ -37,8 +37,12 @@ pub struct Subscription {
     /// Versions up to which this client has been served.
     served: [Rv; 2],
     head: watch::Receiver<u64>,
+    /// For a single reader: the hub's health, which counts for it, too.
+    hub_health: Option<watch::Receiver<[Health; 2]>>,
     /// When a `/ws` client is sent away because the upstream is down.
     down_limit: Option<Instant>,
+    /// What comes before anything else: a heartbeat, where no `state.initial` opens the stream.
+    greet: bool,
 }
 
 #[derive(Debug)]
@@ -56,6 +60,7 @@ enum Phase {
 impl Subscription {
     pub(super) fn start(shared: Arc<Shared>, lens: Arc<SharedLens>, from: From) -> Result<Subscription, Refused> {
         let head = shared.head.subscribe();
+        let hub_health = shared.hub.as_ref().map(|hub| hub.health.subscribe());
         let state = shared.state();
         let home = state.ready()?;
         let (phase, position, served) = match from {
@@ -86,19 +91,25 @@ impl Subscription {
             }
         };
         drop(state);
+        let greet = lens.lens.format == Format::Full && !matches!(from, From::Snapshot(..));
         shared.metrics.subscriptions.inc();
-        Ok(Subscription { shared, lens, home, phase, position, served, head, down_limit: None })
+        Ok(Subscription { shared, lens, home, phase, position, served, head, hub_health, down_limit: None, greet })
     }
 
     /// The next frames: at most about `max_bytes` of them, but always whole steps or whole parts.
     pub fn read(&mut self, max_bytes: usize) -> Read {
+        if std::mem::take(&mut self.greet)
+            && let Some(heartbeat) = self.heartbeat()
+        {
+            return Read::Batch(vec![heartbeat]);
+        }
         loop {
             let frames = match &mut self.phase {
                 Phase::Snapshot(reason, at_least) => {
-                    let Some(initial) = self.lens.initial(&self.shared, self.home, *reason, *at_least) else {
+                    let Some(initial) = self.lens.initial(&self.shared, *reason, *at_least) else {
                         return self.idle();
                     };
-                    self.position = initial.position;
+                    (self.home, self.position) = (initial.home, initial.position);
                     self.phase = Phase::Sending(initial, 0);
                     continue;
                 }
@@ -113,7 +124,12 @@ impl Subscription {
                 }
                 Phase::CatchUp(floor) => {
                     let floor = *floor;
-                    self.catch_up(floor, max_bytes)
+                    let frames = self.catch_up(floor, max_bytes);
+                    if frames.as_ref().is_some_and(Vec::is_empty) && !matches!(self.phase, Phase::CatchUp(_)) {
+                        // Another phase has begun, with what it has to tell.
+                        continue;
+                    }
+                    frames
                 }
                 Phase::Live => self.live(max_bytes),
             };
@@ -135,30 +151,66 @@ impl Subscription {
 
     /// Resolves when a read may yield something else than [`Read::Idle`].
     pub async fn changed(&mut self) {
-        match self.down_limit {
-            // The sender lives in `self.shared`, so waiting for it cannot fail.
-            None => drop(self.head.changed().await),
-            Some(limit) => {
-                tokio::select! {
-                    _ = self.head.changed() => {}
-                    () = tokio::time::sleep_until(limit) => {}
-                }
+        // The senders live in `self.shared`, so waiting for them cannot fail.
+        let hub_health = async {
+            match &mut self.hub_health {
+                Some(health) => drop(health.changed().await),
+                None => std::future::pending().await,
             }
+        };
+        let limit = async {
+            match self.down_limit {
+                Some(limit) => tokio::time::sleep_until(limit).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.head.changed() => {}
+            () = hub_health => {}
+            () = limit => {}
         }
     }
 
     /// The cursor up to which this client has been served; `None` while its picture is not whole.
     #[must_use]
-    pub fn cursor(&self) -> Option<String> {
-        let state = self.shared.state();
-        let everything = self.position == state.log.end();
-        let served = match self.phase {
-            Phase::Snapshot(..) | Phase::Sending(..) => return None,
-            // Bookmarks move a quiet stream's cursor on (G6), but only past what was read.
-            Phase::CatchUp(_) | Phase::Live if everything => cursor::join(self.served, state.newest),
-            Phase::CatchUp(_) | Phase::Live => self.served,
-        };
-        Some(self.lens.lens.cursor(self.home, served).encode())
+    pub fn cursor(&mut self) -> Option<String> {
+        let reached = self.reached()?;
+        Some(self.lens.lens.cursor(self.home, reached).encode())
+    }
+
+    fn reached(&mut self) -> Option<[Rv; 2]> {
+        match self.phase {
+            Phase::Snapshot(..) | Phase::Sending(..) => None,
+            Phase::CatchUp(_) | Phase::Live => {
+                let state = self.shared.state();
+                if self.position == state.log.end() {
+                    // Bookmarks move a quiet stream's cursor on (G6), but only past what was read.
+                    self.served = cursor::join(self.served, state.newest);
+                }
+                Some(self.served)
+            }
+        }
+    }
+
+    /// A heartbeat with this client's own cursor (protocol.md section 3); `None` on `/ws`, and while the picture is not
+    /// whole.
+    #[must_use]
+    pub fn heartbeat(&mut self) -> Option<Bytes> {
+        if self.lens.lens.format == Format::Boilerhouse {
+            return None;
+        }
+        let mut out = Vec::new();
+        let reached = self.reached()?;
+        self.lens.heartbeat(&mut out, &self.shared, self.home, reached, false);
+        Some(out.into())
+    }
+
+    /// The last event of a stream that the server ends; `None` on `/ws`.
+    #[must_use]
+    pub fn closing(&self, reason: &str, retry_after_ms: u64) -> Option<Bytes> {
+        let mut out = Vec::new();
+        self.lens.closing(&mut out, reason, retry_after_ms);
+        (!out.is_empty()).then(|| out.into())
     }
 
     /// Whether the cursor it was resumed from is ahead of everything this replica knows: it is served, but it should
@@ -183,23 +235,28 @@ impl Subscription {
             let steps = lens::steps(&self.shared, self.position)?;
             if steps.is_empty() {
                 let newest = self.shared.state().newest;
-                self.pass(floor, newest);
+                if self.pass(floor, newest) {
+                    frames.extend(self.pools());
+                }
                 return Some(frames);
             }
             for step in steps {
                 if bytes > max_bytes {
                     return Some(frames);
                 }
-                if step.restart && self.foreign() {
+                let version = step.version();
+                if version.is_some_and(|version| version.restart) && self.foreign() {
                     return Some(frames);
                 }
-                if straddles(&step, floor) && needs(&self.lens.lens).any(|kind| kind == step.kind) {
+                let concerns = version.is_some_and(|v| needs(&self.lens.lens).any(|kind| kind == v.kind));
+                if concerns && straddles(&step, floor) {
                     self.start_over(Reason::Expired);
                     return Some(frames);
                 }
                 self.position += 1;
                 self.served = cursor::join(self.served, step.after);
-                if step.rv > floor[step.kind as usize] {
+                // Notices of before say nothing about now.
+                if version.is_some_and(|version| version.rv > floor[version.kind as usize]) {
                     let frame = self.lens.frame(&self.shared, self.home, &step, self.served);
                     if !frame.bytes.is_empty() {
                         bytes += frame.bytes.len();
@@ -207,10 +264,18 @@ impl Subscription {
                     }
                 }
                 if self.pass(floor, step.after) {
+                    frames.extend(self.pools());
                     return Some(frames);
                 }
             }
         }
+    }
+
+    /// All pools: those that changed while the client was away were told to others.
+    fn pools(&self) -> Option<Bytes> {
+        let mut out = Vec::new();
+        self.lens.pools(&mut out, &self.shared);
+        (!out.is_empty()).then(|| out.into())
     }
 
     /// Goes live once the log has passed the floor in every resource that the lens needs.
@@ -225,6 +290,10 @@ impl Subscription {
     fn live(&mut self, max_bytes: usize) -> Option<Vec<Bytes>> {
         let mut out = Vec::new();
         while out.is_empty() {
+            if self.shared.hub.is_some() {
+                self.shared.state().log.release(self.position);
+                self.shared.room.notify_one();
+            }
             let frames = self.lens.frames(&self.shared, self.home, self.position, max_bytes)?;
             if frames.is_empty() {
                 break;
@@ -255,9 +324,10 @@ impl Subscription {
     /// Nothing to say; but a `/ws` client must not stay connected to a dead upstream for long.
     fn idle(&mut self) -> Read {
         if self.lens.lens.format == Format::Boilerhouse {
-            let state = self.shared.state();
-            let down = state.down_at.iter().flatten().min();
-            self.down_limit = down.map(|at| *at + self.shared.config.upstream_limit);
+            let hub_down = self.shared.hub.as_ref().map_or([None; 2], |hub| hub.state().down_at);
+            let down_at = self.shared.state().down_at;
+            let down = down_at.into_iter().chain(hub_down).flatten().min();
+            self.down_limit = down.map(|at| at + self.shared.config.upstream_limit);
             if self.down_limit.is_some_and(|limit| limit <= Instant::now()) {
                 return Read::End(Close::UpstreamUnavailable);
             }
@@ -268,8 +338,10 @@ impl Subscription {
 
 /// Whether a client at these versions is in the middle of a difference, which tells it nothing true.
 fn straddles(step: &Step, at: [Rv; 2]) -> bool {
-    let at = at[step.kind as usize];
-    step.since.is_some_and(|since| since < at) && at < step.rv
+    step.version().is_some_and(|version| {
+        let at = at[version.kind as usize];
+        version.since.is_some_and(|since| since < at) && at < version.rv
+    })
 }
 
 impl Drop for Subscription {

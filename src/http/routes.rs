@@ -4,6 +4,8 @@
 use std::{convert::Infallible, sync::Arc};
 
 use http::{HeaderMap, HeaderValue, Method, header};
+use hyper::body::Incoming;
+use tower::Service;
 use warp::{Filter, Rejection, filters::BoxedFilter, host::Authority, path::FullPath, reject::Reject, reply::Response};
 
 use super::{
@@ -32,7 +34,21 @@ struct Refused(Error);
 impl Reject for Refused {}
 
 /// The whole site as one service.
-pub fn routes(site: Arc<Site>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
+#[must_use]
+pub fn service(
+    site: Arc<Site>,
+) -> impl Service<
+    http::Request<Incoming>,
+    Response = Response,
+    Error = Infallible,
+    Future = impl Future<Output = Result<Response, Infallible>> + Send,
+> + Clone
++ Send
++ 'static {
+    warp::service(routes(site))
+}
+
+fn routes(site: Arc<Site>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
     let plain = |path: BoxedFilter<()>| path.map(|| None).boxed();
     let get = |path: Segment| path.and(with(site.clone()));
 
@@ -55,7 +71,7 @@ pub fn routes(site: Arc<Site>) -> impl Filter<Extract = (Response,), Error = Inf
 
     let api = instances.or(tenants).unify().or(pools).unify().or(stats).unify().or(health).unify().boxed();
     let service = livez.or(readyz).unify().or(metrics).unify().or(page).unify().boxed();
-    let nothing = warp::path::full().map(nowhere);
+    let nothing = warp::path::full().map(|path: FullPath| nowhere(path.as_str()));
     let all = ws.or(api).unify().or(service).unify().or(nothing).unify().boxed();
     guarded(site, all)
 }
@@ -75,9 +91,10 @@ fn guarded(
         .and_then(check)
         .and(warp::header::headers_cloned())
         .and(all)
-        .map(cross_origin)
+        .map(|passed, asked: HeaderMap, response| cross_origin(passed, &asked, response))
         .recover(recover)
         .unify()
+        .map(not_embedded)
 }
 
 fn segment(path: BoxedFilter<(String,)>) -> Segment {
@@ -111,13 +128,13 @@ fn with(site: Arc<Site>) -> impl Filter<Extract = (Asked,), Error = Infallible> 
     })
 }
 
-fn nowhere(path: FullPath) -> Response {
-    let shown: String = path.as_str().chars().take(200).collect();
+fn nowhere(path: &str) -> Response {
+    let shown: String = path.chars().take(200).collect();
     Error::new(Code::NotFound, format!("there is nothing at '{shown}': / lists what there is")).into_response()
 }
 
 /// CORS, for those origins that may (Fetch standard, "CORS protocol").
-fn cross_origin(passed: Passed, asked: HeaderMap, mut response: Response) -> Response {
+fn cross_origin(passed: Passed, asked: &HeaderMap, mut response: Response) -> Response {
     let allow = response.headers().get(header::ALLOW).cloned();
     let headers = response.headers_mut();
     headers.append(header::VARY, HeaderValue::from_static("Origin"));
@@ -131,6 +148,16 @@ fn cross_origin(passed: Passed, asked: HeaderMap, mut response: Response) -> Res
             headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static(PREFLIGHT_SECONDS));
         }
     }
+    response
+}
+
+/// Keeps pages of other sites from loading anything here as a script, an image or a style: such requests carry no
+/// `Origin` for the guard to see, and whether they load would tell which instances and tenants there are (Fetch
+/// standard, "Cross-Origin-Resource-Policy header"). What CORS allows is not touched.
+fn not_embedded(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    headers.insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
 

@@ -21,7 +21,7 @@ use crate::{
 const ACCEPTED: &[&str] = &["connectionId"];
 
 pub(super) async fn instances(asked: Asked) -> Result<Response, Error> {
-    let (snapshot, lens) = open(&asked)?;
+    let (snapshot, lens) = open(&asked).await?;
     let instances = snapshot.instances(&lens);
     match &asked.segment {
         None => answer(&asked, &snapshot, &lens, &instances),
@@ -33,7 +33,7 @@ pub(super) async fn instances(asked: Asked) -> Result<Response, Error> {
 }
 
 pub(super) async fn tenants(asked: Asked) -> Result<Response, Error> {
-    let (snapshot, lens) = open(&asked)?;
+    let (snapshot, lens) = open(&asked).await?;
     let tenants = snapshot.tenants(&lens);
     match &asked.segment {
         None => answer(&asked, &snapshot, &lens, &tenants),
@@ -45,12 +45,12 @@ pub(super) async fn tenants(asked: Asked) -> Result<Response, Error> {
 }
 
 pub(super) async fn pools(asked: Asked) -> Result<Response, Error> {
-    let (snapshot, lens) = open(&asked)?;
+    let (snapshot, lens) = open(&asked).await?;
     answer(&asked, &snapshot, &lens, &snapshot.pools(&lens))
 }
 
 pub(super) async fn stats(asked: Asked) -> Result<Response, Error> {
-    let (snapshot, lens) = open(&asked)?;
+    let (snapshot, lens) = open(&asked).await?;
     answer(&asked, &snapshot, &lens, &snapshot.stats())
 }
 
@@ -73,7 +73,8 @@ pub(super) async fn readyz(asked: Asked) -> Result<Response, Error> {
     let ready = feed.is_ready() && !draining;
     let mut text = String::new();
     if parameters.get("verbose").is_some() {
-        for (kind, health) in Kind::ALL.into_iter().zip(feed.health()) {
+        let health = feed.health().borrow().clone();
+        for (kind, health) in Kind::ALL.into_iter().zip(health) {
             let (mark, word) = match &health {
                 Health::Connecting => ('-', "connecting".to_owned()),
                 Health::Live => ('+', "live".to_owned()),
@@ -108,13 +109,11 @@ pub(super) async fn metrics(asked: Asked) -> Result<Response, Error> {
     Ok(response)
 }
 
-fn open(asked: &Asked) -> Result<(Snapshot, Lens), Error> {
+async fn open(asked: &Asked) -> Result<(Snapshot, Lens), Error> {
     let parameters = asked.parameters(ACCEPTED)?;
     asked.check_connection(&parameters)?;
-    let snapshot = asked.site.feed.snapshot().map_err(|refused| match refused {
-        Refused::NotReady => {
-            Error::not_ready("the first lists of pods and claims are not complete yet: try again in a moment")
-        }
+    let snapshot = asked.site.feed.snapshot().await.map_err(|refused| match refused {
+        Refused::NotReady => Error::not_ready("the state is not complete yet: try again in a moment"),
         Refused::Below | Refused::Foreign | Refused::OtherLens => {
             Error::new(Code::Internal, "the state could not be read")
         }

@@ -1,8 +1,7 @@
 //! `/ws`: the Boilerhouse stream (protocol.md section 2).
 
-use std::time::Duration;
-
 use http::{HeaderMap, HeaderValue, header};
+use tokio::time::{Instant, timeout_at};
 use warp::reply::Response;
 
 use super::{
@@ -13,7 +12,7 @@ use super::{
 };
 use crate::{
     event::lens::{Format, Lens, Types},
-    feed::{Framing, From, Read, Reason, Refused, Subscription},
+    feed::{Feed, Framing, From, Read, Reason, Refused, Subscription},
 };
 
 impl Outbound for Subscription {
@@ -43,30 +42,57 @@ pub(super) async fn ws(asked: Asked) -> Result<Response, Error> {
         return Err(Error::new(Code::UpstreamUnavailable, "draining: connect again, to another replica")
             .with(header::RETRY_AFTER, HeaderValue::from_static("1")));
     }
-    wait_until_ready(&asked, site.config.ready_wait).await?;
+    let deadline = Instant::now() + site.config.ready_wait;
+    timeout_at(deadline, site.feed.open()).await.map_err(|_| not_ready(&site.feed))?;
     asked.check_connection(&parameters)?;
     let lens = Lens { types, ..Lens::all(Format::Boilerhouse) };
-    let lens = site.feed.lens(lens, Framing::WebSocket);
-    let subscription = site.feed.subscribe(lens, from).map_err(|refused| match refused {
-        Refused::NotReady => not_ready(),
-        Refused::Below | Refused::Foreign | Refused::OtherLens => {
-            Error::new(Code::Internal, "the stream could not begin")
-        }
-    })?;
     let streams = site.streams.clone();
+    let start = match (site.own)() {
+        None => {
+            let subscription = subscribe(&site.feed, lens, from)?;
+            Start::new(move |socket| stream::websocket(subscription, socket, streams))
+        }
+        Some((feed, mut source)) => {
+            let synced = async {
+                tokio::select! {
+                    never = &mut source => match never {},
+                    () = feed.ready() => {}
+                }
+            };
+            timeout_at(deadline, synced).await.map_err(|_| not_ready(&site.feed))?;
+            let subscription = subscribe(&feed, lens, from)?;
+            Start::new(move |socket| async move {
+                // The watchers end with the stream, and their connections with them.
+                tokio::select! {
+                    closed = stream::websocket(subscription, socket, streams) => closed,
+                    never = source => match never {},
+                }
+            })
+        }
+    };
     let (head, ()) = stream::websocket_head(key).into_parts();
     let mut response = Response::default();
     (*response.status_mut(), *response.headers_mut()) = (head.status, head.headers);
-    response.extensions_mut().insert(Start::new(move |socket| stream::websocket(subscription, socket, streams)));
+    response.extensions_mut().insert(start);
     Ok(response)
 }
 
-async fn wait_until_ready(asked: &Asked, wait: Duration) -> Result<(), Error> {
-    tokio::time::timeout(wait, asked.site.feed.ready()).await.map_err(|_| not_ready())
+fn subscribe(feed: &Feed, lens: Lens, from: From) -> Result<Subscription, Error> {
+    feed.subscribe(feed.lens(lens, Framing::WEBSOCKET), from).map_err(|refused| match refused {
+        Refused::NotReady => not_ready(feed),
+        Refused::Below | Refused::Foreign | Refused::OtherLens => {
+            Error::new(Code::Internal, "the stream could not begin")
+        }
+    })
 }
 
-fn not_ready() -> Error {
-    Error::not_ready("the first lists of pods and claims are not complete yet: connect again in a moment")
+/// What keeps a connection out, by the feed that all share.
+fn not_ready(feed: &Feed) -> Error {
+    if feed.is_ready() {
+        Error::not_ready("the API server has not answered for too long: connect again in a moment")
+    } else {
+        Error::not_ready("the first lists of pods and claims are not complete yet: connect again in a moment")
+    }
 }
 
 /// `Sec-WebSocket-Key` of a proper upgrade request (RFC 6455, section 4.2.1).

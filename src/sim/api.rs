@@ -77,7 +77,11 @@ async fn answer(sim: &Sim, request: &http::request::Parts, body: &[u8]) -> io::R
     if request.uri.path() == "/version" {
         return Ok(whole(StatusCode::OK, &version()));
     }
-    let (target, verb, options) = match parse(request) {
+    let known = |target: &Target| target.resource != Resource::Claims || sim.lock().crd;
+    let Some(target) = Target::parse(request.uri.path()).filter(known) else {
+        return Ok(no_such_path());
+    };
+    let (verb, options) = match parse(request, &target) {
         Ok(parsed) => parsed,
         Err(failure) => return Ok(refusal(&failure)),
     };
@@ -109,13 +113,12 @@ fn happen(sim: &Sim, change: &Meanwhile) {
     sim.store(|store| change(store));
 }
 
-fn parse(request: &http::request::Parts) -> Result<(Target, Verb, Options), Failure> {
-    let target = Target::parse(request.uri.path()).ok_or_else(Failure::no_such_path)?;
+fn parse(request: &http::request::Parts, target: &Target) -> Result<(Verb, Options), Failure> {
     let query = request.uri.query().unwrap_or_default();
     let listing = request.method == Method::GET && target.name.is_none();
     let options = if listing { Options::parse(query)? } else { Options::default() };
     let verb = target.verb(&request.method, options.watch).ok_or_else(Failure::no_such_method)?;
-    Ok((target, verb, options))
+    Ok((verb, options))
 }
 
 /// A request that has been understood.
@@ -313,6 +316,15 @@ fn version() -> Value {
         "major": "1", "minor": "36", "gitVersion": "v1.36.0+simulated", "gitCommit": "", "gitTreeState": "clean",
         "buildDate": "1970-01-01T00:00:00Z", "goVersion": "none", "compiler": "none", "platform": "simulated",
     })
+}
+
+/// What is not served at all is no `Status`: so looks a cluster without the claims' CRD.
+fn no_such_path() -> Response<Body> {
+    let text = Full::new(Bytes::from_static(b"404 page not found\n"));
+    let mut response = respond(StatusCode::NOT_FOUND, text.map_err(|never| match never {}).boxed_unsync());
+    let plain = header::HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, plain);
+    response
 }
 
 fn refused() -> io::Error {

@@ -75,7 +75,7 @@ impl Options {
     /// Parses a query string; refuses what kube-apiserver refuses.
     pub(super) fn parse(query: &str) -> Result<Self, Failure> {
         let mut options = Self::default();
-        let (mut version_match, mut initial) = (None, false);
+        let (mut version_match, mut version, mut initial) = (None, None, false);
         for (key, value) in form_urlencoded::parse(query.as_bytes()) {
             if value.is_empty() {
                 continue;
@@ -90,12 +90,13 @@ impl Options {
                 "timeoutSeconds" => options.timeout_seconds = Some(number("timeoutSeconds", &value)?),
                 "continue" => options.page = Some(value.into_owned()),
                 "resourceVersionMatch" => version_match = Some(value.into_owned()),
-                "resourceVersion" => {
-                    let version = value.parse().map_err(|_| Failure::bad_version(&value))?;
-                    options.version = Some(version);
-                }
+                "resourceVersion" => version = Some(value.into_owned()),
                 _ => {}
             }
+        }
+        if let Some(version) = version {
+            let bad = if options.watch { Failure::bad_watch_version } else { Failure::bad_version };
+            options.version = Some(version.parse().map_err(|_| bad(&version))?);
         }
         options.check(version_match.as_deref(), initial)?;
         let legacy_exact = version_match.is_none() && options.limit > 0 && options.version.is_some_and(|v| v > 0);

@@ -133,11 +133,10 @@ impl Scenario {
         }
     }
 
-    /// Populates an API and lets it live until `stop`: at speed 1 about one step a second. The store's memory is bounded:
-    /// it remembers five to ten minutes of this.
+    /// Lets an API that has been [populated](Self::populate) live until `stop`: at speed 1 about one step a second. The
+    /// store's memory is bounded: it remembers five to ten minutes of this.
     pub async fn run(mut self, sim: &Sim, speed: f64, stop: impl Future<Output = ()>) {
         let pause = Duration::from_secs_f64(1.0 / speed.clamp(0.01, 1000.0));
-        sim.store(|store| self.populate(store));
         let (mut steps, mut mark) = (0_u32, 0);
         tokio::pin!(stop);
         loop {
@@ -390,98 +389,4 @@ fn text(value: &Value) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use jiff::{Timestamp, ToSpan};
-
-    use super::*;
-
-    fn lived(seed: u64, steps: i64) -> Store {
-        lived_through(seed, steps).0
-    }
-
-    /// The store after so many steps, and its revision after each of them.
-    fn lived_through(seed: u64, steps: i64) -> (Store, Vec<u64>) {
-        let mut store = Store::new(seed, 1, Timestamp::UNIX_EPOCH);
-        store.create(Resource::Namespaces, json!({"metadata": {"name": "boilerhouse"}})).unwrap();
-        let mut scenario = Scenario::new(seed, ScenarioConfig::default());
-        scenario.populate(&mut store);
-        let mut revisions = vec![store.revision()];
-        for step in 1..=steps {
-            store.tell_time(Timestamp::UNIX_EPOCH + step.seconds());
-            scenario.step(&mut store);
-            revisions.push(store.revision());
-            if step % 500 == 0 {
-                assert!(store.list(Resource::Pods, None).len() < 25, "seed {seed}: the cluster does not grow for ever");
-            }
-        }
-        (store, revisions)
-    }
-
-    #[test]
-    fn it_begins_with_eight_pods_and_three_claims() {
-        let store = lived(1, 0);
-        let pods = store.list(Resource::Pods, None);
-        let managed: Vec<_> = pods.iter().filter(|pod| label(pod, "managed") == "true").collect();
-        assert_eq!(managed.len(), 8);
-        assert_eq!(pods.len(), managed.len() + 1);
-        let claims = store.list(Resource::Claims, None);
-        assert_eq!(claims.iter().filter(|claim| claim["status"]["phase"] == "Active").count(), 3);
-        for pod in pods {
-            let bytes = serde_json::to_vec(&*pod).unwrap().len();
-            assert!((5_000..14_500).contains(&bytes), "{} has {bytes} bytes", pod["metadata"]["name"]);
-        }
-    }
-
-    #[test]
-    fn a_seed_replays() {
-        let history = |seed| lived(seed, 300).history().iter().map(|c| c.after.clone()).collect::<Vec<_>>();
-        assert_eq!(history(7), history(7));
-        assert_ne!(history(7), history(8));
-    }
-
-    #[test]
-    fn whatever_the_seed_the_three_things_come_within_twenty_seconds() {
-        for seed in 0..6 {
-            let (mut last, mut seen) = ([0; 3], [0; 3]);
-            let (store, revisions) = lived_through(seed, 600);
-            for change in store.history() {
-                let second = revisions.partition_point(|revision| *revision < change.revision);
-                let mut goals = |goal: Goal| {
-                    let index = goal as usize;
-                    assert!(second - last[index] <= 17, "seed {seed}: no {goal:?} from {} to {second}", last[index]);
-                    last[index] = second;
-                    seen[index] += 1;
-                };
-                let Some(after) = &change.after else { continue };
-                let was = |pointer: &str| change.before.as_ref().and_then(|before| before.pointer(pointer)).cloned();
-                let is = |pointer: &str| after.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
-                let (status, phase) = ("/metadata/labels/boilerhouse.dev~1pool-status", "/status/phase");
-                let turned = |pointer, to: &str| is(pointer).as_deref() == Some(to) && was(pointer) != Some(json!(to));
-                match change.resource {
-                    Resource::Pods if turned(status, "ready") => goals(Goal::Ready),
-                    Resource::Claims if turned(phase, "Active") => goals(Goal::Active),
-                    Resource::Claims if turned(phase, "Released") => goals(Goal::Released),
-                    _ => {}
-                }
-            }
-            assert!(seen.iter().all(|count| *count > 30), "seed {seed}: {seen:?}");
-        }
-    }
-
-    #[test]
-    fn every_way_to_be_claimed_and_every_phase_occurs() {
-        let mut seen = std::collections::BTreeSet::new();
-        for seed in 0..2 {
-            for change in lived(seed, 1500).history() {
-                let Some(after) = &change.after else { continue };
-                for field in ["phase", "source"] {
-                    seen.extend(after["status"][field].as_str().map(str::to_owned));
-                }
-            }
-        }
-        let expected = ["Pending", "Running", "Failed", "Active", "Releasing", "Released", "Error"];
-        for word in expected.iter().chain(&["existing", "cold", "cold+data", "pool", "pool+data"]) {
-            assert!(seen.contains(*word), "{word} never happened: {seen:?}");
-        }
-    }
-}
+mod tests;

@@ -55,11 +55,6 @@ impl Failure {
             .details(json!({"group": "meta.k8s.io", "kind": "ListOptions", "causes": [cause]}))
     }
 
-    pub(super) fn no_such_path() -> Self {
-        let message = "the server could not find the requested resource";
-        Self::new(StatusCode::NOT_FOUND, "NotFound", message).details(json!({}))
-    }
-
     pub(super) fn no_such_method() -> Self {
         let message = "the server does not allow this method on the requested resource";
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message).details(json!({}))
@@ -137,6 +132,9 @@ impl Failure {
                 let message = format!("Operation cannot be fulfilled on {qualified} {name:?}: {why}");
                 Self::new(StatusCode::CONFLICT, "Conflict", &message).details(details)
             }
+            Refused::Uid(uid) => {
+                Self::invalid(resource, name, &format!("metadata.uid: Invalid value: {uid:?}: field is immutable"))
+            }
             Refused::Malformed(why) => Self::invalid(resource, name, why),
             Refused::Compacted(_) => Self::list_expired(),
         }
@@ -148,9 +146,18 @@ impl Failure {
             "" => resource.kind().to_owned(),
             group => format!("{}.{group}", resource.kind()),
         };
-        let details = json!({"group": resource.group(), "kind": resource.kind(), "name": name});
+        let mut details = named(resource, name);
+        details["kind"] = json!(resource.kind());
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", &format!("{kind} {name:?} is invalid: {why}"))
             .details(details)
+    }
+
+    /// A watch from a version that is no number: the real one calls that its own error, without a reason.
+    pub(super) fn bad_watch_version(version: &str) -> Self {
+        let message = format!(
+            "resourceVersion: Invalid value: {version:?}: strconv.ParseUint: parsing {version:?}: invalid syntax"
+        );
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "", &message)
     }
 
     /// The object as it goes over the wire.
@@ -161,8 +168,11 @@ impl Failure {
         }
         let mut status = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": metadata, "status": "Failure",
-            "message": self.message, "reason": self.reason, "code": self.code.as_u16(),
+            "message": self.message, "code": self.code.as_u16(),
         });
+        if !self.reason.is_empty() {
+            status["reason"] = json!(self.reason);
+        }
         if let Some(details) = &self.details {
             status["details"] = details.clone();
         }

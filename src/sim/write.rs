@@ -16,13 +16,15 @@ use crate::source::crd::BoilerhouseClaim;
 /// How long a Pod is given to end where nothing says otherwise, in seconds.
 const DEFAULT_GRACE_SECONDS: i64 = 30;
 
+const WRONG_NAMESPACE: &str = "the namespace of the provided object does not match the namespace sent on the request";
+
 /// `POST`: 201 and the new object.
 pub(super) fn create(store: &mut Store, target: &Target, body: &[u8]) -> Result<Value, Failure> {
     let resource = target.resource;
     let mut object = parse(body)?;
     let namespace = target.namespace.clone().unwrap_or_default();
     match object["metadata"]["namespace"].as_str() {
-        Some(other) if other != namespace => return Err(wrong_namespace(other, &namespace)),
+        Some(other) if other != namespace => return Err(Failure::bad_request(WRONG_NAMESPACE)),
         _ if resource.namespaced() => object["metadata"]["namespace"] = json!(namespace),
         _ => {}
     }
@@ -72,8 +74,9 @@ pub(super) fn change(
     } else {
         store::merge(&mut after, &sent);
     }
-    if after["metadata"]["name"].as_str().is_some_and(|other| other != name) {
-        return Err(Failure::bad_request("the name of the object does not match the name on the URL"));
+    if let Some(other) = after["metadata"]["name"].as_str().filter(|other| *other != name) {
+        let why = format!("the name of the object ({other}) does not match the name on the URL ({name})");
+        return Err(Failure::bad_request(&why));
     }
     keep_other_part(target, &before, &mut after);
     admit(resource, name, &mut after)?;
@@ -176,12 +179,6 @@ fn parse(body: &[u8]) -> Result<Value, Failure> {
     let object: Value = serde_json::from_slice(body).map_err(|error| Failure::bad_request(&error.to_string()))?;
     let well_formed = object.is_object() && matches!(object.get("metadata"), None | Some(Value::Object(_)));
     if well_formed { Ok(object) } else { Err(Failure::bad_request("the body is not an object with metadata")) }
-}
-
-fn wrong_namespace(object: &str, request: &str) -> Failure {
-    Failure::bad_request(&format!(
-        "the namespace of the provided object does not match the namespace sent on the request: {object} != {request}"
-    ))
 }
 
 fn name_of(target: &Target) -> &str {

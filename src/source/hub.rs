@@ -26,7 +26,7 @@ use self::{follow::Follower, request::Api};
 use super::project::{ClaimRow, PodRow};
 use super::trouble::Trouble;
 use crate::{
-    event::{Kind, Rv, View},
+    event::{Home, Kind, Rv, View},
     feed::{Health, Writer},
 };
 
@@ -97,11 +97,12 @@ impl Default for Config {
 /// and counted; it never ends this future.
 pub async fn run(client: Client, config: Config, mut writer: Writer, metrics: Arc<Metrics>) -> Infallible {
     let out = Mutex::new(move |fact: Fact| match fact {
-        Fact::Home(uid) => writer.home(&uid),
+        Fact::Home(uid) => writer.home(Home::of(&uid)),
         Fact::Replace(kind, views, rv) => writer.replace(kind, views, rv),
         Fact::Upsert(view) => writer.upsert(view),
         Fact::Remove(view) => writer.remove(view.kind(), view.name(), view.uid(), view.rv()),
         Fact::Bookmark(kind, rv) => writer.bookmark(kind, rv),
+        Fact::Heard(kind) => writer.heard(kind),
         Fact::Health(kind, health) => writer.health(kind, health),
     });
     follow_both(&client, &config, &metrics, &out).await
@@ -116,6 +117,8 @@ enum Fact {
     /// As it was told last, but for its version, which is the deletion's.
     Remove(View),
     Bookmark(Kind, Rv),
+    /// A byte came.
+    Heard(Kind),
     Health(Kind, Health),
 }
 

@@ -156,17 +156,19 @@ impl Trouble {
             if let Some(error) = error.downcast_ref::<AuthError>() {
                 return Trouble::Credentials(credentials(error));
             }
-            // An io::Error hides what it wraps from `source`.
             let io = error.downcast_ref::<io::Error>();
-            let wrapped = io.and_then(|io| io.get_ref()).and_then(|inner| inner.downcast_ref::<rustls::Error>());
-            if let Some(tls) = wrapped.or_else(|| error.downcast_ref::<rustls::Error>()) {
+            if let Some(tls) = error.downcast_ref::<rustls::Error>() {
                 return Trouble::Tls { server, detail: tls.to_string() };
             }
             if io.is_some_and(|io| io.kind() == io::ErrorKind::ConnectionRefused) {
                 return Trouble::Refused { server };
             }
             innermost = shortened(&error.to_string());
-            cause = error.source();
+            // An io::Error hides what it wraps from `source`, and hyper-rustls wraps one in another.
+            cause = match io.and_then(io::Error::get_ref) {
+                Some(wrapped) => Some(wrapped),
+                None => error.source(),
+            };
         }
         Trouble::Unreachable { server, detail: innermost }
     }

@@ -1,10 +1,12 @@
 //! What the integration tests speak the protocol with (style.md, 14): everything here waits for a state with a bound.
 
 pub(crate) mod bridge;
+pub(crate) mod cluster;
 pub(crate) mod golden;
 pub(crate) mod plane;
 pub(crate) mod simulated;
 pub(crate) mod sockets;
+pub(crate) mod stage;
 pub(crate) mod web;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};

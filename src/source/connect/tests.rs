@@ -102,3 +102,32 @@ fn files_of_the_variable_may_be_missing_and_are_merged() {
     assert!(read(std::slice::from_ref(&none), false).unwrap().is_none());
     assert!(matches!(read(&[none], true), Err(Error::Read { .. })));
 }
+
+/// What the real client stack says about a server, as the hub would tell it.
+async fn trouble(scheme: &str, port: u16) -> Trouble {
+    let (_dir, config) = file(&TWO_CONTEXTS.replace("http://127.0.0.1:1'", &format!("{scheme}://127.0.0.1:{port}'")));
+    let Connection { client, server, .. } = connect(&config).await.unwrap();
+    let ask = Ask { verb: "list", resource: "pods".into(), namespace: "bh".into(), server: server.into() };
+    let error = client.send(http::Request::get("/api").body(Body::empty()).unwrap()).await.unwrap_err();
+    Trouble::of(&error, &ask)
+}
+
+#[tokio::test]
+async fn a_closed_port_is_refused_and_a_server_without_tls_is_a_tls_trouble() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let plain = async {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let _ = socket.read(&mut [0; 512]).await;
+        let _ = socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        std::future::pending().await
+    };
+    let told = tokio::select! {
+        told = tokio::time::timeout(Duration::from_secs(10), trouble("https", port)) => told.unwrap(),
+        () = plain => unreachable!("it waits for ever"),
+    };
+    assert!(matches!(told, Trouble::Tls { .. }), "{told:?}");
+    drop(listener);
+    assert_eq!(trouble("http", port).await, Trouble::Refused { server: format!("http://127.0.0.1:{port}").into() });
+}

@@ -1,3 +1,4 @@
+mod chaos;
 mod script;
 
 use bytes::Bytes;

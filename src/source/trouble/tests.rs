@@ -53,9 +53,8 @@ fn patience_is_read_from_header_or_body() {
 fn causes_are_found_however_deep() {
     let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
     let nested = kube::Error::Service(Box::new(io::Error::other(kube::Error::ReadEvents(refused))));
-    // io::Error::other hides its own layer, not the one below.
     assert_eq!(Trouble::of(&nested, &ask("list", "pods")), Trouble::Refused { server: "https://10.0.0.1:6443".into() });
-    let tls = io::Error::new(io::ErrorKind::InvalidData, rustls::Error::DecryptError);
+    let tls = io::Error::other(io::Error::new(io::ErrorKind::InvalidData, rustls::Error::DecryptError));
     assert!(matches!(Trouble::of(&kube::Error::ReadEvents(tls), &ask("list", "pods")), Trouble::Tls { .. }));
 }
 

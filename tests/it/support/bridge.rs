@@ -10,6 +10,7 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader},
     process::{Child, Command},
     sync::watch,
+    task::JoinSet,
     time::timeout,
 };
 
@@ -27,6 +28,8 @@ pub(crate) struct Bridge {
     child: Child,
     pub(crate) address: SocketAddr,
     log: Arc<Mutex<Vec<String>>>,
+    /// Keep the log; they end with the value.
+    _followers: JoinSet<()>,
 }
 
 impl Bridge {
@@ -51,14 +54,15 @@ impl Bridge {
         let log = Arc::new(Mutex::new(Vec::new()));
         let (found, mut address) = watch::channel(None);
         let found = Arc::new(found);
-        tokio::spawn(follow(child.stdout.take().unwrap(), log.clone(), found.clone()));
-        tokio::spawn(follow(child.stderr.take().unwrap(), log.clone(), found));
+        let mut followers = JoinSet::new();
+        followers.spawn(follow(child.stdout.take().unwrap(), log.clone(), found.clone()));
+        followers.spawn(follow(child.stderr.take().unwrap(), log.clone(), found));
         let address = timeout(BOUND, address.wait_for(Option::is_some)).await;
         let address = match address {
             Ok(Ok(address)) => address.unwrap(),
             _ => panic!("it did not listen: {:#?}", log.lock().unwrap()),
         };
-        Bridge { child, address, log }
+        Bridge { child, address, log, _followers: followers }
     }
 
     /// Waits until `/readyz` says so.
@@ -96,6 +100,29 @@ impl Bridge {
     pub(crate) async fn signal(&self, name: &str) {
         let sent = Command::new("kill").args(["-s", name, &self.pid().to_string()]).status().await.unwrap();
         assert!(sent.success());
+    }
+
+    /// Stops it in the middle of what it does (SIGSTOP), all of its threads: from now on it notices nothing.
+    pub(crate) async fn pause(&self) {
+        self.signal("STOP").await;
+        let stopped = timeout(BOUND, async {
+            while !self.threads_are_stopped() {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        });
+        assert!(stopped.await.is_ok(), "it does not stop");
+    }
+
+    /// Lets a paused one go on.
+    pub(crate) async fn resume(&self) {
+        self.signal("CONT").await;
+    }
+
+    fn threads_are_stopped(&self) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        // proc_pid_stat(5): the state is the field behind the name, which ends with the last parenthesis.
+        let mut stats = threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("stat")).ok());
+        stats.all(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T')))
     }
 
     /// Waits for the end.
