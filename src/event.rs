@@ -10,7 +10,7 @@ pub mod step;
 pub mod view;
 
 pub use cursor::{Cursor, Home};
-pub use step::{Change, Step};
+pub use step::{Change, Notice, Pool, Step, Version, What};
 pub use view::{Claim, Instance, View};
 
 /// A Kubernetes resourceVersion: comparable within one resource, never across (KEP-5504).

@@ -12,8 +12,12 @@ mod subscription;
 mod writer;
 
 use std::{
-    collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    collections::{BTreeMap, HashMap, VecDeque},
+    convert::Infallible,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -28,13 +32,13 @@ use tokio::{
 };
 
 pub use self::{
-    lens::{Framing, SharedLens},
+    lens::{Carrier, Framing, SharedLens},
     snapshot::Snapshot,
     subscription::{Read, Subscription},
     writer::Writer,
 };
 use crate::{
-    event::{Cursor, Home, Kind, Rv, Step, lens::Lens},
+    event::{Change, Cursor, Home, Kind, Notice, Pool, Rv, Step, Version, What, lens::Lens},
     log::{self, Log},
 };
 use inventory::Inventory;
@@ -174,6 +178,8 @@ struct Shared {
     /// Where the log ends; also sent when the health changes.
     head: watch::Sender<u64>,
     health: watch::Sender<[Health; 2]>,
+    /// When each resource's last byte came, by [`Config::clock`].
+    heard_ms: [AtomicU64; 2],
     /// Counts the histories that have ended: each time versions went back.
     histories: watch::Sender<u64>,
     /// For a feed with a single reader: the feed of everybody else.
@@ -195,6 +201,8 @@ struct State {
     synced: [bool; 2],
     /// When it was first said to be down, while it is.
     down_at: [Option<Instant>; 2],
+    /// When the last byte before that came.
+    down_since_ms: [u64; 2],
     /// What clients of other feeds of the same upstream may have been told.
     told: Told,
 }
@@ -218,6 +226,35 @@ impl State {
         self.home.filter(|_| self.synced == [true; 2]).ok_or(Refused::NotReady)
     }
 
+    /// Appends a version to the log.
+    fn version(&mut self, now_ms: u64, kind: Kind, rv: Rv, changes: Vec<Change>, since: Option<Rv>, restart: bool) {
+        let newest = &mut self.newest[kind as usize];
+        *newest = rv.max(*newest);
+        let rv = *newest;
+        self.push(now_ms, What::Version(Version { kind, rv, changes: changes.into(), since, restart }));
+    }
+
+    /// Appends a notice to the log.
+    fn notice(&mut self, now_ms: u64, notice: Notice) {
+        self.push(now_ms, What::Notice(notice));
+    }
+
+    fn push(&mut self, now_ms: u64, what: What) {
+        let step = Step { after: self.newest, at_ms: now_ms, what };
+        let cost = step.cost();
+        self.log.push(Arc::new(step), cost, now_ms);
+    }
+
+    /// Drops what the log may no longer hold.
+    fn evict(&mut self, now_ms: u64) {
+        while let Some(gone) = self.log.evict(now_ms) {
+            if let Some(version) = gone.version() {
+                let base = &mut self.base[version.kind as usize];
+                *base = version.rv.max(*base);
+            }
+        }
+    }
+
     /// Whether everything that somebody has been told is in here.
     fn has_told(&self) -> bool {
         let knows = |uid: &str, kind, name: &str| self.inventory.get(kind, name).is_some_and(|view| view.uid() == uid);
@@ -228,6 +265,41 @@ impl State {
 }
 
 impl Shared {
+    /// Changes the state, and lets everybody know.
+    fn change(&self, apply: impl FnOnce(&mut State, u64)) {
+        let now_ms = (self.config.clock)();
+        let mut state = self.state();
+        let (before, newest) = (state.log.end(), state.newest);
+        apply(&mut state, now_ms);
+        let step = state.log.range(before, 1).and_then(|mut steps| steps.next().cloned());
+        match &self.hub {
+            // Before the reader can see any of it. The hub's lock is only ever taken inside a single feed's.
+            Some(hub) => hub.state().told.note(newest, state.newest, step.as_deref()),
+            None => {
+                state.evict(now_ms);
+                self.metrics.log_steps.set((state.log.end() - state.log.first()).cast_signed());
+                self.metrics.log_bytes.set(state.log.bytes().cast_signed() as i64);
+            }
+        }
+        let end = state.log.end();
+        drop(state);
+        self.metrics.steps.inc_by(end - before);
+        if let Some(version) = step.as_deref().and_then(Step::version) {
+            self.metrics.coalesced.inc_by(u64::from(version.since.is_some()));
+            if version.restart {
+                self.histories.send_modify(|count| *count += 1);
+            }
+        }
+        self.head.send_replace(end);
+    }
+
+    /// Whether both resources are live, and how long ago the quieter one was heard, in milliseconds.
+    fn upstream(&self) -> (&'static str, u64) {
+        let live = self.health.borrow().iter().all(|health| *health == Health::Live);
+        let heard = self.heard_ms.iter().map(|at| at.load(Ordering::Relaxed)).min().unwrap_or(0);
+        (if live { "live" } else { "down" }, (self.config.clock)().saturating_sub(heard))
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -241,8 +313,8 @@ impl Told {
                 self.rv[k] = self.rv[k].max(newest[k]);
             }
         }
-        let differences = step.into_iter().filter(|step| step.since.is_some());
-        for change in differences.flat_map(|step| &step.changes).filter(|change| change.new.is_none()) {
+        let differences = step.and_then(Step::version).into_iter().filter(|version| version.since.is_some());
+        for change in differences.flat_map(|version| &version.changes).filter(|change| change.new.is_none()) {
             if let Some(view) = change.view() {
                 self.gone.truncate(TOLD_GONE - 1);
                 self.gone.push_front((view.kind(), view.name().to_owned(), view.uid().to_owned()));
@@ -279,12 +351,14 @@ impl Feed {
             newest: [0; 2],
             synced: [false; 2],
             down_at: [None; 2],
+            down_since_ms: [0; 2],
             told: Told::default(),
         };
         let shared = Arc::new(Shared {
             config,
             head: watch::Sender::new(state.log.end()),
             health: watch::Sender::default(),
+            heard_ms: Default::default(),
             histories: watch::Sender::default(),
             hub,
             room: Notify::new(),
@@ -359,6 +433,33 @@ impl Feed {
         Subscription::start(self.shared.clone(), lens, from)
     }
 
+    /// Tells whoever listens something that has no version.
+    pub fn announce(&self, notice: Notice) {
+        self.shared.change(|state, now_ms| state.notice(now_ms, notice));
+    }
+
+    /// Announces `pool.depth` whenever a pool's counts have changed, at most once an `interval` (protocol.md section 3:
+    /// four a second), for as long as it is polled.
+    pub async fn announce_pools(&self, interval: Duration) -> Infallible {
+        let mut head = self.shared.head.subscribe();
+        let mut known: Option<BTreeMap<String, Pool>> = None;
+        loop {
+            // Seen before looking, so that a change in between is looked at again.
+            head.mark_unchanged();
+            if self.is_ready() {
+                let pools = self.shared.state().inventory.clone().pools();
+                let pools = pools.into_iter().map(|pool| (pool.workload_ref.clone(), pool)).collect();
+                for changed in known.iter().flat_map(|known| changed_pools(known, &pools)) {
+                    self.announce(Notice::PoolDepth(changed));
+                }
+                known = Some(pools);
+            }
+            // The sender lives in `self.shared`, so waiting for it cannot fail.
+            let _ = head.changed().await;
+            tokio::time::sleep(interval).await;
+        }
+    }
+
     /// The current state as one cut (G4): the state that Kubernetes had at `rv` of each resource. It is not older than
     /// anything that any client of this process has been told; that is waited for, up to [`Config::told_wait`].
     ///
@@ -377,6 +478,13 @@ impl Feed {
         let home = state.ready()?;
         Ok(Snapshot { home, inventory: state.inventory.clone(), rv: state.newest, position: state.log.end() })
     }
+}
+
+/// Pools whose counts differ; one whose last instance is gone is empty.
+fn changed_pools(before: &BTreeMap<String, Pool>, now: &BTreeMap<String, Pool>) -> Vec<Pool> {
+    let gone = before.keys().filter(|name| !now.contains_key(*name));
+    let gone = gone.map(|name| Pool { workload_ref: name.clone(), ..Pool::default() });
+    gone.chain(now.values().filter(|pool| before.get(&pool.workload_ref) != Some(pool)).cloned()).collect()
 }
 
 /// The resources that a lens tells of: a cursor of it must cover them.

@@ -18,7 +18,7 @@ use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
 use futures::future::BoxFuture;
 use prometheus_client::registry::Registry;
 
-pub use routes::routes;
+pub use routes::service;
 
 use crate::feed::Feed;
 

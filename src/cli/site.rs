@@ -5,11 +5,12 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::Context;
 use futures::FutureExt;
 use prometheus_client::registry::Registry;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{Failure, exit};
 use crate::{
@@ -34,14 +35,21 @@ pub(super) struct Bridge {
 /// Lines for `/readyz?verbose`.
 pub(super) type Verbose = Box<dyn Fn() -> Vec<String> + Send + Sync>;
 
+/// However short the drain time, streams have this long to say their last word (1 s: a few round trips, as
+/// [`stream::Config::close_wait`]). Where nobody is slow it is over in milliseconds.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Files beside one a connection: listeners, watches, the runtime's own, with room.
+const OTHER_FILES: u64 = 64;
+
 /// A name for every metric, as Prometheus asks for.
 pub(super) fn registry() -> Registry {
     Registry::with_prefix("bridge")
 }
 
-/// The task set of a process that takes `drain` to end.
+/// The task set of a process that takes `drain` to end, or [`FAREWELL`] where that is longer.
 pub(super) fn tasks(drain: Duration) -> Tasks {
-    Tasks::new(tasks::Config { drain, ..tasks::Config::default() })
+    Tasks::new(tasks::Config { drain: drain.max(FAREWELL), ..tasks::Config::default() })
 }
 
 /// What gives `/ws` connections watchers of their own.
@@ -62,6 +70,22 @@ pub(super) async fn bind(host: &str, port: u16) -> Result<(TcpListener, SocketAd
     Ok((listener, address))
 }
 
+/// Lets the process open a file for each connection: what a shell grants is often a tenth of that, and the process may
+/// raise it by itself up to the hard limit.
+fn raise_file_limit(max_connections: usize) {
+    let needed = (max_connections as u64).saturating_add(OTHER_FILES);
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= needed) {
+        return;
+    }
+    let allowed = limit.maximum.map_or(needed, |maximum| maximum.min(needed));
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(allowed), maximum: limit.maximum });
+    if raised.is_err() || allowed < needed {
+        let files = getrlimit(Resource::Nofile).current;
+        warn!(files, needed, "fewer files may be open than --max-connections needs: raise the hard limit (ulimit -Hn)");
+    }
+}
+
 /// Serves until a signal, then drains. Returns the exit code.
 pub(super) async fn serve(bridge: Bridge, listener: TcpListener) -> Result<u8, Failure> {
     let Bridge { feed, own, allowed, mut registry, verbose, max_connections, tasks, drain } = bridge;
@@ -76,7 +100,8 @@ pub(super) async fn serve(bridge: Bridge, listener: TcpListener) -> Result<u8, F
     let streams = stream::Streams { config: stream_config, metrics: stream_metrics, stop: tasks.stop().clone() };
     let config = http::Config::default();
     let site = Site { feed, own, streams: Arc::new(streams), registry, allowed, verbose, config };
-    let service = warp::service(http::routes(Arc::new(site)));
+    raise_file_limit(max_connections);
+    let service = http::service(Arc::new(site));
     let config = conn::Config { max_connections, ..conn::Config::default() };
     let accept = conn::serve(listener, service, config, conn_metrics, tasks.clone());
     tasks.spawn("listener", async move { Ok::<_, std::convert::Infallible>(accept.await) });

@@ -88,6 +88,12 @@ pub enum Type {
     TenantClaimed,
     /// `tenant.released`
     TenantReleased,
+    /// `pool.depth`
+    PoolDepth,
+    /// `telemetry`
+    Telemetry,
+    /// `mqtt.message`
+    MqttMessage,
 }
 
 /// A set of event types.
@@ -96,8 +102,16 @@ pub struct Types(u8);
 
 impl Type {
     /// All of them, in the order of protocol.md section 3.
-    pub const ALL: [Type; 5] =
-        [Type::InstanceState, Type::PoolInstanceReady, Type::ClaimState, Type::TenantClaimed, Type::TenantReleased];
+    pub const ALL: [Type; 8] = [
+        Type::InstanceState,
+        Type::PoolInstanceReady,
+        Type::ClaimState,
+        Type::TenantClaimed,
+        Type::TenantReleased,
+        Type::PoolDepth,
+        Type::Telemetry,
+        Type::MqttMessage,
+    ];
 
     /// As it stands in `type`.
     #[must_use]
@@ -108,6 +122,9 @@ impl Type {
             Type::ClaimState => "claim.state",
             Type::TenantClaimed => "tenant.claimed",
             Type::TenantReleased => "tenant.released",
+            Type::PoolDepth => "pool.depth",
+            Type::Telemetry => "telemetry",
+            Type::MqttMessage => "mqtt.message",
         }
     }
 
@@ -117,20 +134,26 @@ impl Type {
         self.name().split_once('.').map_or(self.name(), |(family, _)| family)
     }
 
-    /// The resource it tells of.
+    /// The resource it tells of, if its events have a place in one's history.
     #[must_use]
-    pub fn kind(self) -> Kind {
+    pub fn kind(self) -> Option<Kind> {
         match self {
-            Type::InstanceState | Type::PoolInstanceReady => Kind::Instance,
-            Type::ClaimState | Type::TenantClaimed | Type::TenantReleased => Kind::Claim,
+            Type::InstanceState | Type::PoolInstanceReady => Some(Kind::Instance),
+            Type::ClaimState | Type::TenantClaimed | Type::TenantReleased => Some(Kind::Claim),
+            Type::PoolDepth | Type::Telemetry | Type::MqttMessage => None,
         }
+    }
+
+    /// Whether `/ws` has it (protocol.md section 2).
+    fn is_boilerhouse(self) -> bool {
+        matches!(self, Type::InstanceState | Type::PoolInstanceReady | Type::TenantClaimed | Type::TenantReleased)
     }
 }
 
 impl Format {
     /// The types that this format knows.
     pub fn types(self) -> impl Iterator<Item = Type> {
-        Type::ALL.into_iter().filter(move |t| self == Format::Full || *t != Type::ClaimState)
+        Type::ALL.into_iter().filter(move |t| self == Format::Full || t.is_boilerhouse())
     }
 }
 
@@ -170,7 +193,7 @@ impl Types {
     /// The resources needed to tell of these types.
     #[must_use]
     pub fn kinds(self) -> [bool; 2] {
-        Kind::ALL.map(|kind| Type::ALL.into_iter().any(|t| t.kind() == kind && self.has(t)))
+        Kind::ALL.map(|kind| Type::ALL.into_iter().any(|t| t.kind() == Some(kind) && self.has(t)))
     }
 }
 
@@ -209,6 +232,15 @@ impl Lens {
     pub fn shows_claim(&self, claim: &Claim) -> bool {
         match self.scope {
             Scope::All => self.filter.claims.match_claim(claim),
+        }
+    }
+
+    /// Whether the pool of this workload is wanted: pools are counted over all instances of a workload, and only a
+    /// filter by `workloadRef` chooses among them.
+    #[must_use]
+    pub fn shows_pool(&self, workload_ref: &str) -> bool {
+        match self.scope {
+            Scope::All => self.filter.instances.workload_ref.as_deref().is_none_or(|want| want == workload_ref),
         }
     }
 

@@ -5,7 +5,7 @@
 use serde::Serialize;
 
 use super::{
-    Change, Claim, Instance, Step, View,
+    Change, Claim, Instance, Notice, Pool, Version, View,
     lens::{Format, Lens, Type},
 };
 
@@ -50,32 +50,89 @@ pub struct Event<'a> {
     coalesced: bool,
 }
 
-/// A sign of life that moves the cursor on. With `coalesced` it stands for a difference in which the client sees no
-/// change: states between may have been skipped (G3).
+/// A sign of life that moves the cursor on (protocol.md section 3). With `coalesced` it stands for a difference in which
+/// the client sees no change: states between may have been skipped (G3).
 #[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Heartbeat<'a> {
-    /// `heartbeat`.
-    #[serde(rename = "type")]
-    pub kind: &'static str,
     /// How far the client has been served.
     pub id: &'a str,
     /// When, RFC 3339 with milliseconds.
     pub timestamp: &'a str,
+    /// `live` or `down`.
+    pub upstream: &'static str,
+    /// Milliseconds since the last byte of the quieter resource.
+    pub upstream_age_ms: u64,
     /// Whether something may have come and gone unseen.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub coalesced: bool,
 }
 
-/// The events that a client of this lens is told of the step, in order.
-pub fn render<'a>(step: &'a Step, lens: &Lens, mut tell: impl FnMut(Event<'a>)) {
-    for change in &step.changes {
+/// `stream.closing`: the last event of a stream that the server ends.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Closing<'a> {
+    /// Why.
+    pub reason: &'a str,
+    /// When to come back, from now.
+    pub retry_after_ms: u64,
+}
+
+/// A notice as an event.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Told<'a> {
+    /// `upstream.down`, `upstream.up`.
+    Upstream {
+        /// When this replica saw it.
+        time: &'a str,
+        /// The plural of the resource.
+        resource: &'static str,
+        /// Why it is down.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<&'a str>,
+        /// When its last byte came.
+        since: String,
+    },
+    /// `pool.depth`.
+    PoolDepth {
+        /// When this replica saw it.
+        time: &'a str,
+        /// The counts.
+        #[serde(flatten)]
+        pool: &'a Pool,
+    },
+}
+
+/// A notice's type and body, if a client of this lens is told of it. Control events always pass.
+#[must_use]
+pub fn render_notice<'a>(notice: &'a Notice, lens: &Lens, time: &'a str) -> Option<(&'static str, Told<'a>)> {
+    if lens.format == Format::Boilerhouse {
+        return None;
+    }
+    match notice {
+        Notice::Upstream { kind, down, since_ms } => {
+            let name = if down.is_some() { "upstream.down" } else { "upstream.up" };
+            let since = self::time(*since_ms);
+            Some((name, Told::Upstream { time, resource: kind.resource(), reason: down.as_deref(), since }))
+        }
+        Notice::PoolDepth(pool) => {
+            let passes = lens.types.has(Type::PoolDepth) && lens.shows_pool(&pool.workload_ref);
+            passes.then_some((Type::PoolDepth.name(), Told::PoolDepth { time, pool }))
+        }
+    }
+}
+
+/// The events that a client of this lens is told of a version, in order.
+pub fn render<'a>(version: &'a Version, lens: &Lens, mut tell: impl FnMut(Event<'a>)) {
+    for change in &version.changes {
         // In a difference each object keeps its own version, which is the same on every replica.
-        let rv = change.new.as_ref().map_or(step.rv, View::rv);
+        let rv = change.new.as_ref().map_or(version.rv, View::rv);
         render_change(change, lens, |mut event| {
             if lens.format == Format::Full {
                 let uid = change.view().map_or("", View::uid);
                 event.key = Some(format!("{uid}.{rv}.{}", event.kind));
-                event.coalesced = step.since.is_some();
+                event.coalesced = version.since.is_some();
             }
             tell(event);
         });

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use crate::event::{Change, Claim, Instance, Kind, View};
+use crate::event::{Change, Claim, Instance, Kind, Pool, View};
 
 /// Both resources by name. Cheap to clone while nobody changes it: the feed shares it behind an `Arc`.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +30,23 @@ impl Inventory {
     pub fn views(&self) -> impl Iterator<Item = View> {
         let instances = self.instances.values().cloned().map(View::Instance);
         instances.chain(self.claims.values().cloned().map(View::Claim))
+    }
+
+    /// Instances of each workload by pool status, by workloadRef; those without a workload belong to no pool.
+    #[must_use]
+    pub fn pools(&self) -> Vec<Pool> {
+        let mut pools: BTreeMap<&str, Pool> = BTreeMap::new();
+        for instance in self.instances.values() {
+            let Some(workload_ref) = instance.workload_ref.as_deref() else { continue };
+            let pool = pools.entry(workload_ref).or_default();
+            match instance.pool_status.as_deref() {
+                Some("warming") => pool.warming += 1,
+                Some("ready") => pool.ready += 1,
+                Some("acquired") => pool.acquired += 1,
+                _ => {}
+            }
+        }
+        pools.into_iter().map(|(workload_ref, pool)| Pool { workload_ref: workload_ref.to_owned(), ..pool }).collect()
     }
 
     /// Takes an added or modified object in. Empty when it is not newer than what is known; two changes when the name

@@ -13,11 +13,11 @@ use bytes::Bytes;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::{Reason, Shared, Snapshot, snapshot};
+use super::{Reason, Shared, Snapshot};
 use crate::{
     event::{
-        Claim, Home, Instance, Rv, Step,
-        lens::{Format, Lens},
+        Claim, Home, Instance, Notice, Pool, Rv, Step, Version, What,
+        lens::{Format, Lens, Type},
         render,
     },
     wire::{sse, websocket},
@@ -36,14 +36,50 @@ const REUSE_LIMIT: Duration = Duration::from_secs(1);
 
 /// How events are laid on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Framing {
+pub struct Framing {
+    /// What carries them.
+    pub carrier: Carrier,
+    /// EdgePlane's words: `upstream.down` and `upstream.up` are `matrix-down` and `matrix-up`, named on SSE.
+    pub matrix: bool,
+}
+
+/// What carries events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Carrier {
     /// One text message an event.
     WebSocket,
-    /// An event stream; `named` events carry their type as `event:`.
+    /// An event stream; where `named`, events carry their type as `event:`.
     Sse {
         /// Whether `event:` is written.
         named: bool,
     },
+    /// One line of JSON an event, for whoever frames them himself.
+    Lines,
+}
+
+impl Framing {
+    /// A WebSocket without further ado.
+    pub const WEBSOCKET: Framing = Framing { carrier: Carrier::WebSocket, matrix: false };
+
+    /// Lays one event on the wire.
+    pub fn put(self, out: &mut Vec<u8>, name: &str, id: Option<&str>, json: &str) {
+        match self.carrier {
+            Carrier::WebSocket => websocket::text(out, json),
+            Carrier::Sse { named } => sse::event(out, (named || name.starts_with("matrix-")).then_some(name), id, json),
+            Carrier::Lines => {
+                out.extend_from_slice(json.as_bytes());
+                out.push(b'\n');
+            }
+        }
+    }
+
+    fn name(self, name: &'static str) -> &'static str {
+        match name {
+            "upstream.down" if self.matrix => "matrix-down",
+            "upstream.up" if self.matrix => "matrix-up",
+            name => name,
+        }
+    }
 }
 
 /// A lens with the bytes that its readers share.
@@ -119,27 +155,72 @@ impl SharedLens {
     /// One step as frames, the cursor `at` on the last event that passes.
     pub(super) fn frame(&self, shared: &Shared, home: Home, step: &Step, at: [Rv; 2]) -> Frame {
         shared.metrics.renders.inc();
+        let mut bytes = Vec::new();
+        match &step.what {
+            What::Version(version) => self.version(&mut bytes, shared, home, step.at_ms, version, at),
+            What::Notice(notice) => {
+                let time = render::time(step.at_ms);
+                if let Some((name, body)) = render::render_notice(notice, &self.lens, &time) {
+                    self.put_body(&mut bytes, name, None, body);
+                }
+            }
+        }
+        let restart = step.version().is_some_and(|version| version.restart);
+        Frame { bytes: bytes.into(), after: at, restart }
+    }
+
+    fn version(&self, out: &mut Vec<u8>, shared: &Shared, home: Home, at_ms: u64, version: &Version, at: [Rv; 2]) {
         let full = self.lens.format == Format::Full;
         let mut events = Vec::new();
-        render::render(step, &self.lens, |event| events.push(event));
-        let mut bytes = Vec::new();
-        let id = full.then(|| self.lens.cursor(home, at).encode());
-        let time = full.then(|| render::time(step.at_ms));
-        if let Some(last) = events.last_mut() {
-            last.id = id.as_deref();
-            for event in &mut events {
-                event.time = time.as_deref();
-                self.put(&mut bytes, event.kind, event.id, event);
-            }
-        } else if let Some((id, time)) = id.zip(time)
-            && step.since.is_some()
-            && self.lens.types.kinds()[step.kind as usize]
-        {
+        render::render(version, &self.lens, |event| events.push(event));
+        let Some(last) = events.last_mut() else {
             // G3: something may have come and gone unseen, and the client is told so.
-            let mark = render::Heartbeat { kind: "heartbeat", id: &id, timestamp: &time, coalesced: true };
-            self.put(&mut bytes, mark.kind, Some(&id), &mark);
+            if full && version.since.is_some() && self.lens.types.kinds()[version.kind as usize] {
+                self.heartbeat(out, shared, home, at, true);
+            }
+            return;
+        };
+        let id = full.then(|| self.lens.cursor(home, at).encode());
+        let time = full.then(|| render::time(at_ms));
+        last.id = id.as_deref();
+        for event in &mut events {
+            event.time = time.as_deref();
+            let json = serde_json::to_string(event).expect("events have string keys only");
+            self.framing.put(out, event.kind, event.id, &json);
         }
-        Frame { bytes: bytes.into(), after: at, restart: step.restart }
+    }
+
+    /// A heartbeat of a client that has been served up to `at`.
+    pub(super) fn heartbeat(&self, out: &mut Vec<u8>, shared: &Shared, home: Home, at: [Rv; 2], coalesced: bool) {
+        let id = self.lens.cursor(home, at).encode();
+        let timestamp = render::time((shared.config.clock)());
+        let (upstream, upstream_age_ms) = shared.upstream();
+        let body = render::Heartbeat { id: &id, timestamp: &timestamp, upstream, upstream_age_ms, coalesced };
+        self.put_body(out, "heartbeat", Some(&id), body);
+    }
+
+    /// All pools that the lens shows, as `pool.depth`.
+    pub(super) fn pools(&self, out: &mut Vec<u8>, shared: &Shared) {
+        let inventory = shared.state().inventory.clone();
+        let time = render::time((shared.config.clock)());
+        for pool in inventory.pools() {
+            if let Some((name, body)) = render::render_notice(&Notice::PoolDepth(pool), &self.lens, &time) {
+                self.put_body(out, name, None, body);
+            }
+        }
+    }
+
+    /// `stream.closing` (protocol.md section 3); nothing on `/ws`, which does not have it.
+    pub(super) fn closing(&self, out: &mut Vec<u8>, reason: &str, retry_after_ms: u64) {
+        if self.lens.format == Format::Full {
+            self.put_body(out, "stream.closing", None, render::Closing { reason, retry_after_ms });
+        }
+    }
+
+    fn put_body(&self, out: &mut Vec<u8>, name: &'static str, id: Option<&str>, body: impl Serialize) {
+        let kind = self.framing.name(name);
+        let json = serde_json::to_string(&Message { kind, body }).expect("events have string keys only");
+        self.framing.put(out, kind, id, &json);
     }
 
     /// The state now, or as it was a moment ago if the log goes on from it; `None` while it is older than `at_least`.
@@ -189,7 +270,10 @@ impl SharedLens {
         let mut parts = Vec::new();
         let mut bytes = Vec::new();
         for view in snapshot.inventory.views() {
-            render::render_first(&view, &self.lens, |event| self.put(&mut bytes, event.kind, None, &event));
+            render::render_first(&view, &self.lens, |event| {
+                let json = serde_json::to_string(&event).expect("events have string keys only");
+                self.framing.put(&mut bytes, event.kind, None, &json);
+            });
             if bytes.len() > PART_BYTES {
                 parts.push(std::mem::take(&mut bytes).into());
             }
@@ -208,7 +292,7 @@ impl SharedLens {
         let [pods, claims] = self.lens.types.kinds();
         let instances = snapshot.inventory.instances.values().filter(|i| pods && self.lens.shows_instance(i));
         let claims = snapshot.inventory.claims.values().filter(|c| claims && self.lens.shows_claim(c));
-        let pools = snapshot::pools(instances.clone().map(|i| &**i));
+        let pools = if self.lens.types.has(Type::PoolDepth) { snapshot.pools(&self.lens) } else { Vec::new() };
 
         let mut parts = vec![Part::default()];
         for instance in instances {
@@ -220,8 +304,7 @@ impl SharedLens {
         let last = parts.len() - 1;
         let message = |(at, part): (usize, Part<'_>)| {
             let id = (at == last).then_some(id.as_str());
-            let message = StateInitial {
-                kind: "state.initial",
+            let body = StateInitial {
                 id,
                 snapshot_at: &snapshot_at,
                 reason: reason.name(),
@@ -232,18 +315,10 @@ impl SharedLens {
                 more: at != last,
             };
             let mut bytes = Vec::new();
-            self.put(&mut bytes, message.kind, id, &message);
+            self.put_body(&mut bytes, "state.initial", id, body);
             Bytes::from(bytes)
         };
         parts.into_iter().enumerate().map(message).collect()
-    }
-
-    fn put(&self, out: &mut Vec<u8>, name: &str, id: Option<&str>, message: &impl Serialize) {
-        let json = serde_json::to_string(message).expect("views and events have string keys only");
-        match self.framing {
-            Framing::WebSocket => websocket::text(out, &json),
-            Framing::Sse { named } => sse::event(out, named.then_some(name), id, &json),
-        }
     }
 }
 
@@ -278,11 +353,18 @@ impl<'a> Part<'a> {
     }
 }
 
+/// An event that does not carry its type itself.
+#[derive(Serialize)]
+struct Message<T> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    #[serde(flatten)]
+    body: T,
+}
+
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct StateInitial<'a> {
-    #[serde(rename = "type")]
-    kind: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<&'a str>,
     snapshot_at: &'a str,
@@ -290,7 +372,7 @@ struct StateInitial<'a> {
     connection_id: &'a str,
     instances: &'a [&'a Arc<Instance>],
     claims: &'a [&'a Arc<Claim>],
-    pools: &'a [snapshot::Pool<'a>],
+    pools: &'a [Pool],
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     more: bool,
 }

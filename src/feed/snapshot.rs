@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::Serialize;
 
 use super::inventory::Inventory;
-use crate::event::{Claim, Home, Instance, Rv, lens::Lens};
+use crate::event::{Claim, Home, Instance, Pool, Rv, lens::Lens};
 
 /// The state at one position of the log.
 #[derive(Clone, Debug)]
@@ -38,16 +38,6 @@ pub struct JoinedInstance<'a> {
 pub struct Tenant<'a> {
     tenant_id: &'a str,
     claims: Vec<&'a Claim>,
-}
-
-/// Instances of a workload by pool status.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Pool<'a> {
-    workload_ref: &'a str,
-    warming: u64,
-    ready: u64,
-    acquired: u64,
 }
 
 /// Counts for `GET /api/v1/stats`.
@@ -83,10 +73,10 @@ impl Snapshot {
         tenants.into_iter().map(|(tenant_id, claims)| Tenant { tenant_id, claims }).collect()
     }
 
-    /// The pools, by workloadRef.
+    /// The pools that the lens shows, by workloadRef.
     #[must_use]
-    pub fn pools(&self, lens: &Lens) -> Vec<Pool<'_>> {
-        pools(self.inventory.instances.values().filter(|i| lens.shows_instance(i)).map(|i| &**i))
+    pub fn pools(&self, lens: &Lens) -> Vec<Pool> {
+        self.inventory.pools().into_iter().filter(|pool| lens.shows_pool(&pool.workload_ref)).collect()
     }
 
     /// Counts by phase.
@@ -142,22 +132,6 @@ fn joined<'a>(instance: &'a Instance, claim: Option<&'a Claim>) -> JoinedInstanc
         last_activity: claim.and_then(|claim| claim.last_activity.as_deref()),
         claimed_at: claim.and_then(|claim| claim.claimed_at.as_deref()),
     }
-}
-
-/// Counts instances of each workload by pool status; those without a workload belong to no pool.
-pub(super) fn pools<'a>(instances: impl Iterator<Item = &'a Instance>) -> Vec<Pool<'a>> {
-    let mut pools: BTreeMap<&str, Pool<'a>> = BTreeMap::new();
-    for instance in instances {
-        let Some(workload_ref) = instance.workload_ref.as_deref() else { continue };
-        let pool = pools.entry(workload_ref).or_insert(Pool { workload_ref, warming: 0, ready: 0, acquired: 0 });
-        match instance.pool_status.as_deref() {
-            Some("warming") => pool.warming += 1,
-            Some("ready") => pool.ready += 1,
-            Some("acquired") => pool.acquired += 1,
-            _ => {}
-        }
-    }
-    pools.into_values().collect()
 }
 
 fn count<'a>(phases: impl Iterator<Item = &'a str>) -> Count<'a> {

@@ -41,6 +41,8 @@ pub struct Subscription {
     hub_health: Option<watch::Receiver<[Health; 2]>>,
     /// When a `/ws` client is sent away because the upstream is down.
     down_limit: Option<Instant>,
+    /// What comes before anything else: a heartbeat, where no `state.initial` opens the stream.
+    greet: bool,
 }
 
 #[derive(Debug)]
@@ -89,12 +91,18 @@ impl Subscription {
             }
         };
         drop(state);
+        let greet = lens.lens.format == Format::Full && !matches!(from, From::Snapshot(..));
         shared.metrics.subscriptions.inc();
-        Ok(Subscription { shared, lens, home, phase, position, served, head, hub_health, down_limit: None })
+        Ok(Subscription { shared, lens, home, phase, position, served, head, hub_health, down_limit: None, greet })
     }
 
     /// The next frames: at most about `max_bytes` of them, but always whole steps or whole parts.
     pub fn read(&mut self, max_bytes: usize) -> Read {
+        if std::mem::take(&mut self.greet)
+            && let Some(heartbeat) = self.heartbeat()
+        {
+            return Read::Batch(vec![heartbeat]);
+        }
         loop {
             let frames = match &mut self.phase {
                 Phase::Snapshot(reason, at_least) => {
@@ -116,7 +124,12 @@ impl Subscription {
                 }
                 Phase::CatchUp(floor) => {
                     let floor = *floor;
-                    self.catch_up(floor, max_bytes)
+                    let frames = self.catch_up(floor, max_bytes);
+                    if frames.as_ref().is_some_and(Vec::is_empty) && !matches!(self.phase, Phase::CatchUp(_)) {
+                        // Another phase has begun, with what it has to tell.
+                        continue;
+                    }
+                    frames
                 }
                 Phase::Live => self.live(max_bytes),
             };
@@ -160,16 +173,44 @@ impl Subscription {
 
     /// The cursor up to which this client has been served; `None` while its picture is not whole.
     #[must_use]
-    pub fn cursor(&self) -> Option<String> {
-        let state = self.shared.state();
-        let everything = self.position == state.log.end();
-        let served = match self.phase {
-            Phase::Snapshot(..) | Phase::Sending(..) => return None,
-            // Bookmarks move a quiet stream's cursor on (G6), but only past what was read.
-            Phase::CatchUp(_) | Phase::Live if everything => cursor::join(self.served, state.newest),
-            Phase::CatchUp(_) | Phase::Live => self.served,
-        };
-        Some(self.lens.lens.cursor(self.home, served).encode())
+    pub fn cursor(&mut self) -> Option<String> {
+        let reached = self.reached()?;
+        Some(self.lens.lens.cursor(self.home, reached).encode())
+    }
+
+    fn reached(&mut self) -> Option<[Rv; 2]> {
+        match self.phase {
+            Phase::Snapshot(..) | Phase::Sending(..) => None,
+            Phase::CatchUp(_) | Phase::Live => {
+                let state = self.shared.state();
+                if self.position == state.log.end() {
+                    // Bookmarks move a quiet stream's cursor on (G6), but only past what was read.
+                    self.served = cursor::join(self.served, state.newest);
+                }
+                Some(self.served)
+            }
+        }
+    }
+
+    /// A heartbeat with this client's own cursor (protocol.md section 3); `None` on `/ws`, and while the picture is not
+    /// whole.
+    #[must_use]
+    pub fn heartbeat(&mut self) -> Option<Bytes> {
+        if self.lens.lens.format == Format::Boilerhouse {
+            return None;
+        }
+        let mut out = Vec::new();
+        let reached = self.reached()?;
+        self.lens.heartbeat(&mut out, &self.shared, self.home, reached, false);
+        Some(out.into())
+    }
+
+    /// The last event of a stream that the server ends; `None` on `/ws`.
+    #[must_use]
+    pub fn closing(&self, reason: &str, retry_after_ms: u64) -> Option<Bytes> {
+        let mut out = Vec::new();
+        self.lens.closing(&mut out, reason, retry_after_ms);
+        (!out.is_empty()).then(|| out.into())
     }
 
     /// Whether the cursor it was resumed from is ahead of everything this replica knows: it is served, but it should
@@ -194,23 +235,28 @@ impl Subscription {
             let steps = lens::steps(&self.shared, self.position)?;
             if steps.is_empty() {
                 let newest = self.shared.state().newest;
-                self.pass(floor, newest);
+                if self.pass(floor, newest) {
+                    frames.extend(self.pools());
+                }
                 return Some(frames);
             }
             for step in steps {
                 if bytes > max_bytes {
                     return Some(frames);
                 }
-                if step.restart && self.foreign() {
+                let version = step.version();
+                if version.is_some_and(|version| version.restart) && self.foreign() {
                     return Some(frames);
                 }
-                if straddles(&step, floor) && needs(&self.lens.lens).any(|kind| kind == step.kind) {
+                let concerns = version.is_some_and(|v| needs(&self.lens.lens).any(|kind| kind == v.kind));
+                if concerns && straddles(&step, floor) {
                     self.start_over(Reason::Expired);
                     return Some(frames);
                 }
                 self.position += 1;
                 self.served = cursor::join(self.served, step.after);
-                if step.rv > floor[step.kind as usize] {
+                // Notices of before say nothing about now.
+                if version.is_some_and(|version| version.rv > floor[version.kind as usize]) {
                     let frame = self.lens.frame(&self.shared, self.home, &step, self.served);
                     if !frame.bytes.is_empty() {
                         bytes += frame.bytes.len();
@@ -218,10 +264,18 @@ impl Subscription {
                     }
                 }
                 if self.pass(floor, step.after) {
+                    frames.extend(self.pools());
                     return Some(frames);
                 }
             }
         }
+    }
+
+    /// All pools: those that changed while the client was away were told to others.
+    fn pools(&self) -> Option<Bytes> {
+        let mut out = Vec::new();
+        self.lens.pools(&mut out, &self.shared);
+        (!out.is_empty()).then(|| out.into())
     }
 
     /// Goes live once the log has passed the floor in every resource that the lens needs.
@@ -284,8 +338,10 @@ impl Subscription {
 
 /// Whether a client at these versions is in the middle of a difference, which tells it nothing true.
 fn straddles(step: &Step, at: [Rv; 2]) -> bool {
-    let at = at[step.kind as usize];
-    step.since.is_some_and(|since| since < at) && at < step.rv
+    step.version().is_some_and(|version| {
+        let at = at[version.kind as usize];
+        version.since.is_some_and(|since| since < at) && at < version.rv
+    })
 }
 
 impl Drop for Subscription {

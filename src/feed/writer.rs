@@ -1,11 +1,14 @@
 //! The feed's one writer: what a source says becomes steps of the log and the state at its end.
 
-use std::{pin::pin, sync::Arc};
+use std::{
+    pin::pin,
+    sync::{Arc, atomic::Ordering},
+};
 
 use tokio::time::Instant;
 
-use super::{Health, Shared, State, Told};
-use crate::event::{Change, Home, Kind, Rv, Step, View};
+use super::{Health, Shared, Told};
+use crate::event::{Home, Kind, Notice, Rv, View};
 
 /// The only way in. Not `Clone`: one source a feed, so that one order is kept.
 #[derive(Debug)]
@@ -20,7 +23,7 @@ impl Writer {
 
     /// Says which Namespace all this is about. Nothing is served before.
     pub fn home(&mut self, home: Home) {
-        self.change(|state, _| {
+        self.shared.change(|state, _| {
             state.home = Some(home);
         });
     }
@@ -28,7 +31,7 @@ impl Writer {
     /// A complete list at version `rv`. The first one of a kind makes the state; a later one is a difference and one
     /// step that says since when. A version lower than one already known means another history (an older copy of etcd).
     pub fn replace(&mut self, kind: Kind, views: Vec<View>, rv: Rv) {
-        self.change(|state, steps| {
+        self.shared.change(|state, now_ms| {
             let k = kind as usize;
             let changes = Arc::make_mut(&mut state.inventory).replace(kind, views);
             if !state.synced[k] {
@@ -49,30 +52,30 @@ impl Writer {
             // Without any change, too: an object may have come and gone in between, and whoever was in between
             // may know of it.
             if rv != since || !changes.is_empty() {
-                steps.push(state, kind, rv, changes, Some(since), restart);
+                state.version(now_ms, kind, rv, changes, Some(since), restart);
             }
         });
     }
 
     /// An object was added or modified.
     pub fn upsert(&mut self, view: View) {
-        self.change(|state, steps| {
+        self.shared.change(|state, now_ms| {
             let (kind, rv) = (view.kind(), view.rv());
             let changes = Arc::make_mut(&mut state.inventory).upsert(view);
             if !changes.is_empty() {
                 // Two changes: the end of a life was never told. Something between was missed.
                 let since = (changes.len() > 1).then_some(state.newest[kind as usize]);
-                steps.push(state, kind, rv, changes, since, false);
+                state.version(now_ms, kind, rv, changes, since, false);
             }
         });
     }
 
     /// An object was deleted, or stopped being watched, at version `rv`.
     pub fn remove(&mut self, kind: Kind, name: &str, uid: &str, rv: Rv) {
-        self.change(|state, steps| {
+        self.shared.change(|state, now_ms| {
             let change = Arc::make_mut(&mut state.inventory).remove(kind, name, uid);
             match change {
-                Some(change) => steps.push(state, kind, rv, vec![change], None, false),
+                Some(change) => state.version(now_ms, kind, rv, vec![change], None, false),
                 None => state.newest[kind as usize] = state.newest[kind as usize].max(rv),
             }
         });
@@ -80,7 +83,7 @@ impl Writer {
 
     /// Everything of this kind up to `rv` has been told.
     pub fn bookmark(&mut self, kind: Kind, rv: Rv) {
-        self.change(|state, _| {
+        self.shared.change(|state, _| {
             let newest = &mut state.newest[kind as usize];
             *newest = rv.max(*newest);
         });
@@ -108,61 +111,34 @@ impl Writer {
         }
     }
 
-    /// The source's own condition.
+    /// A byte about this resource has come.
+    pub fn heard(&self, kind: Kind) {
+        self.shared.heard_ms[kind as usize].store((self.shared.config.clock)(), Ordering::Relaxed);
+    }
+
+    /// The source's own condition. Going down and coming up again is told to whoever listens.
     pub fn health(&mut self, kind: Kind, health: Health) {
-        self.change(|state, _| {
-            let down_at = &mut state.down_at[kind as usize];
-            *down_at = match &health {
-                Health::Down { .. } => Some(down_at.unwrap_or_else(Instant::now)),
-                Health::Connecting | Health::Live => None,
-            };
-        });
-        self.shared.health.send_modify(|all| all[kind as usize] = health);
-    }
-
-    fn change(&mut self, apply: impl FnOnce(&mut State, &Steps)) {
-        let now_ms = (self.shared.config.clock)();
-        let mut state = self.shared.state();
-        let (before, newest) = (state.log.end(), state.newest);
-        apply(&mut state, &Steps { now_ms });
-        let step = state.log.range(before, 1).and_then(|mut steps| steps.next().cloned());
-        match &self.shared.hub {
-            // Before the reader can see any of it. The hub's lock is only ever taken inside a single feed's.
-            Some(hub) => hub.state().told.note(newest, state.newest, step.as_deref()),
-            None => {
-                while let Some(gone) = state.log.evict(now_ms) {
-                    let base = &mut state.base[gone.kind as usize];
-                    *base = gone.rv.max(*base);
-                }
-                self.shared.metrics.log_steps.set((state.log.end() - state.log.first()).cast_signed());
-                self.shared.metrics.log_bytes.set(state.log.bytes().cast_signed() as i64);
-            }
-        }
-        let end = state.log.end();
-        drop(state);
-        self.shared.metrics.steps.inc_by(end - before);
-        if let Some(step) = step {
-            self.shared.metrics.coalesced.inc_by(u64::from(step.since.is_some()));
-            if step.restart {
-                self.shared.histories.send_modify(|count| *count += 1);
-            }
-        }
-        self.shared.head.send_replace(end);
-    }
-}
-
-/// Appends to the log.
-struct Steps {
-    now_ms: u64,
-}
-
-impl Steps {
-    fn push(&self, state: &mut State, kind: Kind, rv: Rv, changes: Vec<Change>, since: Option<Rv>, restart: bool) {
         let k = kind as usize;
-        state.newest[k] = state.newest[k].max(rv);
-        let (rv, after) = (state.newest[k], state.newest);
-        let step = Step { kind, rv, after, changes: changes.into(), since, restart, at_ms: self.now_ms };
-        let cost = step.cost();
-        state.log.push(Arc::new(step), cost, self.now_ms);
+        self.shared.change(|state, now_ms| match (&health, state.down_at[k]) {
+            (Health::Down { since, reason }, None) => {
+                let silent_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+                let since_ms = now_ms.saturating_sub(silent_ms);
+                state.down_at[k] = Some(Instant::now());
+                state.down_since_ms[k] = since_ms;
+                if state.synced[k] {
+                    state.notice(now_ms, Notice::Upstream { kind, down: Some(reason.clone()), since_ms });
+                }
+            }
+            (Health::Live, Some(_)) => {
+                state.down_at[k] = None;
+                if state.synced[k] {
+                    let since_ms = state.down_since_ms[k];
+                    state.notice(now_ms, Notice::Upstream { kind, down: None, since_ms });
+                }
+            }
+            (Health::Down { .. }, Some(_)) | (Health::Live, None) => {}
+            (Health::Connecting, _) => state.down_at[k] = None,
+        });
+        self.shared.health.send_modify(|all| all[k] = health);
     }
 }

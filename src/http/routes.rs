@@ -4,6 +4,8 @@
 use std::{convert::Infallible, sync::Arc};
 
 use http::{HeaderMap, HeaderValue, Method, header};
+use hyper::body::Incoming;
+use tower::Service;
 use warp::{Filter, Rejection, filters::BoxedFilter, host::Authority, path::FullPath, reject::Reject, reply::Response};
 
 use super::{
@@ -32,7 +34,21 @@ struct Refused(Error);
 impl Reject for Refused {}
 
 /// The whole site as one service.
-pub fn routes(site: Arc<Site>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
+#[must_use]
+pub fn service(
+    site: Arc<Site>,
+) -> impl Service<
+    http::Request<Incoming>,
+    Response = Response,
+    Error = Infallible,
+    Future = impl Future<Output = Result<Response, Infallible>> + Send,
+> + Clone
++ Send
++ 'static {
+    warp::service(routes(site))
+}
+
+fn routes(site: Arc<Site>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
     let plain = |path: BoxedFilter<()>| path.map(|| None).boxed();
     let get = |path: Segment| path.and(with(site.clone()));
 

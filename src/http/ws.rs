@@ -78,7 +78,7 @@ pub(super) async fn ws(asked: Asked) -> Result<Response, Error> {
 }
 
 fn subscribe(feed: &Feed, lens: Lens, from: From) -> Result<Subscription, Error> {
-    feed.subscribe(feed.lens(lens, Framing::WebSocket), from).map_err(|refused| match refused {
+    feed.subscribe(feed.lens(lens, Framing::WEBSOCKET), from).map_err(|refused| match refused {
         Refused::NotReady => not_ready(),
         Refused::Below | Refused::Foreign | Refused::OtherLens => {
             Error::new(Code::Internal, "the stream could not begin")

@@ -102,6 +102,7 @@ pub async fn run(client: Client, config: Config, mut writer: Writer, metrics: Ar
         Fact::Upsert(view) => writer.upsert(view),
         Fact::Remove(view) => writer.remove(view.kind(), view.name(), view.uid(), view.rv()),
         Fact::Bookmark(kind, rv) => writer.bookmark(kind, rv),
+        Fact::Heard(kind) => writer.heard(kind),
         Fact::Health(kind, health) => writer.health(kind, health),
     });
     follow_both(&client, &config, &metrics, &out).await
@@ -116,6 +117,8 @@ enum Fact {
     /// As it was told last, but for its version, which is the deletion's.
     Remove(View),
     Bookmark(Kind, Rv),
+    /// A byte came.
+    Heard(Kind),
     Health(Kind, Health),
 }
 

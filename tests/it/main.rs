@@ -1,8 +1,13 @@
 //! The integration tests, one binary (style.md, 14).
 // Helpers outside `#[test]` functions are test code too: a failed step there is a failed test, with its place.
 #![allow(clippy::unwrap_used)]
+#![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
 mod boilerhouse;
+mod drain;
+mod echo;
+mod hostile;
+mod layering;
 mod plane;
 mod sim;
 mod support;

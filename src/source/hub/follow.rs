@@ -217,7 +217,7 @@ impl<'a, T: Row> Follower<'a, T> {
         let (rv, is_bookmark) = match &fact {
             Fact::Upsert(view) | Fact::Remove(view) => (view.rv(), false),
             Fact::Bookmark(_, rv) => (*rv, true),
-            Fact::Home(_) | Fact::Replace(..) | Fact::Health(..) => return Ok(()),
+            Fact::Home(_) | Fact::Replace(..) | Fact::Heard(_) | Fact::Health(..) => return Ok(()),
         };
         if rv > self.known {
             self.known = rv;
@@ -286,6 +286,7 @@ impl<'a, T: Row> Follower<'a, T> {
     fn heard(&mut self) {
         self.heard = Instant::now();
         self.api.metrics.heard(T::KIND, self.heard);
+        tell(self.out, Fact::Heard(T::KIND));
     }
 
     fn live(&mut self) {

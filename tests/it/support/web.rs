@@ -6,7 +6,7 @@ use futures::{SinkExt, StreamExt};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::timeout,
 };
 use tokio_tungstenite::{
@@ -95,6 +95,14 @@ impl Listener {
         let _ = self.socket.send(Message::text(text)).await;
     }
 
+    /// Sends these messages or frames.
+    pub(crate) async fn send_all(&mut self, messages: impl IntoIterator<Item = Message>) {
+        for message in messages {
+            // As above.
+            let _ = self.socket.send(message).await;
+        }
+    }
+
     /// The bare stream, with nothing read ahead that matters to the caller.
     pub(crate) fn into_stream(self) -> TcpStream {
         self.socket.into_inner()
@@ -109,6 +117,40 @@ impl Answer {
     pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.body))
     }
+}
+
+/// The request that begins a WebSocket, as clients without a library write it.
+pub(crate) fn upgrade(address: SocketAddr, path: &str) -> String {
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+}
+
+/// A connection on which this has been sent, whose kernel takes in only a few KiB that nobody reads.
+pub(crate) async fn narrow(address: SocketAddr, request: &str) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stream = socket.connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream
+}
+
+/// Sends these bytes and reads until the server ends the connection, in order or not.
+pub(crate) async fn say(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    // The server may refuse before it has read everything; what it says is what counts.
+    let _ = timeout(BOUND, stream.write_all(bytes)).await.expect("it neither reads nor ends");
+    let mut answer = Vec::new();
+    let _ = timeout(BOUND, stream.read_to_end(&mut answer)).await.expect("it does not end");
+    answer
+}
+
+/// A metric of the bridge, by its name and labels as `/metrics` spells them; 0 where it has not been counted yet.
+pub(crate) async fn metric(address: SocketAddr, name: &str) -> u64 {
+    let answer = get(address, "/metrics").await;
+    let value = answer.body.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.map_or(0, |value| value.parse().unwrap())
 }
 
 /// Sends a request with exactly these headers (`Host` and `Connection: close` are added where they are not named) and

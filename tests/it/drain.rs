@@ -1,0 +1,186 @@
+//! How a bridge leaves (protocol.md section 4, "Drain"): everybody is told, not all at once, and it is over in time.
+
+use std::{net::SocketAddr, os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};
+
+use futures::future::join_all;
+use tokio::{
+    io::AsyncReadExt,
+    net::TcpStream,
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
+
+use crate::support::{
+    bridge::Bridge,
+    simulated::Simulated,
+    web::{self, BOUND, Listener},
+};
+
+/// How much later than allowed something may be seen on a busy machine: far less than the times it tells apart.
+const LATE: Duration = Duration::from_secs(3);
+
+/// Clients that wait for the end; each gives the moment at which it was told.
+async fn wait_for_the_end(bridge: &Bridge, count: usize) -> Vec<JoinHandle<Instant>> {
+    let mut clients = Vec::new();
+    for _ in 0..count {
+        let mut listener = bridge.listen("/ws").await;
+        clients.push(tokio::spawn(async move {
+            let (_, close) = listener.closed(BOUND).await;
+            assert_eq!(close, Some((1012, "draining".to_owned())));
+            Instant::now()
+        }));
+    }
+    clients
+}
+
+/// Waits until the bridge knows that it shall end.
+async fn draining(address: SocketAddr) {
+    let draining = timeout(BOUND, async {
+        while web::get(address, "/readyz").await.status == 200 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    draining.await.expect("still ready");
+}
+
+/// A client whose kernel is full of what it does not read.
+async fn stalled(cluster: &Simulated, bridge: &Bridge) -> TcpStream {
+    cluster.create_pod("pod");
+    let mut witness = bridge.listen("/ws").await;
+    let stalled = web::narrow(bridge.address, &web::upgrade(bridge.address, "/ws")).await;
+    stalled.readable().await.unwrap();
+    // 600 messages of 1 KiB are more than the two kernels hold.
+    let last = format!("{:0>1000}", 599);
+    for step in 0..600 {
+        cluster.pod_phase("pod", &format!("{step:0>1000}"));
+        tokio::task::yield_now().await;
+    }
+    witness.until(|event| event["phase"] == last).await;
+    stalled
+}
+
+#[tokio::test]
+async fn fifty_sockets_are_told_one_after_the_other_and_newcomers_are_answered() {
+    const DRAIN: Duration = Duration::from_secs(4);
+    let cluster = Simulated::new().await;
+    cluster.create_pod("pod");
+    let mut bridge = cluster.bridge(&["--drain", "4"]).await;
+    let address = bridge.address;
+    let clients = wait_for_the_end(&bridge, 50).await;
+    let mut served = bridge.listen("/ws?snapshot=none").await;
+    let begun = Instant::now();
+    bridge.signal("TERM").await;
+
+    draining(address).await;
+    let probe = web::get(address, "/readyz").await;
+    assert_eq!((probe.status, probe.body.as_str()), (503, "not ready: draining\n"));
+    assert_eq!(web::get(address, "/livez").await.status, 200);
+    let pods = web::get(address, "/api/v1/instances").await;
+    assert!(pods.status == 200 && pods.body.contains(r#""name":"pod""#), "{pods:?}");
+    let refused = web::say(address, web::upgrade(address, "/ws").as_bytes()).await;
+    let refused = web::parse(&String::from_utf8(refused).unwrap());
+    assert_eq!(
+        (refused.status, refused.header("retry-after"), refused.header("connection")),
+        (503, Some("1"), Some("close"))
+    );
+    assert_eq!(refused.json()["code"], "UPSTREAM_UNAVAILABLE");
+
+    // What happens meanwhile is told to those who are still there.
+    cluster.pod_phase("pod", "Running");
+    let (events, close) = served.closed(BOUND).await;
+    assert_eq!(close, Some((1012, "draining".to_owned())));
+    assert!(events <= 1, "{events} events");
+
+    let told = join_all(clients).await.into_iter().map(|told| told.unwrap() - begun);
+    let mut told: Vec<Duration> = told.collect();
+    told.sort();
+    println!("told after {told:?}");
+    // Each of the 50 falls into the first tenth with a chance of one in eight: 25 of them in one of 10^9 runs.
+    assert!(told[24] > DRAIN / 10, "half of them were told by {:?}", told[24]);
+    assert!(told[49] - told[0] > DRAIN / 4, "all within {:?}", told[49] - told[0]);
+    let status = bridge.ended(BOUND).await;
+    assert_eq!(status.code(), Some(0));
+    assert!(begun.elapsed() < DRAIN + LATE, "it took {:?}", begun.elapsed());
+}
+
+/// Ends a bridge that drains for a minute and has open sockets.
+async fn signalled_twice(first: &str, second: &str) -> (ExitStatus, Vec<String>) {
+    let cluster = Simulated::new().await;
+    let mut bridge = cluster.bridge(&["--drain", "60"]).await;
+    let mut listeners: Vec<Listener> = Vec::new();
+    for _ in 0..10 {
+        listeners.push(bridge.listen("/ws").await);
+    }
+    bridge.signal(first).await;
+    draining(bridge.address).await;
+    let begun = Instant::now();
+    bridge.signal(second).await;
+    let status = bridge.ended(BOUND).await;
+    assert!(begun.elapsed() < LATE, "it took {:?}", begun.elapsed());
+    (status, bridge.log())
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    let (status, log) = signalled_twice("TERM", "TERM").await;
+    assert_eq!((status.code(), status.signal()), (Some(1), None), "{log:#?}");
+    let (status, log) = signalled_twice("TERM", "INT").await;
+    assert_eq!((status.code(), status.signal()), (Some(130), None), "{log:#?}");
+}
+
+#[tokio::test]
+async fn an_interrupt_drains_too() {
+    let cluster = Simulated::new().await;
+    let mut bridge = cluster.bridge(&["--drain", "1"]).await;
+    let clients = wait_for_the_end(&bridge, 10).await;
+    bridge.signal("INT").await;
+    for told in join_all(clients).await {
+        told.unwrap();
+    }
+    assert_eq!(bridge.ended(BOUND).await.code(), Some(130));
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_delays_nothing() {
+    let cluster = Simulated::new().await;
+    let mut bridge = cluster.bridge(&["--drain", "2"]).await;
+    let mut stalled = stalled(&cluster, &bridge).await;
+    let clients = wait_for_the_end(&bridge, 10).await;
+    let begun = Instant::now();
+    bridge.signal("TERM").await;
+    for told in join_all(clients).await {
+        told.unwrap();
+    }
+    assert_eq!(bridge.ended(BOUND).await.code(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(2) + LATE, "it took {:?}", begun.elapsed());
+    assert!(bridge.log().iter().any(|line| line.contains("cut=1")), "it was not stalled: {:#?}", bridge.log());
+    // It may find the end of what the kernel had, or a reset; there is no room for a last word.
+    let _ = timeout(BOUND, stalled.read_to_end(&mut Vec::new())).await.expect("its connection outlives the bridge");
+}
+
+#[tokio::test]
+async fn without_a_drain_time_everybody_is_still_told() {
+    let cluster = Simulated::new().await;
+    let mut bridge = cluster.bridge(&["--drain", "0"]).await;
+    let clients = wait_for_the_end(&bridge, 50).await;
+    let begun = Instant::now();
+    bridge.signal("TERM").await;
+    for told in join_all(clients).await {
+        told.unwrap();
+    }
+    assert_eq!(bridge.ended(BOUND).await.code(), Some(0));
+    assert!(begun.elapsed() < LATE, "it took {:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn with_nobody_there_it_ends_at_once() {
+    let cluster = Simulated::new().await;
+    let mut bridge = cluster.bridge(&["--drain", "60"]).await;
+    // Connections kept alive for a next request are nobody.
+    let idle = TcpStream::connect(bridge.address).await.unwrap();
+    let begun = Instant::now();
+    bridge.signal("TERM").await;
+    assert_eq!(bridge.ended(BOUND).await.code(), Some(0));
+    assert!(begun.elapsed() < LATE, "it took {:?}", begun.elapsed());
+    drop(idle);
+}

@@ -1,0 +1,67 @@
+//! A simulated cluster behind a listener, for the binary to watch: tests say themselves what happens, and when.
+
+use std::net::Ipv4Addr;
+
+use boilerhouse_bridge::sim::{Resource, Sim, SimConfig};
+use serde_json::json;
+use tokio::{net::TcpListener, task::JoinHandle};
+
+use super::bridge::Bridge;
+
+/// The namespace that a [`Sim`] begins with.
+const NAMESPACE: &str = "boilerhouse";
+
+/// A cluster that ends when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Simulated {
+    sim: Sim,
+    serving: JoinHandle<()>,
+    kubeconfig: tempfile::NamedTempFile,
+}
+
+impl Simulated {
+    /// An empty cluster.
+    pub(crate) async fn new() -> Simulated {
+        let sim = Sim::new(SimConfig::default());
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "simulated",
+            "clusters": [{
+                "name": "simulated", "cluster": {"server": format!("http://{}", listener.local_addr().unwrap())},
+            }],
+            "users": [{"name": "simulated", "user": {}}],
+            "contexts": [{"name": "simulated", "context": {"cluster": "simulated", "user": "simulated"}}],
+        });
+        let kubeconfig = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(kubeconfig.path(), config.to_string()).unwrap();
+        let served = sim.clone();
+        let serving = tokio::spawn(async move { served.serve(listener, std::future::pending()).await });
+        Simulated { sim, serving, kubeconfig }
+    }
+
+    /// A bridge that watches it, ready.
+    pub(crate) async fn bridge(&self, args: &[&str]) -> Bridge {
+        let bridge = Bridge::start(&self.kubeconfig.path().to_string_lossy(), NAMESPACE, args).await;
+        bridge.wait_ready().await;
+        bridge
+    }
+
+    /// Creates a managed Pod: one `instance.state` in phase `Unknown`.
+    pub(crate) fn create_pod(&self, name: &str) {
+        let labels = json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": "web"});
+        let pod = json!({"metadata": {"name": name, "namespace": NAMESPACE, "labels": labels}});
+        self.sim.store(|store| store.create(Resource::Pods, pod)).unwrap();
+    }
+
+    /// Changes a Pod: one `instance.state` in this phase.
+    pub(crate) fn pod_phase(&self, name: &str, phase: &str) {
+        let status = json!({"status": {"phase": phase}});
+        self.sim.store(|store| store.patch(Resource::Pods, NAMESPACE, name, &status)).unwrap();
+    }
+}
+
+impl Drop for Simulated {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
