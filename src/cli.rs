@@ -68,7 +68,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 pub fn main() -> ExitCode {
     // The only provider that is compiled in; a second call changes nothing.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let command = match config::with_file(Cli::command(), std::env::args_os()) {
+    let command = match config::with_file(command(), std::env::args_os()) {
         Ok(command) => command,
         Err(failure) => return report(&failure),
     };
@@ -85,6 +85,11 @@ pub fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(failure) => report(&failure),
     }
+}
+
+/// Help names the variables, not what they hold: that may be long, and is nobody's business on a shared screen.
+fn command() -> clap::Command {
+    Cli::command().mut_subcommands(|command| command.mut_args(|arg| arg.hide_env_values(true)))
 }
 
 fn run(cli: Cli) -> Result<u8, Failure> {
@@ -134,6 +139,6 @@ mod tests {
 
     #[test]
     fn the_arguments_are_consistent() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 }

@@ -28,7 +28,13 @@ pub(super) struct Serve {
     listen_host: String,
 
     /// Let anybody who reaches the port read everything
-    #[arg(long, env = "BRIDGE_ALLOW_ANONYMOUS", num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true)]
+    #[arg(long, env = "BRIDGE_ALLOW_ANONYMOUS", num_args = 0..=1, require_equals = true, value_name = "true|false")]
+    #[arg(
+        default_value_t = false,
+        default_missing_value = "true",
+        hide_default_value = true,
+        hide_possible_values = true
+    )]
     allow_anonymous: bool,
 
     /// Web origins that may read, besides the bridge's own (comma list), like `https://app.example`

@@ -1,6 +1,6 @@
 //! What `serve` and `demo` have in common: a feed on a listener, until a signal.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io::ErrorKind, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use futures::FutureExt;
@@ -64,8 +64,14 @@ pub(super) fn verbose(hub: Arc<hub::Metrics>) -> Verbose {
 
 /// Binds, with a word on what to do when that fails.
 pub(super) async fn bind(host: &str, port: u16) -> Result<(TcpListener, SocketAddr), Failure> {
-    let what_now = || format!("cannot listen on {host} port {port}: choose another with --port or --listen-host");
-    let listener = TcpListener::bind((host, port)).await.with_context(what_now)?;
+    let listener = TcpListener::bind((host, port)).await.map_err(|error| {
+        let problem = match error.kind() {
+            ErrorKind::AddrInUse => "another program has it; choose another with --port (0 takes a free one)".into(),
+            ErrorKind::PermissionDenied => "the system reserves it; choose one above 1023 with --port".into(),
+            _ => format!("{error}; it must be an address of this machine, or a name of one"),
+        };
+        anyhow::anyhow!("cannot listen on {host} port {port}: {problem}")
+    })?;
     let address = listener.local_addr().context("the listener has no address")?;
     Ok((listener, address))
 }

@@ -133,11 +133,10 @@ impl Scenario {
         }
     }
 
-    /// Populates an API and lets it live until `stop`: at speed 1 about one step a second. The store's memory is bounded:
-    /// it remembers five to ten minutes of this.
+    /// Lets an API that has been [populated](Self::populate) live until `stop`: at speed 1 about one step a second. The
+    /// store's memory is bounded: it remembers five to ten minutes of this.
     pub async fn run(mut self, sim: &Sim, speed: f64, stop: impl Future<Output = ()>) {
         let pause = Duration::from_secs_f64(1.0 / speed.clamp(0.01, 1000.0));
-        sim.store(|store| self.populate(store));
         let (mut steps, mut mark) = (0_u32, 0);
         tokio::pin!(stop);
         loop {

@@ -5,8 +5,9 @@
 //! types: reading is `project`'s, which tolerates what this schema would refuse.
 
 use kube::{CustomResource, CustomResourceExt};
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+use serde_json::{Number, Value};
 
 /// API group of the custom resources.
 pub const GROUP: &str = "boilerhouse.dev";
@@ -26,6 +27,7 @@ pub const MANAGED_SELECTOR: &str = "boilerhouse.dev/managed=true";
     plural = "boilerhouseclaims",
     singular = "boilerhouseclaim",
     shortname = "bhc",
+    doc = "A tenant's claim to an instance of a workload.",
     namespaced,
     status = "BoilerhouseClaimStatus",
     printcolumn = r#"{"name":"Tenant","type":"string","jsonPath":".spec.tenantId"}"#,
@@ -112,6 +114,7 @@ pub struct Endpoint {
     /// DNS name or IP address.
     pub host: String,
     /// TCP port.
+    #[schemars(schema_with = "port")]
     pub port: u16,
 }
 
@@ -120,5 +123,35 @@ pub struct Endpoint {
 /// # Errors
 /// When the definition cannot be written as YAML, which would be a defect of this crate.
 pub fn yaml() -> Result<String, serde_saphyr::ser::Error> {
-    serde_saphyr::to_string(&BoilerhouseClaim::crd())
+    let mut definition = serde_json::json!(BoilerhouseClaim::crd());
+    tidy(&mut definition);
+    serde_saphyr::to_string(&definition)
+}
+
+/// JSON Schema's `uint16` is no format that Kubernetes knows.
+fn port(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "integer", "minimum": 1, "maximum": u16::MAX })
+}
+
+/// What the derived schema gets wrong: an `enum` that is nullable must list null too, or the API server refuses it; and
+/// whole numbers are not written as fractions.
+fn tidy(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            if fields.get("nullable") == Some(&Value::Bool(true))
+                && let Some(Value::Array(allowed)) = fields.get_mut("enum")
+            {
+                allowed.push(Value::Null);
+            }
+            fields.values_mut().for_each(tidy);
+        }
+        Value::Array(items) => items.iter_mut().for_each(tidy),
+        Value::Number(number) => {
+            if let Some(whole) = number.as_f64().filter(|number| number.fract() == 0.0) {
+                // Bounds of ports are far below what a double holds exactly.
+                *number = Number::from(whole as i64);
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::String(_) => {}
+    }
 }

@@ -4,8 +4,11 @@
 #![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
 mod boilerhouse;
+mod command_line;
 mod drain;
 mod echo;
+mod gets;
+mod guard;
 mod hostile;
 mod layering;
 mod plane;

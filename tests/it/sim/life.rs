@@ -88,7 +88,8 @@ async fn a_living_scenario_is_told_in_full() {
         WatchEvent::Bookmark(_) => None,
         WatchEvent::Error(status) => panic!("{status}"),
     });
-    let scenario = Scenario::new(3, ScenarioConfig::default());
+    let mut scenario = Scenario::new(3, ScenarioConfig::default());
+    sim.store(|store| scenario.populate(store));
     let stop = tokio::time::sleep(Duration::from_secs(119));
     let (seen, ()) = tokio::join!(seen.try_collect::<Vec<_>>(), scenario.run(&sim, 10.0, stop));
     let truth = sim.store(|store| {

@@ -9,39 +9,40 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use super::bridge::Bridge;
 
 /// The namespace that a [`Sim`] begins with.
-const NAMESPACE: &str = "boilerhouse";
+pub(crate) const NAMESPACE: &str = "boilerhouse";
 
 /// A cluster that ends when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Simulated {
-    sim: Sim,
+    pub(crate) sim: Sim,
     serving: JoinHandle<()>,
     kubeconfig: tempfile::NamedTempFile,
 }
 
 impl Simulated {
-    /// An empty cluster.
+    /// A cluster with nothing in it but its namespaces.
     pub(crate) async fn new() -> Simulated {
-        let sim = Sim::new(SimConfig::default());
+        Simulated::with(SimConfig::default()).await
+    }
+
+    /// The same, with this configuration.
+    pub(crate) async fn with(config: SimConfig) -> Simulated {
+        let sim = Sim::new(config);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let config = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "simulated",
-            "clusters": [{
-                "name": "simulated", "cluster": {"server": format!("http://{}", listener.local_addr().unwrap())},
-            }],
-            "users": [{"name": "simulated", "user": {}}],
-            "contexts": [{"name": "simulated", "context": {"cluster": "simulated", "user": "simulated"}}],
-        });
-        let kubeconfig = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(kubeconfig.path(), config.to_string()).unwrap();
+        let kubeconfig = kubeconfig(&format!("http://{}", listener.local_addr().unwrap()));
         let served = sim.clone();
         let serving = tokio::spawn(async move { served.serve(listener, std::future::pending()).await });
         Simulated { sim, serving, kubeconfig }
     }
 
+    /// The file that leads here.
+    pub(crate) fn kubeconfig(&self) -> String {
+        self.kubeconfig.path().to_string_lossy().into_owned()
+    }
+
     /// A bridge that watches it, ready.
     pub(crate) async fn bridge(&self, args: &[&str]) -> Bridge {
-        let bridge = Bridge::start(&self.kubeconfig.path().to_string_lossy(), NAMESPACE, args).await;
+        let bridge = Bridge::start(&self.kubeconfig(), NAMESPACE, args).await;
         bridge.wait_ready().await;
         bridge
     }
@@ -64,4 +65,17 @@ impl Drop for Simulated {
     fn drop(&mut self) {
         self.serving.abort();
     }
+}
+
+/// A kubeconfig file for an API server that asks for no credential.
+pub(crate) fn kubeconfig(server: &str) -> tempfile::NamedTempFile {
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "simulated",
+        "clusters": [{"name": "simulated", "cluster": {"server": server}}],
+        "users": [{"name": "simulated", "user": {}}],
+        "contexts": [{"name": "simulated", "context": {"cluster": "simulated", "user": "simulated"}}],
+    });
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), config.to_string()).unwrap();
+    file
 }

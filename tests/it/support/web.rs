@@ -189,3 +189,21 @@ pub(crate) fn parse(text: &str) -> Answer {
     let headers = headers.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned())).collect();
     Answer { status, headers, body: body.to_owned() }
 }
+
+/// Sends a request that is written out whole, and reads the answer until the server closes, or the head alone where the
+/// connection is handed over (101).
+pub(crate) async fn raw(address: SocketAddr, request: &str) -> Answer {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut bytes = Vec::new();
+    let whole = timeout(BOUND, async {
+        loop {
+            let handed_over = bytes.starts_with(b"HTTP/1.1 101") && bytes.windows(4).any(|four| four == b"\r\n\r\n");
+            if handed_over || stream.read_buf(&mut bytes).await.unwrap() == 0 {
+                return;
+            }
+        }
+    });
+    whole.await.unwrap_or_else(|_| panic!("no end of the answer to {request:?}: {}", String::from_utf8_lossy(&bytes)));
+    parse(&String::from_utf8_lossy(&bytes))
+}
