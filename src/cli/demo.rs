@@ -65,6 +65,7 @@ impl Demo {
         let own_metrics = own::Metrics::default();
         own_metrics.register(&mut registry);
         let watchers = own::Watchers::new(&client, &namespace, feed.clone(), own::Config::default(), own_metrics);
+        let verbose = site::verbose(metrics.clone());
         let watch = hub::run(client, config, writer, metrics);
         tasks.spawn("hub", async move { Ok::<_, std::convert::Infallible>(watch.await) });
         let (stop, speed) = (tasks.stop().clone(), self.speed);
@@ -76,7 +77,6 @@ impl Demo {
 
         feed.ready().await;
         print(&welcome(&address.to_string()))?;
-        let verbose = Box::new(Vec::new);
         let bridge = site::Bridge {
             feed,
             own: site::open_own(watchers),

@@ -106,11 +106,11 @@ impl Serve {
         let own_config = own::Config { connections: self.own_watchers, ..own::Config::default() };
         let watchers =
             own::Watchers::new(&connection.client, &connection.namespace, feed.clone(), own_config, own_metrics);
+        let verbose = site::verbose(metrics.clone());
         let watch = hub::run(connection.client, config, writer, metrics);
         tasks.spawn("hub", async move { Ok::<_, std::convert::Infallible>(watch.await) });
         info!("listening on http://{address}, events on ws://{address}/ws");
         let max_connections = self.max_connections;
-        let verbose = Box::new(Vec::new);
         let own = site::open_own(watchers);
         site::serve(site::Bridge { feed, own, allowed, registry, verbose, max_connections, tasks, drain }, listener)
             .await

@@ -16,7 +16,7 @@ use super::{Failure, exit};
 use crate::{
     feed::Feed,
     http::{self, OpenOwn, Site, conn, guard::Allowed, stream},
-    source::own::Watchers,
+    source::{hub, own::Watchers},
     tasks::{self, Stopped, Tasks},
 };
 
@@ -26,11 +26,14 @@ pub(super) struct Bridge {
     pub(super) own: OpenOwn,
     pub(super) allowed: Allowed,
     pub(super) registry: Registry,
-    pub(super) verbose: Box<dyn Fn() -> Vec<String> + Send + Sync>,
+    pub(super) verbose: Verbose,
     pub(super) max_connections: usize,
     pub(super) tasks: Tasks,
     pub(super) drain: Duration,
 }
+
+/// Lines for `/readyz?verbose`.
+pub(super) type Verbose = Box<dyn Fn() -> Vec<String> + Send + Sync>;
 
 /// However short the drain time, streams have this long to say their last word (1 s: a few round trips, as
 /// [`stream::Config::close_wait`]). Where nobody is slow it is over in milliseconds.
@@ -52,6 +55,11 @@ pub(super) fn tasks(drain: Duration) -> Tasks {
 /// What gives `/ws` connections watchers of their own.
 pub(super) fn open_own(watchers: Watchers) -> OpenOwn {
     Box::new(move || watchers.open().map(|(feed, run)| (feed, run.boxed())))
+}
+
+/// What only the hub can tell of the state of things.
+pub(super) fn verbose(hub: Arc<hub::Metrics>) -> Verbose {
+    Box::new(move || hub.odd_fields())
 }
 
 /// Binds, with a word on what to do when that fails.

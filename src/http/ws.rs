@@ -125,3 +125,26 @@ fn lists(headers: &HeaderMap, name: header::HeaderName, word: &str) -> bool {
     let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|list| list.split(',')).any(|item| item.trim().eq_ignore_ascii_case(word))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::http::conn::Socket;
+
+    fn size_of_output<A, B, C, F>(_: impl Fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// Memory an idle connection is a promise (quality.md), and this is most of it: the task, in steps of 128 bytes.
+    #[test]
+    fn a_connection_is_small() {
+        // tokio's header and trailer, the tracker and the place for a panic.
+        const TASK: usize = 128;
+        let stream = size_of_output(|out: Subscription, socket: Socket, shared: Arc<stream::Streams>| {
+            stream::websocket(out, socket, shared)
+        });
+        assert!(stream + TASK <= 1152, "{stream} bytes");
+    }
+}

@@ -13,6 +13,7 @@ pub(crate) mod web;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Whether the long form of a test is asked for: larger counts, the protocol's real times.
+#[allow(clippy::print_stdout, reason = "it is shown with the test's other output")]
 pub(crate) fn full() -> bool {
     let full = std::env::var("BRIDGE_TESTS").is_ok_and(|tests| tests == "full");
     if !full {

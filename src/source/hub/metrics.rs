@@ -1,8 +1,9 @@
 //! What the hub counts, and how old its last byte is.
 
 use std::{
+    collections::BTreeSet,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -25,7 +26,9 @@ pub struct Metrics {
     pub(super) watches: Family<Resource, Counter>,
     pub(super) restarts: Family<Restart, Counter>,
     pub(super) unreadable: Family<Resource, Counter>,
-    pub(super) odd: Family<Odd, Counter>,
+    odd: Family<Odd, Counter>,
+    /// The labels of `odd`, which keeps them to itself: as many at most as projections have fields.
+    odd_fields: Mutex<BTreeSet<Odd>>,
     pub(super) stale: Family<Resource, Counter>,
     pub(super) probes: Family<Resource, Counter>,
     pub(super) live: Family<Resource, Gauge>,
@@ -45,10 +48,10 @@ pub(super) struct Restart {
     pub(super) reason: &'static str,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct Odd {
-    pub(super) resource: &'static str,
-    pub(super) field: &'static str,
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
+struct Odd {
+    resource: &'static str,
+    field: &'static str,
 }
 
 impl Default for Metrics {
@@ -59,6 +62,7 @@ impl Default for Metrics {
             restarts: Family::default(),
             unreadable: Family::default(),
             odd: Family::default(),
+            odd_fields: Mutex::default(),
             stale: Family::default(),
             probes: Family::default(),
             live: Family::default(),
@@ -76,6 +80,22 @@ impl Metrics {
         self.start.elapsed().saturating_sub(heard)
     }
 
+    /// A line for each resource of which fields had to be left out because of their type: which and how often. Names of
+    /// fields, never of objects: who may not see an object may see this.
+    #[must_use]
+    pub fn odd_fields(&self) -> Vec<String> {
+        let fields = self.odd_fields.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = Kind::ALL.into_iter().filter_map(|kind| {
+            let of_kind = fields.iter().filter(|odd| odd.resource == kind.resource());
+            let counts: Vec<_> = of_kind.map(|odd| (odd.field, self.odd.get_or_create(odd).get())).collect();
+            let all: u64 = counts.iter().map(|(_, count)| count).sum();
+            let each: Vec<_> = counts.iter().map(|(field, count)| format!("{field} ({count})")).collect();
+            let word = if all == 1 { "field" } else { "fields" };
+            (all > 0).then(|| format!("{}: {all} odd {word}: {}", kind.resource(), each.join(", ")))
+        });
+        lines.collect()
+    }
+
     /// Names them in a registry, whose prefix the caller has set.
     pub fn register(self: &Arc<Self>, registry: &mut Registry) {
         registry.register("upstream_lists", "Pages of lists read", self.lists.clone());
@@ -91,6 +111,13 @@ impl Metrics {
         registry.register("upstream_probes", "Lists of one object sent into silence", self.probes.clone());
         registry.register("upstream_live", "Whether the resource is watched without a gap", self.live.clone());
         registry.register_collector(Box::new(Age(self.clone())));
+    }
+
+    /// A field had to be left out because of its type.
+    pub(super) fn odd(&self, kind: Kind, field: &'static str) {
+        let odd = Odd { resource: kind.resource(), field };
+        self.odd.get_or_create(&odd).inc();
+        self.odd_fields.lock().unwrap_or_else(PoisonError::into_inner).insert(odd);
     }
 
     pub(super) fn heard(&self, kind: Kind, at: Instant) {
@@ -116,5 +143,22 @@ impl Collector for Age {
             ages.metric_type(),
         )?;
         ages.encode(metric)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn odd_fields_are_told_by_resource_with_their_counts() {
+        let metrics = Metrics::default();
+        assert!(metrics.odd_fields().is_empty());
+        for field in ["status.podIP", "metadata.labels", "metadata.labels"] {
+            metrics.odd(Kind::Instance, field);
+        }
+        assert_eq!(metrics.odd_fields(), ["pods: 3 odd fields: metadata.labels (2), status.podIP (1)"]);
+        metrics.odd(Kind::Claim, "status");
+        assert_eq!(metrics.odd_fields()[1], "boilerhouseclaims: 1 odd field: status (1)");
     }
 }

@@ -18,10 +18,7 @@ use kube::{
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::time::{Instant, timeout};
 
-use super::{
-    Config, Metrics,
-    metrics::{Odd, Resource},
-};
+use super::{Config, Metrics, metrics::Resource};
 use crate::{
     event::{Kind, Rv, View},
     source::{
@@ -155,7 +152,7 @@ impl<'a, T: Row> Api<'a, T> {
         let Seen { view, odd } = row.into_seen();
         for field in odd {
             tracing::debug!(resource = T::KIND.resource(), name = view.name(), field, "left out: its type is odd");
-            self.metrics.odd.get_or_create(&Odd { resource: T::KIND.resource(), field }).inc();
+            self.metrics.odd(T::KIND, field);
         }
         view
     }

@@ -10,7 +10,6 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader},
     process::{Child, Command},
     sync::watch,
-    task::JoinSet,
     time::timeout,
 };
 
@@ -28,8 +27,6 @@ pub(crate) struct Bridge {
     child: Child,
     pub(crate) address: SocketAddr,
     log: Arc<Mutex<Vec<String>>>,
-    /// Keep the log; they end with the value.
-    _followers: JoinSet<()>,
 }
 
 impl Bridge {
@@ -54,15 +51,14 @@ impl Bridge {
         let log = Arc::new(Mutex::new(Vec::new()));
         let (found, mut address) = watch::channel(None);
         let found = Arc::new(found);
-        let mut followers = JoinSet::new();
-        followers.spawn(follow(child.stdout.take().unwrap(), log.clone(), found.clone()));
-        followers.spawn(follow(child.stderr.take().unwrap(), log.clone(), found));
+        tokio::spawn(follow(child.stdout.take().unwrap(), log.clone(), found.clone()));
+        tokio::spawn(follow(child.stderr.take().unwrap(), log.clone(), found));
         let address = timeout(BOUND, address.wait_for(Option::is_some)).await;
         let address = match address {
             Ok(Ok(address)) => address.unwrap(),
             _ => panic!("it did not listen: {:#?}", log.lock().unwrap()),
         };
-        Bridge { child, address, log, _followers: followers }
+        Bridge { child, address, log }
     }
 
     /// Waits until `/readyz` says so.

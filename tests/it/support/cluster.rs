@@ -4,18 +4,16 @@
 //! Either can die and come back with the history of its watches lost. Of the real ones there is one for all who break
 //! it, and who has it has it alone; the simulator is served over TCP, for the bridge's binary.
 
-use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use boilerhouse_bridge::sim::{Resource, Sim, SimConfig};
+use boilerhouse_bridge::sim::Resource;
 use http::{Method, Request, header::CONTENT_TYPE};
 use kube::Client;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
-use tokio::task::JoinSet;
 
 use super::plane::ControlPlane;
+use super::simulated::{NAMESPACE, Simulated};
 
 /// The prefix of Boilerhouse's labels.
 const PREFIX: &str = "boilerhouse.dev/";
@@ -29,7 +27,7 @@ pub(crate) struct Cluster {
 
 enum Server {
     Real(MutexGuard<'static, ControlPlane>),
-    Simulated { sim: Sim, _serving: JoinSet<()>, kubeconfig: tempfile::NamedTempFile },
+    Simulated(Simulated),
 }
 
 impl Cluster {
@@ -48,21 +46,9 @@ impl Cluster {
 
     /// A simulator of the test's own.
     pub(crate) async fn simulated() -> Self {
-        let sim = Sim::new(SimConfig::default());
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let config = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "clusters": [{"name": "test", "cluster": {"server": format!("http://{}", listener.local_addr().unwrap())}}],
-            "users": [{"name": "test", "user": {}}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-        });
-        let kubeconfig = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(kubeconfig.path(), config.to_string()).unwrap();
-        let served = sim.clone();
-        let mut serving = JoinSet::new();
-        serving.spawn(async move { served.serve(listener, std::future::pending()).await });
-        let client = sim.client("default");
-        Self::begin(Server::Simulated { sim, _serving: serving, kubeconfig }, client).await
+        let simulated = Simulated::new().await;
+        let client = simulated.sim.client(NAMESPACE);
+        Self::begin(Server::Simulated(simulated), client).await
     }
 
     async fn begin(server: Server, client: Client) -> Self {
@@ -78,7 +64,7 @@ impl Cluster {
     pub(crate) fn plane(&self) -> &ControlPlane {
         match &self.server {
             Server::Real(plane) => plane,
-            Server::Simulated { .. } => panic!("the simulator is no control plane"),
+            Server::Simulated(_) => panic!("the simulator is no control plane"),
         }
     }
 
@@ -104,7 +90,7 @@ impl Cluster {
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         match &self.server {
             Server::Real(plane) => plane.kubeconfig(),
-            Server::Simulated { kubeconfig, .. } => kubeconfig.path().to_owned(),
+            Server::Simulated(simulated) => simulated.kubeconfig().into(),
         }
     }
 
@@ -112,7 +98,7 @@ impl Cluster {
     pub(crate) async fn down(&mut self) {
         match &mut self.server {
             Server::Real(plane) => plane.kill_api_server(),
-            Server::Simulated { sim, .. } => {
+            Server::Simulated(Simulated { sim, .. }) => {
                 sim.down();
                 // The real one writes leases and the like when it starts; whoever was up to date is so no longer.
                 let name = format!("written-at-{}", sim.store(|store| store.revision()));
@@ -131,7 +117,7 @@ impl Cluster {
                 // The old one's connections are dead.
                 self.client = plane.client().await;
             }
-            Server::Simulated { sim, .. } => sim.up(),
+            Server::Simulated(Simulated { sim, .. }) => sim.up(),
         }
     }
 
