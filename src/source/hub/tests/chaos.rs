@@ -126,16 +126,19 @@ fn check(kind: Kind, facts: &[(Instant, Rv, Fact)], store: &Store) -> Lives {
     let life = |view: &View| (view.name().to_owned(), view.uid().to_owned(), view.rv());
     let (mut known, mut lives, mut down) = (0, Lives::new(), false);
     let settle = Config::default().settle;
-    // A list since the trouble tells all that was missed; what is written between it and its watch was not.
-    let (mut heard, mut listed): (Option<Instant>, bool) = (None, false);
+    // What was missed is what there was when the API server was first heard again, or when it made its list.
+    let (mut heard, mut missed): (Option<Instant>, Option<Rv>) = (None, None);
     for (at_time, revision, fact) in facts {
         match fact {
-            Fact::Heard(k) if *k == kind => heard = Some(*at_time),
+            Fact::Heard(k) if *k == kind => {
+                heard = Some(*at_time);
+                missed = missed.or(Some(*revision));
+            }
             Fact::Replace(k, views, rv) if *k == kind => {
                 assert!(*rv >= known, "a list at {rv} after {known}");
                 lives = views.iter().map(life).collect();
                 assert_eq!(lives, truth(store, kind, Some(*rv)), "the list at {rv}");
-                (known, listed) = (*rv, true);
+                (known, missed) = (*rv, Some(*rv));
             }
             Fact::Upsert(view) if view.kind() == kind => {
                 assert!(view.rv() > known, "{} after {known}", view.rv());
@@ -164,13 +167,13 @@ fn check(kind: Kind, facts: &[(Instant, Rv, Fact)], store: &Store) -> Lives {
                     // Kubernetes marks no end of what was missed: a second of silence counts as one (`Config::settle`), which
                     // a watch that stalls as soon as it is taken up again can feign.
                     let silent = heard.is_some_and(|heard| *at_time >= heard + settle);
-                    assert!(
-                        silent || listed || between(known, revision + 1) == 0,
-                        "live before all that was missed came"
-                    );
+                    let missed = missed.unwrap_or(*revision);
+                    assert!(silent || between(known, missed + 1) == 0, "live before all that was missed came");
                 }
                 down = matches!(health, Health::Down { .. });
-                listed &= !down;
+                if down {
+                    missed = None;
+                }
             }
             _ => (),
         }
