@@ -1,7 +1,9 @@
 //! What the integration tests speak the protocol with (style.md, 14): everything here waits for a state with a bound.
 
 pub(crate) mod bridge;
+pub(crate) mod dice;
 pub(crate) mod golden;
+pub(crate) mod house;
 pub(crate) mod plane;
 pub(crate) mod simulated;
 pub(crate) mod sockets;
