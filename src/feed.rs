@@ -255,6 +255,10 @@ impl State {
         }
     }
 
+    fn is_down_for(&self, limit: Duration) -> bool {
+        self.down_at.iter().flatten().any(|at| *at + limit <= Instant::now())
+    }
+
     /// Whether everything that somebody has been told is in here.
     fn has_told(&self) -> bool {
         let knows = |uid: &str, kind, name: &str| self.inventory.get(kind, name).is_some_and(|view| view.uid() == uid);
@@ -404,6 +408,17 @@ impl Feed {
         let mut head = self.shared.head.subscribe();
         while !self.is_ready() {
             // The sender lives in `self.shared`, so this cannot fail while we are here.
+            let _ = head.changed().await;
+        }
+    }
+
+    /// Resolves once [`Feed::ready`] does and the upstream has not been down for [`Config::upstream_limit`]: until then a
+    /// `/ws` client would be told a state of long ago and sent away at once.
+    pub async fn open(&self) {
+        let mut head = self.shared.head.subscribe();
+        self.ready().await;
+        while self.shared.state().is_down_for(self.shared.config.upstream_limit) {
+            // Sent when the health changes, too; the sender lives in `self.shared`.
             let _ = head.changed().await;
         }
     }

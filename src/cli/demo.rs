@@ -47,7 +47,9 @@ impl Demo {
         let scenario = ScenarioConfig::default();
         let namespace = scenario.namespace.clone();
         let sim = Sim::new(SimConfig { seed: self.seed, ..SimConfig::default() });
-        let story = Scenario::new(self.seed, scenario);
+        let mut story = Scenario::new(self.seed, scenario);
+        // Before anybody looks, so that the first answer shows a cluster at work.
+        sim.store(|store| story.populate(store));
 
         let (writer, feed) = Feed::new(feed::Config::default());
         let tasks = site::tasks(DRAIN);

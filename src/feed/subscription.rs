@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::{sync::watch, time::Instant};
 
-use super::{From, Health, Reason, Refused, Shared, SharedLens, lens, lens::Initial, needs};
+use super::{From, Reason, Refused, Shared, SharedLens, lens, lens::Initial, needs};
 use crate::{
     event::{Home, Rv, Step, cursor, lens::Format},
     wire::Close,
@@ -37,8 +37,6 @@ pub struct Subscription {
     /// Versions up to which this client has been served.
     served: [Rv; 2],
     head: watch::Receiver<u64>,
-    /// For a single reader: the hub's health, which counts for it, too.
-    hub_health: Option<watch::Receiver<[Health; 2]>>,
     /// When a `/ws` client is sent away because the upstream is down.
     down_limit: Option<Instant>,
     /// What comes before anything else: a heartbeat, where no `state.initial` opens the stream.
@@ -60,7 +58,6 @@ enum Phase {
 impl Subscription {
     pub(super) fn start(shared: Arc<Shared>, lens: Arc<SharedLens>, from: From) -> Result<Subscription, Refused> {
         let head = shared.head.subscribe();
-        let hub_health = shared.hub.as_ref().map(|hub| hub.health.subscribe());
         let state = shared.state();
         let home = state.ready()?;
         let (phase, position, served) = match from {
@@ -93,7 +90,7 @@ impl Subscription {
         drop(state);
         let greet = lens.lens.format == Format::Full && !matches!(from, From::Snapshot(..));
         shared.metrics.subscriptions.inc();
-        Ok(Subscription { shared, lens, home, phase, position, served, head, hub_health, down_limit: None, greet })
+        Ok(Subscription { shared, lens, home, phase, position, served, head, down_limit: None, greet })
     }
 
     /// The next frames: at most about `max_bytes` of them, but always whole steps or whole parts.
@@ -151,23 +148,10 @@ impl Subscription {
 
     /// Resolves when a read may yield something else than [`Read::Idle`].
     pub async fn changed(&mut self) {
-        // The senders live in `self.shared`, so waiting for them cannot fail.
-        let hub_health = async {
-            match &mut self.hub_health {
-                Some(health) => drop(health.changed().await),
-                None => std::future::pending().await,
-            }
-        };
-        let limit = async {
-            match self.down_limit {
-                Some(limit) => tokio::time::sleep_until(limit).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            _ = self.head.changed() => {}
-            () = hub_health => {}
-            () = limit => {}
+        match self.down_limit {
+            // The sender lives in `self.shared`, so waiting for it cannot fail.
+            None => drop(self.head.changed().await),
+            Some(limit) => drop(tokio::time::timeout_at(limit, self.head.changed()).await),
         }
     }
 

@@ -111,6 +111,11 @@ impl Writer {
         }
     }
 
+    /// For a single reader's feed: lets the reader look at the hub's health, which counts for it, too.
+    pub fn hub_changed(&mut self) {
+        self.shared.change(|_, _| {});
+    }
+
     /// A byte about this resource has come.
     pub fn heard(&self, kind: Kind) {
         self.shared.heard_ms[kind as usize].store((self.shared.config.clock)(), Ordering::Relaxed);

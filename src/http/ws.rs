@@ -43,7 +43,7 @@ pub(super) async fn ws(asked: Asked) -> Result<Response, Error> {
             .with(header::RETRY_AFTER, HeaderValue::from_static("1")));
     }
     let deadline = Instant::now() + site.config.ready_wait;
-    timeout_at(deadline, site.feed.ready()).await.map_err(|_| not_ready())?;
+    timeout_at(deadline, site.feed.open()).await.map_err(|_| not_ready(&site.feed))?;
     asked.check_connection(&parameters)?;
     let lens = Lens { types, ..Lens::all(Format::Boilerhouse) };
     let streams = site.streams.clone();
@@ -59,7 +59,7 @@ pub(super) async fn ws(asked: Asked) -> Result<Response, Error> {
                     () = feed.ready() => {}
                 }
             };
-            timeout_at(deadline, synced).await.map_err(|_| not_ready())?;
+            timeout_at(deadline, synced).await.map_err(|_| not_ready(&site.feed))?;
             let subscription = subscribe(&feed, lens, from)?;
             Start::new(move |socket| async move {
                 // The watchers end with the stream, and their connections with them.
@@ -79,15 +79,20 @@ pub(super) async fn ws(asked: Asked) -> Result<Response, Error> {
 
 fn subscribe(feed: &Feed, lens: Lens, from: From) -> Result<Subscription, Error> {
     feed.subscribe(feed.lens(lens, Framing::WEBSOCKET), from).map_err(|refused| match refused {
-        Refused::NotReady => not_ready(),
+        Refused::NotReady => not_ready(feed),
         Refused::Below | Refused::Foreign | Refused::OtherLens => {
             Error::new(Code::Internal, "the stream could not begin")
         }
     })
 }
 
-fn not_ready() -> Error {
-    Error::not_ready("the first lists of pods and claims are not complete yet: connect again in a moment")
+/// What keeps a connection out, by the feed that all share.
+fn not_ready(feed: &Feed) -> Error {
+    if feed.is_ready() {
+        Error::not_ready("the API server has not answered for too long: connect again in a moment")
+    } else {
+        Error::not_ready("the first lists of pods and claims are not complete yet: connect again in a moment")
+    }
 }
 
 /// `Sec-WebSocket-Key` of a proper upgrade request (RFC 6455, section 4.2.1).
@@ -119,4 +124,27 @@ fn upgrade_key(headers: &HeaderMap) -> Result<&str, Error> {
 fn lists(headers: &HeaderMap, name: header::HeaderName, word: &str) -> bool {
     let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|list| list.split(',')).any(|item| item.trim().eq_ignore_ascii_case(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::http::conn::Socket;
+
+    fn size_of_output<A, B, C, F>(_: impl Fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// Memory an idle connection is a promise (quality.md), and this is most of it: the task, in steps of 128 bytes.
+    #[test]
+    fn a_connection_is_small() {
+        // tokio's header and trailer, the tracker and the place for a panic.
+        const TASK: usize = 128;
+        let stream = size_of_output(|out: Subscription, socket: Socket, shared: Arc<stream::Streams>| {
+            stream::websocket(out, socket, shared)
+        });
+        assert!(stream + TASK <= 1152, "{stream} bytes");
+    }
 }

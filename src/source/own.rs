@@ -143,7 +143,15 @@ impl Watchers {
     async fn run(self, writer: Writer, slot: OwnedSemaphorePermit) -> Infallible {
         let _in_use = InUse::new(&self.metrics.connections, slot);
         let writer = Mutex::new(writer);
-        let (never, _) = tokio::join!(self.follow::<PodRow>(&writer), self.follow::<ClaimRow>(&writer));
+        let health = async {
+            let mut health = self.hub.health();
+            loop {
+                // The hub lives as long as the process does.
+                let _ = health.changed().await;
+                writer.lock().await.hub_changed();
+            }
+        };
+        let (never, _, ()) = tokio::join!(self.follow::<PodRow>(&writer), self.follow::<ClaimRow>(&writer), health);
         never
     }
 

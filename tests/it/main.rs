@@ -1,18 +1,23 @@
 //! The integration tests, one binary (style.md, 14).
-// Helpers outside `#[test]` functions are test code too: a failed step there is a failed test, with its place.
-#![allow(clippy::unwrap_used)]
+// Helpers outside `#[test]` functions are test code too: a failed step there is a failed test, with its place; and what
+// they print is shown with it.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 #![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
 mod boilerhouse;
+mod browser;
 mod command_line;
+mod demo;
 mod drain;
 mod echo;
 mod gets;
 mod guard;
 mod hostile;
 mod layering;
+mod outage;
 mod own;
 mod plane;
+mod promises;
 mod refetch;
 mod sim;
 mod support;

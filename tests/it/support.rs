@@ -1,17 +1,21 @@
 //! What the integration tests speak the protocol with (style.md, 14): everything here waits for a state with a bound.
 
 pub(crate) mod bridge;
+pub(crate) mod cluster;
 pub(crate) mod dice;
 pub(crate) mod golden;
 pub(crate) mod house;
+pub(crate) mod node;
 pub(crate) mod plane;
 pub(crate) mod simulated;
 pub(crate) mod sockets;
+pub(crate) mod stage;
 pub(crate) mod web;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Whether the long form of a test is asked for: larger counts, the protocol's real times.
+#[allow(clippy::print_stdout, reason = "it is shown with the test's other output")]
 pub(crate) fn full() -> bool {
     let full = std::env::var("BRIDGE_TESTS").is_ok_and(|tests| tests == "full");
     if !full {

@@ -40,8 +40,8 @@ enum Phase {
     Open,
     /// So it does, but at this moment it closes, because the process drains.
     Draining { at: Instant },
-    /// The last frame is queued or sent.
-    Closing { closed: Closed, until: Until },
+    /// The last frame is queued or, once it is written, the peer has until `patience`.
+    Closing { closed: Closed, until: Until, patience: Option<Instant> },
 }
 
 /// What a closing stream waits for once its last frame is written.
@@ -64,8 +64,6 @@ pub(super) struct Session {
     /// What came with the request.
     early: Box<[u8]>,
     phase: Phase,
-    /// When a closing stream stops waiting for its peer; set when the last frame has been written.
-    patience: Option<Instant>,
     /// The answer to the latest ping, while writes are blocked. The earlier ones need none (RFC 6455 section 5.5.3).
     pong: Option<Box<[u8]>>,
     next_ping: Instant,
@@ -93,7 +91,7 @@ impl Session {
         link.push(head);
         let now = Instant::now();
         let next_ping = now + config.ping;
-        Self { link, reader, early, phase: Phase::Open, patience: None, pong: None, next_ping, heard: now }
+        Self { link, reader, early, phase: Phase::Open, pong: None, next_ping, heard: now }
     }
 
     pub(super) fn transport(&self) -> Transport {
@@ -102,10 +100,9 @@ impl Session {
 
     /// Runs to the end, and ends the connection.
     pub(super) async fn run<O: Outbound>(&mut self, out: &mut O, shared: &Streams) -> Closed {
+        // What lives across an await has its place in every stream's memory: locals are few here, and short.
         let config = &shared.config;
-        let mut early = std::mem::take(&mut self.early);
-        self.input(&mut early, out, config);
-        drop(early);
+        self.early_input(out, config);
         let mut stop = pin!(shared.stop.cancelled());
         let mut alarm = pin!(sleep_until(self.deadline(config)));
         let closed = loop {
@@ -113,9 +110,8 @@ impl Session {
                 Sent::End(closed) => break closed,
                 sent @ (Sent::All | Sent::Some | Sent::Blocked) => sent,
             };
-            let deadline = self.deadline(config);
-            if deadline < alarm.deadline() {
-                alarm.as_mut().reset(deadline);
+            if self.deadline(config) < alarm.deadline() {
+                alarm.as_mut().reset(self.deadline(config));
             }
             let step = tokio::select! {
                 // Rare things first: nothing can keep them waiting, and they hardly ever keep others waiting.
@@ -155,6 +151,12 @@ impl Session {
         self.run(&mut Silence, shared).await
     }
 
+    /// Takes what came with the request.
+    fn early_input<O: Outbound>(&mut self, out: &mut O, config: &Config) {
+        let mut early = std::mem::take(&mut self.early);
+        self.input(&mut early, out, config);
+    }
+
     /// Sends for one turn. Never waits.
     fn send<O: Outbound>(&mut self, cx: &mut Context<'_>, out: &mut O, config: &Config) -> Sent {
         for _ in 0..BATCHES_A_TURN {
@@ -165,10 +167,10 @@ impl Session {
                 Poll::Ready(Err(_)) => return Sent::End(self.hung_up()),
                 Poll::Pending => return Sent::Blocked,
             }
-            match self.phase {
-                Phase::Closing { closed, until: Until::Written } => return Sent::End(closed),
-                Phase::Closing { until: Until::Answered | Until::Hung, .. } => {
-                    self.patience.get_or_insert_with(|| Instant::now() + config.close_wait);
+            match &mut self.phase {
+                Phase::Closing { closed, until: Until::Written, .. } => return Sent::End(*closed),
+                Phase::Closing { until: Until::Answered | Until::Hung, patience, .. } => {
+                    patience.get_or_insert_with(|| Instant::now() + config.close_wait);
                     return Sent::Blocked;
                 }
                 Phase::Open | Phase::Draining { .. } if idle => return Sent::All,
@@ -254,16 +256,16 @@ impl Session {
 
     /// What the peer sent cannot be read any further.
     fn refuse(&mut self, close: Close) {
-        match self.phase {
-            Phase::Closing { closed, .. } => self.phase = Phase::Closing { closed, until: Until::Hung },
+        match &mut self.phase {
+            Phase::Closing { until, .. } => *until = Until::Hung,
             Phase::Open | Phase::Draining { .. } => self.close_with(close, Closed::Bridge(close), Until::Hung),
         }
     }
 
     /// The peer's close frame: the answer to ours, or the first.
     fn client_closes(&mut self) {
-        match self.phase {
-            Phase::Closing { closed, .. } => self.phase = Phase::Closing { closed, until: Until::Written },
+        match &mut self.phase {
+            Phase::Closing { until, .. } => *until = Until::Written,
             Phase::Open | Phase::Draining { .. } => self.close_with(Close::Normal, Closed::Client, Until::Written),
         }
     }
@@ -272,7 +274,7 @@ impl Session {
         if self.reader.is_some() {
             self.link.push(close_frame(close));
         }
-        self.phase = Phase::Closing { closed, until };
+        self.phase = Phase::Closing { closed, until, patience: None };
     }
 
     /// The connection ended: while closing that is what was waited for.
@@ -290,7 +292,7 @@ impl Session {
         let usual = match self.phase {
             Phase::Open => idle.map_or(Some(self.next_ping), |idle| Some(idle.min(self.next_ping))),
             Phase::Draining { at } => Some(at.min(self.next_ping)),
-            Phase::Closing { .. } => self.patience,
+            Phase::Closing { patience, .. } => patience,
         };
         // Neither is known just after a close frame was queued; the next turn of sending finds out which it will be.
         [stall, usual].into_iter().flatten().min().unwrap_or_else(|| Instant::now() + config.close_wait)
@@ -303,8 +305,8 @@ impl Session {
             return ControlFlow::Break(self.stalled());
         }
         match self.phase {
-            Phase::Closing { closed, .. } => {
-                if self.patience.is_some_and(|until| now >= until) {
+            Phase::Closing { closed, patience, .. } => {
+                if patience.is_some_and(|until| now >= until) {
                     return ControlFlow::Break(closed);
                 }
             }

@@ -29,7 +29,9 @@ fn short(facts: &[Fact]) -> Vec<String> {
         |views: &[View]| versions(views).iter().map(|(name, rv)| format!("{name}{rv}")).collect::<Vec<_>>().join(",");
     facts
         .iter()
+        .filter(|fact| !matches!(fact, Fact::Heard(_)))
         .map(|fact| match fact {
+            Fact::Heard(_) => String::new(),
             Fact::Home(uid) => format!("home {uid}"),
             Fact::Replace(_, views, rv) => format!("={}@{rv}", told(views)),
             Fact::Upsert(view) => format!("+{}", told(std::slice::from_ref(view))),

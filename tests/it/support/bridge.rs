@@ -98,6 +98,29 @@ impl Bridge {
         assert!(sent.success());
     }
 
+    /// Stops it in the middle of what it does (SIGSTOP), all of its threads: from now on it notices nothing.
+    pub(crate) async fn pause(&self) {
+        self.signal("STOP").await;
+        let stopped = timeout(BOUND, async {
+            while !self.threads_are_stopped() {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        });
+        assert!(stopped.await.is_ok(), "it does not stop");
+    }
+
+    /// Lets a paused one go on.
+    pub(crate) async fn resume(&self) {
+        self.signal("CONT").await;
+    }
+
+    fn threads_are_stopped(&self) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        // proc_pid_stat(5): the state is the field behind the name, which ends with the last parenthesis.
+        let mut stats = threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("stat")).ok());
+        stats.all(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T')))
+    }
+
     /// Waits for the end.
     pub(crate) async fn ended(&mut self, bound: std::time::Duration) -> ExitStatus {
         timeout(bound, self.child.wait()).await.unwrap_or_else(|_| panic!("still running: {:#?}", self.log())).unwrap()

@@ -197,6 +197,11 @@ impl ControlPlane {
         self.ready().await.unwrap();
     }
 
+    /// Whether the API server is there, or killed.
+    pub(crate) fn has_api_server(&self) -> bool {
+        self.api_server.is_started()
+    }
+
     /// kill -9; what it had acknowledged survives, only a crash of the machine would lose it.
     pub(crate) fn kill_etcd(&mut self) {
         self.etcd.kill();

@@ -233,3 +233,16 @@ pub(crate) async fn raw(address: SocketAddr, request: &str) -> Answer {
     whole.await.unwrap_or_else(|_| panic!("no end of the answer to {request:?}: {}", String::from_utf8_lossy(&bytes)));
     parse(&String::from_utf8_lossy(&bytes))
 }
+
+/// Asks until there is an answer.
+pub(crate) async fn until<T>(mut ask: impl FnMut() -> Option<T>) -> T {
+    let found = timeout(BOUND, async {
+        loop {
+            if let Some(found) = ask() {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    found.await.expect("it does not come")
+}

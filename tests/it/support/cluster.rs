@@ -1,0 +1,210 @@
+//! One way to act on a cluster, be it the real control plane or the simulator: the same requests through the same
+//! client, so that a test says once what happens.
+//!
+//! Either can die and come back with the history of its watches lost. Of the real ones there is one for all who break
+//! it, and who has it has it alone; the simulator is served over TCP, for the bridge's binary.
+
+use std::path::PathBuf;
+
+use boilerhouse_bridge::sim::Resource;
+use http::{Method, Request, header::CONTENT_TYPE};
+use kube::Client;
+use serde_json::{Value, json};
+use tokio::sync::{Mutex, MutexGuard, OnceCell};
+
+use super::plane::ControlPlane;
+use super::simulated::{NAMESPACE, Simulated};
+
+/// The prefix of Boilerhouse's labels.
+const PREFIX: &str = "boilerhouse.dev/";
+
+/// A cluster, and the namespace of it that the test is in.
+pub(crate) struct Cluster {
+    server: Server,
+    client: Client,
+    pub(crate) namespace: String,
+}
+
+enum Server {
+    Real(MutexGuard<'static, ControlPlane>),
+    Simulated(Simulated),
+}
+
+impl Cluster {
+    /// The real control plane that tests may break. Waits until the other tests are through with it.
+    pub(crate) async fn real() -> Self {
+        static BREAKABLE: OnceCell<Mutex<ControlPlane>> = OnceCell::const_new();
+        let plane = BREAKABLE.get_or_init(async || Mutex::new(ControlPlane::start().await)).await;
+        let mut plane = plane.lock().await;
+        if !plane.has_api_server() {
+            // A test that failed has left it dead.
+            plane.start_api_server().await;
+        }
+        let client = plane.client().await;
+        Self::begin(Server::Real(plane), client).await
+    }
+
+    /// A simulator of the test's own.
+    pub(crate) async fn simulated() -> Self {
+        let simulated = Simulated::new().await;
+        let client = simulated.sim.client(NAMESPACE);
+        Self::begin(Server::Simulated(simulated), client).await
+    }
+
+    async fn begin(server: Server, client: Client) -> Self {
+        let mut cluster = Self { server, client, namespace: String::new() };
+        cluster.new_namespace().await;
+        cluster
+    }
+
+    /// The control plane.
+    ///
+    /// # Panics
+    /// On the simulator.
+    pub(crate) fn plane(&self) -> &ControlPlane {
+        match &self.server {
+            Server::Real(plane) => plane,
+            Server::Simulated(_) => panic!("the simulator is no control plane"),
+        }
+    }
+
+    /// Moves to a new, empty namespace.
+    pub(crate) async fn new_namespace(&mut self) {
+        self.namespace = self.another_namespace().await;
+    }
+
+    /// Makes a namespace that the test is not in.
+    pub(crate) async fn another_namespace(&self) -> String {
+        let namespace = json!({"kind": "Namespace", "apiVersion": "v1", "metadata": {"generateName": "test-"}});
+        let made = self.call(Method::POST, "/api/v1/namespaces", &namespace).await;
+        made["metadata"]["name"].as_str().unwrap().to_owned()
+    }
+
+    /// The uid of the namespace that the test is in.
+    pub(crate) async fn namespace_uid(&self) -> String {
+        let namespace = self.call(Method::GET, &format!("/api/v1/namespaces/{}", self.namespace), &Value::Null).await;
+        namespace["metadata"]["uid"].as_str().unwrap().to_owned()
+    }
+
+    /// A kubeconfig file for the bridge's binary.
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        match &self.server {
+            Server::Real(plane) => plane.kubeconfig(),
+            Server::Simulated(simulated) => simulated.kubeconfig().into(),
+        }
+    }
+
+    /// The API server dies (kill -9): every connection ends, and the history of its watches is lost.
+    pub(crate) async fn down(&mut self) {
+        match &mut self.server {
+            Server::Real(plane) => plane.kill_api_server(),
+            Server::Simulated(Simulated { sim, .. }) => {
+                sim.down();
+                // The real one writes leases and the like when it starts; whoever was up to date is so no longer.
+                let name = format!("written-at-{}", sim.store(|store| store.revision()));
+                let namespace = json!({"metadata": {"name": name}});
+                sim.store(|store| store.create(Resource::Namespaces, namespace)).unwrap();
+                sim.restart();
+            }
+        }
+    }
+
+    /// The API server is back, where it was.
+    pub(crate) async fn up(&mut self) {
+        match &mut self.server {
+            Server::Real(plane) => {
+                plane.start_api_server().await;
+                // The old one's connections are dead.
+                self.client = plane.client().await;
+            }
+            Server::Simulated(Simulated { sim, .. }) => sim.up(),
+        }
+    }
+
+    /// Creates a managed Pod. `labels` as in [`Cluster::label_pod`].
+    pub(crate) async fn create_pod(&self, name: &str, labels: &str) {
+        self.create_pod_in(&self.namespace, name, labels).await;
+    }
+
+    /// Creates a managed Pod in any namespace.
+    pub(crate) async fn create_pod_in(&self, namespace: &str, name: &str, labels: &str) {
+        let mut all = json!({"boilerhouse.dev/managed": "true"});
+        all.as_object_mut().unwrap().extend(labels_of(labels).as_object().unwrap().clone());
+        all.as_object_mut().unwrap().retain(|_, value| !value.is_null());
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": all},
+            "spec": {"containers": [{"name": "main", "image": "none"}]},
+        });
+        self.call(Method::POST, &format!("/api/v1/namespaces/{namespace}/pods"), &pod).await;
+    }
+
+    /// Changes labels of a Pod: `"pool-status=ready tenant-"` sets one and removes another.
+    pub(crate) async fn label_pod(&self, name: &str, labels: &str) {
+        self.call(Method::PATCH, &self.pod(name), &json!({"metadata": {"labels": labels_of(labels)}})).await;
+    }
+
+    /// Sets a Pod's phase.
+    pub(crate) async fn pod_phase(&self, name: &str, phase: &str) {
+        let status = json!({"status": {"phase": phase}});
+        self.call(Method::PATCH, &format!("{}/status", self.pod(name)), &status).await;
+    }
+
+    /// Deletes a Pod at once.
+    pub(crate) async fn delete_pod(&self, name: &str) {
+        self.call(Method::DELETE, &self.pod(name), &json!({"gracePeriodSeconds": 0})).await;
+    }
+
+    /// Creates a claim, without a status.
+    pub(crate) async fn create_claim(&self, name: &str, tenant: &str) {
+        self.create_claim_in(&self.namespace, name, tenant).await;
+    }
+
+    /// Creates a claim in any namespace.
+    pub(crate) async fn create_claim_in(&self, namespace: &str, name: &str, tenant: &str) {
+        let claim = json!({
+            "apiVersion": "boilerhouse.dev/v1alpha1", "kind": "BoilerhouseClaim", "metadata": {"name": name},
+            "spec": {"tenantId": tenant, "workloadRef": "web"},
+        });
+        let path = format!("/apis/boilerhouse.dev/v1alpha1/namespaces/{namespace}/boilerhouseclaims");
+        self.call(Method::POST, &path, &claim).await;
+    }
+
+    /// Sets a claim's phase.
+    pub(crate) async fn claim_phase(&self, name: &str, phase: &str) {
+        self.claim_status(name, json!({ "phase": phase })).await;
+    }
+
+    /// Sets what is named of a claim's status.
+    pub(crate) async fn claim_status(&self, name: &str, status: Value) {
+        self.call(Method::PATCH, &format!("{}/status", self.claim(name)), &json!({ "status": status })).await;
+    }
+
+    /// Deletes a claim.
+    pub(crate) async fn delete_claim(&self, name: &str) {
+        self.call(Method::DELETE, &self.claim(name), &Value::Null).await;
+    }
+
+    fn pod(&self, name: &str) -> String {
+        format!("/api/v1/namespaces/{}/pods/{name}", self.namespace)
+    }
+
+    fn claim(&self, name: &str) -> String {
+        format!("/apis/boilerhouse.dev/v1alpha1/namespaces/{}/boilerhouseclaims/{name}", self.namespace)
+    }
+
+    async fn call(&self, method: Method, path: &str, body: &Value) -> Value {
+        let kind = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
+        let bytes = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+        let request = Request::builder().method(&method).uri(path).header(CONTENT_TYPE, kind).body(bytes).unwrap();
+        self.client.request(request).await.unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+    }
+}
+
+/// `"workload=web tenant-"`: Boilerhouse's labels without their prefix; one that ends in `-` is taken away.
+fn labels_of(labels: &str) -> Value {
+    let pairs = labels.split_whitespace().map(|label| match label.split_once('=') {
+        Some((name, value)) => (format!("{PREFIX}{name}"), json!(value)),
+        None => (format!("{PREFIX}{}", label.trim_end_matches('-')), Value::Null),
+    });
+    Value::Object(pairs.collect())
+}

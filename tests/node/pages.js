@@ -1,0 +1,133 @@
+// What web pages can learn of a bridge, in Chromium. Prints a JSON object: page -> probe -> outcome.
+//
+// usage: node pages.js <JSON: page -> [its URL, the base URL by which it calls the bridge]>
+//
+// The names evil.example and app.example are led to loopback, as a rebinding DNS server would do.
+"use strict";
+const { existsSync } = require("node:fs");
+const { chromium } = require("playwright-core");
+
+const BROWSERS = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
+
+// Runs inside the page. Each probe ends within its bound, whatever happens to it.
+async function probes({ base, bound }) {
+  const present = `${base}/api/v1/instances/present`;
+  const absent = `${base}/api/v1/instances/absent`;
+  const within = (body) =>
+    Promise.race([
+      new Promise(body).catch((error) => error.name),
+      new Promise((resolve) => setTimeout(resolve, bound, "nothing")),
+    ]);
+  const fetched = (url, options) =>
+    within((resolve, reject) => {
+      const read = async (answer) => {
+        const text = await answer.text();
+        const names = text.match(/"(name|code)":"[^"]*"/g) || [text.trim()];
+        const tagged = answer.headers.get("etag") ? ["etag"] : [];
+        return [answer.type, answer.status, ...tagged, names[0]].join(" ");
+      };
+      fetch(url, options).then(read).then(resolve, reject);
+    });
+  const loaded = (tag, attributes) =>
+    within((resolve) => {
+      const element = Object.assign(document.createElement(tag), attributes);
+      element.onload = () => resolve("load");
+      element.onerror = () => resolve("error");
+      document.documentElement.append(element);
+    });
+  // Both in one word, so that a difference between what is there and what is not shows.
+  const both = async (probe) => `${await probe(present)}, ${await probe(absent)}`;
+  const framed = (start) =>
+    within((resolve) => {
+      const frame = Object.assign(document.createElement("iframe"), { name: `frame${Math.random()}` });
+      frame.onload = () => {
+        let text = "unreadable";
+        try {
+          text = frame.contentDocument.documentElement.textContent;
+        } catch {
+          // Another origin's, as it should be.
+        }
+        if (text !== "") resolve(text.match(/"(name|code)":"[^"]*"/)?.[0] ?? text.slice(0, 40));
+      };
+      start(frame);
+    });
+  const outcome = {};
+  outcome.websocket = await within((resolve) => {
+    const socket = new WebSocket(`${base.replace("http", "ws")}/ws`);
+    socket.onmessage = ({ data }) => resolve(JSON.parse(data).type);
+    socket.onerror = () => resolve("error");
+  });
+  outcome.fetch = await fetched(`${base}/api/v1/instances`);
+  outcome["fetch with credentials"] = await fetched(`${base}/api/v1/instances`, { credentials: "include" });
+  outcome["fetch with headers"] = await fetched(`${base}/api/v1/instances`, {
+    headers: { authorization: "Bearer none", "if-none-match": '"none"' },
+  });
+  outcome["fetch without cors"] = await both((url) => fetched(url, { mode: "no-cors" }));
+  outcome["fetch of an error"] = await fetched(`${base}/api/v1/nothing`);
+  outcome["fetch of a probe"] = await fetched(`${base}/livez`);
+  outcome.post = await fetched(`${base}/api/v1/instances`, { method: "POST", body: "x" });
+  outcome.eventsource = await within((resolve) => {
+    const source = new EventSource(`${base}/api/v1/instances`);
+    source.onmessage = ({ data }) => resolve(data);
+    source.onopen = () => resolve("open");
+    source.onerror = () => resolve("error");
+  });
+  outcome.script = await both((src) => loaded("script", { src }));
+  outcome.module = await both((src) => loaded("script", { type: "module", src }));
+  outcome.image = await both((src) => loaded("img", { src }));
+  outcome.style = await both((href) => loaded("link", { rel: "stylesheet", href }));
+  outcome.frame = await framed((frame) => {
+    frame.src = `${base}/api/v1/instances`;
+    document.documentElement.append(frame);
+  });
+  outcome.form = await framed((frame) => {
+    const form = Object.assign(document.createElement("form"), {
+      action: `${base}/api/v1/instances`,
+      method: "post",
+      target: frame.name,
+    });
+    document.documentElement.append(frame, form);
+    form.submit();
+  });
+  const timed = performance.getEntriesByType("resource").filter((entry) => entry.name.startsWith(base));
+  outcome.timing = timed.some((entry) => entry.responseStatus || entry.transferSize || entry.encodedBodySize)
+    ? "sizes or statuses"
+    : "nothing";
+  return outcome;
+}
+
+async function main() {
+  const pages = JSON.parse(process.argv[2]);
+  const executablePath = BROWSERS.find((path) => existsSync(path));
+  if (!executablePath) throw new Error("chromium is missing: apt-get install chromium, or run tests/run");
+  const browser = await chromium.launch({
+    executablePath,
+    args: [
+      "--no-sandbox",
+      "--disable-gpu",
+      "--disable-quic",
+      "--no-first-run",
+      "--disable-background-networking",
+      "--disable-component-update",
+      "--disable-sync",
+      "--host-resolver-rules=MAP evil.example 127.0.0.1, MAP app.example 127.0.0.1",
+    ],
+  });
+  try {
+    const outcomes = {};
+    for (const [name, [url, base]] of Object.entries(pages)) {
+      const page = await browser.newPage();
+      await page.goto(url);
+      outcomes[name] = await page.evaluate(probes, { base, bound: 10_000 });
+      await page.close();
+    }
+    console.log(JSON.stringify(outcomes, null, 1));
+  } finally {
+    await browser.close();
+  }
+}
+
+main().catch((error) => {
+  console.error(error);
+  process.exitCode = 1;
+});
