@@ -119,7 +119,7 @@ fn print(text: &str) -> io::Result<()> {
 
 fn report(failure: &Failure) -> ExitCode {
     let mut stderr = io::stderr().lock();
-    let (bold, plain) = if stderr.is_terminal() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
+    let (bold, plain) = if colour() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
     // When stderr is gone there is nobody left to tell.
     let _ = writeln!(stderr, "{bold}error:{plain} {:#}", failure.error);
     ExitCode::from(failure.code)
@@ -129,8 +129,12 @@ fn report(failure: &Failure) -> ExitCode {
 fn start_log(level: tracing::Level) {
     // kube_client logs whole bodies when one does not parse: objects do not belong into logs.
     let filter = format!("{level},kube_client=error,hyper=warn,hyper_util=warn,rustls=warn,tower=warn");
-    let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(io::stderr).try_init();
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour()).with_writer(io::stderr).try_init();
+}
+
+/// Whether stderr may be coloured: on a terminal whose user has not asked for none (<https://no-color.org>).
+fn colour() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 #[cfg(test)]

@@ -91,7 +91,8 @@ impl Inventory {
                 }
                 None => None,
             };
-            let unchanged = old.as_ref().is_some_and(|old| old.rv() == view.rv());
+            // The whole view: in a restored older copy the same version is given out again, for another change.
+            let unchanged = old.as_ref() == Some(&view);
             self.insert(view.clone());
             if !unchanged {
                 fresh.push(Change { old, new: Some(view) });
@@ -142,6 +143,16 @@ mod tests {
         );
         let same = state.replace(Kind::Instance, vec![pod("b", "2", 12), pod("c", "9", 11), pod("d", "4", 10)]);
         assert!(same.is_empty(), "the same list says nothing");
+    }
+
+    #[test]
+    fn one_version_of_two_histories_is_a_change() {
+        let running =
+            Instance { name: "a".into(), uid: "1".into(), rv: 5, phase: "Running".into(), ..Instance::default() };
+        let mut state = Inventory::default();
+        state.replace(Kind::Instance, vec![pod("a", "1", 5)]);
+        let changes = state.replace(Kind::Instance, vec![View::Instance(Arc::new(running))]);
+        assert_eq!(told(&changes), [(Some(5), Some(5))]);
     }
 
     #[test]

@@ -31,6 +31,7 @@ impl Writer {
     /// A complete list at version `rv`. The first one of a kind makes the state; a later one is a difference and one
     /// step that says since when. A version lower than one already known means another history (an older copy of etcd).
     pub fn replace(&mut self, kind: Kind, views: Vec<View>, rv: Rv) {
+        let for_many = self.shared.hub.is_none();
         self.shared.change(|state, now_ms| {
             let k = kind as usize;
             let changes = Arc::make_mut(&mut state.inventory).replace(kind, views);
@@ -43,7 +44,10 @@ impl Writer {
             let since = state.newest[k];
             let restart = rv < since;
             if restart {
-                state.log.clear();
+                // Cursors are no positions in two histories at once. A single reader has none, and reads on.
+                if for_many {
+                    state.log.clear();
+                }
                 state.told = Told::default();
                 state.base = state.newest;
                 state.base[k] = rv;

@@ -67,6 +67,8 @@ pub struct Config {
     pub backoff_max: Duration,
     /// The longest pause that `Retry-After` may ask for.
     pub retry_after_max: Duration,
+    /// Random bits for the pause after the given try.
+    pub random: fn(u32) -> u64,
 }
 
 impl Default for Config {
@@ -89,6 +91,7 @@ impl Default for Config {
             backoff_min: Duration::from_millis(100),
             backoff_max: Duration::from_secs(1),
             retry_after_max: Duration::from_secs(30),
+            random: |tries| RandomState::new().hash_one(tries),
         }
     }
 }
@@ -158,8 +161,7 @@ async fn find_home(api: &Api<'_, PodRow>, config: &Config, out: Out<'_>) {
 }
 
 async fn pause(config: &Config, tries: u32, trouble: &Trouble) {
-    let random = RandomState::new().hash_one(tries);
-    sleep(config.pause(tries, trouble, random)).await;
+    sleep(config.pause(tries, trouble, (config.random)(tries))).await;
 }
 
 impl Config {

@@ -9,6 +9,8 @@
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream::BoxStream};
+use http::{Request, Response};
+use http_body_util::{BodyExt, Limited};
 use kube::{
     Api, Client,
     client::Body,
@@ -45,11 +47,15 @@ pub struct Config {
     pub watch_time: Duration,
     /// How long the API server may take to begin an answer.
     pub start_timeout: Duration,
+    /// How long one page of a list may take after that. kube's client would wait for its end for ever.
+    pub page_timeout: Duration,
+    /// Bytes of one page. Nine times what 500 Pods of 14 KB take.
+    pub page_bytes: usize,
     /// Objects in one list, so that a server whose pages never end cannot fill the memory.
     pub list_objects: usize,
     /// The pause after an error: kube-runtime has none of its own.
     pub pause: Duration,
-    /// Silence after an error that means that the watcher works again: longer than a request may take to fail.
+    /// Silence of a watch after an error that means that it works again: longer than it may take to fail to start.
     pub settle: Duration,
 }
 
@@ -60,6 +66,8 @@ impl Default for Config {
             lists: 4,
             watch_time: Duration::from_secs(30),
             start_timeout: Duration::from_secs(15),
+            page_timeout: Duration::from_secs(30),
+            page_bytes: 64 << 20,
             list_objects: 500_000,
             pause: Duration::from_secs(1),
             settle: Duration::from_secs(20),
@@ -112,13 +120,8 @@ impl Watchers {
     /// Watchers of this namespace, beside this hub.
     #[must_use]
     pub fn new(client: &Client, namespace: &str, hub: Feed, config: Config, metrics: Metrics) -> Watchers {
-        // The head of each answer is bounded here; what follows it is kube-runtime's idle timeout's.
-        let limit = config.start_timeout;
         let inner = client.clone();
-        let bounded = tower::service_fn(move |request: http::Request<Body>| {
-            let client = inner.clone();
-            async move { timeout(limit, client.send(request)).await?.map_err(BoxError::from) }
-        });
+        let bounded = tower::service_fn(move |request| bounded(inner.clone(), request, config));
         let client = Client::new(bounded, client.default_namespace());
         Watchers {
             client,
@@ -157,7 +160,8 @@ impl Watchers {
 
     /// One resource, for ever.
     async fn follow<T: Row>(&self, writer: &Mutex<Writer>) -> Infallible {
-        let mut histories = self.hub.histories();
+        let mut hub = Judge { histories: self.hub.histories(), health: self.hub.health() };
+        let mut watcher = Watcher { owner: self, writer, list: None, highest: 0, failed: None };
         loop {
             let selector = match T::KIND {
                 Kind::Instance => MANAGED_SELECTOR,
@@ -166,12 +170,17 @@ impl Watchers {
             let seconds = u32::try_from(self.config.watch_time.as_secs()).unwrap_or(u32::MAX);
             let config = watcher::Config::default().labels(selector).timeout(seconds);
             let api = Api::<T>::namespaced(self.client.clone(), &self.namespace);
-            let mut watcher = Watcher { owner: self, writer, list: None, highest: 0, failed: None };
-            let why = watcher.run(kube::runtime::watcher(api, config).boxed(), &mut histories).await;
+            let why = watcher.run(kube::runtime::watcher(api, config).boxed(), &mut hub).await;
+            // What it knew of versions and of trouble outlives it; a list that it was collecting does not.
+            watcher.list = None;
             let reason = match why {
                 Rebuild::Expired => "its version has expired",
                 Rebuild::Unreadable => "a line did not parse",
-                Rebuild::History => "the API server has another history",
+                Rebuild::History => {
+                    // The next list's versions are lower, and are meant to be.
+                    watcher.highest = 0;
+                    "the API server has another history"
+                }
                 Rebuild::TooMany => "a list has no end",
             };
             tracing::debug!(resource = T::KIND.resource(), reason, "a connection's own watcher is built anew");
@@ -186,13 +195,19 @@ impl std::fmt::Debug for Watchers {
     }
 }
 
-/// One kube-runtime watcher while it lasts.
+/// What the hub finds out for everybody.
+struct Judge {
+    histories: watch::Receiver<u64>,
+    health: watch::Receiver<[Health; 2]>,
+}
+
+/// One resource's kube-runtime watchers, one after the other.
 struct Watcher<'a> {
     owner: &'a Watchers,
     writer: &'a Mutex<Writer>,
     /// The list that is being collected, and the permission to make it.
     list: Option<(Vec<View>, OwnedSemaphorePermit)>,
-    /// The highest version seen: kube-runtime hides the list's.
+    /// The highest version seen of this history: kube-runtime hides the list's.
     highest: Rv,
     /// When the last error came, while the upstream counts as down for it.
     failed: Option<Instant>,
@@ -202,25 +217,36 @@ impl Watcher<'_> {
     async fn run<T: Row>(
         &mut self,
         mut events: BoxStream<'static, watcher::Result<Event<T>>>,
-        histories: &mut watch::Receiver<u64>,
+        hub: &mut Judge,
     ) -> Rebuild {
-        histories.mark_unchanged();
         loop {
             // Not polled while the reader is behind: TCP then pushes back to the API server.
             self.writer.lock().await.room().await;
             let next = tokio::select! {
+                // What else there may be is of a history that has ended.
+                biased;
                 // The hub lives as long as the process does.
-                _ = histories.changed() => return Rebuild::History,
+                _ = hub.histories.changed() => return Rebuild::History,
+                _ = hub.health.changed() => {
+                    // A watch that is started again and quiet says nothing, but the hub has found the upstream well.
+                    if hub.health.borrow_and_update()[T::KIND as usize] == Health::Live {
+                        self.works(T::KIND).await;
+                    }
+                    continue;
+                }
                 next = timeout(self.owner.config.settle, events.next()) => next,
             };
             match next {
-                Err(_) => self.works(T::KIND).await,
+                Err(_) if self.list.is_none() => self.works(T::KIND).await,
+                Err(_) => {}
                 Ok(Some(Ok(event))) => {
                     if let Err(rebuild) = self.take(event).await {
                         return rebuild;
                     }
                 }
                 Ok(Some(Err(error))) => {
+                    // What the hub found before this is no comfort.
+                    hub.health.mark_unchanged();
                     if let Some(rebuild) = self.fail(T::KIND, &error).await {
                         return rebuild;
                     }
@@ -278,12 +304,23 @@ impl Watcher<'_> {
         if let Some(rebuild) = rebuild(error) {
             return Some(rebuild);
         }
-        // An ERROR line with 410 is followed by a list, by itself and at once.
-        if !matches!(error, watcher::Error::WatchError(status) if is_expired(status)) {
-            let since = *self.failed.get_or_insert_with(Instant::now);
-            let reason = Arc::from("the connection's own watch failed");
-            self.writer.lock().await.health(kind, Health::Down { since, reason });
-            sleep(self.owner.config.pause).await;
+        match error {
+            // An ERROR line with 410 is followed by a list, by itself and at once.
+            watcher::Error::WatchError(status) if is_expired(status) => {}
+            // What breaks has worked: whether anything is down is for the next try to say.
+            watcher::Error::WatchFailed(_) => {
+                self.works(kind).await;
+                sleep(self.owner.config.pause).await;
+            }
+            watcher::Error::WatchError(_)
+            | watcher::Error::WatchStartFailed(_)
+            | watcher::Error::InitialListFailed(_)
+            | watcher::Error::NoResourceVersion => {
+                let since = *self.failed.get_or_insert_with(Instant::now);
+                let reason = Arc::from("the connection's own watch failed");
+                self.writer.lock().await.health(kind, Health::Down { since, reason });
+                sleep(self.owner.config.pause).await;
+            }
         }
         None
     }
@@ -294,6 +331,19 @@ impl Watcher<'_> {
             self.writer.lock().await.health(kind, Health::Live);
         }
     }
+}
+
+/// Sends a request with bounds on its answer: on its head, and on the whole of a list. What follows the head of a watch is
+/// bounded by kube-runtime's idle timeout.
+async fn bounded(client: Client, request: Request<Body>, config: Config) -> Result<Response<Body>, BoxError> {
+    let is_watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
+    let response = timeout(config.start_timeout, client.send(request)).await??;
+    if is_watch {
+        return Ok(response);
+    }
+    let (head, body) = response.into_parts();
+    let whole = timeout(config.page_timeout, Limited::new(body, config.page_bytes).collect()).await??;
+    Ok(Response::from_parts(head, whole.to_bytes().into()))
 }
 
 /// Whether the watcher cannot go on from this error without a loss or at all.

@@ -54,7 +54,7 @@ fn fill(store: &mut Store) {
         pod("web-ready", of("web", "ready"), running("10.0.0.3")),
         pod("db-warming", of("db", "warming"), json!({"phase": "Pending"})),
         pod("db-odd", of("db", "on fire"), running("10.0.0.5")),
-        pod("a-bare-one", json!({"boilerhouse.dev/managed": "true"}), json!({})),
+        pod("a-bare-one", json!({"boilerhouse.dev/managed": "true"}), json!({"podIP": 7})),
         pod("web-two-released", of("web", "acquired"), running("10.0.0.6")),
         pod("web-two-active", of("web", "acquired"), json!({"phase": "Failed"})),
         pod("stranger", json!({"app": "else"}), running("10.0.0.9")),
@@ -62,8 +62,11 @@ fn fill(store: &mut Store) {
     let claim = |name: &str, tenant: &str, active: &str, status: Value| {
         let mut claim = json!({
             "metadata": {"name": name, "namespace": NAMESPACE},
-            "spec": {"tenantId": tenant, "workloadRef": "web"}, "status": status,
+            "spec": {"tenantId": tenant, "workloadRef": "web"},
         });
+        if !status.is_null() {
+            claim["status"] = status;
+        }
         if !active.is_empty() {
             claim["metadata"]["annotations"] = json!({"boilerhouse.dev/last-activity": active});
         }

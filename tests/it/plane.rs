@@ -49,6 +49,40 @@ async fn a_claim_with_a_wrong_type_is_refused() {
     assert!(refused.contains("status.phase"), "{refused}");
 }
 
+/// What an operator may write: null is as good as absent, but where the values are an enumeration only a merge patch's,
+/// which takes the field away.
+#[tokio::test]
+async fn what_a_claim_has_not_may_be_null() {
+    let plane = ControlPlane::shared().await;
+    let namespace = plane.namespace().await;
+    plane.kubectl(&["-n", &namespace, "create", "-f", "-"], &claim("one", &json!("acme"))).await.unwrap();
+    let patch = async |kind: &str, patch: Value| {
+        let patch = patch.to_string();
+        let args = ["-n", &namespace, "patch", "bhc", "one", "--subresource=status", "--type", kind, "-p", &patch];
+        plane.kubectl(&args, "").await
+    };
+    let status = async || {
+        let answer = plane.kubectl(&["-n", &namespace, "get", "bhc", "one", "-o", "json"], "").await.unwrap();
+        serde_json::from_str::<Value>(&answer).unwrap()["status"].clone()
+    };
+    let whole = json!({"phase": "Active", "source": "pool", "endpoint": {"host": "10.1.2.3", "port": 65535}});
+    patch("merge", json!({"status": whole})).await.unwrap();
+    assert_eq!(status().await, whole);
+    let nulls = ["endpoint", "instanceId", "claimedAt", "detail"];
+    let nulls = nulls.map(|field| json!({"op": "add", "path": format!("/status/{field}"), "value": null}));
+    patch("json", json!(nulls)).await.unwrap();
+    let expected = json!({
+        "phase": "Active", "source": "pool", "endpoint": null, "instanceId": null, "claimedAt": null, "detail": null,
+    });
+    assert_eq!(status().await, expected);
+    patch("merge", json!({"status": {"source": null}})).await.unwrap();
+    assert_eq!(status().await.get("source"), None);
+    for (field, bad) in [("source", json!("stolen")), ("endpoint", json!({"host": "a", "port": 65536}))] {
+        let refused = patch("merge", json!({"status": {field: bad}})).await.unwrap_err();
+        assert!(refused.contains(&format!("status.{field}")), "{refused}");
+    }
+}
+
 #[tokio::test]
 async fn kubectl_prints_the_columns_of_claims() {
     let plane = ControlPlane::shared().await;

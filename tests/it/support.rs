@@ -2,7 +2,9 @@
 
 pub(crate) mod bridge;
 pub(crate) mod cluster;
+pub(crate) mod dice;
 pub(crate) mod golden;
+pub(crate) mod house;
 pub(crate) mod node;
 pub(crate) mod plane;
 pub(crate) mod simulated;

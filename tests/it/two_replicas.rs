@@ -20,25 +20,10 @@ use boilerhouse_bridge::{
 use serde_json::Value;
 use std::sync::Arc;
 
+use crate::support::dice::Dice;
+
 /// Histories per run of the test.
 const HISTORIES: u64 = 5_000;
-
-/// A small generator of its own, so that a seed means the same for ever (splitmix64).
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % sides
-    }
-
-    fn pick<'a, T>(&mut self, of: &'a [T]) -> &'a T {
-        &of[self.roll(of.len() as u64) as usize]
-    }
-}
 
 /// What one version did: the life it is about, before and after.
 #[derive(Clone)]

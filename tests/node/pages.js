@@ -5,9 +5,10 @@
 // The names evil.example and app.example are led to loopback, as a rebinding DNS server would do.
 "use strict";
 const { existsSync } = require("node:fs");
+const { join } = require("node:path");
 const { chromium } = require("playwright-core");
 
-const BROWSERS = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
+const BROWSERS = ["chromium", "chromium-browser", "google-chrome"];
 
 // Runs inside the page. Each probe ends within its bound, whatever happens to it.
 async function probes({ base, bound }) {
@@ -98,8 +99,9 @@ async function probes({ base, bound }) {
 
 async function main() {
   const pages = JSON.parse(process.argv[2]);
-  const executablePath = BROWSERS.find((path) => existsSync(path));
-  if (!executablePath) throw new Error("chromium is missing: apt-get install chromium, or run tests/run");
+  const paths = process.env.PATH.split(":").flatMap((dir) => BROWSERS.map((name) => join(dir, name)));
+  const executablePath = paths.find((path) => existsSync(path));
+  if (!executablePath) throw new Error("chromium is missing: apt-get install chromium, or tests/run, which does");
   const browser = await chromium.launch({
     executablePath,
     args: [

@@ -121,19 +121,14 @@ impl Session {
                     ControlFlow::Continue(())
                 }
                 () = &mut alarm => {
-                    let step = self.tick(out, config);
+                    let step = match poll_fn(|cx| Poll::Ready(self.overdue(cx, out, config))).await {
+                        ControlFlow::Continue(()) => self.tick(out, config),
+                        ended => ended,
+                    };
                     alarm.as_mut().reset(self.deadline(config));
                     step
                 }
-                moved = poll_fn(|cx| self.link.poll(cx)) => match moved {
-                    Moved::Written => ControlFlow::Continue(()),
-                    Moved::Input(len) => {
-                        self.heard = Instant::now();
-                        with_input(len, |bytes| self.input(bytes, out, config));
-                        ControlFlow::Continue(())
-                    }
-                    Moved::Gone => ControlFlow::Break(self.hung_up()),
-                },
+                moved = poll_fn(|cx| self.link.poll(cx)) => self.moved(&moved, out, config),
                 () = out.changed(), if matches!(sent, Sent::All) => ControlFlow::Continue(()),
                 () = yield_now(), if matches!(sent, Sent::Some) => ControlFlow::Continue(()),
             };
@@ -143,6 +138,30 @@ impl Session {
         };
         self.link.end().await;
         closed
+    }
+
+    /// What has happened on the connection while nobody looked: a process that was frozen, or kept from its processor,
+    /// must not take its own silence for the peer's. Reading and writing have a turn each.
+    fn overdue<O: Outbound>(&mut self, cx: &mut Context<'_>, out: &mut O, config: &Config) -> ControlFlow<Closed> {
+        for _ in 0..2 {
+            match self.link.poll(cx) {
+                Poll::Ready(moved) => self.moved(&moved, out, config)?,
+                Poll::Pending => break,
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn moved<O: Outbound>(&mut self, moved: &Moved, out: &mut O, config: &Config) -> ControlFlow<Closed> {
+        match moved {
+            Moved::Written => ControlFlow::Continue(()),
+            Moved::Input(len) => {
+                self.heard = Instant::now();
+                with_input(*len, |bytes| self.input(bytes, out, config));
+                ControlFlow::Continue(())
+            }
+            Moved::Gone => ControlFlow::Break(self.hung_up()),
+        }
     }
 
     /// After a panic in `run`: says 1011 where it still can, without touching what panicked.

@@ -145,6 +145,34 @@ async fn what_waits_is_one_write_behind_the_head() {
     assert_eq!(end(stream).await, Closed::Gone);
 }
 
+/// The process stands still (SIGSTOP, a suspended laptop) while the peer does not. Real time and a real socket: the idle
+/// limit and the peer's pongs must both be there when the stream has its turn again.
+#[tokio::test]
+async fn a_frozen_process_does_not_take_its_own_silence_for_the_peers() {
+    const IDLE: Duration = Duration::from_millis(300);
+    let (script, shared) = (Script::default(), shared(Config { peer_idle: IDLE, ..Config::default() }));
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (server, _) = listener.accept().await.unwrap();
+    let stream = start(websocket(script.clone(), socket(Conn::Plain(server), b""), shared.clone()));
+    // One turn, so that the alarm is set.
+    tokio::task::yield_now().await;
+    std::io::Write::write_all(&mut client, b"\x8a\x80\0\0\0\0").unwrap();
+    std::thread::sleep(IDLE * 2);
+    script.text("still here");
+    let mut client = tokio::net::TcpStream::from_std({
+        client.set_nonblocking(true).unwrap();
+        client
+    })
+    .unwrap();
+    past_head(&mut client).await;
+    let mut frame = [0; 12];
+    client.read_exact(&mut frame).await.unwrap();
+    assert_eq!(&frame, b"\x81\x0astill here");
+    drop(client);
+    assert_eq!(end(stream).await, Closed::Gone);
+}
+
 #[tokio::test(start_paused = true)]
 async fn pings_go_out_and_a_silent_peer_is_dropped() {
     let (script, shared) = (Script::default(), shared(Config::default()));

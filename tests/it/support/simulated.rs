@@ -47,6 +47,11 @@ impl Simulated {
         bridge
     }
 
+    /// The cluster itself.
+    pub(crate) fn sim(&self) -> &Sim {
+        &self.sim
+    }
+
     /// Creates a managed Pod: one `instance.state` in phase `Unknown`.
     pub(crate) fn create_pod(&self, name: &str) {
         let labels = json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": "web"});

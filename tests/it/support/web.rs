@@ -1,6 +1,6 @@
 //! A WebSocket listener and a plain HTTP client that sends exactly what it is told to.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
 use futures::{SinkExt, StreamExt};
 use serde_json::Value;
@@ -11,7 +11,7 @@ use tokio::{
 };
 use tokio_tungstenite::{
     WebSocketStream, client_async,
-    tungstenite::{Message, client::IntoClientRequest, protocol::CloseFrame},
+    tungstenite::{Error, Message, client::IntoClientRequest, protocol::CloseFrame},
 };
 
 /// How long anything may take that should come at once, on a busy machine.
@@ -35,10 +35,18 @@ pub(crate) struct Answer {
 impl Listener {
     /// Connects to `path` (with its query).
     pub(crate) async fn connect(address: SocketAddr, path: &str) -> Listener {
+        Listener::try_connect(address, path).await.unwrap()
+    }
+
+    /// Connects, or says with which status it was refused.
+    pub(crate) async fn try_connect(address: SocketAddr, path: &str) -> Result<Listener, u16> {
         let request = format!("ws://{address}{path}").into_client_request().unwrap();
         let stream = TcpStream::connect(address).await.unwrap();
-        let (socket, _) = timeout(BOUND, client_async(request, stream)).await.expect("no 101 in time").unwrap();
-        Listener { socket }
+        match timeout(BOUND, client_async(request, stream)).await.expect("no answer in time") {
+            Ok((socket, _)) => Ok(Listener { socket }),
+            Err(Error::Http(response)) => Err(response.status().as_u16()),
+            Err(error) => panic!("{error}"),
+        }
     }
 
     /// The next text message, as it came.
@@ -55,6 +63,19 @@ impl Listener {
     /// The next message.
     pub(crate) async fn json(&mut self) -> Value {
         serde_json::from_str(&self.text().await).unwrap()
+    }
+
+    /// Answers pings for as long as it is polled.
+    ///
+    /// # Panics
+    /// When anything else comes.
+    pub(crate) async fn stay(&mut self) -> Infallible {
+        loop {
+            match self.socket.next().await {
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                other => panic!("expected nothing: {other:?}"),
+            }
+        }
     }
 
     /// Messages up to and including the first that satisfies `last`.
@@ -101,6 +122,16 @@ impl Listener {
             // As above.
             let _ = self.socket.send(message).await;
         }
+    }
+
+    /// Sends a close frame, and nothing after it.
+    pub(crate) async fn close(&mut self) {
+        self.socket.close(None).await.unwrap();
+    }
+
+    /// The bare stream, with nothing read ahead that matters to the caller.
+    pub(crate) fn into_stream(self) -> TcpStream {
+        self.socket.into_inner()
     }
 }
 
