@@ -9,10 +9,11 @@ pub mod inventory;
 mod lens;
 pub mod snapshot;
 mod subscription;
+mod told;
 mod writer;
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap},
     convert::Infallible,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -42,6 +43,7 @@ use crate::{
     log::{self, Log},
 };
 use inventory::Inventory;
+use told::Told;
 
 /// Bounds of a feed.
 #[derive(Clone, Copy, Debug)]
@@ -205,25 +207,20 @@ struct State {
     down_since_ms: [u64; 2],
     /// What clients of other feeds of the same upstream may have been told.
     told: Told,
-}
-
-/// What somebody has been told by another feed: versions, and objects that are gone. Deletions that a list showed have
-/// no version of their own, so they are kept by uid.
-#[derive(Clone, Debug, Default)]
-struct Told {
-    rv: [Rv; 2],
-    gone: VecDeque<(Kind, String, String)>,
+    /// Counts the histories that have ended; in a single reader's feed, as the hub had counted at the last list.
+    history: u64,
 }
 
 /// What a single reader may be behind before its writer waits: enough for any burst that one write takes up.
 const SINGLE_LOG: log::Limits = log::Limits { items: 256, bytes: 256 << 10, age_ms: u64::MAX };
 
-/// Deletions that [`Told`] keeps. They matter for a second (a GET waits no longer), and only after a re-list.
-const TOLD_GONE: usize = 1024;
-
 impl State {
     fn ready(&self) -> Result<Home, Refused> {
         self.home.filter(|_| self.synced == [true; 2]).ok_or(Refused::NotReady)
+    }
+
+    fn knows(&self, told: &Told) -> bool {
+        told.is_known(&self.told, self.newest, &self.inventory)
     }
 
     /// Appends a version to the log.
@@ -258,16 +255,6 @@ impl State {
     fn is_down_for(&self, limit: Duration) -> bool {
         self.down_at.iter().flatten().any(|at| *at + limit <= Instant::now())
     }
-
-    /// Whether everything is in here that somebody had been told by the time `told` was taken. Another history since then
-    /// has made it void.
-    fn knows(&self, told: &Told) -> bool {
-        let reached = |k: usize| told.rv[k].min(self.told.rv[k]) <= self.newest[k];
-        let here = |(kind, name, uid): &(Kind, String, String)| {
-            self.inventory.get(*kind, name).is_some_and(|view| view.uid() == uid)
-        };
-        reached(0) && reached(1) && !told.gone.iter().any(here)
-    }
 }
 
 impl Shared {
@@ -275,13 +262,20 @@ impl Shared {
     fn change(&self, apply: impl FnOnce(&mut State, u64)) {
         let now_ms = (self.config.clock)();
         let mut state = self.state();
-        let (before, newest) = (state.log.end(), state.newest);
+        let (before, was) = (state.log.end(), (state.newest, state.synced));
         apply(&mut state, now_ms);
         let step = state.log.range(before, 1).and_then(|mut steps| steps.next().cloned());
         match &self.hub {
             // Before the reader can see any of it. The hub's lock is only ever taken inside a single feed's.
-            Some(hub) => hub.state().told.note(newest, state.newest, step.as_deref()),
+            Some(hub) => {
+                let hub = &mut *hub.state();
+                if state.history == hub.history {
+                    hub.told.note(&hub.inventory, &state, was, step.as_deref());
+                }
+            }
             None => {
+                let State { told, newest, inventory, .. } = &mut *state;
+                told.prune(*newest, inventory);
                 state.evict(now_ms);
                 self.metrics.log_steps.set((state.log.end() - state.log.first()).cast_signed());
                 self.metrics.log_bytes.set(state.log.bytes().cast_signed() as i64);
@@ -299,6 +293,12 @@ impl Shared {
         self.head.send_replace(end);
     }
 
+    /// Whether a single reader's feed may take in more.
+    fn has_room(&self) -> bool {
+        let (state, limits) = (self.state(), self.config.log);
+        state.log.end() - state.log.first() < limits.items as u64 && state.log.bytes() < limits.bytes
+    }
+
     /// Whether both resources are live, and how long ago the quieter one was heard, in milliseconds.
     fn upstream(&self) -> (&'static str, u64) {
         let live = self.health.borrow().iter().all(|health| *health == Health::Live);
@@ -308,24 +308,6 @@ impl Shared {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Told {
-    /// Notes what the single reader of another feed is about to be told.
-    fn note(&mut self, before: [Rv; 2], newest: [Rv; 2], step: Option<&Step>) {
-        for k in 0..2 {
-            if newest[k] > before[k] {
-                self.rv[k] = self.rv[k].max(newest[k]);
-            }
-        }
-        let differences = step.and_then(Step::version).into_iter().filter(|version| version.since.is_some());
-        for change in differences.flat_map(|version| &version.changes).filter(|change| change.new.is_none()) {
-            if let Some(view) = change.view() {
-                self.gone.truncate(TOLD_GONE - 1);
-                self.gone.push_front((view.kind(), view.name().to_owned(), view.uid().to_owned()));
-            }
-        }
     }
 }
 
@@ -359,6 +341,7 @@ impl Feed {
             down_at: [None; 2],
             down_since_ms: [0; 2],
             told: Told::default(),
+            history: 0,
         };
         let shared = Arc::new(Shared {
             config,
@@ -437,7 +420,9 @@ impl Feed {
         lenses.retain(|_, lens| lens.strong_count() > 0);
         let shared = Arc::new(SharedLens::new(key.0.clone(), framing));
         lenses.insert(key, Arc::downgrade(&shared));
-        self.shared.metrics.lenses.set(i64::try_from(lenses.len()).unwrap_or(i64::MAX));
+        if self.shared.hub.is_none() {
+            self.shared.metrics.lenses.set(i64::try_from(lenses.len()).unwrap_or(i64::MAX));
+        }
         shared
     }
 

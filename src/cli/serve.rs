@@ -54,7 +54,7 @@ pub(super) struct Serve {
     max_connections: usize,
 
     /// Seconds over which clients are sent away when the bridge ends
-    #[arg(long, env = "BRIDGE_DRAIN", default_value_t = 10, value_name = "SECONDS")]
+    #[arg(long, env = "BRIDGE_DRAIN", default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=3600))]
     drain: u64,
 
     /// Namespace to watch

@@ -276,7 +276,7 @@ impl Subscription {
         while out.is_empty() {
             if self.shared.hub.is_some() {
                 self.shared.state().log.release(self.position);
-                self.shared.room.notify_one();
+                self.shared.room.notify_waiters();
             }
             let frames = self.lens.frames(&self.shared, self.home, self.position, max_bytes)?;
             if frames.is_empty() {

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Health, Shared, Told};
+use super::{Health, Shared};
 use crate::event::{Home, Kind, Notice, Rv, View};
 
 /// The only way in. Not `Clone`: one source a feed, so that one order is kept.
@@ -32,6 +32,8 @@ impl Writer {
     /// step that says since when. A version lower than one already known means another history (an older copy of etcd).
     pub fn replace(&mut self, kind: Kind, views: Vec<View>, rv: Rv) {
         let for_many = self.shared.hub.is_none();
+        // A list is of the history that the hub knows by now, or the hub will find that out and count on.
+        let history = self.shared.hub.as_ref().map(|hub| hub.state().history);
         self.shared.change(|state, now_ms| {
             let k = kind as usize;
             let changes = Arc::make_mut(&mut state.inventory).replace(kind, views);
@@ -39,6 +41,7 @@ impl Writer {
                 state.synced[k] = true;
                 state.base[k] = rv;
                 state.newest[k] = rv;
+                state.history = history.unwrap_or(state.history);
                 return;
             }
             let since = state.newest[k];
@@ -48,7 +51,8 @@ impl Writer {
                 if for_many {
                     state.log.clear();
                 }
-                state.told = Told::default();
+                state.told.forget(kind);
+                state.history += 1;
                 state.base = state.newest;
                 state.base[k] = rv;
                 state.newest[k] = rv;
@@ -58,6 +62,7 @@ impl Writer {
             if rv != since || !changes.is_empty() {
                 state.version(now_ms, kind, rv, changes, Some(since), restart);
             }
+            state.history = history.unwrap_or(state.history);
         });
     }
 
@@ -93,25 +98,21 @@ impl Writer {
         });
     }
 
-    /// Waits until a single reader has made room for more; others never keep a writer waiting.
-    pub async fn room(&self) {
-        if self.shared.hub.is_none() {
-            return;
-        }
-        let mut read_on = pin!(self.shared.room.notified());
-        loop {
-            // Registered before looking, so that reading on in between is not missed.
-            read_on.as_mut().enable();
-            let full = {
-                let state = self.shared.state();
-                let limits = self.shared.config.log;
-                state.log.end() - state.log.first() >= limits.items as u64 || state.log.bytes() >= limits.bytes
-            };
-            if !full {
-                return;
+    /// Resolves when a single reader has made room for more; others never keep a writer waiting. The writer itself is not
+    /// kept meanwhile.
+    pub fn room(&self) -> impl Future<Output = ()> + Send + use<> {
+        let shared = self.shared.clone();
+        async move {
+            let mut read_on = pin!(shared.room.notified());
+            loop {
+                // Registered before looking, so that reading on in between is not missed.
+                read_on.as_mut().enable();
+                if shared.hub.is_none() || shared.has_room() {
+                    return;
+                }
+                read_on.as_mut().await;
+                read_on.set(shared.room.notified());
             }
-            read_on.as_mut().await;
-            read_on.set(self.shared.room.notified());
         }
     }
 

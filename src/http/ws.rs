@@ -1,6 +1,6 @@
 //! `/ws`: the Boilerhouse stream (protocol.md section 2).
 
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderValue, Method, header};
 use tokio::time::{Instant, timeout_at};
 use warp::reply::Response;
 
@@ -26,7 +26,7 @@ impl Outbound for Subscription {
 }
 
 pub(super) async fn ws(asked: Asked) -> Result<Response, Error> {
-    let key = upgrade_key(&asked.headers)?;
+    let key = upgrade_key(&asked)?;
     let parameters = asked.parameters(&["types", "connectionId", "snapshot"])?;
     let types = match parameters.get("types") {
         None => Types::all(Format::Boilerhouse),
@@ -99,18 +99,25 @@ fn not_ready(feed: &Feed) -> Error {
 ///
 /// # Errors
 /// 426 that says what is spoken here.
-fn upgrade_key(headers: &HeaderMap) -> Result<&str, Error> {
+fn upgrade_key(asked: &Asked) -> Result<&str, Error> {
+    let headers = &asked.headers;
     let required = |message: &str| {
         Error::new(Code::UpgradeRequired, message)
             .with(header::UPGRADE, HeaderValue::from_static("websocket"))
             .with(header::CONNECTION, HeaderValue::from_static("Upgrade"))
             .with(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"))
     };
-    if !lists(headers, header::CONNECTION, "upgrade") || !lists(headers, header::UPGRADE, "websocket") {
+    let upgrades = lists(headers, header::CONNECTION, "upgrade") && lists(headers, header::UPGRADE, "websocket");
+    if asked.method != Method::GET || !upgrades {
         return Err(required("this endpoint speaks WebSocket: connect with a WebSocket client"));
     }
     if !lists(headers, header::SEC_WEBSOCKET_VERSION, "13") {
         return Err(required("this endpoint speaks WebSocket version 13"));
+    }
+    // Its bytes would be taken for frames.
+    let length = headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
+    if length || headers.contains_key(header::TRANSFER_ENCODING) {
+        return Err(Error::new(Code::BadRequest, "an upgrade request has no body: leave Content-Length out"));
     }
     let key = headers.get(header::SEC_WEBSOCKET_KEY).and_then(|key| key.to_str().ok()).unwrap_or_default();
     let nonce = base64::Engine::decode(&base64::prelude::BASE64_STANDARD, key);

@@ -220,8 +220,12 @@ impl Watcher<'_> {
         hub: &mut Judge,
     ) -> Rebuild {
         loop {
-            // Not polled while the reader is behind: TCP then pushes back to the API server.
-            self.writer.lock().await.room().await;
+            // Not polled while the reader is behind: TCP then pushes back to the API server. A list goes on, though: it
+            // is one step in the end, and others wait for its permit.
+            if self.list.is_none() {
+                let room = self.writer.lock().await.room();
+                room.await;
+            }
             let next = tokio::select! {
                 // What else there may be is of a history that has ended.
                 biased;
@@ -338,7 +342,7 @@ impl Watcher<'_> {
 async fn bounded(client: Client, request: Request<Body>, config: Config) -> Result<Response<Body>, BoxError> {
     let is_watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
     let response = timeout(config.start_timeout, client.send(request)).await??;
-    if is_watch {
+    if is_watch && response.status().is_success() {
         return Ok(response);
     }
     let (head, body) = response.into_parts();
