@@ -209,7 +209,7 @@ struct State {
 
 /// What somebody has been told by another feed: versions, and objects that are gone. Deletions that a list showed have
 /// no version of their own, so they are kept by uid.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Told {
     rv: [Rv; 2],
     gone: VecDeque<(Kind, String, String)>,
@@ -259,12 +259,14 @@ impl State {
         self.down_at.iter().flatten().any(|at| *at + limit <= Instant::now())
     }
 
-    /// Whether everything that somebody has been told is in here.
-    fn has_told(&self) -> bool {
-        let knows = |uid: &str, kind, name: &str| self.inventory.get(kind, name).is_some_and(|view| view.uid() == uid);
-        self.told.rv[0] <= self.newest[0]
-            && self.told.rv[1] <= self.newest[1]
-            && !self.told.gone.iter().any(|(kind, name, uid)| knows(uid, *kind, name))
+    /// Whether everything is in here that somebody had been told by the time `told` was taken. Another history since then
+    /// has made it void.
+    fn knows(&self, told: &Told) -> bool {
+        let reached = |k: usize| told.rv[k].min(self.told.rv[k]) <= self.newest[k];
+        let here = |(kind, name, uid): &(Kind, String, String)| {
+            self.inventory.get(*kind, name).is_some_and(|view| view.uid() == uid)
+        };
+        reached(0) && reached(1) && !told.gone.iter().any(here)
     }
 }
 
@@ -482,8 +484,10 @@ impl Feed {
     /// [`Refused::NotReady`] before both resources have been listed, and when the wait was not enough.
     pub async fn snapshot(&self) -> Result<Snapshot, Refused> {
         let mut head = self.shared.head.subscribe();
+        // What is told from now on is no business of this GET: under load somebody is always ahead.
+        let told = self.shared.state().told.clone();
         let reached = async {
-            while !self.shared.state().has_told() {
+            while !self.shared.state().knows(&told) {
                 // The sender lives in `self.shared`, so this cannot fail while we are here.
                 let _ = head.changed().await;
             }

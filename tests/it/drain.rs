@@ -61,10 +61,11 @@ async fn stalled(cluster: &Simulated, bridge: &Bridge) -> TcpStream {
 
 #[tokio::test]
 async fn fifty_sockets_are_told_one_after_the_other_and_newcomers_are_answered() {
-    const DRAIN: Duration = Duration::from_secs(4);
+    // The last fifth is what a bridge leaves for those who were told last: on a busy machine that must be seconds.
+    const DRAIN: Duration = Duration::from_secs(8);
     let cluster = Simulated::new().await;
     cluster.create_pod("pod");
-    let mut bridge = cluster.bridge(&["--drain", "4"]).await;
+    let mut bridge = cluster.bridge(&["--drain", "8"]).await;
     let address = bridge.address;
     let clients = wait_for_the_end(&bridge, 50).await;
     let mut served = bridge.listen("/ws?snapshot=none").await;
@@ -131,7 +132,7 @@ async fn a_second_signal_ends_it_at_once() {
 #[tokio::test]
 async fn an_interrupt_drains_too() {
     let cluster = Simulated::new().await;
-    let mut bridge = cluster.bridge(&["--drain", "1"]).await;
+    let mut bridge = cluster.bridge(&["--drain", "5"]).await;
     let clients = wait_for_the_end(&bridge, 10).await;
     bridge.signal("INT").await;
     for told in join_all(clients).await {
@@ -143,7 +144,7 @@ async fn an_interrupt_drains_too() {
 #[tokio::test]
 async fn a_client_that_does_not_read_delays_nothing() {
     let cluster = Simulated::new().await;
-    let mut bridge = cluster.bridge(&["--drain", "2"]).await;
+    let mut bridge = cluster.bridge(&["--drain", "5"]).await;
     let mut stalled = stalled(&cluster, &bridge).await;
     let clients = wait_for_the_end(&bridge, 10).await;
     let begun = Instant::now();
@@ -152,8 +153,13 @@ async fn a_client_that_does_not_read_delays_nothing() {
         told.unwrap();
     }
     assert_eq!(bridge.ended(BOUND).await.code(), Some(0));
-    assert!(begun.elapsed() < Duration::from_secs(2) + LATE, "it took {:?}", begun.elapsed());
-    assert!(bridge.log().iter().any(|line| line.contains("cut=1")), "it was not stalled: {:#?}", bridge.log());
+    assert!(begun.elapsed() < Duration::from_secs(5) + LATE, "it took {:?}", begun.elapsed());
+    let said = timeout(BOUND, async {
+        while !bridge.log().iter().any(|line| line.contains("cut=1")) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    assert!(said.await.is_ok(), "it was not stalled: {:#?}", bridge.log());
     // It may find the end of what the kernel had, or a reset; there is no room for a last word.
     let _ = timeout(BOUND, stalled.read_to_end(&mut Vec::new())).await.expect("its connection outlives the bridge");
 }

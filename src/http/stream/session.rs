@@ -123,7 +123,7 @@ impl Session {
                 () = &mut alarm => {
                     let step = match poll_fn(|cx| Poll::Ready(self.overdue(cx, out, config))).await {
                         ControlFlow::Continue(()) => self.tick(out, config),
-                        ended => ended,
+                        ended @ ControlFlow::Break(_) => ended,
                     };
                     alarm.as_mut().reset(self.deadline(config));
                     step
