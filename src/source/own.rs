@@ -270,7 +270,7 @@ impl Watcher<'_> {
                 self.list = permit.ok().map(|permit| (Vec::new(), permit));
             }
             Event::InitApply(row) => {
-                let view = row.into_seen().view;
+                let view = slim(row.into_seen().view);
                 self.highest = self.highest.max(view.rv());
                 if let Some((views, _)) = &mut self.list {
                     views.push(view);
@@ -286,13 +286,13 @@ impl Watcher<'_> {
                 self.works(T::KIND).await;
             }
             Event::Apply(row) => {
-                let view = row.into_seen().view;
+                let view = slim(row.into_seen().view);
                 self.highest = self.highest.max(view.rv());
                 self.writer.lock().await.upsert(view);
                 self.works(T::KIND).await;
             }
             Event::Delete(row) => {
-                let view = row.into_seen().view;
+                let view = slim(row.into_seen().view);
                 self.highest = self.highest.max(view.rv());
                 self.writer.lock().await.remove(view.kind(), view.name(), view.uid(), view.rv());
                 self.works(T::KIND).await;
@@ -348,6 +348,23 @@ async fn bounded(client: Client, request: Request<Body>, config: Config) -> Resu
     let (head, body) = response.into_parts();
     let whole = timeout(config.page_timeout, Limited::new(body, config.page_bytes).collect()).await??;
     Ok(Response::from_parts(head, whole.to_bytes().into()))
+}
+
+/// What `/ws` can tell of an object, and no more: this inventory is one connection's alone, and half of it would be
+/// labels. Versions stay, so that a change of something else is still a change.
+fn slim(mut view: View) -> View {
+    match &mut view {
+        View::Instance(instance) => {
+            let instance = Arc::make_mut(instance);
+            (instance.labels, instance.ip, instance.created_at) = Default::default();
+        }
+        View::Claim(claim) => {
+            let claim = Arc::make_mut(claim);
+            (claim.labels, claim.instance_id, claim.endpoint) = Default::default();
+            (claim.claimed_at, claim.detail, claim.last_activity) = Default::default();
+        }
+    }
+    view
 }
 
 /// Whether the watcher cannot go on from this error without a loss or at all.
