@@ -8,17 +8,13 @@
 pub mod inventory;
 mod lens;
 pub mod snapshot;
+mod state;
 mod subscription;
 mod told;
 mod writer;
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    convert::Infallible,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -39,10 +35,10 @@ pub use self::{
     writer::Writer,
 };
 use crate::{
-    event::{Change, Cursor, Home, Kind, Notice, Pool, Rv, Step, Version, What, lens::Lens},
+    event::{Cursor, Home, Kind, Rv, lens::Lens},
     log::{self, Log},
 };
-use inventory::Inventory;
+use state::{Shared, State};
 use told::Told;
 
 /// Bounds of a feed.
@@ -173,143 +169,8 @@ pub struct Feed {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
-struct Shared {
-    config: Config,
-    state: Mutex<State>,
-    /// Where the log ends; also sent when the health changes.
-    head: watch::Sender<u64>,
-    health: watch::Sender<[Health; 2]>,
-    /// When each resource's last byte came, by [`Config::clock`].
-    heard_ms: [AtomicU64; 2],
-    /// Counts the histories that have ended: each time versions went back.
-    histories: watch::Sender<u64>,
-    /// For a feed with a single reader: the feed of everybody else.
-    hub: Option<Arc<Shared>>,
-    /// The single reader has read on: its writer may have room.
-    room: Notify,
-    lenses: Mutex<HashMap<(Lens, Framing), Weak<SharedLens>>>,
-    metrics: Metrics,
-}
-
-#[derive(Debug)]
-struct State {
-    home: Option<Home>,
-    inventory: Arc<Inventory>,
-    log: Log<Step>,
-    /// Versions that the state before the log's first step had: a resume must not start below.
-    base: [Rv; 2],
-    newest: [Rv; 2],
-    synced: [bool; 2],
-    /// When it was first said to be down, while it is.
-    down_at: [Option<Instant>; 2],
-    /// When the last byte before that came.
-    down_since_ms: [u64; 2],
-    /// What clients of other feeds of the same upstream may have been told.
-    told: Told,
-    /// Counts the histories that have ended; in a single reader's feed, as the hub had counted at the last list.
-    history: u64,
-}
-
 /// What a single reader may be behind before its writer waits: enough for any burst that one write takes up.
 const SINGLE_LOG: log::Limits = log::Limits { items: 256, bytes: 256 << 10, age_ms: u64::MAX };
-
-impl State {
-    fn ready(&self) -> Result<Home, Refused> {
-        self.home.filter(|_| self.synced == [true; 2]).ok_or(Refused::NotReady)
-    }
-
-    fn knows(&self, told: &Told) -> bool {
-        told.is_known(&self.told, self.newest, &self.inventory)
-    }
-
-    /// Appends a version to the log.
-    fn version(&mut self, now_ms: u64, kind: Kind, rv: Rv, changes: Vec<Change>, since: Option<Rv>, restart: bool) {
-        let newest = &mut self.newest[kind as usize];
-        *newest = rv.max(*newest);
-        let rv = *newest;
-        self.push(now_ms, What::Version(Version { kind, rv, changes: changes.into(), since, restart }));
-    }
-
-    /// Appends a notice to the log.
-    fn notice(&mut self, now_ms: u64, notice: Notice) {
-        self.push(now_ms, What::Notice(notice));
-    }
-
-    fn push(&mut self, now_ms: u64, what: What) {
-        let step = Step { after: self.newest, at_ms: now_ms, what };
-        let cost = step.cost();
-        self.log.push(Arc::new(step), cost, now_ms);
-    }
-
-    /// Drops what the log may no longer hold.
-    fn evict(&mut self, now_ms: u64) {
-        while let Some(gone) = self.log.evict(now_ms) {
-            if let Some(version) = gone.version() {
-                let base = &mut self.base[version.kind as usize];
-                *base = version.rv.max(*base);
-            }
-        }
-    }
-
-    fn is_down_for(&self, limit: Duration) -> bool {
-        self.down_at.iter().flatten().any(|at| *at + limit <= Instant::now())
-    }
-}
-
-impl Shared {
-    /// Changes the state, and lets everybody know.
-    fn change(&self, apply: impl FnOnce(&mut State, u64)) {
-        let now_ms = (self.config.clock)();
-        let mut state = self.state();
-        let (before, was) = (state.log.end(), (state.newest, state.synced));
-        apply(&mut state, now_ms);
-        let step = state.log.range(before, 1).and_then(|mut steps| steps.next().cloned());
-        match &self.hub {
-            // Before the reader can see any of it. The hub's lock is only ever taken inside a single feed's.
-            Some(hub) => {
-                let hub = &mut *hub.state();
-                if state.history == hub.history {
-                    hub.told.note(&hub.inventory, &state, was, step.as_deref());
-                }
-            }
-            None => {
-                let State { told, newest, inventory, .. } = &mut *state;
-                told.prune(*newest, inventory);
-                state.evict(now_ms);
-                self.metrics.log_steps.set((state.log.end() - state.log.first()).cast_signed());
-                self.metrics.log_bytes.set(state.log.bytes().cast_signed() as i64);
-            }
-        }
-        let end = state.log.end();
-        drop(state);
-        self.metrics.steps.inc_by(end - before);
-        if let Some(version) = step.as_deref().and_then(Step::version) {
-            self.metrics.coalesced.inc_by(u64::from(version.since.is_some()));
-            if version.restart {
-                self.histories.send_modify(|count| *count += 1);
-            }
-        }
-        self.head.send_replace(end);
-    }
-
-    /// Whether a single reader's feed may take in more.
-    fn has_room(&self) -> bool {
-        let (state, limits) = (self.state(), self.config.log);
-        state.log.end() - state.log.first() < limits.items as u64 && state.log.bytes() < limits.bytes
-    }
-
-    /// Whether both resources are live, and how long ago the quieter one was heard, in milliseconds.
-    fn upstream(&self) -> (&'static str, u64) {
-        let live = self.health.borrow().iter().all(|health| *health == Health::Live);
-        let heard = self.heard_ms.iter().map(|at| at.load(Ordering::Relaxed)).min().unwrap_or(0);
-        (if live { "live" } else { "down" }, (self.config.clock)().saturating_sub(heard))
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 impl Feed {
     /// An empty feed and its only writer.
@@ -435,33 +296,6 @@ impl Feed {
         Subscription::start(self.shared.clone(), lens, from)
     }
 
-    /// Tells whoever listens something that has no version.
-    pub fn announce(&self, notice: Notice) {
-        self.shared.change(|state, now_ms| state.notice(now_ms, notice));
-    }
-
-    /// Announces `pool.depth` whenever a pool's counts have changed, at most once an `interval` (protocol.md section 3:
-    /// four a second), for as long as it is polled.
-    pub async fn announce_pools(&self, interval: Duration) -> Infallible {
-        let mut head = self.shared.head.subscribe();
-        let mut known: Option<BTreeMap<String, Pool>> = None;
-        loop {
-            // Seen before looking, so that a change in between is looked at again.
-            head.mark_unchanged();
-            if self.is_ready() {
-                let pools = self.shared.state().inventory.clone().pools();
-                let pools = pools.into_iter().map(|pool| (pool.workload_ref.clone(), pool)).collect();
-                for changed in known.iter().flat_map(|known| changed_pools(known, &pools)) {
-                    self.announce(Notice::PoolDepth(changed));
-                }
-                known = Some(pools);
-            }
-            // The sender lives in `self.shared`, so waiting for it cannot fail.
-            let _ = head.changed().await;
-            tokio::time::sleep(interval).await;
-        }
-    }
-
     /// The current state as one cut (G4): the state that Kubernetes had at `rv` of each resource. It is not older than
     /// anything that any client of this process has been told; that is waited for, up to [`Config::told_wait`].
     ///
@@ -482,13 +316,6 @@ impl Feed {
         let home = state.ready()?;
         Ok(Snapshot { home, inventory: state.inventory.clone(), rv: state.newest, position: state.log.end() })
     }
-}
-
-/// Pools whose counts differ; one whose last instance is gone is empty.
-fn changed_pools(before: &BTreeMap<String, Pool>, now: &BTreeMap<String, Pool>) -> Vec<Pool> {
-    let gone = before.keys().filter(|name| !now.contains_key(*name));
-    let gone = gone.map(|name| Pool { workload_ref: name.clone(), ..Pool::default() });
-    gone.chain(now.values().filter(|pool| before.get(&pool.workload_ref) != Some(pool)).cloned()).collect()
 }
 
 /// The resources that a lens tells of: a cursor of it must cover them.

@@ -68,16 +68,6 @@ pub struct Heartbeat<'a> {
     pub coalesced: bool,
 }
 
-/// `stream.closing`: the last event of a stream that the server ends.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Closing<'a> {
-    /// Why.
-    pub reason: &'a str,
-    /// When to come back, from now.
-    pub retry_after_ms: u64,
-}
-
 /// A notice as an event.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]

@@ -210,13 +210,6 @@ impl SharedLens {
         }
     }
 
-    /// `stream.closing` (protocol.md section 3); nothing on `/ws`, which does not have it.
-    pub(super) fn closing(&self, out: &mut Vec<u8>, reason: &str, retry_after_ms: u64) {
-        if self.lens.format == Format::Full {
-            self.put_body(out, "stream.closing", None, render::Closing { reason, retry_after_ms });
-        }
-    }
-
     fn put_body(&self, out: &mut Vec<u8>, name: &'static str, id: Option<&str>, body: impl Serialize) {
         let kind = self.framing.name(name);
         let json = serde_json::to_string(&Message { kind, body }).expect("events have string keys only");

@@ -189,14 +189,6 @@ impl Subscription {
         Some(out.into())
     }
 
-    /// The last event of a stream that the server ends; `None` on `/ws`.
-    #[must_use]
-    pub fn closing(&self, reason: &str, retry_after_ms: u64) -> Option<Bytes> {
-        let mut out = Vec::new();
-        self.lens.closing(&mut out, reason, retry_after_ms);
-        (!out.is_empty()).then(|| out.into())
-    }
-
     /// Whether the cursor it was resumed from is ahead of everything this replica knows: it is served, but it should
     /// be confirmed that such a version exists.
     #[must_use]

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use super::{State, inventory::Inventory};
+use super::{inventory::Inventory, state::State};
 use crate::event::{Kind, Rv, Step, View};
 
 /// Deletions that are kept. They matter until the hub knows of them, which is a moment, and only after a list.
