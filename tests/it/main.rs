@@ -12,6 +12,7 @@ mod drain;
 mod echo;
 mod gets;
 mod guard;
+mod histories;
 mod hostile;
 mod layering;
 mod outage;

@@ -1,5 +1,8 @@
 //! A small generator of our own, so that a seed means the same for ever (splitmix64).
 
+use std::time::Duration;
+
+#[derive(Debug)]
 pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
@@ -14,5 +17,15 @@ impl Dice {
 
     pub(crate) fn pick<'a, T>(&mut self, of: &'a [T]) -> &'a T {
         &of[self.roll(of.len() as u64) as usize]
+    }
+
+    /// A time of whole milliseconds below `most`.
+    pub(crate) fn up_to(&mut self, most: Duration) -> Duration {
+        Duration::from_millis(self.roll(u64::try_from(most.as_millis()).unwrap().max(1)))
+    }
+
+    /// Another one, whose rolls do not move this one.
+    pub(crate) fn fork(&mut self) -> Dice {
+        Dice(self.roll(u64::MAX))
     }
 }

@@ -1,0 +1,248 @@
+//! A cluster, a hub and its readers, all in one process and on tokio's clock.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use boilerhouse_bridge::event::lens::{Format, Lens};
+use boilerhouse_bridge::feed::{self, Feed, Framing, From, Read, Reason};
+use boilerhouse_bridge::log::Limits;
+use boilerhouse_bridge::sim::store::{Change, Store};
+use boilerhouse_bridge::sim::{Sim, SimConfig};
+use boilerhouse_bridge::source::{hub, own};
+use boilerhouse_bridge::wire::Close;
+use bytes::Bytes;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::truth::{NAMESPACE, Said, Truth};
+use super::validator::{End, Engine, Record, Start};
+use super::witness::{self, Log, Shared};
+use crate::support::dice::Dice;
+
+/// Everything that one history is about.
+#[derive(Debug)]
+pub(super) struct World {
+    pub(super) sim: Sim,
+    pub(super) witness: Arc<Shared>,
+    pub(super) feed: Feed,
+    pub(super) hub_log: Arc<Mutex<Log>>,
+    /// The histories that ended when an older copy was restored.
+    past: Mutex<Vec<Vec<Change>>>,
+    /// From now on nobody is slow, and nobody leaves.
+    pub(super) rest: AtomicBool,
+    /// By reader.
+    sessions: Mutex<BTreeMap<usize, Vec<Arc<Mutex<Session>>>>>,
+    /// What the readers found wrong themselves.
+    pub(super) wrong: Mutex<Vec<String>>,
+}
+
+/// How long `/ws` stays open without an upstream (protocol.md section 2), less the second or two until a watch that broke is
+/// seen to be refused.
+const UPSTREAM_LIMIT: Duration = Duration::from_secs(58);
+
+/// How long a client waits before it comes again, at most.
+const RETURN: Duration = Duration::from_secs(40);
+
+/// For a reader who does not leave: longer than any history takes.
+pub(super) const FOR_EVER: Duration = Duration::from_secs(1 << 30);
+
+/// A connection while it lasts.
+#[derive(Debug)]
+struct Session {
+    record: Record,
+    log: Arc<Mutex<Log>>,
+    feed: Feed,
+}
+
+/// Who reads, and how.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reader {
+    pub(super) engine: Engine,
+    pub(super) burst: bool,
+    /// When it comes.
+    pub(super) comes: Duration,
+    /// How long each of its connections lasts at most.
+    pub(super) stays: Duration,
+    /// How long it dawdles after each batch, at most.
+    pub(super) dawdles: Duration,
+    /// Bytes of a batch.
+    pub(super) bite: usize,
+}
+
+/// Milliseconds of tokio's clock, so that logs age with simulated time.
+fn clock() -> u64 {
+    static START: OnceLock<std::time::Instant> = OnceLock::new();
+    let now = Instant::now().into_std();
+    let since = now.saturating_duration_since(*START.get_or_init(std::time::Instant::now));
+    u64::try_from(since.as_millis()).unwrap()
+}
+
+impl World {
+    /// A cluster as `fill` makes it, and its hub, running in `tasks`.
+    pub(super) fn new(seed: u64, log: Limits, tasks: &mut JoinSet<()>, fill: impl FnOnce(&mut Store)) -> Arc<World> {
+        let start = "2026-01-01T00:00:00Z".parse().unwrap();
+        let namespaces = vec![NAMESPACE.to_owned(), "elsewhere".to_owned()];
+        let sim = Sim::new(SimConfig { seed, start, namespaces, ..SimConfig::default() });
+        sim.store(fill);
+        let witness = Arc::new(Shared::default());
+        let (client, hub_log) = witness::client(&sim, &witness, Duration::from_millis(1));
+        let (writer, feed) = Feed::new(feed::Config { log, clock, ..feed::Config::default() });
+        let config = hub::Config {
+            namespace: NAMESPACE.into(),
+            // The same pauses in every run of a seed.
+            random: |tries| u64::from(tries).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            ..hub::Config::default()
+        };
+        let run = hub::run(client, config, writer, Arc::default());
+        tasks.spawn(async move { match run.await {} });
+        Arc::new(World {
+            sim,
+            witness,
+            feed,
+            hub_log,
+            past: Mutex::default(),
+            rest: AtomicBool::new(false),
+            sessions: Mutex::default(),
+            wrong: Mutex::default(),
+        })
+    }
+
+    pub(super) fn write(&self, write: impl FnOnce(&mut Store)) {
+        self.sim.store(write);
+    }
+
+    /// etcd is put back to an older copy.
+    pub(super) fn restore(&self, older: Store) {
+        self.witness.epoch.fetch_add(1, Ordering::Relaxed);
+        let lost = self.sim.restore(older);
+        self.past.lock().unwrap().push(lost.history().to_vec());
+    }
+
+    pub(super) fn truth(&self) -> Truth {
+        let mut histories = self.past.lock().unwrap().clone();
+        histories.push(self.sim.store(|store| store.history().to_vec()));
+        Truth::of(&histories)
+    }
+
+    /// All connections so far.
+    pub(super) fn records(&self) -> Vec<Record> {
+        let sessions = self.sessions.lock().unwrap();
+        sessions.values().flatten().map(|session| session.lock().unwrap().record()).collect()
+    }
+
+    /// Everything that the feeds and their lenses hold, written out: nothing can grow unseen in it.
+    pub(super) fn held(&self) -> usize {
+        let sessions = self.sessions.lock().unwrap();
+        let feeds =
+            sessions.values().flatten().map(|session| session.lock().unwrap().feed.clone()).chain([self.feed.clone()]);
+        let held =
+            feeds.map(|feed| format!("{feed:?}{:?}", feed.lens(Lens::all(Format::Boilerhouse), Framing::WEBSOCKET)));
+        held.map(|held| held.len()).sum()
+    }
+
+    /// One reader, who comes again whenever its connection has ended.
+    pub(super) async fn read(self: Arc<World>, who: usize, reader: Reader, mut dice: Dice) {
+        sleep(reader.comes).await;
+        let way = Duration::from_millis(2 + who as u64);
+        loop {
+            self.feed.ready().await;
+            let stays = if self.rest.load(Ordering::Relaxed) { FOR_EVER } else { dice.up_to(reader.stays) };
+            match reader.engine {
+                Engine::Hub => {
+                    let (feed, log) = (self.feed.clone(), self.hub_log.clone());
+                    self.session(who, reader, &feed, log, stays, &mut dice).await;
+                }
+                Engine::Own => {
+                    let (client, log) = witness::client(&self.sim, &self.witness, way);
+                    let (hub, config) = (self.feed.clone(), own::Config { connections: 1, ..own::Config::default() });
+                    let watchers = own::Watchers::new(&client, NAMESPACE, hub, config, own::Metrics::default());
+                    let (feed, source) = watchers.open().unwrap();
+                    tokio::select! {
+                        biased;
+                        never = source => match never {},
+                        () = async {
+                            // As `/ws` does: the burst waits for both lists.
+                            if timeout(Duration::from_secs(10), feed.ready()).await.is_ok() {
+                                self.session(who, reader, &feed, log, stays, &mut dice).await;
+                            }
+                        } => {}
+                    }
+                }
+            }
+            sleep(dice.up_to(RETURN)).await;
+        }
+    }
+
+    async fn session(
+        &self,
+        who: usize,
+        reader: Reader,
+        feed: &Feed,
+        log: Arc<Mutex<Log>>,
+        stays: Duration,
+        dice: &mut Dice,
+    ) {
+        let lens = feed.lens(Lens::all(Format::Boilerhouse), Framing::WEBSOCKET);
+        let from = if reader.burst { From::Snapshot(Reason::Connect, [0; 2]) } else { From::Now };
+        let mut subscription = feed.subscribe(lens, from).unwrap();
+        let heard = log.lock().unwrap().heard.each_ref().map(Vec::len);
+        let start = if reader.burst { Start::Burst(heard) } else { Start::Now(heard) };
+        let record =
+            Record { engine: reader.engine, heard: Default::default(), start, told: Vec::new(), end: End::Open };
+        let session = Arc::new(Mutex::new(Session { record, log, feed: feed.clone() }));
+        self.sessions.lock().unwrap().entry(who).or_default().push(session.clone());
+        let reading = async {
+            loop {
+                match subscription.read(reader.bite) {
+                    Read::Batch(frames) => {
+                        session.lock().unwrap().record.told.extend(frames.iter().flat_map(messages));
+                        if !self.rest.load(Ordering::Relaxed) && !reader.dawdles.is_zero() {
+                            sleep(dice.up_to(reader.dawdles)).await;
+                        }
+                    }
+                    Read::Idle => subscription.changed().await,
+                    Read::End(close) => return End::Closed(close),
+                }
+            }
+        };
+        let end = timeout(stays, reading).await.unwrap_or(End::Left);
+        let mut session = session.lock().unwrap();
+        session.record = Record { end, ..session.record() };
+        let engines = [&session.log, &self.hub_log];
+        let reason = engines.iter().any(|log| log.lock().unwrap().fails_since(UPSTREAM_LIMIT));
+        if end == End::Closed(Close::UpstreamUnavailable) && !reason {
+            let (engine, logs) = (reader.engine, engines.map(|log| log.lock().unwrap().troubles));
+            let at = Instant::now();
+            self.wrong.lock().unwrap().push(format!("{engine:?}: sent away at {at:?} without a reason: {logs:?}"));
+        }
+    }
+}
+
+impl Session {
+    /// As it is now; what its engine hears after its end is no longer its business.
+    fn record(&self) -> Record {
+        match self.record.end {
+            End::Open => Record { heard: self.log.lock().unwrap().heard.clone(), ..self.record.clone() },
+            End::Left | End::Closed(_) => self.record.clone(),
+        }
+    }
+}
+
+/// The messages in frames of a server: final, unmasked, text (RFC 6455 section 5.2).
+pub(super) fn messages(frames: &Bytes) -> Vec<Said> {
+    let mut rest = &frames[..];
+    let mut messages = Vec::new();
+    while !rest.is_empty() {
+        assert_eq!(rest[0], 0x81, "a final text frame");
+        let (length, head) = match rest[1] {
+            126 => (usize::from(u16::from_be_bytes([rest[2], rest[3]])), 4),
+            127 => panic!("no event is longer than 64 KiB"),
+            length => (usize::from(length), 2),
+        };
+        messages.push(serde_json::from_slice(&rest[head..head + length]).unwrap());
+        rest = &rest[head + length..];
+    }
+    messages
+}
