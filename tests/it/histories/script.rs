@@ -284,7 +284,10 @@ async fn restored(world: &World, dice: &mut Dice) {
     }
     // What stalled is known to be dead after 35 s.
     sleep(Duration::from_secs(60)).await;
+    label(world, "before");
     let older = world.sim.store(|store| store.clone());
+    // The same version of the same life says one thing in this history and another in the next.
+    label(world, "lost");
     for _ in 0..=dice.roll(6) {
         world.write(|store| write(store, dice));
         sleep(dice.up_to(Duration::from_secs(2))).await;
@@ -302,6 +305,7 @@ async fn restored(world: &World, dice: &mut Dice) {
     let lost = world.sim.store(|store| store.revision());
     sleep(Duration::from_millis(1)).await;
     world.restore(older);
+    label(world, "found");
     for _ in 0..dice.roll(6) {
         world.write(|store| {
             // One write is two revisions at most; pods were heard of up to one before the last.
@@ -312,4 +316,14 @@ async fn restored(world: &World, dice: &mut Dice) {
         sleep(dice.up_to(Duration::from_secs(2))).await;
     }
     sleep(Duration::from_secs(60)).await;
+}
+
+fn label(world: &World, workload: &str) {
+    let labels = json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": workload});
+    let change = json!({"metadata": {"labels": labels}});
+    world.write(|store| {
+        if store.patch(Resource::Pods, NAMESPACE, "p5", &change).is_err() {
+            create(store, Resource::Pods, NAMESPACE, "p5", &change).unwrap();
+        }
+    });
 }
