@@ -96,6 +96,8 @@ pub enum From {
     Snapshot(Reason, [Rv; 2]),
     /// Exactly what came after the cursor.
     After(Cursor),
+    /// The same where it can be had; otherwise the current state, with the reason why not (protocol.md section 3).
+    Resume(Cursor),
 }
 
 /// Why a client's picture is (re)placed: `reason` of `state.initial` (protocol.md section 3).

@@ -57,13 +57,23 @@ enum Phase {
 
 impl Subscription {
     pub(super) fn start(shared: Arc<Shared>, lens: Arc<SharedLens>, from: From) -> Result<Subscription, Refused> {
+        if let From::Resume(cursor) = from {
+            let from = match Subscription::start(shared.clone(), lens.clone(), From::After(cursor)) {
+                Ok(subscription) => return Ok(subscription),
+                Err(Refused::NotReady) => return Err(Refused::NotReady),
+                Err(Refused::Below) => From::Snapshot(Reason::Expired, cursor.rv),
+                Err(Refused::Foreign) => From::Snapshot(Reason::Foreign, [0; 2]),
+                Err(Refused::OtherLens) => From::Snapshot(Reason::Filter, [0; 2]),
+            };
+            return Subscription::start(shared, lens, from);
+        }
         let head = shared.head.subscribe();
         let state = shared.state();
         let home = state.ready()?;
         let (phase, position, served) = match from {
             From::Now => (Phase::Live, state.log.end(), state.newest),
             From::Snapshot(reason, at_least) => (Phase::Snapshot(reason, at_least), state.log.end(), [0; 2]),
-            From::After(cursor) => {
+            From::After(cursor) | From::Resume(cursor) => {
                 if cursor.home != home.hash {
                     return Err(Refused::Foreign);
                 }
