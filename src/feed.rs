@@ -8,6 +8,7 @@
 pub mod inventory;
 mod lens;
 mod past;
+mod pools;
 mod resume;
 pub mod snapshot;
 mod state;
@@ -54,6 +55,8 @@ pub struct Config {
     pub upstream_limit: Duration,
     /// How long a snapshot GET waits for the feed to reach what somebody has been told (protocol.md section 2).
     pub told_wait: Duration,
+    /// How often the depths of the pools are told (protocol.md section 3: 4 times a second).
+    pub pool_period: Duration,
     /// How long a client whose cursor is older than the log waits for it to be extended backwards, before it is told the
     /// current state instead: two rounds, as one may be under way.
     pub park_limit: Duration,
@@ -70,6 +73,7 @@ impl Default for Config {
             log: log::Limits::default(),
             upstream_limit: Duration::from_secs(60),
             told_wait: Duration::from_secs(1),
+            pool_period: Duration::from_millis(250),
             park_limit: Duration::from_secs(30),
             ahead_wait: Duration::from_secs(2),
             clock: system_clock,
