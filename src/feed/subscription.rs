@@ -199,6 +199,12 @@ impl Subscription {
         Some(out.into())
     }
 
+    /// Milliseconds since the Unix epoch, by the feed's clock.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        (self.shared.config.clock)()
+    }
+
     /// Whether the cursor it was resumed from is ahead of everything this replica knows: it is served, but it should
     /// be confirmed that such a version exists.
     #[must_use]
