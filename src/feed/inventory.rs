@@ -103,6 +103,16 @@ impl Inventory {
         gone.chain(fresh).collect()
     }
 
+    /// Takes a change back.
+    pub fn undo(&mut self, change: &Change) {
+        if let Some(new) = &change.new {
+            self.forget(new);
+        }
+        if let Some(old) = &change.old {
+            self.insert(old.clone());
+        }
+    }
+
     fn insert(&mut self, view: View) {
         match view {
             View::Instance(instance) => drop(self.instances.insert(instance.name.clone(), instance)),
