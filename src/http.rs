@@ -8,6 +8,7 @@ pub mod conn;
 pub mod error;
 pub mod guard;
 mod page;
+pub mod rate;
 mod routes;
 mod snapshot;
 pub mod stream;
