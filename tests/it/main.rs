@@ -25,3 +25,4 @@ mod sim;
 mod support;
 mod truth;
 mod two_replicas;
+mod unbroken;
