@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::{sync::watch, time::Instant};
 
-use super::{From, Reason, Refused, Shared, SharedLens, lens, lens::Initial, needs};
+use super::{Framing, From, Reason, Refused, Shared, SharedLens, lens, lens::Initial, needs};
 use crate::{
     event::{Home, Rv, Step, cursor, lens::Format},
     wire::Close,
@@ -197,6 +197,12 @@ impl Subscription {
         let reached = self.reached()?;
         self.lens.heartbeat(&mut out, &self.shared, self.home, reached, false);
         Some(out.into())
+    }
+
+    /// How a transport lays its own events beside these on the wire; `None` on `/ws`, which has none.
+    #[must_use]
+    pub fn framing(&self) -> Option<Framing> {
+        (self.lens.lens.format == Format::Full).then_some(self.lens.framing)
     }
 
     /// Whether the cursor it was resumed from is ahead of everything this replica knows: it is served, but it should
