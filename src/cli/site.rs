@@ -111,6 +111,8 @@ pub(super) async fn serve(bridge: Bridge, listener: TcpListener) -> Result<u8, F
     let site = Site { feed, own, connection, streams, registry, allowed, verbose, config };
     let max_connections = max_connections.saturating_add(conn::BESIDE_STREAMS);
     raise_file_limit(max_connections);
+    let pools = site.feed.clone().announce_pools();
+    tasks.spawn("pools", async move { Ok::<_, std::convert::Infallible>(pools.await) });
     let service = http::service(Arc::new(site));
     let config = conn::Config { max_connections, ..conn::Config::default() };
     let accept = conn::serve(listener, service, config, conn_metrics, tasks.clone());

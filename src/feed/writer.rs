@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Condition, Health, Shared};
+use super::{Condition, Health, Past, Shared};
 use crate::event::{Home, Kind, Notice, Rv, View};
 
 /// The only way in. Not `Clone`: one source a feed, so that one order is kept.
@@ -19,6 +19,12 @@ pub struct Writer {
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>) -> Writer {
         Writer { shared }
+    }
+
+    /// The hand for what readers want to know of the past.
+    #[must_use]
+    pub fn past(&self) -> Past {
+        Past::new(self.shared.clone())
     }
 
     /// Says which Namespace all this is about. Nothing is served before.
@@ -56,6 +62,8 @@ impl Writer {
                 state.base = state.newest;
                 state.base[k] = rv;
                 state.newest[k] = rv;
+                state.origin = state.base;
+                state.wanted.forget();
             }
             // Without any change, too: an object may have come and gone in between, and whoever was in between
             // may know of it.

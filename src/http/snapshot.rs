@@ -148,7 +148,7 @@ async fn open(asked: &Asked) -> Result<(Snapshot, Lens), Error> {
     asked.check_connection(&parameters)?;
     let snapshot = asked.site.feed.snapshot().await.map_err(|refused| match refused {
         Refused::NotReady => Error::not_ready("the state is not complete yet: try again in a moment"),
-        Refused::Below | Refused::Foreign | Refused::OtherLens => {
+        Refused::Below | Refused::Between | Refused::Foreign | Refused::OtherLens => {
             Error::new(Code::Internal, "the state could not be read")
         }
     })?;

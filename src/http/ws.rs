@@ -65,7 +65,7 @@ pub(super) async fn ws(asked: Asked) -> Result<Response, Error> {
 fn subscribe(feed: &Feed, lens: Lens, from: From) -> Result<Subscription, Error> {
     feed.subscribe(feed.lens(lens, Framing::WEBSOCKET), from).map_err(|refused| match refused {
         Refused::NotReady => not_ready(feed),
-        Refused::Below | Refused::Foreign | Refused::OtherLens => {
+        Refused::Below | Refused::Between | Refused::Foreign | Refused::OtherLens => {
             Error::new(Code::Internal, "the stream could not begin")
         }
     })
