@@ -10,6 +10,7 @@ mod events;
 pub mod guard;
 mod later;
 mod page;
+pub mod rate;
 mod routes;
 mod snapshot;
 pub mod stream;

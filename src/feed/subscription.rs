@@ -226,6 +226,12 @@ impl Subscription {
         (self.lens.lens.format == Format::Full).then_some(self.lens.framing)
     }
 
+    /// Milliseconds since the Unix epoch, by the feed's clock.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        (self.shared.config.clock)()
+    }
+
     /// Replaces the client's picture: the next read yields the current state with this reason.
     pub fn start_over(&mut self, reason: Reason) {
         let at_least = if reason == Reason::Foreign { [0; 2] } else { self.served };

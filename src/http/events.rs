@@ -24,11 +24,11 @@ use crate::{
         lens::{Format, Lens, Types},
     },
     feed::{Carrier, Framing, From, Read, Reason, Subscription},
-    wire::{Close, sse},
+    wire::Close,
 };
 
 /// Parameters that all rows take.
-const ACCEPTED: &[&str] = &["types", "connectionId", "snapshot", "lastEventId"];
+const ACCEPTED: &[&str] = &["types", "params", "connectionId", "snapshot", "lastEventId"];
 
 /// One streaming endpoint.
 #[derive(Debug)]
@@ -139,7 +139,7 @@ pub(super) async fn events(row: &'static Row, asked: Asked) -> Result<Response, 
         None => Types::all(Format::Full),
         Some(list) => Types::parse(list, Format::Full).map_err(|problem| Error::parameter("types", &problem))?,
     };
-    let lens = Lens { types, ..Lens::all(Format::Full) };
+    let lens = Lens { types, filter: parameters.filter()?, ..Lens::all(Format::Full) };
     let from = row.from(&asked.headers, &parameters)?;
     if let Some(later) = row.obstacle(&asked).await {
         return row.come_back(&asked, later);
@@ -158,9 +158,8 @@ pub(super) async fn events(row: &'static Row, asked: Asked) -> Result<Response, 
     } else {
         Start::new(move |mut socket| {
             // It shares the first write with the head and the first events.
-            let mut head = Vec::from(socket.head);
-            sse::retry(&mut head, place.config.retry().as_millis());
-            socket.head = head.into();
+            let retry = later::retry_line(row.framing, place.config.retry());
+            socket.head = [&socket.head[..], &retry].concat().into();
             stream::sse(subscription, socket, place)
         })
     };

@@ -65,13 +65,19 @@ impl Later {
     }
 }
 
+/// When to come back, as a browser's EventSource takes it; nothing where the transport has no such word.
+pub(super) fn retry_line(framing: Framing, retry: Duration) -> Vec<u8> {
+    let mut out = Vec::new();
+    if let Carrier::Sse { .. } = framing.carrier {
+        sse::retry(&mut out, retry.as_millis());
+    }
+    out
+}
+
 /// `stream.closing`: the last event of a stream that the bridge ends. `reason` needs no escaping in JSON.
 pub(super) fn closing(framing: Framing, reason: &'static str, retry: Duration) -> Bytes {
     let (name, ms) = ("stream.closing", retry.as_millis());
-    let mut out = Vec::new();
-    if let Carrier::Sse { .. } = framing.carrier {
-        sse::retry(&mut out, ms);
-    }
+    let mut out = retry_line(framing, retry);
     let json = format!(r#"{{"type":"{name}","reason":"{reason}","retryAfterMs":{ms}}}"#);
     framing.put(&mut out, name, None, &json);
     out.into()

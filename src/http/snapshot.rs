@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Parameters that snapshot GETs take.
-const ACCEPTED: &[&str] = &["connectionId"];
+const ACCEPTED: &[&str] = &["connectionId", "params"];
 
 pub(super) async fn instances(asked: Asked) -> Result<Response, Error> {
     let (snapshot, lens) = open(&asked).await?;
@@ -52,7 +52,7 @@ pub(super) async fn pools(asked: Asked) -> Result<Response, Error> {
 
 pub(super) async fn stats(asked: Asked) -> Result<Response, Error> {
     let (snapshot, lens) = open(&asked).await?;
-    answer(&asked, &snapshot, &lens, &snapshot.stats())
+    answer(&asked, &snapshot, &lens, &snapshot.stats(&lens))
 }
 
 pub(super) async fn health(asked: Asked) -> Result<Response, Error> {
@@ -143,8 +143,11 @@ struct Connection<'a> {
     since: String,
 }
 
+/// The state and the lens through which it is asked for. What the lens does not show does not exist for this client, and
+/// the cursor is of this lens: a stream with the same `params` goes on from it.
 async fn open(asked: &Asked) -> Result<(Snapshot, Lens), Error> {
     let parameters = asked.parameters(ACCEPTED)?;
+    let lens = Lens { filter: parameters.filter()?, ..Lens::all(Format::Full) };
     asked.check_connection(&parameters)?;
     let snapshot = asked.site.feed.snapshot().await.map_err(|refused| match refused {
         Refused::NotReady => Error::not_ready("the state is not complete yet: try again in a moment"),
@@ -152,7 +155,7 @@ async fn open(asked: &Asked) -> Result<(Snapshot, Lens), Error> {
             Error::new(Code::Internal, "the state could not be read")
         }
     })?;
-    Ok((snapshot, Lens::all(Format::Full)))
+    Ok((snapshot, lens))
 }
 
 /// JSON with its cursor and its tag; 304 where the client has it already (RFC 9110, section 13).

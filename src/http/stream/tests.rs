@@ -107,7 +107,7 @@ async fn end(stream: JoinHandle<Closed>) -> Closed {
 /// A WebSocket stream over a pipe of `room` bytes, and its client, past the head.
 async fn piped(script: &Script, shared: &Arc<Streams>, room: usize) -> (JoinHandle<Closed>, DuplexStream) {
     let (mut client, server) = tokio::io::duplex(room);
-    let stream = start(websocket(script.clone(), socket(Conn::Duplex(server), b""), place(&shared)));
+    let stream = start(websocket(script.clone(), socket(Conn::Duplex(server), b""), place(shared)));
     past_head(&mut client).await;
     (stream, client)
 }
