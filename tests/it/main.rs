@@ -20,6 +20,7 @@ mod own;
 mod plane;
 mod promises;
 mod refetch;
+mod resume;
 mod sim;
 mod support;
 mod truth;
