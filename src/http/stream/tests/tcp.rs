@@ -25,7 +25,7 @@ async fn stalled(message: Bytes) -> (Vec<u8>, std::io::Result<usize>) {
     let config = Config { write_stall: Duration::from_millis(300), ..Config::default() };
     let (script, shared) = (Script::default(), shared(config));
     let (mut client, server) = loopback().await;
-    let stream = start(websocket(script.clone(), socket(Conn::Plain(server), b""), shared));
+    let stream = start(websocket(script.clone(), socket(Conn::Plain(server), b""), place(&shared)));
     // The two kernels take what they take; the rest blocks.
     while !stream.is_finished() {
         if script.0.reads.lock().unwrap().is_empty() {
@@ -60,7 +60,7 @@ async fn a_stalled_reader_is_told_only_between_frames() {
 async fn a_clients_reset_ends_the_stream() {
     let (script, shared) = (Script::default(), shared(Config::default()));
     let (mut client, server) = loopback().await;
-    let stream = start(websocket(script.clone(), socket(Conn::Plain(server), b""), shared));
+    let stream = start(websocket(script.clone(), socket(Conn::Plain(server), b""), place(&shared)));
     past_head(&mut client).await;
     client.set_zero_linger().unwrap();
     drop(client);
@@ -71,7 +71,7 @@ async fn a_clients_reset_ends_the_stream() {
 async fn a_conversation_over_tcp() {
     let (script, shared) = (Script::default(), shared(Config::default()));
     let (mut client, server) = loopback().await;
-    let stream = start(websocket(script.clone(), socket(Conn::Plain(server), b""), shared));
+    let stream = start(websocket(script.clone(), socket(Conn::Plain(server), b""), place(&shared)));
     past_head(&mut client).await;
     let mut client = frames(client).await;
     for i in 0..100 {
@@ -91,13 +91,13 @@ async fn a_conversation_over_tcp() {
 async fn fifty_sockets_are_drained_by_a_signal() {
     let tasks = Tasks::new(tasks::Config::default());
     let config = Config { drain_spread: Duration::from_millis(300), ..Config::default() };
-    let streams = Arc::new(Streams { config, metrics: Metrics::default(), stop: tasks.stop().clone() });
+    let streams = Streams::new(config, Metrics::default(), tasks.stop().clone());
     let (script, serving) = (Script::default(), streams.clone());
     let service = tower::service_fn(move |request: Request<Incoming>| {
         let key = request.headers()["sec-websocket-key"].to_str().unwrap().to_owned();
         let mut response = websocket_head(&key).map(|()| Empty::<Bytes>::new());
-        let (script, serving) = (script.clone(), serving.clone());
-        response.extensions_mut().insert(Start::new(|socket| websocket(script, socket, serving)));
+        let (script, place) = (script.clone(), place(&serving));
+        response.extensions_mut().insert(Start::new(|socket| websocket(script, socket, place)));
         async { Ok::<_, Infallible>(response) }
     });
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
