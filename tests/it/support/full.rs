@@ -24,7 +24,8 @@ impl Full {
     pub(crate) async fn connect(address: SocketAddr, sse: bool, query: &str, last: Option<&str>) -> Option<Full> {
         if !sse {
             let last = last.map(|id| format!("lastEventId={id}"));
-            let query: Vec<&str> = [Some(query), last.as_deref()].into_iter().flatten().filter(|q| !q.is_empty()).collect();
+            let query: Vec<&str> =
+                [Some(query), last.as_deref()].into_iter().flatten().filter(|q| !q.is_empty()).collect();
             if TcpStream::connect(address).await.is_err() {
                 return None;
             }

@@ -203,10 +203,9 @@ impl Writer {
             *self.dice.pick(&["Active", "Releasing", "Released", "Error"])
         };
         let (rest, patch) = match choice.strip_prefix('+') {
-            Some(status) => (
-                format!("/{name}"),
-                json!({"metadata": {"labels": {"boilerhouse.dev/pool-status": status}}}),
-            ),
+            Some(status) => {
+                (format!("/{name}"), json!({"metadata": {"labels": {"boilerhouse.dev/pool-status": status}}}))
+            }
             None => (format!("/{name}/status"), json!({"status": {"phase": choice}})),
         };
         let changed = cluster.write(Method::PATCH, plural, &rest, &patch).await;
