@@ -7,6 +7,7 @@
 mod boilerhouse;
 mod browser;
 mod command_line;
+mod crowds;
 mod demo;
 mod drain;
 mod echo;
