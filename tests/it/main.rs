@@ -23,6 +23,7 @@ mod promises;
 mod refetch;
 mod resume;
 mod sim;
+mod streams;
 mod support;
 mod truth;
 mod two_replicas;
