@@ -10,6 +10,7 @@ mod command_line;
 mod demo;
 mod drain;
 mod echo;
+mod filtered;
 mod gets;
 mod guard;
 mod histories;
