@@ -11,6 +11,7 @@ mod crowds;
 mod demo;
 mod drain;
 mod echo;
+mod filtered;
 mod gets;
 mod guard;
 mod histories;
