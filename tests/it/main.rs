@@ -7,9 +7,11 @@
 mod boilerhouse;
 mod browser;
 mod command_line;
+mod crowds;
 mod demo;
 mod drain;
 mod echo;
+mod filtered;
 mod gets;
 mod guard;
 mod histories;
@@ -26,3 +28,4 @@ mod streams;
 mod support;
 mod truth;
 mod two_replicas;
+mod unbroken;
