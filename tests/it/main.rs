@@ -7,6 +7,7 @@
 mod boilerhouse;
 mod browser;
 mod command_line;
+mod crowds;
 mod demo;
 mod drain;
 mod echo;
@@ -21,7 +22,10 @@ mod own;
 mod plane;
 mod promises;
 mod refetch;
+mod resume;
 mod sim;
+mod streams;
 mod support;
 mod truth;
 mod two_replicas;
+mod unbroken;
