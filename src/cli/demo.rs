@@ -102,6 +102,7 @@ fn welcome(address: &str) -> String {
         "boilerhouse-bridge demo: a simulated cluster, listening on http://{address}\n\
          \n\
          \x20 live      npx wscat -c ws://{address}/ws\n\
+         \x20           curl -N http://{address}/api/sse\n\
          \x20 state     curl http://{address}/api/v1/instances\n\
          \x20           curl http://{address}/api/v1/tenants\n\
          \x20           curl http://{address}/api/v1/pools\n\

@@ -89,7 +89,8 @@ fn routes(site: Arc<Site>) -> impl Filter<Extract = (Response,), Error = Infalli
         .boxed();
     let service = livez.or(readyz).unify().or(metrics).unify().or(page).unify().boxed();
     let nothing = warp::path::full().map(|path: FullPath| nowhere(path.as_str()));
-    let all = ws.or(events).unify().or(api).unify().or(service).unify().or(nothing).unify().boxed();
+    // A CONNECT has no path, for which `full` panics: the page takes it before.
+    let all = ws.or(api).unify().or(service).unify().or(events).unify().or(nothing).unify().boxed();
     guarded(site, all)
 }
 

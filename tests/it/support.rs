@@ -11,6 +11,7 @@ pub(crate) mod node;
 pub(crate) mod plane;
 pub(crate) mod simulated;
 pub(crate) mod sockets;
+pub(crate) mod sse;
 pub(crate) mod stage;
 pub(crate) mod web;
 

@@ -1,5 +1,6 @@
 //! Pipes and simulated time where the protocol's times matter, real sockets (`tcp`) where the kernel does; the client's
 //! frames are tungstenite's.
+mod ending;
 mod tcp;
 
 use std::{
@@ -37,6 +38,8 @@ struct Scripted {
     more: Notify,
     received: Mutex<Vec<u8>>,
     heartbeats: AtomicUsize,
+    /// What it says at the end, before the reason and the time to wait.
+    farewell: Mutex<Option<&'static str>>,
 }
 
 impl Script {
@@ -73,6 +76,12 @@ impl Outbound for Script {
         let left = self.0.heartbeats.load(Ordering::Relaxed).checked_sub(1)?;
         self.0.heartbeats.store(left, Ordering::Relaxed);
         Some(Bytes::from_static(b"data: still here\n\n"))
+    }
+
+    fn farewell(&mut self, close: Close, retry: Duration) -> Option<Bytes> {
+        let before = (*self.0.farewell.lock().unwrap())?;
+        assert!((1000..=3000).contains(&retry.as_millis()), "{retry:?}");
+        Some([before, close.reason(), ";"].concat().into())
     }
 }
 
@@ -310,17 +319,6 @@ async fn a_drain_is_spread_and_events_go_on_until_then() {
         seconds.insert(closed_after.as_secs());
     }
     assert!(seconds.len() >= 6, "100 ends fell into the seconds {seconds:?} only");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_panic_is_said_as_1011() {
-    let (script, shared) = (Script::default(), shared(Config::default()));
-    let (stream, client) = piped(&script, &shared, 4096).await;
-    script.put(Read::Batch(Vec::new()));
-    let mut client = frames(client).await;
-    assert_eq!(close_of(next(&mut client).await), (1011, "internal".to_owned()));
-    assert!(client.next().await.is_none());
-    assert_eq!(end(stream).await, Closed::Bridge(Close::Internal));
 }
 
 #[tokio::test(start_paused = true)]

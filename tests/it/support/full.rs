@@ -12,6 +12,7 @@ use tokio::{
 use super::web::{BOUND, Listener};
 
 /// One connection.
+#[allow(clippy::large_enum_variant, reason = "there is one a client of a test")]
 pub(crate) enum Full {
     /// `/api/websocket`
     WebSocket(Listener),
@@ -50,8 +51,13 @@ impl Full {
 
     /// The next event; `None` when the connection has ended.
     pub(crate) async fn next(&mut self) -> Option<Value> {
+        Some(serde_json::from_str(&self.text().await?).unwrap())
+    }
+
+    /// The next event as it came.
+    pub(crate) async fn text(&mut self) -> Option<String> {
         match self {
-            Full::WebSocket(listener) => Some(serde_json::from_str(&listener.next_text().await?).unwrap()),
+            Full::WebSocket(listener) => listener.next_text().await,
             Full::Sse(reader) => {
                 let mut line = String::new();
                 loop {
@@ -60,7 +66,7 @@ impl Full {
                         return None;
                     }
                     if let Some(data) = line.strip_prefix("data: ") {
-                        return Some(serde_json::from_str(data.trim_end()).unwrap());
+                        return Some(data.trim_end().to_owned());
                     }
                 }
             }

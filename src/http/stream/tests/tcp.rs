@@ -56,6 +56,30 @@ async fn a_stalled_reader_is_told_only_between_frames() {
     }
 }
 
+/// An SSE client has no close frame: the farewell is all it is told, and only between events.
+#[tokio::test]
+async fn a_stalled_event_stream_is_told_only_between_events() {
+    let config = Config { write_stall: Duration::from_millis(300), ..Config::default() };
+    let (script, shared) = (Script::default(), shared(config));
+    *script.0.farewell.lock().unwrap() = Some("last: ");
+    let (mut client, server) = loopback().await;
+    let stream = start(sse(script.clone(), socket(Conn::Plain(server), b""), place(&shared)));
+    let event = Bytes::from(format!("data: {}\n\n", "x".repeat(992)));
+    while !stream.is_finished() {
+        if script.0.reads.lock().unwrap().is_empty() {
+            script.put(Read::Batch(vec![event.clone(); 4]));
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(end(stream).await, Closed::Bridge(Close::SlowConsumer));
+    let mut got = Vec::new();
+    // As with a close frame: room is the kernel's business.
+    if client.read_to_end(&mut got).await.is_ok() {
+        let whole = got[HEAD.len()..].strip_suffix(b"last: slow consumer;").expect("no farewell at the end");
+        assert_eq!(whole.len() % event.len(), 0, "the farewell came inside an event");
+    }
+}
+
 #[tokio::test]
 async fn a_clients_reset_ends_the_stream() {
     let (script, shared) = (Script::default(), shared(Config::default()));
