@@ -6,6 +6,7 @@
 
 mod boilerhouse;
 mod browser;
+mod clients;
 mod command_line;
 mod crowds;
 mod demo;
