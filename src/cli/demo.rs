@@ -7,7 +7,7 @@ use clap::Args;
 use super::{Failure, print, site, start_log};
 use crate::{
     feed::{self, Feed},
-    http::{Connection, guard::Allowed, stream},
+    http::{Connection, guard::Allowed, rate, stream},
     sim::{
         Sim, SimConfig,
         scenario::{Scenario, ScenarioConfig},
@@ -85,6 +85,7 @@ impl Demo {
             verbose,
             connection: Connection { name: "demo".into(), namespace },
             max_connections: stream::Config::default().max_streams,
+            rate: rate::Config::default(),
             tasks,
             drain: DRAIN,
         };

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use super::{Failure, exit};
 use crate::{
     feed::Feed,
-    http::{self, Connection, OpenOwn, Site, conn, guard::Allowed, stream},
+    http::{self, Connection, OpenOwn, Site, conn, guard::Allowed, rate, stream},
     source::{hub, own::Watchers},
     tasks::{self, Stopped, Tasks},
 };
@@ -30,6 +30,7 @@ pub(super) struct Bridge {
     pub(super) connection: Connection,
     /// Streams at a time.
     pub(super) max_connections: usize,
+    pub(super) rate: rate::Config,
     pub(super) tasks: Tasks,
     pub(super) drain: Duration,
 }
@@ -96,7 +97,7 @@ fn raise_file_limit(max_connections: usize) {
 
 /// Serves until a signal, then drains. Returns the exit code.
 pub(super) async fn serve(bridge: Bridge, listener: TcpListener) -> Result<u8, Failure> {
-    let Bridge { feed, own, allowed, mut registry, verbose, connection, max_connections, tasks, drain } = bridge;
+    let Bridge { feed, own, allowed, mut registry, verbose, connection, max_connections, rate, tasks, drain } = bridge;
     let stream_metrics = stream::Metrics::default();
     let conn_metrics = conn::Metrics::default();
     feed.metrics().register(&mut registry);
@@ -107,7 +108,7 @@ pub(super) async fn serve(bridge: Bridge, listener: TcpListener) -> Result<u8, F
     let stream_config =
         stream::Config { drain_spread: drain * 4 / 5, max_streams: max_connections, ..stream::Config::default() };
     let streams = stream::Streams::new(stream_config, stream_metrics, tasks.stop().clone());
-    let config = http::Config::default();
+    let config = http::Config { rate, ..http::Config::default() };
     let site = Site { feed, own, connection, streams, registry, allowed, verbose, config };
     let max_connections = max_connections.saturating_add(conn::BESIDE_STREAMS);
     raise_file_limit(max_connections);

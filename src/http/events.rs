@@ -15,7 +15,8 @@ use super::{
     conn::Start,
     error::{Code, Error},
     later::{self, Later},
-    stream::{self, Outbound},
+    rate::Rated,
+    stream::{self, Outbound, Place},
     upgrade,
 };
 use crate::{
@@ -126,6 +127,19 @@ impl Row {
         }
         Ok(later.ended(self.framing, asked.site.streams.config.retry()))
     }
+
+    fn start<O: Outbound + 'static>(&self, out: O, place: Place) -> Start {
+        if self.is_websocket() {
+            return Start::new(move |socket| stream::websocket(out, socket, place));
+        }
+        let framing = self.framing;
+        Start::new(move |mut socket| {
+            // It shares the first write with the head and the first events.
+            let retry = later::retry_line(framing, place.config.retry());
+            socket.head = [&socket.head[..], &retry].concat().into();
+            stream::sse(out, socket, place)
+        })
+    }
 }
 
 /// Serves a row.
@@ -150,18 +164,14 @@ pub(super) async fn events(row: &'static Row, asked: Asked) -> Result<Response, 
     }
     let feed = &asked.site.feed;
     // Ready a moment ago, it refuses nothing else: what is wrong with a cursor is told on the stream.
-    let Ok(subscription) = feed.subscribe(feed.lens(lens, row.framing), from) else {
+    let rate = asked.site.config.rate;
+    let carrier = if rate.limit.is_some() { Carrier::Lines } else { row.framing.carrier };
+    let Ok(subscription) = feed.subscribe(feed.lens(lens, Framing { carrier, ..row.framing }), from) else {
         return row.come_back(&asked, Later::NotReady);
     };
-    let start = if row.is_websocket() {
-        Start::new(move |socket| stream::websocket(subscription, socket, place))
-    } else {
-        Start::new(move |mut socket| {
-            // It shares the first write with the head and the first events.
-            let retry = later::retry_line(row.framing, place.config.retry());
-            socket.head = [&socket.head[..], &retry].concat().into();
-            stream::sse(subscription, socket, place)
-        })
+    let start = match rate.limit {
+        None => row.start(subscription, place),
+        Some(limit) => row.start(Rated::new(subscription, row.framing, limit, rate.window), place),
     };
     Ok(upgrade::response(head, Some(start)))
 }
@@ -205,7 +215,7 @@ mod tests {
         feed::{self, Feed, Writer},
         http::{
             conn::{Conn, Socket},
-            stream::{Place, Streams},
+            stream::Streams,
         },
     };
 

@@ -211,7 +211,7 @@ async fn site(tasks: &mut JoinSet<()>, feed: &Feed, ready_wait: Duration) -> Soc
         registry: Registry::default(),
         allowed: Allowed::default(),
         verbose: Box::new(Vec::new),
-        config: http::Config { ready_wait },
+        config: http::Config { ready_wait, ..http::Config::default() },
     };
     let service = http::service(Arc::new(site));
     let serve = conn::serve(listener, service, conn::Config::default(), conn::Metrics::default(), connections);
