@@ -18,6 +18,9 @@ use crate::{
     wire::sse,
 };
 
+/// Who is sent away keeps no connection that others need.
+const CLOSE: HeaderValue = HeaderValue::from_static("close");
+
 /// A reason to come back later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Later {
@@ -40,26 +43,24 @@ impl Later {
 
     /// The answer to a WebSocket request.
     pub(super) fn error(self) -> Error {
-        match self {
+        let (code, message) = match self {
             Later::NotReady => {
-                Error::not_ready("the first lists of pods and claims are not complete yet: connect again in a moment")
+                (Code::NotReady, "the first lists of pods and claims are not complete yet: connect again in a moment")
             }
-            Later::Draining => {
-                let message = "draining: connect again, to another replica";
-                Error::new(Code::UpstreamUnavailable, message).with(header::RETRY_AFTER, HeaderValue::from_static("1"))
-            }
-            Later::TooManyConnections => {
-                let message = "as many streams are open as --max-connections allows: connect again in a moment";
-                Error::new(Code::TooManyConnections, message).with(header::RETRY_AFTER, HeaderValue::from_static("1"))
-            }
-        }
+            Later::Draining => (Code::UpstreamUnavailable, "draining: connect again, to another replica"),
+            Later::TooManyConnections => (
+                Code::TooManyConnections,
+                "as many streams are open as --max-connections allows: connect again in a moment",
+            ),
+        };
+        let error = Error::new(code, message).with(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        error.with(header::CONNECTION, CLOSE)
     }
 
     /// The answer to a request for an event stream that is framed so.
     pub(super) fn ended(self, framing: Framing, retry: Duration) -> Response {
         let mut response = upgrade::response(stream::sse_head(), None);
-        // As behind a stream: what has been refused keeps no connection.
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        response.headers_mut().insert(header::CONNECTION, CLOSE);
         *response.body_mut() = closing(framing, self.reason(), retry).into();
         response
     }
