@@ -22,6 +22,7 @@ mod outage;
 mod own;
 mod plane;
 mod promises;
+mod rate;
 mod refetch;
 mod resume;
 mod sim;
