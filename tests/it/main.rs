@@ -17,6 +17,7 @@ mod gets;
 mod guard;
 mod histories;
 mod hostile;
+mod lagged;
 mod layering;
 mod outage;
 mod own;
