@@ -4,9 +4,12 @@
 //! decides who may ask at all. Nothing here knows Kubernetes or where a fact came from: facts are read from the feed.
 
 mod asked;
+pub mod auth;
 pub mod conn;
 pub mod error;
+pub mod forwarded;
 pub mod guard;
+pub mod limit;
 mod page;
 mod routes;
 mod snapshot;

@@ -1,0 +1,4 @@
+//! Who asks.
+pub mod keys;
+pub mod seal;
+pub mod secret;
