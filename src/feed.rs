@@ -7,6 +7,9 @@
 
 pub mod inventory;
 mod lens;
+mod past;
+mod pools;
+mod resume;
 pub mod snapshot;
 mod state;
 mod subscription;
@@ -30,6 +33,7 @@ use tokio::{
 
 pub use self::{
     lens::{Carrier, Framing, SharedLens},
+    past::{Backfill, Gap, Past},
     snapshot::Snapshot,
     subscription::{Read, Subscription},
     writer::Writer,
@@ -38,6 +42,7 @@ use crate::{
     event::{Cursor, Home, Kind, Rv, lens::Lens},
     log::{self, Log},
 };
+use past::Wanted;
 use state::{Shared, State};
 use told::Told;
 
@@ -50,6 +55,14 @@ pub struct Config {
     pub upstream_limit: Duration,
     /// How long a snapshot GET waits for the feed to reach what somebody has been told (protocol.md section 2).
     pub told_wait: Duration,
+    /// How often the depths of the pools are told (protocol.md section 3: 4 times a second).
+    pub pool_period: Duration,
+    /// How long a client whose cursor is older than the log waits for it to be extended backwards, before it is told the
+    /// current state instead: two rounds, as one may be under way.
+    pub park_limit: Duration,
+    /// How long a client whose cursor is ahead of this replica waits before the API server is asked whether there is such
+    /// a version (protocol.md section 3: 2 s).
+    pub ahead_wait: Duration,
     /// Milliseconds since the Unix epoch, for `time`.
     pub clock: fn() -> u64,
 }
@@ -60,6 +73,9 @@ impl Default for Config {
             log: log::Limits::default(),
             upstream_limit: Duration::from_secs(60),
             told_wait: Duration::from_secs(1),
+            pool_period: Duration::from_millis(250),
+            park_limit: Duration::from_secs(30),
+            ahead_wait: Duration::from_secs(2),
             clock: system_clock,
         }
     }
@@ -85,6 +101,30 @@ pub enum Health {
         /// A sentence for people.
         reason: Arc<str>,
     },
+}
+
+/// How a source is as a whole: `state` of `/api/v1/connections` (protocol.md section 5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Condition {
+    /// Not all has been listed yet.
+    #[default]
+    Syncing,
+    /// All is listed and watched.
+    Live,
+    /// Some resource cannot be watched.
+    Down,
+}
+
+impl Condition {
+    fn of(all: &[Health; 2]) -> Condition {
+        if all.iter().any(|health| matches!(health, Health::Down { .. })) {
+            Condition::Down
+        } else if all.contains(&Health::Connecting) {
+            Condition::Syncing
+        } else {
+            Condition::Live
+        }
+    }
 }
 
 /// Where a subscription starts.
@@ -121,9 +161,12 @@ pub enum Refused {
     /// No complete state yet.
     #[error("the first lists are not complete yet")]
     NotReady,
-    /// Older than the log reaches back, or in the middle of a difference.
+    /// Older than the log reaches back.
     #[error("the log does not reach back to the cursor")]
     Below,
+    /// In the middle of a difference, which tells its holder nothing true.
+    #[error("the log has no history at the cursor, only a difference")]
+    Between,
     /// Of another namespace, or not a cursor.
     #[error("the cursor is of another history")]
     Foreign,
@@ -140,6 +183,7 @@ pub struct Metrics {
     renders: Counter,
     snapshots: Counter,
     lagged: Counter,
+    backfills: Counter,
     subscriptions: Gauge,
     log_steps: Gauge,
     log_bytes: Gauge,
@@ -158,6 +202,7 @@ impl Metrics {
         );
         registry.register("feed_snapshots_built", "Initial states encoded", self.snapshots.clone());
         registry.register("feed_lagged", "Clients that fell off the log", self.lagged.clone());
+        registry.register("feed_backfills", "Extensions of the log backwards", self.backfills.clone());
         registry.register("feed_subscriptions", "Clients reading now", self.subscriptions.clone());
         registry.register("feed_log_steps", "Steps held for resumes", self.log_steps.clone());
         registry.register("feed_log_bytes", "Bytes charged for the steps held", self.log_bytes.clone());
@@ -204,7 +249,10 @@ impl Feed {
             down_at: [None; 2],
             down_since_ms: [0; 2],
             told: Told::default(),
+            wanted: Wanted::default(),
+            origin: [0; 2],
             history: 0,
+            condition: (Condition::default(), (config.clock)()),
         };
         let shared = Arc::new(Shared {
             config,
@@ -214,6 +262,7 @@ impl Feed {
             histories: watch::Sender::default(),
             hub,
             room: Notify::new(),
+            asked: Notify::new(),
             state: Mutex::new(state),
             lenses: Mutex::default(),
             metrics,
@@ -237,6 +286,12 @@ impl Feed {
     #[must_use]
     pub fn health(&self) -> watch::Receiver<[Health; 2]> {
         self.shared.health.subscribe()
+    }
+
+    /// How the source is as a whole, and since when: milliseconds since the Unix epoch, by [`Config::clock`].
+    #[must_use]
+    pub fn condition(&self) -> (Condition, u64) {
+        self.shared.state().condition
     }
 
     /// Changes each time the source finds another history (an older copy of etcd): whoever watches by himself must list.

@@ -7,13 +7,17 @@ mod asked;
 pub mod auth;
 pub mod conn;
 pub mod error;
+mod events;
 pub mod forwarded;
 pub mod guard;
+mod later;
 pub mod limit;
 mod page;
+pub mod rate;
 mod routes;
 mod snapshot;
 pub mod stream;
+mod upgrade;
 mod ws;
 
 use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
@@ -31,6 +35,8 @@ pub struct Site {
     pub feed: Feed,
     /// Gives a `/ws` connection watchers of its own.
     pub own: OpenOwn,
+    /// What is watched, as people call it.
+    pub connection: Connection,
     /// What all streams share.
     pub streams: Arc<stream::Streams>,
     /// What `/metrics` shows.
@@ -41,6 +47,15 @@ pub struct Site {
     pub verbose: Box<dyn Fn() -> Vec<String> + Send + Sync>,
     /// Waits and limits.
     pub config: Config,
+}
+
+/// The names of what a bridge watches, as `/api/v1/connections` shows them.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    /// The kubeconfig's context, or `in-cluster`, or `demo`.
+    pub name: String,
+    /// The namespace.
+    pub namespace: String,
 }
 
 /// A feed for one connection, and the future that fills it for as long as it is polled; `None` when the connection is to

@@ -73,6 +73,23 @@ impl<T> Log<T> {
         self.bytes += bytes;
     }
 
+    /// Puts items with their charges in front of all others, made at `now_ms`. False when there is no room for them: then
+    /// nothing is taken.
+    pub fn prepend(&mut self, items: Vec<(Arc<T>, usize)>, now_ms: u64) -> bool {
+        let bytes: usize = items.iter().map(|(_, bytes)| bytes).sum();
+        let has_room = self.entries.len() + items.len() <= self.limits.items
+            && self.bytes.saturating_add(bytes) <= self.limits.bytes
+            && self.first >= items.len() as u64;
+        if has_room {
+            self.first -= items.len() as u64;
+            self.bytes += bytes;
+            for (item, bytes) in items.into_iter().rev() {
+                self.entries.push_front(Entry { item, bytes, at_ms: now_ms });
+            }
+        }
+        has_room
+    }
+
     /// Takes out the oldest item if a limit is exceeded; call until `None`. The newest item always stays.
     pub fn evict(&mut self, now_ms: u64) -> Option<Arc<T>> {
         let oldest = self.entries.front()?;
@@ -163,7 +180,14 @@ mod tests {
             let origin = log.end();
             let mut pushed = 0u64;
             for op in ops {
-                if op == 0 {
+                if op == 1 && log.first() > origin {
+                    // What was dropped comes back, as far as there is room.
+                    let from = origin + (log.first() - origin) / 2;
+                    let items = (from..log.first()).map(|at| (Arc::new(at - origin), 1)).collect();
+                    let first = log.first();
+                    let taken = log.prepend(items, 0);
+                    prop_assert_eq!(log.first(), if taken { from } else { first });
+                } else if op == 0 {
                     log.clear();
                 } else {
                     log.push(Arc::new(pushed), 1, 0);

@@ -7,7 +7,7 @@ use clap::Args;
 use super::{Failure, print, site, start_log};
 use crate::{
     feed::{self, Feed},
-    http::guard::Allowed,
+    http::{Connection, guard::Allowed, stream},
     sim::{
         Sim, SimConfig,
         scenario::{Scenario, ScenarioConfig},
@@ -83,7 +83,8 @@ impl Demo {
             allowed: Allowed::default(),
             registry,
             verbose,
-            max_connections: crate::http::conn::Config::default().max_connections,
+            connection: Connection { name: "demo".into(), namespace },
+            max_connections: stream::Config::default().max_streams,
             tasks,
             drain: DRAIN,
         };

@@ -8,7 +8,10 @@ use tracing::{info, warn};
 use super::{Failure, exit, site, start_log};
 use crate::{
     feed::{self, Feed},
-    http::guard::{Allowed, Origin},
+    http::{
+        Connection,
+        guard::{Allowed, Origin},
+    },
     source::{connect, hub, own},
 };
 
@@ -49,7 +52,7 @@ pub(super) struct Serve {
     #[arg(long, env = "BRIDGE_OWN_WATCHERS", default_value_t = 50, value_name = "N")]
     own_watchers: usize,
 
-    /// Most connections at a time
+    /// Most streams at a time; who comes then is told to come back
     #[arg(long, env = "BRIDGE_MAX_CONNECTIONS", default_value_t = 10_000, value_name = "N")]
     max_connections: usize,
 
@@ -112,8 +115,9 @@ impl Serve {
         info!("listening on http://{address}, events on ws://{address}/ws");
         let max_connections = self.max_connections;
         let own = site::open_own(watchers);
-        site::serve(site::Bridge { feed, own, allowed, registry, verbose, max_connections, tasks, drain }, listener)
-            .await
+        let connection = Connection { name: connection.context, namespace: connection.namespace };
+        let bridge = site::Bridge { feed, own, allowed, registry, verbose, connection, max_connections, tasks, drain };
+        site::serve(bridge, listener).await
     }
 
     /// Refuses what would be unsafe, before anything is opened.

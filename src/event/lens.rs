@@ -1,5 +1,7 @@
 //! A lens: what a group of clients looks through. Rights, filter, types and format, as plain values.
 
+mod params;
+
 use std::collections::BTreeMap;
 
 use serde::Serialize;

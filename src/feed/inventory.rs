@@ -14,6 +14,28 @@ pub struct Inventory {
     pub instances: BTreeMap<String, Arc<Instance>>,
     /// Claims.
     pub claims: BTreeMap<String, Arc<Claim>>,
+    /// Instances of each workload by pool status; a workload without instances is not in it.
+    depths: BTreeMap<String, Depth>,
+}
+
+/// The counts of one workload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Depth {
+    instances: u64,
+    warming: u64,
+    ready: u64,
+    acquired: u64,
+}
+
+impl Depth {
+    fn of(&mut self, status: Option<&str>) -> Option<&mut u64> {
+        match status {
+            Some("warming") => Some(&mut self.warming),
+            Some("ready") => Some(&mut self.ready),
+            Some("acquired") => Some(&mut self.acquired),
+            _ => None,
+        }
+    }
 }
 
 impl Inventory {
@@ -35,18 +57,13 @@ impl Inventory {
     /// Instances of each workload by pool status, by workloadRef; those without a workload belong to no pool.
     #[must_use]
     pub fn pools(&self) -> Vec<Pool> {
-        let mut pools: BTreeMap<&str, Pool> = BTreeMap::new();
-        for instance in self.instances.values() {
-            let Some(workload_ref) = instance.workload_ref.as_deref() else { continue };
-            let pool = pools.entry(workload_ref).or_default();
-            match instance.pool_status.as_deref() {
-                Some("warming") => pool.warming += 1,
-                Some("ready") => pool.ready += 1,
-                Some("acquired") => pool.acquired += 1,
-                _ => {}
-            }
-        }
-        pools.into_iter().map(|(workload_ref, pool)| Pool { workload_ref: workload_ref.to_owned(), ..pool }).collect()
+        let pool = |(workload_ref, depth): (&String, &Depth)| Pool {
+            workload_ref: workload_ref.clone(),
+            warming: depth.warming,
+            ready: depth.ready,
+            acquired: depth.acquired,
+        };
+        self.depths.iter().map(pool).collect()
     }
 
     /// Takes an added or modified object in. Empty when it is not newer than what is known; two changes when the name
@@ -77,6 +94,7 @@ impl Inventory {
     pub fn replace(&mut self, kind: Kind, views: Vec<View>) -> Vec<Change> {
         let mut before: BTreeMap<String, View> = match kind {
             Kind::Instance => {
+                self.depths.clear();
                 std::mem::take(&mut self.instances).into_iter().map(|(n, i)| (n, View::Instance(i))).collect()
             }
             Kind::Claim => std::mem::take(&mut self.claims).into_iter().map(|(n, c)| (n, View::Claim(c))).collect(),
@@ -103,17 +121,48 @@ impl Inventory {
         gone.chain(fresh).collect()
     }
 
+    /// Takes a change back.
+    pub fn undo(&mut self, change: &Change) {
+        if let Some(new) = &change.new {
+            self.forget(new);
+        }
+        if let Some(old) = &change.old {
+            self.insert(old.clone());
+        }
+    }
+
     fn insert(&mut self, view: View) {
         match view {
-            View::Instance(instance) => drop(self.instances.insert(instance.name.clone(), instance)),
+            View::Instance(instance) => {
+                self.count(&instance, 1);
+                if let Some(old) = self.instances.insert(instance.name.clone(), instance) {
+                    self.count(&old, -1);
+                }
+            }
             View::Claim(claim) => drop(self.claims.insert(claim.name.clone(), claim)),
         }
     }
 
     fn forget(&mut self, view: &View) {
         match view {
-            View::Instance(instance) => drop(self.instances.remove(&instance.name)),
+            View::Instance(instance) => {
+                if let Some(old) = self.instances.remove(&instance.name) {
+                    self.count(&old, -1);
+                }
+            }
             View::Claim(claim) => drop(self.claims.remove(&claim.name)),
+        }
+    }
+
+    fn count(&mut self, instance: &Instance, by: i64) {
+        let Some(workload_ref) = &instance.workload_ref else { return };
+        let depth = self.depths.entry(workload_ref.clone()).or_default();
+        depth.instances = depth.instances.saturating_add_signed(by);
+        if let Some(count) = depth.of(instance.pool_status.as_deref()) {
+            *count = count.saturating_add_signed(by);
+        }
+        if depth.instances == 0 {
+            self.depths.remove(workload_ref);
         }
     }
 }

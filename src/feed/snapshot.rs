@@ -82,12 +82,13 @@ impl Snapshot {
         self.inventory.pools().into_iter().filter(|pool| lens.shows_pool(&pool.workload_ref)).collect()
     }
 
-    /// Counts by phase.
+    /// Counts by phase of what the lens shows.
     #[must_use]
-    pub fn stats(&self) -> Stats<'_> {
+    pub fn stats(&self, lens: &Lens) -> Stats<'_> {
+        let instances = self.inventory.instances.values().filter(|i| lens.shows_instance(i));
         Stats {
-            instances: count(self.inventory.instances.values().map(|i| i.phase.as_str())),
-            claims: count(self.inventory.claims.values().map(|c| c.phase.as_str())),
+            instances: count(instances.map(|i| i.phase.as_str())),
+            claims: count(self.shown_claims(lens).map(|c| c.phase.as_str())),
         }
     }
 

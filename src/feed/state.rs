@@ -17,7 +17,9 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Config, Framing, Health, Metrics, Refused, SharedLens, inventory::Inventory, told::Told};
+use super::{
+    Condition, Config, Framing, Health, Metrics, Refused, SharedLens, inventory::Inventory, past::Wanted, told::Told,
+};
 use crate::{
     event::{Change, Home, Kind, Notice, Rv, Step, Version, What, lens::Lens},
     log::Log,
@@ -38,6 +40,8 @@ pub(super) struct Shared {
     pub(super) hub: Option<Arc<Shared>>,
     /// The single reader has read on: its writer may have room.
     pub(super) room: Notify,
+    /// A reader wants to know something of the past.
+    pub(super) asked: Notify,
     pub(super) lenses: Mutex<HashMap<(Lens, Framing), Weak<SharedLens>>>,
     pub(super) metrics: Metrics,
 }
@@ -57,8 +61,14 @@ pub(super) struct State {
     pub(super) down_since_ms: [u64; 2],
     /// What clients of other feeds of the same upstream may have been told.
     pub(super) told: Told,
+    /// What readers want to know that the log does not hold.
+    pub(super) wanted: Wanted,
+    /// Cursors below these versions are of a history that has ended.
+    pub(super) origin: [Rv; 2],
     /// Counts the histories that have ended; in a single reader's feed, as the hub had counted at the last list.
     pub(super) history: u64,
+    /// How the source is as a whole, and since when.
+    pub(super) condition: (Condition, u64),
 }
 
 impl State {

@@ -9,9 +9,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::{sync::watch, time::Instant};
 
-use super::{From, Reason, Refused, Shared, SharedLens, lens, lens::Initial, needs};
+use super::{
+    Framing, From, Reason, Refused, Shared, SharedLens, lens,
+    lens::Initial,
+    needs,
+    resume::{Looked, Parked, place, straddles},
+};
 use crate::{
-    event::{Home, Rv, Step, cursor, lens::Format},
+    event::{Home, Rv, cursor, lens::Format},
     wire::Close,
 };
 
@@ -37,14 +42,18 @@ pub struct Subscription {
     /// Versions up to which this client has been served.
     served: [Rv; 2],
     head: watch::Receiver<u64>,
-    /// When a `/ws` client is sent away because the upstream is down.
-    down_limit: Option<Instant>,
+    /// When a read may yield something though nothing has changed.
+    limit: Option<Instant>,
+    /// The confirmation that this client waits for, if it does (0: none).
+    confirm: u64,
     /// What comes before anything else: a heartbeat, where no `state.initial` opens the stream.
     greet: bool,
 }
 
 #[derive(Debug)]
 enum Phase {
+    /// The log does not reach back to its cursor, but soon may.
+    Parked(Box<Parked>),
     /// The current state comes next, once it is not older than these versions.
     Snapshot(Reason, [Rv; 2]),
     /// The current state is on its way: this many parts have been handed out.
@@ -57,50 +66,36 @@ enum Phase {
 
 impl Subscription {
     pub(super) fn start(shared: Arc<Shared>, lens: Arc<SharedLens>, from: From) -> Result<Subscription, Refused> {
-        if let From::Resume(cursor) = from {
-            let from = match Subscription::start(shared.clone(), lens.clone(), From::After(cursor)) {
-                Ok(subscription) => return Ok(subscription),
-                Err(Refused::NotReady) => return Err(Refused::NotReady),
-                Err(Refused::Below) => From::Snapshot(Reason::Expired, cursor.rv),
-                Err(Refused::Foreign) => From::Snapshot(Reason::Foreign, [0; 2]),
-                Err(Refused::OtherLens) => From::Snapshot(Reason::Filter, [0; 2]),
-            };
-            return Subscription::start(shared, lens, from);
-        }
         let head = shared.head.subscribe();
-        let state = shared.state();
+        let mut state = shared.state();
         let home = state.ready()?;
         let (phase, position, served) = match from {
             From::Now => (Phase::Live, state.log.end(), state.newest),
             From::Snapshot(reason, at_least) => (Phase::Snapshot(reason, at_least), state.log.end(), [0; 2]),
-            From::After(cursor) | From::Resume(cursor) => {
-                if cursor.home != home.hash {
-                    return Err(Refused::Foreign);
-                }
-                let covered = needs(&lens.lens).all(|kind| cursor.covers[kind as usize]);
-                if cursor.lens != lens.lens.hash() || !covered {
-                    return Err(Refused::OtherLens);
-                }
-                if needs(&lens.lens).any(|kind| cursor.rv[kind as usize] < state.base[kind as usize]) {
-                    return Err(Refused::Below);
-                }
-                let mut start = state.log.end();
-                for kind in needs(&lens.lens) {
-                    let k = kind as usize;
-                    let first = state.log.partition_point(|step| step.after[k] <= cursor.rv[k]);
-                    let mut next = state.log.range(first, 1).into_iter().flatten();
-                    if next.any(|step| straddles(step, cursor.rv)) {
-                        return Err(Refused::Below);
+            From::After(cursor) => {
+                let at = place(&state, home, &lens.lens, &cursor)?;
+                (Phase::CatchUp(cursor.rv), at, cursor.rv)
+            }
+            From::Resume(cursor) => {
+                let (phase, at) = match place(&state, home, &lens.lens, &cursor) {
+                    Ok(at) => (Phase::CatchUp(cursor.rv), at),
+                    Err(Refused::Below) => {
+                        let parked = Parked::new(&mut state, &lens.lens, cursor.rv, shared.config.park_limit);
+                        shared.asked.notify_waiters();
+                        (Phase::Parked(Box::new(parked)), state.log.end())
                     }
-                    start = start.min(first);
-                }
-                (Phase::CatchUp(cursor.rv), start, cursor.rv)
+                    Err(Refused::Between) => (Phase::Snapshot(Reason::Expired, cursor.rv), state.log.end()),
+                    Err(Refused::OtherLens) => (Phase::Snapshot(Reason::Filter, cursor.rv), state.log.end()),
+                    Err(Refused::Foreign) => (Phase::Snapshot(Reason::Foreign, [0; 2]), state.log.end()),
+                    Err(Refused::NotReady) => return Err(Refused::NotReady),
+                };
+                (phase, at, cursor.rv)
             }
         };
         drop(state);
-        let greet = lens.lens.format == Format::Full && !matches!(from, From::Snapshot(..));
+        let greet = lens.lens.format == Format::Full && !matches!(phase, Phase::Snapshot(..));
         shared.metrics.subscriptions.inc();
-        Ok(Subscription { shared, lens, home, phase, position, served, head, down_limit: None, greet })
+        Ok(Subscription { shared, lens, home, phase, position, served, head, limit: None, confirm: 0, greet })
     }
 
     /// The next frames: at most about `max_bytes` of them, but always whole steps or whole parts.
@@ -112,8 +107,27 @@ impl Subscription {
         }
         loop {
             let frames = match &mut self.phase {
+                Phase::Parked(parked) => {
+                    match parked.look(&self.shared, &self.lens.lens, self.served) {
+                        Looked::Not => {
+                            self.limit = Some(parked.limit);
+                            return Read::Idle;
+                        }
+                        Looked::At(position) => {
+                            (self.position, self.phase) = (position, Phase::CatchUp(self.served));
+                        }
+                        Looked::Never(reason) => self.start_over(reason),
+                    }
+                    self.limit = None;
+                    continue;
+                }
                 Phase::Snapshot(reason, at_least) => {
-                    let Some(initial) = self.lens.initial(&self.shared, *reason, *at_least) else {
+                    let floor = *at_least;
+                    let Some(initial) = self.lens.initial(&self.shared, *reason, floor) else {
+                        if self.is_refuted(floor) {
+                            self.start_over(Reason::Foreign);
+                            continue;
+                        }
                         return self.idle();
                     };
                     (self.home, self.position) = (initial.home, initial.position);
@@ -132,6 +146,12 @@ impl Subscription {
                 Phase::CatchUp(floor) => {
                     let floor = *floor;
                     let frames = self.catch_up(floor, max_bytes);
+                    if frames.as_ref().is_some_and(Vec::is_empty)
+                        && matches!(self.phase, Phase::CatchUp(_))
+                        && self.is_refuted(floor)
+                    {
+                        self.start_over(Reason::Foreign);
+                    }
                     if frames.as_ref().is_some_and(Vec::is_empty) && !matches!(self.phase, Phase::CatchUp(_)) {
                         // Another phase has begun, with what it has to tell.
                         continue;
@@ -158,7 +178,7 @@ impl Subscription {
 
     /// Resolves when a read may yield something else than [`Read::Idle`].
     pub async fn changed(&mut self) {
-        match self.down_limit {
+        match self.limit {
             // The sender lives in `self.shared`, so waiting for it cannot fail.
             None => drop(self.head.changed().await),
             Some(limit) => drop(tokio::time::timeout_at(limit, self.head.changed()).await),
@@ -175,6 +195,7 @@ impl Subscription {
     fn reached(&mut self) -> Option<[Rv; 2]> {
         match self.phase {
             Phase::Snapshot(..) | Phase::Sending(..) => None,
+            Phase::Parked(_) => Some(self.served),
             Phase::CatchUp(_) | Phase::Live => {
                 let state = self.shared.state();
                 if self.position == state.log.end() {
@@ -199,18 +220,45 @@ impl Subscription {
         Some(out.into())
     }
 
-    /// Whether the cursor it was resumed from is ahead of everything this replica knows: it is served, but it should
-    /// be confirmed that such a version exists.
+    /// How a transport lays its own events beside these on the wire; `None` on `/ws`, which has none.
     #[must_use]
-    pub fn ahead(&self) -> bool {
-        let (Phase::CatchUp(floor) | Phase::Snapshot(_, floor)) = self.phase else { return false };
-        !self.lens.reached(self.shared.state().newest, floor)
+    pub fn framing(&self) -> Option<Framing> {
+        (self.lens.lens.format == Format::Full).then_some(self.lens.framing)
+    }
+
+    /// Milliseconds since the Unix epoch, by the feed's clock.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        (self.shared.config.clock)()
     }
 
     /// Replaces the client's picture: the next read yields the current state with this reason.
     pub fn start_over(&mut self, reason: Reason) {
         let at_least = if reason == Reason::Foreign { [0; 2] } else { self.served };
         self.phase = Phase::Snapshot(reason, at_least);
+        (self.limit, self.confirm) = (None, 0);
+    }
+
+    /// Whether a client that is ahead of this replica is at versions that do not exist. Replicas differ by moments, so this
+    /// is found out only after a while, and once for all who wait (architecture.md, the feed's contract, 3).
+    fn is_refuted(&mut self, floor: [Rv; 2]) -> bool {
+        let mut state = self.shared.state();
+        if self.lens.reached(cursor::join(state.newest, state.wanted.confirmed()), floor) {
+            (self.limit, self.confirm) = (None, 0);
+            return false;
+        }
+        if self.confirm > 0 {
+            return state.wanted.versions(self.confirm).is_some();
+        }
+        let now = Instant::now();
+        let limit = *self.limit.get_or_insert_with(|| now + self.shared.config.ahead_wait);
+        if now >= limit {
+            self.limit = None;
+            self.confirm = state.wanted.ask_versions();
+            drop(state);
+            self.shared.asked.notify_waiters();
+        }
+        false
     }
 
     /// Steps on behalf of a client that has some of them: rendered for it alone.
@@ -313,21 +361,13 @@ impl Subscription {
             let hub_down = self.shared.hub.as_ref().map_or([None; 2], |hub| hub.state().down_at);
             let down_at = self.shared.state().down_at;
             let down = down_at.into_iter().chain(hub_down).flatten().min();
-            self.down_limit = down.map(|at| at + self.shared.config.upstream_limit);
-            if self.down_limit.is_some_and(|limit| limit <= Instant::now()) {
+            self.limit = down.map(|at| at + self.shared.config.upstream_limit);
+            if self.limit.is_some_and(|limit| limit <= Instant::now()) {
                 return Read::End(Close::UpstreamUnavailable);
             }
         }
         Read::Idle
     }
-}
-
-/// Whether a client at these versions is in the middle of a difference, which tells it nothing true.
-fn straddles(step: &Step, at: [Rv; 2]) -> bool {
-    step.version().is_some_and(|version| {
-        let at = at[version.kind as usize];
-        version.since.is_some_and(|since| since < at) && at < version.rv
-    })
 }
 
 impl Drop for Subscription {

@@ -9,6 +9,7 @@ use super::{
     Site,
     error::{Code, Error},
 };
+use crate::event::lens::Filter;
 
 /// A request, and the site that it was made to.
 #[derive(Clone, Debug)]
@@ -83,5 +84,14 @@ impl Asked {
 impl Parameters {
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
+    }
+
+    /// `params`; everything where it is left out.
+    ///
+    /// # Errors
+    /// 400 that says what in it is wrong and what is accepted.
+    pub(super) fn filter(&self) -> Result<Filter, Error> {
+        let Some(text) = self.get("params") else { return Ok(Filter::default()) };
+        Filter::parse(text).map_err(|problem| Error::parameter("params", &problem))
     }
 }

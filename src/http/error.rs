@@ -29,6 +29,8 @@ pub enum Code {
     NotReady,
     /// 503, while the process drains or cannot ask the cluster about a credential.
     UpstreamUnavailable,
+    /// 503, where as many streams are open as may be.
+    TooManyConnections,
 }
 
 /// An answer that is not the one asked for. `message` is for whoever asked: it says what to do.
@@ -60,7 +62,7 @@ impl Code {
             Code::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
             Code::RateLimitExceeded => StatusCode::TOO_MANY_REQUESTS,
             Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-            Code::NotReady | Code::UpstreamUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Code::NotReady | Code::UpstreamUnavailable | Code::TooManyConnections => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }

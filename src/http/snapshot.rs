@@ -13,12 +13,13 @@ use crate::{
     event::{
         Kind,
         lens::{Format, Lens, short_hash},
+        render,
     },
-    feed::{Health, Refused, Snapshot},
+    feed::{Condition, Health, Refused, Snapshot},
 };
 
 /// Parameters that snapshot GETs take.
-const ACCEPTED: &[&str] = &["connectionId"];
+const ACCEPTED: &[&str] = &["connectionId", "params"];
 
 pub(super) async fn instances(asked: Asked) -> Result<Response, Error> {
     let (snapshot, lens) = open(&asked).await?;
@@ -51,12 +52,36 @@ pub(super) async fn pools(asked: Asked) -> Result<Response, Error> {
 
 pub(super) async fn stats(asked: Asked) -> Result<Response, Error> {
     let (snapshot, lens) = open(&asked).await?;
-    answer(&asked, &snapshot, &lens, &snapshot.stats())
+    answer(&asked, &snapshot, &lens, &snapshot.stats(&lens))
 }
 
 pub(super) async fn health(asked: Asked) -> Result<Response, Error> {
     asked.parameters(&[])?;
     Ok(warp::reply::json(&json!({ "status": "ok" })).into_response())
+}
+
+/// What this bridge watches: one namespace, for as long as it runs. Without its uid it has no id, so until the API server
+/// has given that there is nothing to show but 503.
+pub(super) async fn connections(asked: Asked) -> Result<Response, Error> {
+    asked.parameters(&[])?;
+    let site = &asked.site;
+    let Some(home) = site.feed.home() else {
+        return Err(Error::not_ready("the cluster has not been reached yet: /readyz?verbose says why"));
+    };
+    let (condition, since_ms) = site.feed.condition();
+    let state = match condition {
+        Condition::Syncing => "syncing",
+        Condition::Live => "live",
+        Condition::Down => "down",
+    };
+    let connection = Connection {
+        id: home.connection_id.to_string(),
+        name: &site.connection.name,
+        namespace: &site.connection.namespace,
+        state,
+        since: render::time(since_ms),
+    };
+    Ok(warp::reply::json(&[connection]).into_response())
 }
 
 pub(super) async fn livez(asked: Asked) -> Result<Response, Error> {
@@ -109,16 +134,28 @@ pub(super) async fn metrics(asked: Asked) -> Result<Response, Error> {
     Ok(response)
 }
 
+#[derive(Serialize)]
+struct Connection<'a> {
+    id: String,
+    name: &'a str,
+    namespace: &'a str,
+    state: &'static str,
+    since: String,
+}
+
+/// The state and the lens through which it is asked for. What the lens does not show does not exist for this client, and
+/// the cursor is of this lens: a stream with the same `params` goes on from it.
 async fn open(asked: &Asked) -> Result<(Snapshot, Lens), Error> {
     let parameters = asked.parameters(ACCEPTED)?;
+    let lens = Lens { filter: parameters.filter()?, ..Lens::all(Format::Full) };
     asked.check_connection(&parameters)?;
     let snapshot = asked.site.feed.snapshot().await.map_err(|refused| match refused {
         Refused::NotReady => Error::not_ready("the state is not complete yet: try again in a moment"),
-        Refused::Below | Refused::Foreign | Refused::OtherLens => {
+        Refused::Below | Refused::Between | Refused::Foreign | Refused::OtherLens => {
             Error::new(Code::Internal, "the state could not be read")
         }
     })?;
-    Ok((snapshot, Lens::all(Format::Full)))
+    Ok((snapshot, lens))
 }
 
 /// JSON with its cursor and its tag; 304 where the client has it already (RFC 9110, section 13).

@@ -4,6 +4,7 @@
 //! It retries for ever and never ends. It must not know who reads the feed. kube-runtime's watcher is not used here:
 //! it hides the list's version and bookmarks, which are what cursors are made of.
 
+mod backfill;
 mod follow;
 mod lines;
 mod metrics;
@@ -67,6 +68,18 @@ pub struct Config {
     pub backoff_max: Duration,
     /// The longest pause that `Retry-After` may ask for.
     pub retry_after_max: Duration,
+    /// How long clients that are behind the log are waited for, so that they share a round.
+    pub park: Duration,
+    /// How long the watch of a backfill lasts, in whole seconds, where nothing shows sooner that it has told everything.
+    pub backfill_watch: Duration,
+    /// How long a backfill may take in all.
+    pub backfill_time: Duration,
+    /// Changes that a backfill may bring in one resource: as many as the log holds by default.
+    pub backfill_steps: usize,
+    /// Backfills that may begin within a minute.
+    pub backfills_a_minute: usize,
+    /// Questions for the newest versions, asked for clients ahead of us, that may begin within a minute.
+    pub confirms_a_minute: usize,
     /// Random bits for the pause after the given try.
     pub random: fn(u32) -> u64,
 }
@@ -91,6 +104,12 @@ impl Default for Config {
             backoff_min: Duration::from_millis(100),
             backoff_max: Duration::from_secs(1),
             retry_after_max: Duration::from_secs(30),
+            park: Duration::from_secs(1),
+            backfill_watch: Duration::from_secs(2),
+            backfill_time: Duration::from_secs(10),
+            backfill_steps: 64 << 10,
+            backfills_a_minute: 6,
+            confirms_a_minute: 12,
             random: |tries| RandomState::new().hash_one(tries),
         }
     }
@@ -99,6 +118,7 @@ impl Default for Config {
 /// Keeps the feed true to the cluster until it is dropped. Trouble is logged once a change, told to the feed as health,
 /// and counted; it never ends this future.
 pub async fn run(client: Client, config: Config, mut writer: Writer, metrics: Arc<Metrics>) -> Infallible {
+    let past = writer.past();
     let out = Mutex::new(move |fact: Fact| match fact {
         Fact::Home(uid) => writer.home(Home::of(&uid)),
         Fact::Replace(kind, views, rv) => writer.replace(kind, views, rv),
@@ -108,7 +128,9 @@ pub async fn run(client: Client, config: Config, mut writer: Writer, metrics: Ar
         Fact::Heard(kind) => writer.heard(kind),
         Fact::Health(kind, health) => writer.health(kind, health),
     });
-    follow_both(&client, &config, &metrics, &out).await
+    let (never, _) =
+        tokio::join!(follow_both(&client, &config, &metrics, &out), backfill::run(&client, &config, &metrics, &past));
+    never
 }
 
 /// One call of the Writer.

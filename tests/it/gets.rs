@@ -99,6 +99,12 @@ fn fill(store: &mut Store) {
     }
 }
 
+/// A path with this filter.
+fn params(path: &str, filter: &str) -> String {
+    let encoded: String = form_urlencoded::byte_serialize(filter.as_bytes()).collect();
+    format!("{path}?params={encoded}")
+}
+
 /// Asks all rows; the answers as a text.
 async fn transcript(bridge: &Bridge, rows: &[Row<'_>]) -> String {
     let (mut text, mut etag) = (String::new(), String::new());
@@ -136,6 +142,14 @@ async fn every_answer_is_as_documented() {
     let home = cluster.sim.store(|store| store.get(Resource::Namespaces, "", NAMESPACE).unwrap());
     let id = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, home["metadata"]["uid"].as_str().unwrap().as_bytes());
     let own = format!("/api/v1/pools?connectionId={id}");
+    let web = params("/api/v1/instances", r#"{"instances":{"workloadRef":"web","phase":"Running"}}"#);
+    let web_taken = params("/api/v1/instances/web-taken", r#"{"instances":{"workloadRef":"web"}}"#);
+    let not_taken = params("/api/v1/instances/web-taken", r#"{"instances":{"poolStatus":"ready"}}"#);
+    let labelled = params("/api/v1/tenants", r#"{"claims":{"labels":{"team":null}}}"#);
+    let lost = params("/api/v1/tenants/alice", r#"{"claims":{"phase":"Error"}}"#);
+    let pool = params("/api/v1/pools", r#"{"instances":{"workloadRef":"db"}}"#);
+    let counts = params("/api/v1/stats", r#"{"instances":{"poolStatus":"acquired"},"claims":{"tenantId":"bob"}}"#);
+    let unknown = params("/api/v1/instances", r#"{"instances":{"tenant":"alice"}}"#);
     let foreign = "/api/v1/pools?connectionId=00000000-0000-5000-8000-000000000000";
     let preflight: &[_] = &[
         ("Origin", APP),
@@ -151,6 +165,13 @@ async fn every_answer_is_as_documented() {
         ("one with a letter that does not", "GET", "/api/v1/tenants/Zo%c3%ab", &[]),
         ("pools", "GET", "/api/v1/pools", &[]),
         ("stats", "GET", "/api/v1/stats", &[]),
+        ("filtered instances", "GET", &web, &[]),
+        ("one of them, filtered", "GET", &web_taken, &[]),
+        ("one that is filtered out does not exist", "GET", &not_taken, &[]),
+        ("tenants, as far as their claims pass a filter", "GET", &labelled, &[]),
+        ("one whose claims are all filtered out", "GET", &lost, &[]),
+        ("filtered pools", "GET", &pool, &[]),
+        ("filtered stats", "GET", &counts, &[]),
         ("health", "GET", "/api/v1/health", &[]),
         ("live", "GET", "/livez", &[]),
         ("ready", "GET", "/readyz", &[]),
@@ -169,6 +190,8 @@ async fn every_answer_is_as_documented() {
         ("an unknown parameter", "GET", "/api/v1/instances?limit=5", &[]),
         ("an unknown parameter where none is known", "GET", "/api/v1/health?x", &[]),
         ("a parameter twice", "GET", "/api/v1/instances?connectionId=a&connectionId=a", &[]),
+        ("params that are not JSON", "GET", "/api/v1/stats?params=phase=Running", &[]),
+        ("params with an unknown key", "GET", &unknown, &[]),
         ("no such instance", "GET", "/api/v1/instances/none", &[]),
         ("one that is not managed", "GET", "/api/v1/instances/stranger", &[]),
         ("no such tenant", "GET", "/api/v1/tenants/none", &[]),

@@ -1,7 +1,8 @@
 //! The random model of two replicas (architecture.md, "Before any I/O is written").
 //!
 //! One history of objects; two feeds that interleave its pods and claims differently, one lagging behind or ahead of
-//! the other, each now and then losing its watch or dropping its log; clients with random lenses that read a little,
+//! the other, each now and then losing its watch, dropping its log or being restarted, and extending its log backwards
+//! for those who come with older cursors; clients with random lenses that read a little,
 //! break off and resume on either. Every id that a client receives is held against the history: the fold must be the
 //! filtered state at exactly that id, no key may come twice, no id may move back in either component, and between two
 //! ids exactly the events that the history holds must have been told. The rules for all this are written here once
@@ -14,9 +15,10 @@ use boilerhouse_bridge::{
         Claim, Cursor, Home, Instance, Kind, Rv, View,
         lens::{Filter, Format, Lens, Scope, Types, Wanted},
     },
-    feed::{self, Carrier, Feed, Framing, From, Read, Reason, Refused, Subscription, Writer},
+    feed::{self, Backfill, Carrier, Feed, Framing, From, Past, Read, Reason, Subscription, Writer},
     log::Limits,
 };
+use futures::FutureExt;
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -119,6 +121,9 @@ fn random_view(dice: &mut Dice, kind: Kind, name: &str, uid: &str, rv: Rv) -> Vi
 struct Replica {
     writer: Writer,
     feed: Feed,
+    past: Past,
+    /// A backfill under way.
+    backfill: Option<Backfill>,
     at: [Rv; 2],
 }
 
@@ -131,7 +136,8 @@ impl Replica {
         for kind in Kind::ALL {
             writer.replace(kind, world.list(kind, at).into_values().collect(), at);
         }
-        Replica { writer, feed, at: [at; 2] }
+        let past = writer.past();
+        Replica { writer, feed, past, backfill: None, at: [at; 2] }
     }
 
     /// Delivers the next event of one resource's watch, if there is one.
@@ -143,6 +149,34 @@ impl Replica {
             None => self.writer.remove(kind, &next.name, &next.uid, next.rv),
         }
         self.at[k] = next.rv;
+    }
+
+    /// Does the next part of a backfill, if one is wanted or under way. True when one has ended.
+    fn backfill(&mut self, world: &World, dice: &mut Dice) -> bool {
+        let Some(mut backfill) = self.backfill.take() else {
+            if self.past.wanted().now_or_never().is_some() {
+                self.backfill = Some(self.past.begin());
+            }
+            return false;
+        };
+        for gap in &mut backfill.gaps {
+            let (kind, from, to) = (gap.kind(), gap.from(), gap.to());
+            gap.list(world.list(kind, from).into_values().collect());
+            let missed: Vec<_> = world.of(kind, from, to).collect();
+            // Its watch may end early, or be too late for its history.
+            let whole = dice.roll(4) != 0;
+            let some = if whole { missed.len() } else { dice.roll(missed.len() as u64 + 1) as usize };
+            for happening in missed.into_iter().take(some) {
+                match (&happening.new, &happening.old) {
+                    (Some(view), _) => gap.upsert(view.clone()),
+                    (None, Some(old)) => gap.remove(&at_version(old, happening.rv)),
+                    (None, None) => unreachable!("nothing happened"),
+                }
+            }
+            gap.close(whole);
+        }
+        self.past.fill(backfill);
+        true
     }
 
     /// A bookmark: nothing of this resource between the last event and now.
@@ -200,26 +234,12 @@ impl Client {
         }
     }
 
-    fn connect(&mut self, replica: &Replica, world: &World) {
+    fn connect(&mut self, replica: &Replica) {
         let lens =
             replica.feed.lens(self.lens.clone(), Framing { carrier: Carrier::Sse { named: false }, matrix: false });
-        let from = self.cursor.map_or(From::Snapshot(Reason::Connect, [0; 2]), From::After);
-        let on = match replica.feed.subscribe(lens.clone(), from) {
-            Ok(subscription) => {
-                self.resumes += u32::from(self.cursor.is_some());
-                subscription
-            }
-            Err(Refused::Below) => {
-                let at_least = self.cursor.map_or([0; 2], |cursor| cursor.rv);
-                replica.feed.subscribe(lens, From::Snapshot(Reason::Expired, at_least)).expect("a synced feed")
-            }
-            Err(refused) => panic!("a cursor of this history was refused: {refused}"),
-        };
-        if on.ahead() {
-            // What the API server answers when it is asked: it knows every version that a cursor can hold.
-            let cursor = self.cursor.expect("only a cursor is ahead");
-            assert!(cursor.rv.iter().all(|rv| *rv <= world.rv()), "false foreign: {cursor:?} is not of this world");
-        }
+        let from = self.cursor.map_or(From::Snapshot(Reason::Connect, [0; 2]), From::Resume);
+        let on = replica.feed.subscribe(lens, from).expect("a synced feed");
+        self.resumes += u32::from(self.cursor.is_some());
         self.since = self.since.take().filter(|_| self.cursor.is_some());
         self.on = Some(on);
     }
@@ -405,11 +425,20 @@ fn edge(h: &Happening) -> Option<&'static str> {
     }
 }
 
+/// A view as a watch's DELETED shows it.
+fn at_version(view: &View, rv: Rv) -> View {
+    match view {
+        View::Instance(instance) => View::Instance(Arc::new(Instance { rv, ..Instance::clone(instance) })),
+        View::Claim(claim) => View::Claim(Arc::new(Claim { rv, ..Claim::clone(claim) })),
+    }
+}
+
 /// What a run did, so that the test can tell that it tested something.
 #[derive(Default)]
 struct Seen {
     resumes: u32,
     ahead: u32,
+    backfills: u32,
     ids: u32,
 }
 
@@ -433,11 +462,19 @@ fn history(seed: u64, seen: &mut Seen) {
             5..12 => replicas[which].watch(&world, kind),
             12 => replicas[which].bookmark(&world, kind),
             13 if dice.roll(6) == 0 => replicas[which].relist(&world, kind),
-            13..18 => drop(clients[client].read(&mut dice, &world)),
+            13 if dice.roll(12) == 0 => {
+                for client in &mut clients {
+                    client.disconnect(&mut dice, &world);
+                }
+                replicas[which] = Replica::start(&world, items);
+            }
+            13 | 14 => seen.backfills += u32::from(replicas[which].backfill(&world, &mut dice)),
+            15..18 => drop(clients[client].read(&mut dice, &world)),
             _ if clients[client].on.is_some() => clients[client].disconnect(&mut dice, &world),
             _ => {
-                clients[client].connect(&replicas[which], &world);
-                seen.ahead += u32::from(clients[client].on.as_ref().is_some_and(Subscription::ahead));
+                clients[client].connect(&replicas[which]);
+                let ahead = |cursor: Cursor| (0..2).any(|k| cursor.rv[k] > replicas[which].at[k]);
+                seen.ahead += u32::from(clients[client].cursor.is_some_and(ahead));
             }
         }
     }
@@ -452,7 +489,14 @@ fn history(seed: u64, seen: &mut Seen) {
     }
     for client in &mut clients {
         if client.on.is_none() {
-            client.connect(dice.pick(&replicas), &world);
+            client.connect(dice.pick(&replicas));
+        }
+        while client.read(&mut dice, &world) {}
+        for replica in &mut replicas {
+            // One that is under way, and then one for whoever came meanwhile.
+            for _ in 0..4 {
+                seen.backfills += u32::from(replica.backfill(&world, &mut dice));
+            }
         }
         while client.read(&mut dice, &world) {}
         let end = client.on.as_mut().and_then(Subscription::cursor).expect("a whole picture at rest");
@@ -475,7 +519,8 @@ fn five_thousand_histories_without_a_repeat_a_gap_or_an_id_that_goes_back() {
         }
     }
     if only.is_none() {
-        println!("{} resumes, {} of them ahead of the replica, {} events", seen.resumes, seen.ahead, seen.ids);
-        assert!(seen.resumes > 10_000 && seen.ahead > 500 && seen.ids > 100_000, "the model tests what it says");
+        let Seen { resumes, ahead, backfills, ids } = seen;
+        println!("{resumes} resumes, {ahead} of them ahead of the replica, {backfills} backfills, {ids} events");
+        assert!(resumes > 10_000 && ahead > 500 && backfills > 1_000 && ids > 100_000, "the model tests what it says");
     }
 }

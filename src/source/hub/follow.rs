@@ -120,7 +120,7 @@ impl<'a, T: Row> Follower<'a, T> {
 
     async fn watch(&mut self) -> Trouble {
         let (from, started) = (self.known, Instant::now());
-        let trouble = match self.api.watch(from).await {
+        let trouble = match self.api.watch(from, self.api.config.watch_time).await {
             Ok(body) => self.read(body).await,
             Err(trouble) => return trouble,
         };

@@ -11,7 +11,7 @@ use kube::{
     client::Body,
     core::{
         Request, Resource as _,
-        params::{GetParams, ListParams, WatchParams},
+        params::{GetParams, ListParams, VersionMatch, WatchParams},
         request::Error as RequestError,
     },
 };
@@ -103,9 +103,17 @@ impl<'a, T: Row> Api<'a, T> {
 
     /// Everything there is and the version it is true at, as of now (a quorum read).
     pub(super) async fn list(&self) -> Result<(Vec<View>, Rv), Trouble> {
+        self.list_at(None).await
+    }
+
+    /// The same as of exactly this earlier version, where there is one.
+    pub(super) async fn list_at(&self, exact: Option<Rv>) -> Result<(Vec<View>, Rv), Trouble> {
         let Config { page_objects, page_bytes, page_timeout, list_objects, .. } = *self.config;
         let mut views = Vec::new();
         let mut params = ListParams { limit: Some(page_objects), ..self.params() };
+        if let Some(exact) = exact {
+            params = params.at(&exact.to_string()).matching(VersionMatch::Exact);
+        }
         loop {
             let body = self.read(&self.ask("list"), self.request.list(&params), page_bytes, page_timeout).await?;
             self.metrics.lists.get_or_create(&self.label()).inc();
@@ -116,7 +124,10 @@ impl<'a, T: Row> Api<'a, T> {
                 return Err(Trouble::Unreadable(format!("a list of more than {list_objects} objects")));
             }
             match page.metadata.next {
-                Some(next) if !next.is_empty() => params.continue_token = Some(next),
+                // The token says at which version the list goes on.
+                Some(next) if !next.is_empty() => {
+                    params = ListParams { limit: Some(page_objects), continue_token: Some(next), ..self.params() };
+                }
                 _ => return Ok((views, page.metadata.resource_version)),
             }
         }
@@ -130,9 +141,9 @@ impl<'a, T: Row> Api<'a, T> {
         Ok(parse::<PageHead>(&body)?.metadata.resource_version)
     }
 
-    /// Starts a watch of what comes after `from`.
-    pub(super) async fn watch(&self, from: Rv) -> Result<Body, Trouble> {
-        let seconds = u32::try_from(self.config.watch_time.as_secs()).unwrap_or(u32::MAX);
+    /// Starts a watch, for so long, of what comes after `from`.
+    pub(super) async fn watch(&self, from: Rv, lasts: Duration) -> Result<Body, Trouble> {
+        let seconds = u32::try_from(lasts.as_secs()).unwrap_or(u32::MAX);
         let params = WatchParams {
             label_selector: self.params().label_selector,
             timeout: Some(seconds),

@@ -1,0 +1,277 @@
+//! Resumes against the simulated cluster: what a restarted replica does for those who come back, and what it costs.
+
+use std::{sync::Arc, time::Duration};
+
+use boilerhouse_bridge::{
+    event::{
+        Cursor,
+        lens::{Format, Lens},
+    },
+    feed::{self, Carrier, Feed, Framing, From, Read, Subscription},
+    sim::{Resource, Sim, SimConfig, Verb},
+    source::hub,
+};
+use serde_json::{Value, json};
+use tokio::{task::JoinHandle, time::timeout};
+
+use crate::support::simulated::NAMESPACE;
+
+/// Longer than anything here takes, in paused time.
+const BOUND: Duration = Duration::from_secs(120);
+
+/// A bridge without sockets.
+struct Replica {
+    feed: Feed,
+    hub: JoinHandle<()>,
+}
+
+impl Replica {
+    async fn start(sim: &Sim) -> Replica {
+        Replica::with(sim, feed::Config::default()).await
+    }
+
+    async fn with(sim: &Sim, config: feed::Config) -> Replica {
+        let (writer, feed) = Feed::new(config);
+        let config = hub::Config { namespace: NAMESPACE.into(), ..hub::Config::default() };
+        let run = hub::run(sim.client(NAMESPACE), config, writer, Arc::default());
+        let hub = tokio::spawn(async move { match run.await {} });
+        timeout(BOUND, feed.ready()).await.expect("synced");
+        Replica { feed, hub }
+    }
+
+    fn listen(&self, from: From) -> Subscription {
+        let lens = self.feed.lens(Lens::all(Format::Full), Framing { carrier: Carrier::Lines, matrix: false });
+        self.feed.subscribe(lens, from).unwrap()
+    }
+
+    fn resume(&self, id: &str) -> Subscription {
+        self.listen(From::Resume(Cursor::decode(id).unwrap()))
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        self.hub.abort();
+    }
+}
+
+/// Events up to one that is wanted.
+async fn read_until(on: &mut Subscription, is: impl Fn(&Value) -> bool) -> Vec<Value> {
+    let mut told: Vec<Value> = Vec::new();
+    let reading = async {
+        loop {
+            match on.read(1 << 16) {
+                Read::Batch(batch) => {
+                    let bytes = batch.concat();
+                    let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+                    told.extend(lines.map(|line| serde_json::from_slice::<Value>(line).unwrap()));
+                    if told.iter().any(&is) {
+                        return;
+                    }
+                }
+                Read::Idle => on.changed().await,
+                Read::End(close) => panic!("{close:?}"),
+            }
+        }
+    };
+    let found = timeout(BOUND, reading).await.is_ok();
+    assert!(found, "not told: {told:#?}");
+    told
+}
+
+fn create(sim: &Sim, name: &str) {
+    let labels = json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": "web"});
+    let pod = json!({"metadata": {"name": name, "namespace": NAMESPACE, "labels": labels}});
+    sim.store(|store| store.create(Resource::Pods, pod)).unwrap();
+}
+
+fn delete(sim: &Sim, name: &str) {
+    sim.store(|store| store.delete(Resource::Pods, NAMESPACE, name)).unwrap();
+}
+
+fn names(told: &[Value]) -> Vec<String> {
+    let states = told.iter().filter(|event| event["type"] == "instance.state");
+    states.map(|event| format!("{} {}", event["name"].as_str().unwrap(), event["phase"].as_str().unwrap())).collect()
+}
+
+fn is(name: &'static str, phase: &'static str) -> impl Fn(&Value) -> bool {
+    move |event| event["name"] == name && event["phase"] == phase
+}
+
+/// The newest id.
+fn id(told: &[Value]) -> String {
+    told.iter().rev().find_map(|event| event["id"].as_str()).unwrap().to_owned()
+}
+
+fn has(told: &[Value], kind: &str) -> bool {
+    told.iter().any(|event| event["type"] == kind)
+}
+
+fn coalesced(told: &[Value]) -> bool {
+    told.iter().any(|event| event["coalesced"] == true)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_come_back_to_a_restarted_replica_for_one_list_and_one_watch() {
+    let sim = Sim::new(SimConfig::default());
+    let first = Replica::start(&sim).await;
+    let mut on = first.listen(From::Now);
+    let before = id(&read_until(&mut on, |event| event["type"] == "heartbeat").await);
+    create(&sim, "a");
+    create(&sim, "b");
+    let later = id(&read_until(&mut on, is("b", "Unknown")).await);
+    drop((on, first));
+    // While nobody watches: one comes and goes, which no list will show.
+    create(&sim, "transient");
+    delete(&sim, "transient");
+    delete(&sim, "a");
+    let second = Replica::start(&sim).await;
+    let (lists, watches) = (sim.metrics().count(Verb::List), sim.metrics().count(Verb::Watch));
+    let clients = (0..1000).map(|n| (n, second.resume(if n % 2 == 0 { &before } else { &later })));
+    for (n, mut on) in clients.collect::<Vec<_>>() {
+        let told = read_until(&mut on, is("a", "Deleted")).await;
+        let all = ["a Unknown", "b Unknown", "transient Unknown", "transient Deleted", "a Deleted"];
+        assert_eq!(names(&told), all[if n % 2 == 0 { 0 } else { 2 }..]);
+        assert!(!has(&told, "state.initial") && !coalesced(&told), "{told:#?}");
+    }
+    let (more_lists, more_watches) =
+        (sim.metrics().count(Verb::List) - lists, sim.metrics().count(Verb::Watch) - watches);
+    assert!(more_lists <= 2 && more_watches <= 2, "{more_lists} lists, {more_watches} watches");
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_the_history_is_lost_the_difference_is_told_and_where_the_list_is_lost_the_state() {
+    let sim = Sim::new(SimConfig::default());
+    let first = Replica::start(&sim).await;
+    let mut on = first.listen(From::Now);
+    create(&sim, "a");
+    let cursor = id(&read_until(&mut on, is("a", "Unknown")).await);
+    drop((on, first));
+    create(&sim, "b");
+    delete(&sim, "a");
+    // A restarted API server has the exact list still, but no history to watch.
+    sim.restart();
+    let second = Replica::start(&sim).await;
+    let told = read_until(&mut second.resume(&cursor), is("b", "Unknown")).await;
+    assert_eq!(names(&told), ["a Deleted", "b Unknown"]);
+    assert!(coalesced(&told) && !has(&told, "state.initial"), "{told:#?}");
+    drop(second);
+    sim.store(|store| store.compact(store.revision()));
+    let third = Replica::start(&sim).await;
+    let told = read_until(&mut third.resume(&cursor), |event| event["type"] == "state.initial").await;
+    assert_eq!(told.last().unwrap()["reason"], "expired");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cursor_that_never_was_is_foreign_and_costs_at_most_the_stated_lists() {
+    let sim = Sim::new(SimConfig::default());
+    let replica = Replica::start(&sim).await;
+    let mut on = replica.listen(From::Now);
+    let cursor = Cursor::decode(&id(&read_until(&mut on, |event| event["type"] == "heartbeat").await)).unwrap();
+    let lists = sim.metrics().count(Verb::List);
+    let began = tokio::time::Instant::now();
+    for round in 0..40 {
+        let forged = (0..10).map(|n| Cursor { rv: [cursor.rv[0] + 1000 + round * 10 + n, cursor.rv[1]], ..cursor });
+        for mut on in forged.map(|cursor| replica.listen(From::Resume(cursor))).collect::<Vec<_>>() {
+            let told = read_until(&mut on, |event| event["type"] == "state.initial").await;
+            assert_eq!(told.last().unwrap()["reason"], "foreign");
+        }
+    }
+    let minutes = began.elapsed().as_secs() / 60 + 1;
+    let probes = began.elapsed().as_secs() / 15 + 1;
+    let more = sim.metrics().count(Verb::List) - lists;
+    // Two resources each; the hub asks by itself, too, when nothing has come for 15 s.
+    assert!(more <= 2 * (12 * minutes + probes), "{more} lists in {minutes} minutes");
+    // Too old: each costs a round, of which six may begin within a minute.
+    let lists = sim.metrics().count(Verb::List);
+    let began = tokio::time::Instant::now();
+    for n in 0..100 {
+        let forged = Cursor { rv: [1 + n % cursor.rv[0], 1], ..cursor };
+        read_until(&mut replica.listen(From::Resume(forged)), |event| {
+            event["type"] == "state.initial" || event["coalesced"] == true
+        })
+        .await;
+    }
+    let minutes = began.elapsed().as_secs() / 60 + 1;
+    let probes = began.elapsed().as_secs() / 15 + 1;
+    let more = sim.metrics().count(Verb::List) - lists;
+    assert!(more <= 2 * (6 * minutes + probes), "{more} lists in {minutes} minutes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_lags_serves_a_cursor_of_another_that_leads() {
+    let sim = Sim::new(SimConfig::default());
+    let [leads, lags] = [Replica::start(&sim).await, Replica::start(&sim).await];
+    let mut on = leads.listen(From::Now);
+    create(&sim, "a");
+    let cursor = id(&read_until(&mut on, is("a", "Unknown")).await);
+    let mut on = lags.resume(&cursor);
+    create(&sim, "b");
+    let told = read_until(&mut on, is("b", "Unknown")).await;
+    assert_eq!(names(&told), ["b Unknown"]);
+    assert!(!has(&told, "state.initial") && !coalesced(&told), "{told:#?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_an_hour_of_nothing_keeps_a_cursor_fresh() {
+    let sim = Sim::new(SimConfig::default());
+    let replica = Replica::start(&sim).await;
+    let mut quiet = replica.listen(From::Now);
+    let lens = Lens { filter: nobody(), ..Lens::all(Format::Full) };
+    let lens = replica.feed.lens(lens, Framing { carrier: Carrier::Lines, matrix: false });
+    let mut unmatched = replica.feed.subscribe(lens.clone(), From::Now).unwrap();
+    for on in [&mut quiet, &mut unmatched] {
+        read_until(on, |event| event["type"] == "heartbeat").await;
+    }
+    // A first second, cut: what it was greeted with is enough.
+    let mut short = replica.listen(From::Now);
+    let greeted = id(&read_until(&mut short, |event| event["type"] == "heartbeat").await);
+    drop(short);
+    create(&sim, "meanwhile");
+    let told = read_until(&mut replica.resume(&greeted), is("meanwhile", "Unknown")).await;
+    assert!(!has(&told, "state.initial"), "{told:#?}");
+    // Half an hour: other objects of the cluster move the API server's version on, ours do not change.
+    for minute in 0..30 {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let other = json!({"metadata": {"name": format!("other-{minute}"), "namespace": NAMESPACE}});
+        sim.store(|store| store.create(Resource::Pods, other)).unwrap();
+        if minute == 28 {
+            sim.store(|store| store.compact(store.revision()));
+        }
+        for on in [&mut quiet, &mut unmatched] {
+            while let Read::Batch(_) = on.read(1 << 16) {}
+            on.heartbeat().expect("a heartbeat");
+        }
+    }
+    let [quiet, unmatched] = [quiet, unmatched].map(|mut on| on.cursor().unwrap());
+    // Gone from etcd but for the last minutes: only a fresh cursor can be resumed.
+    drop(replica);
+    let replica = Replica::start(&sim).await;
+    create(&sim, "news");
+    let told = read_until(&mut replica.resume(&quiet), is("news", "Unknown")).await;
+    assert_eq!(names(&told), ["news Unknown"]);
+    assert!(!has(&told, "state.initial"), "{told:#?}");
+    let cursor = Cursor::decode(&unmatched).unwrap();
+    let mut on = replica
+        .feed
+        .subscribe(
+            replica.feed.lens(
+                Lens { filter: nobody(), ..Lens::all(Format::Full) },
+                Framing { carrier: Carrier::Lines, matrix: false },
+            ),
+            From::Resume(cursor),
+        )
+        .unwrap();
+    let labels = json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/tenant": "nobody"});
+    let pod = json!({"metadata": {"name": "match", "namespace": NAMESPACE, "labels": labels}});
+    sim.store(|store| store.create(Resource::Pods, pod)).unwrap();
+    let told = read_until(&mut on, is("match", "Unknown")).await;
+    assert!(!has(&told, "state.initial") && !coalesced(&told), "{told:#?}");
+}
+
+/// A filter that nothing matches for a long time.
+fn nobody() -> boilerhouse_bridge::event::lens::Filter {
+    use boilerhouse_bridge::event::lens::{Filter, Wanted};
+    let nobody = || Wanted { tenant_id: Some("nobody".into()), ..Wanted::default() };
+    Filter { instances: nobody(), claims: nobody() }
+}
