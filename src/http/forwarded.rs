@@ -131,7 +131,8 @@ mod tests {
     fn proxies_that_are_trusted_are_believed_and_others_are_not() {
         const FOR: &str = "x-forwarded-for";
         const PROTO: &str = "x-forwarded-proto";
-        let table: &[(&str, &[(&'static str, &str)], &str, bool)] = &[
+        type Row<'a> = (&'a str, &'a [(&'static str, &'a str)], &'a str, bool);
+        let table: &[Row<'_>] = &[
             ("192.0.2.1", &[], "192.0.2.1", false),
             ("192.0.2.1", &[(FOR, "1.2.3.4"), (PROTO, "https")], "192.0.2.1", false),
             ("10.0.0.1", &[(FOR, "1.2.3.4"), (PROTO, "https")], "1.2.3.4", true),

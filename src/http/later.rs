@@ -11,6 +11,7 @@ use warp::reply::Response;
 
 use super::{
     error::{Code, Error},
+    limit::Spent,
     stream, upgrade,
 };
 use crate::{
@@ -27,6 +28,12 @@ pub(super) enum Later {
     Draining,
     /// As many streams are open as may be.
     TooManyConnections,
+    /// As many streams of this caller are open as may be.
+    TooManyOfOne(usize),
+    /// The caller has used up what it may ask for.
+    Rate(Spent),
+    /// Whether the credential is good cannot be found out now.
+    Unchecked,
 }
 
 impl Later {
@@ -34,23 +41,37 @@ impl Later {
         match self {
             Later::NotReady => "not ready",
             Later::Draining => "draining",
-            Later::TooManyConnections => "too many connections",
+            Later::TooManyConnections | Later::TooManyOfOne(_) => "too many connections",
+            Later::Rate(_) => "rate",
+            Later::Unchecked => "credential check unavailable",
         }
     }
 
     /// The answer to a WebSocket request.
     pub(super) fn error(self) -> Error {
+        let soon = |error: Error| error.with(header::RETRY_AFTER, HeaderValue::from_static("1"));
         match self {
             Later::NotReady => {
                 Error::not_ready("the first lists of pods and claims are not complete yet: connect again in a moment")
             }
             Later::Draining => {
-                let message = "draining: connect again, to another replica";
-                Error::new(Code::UpstreamUnavailable, message).with(header::RETRY_AFTER, HeaderValue::from_static("1"))
+                soon(Error::new(Code::UpstreamUnavailable, "draining: connect again, to another replica"))
             }
             Later::TooManyConnections => {
                 let message = "as many streams are open as --max-connections allows: connect again in a moment";
-                Error::new(Code::TooManyConnections, message).with(header::RETRY_AFTER, HeaderValue::from_static("1"))
+                soon(Error::new(Code::TooManyConnections, message))
+            }
+            Later::TooManyOfOne(most) => {
+                let message = format!(
+                    "{most} of your streams are open, and --max-connections-per-principal allows no more: close one"
+                );
+                soon(Error::new(Code::TooManyConnections, message))
+            }
+            Later::Rate(spent) => spent.refusal("too many requests"),
+            Later::Unchecked => {
+                let message =
+                    "credential check unavailable: the cluster cannot be asked about it; try again in a moment";
+                soon(Error::new(Code::UpstreamUnavailable, message))
             }
         }
     }

@@ -18,7 +18,10 @@ use governor::{
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use tokio::time::Instant;
 
-use super::error::{Code, Error};
+use super::{
+    error::{Code, Error},
+    later::Later,
+};
 
 /// The time over which budgets are given.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -85,20 +88,11 @@ pub struct Limits {
     open: Arc<Mutex<BTreeMap<Caller, usize>>>,
 }
 
-/// A place among a caller's open streams; given back when dropped.
+/// A seat among a caller's open streams; given back when dropped.
 #[derive(Debug)]
-pub struct Place {
+pub struct Seat {
     caller: Caller,
     open: Arc<Mutex<BTreeMap<Caller, usize>>>,
-}
-
-/// Why there is no new stream now. Both pass by themselves.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Full {
-    /// Too many new ones.
-    Rate(Spent),
-    /// Too many open ones.
-    Streams(usize),
 }
 
 /// So many a minute for each caller.
@@ -133,25 +127,25 @@ impl Limits {
         }
     }
 
-    /// A place for one more stream.
+    /// A seat for one more stream.
     ///
     /// # Errors
-    /// See [`Full`].
-    pub fn enter(&self, caller: &Caller) -> Result<Place, Full> {
+    /// Both reasons pass by themselves.
+    pub(super) fn enter(&self, caller: &Caller) -> Result<Seat, Later> {
         let mut open = lock(&self.open);
         let most = self.streams.unwrap_or(usize::MAX);
         if open.get(caller).copied().unwrap_or(0) >= most {
-            return Err(Full::Streams(most));
+            return Err(Later::TooManyOfOne(most));
         }
         if let Some(connects) = &self.connects {
-            connects.take(caller).map_err(Full::Rate)?;
+            connects.take(caller).map_err(Later::Rate)?;
         }
         *open.entry(caller.clone()).or_default() += 1;
-        Ok(Place { caller: caller.clone(), open: self.open.clone() })
+        Ok(Seat { caller: caller.clone(), open: self.open.clone() })
     }
 }
 
-impl Drop for Place {
+impl Drop for Seat {
     fn drop(&mut self) {
         let mut open = lock(&self.open);
         if let Some(count) = open.get_mut(&self.caller) {
@@ -374,18 +368,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn streams_have_places_that_come_back() {
+    async fn streams_have_seats_that_come_back() {
         let limits = limits(Config { streams: Some(2), ..Config::default() });
         let first = limits.enter(&caller(1)).unwrap();
         let _second = limits.enter(&caller(1)).unwrap();
-        assert_eq!(limits.enter(&caller(1)).unwrap_err(), Full::Streams(2));
+        assert_eq!(limits.enter(&caller(1)).unwrap_err(), Later::TooManyOfOne(2));
         let _other = limits.enter(&caller(2)).unwrap();
         drop(first);
         let _third = limits.enter(&caller(1)).unwrap();
         assert!(limits.enter(&caller(1)).is_err());
         let limits = self::limits(Config { connects: NonZeroU32::new(1), ..Config::default() });
         drop(limits.enter(&caller(1)).unwrap());
-        assert!(matches!(limits.enter(&caller(1)), Err(Full::Rate(_))));
+        assert!(matches!(limits.enter(&caller(1)), Err(Later::Rate(_))));
         assert!(lock(&limits.open).is_empty());
     }
 

@@ -22,6 +22,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("source/connect", &[]),
     ("source/hub", &["event", "feed", "source"]),
     ("source/own", &["event", "feed", "source"]),
+    ("source/review", &["source"]),
     ("source", &[]),
     ("http", &["event", "wire", "feed", "tasks"]),
     ("tasks", &[]),

@@ -6,7 +6,7 @@ use ring::digest::{SHA256, digest};
 use subtle::ConstantTimeEq;
 
 /// A credential as it was presented. Shows nothing of itself.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Secret(String);
 
 /// The SHA-256 of a secret: enough to know it again.
