@@ -71,16 +71,18 @@ pub struct Connection {
 /// read the feed that all share. A function value, so that nothing here knows where facts come from.
 pub type OpenOwn = Box<dyn Fn() -> Option<(Feed, BoxFuture<'static, Infallible>)> + Send + Sync>;
 
-/// Waits of the routes.
+/// Waits and limits of the routes.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
     /// How long a WebSocket upgrade waits for the first lists (protocol.md section 2: 10 s).
     pub ready_wait: Duration,
+    /// How many events a client of the full stream gets.
+    pub rate: rate::Config,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { ready_wait: Duration::from_secs(10) }
+        Config { ready_wait: Duration::from_secs(10), rate: rate::Config::default() }
     }
 }
 

@@ -1,6 +1,6 @@
 //! `serve`: the bridge itself.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{num::NonZeroU32, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Args;
 use tracing::info;
@@ -8,7 +8,7 @@ use tracing::info;
 use super::{Failure, access::Access, exit, site, start_log};
 use crate::{
     feed::{self, Feed},
-    http::Connection,
+    http::{Connection, rate},
     source::{
         connect, hub, own,
         review::{self, Review},
@@ -40,6 +40,10 @@ pub(super) struct Serve {
     /// Most streams at a time; who comes then is told to come back
     #[arg(long, env = "BRIDGE_MAX_CONNECTIONS", default_value_t = 10_000, value_name = "N")]
     max_connections: usize,
+
+    /// Most events a minute for each client, whose stream then pauses; not on /ws. Without it there is no limit
+    #[arg(long, env = "BRIDGE_STREAM_RATE", value_name = "N")]
+    stream_rate: Option<NonZeroU32>,
 
     /// Seconds over which clients are sent away when the bridge ends
     #[arg(long, env = "BRIDGE_DRAIN", default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=3600))]
@@ -108,8 +112,20 @@ impl Serve {
         let max_connections = self.max_connections;
         let own = site::open_own(watchers);
         let connection = Connection { name: connection.context, namespace: connection.namespace };
-        let bridge =
-            site::Bridge { feed, own, door, review, registry, verbose, connection, max_connections, tasks, drain };
+        let rate = rate::Config { limit: self.stream_rate, ..rate::Config::default() };
+        let bridge = site::Bridge {
+            feed,
+            own,
+            door,
+            review,
+            registry,
+            verbose,
+            connection,
+            max_connections,
+            rate,
+            tasks,
+            drain,
+        };
         site::serve(bridge, listener).await
     }
 

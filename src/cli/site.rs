@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use super::{Failure, access::Door, exit};
 use crate::{
     feed::Feed,
-    http::{self, Connection, OpenOwn, Site, auth, conn, stream},
+    http::{self, Connection, OpenOwn, Site, auth, conn, rate, stream},
     source::{hub, own::Watchers, review::Review},
     tasks::{self, Stopped, Tasks},
 };
@@ -32,6 +32,7 @@ pub(super) struct Bridge {
     pub(super) connection: Connection,
     /// Streams at a time.
     pub(super) max_connections: usize,
+    pub(super) rate: rate::Config,
     pub(super) tasks: Tasks,
     pub(super) drain: Duration,
 }
@@ -98,8 +99,8 @@ fn raise_file_limit(max_connections: usize) {
 
 /// Serves until a signal, then drains. Returns the exit code.
 pub(super) async fn serve(bridge: Bridge, listener: TcpListener) -> Result<u8, Failure> {
-    let Bridge { feed, own, mut door, review, mut registry, verbose, connection, max_connections, tasks, drain } =
-        bridge;
+    let Bridge { feed, own, mut door, review, mut registry, verbose, .. } = bridge;
+    let Bridge { connection, max_connections, rate, tasks, drain, .. } = bridge;
     let stream_metrics = stream::Metrics::default();
     let conn_metrics = conn::Metrics::default();
     feed.metrics().register(&mut registry);
@@ -116,7 +117,7 @@ pub(super) async fn serve(bridge: Bridge, listener: TcpListener) -> Result<u8, F
         (std::mem::take(&mut door.allowed), std::mem::take(&mut door.proxies), door.tls.take());
     let (auth, limits) = door.auth(review, auth_metrics)?;
     let auth = Arc::new(auth);
-    let config = http::Config::default();
+    let config = http::Config { rate, ..http::Config::default() };
     let looked_after = auth.clone();
     tasks.spawn("credentials", async move { Ok::<_, std::convert::Infallible>(looked_after.run().await) });
     let site = Site { feed, own, connection, streams, registry, allowed, auth, limits, proxies, verbose, config };

@@ -302,9 +302,9 @@ impl Auth {
         })
     }
 
-    /// Keeps an eye on a principal for as long as it holds this.
-    pub(super) fn hold(&self, principal: &Principal) -> Hold {
-        self.leases.hold(&principal.grounds, |grounds| self.standing(grounds))
+    /// Keeps an eye on a principal for as long as somebody has this; `None` where nothing can ever change.
+    pub(super) fn hold(&self, principal: &Principal) -> Option<Hold> {
+        (!self.is_open).then(|| self.leases.hold(&principal.grounds, |grounds| self.standing(grounds)))
     }
 
     /// A session cookie or a ticket for a principal, and its end; `None` where it would be too long for a cookie.

@@ -19,6 +19,9 @@ use crate::{
     wire::sse,
 };
 
+/// Who is sent away keeps no connection that others need.
+const CLOSE: HeaderValue = HeaderValue::from_static("close");
+
 /// A reason to come back later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Later {
@@ -29,7 +32,7 @@ pub(super) enum Later {
     /// As many streams are open as may be.
     TooManyConnections,
     /// As many streams of this caller are open as may be.
-    TooManyOfOne(usize),
+    TooManyOfOne,
     /// The caller has used up what it may ask for.
     Rate(Spent),
     /// Whether the credential is good cannot be found out now.
@@ -41,7 +44,7 @@ impl Later {
         match self {
             Later::NotReady => "not ready",
             Later::Draining => "draining",
-            Later::TooManyConnections | Later::TooManyOfOne(_) => "too many connections",
+            Later::TooManyConnections | Later::TooManyOfOne => "too many connections",
             Later::Rate(_) => "rate",
             Later::Unchecked => "credential check unavailable",
         }
@@ -49,38 +52,33 @@ impl Later {
 
     /// The answer to a WebSocket request.
     pub(super) fn error(self) -> Error {
-        let soon = |error: Error| error.with(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        match self {
+        let (code, message) = match self {
             Later::NotReady => {
-                Error::not_ready("the first lists of pods and claims are not complete yet: connect again in a moment")
+                (Code::NotReady, "the first lists of pods and claims are not complete yet: connect again in a moment")
             }
-            Later::Draining => {
-                soon(Error::new(Code::UpstreamUnavailable, "draining: connect again, to another replica"))
-            }
-            Later::TooManyConnections => {
-                let message = "as many streams are open as --max-connections allows: connect again in a moment";
-                soon(Error::new(Code::TooManyConnections, message))
-            }
-            Later::TooManyOfOne(most) => {
-                let message = format!(
-                    "{most} of your streams are open, and --max-connections-per-principal allows no more: close one"
-                );
-                soon(Error::new(Code::TooManyConnections, message))
-            }
-            Later::Rate(spent) => spent.refusal("too many requests"),
-            Later::Unchecked => {
-                let message =
-                    "credential check unavailable: the cluster cannot be asked about it; try again in a moment";
-                soon(Error::new(Code::UpstreamUnavailable, message))
-            }
-        }
+            Later::Draining => (Code::UpstreamUnavailable, "draining: connect again, to another replica"),
+            Later::TooManyConnections => (
+                Code::TooManyConnections,
+                "as many streams are open as --max-connections allows: connect again in a moment",
+            ),
+            Later::TooManyOfOne => (
+                Code::TooManyConnections,
+                "as many of your streams are open as --max-connections-per-principal allows: close one",
+            ),
+            Later::Unchecked => (
+                Code::UpstreamUnavailable,
+                "credential check unavailable: the cluster cannot be asked about it; try again in a moment",
+            ),
+            Later::Rate(spent) => return spent.refusal("too many requests"),
+        };
+        let error = Error::new(code, message).with(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        error.with(header::CONNECTION, CLOSE)
     }
 
     /// The answer to a request for an event stream that is framed so.
     pub(super) fn ended(self, framing: Framing, retry: Duration) -> Response {
         let mut response = upgrade::response(stream::sse_head(), None);
-        // As behind a stream: what has been refused keeps no connection.
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        response.headers_mut().insert(header::CONNECTION, CLOSE);
         *response.body_mut() = closing(framing, self.reason(), retry).into();
         response
     }

@@ -1,8 +1,13 @@
 //! A stream that lives as long as its credential: told before it ends, and ended with it (G13).
 
-use std::time::Duration;
+use std::{
+    future::poll_fn,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
+use futures::{FutureExt, StreamExt, future::try_join};
 use jiff::Timestamp;
 
 use super::{
@@ -20,7 +25,13 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Leased<O> {
     out: O,
-    hold: Hold,
+    /// Boxed: where nobody signs in there are none, and a stream is to be small.
+    terms: Option<Box<Terms>>,
+}
+
+/// What a client's stream rests on.
+struct Terms {
+    hold: Option<Hold>,
     /// How `auth.expiring` is laid on the wire; `None` where the contract has no such word (`/ws`).
     framing: Option<Framing>,
     /// The first thing that a client is told is never this.
@@ -28,23 +39,47 @@ pub(super) struct Leased<O> {
     expiring: Option<Timestamp>,
     ended: Option<Close>,
     /// Free again when the stream is over.
-    _seat: Seat,
+    _seat: Option<Seat>,
 }
 
 impl<O: Outbound> Leased<O> {
-    pub(super) fn new(out: O, hold: Hold, seat: Seat, framing: Option<Framing>) -> Leased<O> {
-        Leased { out, hold, framing, begun: false, expiring: None, ended: None, _seat: seat }
+    /// `framing` is how the client is served, where it can be told of its credential's end.
+    pub(super) fn new(out: O, hold: Option<Hold>, seat: Option<Seat>, framing: Option<Framing>) -> Leased<O> {
+        let needed = hold.is_some() || seat.is_some();
+        let terms =
+            needed.then(|| Terms { hold, framing, begun: false, expiring: None, ended: None, _seat: seat }.into());
+        Leased { out, terms }
     }
+}
 
-    fn look(&mut self) {
-        match self.hold.look() {
-            None => {}
-            Some(Standing::Good) => self.expiring = None,
-            Some(Standing::Expiring(end)) => self.expiring = Some(end),
-            Some(Standing::Ended(close)) => self.ended = Some(close),
+impl Terms {
+    /// Takes note of a change of the credential.
+    fn take(&mut self, standing: Standing) {
+        match standing {
+            Standing::Good => self.expiring = None,
+            Standing::Expiring(end) => self.expiring = Some(end),
+            Standing::Ended(close) => self.ended = Some(close),
         }
     }
 
+    fn look(&mut self) {
+        while let Some(standing) = self.hold.as_mut().and_then(|hold| hold.next().now_or_never().flatten()) {
+            self.take(standing);
+        }
+    }
+
+    fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.hold.as_mut().map(|hold| hold.poll_next_unpin(cx)) {
+            Some(Poll::Ready(Some(standing))) => {
+                self.take(standing);
+                Poll::Ready(())
+            }
+            // It never ends.
+            Some(Poll::Ready(None) | Poll::Pending) | None => Poll::Pending,
+        }
+    }
+
+    /// `auth.expiring`, once.
     fn expiring(&mut self) -> Option<Bytes> {
         let (end, framing) = (self.expiring.take()?, self.framing?);
         let name = "auth.expiring";
@@ -56,28 +91,39 @@ impl<O: Outbound> Leased<O> {
     }
 }
 
+impl std::fmt::Debug for Terms {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Terms").field("expiring", &self.expiring).field("ended", &self.ended).finish_non_exhaustive()
+    }
+}
+
 impl<O: Outbound> Outbound for Leased<O> {
     fn read(&mut self, max_bytes: usize) -> Read {
-        self.look();
-        if let Some(close) = self.ended {
+        let Some(terms) = &mut self.terms else { return self.out.read(max_bytes) };
+        terms.look();
+        if let Some(close) = terms.ended {
             return Read::End(close);
         }
-        if std::mem::replace(&mut self.begun, true)
-            && let Some(frame) = self.expiring()
+        if std::mem::replace(&mut terms.begun, true)
+            && let Some(frame) = terms.expiring()
         {
             return Read::Batch(vec![frame]);
         }
         match self.out.read(max_bytes) {
-            Read::Idle => self.expiring().map_or(Read::Idle, |frame| Read::Batch(vec![frame])),
+            Read::Idle => terms.expiring().map_or(Read::Idle, |frame| Read::Batch(vec![frame])),
             other @ (Read::Batch(_) | Read::End(_)) => other,
         }
     }
 
-    async fn changed(&mut self) {
-        tokio::select! {
-            () = self.hold.changed() => {}
-            () = self.out.changed() => {}
-        }
+    fn changed(&mut self) -> impl Future<Output = ()> + Send {
+        let Leased { out, terms } = self;
+        let credential = poll_fn(move |cx| match terms {
+            Some(terms) => terms.poll_changed(cx),
+            None => Poll::Pending,
+        });
+        // The first of both is an "error", which ends it: written out as an `async fn` it holds everything twice, and what a
+        // stream waits with is most of its memory.
+        try_join(credential.map(Err::<(), ()>), out.changed().map(Err::<(), ()>)).map(drop)
     }
 
     fn received(&mut self, piece: &Piece<'_>) {

@@ -127,21 +127,23 @@ impl Limits {
         }
     }
 
-    /// A seat for one more stream.
+    /// A seat for one more stream; `None` where they are not counted.
     ///
     /// # Errors
     /// Both reasons pass by themselves.
-    pub(super) fn enter(&self, caller: &Caller) -> Result<Seat, Later> {
+    pub(super) fn enter(&self, caller: &Caller) -> Result<Option<Seat>, Later> {
         let mut open = lock(&self.open);
-        let most = self.streams.unwrap_or(usize::MAX);
-        if open.get(caller).copied().unwrap_or(0) >= most {
-            return Err(Later::TooManyOfOne(most));
+        if self.streams.is_some_and(|most| open.get(caller).copied().unwrap_or(0) >= most) {
+            return Err(Later::TooManyOfOne);
         }
         if let Some(connects) = &self.connects {
             connects.take(caller).map_err(Later::Rate)?;
         }
+        if self.streams.is_none() {
+            return Ok(None);
+        }
         *open.entry(caller.clone()).or_default() += 1;
-        Ok(Seat { caller: caller.clone(), open: self.open.clone() })
+        Ok(Some(Seat { caller: caller.clone(), open: self.open.clone() }))
     }
 }
 
@@ -372,7 +374,7 @@ mod tests {
         let limits = limits(Config { streams: Some(2), ..Config::default() });
         let first = limits.enter(&caller(1)).unwrap();
         let _second = limits.enter(&caller(1)).unwrap();
-        assert_eq!(limits.enter(&caller(1)).unwrap_err(), Later::TooManyOfOne(2));
+        assert!(matches!(limits.enter(&caller(1)), Err(Later::TooManyOfOne)));
         let _other = limits.enter(&caller(2)).unwrap();
         drop(first);
         let _third = limits.enter(&caller(1)).unwrap();

@@ -64,7 +64,6 @@ fn routes(site: Arc<Site>) -> impl Filter<Extract = (Response,), Error = Infalli
     let posted = |path: BoxedFilter<()>, methods| Route { methods, ..at(path) };
     let routes = [
         at(warp::path!("ws").boxed()).to(Needs::Ws, ws::ws),
-        rows,
         at(warp::path!("api" / "v1" / "instances").boxed()).to(Needs::Read, snapshot::instances),
         within(instances).to(Needs::Read, snapshot::instances),
         at(warp::path!("api" / "v1" / "tenants").boxed()).to(Needs::Read, snapshot::tenants),
@@ -80,6 +79,8 @@ fn routes(site: Arc<Site>) -> impl Filter<Extract = (Response,), Error = Infalli
         posted(warp::path!("api" / "v1" / "session").boxed(), "POST, DELETE, OPTIONS")
             .to(Needs::Bearer, session::session),
         posted(warp::path!("api" / "v1" / "tickets").boxed(), "POST, OPTIONS").to(Needs::Bearer, session::ticket),
+        // A CONNECT has no path, for which `full` panics: the page takes it before.
+        rows,
     ];
     let nothing = warp::path::full().map(|path: FullPath| nowhere(path.as_str())).boxed();
     let all = routes.into_iter().rev().fold(nothing, |rest, route| route.or(rest).unify().boxed());
@@ -226,16 +227,16 @@ fn cross_origin(passed: Passed, asked: &HeaderMap, mut response: Response) -> Re
     let allow = response.headers().get(header::ALLOW).cloned();
     let headers = response.headers_mut();
     headers.append(header::VARY, HeaderValue::from_static("Origin"));
-    let origin = match passed {
+    let cross = match passed {
         Passed::Own => None,
-        Passed::Cross(origin) => {
-            headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
-            Some(origin)
-        }
-        Passed::Any => Some(HeaderValue::from_static("*")),
+        Passed::Cross(origin) => Some((origin, true)),
+        Passed::Any => Some((HeaderValue::from_static("*"), false)),
     };
-    if let Some(origin) = origin {
+    if let Some((origin, credentials)) = cross {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        if credentials {
+            headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+        }
         headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSE_HEADERS));
         if let Some(allow) = allow.filter(|_| asked.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)) {
             headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, allow);

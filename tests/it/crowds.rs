@@ -170,6 +170,7 @@ async fn a_rolling_restart_of_two_replicas_under_a_thousand_clients_loses_nothin
         let [uid, rv] = ["uid", "resourceVersion"].map(|key| meta[key].as_str().unwrap().to_owned());
         all.lock().unwrap().push(format!("{uid}.{rv}.instance.state"));
     };
+    #[allow(clippy::needless_range_loop, reason = "the other one goes on being used")]
     for which in 0..2 {
         replicas.lock().unwrap().remove(0);
         bridges[which].signal("TERM").await;

@@ -44,7 +44,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("clap", &["cli"]),
     ("anyhow", &["cli"]),
     ("serde_saphyr", &["cli", "source", "http"]),
-    ("rustls", &["cli", "source"]),
+    ("rustls", &["cli", "source", "http"]),
     ("tokio_rustls", &["cli", "http"]),
     ("ring", &["http"]),
     ("subtle", &["http"]),

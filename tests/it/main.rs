@@ -7,6 +7,7 @@
 mod auth;
 mod boilerhouse;
 mod browser;
+mod clients;
 mod command_line;
 mod crowds;
 mod demo;
@@ -22,6 +23,7 @@ mod outage;
 mod own;
 mod plane;
 mod promises;
+mod rate;
 mod refetch;
 mod resume;
 mod sim;

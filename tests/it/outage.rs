@@ -221,7 +221,7 @@ async fn site(tasks: &mut JoinSet<()>, feed: &Feed, ready_wait: Duration) -> Soc
         limits: Limits::new(&limit::Config::default()),
         proxies: Proxies::default(),
         verbose: Box::new(Vec::new),
-        config: http::Config { ready_wait },
+        config: http::Config { ready_wait, ..http::Config::default() },
     };
     let service = http::service(Arc::new(site));
     let serve = conn::serve(listener, service, conn::Config::default(), conn::Metrics::default(), connections);

@@ -9,7 +9,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use futures::{StreamExt, future, stream};
+use futures::{
+    StreamExt, future,
+    stream::{self, BoxStream},
+};
 use jiff::Timestamp;
 use tokio::{
     sync::watch,
@@ -49,28 +52,9 @@ struct Lease {
 #[derive(Debug, Default)]
 pub(super) struct Leases(Mutex<HashMap<Grounds, Weak<Lease>>>);
 
-/// A stream's share in a lease.
-#[derive(Debug)]
-pub struct Hold {
-    /// Kept, so that it is looked at.
-    _lease: Arc<Lease>,
-    standing: watch::Receiver<Standing>,
-}
-
-impl Hold {
-    /// How it stands, where that is new since the last look.
-    pub fn look(&mut self) -> Option<Standing> {
-        let is_new = self.standing.has_changed().unwrap_or(false);
-        is_new.then(|| *self.standing.borrow_and_update())
-    }
-
-    /// Resolves when there is something new to look at.
-    pub async fn changed(&mut self) {
-        // The sender lives in the lease, which lives here.
-        let _ = self.standing.changed().await;
-        self.standing.mark_changed();
-    }
-}
+/// How one credential stands, now and with every change, for as long as somebody has this: it keeps the lease. A stream,
+/// so that who waits for it holds one pointer.
+pub type Hold = BoxStream<'static, Standing>;
 
 impl Leases {
     pub(super) fn hold(&self, grounds: &Grounds, standing: impl FnOnce(&Grounds) -> Standing) -> Hold {
@@ -89,7 +73,13 @@ impl Leases {
         };
         let mut standing = lease.standing.subscribe();
         standing.mark_changed();
-        Hold { _lease: lease, standing }
+        let changes = stream::unfold((lease, standing), async |(lease, mut standing)| {
+            // The sender lives in the lease, which lives here.
+            standing.changed().await.ok()?;
+            let now = *standing.borrow_and_update();
+            Some((now, (lease, standing)))
+        });
+        changes.boxed()
     }
 
     fn all(&self) -> Vec<Arc<Lease>> {
