@@ -18,6 +18,7 @@ mod gets;
 mod guard;
 mod histories;
 mod hostile;
+mod lagged;
 mod layering;
 mod outage;
 mod own;
