@@ -89,7 +89,7 @@ pub(super) struct Access {
 
     /// Open streams for each principal; any number without it
     #[arg(long, env = "BRIDGE_MAX_CONNECTIONS_PER_PRINCIPAL", value_name = "N")]
-    max_connections_per_principal: Option<usize>,
+    max_connections_per_principal: Option<NonZeroU32>,
 }
 
 /// `--ws-auth`

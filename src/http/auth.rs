@@ -6,6 +6,8 @@
 pub mod keys;
 pub mod lease;
 mod presented;
+mod principal;
+mod refused;
 pub mod seal;
 pub mod secret;
 pub mod verdict;
@@ -16,24 +18,28 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderValue, header};
+use http::HeaderMap;
 use jiff::Timestamp;
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use thiserror::Error as ThisError;
 
-pub(super) use self::presented::{TICKETS, cookie_name, host};
+pub(super) use self::{
+    presented::{TICKETS, cookie_name, host},
+    principal::{Needs, Principal},
+    refused::Refusal,
+};
 use self::{
     keys::{Access, Key, Keys},
     lease::{Hold, Leases},
     presented::Presented,
+    principal::Grounds,
+    refused::Refused,
     seal::{BadKey, Holder, Pass, Purpose, Seal, User},
     secret::Secret,
     verdict::{Reviews, Subject, Unavailable, Verdict, Verdicts},
 };
 use super::{
-    error::{Code, Error},
     forwarded::Came,
-    later::Later,
     limit::{Caller, Limits},
 };
 use crate::event::lens::Scope;
@@ -115,27 +121,6 @@ pub enum Unusable {
     Seal(#[from] BadKey),
 }
 
-/// What an endpoint asks of whoever comes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Needs {
-    /// Nothing, and as often as they like: probes.
-    Probe,
-    /// Nothing.
-    Nothing,
-    /// Nothing, until keys of tenants exist; then a credential that sees everything: stats and metrics.
-    Counts,
-    /// Nothing, until keys of tenants exist or `--ws-auth` asks for it; then a credential.
-    Ws,
-    /// A credential that may read.
-    Read,
-    /// One that sees everything, as pools are counted over all tenants.
-    Whole,
-    /// One that may read; a ticket will do.
-    Stream,
-    /// An API key or a token itself: sessions and tickets are made of those.
-    Bearer,
-}
-
 /// The parts of a request that say who asks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asks<'a> {
@@ -144,71 +129,6 @@ pub(super) struct Asks<'a> {
     pub(super) came: Came,
     /// Whether cookies count.
     pub(super) cookies: bool,
-}
-
-/// Somebody who may ask.
-#[derive(Clone, Debug)]
-pub(super) struct Principal {
-    /// Whose budget it is.
-    pub(super) caller: Caller,
-    /// What it rests on, and what may be seen.
-    grounds: Grounds,
-    /// When it ends, whatever ends it first.
-    expires_at: Option<Timestamp>,
-}
-
-/// What a principal's rights rest on: looked at again for as long as its streams live.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Grounds {
-    /// `None`: nobody in particular.
-    holder: Option<Holder>,
-    /// The token itself, where it was one.
-    token: Option<Secret>,
-    /// The end of a token, a session or a ticket; a key's own is looked up.
-    expires_at: Option<Timestamp>,
-    scope: Scope,
-}
-
-/// Why somebody may not ask, in words for the one who does.
-#[derive(Clone, Debug, PartialEq, Eq, ThisError)]
-enum Refused {
-    #[error(
-        "a credential is needed: 'Authorization: Bearer' with an API key or a Kubernetes token, a session cookie, or, on \
-         streams, a ticket as ?token="
-    )]
-    Missing,
-    #[error("the Authorization header must be 'Bearer' and one credential, once")]
-    Malformed,
-    #[error("the credential is not known here")]
-    Unknown,
-    #[error("the credential has expired")]
-    Expired,
-    #[error("the session is of another host: sign in at this one")]
-    OtherHost,
-    #[error(
-        "only a stream ticket may stand in the query, and POST /api/v1/tickets gives one: send keys and tokens as \
-         'Authorization: Bearer'"
-    )]
-    InQuery,
-    #[error("a session or a ticket is no Bearer: tickets open streams, as ?token=")]
-    PassAsBearer,
-    #[error("the key '{0}' may not read: its access does not include it")]
-    NoRead(Arc<str>),
-    #[error("user '{0}' may not {1}: both list and watch on pods and boilerhouseclaims are needed")]
-    MayNot(String, Arc<str>),
-    #[error("the key '{0}' sees one tenant only, and this endpoint shows all")]
-    OneTenant(Arc<str>),
-    #[error("the cluster cannot be asked about the credential")]
-    Unchecked,
-}
-
-/// How a request that is not admitted is answered.
-#[derive(Debug)]
-pub(super) enum Refusal {
-    /// It stays so.
-    No(Error),
-    /// It passes by itself.
-    Later(Later),
 }
 
 /// What this module counts.
@@ -426,33 +346,6 @@ impl Auth {
         if expires_at.is_some_and(|end| end <= self.now()) { Err(Refused::Expired) } else { Ok(()) }
     }
 
-    fn refusal(&self, refused: &Refused, limits: &Limits, address: &Caller) -> Refusal {
-        let challenge = |error: &'static str| {
-            Error::new(Code::Unauthorized, refused.to_string())
-                .with(header::WWW_AUTHENTICATE, HeaderValue::from_static(error))
-        };
-        match refused {
-            Refused::Unchecked => Refusal::Later(Later::Unchecked),
-            Refused::NoRead(_) | Refused::MayNot(..) | Refused::OneTenant(_) => {
-                Refusal::No(Error::new(Code::Forbidden, refused.to_string()))
-            }
-            // Nothing was tried.
-            Refused::Missing => Refusal::No(challenge(r#"Bearer realm="boilerhouse-bridge""#)),
-            Refused::Malformed
-            | Refused::Unknown
-            | Refused::Expired
-            | Refused::OtherHost
-            | Refused::InQuery
-            | Refused::PassAsBearer => {
-                self.metrics.refused.inc();
-                Refusal::No(match limits.refusals.take(address) {
-                    Ok(_) => challenge(r#"Bearer realm="boilerhouse-bridge", error="invalid_token""#),
-                    Err(spent) => spent.refusal("too many refused credentials"),
-                })
-            }
-        }
-    }
-
     fn keys(&self) -> Arc<Keys> {
         self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -461,27 +354,6 @@ impl Auth {
 /// What a key sees.
 fn scope(key: &Key) -> Scope {
     key.tenant.clone().map_or(Scope::All, Scope::Tenant)
-}
-
-impl Principal {
-    fn anyone(caller: Caller) -> Principal {
-        let grounds = Grounds { holder: None, token: None, expires_at: None, scope: Scope::All };
-        Principal { caller, grounds, expires_at: None }
-    }
-
-    /// What may be seen.
-    pub(super) fn scope(&self) -> &Scope {
-        &self.grounds.scope
-    }
-
-    fn with_rights_for(self, needs: Needs) -> Result<Principal, Refused> {
-        match (needs, &self.caller, &self.grounds.scope) {
-            (Needs::Whole | Needs::Counts, Caller::Key(name), Scope::Tenant(_)) => {
-                Err(Refused::OneTenant(name.clone()))
-            }
-            _ => Ok(self),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -178,12 +178,12 @@ pub(super) async fn events(row: &'static Row, asked: Asked) -> Result<Response, 
     let Ok(subscription) = site.feed.subscribe(site.feed.lens(lens, framing), from) else {
         return row.come_back(Later::NotReady, retry);
     };
-    let (hold, framing) = (site.auth.hold(&asked.principal), Some(row.framing));
+    let hold = site.auth.hold(&asked.principal);
     let start = match rate.limit {
-        None => row.start(Leased::new(subscription, hold, seat, framing), place),
+        None => row.start(Leased::new(subscription, hold, seat), place),
         Some(limit) => {
             let rated = Rated::new(subscription, row.framing, limit, rate.window);
-            row.start(Leased::new(rated, hold, seat, framing), place)
+            row.start(Leased::new(rated, hold, seat), place)
         }
     };
     Ok(upgrade::response(head, Some(start)))
@@ -207,6 +207,12 @@ impl Outbound for Subscription {
 
     fn heartbeat(&mut self) -> Option<Bytes> {
         Subscription::heartbeat(self)
+    }
+
+    fn tell(&mut self, name: &'static str, json: &str) -> Option<Bytes> {
+        let mut out = Vec::new();
+        self.framing()?.put(&mut out, name, None, json);
+        Some(out.into())
     }
 
     fn farewell(&mut self, close: Close, retry: Duration) -> Option<Bytes> {

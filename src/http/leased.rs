@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     event::render,
-    feed::{Framing, Read},
+    feed::Read,
     wire::{Close, websocket::Piece},
 };
 
@@ -32,8 +32,6 @@ pub(super) struct Leased<O> {
 /// What a client's stream rests on.
 struct Terms {
     hold: Option<Hold>,
-    /// How `auth.expiring` is laid on the wire; `None` where the contract has no such word (`/ws`).
-    framing: Option<Framing>,
     /// The first thing that a client is told is never this.
     begun: bool,
     expiring: Option<Timestamp>,
@@ -43,11 +41,10 @@ struct Terms {
 }
 
 impl<O: Outbound> Leased<O> {
-    /// `framing` is how the client is served, where it can be told of its credential's end.
-    pub(super) fn new(out: O, hold: Option<Hold>, seat: Option<Seat>, framing: Option<Framing>) -> Leased<O> {
+    /// For as long as the credential holds, in that seat.
+    pub(super) fn new(out: O, hold: Option<Hold>, seat: Option<Seat>) -> Leased<O> {
         let needed = hold.is_some() || seat.is_some();
-        let terms =
-            needed.then(|| Terms { hold, framing, begun: false, expiring: None, ended: None, _seat: seat }.into());
+        let terms = needed.then(|| Terms { hold, begun: false, expiring: None, ended: None, _seat: seat }.into());
         Leased { out, terms }
     }
 }
@@ -78,17 +75,6 @@ impl Terms {
             Some(Poll::Ready(None) | Poll::Pending) | None => Poll::Pending,
         }
     }
-
-    /// `auth.expiring`, once.
-    fn expiring(&mut self) -> Option<Bytes> {
-        let (end, framing) = (self.expiring.take()?, self.framing?);
-        let name = "auth.expiring";
-        let now_ms = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default();
-        let json = format!(r#"{{"type":"{name}","time":"{}","expiresAt":"{end}"}}"#, render::time(now_ms));
-        let mut out = Vec::new();
-        framing.put(&mut out, name, None, &json);
-        Some(out.into())
-    }
 }
 
 impl std::fmt::Debug for Terms {
@@ -99,19 +85,21 @@ impl std::fmt::Debug for Terms {
 
 impl<O: Outbound> Outbound for Leased<O> {
     fn read(&mut self, max_bytes: usize) -> Read {
-        let Some(terms) = &mut self.terms else { return self.out.read(max_bytes) };
+        let Leased { out, terms } = self;
+        let Some(terms) = terms else { return out.read(max_bytes) };
         terms.look();
         if let Some(close) = terms.ended {
             return Read::End(close);
         }
-        if std::mem::replace(&mut terms.begun, true)
-            && let Some(frame) = terms.expiring()
-        {
-            return Read::Batch(vec![frame]);
+        if !std::mem::replace(&mut terms.begun, true) {
+            match out.read(max_bytes) {
+                Read::Idle => {}
+                first @ (Read::Batch(_) | Read::End(_)) => return first,
+            }
         }
-        match self.out.read(max_bytes) {
-            Read::Idle => terms.expiring().map_or(Read::Idle, |frame| Read::Batch(vec![frame])),
-            other @ (Read::Batch(_) | Read::End(_)) => other,
+        match terms.expiring.take().and_then(|end| expiring(out, end)) {
+            Some(frame) => Read::Batch(vec![frame]),
+            None => out.read(max_bytes),
         }
     }
 
@@ -134,7 +122,18 @@ impl<O: Outbound> Outbound for Leased<O> {
         self.out.heartbeat()
     }
 
+    fn tell(&mut self, name: &'static str, json: &str) -> Option<Bytes> {
+        self.out.tell(name, json)
+    }
+
     fn farewell(&mut self, close: Close, retry: Duration) -> Option<Bytes> {
         self.out.farewell(close, retry)
     }
+}
+
+/// `auth.expiring`, where the client's contract has that word (`/ws` has not).
+fn expiring(out: &mut impl Outbound, end: Timestamp) -> Option<Bytes> {
+    let name = "auth.expiring";
+    let now_ms = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default();
+    out.tell(name, &format!(r#"{{"type":"{name}","time":"{}","expiresAt":"{end}"}}"#, render::time(now_ms)))
 }

@@ -36,7 +36,7 @@ pub struct Config {
     /// New streams a minute (protocol.md section 7: off).
     pub connects: Option<NonZeroU32>,
     /// Open streams (protocol.md section 7; off).
-    pub streams: Option<usize>,
+    pub streams: Option<NonZeroU32>,
     /// Callers that are told apart in each budget: 10,000, about 1 MiB. Those whose budget is whole again make room.
     pub callers: usize,
 }
@@ -122,7 +122,7 @@ impl Limits {
             requests: Budget::new("default", config.requests, config.callers),
             refusals: Budget::new("refused", config.refusals, config.callers),
             connects: config.connects.map(|connects| Budget::new("connects", connects, config.callers)),
-            streams: config.streams,
+            streams: config.streams.and_then(|most| most.get().try_into().ok()),
             open: Arc::default(),
         }
     }
@@ -371,7 +371,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn streams_have_seats_that_come_back() {
-        let limits = limits(Config { streams: Some(2), ..Config::default() });
+        let limits = limits(Config { streams: NonZeroU32::new(2), ..Config::default() });
         let first = limits.enter(&caller(1)).unwrap();
         let _second = limits.enter(&caller(1)).unwrap();
         assert!(matches!(limits.enter(&caller(1)), Err(Later::TooManyOfOne)));

@@ -39,7 +39,7 @@ pub(super) async fn ws(asked: Asked) -> Result<Response, Error> {
     asked.check_connection(&parameters)?;
     let lens = Lens { types, ..asked.lens(Format::Boilerhouse) };
     let hold = site.auth.hold(&asked.principal);
-    let leased = |subscription| Leased::new(subscription, hold, seat, None);
+    let leased = |subscription| Leased::new(subscription, hold, seat);
     let start = match (site.own)() {
         None => {
             let out = leased(subscribe(&site.feed, lens, from)?);

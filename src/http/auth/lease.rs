@@ -20,8 +20,9 @@ use tokio::{
 };
 
 use super::{
-    Auth, Grounds,
+    Auth,
     keys::{Access, Keys},
+    principal::Grounds,
     scope,
     seal::Holder,
     verdict::{Subject, Unavailable, Verdict, Verdicts},

@@ -3,7 +3,7 @@
 
 use http::{HeaderMap, header};
 
-use super::{Asks, Needs, PLAIN_COOKIE, Refused, SECURE_COOKIE, secret::Secret};
+use super::{Asks, Needs, PLAIN_COOKIE, SECURE_COOKIE, refused::Refused, secret::Secret};
 use crate::http::forwarded::Came;
 
 /// Names of the query parameter that holds a ticket (protocol.md section 4).
