@@ -6,6 +6,7 @@
 //! end for whoever makes no progress. It knows no route and no feed.
 mod io;
 mod takeback;
+mod tls;
 
 use std::{
     convert::Infallible,
@@ -31,6 +32,7 @@ use tower::Service;
 pub use self::{
     io::Conn,
     takeback::{Socket, Start},
+    tls::{BadTls, Tls},
 };
 use self::{io::Guarded, takeback::Parking};
 use crate::tasks::{BoxError, Tasks};
@@ -60,6 +62,8 @@ pub struct Config {
     pub keepalive: Duration,
     /// The pause after `accept` fails, for want of file descriptors mostly: 100 ms.
     pub accept_pause: Duration,
+    /// What connections are encrypted with; a handshake has as long as a request's head. `None`: plain TCP.
+    pub tls: Option<Tls>,
 }
 
 impl Default for Config {
@@ -72,6 +76,7 @@ impl Default for Config {
             max_unsent_bytes: 32 * 1024,
             keepalive: Duration::from_secs(15),
             accept_pause: Duration::from_millis(100),
+            tls: None,
         }
     }
 }
@@ -98,7 +103,12 @@ impl Metrics {
 
 /// Whom a request came from: put into the extensions of each request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Peer(pub SocketAddr);
+pub struct Peer {
+    /// The other end of the connection.
+    pub address: SocketAddr,
+    /// Whether the connection is encrypted, up to us.
+    pub tls: bool,
+}
 
 /// Accepts connections for ever and serves each with a clone of `service` in a task of its own. While the process drains
 /// it still accepts, so that probes and new clients are told so; it ends by being dropped.
@@ -138,8 +148,27 @@ where
             tracing::debug!(%err, %peer, "cannot set a socket option");
             continue;
         }
-        let io = Guarded::new(Conn::Plain(stream), config.write_stall);
-        tasks.connection(connection(http.clone(), io, Peer(peer), service.clone(), tasks.clone()));
+        let peer = Peer { address: peer, tls: config.tls.is_some() };
+        let (http, service, serving) = (http.clone(), service.clone(), tasks.clone());
+        match &config.tls {
+            None => {
+                let io = Guarded::new(Conn::Plain(stream), config.write_stall);
+                tasks.connection(connection(http, io, peer, service, serving));
+            }
+            Some(tls) => {
+                let (tls, limit, stall) = (tls.clone(), config.header_read_timeout, config.write_stall);
+                tasks.connection(async move {
+                    // Boxed: once it is over its place is not needed any more.
+                    match Box::pin(tls.accept(stream, limit)).await {
+                        Ok(stream) => {
+                            let io = Guarded::new(Conn::Tls(stream), stall);
+                            connection(http, io, peer, service, serving).await;
+                        }
+                        Err(err) => tracing::debug!(%err, peer = %peer.address, "handshake failed"),
+                    }
+                });
+            }
+        }
     }
 }
 
@@ -182,7 +211,7 @@ where
         match Pin::new(&mut hyper).poll(cx) {
             Poll::Ready(outcome) => {
                 if let Err(err) = outcome {
-                    tracing::debug!(%err, peer = %peer.0, "connection failed");
+                    tracing::debug!(%err, peer = %peer.address, "connection failed");
                 }
                 Poll::Ready(None)
             }

@@ -104,6 +104,11 @@ pub trait Outbound: Send {
         None
     }
 
+    /// Frames an event about the stream itself, by its name and its JSON; none where the contract has no such word.
+    fn tell(&mut self, _name: &'static str, _json: &str) -> Option<Bytes> {
+        None
+    }
+
     /// The last frame of a stream that the bridge ends, before WebSocket's close frame: why, and when to come back.
     fn farewell(&mut self, _close: Close, _retry: Duration) -> Option<Bytes> {
         None

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 #![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
+mod auth;
 mod boilerhouse;
 mod browser;
 mod clients;

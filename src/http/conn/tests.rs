@@ -138,7 +138,7 @@ async fn nothing_in_hypers_buffer_is_lost() {
         bodies.lock().unwrap().push(request.into_body());
         async { Ok::<_, Infallible>(answer) }
     });
-    let peer = Peer((Ipv4Addr::LOCALHOST, 1).into());
+    let peer = Peer { address: (Ipv4Addr::LOCALHOST, 1).into(), tls: false };
     let io = Guarded::new(Conn::Duplex(server), Duration::from_secs(10));
     tasks.connection(connection(http, io, peer, service, tasks.clone()));
     client.write_all(b"POST /long HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n").await.unwrap();
@@ -273,9 +273,10 @@ async fn connections_over_the_limit_are_closed_and_counted() {
 
 #[tokio::test]
 async fn requests_carry_their_peer() {
-    let server =
-        listen(Config::default(), async |request| text(request.extensions().get::<Peer>().unwrap().0.to_string()))
-            .await;
+    let server = listen(Config::default(), async |request| {
+        text(request.extensions().get::<Peer>().unwrap().address.to_string())
+    })
+    .await;
     let mut client = server.connect().await;
     let addr = client.local_addr().unwrap().to_string();
     client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
