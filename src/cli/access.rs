@@ -22,7 +22,7 @@ use crate::{
         guard::{Allowed, Origin},
         limit::{self, Limits},
     },
-    source::review::Review,
+    source::review::{self, Review},
 };
 
 /// Characters of a key that is worth its name: a shorter one can be guessed from its hash, if not by asking.
@@ -229,14 +229,16 @@ fn reviews(review: Review) -> Reviews {
             let ask = async move {
                 // Why not is in the log already.
                 let user = review.token(token.reveal()).await.map_err(|_| Unavailable)?;
-                Ok(user.map(|user| User { name: user.name, groups: user.groups }))
+                Ok(user.map(|review::User { name, uid, groups, extra }| User { name, uid, groups, extra }))
             };
             ask.boxed()
         }),
         access: Box::new(move |user: Arc<User>| {
             let review = for_users.clone();
             let ask = async move {
-                let denied = review.denied(&user.name, &user.groups).await.map_err(|_| Unavailable)?;
+                let User { name, uid, groups, extra } = (*user).clone();
+                let user = review::User { name, uid, groups, extra };
+                let denied = review.denied(&user).await.map_err(|_| Unavailable)?;
                 Ok(denied.map_or(verdict::Access::Granted, |what| verdict::Access::Denied(what.into())))
             };
             ask.boxed()

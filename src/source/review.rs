@@ -1,9 +1,11 @@
 //! Asks the cluster about those who ask us: whose token it is, and whether that user may read what we read.
 //!
-//! Always: a token is reviewed for our own audience, and an answer without that audience, or without a clear yes, is a
-//! no; a token stands in no log and no error. It does not know who wants to know, or for how long that is believed.
+//! Always: a token is reviewed for our own audience, and an answer without that audience, or without a clear yes about
+//! somebody in particular, is a no; a user's rights are asked for with all that the cluster says of the user, as
+//! authorizers other than RBAC may look at it; a token stands in no log and no error. It does not know who wants to know, or for how long that is believed.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -56,9 +58,17 @@ impl Default for Config {
 pub struct User {
     /// `status.user.username`.
     pub name: String,
+    /// `status.user.uid`.
+    pub uid: String,
     /// `status.user.groups`.
     pub groups: Vec<String>,
+    /// `status.user.extra`: what RBAC does not look at, but other authorizers do (a token's scopes, for one).
+    pub extra: BTreeMap<String, Vec<String>>,
 }
+
+/// The group of those who are nobody in particular. A token that is blank to the API server is authenticated, as theirs
+/// and for whatever audience (measured on 1.36.3).
+const NOBODY: &str = "system:unauthenticated";
 
 /// The four things that the bridge does for its clients, so whoever reads of it must be allowed to do them.
 const NEEDED: [(&str, &str, &str); 4] = [
@@ -73,8 +83,15 @@ const NEEDED: [(&str, &str, &str); 4] = [
 pub struct Review {
     client: Client,
     config: Config,
-    /// Whether the last question was answered: the log tells of changes only.
-    reachable: Arc<AtomicBool>,
+    /// Whether the last question of each kind was answered: the log tells of changes only.
+    answered: Arc<[AtomicBool; 2]>,
+}
+
+/// A kind of question.
+#[derive(Clone, Copy, Debug)]
+enum Question {
+    Token,
+    Access,
 }
 
 #[derive(Deserialize)]
@@ -94,7 +111,10 @@ struct TokenStatus {
 #[serde(default)]
 struct UserInfo {
     username: String,
+    uid: String,
     groups: Vec<String>,
+    /// A value without strings is `null`, as the API server is written in Go.
+    extra: BTreeMap<String, Option<Vec<String>>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -108,7 +128,7 @@ impl Review {
     /// Asks through this client.
     #[must_use]
     pub fn new(client: Client, config: Config) -> Review {
-        Review { client, config, reachable: Arc::new(AtomicBool::new(true)) }
+        Review { client, config, answered: Arc::new([AtomicBool::new(true), AtomicBool::new(true)]) }
     }
 
     /// Whose token it is; `None`: nobody's, or not made for our audience.
@@ -116,73 +136,101 @@ impl Review {
     /// # Errors
     /// When the cluster does not say.
     pub async fn token(&self, token: &str) -> Result<Option<User>, Trouble> {
+        if token.is_empty() || token.contains(char::is_whitespace) {
+            return Ok(None);
+        }
         let spec = json!({ "token": token, "audiences": [self.config.audience] });
-        let path = "authentication.k8s.io/v1/tokenreviews";
-        let status: TokenStatus = self.ask(path, "TokenReview", "tokenreviews.authentication.k8s.io", spec).await?;
-        let TokenStatus { authenticated, audiences, user: UserInfo { username, groups } } = status;
-        let ours = authenticated && audiences.contains(&self.config.audience) && !username.is_empty();
-        Ok(ours.then_some(User { name: username, groups }))
+        let TokenStatus { authenticated, audiences, user } = self.ask(Question::Token, spec, token).await?;
+        let UserInfo { username: name, uid, groups, extra } = user;
+        let somebody = !name.is_empty() && !groups.iter().any(|group| group == NOBODY);
+        let ours = authenticated && audiences.contains(&self.config.audience);
+        let extra = extra.into_iter().map(|(key, values)| (key, values.unwrap_or_default())).collect();
+        Ok((ours && somebody).then_some(User { name, uid, groups, extra }))
     }
 
     /// The first of what is needed that a user may not do, as `list pods`.
     ///
     /// # Errors
     /// When the cluster does not say.
-    pub async fn denied(&self, user: &str, groups: &[String]) -> Result<Option<String>, Trouble> {
+    pub async fn denied(&self, user: &User) -> Result<Option<String>, Trouble> {
         let asked = NEEDED.map(|(verb, group, resource)| async move {
             let attributes =
                 json!({ "namespace": &*self.config.namespace, "verb": verb, "group": group, "resource": resource });
-            let spec = json!({ "user": user, "groups": groups, "resourceAttributes": attributes });
-            let path = "authorization.k8s.io/v1/subjectaccessreviews";
-            let name = "subjectaccessreviews.authorization.k8s.io";
-            let status: AccessStatus = self.ask(path, "SubjectAccessReview", name, spec).await?;
-            Ok((!status.allowed || status.denied).then(|| format!("{verb} {resource}")))
+            let User { name, uid, groups, extra } = user;
+            let spec =
+                json!({ "user": name, "uid": uid, "groups": groups, "extra": extra, "resourceAttributes": attributes });
+            let AccessStatus { allowed, denied } = self.ask(Question::Access, spec, "").await?;
+            Ok((!allowed || denied).then(|| format!("{verb} {resource}")))
         });
         let answers: Vec<Option<String>> = try_join_all(asked).await?;
         Ok(answers.into_iter().flatten().next())
     }
 
-    async fn ask<S: DeserializeOwned>(
-        &self,
-        path: &str,
-        kind: &str,
-        resource: &str,
-        spec: Value,
-    ) -> Result<S, Trouble> {
+    /// `secret`: what must not be told on, wherever an answer repeats it.
+    async fn ask<S: DeserializeOwned>(&self, question: Question, spec: Value, secret: &str) -> Result<S, Trouble> {
         let Config { namespace, server, timeout: limit, .. } = &self.config;
-        let (resource, namespace, server) = (resource.into(), namespace.clone(), server.clone());
-        let ask = Ask { verb: "create", resource, namespace, server };
-        let (group, _) = path.rsplit_once('/').unwrap_or((path, ""));
-        let body = json!({ "apiVersion": group, "kind": kind, "spec": spec });
-        let answer = timeout(*limit, self.post(&ask, &format!("/apis/{path}"), &body)).await;
-        let answer = answer.unwrap_or_else(|_| Err(Trouble::NoAnswer { ask: ask.clone(), limit: *limit }));
-        self.note(&answer);
+        let (group, kind, plural) = question.names();
+        let resource = format!("{plural}.{group}").into();
+        let ask = Ask { verb: "create", resource, namespace: namespace.clone(), server: server.clone() };
+        let request = Request::post(format!("/apis/{group}/v1/{plural}")).header(CONTENT_TYPE, "application/json");
+        let body = json!({ "apiVersion": format!("{group}/v1"), "kind": kind, "spec": spec });
+        let request = request.body(Body::from(body.to_string().into_bytes()));
+        let answer = timeout(*limit, async {
+            let request = request.map_err(|error| Trouble::Unreadable(error.to_string()))?;
+            self.send(&ask, request, secret).await
+        });
+        let answer = answer.await.unwrap_or_else(|_| Err(Trouble::NoAnswer { ask, limit: *limit }));
+        self.note(question, &answer);
         answer.map(|Answer { status }| status)
     }
 
-    async fn post<S: DeserializeOwned>(&self, ask: &Ask, path: &str, body: &Value) -> Result<Answer<S>, Trouble> {
-        let request = Request::post(path).header(CONTENT_TYPE, "application/json");
-        let request = request.body(Body::from(body.to_string().into_bytes()));
-        let request = request.map_err(|error| Trouble::Unreadable(error.to_string()))?;
+    async fn send<S: DeserializeOwned>(
+        &self,
+        ask: &Ask,
+        request: Request<Body>,
+        secret: &str,
+    ) -> Result<Answer<S>, Trouble> {
         let response = self.client.send(request).await.map_err(|error| Trouble::of(&error, ask))?;
         let (head, body) = response.into_parts();
         let body = Limited::new(body, self.config.answer_bytes).collect().await;
         let body = body.map_err(|error| Trouble::Cut(error.to_string()))?.to_bytes();
         if !head.status.is_success() {
-            return Err(Trouble::answered(head.status, &head.headers, &body, ask));
+            // Who refuses may say what was asked, and a part of what is said gets into the log.
+            let mut text = String::from_utf8_lossy(&body).into_owned();
+            if !secret.is_empty() {
+                text = text.replace(secret, "[token]");
+            }
+            return Err(Trouble::answered(head.status, &head.headers, text.as_bytes(), ask));
         }
-        // An answer to a TokenReview repeats the token: where it cannot be read is said, not what stands there.
+        // The answer to a TokenReview repeats the token: where it cannot be read is said, not what stands there.
         serde_json::from_slice(&body).map_err(|error| Trouble::unreadable(&error))
     }
 
-    fn note<T>(&self, answer: &Result<T, Trouble>) {
-        let was = self.reachable.swap(answer.is_ok(), Ordering::Relaxed);
+    fn note<T>(&self, question: Question, answer: &Result<T, Trouble>) {
+        let was = self.answered[question as usize].swap(answer.is_ok(), Ordering::Relaxed);
+        let (_, asked, _) = question.names();
         match answer {
+            // The two rights are cluster-wide, and a role for just them comes with Kubernetes.
+            Err(Trouble::Forbidden(_)) if was => tracing::warn!(
+                asked,
+                "not allowed to ask Kubernetes about tokens: bind the ClusterRole system:auth-delegator to this account; \
+                 until then nobody comes in with a token"
+            ),
             Err(trouble) if was => {
-                tracing::warn!(reason = %trouble, "Kubernetes cannot be asked about tokens: nobody new comes in with one");
+                tracing::warn!(asked, reason = %trouble, "Kubernetes cannot be asked: nobody new comes in with a token");
             }
-            Ok(_) if !was => tracing::info!("Kubernetes answers about tokens again"),
+            Ok(_) if !was => tracing::info!(asked, "Kubernetes answers again"),
             Ok(_) | Err(_) => {}
+        }
+    }
+}
+
+impl Question {
+    /// API group, kind and plural.
+    fn names(self) -> (&'static str, &'static str, &'static str) {
+        match self {
+            Question::Token => ("authentication.k8s.io", "TokenReview", "tokenreviews"),
+            Question::Access => ("authorization.k8s.io", "SubjectAccessReview", "subjectaccessreviews"),
         }
     }
 }

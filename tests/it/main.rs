@@ -27,6 +27,7 @@ mod promises;
 mod rate;
 mod refetch;
 mod resume;
+mod review;
 mod sim;
 mod streams;
 mod support;

@@ -3,7 +3,7 @@
 //! A pass is `<version>.<payload>.<HMAC-SHA256>`, both parts in base64url. The payload can be read by whoever holds it
 //! and by nobody forged. Pure, but for the drawing of a random key.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use jiff::Timestamp;
@@ -42,13 +42,20 @@ pub enum Holder {
     User(Arc<User>),
 }
 
-/// A Kubernetes user, as far as RBAC looks at one.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// A Kubernetes user: all that the cluster's authorizers may look at.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
 pub struct User {
     /// `status.user.username` of a TokenReview.
     pub name: String,
+    /// `status.user.uid`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub uid: String,
     /// `status.user.groups`.
     pub groups: Vec<String>,
+    /// `status.user.extra`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub extra: BTreeMap<String, Vec<String>>,
 }
 
 /// What a pass says.
@@ -145,7 +152,9 @@ mod tests {
     }
 
     fn holders() -> [Holder; 2] {
-        let user = User { name: "jane".into(), groups: vec!["dev".into(), "system:authenticated".into()] };
+        let groups = vec!["dev".into(), "system:authenticated".into()];
+        let extra = BTreeMap::from([("scopes".into(), vec!["read".into()])]);
+        let user = User { name: "jane".into(), uid: "1".into(), groups, extra };
         [Holder::Key("k".into(), "f".into()), Holder::User(user.into())]
     }
 

@@ -9,6 +9,7 @@ mod flags;
 mod process;
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -155,7 +156,10 @@ impl ControlPlane {
             "users": [{"name": "test", "user": {"token": token}}],
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
         });
-        std::fs::write(&path, file.to_string()).unwrap();
+        // Whole or not at all: other tests of this process may be reading it.
+        let mut whole = tempfile::NamedTempFile::new_in(self.dir.path()).unwrap();
+        whole.write_all(file.to_string().as_bytes()).unwrap();
+        whole.persist(&path).unwrap();
         path
     }
 

@@ -38,7 +38,7 @@ impl Cluster {
             return Err(Unavailable);
         }
         let name = token.reveal().to_owned();
-        Ok((name != "stranger").then(|| User { name, groups: Vec::new() }))
+        Ok((name != "stranger").then(|| User { name, ..User::default() }))
     }
 
     fn asked(&self) -> (u64, u64) {
@@ -51,7 +51,7 @@ fn token(text: &str) -> Subject {
 }
 
 fn user(name: &str) -> Arc<User> {
-    Arc::new(User { name: name.into(), groups: Vec::new() })
+    Arc::new(User { name: name.into(), ..User::default() })
 }
 
 #[tokio::test(start_paused = true)]
