@@ -23,11 +23,6 @@ use jiff::Timestamp;
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use thiserror::Error as ThisError;
 
-pub(super) use self::{
-    presented::{TICKETS, cookie_name, host},
-    principal::{Needs, Principal},
-    refused::Refusal,
-};
 use self::{
     keys::{Access, Key, Keys},
     lease::{Hold, Leases},
@@ -37,6 +32,11 @@ use self::{
     seal::{BadKey, Holder, Pass, Purpose, Seal, User},
     secret::Secret,
     verdict::{Reviews, Subject, Unavailable, Verdict, Verdicts},
+};
+pub(super) use self::{
+    presented::{TICKETS, cookie_name, host},
+    principal::{Needs, Principal},
+    refused::Refusal,
 };
 use super::{
     forwarded::Came,
