@@ -67,7 +67,7 @@ async fn a_key_that_is_taken_back_takes_everything_with_it() {
     let (alice, all) = ([("Authorization", alice.as_str())], [("Authorization", all.as_str())]);
     let (ticket, cookie) = (ticket(&bridge, "alice").await, cookie(&bridge, "alice").await);
     let by_ticket = format!("/api/websocket?token={ticket}");
-    let mut doomed = vec![
+    let mut doomed = [
         Listener::with(bridge.address, "/api/websocket?snapshot=none", &alice).await.unwrap(),
         Listener::with(bridge.address, "/ws?snapshot=none", &alice).await.unwrap(),
         Listener::with(bridge.address, &format!("{by_ticket}&snapshot=none"), &[]).await.unwrap(),
