@@ -133,6 +133,9 @@ impl Access {
         if !closed && !loopback {
             warn!("anybody who reaches this port can read everything (--allow-anonymous)");
         }
+        if closed && !loopback && self.ws_auth == WsAuth::Open {
+            warn!("/ws needs no credential until a key sees one tenant only: --ws-auth required is for all others");
+        }
         let allowed = allowed(&self.cors_origin, &self.allowed_hosts, closed)?;
         let seal = self.session_key_file.as_ref().map(|path| {
             let key = std::fs::read(path).map_err(anyhow::Error::from);

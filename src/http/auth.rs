@@ -1,7 +1,7 @@
 //! Who asks, and what of it they may see: the one place where a request becomes a principal with a scope.
 //!
 //! Nothing is trusted for longer than it is true: rights are looked up at each request, and for as long as a stream
-//! lives ([`lease`]). It knows no cluster (it is handed [`verdict::Reviews`]) and no endpoint, only what each [`Needs`].
+//! lives ([`lease`]). It knows no cluster (it is handed [`verdict::Reviews`]) and no endpoint, only what each needs.
 
 pub mod keys;
 pub mod lease;
