@@ -45,7 +45,7 @@ impl Cluster {
         let (one, two) = (self.clone(), self.clone());
         Reviews {
             token: Box::new(move |_| {
-                let user = User { name: "jane".into(), groups: vec!["dev".into()] };
+                let user = User { name: "jane".into(), groups: vec!["dev".into()], ..User::default() };
                 let answer = if one.down.load(SeqCst) { Err(Unavailable) } else { Ok(Some(user)) };
                 async move { answer }.boxed()
             }),
