@@ -142,11 +142,8 @@ impl Access {
             let seal = key.and_then(|key| Ok(Seal::of(&key)?));
             seal.with_context(|| format!("the session key file {} cannot be used", path.display()))
         });
-        let tls = self.tls_cert.zip(self.tls_key).map(|(certificate, key)| {
-            let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-            let tls = Tls::new(&read(&certificate)?, &read(&key)?);
-            tls.with_context(|| format!("cannot serve TLS with {} and {}", certificate.display(), key.display()))
-        });
+        let tls = self.tls_cert.zip(self.tls_key);
+        let tls = tls.map(|(certificate, key)| Tls::read(&certificate, &key).context("cannot serve TLS"));
         let limits = limit::Config {
             requests: self.request_rate,
             connects: self.connect_rate,

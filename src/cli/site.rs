@@ -127,6 +127,10 @@ pub(super) async fn serve(bridge: Bridge, listener: TcpListener) -> Result<u8, F
     tasks.spawn("pools", async move { Ok::<_, std::convert::Infallible>(pools.await) });
     let service = http::service(Arc::new(site));
     let config = conn::Config { max_connections, tls, ..conn::Config::default() };
+    if let Some(tls) = config.tls.clone() {
+        let follow = tls.follow(config.tls_reread);
+        tasks.spawn("certificate", async move { Ok::<_, std::convert::Infallible>(follow.await) });
+    }
     let accept = conn::serve(listener, service, config, conn_metrics, tasks.clone());
     tasks.spawn("listener", async move { Ok::<_, std::convert::Infallible>(accept.await) });
 

@@ -64,6 +64,8 @@ pub struct Config {
     pub accept_pause: Duration,
     /// What connections are encrypted with; a handshake has as long as a request's head. `None`: plain TCP.
     pub tls: Option<Tls>,
+    /// How often the files of a certificate are looked at: 10 s, so that a new one is served half a minute later.
+    pub tls_reread: Duration,
 }
 
 impl Default for Config {
@@ -77,6 +79,7 @@ impl Default for Config {
             keepalive: Duration::from_secs(15),
             accept_pause: Duration::from_millis(100),
             tls: None,
+            tls_reread: Duration::from_secs(10),
         }
     }
 }
@@ -233,4 +236,4 @@ where
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::http) mod tests;

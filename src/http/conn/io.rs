@@ -134,10 +134,10 @@ impl Guarded {
     }
 
     /// Judges the outcome of one write: a blocked one becomes an error when nothing has moved for too long.
-    fn judge(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if written.is_ready() {
+    fn judge<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if outcome.is_ready() {
             self.stalled = None;
-            return written;
+            return outcome;
         }
         let limit = self.write_stall;
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
@@ -175,12 +175,15 @@ impl AsyncWrite for Guarded {
     /// hyper 1.12 comes here only when its write buffer is empty (`proto/h1/io.rs`, `Buffered::poll_flush`): once a
     /// response is parked, this is the sign that all earlier ones have been written.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.conn).poll_flush(cx))?;
+        // TLS is done with a write before the kernel is.
+        let flushed = Pin::new(&mut self.conn).poll_flush(cx);
+        ready!(self.judge(cx, flushed))?;
         self.slot.flushed();
         Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.conn).poll_shutdown(cx)
+        let ended = Pin::new(&mut self.conn).poll_shutdown(cx);
+        self.judge(cx, ended)
     }
 }

@@ -1,4 +1,6 @@
 //! On real loopback sockets: it is hyper and the kernel that must be held to what the design says of them.
+pub(in crate::http) mod tls;
+
 use std::{net::Ipv4Addr, sync::Mutex};
 
 use http_body_util::Full;

@@ -2,6 +2,7 @@
 //! frames are tungstenite's.
 mod ending;
 mod tcp;
+mod tls;
 
 use std::{
     collections::VecDeque,
