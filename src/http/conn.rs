@@ -202,26 +202,30 @@ where
 {
     let slot = io.slot().clone();
     let service = Parking::new(service, peer, slot.clone());
-    // Who comes while the process drains gets one answer (`/readyz` then says so), not a closed door.
-    let mut stopping = tasks.stop().is_cancelled();
-    let mut hyper = http.keep_alive(!stopping).serve_connection(TokioIo::new(io), service);
+    // Who comes while the process drains gets one answer (`/readyz` then says so), not a closed door; and so does who has
+    // come just before and not said anything yet.
+    let mut stopped = tasks.stop().is_cancelled();
+    let mut told = stopped;
+    let mut hyper = http.keep_alive(!stopped).serve_connection(TokioIo::new(io), service);
     let mut stop = pin!(tasks.stop().cancelled());
     let parked = poll_fn(|cx| {
-        if !stopping && stop.as_mut().poll(cx).is_ready() {
-            stopping = true;
-            Pin::new(&mut hyper).graceful_shutdown();
-        }
-        match Pin::new(&mut hyper).poll(cx) {
-            Poll::Ready(outcome) => {
+        loop {
+            stopped = stopped || stop.as_mut().poll(cx).is_ready();
+            if stopped && !told && slot.is_asked() {
+                told = true;
+                Pin::new(&mut hyper).graceful_shutdown();
+            }
+            if let Poll::Ready(outcome) = Pin::new(&mut hyper).poll(cx) {
                 if let Err(err) = outcome {
                     tracing::debug!(%err, peer = %peer.address, "connection failed");
                 }
-                Poll::Ready(None)
+                return Poll::Ready(None);
             }
-            Poll::Pending => match slot.take() {
-                Some(parked) => Poll::Ready(Some(parked)),
-                None => Poll::Pending,
-            },
+            match slot.take() {
+                Some(parked) => return Poll::Ready(Some(parked)),
+                None if stopped && !told && slot.is_asked() => {}
+                None => return Poll::Pending,
+            }
         }
     })
     .await;

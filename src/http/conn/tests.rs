@@ -124,6 +124,25 @@ async fn forty_pipelined_gets_then_an_upgrade() {
     server.empty().await;
 }
 
+/// It was accepted before: a closed door would tell it nothing.
+#[tokio::test]
+async fn who_came_just_before_the_end_is_answered_once() {
+    let server = listen(Config::default(), async |request| stream_or_text(&request)).await;
+    let (mut silent, mut idle) = (server.connect().await, server.connect().await);
+    idle.write_all(b"GET /one HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let mut first = Vec::new();
+    while !first.ends_with(b"</one>") {
+        assert_ne!(timeout(BOUND, idle.read_buf(&mut first)).await.unwrap().unwrap(), 0);
+    }
+    // The other one's task has been polled by then: it came first.
+    server.tasks.stop().cancel();
+    assert_eq!(all_of(idle).await, "", "it has had its answer");
+    silent.write_all(b"GET /late HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let answer = all_of(silent).await;
+    assert!(answer.ends_with("</late>"), "{answer}");
+    server.empty().await;
+}
+
 /// hyper reads the next request while the last response is still in its buffer when that response came before the end of
 /// its own request's body, and when it flattens what it writes (as over TLS).
 #[tokio::test]
