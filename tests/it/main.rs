@@ -31,6 +31,7 @@ mod review;
 mod sim;
 mod streams;
 mod support;
+mod tls;
 mod truth;
 mod two_replicas;
 mod unbroken;

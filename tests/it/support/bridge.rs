@@ -166,8 +166,9 @@ async fn follow(
     }
 }
 
-/// The first `http://host:port` of a line that is about listening.
+/// The first `http://host:port`, or `https`, of a line that is about listening.
 fn address(line: &str) -> Option<SocketAddr> {
-    let rest = line.split_once("listening on http://")?.1;
+    let rest = line.split_once("listening on http")?.1;
+    let rest = rest.strip_prefix('s').unwrap_or(rest).strip_prefix("://")?;
     rest.split(|c: char| c.is_whitespace() || c == ',' || c == '/').next()?.parse().ok()
 }

@@ -246,9 +246,9 @@ async fn a_certificate_is_exchanged_while_connections_go_on() {
     let mut certified = Certified::new();
     let first = certified.renew();
     let config = served(&certified);
-    let every = Duration::from_millis(10);
-    let following = tokio::spawn(config.tls.clone().unwrap().follow(every));
+    let following = config.tls.clone().unwrap().follow(Duration::from_millis(10));
     let server = listen(config, async |_| text("hello")).await;
+    server.tasks.spawn("certificate", async { Ok::<_, Infallible>(following.await) });
     let seen = async |certified: &Certified| {
         let client = certified.connect(server.connect().await).await.unwrap();
         let certificates = client.get_ref().1.peer_certificates().unwrap();
@@ -275,5 +275,4 @@ async fn a_certificate_is_exchanged_while_connections_go_on() {
     let mut got = String::new();
     timeout(BOUND, old.read_to_string(&mut got)).await.unwrap().unwrap();
     assert!(got.ends_with("hello"), "who was there stays: {got}");
-    following.abort();
 }
