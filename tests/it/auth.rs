@@ -4,6 +4,7 @@ mod credentials;
 mod limits;
 mod lives;
 mod scope;
+mod tokens;
 
 use std::fmt::Write as _;
 

@@ -25,6 +25,7 @@ mod own;
 mod plane;
 mod promises;
 mod rate;
+mod rbac;
 mod refetch;
 mod resume;
 mod review;
