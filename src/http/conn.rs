@@ -49,6 +49,8 @@ pub struct Config {
     pub max_connections: usize,
     /// A request's head has this long to arrive, an idle kept-alive connection too (quality.md: 5 s).
     pub header_read_timeout: Duration,
+    /// Who has asked for nothing yet when the process drains has this long to do so (1 s: a few round trips).
+    pub last_request: Duration,
     /// A request's head is at most this many bytes, else 431. 16 KiB: a browser's cookies and a Kubernetes token, with
     /// room. hyper takes no less than 8 KiB. As much of a response waits in hyper.
     pub max_head_bytes: usize,
@@ -73,6 +75,7 @@ impl Default for Config {
         Self {
             max_connections: 10_000 + BESIDE_STREAMS,
             header_read_timeout: Duration::from_secs(5),
+            last_request: Duration::from_secs(1),
             max_head_bytes: 16 * 1024,
             write_stall: Duration::from_secs(10),
             max_unsent_bytes: 32 * 1024,
@@ -156,16 +159,17 @@ where
         match &config.tls {
             None => {
                 let io = Guarded::new(Conn::Plain(stream), config.write_stall);
-                tasks.connection(connection(http, io, peer, service, serving));
+                tasks.connection(connection(http, io, peer, service, serving, config.last_request));
             }
             Some(tls) => {
                 let (tls, limit, stall) = (tls.clone(), config.header_read_timeout, config.write_stall);
+                let last_request = config.last_request;
                 tasks.connection(async move {
                     // Boxed: once it is over its place is not needed any more.
                     match Box::pin(tls.accept(stream, limit)).await {
                         Ok(stream) => {
                             let io = Guarded::new(Conn::Tls(stream), stall);
-                            connection(http, io, peer, service, serving).await;
+                            connection(http, io, peer, service, serving, last_request).await;
                         }
                         Err(err) => tracing::debug!(%err, peer = %peer.address, "handshake failed"),
                     }
@@ -192,8 +196,14 @@ fn prepare(stream: &TcpStream, config: &Config) -> std::io::Result<()> {
 }
 
 /// Serves one connection with hyper until it ends or a response starts a stream on it.
-async fn connection<S, B>(mut http: http1::Builder, io: Guarded, peer: Peer, service: S, tasks: Tasks)
-where
+async fn connection<S, B>(
+    mut http: http1::Builder,
+    io: Guarded,
+    peer: Peer,
+    service: S,
+    tasks: Tasks,
+    last_request: Duration,
+) where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
     B: Body + Send + 'static,
@@ -202,30 +212,32 @@ where
 {
     let slot = io.slot().clone();
     let service = Parking::new(service, peer, slot.clone());
-    // Who comes while the process drains gets one answer (`/readyz` then says so), not a closed door; and so does who has
-    // come just before and not said anything yet.
-    let mut stopped = tasks.stop().is_cancelled();
-    let mut told = stopped;
-    let mut hyper = http.keep_alive(!stopped).serve_connection(TokioIo::new(io), service);
-    let mut stop = pin!(tasks.stop().cancelled());
+    // Who comes while the process drains gets one answer (`/readyz` then says so), not a closed door...
+    let mut leaving = tasks.stop().is_cancelled();
+    let mut hyper = http.keep_alive(!leaving).serve_connection(TokioIo::new(io), service);
+    let mut leave = pin!(async {
+        tasks.stop().cancelled().await;
+        // ...and so does who has come just before: hyper would close it without a word.
+        if !slot.is_asked() {
+            tokio::time::sleep(last_request).await;
+        }
+    });
     let parked = poll_fn(|cx| {
-        loop {
-            stopped = stopped || stop.as_mut().poll(cx).is_ready();
-            if stopped && !told && slot.is_asked() {
-                told = true;
-                Pin::new(&mut hyper).graceful_shutdown();
-            }
-            if let Poll::Ready(outcome) = Pin::new(&mut hyper).poll(cx) {
+        if !leaving && leave.as_mut().poll(cx).is_ready() {
+            leaving = true;
+            Pin::new(&mut hyper).graceful_shutdown();
+        }
+        match Pin::new(&mut hyper).poll(cx) {
+            Poll::Ready(outcome) => {
                 if let Err(err) = outcome {
                     tracing::debug!(%err, peer = %peer.address, "connection failed");
                 }
-                return Poll::Ready(None);
+                Poll::Ready(None)
             }
-            match slot.take() {
-                Some(parked) => return Poll::Ready(Some(parked)),
-                None if stopped && !told && slot.is_asked() => {}
-                None => return Poll::Pending,
-            }
+            Poll::Pending => match slot.take() {
+                Some(parked) => Poll::Ready(Some(parked)),
+                None => Poll::Pending,
+            },
         }
     })
     .await;

@@ -161,7 +161,7 @@ async fn nothing_in_hypers_buffer_is_lost() {
     });
     let peer = Peer { address: (Ipv4Addr::LOCALHOST, 1).into(), tls: false };
     let io = Guarded::new(Conn::Duplex(server), Duration::from_secs(10));
-    tasks.connection(connection(http, io, peer, service, tasks.clone()));
+    tasks.connection(connection(http, io, peer, service, tasks.clone(), Duration::ZERO));
     client.write_all(b"POST /long HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n").await.unwrap();
     let mut got = vec![client.read_u8().await.unwrap()];
     client.write_all(b"bodyGET /stream HTTP/1.1\r\nHost: x\r\n\r\nearly").await.unwrap();

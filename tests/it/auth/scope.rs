@@ -338,7 +338,8 @@ fn contains(heard: &[u8], word: &str) -> bool {
     memchr::memmem::find(heard, word.as_bytes()).is_some()
 }
 
-#[tokio::test]
+// The clock is held: how old a shared initial state may be is a matter of time, and the two histories are to be told alike.
+#[tokio::test(start_paused = true)]
 async fn no_byte_of_one_tenant_reaches_the_other() {
     let (mut heard_of, mut deleted, mut filtered) = (0, 0, 0);
     let histories = if support::full() { HISTORIES[0] } else { HISTORIES[1] };
