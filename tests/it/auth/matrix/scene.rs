@@ -1,6 +1,6 @@
 //! The bridges that the matrix asks, the credentials that it has, and its requests: written out, and read as far as needed.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Duration};
 
 use boilerhouse_bridge::{
     http::auth::{
@@ -228,6 +228,12 @@ async fn tokens(cluster: &Simulated) -> BTreeMap<&'static str, String> {
         tokens.insert(name, people.token(NAMESPACE, name, &[audience]).await);
     }
     tokens
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {:?}", self.status, self.body, self.cors)
+    }
 }
 
 impl Request {
