@@ -5,6 +5,7 @@ mod limits;
 mod lives;
 mod matrix;
 mod scope;
+mod tenants;
 mod tokens;
 
 use std::fmt::Write as _;
