@@ -1,5 +1,6 @@
 //! Who may connect, what they see, how much (protocol.md sections 6 and 7).
 
+mod canary;
 mod credentials;
 mod limits;
 mod lives;
