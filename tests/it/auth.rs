@@ -3,6 +3,7 @@
 mod credentials;
 mod limits;
 mod lives;
+mod matrix;
 mod scope;
 mod tokens;
 
