@@ -214,9 +214,6 @@ async fn collect(body: Body, bytes: usize) -> Result<Bytes, Trouble> {
     }
 }
 
-/// Says where an answer cannot be read, never what stands there: that may be anybody's secret.
 pub(super) fn parse<D: DeserializeOwned>(text: &[u8]) -> Result<D, Trouble> {
-    serde_json::from_slice(text).map_err(|error| {
-        Trouble::Unreadable(format!("{:?} error at line {} column {}", error.classify(), error.line(), error.column()))
-    })
+    serde_json::from_slice(text).map_err(|error| Trouble::unreadable(&error))
 }
