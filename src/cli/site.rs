@@ -1,6 +1,6 @@
 //! What `serve` and `demo` have in common: a feed on a listener, until a signal.
 
-use std::{io::ErrorKind, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, io::ErrorKind, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use futures::FutureExt;
@@ -119,20 +119,25 @@ pub(super) async fn serve(bridge: Bridge, listener: TcpListener) -> Result<u8, F
     let auth = Arc::new(auth);
     let config = http::Config { rate, ..http::Config::default() };
     let looked_after = auth.clone();
-    tasks.spawn("credentials", async move { Ok::<_, std::convert::Infallible>(looked_after.run().await) });
+    tasks.spawn("credentials", async move { Ok::<_, Infallible>(looked_after.run().await) });
+    let everybody = streams.clone();
     let site = Site { feed, own, connection, streams, registry, allowed, auth, limits, proxies, verbose, config };
     let max_connections = max_connections.saturating_add(conn::BESIDE_STREAMS);
     raise_file_limit(max_connections);
     let pools = site.feed.clone().announce_pools();
-    tasks.spawn("pools", async move { Ok::<_, std::convert::Infallible>(pools.await) });
+    tasks.spawn("pools", async move { Ok::<_, Infallible>(pools.await) });
+    for writer in 0..everybody.fan.writers() {
+        let (streams, feed) = (everybody.clone(), site.feed.clone());
+        tasks.spawn("writer", async move { Ok::<Infallible, Infallible>(streams.fan.run(writer, feed).await) });
+    }
     let service = http::service(Arc::new(site));
     let config = conn::Config { max_connections, tls, ..conn::Config::default() };
     if let Some(tls) = config.tls.clone() {
         let follow = tls.follow(config.tls_reread);
-        tasks.spawn("certificate", async move { Ok::<_, std::convert::Infallible>(follow.await) });
+        tasks.spawn("certificate", async move { Ok::<_, Infallible>(follow.await) });
     }
     let accept = conn::serve(listener, service, config, conn_metrics, tasks.clone());
-    tasks.spawn("listener", async move { Ok::<_, std::convert::Infallible>(accept.await) });
+    tasks.spawn("listener", async move { Ok::<_, Infallible>(accept.await) });
 
     let mut signals = Signals::new()?;
     let stopped = tasks.run_until(async || signals.next().await).await?;

@@ -1,13 +1,12 @@
 //! A stream that lives as long as its credential: told before it ends, and ended with it (G13).
 
 use std::{
-    future::poll_fn,
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use futures::{FutureExt, StreamExt, future::try_join};
+use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
 
 use super::{
@@ -17,7 +16,7 @@ use super::{
 };
 use crate::{
     event::render,
-    feed::Read,
+    feed::{Audience, Read, Shown},
     wire::{Close, websocket::Piece},
 };
 
@@ -103,15 +102,24 @@ impl<O: Outbound> Outbound for Leased<O> {
         }
     }
 
-    fn changed(&mut self) -> impl Future<Output = ()> + Send {
-        let Leased { out, terms } = self;
-        let credential = poll_fn(move |cx| match terms {
-            Some(terms) => terms.poll_changed(cx),
-            None => Poll::Pending,
-        });
-        // The first of both is an "error", which ends it: written out as an `async fn` it holds everything twice, and what a
-        // stream waits with is most of its memory.
-        try_join(credential.map(Err::<(), ()>), out.changed().map(Err::<(), ()>)).map(drop)
+    fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(terms) = &mut self.terms {
+            match terms.poll_changed(cx) {
+                Poll::Ready(()) => return Poll::Ready(()),
+                Poll::Pending => {}
+            }
+        }
+        self.out.poll_changed(cx)
+    }
+
+    fn audience(&mut self) -> Option<Audience> {
+        self.out.audience()
+    }
+
+    fn take(&mut self, shown: &Shown) -> bool {
+        // What the credential has come to is told first.
+        let clear = |terms: &Terms| terms.begun && terms.expiring.is_none() && terms.ended.is_none();
+        self.terms.as_deref().is_none_or(clear) && self.out.take(shown)
     }
 
     fn received(&mut self, piece: &Piece<'_>) {
