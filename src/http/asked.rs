@@ -13,8 +13,9 @@ use super::{
 };
 use crate::event::lens::{Filter, Format, Lens, Types};
 
-/// A request of somebody who may make it, and the site that it was made to.
-#[derive(Clone, Debug)]
+/// A request of somebody who may make it, and the site that it was made to. It cannot be printed: its headers and its query
+/// hold credentials.
+#[derive(Clone)]
 pub(super) struct Asked {
     pub(super) site: Arc<Site>,
     pub(super) method: Method,
@@ -26,8 +27,7 @@ pub(super) struct Asked {
     pub(super) segment: Option<String>,
 }
 
-/// The query's parameters, each at most once.
-#[derive(Debug)]
+/// The query's parameters, each at most once. A ticket may be among them: they cannot be printed.
 pub(super) struct Parameters(BTreeMap<String, String>);
 
 impl Asked {

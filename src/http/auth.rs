@@ -121,8 +121,8 @@ pub enum Unusable {
     Seal(#[from] BadKey),
 }
 
-/// The parts of a request that say who asks.
-#[derive(Clone, Copy, Debug)]
+/// The parts of a request that say who asks. They hold credentials, and cannot be printed.
+#[derive(Clone, Copy)]
 pub(super) struct Asks<'a> {
     pub(super) headers: &'a HeaderMap,
     pub(super) query: &'a str,

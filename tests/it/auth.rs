@@ -1,10 +1,12 @@
 //! Who may connect, what they see, how much (protocol.md sections 6 and 7).
 
+mod canary;
 mod credentials;
 mod limits;
 mod lives;
 mod matrix;
 mod scope;
+mod tenants;
 mod tokens;
 
 use std::fmt::Write as _;

@@ -29,13 +29,13 @@ use crate::support::{
 const KEY: &str = "a-key-of-thirty-two-characters-x";
 
 /// A certificate for 127.0.0.1, its key, and a client that trusts it.
-struct Certified {
+pub(crate) struct Certified {
     folder: tempfile::TempDir,
     connector: TlsConnector,
 }
 
 impl Certified {
-    fn new() -> Certified {
+    pub(crate) fn new() -> Certified {
         let folder = tempfile::tempdir().unwrap();
         let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
         std::fs::write(folder.path().join("tls.crt"), made.cert.pem()).unwrap();
@@ -48,7 +48,7 @@ impl Certified {
         Certified { folder, connector: TlsConnector::from(Arc::new(config)) }
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -59,7 +59,7 @@ impl Certified {
     }
 
     /// A bridge that serves with it and watches this cluster, ready.
-    async fn bridge(&self, cluster: &Simulated, args: &[&str], variables: &[(&str, &str)]) -> Bridge {
+    pub(crate) async fn bridge(&self, cluster: &Simulated, args: &[&str], variables: &[(&str, &str)]) -> Bridge {
         let (kubeconfig, flags) = (cluster.kubeconfig(), self.flags());
         let mut all = vec!["serve", "--port", "0", "--kubeconfig", &kubeconfig, "--namespace", NAMESPACE];
         all.extend(flags.iter().map(String::as_str));
@@ -81,7 +81,7 @@ impl Certified {
     }
 
     /// Sends a request and reads the answer to TLS's own end, without which it might have been cut short.
-    async fn ask(&self, address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+    pub(crate) async fn ask(&self, address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
         let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
         for (name, value) in headers {
             request += &format!("{name}: {value}\r\n");

@@ -221,3 +221,37 @@ async fn the_cluster_is_not_asked_about_guesses_for_ever() {
     come(&auth, &limits, THERE, "guess").await.unwrap_err();
     assert_eq!(asked.load(SeqCst), 61);
 }
+
+/// Whatever of it is printed, by a log or in a panic's message, which shows no more.
+#[tokio::test(start_paused = true)]
+async fn nothing_of_a_credential_can_be_printed() {
+    let cluster = Arc::new(Cluster::default());
+    let key = "canary-of-a-key";
+    let known = Known {
+        environment: Some(Secret::new(key)),
+        reviews: Some(cluster.reviews()),
+        seal: Some(Seal::of(b"canary-of-a-seal-0123456789abcdef").unwrap()),
+        ..Known::default()
+    };
+    let mut shown = format!("{known:#?}");
+    let auth = Arc::new(Auth::new(Config::default(), known, Metrics::default()).unwrap());
+    let limits = limits();
+    let token = format!("canary.{}.canary", BASE64_URL_SAFE_NO_PAD.encode(r#"{"exp":9999999999}"#));
+    let mut hidden = vec!["canary".to_owned(), token.split('.').nth(1).unwrap().to_owned()];
+    for secret in [key, &token] {
+        let principal = come(&auth, &limits, HERE, secret).await.unwrap();
+        let (pass, _) = auth.pass(&principal, Purpose::Session, "localhost").unwrap();
+        hidden.push(pass.reveal().rsplit('.').next().unwrap().to_owned());
+        // Kept an eye on by the one that is shown below.
+        let _hold = auth.hold(&principal).unwrap();
+        let refused = come(&auth, &limits, HERE, pass.reveal()).await.unwrap_err();
+        let presented = [Presented::Bearer, Presented::Ticket, Presented::Cookie].map(|of| of(Secret::new(secret)));
+        let subject = Subject::Token(Secret::new(secret));
+        shown += &format!("{principal:?} {pass:?} {refused:?} {presented:?} {subject:?}");
+    }
+    shown += &format!("{auth:#?} {limits:?}");
+    assert!(shown.contains("Secret") && shown.contains("Principal"), "{shown}");
+    for word in hidden {
+        assert!(!shown.contains(&word), "{word}: {shown}");
+    }
+}

@@ -19,7 +19,7 @@ use super::{
 };
 
 /// Lines of log that are kept for failing tests.
-const LOG_LINES: usize = 10_000;
+pub(crate) const LOG_LINES: usize = 10_000;
 
 /// A running bridge; killed when dropped.
 #[derive(Debug)]
