@@ -44,7 +44,7 @@ impl Line {
     }
 }
 
-/// In the order of Go's structs, which is how an API server writes it.
+/// Down to the metadata's keys in the order of Go's structs, which is how an API server writes it.
 fn text() -> String {
     let labels = json!({
         "app.kubernetes.io/managed-by": "boilerhouse", "app.kubernetes.io/name": "web", "boilerhouse.dev/managed": "true",
