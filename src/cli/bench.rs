@@ -85,6 +85,10 @@ pub(super) struct Bench {
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
     filters: usize,
 
+    /// Measure clients, too, that watch the simulated cluster themselves
+    #[arg(long, conflicts_with = "url")]
+    watch: bool,
+
     /// In the end cut all clients at once and see how soon they are back
     #[arg(long)]
     storm: bool,
@@ -151,6 +155,13 @@ enum Source {
     Floor(Box<Role>),
 }
 
+impl Subject {
+    /// Whether its clients can be told of filters and cursors.
+    fn is_bridge(&self) -> bool {
+        self.pid.is_some() && !matches!(self.source, Source::Floor(_))
+    }
+}
+
 impl Bench {
     pub(super) fn run(self) -> Result<u8, Failure> {
         match self.role {
@@ -170,12 +181,19 @@ impl Bench {
     fn measure(&self) -> Result<()> {
         let runtime = runtime()?;
         let _inside = runtime.enter();
-        let sim = Sim::new(SimConfig { namespaces: vec!["ws".to_owned(), "sse".to_owned()], ..SimConfig::default() });
+        let sim = Sim::new(SimConfig {
+            namespaces: ["ws", "sse", "watch"].map(str::to_owned).into(),
+            ..SimConfig::default()
+        });
         let mut subjects = match &self.url {
             Some(url) => vec![self.listened(url, &runtime)?],
             None => {
                 let address = self.serve_sim(&runtime, &sim)?;
-                vec![self.started("ws", address, &sim)?, self.started("sse", address, &sim)?]
+                let mut own = vec![self.started("ws", address, &sim)?, self.started("sse", address, &sim)?];
+                if self.watch {
+                    own.push(self.watched(address, &sim)?);
+                }
+                own
             }
         };
         subjects.push(self.floor(floor::Style::Loop)?);
@@ -200,7 +218,7 @@ impl Bench {
             }
         }
         let asked = self.url.is_none().then(|| (sim.metrics().open(), sim.metrics().count(Verb::List)));
-        for subject in subjects.iter_mut().filter(|subject| self.storm && !matches!(subject.source, Source::Floor(_))) {
+        for subject in subjects.iter_mut().filter(|subject| self.storm && subject.is_bridge()) {
             subject.storm = Some(subject.clients.ask(&Order::Storm)?);
         }
         let during = sim.metrics().count(Verb::List);
@@ -247,6 +265,15 @@ impl Bench {
         Ok(Subject { _server: Some(server), ..self.subject(name, &uri, Some(pid), Source::Load(load))? })
     }
 
+    /// Clients of the simulated cluster itself.
+    fn watched(&self, cluster: SocketAddr, sim: &Sim) -> Result<Subject> {
+        let mut load = Load::Sim(sim.clone(), "watch".to_owned());
+        load.prepare()?;
+        let from = sim.store(|store| store.revision());
+        let uri = format!("http://{cluster}/api/v1/namespaces/watch/pods?watch=true&resourceVersion={from}");
+        self.subject("a watch for each client", &uri.parse()?, None, Source::Load(load))
+    }
+
     /// Somebody's server.
     fn listened(&self, url: &Uri, runtime: &tokio::runtime::Runtime) -> Result<Subject> {
         let mut load = match (&self.post, &self.kubeconfig) {
@@ -279,7 +306,7 @@ impl Bench {
 
     fn subject(&self, name: &str, uri: &Uri, pid: Option<u32>, source: Source) -> Result<Subject> {
         let mut args = vec!["--role".to_owned(), "clients".to_owned(), uri.to_string()];
-        if !matches!(source, Source::Floor(_)) {
+        if pid.is_some() && !matches!(source, Source::Floor(_)) {
             args.push(format!("--filters={}", self.filters));
             args.extend(self.storm.then(|| "--storm".to_owned()));
         }

@@ -1,28 +1,22 @@
-//! One stream from its head to its end: the loop, with every branch in sight.
+//! The state of one stream, from its head to its end, and what each thing that happens does to it.
 //!
 //! Always: deadlines are read off the state, and one timer covers the nearest; it is moved only to an earlier moment or
 //! when it has fired, never on a write. Frames are not looked into; close frames go only between frames.
 use std::{
-    future::{pending, poll_fn},
     ops::ControlFlow,
-    panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
-use tokio::{
-    task::yield_now,
-    time::{Instant, sleep_until},
-};
+use tokio::time::Instant;
 
 use super::{
-    Closed, Config, Outbound, Streams, Transport,
+    Closed, Config, Outbound, Transport,
     link::{Link, Moved, with_input},
     random_part_of,
 };
 use crate::{
-    feed::Read,
+    feed::{Read, Shown},
     http::conn::Socket,
     wire::{
         Close, sse,
@@ -46,7 +40,7 @@ enum Phase {
 
 /// What a closing stream waits for once its last frame is written.
 #[derive(Debug, Clone, Copy)]
-enum Until {
+pub(super) enum Until {
     /// Nothing.
     Written,
     /// The peer's close frame.
@@ -58,7 +52,7 @@ enum Until {
 /// The state of one stream.
 #[derive(Debug)]
 pub(super) struct Session {
-    link: Link,
+    pub(super) link: Link,
     /// Of a WebSocket; an SSE client has nothing to say.
     reader: Option<Reader>,
     /// What came with the request.
@@ -72,7 +66,7 @@ pub(super) struct Session {
 
 /// What a turn of sending came to.
 #[derive(Debug)]
-enum Sent {
+pub(super) enum Sent {
     /// All there is has been sent.
     All,
     /// There may be more.
@@ -98,51 +92,41 @@ impl Session {
         if self.reader.is_some() { Transport::WebSocket } else { Transport::Sse }
     }
 
-    /// Runs to the end, and ends the connection.
-    pub(super) async fn run<O: Outbound>(&mut self, out: &mut O, shared: &Streams) -> Closed {
-        // What lives across an await has its place in every stream's memory: locals are few here, and short.
-        let config = &shared.config;
-        self.early_input(out, config);
-        let mut stop = pin!(shared.stop.cancelled());
-        let mut alarm = pin!(sleep_until(self.deadline(config)));
-        let closed = loop {
-            let sent = match poll_fn(|cx| Poll::Ready(self.send(cx, out, config))).await {
-                Sent::End(closed) => break closed,
-                sent @ (Sent::All | Sent::Some | Sent::Blocked) => sent,
-            };
-            if self.deadline(config) < alarm.deadline() {
-                alarm.as_mut().reset(self.deadline(config));
-            }
-            let step = tokio::select! {
-                // Rare things first: nothing can keep them waiting, and they hardly ever keep others waiting.
-                biased;
-                () = &mut stop, if matches!(self.phase, Phase::Open) => {
-                    self.phase = Phase::Draining { at: Instant::now() + random_part_of(config.drain_spread) };
-                    ControlFlow::Continue(())
-                }
-                () = &mut alarm => {
-                    let step = match poll_fn(|cx| Poll::Ready(self.overdue(cx, out, config))).await {
-                        ControlFlow::Continue(()) => self.tick(out, config),
-                        ended @ ControlFlow::Break(_) => ended,
-                    };
-                    alarm.as_mut().reset(self.deadline(config));
-                    step
-                }
-                moved = poll_fn(|cx| self.link.poll(cx)) => self.moved(&moved, out, config),
-                () = out.changed(), if matches!(sent, Sent::All) => ControlFlow::Continue(()),
-                () = yield_now(), if matches!(sent, Sent::Some) => ControlFlow::Continue(()),
-            };
-            if let ControlFlow::Break(closed) = step {
-                break closed;
-            }
-        };
-        self.link.end().await;
-        closed
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Open)
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        matches!(self.phase, Phase::Closing { .. })
+    }
+
+    /// Nothing of its own waits to be sent.
+    pub(super) fn is_idle(&self) -> bool {
+        self.link.is_clear() && self.pong.is_none() && !self.is_closing()
+    }
+
+    /// Sends what the audience is shown.
+    pub(super) fn show(&mut self, cx: &mut Context<'_>, shown: &Shown) -> Sent {
+        match self.link.poll_send(cx, &shown.bytes) {
+            Poll::Ready(Ok(())) => Sent::All,
+            Poll::Ready(Err(_)) => Sent::End(self.hung_up()),
+            Poll::Pending => Sent::Blocked,
+        }
+    }
+
+    /// The process ends: so does this stream, at a moment of its own.
+    pub(super) fn drain(&mut self, config: &Config) {
+        self.phase = Phase::Draining { at: Instant::now() + random_part_of(config.drain_spread) };
     }
 
     /// What has happened on the connection while nobody looked: a process that was frozen, or kept from its processor,
     /// must not take its own silence for the peer's. Reading and writing have a turn each.
-    fn overdue<O: Outbound>(&mut self, cx: &mut Context<'_>, out: &mut O, config: &Config) -> ControlFlow<Closed> {
+    pub(super) fn overdue<O: Outbound>(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut O,
+        config: &Config,
+    ) -> ControlFlow<Closed> {
         for _ in 0..2 {
             match self.link.poll(cx) {
                 Poll::Ready(moved) => self.moved(&moved, out, config)?,
@@ -152,7 +136,7 @@ impl Session {
         ControlFlow::Continue(())
     }
 
-    fn moved<O: Outbound>(&mut self, moved: &Moved, out: &mut O, config: &Config) -> ControlFlow<Closed> {
+    pub(super) fn moved<O: Outbound>(&mut self, moved: &Moved, out: &mut O, config: &Config) -> ControlFlow<Closed> {
         match moved {
             Moved::Written => ControlFlow::Continue(()),
             Moved::Input(len) => {
@@ -164,21 +148,14 @@ impl Session {
         }
     }
 
-    /// After a panic in `run`: says so where it still can. What panicked is asked for its last frame, and nothing else.
-    pub(super) async fn apologize<O: Outbound>(&mut self, out: &mut O, shared: &Streams) -> Closed {
-        let farewell = catch_unwind(AssertUnwindSafe(|| out.farewell(Close::Internal, shared.config.retry())));
-        self.end_with(Close::Internal, self.until(), farewell.unwrap_or_default());
-        self.run(&mut Silence, shared).await
-    }
-
     /// Takes what came with the request.
-    fn early_input<O: Outbound>(&mut self, out: &mut O, config: &Config) {
+    pub(super) fn early_input<O: Outbound>(&mut self, out: &mut O, config: &Config) {
         let mut early = std::mem::take(&mut self.early);
         self.input(&mut early, out, config);
     }
 
     /// Sends for one turn. Never waits.
-    fn send<O: Outbound>(&mut self, cx: &mut Context<'_>, out: &mut O, config: &Config) -> Sent {
+    pub(super) fn send<O: Outbound>(&mut self, cx: &mut Context<'_>, out: &mut O, config: &Config) -> Sent {
         for _ in 0..BATCHES_A_TURN {
             // What is begun goes first; a client that does not take it is read for no further.
             let idle = self.link.blocked_since().is_none() && !self.fill(out, config);
@@ -273,7 +250,7 @@ impl Session {
         self.end_with(close, self.until(), out.farewell(close, config.retry()));
     }
 
-    fn until(&self) -> Until {
+    pub(super) fn until(&self) -> Until {
         if self.reader.is_some() { Until::Answered } else { Until::Written }
     }
 
@@ -287,7 +264,7 @@ impl Session {
         }
     }
 
-    fn end_with(&mut self, close: Close, until: Until, farewell: Option<Bytes>) {
+    pub(super) fn end_with(&mut self, close: Close, until: Until, farewell: Option<Bytes>) {
         if let Some(farewell) = farewell {
             self.link.push(farewell);
         }
@@ -318,7 +295,7 @@ impl Session {
     }
 
     /// The nearest moment at which something is due.
-    fn deadline(&self, config: &Config) -> Instant {
+    pub(super) fn deadline(&self, config: &Config) -> Instant {
         let stall = self.link.blocked_since().map(|since| since + config.write_stall);
         let idle = self.reader.as_ref().map(|_| self.heard + config.peer_idle);
         let usual = match self.phase {
@@ -331,7 +308,7 @@ impl Session {
     }
 
     /// Does what is due.
-    fn tick<O: Outbound>(&mut self, out: &mut O, config: &Config) -> ControlFlow<Closed> {
+    pub(super) fn tick<O: Outbound>(&mut self, out: &mut O, config: &Config) -> ControlFlow<Closed> {
         let now = Instant::now();
         if self.link.blocked_since().is_some_and(|since| now >= since + config.write_stall) {
             return ControlFlow::Break(self.stalled(out, config));
@@ -348,7 +325,7 @@ impl Session {
                     self.close(Close::Idle, out, config);
                 } else if now >= self.next_ping {
                     self.next_ping = now + config.ping;
-                    self.ping(out);
+                    self.ping(out, config);
                 }
             }
         }
@@ -356,10 +333,12 @@ impl Session {
     }
 
     /// A sign of life, unless the kernel is full of what the peer does not read.
-    fn ping<O: Outbound>(&mut self, out: &mut O) {
+    fn ping<O: Outbound>(&mut self, out: &mut O, config: &Config) {
         if self.link.blocked_since().is_some() {
             return;
         }
+        // What passes it by moves its cursor on, and a heartbeat says how far.
+        self.fill(out, config);
         let heartbeat = out.heartbeat();
         let mut frame = Vec::new();
         match (&self.reader, &heartbeat) {
@@ -393,17 +372,4 @@ fn close_frame(close: Close) -> Bytes {
     let mut frame = Vec::new();
     websocket::close(&mut frame, close);
     frame.into()
-}
-
-/// Has nothing to say.
-struct Silence;
-
-impl Outbound for Silence {
-    fn read(&mut self, _max_bytes: usize) -> Read {
-        Read::Idle
-    }
-
-    async fn changed(&mut self) {
-        pending().await
-    }
 }

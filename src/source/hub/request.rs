@@ -215,15 +215,10 @@ async fn collect(body: Body, bytes: usize) -> Result<Bytes, Trouble> {
 }
 
 pub(super) fn parse<D: DeserializeOwned>(text: &[u8]) -> Result<D, Trouble> {
-    serde_json::from_slice(text).map_err(|error| unreadable(&error))
+    serde_json::from_slice(text).map_err(|error| Trouble::unreadable(&error))
 }
 
 /// One line of a watch.
 pub(super) fn line<T: Row>(text: &[u8]) -> Result<WatchEvent<T>, Trouble> {
-    project::line(text).map_err(|error| unreadable(&error))
-}
-
-/// Says where an answer cannot be read, never what stands there: that may be anybody's secret.
-fn unreadable(error: &serde_json::Error) -> Trouble {
-    Trouble::Unreadable(format!("{:?} error at line {} column {}", error.classify(), error.line(), error.column()))
+    project::line(text).map_err(|error| Trouble::unreadable(&error))
 }
