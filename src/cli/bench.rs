@@ -5,6 +5,7 @@
 //! of one run mean much (quality.md, Performance).
 
 mod clients;
+mod first;
 mod floor;
 mod histogram;
 mod load;
@@ -89,6 +90,11 @@ pub(super) struct Bench {
     #[arg(long, conflicts_with = "url")]
     watch: bool,
 
+    /// Let there be so many more pods in each namespace, and time a first state of all of them beside the bare LIST
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N", conflicts_with = "url")]
+    #[arg(value_parser = clap::value_parser!(u64).range(..=100_000))]
+    pods: u64,
+
     /// In the end cut all clients at once and see how soon they are back
     #[arg(long)]
     storm: bool,
@@ -140,7 +146,7 @@ struct Subject {
     pid: Option<u32>,
     source: Source,
     /// Lives as long as it is measured.
-    _server: Option<Server>,
+    server: Option<Server>,
     /// Bytes of an event on the wire.
     bytes: usize,
     samples: Vec<Sample>,
@@ -181,15 +187,21 @@ impl Bench {
     fn measure(&self) -> Result<()> {
         let runtime = runtime()?;
         let _inside = runtime.enter();
-        let sim = Sim::new(SimConfig {
-            namespaces: ["ws", "sse", "watch"].map(str::to_owned).into(),
-            ..SimConfig::default()
-        });
+        let namespaces = ["ws", "sse", "watch"].map(str::to_owned);
+        let sim = Sim::new(SimConfig { namespaces: namespaces.clone().into(), ..SimConfig::default() });
+        for namespace in &namespaces {
+            load::crowd(&sim, namespace, self.pods)?;
+        }
+        let mut first = None;
         let mut subjects = match &self.url {
             Some(url) => vec![self.listened(url, &runtime)?],
             None => {
                 let address = self.serve_sim(&runtime, &sim)?;
                 let mut own = vec![self.started("ws", address, &sim)?, self.started("sse", address, &sim)?];
+                if let (1.., Some(server)) = (self.pods, &own[1].server) {
+                    let change = || load::crowd(&sim, "sse", 1);
+                    first = Some(first::measure(&address.to_string(), &server.address, self.pods, change)?);
+                }
                 if self.watch {
                     own.push(self.watched(address, &sim)?);
                 }
@@ -224,7 +236,7 @@ impl Bench {
         let during = sim.metrics().count(Verb::List);
         let rows: Vec<Row> = subjects.iter().map(|subject| Row::of(subject, self)).collect();
         let api = asked.map(|(watches, lists)| report::Api { watches, lists_during_storm: during - lists });
-        super::print(&report::text(&rows, api, self)?)?;
+        super::print(&report::text(&rows, api, first, self)?)?;
         Ok(())
     }
 
@@ -262,7 +274,7 @@ impl Bench {
         load.prepare()?;
         let name = if transport == "ws" { "WebSocket" } else { "SSE" };
         let pid = server.pid();
-        Ok(Subject { _server: Some(server), ..self.subject(name, &uri, Some(pid), Source::Load(load))? })
+        Ok(Subject { server: Some(server), ..self.subject(name, &uri, Some(pid), Source::Load(load))? })
     }
 
     /// Clients of the simulated cluster itself.
@@ -312,7 +324,7 @@ impl Bench {
         }
         let clients = Role::start(&args)?;
         let (name, bytes, samples) = (name.to_owned(), self.bytes, Vec::new());
-        Ok(Subject { name, clients, pid, source, _server: None, bytes, samples, memory: None, storm: None })
+        Ok(Subject { name, clients, pid, source, server: None, bytes, samples, memory: None, storm: None })
     }
 
     fn connect(&self, subject: &mut Subject) -> Result<()> {
