@@ -283,8 +283,7 @@ impl Lens {
     /// The cursor of a client of this lens that has been served up to `rv`.
     #[must_use]
     pub fn cursor(&self, home: Home, rv: [Rv; 2]) -> Cursor {
-        let covers = self.types.kinds();
-        Cursor { home: home.hash, lens: self.hash(), covers, rv: [0, 1].map(|k| if covers[k] { rv[k] } else { 0 }) }
+        Cursor::new(home, self.hash(), self.types.kinds(), rv)
     }
 }
 
