@@ -2,6 +2,7 @@
 
 mod canary;
 mod credentials;
+mod handover;
 mod limits;
 mod lives;
 mod matrix;
