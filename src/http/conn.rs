@@ -62,6 +62,10 @@ pub struct Config {
     /// A silent connection is probed this often (15 s), and a peer that acknowledges nothing for three times as long is
     /// gone: that is the idle limit of protocol.md section 2, for those that owe no pong (SSE, plain requests).
     pub keepalive: Duration,
+    /// Connections that the kernel keeps until they are accepted: 4096, and no more than the system lets it
+    /// (`net.core.somaxconn`). Beyond the 128 that the standard library asks for, a crowd that comes back at once would wait for a
+    /// second, until its packets are sent again.
+    pub backlog: i32,
     /// The pause after `accept` fails, for want of file descriptors mostly: 100 ms.
     pub accept_pause: Duration,
     /// What connections are encrypted with; a handshake has as long as a request's head. `None`: plain TCP.
@@ -80,6 +84,7 @@ impl Default for Config {
             write_stall: Duration::from_secs(10),
             max_unsent_bytes: 32 * 1024,
             keepalive: Duration::from_secs(15),
+            backlog: 4096,
             accept_pause: Duration::from_millis(100),
             tls: None,
             tls_reread: Duration::from_secs(10),
@@ -132,6 +137,10 @@ where
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
+    if let Err(err) = SockRef::from(&listener).listen(config.backlog) {
+        // It goes on with what it has.
+        tracing::debug!(%err, "cannot make the listener's queue longer");
+    }
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(config.header_read_timeout).max_buf_size(config.max_head_bytes);
     loop {

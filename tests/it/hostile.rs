@@ -1,5 +1,7 @@
 //! Clients that mean harm or do not care, and what the others notice of it: nothing (quality.md, G11).
 
+mod idle;
+
 use std::{net::SocketAddr, time::Duration};
 
 use futures::future::join_all;
@@ -26,8 +28,6 @@ const STALLED_BYTES: u64 = 64 * 1024;
 const RECEIVE_BUFFER: u64 = 256 * 1024;
 /// protocol.md section 2.
 const WRITE_STALL: Duration = Duration::from_secs(10);
-/// quality.md, security rules.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A cluster with one Pod that changes, a bridge that watches it, and clients that see every change.
 struct Scene {
@@ -205,55 +205,6 @@ async fn read_head(stream: &mut TcpStream) -> String {
         head.push(timeout(BOUND, stream.read_u8()).await.expect("no head").unwrap());
     }
     String::from_utf8(head).unwrap()
-}
-
-#[tokio::test]
-async fn thousands_of_idle_connections_are_ended_after_5_s_and_nobody_else_notices() {
-    let idle: usize = if support::full() { 8000 } else { 2000 };
-    support::may_open(idle as u64 + 1000);
-    let mut scene = Scene::new(&[]).await;
-    let address = scene.bridge.address;
-    let mut ends = Vec::new();
-    for index in 0..idle {
-        let begun = Instant::now();
-        let stream = TcpStream::connect(address).await.unwrap();
-        ends.push(tokio::spawn(idles(stream, index, begun)));
-        if index % 10 == 0 {
-            scene.change(1).await;
-        }
-    }
-    let all_there = sockets::of(address).len();
-    assert_eq!(web::get(address, "/api/v1/instances").await.status, 200);
-    let mut late = scene.bridge.listen("/ws").await;
-    late.text().await;
-    for end in ends {
-        let took = timeout(HEADER_TIMEOUT + BOUND, end).await.expect("it is kept").unwrap();
-        assert!(took >= HEADER_TIMEOUT, "ended after {took:?}");
-        assert!(took < HEADER_TIMEOUT + BOUND, "ended after {took:?}");
-    }
-    println!("{all_there} connections at once");
-    scene.change(100).await;
-    scene.end().await;
-}
-
-/// Some say nothing, some half a head, some a byte now and then; how long they are let.
-async fn idles(mut stream: TcpStream, index: usize, begun: Instant) -> Duration {
-    let mut answer = Vec::new();
-    if index % 2 == 1 {
-        stream.write_all(b"GET /ws HTTP/1.1\r\nHost: lo").await.unwrap();
-    }
-    if index % 100 == 99 {
-        // The generator of a slow attack: its rate is part of what is tried here.
-        while timeout(Duration::from_millis(500), stream.read_to_end(&mut answer)).await.is_err() {
-            let _ = stream.write_all(b"x").await;
-        }
-    } else {
-        // An answer, a mere end and a reset are all one to it.
-        let _ = stream.read_to_end(&mut answer).await;
-    }
-    let answer = String::from_utf8(answer).unwrap();
-    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408 "), "{answer}");
-    begun.elapsed()
 }
 
 #[tokio::test]

@@ -199,6 +199,24 @@ async fn a_taken_back_socket_keeps_none_of_hypers_memory() {
     assert!(!head.contains("transfer-encoding") && head.ends_with("\r\n\r\n"), "{head}");
 }
 
+/// Nobody accepts while this test does not wait: the kernel keeps them all.
+#[tokio::test]
+async fn a_crowd_that_comes_at_once_finds_room() {
+    let server = listen(Config::default(), async |request| stream_or_text(&request)).await;
+    let mut first = server.connect().await;
+    first.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    all_of(first).await;
+    let come = || std::net::TcpStream::connect_timeout(&server.addr, Duration::from_millis(500));
+    let crowd: Vec<_> = (0..500).map(|_| come().expect("the queue is full")).collect();
+    let accepted = async {
+        while server.metrics.accepted.get() < 501 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(BOUND, accepted).await.expect("some are not accepted");
+    drop(crowd);
+}
+
 #[tokio::test]
 async fn a_request_with_a_body_starts_no_stream() {
     let server = listen(Config::default(), async |request| stream_or_text(&request)).await;

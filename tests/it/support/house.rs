@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -44,6 +45,10 @@ pub(crate) struct Config {
     pub(crate) own: own::Config,
     pub(crate) feed: feed::Config,
     pub(crate) stream: stream::Config,
+    /// A keys file: without one, everybody may read.
+    pub(crate) keys: Option<PathBuf>,
+    pub(crate) limits: limit::Config,
+    pub(crate) proxies: Proxies,
 }
 
 /// How late answers are: from and to how many milliseconds, drawn anew for each piece of a body.
@@ -77,9 +82,9 @@ impl House {
             connection: Connection { name: "test".into(), namespace: namespace.into() },
             registry,
             allowed: Allowed::default(),
-            auth: anybody(),
-            limits: Limits::new(&limit::Config::default()),
-            proxies: Proxies::default(),
+            auth: known(Known { file: config.keys, ..Known::default() }),
+            limits: Limits::new(&config.limits),
+            proxies: config.proxies,
             verbose: Box::new(Vec::new),
             config: site::Config::default(),
         };
@@ -95,7 +100,11 @@ impl House {
 
 /// Lets everybody in.
 pub(crate) fn anybody() -> Arc<Auth> {
-    Auth::new(auth::Config::default(), Known::default(), auth::Metrics::default()).unwrap().into()
+    known(Known::default())
+}
+
+fn known(known: Known) -> Arc<Auth> {
+    Auth::new(auth::Config::default(), known, auth::Metrics::default()).unwrap().into()
 }
 
 impl Late {
