@@ -6,6 +6,7 @@
 //! `Arc`s only. Nothing here knows where facts come from, what a socket is, or who a client is.
 
 mod audience;
+mod framing;
 pub mod inventory;
 mod lens;
 mod past;
@@ -34,7 +35,8 @@ use tokio::{
 
 pub use self::{
     audience::{Audience, Shown},
-    lens::{Carrier, Framing, SharedLens},
+    framing::{Carrier, Framing},
+    lens::SharedLens,
     past::{Backfill, Gap, Past},
     snapshot::Snapshot,
     subscription::{Read, Subscription},
@@ -155,6 +157,20 @@ pub enum Reason {
     Filter,
     /// It read too slowly.
     Lagged,
+}
+
+impl Reason {
+    /// As it stands in `reason`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Reason::Connect => "connect",
+            Reason::Expired => "expired",
+            Reason::Foreign => "foreign",
+            Reason::Filter => "filter",
+            Reason::Lagged => "lagged",
+        }
+    }
 }
 
 /// Why a cursor cannot be resumed from here.

@@ -13,14 +13,11 @@ use bytes::Bytes;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::{Reason, Shared, Snapshot, audience::Shown};
-use crate::{
-    event::{
-        Claim, Cursor, Home, Instance, Notice, Pool, Rv, Step, Version, What,
-        lens::{Format, Lens, Type},
-        render,
-    },
-    wire::{sse, websocket},
+use super::{Framing, Reason, Shared, Snapshot, audience::Shown};
+use crate::event::{
+    Claim, Cursor, Home, Instance, Notice, Pool, Rv, Step, Version, What,
+    lens::{Format, Lens, Type},
+    render,
 };
 
 /// Steps whose frames a lens keeps: more than any reader that keeps up is ever behind.
@@ -33,54 +30,6 @@ const PART_BYTES: usize = 240 << 10;
 const REUSE_FACTOR: u32 = 10;
 /// ...but never reused when it is older than this (architecture.md, the feed's contract, 6).
 const REUSE_LIMIT: Duration = Duration::from_secs(1);
-
-/// How events are laid on the wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Framing {
-    /// What carries them.
-    pub carrier: Carrier,
-    /// EdgePlane's words: `upstream.down` and `upstream.up` are `matrix-down` and `matrix-up`, named on SSE.
-    pub matrix: bool,
-}
-
-/// What carries events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Carrier {
-    /// One text message an event.
-    WebSocket,
-    /// An event stream; where `named`, events carry their type as `event:`.
-    Sse {
-        /// Whether `event:` is written.
-        named: bool,
-    },
-    /// One line of JSON an event, for whoever frames them himself.
-    Lines,
-}
-
-impl Framing {
-    /// A WebSocket without further ado.
-    pub const WEBSOCKET: Framing = Framing { carrier: Carrier::WebSocket, matrix: false };
-
-    /// Lays one event on the wire.
-    pub fn put(self, out: &mut Vec<u8>, name: &str, id: Option<&str>, json: &str) {
-        match self.carrier {
-            Carrier::WebSocket => websocket::text(out, json),
-            Carrier::Sse { named } => sse::event(out, (named || name.starts_with("matrix-")).then_some(name), id, json),
-            Carrier::Lines => {
-                out.extend_from_slice(json.as_bytes());
-                out.push(b'\n');
-            }
-        }
-    }
-
-    fn name(self, name: &'static str) -> &'static str {
-        match name {
-            "upstream.down" if self.matrix => "matrix-down",
-            "upstream.up" if self.matrix => "matrix-up",
-            name => name,
-        }
-    }
-}
 
 /// A lens with the bytes that its readers share.
 #[derive(Debug)]
@@ -432,20 +381,6 @@ struct StateInitial<'a> {
     pools: &'a [Pool],
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     more: bool,
-}
-
-impl Reason {
-    /// As it stands in `reason`.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Reason::Connect => "connect",
-            Reason::Expired => "expired",
-            Reason::Foreign => "foreign",
-            Reason::Filter => "filter",
-            Reason::Lagged => "lagged",
-        }
-    }
 }
 
 /// Steps fetched from the log at once: bounds what is cloned under its lock.

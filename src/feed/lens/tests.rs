@@ -3,7 +3,7 @@ use serde_json::Value;
 use super::*;
 use crate::{
     event::{Kind, View},
-    feed::{Config, Feed, From, Read},
+    feed::{Carrier, Config, Feed, From, Read},
 };
 
 #[test]
