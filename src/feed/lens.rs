@@ -282,7 +282,7 @@ impl SharedLens {
         let id = self.lens.cursor(snapshot.home, snapshot.rv).encode();
         let snapshot_at = render::time(now_ms);
         let connection_id = snapshot.home.connection_id.to_string();
-        let [pods, claims] = self.lens.types.kinds();
+        let (pods, claims) = (self.lens.types.has(Type::InstanceState), self.lens.types.has(Type::ClaimState));
         let instances = snapshot.inventory.instances.values().filter(|i| pods && self.lens.shows_instance(i));
         let claims = snapshot.inventory.claims.values().filter(|c| claims && self.lens.shows_claim(c));
         let pools = if self.lens.types.has(Type::PoolDepth) { snapshot.pools(&self.lens) } else { Vec::new() };
