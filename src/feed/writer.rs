@@ -48,6 +48,12 @@ impl Writer {
                 state.base[k] = rv;
                 state.newest[k] = rv;
                 state.history = history.unwrap_or(state.history);
+                if state.synced == [true; 2] {
+                    // Steps from before the other resource was known would have no place in its history, and nobody has
+                    // been served yet.
+                    state.log.clear();
+                    state.base = state.newest;
+                }
                 return;
             }
             let since = state.newest[k];
