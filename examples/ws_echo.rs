@@ -78,8 +78,12 @@ fn answer(request: &Request<Incoming>, streams: &Arc<Streams>) -> Response<Empty
         return response;
     };
     let mut response = websocket_head(key).map(|()| Empty::new());
-    let streams = streams.clone();
-    response.extensions_mut().insert(Start::new(|socket| websocket(Echo::default(), socket, streams)));
+    match streams.enter() {
+        Some(place) => {
+            response.extensions_mut().insert(Start::new(|socket| websocket(Echo::default(), socket, place)));
+        }
+        None => *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE,
+    }
     response
 }
 
@@ -90,7 +94,7 @@ async fn main() -> anyhow::Result<()> {
     eprintln!("echoing on ws://{}", listener.local_addr()?);
     let tasks = Tasks::new(tasks::Config::default());
     let config = stream::Config { max_message_bytes: MAX_MESSAGE_BYTES, ..stream::Config::default() };
-    let streams = Arc::new(Streams { config, metrics: stream::Metrics::default(), stop: tasks.stop().clone() });
+    let streams = Streams::new(config, stream::Metrics::default(), tasks.stop().clone());
     let service = tower::service_fn(move |request: Request<Incoming>| {
         let response = answer(&request, &streams);
         async { Ok::<_, Infallible>(response) }

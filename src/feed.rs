@@ -103,6 +103,30 @@ pub enum Health {
     },
 }
 
+/// How a source is as a whole: `state` of `/api/v1/connections` (protocol.md section 5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Condition {
+    /// Not all has been listed yet.
+    #[default]
+    Syncing,
+    /// All is listed and watched.
+    Live,
+    /// Some resource cannot be watched.
+    Down,
+}
+
+impl Condition {
+    fn of(all: &[Health; 2]) -> Condition {
+        if all.iter().any(|health| matches!(health, Health::Down { .. })) {
+            Condition::Down
+        } else if all.contains(&Health::Connecting) {
+            Condition::Syncing
+        } else {
+            Condition::Live
+        }
+    }
+}
+
 /// Where a subscription starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum From {
@@ -228,6 +252,7 @@ impl Feed {
             wanted: Wanted::default(),
             origin: [0; 2],
             history: 0,
+            condition: (Condition::default(), (config.clock)()),
         };
         let shared = Arc::new(Shared {
             config,
@@ -261,6 +286,12 @@ impl Feed {
     #[must_use]
     pub fn health(&self) -> watch::Receiver<[Health; 2]> {
         self.shared.health.subscribe()
+    }
+
+    /// How the source is as a whole, and since when: milliseconds since the Unix epoch, by [`Config::clock`].
+    #[must_use]
+    pub fn condition(&self) -> (Condition, u64) {
+        self.shared.state().condition
     }
 
     /// Changes each time the source finds another history (an older copy of etcd): whoever watches by himself must list.

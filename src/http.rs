@@ -6,12 +6,15 @@
 mod asked;
 pub mod conn;
 pub mod error;
+mod events;
 pub mod guard;
+mod later;
 mod page;
 pub mod rate;
 mod routes;
 mod snapshot;
 pub mod stream;
+mod upgrade;
 mod ws;
 
 use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
@@ -29,6 +32,8 @@ pub struct Site {
     pub feed: Feed,
     /// Gives a `/ws` connection watchers of its own.
     pub own: OpenOwn,
+    /// What is watched, as people call it.
+    pub connection: Connection,
     /// What all streams share.
     pub streams: Arc<stream::Streams>,
     /// What `/metrics` shows.
@@ -41,20 +46,31 @@ pub struct Site {
     pub config: Config,
 }
 
+/// The names of what a bridge watches, as `/api/v1/connections` shows them.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    /// The kubeconfig's context, or `in-cluster`, or `demo`.
+    pub name: String,
+    /// The namespace.
+    pub namespace: String,
+}
+
 /// A feed for one connection, and the future that fills it for as long as it is polled; `None` when the connection is to
 /// read the feed that all share. A function value, so that nothing here knows where facts come from.
 pub type OpenOwn = Box<dyn Fn() -> Option<(Feed, BoxFuture<'static, Infallible>)> + Send + Sync>;
 
-/// Waits of the routes.
+/// Waits and limits of the routes.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
     /// How long a WebSocket upgrade waits for the first lists (protocol.md section 2: 10 s).
     pub ready_wait: Duration,
+    /// How many events a client of the full stream gets.
+    pub rate: rate::Config,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { ready_wait: Duration::from_secs(10) }
+        Config { ready_wait: Duration::from_secs(10), rate: rate::Config::default() }
     }
 }
 

@@ -7,7 +7,7 @@ use clap::Args;
 use super::{Failure, print, site, start_log};
 use crate::{
     feed::{self, Feed},
-    http::guard::Allowed,
+    http::{Connection, guard::Allowed, rate, stream},
     sim::{
         Sim, SimConfig,
         scenario::{Scenario, ScenarioConfig},
@@ -83,7 +83,9 @@ impl Demo {
             allowed: Allowed::default(),
             registry,
             verbose,
-            max_connections: crate::http::conn::Config::default().max_connections,
+            connection: Connection { name: "demo".into(), namespace },
+            max_connections: stream::Config::default().max_streams,
+            rate: rate::Config::default(),
             tasks,
             drain: DRAIN,
         };
@@ -101,6 +103,7 @@ fn welcome(address: &str) -> String {
         "boilerhouse-bridge demo: a simulated cluster, listening on http://{address}\n\
          \n\
          \x20 live      npx wscat -c ws://{address}/ws\n\
+         \x20           curl -N http://{address}/api/sse\n\
          \x20 state     curl http://{address}/api/v1/instances\n\
          \x20           curl http://{address}/api/v1/tenants\n\
          \x20           curl http://{address}/api/v1/pools\n\

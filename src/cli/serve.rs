@@ -1,6 +1,6 @@
 //! `serve`: the bridge itself.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{num::NonZeroU32, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Args;
 use tracing::{info, warn};
@@ -8,7 +8,11 @@ use tracing::{info, warn};
 use super::{Failure, exit, site, start_log};
 use crate::{
     feed::{self, Feed},
-    http::guard::{Allowed, Origin},
+    http::{
+        Connection,
+        guard::{Allowed, Origin},
+        rate,
+    },
     source::{connect, hub, own},
 };
 
@@ -49,9 +53,13 @@ pub(super) struct Serve {
     #[arg(long, env = "BRIDGE_OWN_WATCHERS", default_value_t = 50, value_name = "N")]
     own_watchers: usize,
 
-    /// Most connections at a time
+    /// Most streams at a time; who comes then is told to come back
     #[arg(long, env = "BRIDGE_MAX_CONNECTIONS", default_value_t = 10_000, value_name = "N")]
     max_connections: usize,
+
+    /// Most events a minute for each client, whose stream then pauses; not on /ws. Without it there is no limit
+    #[arg(long, env = "BRIDGE_STREAM_RATE", value_name = "N")]
+    stream_rate: Option<NonZeroU32>,
 
     /// Seconds over which clients are sent away when the bridge ends
     #[arg(long, env = "BRIDGE_DRAIN", default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=3600))]
@@ -112,8 +120,11 @@ impl Serve {
         info!("listening on http://{address}, events on ws://{address}/ws");
         let max_connections = self.max_connections;
         let own = site::open_own(watchers);
-        site::serve(site::Bridge { feed, own, allowed, registry, verbose, max_connections, tasks, drain }, listener)
-            .await
+        let connection = Connection { name: connection.context, namespace: connection.namespace };
+        let rate = rate::Config { limit: self.stream_rate, ..rate::Config::default() };
+        let bridge =
+            site::Bridge { feed, own, allowed, registry, verbose, connection, max_connections, rate, tasks, drain };
+        site::serve(bridge, listener).await
     }
 
     /// Refuses what would be unsafe, before anything is opened.

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use super::{Failure, exit};
 use crate::{
     feed::Feed,
-    http::{self, OpenOwn, Site, conn, guard::Allowed, stream},
+    http::{self, Connection, OpenOwn, Site, conn, guard::Allowed, rate, stream},
     source::{hub, own::Watchers},
     tasks::{self, Stopped, Tasks},
 };
@@ -27,7 +27,10 @@ pub(super) struct Bridge {
     pub(super) allowed: Allowed,
     pub(super) registry: Registry,
     pub(super) verbose: Verbose,
+    pub(super) connection: Connection,
+    /// Streams at a time.
     pub(super) max_connections: usize,
+    pub(super) rate: rate::Config,
     pub(super) tasks: Tasks,
     pub(super) drain: Duration,
 }
@@ -94,7 +97,7 @@ fn raise_file_limit(max_connections: usize) {
 
 /// Serves until a signal, then drains. Returns the exit code.
 pub(super) async fn serve(bridge: Bridge, listener: TcpListener) -> Result<u8, Failure> {
-    let Bridge { feed, own, allowed, mut registry, verbose, max_connections, tasks, drain } = bridge;
+    let Bridge { feed, own, allowed, mut registry, verbose, connection, max_connections, rate, tasks, drain } = bridge;
     let stream_metrics = stream::Metrics::default();
     let conn_metrics = conn::Metrics::default();
     feed.metrics().register(&mut registry);
@@ -102,10 +105,12 @@ pub(super) async fn serve(bridge: Bridge, listener: TcpListener) -> Result<u8, F
     conn_metrics.register(&mut registry);
     tasks.metrics().register(&mut registry);
     // The last fifth of the drain time is for closing what was told to leave.
-    let stream_config = stream::Config { drain_spread: drain * 4 / 5, ..stream::Config::default() };
-    let streams = stream::Streams { config: stream_config, metrics: stream_metrics, stop: tasks.stop().clone() };
-    let config = http::Config::default();
-    let site = Site { feed, own, streams: Arc::new(streams), registry, allowed, verbose, config };
+    let stream_config =
+        stream::Config { drain_spread: drain * 4 / 5, max_streams: max_connections, ..stream::Config::default() };
+    let streams = stream::Streams::new(stream_config, stream_metrics, tasks.stop().clone());
+    let config = http::Config { rate, ..http::Config::default() };
+    let site = Site { feed, own, connection, streams, registry, allowed, verbose, config };
+    let max_connections = max_connections.saturating_add(conn::BESIDE_STREAMS);
     raise_file_limit(max_connections);
     let pools = site.feed.clone().announce_pools();
     tasks.spawn("pools", async move { Ok::<_, std::convert::Infallible>(pools.await) });

@@ -86,7 +86,7 @@ impl Framing {
 #[derive(Debug)]
 pub struct SharedLens {
     pub(super) lens: Lens,
-    framing: Framing,
+    pub(super) framing: Framing,
     frames: Mutex<Frames>,
     initial: Mutex<Option<(Reason, Arc<Initial>)>>,
 }

@@ -17,7 +17,9 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Config, Framing, Health, Metrics, Refused, SharedLens, inventory::Inventory, past::Wanted, told::Told};
+use super::{
+    Condition, Config, Framing, Health, Metrics, Refused, SharedLens, inventory::Inventory, past::Wanted, told::Told,
+};
 use crate::{
     event::{Change, Home, Kind, Notice, Rv, Step, Version, What, lens::Lens},
     log::Log,
@@ -65,6 +67,8 @@ pub(super) struct State {
     pub(super) origin: [Rv; 2],
     /// Counts the histories that have ended; in a single reader's feed, as the hub had counted at the last list.
     pub(super) history: u64,
+    /// How the source is as a whole, and since when.
+    pub(super) condition: (Condition, u64),
 }
 
 impl State {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    From, Reason, Refused, Shared, SharedLens, lens,
+    Framing, From, Reason, Refused, Shared, SharedLens, lens,
     lens::Initial,
     needs,
     resume::{Looked, Parked, place, straddles},
@@ -218,6 +218,12 @@ impl Subscription {
         let reached = self.reached()?;
         self.lens.heartbeat(&mut out, &self.shared, self.home, reached, false);
         Some(out.into())
+    }
+
+    /// How a transport lays its own events beside these on the wire; `None` on `/ws`, which has none.
+    #[must_use]
+    pub fn framing(&self) -> Option<Framing> {
+        (self.lens.lens.format == Format::Full).then_some(self.lens.framing)
     }
 
     /// Milliseconds since the Unix epoch, by the feed's clock.

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Health, Past, Shared};
+use super::{Condition, Health, Past, Shared};
 use crate::event::{Home, Kind, Notice, Rv, View};
 
 /// The only way in. Not `Clone`: one source a feed, so that one order is kept.
@@ -143,26 +143,34 @@ impl Writer {
     /// The source's own condition. Going down and coming up again is told to whoever listens.
     pub fn health(&mut self, kind: Kind, health: Health) {
         let k = kind as usize;
-        self.shared.change(|state, now_ms| match (&health, state.down_at[k]) {
-            (Health::Down { since, reason }, None) => {
-                let silent_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
-                let since_ms = now_ms.saturating_sub(silent_ms);
-                state.down_at[k] = Some(Instant::now());
-                state.down_since_ms[k] = since_ms;
-                if state.synced[k] {
-                    state.notice(now_ms, Notice::Upstream { kind, down: Some(reason.clone()), since_ms });
-                }
+        let mut all = self.shared.health.borrow().clone();
+        all[k] = health;
+        self.shared.change(|state, now_ms| {
+            let condition = Condition::of(&all);
+            if state.condition.0 != condition {
+                state.condition = (condition, now_ms);
             }
-            (Health::Live, Some(_)) => {
-                state.down_at[k] = None;
-                if state.synced[k] {
-                    let since_ms = state.down_since_ms[k];
-                    state.notice(now_ms, Notice::Upstream { kind, down: None, since_ms });
+            match (&all[k], state.down_at[k]) {
+                (Health::Down { since, reason }, None) => {
+                    let silent_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    let since_ms = now_ms.saturating_sub(silent_ms);
+                    state.down_at[k] = Some(Instant::now());
+                    state.down_since_ms[k] = since_ms;
+                    if state.synced[k] {
+                        state.notice(now_ms, Notice::Upstream { kind, down: Some(reason.clone()), since_ms });
+                    }
                 }
+                (Health::Live, Some(_)) => {
+                    state.down_at[k] = None;
+                    if state.synced[k] {
+                        let since_ms = state.down_since_ms[k];
+                        state.notice(now_ms, Notice::Upstream { kind, down: None, since_ms });
+                    }
+                }
+                (Health::Down { .. }, Some(_)) | (Health::Live, None) => {}
+                (Health::Connecting, _) => state.down_at[k] = None,
             }
-            (Health::Down { .. }, Some(_)) | (Health::Live, None) => {}
-            (Health::Connecting, _) => state.down_at[k] = None,
         });
-        self.shared.health.send_modify(|all| all[k] = health);
+        self.shared.health.send_replace(all);
     }
 }

@@ -35,10 +35,15 @@ pub use self::{
 use self::{io::Guarded, takeback::Parking};
 use crate::tasks::{BoxError, Tasks};
 
+/// Connections beyond those that streams may have: probes and GETs get through however many streams there are, and who
+/// comes for one too many is told so. 1000 of them, with hyper's buffers, are 32 MiB at the worst.
+pub const BESIDE_STREAMS: usize = 1000;
+
 /// Limits of a listener and of each connection until its stream starts.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Connections at a time, streams included; the next is accepted and closed (protocol.md section 7: 10000).
+    /// Connections at a time, streams included; the next is accepted and closed. More than there may be streams (protocol.md
+    /// section 7: 10000), by [`BESIDE_STREAMS`].
     pub max_connections: usize,
     /// A request's head has this long to arrive, an idle kept-alive connection too (quality.md: 5 s).
     pub header_read_timeout: Duration,
@@ -60,7 +65,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            max_connections: 10_000,
+            max_connections: 10_000 + BESIDE_STREAMS,
             header_read_timeout: Duration::from_secs(5),
             max_head_bytes: 16 * 1024,
             write_stall: Duration::from_secs(10),

@@ -25,6 +25,8 @@ pub enum Code {
     NotReady,
     /// 503, while the process drains.
     UpstreamUnavailable,
+    /// 503, where as many streams are open as may be.
+    TooManyConnections,
 }
 
 /// An answer that is not the one asked for. `message` is for whoever asked: it says what to do.
@@ -54,7 +56,7 @@ impl Code {
             Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Code::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
             Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-            Code::NotReady | Code::UpstreamUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Code::NotReady | Code::UpstreamUnavailable | Code::TooManyConnections => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }

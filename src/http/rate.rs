@@ -11,10 +11,11 @@ use bytes::Bytes;
 use serde::Deserialize;
 use tokio::time::{Instant, sleep_until};
 
-use super::stream::Outbound;
+use super::{later, stream::Outbound};
 use crate::{
     event::render,
-    feed::{Framing, Read, Subscription},
+    feed::{Carrier, Framing, Read, Subscription},
+    wire::Close,
 };
 
 /// How much a client gets.
@@ -92,6 +93,12 @@ impl Outbound for Rated {
         self.window.roll(Instant::now(), self.subscription.now_ms());
         let line = self.subscription.heartbeat()?;
         Some(self.frame(&line))
+    }
+
+    fn farewell(&mut self, close: Close, retry: Duration) -> Option<Bytes> {
+        let line = later::closing(Framing { carrier: Carrier::Lines, ..self.framing }, close.reason(), retry);
+        let event = self.frame(&line);
+        Some([later::retry_line(self.framing, retry), event.into()].concat().into())
     }
 }
 
@@ -188,7 +195,7 @@ mod tests {
             Home, Instance, Kind, View,
             lens::{Format, Lens},
         },
-        feed::{self, Carrier, Feed, From, Health, Reason, Writer},
+        feed::{self, Feed, From, Health, Reason, Writer},
     };
 
     const MINUTE: Duration = Duration::from_secs(60);

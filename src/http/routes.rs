@@ -12,6 +12,7 @@ use super::{
     Site,
     asked::Asked,
     error::{Code, Error},
+    events::{self, Row},
     guard::{self, Passed},
     page, snapshot, ws,
 };
@@ -53,6 +54,9 @@ fn routes(site: Arc<Site>) -> impl Filter<Extract = (Response,), Error = Infalli
     let get = |path: Segment| path.and(with(site.clone()));
 
     let ws = get(plain(warp::path!("ws").boxed())).then(|s, a| answer(s, a, ws::ws));
+    let row = |path: FullPath| std::future::ready(Row::at(path.as_str()).ok_or_else(warp::reject::not_found));
+    let events = warp::path::full().and_then(row).and(with(site.clone()));
+    let events = events.then(|row, a| answer(None, a, move |a| events::events(row, a)));
     let instances = warp::path!("api" / "v1" / "instances").boxed();
     let instances =
         get(plain(instances).or(segment(warp::path!("api" / "v1" / "instances" / String).boxed())).unify().boxed())
@@ -63,16 +67,30 @@ fn routes(site: Arc<Site>) -> impl Filter<Extract = (Response,), Error = Infalli
             .then(|s, a| answer(s, a, snapshot::tenants));
     let pools = get(plain(warp::path!("api" / "v1" / "pools").boxed())).then(|s, a| answer(s, a, snapshot::pools));
     let stats = get(plain(warp::path!("api" / "v1" / "stats").boxed())).then(|s, a| answer(s, a, snapshot::stats));
+    let connections = get(plain(warp::path!("api" / "v1" / "connections").boxed()));
+    let connections = connections.then(|s, a| answer(s, a, snapshot::connections));
     let health = get(plain(warp::path!("api" / "v1" / "health").boxed())).then(|s, a| answer(s, a, snapshot::health));
     let livez = get(plain(warp::path!("livez").boxed())).then(|s, a| answer(s, a, snapshot::livez));
     let readyz = get(plain(warp::path!("readyz").boxed())).then(|s, a| answer(s, a, snapshot::readyz));
     let metrics = get(plain(warp::path!("metrics").boxed())).then(|s, a| answer(s, a, snapshot::metrics));
     let page = get(plain(warp::path::end().boxed())).then(|s, a| answer(s, a, page::page));
 
-    let api = instances.or(tenants).unify().or(pools).unify().or(stats).unify().or(health).unify().boxed();
+    let api = instances
+        .or(tenants)
+        .unify()
+        .or(pools)
+        .unify()
+        .or(stats)
+        .unify()
+        .or(health)
+        .unify()
+        .or(connections)
+        .unify()
+        .boxed();
     let service = livez.or(readyz).unify().or(metrics).unify().or(page).unify().boxed();
     let nothing = warp::path::full().map(|path: FullPath| nowhere(path.as_str()));
-    let all = ws.or(api).unify().or(service).unify().or(nothing).unify().boxed();
+    // A CONNECT has no path, for which `full` panics: the page takes it before.
+    let all = ws.or(api).unify().or(service).unify().or(events).unify().or(nothing).unify().boxed();
     guarded(site, all)
 }
 

@@ -13,8 +13,9 @@ use crate::{
     event::{
         Kind,
         lens::{Format, Lens, short_hash},
+        render,
     },
-    feed::{Health, Refused, Snapshot},
+    feed::{Condition, Health, Refused, Snapshot},
 };
 
 /// Parameters that snapshot GETs take.
@@ -57,6 +58,30 @@ pub(super) async fn stats(asked: Asked) -> Result<Response, Error> {
 pub(super) async fn health(asked: Asked) -> Result<Response, Error> {
     asked.parameters(&[])?;
     Ok(warp::reply::json(&json!({ "status": "ok" })).into_response())
+}
+
+/// What this bridge watches: one namespace, for as long as it runs. Without its uid it has no id, so until the API server
+/// has given that there is nothing to show but 503.
+pub(super) async fn connections(asked: Asked) -> Result<Response, Error> {
+    asked.parameters(&[])?;
+    let site = &asked.site;
+    let Some(home) = site.feed.home() else {
+        return Err(Error::not_ready("the cluster has not been reached yet: /readyz?verbose says why"));
+    };
+    let (condition, since_ms) = site.feed.condition();
+    let state = match condition {
+        Condition::Syncing => "syncing",
+        Condition::Live => "live",
+        Condition::Down => "down",
+    };
+    let connection = Connection {
+        id: home.connection_id.to_string(),
+        name: &site.connection.name,
+        namespace: &site.connection.namespace,
+        state,
+        since: render::time(since_ms),
+    };
+    Ok(warp::reply::json(&[connection]).into_response())
 }
 
 pub(super) async fn livez(asked: Asked) -> Result<Response, Error> {
@@ -107,6 +132,15 @@ pub(super) async fn metrics(asked: Asked) -> Result<Response, Error> {
     let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     Ok(response)
+}
+
+#[derive(Serialize)]
+struct Connection<'a> {
+    id: String,
+    name: &'a str,
+    namespace: &'a str,
+    state: &'static str,
+    since: String,
 }
 
 /// The state and the lens through which it is asked for. What the lens does not show does not exist for this client, and

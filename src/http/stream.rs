@@ -6,7 +6,15 @@
 mod link;
 mod session;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    ops::Deref,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use hyper::{
@@ -48,6 +56,12 @@ pub struct Config {
     pub batch_bytes: usize,
     /// A client's message is at most this many bytes, else 1009 (protocol.md section 2: 64 KiB).
     pub max_message_bytes: usize,
+    /// Streams at a time; who comes then is told to come back (protocol.md section 7: 10000).
+    pub max_streams: usize,
+    /// Whoever is sent away, or cut off, is to come back no sooner than this (protocol.md section 4: 1 s)...
+    pub retry_least: Duration,
+    /// ...and need not wait for longer (3 s): drawn for each, so that they do not come all at once.
+    pub retry_most: Duration,
 }
 
 impl Default for Config {
@@ -60,7 +74,17 @@ impl Default for Config {
             drain_spread: Duration::from_secs(8),
             batch_bytes: 64 * 1024,
             max_message_bytes: 64 * 1024,
+            max_streams: 10_000,
+            retry_least: Duration::from_secs(1),
+            retry_most: Duration::from_secs(3),
         }
+    }
+}
+
+impl Config {
+    /// How long a client shall wait before it comes back: drawn anew with each call.
+    pub fn retry(&self) -> Duration {
+        self.retry_least + random_part_of(self.retry_most.saturating_sub(self.retry_least))
     }
 }
 
@@ -77,6 +101,11 @@ pub trait Outbound: Send {
 
     /// A frame to send every [`Config::ping`], besides WebSocket's ping and instead of SSE's comment line.
     fn heartbeat(&mut self) -> Option<Bytes> {
+        None
+    }
+
+    /// The last frame of a stream that the bridge ends, before WebSocket's close frame: why, and when to come back.
+    fn farewell(&mut self, _close: Close, _retry: Duration) -> Option<Bytes> {
         None
     }
 }
@@ -138,6 +167,7 @@ struct Ended {
 pub struct Metrics {
     opened: Family<Opened, Counter>,
     closed: Family<Ended, Counter>,
+    refused: Counter,
 }
 
 impl Metrics {
@@ -145,6 +175,7 @@ impl Metrics {
     pub fn register(&self, registry: &mut Registry) {
         registry.register("connections_opened", "Streams begun", self.opened.clone());
         registry.register("connections_closed", "Streams ended, by reason", self.closed.clone());
+        registry.register("streams_refused", "Streams over the limit", self.refused.clone());
     }
 
     /// Streams of this transport that have begun.
@@ -167,23 +198,60 @@ pub struct Streams {
     pub metrics: Metrics,
     /// Cancelled when they shall end (the process drains).
     pub stop: CancellationToken,
+    /// Places that are taken.
+    open: AtomicUsize,
+}
+
+/// A place among the streams of a listener: taken before anything is done for a client, free again when dropped.
+#[derive(Debug)]
+pub struct Place(Arc<Streams>);
+
+impl Streams {
+    /// Nobody's streams yet.
+    pub fn new(config: Config, metrics: Metrics, stop: CancellationToken) -> Arc<Self> {
+        Arc::new(Self { config, metrics, stop, open: AtomicUsize::new(0) })
+    }
+
+    /// A place for one more stream; none when [`Config::max_streams`] are taken, which is counted.
+    pub fn enter(self: &Arc<Self>) -> Option<Place> {
+        let one_more = |open| (open < self.config.max_streams).then_some(open + 1);
+        if self.open.fetch_update(Relaxed, Relaxed, one_more).is_err() {
+            self.metrics.refused.inc();
+            return None;
+        }
+        Some(Place(self.clone()))
+    }
+}
+
+impl Deref for Place {
+    type Target = Streams;
+
+    fn deref(&self) -> &Streams {
+        &self.0
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Relaxed);
+    }
 }
 
 /// Runs a WebSocket stream (RFC 6455, server side) until it ends.
-pub fn websocket<O: Outbound>(out: O, socket: Socket, shared: Arc<Streams>) -> impl Future<Output = Closed> + Send {
-    let reader = Reader::new(shared.config.max_message_bytes);
-    run(out, Session::new(socket, Some(reader), &shared.config), shared)
+pub fn websocket<O: Outbound>(out: O, socket: Socket, place: Place) -> impl Future<Output = Closed> + Send {
+    let reader = Reader::new(place.config.max_message_bytes);
+    run(out, Session::new(socket, Some(reader), &place.config), place)
 }
 
 /// Runs an SSE stream until it ends. What the client sends is read and dropped; its end of file ends the stream.
-pub fn sse<O: Outbound>(out: O, socket: Socket, shared: Arc<Streams>) -> impl Future<Output = Closed> + Send {
-    run(out, Session::new(socket, None, &shared.config), shared)
+pub fn sse<O: Outbound>(out: O, socket: Socket, place: Place) -> impl Future<Output = Closed> + Send {
+    run(out, Session::new(socket, None, &place.config), place)
 }
 
 /// Counts around the loop, and keeps a panic of `out` from ending the connection without a word (1011).
 ///
 /// Not an `async fn`: that would hold its arguments twice, and memory a connection is what this module is judged by.
-fn run<O: Outbound>(mut out: O, mut session: Session, shared: Arc<Streams>) -> impl Future<Output = Closed> + Send {
+fn run<O: Outbound>(mut out: O, mut session: Session, shared: Place) -> impl Future<Output = Closed> + Send {
     use futures::FutureExt as _;
     use std::panic::AssertUnwindSafe;
     async move {
@@ -193,7 +261,7 @@ fn run<O: Outbound>(mut out: O, mut session: Session, shared: Arc<Streams>) -> i
         let closed = match outcome {
             Ok(closed) => closed,
             // Boxed: it is rare, and would otherwise have its place in every stream.
-            Err(_) => Box::pin(session.apologize(&shared)).await,
+            Err(_) => Box::pin(session.apologize(&mut out, &shared)).await,
         };
         let ended = Ended { transport: transport.label(), reason: closed.reason() };
         shared.metrics.closed.get_or_create(&ended).inc();
@@ -223,6 +291,13 @@ pub fn sse_head() -> Response<()> {
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform"));
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
+}
+
+/// A part of `whole`, drawn anew with each call.
+fn random_part_of(whole: Duration) -> Duration {
+    // The standard library's hasher is seeded at random for each state: all the randomness that a spread needs.
+    let random = RandomState::new().hash_one(());
+    whole.mul_f64(random as f64 / u64::MAX as f64)
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ pub fn event(out: &mut Vec<u8>, name: Option<&str>, id: Option<&str>, data: &str
 }
 
 /// Appends how long the client shall wait before it reconnects, in milliseconds.
-pub fn retry(out: &mut Vec<u8>, ms: u64) {
+pub fn retry(out: &mut Vec<u8>, ms: u128) {
     out.extend_from_slice(format!("retry: {ms}\n\n").as_bytes());
 }
 
@@ -115,7 +115,7 @@ mod tests {
             name in prop::option::of(nasty()), id in nasty(), data in nasty(), text in nasty(), ms in any::<u64>(),
         ) {
             let stream = written(|out| {
-                retry(out, ms);
+                retry(out, ms.into());
                 event(out, name.as_deref(), Some(&id), &data);
                 comment(out, &text);
                 event(out, None, None, "after");

@@ -126,6 +126,10 @@ async fn mistakes_are_named() {
             &["serve", "--max-connections", ""],
             "invalid value '' for '--max-connections <N>': cannot parse integer from empty string",
         ),
+        (
+            &["serve", "--stream-rate", "0"],
+            "invalid value '0' for '--stream-rate <N>': number would be zero for non-zero type",
+        ),
         (&["serve", "--port", "1", "--port", "2"], "the argument '--port <PORT>' cannot be used multiple times"),
         (&["serve", "--config"], "a value is required for '--config <FILE>' but none was supplied"),
         (&["demo", "--speed", "0"], "invalid value '0' for '--speed <SPEED>': accepted is 0.01 to 1000"),
@@ -189,12 +193,16 @@ async fn a_flag_wins_over_the_environment_and_that_over_the_file() {
 #[tokio::test]
 async fn the_file_is_read_as_strictly_as_the_flags() {
     let keys = "allow-anonymous, allowed-hosts, context, cors-origin, drain, kubeconfig, listen-host, log-level, \
-                max-connections, namespace, own-watchers, port";
+                max-connections, namespace, own-watchers, port, stream-rate";
     let bad_origin = "CORS_ORIGIN: 'b' is not an origin: expected http://host[:port] or https://host[:port]";
     let table = [
         ("prot: 4000", format!("{{path}}: unknown key 'prot': accepted are {keys}")),
         ("config: other.yaml", format!("{{path}}: unknown key 'config': accepted are {keys}")),
         ("port: many", "invalid value 'many' for '--port <PORT>': invalid digit found in string".to_owned()),
+        (
+            "stream-rate: 0",
+            "invalid value '0' for '--stream-rate <N>': number would be zero for non-zero type".to_owned(),
+        ),
         ("cors-origin: [https://a.example, b]", bad_origin.to_owned()),
         ("cors-origin: https://a.example,b", bad_origin.to_owned()),
     ];

@@ -255,7 +255,7 @@ async fn idles(mut stream: TcpStream, index: usize, begun: Instant) -> Duration 
 }
 
 #[tokio::test]
-async fn a_connection_over_the_limit_is_closed_and_the_others_go_on() {
+async fn a_stream_over_the_limit_is_refused_and_the_others_go_on() {
     let mut scene = Scene::new(&["--max-connections", "110"]).await;
     let address = scene.bridge.address;
     let open = async |want: usize| {
@@ -273,12 +273,14 @@ async fn a_connection_over_the_limit_is_closed_and_the_others_go_on() {
         held.push(scene.bridge.listen("/ws").await);
     }
     for _ in 0..20 {
-        assert_eq!(web::say(address, web::upgrade(address, "/ws").as_bytes()).await, b"");
+        let answer = web::say(address, web::upgrade(address, "/ws").as_bytes()).await;
+        let answer = web::parse(&String::from_utf8(answer).unwrap());
+        assert_eq!((answer.status, &answer.json()["code"]), (503, &"TOO_MANY_CONNECTIONS".into()));
     }
     scene.change(50).await;
     drop(held);
     open(GOOD).await;
-    let refused = web::metric(address, "bridge_connections_refused_total").await;
+    let refused = web::metric(address, "bridge_streams_refused_total").await;
     assert_eq!(refused, 20);
     let mut late = scene.bridge.listen("/ws").await;
     late.text().await;

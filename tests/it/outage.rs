@@ -9,7 +9,7 @@ use std::{
 
 use boilerhouse_bridge::{
     feed::{self, Feed},
-    http::{self, Site, conn, guard::Allowed, stream},
+    http::{self, Connection, Site, conn, guard::Allowed, stream},
     sim::{Resource, Sim, SimConfig},
     source::hub,
     tasks::{self, Tasks},
@@ -202,19 +202,16 @@ async fn site(tasks: &mut JoinSet<()>, feed: &Feed, ready_wait: Duration) -> Soc
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     let connections = Tasks::new(tasks::Config::default());
-    let streams = stream::Streams {
-        config: stream::Config::default(),
-        metrics: stream::Metrics::default(),
-        stop: connections.stop().clone(),
-    };
+    let stop = connections.stop().clone();
     let site = Site {
         feed: feed.clone(),
         own: Box::new(|| None),
-        streams: Arc::new(streams),
+        streams: stream::Streams::new(stream::Config::default(), stream::Metrics::default(), stop),
+        connection: Connection { name: "test".into(), namespace: "test".into() },
         registry: Registry::default(),
         allowed: Allowed::default(),
         verbose: Box::new(Vec::new),
-        config: http::Config { ready_wait },
+        config: http::Config { ready_wait, ..http::Config::default() },
     };
     let service = http::service(Arc::new(site));
     let serve = conn::serve(listener, service, conn::Config::default(), conn::Metrics::default(), connections);

@@ -3,12 +3,14 @@
 pub(crate) mod bridge;
 pub(crate) mod cluster;
 pub(crate) mod dice;
+pub(crate) mod full;
 pub(crate) mod golden;
 pub(crate) mod house;
 pub(crate) mod node;
 pub(crate) mod plane;
 pub(crate) mod simulated;
 pub(crate) mod sockets;
+pub(crate) mod sse;
 pub(crate) mod stage;
 pub(crate) mod web;
 

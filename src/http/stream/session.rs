@@ -4,11 +4,10 @@
 //! when it has fired, never on a write. Frames are not looked into; close frames go only between frames.
 use std::{
     future::{pending, poll_fn},
-    hash::{BuildHasher as _, RandomState},
     ops::ControlFlow,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -20,6 +19,7 @@ use tokio::{
 use super::{
     Closed, Config, Outbound, Streams, Transport,
     link::{Link, Moved, with_input},
+    random_part_of,
 };
 use crate::{
     feed::Read,
@@ -164,9 +164,10 @@ impl Session {
         }
     }
 
-    /// After a panic in `run`: says 1011 where it still can, without touching what panicked.
-    pub(super) async fn apologize(&mut self, shared: &Streams) -> Closed {
-        self.close(Close::Internal);
+    /// After a panic in `run`: says so where it still can. What panicked is asked for its last frame, and nothing else.
+    pub(super) async fn apologize<O: Outbound>(&mut self, out: &mut O, shared: &Streams) -> Closed {
+        let farewell = catch_unwind(AssertUnwindSafe(|| out.farewell(Close::Internal, shared.config.retry())));
+        self.end_with(Close::Internal, self.until(), farewell.unwrap_or_default());
         self.run(&mut Silence, shared).await
     }
 
@@ -210,7 +211,7 @@ impl Session {
         match out.read(config.batch_bytes) {
             Read::Batch(frames) => self.link.push_all(frames),
             Read::Idle => return false,
-            Read::End(close) => self.close(close),
+            Read::End(close) => self.close(close, out, config),
         }
         true
     }
@@ -263,22 +264,34 @@ impl Session {
         match end {
             None => {}
             Some(Ok(())) => self.client_closes(),
-            Some(Err(close)) => self.refuse(close),
+            Some(Err(close)) => self.refuse(close, out, config),
         }
     }
 
-    /// Queues the last frame; the peer's answer is waited for where it can give one.
-    fn close(&mut self, close: Close) {
-        let until = if self.reader.is_some() { Until::Answered } else { Until::Written };
-        self.close_with(close, Closed::Bridge(close), until);
+    /// Queues the last frames; the peer's answer is waited for where it can give one.
+    fn close<O: Outbound>(&mut self, close: Close, out: &mut O, config: &Config) {
+        self.end_with(close, self.until(), out.farewell(close, config.retry()));
+    }
+
+    fn until(&self) -> Until {
+        if self.reader.is_some() { Until::Answered } else { Until::Written }
     }
 
     /// What the peer sent cannot be read any further.
-    fn refuse(&mut self, close: Close) {
+    fn refuse<O: Outbound>(&mut self, close: Close, out: &mut O, config: &Config) {
         match &mut self.phase {
             Phase::Closing { until, .. } => *until = Until::Hung,
-            Phase::Open | Phase::Draining { .. } => self.close_with(close, Closed::Bridge(close), Until::Hung),
+            Phase::Open | Phase::Draining { .. } => {
+                self.end_with(close, Until::Hung, out.farewell(close, config.retry()));
+            }
         }
+    }
+
+    fn end_with(&mut self, close: Close, until: Until, farewell: Option<Bytes>) {
+        if let Some(farewell) = farewell {
+            self.link.push(farewell);
+        }
+        self.close_with(close, Closed::Bridge(close), until);
     }
 
     /// The peer's close frame: the answer to ours, or the first.
@@ -321,7 +334,7 @@ impl Session {
     fn tick<O: Outbound>(&mut self, out: &mut O, config: &Config) -> ControlFlow<Closed> {
         let now = Instant::now();
         if self.link.blocked_since().is_some_and(|since| now >= since + config.write_stall) {
-            return ControlFlow::Break(self.stalled());
+            return ControlFlow::Break(self.stalled(out, config));
         }
         match self.phase {
             Phase::Closing { closed, patience, .. } => {
@@ -329,10 +342,10 @@ impl Session {
                     return ControlFlow::Break(closed);
                 }
             }
-            Phase::Draining { at } if now >= at => self.close(Close::Draining),
+            Phase::Draining { at } if now >= at => self.close(Close::Draining, out, config),
             Phase::Open | Phase::Draining { .. } => {
                 if self.reader.is_some() && now >= self.heard + config.peer_idle {
-                    self.close(Close::Idle);
+                    self.close(Close::Idle, out, config);
                 } else if now >= self.next_ping {
                     self.next_ping = now + config.ping;
                     self.ping(out);
@@ -363,12 +376,14 @@ impl Session {
     }
 
     /// A write has moved nothing for too long.
-    fn stalled(&mut self) -> Closed {
+    fn stalled<O: Outbound>(&mut self, out: &mut O, config: &Config) -> Closed {
         if let Phase::Closing { closed, .. } = self.phase {
             return closed;
         }
-        if self.reader.is_some() {
-            self.link.last_word(&close_frame(Close::SlowConsumer));
+        let farewell = out.farewell(Close::SlowConsumer, config.retry()).unwrap_or_default();
+        let close = if self.reader.is_some() { close_frame(Close::SlowConsumer) } else { Bytes::new() };
+        if !(farewell.is_empty() && close.is_empty()) {
+            self.link.last_word(&[farewell, close].concat());
         }
         Closed::Bridge(Close::SlowConsumer)
     }
@@ -378,13 +393,6 @@ fn close_frame(close: Close) -> Bytes {
     let mut frame = Vec::new();
     websocket::close(&mut frame, close);
     frame.into()
-}
-
-/// A part of `whole`, drawn anew for each stream.
-fn random_part_of(whole: Duration) -> Duration {
-    // The standard library's hasher is seeded at random for each state: all the randomness that a spread needs.
-    let random = RandomState::new().hash_one(());
-    whole.mul_f64(random as f64 / u64::MAX as f64)
 }
 
 /// Has nothing to say.

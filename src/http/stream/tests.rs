@@ -1,5 +1,6 @@
 //! Pipes and simulated time where the protocol's times matter, real sockets (`tcp`) where the kernel does; the client's
 //! frames are tungstenite's.
+mod ending;
 mod tcp;
 
 use std::{
@@ -37,6 +38,8 @@ struct Scripted {
     more: Notify,
     received: Mutex<Vec<u8>>,
     heartbeats: AtomicUsize,
+    /// What it says at the end, before the reason and the time to wait.
+    farewell: Mutex<Option<&'static str>>,
 }
 
 impl Script {
@@ -74,6 +77,12 @@ impl Outbound for Script {
         self.0.heartbeats.store(left, Ordering::Relaxed);
         Some(Bytes::from_static(b"data: still here\n\n"))
     }
+
+    fn farewell(&mut self, close: Close, retry: Duration) -> Option<Bytes> {
+        let before = (*self.0.farewell.lock().unwrap())?;
+        assert!((1000..=3000).contains(&retry.as_millis()), "{retry:?}");
+        Some([before, close.reason(), ";"].concat().into())
+    }
 }
 
 fn text(message: &str) -> Bytes {
@@ -83,7 +92,11 @@ fn text(message: &str) -> Bytes {
 }
 
 fn shared(config: Config) -> Arc<Streams> {
-    Arc::new(Streams { config, metrics: Metrics::default(), stop: CancellationToken::new() })
+    Streams::new(config, Metrics::default(), CancellationToken::new())
+}
+
+fn place(shared: &Arc<Streams>) -> Place {
+    shared.enter().expect("there is room")
 }
 
 fn socket(conn: Conn, early: &[u8]) -> Socket {
@@ -103,7 +116,7 @@ async fn end(stream: JoinHandle<Closed>) -> Closed {
 /// A WebSocket stream over a pipe of `room` bytes, and its client, past the head.
 async fn piped(script: &Script, shared: &Arc<Streams>, room: usize) -> (JoinHandle<Closed>, DuplexStream) {
     let (mut client, server) = tokio::io::duplex(room);
-    let stream = start(websocket(script.clone(), socket(Conn::Duplex(server), b""), shared.clone()));
+    let stream = start(websocket(script.clone(), socket(Conn::Duplex(server), b""), place(shared)));
     past_head(&mut client).await;
     (stream, client)
 }
@@ -134,7 +147,7 @@ async fn what_waits_is_one_write_behind_the_head() {
     let script = Script::default();
     script.put(Read::Batch(vec![text("a"), text("b"), text("c")]));
     let (mut client, server) = tokio::io::duplex(4096);
-    let stream = start(websocket(script.clone(), socket(Conn::Duplex(server), b""), shared(Config::default())));
+    let stream = start(websocket(script.clone(), socket(Conn::Duplex(server), b""), place(&shared(Config::default()))));
     let mut got = [0; 4096];
     let first = client.read(&mut got).await.unwrap();
     assert_eq!(&got[..first], [HEAD, b"\x81\x01a\x81\x01b\x81\x01c"].concat());
@@ -154,7 +167,7 @@ async fn a_frozen_process_does_not_take_its_own_silence_for_the_peers() {
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (server, _) = listener.accept().await.unwrap();
-    let stream = start(websocket(script.clone(), socket(Conn::Plain(server), b""), shared.clone()));
+    let stream = start(websocket(script.clone(), socket(Conn::Plain(server), b""), place(&shared)));
     // One turn, so that the alarm is set.
     tokio::task::yield_now().await;
     std::io::Write::write_all(&mut client, b"\x8a\x80\0\0\0\0").unwrap();
@@ -210,7 +223,7 @@ async fn early_bytes_and_pings_are_answered_in_order() {
     let (mut client, server) = tokio::io::duplex(4096);
     // A masked "hi" with a mask of zeros, cut after the first byte of its payload.
     let socket = socket(Conn::Duplex(server), b"\x81\x82\0\0\0\0h");
-    let stream = start(websocket(script.clone(), socket, shared(Config::default())));
+    let stream = start(websocket(script.clone(), socket, place(&shared(Config::default()))));
     past_head(&mut client).await;
     client.write_all(b"i\x89\x81\0\0\0\x001\x89\x81\0\0\0\x002\x88\x80\0\0\0\0").await.unwrap();
     let mut got = Vec::new();
@@ -309,17 +322,6 @@ async fn a_drain_is_spread_and_events_go_on_until_then() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_is_said_as_1011() {
-    let (script, shared) = (Script::default(), shared(Config::default()));
-    let (stream, client) = piped(&script, &shared, 4096).await;
-    script.put(Read::Batch(Vec::new()));
-    let mut client = frames(client).await;
-    assert_eq!(close_of(next(&mut client).await), (1011, "internal".to_owned()));
-    assert!(client.next().await.is_none());
-    assert_eq!(end(stream).await, Closed::Bridge(Close::Internal));
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_blocked_stream_still_reads_and_owes_one_pong() {
     let (script, shared) = (Script::default(), shared(Config::default()));
     let (stream, mut client) = piped(&script, &shared, 64).await;
@@ -362,7 +364,7 @@ async fn sse_says_it_lives_and_drops_what_it_hears() {
     let (script, shared) = (Script::default(), shared(Config::default()));
     script.0.heartbeats.store(1, Ordering::Relaxed);
     let (mut client, server) = tokio::io::duplex(4096);
-    let stream = start(sse(script.clone(), socket(Conn::Duplex(server), b"early"), shared.clone()));
+    let stream = start(sse(script.clone(), socket(Conn::Duplex(server), b"early"), place(&shared)));
     past_head(&mut client).await;
     script.put(Read::Batch(vec![Bytes::from_static(b"data: 1\n\n")]));
     let begun = Instant::now();
@@ -381,7 +383,7 @@ async fn sse_says_it_lives_and_drops_what_it_hears() {
 
     let script = Script::default();
     let (mut client, server) = tokio::io::duplex(4096);
-    let stream = start(sse(script.clone(), socket(Conn::Duplex(server), b""), shared));
+    let stream = start(sse(script.clone(), socket(Conn::Duplex(server), b""), place(&shared)));
     script.put(Read::End(Close::Lagged));
     let mut got = Vec::new();
     client.read_to_end(&mut got).await.unwrap();
@@ -392,7 +394,7 @@ async fn sse_says_it_lives_and_drops_what_it_hears() {
 #[tokio::test]
 async fn a_stream_is_small() {
     let (_client, server) = tokio::io::duplex(1);
-    let stream = websocket(Script::default(), socket(Conn::Duplex(server), b""), shared(Config::default()));
+    let stream = websocket(Script::default(), socket(Conn::Duplex(server), b""), place(&shared(Config::default())));
     let size = size_of_val(&stream);
     // With the task's own 100 and the outbound's it shall fit the 1024 bytes that the allocator then rounds it to.
     assert!(size <= 768, "{size} bytes");

@@ -68,6 +68,24 @@ impl Cluster {
         }
     }
 
+    /// Keeps a copy of what etcd holds.
+    pub(crate) async fn keep(&mut self) {
+        self.breakable().keep_etcd().await;
+    }
+
+    /// Puts etcd back to the copy, under a new API server.
+    pub(crate) async fn put_back(&mut self) {
+        self.breakable().put_etcd_back().await;
+        self.client = self.plane().client().await;
+    }
+
+    fn breakable(&mut self) -> &mut ControlPlane {
+        match &mut self.server {
+            Server::Real(plane) => plane,
+            Server::Simulated(_) => panic!("the simulator is no control plane"),
+        }
+    }
+
     /// Moves to a new, empty namespace.
     pub(crate) async fn new_namespace(&mut self) {
         self.namespace = self.another_namespace().await;
@@ -190,6 +208,12 @@ impl Cluster {
 
     fn claim(&self, name: &str) -> String {
         format!("/apis/boilerhouse.dev/v1alpha1/namespaces/{}/boilerhouseclaims/{name}", self.namespace)
+    }
+
+    /// Sends a request for an object of this kind (`pods`, `boilerhouseclaims`), or to its status, and returns the object.
+    pub(crate) async fn write(&self, method: Method, plural: &str, rest: &str, body: &Value) -> Value {
+        let group = if plural == "pods" { "api/v1" } else { "apis/boilerhouse.dev/v1alpha1" };
+        self.call(method, &format!("/{group}/namespaces/{}/{plural}{rest}", self.namespace), body).await
     }
 
     async fn call(&self, method: Method, path: &str, body: &Value) -> Value {

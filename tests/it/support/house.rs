@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use boilerhouse_bridge::feed::{self, Feed};
-use boilerhouse_bridge::http::{self as site, Site, conn, guard::Allowed, stream};
+use boilerhouse_bridge::http::{self as site, Connection, Site, conn, guard::Allowed, stream};
 use boilerhouse_bridge::source::{hub, own};
 use boilerhouse_bridge::tasks::{self, Tasks};
 use futures::{FutureExt, StreamExt, stream as streams};
@@ -58,15 +58,12 @@ impl House {
         let config = hub::Config { namespace: namespace.into(), ..hub::Config::default() };
         let hub = hub::run(hub_client, config, writer, Arc::default());
         tasks.spawn("hub", async move { Ok::<_, Infallible>(hub.await) });
-        let streams = stream::Streams {
-            config: stream::Config::default(),
-            metrics: stream::Metrics::default(),
-            stop: tasks.stop().clone(),
-        };
+        let stop = tasks.stop().clone();
         let site = Site {
             feed: feed.clone(),
             own: Box::new(move || watchers.open().map(|(feed, run)| (feed, run.boxed()))),
-            streams: Arc::new(streams),
+            streams: stream::Streams::new(stream::Config::default(), stream::Metrics::default(), stop),
+            connection: Connection { name: "test".into(), namespace: namespace.into() },
             registry: Registry::default(),
             allowed: Allowed::default(),
             verbose: Box::new(Vec::new),

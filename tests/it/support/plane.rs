@@ -207,6 +207,29 @@ impl ControlPlane {
         self.etcd.kill();
     }
 
+    /// Keeps a copy of what etcd holds.
+    pub(crate) async fn keep_etcd(&mut self) {
+        self.kill_etcd();
+        self.copy("etcd", "etcd-kept");
+        self.start_etcd().await;
+    }
+
+    /// Puts etcd back to the copy, and starts a new API server on it.
+    pub(crate) async fn put_etcd_back(&mut self) {
+        self.kill_api_server();
+        self.kill_etcd();
+        self.copy("etcd-kept", "etcd");
+        self.start_etcd().await;
+        self.start_api_server().await;
+    }
+
+    fn copy(&self, from: &str, to: &str) {
+        let [from, to] = [from, to].map(|name| self.dir.path().join(name));
+        let _ = std::fs::remove_dir_all(&to);
+        let copied = std::process::Command::new("cp").arg("-a").args([from, to]).status().unwrap();
+        assert!(copied.success());
+    }
+
     /// Starts a killed etcd on its old port and data, and waits until the API server, unless it is killed too, is ready
     /// with it.
     pub(crate) async fn start_etcd(&mut self) {

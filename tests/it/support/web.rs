@@ -60,6 +60,17 @@ impl Listener {
         }
     }
 
+    /// The next text message; `None` when the connection has ended.
+    pub(crate) async fn next_text(&mut self) -> Option<String> {
+        loop {
+            match self.socket.next().await {
+                Some(Ok(Message::Text(text))) => return Some(text.to_string()),
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                _ => return None,
+            }
+        }
+    }
+
     /// The next message.
     pub(crate) async fn json(&mut self) -> Value {
         serde_json::from_str(&self.text().await).unwrap()

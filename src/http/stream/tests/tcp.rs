@@ -25,7 +25,7 @@ async fn stalled(message: Bytes) -> (Vec<u8>, std::io::Result<usize>) {
     let config = Config { write_stall: Duration::from_millis(300), ..Config::default() };
     let (script, shared) = (Script::default(), shared(config));
     let (mut client, server) = loopback().await;
-    let stream = start(websocket(script.clone(), socket(Conn::Plain(server), b""), shared));
+    let stream = start(websocket(script.clone(), socket(Conn::Plain(server), b""), place(&shared)));
     // The two kernels take what they take; the rest blocks.
     while !stream.is_finished() {
         if script.0.reads.lock().unwrap().is_empty() {
@@ -56,11 +56,35 @@ async fn a_stalled_reader_is_told_only_between_frames() {
     }
 }
 
+/// An SSE client has no close frame: the farewell is all it is told, and only between events.
+#[tokio::test]
+async fn a_stalled_event_stream_is_told_only_between_events() {
+    let config = Config { write_stall: Duration::from_millis(300), ..Config::default() };
+    let (script, shared) = (Script::default(), shared(config));
+    *script.0.farewell.lock().unwrap() = Some("last: ");
+    let (mut client, server) = loopback().await;
+    let stream = start(sse(script.clone(), socket(Conn::Plain(server), b""), place(&shared)));
+    let event = Bytes::from(format!("data: {}\n\n", "x".repeat(992)));
+    while !stream.is_finished() {
+        if script.0.reads.lock().unwrap().is_empty() {
+            script.put(Read::Batch(vec![event.clone(); 4]));
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(end(stream).await, Closed::Bridge(Close::SlowConsumer));
+    let mut got = Vec::new();
+    // As with a close frame: room is the kernel's business.
+    if client.read_to_end(&mut got).await.is_ok() {
+        let whole = got[HEAD.len()..].strip_suffix(b"last: slow consumer;").expect("no farewell at the end");
+        assert_eq!(whole.len() % event.len(), 0, "the farewell came inside an event");
+    }
+}
+
 #[tokio::test]
 async fn a_clients_reset_ends_the_stream() {
     let (script, shared) = (Script::default(), shared(Config::default()));
     let (mut client, server) = loopback().await;
-    let stream = start(websocket(script.clone(), socket(Conn::Plain(server), b""), shared));
+    let stream = start(websocket(script.clone(), socket(Conn::Plain(server), b""), place(&shared)));
     past_head(&mut client).await;
     client.set_zero_linger().unwrap();
     drop(client);
@@ -71,7 +95,7 @@ async fn a_clients_reset_ends_the_stream() {
 async fn a_conversation_over_tcp() {
     let (script, shared) = (Script::default(), shared(Config::default()));
     let (mut client, server) = loopback().await;
-    let stream = start(websocket(script.clone(), socket(Conn::Plain(server), b""), shared));
+    let stream = start(websocket(script.clone(), socket(Conn::Plain(server), b""), place(&shared)));
     past_head(&mut client).await;
     let mut client = frames(client).await;
     for i in 0..100 {
@@ -91,13 +115,13 @@ async fn a_conversation_over_tcp() {
 async fn fifty_sockets_are_drained_by_a_signal() {
     let tasks = Tasks::new(tasks::Config::default());
     let config = Config { drain_spread: Duration::from_millis(300), ..Config::default() };
-    let streams = Arc::new(Streams { config, metrics: Metrics::default(), stop: tasks.stop().clone() });
+    let streams = Streams::new(config, Metrics::default(), tasks.stop().clone());
     let (script, serving) = (Script::default(), streams.clone());
     let service = tower::service_fn(move |request: Request<Incoming>| {
         let key = request.headers()["sec-websocket-key"].to_str().unwrap().to_owned();
         let mut response = websocket_head(&key).map(|()| Empty::<Bytes>::new());
-        let (script, serving) = (script.clone(), serving.clone());
-        response.extensions_mut().insert(Start::new(|socket| websocket(script, socket, serving)));
+        let (script, place) = (script.clone(), place(&serving));
+        response.extensions_mut().insert(Start::new(|socket| websocket(script, socket, place)));
         async { Ok::<_, Infallible>(response) }
     });
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
