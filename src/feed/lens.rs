@@ -113,6 +113,8 @@ pub(super) struct Initial {
     pub(super) parts: Vec<Bytes>,
     pub(super) position: u64,
     pub(super) rv: [Rv; 2],
+    /// How many histories had ended before.
+    pub(super) history: u64,
     built: Instant,
     cost: Duration,
 }
@@ -232,9 +234,10 @@ impl SharedLens {
         }
         let home = state.ready().ok()?;
         let (inventory, rv, position) = (state.inventory.clone(), state.newest, state.log.end());
+        let history = state.history;
         drop(state);
         let snapshot = Snapshot { home, inventory, rv, position };
-        let initial = Arc::new(self.build(shared, &snapshot, reason));
+        let initial = Arc::new(self.build(shared, &snapshot, reason, history));
         if shared.hub.is_none() {
             *cached = Some((reason, initial.clone()));
         }
@@ -247,7 +250,7 @@ impl SharedLens {
         (0..2).all(|k| !kinds[k] || rv[k] >= floor[k])
     }
 
-    fn build(&self, shared: &Shared, snapshot: &Snapshot, reason: Reason) -> Initial {
+    fn build(&self, shared: &Shared, snapshot: &Snapshot, reason: Reason, history: u64) -> Initial {
         shared.metrics.snapshots.inc();
         let started = Instant::now();
         let parts = match self.lens.format {
@@ -255,7 +258,7 @@ impl SharedLens {
             Format::Full => self.state_initial(snapshot, reason, (shared.config.clock)()),
         };
         let Snapshot { home, position, rv, .. } = *snapshot;
-        Initial { home, parts, position, rv, built: started, cost: started.elapsed() }
+        Initial { home, parts, position, rv, history, built: started, cost: started.elapsed() }
     }
 
     /// `/ws`: the state as events.

@@ -39,8 +39,9 @@ pub struct Subscription {
     home: Home,
     phase: Phase,
     position: u64,
-    /// Versions up to which this client has been served.
+    /// Versions up to which this client has been served, and in which history.
     served: [Rv; 2],
+    history: u64,
     head: watch::Receiver<u64>,
     /// When a read may yield something though nothing has changed.
     limit: Option<Instant>,
@@ -92,10 +93,11 @@ impl Subscription {
                 (phase, at, cursor.rv)
             }
         };
+        let history = state.history;
         drop(state);
         let greet = lens.lens.format == Format::Full && !matches!(phase, Phase::Snapshot(..));
         shared.metrics.subscriptions.inc();
-        Ok(Subscription { shared, lens, home, phase, position, served, head, limit: None, confirm: 0, greet })
+        Ok(Subscription { shared, lens, home, phase, position, served, history, head, limit: None, confirm: 0, greet })
     }
 
     /// The next frames: at most about `max_bytes` of them, but always whole steps or whole parts.
@@ -130,7 +132,7 @@ impl Subscription {
                         }
                         return self.idle();
                     };
-                    (self.home, self.position) = (initial.home, initial.position);
+                    (self.home, self.position, self.history) = (initial.home, initial.position, initial.history);
                     self.phase = Phase::Sending(initial, 0);
                     continue;
                 }
@@ -168,6 +170,8 @@ impl Subscription {
                     self.shared.metrics.lagged.inc();
                     return Read::End(Close::Lagged);
                 }
+                // What it had not read yet went with its history.
+                None if self.shared.state().history != self.history => self.start_over(Reason::Foreign),
                 None => {
                     self.shared.metrics.lagged.inc();
                     self.phase = Phase::Snapshot(Reason::Lagged, self.served);
