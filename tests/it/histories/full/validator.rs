@@ -123,6 +123,18 @@ impl Court {
                     Ok(())
                 }
             };
+            if let (Err(why), Ok(_)) = (&verdict, std::env::var("SHOW")) {
+                for (at, entry) in record[..=nth].iter().enumerate().skip(nth.saturating_sub(25)) {
+                    if matches!(entry, Entry::Told(told) if told.name() == "pool.depth") {
+                        continue;
+                    }
+                    println!("{at}: {}", shortened(entry).chars().take(330).collect::<String>());
+                }
+                println!("{why}");
+                if let Some(open) = &client.open {
+                    println!("{:?}", self.journeys[open.replica]);
+                }
+            }
             verdict.map_err(|why| format!("entry {nth}, {}: {why}", shortened(entry)))?;
         }
         if complete {
@@ -341,7 +353,7 @@ impl Client<'_> {
             "filter" => resumed.is_some_and(|(looks, _)| !LOOKS[self.looks].takes(&LOOKS[looks])),
             "foreign" => resumed.is_some_and(|(_, is_forged)| is_forged) || self.is_foreign(at),
             "expired" => resumed.is_some() && (is_long || !self.should_be_held(at)),
-            "lagged" => (journey.setup.is_small || is_long) && journey.has_heard(open.last, at),
+            "lagged" => (journey.setup.is_small || is_long) && journey.has_heard(open.at, at),
             _ => false,
         };
         if is_right { Ok(()) } else { Err(format!("there is no reason to say {reason}")) }
@@ -358,7 +370,7 @@ impl Client<'_> {
             let good = |track: &Track| chronicle.is_shared(track.epoch, newest, track.rv);
             !self.tracks[kind as usize].iter().any(good)
         };
-        self.needed().any(is_lost) || journey.has_restarted(self.pictured, at) || {
+        self.needed().any(is_lost) || journey.has_restarted(self.pictured.saturating_sub(HOME), at) || {
             // What was before a restart may be of either history.
             let is_before = |kind: Kind| {
                 let mut restarts = journey.relists.iter().flatten().filter(|list| list.is_restart() && list.at <= at);
@@ -404,10 +416,16 @@ impl Client<'_> {
         if !["live", "down"].contains(&upstream) || keys != 4 + usize::from(told.is_coalesced()) {
             return Err("its keys are wrong".to_owned());
         }
+        let at = moment(told.body["timestamp"].as_str())?;
         let journey = self.journey();
-        let last = |bytes: &Vec<u64>| bytes[..bytes.partition_point(|byte| *byte <= told.at)].last().copied();
+        let last = |bytes: &Vec<u64>| bytes[..bytes.partition_point(|byte| *byte <= at)].last().copied();
         let heard = journey.bytes.iter().filter_map(last).min().unwrap_or(0);
-        if age < told.at - heard || (upstream == "live" && age > HONEST) {
+        // Those of a difference are written once for all, and wait for who is slow.
+        if at > told.at
+            || (at < told.at && !told.is_coalesced())
+            || age < at - heard
+            || (upstream == "live" && age > HONEST)
+        {
             return Err(format!("the last byte came at {heard}"));
         }
         self.reach(id, told.at)?;
@@ -641,8 +659,7 @@ impl Client<'_> {
         let resource = told.body["resource"].as_str().ok_or("no resource")?;
         let kind = Kind::ALL.into_iter().find(|kind| kind.resource() == resource).ok_or("no such resource")?;
         let (k, is_down) = (kind as usize, told.name() == "upstream.down");
-        let at = told.time.as_ref().and_then(|time| time.parse::<jiff::Timestamp>().ok()).ok_or("no time")?;
-        let at = u64::try_from(at.as_millisecond()).unwrap();
+        let at = moment(told.time.as_deref())?;
         let down = &mut self.open.as_mut().unwrap().down[k];
         if std::mem::replace(down, Some(is_down)) == Some(is_down) {
             return Err("it is said twice".to_owned());
@@ -709,12 +726,20 @@ impl Client<'_> {
     }
 }
 
+/// Milliseconds since the history's beginning.
+fn moment(text: Option<&str>) -> Result<u64, String> {
+    let at = text.and_then(|text| text.parse::<jiff::Timestamp>().ok()).ok_or("no time")?;
+    u64::try_from(at.as_millisecond()).map_err(|_| "a time before all times".to_owned())
+}
+
 fn pool_of(pool: &Value) -> Result<(String, [u64; 3]), String> {
     let count = |key: &str| pool[key].as_u64().ok_or("a count is missing");
     let workload = pool["workloadRef"].as_str().ok_or("no workload")?.to_owned();
     Ok((workload, [count("warming")?, count("ready")?, count("acquired")?]))
 }
 
+/// Where versions have gone back, it is asked once more whose they are before a list is taken in (milliseconds).
+const HOME: u64 = 100;
 /// A log holds no more than this, and neither does a replica remember (milliseconds).
 const AGE: u64 = 590_000;
 /// So many rounds may begin in so long a time (milliseconds).
