@@ -34,8 +34,8 @@ pub(super) struct Setup {
     pub(super) born: u64,
     /// Whether its log forgets soon.
     pub(super) is_small: bool,
-    /// Whether what its watches tell comes much later than it happens.
-    pub(super) lags: bool,
+    /// How much later than it happens comes what its watches tell.
+    pub(super) lag_ms: u64,
 }
 
 /// One life of a replica.
@@ -113,6 +113,25 @@ impl Journey {
     /// The version of its first list.
     pub(super) fn first(&self, kind: Kind) -> Option<Rv> {
         self.places[kind as usize].first().map(|(_, _, rv)| *rv)
+    }
+
+    /// The last list before then: when it was read, and its version.
+    pub(super) fn listed_before(&self, kind: Kind, at: u64) -> Option<(u64, Rv)> {
+        let k = kind as usize;
+        let first = self.places[k].first().map(|place| (place.0, place.2));
+        let lists = first.into_iter().chain(self.relists[k].iter().map(|relist| (relist.at, relist.rv)));
+        lists.filter(|(listed, _)| *listed <= at).max()
+    }
+
+    /// Whether the watch that began then told anything after another moment.
+    pub(super) fn has_told(&self, kind: Kind, began: u64, after: u64) -> bool {
+        let next = self.began[kind as usize].iter().find(|next| **next > began).copied().unwrap_or(u64::MAX);
+        self.places[kind as usize].iter().any(|place| place.0 > after && place.0 < next)
+    }
+
+    /// Every version at which it has been by then.
+    pub(super) fn versions(&self, kind: Kind, at: u64) -> Vec<Rv> {
+        self.places[kind as usize].iter().filter(|place| place.0 <= at).map(|place| place.2).collect()
     }
 
     /// Whether anything was heard in a time.

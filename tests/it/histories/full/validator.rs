@@ -138,6 +138,22 @@ impl Court {
             verdict.map_err(|why| format!("entry {nth}, {}: {why}", shortened(entry)))?;
         }
         if complete {
+            if let (Err(why), Ok(_), Some(open)) = (client.complete(), std::env::var("SHOW"), &client.open) {
+                println!("{why} {open:?}");
+                let journey = &self.journeys[open.replica];
+                println!("{:?} {:?}", journey.setup, self.chronicle);
+                for k in 0..2 {
+                    let tail = |times: &Vec<u64>| times[times.len().saturating_sub(8)..].to_vec();
+                    println!(
+                        "{k} failed {:?} began {:?} bytes {:?} relists {:?} places {:?}",
+                        tail(&journey.failed[k]),
+                        tail(&journey.began[k]),
+                        tail(&journey.bytes[k]),
+                        journey.relists[k].last(),
+                        journey.place(Kind::ALL[k], u64::MAX)
+                    );
+                }
+            }
             client.complete().map_err(|why| format!("at the end: {why}"))?;
         }
         Ok(client.found)
@@ -490,15 +506,17 @@ impl Client<'_> {
                 all.extend(relist.since.iter().map(|since| (*since, relist.rv)));
             }
         }
-        // At the end of what was read of the past, where that was not whole.
-        for unwatched in journey.unwatched[k].iter().filter(|when| **when <= at) {
-            let Some(to) = to else { break };
-            let lists = journey.pasts[k].iter().filter(|(when, _)| when <= unwatched);
-            let oldest = lists.map(|(_, rv)| *rv).filter(|rv| *rv < to).collect::<Vec<_>>();
-            let end = next.unwrap_or(to).min(to);
-            if let Some(least) = oldest.iter().min() {
-                let versions = chronicle.between(track.epoch, kind, track.rv.max(*least) - 1, end);
-                all.extend(versions.chain(oldest.iter().copied()).map(|since| (since, to)));
+        // At the end of what was read of the past, where that was not whole: where the log began. Of one that was cut off
+        // before its id came, that may be anywhere that the replica has been.
+        let ends = to.map_or_else(|| journey.versions(kind, at), |to| vec![to]);
+        if let Some(unwatched) = journey.unwatched[k].iter().rev().find(|when| **when <= at) {
+            let lists: Vec<Rv> =
+                journey.pasts[k].iter().filter(|past| past.0 <= *unwatched).map(|past| past.1).collect();
+            let least = lists.iter().copied().min().unwrap_or(Rv::MAX).max(track.rv);
+            for to in ends {
+                let end = next.unwrap_or(to).min(to);
+                let versions = chronicle.between(track.epoch, kind, least.saturating_sub(1), end);
+                all.extend(versions.chain(lists.iter().copied()).map(|since| (since, to)));
             }
         }
         all.retain(|(since, to)| *since >= track.rv && since < to && next.is_none_or(|next| next > *since));
@@ -669,15 +687,21 @@ impl Client<'_> {
         if is_down {
             return if journey.is_unhappy(kind, at) { Ok(()) } else { Err("nothing is wrong".to_owned()) };
         }
-        let began = journey.began[k].iter().rev().find(|began| **began <= at).ok_or("no watch has begun")?;
+        let began = *journey.began[k].iter().rev().find(|began| **began <= at).ok_or("no watch has begun")?;
         // A replica that is told of things late cannot know what it has missed.
-        if journey.setup.lags {
+        if journey.setup.lag_ms > SETTLE {
+            return Ok(());
+        }
+        // Behind a list there is nothing that a watch could have missed; and of what a dead watch says nobody knows.
+        let listed = journey.listed_before(kind, began).filter(|(listed, _)| began - listed <= HOME);
+        if !journey.has_told(kind, began, at) {
             return Ok(());
         }
         let told = |track: &Track| {
-            let written = self.court.chronicle.written_before(track.epoch, *began);
+            let written = self.court.chronicle.written_before(track.epoch, began);
+            let missed = listed.map_or(written, |(_, rv)| rv);
             let next = self.court.chronicle.next_visible(self.looks, track.epoch, kind, track.rv);
-            next.is_none_or(|next| next > written)
+            next.is_none_or(|next| next > missed)
         };
         let is_told = self.tracks[k].is_empty() || self.tracks[k].iter().any(told);
         if is_told { Ok(()) } else { Err("what was missed has not been told".to_owned()) }
@@ -740,6 +764,8 @@ fn pool_of(pool: &Value) -> Result<(String, [u64; 3]), String> {
 
 /// Where versions have gone back, it is asked once more whose they are before a list is taken in (milliseconds).
 const HOME: u64 = 100;
+/// A silence in which what was missed has surely come (milliseconds).
+const SETTLE: u64 = 400;
 /// A log holds no more than this, and neither does a replica remember (milliseconds).
 const AGE: u64 = 590_000;
 /// So many rounds may begin in so long a time (milliseconds).

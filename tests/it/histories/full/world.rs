@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::super::cluster::Cluster;
+use super::super::cluster::{Cluster, Fork};
 use super::super::truth::NAMESPACE;
 use super::super::witness::{Beat, Log, Pace};
 use super::chronicle::{Chronicle, Turn};
@@ -32,6 +32,9 @@ const RETURN: [Duration; 2] = [Duration::from_secs(20), Duration::from_secs(150)
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How long a client waits for a replica that is not ready.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Everybody knows by then that an older copy was restored.
+const KNOWN: Duration = Duration::from_secs(60);
 
 thread_local! {
     /// A history has its thread to itself.
@@ -125,6 +128,12 @@ impl World {
         self.replicas.iter().all(|replica| live(&replica.lock().unwrap().feed))
     }
 
+    /// Whether anything reaches a replica later than it happens.
+    pub(super) fn lags(&self) -> bool {
+        let lives = self.lives.lock().unwrap();
+        self.numbers().iter().any(|number| lives[*number].0.lag_ms > 0)
+    }
+
     pub(super) fn journeys(&self) -> Vec<Journey> {
         let lives = self.lives.lock().unwrap();
         lives.iter().map(|(setup, log)| Journey::of(&log.lock().unwrap(), *setup, self.begun)).collect()
@@ -157,11 +166,12 @@ impl World {
 
     /// Whether a cursor may be of a lost history that has been grown past: the stated limit of G5.
     fn is_beyond_telling(&self, cursor: &Cursor, got: u64) -> bool {
-        let lost = |at: Instant| u64::try_from(at.duration_since(self.begun).as_millis()).unwrap() >= got;
+        let got = self.begun + Duration::from_millis(got);
         let newest = self.cluster.sim.store(|store| store.revision());
         // What is written within the time that it takes to find out.
         let soon = newest + 20;
-        self.cluster.forks().iter().any(|fork| lost(fork.when)) && cursor.rv.iter().all(|rv| *rv <= soon)
+        let may_be_lost = |fork: &Fork| got <= fork.when + KNOWN && cursor.rv.iter().any(|rv| *rv > fork.at);
+        self.cluster.forks().iter().any(may_be_lost) && cursor.rv.iter().all(|rv| *rv <= soon)
     }
 }
 
@@ -188,8 +198,8 @@ fn start(
     tasks.spawn(async move { match run.await {} });
     let pools = feed.clone().announce_pools();
     tasks.spawn(async move { match pools.await {} });
-    let lags = lag.iter().any(|lag| *lag > Duration::from_millis(400));
-    let setup = Setup { born: clock(), is_small: log.items == SMALL_LOG, lags };
+    let lag_ms = lag.iter().map(|lag| u64::try_from(lag.as_millis()).unwrap()).max().unwrap();
+    let setup = Setup { born: clock(), is_small: log.items == SMALL_LOG, lag_ms };
     let mut lives = lives.lock().unwrap();
     lives.push((setup, heard));
     Replica { feed, number: lives.len() - 1, alive: watch::Sender::default(), _tasks: tasks }
