@@ -174,3 +174,37 @@ impl Writer {
         self.shared.health.send_replace(all);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::feed::{Condition, Config, Feed};
+
+    use super::*;
+
+    /// A clock that shows how often it has been looked at.
+    fn count() -> u64 {
+        static LOOKS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+        LOOKS.fetch_add(1, Ordering::Relaxed)
+    }
+
+    #[tokio::test]
+    async fn the_condition_is_that_of_the_worse_resource_since_it_last_changed() {
+        let (mut writer, feed) = Feed::new(Config { clock: count, ..Config::default() });
+        let down = || Health::Down { since: Instant::now(), reason: "gone".into() };
+        let mut since = feed.condition().1;
+        assert_eq!(feed.condition(), (Condition::Syncing, since));
+        for (kind, health, condition, changed) in [
+            (Kind::Instance, Health::Live, Condition::Syncing, false),
+            (Kind::Claim, down(), Condition::Down, true),
+            (Kind::Instance, down(), Condition::Down, false),
+            (Kind::Claim, Health::Live, Condition::Down, false),
+            (Kind::Instance, Health::Live, Condition::Live, true),
+            (Kind::Instance, Health::Connecting, Condition::Syncing, true),
+        ] {
+            writer.health(kind, health.clone());
+            let (now, at) = feed.condition();
+            assert_eq!((now, at > since), (condition, changed), "{kind:?} {health:?}");
+            since = at;
+        }
+    }
+}

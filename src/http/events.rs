@@ -203,8 +203,73 @@ impl Outbound for Subscription {
 
 #[cfg(test)]
 mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, DuplexStream},
+        time::{Instant, timeout},
+    };
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
-    use crate::http::conn::Socket;
+    use crate::{
+        event::{Home, Kind},
+        feed::{self, Feed, Writer},
+        http::{
+            conn::{Conn, Socket},
+            stream::Streams,
+        },
+    };
+
+    /// A row's stream from now on, without a head; its client's end, and what keeps the feed alive.
+    fn served(path: &str) -> (Writer, DuplexStream) {
+        let (mut writer, feed) = Feed::new(feed::Config { clock: || 0, ..feed::Config::default() });
+        writer.home(Home::of("a namespace"));
+        writer.replace(Kind::Instance, Vec::new(), 1);
+        writer.replace(Kind::Claim, Vec::new(), 1);
+        let row = Row::at(path).unwrap();
+        let subscription = feed.subscribe(feed.lens(Lens::all(Format::Full), row.framing), From::Now).unwrap();
+        let (client, server) = tokio::io::duplex(4096);
+        let socket = Socket { conn: Conn::Duplex(server), head: Bytes::new(), early: Bytes::new() };
+        let streams = Streams::new(stream::Config::default(), stream::Metrics::default(), CancellationToken::new());
+        let place = streams.enter().unwrap();
+        #[allow(clippy::disallowed_methods, reason = "it ends with its client")]
+        drop(if row.is_websocket() {
+            tokio::spawn(stream::websocket(subscription, socket, place))
+        } else {
+            tokio::spawn(stream::sse(subscription, socket, place))
+        });
+        (writer, client)
+    }
+
+    /// The text that comes next; it comes whole.
+    async fn next(client: &mut DuplexStream) -> String {
+        let mut bytes = [0; 4096];
+        let read = timeout(Duration::from_secs(100), client.read(&mut bytes)).await.expect("nothing comes").unwrap();
+        String::from_utf8_lossy(&bytes[..read]).into_owned()
+    }
+
+    /// Heartbeats come every 15 s, on both transports, and a quiet stream's cursor moves with the bookmarks.
+    #[tokio::test(start_paused = true)]
+    async fn a_quiet_stream_has_heartbeats_that_keep_its_cursor_fresh() {
+        for path in ["/api/websocket", "/api/sse", "/api/events/stream"] {
+            let (mut writer, mut client) = served(path);
+            let begun = Instant::now();
+            let lens = Lens::all(Format::Full);
+            for (beat, rv) in [(0, [1, 1]), (1, [5, 1]), (2, [5, 9])] {
+                let text = next(&mut client).await;
+                assert_eq!(begun.elapsed().as_secs(), 15 * beat, "{path}");
+                let id = lens.cursor(Home::of("a namespace"), rv).encode();
+                let json = format!(r#"{{"type":"heartbeat","id":"{id}","#);
+                assert!(text.contains(&json), "{path}: {text}");
+                // WebSocket's own ping comes beside it.
+                assert_eq!(text.starts_with("\u{fffd}\0"), path == "/api/websocket" && beat > 0, "{text:?}");
+                let fields = [format!("id: {id}\ndata: "), format!("id: {id}\nevent: heartbeat\ndata: ")];
+                let sse = fields.map(|start| text.starts_with(&start));
+                assert_eq!(sse, [path == "/api/sse", path == "/api/events/stream"], "{text}");
+                let (kind, rv) = if beat == 0 { (Kind::Instance, 5) } else { (Kind::Claim, 9) };
+                writer.bookmark(kind, rv);
+            }
+        }
+    }
 
     fn size_of_output<A, B, C, F>(_: impl Fn(A, B, C) -> F) -> usize {
         size_of::<F>()

@@ -198,6 +198,7 @@ mod tests {
         feed::{self, Feed, From, Health, Reason, Writer},
     };
 
+    const LINES: Framing = Framing { carrier: Carrier::Lines, matrix: false };
     const MINUTE: Duration = Duration::from_secs(60);
     /// 2026-01-02T03:04:05Z: the wall clock stands still, so that what moves is the other one.
     const NOW_MS: u64 = 1_767_323_045_000;
@@ -211,8 +212,7 @@ mod tests {
         (writer, feed)
     }
 
-    fn rated(feed: &Feed, limit: u32, carrier: Carrier, from: From) -> Rated {
-        let framing = Framing { carrier, matrix: false };
+    fn rated(feed: &Feed, limit: u32, framing: Framing, from: From) -> Rated {
         let lens = feed.lens(Lens::all(Format::Full), Framing { carrier: Carrier::Lines, ..framing });
         Rated::new(feed.subscribe(lens, from).unwrap(), framing, NonZeroU32::new(limit).unwrap(), MINUTE)
     }
@@ -258,7 +258,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn at_zero_the_position_pauses_until_the_window_resets() {
         let (mut writer, feed) = feed();
-        let mut client = rated(&feed, 2, Carrier::Lines, From::Snapshot(Reason::Connect, [0; 2]));
+        let mut client = rated(&feed, 2, LINES, From::Snapshot(Reason::Connect, [0; 2]));
         let first = read(&mut client);
         assert_eq!(names(&first), ["state.initial -"]);
         assert_eq!(blocks(&first), [block(2, 2, "04:05")], "nothing has counted yet");
@@ -297,7 +297,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_one_version_tells_is_not_split_and_what_is_over_is_taken_from_the_next_window() {
         let (mut writer, feed) = feed();
-        let mut client = rated(&feed, 3, Carrier::Lines, From::Snapshot(Reason::Connect, [0; 2]));
+        let mut client = rated(&feed, 3, LINES, From::Snapshot(Reason::Connect, [0; 2]));
         read(&mut client);
         // Two events each.
         for rv in 2..=5 {
@@ -319,7 +319,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_great_difference_costs_one_window_more() {
         let (mut writer, feed) = feed();
-        let mut client = rated(&feed, 3, Carrier::Lines, From::Snapshot(Reason::Connect, [0; 2]));
+        let mut client = rated(&feed, 3, LINES, From::Snapshot(Reason::Connect, [0; 2]));
         read(&mut client);
         writer.replace(Kind::Instance, (2..102).map(|rv| pod(&format!("p{rv}"), "Running", None, rv)).collect(), 200);
         writer.upsert(pod("after", "Running", None, 201));
@@ -334,7 +334,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn control_events_do_not_count() {
         let (mut writer, feed) = feed();
-        let mut client = rated(&feed, 1, Carrier::Lines, From::Now);
+        let mut client = rated(&feed, 1, LINES, From::Now);
         assert_eq!(names(&read(&mut client)), ["heartbeat -"]);
         for _ in 0..3 {
             writer.health(Kind::Instance, Health::Down { since: Instant::now(), reason: "gone".into() });
@@ -350,19 +350,30 @@ mod tests {
     /// Whatever carries it, a client gets what it would get without the limit, and the block.
     #[tokio::test(start_paused = true)]
     async fn frames_are_those_of_the_clients_own_carrier() {
-        for carrier in [Carrier::WebSocket, Carrier::Sse { named: true }, Carrier::Sse { named: false }] {
+        let sse = |named| Carrier::Sse { named };
+        for (carrier, matrix) in [(Carrier::WebSocket, false), (sse(true), false), (sse(false), true)] {
             let (mut writer, feed) = feed();
-            let mut limited = rated(&feed, 9, carrier, From::Snapshot(Reason::Connect, [0; 2]));
-            let lens = feed.lens(Lens::all(Format::Full), Framing { carrier, matrix: false });
-            let mut free = feed.subscribe(lens, From::Snapshot(Reason::Connect, [0; 2])).unwrap();
-            for rv in 2..=4 {
+            let (framing, start) = (Framing { carrier, matrix }, From::Snapshot(Reason::Connect, [0; 2]));
+            let mut limited = rated(&feed, 9, framing, start);
+            let mut free = feed.subscribe(feed.lens(Lens::all(Format::Full), framing), start).unwrap();
+            let mut told = String::new();
+            for rv in 2..=6 {
                 let Read::Batch(frames) = limited.read(1) else { panic!("nothing comes") };
                 let Read::Batch(wanted) = free.read(1) else { panic!("nothing comes") };
                 let bare = |frames: &[Bytes]| frames.iter().map(|f| without_blocks(carrier, f)).collect::<Vec<_>>();
                 assert_eq!(bare(&frames), bare(&wanted));
+                told.extend(frames.iter().map(|frame| text(frame)));
                 assert!(frames.iter().all(|frame| text(frame).contains(r#","rate_limit":{"limit":9,"#)));
                 writer.upsert(pod(&format!("p{rv}\" }} ü"), "Running", Some("ready"), rv));
+                writer.health(Kind::Instance, Health::Down { since: Instant::now(), reason: "gone".into() });
             }
+            let names = [
+                "state.initial",
+                "instance.state",
+                "pool.instance.ready",
+                if matrix { "matrix-down" } else { "upstream.down" },
+            ];
+            assert!(names.iter().all(|name| told.contains(&format!(r#""type":"{name}""#))), "{told}");
         }
     }
 

@@ -6,6 +6,7 @@
 
 mod boilerhouse;
 mod browser;
+mod clients;
 mod command_line;
 mod crowds;
 mod demo;
@@ -16,11 +17,13 @@ mod gets;
 mod guard;
 mod histories;
 mod hostile;
+mod lagged;
 mod layering;
 mod outage;
 mod own;
 mod plane;
 mod promises;
+mod rate;
 mod refetch;
 mod resume;
 mod sim;

@@ -239,7 +239,8 @@ async fn a_get_knows_of_deletions_that_a_list_has_shown() {
     let sim = Sim::new(SimConfig::default());
     let late = Late::new(400..=450);
     let own = own::Config { pause: Duration::from_millis(20), ..own::Config::default() };
-    let config = Config { own, feed: feed::Config { told_wait: BOUND, ..feed::Config::default() } };
+    let feed = feed::Config { told_wait: BOUND, ..feed::Config::default() };
+    let config = Config { own, feed, ..Config::default() };
     let client = sim.client(NAMESPACE);
     let house = House::open(NAMESPACE, late.client(client.clone()), &client, config).await;
     let cluster = Cluster::new(client, NAMESPACE);

@@ -3,6 +3,7 @@
 pub(crate) mod bridge;
 pub(crate) mod cluster;
 pub(crate) mod dice;
+pub(crate) mod door;
 pub(crate) mod full;
 pub(crate) mod golden;
 pub(crate) mod house;

@@ -23,17 +23,19 @@ pub(crate) enum Full {
 impl Full {
     /// Connects to `/api/websocket` or `/api/sse` with this query (`a=b&c=d`), from the last id. `None`: not now.
     pub(crate) async fn connect(address: SocketAddr, sse: bool, query: &str, last: Option<&str>) -> Option<Full> {
+        Full::over(TcpStream::connect(address).await.ok()?, sse, query, last).await
+    }
+
+    /// The same over a connection that is there.
+    pub(crate) async fn over(mut stream: TcpStream, sse: bool, query: &str, last: Option<&str>) -> Option<Full> {
         if !sse {
             let last = last.map(|id| format!("lastEventId={id}"));
             let query: Vec<&str> =
                 [Some(query), last.as_deref()].into_iter().flatten().filter(|q| !q.is_empty()).collect();
-            if TcpStream::connect(address).await.is_err() {
-                return None;
-            }
             let path = format!("/api/websocket?{}", query.join("&"));
-            return Some(Full::WebSocket(Listener::try_connect(address, &path).await.ok()?));
+            return Some(Full::WebSocket(Listener::over(stream, &path).await.ok()?));
         }
-        let mut stream = TcpStream::connect(address).await.ok()?;
+        let address = stream.peer_addr().ok()?;
         let last = last.map_or(String::new(), |id| format!("Last-Event-ID: {id}\r\n"));
         let request = format!("GET /api/sse?{query} HTTP/1.1\r\nHost: {address}\r\n{last}\r\n");
         stream.write_all(request.as_bytes()).await.ok()?;

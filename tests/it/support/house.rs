@@ -31,10 +31,11 @@ pub(crate) struct House {
 }
 
 /// What a test may want to be otherwise.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Config {
     pub(crate) own: own::Config,
     pub(crate) feed: feed::Config,
+    pub(crate) stream: stream::Config,
 }
 
 /// How late answers are: from and to how many milliseconds, drawn anew for each piece of a body.
@@ -55,16 +56,18 @@ impl House {
         let (writer, feed) = Feed::new(config.feed);
         let tasks = Tasks::new(tasks::Config::default());
         let watchers = own::Watchers::new(own_client, namespace, feed.clone(), config.own, own::Metrics::default());
-        let config = hub::Config { namespace: namespace.into(), ..hub::Config::default() };
-        let hub = hub::run(hub_client, config, writer, Arc::default());
+        let hub_config = hub::Config { namespace: namespace.into(), ..hub::Config::default() };
+        let hub = hub::run(hub_client, hub_config, writer, Arc::default());
         tasks.spawn("hub", async move { Ok::<_, Infallible>(hub.await) });
-        let stop = tasks.stop().clone();
+        let (mut registry, metrics) = (Registry::with_prefix("bridge"), stream::Metrics::default());
+        feed.metrics().register(&mut registry);
+        metrics.register(&mut registry);
         let site = Site {
             feed: feed.clone(),
             own: Box::new(move || watchers.open().map(|(feed, run)| (feed, run.boxed()))),
-            streams: stream::Streams::new(stream::Config::default(), stream::Metrics::default(), stop),
+            streams: stream::Streams::new(config.stream, metrics, tasks.stop().clone()),
             connection: Connection { name: "test".into(), namespace: namespace.into() },
-            registry: Registry::default(),
+            registry,
             allowed: Allowed::default(),
             verbose: Box::new(Vec::new),
             config: site::Config::default(),

@@ -2,7 +2,12 @@
 
 use std::{path::PathBuf, process::Stdio};
 
-use tokio::{process::Command, time::timeout};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
+    time::timeout,
+};
 
 use super::web::BOUND;
 
@@ -36,4 +41,44 @@ pub(crate) async fn output(script: &str, args: &[&str]) -> String {
     let output = output.unwrap();
     assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// A client that prints JSON lines for as long as it lives; killed when dropped.
+#[derive(Debug)]
+pub(crate) struct Talker {
+    /// What it has said so far.
+    pub(crate) lines: Vec<Value>,
+    url: String,
+    out: Lines<BufReader<ChildStdout>>,
+    _child: Child,
+}
+
+impl Talker {
+    /// This script with this URL.
+    pub(crate) fn start(script: &str, url: &str) -> Talker {
+        let mut child =
+            node(script, &[url]).stderr(Stdio::inherit()).spawn().expect("node is missing: install Node 20");
+        let out = BufReader::new(child.stdout.take().unwrap()).lines();
+        Talker { lines: Vec::new(), url: url.to_owned(), out, _child: child }
+    }
+
+    /// Listens until it says this, and to that line only.
+    ///
+    /// # Panics
+    /// When it does not say so within twice the usual bound, ends, or gives up.
+    pub(crate) async fn until(&mut self, is: impl Fn(&Value) -> bool) {
+        let listening = timeout(2 * BOUND, async {
+            loop {
+                let line = self.out.next_line().await.unwrap().expect("the client ended");
+                let line: Value = serde_json::from_str(&line).unwrap();
+                assert!(line["gaveUp"].is_null(), "{} gave up: {line} after {:#?}", self.url, self.lines);
+                self.lines.push(line);
+                if self.lines.last().is_some_and(&is) {
+                    return;
+                }
+            }
+        });
+        let heard = listening.await.is_ok();
+        assert!(heard, "{} does not say it: {:#?}", self.url, self.lines);
+    }
 }

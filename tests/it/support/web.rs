@@ -40,8 +40,13 @@ impl Listener {
 
     /// Connects, or says with which status it was refused.
     pub(crate) async fn try_connect(address: SocketAddr, path: &str) -> Result<Listener, u16> {
+        Listener::over(TcpStream::connect(address).await.unwrap(), path).await
+    }
+
+    /// The same over a connection that is there.
+    pub(crate) async fn over(stream: TcpStream, path: &str) -> Result<Listener, u16> {
+        let address = stream.peer_addr().unwrap();
         let request = format!("ws://{address}{path}").into_client_request().unwrap();
-        let stream = TcpStream::connect(address).await.unwrap();
         match timeout(BOUND, client_async(request, stream)).await.expect("no answer in time") {
             Ok((socket, _)) => Ok(Listener { socket }),
             Err(Error::Http(response)) => Err(response.status().as_u16()),
