@@ -17,6 +17,7 @@ mod told;
 mod writer;
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError, Weak},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -251,6 +252,7 @@ impl Feed {
             told: Told::default(),
             wanted: Wanted::default(),
             origin: [0; 2],
+            touched: BTreeSet::new(),
             history: 0,
             condition: (Condition::default(), (config.clock)()),
         };
