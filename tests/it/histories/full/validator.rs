@@ -125,7 +125,9 @@ impl Court {
             };
             if let (Err(why), Ok(_)) = (&verdict, std::env::var("SHOW")) {
                 for (at, entry) in record[..=nth].iter().enumerate().skip(nth.saturating_sub(25)) {
-                    if matches!(entry, Entry::Told(told) if told.name() == "pool.depth") {
+                    if std::env::var("POOLS").is_err()
+                        && matches!(entry, Entry::Told(told) if told.name() == "pool.depth")
+                    {
                         continue;
                     }
                     println!("{at}: {}", shortened(entry).chars().take(330).collect::<String>());
@@ -140,6 +142,10 @@ impl Court {
         if complete {
             if let (Err(why), Ok(_), Some(open)) = (client.complete(), std::env::var("SHOW"), &client.open) {
                 println!("{why} {open:?}");
+                let skip = record.len().saturating_sub(std::env::var("SHOW").unwrap().parse().unwrap());
+                for (at, entry) in record.iter().enumerate().skip(skip) {
+                    println!("{at}: {}", shortened(entry).chars().take(300).collect::<String>());
+                }
                 let journey = &self.journeys[open.replica];
                 println!("{:?} {:?}", journey.setup, self.chronicle);
                 for k in 0..2 {
@@ -352,6 +358,8 @@ impl Client<'_> {
         self.fold = Some(objects);
         self.pools = Some(pools);
         self.pictured = at;
+        // What was said of the upstream while the client was behind is not said again: heartbeats do.
+        self.open.as_mut().unwrap().down = [None; 2];
         *self.found.initials.entry(reason).or_default() += 1;
         self.reach(id, at)
     }
