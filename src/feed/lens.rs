@@ -144,6 +144,11 @@ impl SharedLens {
             let frame = self.frame(shared, home, &step, step.after);
             cache.push(frame);
         }
+        if from < cache.first {
+            // What came just now has pushed out what this reader is still to have.
+            drop(cache);
+            return self.private_frames(shared, home, from, max_bytes);
+        }
         let skip = usize::try_from(from.saturating_sub(cache.first)).unwrap_or(usize::MAX);
         Some(take(cache.frames.iter().skip(skip).cloned(), max_bytes))
     }
@@ -408,3 +413,6 @@ fn take(frames: impl Iterator<Item = Frame>, max_bytes: usize) -> Vec<Frame> {
     }
     taken
 }
+
+#[cfg(test)]
+mod tests;
