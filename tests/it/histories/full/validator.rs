@@ -413,7 +413,8 @@ impl Client<'_> {
             self.court.resumes.iter().filter(|(when, who)| *who == open.replica && lately.contains(when)).count();
         let is_spoilt = |kind: Kind| {
             let k = kind as usize;
-            let is_between = self.id.unwrap_or_default()[k].is_none_or(|rv| journey.is_between(kind, rv, at));
+            // Of what it does not cover nothing is needed.
+            let is_between = self.id.unwrap_or_default()[k].is_some_and(|rv| journey.is_between(kind, rv, at));
             // A difference at the end of what was read of the past is one, too.
             let unread = journey.unwatched[k].iter().any(|when| *when <= at);
             let unlisted = journey.unlisted[k].iter().any(|when| (open.at..=at).contains(when));
