@@ -24,6 +24,7 @@ use world::{FOR_EVER, Reader, World};
 mod cluster;
 mod full;
 mod hour;
+mod pace;
 mod planted;
 mod script;
 mod truth;

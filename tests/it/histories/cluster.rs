@@ -9,8 +9,9 @@ use boilerhouse_bridge::sim::store::{Change, Store};
 use boilerhouse_bridge::sim::{Sim, SimConfig};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::pace::{Beat, Pace};
 use super::truth::{NAMESPACE, Truth};
-use super::witness::{self, Beat, Log, Pace, Shared};
+use super::witness::{self, Log, Shared};
 
 /// One history of etcd ended here.
 #[derive(Clone, Copy, Debug)]

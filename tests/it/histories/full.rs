@@ -38,10 +38,17 @@ const CONVERGED: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(32
 /// All of a history, ended.
 #[derive(Debug)]
 struct Done {
-    court: Court,
-    records: Vec<Vec<Entry>>,
+    judged: Judged,
     troubles: Tally,
     restarts: u64,
+}
+
+/// The records of all clients, held against the truth.
+#[derive(Debug)]
+struct Judged {
+    court: Court,
+    records: Vec<Vec<Entry>>,
+    found: Vec<Found>,
 }
 
 /// Runs one history to its end.
@@ -76,10 +83,8 @@ fn history(seed: u64) -> Done {
                 }
             }
         }
-        rest(&world, &mut dice, seed).await;
-        let court = court(&world);
-        let records = world.records.lock().unwrap().clone();
-        Done { court, records, troubles, restarts }
+        let judged = rest(&world, &mut dice, seed).await;
+        Done { judged, troubles, restarts }
     })
 }
 
@@ -106,55 +111,52 @@ fn clients(dice: &mut Dice) -> Vec<Habits> {
     ]
 }
 
-fn court(world: &World) -> Court {
-    let records = world.records.lock().unwrap();
-    let resume = |entry: &Entry| match entry {
-        Entry::Connect { at, replica, start: Start::Resume { .. }, .. } => Some((*at, *replica)),
-        _ => None,
-    };
-    let resumes = records.iter().flatten().filter_map(resume).collect();
-    Court { chronicle: world.chronicle(), journeys: world.journeys(), resumes }
-}
-
 /// Waits until everybody has been told everything, then has a few more things happen and gives them their time.
-async fn rest(world: &Arc<World>, dice: &mut Dice, seed: u64) {
+async fn rest(world: &Arc<World>, dice: &mut Dice, seed: u64) -> Judged {
     world.rest.store(true, Ordering::Relaxed);
-    let mut verdict = Err(String::new());
+    let mut verdict = Err("a replica never came to life".to_owned());
     for _ in 0..LOOKS_AT_REST {
         world.cluster.nap(Duration::from_secs(30)).await;
         // An armed fault may have written something.
         world.cluster.write(|_| {});
         if world.is_live() {
-            verdict = verdict_of(world);
+            verdict = judge(world);
             if verdict.is_ok() {
                 break;
             }
         }
     }
-    verdict.unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+    let judged = verdict.unwrap_or_else(|why| panic!("seed {seed}: {why}"));
     // What is armed waits for requests, what was met sits in open watches.
     world.cluster.sim.cut_watches(Cut::Eof);
     world.cluster.nap(Duration::from_secs(5)).await;
-    if world.cluster.sim.armed() == 0 {
-        world.cluster.sim.cut_watches(Cut::Eof);
-        // One that has stalled hears of no cut, and is given up by then.
-        world.cluster.nap(Duration::from_secs(45)).await;
-        (0..3).for_each(|_| world.cluster.write(|store| script::write(store, dice)));
-        let bound = CONVERGED[usize::from(world.lags())];
-        world.cluster.nap(bound).await;
-        verdict_of(world).unwrap_or_else(|why| panic!("seed {seed}, within {bound:?}: {why}"));
+    if world.cluster.sim.armed() > 0 {
+        return judged;
     }
+    world.cluster.sim.cut_watches(Cut::Eof);
+    // One that has stalled hears of no cut, and is given up by then.
+    world.cluster.nap(Duration::from_secs(45)).await;
+    (0..3).for_each(|_| world.cluster.write(|store| script::write(store, dice)));
+    let bound = CONVERGED[usize::from(world.lags())];
+    world.cluster.nap(bound).await;
+    judge(world).unwrap_or_else(|why| panic!("seed {seed}, within {bound:?}: {why}"))
 }
 
-fn verdict_of(world: &World) -> Result<(), String> {
-    let court = court(world);
-    let records = world.records.lock().unwrap();
-    records
-        .iter()
-        .enumerate()
-        .try_for_each(|(who, record)| court.judge(record, true).map(drop).map_err(|why| format!("client {who}: {why}")))
+fn judge(world: &World) -> Result<Judged, String> {
+    let records = world.records.lock().unwrap().clone();
+    let resume = |entry: &Entry| match entry {
+        Entry::Connect { at, replica, start: Start::Resume { .. }, .. } => Some((*at, *replica)),
+        _ => None,
+    };
+    let resumes = records.iter().flatten().filter_map(resume).collect();
+    let court = Court { chronicle: world.chronicle(), journeys: world.journeys(), resumes };
+    let judged = records.iter().enumerate();
+    let judged = judged.map(|(who, record)| court.judge(record).map_err(|why| format!("client {who}: {why}")));
+    let found = judged.collect::<Result<_, _>>()?;
+    Ok(Judged { court, records, found })
 }
 
+/// What all histories were, so that the test can tell that it tested something.
 #[derive(Debug, Default)]
 struct All {
     found: Vec<Found>,
@@ -162,22 +164,32 @@ struct All {
     restarts: u64,
 }
 
-fn run(seeds: impl Iterator<Item = u64>) -> All {
-    let mut all = All::default();
+impl All {
+    fn add(&mut self, done: Done) {
+        self.found.extend(done.judged.found);
+        done.troubles.iter().for_each(|(trouble, count)| *self.troubles.entry(*trouble).or_default() += count);
+        self.restarts += done.restarts;
+    }
+
+    fn sum(&self, of: fn(&Found) -> u64) -> u64 {
+        self.found.iter().map(of).sum()
+    }
+
+    fn initials(&self, reason: &str) -> u64 {
+        self.found.iter().filter_map(|found| found.initials.get(reason)).sum()
+    }
+}
+
+fn run(seeds: impl Iterator<Item = u64>, all: &Mutex<All>) {
     for seed in seeds {
         match catch_unwind(AssertUnwindSafe(|| history(seed))) {
-            Ok(done) => {
-                all.found.extend(done.records.iter().map(|record| done.court.judge(record, true).unwrap()));
-                done.troubles.iter().for_each(|(trouble, count)| *all.troubles.entry(*trouble).or_default() += count);
-                all.restarts += done.restarts;
-            }
+            Ok(done) => all.lock().unwrap().add(done),
             Err(panic) => {
                 println!("SEED={seed} fails; it replays the same");
                 resume_unwind(panic);
             }
         }
     }
-    all
 }
 
 #[test]
@@ -187,44 +199,45 @@ fn every_client_is_told_everything_once_on_whatever_replica() {
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
             let (all, mine) = (&all, seeds.clone().filter(move |seed| seed % THREADS == thread));
-            scope.spawn(move || {
-                let done = run(mine);
-                let mut all = all.lock().unwrap();
-                all.found.extend(done.found);
-                done.troubles.iter().for_each(|(trouble, count)| *all.troubles.entry(*trouble).or_default() += count);
-                all.restarts += done.restarts;
-            });
+            scope.spawn(move || run(mine, all));
         }
     });
     let all = all.into_inner().unwrap();
     let count = u64::try_from(seeds.count()).unwrap();
-    let sum = |of: fn(&Found) -> u64| all.found.iter().map(of).sum::<u64>();
-    let initials = |reason: &str| all.found.iter().filter_map(|found| found.initials.get(reason)).sum::<u64>();
-    let reasons = ["connect", "expired", "foreign", "filter", "lagged"].map(|reason| (reason, initials(reason)));
-    println!(
-        "{count} histories in {:?}: {} events, {} ids, {} connections, {} resumed, {} of them from before their replica, \
-         {} ahead of it; {} differences, {} empty ones; state.initial {reasons:?} in {} parts; {} upstream.down; {} \
-         restarts; {:?}",
-        began.elapsed(),
-        sum(|found| found.events),
-        sum(|found| found.ids),
-        sum(|found| found.connections),
-        sum(|found| found.resumed),
-        sum(|found| found.backfilled),
-        sum(|found| found.ahead),
-        sum(|found| found.differences),
-        sum(|found| found.empty_differences),
-        sum(|found| found.parts),
-        sum(|found| found.downs),
-        all.restarts,
-        all.troubles,
-    );
+    let numbers = [
+        ("events", all.sum(|found| found.events), 50),
+        ("ids", all.sum(|found| found.ids), 75),
+        ("connections", all.sum(|found| found.connections), 10),
+        ("resumed without a snapshot", all.sum(|found| found.resumed), 6),
+        ("of them from before their replica", all.sum(|found| found.backfilled), 2),
+        ("of them ahead of it", all.sum(|found| found.ahead), 0),
+        ("differences", all.sum(|found| found.differences), 0),
+        ("empty ones", all.sum(|found| found.empty_differences), 0),
+        ("parts", all.sum(|found| found.parts), 5),
+        ("upstream.down", all.sum(|found| found.downs), 2),
+        ("restarts", all.restarts, 2),
+    ];
+    let reasons = ["connect", "expired", "foreign", "filter", "lagged"].map(|reason| (reason, all.initials(reason)));
+    let told = numbers.map(|(name, number, _)| format!("{number} {name}")).join(", ");
+    println!("{count} histories in {:?}: {told}; {reasons:?}; {:?}", began.elapsed(), all.troubles);
+    if count > 1 {
+        for (name, number, least) in numbers {
+            assert!(number > 0 && number >= least * count, "{name} only {number} times");
+        }
+        for (reason, number) in reasons {
+            assert!(number > 0, "nobody was told {reason}");
+        }
+        let met = |trouble| all.troubles.get(&trouble).copied().unwrap_or_default();
+        // The rarest come once in twelve histories.
+        let rare: Vec<_> = Trouble::ALL.into_iter().filter(|trouble| met(*trouble) < count / 100).collect();
+        assert!(rare.is_empty(), "{rare:?} hardly ever");
+    }
 }
 
 #[test]
 fn a_seed_replays_the_same_to_the_last_line() {
     for seed in 0..4 {
-        let (once, again) = (history(seed).records, history(seed).records);
+        let (once, again) = (history(seed).judged.records, history(seed).judged.records);
         for (who, (one, other)) in once.iter().zip(&again).enumerate() {
             let differs = one.iter().zip(other).find(|(one, other)| one != other);
             assert!(one == other, "seed {seed}, client {who}: {differs:#?}, {} {}", one.len(), other.len());

@@ -158,7 +158,7 @@ fn claim(store: &mut Store, dice: &mut Dice, namespace: &str, mark: u64) {
             create(store, Resource::Claims, namespace, &name, &json!({ "spec": spec }))
         }
         // Nobody sees it.
-        3 if mark % 2 == 0 => {
+        3 if mark.is_multiple_of(2) => {
             let unseen = json!({"metadata": {"annotations": {"boilerhouse.dev/last-activity": format!("{mark}")}}});
             store.patch(Resource::Claims, namespace, &name, &unseen)
         }

@@ -20,9 +20,10 @@ use http_body_util::{BodyExt, BodyStream, Full, StreamBody};
 use hyper::body::Frame;
 use kube::client::Body;
 use serde::Deserialize;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::Instant;
 use tower::{BoxError, Service};
 
+use super::pace::Pace;
 use super::truth::NAMESPACE;
 
 /// One thing that an engine heard about one resource.
@@ -130,64 +131,6 @@ pub(super) struct Shared {
     pub(super) epoch: AtomicUsize,
     /// So many lists will stop in the middle of their body, pods and claims.
     pub(super) half_lists: [AtomicUsize; 2],
-}
-
-/// How long things are underway, so that it is the seed and not chance who comes first and meets what is armed.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Pace {
-    /// How long a request takes, another time for each client.
-    way: Duration,
-    beat: Option<Beat>,
-}
-
-/// A client with moments of its own: at each, one thing of one resource reaches one end. Whoever is woken by it is woken
-/// by nothing else.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Beat {
-    pub(super) begun: Instant,
-    /// Milliseconds behind the beat, pods and claims.
-    pub(super) phases: [u64; 2],
-    /// How much later than that each thing comes that a watch tells.
-    pub(super) lag: [Duration; 2],
-}
-
-impl Pace {
-    pub(super) fn way(ms: u64) -> Pace {
-        Pace { way: Duration::from_millis(ms), beat: None }
-    }
-
-    pub(super) fn beat(beat: Beat) -> Pace {
-        Pace { way: Duration::ZERO, beat: Some(beat) }
-    }
-
-    async fn request(self, kind: Option<Kind>) {
-        match self.beat {
-            None => sleep(self.way).await,
-            Some(beat) => beat.wait(kind.unwrap_or(Kind::Instance), Duration::ZERO).await,
-        }
-    }
-
-    async fn line(self, kind: Kind) {
-        if let Some(beat) = self.beat {
-            beat.wait(kind, beat.lag[kind as usize]).await;
-        }
-    }
-}
-
-impl Beat {
-    /// Milliseconds from beat to beat: all times of the bridge are multiples of it.
-    const MS: u128 = 50;
-
-    /// The first moment of a phase, after now, when so much time has passed.
-    pub(super) fn next(begun: Instant, time: Duration, phase: u64) -> Instant {
-        let at = (begun.elapsed() + time).as_millis().max(begun.elapsed().as_millis() + 1);
-        let beats = (at + Self::MS - 1 - u128::from(phase)).div_euclid(Self::MS);
-        begun + Duration::from_millis(u64::try_from(beats * Self::MS).unwrap() + phase)
-    }
-
-    async fn wait(self, kind: Kind, time: Duration) {
-        sleep_until(Beat::next(self.begun, time, self.phases[kind as usize])).await;
-    }
 }
 
 /// A client of the simulated API that keeps a log. Lists come in pages of three objects, whatever is asked for: a
@@ -417,9 +360,7 @@ impl Witness {
     fn byte(&self, kind: Kind) {
         let mut log = self.log.lock().unwrap();
         log.last_byte[kind as usize] = Some(Instant::now());
-        if self.pace.beat.is_some() {
-            log.bytes[kind as usize].push(Instant::now());
-        }
+        log.bytes[kind as usize].push(Instant::now());
     }
 
     fn note(&self, kind: Kind, what: What) {

@@ -17,9 +17,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::cluster::Cluster;
+use super::pace::Pace;
 use super::truth::{NAMESPACE, Said};
 use super::validator::{End, Engine, Record, Start};
-use super::witness::{Log, Pace};
+use super::witness::Log;
 use crate::support::dice::Dice;
 
 /// Everything that one history is about.

@@ -21,13 +21,16 @@ pub(super) struct Visible {
     pub(super) events: Vec<Arc<Value>>,
 }
 
+/// An object before and after a version.
+type Change = (Option<Arc<Thing>>, Option<Arc<Thing>>);
+
 /// One resource in one history of etcd.
 #[derive(Debug)]
 struct Chapter {
     versions: Vec<Rv>,
     /// After each of them.
     states: Vec<State>,
-    changes: Vec<(Option<Arc<Thing>>, Option<Arc<Thing>>)>,
+    changes: Vec<Change>,
 }
 
 /// Where another history of etcd began.

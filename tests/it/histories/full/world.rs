@@ -18,8 +18,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::super::cluster::{Cluster, Fork};
+use super::super::pace::{Beat, Pace};
 use super::super::truth::NAMESPACE;
-use super::super::witness::{Beat, Log, Pace};
+use super::super::witness::Log;
 use super::chronicle::{Chronicle, Turn};
 use super::journey::{Journey, Setup};
 use super::looks::LOOKS;
@@ -73,14 +74,16 @@ struct Replica {
     _tasks: JoinSet<()>,
 }
 
+type Lives = Mutex<Vec<(Setup, Arc<Mutex<Log>>)>>;
+
 #[derive(Debug)]
 pub(super) struct World {
     pub(super) cluster: Cluster,
     begun: Instant,
-    log: Limits,
+    config: feed::Config,
     replicas: [Mutex<Replica>; 2],
     /// Every life of every replica.
-    lives: Mutex<Vec<(Setup, Arc<Mutex<Log>>)>>,
+    lives: Lives,
     pub(super) records: Mutex<Vec<Vec<Entry>>>,
     /// From now on nobody is slow, and nobody leaves.
     pub(super) rest: AtomicBool,
@@ -97,10 +100,13 @@ impl World {
         cluster.write(|_| {});
         let items = *dice.pick(&[SMALL_LOG, 1 << 16, 1 << 16]);
         let log = Limits { items, ..Limits::default() };
+        // Few objects make many parts, too.
+        let part_bytes = *dice.pick(&[500, 256 << 10]);
+        let config = feed::Config { log, part_bytes, clock, ..feed::Config::default() };
         let lives = Mutex::default();
-        let replicas = [0_u64, 1].map(|which| Mutex::new(start(&cluster, &lives, begun, which, log, dice)));
+        let replicas = [0_u64, 1].map(|which| Mutex::new(start(&cluster, &lives, begun, which, config, dice)));
         let world =
-            World { cluster, begun, log, replicas, lives, records: Mutex::default(), rest: AtomicBool::new(false) };
+            World { cluster, begun, config, replicas, lives, records: Mutex::default(), rest: AtomicBool::new(false) };
         world.listen();
         Arc::new(world)
     }
@@ -108,7 +114,7 @@ impl World {
     /// A bridge is killed, and another one comes in its place.
     pub(super) fn restart(&self, which: usize, dice: &mut Dice) {
         let mut replica = self.replicas[which].lock().unwrap();
-        *replica = start(&self.cluster, &self.lives, self.begun, which as u64, self.log, dice);
+        *replica = start(&self.cluster, &self.lives, self.begun, which as u64, self.config, dice);
         drop(replica);
         self.listen();
     }
@@ -177,10 +183,10 @@ impl World {
 
 fn start(
     cluster: &Cluster,
-    lives: &Mutex<Vec<(Setup, Arc<Mutex<Log>>)>>,
+    lives: &Lives,
     begun: Instant,
     which: u64,
-    log: Limits,
+    config: feed::Config,
     dice: &mut Dice,
 ) -> Replica {
     let lag = |dice: &mut Dice| {
@@ -190,16 +196,16 @@ fn start(
     let lag = [lag(dice), lag(dice)];
     let beat = Beat { begun, phases: [1 + 2 * which, 2 + 2 * which], lag };
     let (client, heard) = cluster.client(Pace::beat(beat));
-    let (writer, feed) = Feed::new(feed::Config { log, clock, ..feed::Config::default() });
+    let (writer, feed) = Feed::new(config);
     // Pauses without a jitter, on the beat.
-    let config = hub::Config { namespace: NAMESPACE.into(), random: |_| u64::MAX, ..hub::Config::default() };
-    let run = hub::run(client, config, writer, Arc::default());
+    let watching = hub::Config { namespace: NAMESPACE.into(), random: |_| u64::MAX, ..hub::Config::default() };
+    let run = hub::run(client, watching, writer, Arc::default());
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { match run.await {} });
     let pools = feed.clone().announce_pools();
     tasks.spawn(async move { match pools.await {} });
     let lag_ms = lag.iter().map(|lag| u64::try_from(lag.as_millis()).unwrap()).max().unwrap();
-    let setup = Setup { born: clock(), is_small: log.items == SMALL_LOG, lag_ms };
+    let setup = Setup { born: clock(), is_small: config.log.items == SMALL_LOG, lag_ms };
     let mut lives = lives.lock().unwrap();
     lives.push((setup, heard));
     Replica { feed, number: lives.len() - 1, alive: watch::Sender::default(), _tasks: tasks }
