@@ -134,9 +134,11 @@ impl Journey {
         self.places[kind as usize].iter().filter(|place| place.0 <= at).map(|place| place.2).collect()
     }
 
-    /// Whether anything was heard in a time.
-    pub(super) fn has_heard(&self, from: u64, to: u64) -> bool {
-        self.places.iter().flatten().any(|(at, ..)| (from..=to).contains(at))
+    /// Whether its log may have grown in a time: by what was heard, by its own words of the upstream, by depths of pools.
+    pub(super) fn has_grown(&self, from: u64, to: u64) -> bool {
+        let time = from.saturating_sub(POOLS)..=to;
+        let heard = self.places.iter().flatten().map(|(at, ..)| at);
+        heard.chain(self.failed.iter().flatten()).chain(self.began.iter().flatten()).any(|at| time.contains(at))
     }
 
     /// Whether versions went back in a time.
@@ -158,6 +160,8 @@ impl Journey {
     }
 }
 
+/// Depths of pools follow their objects by then, a beat included.
+const POOLS: u64 = 300;
 /// A trouble is said to be one for no longer after it was met (a stalled answer takes 30 s to be given up).
 const LATELY: u64 = 45_000;
 /// Silence that is one.

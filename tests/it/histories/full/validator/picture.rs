@@ -126,7 +126,7 @@ impl Client<'_> {
             "filter" => is_first && resumed.is_some_and(|(looks, _)| !LOOKS[self.looks].takes(&LOOKS[looks])),
             "foreign" => is_first && resumed.is_some_and(|(_, is_forged)| is_forged) || self.is_foreign(at),
             "expired" => is_first && resumed.is_some() && (is_long || !self.should_be_held(at)),
-            "lagged" => (journey.setup.is_small || is_long) && journey.has_heard(open.at.max(self.pictured), at),
+            "lagged" => (journey.setup.is_small || is_long) && journey.has_grown(open.at.max(self.pictured), at),
             _ => false,
         };
         if is_right { Ok(()) } else { Err(format!("there is no reason to say {reason}")) }
