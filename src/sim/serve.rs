@@ -24,6 +24,8 @@ impl Sim {
                 accepted = listener.accept(), if !full => {
                     // A connection that could not be accepted is its client's loss; the listener goes on.
                     let Ok((socket, _)) = accepted else { continue };
+                    // As the real one (Go's default): else an event waits for the last one's acknowledgement, up to 40 ms.
+                    let Ok(()) = socket.set_nodelay(true) else { continue };
                     let service = TowerToHyperService::new(self.service());
                     let mut http = hyper::server::conn::http1::Builder::new();
                     http.timer(TokioTimer::new());

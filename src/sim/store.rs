@@ -74,6 +74,8 @@ pub struct Store {
     uids: u64,
     revision: Revision,
     window: Revision,
+    /// Changes up to here are no longer in memory.
+    forgotten: Revision,
     compacted: Revision,
     versions: BTreeMap<Key, Vec<Version>>,
     changes: Vec<Change>,
@@ -84,7 +86,17 @@ impl Store {
     #[must_use]
     pub fn new(seed: u64, first: Revision, now: Timestamp) -> Self {
         let (versions, changes) = (BTreeMap::new(), Vec::new());
-        Self { now, seed, uids: 0, revision: first, window: first, compacted: first, versions, changes }
+        Self {
+            now,
+            seed,
+            uids: 0,
+            revision: first,
+            window: first,
+            forgotten: first,
+            compacted: first,
+            versions,
+            changes,
+        }
     }
 
     /// Sets the time that later writes carry.
@@ -120,6 +132,11 @@ impl Store {
     #[must_use]
     pub fn history(&self) -> &[Change] {
         &self.changes
+    }
+
+    /// Up to here [`Store::since`] no longer knows what happened.
+    pub(super) fn forgotten(&self) -> Revision {
+        self.forgotten
     }
 
     /// The changes after a revision.
@@ -295,6 +312,7 @@ impl Store {
         self.compact(revision);
         let mark = self.compacted;
         self.window = self.window.max(mark);
+        self.forgotten = mark;
         self.changes.drain(..self.changes.partition_point(|change| change.revision <= mark));
         self.versions.retain(|_, versions| {
             let first = versions.partition_point(|(revision, _)| *revision <= mark).saturating_sub(1);

@@ -158,6 +158,8 @@ impl Watch {
             match state.cuts {
                 (cuts, Cut::Eof) if cuts != self.cuts => return Turn::End,
                 (cuts, Cut::Reset) if cuts != self.cuts => return Turn::Reset,
+                // It is too slow: the API server ends such a watch, too, rather than skip a change.
+                _ if self.position < state.store.forgotten() => return Turn::End,
                 _ => self.find(&state, now),
             }
         };
@@ -260,4 +262,34 @@ fn line(kind: &'static str, object: &Value) -> Bytes {
     let mut line = serde_json::to_vec(&Line { r#type: kind, object }).unwrap_or_default();
     line.push(b'\n');
     line.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{BodyExt, Empty};
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::sim::SimConfig;
+
+    #[tokio::test]
+    async fn a_watch_behind_what_is_forgotten_ends_without_skipping_a_change() {
+        let sim = Sim::new(SimConfig::default());
+        let write = |name: &str| {
+            let pod = json!({"metadata": {"name": name, "namespace": "n"}});
+            sim.store(|store| store.create(Resource::Pods, pod).map(drop)).unwrap();
+        };
+        sim.store(|store| store.create(Resource::Namespaces, json!({"metadata": {"name": "n"}})).map(drop)).unwrap();
+        let from = sim.store(|store| store.revision());
+        let request = format!("/api/v1/namespaces/n/pods?watch=true&resourceVersion={from}");
+        let request = http::Request::get(request).body(Empty::<Bytes>::new()).unwrap();
+        let mut watch = sim.service().oneshot(request).await.unwrap().into_body();
+        write("a");
+        let line = watch.frame().await.unwrap().unwrap().into_data().unwrap();
+        assert!(line.starts_with(b"{\"type\":\"ADDED\""), "{line:?}");
+        write("b");
+        write("c");
+        sim.store(|store| store.forget(from + 2));
+        assert!(watch.frame().await.is_none(), "c must not come without b");
+    }
 }
