@@ -1,6 +1,7 @@
 //! The command line: arguments, environment, terminal, exit codes; and the composition roots, which alone know
 //! everything (protocol.md section 8).
 
+mod bench;
 mod config;
 mod demo;
 mod serve;
@@ -31,6 +32,8 @@ enum Command {
     Serve(Box<serve::Serve>),
     /// Serve a simulated cluster in which something always happens. Needs no Kubernetes.
     Demo(demo::Demo),
+    /// Measure a stream's cost and lateness, beside the bare system call. Without a URL it needs nothing else.
+    Bench(Box<bench::Bench>),
     /// Print the CustomResourceDefinition of BoilerhouseClaims, to be piped into `kubectl apply -f -`.
     Crd,
 }
@@ -96,6 +99,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
     match cli.command {
         Command::Serve(serve) => runtime()?.block_on(serve.run()),
         Command::Demo(demo) => runtime()?.block_on(demo.run()),
+        Command::Bench(bench) => bench.run(),
         Command::Crd => {
             let yaml = crd::yaml().context("the definition could not be written as YAML")?;
             print(&yaml)?;

@@ -81,7 +81,7 @@ pub(super) async fn bind(host: &str, port: u16) -> Result<(TcpListener, SocketAd
 
 /// Lets the process open a file for each connection: what a shell grants is often a tenth of that, and the process may
 /// raise it by itself up to the hard limit.
-fn raise_file_limit(max_connections: usize) {
+pub(super) fn raise_file_limit(max_connections: usize) {
     let needed = (max_connections as u64).saturating_add(OTHER_FILES);
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_none_or(|current| current >= needed) {

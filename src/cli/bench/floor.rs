@@ -1,0 +1,122 @@
+//! The floor: a server that does nothing but write(2) a prepared frame to each of its sockets, as often as it is told.
+//!
+//! Two styles. A *loop* writes to one socket after the other: what the system call costs. *Tasks* have one tokio task a
+//! connection that waits for the next frame: what that way to organise it costs at the least.
+
+use std::{
+    io::{BufRead, ErrorKind, Read, Write},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use super::{MARK, now_micros};
+
+/// How the frames get to the sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Style {
+    /// One thread, one socket after the other.
+    Loop,
+    /// One task a connection.
+    Tasks,
+}
+
+/// Write this many frames of this size, in one write, to each socket.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct Tick {
+    pub(super) frames: u64,
+    pub(super) bytes: usize,
+}
+
+/// Runs until stdin ends. First says its address.
+pub(super) fn run(style: Style) -> Result<()> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{}", serde_json::to_string(&listener.local_addr()?)?)?;
+    stdout.flush()?;
+    match style {
+        Style::Loop => run_loop(listener),
+        Style::Tasks => run_tasks(listener),
+    }
+}
+
+fn ticks() -> impl Iterator<Item = Result<Tick>> {
+    std::io::stdin().lock().lines().map(|line| Ok(serde_json::from_str(&line?)?))
+}
+
+fn run_loop(listener: TcpListener) -> Result<()> {
+    let sockets = Arc::new(Mutex::new(Vec::new()));
+    let all = sockets.clone();
+    std::thread::spawn(move || {
+        while let Ok(stream) = accept(&listener) {
+            all.lock().unwrap_or_else(PoisonError::into_inner).push(stream);
+        }
+    });
+    for tick in ticks() {
+        let frames = frames(tick?);
+        for mut socket in sockets.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            match socket.write(&frames) {
+                // Gone, or its reader is behind: this server is not asked to be correct.
+                Ok(_) => {}
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::BrokenPipe) => {}
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+                Err(error) => return Err(error).context("the floor could not write"),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn run_tasks(listener: TcpListener) -> Result<()> {
+    let runtime = super::super::runtime()?;
+    let (send, receive) = watch::channel(Bytes::new());
+    let handle = runtime.handle().clone();
+    std::thread::spawn(move || {
+        while let Ok(stream) = accept(&listener) {
+            let mut receive = receive.clone();
+            let _inside = handle.enter();
+            let Ok(stream) = tokio::net::TcpStream::from_std(stream) else { continue };
+            handle.spawn(async move {
+                while receive.changed().await.is_ok() {
+                    let frames = receive.borrow_and_update().clone();
+                    if stream.writable().await.is_err() || stream.try_write(&frames).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    for tick in ticks() {
+        send.send_replace(frames(tick?));
+    }
+    Ok(())
+}
+
+/// A connection whose request has been read and answered. Any request is: clients look for frames only.
+fn accept(listener: &TcpListener) -> std::io::Result<TcpStream> {
+    let (mut stream, _) = listener.accept()?;
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte)? > 0 {
+        head.push(byte[0]);
+    }
+    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")?;
+    stream.set_nodelay(true)?;
+    stream.set_nonblocking(true)?;
+    Ok(stream)
+}
+
+fn frames(Tick { frames, bytes }: Tick) -> Bytes {
+    let mut out = Vec::with_capacity(bytes * frames as usize);
+    for _ in 0..frames {
+        let end = out.len() + bytes;
+        write!(out, "{{{MARK}{}\",\"rest\":\"", now_micros()).unwrap_or_default();
+        out.resize(end.max(out.len() + 3), b'x');
+        let at = out.len() - 3;
+        out[at..].copy_from_slice(b"\"}\n");
+    }
+    out.into()
+}
