@@ -13,6 +13,7 @@ use boilerhouse_bridge::feed::{self, Carrier, Feed, Framing, From, Read, Reason,
 use boilerhouse_bridge::log::Limits;
 use boilerhouse_bridge::sim::store::Store;
 use boilerhouse_bridge::source::hub;
+use futures::FutureExt;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -357,8 +358,12 @@ impl Client {
                         biased;
                         _ = alive.changed() => {}
                         () = sleep_until(wakes) => {}
-                        // At a moment of its own, so that all has come that belongs to one.
-                        () = subscription.changed() => self.nap(Duration::ZERO).await,
+                        () = subscription.changed() => {
+                            // At a moment of its own, so that all has come that belongs to one: in how many changes
+                            // depends on who was woken first.
+                            self.nap(Duration::ZERO).await;
+                            drop(subscription.changed().now_or_never());
+                        }
                     }
                 }
                 Read::End(close) => panic!("the full stream does not end: {close:?}"),
