@@ -3,7 +3,13 @@
 //!
 //! A request that is no WebSocket handshake is answered with 426.
 #![allow(clippy::print_stderr, reason = "an example is a command line program")]
-use std::{convert::Infallible, future::pending, net::Ipv4Addr, sync::Arc};
+use std::{
+    convert::Infallible,
+    future::pending,
+    net::Ipv4Addr,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use anyhow::Context as _;
 use boilerhouse_bridge::{
@@ -48,9 +54,9 @@ impl Outbound for Echo {
         Read::Batch(std::mem::take(&mut self.waiting))
     }
 
-    async fn changed(&mut self) {
+    fn poll_changed(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
         // Only input brings news, and the transport reads after each input.
-        pending().await
+        Poll::Pending
     }
 
     fn received(&mut self, piece: &Piece<'_>) {

@@ -5,6 +5,7 @@
 //! client is served is a function of the log, its lens and its cursor. Under the lock there is pushing and cloning of
 //! `Arc`s only. Nothing here knows where facts come from, what a socket is, or who a client is.
 
+mod audience;
 pub mod inventory;
 mod lens;
 mod past;
@@ -33,6 +34,7 @@ use tokio::{
 };
 
 pub use self::{
+    audience::{Audience, Shown},
     lens::{Carrier, Framing, SharedLens},
     past::{Backfill, Gap, Past},
     snapshot::Snapshot,
@@ -304,6 +306,12 @@ impl Feed {
     #[must_use]
     pub fn histories(&self) -> watch::Receiver<u64> {
         self.shared.histories.subscribe()
+    }
+
+    /// Changes each time there may be something new to read: the position up to which there is.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.head.subscribe()
     }
 
     /// Whether both resources have been listed (G10: nothing is served before).

@@ -1,6 +1,6 @@
 //! What `serve` and `demo` have in common: a feed on a listener, until a signal.
 
-use std::{io::ErrorKind, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, io::ErrorKind, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use futures::FutureExt;
@@ -109,15 +109,19 @@ pub(super) async fn serve(bridge: Bridge, listener: TcpListener) -> Result<u8, F
         stream::Config { drain_spread: drain * 4 / 5, max_streams: max_connections, ..stream::Config::default() };
     let streams = stream::Streams::new(stream_config, stream_metrics, tasks.stop().clone());
     let config = http::Config { rate, ..http::Config::default() };
-    let site = Site { feed, own, connection, streams, registry, allowed, verbose, config };
+    let site = Site { feed, own, connection, streams: streams.clone(), registry, allowed, verbose, config };
     let max_connections = max_connections.saturating_add(conn::BESIDE_STREAMS);
     raise_file_limit(max_connections);
     let pools = site.feed.clone().announce_pools();
-    tasks.spawn("pools", async move { Ok::<_, std::convert::Infallible>(pools.await) });
+    tasks.spawn("pools", async move { Ok::<_, Infallible>(pools.await) });
+    for writer in 0..streams.fan.writers() {
+        let (streams, feed) = (streams.clone(), site.feed.clone());
+        tasks.spawn("writer", async move { Ok::<Infallible, Infallible>(streams.fan.run(writer, feed).await) });
+    }
     let service = http::service(Arc::new(site));
     let config = conn::Config { max_connections, ..conn::Config::default() };
     let accept = conn::serve(listener, service, config, conn_metrics, tasks.clone());
-    tasks.spawn("listener", async move { Ok::<_, std::convert::Infallible>(accept.await) });
+    tasks.spawn("listener", async move { Ok::<_, Infallible>(accept.await) });
 
     let mut signals = Signals::new()?;
     let stopped = tasks.run_until(async || signals.next().await).await?;

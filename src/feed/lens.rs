@@ -13,7 +13,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::{Config, Reason, Shared, Snapshot};
+use super::{Config, Reason, Shared, Snapshot, audience::Shown};
 use crate::{
     event::{
         Claim, Home, Instance, Notice, Pool, Rv, Step, Version, What,
@@ -95,6 +95,8 @@ pub(super) struct Frame {
     pub(super) bytes: Bytes,
     pub(super) after: [Rv; 2],
     pub(super) restart: bool,
+    /// Whoever looks through the lens must see for himself what this means for him: another history, or the upstream.
+    pub(super) own: bool,
 }
 
 #[derive(Debug, Default)]
@@ -128,27 +130,64 @@ impl SharedLens {
         if shared.hub.is_some() {
             return self.private_frames(shared, home, from, max_bytes);
         }
-        let mut cache = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
-        let end = cache.first + cache.frames.len() as u64;
+        let cache = self.cached(shared, home, from)?;
         if from < cache.first {
             drop(cache);
             return self.private_frames(shared, home, from, max_bytes);
         }
-        if from > end {
+        Some(take(cache.since(from).cloned(), max_bytes))
+    }
+
+    /// How far the log goes from a position, and whether anything on the way concerns those who look through the lens.
+    /// Where it cannot be known here, something does.
+    pub(super) fn news(&self, shared: &Shared, from: u64) -> (u64, bool) {
+        let home = shared.state().ready();
+        match home.ok().and_then(|home| self.cached(shared, home, from)) {
+            Some(cache) if from >= cache.first => {
+                (cache.end(), cache.since(from).any(|frame| frame.own || !frame.bytes.is_empty()))
+            }
+            _ => (*shared.head.borrow(), true),
+        }
+    }
+
+    /// What is shown to all who are at a position, as one piece of at most `max_bytes`.
+    pub(super) fn shown(&self, from: u64, max_bytes: usize) -> Option<Shown> {
+        let cache = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        if from < cache.first || cache.since(from).any(|frame| frame.own) {
+            return None;
+        }
+        let after = cache.since(from).last()?.after;
+        let bytes: usize = cache.since(from).map(|frame| frame.bytes.len()).sum();
+        let mut told = cache.since(from).map(|frame| &frame.bytes).filter(|bytes| !bytes.is_empty());
+        let bytes = match (told.next()?, told.next()) {
+            _ if bytes > max_bytes => return None,
+            (only, None) => only.clone(),
+            (first, Some(second)) => {
+                [first, second].into_iter().chain(told).flatten().copied().collect::<Vec<u8>>().into()
+            }
+        };
+        Some(Shown { from, to: cache.end(), after, bytes })
+    }
+
+    /// The cache with the newest steps framed, if the log goes on from it or from a position. It may have dropped what is
+    /// at the position.
+    fn cached(&self, shared: &Shared, home: Home, from: u64) -> Option<MutexGuard<'_, Frames>> {
+        let mut cache = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        if from > cache.end() {
             *cache = Frames { first: from, ..Frames::default() };
         }
-        let end = cache.first + cache.frames.len() as u64;
-        for step in steps(shared, end)? {
-            let frame = self.frame(shared, home, &step, step.after);
-            cache.push(frame);
+        // Most readers come when another has framed everything: they need not ask for the feed's lock.
+        while from >= cache.first && cache.end() < *shared.head.borrow() {
+            let steps = steps(shared, cache.end())?;
+            if steps.is_empty() {
+                break;
+            }
+            for step in steps {
+                let frame = self.frame(shared, home, &step, step.after);
+                cache.push(frame);
+            }
         }
-        if from < cache.first {
-            // What came just now has pushed out what this reader is still to have.
-            drop(cache);
-            return self.private_frames(shared, home, from, max_bytes);
-        }
-        let skip = usize::try_from(from.saturating_sub(cache.first)).unwrap_or(usize::MAX);
-        Some(take(cache.frames.iter().skip(skip).cloned(), max_bytes))
+        Some(cache)
     }
 
     /// Frames for one reader, rendered until `max_bytes` are there.
@@ -171,7 +210,8 @@ impl SharedLens {
             }
         }
         let restart = step.version().is_some_and(|version| version.restart);
-        Frame { bytes: bytes.into(), after: at, restart }
+        let own = restart || matches!(step.what, What::Notice(Notice::Upstream { .. }));
+        Frame { bytes: bytes.into(), after: at, restart, own }
     }
 
     fn version(&self, out: &mut Vec<u8>, shared: &Shared, home: Home, at_ms: u64, version: &Version, at: [Rv; 2]) {
@@ -322,6 +362,14 @@ impl SharedLens {
 }
 
 impl Frames {
+    fn end(&self) -> u64 {
+        self.first + self.frames.len() as u64
+    }
+
+    fn since(&self, from: u64) -> impl Iterator<Item = &Frame> {
+        self.frames.iter().skip(usize::try_from(from.saturating_sub(self.first)).unwrap_or(usize::MAX))
+    }
+
     fn push(&mut self, frame: Frame) {
         self.bytes += frame.bytes.len();
         self.frames.push_back(frame);

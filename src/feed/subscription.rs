@@ -4,13 +4,22 @@
 //! first step that its cursor does not cover and skips what is at or below its two numbers until both are passed
 //! (architecture.md, the feed's contract, 2). Its ids never move back in either.
 
-use std::sync::Arc;
+use std::{
+    fmt,
+    future::poll_fn,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
 
 use bytes::Bytes;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until, timeout_at},
+};
 
 use super::{
-    Framing, From, Reason, Refused, Shared, SharedLens, lens,
+    Audience, Framing, From, Reason, Refused, Shared, SharedLens, Shown, lens,
     lens::Initial,
     needs,
     resume::{Looked, Parked, place, straddles},
@@ -32,7 +41,6 @@ pub enum Read {
 }
 
 /// A client's place in a feed. Costs the same however far behind it is.
-#[derive(Debug)]
 pub struct Subscription {
     shared: Arc<Shared>,
     lens: Arc<SharedLens>,
@@ -49,6 +57,10 @@ pub struct Subscription {
     confirm: u64,
     /// What comes before anything else: a heartbeat, where no `state.initial` opens the stream.
     greet: bool,
+    /// Somebody else tells it what its audience is shown.
+    seated: bool,
+    /// What it waits with, where it waits by itself.
+    wait: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 #[derive(Debug)]
@@ -97,11 +109,27 @@ impl Subscription {
         drop(state);
         let greet = lens.lens.format == Format::Full && !matches!(phase, Phase::Snapshot(..));
         shared.metrics.subscriptions.inc();
-        Ok(Subscription { shared, lens, home, phase, position, served, history, head, limit: None, confirm: 0, greet })
+        Ok(Subscription {
+            shared,
+            lens,
+            home,
+            phase,
+            position,
+            served,
+            history,
+            head,
+            limit: None,
+            confirm: 0,
+            greet,
+            seated: false,
+            wait: None,
+        })
     }
 
     /// The next frames: at most about `max_bytes` of them, but always whole steps or whole parts.
     pub fn read(&mut self, max_bytes: usize) -> Read {
+        // What it waited for may be another moment now.
+        self.wait = None;
         if std::mem::take(&mut self.greet)
             && let Some(heartbeat) = self.heartbeat()
         {
@@ -182,11 +210,50 @@ impl Subscription {
 
     /// Resolves when a read may yield something else than [`Read::Idle`].
     pub async fn changed(&mut self) {
-        match self.limit {
-            // The sender lives in `self.shared`, so waiting for it cannot fail.
-            None => drop(self.head.changed().await),
-            Some(limit) => drop(tokio::time::timeout_at(limit, self.head.changed()).await),
+        poll_fn(|cx| self.poll_changed(cx)).await;
+    }
+
+    /// Ready when a read may yield something else than [`Read::Idle`]; of what an [`Audience`] is shown it need not be.
+    pub fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let told = self.seated && matches!(self.phase, Phase::Live);
+        if told && self.limit.is_none() {
+            return Poll::Pending;
         }
+        // Boxed: most streams are told by others, and what they would wait with is most of their memory.
+        let wait = self.wait.get_or_insert_with(|| {
+            let (mut head, limit) = (self.head.clone(), self.limit);
+            Box::pin(async move {
+                match limit {
+                    // The sender lives in the subscription, so waiting for it cannot fail.
+                    None => drop(head.changed().await),
+                    Some(limit) if told => sleep_until(limit).await,
+                    Some(limit) => drop(timeout_at(limit, head.changed()).await),
+                }
+            })
+        });
+        ready!(wait.as_mut().poll(cx));
+        self.wait = None;
+        self.head.borrow_and_update();
+        Poll::Ready(())
+    }
+
+    /// Those who are shown what this one is shown, for whoever tells them all; `None` where there is nobody else, and
+    /// while this one still has something else to be told. From now on whoever asked tells this one, too.
+    pub fn audience(&mut self) -> Option<Audience> {
+        let shared = matches!(self.phase, Phase::Live) && self.shared.hub.is_none();
+        shared.then(|| {
+            self.seated = true;
+            Audience::new(self.shared.clone(), self.lens.clone())
+        })
+    }
+
+    /// Takes what its audience is shown instead of reading it: false where this one is somewhere else.
+    pub fn take(&mut self, shown: &Shown) -> bool {
+        let is_there = matches!(self.phase, Phase::Live) && !self.greet && self.position == shown.from;
+        if is_there {
+            (self.position, self.served) = (shown.to, shown.after);
+        }
+        is_there
     }
 
     /// The cursor up to which this client has been served; `None` while its picture is not whole.
@@ -371,6 +438,17 @@ impl Subscription {
             }
         }
         Read::Idle
+    }
+}
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Subscription { phase, position, served, .. } = self;
+        f.debug_struct("Subscription")
+            .field("phase", phase)
+            .field("position", position)
+            .field("served", served)
+            .finish()
     }
 }
 

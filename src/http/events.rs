@@ -3,7 +3,10 @@
 //! A row is a path, how events are laid on its wire, and what comes first. Who may not have a stream now but may soon is
 //! told so in the transport's way ([`Later`]); what is wrong with a request is a 4xx that says what is accepted.
 
-use std::time::Duration;
+use std::{
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method};
@@ -24,7 +27,7 @@ use crate::{
         Cursor,
         lens::{Format, Lens, Types},
     },
-    feed::{Carrier, Framing, From, Read, Reason, Subscription},
+    feed::{Audience, Carrier, Framing, From, Read, Reason, Shown, Subscription},
     wire::Close,
 };
 
@@ -188,8 +191,16 @@ impl Outbound for Subscription {
         Subscription::read(self, max_bytes)
     }
 
-    fn changed(&mut self) -> impl Future<Output = ()> + Send {
-        Subscription::changed(self)
+    fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        Subscription::poll_changed(self, cx)
+    }
+
+    fn audience(&mut self) -> Option<Audience> {
+        Subscription::audience(self)
+    }
+
+    fn take(&mut self, shown: &Shown) -> bool {
+        Subscription::take(self, shown)
     }
 
     fn heartbeat(&mut self) -> Option<Bytes> {

@@ -5,11 +5,16 @@
 //! pauses, nothing is dropped, and what a client needs that falls behind too far is the feed's own business (`lagged`).
 //! Windows are fixed, from the first event that counts. It knows no event but those that do not count.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{
+    num::NonZeroU32,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use serde::Deserialize;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{later, stream::Outbound};
 use crate::{
@@ -41,13 +46,15 @@ pub struct Rated {
     /// How the client is served.
     framing: Framing,
     window: Window,
+    /// While a window is used up.
+    pause: Option<Pin<Box<Sleep>>>,
 }
 
 impl Rated {
     /// At most `limit` events each `window` long. The subscription yields lines, which are laid on the wire by `framing`.
     #[must_use]
     pub fn new(subscription: Subscription, framing: Framing, limit: NonZeroU32, window: Duration) -> Rated {
-        Rated { subscription, framing, window: Window::new(limit, window) }
+        Rated { subscription, framing, window: Window::new(limit, window), pause: None }
     }
 
     /// Counts and frames the events of some lines.
@@ -82,11 +89,16 @@ impl Outbound for Rated {
         }
     }
 
-    async fn changed(&mut self) {
-        match self.window.full_until() {
-            Some(reset) => sleep_until(reset).await,
-            None => self.subscription.changed().await,
+    fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(reset) = self.window.full_until() else {
+            self.pause = None;
+            return self.subscription.poll_changed(cx);
+        };
+        let pause = self.pause.get_or_insert_with(|| Box::pin(sleep_until(reset)));
+        if pause.deadline() != reset {
+            pause.as_mut().reset(reset);
         }
+        pause.as_mut().poll(cx)
     }
 
     fn heartbeat(&mut self) -> Option<Bytes> {

@@ -3,16 +3,19 @@
 //! Always: one write a batch, so that what waits is coalesced; nothing is kept for a client but its place and what a
 //! write has begun; the peer is read even while a write is blocked; every end has a name and is counted. It knows no
 //! event kinds, no feed and no principal, only [`Outbound`].
+mod fan;
 mod link;
 mod session;
 
 use std::{
+    future::poll_fn,
     hash::{BuildHasher as _, RandomState},
     ops::Deref,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -28,10 +31,11 @@ use prometheus_client::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::session::Session;
+pub use self::fan::Fan;
+use self::session::{Session, Stage};
 use super::conn::Socket;
 use crate::{
-    feed,
+    feed::{self, Audience, Shown},
     wire::{
         Close,
         websocket::{Piece, Reader, accept_key},
@@ -93,8 +97,24 @@ pub trait Outbound: Send {
     /// The next complete frames, about `max_bytes` of them. Never waits.
     fn read(&mut self, max_bytes: usize) -> feed::Read;
 
-    /// Waits until [`Outbound::read`] may have more. It may be dropped at any time and called again.
-    fn changed(&mut self) -> impl Future<Output = ()> + Send;
+    /// Ready once [`Outbound::read`] may have more; until then the task of `cx` is woken when it may.
+    fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// Waits for [`Outbound::poll_changed`].
+    fn changed(&mut self) -> impl Future<Output = ()> + Send {
+        poll_fn(|cx| self.poll_changed(cx))
+    }
+
+    /// Where this stream reads what many others read, too: somebody then looks for all of them at once, and
+    /// [`Outbound::poll_changed`] need no longer notice what the audience is shown.
+    fn audience(&mut self) -> Option<Audience> {
+        None
+    }
+
+    /// Takes what its audience is shown, instead of reading it, if this stream is where it begins.
+    fn take(&mut self, _shown: &Shown) -> bool {
+        false
+    }
 
     /// Takes note of a piece of a client's WebSocket message; by default it is dropped.
     fn received(&mut self, _piece: &Piece<'_>) {}
@@ -198,6 +218,8 @@ pub struct Streams {
     pub metrics: Metrics,
     /// Cancelled when they shall end (the process drains).
     pub stop: CancellationToken,
+    /// Who writes what many are told.
+    pub fan: Fan,
     /// Places that are taken.
     open: AtomicUsize,
 }
@@ -209,7 +231,7 @@ pub struct Place(Arc<Streams>);
 impl Streams {
     /// Nobody's streams yet.
     pub fn new(config: Config, metrics: Metrics, stop: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { config, metrics, stop, open: AtomicUsize::new(0) })
+        Arc::new(Self { config, metrics, stop, fan: Fan::new(), open: AtomicUsize::new(0) })
     }
 
     /// A place for one more stream; none when [`Config::max_streams`] are taken, which is counted.
@@ -238,33 +260,34 @@ impl Drop for Place {
 }
 
 /// Runs a WebSocket stream (RFC 6455, server side) until it ends.
-pub fn websocket<O: Outbound>(out: O, socket: Socket, place: Place) -> impl Future<Output = Closed> + Send {
+pub fn websocket<O: Outbound + 'static>(out: O, socket: Socket, place: Place) -> impl Future<Output = Closed> + Send {
     let reader = Reader::new(place.config.max_message_bytes);
     run(out, Session::new(socket, Some(reader), &place.config), place)
 }
 
 /// Runs an SSE stream until it ends. What the client sends is read and dropped; its end of file ends the stream.
-pub fn sse<O: Outbound>(out: O, socket: Socket, place: Place) -> impl Future<Output = Closed> + Send {
+pub fn sse<O: Outbound + 'static>(out: O, socket: Socket, place: Place) -> impl Future<Output = Closed> + Send {
     run(out, Session::new(socket, None, &place.config), place)
 }
 
 /// Counts around the loop, and keeps a panic of `out` from ending the connection without a word (1011).
 ///
 /// Not an `async fn`: that would hold its arguments twice, and memory a connection is what this module is judged by.
-fn run<O: Outbound>(mut out: O, mut session: Session, shared: Place) -> impl Future<Output = Closed> + Send {
+fn run<O: Outbound + 'static>(out: O, session: Session, shared: Place) -> impl Future<Output = Closed> + Send {
     use futures::FutureExt as _;
     use std::panic::AssertUnwindSafe;
+    let transport = session.transport();
+    let stage = Arc::new(Stage::new(session, out, shared));
     async move {
-        let transport = session.transport();
-        shared.metrics.opened.get_or_create(&Opened { transport: transport.label() }).inc();
-        let outcome = AssertUnwindSafe(session.run(&mut out, &shared)).catch_unwind().await;
+        stage.streams.metrics.opened.get_or_create(&Opened { transport: transport.label() }).inc();
+        let outcome = AssertUnwindSafe(session::run(&stage)).catch_unwind().await;
         let closed = match outcome {
             Ok(closed) => closed,
             // Boxed: it is rare, and would otherwise have its place in every stream.
-            Err(_) => Box::pin(session.apologize(&mut out, &shared)).await,
+            Err(_) => Box::pin(session::apologize(&stage)).await,
         };
         let ended = Ended { transport: transport.label(), reason: closed.reason() };
-        shared.metrics.closed.get_or_create(&ended).inc();
+        stage.streams.metrics.closed.get_or_create(&ended).inc();
         closed
     }
 }

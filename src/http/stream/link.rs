@@ -102,16 +102,35 @@ impl Link {
         })
     }
 
+    /// Writes these bytes, with nothing before them; what does not go out at once is queued.
+    pub(super) fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &Bytes) -> Poll<io::Result<()>> {
+        let written = match Pin::new(&mut self.conn).poll_write(cx, bytes) {
+            Poll::Ready(Ok(written)) if written == bytes.len() => return Poll::Ready(Ok(())),
+            Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            Poll::Ready(Ok(written)) => written,
+            Poll::Ready(Err(err)) => return Poll::Ready(Err(err)),
+            Poll::Pending => 0,
+        };
+        self.push(bytes.slice(written..));
+        self.midway = written > 0;
+        self.poll_write(cx)
+    }
+
     /// Writes what is queued, as much at a time as the kernel takes.
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut moved = false;
         while !self.queue.is_empty() {
-            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-            let count = self.queue.len().min(MAX_SLICES);
-            for (slice, bytes) in slices.iter_mut().zip(&self.queue) {
-                *slice = IoSlice::new(bytes);
-            }
-            match Pin::new(&mut self.conn).poll_write_vectored(cx, &slices[..count]) {
+            let outcome = if let (1, Some(only)) = (self.queue.len(), self.queue.front()) {
+                Pin::new(&mut self.conn).poll_write(cx, only)
+            } else {
+                let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+                let count = self.queue.len().min(MAX_SLICES);
+                for (slice, bytes) in slices.iter_mut().zip(&self.queue) {
+                    *slice = IoSlice::new(bytes);
+                }
+                Pin::new(&mut self.conn).poll_write_vectored(cx, &slices[..count])
+            };
+            match outcome {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(written)) => {
                     self.written(written);
@@ -156,12 +175,12 @@ impl Link {
     }
 
     /// Ends the connection: in order when all is written, else by a reset, so that the kernel forgets the rest too.
-    pub(super) async fn end(&mut self) {
+    pub(super) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.is_clear() {
             // Only a connection that is already gone refuses.
-            let _ = std::future::poll_fn(|cx| Pin::new(&mut self.conn).poll_shutdown(cx)).await;
-        } else {
-            self.conn.abort();
+            return Pin::new(&mut self.conn).poll_shutdown(cx).map(drop);
         }
+        self.conn.abort();
+        Poll::Ready(())
     }
 }

@@ -1,13 +1,16 @@
 //! One stream from its head to its end: the loop, with every branch in sight.
 //!
 //! Always: deadlines are read off the state, and one timer covers the nearest; it is moved only to an earlier moment or
-//! when it has fired, never on a write. Frames are not looked into; close frames go only between frames.
+//! when it has fired, never on a write. Frames are not looked into; close frames go only between frames. Two may send:
+//! the stream's own task and a writer that tells all of an audience ([`super::fan`]); each has the whole state meanwhile.
 use std::{
-    future::{pending, poll_fn},
+    future::poll_fn,
     ops::ControlFlow,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
-    task::{Context, Poll},
+    sync::{Arc, Mutex, PoisonError, Weak},
+    task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -17,12 +20,13 @@ use tokio::{
 };
 
 use super::{
-    Closed, Config, Outbound, Streams, Transport,
+    Closed, Config, Outbound, Place, Transport,
+    fan::Member,
     link::{Link, Moved, with_input},
     random_part_of,
 };
 use crate::{
-    feed::Read,
+    feed::{Read, Shown},
     http::conn::Socket,
     wire::{
         Close, sse,
@@ -70,6 +74,187 @@ pub(super) struct Session {
     heard: Instant,
 }
 
+/// A stream where its task and a writer find it.
+#[derive(Debug)]
+pub(super) struct Stage<O> {
+    pub(super) streams: Place,
+    cast: Mutex<Cast<O>>,
+}
+
+/// Everything that sending needs.
+#[derive(Debug)]
+struct Cast<O> {
+    session: Session,
+    /// None once it has panicked.
+    out: Option<O>,
+    /// Of the stream's task.
+    waker: Option<Waker>,
+    /// A writer tells it what the audience is told.
+    seated: bool,
+    /// The writer has left something that is the task's: the kernel is full, or this was the end.
+    look: bool,
+    panicked: bool,
+}
+
+impl<O: Outbound + 'static> Stage<O> {
+    pub(super) fn new(session: Session, out: O, streams: Place) -> Self {
+        let out = Some(out);
+        let cast = Cast { session, out, waker: None, seated: false, look: false, panicked: false };
+        Self { streams, cast: Mutex::new(cast) }
+    }
+
+    /// What panics inside has said so by its panic.
+    fn with<T>(&self, f: impl FnOnce(&mut Cast<O>, &Config) -> T) -> T {
+        f(&mut self.cast.lock().unwrap_or_else(PoisonError::into_inner), &self.streams.config)
+    }
+
+    /// Finds a seat in its audience, if it has one: then what came meanwhile must be read once more.
+    fn sit_down(self: &Arc<Self>) -> bool {
+        self.with(|cast, _| {
+            let Some(out) = cast.out.as_mut().filter(|_| self.streams.fan.is_running()) else { return false };
+            let Some(audience) = out.audience() else { return false };
+            let newly = !std::mem::replace(&mut cast.seated, true);
+            if newly {
+                let member: Weak<Self> = Arc::downgrade(self);
+                self.streams.fan.seat(audience, member);
+            }
+            newly
+        })
+    }
+}
+
+impl<O: Outbound + 'static> Member for Stage<O> {
+    fn tell(&self, shown: Option<&Shown>) {
+        self.with(|cast, config| {
+            let Cast { session, out, waker, look, panicked, .. } = cast;
+            if session.is_closing() || session.link.blocked_since().is_some() {
+                // The stream's own task is at it.
+                return;
+            }
+            let Some(waker) = waker else {
+                *look = true;
+                return;
+            };
+            let mut cx = Context::from_waker(waker);
+            let sent = catch_unwind(AssertUnwindSafe(|| {
+                let shown = shown.filter(|shown| session.is_idle() && out.as_mut().is_some_and(|out| out.take(shown)));
+                match shown {
+                    Some(shown) => session.show(&mut cx, shown),
+                    None => session.send(&mut cx, out, config),
+                }
+            }));
+            match sent {
+                Ok(Sent::All) => return,
+                Ok(Sent::Some | Sent::Blocked | Sent::End(_)) => *look = true,
+                Err(_) => *panicked = true,
+            }
+            waker.wake_by_ref();
+        });
+    }
+}
+
+/// Runs to the end, and ends the connection.
+pub(super) async fn run<O: Outbound + 'static>(stage: &Arc<Stage<O>>) -> Closed {
+    // What lives across an await has its place in every stream's memory: locals are few here, and short.
+    stage.with(|cast, config| cast.session.early_input(&mut cast.out, config));
+    let mut stop = pin!(stage.streams.stop.cancelled());
+    let mut alarm = pin!(sleep_until(stage.with(|cast, config| cast.session.deadline(config))));
+    let closed = loop {
+        let sent = poll_fn(|cx| Poll::Ready(stage.with(|cast, config| cast.send(cx, config)))).await;
+        if let Sent::End(closed) = sent {
+            break closed;
+        }
+        if matches!(sent, Sent::All) && stage.sit_down() {
+            continue;
+        }
+        let deadline = stage.with(|cast, config| cast.session.deadline(config));
+        if deadline < alarm.deadline() {
+            alarm.as_mut().reset(deadline);
+        }
+        let step = tokio::select! {
+            // Rare things first: nothing can keep them waiting, and they hardly ever keep others waiting.
+            biased;
+            () = &mut stop, if stage.with(|cast, _| cast.session.is_open()) => {
+                stage.with(|cast, config| cast.session.drain(config));
+                ControlFlow::Continue(())
+            }
+            () = &mut alarm => {
+                let step = poll_fn(|cx| Poll::Ready(stage.with(|cast, config| {
+                    cast.session.overdue(cx, &mut cast.out, config)?;
+                    cast.session.tick(&mut cast.out, config)
+                }))).await;
+                alarm.as_mut().reset(stage.with(|cast, config| cast.session.deadline(config)));
+                step
+            }
+            step = poll_fn(|cx| stage.with(|cast, config| cast.poll_moved(cx, config))) => step,
+            () = poll_fn(|cx| stage.with(|cast, _| cast.out.poll_changed(cx))), if matches!(sent, Sent::All) => {
+                ControlFlow::Continue(())
+            }
+            () = yield_now(), if matches!(sent, Sent::Some) => ControlFlow::Continue(()),
+        };
+        if let ControlFlow::Break(closed) = step {
+            break closed;
+        }
+    };
+    poll_fn(|cx| stage.with(|cast, _| cast.session.link.poll_end(cx))).await;
+    closed
+}
+
+/// After a panic in `run`: says so where it still can. What panicked is asked for its last frame, and nothing else.
+pub(super) async fn apologize<O: Outbound + 'static>(stage: &Arc<Stage<O>>) -> Closed {
+    stage.with(|cast, config| {
+        (cast.look, cast.panicked) = (false, false);
+        let farewell = cast.out.take().and_then(|mut out| {
+            catch_unwind(AssertUnwindSafe(|| out.farewell(Close::Internal, config.retry()))).unwrap_or_default()
+        });
+        cast.session.end_with(Close::Internal, cast.session.until(), farewell);
+    });
+    run(stage).await
+}
+
+impl<O: Outbound> Cast<O> {
+    fn send(&mut self, cx: &mut Context<'_>, config: &Config) -> Sent {
+        self.session.send(cx, &mut self.out, config)
+    }
+
+    /// The next thing that happens on the connection, or that a writer has left to do.
+    fn poll_moved(&mut self, cx: &mut Context<'_>, config: &Config) -> Poll<ControlFlow<Closed>> {
+        if self.waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
+            self.waker = Some(cx.waker().clone());
+        }
+        assert!(!self.panicked, "a writer has met a panic");
+        if std::mem::take(&mut self.look) {
+            return Poll::Ready(ControlFlow::Continue(()));
+        }
+        self.session.link.poll(cx).map(|moved| self.session.moved(&moved, &mut self.out, config))
+    }
+}
+
+/// What has panicked has nothing to say any more.
+impl<O: Outbound> Outbound for Option<O> {
+    fn read(&mut self, max_bytes: usize) -> Read {
+        self.as_mut().map_or(Read::Idle, |out| out.read(max_bytes))
+    }
+
+    fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.as_mut().map_or(Poll::Pending, |out| out.poll_changed(cx))
+    }
+
+    fn received(&mut self, piece: &Piece<'_>) {
+        if let Some(out) = self {
+            out.received(piece);
+        }
+    }
+
+    fn heartbeat(&mut self) -> Option<Bytes> {
+        self.as_mut()?.heartbeat()
+    }
+
+    fn farewell(&mut self, close: Close, retry: Duration) -> Option<Bytes> {
+        self.as_mut()?.farewell(close, retry)
+    }
+}
+
 /// What a turn of sending came to.
 #[derive(Debug)]
 enum Sent {
@@ -98,46 +283,31 @@ impl Session {
         if self.reader.is_some() { Transport::WebSocket } else { Transport::Sse }
     }
 
-    /// Runs to the end, and ends the connection.
-    pub(super) async fn run<O: Outbound>(&mut self, out: &mut O, shared: &Streams) -> Closed {
-        // What lives across an await has its place in every stream's memory: locals are few here, and short.
-        let config = &shared.config;
-        self.early_input(out, config);
-        let mut stop = pin!(shared.stop.cancelled());
-        let mut alarm = pin!(sleep_until(self.deadline(config)));
-        let closed = loop {
-            let sent = match poll_fn(|cx| Poll::Ready(self.send(cx, out, config))).await {
-                Sent::End(closed) => break closed,
-                sent @ (Sent::All | Sent::Some | Sent::Blocked) => sent,
-            };
-            if self.deadline(config) < alarm.deadline() {
-                alarm.as_mut().reset(self.deadline(config));
-            }
-            let step = tokio::select! {
-                // Rare things first: nothing can keep them waiting, and they hardly ever keep others waiting.
-                biased;
-                () = &mut stop, if matches!(self.phase, Phase::Open) => {
-                    self.phase = Phase::Draining { at: Instant::now() + random_part_of(config.drain_spread) };
-                    ControlFlow::Continue(())
-                }
-                () = &mut alarm => {
-                    let step = match poll_fn(|cx| Poll::Ready(self.overdue(cx, out, config))).await {
-                        ControlFlow::Continue(()) => self.tick(out, config),
-                        ended @ ControlFlow::Break(_) => ended,
-                    };
-                    alarm.as_mut().reset(self.deadline(config));
-                    step
-                }
-                moved = poll_fn(|cx| self.link.poll(cx)) => self.moved(&moved, out, config),
-                () = out.changed(), if matches!(sent, Sent::All) => ControlFlow::Continue(()),
-                () = yield_now(), if matches!(sent, Sent::Some) => ControlFlow::Continue(()),
-            };
-            if let ControlFlow::Break(closed) = step {
-                break closed;
-            }
-        };
-        self.link.end().await;
-        closed
+    fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Open)
+    }
+
+    fn is_closing(&self) -> bool {
+        matches!(self.phase, Phase::Closing { .. })
+    }
+
+    /// Nothing of its own waits to be sent.
+    fn is_idle(&self) -> bool {
+        self.link.is_clear() && self.pong.is_none() && !self.is_closing()
+    }
+
+    /// Sends what the audience is shown.
+    fn show(&mut self, cx: &mut Context<'_>, shown: &Shown) -> Sent {
+        match self.link.poll_send(cx, &shown.bytes) {
+            Poll::Ready(Ok(())) => Sent::All,
+            Poll::Ready(Err(_)) => Sent::End(self.hung_up()),
+            Poll::Pending => Sent::Blocked,
+        }
+    }
+
+    /// The process ends: so does this stream, at a moment of its own.
+    fn drain(&mut self, config: &Config) {
+        self.phase = Phase::Draining { at: Instant::now() + random_part_of(config.drain_spread) };
     }
 
     /// What has happened on the connection while nobody looked: a process that was frozen, or kept from its processor,
@@ -162,13 +332,6 @@ impl Session {
             }
             Moved::Gone => ControlFlow::Break(self.hung_up()),
         }
-    }
-
-    /// After a panic in `run`: says so where it still can. What panicked is asked for its last frame, and nothing else.
-    pub(super) async fn apologize<O: Outbound>(&mut self, out: &mut O, shared: &Streams) -> Closed {
-        let farewell = catch_unwind(AssertUnwindSafe(|| out.farewell(Close::Internal, shared.config.retry())));
-        self.end_with(Close::Internal, self.until(), farewell.unwrap_or_default());
-        self.run(&mut Silence, shared).await
     }
 
     /// Takes what came with the request.
@@ -348,7 +511,7 @@ impl Session {
                     self.close(Close::Idle, out, config);
                 } else if now >= self.next_ping {
                     self.next_ping = now + config.ping;
-                    self.ping(out);
+                    self.ping(out, config);
                 }
             }
         }
@@ -356,10 +519,12 @@ impl Session {
     }
 
     /// A sign of life, unless the kernel is full of what the peer does not read.
-    fn ping<O: Outbound>(&mut self, out: &mut O) {
+    fn ping<O: Outbound>(&mut self, out: &mut O, config: &Config) {
         if self.link.blocked_since().is_some() {
             return;
         }
+        // What passes it by moves its cursor on, and a heartbeat says how far.
+        self.fill(out, config);
         let heartbeat = out.heartbeat();
         let mut frame = Vec::new();
         match (&self.reader, &heartbeat) {
@@ -393,17 +558,4 @@ fn close_frame(close: Close) -> Bytes {
     let mut frame = Vec::new();
     websocket::close(&mut frame, close);
     frame.into()
-}
-
-/// Has nothing to say.
-struct Silence;
-
-impl Outbound for Silence {
-    fn read(&mut self, _max_bytes: usize) -> Read {
-        Read::Idle
-    }
-
-    async fn changed(&mut self) {
-        pending().await
-    }
 }

@@ -1,6 +1,7 @@
 //! Pipes and simulated time where the protocol's times matter, real sockets (`tcp`) where the kernel does; the client's
 //! frames are tungstenite's.
 mod ending;
+mod fan;
 mod tcp;
 
 use std::{
@@ -8,10 +9,9 @@ use std::{
     sync::{Mutex, atomic::AtomicUsize, atomic::Ordering},
 };
 
-use futures::{SinkExt as _, StreamExt as _};
+use futures::{SinkExt as _, StreamExt as _, task::AtomicWaker};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream},
-    sync::Notify,
     task::JoinHandle,
     time::{Instant, timeout},
 };
@@ -35,7 +35,7 @@ struct Script(Arc<Scripted>);
 #[derive(Default)]
 struct Scripted {
     reads: Mutex<VecDeque<Read>>,
-    more: Notify,
+    more: AtomicWaker,
     received: Mutex<Vec<u8>>,
     heartbeats: AtomicUsize,
     /// What it says at the end, before the reason and the time to wait.
@@ -45,7 +45,7 @@ struct Scripted {
 impl Script {
     fn put(&self, read: Read) {
         self.0.reads.lock().unwrap().push_back(read);
-        self.0.more.notify_one();
+        self.0.more.wake();
     }
 
     fn text(&self, message: &str) {
@@ -62,8 +62,9 @@ impl Outbound for Script {
         }
     }
 
-    async fn changed(&mut self) {
-        self.0.more.notified().await;
+    fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.more.register(cx.waker());
+        if self.0.reads.lock().unwrap().is_empty() { Poll::Pending } else { Poll::Ready(()) }
     }
 
     fn received(&mut self, piece: &Piece<'_>) {
