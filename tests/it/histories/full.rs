@@ -14,11 +14,13 @@ use tokio::task::JoinSet;
 use super::script::{self, Tally, Trouble};
 use super::{THREADS, seeds_of};
 use crate::support::dice::Dice;
+use client::{Client, Habits};
 use record::{Entry, Start};
 use validator::{Court, Found};
-use world::{Client, Habits, World};
+use world::World;
 
 mod chronicle;
+mod client;
 mod journey;
 mod looks;
 mod planted;
@@ -101,6 +103,7 @@ fn clients(dice: &mut Dice) -> Vec<Habits> {
         stays: hour,
         dawdles: Duration::ZERO,
         bite: 1 << 16,
+        sits: dice.roll(2) == 0,
     };
     let [first, second, third, fourth, fifth] = std::array::from_fn(|_| steady());
     let stays = dice.up_to(Duration::from_secs(60));

@@ -1,22 +1,21 @@
-//! A cluster, two replicas that watch it and can be restarted, and clients that read, leave and come back.
+//! A cluster, and two replicas that watch it and can be restarted.
 //!
 //! At any one moment one thing reaches one end (see [`Beat`]): so nobody's order depends on who is woken first, and a seed
 //! replays the same to the last line.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use boilerhouse_bridge::event::{Cursor, Kind};
-use boilerhouse_bridge::feed::{self, Carrier, Feed, Framing, From, Read, Reason, Subscription};
+use boilerhouse_bridge::feed::{self, Feed};
 use boilerhouse_bridge::log::Limits;
 use boilerhouse_bridge::sim::store::Store;
 use boilerhouse_bridge::source::hub;
-use futures::FutureExt;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::Instant;
 
 use super::super::cluster::{Cluster, Fork};
 use super::super::pace::{Beat, Pace};
@@ -24,16 +23,8 @@ use super::super::truth::NAMESPACE;
 use super::super::witness::Log;
 use super::chronicle::{Chronicle, Turn};
 use super::journey::{Journey, Setup};
-use super::looks::LOOKS;
-use super::record::{Entry, Start, Told};
+use super::record::Entry;
 use crate::support::dice::Dice;
-
-/// How long a client waits before it comes again, at most; now and then it is the longer.
-const RETURN: [Duration; 2] = [Duration::from_secs(20), Duration::from_secs(150)];
-/// How often an open stream has a heartbeat (protocol.md section 3).
-const HEARTBEAT: Duration = Duration::from_secs(15);
-/// How long a client waits for a replica that is not ready.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Everybody knows by then that an older copy was restored.
 const KNOWN: Duration = Duration::from_secs(60);
@@ -44,25 +35,9 @@ thread_local! {
 }
 
 /// Milliseconds since the history's beginning.
-fn clock() -> u64 {
+pub(super) fn clock() -> u64 {
     let begun = BEGUN.get().expect("a history has begun");
     u64::try_from(begun.elapsed().as_millis()).unwrap()
-}
-
-/// Who reads, and how.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Habits {
-    /// What it asks for; the second now and then.
-    pub(super) looks: [usize; 2],
-    /// Whether it wants the state first.
-    pub(super) snapshot: bool,
-    pub(super) comes: Duration,
-    /// How long each of its connections lasts at most.
-    pub(super) stays: Duration,
-    /// How long it dawdles after each batch, at most.
-    pub(super) dawdles: Duration,
-    /// Bytes of a batch.
-    pub(super) bite: usize,
 }
 
 /// One life of a bridge.
@@ -80,7 +55,7 @@ type Lives = Mutex<Vec<(Setup, Arc<Mutex<Log>>)>>;
 #[derive(Debug)]
 pub(super) struct World {
     pub(super) cluster: Cluster,
-    begun: Instant,
+    pub(super) begun: Instant,
     config: feed::Config,
     replicas: [Mutex<Replica>; 2],
     /// Every life of every replica.
@@ -125,6 +100,12 @@ impl World {
         self.cluster.listens(numbers.iter().map(|number| lives[*number].1.clone()).collect());
     }
 
+    /// A replica that lives: its feed, its number, and what is open for as long as it lives.
+    pub(super) fn replica(&self, which: usize) -> (Feed, usize, watch::Receiver<()>) {
+        let replica = self.replicas[which].lock().unwrap();
+        (replica.feed.clone(), replica.number, replica.alive.subscribe())
+    }
+
     /// The replicas that live.
     pub(super) fn numbers(&self) -> [usize; 2] {
         self.replicas.each_ref().map(|replica| replica.lock().unwrap().number)
@@ -155,7 +136,7 @@ impl World {
 
     /// Whether all replicas know by now that an older copy was restored. Until then, whoever comes from one that knows to
     /// one that does not is told of what is lost: its cursor says nothing of it (the stated limit of G5).
-    fn is_settled(&self) -> bool {
+    pub(super) fn is_settled(&self) -> bool {
         let forks = self.cluster.forks();
         forks.is_empty()
             || self.journeys_now().iter().all(|journey| {
@@ -172,7 +153,7 @@ impl World {
     }
 
     /// Whether a cursor may be of a lost history that has been grown past: the stated limit of G5.
-    fn is_beyond_telling(&self, cursor: &Cursor, got: u64) -> bool {
+    pub(super) fn is_beyond_telling(&self, cursor: &Cursor, got: u64) -> bool {
         let got = self.begun + Duration::from_millis(got);
         let newest = self.cluster.sim.store(|store| store.revision());
         // What is written within the time that it takes to find out.
@@ -210,187 +191,4 @@ fn start(
     let mut lives = lives.lock().unwrap();
     lives.push((setup, heard));
     Replica { feed, number: lives.len() - 1, alive: watch::Sender::default(), _tasks: tasks }
-}
-
-/// The last id of a client: what it asked for when it got it, and when.
-#[derive(Clone, Debug)]
-struct Last {
-    id: String,
-    looks: usize,
-    at: u64,
-}
-
-/// A client while it lives.
-pub(super) struct Client {
-    world: Arc<World>,
-    who: usize,
-    habits: Habits,
-    dice: Dice,
-    last: Option<Last>,
-}
-
-impl Client {
-    pub(super) fn new(world: &Arc<World>, habits: Habits, dice: Dice) -> Client {
-        let mut records = world.records.lock().unwrap();
-        records.push(Vec::new());
-        Client { world: world.clone(), who: records.len() - 1, habits, dice, last: None }
-    }
-
-    pub(super) async fn run(mut self) {
-        self.nap(self.habits.comes).await;
-        loop {
-            self.visit().await;
-            let most = RETURN[usize::from(self.dice.roll(8) == 0)];
-            let away = self.dice.up_to(most);
-            self.nap(away).await;
-        }
-    }
-
-    fn after(&self, time: Duration) -> Instant {
-        // The replicas' phases are 1 to 4, the script's is 0.
-        Beat::next(self.world.begun, time, 10 + 5 * self.who as u64)
-    }
-
-    async fn nap(&self, time: Duration) {
-        sleep_until(self.after(time)).await;
-    }
-
-    fn note(&self, entry: Entry) {
-        self.world.records.lock().unwrap()[self.who].push(entry);
-    }
-
-    fn rests(&self) -> bool {
-        self.world.rest.load(Ordering::Relaxed)
-    }
-
-    /// One connection.
-    async fn visit(&mut self) {
-        let which = self.dice.roll(2) as usize;
-        let (feed, number, alive) = {
-            let replica = self.world.replicas[which].lock().unwrap();
-            (replica.feed.clone(), replica.number, replica.alive.subscribe())
-        };
-        if timeout_at(self.after(PATIENCE), feed.ready()).await.is_err() {
-            return;
-        }
-        // Off the moment at which it became ready.
-        self.nap(Duration::ZERO).await;
-        let Some((start, from)) = self.choose() else { return };
-        let looks = self.looks();
-        let Ok(subscription) =
-            feed.subscribe(feed.lens(LOOKS[looks].lens(), Framing { carrier: Carrier::Lines, matrix: false }), from)
-        else {
-            return;
-        };
-        if alive.has_changed().is_err() {
-            return;
-        }
-        self.note(Entry::Connect { at: clock(), replica: number, looks, start });
-        self.read(subscription, looks, alive).await;
-        self.note(Entry::Cut { at: clock() });
-    }
-
-    /// What it asks for now: rolled anew only where a client comes back.
-    fn looks(&mut self) -> usize {
-        let other = !self.rests() && self.last.is_some() && self.dice.roll(12) == 0;
-        self.habits.looks[usize::from(other)]
-    }
-
-    /// How it connects; not at all while that could not be told right.
-    fn choose(&mut self) -> Option<(Start, From)> {
-        if let Some(last) = &self.last {
-            let cursor = Cursor::decode(&last.id).unwrap();
-            if self.world.is_beyond_telling(&cursor, last.at) || (!self.rests() && self.dice.roll(15) == 0) {
-                self.last = None;
-            }
-        }
-        let Some(last) = self.last.clone() else {
-            let first = if self.habits.snapshot { Start::Snapshot } else { Start::Now };
-            let from = if self.habits.snapshot { From::Snapshot(Reason::Connect, [0; 2]) } else { From::Now };
-            return Some((first, from));
-        };
-        if !self.world.is_settled() {
-            return None;
-        }
-        let mut cursor = Cursor::decode(&last.id).unwrap();
-        let is_forged = !self.rests() && self.dice.roll(25) == 0;
-        if is_forged {
-            cursor.home ^= 1;
-        }
-        Some((Start::Resume { id: last.id, looks: last.looks, is_forged }, From::Resume(cursor)))
-    }
-
-    async fn read(&mut self, mut subscription: Subscription, looks: usize, mut alive: watch::Receiver<()>) {
-        let stays = self.dice.up_to(self.habits.stays);
-        let ends = self.after(stays);
-        let mut beats = self.after(HEARTBEAT);
-        loop {
-            let leaves = Instant::now() >= ends && !self.rests();
-            if leaves || alive.has_changed().is_err() {
-                break;
-            }
-            let is_due = Instant::now() >= beats;
-            if is_due {
-                beats = self.after(HEARTBEAT);
-            }
-            match subscription.read(self.habits.bite) {
-                Read::Batch(frames) => {
-                    self.take(frames.concat().split_inclusive(|byte| *byte == b'\n'), looks, false);
-                    if is_due {
-                        // Of whom something is on its way, too.
-                        self.beat(&mut subscription, looks, false);
-                    }
-                    if !self.habits.dawdles.is_zero() && !self.rests() {
-                        let dawdles = self.dice.up_to(self.habits.dawdles);
-                        tokio::select! {
-                            biased;
-                            _ = alive.changed() => {}
-                            () = self.nap(dawdles) => {}
-                        }
-                    }
-                }
-                Read::Idle => {
-                    if is_due {
-                        self.beat(&mut subscription, looks, true);
-                    }
-                    let wakes = if self.rests() { beats } else { beats.min(ends) };
-                    tokio::select! {
-                        biased;
-                        _ = alive.changed() => {}
-                        () = sleep_until(wakes) => {}
-                        () = subscription.changed() => {
-                            // At a moment of its own, so that all has come that belongs to one: in how many changes
-                            // depends on who was woken first.
-                            self.nap(Duration::ZERO).await;
-                            drop(subscription.changed().now_or_never());
-                        }
-                    }
-                }
-                Read::End(close) => panic!("the full stream does not end: {close:?}"),
-            }
-        }
-        // What was on its way when the connection broke.
-        if let Read::Batch(frames) = subscription.read(self.habits.bite) {
-            let all = frames.concat();
-            let lines: Vec<&[u8]> = all.split_inclusive(|byte| *byte == b'\n').collect();
-            let arrived = self.dice.roll(lines.len() as u64 + 1) as usize;
-            self.take(lines.into_iter().take(arrived), looks, false);
-        }
-    }
-
-    fn beat(&mut self, subscription: &mut Subscription, looks: usize, idle: bool) {
-        if let Some(heartbeat) = subscription.heartbeat() {
-            self.take([&heartbeat[..]].into_iter(), looks, idle);
-        }
-    }
-
-    fn take<'a>(&mut self, lines: impl Iterator<Item = &'a [u8]>, looks: usize, idle: bool) {
-        for line in lines {
-            let told = Told::parse(line, clock(), idle);
-            if let Some(id) = &told.id {
-                self.last = Some(Last { id: id.clone(), looks, at: told.at });
-            }
-            self.note(Entry::Told(told));
-        }
-    }
 }
