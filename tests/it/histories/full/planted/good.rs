@@ -75,15 +75,21 @@ impl<'a> Good<'a> {
         &self.told(nth).unwrap().body
     }
 
-    /// Whether it matters what is told before a line: whether the client's cursor goes on from there. Where it left and
-    /// came back without one, or was given a new picture, what it had not been told yet is no loss.
+    /// Whether it matters that the line before another one is missing: whether the client's cursor goes on from there. Where
+    /// it left and came back without one, or was given a new picture, what it had not been told yet is no loss; and what
+    /// it was told last, without an id, it might as well not have waited for.
     pub(super) fn matters(&self, from: usize) -> bool {
-        let later = self.record[from..].iter().find_map(|entry| match entry {
-            Entry::Told(told) => told.id.as_ref().map(|_| told.name() != "state.initial"),
-            Entry::Connect { start, .. } => Some(matches!(start, Start::Resume { .. })),
-            Entry::Cut { .. } => None,
-        });
-        later.unwrap_or(true)
+        let mut is_last = from.checked_sub(1).and_then(|nth| self.told(nth)).is_some_and(|told| told.id.is_none());
+        for entry in &self.record[from..] {
+            match entry {
+                Entry::Told(told) if told.id.is_some() => return told.name() != "state.initial",
+                Entry::Told(told) => is_last &= !is_event(told),
+                Entry::Cut { .. } if is_last => return false,
+                Entry::Cut { .. } => {}
+                Entry::Connect { start, .. } => return matches!(start, Start::Resume { .. }),
+            }
+        }
+        true
     }
 
     /// Whether all parts came of the picture that a line is one of.
