@@ -129,9 +129,11 @@ impl Journey {
         self.places[kind as usize].iter().any(|place| place.0 > after && place.0 < next)
     }
 
-    /// Every version at which it has been by then.
+    /// Every version at which it has been by then, in the past, too: there its log may begin.
     pub(super) fn versions(&self, kind: Kind, at: u64) -> Vec<Rv> {
-        self.places[kind as usize].iter().filter(|place| place.0 <= at).map(|place| place.2).collect()
+        let places = self.places[kind as usize].iter().map(|place| (place.0, place.2));
+        let all = places.chain(self.pasts[kind as usize].iter().copied());
+        all.filter(|(when, _)| *when <= at).map(|(_, rv)| rv).collect()
     }
 
     /// Whether its log may have grown in a time: by what was heard, by its own words of the upstream, by depths of pools.
