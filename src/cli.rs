@@ -1,6 +1,7 @@
 //! The command line: arguments, environment, terminal, exit codes; and the composition roots, which alone know
 //! everything (protocol.md section 8).
 
+mod access;
 mod bench;
 mod config;
 mod demo;

@@ -1,17 +1,23 @@
 //! Who listens: sockets, routes, and what each answers.
 //!
-//! `conn` owns sockets, `stream` runs what has bytes to send on one, `routes` is every path in one function, `guard`
-//! decides who may ask at all. Nothing here knows Kubernetes or where a fact came from: facts are read from the feed.
+//! `conn` owns sockets, `stream` runs what has bytes to send on one, `routes` is every path in one function. `guard`
+//! decides which pages may ask at all, `auth` who asks and what they see of it, `limit` how often. Nothing here knows
+//! Kubernetes or where a fact came from: facts are read from the feed.
 
 mod asked;
+pub mod auth;
 pub mod conn;
 pub mod error;
 mod events;
+pub mod forwarded;
 pub mod guard;
 mod later;
+mod leased;
+pub mod limit;
 mod page;
 pub mod rate;
 mod routes;
+mod session;
 mod snapshot;
 pub mod stream;
 mod upgrade;
@@ -40,6 +46,12 @@ pub struct Site {
     pub registry: Registry,
     /// Hosts and origins beyond the safe ones.
     pub allowed: guard::Allowed,
+    /// Who asks. Its loop is run by whoever makes this.
+    pub auth: Arc<auth::Auth>,
+    /// How much of it.
+    pub limits: limit::Limits,
+    /// Whose word is taken for where a request came from.
+    pub proxies: forwarded::Proxies,
     /// Lines for `/readyz?verbose` that only others can know.
     pub verbose: Box<dyn Fn() -> Vec<String> + Send + Sync>,
     /// Waits and limits.

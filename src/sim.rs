@@ -1,4 +1,5 @@
-//! A truthful Kubernetes API in one process: enough of it to be listed, watched and written, as kube-apiserver 1.36 does.
+//! A truthful Kubernetes API in one process: enough of it to be listed, watched and written, and to be asked about tokens
+//! and users, as kube-apiserver 1.36 does.
 //!
 //! [`Sim`] is the handle: it makes kube clients, opens the [`store`], arms [`fault`]s and counts requests. Client-visible
 //! time is tokio's, so a test may pause it. Nothing is spawned: a watch is a stream that its client pulls. What it says
@@ -17,6 +18,7 @@ use crate::source::crd;
 mod api;
 pub mod fault;
 mod query;
+pub mod review;
 pub mod scenario;
 mod serve;
 mod status;
@@ -26,6 +28,7 @@ mod write;
 
 pub use api::Service;
 use fault::{Cut, Fault, Link};
+use review::Known;
 use store::{Revision, Store};
 
 /// The resources that are served.
@@ -37,16 +40,22 @@ pub enum Resource {
     Claims,
     /// `namespaces`
     Namespaces,
+    /// `tokenreviews.authentication.k8s.io`, which can only be created and are not kept.
+    TokenReviews,
+    /// `subjectaccessreviews.authorization.k8s.io`, which can only be created and are not kept.
+    AccessReviews,
 }
 
 impl Resource {
-    const ALL: [Self; 3] = [Self::Pods, Self::Claims, Self::Namespaces];
+    const ALL: [Self; 5] = [Self::Pods, Self::Claims, Self::Namespaces, Self::TokenReviews, Self::AccessReviews];
 
     fn plural(self) -> &'static str {
         match self {
             Self::Pods => "pods",
             Self::Claims => crd::PLURAL,
             Self::Namespaces => "namespaces",
+            Self::TokenReviews => "tokenreviews",
+            Self::AccessReviews => "subjectaccessreviews",
         }
     }
 
@@ -55,24 +64,46 @@ impl Resource {
             Self::Pods => "Pod",
             Self::Claims => "BoilerhouseClaim",
             Self::Namespaces => "Namespace",
+            Self::TokenReviews => "TokenReview",
+            Self::AccessReviews => "SubjectAccessReview",
         }
     }
 
     fn group(self) -> &'static str {
-        if self == Self::Claims { crd::GROUP } else { "" }
+        match self {
+            Self::Pods | Self::Namespaces => "",
+            Self::Claims => crd::GROUP,
+            Self::TokenReviews => "authentication.k8s.io",
+            Self::AccessReviews => "authorization.k8s.io",
+        }
+    }
+
+    fn version(self) -> &'static str {
+        if self == Self::Claims { crd::VERSION } else { "v1" }
     }
 
     fn api_version(self) -> String {
-        if self == Self::Claims { format!("{}/{}", crd::GROUP, crd::VERSION) } else { "v1".to_owned() }
+        match self.group() {
+            "" => self.version().to_owned(),
+            group => format!("{group}/{}", self.version()),
+        }
     }
 
     /// The name with its group, as messages have it.
     fn qualified(self) -> String {
-        if self == Self::Claims { format!("{}.{}", crd::PLURAL, crd::GROUP) } else { self.plural().to_owned() }
+        match self.group() {
+            "" => self.plural().to_owned(),
+            group => format!("{}.{group}", self.plural()),
+        }
     }
 
     fn namespaced(self) -> bool {
-        self != Self::Namespaces
+        matches!(self, Self::Pods | Self::Claims)
+    }
+
+    /// A question, which is answered and not kept.
+    fn is_review(self) -> bool {
+        matches!(self, Self::TokenReviews | Self::AccessReviews)
     }
 }
 
@@ -190,6 +221,10 @@ struct State {
     faults: Vec<Fault>,
     denied: Vec<(Verb, Resource)>,
     unauthorized: bool,
+    /// Whose tokens there are, and who may what.
+    known: Known,
+    /// Whether reviews are answered.
+    reviewing: bool,
     /// Whether the claims' CRD is installed.
     crd: bool,
     /// How often all watches were ended, and how the last time.
@@ -218,6 +253,8 @@ impl Sim {
             faults: Vec::new(),
             denied: Vec::new(),
             unauthorized: false,
+            known: Known::default(),
+            reviewing: true,
             crd: true,
             cuts: (0, Cut::Eof),
             stalls: 0,

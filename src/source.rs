@@ -5,4 +5,5 @@ pub mod crd;
 pub mod hub;
 pub mod own;
 pub mod project;
+pub mod review;
 pub mod trouble;

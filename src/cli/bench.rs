@@ -5,6 +5,7 @@
 //! of one run mean much (quality.md, Performance).
 
 mod clients;
+mod first;
 mod floor;
 mod histogram;
 mod load;
@@ -85,6 +86,15 @@ pub(super) struct Bench {
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
     filters: usize,
 
+    /// Measure clients, too, that watch the simulated cluster themselves
+    #[arg(long, conflicts_with = "url")]
+    watch: bool,
+
+    /// Let there be so many more pods in each namespace, and time a first state of all of them beside the bare LIST
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N", conflicts_with = "url")]
+    #[arg(value_parser = clap::value_parser!(u64).range(..=100_000))]
+    pods: u64,
+
     /// In the end cut all clients at once and see how soon they are back
     #[arg(long)]
     storm: bool,
@@ -136,7 +146,7 @@ struct Subject {
     pid: Option<u32>,
     source: Source,
     /// Lives as long as it is measured.
-    _server: Option<Server>,
+    server: Option<Server>,
     /// Bytes of an event on the wire.
     bytes: usize,
     samples: Vec<Sample>,
@@ -149,6 +159,13 @@ struct Subject {
 enum Source {
     Load(Load),
     Floor(Box<Role>),
+}
+
+impl Subject {
+    /// Whether its clients can be told of filters and cursors.
+    fn is_bridge(&self) -> bool {
+        self.pid.is_some() && !matches!(self.source, Source::Floor(_))
+    }
 }
 
 impl Bench {
@@ -170,12 +187,25 @@ impl Bench {
     fn measure(&self) -> Result<()> {
         let runtime = runtime()?;
         let _inside = runtime.enter();
-        let sim = Sim::new(SimConfig { namespaces: vec!["ws".to_owned(), "sse".to_owned()], ..SimConfig::default() });
+        let namespaces = ["ws", "sse", "watch"].map(str::to_owned);
+        let sim = Sim::new(SimConfig { namespaces: namespaces.clone().into(), ..SimConfig::default() });
+        for namespace in &namespaces {
+            load::crowd(&sim, namespace, self.pods)?;
+        }
+        let mut first = None;
         let mut subjects = match &self.url {
             Some(url) => vec![self.listened(url, &runtime)?],
             None => {
                 let address = self.serve_sim(&runtime, &sim)?;
-                vec![self.started("ws", address, &sim)?, self.started("sse", address, &sim)?]
+                let mut own = vec![self.started("ws", address, &sim)?, self.started("sse", address, &sim)?];
+                if let (1.., Some(server)) = (self.pods, &own[1].server) {
+                    let change = || load::crowd(&sim, "sse", 1);
+                    first = Some(first::measure(&address.to_string(), &server.address, self.pods, change)?);
+                }
+                if self.watch {
+                    own.push(self.watched(address, &sim)?);
+                }
+                own
             }
         };
         subjects.push(self.floor(floor::Style::Loop)?);
@@ -200,13 +230,13 @@ impl Bench {
             }
         }
         let asked = self.url.is_none().then(|| (sim.metrics().open(), sim.metrics().count(Verb::List)));
-        for subject in subjects.iter_mut().filter(|subject| self.storm && !matches!(subject.source, Source::Floor(_))) {
+        for subject in subjects.iter_mut().filter(|subject| self.storm && subject.is_bridge()) {
             subject.storm = Some(subject.clients.ask(&Order::Storm)?);
         }
         let during = sim.metrics().count(Verb::List);
         let rows: Vec<Row> = subjects.iter().map(|subject| Row::of(subject, self)).collect();
         let api = asked.map(|(watches, lists)| report::Api { watches, lists_during_storm: during - lists });
-        super::print(&report::text(&rows, api, self)?)?;
+        super::print(&report::text(&rows, api, first, self)?)?;
         Ok(())
     }
 
@@ -244,7 +274,16 @@ impl Bench {
         load.prepare()?;
         let name = if transport == "ws" { "WebSocket" } else { "SSE" };
         let pid = server.pid();
-        Ok(Subject { _server: Some(server), ..self.subject(name, &uri, Some(pid), Source::Load(load))? })
+        Ok(Subject { server: Some(server), ..self.subject(name, &uri, Some(pid), Source::Load(load))? })
+    }
+
+    /// Clients of the simulated cluster itself.
+    fn watched(&self, cluster: SocketAddr, sim: &Sim) -> Result<Subject> {
+        let mut load = Load::Sim(sim.clone(), "watch".to_owned());
+        load.prepare()?;
+        let from = sim.store(|store| store.revision());
+        let uri = format!("http://{cluster}/api/v1/namespaces/watch/pods?watch=true&resourceVersion={from}");
+        self.subject("a watch for each client", &uri.parse()?, None, Source::Load(load))
     }
 
     /// Somebody's server.
@@ -279,13 +318,13 @@ impl Bench {
 
     fn subject(&self, name: &str, uri: &Uri, pid: Option<u32>, source: Source) -> Result<Subject> {
         let mut args = vec!["--role".to_owned(), "clients".to_owned(), uri.to_string()];
-        if !matches!(source, Source::Floor(_)) {
+        if pid.is_some() && !matches!(source, Source::Floor(_)) {
             args.push(format!("--filters={}", self.filters));
             args.extend(self.storm.then(|| "--storm".to_owned()));
         }
         let clients = Role::start(&args)?;
         let (name, bytes, samples) = (name.to_owned(), self.bytes, Vec::new());
-        Ok(Subject { name, clients, pid, source, _server: None, bytes, samples, memory: None, storm: None })
+        Ok(Subject { name, clients, pid, source, server: None, bytes, samples, memory: None, storm: None })
     }
 
     fn connect(&self, subject: &mut Subject) -> Result<()> {

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{Failure, print, site, start_log};
+use super::{Failure, access::Door, print, site, start_log};
 use crate::{
     feed::{self, Feed},
-    http::{Connection, guard::Allowed, rate, stream},
+    http::{Connection, rate, stream},
     sim::{
         Sim, SimConfig,
         scenario::{Scenario, ScenarioConfig},
@@ -80,7 +80,8 @@ impl Demo {
         let bridge = site::Bridge {
             feed,
             own: site::open_own(watchers),
-            allowed: Allowed::default(),
+            door: Door::open(),
+            review: None,
             registry,
             verbose,
             connection: Connection { name: "demo".into(), namespace },

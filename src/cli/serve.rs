@@ -3,17 +3,16 @@
 use std::{num::NonZeroU32, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Args;
-use tracing::{info, warn};
+use tracing::info;
 
-use super::{Failure, exit, site, start_log};
+use super::{Failure, access::Access, exit, site, start_log};
 use crate::{
     feed::{self, Feed},
-    http::{
-        Connection,
-        guard::{Allowed, Origin},
-        rate,
+    http::{Connection, rate},
+    source::{
+        connect, hub, own,
+        review::{self, Review},
     },
-    source::{connect, hub, own},
 };
 
 /// Arguments of `serve`.
@@ -27,27 +26,12 @@ pub(super) struct Serve {
     #[arg(long, env = "PORT", default_value_t = 3000)]
     pub(super) port: u16,
 
-    /// Address to listen on. Beyond loopback only with --allow-anonymous
+    /// Address to listen on. Beyond loopback only with credentials, or --allow-anonymous
     #[arg(long, env = "LISTEN_HOST", default_value = "127.0.0.1", value_name = "HOST")]
     listen_host: String,
 
-    /// Let anybody who reaches the port read everything
-    #[arg(long, env = "BRIDGE_ALLOW_ANONYMOUS", num_args = 0..=1, require_equals = true, value_name = "true|false")]
-    #[arg(
-        default_value_t = false,
-        default_missing_value = "true",
-        hide_default_value = true,
-        hide_possible_values = true
-    )]
-    allow_anonymous: bool,
-
-    /// Web origins that may read, besides the bridge's own (comma list), like `https://app.example`
-    #[arg(long, env = "CORS_ORIGIN", value_delimiter = ',', value_name = "ORIGIN")]
-    cors_origin: Vec<String>,
-
-    /// Names, besides localhost and IP addresses, by which clients may call this bridge (comma list)
-    #[arg(long, env = "BRIDGE_ALLOWED_HOSTS", value_delimiter = ',', value_name = "NAME")]
-    allowed_hosts: Vec<String>,
+    #[command(flatten)]
+    access: Access,
 
     /// How many /ws connections have Kubernetes watchers of their own; later ones share the bridge's
     #[arg(long, env = "BRIDGE_OWN_WATCHERS", default_value_t = 50, value_name = "N")]
@@ -85,7 +69,8 @@ pub(super) struct Serve {
 impl Serve {
     pub(super) async fn run(self) -> Result<u8, Failure> {
         start_log(self.log_level);
-        let allowed = self.checked().await?;
+        let loopback = self.is_loopback().await?;
+        let door = self.access.checked(&self.listen_host, loopback)?;
         let drain = Duration::from_secs(self.drain);
         let (listener, address) = site::bind(&self.listen_host, self.port).await?;
         let config = connect::Config {
@@ -115,55 +100,44 @@ impl Serve {
         let watchers =
             own::Watchers::new(&connection.client, &connection.namespace, feed.clone(), own_config, own_metrics);
         let verbose = site::verbose(metrics.clone());
+        let review = door.audience.clone().map(|audience| {
+            let (namespace, server) = (config.namespace.clone(), config.server.clone());
+            let config = review::Config { namespace, server, audience, ..review::Config::default() };
+            Review::new(connection.client.clone(), config)
+        });
         let watch = hub::run(connection.client, config, writer, metrics);
         tasks.spawn("hub", async move { Ok::<_, std::convert::Infallible>(watch.await) });
-        info!("listening on http://{address}, events on ws://{address}/ws");
+        let (http, ws) = if door.tls.is_some() { ("https", "wss") } else { ("http", "ws") };
+        info!("listening on {http}://{address}, events on {ws}://{address}/ws");
         let max_connections = self.max_connections;
         let own = site::open_own(watchers);
         let connection = Connection { name: connection.context, namespace: connection.namespace };
         let rate = rate::Config { limit: self.stream_rate, ..rate::Config::default() };
-        let bridge =
-            site::Bridge { feed, own, allowed, registry, verbose, connection, max_connections, rate, tasks, drain };
+        let bridge = site::Bridge {
+            feed,
+            own,
+            door,
+            review,
+            registry,
+            verbose,
+            connection,
+            max_connections,
+            rate,
+            tasks,
+            drain,
+        };
         site::serve(bridge, listener).await
     }
 
-    /// Refuses what would be unsafe, before anything is opened.
-    async fn checked(&self) -> Result<Allowed, Failure> {
-        if std::env::var_os("BOILERHOUSE_API_KEY").is_some() {
-            return Err(Failure::usage(
-                "BOILERHOUSE_API_KEY is set, but this version cannot check credentials yet: unset it and put a proxy \
-                 that checks them in front",
-            ));
-        }
+    /// Whether only this machine can connect to where we listen.
+    async fn is_loopback(&self) -> Result<bool, Failure> {
         let addresses = tokio::net::lookup_host((self.listen_host.as_str(), self.port)).await;
-        let addresses = addresses.map_err(|error| {
+        let mut addresses = addresses.map_err(|error| {
             Failure::usage(format!(
                 "--listen-host '{}' is neither an address nor a known name: {error}",
                 self.listen_host
             ))
         })?;
-        if !self.allow_anonymous && addresses.into_iter().any(|address| !address.ip().is_loopback()) {
-            return Err(Failure::usage(format!(
-                "--listen-host {} would let anybody on the network read everything: listen on 127.0.0.1, or pass \
-                 --allow-anonymous if that is meant (a proxy in front checks who asks, or everybody may know)",
-                self.listen_host
-            )));
-        }
-        let mut origins = Vec::new();
-        for text in self.cors_origin.iter().map(|text| text.trim()).filter(|text| !text.is_empty()) {
-            if text == "*" {
-                return Err(Failure::usage(
-                    "CORS_ORIGIN=* is possible only with credentials: name the origins instead",
-                ));
-            }
-            let origin: Origin = text.parse().map_err(|problem| Failure::usage(format!("CORS_ORIGIN: {problem}")))?;
-            origins.push(origin);
-        }
-        let names = self.allowed_hosts.iter().map(|host| host.trim().to_ascii_lowercase());
-        let hosts = names.filter(|host| !host.is_empty()).collect();
-        if self.allow_anonymous {
-            warn!("anybody who reaches this port can read everything (--allow-anonymous)");
-        }
-        Ok(Allowed { hosts, origins })
+        Ok(addresses.all(|address| address.ip().is_loopback()))
     }
 }

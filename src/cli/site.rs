@@ -12,11 +12,11 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{Failure, exit};
+use super::{Failure, access::Door, exit};
 use crate::{
     feed::Feed,
-    http::{self, Connection, OpenOwn, Site, conn, guard::Allowed, rate, stream},
-    source::{hub, own::Watchers},
+    http::{self, Connection, OpenOwn, Site, auth, conn, rate, stream},
+    source::{hub, own::Watchers, review::Review},
     tasks::{self, Stopped, Tasks},
 };
 
@@ -24,7 +24,9 @@ use crate::{
 pub(super) struct Bridge {
     pub(super) feed: Feed,
     pub(super) own: OpenOwn,
-    pub(super) allowed: Allowed,
+    pub(super) door: Door,
+    /// Where Kubernetes tokens are accepted.
+    pub(super) review: Option<Review>,
     pub(super) registry: Registry,
     pub(super) verbose: Verbose,
     pub(super) connection: Connection,
@@ -97,7 +99,8 @@ pub(super) fn raise_file_limit(max_connections: usize) {
 
 /// Serves until a signal, then drains. Returns the exit code.
 pub(super) async fn serve(bridge: Bridge, listener: TcpListener) -> Result<u8, Failure> {
-    let Bridge { feed, own, allowed, mut registry, verbose, connection, max_connections, rate, tasks, drain } = bridge;
+    let Bridge { feed, own, mut door, review, mut registry, verbose, .. } = bridge;
+    let Bridge { connection, max_connections, rate, tasks, drain, .. } = bridge;
     let stream_metrics = stream::Metrics::default();
     let conn_metrics = conn::Metrics::default();
     feed.metrics().register(&mut registry);
@@ -108,18 +111,31 @@ pub(super) async fn serve(bridge: Bridge, listener: TcpListener) -> Result<u8, F
     let stream_config =
         stream::Config { drain_spread: drain * 4 / 5, max_streams: max_connections, ..stream::Config::default() };
     let streams = stream::Streams::new(stream_config, stream_metrics, tasks.stop().clone());
+    let auth_metrics = auth::Metrics::default();
+    auth_metrics.register(&mut registry);
+    let (allowed, proxies, tls) =
+        (std::mem::take(&mut door.allowed), std::mem::take(&mut door.proxies), door.tls.take());
+    let (auth, limits) = door.auth(review, auth_metrics)?;
+    let auth = Arc::new(auth);
     let config = http::Config { rate, ..http::Config::default() };
-    let site = Site { feed, own, connection, streams: streams.clone(), registry, allowed, verbose, config };
+    let looked_after = auth.clone();
+    tasks.spawn("credentials", async move { Ok::<_, Infallible>(looked_after.run().await) });
+    let everybody = streams.clone();
+    let site = Site { feed, own, connection, streams, registry, allowed, auth, limits, proxies, verbose, config };
     let max_connections = max_connections.saturating_add(conn::BESIDE_STREAMS);
     raise_file_limit(max_connections);
     let pools = site.feed.clone().announce_pools();
     tasks.spawn("pools", async move { Ok::<_, Infallible>(pools.await) });
-    for writer in 0..streams.fan.writers() {
-        let (streams, feed) = (streams.clone(), site.feed.clone());
+    for writer in 0..everybody.fan.writers() {
+        let (streams, feed) = (everybody.clone(), site.feed.clone());
         tasks.spawn("writer", async move { Ok::<Infallible, Infallible>(streams.fan.run(writer, feed).await) });
     }
     let service = http::service(Arc::new(site));
-    let config = conn::Config { max_connections, ..conn::Config::default() };
+    let config = conn::Config { max_connections, tls, ..conn::Config::default() };
+    if let Some(tls) = config.tls.clone() {
+        let follow = tls.follow(config.tls_reread);
+        tasks.spawn("certificate", async move { Ok::<_, Infallible>(follow.await) });
+    }
     let accept = conn::serve(listener, service, config, conn_metrics, tasks.clone());
     tasks.spawn("listener", async move { Ok::<_, Infallible>(accept.await) });
 

@@ -50,6 +50,12 @@ pub fn join(a: [Rv; 2], b: [Rv; 2]) -> [Rv; 2] {
 }
 
 impl Cursor {
+    /// The cursor of a reader that has been served up to `rv`, in the resources that it covers.
+    #[must_use]
+    pub fn new(home: Home, lens: u64, covers: [bool; 2], rv: [Rv; 2]) -> Cursor {
+        Cursor { home: home.hash, lens, covers, rv: [0, 1].map(|k| if covers[k] { rv[k] } else { 0 }) }
+    }
+
     /// The text of it: 26 to 46 characters of base64url.
     #[must_use]
     pub fn encode(&self) -> String {

@@ -9,13 +9,15 @@ use sha2::{Digest, Sha256};
 
 use super::{Claim, Cursor, Home, Instance, Kind, Rv, View, view::Labels};
 
-/// What the client may see at all.
+/// What the client may see at all (protocol.md section 7). What is not in it does not exist for the client.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Scope {
     /// Everything in the namespace.
     #[default]
     All,
+    /// The instances and claims of this tenant; no pools, which are counted over all tenants.
+    Tenant(String),
 }
 
 /// Which layout of events the client reads.
@@ -205,6 +207,35 @@ impl FromIterator<Type> for Types {
     }
 }
 
+impl Scope {
+    /// Whether the view may be seen.
+    #[must_use]
+    pub fn has(&self, view: &View) -> bool {
+        match view {
+            View::Instance(instance) => self.has_instance(instance),
+            View::Claim(claim) => self.has_claim(claim),
+        }
+    }
+
+    /// Whether the instance may be seen.
+    #[must_use]
+    pub fn has_instance(&self, instance: &Instance) -> bool {
+        match self {
+            Scope::All => true,
+            Scope::Tenant(tenant) => instance.tenant_id.as_ref() == Some(tenant),
+        }
+    }
+
+    /// Whether the claim may be seen.
+    #[must_use]
+    pub fn has_claim(&self, claim: &Claim) -> bool {
+        match self {
+            Scope::All => true,
+            Scope::Tenant(tenant) => claim.tenant_id == *tenant,
+        }
+    }
+}
+
 impl Lens {
     /// Everything, in the given format.
     #[must_use]
@@ -224,26 +255,21 @@ impl Lens {
     /// Whether the instance may be seen and is wanted.
     #[must_use]
     pub fn shows_instance(&self, instance: &Instance) -> bool {
-        match self.scope {
-            Scope::All => self.filter.instances.match_instance(instance),
-        }
+        self.scope.has_instance(instance) && self.filter.instances.match_instance(instance)
     }
 
     /// Whether the claim may be seen and is wanted.
     #[must_use]
     pub fn shows_claim(&self, claim: &Claim) -> bool {
-        match self.scope {
-            Scope::All => self.filter.claims.match_claim(claim),
-        }
+        self.scope.has_claim(claim) && self.filter.claims.match_claim(claim)
     }
 
-    /// Whether the pool of this workload is wanted: pools are counted over all instances of a workload, and only a
-    /// filter by `workloadRef` chooses among them.
+    /// Whether the pool of this workload may be seen and is wanted: pools are counted over all instances of a workload,
+    /// and only a filter by `workloadRef` chooses among them.
     #[must_use]
     pub fn shows_pool(&self, workload_ref: &str) -> bool {
-        match self.scope {
-            Scope::All => self.filter.instances.workload_ref.as_deref().is_none_or(|want| want == workload_ref),
-        }
+        let wanted = self.filter.instances.workload_ref.as_deref();
+        self.scope == Scope::All && wanted.is_none_or(|want| want == workload_ref)
     }
 
     /// Rights and filter as a number: what a [`Cursor`] is bound to. Types are apart: a cursor says which resources
@@ -257,8 +283,7 @@ impl Lens {
     /// The cursor of a client of this lens that has been served up to `rv`.
     #[must_use]
     pub fn cursor(&self, home: Home, rv: [Rv; 2]) -> Cursor {
-        let covers = self.types.kinds();
-        Cursor { home: home.hash, lens: self.hash(), covers, rv: [0, 1].map(|k| if covers[k] { rv[k] } else { 0 }) }
+        Cursor::new(home, self.hash(), self.types.kinds(), rv)
     }
 }
 

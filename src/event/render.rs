@@ -146,23 +146,27 @@ pub fn render_first<'a>(view: &'a View, lens: &Lens, mut tell: impl FnMut(Event<
     }
 }
 
+/// Rights come first, and each side is judged by itself: what may not be seen is as if it were not there, and no word
+/// of it reaches the events. The filter then chooses among what may be seen.
 fn render_change<'a>(change: &'a Change, lens: &Lens, mut tell: impl FnMut(Event<'a>)) {
-    let shown = |side: &'a Option<View>| side.as_ref().filter(|view| lens.shows(view));
-    let (old, new) = (shown(&change.old), shown(&change.new));
-    if let Some(state) = state(change, old, new, lens) {
+    let seen = |side: &'a Option<View>| side.as_ref().filter(|view| lens.scope.has(view));
+    let (old, new) = (seen(&change.old), seen(&change.new));
+    let (shown_old, shown_new) = (old.filter(|view| lens.shows(view)), new.filter(|view| lens.shows(view)));
+    if let Some(state) = state(shown_old, shown_new, change.new.is_some(), lens) {
         tell(state);
     }
-    if let Some(edge) = edge(change.old.as_ref(), change.new.as_ref())
-        && (old.is_some() || new.is_some())
+    if let Some(edge) = edge(old, new)
+        && (shown_old.is_some() || shown_new.is_some())
         && lens.types.has(edge)
-        && let Some(view) = change.view()
+        && let Some(view) = new.or(old)
     {
         tell(edge_event(edge, view, lens.format));
     }
 }
 
-/// The state event: what the client knew (`old`) against what it may know now (`new`).
-fn state<'a>(change: &'a Change, old: Option<&'a View>, new: Option<&'a View>, lens: &Lens) -> Option<Event<'a>> {
+/// The state event: what the client knew (`old`) against what it may know now (`new`); whether the object `lives` on is
+/// what its `Deleted` says.
+fn state<'a>(old: Option<&'a View>, new: Option<&'a View>, lives: bool, lens: &Lens) -> Option<Event<'a>> {
     let view = new.or(old)?;
     let kind = match view {
         View::Instance(_) => Type::InstanceState,
@@ -182,10 +186,10 @@ fn state<'a>(change: &'a Change, old: Option<&'a View>, new: Option<&'a View>, l
     };
     if full {
         event.previous_phase = old.map(self::phase).filter(|previous| *previous != phase);
-        event.cause = match (new, &change.new) {
+        event.cause = match (new, lives) {
             (Some(_), _) => None,
-            (None, Some(_)) => Some("filtered"),
-            (None, None) => Some("deleted"),
+            (None, true) => Some("filtered"),
+            (None, false) => Some("deleted"),
         };
         match view {
             View::Instance(instance) => event.instance = Some(instance),

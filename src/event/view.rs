@@ -111,6 +111,20 @@ impl Instance {
             + labels(&self.labels)
     }
 
+    /// See [`View::looks_like`]. What is most likely to differ comes first.
+    fn looks_like(&self, other: &Instance) -> bool {
+        let Instance { name, uid, phase, workload_ref, tenant_id, pool_status, ip, created_at, labels, rv: _ } = self;
+        *phase == other.phase
+            && *pool_status == other.pool_status
+            && *tenant_id == other.tenant_id
+            && *workload_ref == other.workload_ref
+            && *ip == other.ip
+            && *labels == other.labels
+            && *uid == other.uid
+            && *name == other.name
+            && *created_at == other.created_at
+    }
+
     /// Whether the pool may hand it out (protocol.md section 1: any value but `ready` is not ready).
     #[must_use]
     pub fn is_ready(&self) -> bool {
@@ -129,6 +143,36 @@ impl Claim {
             + optional.into_iter().map(text).sum::<usize>()
             + self.endpoint.as_ref().map_or(0, |endpoint| endpoint.host.len())
             + labels(&self.labels)
+    }
+
+    /// See [`View::looks_like`]. What is most likely to differ comes first.
+    fn looks_like(&self, other: &Claim) -> bool {
+        let Claim {
+            name,
+            uid,
+            tenant_id,
+            workload_ref,
+            phase,
+            instance_id,
+            endpoint,
+            source,
+            claimed_at,
+            detail,
+            labels,
+            last_activity: _,
+            rv: _,
+        } = self;
+        *phase == other.phase
+            && *instance_id == other.instance_id
+            && *endpoint == other.endpoint
+            && *source == other.source
+            && *claimed_at == other.claimed_at
+            && *detail == other.detail
+            && *labels == other.labels
+            && *tenant_id == other.tenant_id
+            && *workload_ref == other.workload_ref
+            && *uid == other.uid
+            && *name == other.name
     }
 
     /// Whether a tenant holds an instance through it.
@@ -185,13 +229,8 @@ impl View {
     #[must_use]
     pub fn looks_like(&self, other: &View) -> bool {
         match (self, other) {
-            (View::Instance(a), View::Instance(b)) => {
-                Arc::ptr_eq(a, b) || Instance { rv: 0, ..(**a).clone() } == Instance { rv: 0, ..(**b).clone() }
-            }
-            (View::Claim(a), View::Claim(b)) => {
-                let bare = |claim: &Claim| Claim { rv: 0, last_activity: None, ..claim.clone() };
-                Arc::ptr_eq(a, b) || bare(a) == bare(b)
-            }
+            (View::Instance(a), View::Instance(b)) => Arc::ptr_eq(a, b) || a.looks_like(b),
+            (View::Claim(a), View::Claim(b)) => Arc::ptr_eq(a, b) || a.looks_like(b),
             (View::Instance(_), View::Claim(_)) | (View::Claim(_), View::Instance(_)) => false,
         }
     }
@@ -215,4 +254,83 @@ fn text(s: &Option<String>) -> usize {
 
 fn labels(labels: &Labels) -> usize {
     labels.iter().map(|(key, value)| key.len() + value.len() + LABEL_COST).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn views_look_alike_when_their_json_is_the_same() {
+        let some = || Some("x".to_owned());
+        let labels = || Labels::from([("x".to_owned(), "x".to_owned())]);
+        let instances: [fn(&mut Instance); 10] = [
+            |i| i.rv = 7,
+            |i| i.name.push('x'),
+            |i| i.uid.push('x'),
+            |i| i.phase.push('x'),
+            |i| i.workload_ref = Some("y".into()),
+            |i| i.tenant_id = None,
+            |i| i.pool_status = None,
+            |i| i.ip = None,
+            |i| i.created_at.push('x'),
+            |i| i.labels.clear(),
+        ];
+        let instance = Instance {
+            workload_ref: some(),
+            tenant_id: some(),
+            pool_status: some(),
+            ip: some(),
+            labels: labels(),
+            ..Instance::default()
+        };
+        for (n, change) in instances.into_iter().enumerate() {
+            let mut other = instance.clone();
+            change(&mut other);
+            let alike = serde_json::to_value(&other).unwrap() == serde_json::to_value(&instance).unwrap();
+            assert_eq!(alike, n == 0, "field {n}");
+            assert_eq!(
+                View::Instance(Arc::new(other)).looks_like(&View::Instance(Arc::new(instance.clone()))),
+                alike,
+                "field {n}"
+            );
+        }
+        let claims: [fn(&mut Claim); 13] = [
+            |c| c.rv = 7,
+            |c| c.last_activity = None,
+            |c| c.name.push('x'),
+            |c| c.uid.push('x'),
+            |c| c.tenant_id.push('x'),
+            |c| c.workload_ref.push('x'),
+            |c| c.phase.push('x'),
+            |c| c.instance_id = None,
+            |c| c.endpoint = Some(Endpoint { host: "x".into(), port: 2 }),
+            |c| c.source = None,
+            |c| c.claimed_at = None,
+            |c| c.detail = None,
+            |c| c.labels.clear(),
+        ];
+        let endpoint = Some(Endpoint { host: "x".into(), port: 1 });
+        let claim = Claim {
+            instance_id: some(),
+            endpoint,
+            source: some(),
+            claimed_at: some(),
+            detail: some(),
+            labels: labels(),
+            last_activity: some(),
+            ..Claim::default()
+        };
+        for (n, change) in claims.into_iter().enumerate() {
+            let mut other = claim.clone();
+            change(&mut other);
+            let alike = serde_json::to_value(&other).unwrap() == serde_json::to_value(&claim).unwrap();
+            assert_eq!(alike, n < 2, "field {n}");
+            assert_eq!(
+                View::Claim(Arc::new(other)).looks_like(&View::Claim(Arc::new(claim.clone()))),
+                alike,
+                "field {n}"
+            );
+        }
+    }
 }

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::{Config, Reason, Shared, Snapshot, audience::Shown};
 use crate::{
     event::{
-        Claim, Home, Instance, Notice, Pool, Rv, Step, Version, What,
+        Claim, Cursor, Home, Instance, Notice, Pool, Rv, Step, Version, What,
         lens::{Format, Lens, Type},
         render,
     },
@@ -85,6 +85,8 @@ impl Framing {
 pub struct SharedLens {
     pub(super) lens: Lens,
     pub(super) framing: Framing,
+    /// [`Lens::hash`], which stands in each cursor.
+    hash: u64,
     frames: Mutex<Frames>,
     initial: Mutex<Option<(Reason, Arc<Initial>)>>,
 }
@@ -121,7 +123,13 @@ pub(super) struct Initial {
 
 impl SharedLens {
     pub(super) fn new(lens: Lens, framing: Framing) -> SharedLens {
-        SharedLens { lens, framing, frames: Mutex::default(), initial: Mutex::default() }
+        let hash = lens.hash();
+        SharedLens { lens, framing, hash, frames: Mutex::default(), initial: Mutex::default() }
+    }
+
+    /// The cursor of a client of this lens that has been served up to `rv`.
+    pub(super) fn cursor(&self, home: Home, rv: [Rv; 2]) -> String {
+        Cursor::new(home, self.hash, self.lens.types.kinds(), rv).encode()
     }
 
     /// The frames from a position of the log on, until about `max_bytes` of them are there; `None` when the log no
@@ -225,7 +233,7 @@ impl SharedLens {
             }
             return;
         };
-        let id = full.then(|| self.lens.cursor(home, at).encode());
+        let id = full.then(|| self.cursor(home, at));
         let time = full.then(|| render::time(at_ms));
         last.id = id.as_deref();
         for event in &mut events {
@@ -237,7 +245,7 @@ impl SharedLens {
 
     /// A heartbeat of a client that has been served up to `at`.
     pub(super) fn heartbeat(&self, out: &mut Vec<u8>, shared: &Shared, home: Home, at: [Rv; 2], coalesced: bool) {
-        let id = self.lens.cursor(home, at).encode();
+        let id = self.cursor(home, at);
         let timestamp = render::time((shared.config.clock)());
         let (upstream, upstream_age_ms) = shared.upstream();
         let body = render::Heartbeat { id: &id, timestamp: &timestamp, upstream, upstream_age_ms, coalesced };
@@ -325,7 +333,7 @@ impl SharedLens {
 
     /// The full stream: the state as one or more `state.initial`.
     fn state_initial(&self, config: &Config, snapshot: &Snapshot, reason: Reason) -> Vec<Bytes> {
-        let id = self.lens.cursor(snapshot.home, snapshot.rv).encode();
+        let id = self.cursor(snapshot.home, snapshot.rv);
         let snapshot_at = render::time((config.clock)());
         let connection_id = snapshot.home.connection_id.to_string();
         let (pods, claims) = (self.lens.types.has(Type::InstanceState), self.lens.types.has(Type::ClaimState));

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::Serialize;
 
 use super::inventory::Inventory;
-use crate::event::{Claim, Home, Instance, Pool, Rv, lens::Lens};
+use crate::event::{
+    Claim, Home, Instance, Pool, Rv,
+    lens::{Lens, Scope},
+};
 
 /// The state at one position of the log.
 #[derive(Clone, Debug)]
@@ -58,7 +61,7 @@ impl Snapshot {
     /// The instances that the lens shows, by name, joined with their claims.
     #[must_use]
     pub fn instances(&self, lens: &Lens) -> Vec<JoinedInstance<'_>> {
-        let claims = self.claims_by_instance(lens);
+        let claims = self.claims_by_instance(&lens.scope);
         let shown = self.inventory.instances.values().filter(|i| lens.shows_instance(i));
         shown.map(|instance| joined(instance, claims.get(instance.name.as_str()).copied())).collect()
     }
@@ -93,10 +96,11 @@ impl Snapshot {
         self.inventory.claims.values().filter(|c| lens.shows_claim(c)).map(|c| &**c)
     }
 
-    /// The claim that speaks for an instance: the Active one, then the newest `claimedAt`.
-    fn claims_by_instance(&self, lens: &Lens) -> BTreeMap<&str, &Claim> {
+    /// The claim that speaks for an instance: the Active one, then the newest `claimedAt`. Of all that may be seen: a
+    /// filter on claims chooses claims, and says nothing about instances.
+    fn claims_by_instance(&self, scope: &Scope) -> BTreeMap<&str, &Claim> {
         let mut best: BTreeMap<&str, &Claim> = BTreeMap::new();
-        for claim in self.shown_claims(lens) {
+        for claim in self.inventory.claims.values().filter(|claim| scope.has_claim(claim)) {
             let Some(instance) = claim.instance_id.as_deref() else { continue };
             let rank = |claim: &Claim| (claim.is_active(), claim.claimed_at.clone());
             best.entry(instance)

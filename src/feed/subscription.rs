@@ -260,7 +260,7 @@ impl Subscription {
     #[must_use]
     pub fn cursor(&mut self) -> Option<String> {
         let reached = self.reached()?;
-        Some(self.lens.lens.cursor(self.home, reached).encode())
+        Some(self.lens.cursor(self.home, reached))
     }
 
     fn reached(&mut self) -> Option<[Rv; 2]> {

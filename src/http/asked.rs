@@ -7,23 +7,27 @@ use warp::reply::Response;
 
 use super::{
     Site,
+    auth::Principal,
     error::{Code, Error},
+    forwarded::Came,
 };
-use crate::event::lens::Filter;
+use crate::event::lens::{Filter, Format, Lens, Types};
 
-/// A request, and the site that it was made to.
-#[derive(Clone, Debug)]
+/// A request of somebody who may make it, and the site that it was made to. It cannot be printed: its headers and its query
+/// hold credentials.
+#[derive(Clone)]
 pub(super) struct Asked {
     pub(super) site: Arc<Site>,
     pub(super) method: Method,
     pub(super) headers: HeaderMap,
     pub(super) query: String,
+    pub(super) came: Came,
+    pub(super) principal: Principal,
     /// The variable segment of the path, decoded, where the route has one.
     pub(super) segment: Option<String>,
 }
 
-/// The query's parameters, each at most once.
-#[derive(Debug)]
+/// The query's parameters, each at most once. A ticket may be among them: they cannot be printed.
 pub(super) struct Parameters(BTreeMap<String, String>);
 
 impl Asked {
@@ -64,21 +68,27 @@ impl Asked {
         ))
     }
 
-    /// The answer to OPTIONS and to methods that the route does not have; `None` when it has this one.
-    pub(super) fn other_method(&self, allowed: &'static str) -> Option<Response> {
-        if self.method == Method::OPTIONS {
-            let mut response = Response::default();
-            *response.status_mut() = http::StatusCode::NO_CONTENT;
-            response.headers_mut().insert(http::header::ALLOW, HeaderValue::from_static(allowed));
-            return Some(response);
-        }
-        if allowed.split(", ").any(|method| method == self.method.as_str()) {
-            return None;
-        }
-        let message = format!("{} is not possible here: {allowed} are", self.method);
-        let error = Error::new(Code::MethodNotAllowed, message);
-        Some(error.with(http::header::ALLOW, HeaderValue::from_static(allowed)).into_response())
+    /// What this principal sees of everything that there is. Whatever is asked for is a part of it.
+    pub(super) fn lens(&self, format: Format) -> Lens {
+        let scope = self.principal.scope().clone();
+        Lens { scope, filter: Filter::default(), types: Types::all(format), format }
     }
+}
+
+/// The answer to OPTIONS and to methods that a route does not have; `None` when it has this one.
+pub(super) fn other_method(method: &Method, allowed: &'static str) -> Option<Response> {
+    if *method == Method::OPTIONS {
+        let mut response = Response::default();
+        *response.status_mut() = http::StatusCode::NO_CONTENT;
+        response.headers_mut().insert(http::header::ALLOW, HeaderValue::from_static(allowed));
+        return Some(response);
+    }
+    if allowed.split(", ").any(|one| one == method.as_str()) {
+        return None;
+    }
+    let message = format!("{method} is not possible here: {allowed} are");
+    let error = Error::new(Code::MethodNotAllowed, message);
+    Some(error.with(http::header::ALLOW, HeaderValue::from_static(allowed)).into_response())
 }
 
 impl Parameters {

@@ -6,6 +6,7 @@
 //! end for whoever makes no progress. It knows no route and no feed.
 mod io;
 mod takeback;
+mod tls;
 
 use std::{
     convert::Infallible,
@@ -31,6 +32,7 @@ use tower::Service;
 pub use self::{
     io::Conn,
     takeback::{Socket, Start},
+    tls::{BadTls, Tls},
 };
 use self::{io::Guarded, takeback::Parking};
 use crate::tasks::{BoxError, Tasks};
@@ -47,6 +49,8 @@ pub struct Config {
     pub max_connections: usize,
     /// A request's head has this long to arrive, an idle kept-alive connection too (quality.md: 5 s).
     pub header_read_timeout: Duration,
+    /// Who has asked for nothing yet when the process drains has this long to do so (1 s: a few round trips).
+    pub last_request: Duration,
     /// A request's head is at most this many bytes, else 431. 16 KiB: a browser's cookies and a Kubernetes token, with
     /// room. hyper takes no less than 8 KiB. As much of a response waits in hyper.
     pub max_head_bytes: usize,
@@ -60,6 +64,10 @@ pub struct Config {
     pub keepalive: Duration,
     /// The pause after `accept` fails, for want of file descriptors mostly: 100 ms.
     pub accept_pause: Duration,
+    /// What connections are encrypted with; a handshake has as long as a request's head. `None`: plain TCP.
+    pub tls: Option<Tls>,
+    /// How often the files of a certificate are looked at: 10 s, so that a new one is served half a minute later.
+    pub tls_reread: Duration,
 }
 
 impl Default for Config {
@@ -67,11 +75,14 @@ impl Default for Config {
         Self {
             max_connections: 10_000 + BESIDE_STREAMS,
             header_read_timeout: Duration::from_secs(5),
+            last_request: Duration::from_secs(1),
             max_head_bytes: 16 * 1024,
             write_stall: Duration::from_secs(10),
             max_unsent_bytes: 32 * 1024,
             keepalive: Duration::from_secs(15),
             accept_pause: Duration::from_millis(100),
+            tls: None,
+            tls_reread: Duration::from_secs(10),
         }
     }
 }
@@ -98,7 +109,12 @@ impl Metrics {
 
 /// Whom a request came from: put into the extensions of each request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Peer(pub SocketAddr);
+pub struct Peer {
+    /// The other end of the connection.
+    pub address: SocketAddr,
+    /// Whether the connection is encrypted, up to us.
+    pub tls: bool,
+}
 
 /// Accepts connections for ever and serves each with a clone of `service` in a task of its own. While the process drains
 /// it still accepts, so that probes and new clients are told so; it ends by being dropped.
@@ -138,8 +154,28 @@ where
             tracing::debug!(%err, %peer, "cannot set a socket option");
             continue;
         }
-        let io = Guarded::new(Conn::Plain(stream), config.write_stall);
-        tasks.connection(connection(http.clone(), io, Peer(peer), service.clone(), tasks.clone()));
+        let peer = Peer { address: peer, tls: config.tls.is_some() };
+        let (http, service, serving) = (http.clone(), service.clone(), tasks.clone());
+        match &config.tls {
+            None => {
+                let io = Guarded::new(Conn::Plain(stream), config.write_stall);
+                tasks.connection(connection(http, io, peer, service, serving, config.last_request));
+            }
+            Some(tls) => {
+                let (tls, limit, stall) = (tls.clone(), config.header_read_timeout, config.write_stall);
+                let last_request = config.last_request;
+                tasks.connection(async move {
+                    // Boxed: once it is over its place is not needed any more.
+                    match Box::pin(tls.accept(stream, limit)).await {
+                        Ok(stream) => {
+                            let io = Guarded::new(Conn::Tls(stream), stall);
+                            connection(http, io, peer, service, serving, last_request).await;
+                        }
+                        Err(err) => tracing::debug!(%err, peer = %peer.address, "handshake failed"),
+                    }
+                });
+            }
+        }
     }
 }
 
@@ -160,8 +196,14 @@ fn prepare(stream: &TcpStream, config: &Config) -> std::io::Result<()> {
 }
 
 /// Serves one connection with hyper until it ends or a response starts a stream on it.
-async fn connection<S, B>(mut http: http1::Builder, io: Guarded, peer: Peer, service: S, tasks: Tasks)
-where
+async fn connection<S, B>(
+    mut http: http1::Builder,
+    io: Guarded,
+    peer: Peer,
+    service: S,
+    tasks: Tasks,
+    last_request: Duration,
+) where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
     B: Body + Send + 'static,
@@ -170,19 +212,25 @@ where
 {
     let slot = io.slot().clone();
     let service = Parking::new(service, peer, slot.clone());
-    // Who comes while the process drains gets one answer (`/readyz` then says so), not a closed door.
-    let mut stopping = tasks.stop().is_cancelled();
-    let mut hyper = http.keep_alive(!stopping).serve_connection(TokioIo::new(io), service);
-    let mut stop = pin!(tasks.stop().cancelled());
+    // Who comes while the process drains gets one answer (`/readyz` then says so), not a closed door...
+    let mut leaving = tasks.stop().is_cancelled();
+    let mut hyper = http.keep_alive(!leaving).serve_connection(TokioIo::new(io), service);
+    let mut leave = pin!(async {
+        tasks.stop().cancelled().await;
+        // ...and so does who has come just before: hyper would close it without a word.
+        if !slot.is_asked() {
+            tokio::time::sleep(last_request).await;
+        }
+    });
     let parked = poll_fn(|cx| {
-        if !stopping && stop.as_mut().poll(cx).is_ready() {
-            stopping = true;
+        if !leaving && leave.as_mut().poll(cx).is_ready() {
+            leaving = true;
             Pin::new(&mut hyper).graceful_shutdown();
         }
         match Pin::new(&mut hyper).poll(cx) {
             Poll::Ready(outcome) => {
                 if let Err(err) = outcome {
-                    tracing::debug!(%err, peer = %peer.0, "connection failed");
+                    tracing::debug!(%err, peer = %peer.address, "connection failed");
                 }
                 Poll::Ready(None)
             }
@@ -204,4 +252,4 @@ where
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::http) mod tests;

@@ -11,6 +11,8 @@ use warp::reply::{Reply, Response};
 pub enum Code {
     /// 400
     BadRequest,
+    /// 401
+    Unauthorized,
     /// 403
     Forbidden,
     /// 404
@@ -19,11 +21,13 @@ pub enum Code {
     MethodNotAllowed,
     /// 426
     UpgradeRequired,
+    /// 429
+    RateLimitExceeded,
     /// 500
     Internal,
     /// 503, before the first sync and where a wait for it ran out.
     NotReady,
-    /// 503, while the process drains.
+    /// 503, while the process drains or cannot ask the cluster about a credential.
     UpstreamUnavailable,
     /// 503, where as many streams are open as may be.
     TooManyConnections,
@@ -51,10 +55,12 @@ impl Code {
     fn status(self) -> StatusCode {
         match self {
             Code::BadRequest => StatusCode::BAD_REQUEST,
+            Code::Unauthorized => StatusCode::UNAUTHORIZED,
             Code::Forbidden => StatusCode::FORBIDDEN,
             Code::NotFound => StatusCode::NOT_FOUND,
             Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Code::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
+            Code::RateLimitExceeded => StatusCode::TOO_MANY_REQUESTS,
             Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Code::NotReady | Code::UpstreamUnavailable | Code::TooManyConnections => StatusCode::SERVICE_UNAVAILABLE,
         }

@@ -15,9 +15,11 @@ use warp::reply::Response;
 
 use super::{
     asked::{Asked, Parameters},
+    auth,
     conn::Start,
     error::{Code, Error},
     later::{self, Later},
+    leased::Leased,
     rate::Rated,
     stream::{self, Outbound, Place},
     upgrade,
@@ -32,7 +34,8 @@ use crate::{
 };
 
 /// Parameters that all rows take.
-const ACCEPTED: &[&str] = &["types", "params", "connectionId", "snapshot", "lastEventId"];
+const ACCEPTED: &[&str] =
+    &["types", "params", "connectionId", "snapshot", "lastEventId", auth::TICKETS[0], auth::TICKETS[1]];
 
 /// One streaming endpoint.
 #[derive(Debug)]
@@ -124,11 +127,12 @@ impl Row {
         (!site.feed.is_ready()).then_some(Later::NotReady)
     }
 
-    fn come_back(&self, asked: &Asked, later: Later) -> Result<Response, Error> {
+    /// The answer to whoever may have a stream later.
+    pub(super) fn come_back(&self, later: Later, retry: Duration) -> Result<Response, Error> {
         if self.is_websocket() {
             return Err(later.error());
         }
-        Ok(later.ended(self.framing, asked.site.streams.config.retry()))
+        Ok(later.ended(self.framing, retry))
     }
 
     fn start<O: Outbound + 'static>(&self, out: O, place: Place) -> Start {
@@ -147,34 +151,43 @@ impl Row {
 
 /// Serves a row.
 pub(super) async fn events(row: &'static Row, asked: Asked) -> Result<Response, Error> {
-    let head = row.head(&asked)?;
-    let Some(place) = asked.site.streams.enter() else {
-        return row.come_back(&asked, Later::TooManyConnections);
+    let (site, head) = (&asked.site, row.head(&asked)?);
+    let retry = site.streams.config.retry();
+    let Some(place) = site.streams.enter() else {
+        return row.come_back(Later::TooManyConnections, retry);
+    };
+    let seat = match site.limits.enter(&asked.principal.caller) {
+        Ok(seat) => seat,
+        Err(later) => return row.come_back(later, retry),
     };
     let parameters = asked.parameters(ACCEPTED)?;
     let types = match parameters.get("types") {
         None => Types::all(Format::Full),
         Some(list) => Types::parse(list, Format::Full).map_err(|problem| Error::parameter("types", &problem))?,
     };
-    let lens = Lens { types, filter: parameters.filter()?, ..Lens::all(Format::Full) };
+    let lens = Lens { types, filter: parameters.filter()?, ..asked.lens(Format::Full) };
     let from = row.from(&asked.headers, &parameters)?;
     if let Some(later) = row.obstacle(&asked).await {
-        return row.come_back(&asked, later);
+        return row.come_back(later, retry);
     }
     asked.check_connection(&parameters)?;
     if asked.method == Method::HEAD {
         return Ok(upgrade::response(head, None));
     }
-    let feed = &asked.site.feed;
     // Ready a moment ago, it refuses nothing else: what is wrong with a cursor is told on the stream.
-    let rate = asked.site.config.rate;
+    let rate = site.config.rate;
     let carrier = if rate.limit.is_some() { Carrier::Lines } else { row.framing.carrier };
-    let Ok(subscription) = feed.subscribe(feed.lens(lens, Framing { carrier, ..row.framing }), from) else {
-        return row.come_back(&asked, Later::NotReady);
+    let framing = Framing { carrier, ..row.framing };
+    let Ok(subscription) = site.feed.subscribe(site.feed.lens(lens, framing), from) else {
+        return row.come_back(Later::NotReady, retry);
     };
+    let hold = site.auth.hold(&asked.principal);
     let start = match rate.limit {
-        None => row.start(subscription, place),
-        Some(limit) => row.start(Rated::new(subscription, row.framing, limit, rate.window), place),
+        None => row.start(Leased::new(subscription, hold, seat), place),
+        Some(limit) => {
+            let rated = Rated::new(subscription, row.framing, limit, rate.window);
+            row.start(Leased::new(rated, hold, seat), place)
+        }
     };
     Ok(upgrade::response(head, Some(start)))
 }
@@ -205,6 +218,12 @@ impl Outbound for Subscription {
 
     fn heartbeat(&mut self) -> Option<Bytes> {
         Subscription::heartbeat(self)
+    }
+
+    fn tell(&mut self, name: &'static str, json: &str) -> Option<Bytes> {
+        let mut out = Vec::new();
+        self.framing()?.put(&mut out, name, None, json);
+        Some(out.into())
     }
 
     fn farewell(&mut self, close: Close, retry: Duration) -> Option<Bytes> {
@@ -291,9 +310,11 @@ mod tests {
     fn a_connection_is_small() {
         // tokio's header and trailer, the tracker and the place for a panic.
         const TASK: usize = 128;
-        let websocket =
-            size_of_output(|out: Subscription, socket: Socket, place: Place| stream::websocket(out, socket, place));
-        let sse = size_of_output(|out: Subscription, socket: Socket, place: Place| stream::sse(out, socket, place));
+        let websocket = size_of_output(|out: Leased<Subscription>, socket: Socket, place: Place| {
+            stream::websocket(out, socket, place)
+        });
+        let sse =
+            size_of_output(|out: Leased<Subscription>, socket: Socket, place: Place| stream::sse(out, socket, place));
         assert!(websocket.max(sse) + TASK <= 1152, "{websocket} and {sse} bytes");
     }
 }

@@ -20,6 +20,8 @@ pub struct Allowed {
     pub hosts: Vec<String>,
     /// Origins of other sites.
     pub origins: Vec<Origin>,
+    /// All of them may ask, with a credential that they hold themselves.
+    pub any_origin: bool,
 }
 
 /// A web origin (RFC 6454), normalised: lower case, and the port always there.
@@ -37,6 +39,8 @@ pub enum Passed {
     Own,
     /// From another site that is allowed: this goes into `Access-Control-Allow-Origin`.
     Cross(HeaderValue),
+    /// From any other site, as all are allowed: it is told so, and no cookie counts.
+    Any,
 }
 
 impl FromStr for Origin {
@@ -76,6 +80,8 @@ pub fn check(host: Option<&Authority>, headers: &HeaderMap, allowed: &Allowed) -
         Ok(Passed::Own)
     } else if allowed.origins.contains(&origin) {
         Ok(Passed::Cross(text.clone()))
+    } else if allowed.any_origin {
+        Ok(Passed::Any)
     } else {
         Err(refused())
     }
@@ -139,6 +145,7 @@ mod tests {
         let allowed = Allowed {
             hosts: vec!["bridge.example".into()],
             origins: vec!["https://app.example".parse().unwrap(), "http://dev.example:8080".parse().unwrap()],
+            any_origin: false,
         };
         let mut headers = HeaderMap::new();
         if let Some(origin) = origin {

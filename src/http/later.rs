@@ -11,6 +11,7 @@ use warp::reply::Response;
 
 use super::{
     error::{Code, Error},
+    limit::Spent,
     stream, upgrade,
 };
 use crate::{
@@ -30,6 +31,12 @@ pub(super) enum Later {
     Draining,
     /// As many streams are open as may be.
     TooManyConnections,
+    /// As many streams of this caller are open as may be.
+    TooManyOfOne,
+    /// The caller has used up what it may ask for.
+    Rate(Spent),
+    /// Whether the credential is good cannot be found out now.
+    Unchecked,
 }
 
 impl Later {
@@ -37,7 +44,9 @@ impl Later {
         match self {
             Later::NotReady => "not ready",
             Later::Draining => "draining",
-            Later::TooManyConnections => "too many connections",
+            Later::TooManyConnections | Later::TooManyOfOne => "too many connections",
+            Later::Rate(_) => "rate",
+            Later::Unchecked => "credential check unavailable",
         }
     }
 
@@ -52,6 +61,15 @@ impl Later {
                 Code::TooManyConnections,
                 "as many streams are open as --max-connections allows: connect again in a moment",
             ),
+            Later::TooManyOfOne => (
+                Code::TooManyConnections,
+                "as many of your streams are open as --max-connections-per-principal allows: close one",
+            ),
+            Later::Unchecked => (
+                Code::UpstreamUnavailable,
+                "credential check unavailable: the cluster cannot be asked about it; try again in a moment",
+            ),
+            Later::Rate(spent) => return spent.refusal("too many requests"),
         };
         let error = Error::new(code, message).with(header::RETRY_AFTER, HeaderValue::from_static("1"));
         error.with(header::CONNECTION, CLOSE)

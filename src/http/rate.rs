@@ -107,6 +107,11 @@ impl Outbound for Rated {
         Some(self.frame(&line))
     }
 
+    fn tell(&mut self, _name: &'static str, json: &str) -> Option<Bytes> {
+        self.window.roll(Instant::now(), self.subscription.now_ms());
+        Some(self.frame(json.as_bytes()))
+    }
+
     fn farewell(&mut self, close: Close, retry: Duration) -> Option<Bytes> {
         let line = later::closing(Framing { carrier: Carrier::Lines, ..self.framing }, close.reason(), retry);
         let event = self.frame(&line);

@@ -1,7 +1,7 @@
 //! Every path of the bridge, in one function. What answers first where two things are wrong is decided by the order
-//! here: Host, Origin, path, method, then the handler's own (protocol.md section 6).
+//! here: Host, Origin, path, method, credential, rights, limits, then the handler's own (protocol.md section 6).
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, net::Ipv4Addr, sync::Arc};
 
 use http::{HeaderMap, HeaderValue, Method, header};
 use hyper::body::Incoming;
@@ -10,11 +10,15 @@ use warp::{Filter, Rejection, filters::BoxedFilter, host::Authority, path::FullP
 
 use super::{
     Site,
-    asked::Asked,
+    asked::{self, Asked},
+    auth::{Asks, Needs, Refusal},
+    conn::Peer,
     error::{Code, Error},
     events::{self, Row},
     guard::{self, Passed},
-    page, snapshot, ws,
+    later::Later,
+    limit::Spent,
+    page, session, snapshot, ws,
 };
 
 /// Methods of everything that is only read.
@@ -50,48 +54,55 @@ pub fn service(
 }
 
 fn routes(site: Arc<Site>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
-    let plain = |path: BoxedFilter<()>| path.map(|| None).boxed();
-    let get = |path: Segment| path.and(with(site.clone()));
-
-    let ws = get(plain(warp::path!("ws").boxed())).then(|s, a| answer(s, a, ws::ws));
+    let instances = warp::path!("api" / "v1" / "instances" / String).boxed();
+    let tenants = warp::path!("api" / "v1" / "tenants" / String).boxed();
     let row = |path: FullPath| std::future::ready(Row::at(path.as_str()).ok_or_else(warp::reject::not_found));
-    let events = warp::path::full().and_then(row).and(with(site.clone()));
-    let events = events.then(|row, a| answer(None, a, move |a| events::events(row, a)));
-    let instances = warp::path!("api" / "v1" / "instances").boxed();
-    let instances =
-        get(plain(instances).or(segment(warp::path!("api" / "v1" / "instances" / String).boxed())).unify().boxed())
-            .then(|s, a| answer(s, a, snapshot::instances));
-    let tenants = warp::path!("api" / "v1" / "tenants").boxed();
-    let tenants =
-        get(plain(tenants).or(segment(warp::path!("api" / "v1" / "tenants" / String).boxed())).unify().boxed())
-            .then(|s, a| answer(s, a, snapshot::tenants));
-    let pools = get(plain(warp::path!("api" / "v1" / "pools").boxed())).then(|s, a| answer(s, a, snapshot::pools));
-    let stats = get(plain(warp::path!("api" / "v1" / "stats").boxed())).then(|s, a| answer(s, a, snapshot::stats));
-    let connections = get(plain(warp::path!("api" / "v1" / "connections").boxed()));
-    let connections = connections.then(|s, a| answer(s, a, snapshot::connections));
-    let health = get(plain(warp::path!("api" / "v1" / "health").boxed())).then(|s, a| answer(s, a, snapshot::health));
-    let livez = get(plain(warp::path!("livez").boxed())).then(|s, a| answer(s, a, snapshot::livez));
-    let readyz = get(plain(warp::path!("readyz").boxed())).then(|s, a| answer(s, a, snapshot::readyz));
-    let metrics = get(plain(warp::path!("metrics").boxed())).then(|s, a| answer(s, a, snapshot::metrics));
-    let page = get(plain(warp::path::end().boxed())).then(|s, a| answer(s, a, page::page));
-
-    let api = instances
-        .or(tenants)
-        .unify()
-        .or(pools)
-        .unify()
-        .or(stats)
-        .unify()
-        .or(health)
-        .unify()
-        .or(connections)
-        .unify()
-        .boxed();
-    let service = livez.or(readyz).unify().or(metrics).unify().or(page).unify().boxed();
-    let nothing = warp::path::full().map(|path: FullPath| nowhere(path.as_str()));
-    // A CONNECT has no path, for which `full` panics: the page takes it before.
-    let all = ws.or(api).unify().or(service).unify().or(events).unify().or(nothing).unify().boxed();
+    let rows = warp::path::full().and_then(row).and(with(site.clone())).then(stream).boxed();
+    let at = |path: BoxedFilter<()>| Route { site: site.clone(), path: path.map(|| None).boxed(), methods: GET };
+    let within =
+        |path: BoxedFilter<(String,)>| Route { site: site.clone(), path: path.map(Some).boxed(), methods: GET };
+    let posted = |path: BoxedFilter<()>, methods| Route { methods, ..at(path) };
+    let routes = [
+        at(warp::path!("ws").boxed()).to(Needs::Ws, ws::ws),
+        at(warp::path!("api" / "v1" / "instances").boxed()).to(Needs::Read, snapshot::instances),
+        within(instances).to(Needs::Read, snapshot::instances),
+        at(warp::path!("api" / "v1" / "tenants").boxed()).to(Needs::Read, snapshot::tenants),
+        within(tenants).to(Needs::Read, snapshot::tenants),
+        at(warp::path!("api" / "v1" / "pools").boxed()).to(Needs::Whole, snapshot::pools),
+        at(warp::path!("api" / "v1" / "stats").boxed()).to(Needs::Counts, snapshot::stats),
+        at(warp::path!("api" / "v1" / "connections").boxed()).to(Needs::Read, snapshot::connections),
+        at(warp::path!("api" / "v1" / "health").boxed()).to(Needs::Probe, snapshot::health),
+        at(warp::path!("livez").boxed()).to(Needs::Probe, snapshot::livez),
+        at(warp::path!("readyz").boxed()).to(Needs::Probe, snapshot::readyz),
+        at(warp::path!("metrics").boxed()).to(Needs::Counts, snapshot::metrics),
+        at(warp::path::end().boxed()).to(Needs::Nothing, page::page),
+        posted(warp::path!("api" / "v1" / "session").boxed(), "POST, DELETE, OPTIONS")
+            .to(Needs::Bearer, session::session),
+        posted(warp::path!("api" / "v1" / "tickets").boxed(), "POST, OPTIONS").to(Needs::Bearer, session::ticket),
+        // A CONNECT has no path, for which `full` panics: the page takes it before.
+        rows,
+    ];
+    let nothing = warp::path::full().map(|path: FullPath| nowhere(path.as_str())).boxed();
+    let all = routes.into_iter().rev().fold(nothing, |rest, route| route.or(rest).unify().boxed());
     guarded(site, all)
+}
+
+/// A path and the methods that it has.
+struct Route {
+    site: Arc<Site>,
+    path: Segment,
+    methods: &'static str,
+}
+
+impl Route {
+    /// What it needs, and what answers.
+    fn to<F>(self, needs: Needs, handler: fn(Asked) -> F) -> BoxedFilter<(Response,)>
+    where
+        F: Future<Output = Result<Response, Error>> + Send + 'static,
+    {
+        let Route { site, path, methods } = self;
+        path.and(with(site)).then(move |segment, request| answer(request, segment, methods, needs, handler)).boxed()
+    }
 }
 
 /// Runs the guard before anything else, and what a page of another site needs after everything else.
@@ -103,9 +114,8 @@ fn guarded(
         let passed = guard::check(host.as_ref(), &headers, &site.allowed);
         std::future::ready(passed.map_err(|error| warp::reject::custom(Refused(error))))
     };
-    // Fails where Host is malformed or the request target names another host: the guard then sees none, and refuses.
-    let host = warp::host::optional().or(warp::any().map(|| None)).unify();
-    host.and(warp::header::headers_cloned())
+    host()
+        .and(warp::header::headers_cloned())
         .and_then(check)
         .and(warp::header::headers_cloned())
         .and(all)
@@ -115,34 +125,95 @@ fn guarded(
         .map(not_embedded)
 }
 
-fn segment(path: BoxedFilter<(String,)>) -> Segment {
-    path.map(Some).boxed()
+/// Whom a request names as its host. None where Host is malformed or the request target names another host: the guard
+/// refuses both.
+fn host() -> impl Filter<Extract = (Option<Authority>,), Error = Infallible> + Copy {
+    warp::host::optional().or(warp::any().map(|| None)).unify()
 }
 
+/// A request of which nothing has been looked at but Host, Origin and path.
+struct Request {
+    site: Arc<Site>,
+    method: Method,
+    headers: HeaderMap,
+    query: String,
+    host: Option<Authority>,
+    peer: Option<Peer>,
+}
+
+/// Answers a request: method, credential and rights, limits, then the handler.
 async fn answer<F: Future<Output = Result<Response, Error>>>(
+    request: Request,
     segment: Option<String>,
-    mut asked: Asked,
+    methods: &'static str,
+    needs: Needs,
     handler: impl FnOnce(Asked) -> F,
 ) -> Response {
-    if let Some(response) = asked.other_method(GET) {
+    if let Some(response) = asked::other_method(&request.method, methods) {
         return response;
     }
-    if let Some(encoded) = segment {
-        // What is not UTF-8 names nothing here.
-        let decoded = percent_encoding::percent_decode_str(&encoded).decode_utf8_lossy();
-        asked.segment = Some(decoded.into_owned());
+    // Whoever leaves is asked for nothing.
+    let needs = if request.method == Method::DELETE { Needs::Nothing } else { needs };
+    let (asked, spent) = match admit(request, segment, needs).await {
+        Ok(admitted) => admitted,
+        Err(Refusal::No(error)) => return error.into_response(),
+        Err(Refusal::Later(later)) => return later.error().into_response(),
+    };
+    let mut response = handler(asked).await.unwrap_or_else(Error::into_response);
+    if let Some(spent) = spent {
+        spent.tell(response.headers_mut());
     }
-    handler(asked).await.unwrap_or_else(Error::into_response)
+    response
 }
 
-fn with(site: Arc<Site>) -> impl Filter<Extract = (Asked,), Error = Infallible> + Clone {
+/// The same for a stream: what passes by itself is said in the transport's way.
+async fn stream(row: &'static Row, request: Request) -> Response {
+    if let Some(response) = asked::other_method(&request.method, GET) {
+        return response;
+    }
+    let retry = request.site.streams.config.retry();
+    let answer = match admit(request, None, Needs::Stream).await {
+        Ok((asked, _)) => events::events(row, asked).await,
+        Err(Refusal::No(error)) => Err(error),
+        Err(Refusal::Later(later)) => row.come_back(later, retry),
+    };
+    answer.unwrap_or_else(Error::into_response)
+}
+
+async fn admit(request: Request, segment: Option<String>, needs: Needs) -> Result<(Asked, Option<Spent>), Refusal> {
+    let Request { site, method, headers, query, host, peer } = request;
+    // Without a peer there is no connection: a test's.
+    let peer = peer.unwrap_or(Peer { address: (Ipv4Addr::UNSPECIFIED, 0).into(), tls: false });
+    let came = site.proxies.came(peer.address.ip(), peer.tls, &headers);
+    // A page of any other site may use what it knows itself, never what the browser knows (protocol.md: "credentials never
+    // with `*`").
+    let passed = || guard::check(host.as_ref(), &headers, &site.allowed);
+    let cookies = headers.contains_key(header::COOKIE) && passed().is_ok_and(|passed| passed != Passed::Any);
+    let asks = Asks { headers: &headers, query: &query, came, cookies };
+    let principal = site.auth.admit(needs, asks, &site.limits).await?;
+    let spent = match needs {
+        // Streams have limits of their own.
+        Needs::Probe | Needs::Stream | Needs::Ws => None,
+        Needs::Nothing | Needs::Counts | Needs::Read | Needs::Whole | Needs::Bearer => {
+            Some(site.limits.requests.take(&principal.caller).map_err(|spent| Refusal::Later(Later::Rate(spent)))?)
+        }
+    };
+    // What is not UTF-8 names nothing here.
+    let decoded = |encoded: String| percent_encoding::percent_decode_str(&encoded).decode_utf8_lossy().into_owned();
+    let segment = segment.map(decoded);
+    Ok((Asked { site, method, headers, query, came, principal, segment }, spent))
+}
+
+fn with(site: Arc<Site>) -> impl Filter<Extract = (Request,), Error = Infallible> + Clone {
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
-    warp::method().and(warp::header::headers_cloned()).and(query).map(move |method: Method, headers, query| Asked {
+    let parts = warp::method().and(warp::header::headers_cloned()).and(query).and(host()).and(warp::ext::optional());
+    parts.map(move |method, headers, query, host, peer| Request {
         site: site.clone(),
         method,
         headers,
         query,
-        segment: None,
+        host,
+        peer,
     })
 }
 
@@ -156,9 +227,16 @@ fn cross_origin(passed: Passed, asked: &HeaderMap, mut response: Response) -> Re
     let allow = response.headers().get(header::ALLOW).cloned();
     let headers = response.headers_mut();
     headers.append(header::VARY, HeaderValue::from_static("Origin"));
-    if let Passed::Cross(origin) = passed {
+    let cross = match passed {
+        Passed::Own => None,
+        Passed::Cross(origin) => Some((origin, true)),
+        Passed::Any => Some((HeaderValue::from_static("*"), false)),
+    };
+    if let Some((origin, credentials)) = cross {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+        if credentials {
+            headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+        }
         headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSE_HEADERS));
         if let Some(allow) = allow.filter(|_| asked.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)) {
             headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, allow);

@@ -147,7 +147,7 @@ struct Connection<'a> {
 /// the cursor is of this lens: a stream with the same `params` goes on from it.
 async fn open(asked: &Asked) -> Result<(Snapshot, Lens), Error> {
     let parameters = asked.parameters(ACCEPTED)?;
-    let lens = Lens { filter: parameters.filter()?, ..Lens::all(Format::Full) };
+    let lens = Lens { filter: parameters.filter()?, ..asked.lens(Format::Full) };
     asked.check_connection(&parameters)?;
     let snapshot = asked.site.feed.snapshot().await.map_err(|refused| match refused {
         Refused::NotReady => Error::not_ready("the state is not complete yet: try again in a moment"),

@@ -6,6 +6,7 @@
 mod fan;
 mod link;
 mod session;
+mod stage;
 
 use std::{
     future::poll_fn,
@@ -32,7 +33,7 @@ use prometheus_client::{
 use tokio_util::sync::CancellationToken;
 
 pub use self::fan::Fan;
-use self::session::{Session, Stage};
+use self::{session::Session, stage::Stage};
 use super::conn::Socket;
 use crate::{
     feed::{self, Audience, Shown},
@@ -121,6 +122,11 @@ pub trait Outbound: Send {
 
     /// A frame to send every [`Config::ping`], besides WebSocket's ping and instead of SSE's comment line.
     fn heartbeat(&mut self) -> Option<Bytes> {
+        None
+    }
+
+    /// Frames an event about the stream itself, by its name and its JSON; none where the contract has no such word.
+    fn tell(&mut self, _name: &'static str, _json: &str) -> Option<Bytes> {
         None
     }
 
@@ -280,11 +286,11 @@ fn run<O: Outbound + 'static>(out: O, session: Session, shared: Place) -> impl F
     let stage = Arc::new(Stage::new(session, out, shared));
     async move {
         stage.streams.metrics.opened.get_or_create(&Opened { transport: transport.label() }).inc();
-        let outcome = AssertUnwindSafe(session::run(&stage)).catch_unwind().await;
+        let outcome = AssertUnwindSafe(stage::run(&stage)).catch_unwind().await;
         let closed = match outcome {
             Ok(closed) => closed,
             // Boxed: it is rare, and would otherwise have its place in every stream.
-            Err(_) => Box::pin(session::apologize(&stage)).await,
+            Err(_) => Box::pin(stage::apologize(&stage)).await,
         };
         let ended = Ended { transport: transport.label(), reason: closed.reason() };
         stage.streams.metrics.closed.get_or_create(&ended).inc();

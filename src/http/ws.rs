@@ -8,6 +8,7 @@ use super::{
     conn::Start,
     error::{Code, Error},
     later::Later,
+    leased::Leased,
     stream, upgrade,
 };
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
 pub(super) async fn ws(asked: Asked) -> Result<Response, Error> {
     let key = upgrade::key(&asked, "connect with a WebSocket client")?;
     let place = asked.site.streams.enter().ok_or_else(|| Later::TooManyConnections.error())?;
+    let seat = asked.site.limits.enter(&asked.principal.caller).map_err(Later::error)?;
     let parameters = asked.parameters(&["types", "connectionId", "snapshot"])?;
     let types = match parameters.get("types") {
         None => Types::all(Format::Boilerhouse),
@@ -35,11 +37,13 @@ pub(super) async fn ws(asked: Asked) -> Result<Response, Error> {
     let deadline = Instant::now() + site.config.ready_wait;
     timeout_at(deadline, site.feed.open()).await.map_err(|_| not_ready(&site.feed))?;
     asked.check_connection(&parameters)?;
-    let lens = Lens { types, ..Lens::all(Format::Boilerhouse) };
+    let lens = Lens { types, ..asked.lens(Format::Boilerhouse) };
+    let hold = site.auth.hold(&asked.principal);
+    let leased = |subscription| Leased::new(subscription, hold, seat);
     let start = match (site.own)() {
         None => {
-            let subscription = subscribe(&site.feed, lens, from)?;
-            Start::new(move |socket| stream::websocket(subscription, socket, place))
+            let out = leased(subscribe(&site.feed, lens, from)?);
+            Start::new(move |socket| stream::websocket(out, socket, place))
         }
         Some((feed, mut source)) => {
             let synced = async {
@@ -49,11 +53,11 @@ pub(super) async fn ws(asked: Asked) -> Result<Response, Error> {
                 }
             };
             timeout_at(deadline, synced).await.map_err(|_| not_ready(&site.feed))?;
-            let subscription = subscribe(&feed, lens, from)?;
+            let out = leased(subscribe(&feed, lens, from)?);
             Start::new(move |socket| async move {
                 // The watchers end with the stream, and their connections with them.
                 tokio::select! {
-                    closed = stream::websocket(subscription, socket, place) => closed,
+                    closed = stream::websocket(out, socket, place) => closed,
                     never = source => match never {},
                 }
             })

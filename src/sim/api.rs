@@ -26,7 +26,7 @@ use super::query::{Options, Target};
 use super::status::Failure;
 use super::store::{Revision, Store};
 use super::watching::{self, Watch};
-use super::{Resource, Sim, State, Verb, write};
+use super::{Resource, Sim, State, Verb, review, write};
 
 /// Largest request body in bytes, the real API server's own limit.
 const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
@@ -90,6 +90,9 @@ async fn answer(sim: &Sim, request: &http::request::Parts, body: &[u8]) -> io::R
         *state.metrics.requests.entry((verb, target.resource)).or_default() += 1;
         fault::take(&mut state.faults, verb, target.resource, &options)
     };
+    if target.resource.is_review() && !sim.lock().reviewing {
+        return Err(refused());
+    }
     match effect {
         Some(Effect::Refuse) => Err(refused()),
         Some(Effect::Hang) => std::future::pending().await,
@@ -165,6 +168,11 @@ impl Call<'_> {
             return Ok(whole(StatusCode::OK, &object.ok_or_else(missing)?));
         }
         let (headers, body) = (&self.request.headers, self.body);
+        if target.resource.is_review() {
+            let now = self.sim.now();
+            let answer = review::answer(&self.sim.lock().known, target.resource, now, body)?;
+            return Ok(whole(StatusCode::CREATED, &answer));
+        }
         let object = self.sim.store(|store| match self.verb {
             Verb::Create => write::create(store, target, body),
             Verb::Delete => write::delete(store, target, body),

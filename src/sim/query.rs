@@ -1,6 +1,6 @@
 //! What a request asks for: path, verb, selectors and options, parsed as kube-apiserver parses them. Pure.
 //!
-//! Served are Pods, BoilerhouseClaims and Namespaces; selectors by equality and existence. What is not served is refused
+//! Served are Pods, BoilerhouseClaims, Namespaces and reviews; selectors by equality and existence. What is not served is refused
 //! with a reason rather than ignored, so that no test passes because a parameter was overlooked.
 
 use http::Method;
@@ -23,9 +23,9 @@ impl Target {
     /// Finds the resource behind a path, if this API serves one there.
     pub(super) fn parse(path: &str) -> Option<Self> {
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
-        let (group, rest) = match parts.as_slice() {
-            ["api", "v1", rest @ ..] => ("", rest),
-            ["apis", group, "v1alpha1", rest @ ..] => (*group, rest),
+        let (group, version, rest) = match parts.as_slice() {
+            ["api", version, rest @ ..] => ("", *version, rest),
+            ["apis", group, version, rest @ ..] => (*group, *version, rest),
             _ => return None,
         };
         let (namespace, rest) = match rest {
@@ -39,13 +39,15 @@ impl Target {
             _ => return None,
         };
         let resource = Resource::ALL.into_iter().find(|r| r.group() == group && r.plural() == *plural)?;
+        let there = resource.version() == version && !(resource.is_review() && name.is_some());
         let reachable = resource.namespaced() == namespace.is_some() || (name.is_none() && resource.namespaced());
-        reachable.then_some(Self { resource, namespace, name, status })
+        (there && reachable).then_some(Self { resource, namespace, name, status })
     }
 
     /// The verb that RBAC sees.
     pub(super) fn verb(&self, method: &Method, watch: bool) -> Option<Verb> {
         Some(match (method.as_str(), self.name.is_some()) {
+            (method, _) if self.resource.is_review() && method != "POST" => return None,
             ("GET", true) if !watch => Verb::Get,
             ("GET", false) if !watch => Verb::List,
             ("GET", false) => Verb::Watch,
@@ -216,7 +218,17 @@ mod tests {
         assert_eq!(target(path), Some((claims, n, a.clone(), false)));
         assert_eq!(target("/api/v1/namespaces/a"), Some((Resource::Namespaces, None, a, false)));
         assert_eq!(target("/api/v1/namespaces"), Some((Resource::Namespaces, None, None, false)));
-        let nowhere = ["/api/v1/pods/a", "/api/v1/namespaces/n/nodes", "/apis/x.dev/v1alpha1/boilerhouseclaims", "/"];
+        let path = "/apis/authentication.k8s.io/v1/tokenreviews";
+        assert_eq!(target(path), Some((Resource::TokenReviews, None, None, false)));
+        let nowhere = [
+            "/api/v1/pods/a",
+            "/api/v1/namespaces/n/nodes",
+            "/apis/x.dev/v1alpha1/boilerhouseclaims",
+            "/",
+            "/api/v2/pods",
+            "/apis/boilerhouse.dev/v1/boilerhouseclaims",
+            "/apis/authentication.k8s.io/v1/tokenreviews/a",
+        ];
         for nothing in nowhere {
             assert_eq!(target(nothing), None, "{nothing}");
         }

@@ -39,6 +39,8 @@ pub(super) fn create(store: &mut Store, target: &Target, body: &[u8]) -> Result<
         Resource::Pods => object["status"] = json!({"phase": "Pending", "qosClass": "BestEffort"}),
         Resource::Claims => drop(object.as_object_mut().and_then(|object| object.remove("status"))),
         Resource::Namespaces => object["status"] = json!({"phase": "Active"}),
+        // Answered, not kept: `review`.
+        Resource::TokenReviews | Resource::AccessReviews => {}
     }
     let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     admit(resource, &name, &mut object)?;
@@ -175,7 +177,7 @@ fn admit(resource: Resource, name: &str, object: &mut Value) -> Result<(), Failu
     Ok(())
 }
 
-fn parse(body: &[u8]) -> Result<Value, Failure> {
+pub(super) fn parse(body: &[u8]) -> Result<Value, Failure> {
     let object: Value = serde_json::from_slice(body).map_err(|error| Failure::bad_request(&error.to_string()))?;
     let well_formed = object.is_object() && matches!(object.get("metadata"), None | Some(Value::Object(_)));
     if well_formed { Ok(object) } else { Err(Failure::bad_request("the body is not an object with metadata")) }

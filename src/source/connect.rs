@@ -103,6 +103,16 @@ pub enum Error {
         #[source]
         source: KubeconfigError,
     },
+    /// A kubeconfig that is none. Where, and not what stands there: tokens do.
+    #[error("the kubeconfig {} cannot be understood: something is wrong at line {line}, column {column}", .path.display())]
+    Malformed {
+        /// Which file.
+        path: PathBuf,
+        /// From 1; 0 where it is not known.
+        line: u64,
+        /// From 1.
+        column: u64,
+    },
     /// `--context` names none.
     #[error("the kubeconfig has no context `{wanted}`; it has {known}")]
     UnknownContext {
@@ -195,7 +205,13 @@ fn places(explicit: Option<&Path>, variable: Option<OsString>, home: Option<Path
 fn read(places: &[PathBuf], must_exist: bool) -> Result<Option<Kubeconfig>, Error> {
     let mut merged: Option<Kubeconfig> = None;
     for path in places {
-        let error = |source| Error::Read { path: path.clone(), source };
+        let error = |source| match source {
+            KubeconfigError::Parse(error) => {
+                let (line, column) = error.location().map_or((0, 0), |at| (at.line(), at.column()));
+                Error::Malformed { path: path.clone(), line, column }
+            }
+            source => Error::Read { path: path.clone(), source },
+        };
         let one = match Kubeconfig::read_from(path) {
             Err(KubeconfigError::ReadConfig(cause, _)) if cause.kind() == io::ErrorKind::NotFound && !must_exist => {
                 continue;

@@ -4,7 +4,9 @@
 //! null or of another type; such a field is absent from the view and named in `odd`. One row type a resource serves
 //! lists, watches and `kube::runtime::watcher`. It knows nothing of requests, feeds or time.
 
+mod line;
 mod loose;
+mod skip;
 
 use std::{fmt::Debug, sync::Arc};
 
@@ -12,6 +14,7 @@ use k8s_openapi::{NamespaceResourceScope, api::core::v1::Pod, apimachinery::pkg:
 use kube::Resource;
 use serde::{Deserialize, de::DeserializeOwned};
 
+pub use self::line::line;
 pub(super) use self::loose::version;
 use self::loose::{Fields, Loose, Moment, Port, Texts};
 use super::crd::BoilerhouseClaim;

@@ -182,6 +182,13 @@ impl Trouble {
         Trouble::status(status.as_u16(), &said.message, seconds.map(Duration::from_secs), ask)
     }
 
+    /// From JSON that is not what it should be. Says where, never what stands there: that may be anybody's secret.
+    #[must_use]
+    pub fn unreadable(error: &serde_json::Error) -> Trouble {
+        let (line, column) = (error.line(), error.column());
+        Trouble::Unreadable(format!("{:?} error at line {line} column {column}", error.classify()))
+    }
+
     /// From an `ERROR` line of a watch.
     #[must_use]
     pub fn line(status: &kube::core::Status, ask: &Ask) -> Trouble {

@@ -3,6 +3,8 @@
 //! Every function appends one whole block, its blank line included, so that blocks can be shared and joined at will. Whatever
 //! the arguments hold, they cannot end a line early: a field stays one field, a block stays one block.
 
+use memchr::memchr2;
+
 /// Appends an event: its id, its name where it has one (an event without is what `onmessage` sees), and its data.
 ///
 /// A line end in `data` (`\n`, `\r\n` or a lone `\r`, which the standard reads alike) becomes a new `data:` line: the client sees
@@ -39,7 +41,7 @@ fn field(out: &mut Vec<u8>, field: &str, value: &str) {
 fn lines(out: &mut Vec<u8>, field: &str, text: &str) {
     let mut rest = Some(text);
     while let Some(text) = rest {
-        let line = text.split(['\r', '\n']).next().unwrap_or_default();
+        let line = &text[..memchr2(b'\r', b'\n', text.as_bytes()).unwrap_or(text.len())];
         let end = &text[line.len()..];
         rest = end.strip_prefix("\r\n").or_else(|| end.strip_prefix(['\r', '\n']));
         out.extend_from_slice(field.as_bytes());

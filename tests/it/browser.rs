@@ -11,6 +11,7 @@ use tokio::{
 };
 
 use crate::support::{
+    bridge::Bridge,
     node,
     simulated::{NAMESPACE, Simulated},
 };
@@ -45,19 +46,23 @@ async fn pages() -> u16 {
     port
 }
 
-/// What a page learns, probe by probe, in the order of the probes.
-type Learnt<'a> = [(&'a str, &'a str); 16];
+/// What a page learns, by probe.
+type Learnt<'a> = [(&'a str, &'a str); 20];
 
 const NOTHING: Learnt<'_> = [
     ("websocket", "error"),
+    ("websocket of all", "error"),
+    ("eventsource", "error"),
+    ("eventsource with credentials", "error"),
     ("fetch", "TypeError"),
     ("fetch with credentials", "TypeError"),
     ("fetch with headers", "TypeError"),
+    ("every get", "TypeError"),
+    ("ticket", "TypeError"),
     ("fetch without cors", "TypeError, TypeError"),
     ("fetch of an error", "TypeError"),
     ("fetch of a probe", "TypeError"),
     ("post", "TypeError"),
-    ("eventsource", "error"),
     ("script", "error, error"),
     ("module", "error, error"),
     ("image", "error, error"),
@@ -70,14 +75,18 @@ const NOTHING: Learnt<'_> = [
 /// It takes itself for the bridge's own page, since DNS says so: it can read what it gets, and gets only refusals.
 const REFUSALS: Learnt<'_> = [
     ("websocket", "error"),
+    ("websocket of all", "error"),
+    ("eventsource", "error"),
+    ("eventsource with credentials", "error"),
     ("fetch", "basic 403 \"code\":\"FORBIDDEN\""),
     ("fetch with credentials", "basic 403 \"code\":\"FORBIDDEN\""),
     ("fetch with headers", "basic 403 \"code\":\"FORBIDDEN\""),
+    ("every get", "basic 403"),
+    ("ticket", "FORBIDDEN"),
     ("fetch without cors", "basic 403 \"code\":\"FORBIDDEN\", basic 403 \"code\":\"FORBIDDEN\""),
     ("fetch of an error", "basic 403 \"code\":\"FORBIDDEN\""),
     ("fetch of a probe", "basic 403 \"code\":\"FORBIDDEN\""),
     ("post", "basic 403 \"code\":\"FORBIDDEN\""),
-    ("eventsource", "error"),
     ("script", "error, error"),
     ("module", "error, error"),
     ("image", "error, error"),
@@ -90,14 +99,18 @@ const REFUSALS: Learnt<'_> = [
 /// A page in `CORS_ORIGIN`: what CORS lets it read, and no more. That it reads at all shows that the probes can.
 const ALLOWED: Learnt<'_> = [
     ("websocket", "instance.state"),
+    ("websocket of all", "state.initial"),
+    ("eventsource", "state.initial"),
+    ("eventsource with credentials", "state.initial"),
     ("fetch", "cors 200 etag \"name\":\"present\""),
     ("fetch with credentials", "cors 200 etag \"name\":\"present\""),
     ("fetch with headers", "cors 200 etag \"name\":\"present\""),
+    ("every get", "cors 200"),
+    ("ticket", "FORBIDDEN"),
     ("fetch without cors", "TypeError, TypeError"),
     ("fetch of an error", "cors 404 \"code\":\"NOT_FOUND\""),
     ("fetch of a probe", "cors 200 ok"),
     ("post", "cors 405 \"code\":\"METHOD_NOT_ALLOWED\""),
-    ("eventsource", "error"),
     ("script", "error, error"),
     ("module", "error, error"),
     ("image", "error, error"),
@@ -109,14 +122,18 @@ const ALLOWED: Learnt<'_> = [
 
 const OWN: Learnt<'_> = [
     ("websocket", "instance.state"),
+    ("websocket of all", "state.initial"),
+    ("eventsource", "state.initial"),
+    ("eventsource with credentials", "state.initial"),
     ("fetch", "basic 200 etag \"name\":\"present\""),
     ("fetch with credentials", "basic 200 etag \"name\":\"present\""),
     ("fetch with headers", "basic 200 etag \"name\":\"present\""),
+    ("every get", "basic 200"),
+    ("ticket", "FORBIDDEN"),
     ("fetch without cors", "basic 200 etag \"name\":\"present\", basic 404 \"code\":\"NOT_FOUND\""),
     ("fetch of an error", "basic 404 \"code\":\"NOT_FOUND\""),
     ("fetch of a probe", "basic 200 ok"),
     ("post", "basic 405 \"code\":\"METHOD_NOT_ALLOWED\""),
-    ("eventsource", "error"),
     ("script", "error, error"),
     ("module", "error, error"),
     ("image", "error, error"),
@@ -126,32 +143,142 @@ const OWN: Learnt<'_> = [
     ("timing", "sizes or statuses"),
 ];
 
-#[tokio::test]
-async fn pages_of_other_sites_learn_nothing() {
+/// A page in `CORS_ORIGIN` that knows no key: what is open to everybody, and otherwise that a credential is missing.
+const WITHOUT_KEY: &[(&str, &str)] = &[
+    ("websocket", "error"),
+    ("websocket of all", "error"),
+    ("eventsource", "error"),
+    ("eventsource with credentials", "error"),
+    ("fetch", "cors 401 \"code\":\"UNAUTHORIZED\""),
+    ("fetch with credentials", "cors 401 \"code\":\"UNAUTHORIZED\""),
+    ("fetch with headers", "cors 401 \"code\":\"UNAUTHORIZED\""),
+    ("every get", "cors 401, cors 200"),
+    ("ticket", "UNAUTHORIZED"),
+];
+
+/// The same page with the key: by header, and with a ticket for streams. The browser brings nothing of its own.
+const WITH_KEY: &[(&str, &str)] = &[
+    ("websocket", "error"),
+    ("websocket of all", "error"),
+    ("eventsource", "error"),
+    ("eventsource with credentials", "error"),
+    ("fetch", "cors 401 \"code\":\"UNAUTHORIZED\""),
+    ("fetch with credentials", "cors 401 \"code\":\"UNAUTHORIZED\""),
+    ("every get", "cors 401, cors 200"),
+    ("ticket", "state.initial, state.initial"),
+];
+
+/// A page in `CORS_ORIGIN` on the same machine, of a browser that has signed in: its cookie comes along where it is asked
+/// for, and with every WebSocket.
+const SIGNED_IN: &[(&str, &str)] = &[
+    ("eventsource", "error"),
+    ("fetch", "cors 401 \"code\":\"UNAUTHORIZED\""),
+    ("fetch with headers", "cors 401 \"code\":\"UNAUTHORIZED\""),
+    ("ticket", "UNAUTHORIZED"),
+];
+
+/// The bridge's own page of a browser that has signed in: as without credentials, but for a wrong key that it sends itself.
+const SIGNED_IN_OWN: &[(&str, &str)] =
+    &[("fetch with headers", "basic 401 \"code\":\"UNAUTHORIZED\""), ("ticket", "UNAUTHORIZED")];
+
+/// A page of a browser: where it comes from, how it calls the bridge, and what it learns.
+struct Page {
+    name: &'static str,
+    url: String,
+    base: String,
+    /// It knows the key.
+    key: bool,
+    /// The browser has signed in at the bridge.
+    signed_in: bool,
+    learns: Learnt<'static>,
+    but: &'static [(&'static str, &'static str)],
+}
+
+const KEY: &str = "the-key-of-the-bridge-0123456789";
+
+async fn learn(pages: &[Page]) {
+    let asked = pages.iter().map(|page| {
+        let mut asked = json!({"url": page.url, "base": page.base});
+        if page.key {
+            asked["key"] = json!(KEY);
+        }
+        if page.signed_in {
+            asked["signIn"] = json!(KEY);
+        }
+        (page.name, asked)
+    });
+    let asked: BTreeMap<_, _> = asked.collect();
+    let learnt = node::output("pages.js", &[&json!(asked).to_string()]).await;
+    let learnt: BTreeMap<String, BTreeMap<String, String>> = serde_json::from_str(&learnt).unwrap();
+    assert_eq!(learnt.len(), pages.len());
+    for Page { name, learns, but, .. } in pages {
+        let mut expected: BTreeMap<_, _> = (*learns).into();
+        expected.extend(but.iter().copied());
+        let learnt: BTreeMap<_, _> = learnt[*name].iter().map(|(probe, got)| (probe.as_str(), got.as_str())).collect();
+        assert_eq!(learnt, expected, "{name}");
+    }
+}
+
+async fn cluster() -> Simulated {
     let cluster = Simulated::new().await;
     let pod = json!({
         "metadata": {"name": "present", "namespace": NAMESPACE, "labels": {"boilerhouse.dev/managed": "true"}},
     });
     cluster.sim.store(|store| store.create(Resource::Pods, pod)).unwrap();
-    let pages = pages().await;
-    let bridge = cluster.bridge(&["--cors-origin", &format!("http://app.example:{pages}")]).await;
-    let port = bridge.address.port();
-    let base = format!("http://{}", bridge.address);
-    let rebound = format!("http://evil.example:{port}");
-    let table = [
-        ("another port of the same machine", format!("http://127.0.0.1:{pages}/"), &base, NOTHING),
-        ("another site", format!("http://evil.example:{pages}/"), &base, NOTHING),
-        ("a page without an origin", format!("http://127.0.0.1:{pages}/sandboxed"), &base, NOTHING),
-        ("another site, rebound to the bridge", format!("{rebound}/livez"), &rebound, REFUSALS),
-        ("an allowed site", format!("http://app.example:{pages}/"), &base, ALLOWED),
-        ("the bridge's own", format!("{base}/livez"), &base, OWN),
+    cluster
+}
+
+/// Pages of others, of a browser that has signed in or not: they learn nothing of a bridge with or without credentials.
+fn others(base: &str, pages: u16, signed_in: bool) -> Vec<Page> {
+    let rebound = base.replace("127.0.0.1", "evil.example");
+    let page = |name, url: String| {
+        let (base, learns) = (base.to_owned(), NOTHING);
+        Page { name, url, base, key: false, signed_in, learns, but: &[] }
+    };
+    let mut others = vec![
+        page("another port of the same machine", format!("http://127.0.0.1:{pages}/")),
+        page("another site", format!("http://evil.example:{pages}/")),
+        page("a page without an origin", format!("http://127.0.0.1:{pages}/sandboxed")),
     ];
-    let asked: BTreeMap<_, _> = table.iter().map(|(name, url, base, _)| (name, [url, *base])).collect();
-    let learnt = node::output("pages.js", &[&json!(asked).to_string()]).await;
-    let learnt: BTreeMap<String, BTreeMap<String, String>> = serde_json::from_str(&learnt).unwrap();
-    assert_eq!(learnt.len(), table.len());
-    for (name, _, _, expected) in table {
-        let expected: BTreeMap<_, _> = expected.map(|(probe, outcome)| (probe.to_owned(), outcome.to_owned())).into();
-        assert_eq!(learnt[name], expected, "{name}");
-    }
+    let rebinding = page("another site, rebound to the bridge", format!("{rebound}/livez"));
+    others.push(Page { base: rebound, signed_in: false, learns: REFUSALS, ..rebinding });
+    others
+}
+
+/// As on a port-forward: who reaches the port may read.
+#[tokio::test]
+async fn pages_of_other_sites_learn_nothing() {
+    let (cluster, pages) = (cluster().await, pages().await);
+    let bridge = cluster.bridge(&["--cors-origin", &format!("http://app.example:{pages}")]).await;
+    let base = format!("http://{}", bridge.address);
+    let page = |name, url, learns| {
+        let base = base.clone();
+        Page { name, url, base, key: false, signed_in: false, learns, but: &[] }
+    };
+    let mut table = others(&base, pages, false);
+    table.push(page("an allowed site", format!("http://app.example:{pages}/"), ALLOWED));
+    table.push(page("the bridge's own", format!("{base}/livez"), OWN));
+    learn(&table).await;
+}
+
+#[tokio::test]
+async fn with_a_key_they_learn_nothing_either_signed_in_or_not() {
+    let (cluster, foreign, allowed) = (cluster().await, pages().await, pages().await);
+    let kubeconfig = cluster.kubeconfig();
+    let origins = format!("http://app.example:{allowed},http://127.0.0.1:{allowed}");
+    let serve =
+        ["serve", "--port", "0", "--kubeconfig", &kubeconfig, "--ws-auth", "required", "--cors-origin", &origins];
+    let bridge = Bridge::run_with(&serve, &[("BOILERHOUSE_API_KEY", KEY)]).await;
+    bridge.wait_ready().await;
+    let base = format!("http://{}", bridge.address);
+    let page =
+        |name, url, key, signed_in, learns, but| Page { name, url, base: base.clone(), key, signed_in, learns, but };
+    let (app, same_machine) = (format!("http://app.example:{allowed}/"), format!("http://127.0.0.1:{allowed}/"));
+    let mut table = others(&base, foreign, true);
+    // A cookie of this machine is sent from each of its ports, but not from other sites (SameSite=Strict).
+    table.push(page("an allowed site", app.clone(), false, true, ALLOWED, WITHOUT_KEY));
+    table.push(page("an allowed site with the key", app, true, false, ALLOWED, WITH_KEY));
+    table.push(page("an allowed port of this machine", same_machine, false, true, ALLOWED, SIGNED_IN));
+    table.push(page("the bridge's own", format!("{base}/livez"), false, true, OWN, SIGNED_IN_OWN));
+    learn(&table).await;
 }

@@ -55,7 +55,7 @@ fn file(text: &str) -> (tempfile::NamedTempFile, String) {
 #[tokio::test]
 async fn every_command_explains_itself() {
     let mut text = String::new();
-    for args in [&["--help"][..], &["serve", "--help"], &["demo", "--help"], &["crd", "--help"]] {
+    for args in [&["--help"][..], &["serve", "--help"], &["demo", "--help"], &["bench", "--help"], &["crd", "--help"]] {
         // What the environment holds is not shown.
         let ended = run(args, &[("PORT", "1234"), ("BOILERHOUSE_API_KEY", "canary")]).await;
         assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{args:?}");
@@ -80,8 +80,8 @@ async fn nobody_listens_to_the_network_without_meaning_it() {
     let port = taken.local_addr().unwrap().port().to_string();
     for host in ["0.0.0.0", "::", "0", "192.168.1.5", "10.0.0.7", NOBODYS, "fe80::1", "::ffff:10.0.0.7"] {
         let word = format!(
-            "--listen-host {host} would let anybody on the network read everything: listen on 127.0.0.1, or pass \
-             --allow-anonymous if that is meant (a proxy in front checks who asks, or everybody may know)"
+            "--listen-host {host} would let anybody on the network read everything: set BOILERHOUSE_API_KEY, --keys-file \
+             or --token-audience, or pass --allow-anonymous if that is meant"
         );
         let serve = ["serve", "--port", &port, "--kubeconfig", "/nowhere/config"];
         fails(&[&serve[..], &["--listen-host", host]].concat(), &[], 2, &word).await;
@@ -105,9 +105,14 @@ async fn nobody_listens_to_the_network_without_meaning_it() {
 
 #[tokio::test]
 async fn what_cannot_be_kept_is_not_promised() {
-    let word = "BOILERHOUSE_API_KEY is set, but this version cannot check credentials yet: unset it and put a proxy that \
-                checks them in front";
-    fails(&["serve"], &[("BOILERHOUSE_API_KEY", "canary")], 2, word).await;
+    let word = "BOILERHOUSE_API_KEY is empty, and would let nobody in: unset it where no key is meant";
+    fails(&["serve"], &[("BOILERHOUSE_API_KEY", "\n")], 2, word).await;
+    let word = "BOILERHOUSE_API_KEY has white space in it, which no client can send";
+    fails(&["serve"], &[("BOILERHOUSE_API_KEY", "ca nary")], 2, word).await;
+    let word = "--ws-auth required needs credentials: BOILERHOUSE_API_KEY, --keys-file or --token-audience";
+    fails(&["serve", "--ws-auth", "required"], &[], 2, word).await;
+    let word = "--token-audience is empty: every token of the cluster would do";
+    fails(&["serve", "--token-audience", ""], &[], 2, word).await;
     let word = "CORS_ORIGIN=* is possible only with credentials: name the origins instead";
     fails(&["serve"], &[("CORS_ORIGIN", "*")], 2, word).await;
     fails(&["serve", "--cors-origin", "https://app.example, *"], &[], 2, word).await;
@@ -183,8 +188,8 @@ async fn a_flag_wins_over_the_environment_and_that_over_the_file() {
     fails(&[&serve[..], &port].concat(), &environment, 1, &tried("192.0.2.4", "4003")).await;
     fails(&[&serve[..], &port, &host].concat(), &environment, 1, &tried("192.0.2.3", "4003")).await;
     let word = format!(
-        "--listen-host {NOBODYS} would let anybody on the network read everything: listen on 127.0.0.1, or \
-                        pass --allow-anonymous if that is meant (a proxy in front checks who asks, or everybody may know)"
+        "--listen-host {NOBODYS} would let anybody on the network read everything: set BOILERHOUSE_API_KEY, --keys-file \
+         or --token-audience, or pass --allow-anonymous if that is meant"
     );
     fails(&[&serve[..], &["--allow-anonymous=false"]].concat(), &[], 2, &word).await;
     fails(&serve, &[("BRIDGE_ALLOW_ANONYMOUS", "false")], 2, &word).await;
@@ -192,8 +197,9 @@ async fn a_flag_wins_over_the_environment_and_that_over_the_file() {
 
 #[tokio::test]
 async fn the_file_is_read_as_strictly_as_the_flags() {
-    let keys = "allow-anonymous, allowed-hosts, context, cors-origin, drain, kubeconfig, listen-host, log-level, \
-                max-connections, namespace, own-watchers, port, stream-rate";
+    let keys = "allow-anonymous, allowed-hosts, connect-rate, context, cors-origin, drain, keys-file, kubeconfig, \
+                listen-host, log-level, max-connections, max-connections-per-principal, namespace, own-watchers, port, \
+                request-rate, session-key-file, stream-rate, tls-cert, tls-key, token-audience, trusted-proxies, ws-auth";
     let bad_origin = "CORS_ORIGIN: 'b' is not an origin: expected http://host[:port] or https://host[:port]";
     let table = [
         ("prot: 4000", format!("{{path}}: unknown key 'prot': accepted are {keys}")),

@@ -130,6 +130,8 @@ fn show(text: &mut String, answer: &Answer) {
     let shown =
         |(name, value): &&(String, String)| name != "date" && (name, value) != (&"connection".into(), &"close".into());
     for (name, value) in answer.headers.iter().filter(shown) {
+        // What is left of it depends on how fast the test runs.
+        let value = if name == "ratelimit" { "\"default\";r=R;t=T" } else { value };
         writeln!(text, "< {name}: {value}").unwrap();
     }
     writeln!(text, "{}\n", answer.body.trim_end()).unwrap();

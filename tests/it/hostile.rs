@@ -125,7 +125,9 @@ async fn who_stops_reading_costs_little_and_is_ended_after_10_s_while_others_see
     scene.change(2000).await;
     let before = scene.bridge.memory();
     let begun = Instant::now();
-    let get = format!("GET /api/v1/instances HTTP/1.1\r\nHost: {address}\r\n\r\n");
+    // Answered at once, always: a GET of the state waits for the bridge's own watch to know what any client has been told,
+    // and on a machine that is busy enough that is 503 after a second, of which too few come to fill anything.
+    let get = format!("GET /api/v1/health HTTP/1.1\r\nHost: {address}\r\n\r\n");
     let (mut pipelining, mut asking) = (Vec::new(), Vec::new());
     for _ in 0..PIPELINING {
         let stream = web::narrow(address, "").await;

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 #![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
+mod auth;
+mod bench;
 mod boilerhouse;
 mod browser;
 mod clients;
@@ -24,11 +26,14 @@ mod own;
 mod plane;
 mod promises;
 mod rate;
+mod rbac;
 mod refetch;
 mod resume;
+mod review;
 mod sim;
 mod streams;
 mod support;
+mod tls;
 mod truth;
 mod two_replicas;
 mod unbroken;

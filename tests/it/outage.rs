@@ -9,7 +9,13 @@ use std::{
 
 use boilerhouse_bridge::{
     feed::{self, Feed},
-    http::{self, Connection, Site, conn, guard::Allowed, stream},
+    http::{
+        self, Connection, Site, conn,
+        forwarded::Proxies,
+        guard::Allowed,
+        limit::{self, Limits},
+        stream,
+    },
     sim::{Resource, Sim, SimConfig},
     source::hub,
     tasks::{self, Tasks},
@@ -22,6 +28,7 @@ use tokio::{net::TcpListener, task::JoinSet, time::Instant};
 use crate::support::{
     self,
     cluster::Cluster,
+    house::anybody,
     stage::{Audience, Engine, Stage},
     web::{self, BOUND, Listener},
 };
@@ -210,6 +217,9 @@ async fn site(tasks: &mut JoinSet<()>, feed: &Feed, ready_wait: Duration) -> Soc
         connection: Connection { name: "test".into(), namespace: "test".into() },
         registry: Registry::default(),
         allowed: Allowed::default(),
+        auth: anybody(),
+        limits: Limits::new(&limit::Config::default()),
+        proxies: Proxies::default(),
         verbose: Box::new(Vec::new),
         config: http::Config { ready_wait, ..http::Config::default() },
     };

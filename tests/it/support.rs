@@ -8,6 +8,7 @@ pub(crate) mod full;
 pub(crate) mod golden;
 pub(crate) mod house;
 pub(crate) mod node;
+pub(crate) mod people;
 pub(crate) mod plane;
 pub(crate) mod simulated;
 pub(crate) mod sockets;

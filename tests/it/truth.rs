@@ -16,6 +16,7 @@ use crate::support::plane::ControlPlane;
 
 mod lists;
 mod objects;
+mod reviews;
 mod watches;
 mod wire;
 

@@ -1,6 +1,7 @@
 // What web pages can learn of a bridge, in Chromium. Prints a JSON object: page -> probe -> outcome.
 //
-// usage: node pages.js <JSON: page -> [its URL, the base URL by which it calls the bridge]>
+// usage: node pages.js <JSON: page -> {its url, the base URL by which it calls the bridge, the key that it knows, the key
+// by which the browser has signed in at the bridge itself}>
 //
 // The names evil.example and app.example are led to loopback, as a rebinding DNS server would do.
 "use strict";
@@ -11,7 +12,10 @@ const { chromium } = require("playwright-core");
 const BROWSERS = ["chromium", "chromium-browser", "google-chrome"];
 
 // Runs inside the page. Each probe ends within its bound, whatever happens to it.
-async function probes({ base, bound }) {
+async function probes({ base, key, bound }) {
+  const authorization = `Bearer ${key ?? "none"}`;
+  const gets = "instances, instances/present, tenants, pools, stats, connections, health".split(", ");
+  const paths = [...gets.map((name) => `/api/v1/${name}`), "/livez", "/readyz?verbose", "/metrics", "/"];
   const present = `${base}/api/v1/instances/present`;
   const absent = `${base}/api/v1/instances/absent`;
   const within = (body) =>
@@ -53,26 +57,45 @@ async function probes({ base, bound }) {
       start(frame);
     });
   const outcome = {};
-  outcome.websocket = await within((resolve) => {
-    const socket = new WebSocket(`${base.replace("http", "ws")}/ws`);
-    socket.onmessage = ({ data }) => resolve(JSON.parse(data).type);
-    socket.onerror = () => resolve("error");
-  });
+  const heard = (source, resolve) => {
+    const done = (what) => {
+      source.close();
+      resolve(what);
+    };
+    source.onmessage = ({ data }) => done(JSON.parse(data).type);
+    source.onerror = () => done("error");
+  };
+  const socket = (path) => within((resolve) => heard(new WebSocket(`${base.replace("http", "ws")}${path}`), resolve));
+  const events = (path, options) => within((resolve) => heard(new EventSource(`${base}${path}`, options), resolve));
+  outcome.websocket = await socket("/ws");
+  outcome["websocket of all"] = await socket("/api/websocket");
+  outcome.eventsource = await events("/api/sse");
+  outcome["eventsource with credentials"] = await events("/api/sse", { withCredentials: true });
   outcome.fetch = await fetched(`${base}/api/v1/instances`);
   outcome["fetch with credentials"] = await fetched(`${base}/api/v1/instances`, { credentials: "include" });
   outcome["fetch with headers"] = await fetched(`${base}/api/v1/instances`, {
-    headers: { authorization: "Bearer none", "if-none-match": '"none"' },
+    headers: { authorization, "if-none-match": '"none"' },
+  });
+  const statuses = new Set();
+  for (const path of paths) {
+    const answer = await fetched(`${base}${path}`, { credentials: "include" });
+    statuses.add(answer.split(" ", 2).join(" "));
+  }
+  outcome["every get"] = [...statuses].join(", ");
+  // What a page that knows the key does to get streams.
+  outcome.ticket = await within((resolve, reject) => {
+    const asked = fetch(`${base}/api/v1/tickets`, { method: "POST", headers: { authorization } });
+    const used = async ({ ticket, code }) => {
+      if (!ticket) return code;
+      const path = (stream) => `/api/${stream}?token=${encodeURIComponent(ticket)}`;
+      return `${await socket(path("websocket"))}, ${await events(path("sse"))}`;
+    };
+    asked.then((answer) => answer.json()).then(used).then(resolve, reject);
   });
   outcome["fetch without cors"] = await both((url) => fetched(url, { mode: "no-cors" }));
   outcome["fetch of an error"] = await fetched(`${base}/api/v1/nothing`);
   outcome["fetch of a probe"] = await fetched(`${base}/livez`);
   outcome.post = await fetched(`${base}/api/v1/instances`, { method: "POST", body: "x" });
-  outcome.eventsource = await within((resolve) => {
-    const source = new EventSource(`${base}/api/v1/instances`);
-    source.onmessage = ({ data }) => resolve(data);
-    source.onopen = () => resolve("open");
-    source.onerror = () => resolve("error");
-  });
   outcome.script = await both((src) => loaded("script", { src }));
   outcome.module = await both((src) => loaded("script", { type: "module", src }));
   outcome.image = await both((src) => loaded("img", { src }));
@@ -97,6 +120,12 @@ async function probes({ base, bound }) {
   return outcome;
 }
 
+// Runs inside the bridge's own page.
+async function session(key) {
+  const answer = await fetch("/api/v1/session", { method: "POST", headers: { authorization: `Bearer ${key}` } });
+  return answer.status;
+}
+
 async function main() {
   const pages = JSON.parse(process.argv[2]);
   const paths = process.env.PATH.split(":").flatMap((dir) => BROWSERS.map((name) => join(dir, name)));
@@ -117,11 +146,17 @@ async function main() {
   });
   try {
     const outcomes = {};
-    for (const [name, [url, base]] of Object.entries(pages)) {
-      const page = await browser.newPage();
+    for (const [name, { url, base, key, signIn }] of Object.entries(pages)) {
+      const context = await browser.newContext();
+      const page = await context.newPage();
+      if (signIn) {
+        await page.goto(`${base}/livez`);
+        const status = await page.evaluate(session, signIn);
+        if (status !== 200) throw new Error(`${name}: the sign-in is answered with ${status}`);
+      }
       await page.goto(url);
-      outcomes[name] = await page.evaluate(probes, { base, bound: 10_000 });
-      await page.close();
+      outcomes[name] = await page.evaluate(probes, { base, key, bound: 10_000 });
+      await context.close();
     }
     console.log(JSON.stringify(outcomes, null, 1));
   } finally {

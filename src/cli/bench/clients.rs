@@ -133,6 +133,14 @@ impl Shared {
         };
         timeout(limit, wait).await.is_ok()
     }
+
+    /// Waits until the board says so, or a client has ended, which none should.
+    async fn all(&self, clients: &mut JoinSet<Result<()>>, is_it: impl Fn(&Board) -> bool) -> Result<()> {
+        tokio::select! {
+            there = self.until(BOUND, is_it) => if there { Ok(()) } else { bail!("it takes longer than {BOUND:?}") },
+            Some(ended) = clients.join_next() => ended?,
+        }
+    }
 }
 
 /// Runs until stdin ends. `filters`: client `i` asks for the instance `bench-<i mod filters>` only; 0: for everything.
@@ -176,20 +184,13 @@ pub(super) fn run(uri: Uri, filters: usize, storms: bool) -> Result<()> {
 }
 
 async fn follow(shared: &Arc<Shared>, clients: &mut JoinSet<Result<()>>, order: Order) -> Result<String> {
-    let failed = |clients: &mut JoinSet<Result<()>>| match clients.try_join_next() {
-        Some(ended) => ended.map_err(Into::into).and_then(|ended| ended).err(),
-        None => None,
-    };
     match order {
         Order::Connect(count) => {
             let before = shared.board().connections;
             for index in before..before + count {
                 clients.spawn(client(shared.clone(), index));
             }
-            if !shared.until(BOUND, |board| board.connections == before + count).await {
-                let why = failed(clients).unwrap_or_else(|| anyhow::anyhow!("too slow"));
-                return Err(why.context(format!("{count} clients could not connect to {}", shared.uri)));
-            }
+            shared.all(clients, |board| board.connections == before + count).await.context("they could not connect")?;
             Ok("true".to_owned())
         }
         Order::Begin => {
@@ -212,10 +213,7 @@ async fn follow(shared: &Arc<Shared>, clients: &mut JoinSet<Result<()>>, order: 
         Order::Storm => {
             let (began, all) = (Instant::now(), shared.board().connections);
             shared.storm.send_modify(|storm| *storm += 1);
-            if !shared.until(BOUND, |board| board.back == all).await {
-                let (back, why) = (shared.board().back, failed(clients));
-                bail!("only {back} of {all} clients were back in time: {why:?}");
-            }
+            shared.all(clients, |board| board.back == all).await.context("they could not come back")?;
             let mut board = shared.board();
             board.back = 0;
             let new_states = std::mem::take(&mut board.new_states);
@@ -246,7 +244,8 @@ async fn client(shared: Arc<Shared>, index: usize) -> Result<()> {
     loop {
         let mut stream = {
             let _turn = shared.connecting.acquire().await?;
-            timeout(BOUND, connect(&shared, index, client.cursor.as_deref())).await.context("no answer")??
+            let connected = timeout(BOUND, connect(&shared, index, client.cursor.as_deref())).await;
+            connected.context("no answer")?.with_context(|| format!("a client of {}", shared.uri))?
         };
         if std::mem::take(&mut first) {
             shared.board().connections += 1;

@@ -140,12 +140,26 @@ impl Load {
     }
 }
 
+/// Makes so many pods that never change.
+pub(super) fn crowd(sim: &Sim, namespace: &str, count: u64) -> Result<()> {
+    for _ in 0..count {
+        sim.store(|store| {
+            let mut pod = pod(0);
+            pod["metadata"]["name"] = json!(format!("crowd-{}", store.revision()));
+            pod["metadata"]["namespace"] = json!(namespace);
+            store.create(Resource::Pods, pod).map(drop)
+        })
+        .map_err(refused)?;
+    }
+    Ok(())
+}
+
 fn name(number: u64) -> String {
     format!("bench-{}", number % PODS)
 }
 
 /// A pod as a workload makes it, so that events are as long as they usually are.
-pub(super) fn pod(number: u64) -> serde_json::Value {
+fn pod(number: u64) -> serde_json::Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name(number), "labels": {

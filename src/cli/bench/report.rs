@@ -5,7 +5,7 @@ use std::{fmt::Write as _, time::Duration};
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{Bench, Source, Subject, clients::Report};
+use super::{Bench, Source, Subject, clients::Report, first::First};
 
 /// One server in one round.
 pub(super) struct Sample {
@@ -93,12 +93,12 @@ fn part_of(all: Vec<f64>) -> Option<u64> {
     median(all).map(|micros| micros as u64)
 }
 
-pub(super) fn text(rows: &[Row], api: Option<Api>, bench: &Bench) -> Result<String> {
+pub(super) fn text(rows: &[Row], api: Option<Api>, first: Option<First>, bench: &Bench) -> Result<String> {
     if bench.json {
         let Bench { connections, rate, burst, seconds, rounds, filters, .. } = bench;
         let whole = serde_json::json!({
             "connections": connections, "rate": rate, "burst": burst, "seconds": seconds, "rounds": rounds,
-            "filters": filters, "rows": rows, "api": api,
+            "filters": filters, "rows": rows, "api": api, "first": first,
         });
         return Ok(serde_json::to_string_pretty(&whole)? + "\n");
     }
@@ -152,6 +152,9 @@ pub(super) fn text(rows: &[Row], api: Option<Api>, bench: &Bench) -> Result<Stri
     for row in rows.iter().filter(|row| row.storm_millis.is_some()) {
         let (millis, states) = (row.storm_millis.unwrap_or_default(), row.storm_new_states.unwrap_or_default());
         writeln!(out, "{}: all clients cut at once, back in {millis} ms, {states} with a new state", row.name)?;
+    }
+    if let Some(first) = first {
+        writeln!(out, "{first}")?;
     }
     if let Some(Api { watches, lists_during_storm }) = api {
         writeln!(

@@ -15,6 +15,7 @@ use tokio::{
     net::TcpStream,
     time::Sleep,
 };
+use tokio_rustls::server::TlsStream;
 
 use super::takeback::Slot;
 
@@ -23,6 +24,8 @@ use super::takeback::Slot;
 pub enum Conn {
     /// TCP without TLS.
     Plain(TcpStream),
+    /// TCP with TLS. Boxed: it is large, and the others should not be.
+    Tls(Box<TlsStream<TcpStream>>),
     /// A pipe inside the process: tests, with simulated time.
     Duplex(DuplexStream),
 }
@@ -33,6 +36,7 @@ impl Conn {
         match self {
             // Fails only on a socket that is already gone.
             Self::Plain(stream) => drop(stream.set_zero_linger()),
+            Self::Tls(stream) => drop(stream.get_ref().0.set_zero_linger()),
             Self::Duplex(_) => {}
         }
     }
@@ -40,11 +44,11 @@ impl Conn {
     /// One write past the runtime's idea of readiness, which follows the kernel's, which speaks up only for much room.
     ///
     /// # Errors
-    /// `WouldBlock` when there is none; a pipe never takes anything this way.
+    /// `WouldBlock` when there is none; TLS and a pipe never take anything this way.
     pub fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(stream) => SockRef::from(stream).send(bytes),
-            Self::Duplex(_) => Err(io::ErrorKind::WouldBlock.into()),
+            Self::Tls(_) | Self::Duplex(_) => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
 }
@@ -53,6 +57,7 @@ impl AsyncRead for Conn {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Duplex(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
@@ -62,6 +67,7 @@ impl AsyncWrite for Conn {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Duplex(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
@@ -73,6 +79,7 @@ impl AsyncWrite for Conn {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Self::Duplex(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
@@ -80,6 +87,7 @@ impl AsyncWrite for Conn {
     fn is_write_vectored(&self) -> bool {
         match self {
             Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
             Self::Duplex(stream) => stream.is_write_vectored(),
         }
     }
@@ -87,6 +95,7 @@ impl AsyncWrite for Conn {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
             Self::Duplex(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
@@ -94,6 +103,7 @@ impl AsyncWrite for Conn {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Duplex(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
@@ -124,10 +134,10 @@ impl Guarded {
     }
 
     /// Judges the outcome of one write: a blocked one becomes an error when nothing has moved for too long.
-    fn judge(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if written.is_ready() {
+    fn judge<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if outcome.is_ready() {
             self.stalled = None;
-            return written;
+            return outcome;
         }
         let limit = self.write_stall;
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
@@ -165,12 +175,15 @@ impl AsyncWrite for Guarded {
     /// hyper 1.12 comes here only when its write buffer is empty (`proto/h1/io.rs`, `Buffered::poll_flush`): once a
     /// response is parked, this is the sign that all earlier ones have been written.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.conn).poll_flush(cx))?;
+        // TLS is done with a write before the kernel is.
+        let flushed = Pin::new(&mut self.conn).poll_flush(cx);
+        ready!(self.judge(cx, flushed))?;
         self.slot.flushed();
         Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.conn).poll_shutdown(cx)
+        let ended = Pin::new(&mut self.conn).poll_shutdown(cx);
+        self.judge(cx, ended)
     }
 }

@@ -72,8 +72,10 @@ pub(super) struct Slot(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 enum State {
-    /// Ordinary requests and responses.
+    /// No request has come yet.
     #[default]
+    Fresh,
+    /// Ordinary requests and responses.
     Http,
     /// A stream is to start; hyper may still hold bytes of earlier responses.
     Parked(Bytes, Start),
@@ -82,6 +84,18 @@ enum State {
 }
 
 impl Slot {
+    /// Whether a request has come.
+    pub(super) fn is_asked(&self) -> bool {
+        !matches!(*self.lock(), State::Fresh)
+    }
+
+    fn asked(&self) {
+        let mut state = self.lock();
+        if matches!(*state, State::Fresh) {
+            *state = State::Http;
+        }
+    }
+
     fn park(&self, head: Bytes, start: Start) {
         *self.lock() = State::Parked(head, start);
     }
@@ -91,7 +105,7 @@ impl Slot {
         let mut state = self.lock();
         *state = match std::mem::take(&mut *state) {
             State::Parked(head, start) => State::Flushed(head, start),
-            other @ (State::Http | State::Flushed(..)) => other,
+            other @ (State::Fresh | State::Http | State::Flushed(..)) => other,
         };
     }
 
@@ -100,7 +114,7 @@ impl Slot {
         let mut state = self.lock();
         match std::mem::take(&mut *state) {
             State::Flushed(head, start) => Some((head, start)),
-            other @ (State::Http | State::Parked(..)) => {
+            other @ (State::Fresh | State::Http | State::Parked(..)) => {
                 *state = other;
                 None
             }
@@ -140,6 +154,7 @@ where
         // A body would be taken for the stream's input: a request that has one is answered, but starts nothing.
         let bodiless = request.body().is_end_stream();
         let slot = self.slot.clone();
+        slot.asked();
         let answer = self.service.clone().call(request);
         Box::pin(async move {
             let mut response = answer.await?;

@@ -1,4 +1,6 @@
 //! On real loopback sockets: it is hyper and the kernel that must be held to what the design says of them.
+pub(in crate::http) mod tls;
+
 use std::{net::Ipv4Addr, sync::Mutex};
 
 use http_body_util::Full;
@@ -122,6 +124,25 @@ async fn forty_pipelined_gets_then_an_upgrade() {
     server.empty().await;
 }
 
+/// It was accepted before: a closed door would tell it nothing.
+#[tokio::test]
+async fn who_came_just_before_the_end_is_answered_once() {
+    let server = listen(Config::default(), async |request| stream_or_text(&request)).await;
+    let (mut silent, mut idle) = (server.connect().await, server.connect().await);
+    idle.write_all(b"GET /one HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let mut first = Vec::new();
+    while !first.ends_with(b"</one>") {
+        assert_ne!(timeout(BOUND, idle.read_buf(&mut first)).await.unwrap().unwrap(), 0);
+    }
+    // The other one's task has been polled by then: it came first.
+    server.tasks.stop().cancel();
+    assert_eq!(all_of(idle).await, "", "it has had its answer");
+    silent.write_all(b"GET /late HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let answer = all_of(silent).await;
+    assert!(answer.ends_with("</late>"), "{answer}");
+    server.empty().await;
+}
+
 /// hyper reads the next request while the last response is still in its buffer when that response came before the end of
 /// its own request's body, and when it flattens what it writes (as over TLS).
 #[tokio::test]
@@ -138,9 +159,9 @@ async fn nothing_in_hypers_buffer_is_lost() {
         bodies.lock().unwrap().push(request.into_body());
         async { Ok::<_, Infallible>(answer) }
     });
-    let peer = Peer((Ipv4Addr::LOCALHOST, 1).into());
+    let peer = Peer { address: (Ipv4Addr::LOCALHOST, 1).into(), tls: false };
     let io = Guarded::new(Conn::Duplex(server), Duration::from_secs(10));
-    tasks.connection(connection(http, io, peer, service, tasks.clone()));
+    tasks.connection(connection(http, io, peer, service, tasks.clone(), Duration::ZERO));
     client.write_all(b"POST /long HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n").await.unwrap();
     let mut got = vec![client.read_u8().await.unwrap()];
     client.write_all(b"bodyGET /stream HTTP/1.1\r\nHost: x\r\n\r\nearly").await.unwrap();
@@ -273,9 +294,10 @@ async fn connections_over_the_limit_are_closed_and_counted() {
 
 #[tokio::test]
 async fn requests_carry_their_peer() {
-    let server =
-        listen(Config::default(), async |request| text(request.extensions().get::<Peer>().unwrap().0.to_string()))
-            .await;
+    let server = listen(Config::default(), async |request| {
+        text(request.extensions().get::<Peer>().unwrap().address.to_string())
+    })
+    .await;
     let mut client = server.connect().await;
     let addr = client.local_addr().unwrap().to_string();
     client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();

@@ -30,7 +30,7 @@ const SPARE: usize = 64;
 
 /// Somebody who can be told that there is something to read.
 pub(super) trait Member: Send + Sync {
-    /// Sends what its audience is shown if it is where that begins, else reads what there is; as far as it goes at once.
+    /// Sends what its audience is shown, if it is where that begins; else its own task is to read what there is.
     fn tell(&self, shown: Option<&Shown>);
 }
 

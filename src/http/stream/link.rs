@@ -52,13 +52,15 @@ pub(super) struct Link {
     queue: VecDeque<Bytes>,
     /// The first of the queue is partly written: the peer is inside of it.
     midway: bool,
+    /// What was written may still wait inside the connection: TLS keeps what the kernel does not take.
+    unflushed: bool,
     /// Since when a write has moved nothing.
     blocked: Option<Instant>,
 }
 
 impl Link {
     pub(super) fn new(conn: Conn) -> Self {
-        Self { conn, queue: VecDeque::new(), midway: false, blocked: None }
+        Self { conn, queue: VecDeque::new(), midway: false, unflushed: false, blocked: None }
     }
 
     pub(super) fn push(&mut self, bytes: Bytes) {
@@ -75,7 +77,7 @@ impl Link {
 
     /// Nothing waits to be written.
     pub(super) fn is_clear(&self) -> bool {
-        self.queue.is_empty()
+        self.queue.is_empty() && !self.unflushed
     }
 
     /// Since when a write has moved nothing; none while writes go through.
@@ -105,14 +107,16 @@ impl Link {
     /// Writes these bytes, with nothing before them; what does not go out at once is queued.
     pub(super) fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &Bytes) -> Poll<io::Result<()>> {
         let written = match Pin::new(&mut self.conn).poll_write(cx, bytes) {
-            Poll::Ready(Ok(written)) if written == bytes.len() => return Poll::Ready(Ok(())),
             Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
             Poll::Ready(Ok(written)) => written,
             Poll::Ready(Err(err)) => return Poll::Ready(Err(err)),
             Poll::Pending => 0,
         };
-        self.push(bytes.slice(written..));
-        self.midway = written > 0;
+        self.unflushed = written > 0;
+        if written < bytes.len() {
+            self.push(bytes.slice(written..));
+            self.midway = written > 0;
+        }
         self.poll_write(cx)
     }
 
@@ -134,19 +138,29 @@ impl Link {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(written)) => {
                     self.written(written);
-                    moved = true;
+                    (moved, self.unflushed) = (true, true);
                 }
                 Poll::Ready(Err(err)) => return Poll::Ready(Err(err)),
-                Poll::Pending => {
-                    if moved || self.blocked.is_none() {
-                        self.blocked = Some(Instant::now());
-                    }
-                    return Poll::Pending;
-                }
+                Poll::Pending => return self.wait(moved),
+            }
+        }
+        if self.unflushed {
+            match Pin::new(&mut self.conn).poll_flush(cx) {
+                Poll::Ready(Ok(())) => self.unflushed = false,
+                Poll::Ready(Err(err)) => return Poll::Ready(Err(err)),
+                Poll::Pending => return self.wait(moved),
             }
         }
         self.blocked = None;
         Poll::Ready(Ok(()))
+    }
+
+    /// The kernel takes no more; since when, where nothing has moved.
+    fn wait(&mut self, moved: bool) -> Poll<io::Result<()>> {
+        if moved || self.blocked.is_none() {
+            self.blocked = Some(Instant::now());
+        }
+        Poll::Pending
     }
 
     fn written(&mut self, mut bytes: usize) {
@@ -171,14 +185,17 @@ impl Link {
         let word = [begun, farewell].concat();
         if self.conn.write_now(&word).is_ok_and(|written| written == word.len()) {
             self.queue.clear();
+            self.unflushed = false;
         }
     }
 
     /// Ends the connection: in order when all is written, else by a reset, so that the kernel forgets the rest too.
     pub(super) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.is_clear() {
-            // Only a connection that is already gone refuses.
-            return Pin::new(&mut self.conn).poll_shutdown(cx).map(drop);
+            // Only a connection that is already gone refuses; what does not go at once (TLS's own last word) is not
+            // worth a wait.
+            let _ = Pin::new(&mut self.conn).poll_shutdown(cx);
+            return Poll::Ready(());
         }
         self.conn.abort();
         Poll::Ready(())

@@ -1,27 +1,17 @@
-//! One stream from its head to its end: the loop, with every branch in sight.
+//! The state of one stream, from its head to its end, and what each thing that happens does to it.
 //!
 //! Always: deadlines are read off the state, and one timer covers the nearest; it is moved only to an earlier moment or
-//! when it has fired, never on a write. Frames are not looked into; close frames go only between frames. Two may send:
-//! the stream's own task and a writer that tells all of an audience ([`super::fan`]); each has the whole state meanwhile.
+//! when it has fired, never on a write. Frames are not looked into; close frames go only between frames.
 use std::{
-    future::poll_fn,
     ops::ControlFlow,
-    panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
-    sync::{Arc, Mutex, PoisonError, Weak},
-    task::{Context, Poll, Waker},
-    time::Duration,
+    task::{Context, Poll},
 };
 
 use bytes::Bytes;
-use tokio::{
-    task::yield_now,
-    time::{Instant, sleep_until},
-};
+use tokio::time::Instant;
 
 use super::{
-    Closed, Config, Outbound, Place, Transport,
-    fan::Member,
+    Closed, Config, Outbound, Transport,
     link::{Link, Moved, with_input},
     random_part_of,
 };
@@ -50,7 +40,7 @@ enum Phase {
 
 /// What a closing stream waits for once its last frame is written.
 #[derive(Debug, Clone, Copy)]
-enum Until {
+pub(super) enum Until {
     /// Nothing.
     Written,
     /// The peer's close frame.
@@ -62,7 +52,7 @@ enum Until {
 /// The state of one stream.
 #[derive(Debug)]
 pub(super) struct Session {
-    link: Link,
+    pub(super) link: Link,
     /// Of a WebSocket; an SSE client has nothing to say.
     reader: Option<Reader>,
     /// What came with the request.
@@ -74,190 +64,9 @@ pub(super) struct Session {
     heard: Instant,
 }
 
-/// A stream where its task and a writer find it.
-#[derive(Debug)]
-pub(super) struct Stage<O> {
-    pub(super) streams: Place,
-    cast: Mutex<Cast<O>>,
-}
-
-/// Everything that sending needs.
-#[derive(Debug)]
-struct Cast<O> {
-    session: Session,
-    /// None once it has panicked.
-    out: Option<O>,
-    /// Of the stream's task.
-    waker: Option<Waker>,
-    /// A writer tells it what the audience is told.
-    seated: bool,
-    /// The writer has left something that is the task's: the kernel is full, or this was the end.
-    look: bool,
-    panicked: bool,
-}
-
-impl<O: Outbound + 'static> Stage<O> {
-    pub(super) fn new(session: Session, out: O, streams: Place) -> Self {
-        let out = Some(out);
-        let cast = Cast { session, out, waker: None, seated: false, look: false, panicked: false };
-        Self { streams, cast: Mutex::new(cast) }
-    }
-
-    /// What panics inside has said so by its panic.
-    fn with<T>(&self, f: impl FnOnce(&mut Cast<O>, &Config) -> T) -> T {
-        f(&mut self.cast.lock().unwrap_or_else(PoisonError::into_inner), &self.streams.config)
-    }
-
-    /// Finds a seat in its audience, if it has one: then what came meanwhile must be read once more.
-    fn sit_down(self: &Arc<Self>) -> bool {
-        self.with(|cast, _| {
-            let Some(out) = cast.out.as_mut().filter(|_| self.streams.fan.is_running()) else { return false };
-            let Some(audience) = out.audience() else { return false };
-            let newly = !std::mem::replace(&mut cast.seated, true);
-            if newly {
-                let member: Weak<Self> = Arc::downgrade(self);
-                self.streams.fan.seat(audience, member);
-            }
-            newly
-        })
-    }
-}
-
-impl<O: Outbound + 'static> Member for Stage<O> {
-    fn tell(&self, shown: Option<&Shown>) {
-        self.with(|cast, config| {
-            let Cast { session, out, waker, look, panicked, .. } = cast;
-            if session.is_closing() || session.link.blocked_since().is_some() {
-                // The stream's own task is at it.
-                return;
-            }
-            let Some(waker) = waker else {
-                *look = true;
-                return;
-            };
-            let mut cx = Context::from_waker(waker);
-            let sent = catch_unwind(AssertUnwindSafe(|| {
-                let shown = shown.filter(|shown| session.is_idle() && out.as_mut().is_some_and(|out| out.take(shown)));
-                match shown {
-                    Some(shown) => session.show(&mut cx, shown),
-                    None => session.send(&mut cx, out, config),
-                }
-            }));
-            match sent {
-                Ok(Sent::All) => return,
-                Ok(Sent::Some | Sent::Blocked | Sent::End(_)) => *look = true,
-                Err(_) => *panicked = true,
-            }
-            waker.wake_by_ref();
-        });
-    }
-}
-
-/// Runs to the end, and ends the connection.
-pub(super) async fn run<O: Outbound + 'static>(stage: &Arc<Stage<O>>) -> Closed {
-    // What lives across an await has its place in every stream's memory: locals are few here, and short.
-    stage.with(|cast, config| cast.session.early_input(&mut cast.out, config));
-    let mut stop = pin!(stage.streams.stop.cancelled());
-    let mut alarm = pin!(sleep_until(stage.with(|cast, config| cast.session.deadline(config))));
-    let closed = loop {
-        let sent = poll_fn(|cx| Poll::Ready(stage.with(|cast, config| cast.send(cx, config)))).await;
-        if let Sent::End(closed) = sent {
-            break closed;
-        }
-        if matches!(sent, Sent::All) && stage.sit_down() {
-            continue;
-        }
-        let deadline = stage.with(|cast, config| cast.session.deadline(config));
-        if deadline < alarm.deadline() {
-            alarm.as_mut().reset(deadline);
-        }
-        let step = tokio::select! {
-            // Rare things first: nothing can keep them waiting, and they hardly ever keep others waiting.
-            biased;
-            () = &mut stop, if stage.with(|cast, _| cast.session.is_open()) => {
-                stage.with(|cast, config| cast.session.drain(config));
-                ControlFlow::Continue(())
-            }
-            () = &mut alarm => {
-                let step = poll_fn(|cx| Poll::Ready(stage.with(|cast, config| {
-                    cast.session.overdue(cx, &mut cast.out, config)?;
-                    cast.session.tick(&mut cast.out, config)
-                }))).await;
-                alarm.as_mut().reset(stage.with(|cast, config| cast.session.deadline(config)));
-                step
-            }
-            step = poll_fn(|cx| stage.with(|cast, config| cast.poll_moved(cx, config))) => step,
-            () = poll_fn(|cx| stage.with(|cast, _| cast.out.poll_changed(cx))), if matches!(sent, Sent::All) => {
-                ControlFlow::Continue(())
-            }
-            () = yield_now(), if matches!(sent, Sent::Some) => ControlFlow::Continue(()),
-        };
-        if let ControlFlow::Break(closed) = step {
-            break closed;
-        }
-    };
-    poll_fn(|cx| stage.with(|cast, _| cast.session.link.poll_end(cx))).await;
-    closed
-}
-
-/// After a panic in `run`: says so where it still can. What panicked is asked for its last frame, and nothing else.
-pub(super) async fn apologize<O: Outbound + 'static>(stage: &Arc<Stage<O>>) -> Closed {
-    stage.with(|cast, config| {
-        (cast.look, cast.panicked) = (false, false);
-        let farewell = cast.out.take().and_then(|mut out| {
-            catch_unwind(AssertUnwindSafe(|| out.farewell(Close::Internal, config.retry()))).unwrap_or_default()
-        });
-        cast.session.end_with(Close::Internal, cast.session.until(), farewell);
-    });
-    run(stage).await
-}
-
-impl<O: Outbound> Cast<O> {
-    fn send(&mut self, cx: &mut Context<'_>, config: &Config) -> Sent {
-        self.session.send(cx, &mut self.out, config)
-    }
-
-    /// The next thing that happens on the connection, or that a writer has left to do.
-    fn poll_moved(&mut self, cx: &mut Context<'_>, config: &Config) -> Poll<ControlFlow<Closed>> {
-        if self.waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
-            self.waker = Some(cx.waker().clone());
-        }
-        assert!(!self.panicked, "a writer has met a panic");
-        if std::mem::take(&mut self.look) {
-            return Poll::Ready(ControlFlow::Continue(()));
-        }
-        self.session.link.poll(cx).map(|moved| self.session.moved(&moved, &mut self.out, config))
-    }
-}
-
-/// What has panicked has nothing to say any more.
-impl<O: Outbound> Outbound for Option<O> {
-    fn read(&mut self, max_bytes: usize) -> Read {
-        self.as_mut().map_or(Read::Idle, |out| out.read(max_bytes))
-    }
-
-    fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.as_mut().map_or(Poll::Pending, |out| out.poll_changed(cx))
-    }
-
-    fn received(&mut self, piece: &Piece<'_>) {
-        if let Some(out) = self {
-            out.received(piece);
-        }
-    }
-
-    fn heartbeat(&mut self) -> Option<Bytes> {
-        self.as_mut()?.heartbeat()
-    }
-
-    fn farewell(&mut self, close: Close, retry: Duration) -> Option<Bytes> {
-        self.as_mut()?.farewell(close, retry)
-    }
-}
-
 /// What a turn of sending came to.
 #[derive(Debug)]
-enum Sent {
+pub(super) enum Sent {
     /// All there is has been sent.
     All,
     /// There may be more.
@@ -283,21 +92,21 @@ impl Session {
         if self.reader.is_some() { Transport::WebSocket } else { Transport::Sse }
     }
 
-    fn is_open(&self) -> bool {
+    pub(super) fn is_open(&self) -> bool {
         matches!(self.phase, Phase::Open)
     }
 
-    fn is_closing(&self) -> bool {
+    pub(super) fn is_closing(&self) -> bool {
         matches!(self.phase, Phase::Closing { .. })
     }
 
     /// Nothing of its own waits to be sent.
-    fn is_idle(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         self.link.is_clear() && self.pong.is_none() && !self.is_closing()
     }
 
     /// Sends what the audience is shown.
-    fn show(&mut self, cx: &mut Context<'_>, shown: &Shown) -> Sent {
+    pub(super) fn show(&mut self, cx: &mut Context<'_>, shown: &Shown) -> Sent {
         match self.link.poll_send(cx, &shown.bytes) {
             Poll::Ready(Ok(())) => Sent::All,
             Poll::Ready(Err(_)) => Sent::End(self.hung_up()),
@@ -306,13 +115,18 @@ impl Session {
     }
 
     /// The process ends: so does this stream, at a moment of its own.
-    fn drain(&mut self, config: &Config) {
+    pub(super) fn drain(&mut self, config: &Config) {
         self.phase = Phase::Draining { at: Instant::now() + random_part_of(config.drain_spread) };
     }
 
     /// What has happened on the connection while nobody looked: a process that was frozen, or kept from its processor,
     /// must not take its own silence for the peer's. Reading and writing have a turn each.
-    fn overdue<O: Outbound>(&mut self, cx: &mut Context<'_>, out: &mut O, config: &Config) -> ControlFlow<Closed> {
+    pub(super) fn overdue<O: Outbound>(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut O,
+        config: &Config,
+    ) -> ControlFlow<Closed> {
         for _ in 0..2 {
             match self.link.poll(cx) {
                 Poll::Ready(moved) => self.moved(&moved, out, config)?,
@@ -322,7 +136,7 @@ impl Session {
         ControlFlow::Continue(())
     }
 
-    fn moved<O: Outbound>(&mut self, moved: &Moved, out: &mut O, config: &Config) -> ControlFlow<Closed> {
+    pub(super) fn moved<O: Outbound>(&mut self, moved: &Moved, out: &mut O, config: &Config) -> ControlFlow<Closed> {
         match moved {
             Moved::Written => ControlFlow::Continue(()),
             Moved::Input(len) => {
@@ -335,13 +149,13 @@ impl Session {
     }
 
     /// Takes what came with the request.
-    fn early_input<O: Outbound>(&mut self, out: &mut O, config: &Config) {
+    pub(super) fn early_input<O: Outbound>(&mut self, out: &mut O, config: &Config) {
         let mut early = std::mem::take(&mut self.early);
         self.input(&mut early, out, config);
     }
 
     /// Sends for one turn. Never waits.
-    fn send<O: Outbound>(&mut self, cx: &mut Context<'_>, out: &mut O, config: &Config) -> Sent {
+    pub(super) fn send<O: Outbound>(&mut self, cx: &mut Context<'_>, out: &mut O, config: &Config) -> Sent {
         for _ in 0..BATCHES_A_TURN {
             // What is begun goes first; a client that does not take it is read for no further.
             let idle = self.link.blocked_since().is_none() && !self.fill(out, config);
@@ -436,7 +250,7 @@ impl Session {
         self.end_with(close, self.until(), out.farewell(close, config.retry()));
     }
 
-    fn until(&self) -> Until {
+    pub(super) fn until(&self) -> Until {
         if self.reader.is_some() { Until::Answered } else { Until::Written }
     }
 
@@ -450,7 +264,7 @@ impl Session {
         }
     }
 
-    fn end_with(&mut self, close: Close, until: Until, farewell: Option<Bytes>) {
+    pub(super) fn end_with(&mut self, close: Close, until: Until, farewell: Option<Bytes>) {
         if let Some(farewell) = farewell {
             self.link.push(farewell);
         }
@@ -481,7 +295,7 @@ impl Session {
     }
 
     /// The nearest moment at which something is due.
-    fn deadline(&self, config: &Config) -> Instant {
+    pub(super) fn deadline(&self, config: &Config) -> Instant {
         let stall = self.link.blocked_since().map(|since| since + config.write_stall);
         let idle = self.reader.as_ref().map(|_| self.heard + config.peer_idle);
         let usual = match self.phase {
@@ -494,7 +308,7 @@ impl Session {
     }
 
     /// Does what is due.
-    fn tick<O: Outbound>(&mut self, out: &mut O, config: &Config) -> ControlFlow<Closed> {
+    pub(super) fn tick<O: Outbound>(&mut self, out: &mut O, config: &Config) -> ControlFlow<Closed> {
         let now = Instant::now();
         if self.link.blocked_since().is_some_and(|since| now >= since + config.write_stall) {
             return ControlFlow::Break(self.stalled(out, config));

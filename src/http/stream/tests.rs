@@ -3,6 +3,7 @@
 mod ending;
 mod fan;
 mod tcp;
+mod tls;
 
 use std::{
     collections::VecDeque,

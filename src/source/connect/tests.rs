@@ -64,7 +64,7 @@ async fn what_is_missing_is_said_with_what_there_is() {
 #[tokio::test]
 async fn a_file_that_is_named_must_be_there_and_be_one() {
     let (dir, config) = file("{nonsense");
-    assert!(matches!(connect(&config).await, Err(Error::Read { .. })));
+    assert!(matches!(connect(&config).await, Err(Error::Malformed { .. })));
     let config = Config { kubeconfig: Some(dir.path().join("none")), ..config };
     let error = connect(&config).await.unwrap_err();
     assert!(told(&error).contains("none"), "{}", told(&error));
@@ -79,6 +79,22 @@ async fn broken_credentials_are_said_without_them() {
     let told = told(&error);
     assert!(told.contains("credential plugin") && told.contains("exit status: 3"), "{told}");
     assert!(!format!("{told} {error:?}").contains("canary"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_kubeconfig_that_is_none_is_not_quoted() {
+    let misspelt = TWO_CONTEXTS.replace("user: {token: canary-token}", "user: {token: [canary-token]}");
+    for (text, place) in [
+        ("canary-token", "line 1, column 1"),
+        (&misspelt, "line 12, column 27"),
+        ("users:\n- {name: u, user: {token: 'canary-token}}", "line 2, column 27"),
+    ] {
+        let (_dir, config) = file(text);
+        let error = connect(&config).await.unwrap_err();
+        let told = told(&error);
+        assert!(told.ends_with(&format!("cannot be understood: something is wrong at {place}")), "{told}");
+        assert!(!format!("{told} {error:?}").contains("canary"), "{error:?}");
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{
     Config, Metrics,
     lines::Lines,
-    request::{Api, parse},
+    request::{self, Api},
 };
 use crate::{
     event::Rv,
@@ -144,7 +144,7 @@ async fn watch<T: Row>(api: &Api<'_, T>, gap: &mut Gap) -> Result<bool, Trouble>
 /// Takes one line in. Whether it shows that all up to the gap's end has come.
 fn past_end<T: Row>(api: &Api<'_, T>, gap: &mut Gap, line: &[u8]) -> Result<bool, Trouble> {
     let to = gap.to();
-    let rv = match parse::<WatchEvent<T>>(line)? {
+    let rv = match request::line::<T>(line)? {
         WatchEvent::Added(row) | WatchEvent::Modified(row) => {
             let view = api.view(row);
             let rv = view.rv();

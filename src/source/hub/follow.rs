@@ -16,7 +16,7 @@ use super::{
     lines::{Lines, TooLong},
     metrics::Restart,
     pause,
-    request::{Api, parse},
+    request::{self, Api},
     tell,
 };
 use crate::{
@@ -205,7 +205,7 @@ impl<'a, T: Row> Follower<'a, T> {
 
     fn line(&mut self, line: &[u8]) -> Result<(), Trouble> {
         let view = |row| self.api.view(row);
-        let fact = match parse::<WatchEvent<T>>(line)? {
+        let fact = match request::line::<T>(line)? {
             WatchEvent::Added(row) | WatchEvent::Modified(row) => Fact::Upsert(view(row)),
             WatchEvent::Deleted(row) => Fact::Remove(view(row)),
             WatchEvent::Bookmark(bookmark) => {

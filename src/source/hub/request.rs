@@ -10,7 +10,7 @@ use kube::{
     Client,
     client::Body,
     core::{
-        Request, Resource as _,
+        Request, Resource as _, WatchEvent,
         params::{GetParams, ListParams, VersionMatch, WatchParams},
         request::Error as RequestError,
     },
@@ -23,7 +23,7 @@ use crate::{
     event::{Kind, Rv, View},
     source::{
         crd::MANAGED_SELECTOR,
-        project::{Row, Seen, version},
+        project::{self, Row, Seen, version},
         trouble::{Ask, Trouble},
     },
 };
@@ -214,9 +214,11 @@ async fn collect(body: Body, bytes: usize) -> Result<Bytes, Trouble> {
     }
 }
 
-/// Says where an answer cannot be read, never what stands there: that may be anybody's secret.
 pub(super) fn parse<D: DeserializeOwned>(text: &[u8]) -> Result<D, Trouble> {
-    serde_json::from_slice(text).map_err(|error| {
-        Trouble::Unreadable(format!("{:?} error at line {} column {}", error.classify(), error.line(), error.column()))
-    })
+    serde_json::from_slice(text).map_err(|error| Trouble::unreadable(&error))
+}
+
+/// One line of a watch.
+pub(super) fn line<T: Row>(text: &[u8]) -> Result<WatchEvent<T>, Trouble> {
+    project::line(text).map_err(|error| Trouble::unreadable(&error))
 }

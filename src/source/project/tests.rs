@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-fn pod() -> Value {
+pub(super) fn pod() -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {
@@ -20,7 +20,7 @@ fn pod() -> Value {
     })
 }
 
-fn claim() -> Value {
+pub(super) fn claim() -> Value {
     json!({
         "apiVersion": "boilerhouse.dev/v1alpha1", "kind": "BoilerhouseClaim",
         "metadata": {
@@ -75,9 +75,9 @@ fn flat(view: &View) -> Vec<(&'static str, String)> {
 }
 
 /// JSON pointer, the view's fields that it decides, the name under which it is counted.
-type Spot = (&'static str, &'static [&'static str], Option<&'static str>);
+pub(super) type Spot = (&'static str, &'static [&'static str], Option<&'static str>);
 
-const POD_SPOTS: &[Spot] = &[
+pub(super) const POD_SPOTS: &[Spot] = &[
     ("/metadata/creationTimestamp", &["created"], Some("metadata.creationTimestamp")),
     ("/metadata/labels", &["workload", "tenant", "pool", "managed"], Some("metadata.labels")),
     ("/metadata/labels/boilerhouse.dev~1workload", &["workload"], Some("metadata.labels")),
@@ -94,7 +94,7 @@ const POD_SPOTS: &[Spot] = &[
     ("/status/conditions", &[], None),
 ];
 
-const CLAIM_SPOTS: &[Spot] = &[
+pub(super) const CLAIM_SPOTS: &[Spot] = &[
     ("/metadata/labels", &["labels"], Some("metadata.labels")),
     ("/metadata/annotations", &["activity"], Some("metadata.annotations")),
     ("/metadata/annotations/boilerhouse.dev~1last-activity", &["activity"], Some("metadata.annotations")),
@@ -114,7 +114,7 @@ const CLAIM_SPOTS: &[Spot] = &[
     ("/status/detail", &["detail"], Some("status.detail")),
 ];
 
-fn any_json() -> impl Strategy<Value = Value> {
+pub(super) fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
         any::<bool>().prop_map(Value::from),

@@ -155,7 +155,7 @@ impl<'a> Judge<'a> {
             let resource = match change.resource {
                 Resource::Pods => 0,
                 Resource::Claims => 1,
-                Resource::Namespaces => continue,
+                Resource::Namespaces | Resource::TokenReviews | Resource::AccessReviews => continue,
             };
             if change.revision <= rv[resource] {
                 continue;

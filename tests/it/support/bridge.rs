@@ -19,7 +19,7 @@ use super::{
 };
 
 /// Lines of log that are kept for failing tests.
-const LOG_LINES: usize = 10_000;
+pub(crate) const LOG_LINES: usize = 10_000;
 
 /// A running bridge; killed when dropped.
 #[derive(Debug)]
@@ -47,7 +47,14 @@ impl Bridge {
 
     /// Any command that listens.
     pub(crate) async fn run(args: &[&str]) -> Bridge {
-        let mut child = command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+        Bridge::run_with(args, &[]).await
+    }
+
+    /// The same, with these in its environment.
+    pub(crate) async fn run_with(args: &[&str], variables: &[(&str, &str)]) -> Bridge {
+        let mut command = command(args);
+        command.envs(variables.iter().copied());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
         let (found, mut address) = watch::channel(None);
         let found = Arc::new(found);
@@ -159,8 +166,9 @@ async fn follow(
     }
 }
 
-/// The first `http://host:port` of a line that is about listening.
+/// The first `http://host:port`, or `https`, of a line that is about listening.
 fn address(line: &str) -> Option<SocketAddr> {
-    let rest = line.split_once("listening on http://")?.1;
+    let rest = line.split_once("listening on http")?.1;
+    let rest = rest.strip_prefix('s').unwrap_or(rest).strip_prefix("://")?;
     rest.split(|c: char| c.is_whitespace() || c == ',' || c == '/').next()?.parse().ok()
 }

@@ -8,7 +8,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use boilerhouse_bridge::feed::{self, Feed};
-use boilerhouse_bridge::http::{self as site, Connection, Site, conn, guard::Allowed, stream};
+use boilerhouse_bridge::http::{
+    self as site, Connection, Site,
+    auth::{self, Auth, Known},
+    conn,
+    forwarded::Proxies,
+    guard::Allowed,
+    limit::{self, Limits},
+    stream,
+};
 use boilerhouse_bridge::source::{hub, own};
 use boilerhouse_bridge::tasks::{self, Tasks};
 use futures::{FutureExt, StreamExt, stream as streams};
@@ -69,6 +77,9 @@ impl House {
             connection: Connection { name: "test".into(), namespace: namespace.into() },
             registry,
             allowed: Allowed::default(),
+            auth: anybody(),
+            limits: Limits::new(&limit::Config::default()),
+            proxies: Proxies::default(),
             verbose: Box::new(Vec::new),
             config: site::Config::default(),
         };
@@ -80,6 +91,11 @@ impl House {
         timeout(BOUND, feed.ready()).await.expect("the hub is not ready");
         House { address }
     }
+}
+
+/// Lets everybody in.
+pub(crate) fn anybody() -> Arc<Auth> {
+    Auth::new(auth::Config::default(), Known::default(), auth::Metrics::default()).unwrap().into()
 }
 
 impl Late {

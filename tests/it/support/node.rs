@@ -1,6 +1,9 @@
 //! Clients from npm, as `tests/node/package.json` pins them.
 
-use std::{path::PathBuf, process::Stdio};
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+};
 
 use serde_json::Value;
 use tokio::{
@@ -56,8 +59,18 @@ pub(crate) struct Talker {
 impl Talker {
     /// This script with this URL.
     pub(crate) fn start(script: &str, url: &str) -> Talker {
-        let mut child =
-            node(script, &[url]).stderr(Stdio::inherit()).spawn().expect("node is missing: install Node 20");
+        Talker::of(node(script, &[url]), url)
+    }
+
+    /// The same, trusting whom this certificate's file names.
+    pub(crate) fn trusting(certificate: &Path, script: &str, url: &str) -> Talker {
+        let mut command = node(script, &[url]);
+        command.env("NODE_EXTRA_CA_CERTS", certificate);
+        Talker::of(command, url)
+    }
+
+    fn of(mut command: Command, url: &str) -> Talker {
+        let mut child = command.stderr(Stdio::inherit()).spawn().expect("node is missing: install Node 20");
         let out = BufReader::new(child.stdout.take().unwrap()).lines();
         Talker { lines: Vec::new(), url: url.to_owned(), out, _child: child }
     }

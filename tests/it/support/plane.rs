@@ -9,6 +9,7 @@ mod flags;
 mod process;
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -27,7 +28,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use flags::{api_server_flags, etcd_flags, write_credentials};
+use flags::{api_server_flags, etcd_flags, sign, write_credentials};
 use process::{Server, binaries, free_port, reaper, text};
 
 /// The token of a user in `system:masters`, who may do everything.
@@ -155,7 +156,10 @@ impl ControlPlane {
             "users": [{"name": "test", "user": {"token": token}}],
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
         });
-        std::fs::write(&path, file.to_string()).unwrap();
+        // Whole or not at all: other tests of this process may be reading it.
+        let mut whole = tempfile::NamedTempFile::new_in(self.dir.path()).unwrap();
+        whole.write_all(file.to_string().as_bytes()).unwrap();
+        whole.persist(&path).unwrap();
         path
     }
 
@@ -260,6 +264,22 @@ impl ControlPlane {
             }
             sleep(POLL).await;
         }
+    }
+
+    /// Sends a request with all rights; returns the object that it is answered with.
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub(crate) async fn call(&self, method: http::Method, path: &str, body: &Value) -> Value {
+        let bytes = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+        let request = Request::builder().method(&method).uri(path).header("content-type", "application/json");
+        let answer = self.client().await.request(request.body(bytes).unwrap()).await;
+        answer.unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+    }
+
+    /// Signs as the API server signs service accounts' tokens (ES256).
+    pub(crate) fn sign(&self, bytes: &[u8]) -> Vec<u8> {
+        sign(self.dir.path(), bytes)
     }
 
     /// The API server's own metrics, as text.

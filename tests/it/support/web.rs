@@ -3,6 +3,7 @@
 use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
 use futures::{SinkExt, StreamExt};
+use http::HeaderName;
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -43,10 +44,23 @@ impl Listener {
         Listener::over(TcpStream::connect(address).await.unwrap(), path).await
     }
 
+    /// The same with these headers.
+    pub(crate) async fn with(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Result<Listener, u16> {
+        let stream = TcpStream::connect(address).await.unwrap();
+        Listener::ask(stream, path, headers).await
+    }
+
     /// The same over a connection that is there.
     pub(crate) async fn over(stream: TcpStream, path: &str) -> Result<Listener, u16> {
+        Listener::ask(stream, path, &[]).await
+    }
+
+    async fn ask(stream: TcpStream, path: &str, headers: &[(&str, &str)]) -> Result<Listener, u16> {
         let address = stream.peer_addr().unwrap();
-        let request = format!("ws://{address}{path}").into_client_request().unwrap();
+        let mut request = format!("ws://{address}{path}").into_client_request().unwrap();
+        for (name, value) in headers {
+            request.headers_mut().append(HeaderName::try_from(*name).unwrap(), value.parse().unwrap());
+        }
         match timeout(BOUND, client_async(request, stream)).await.expect("no answer in time") {
             Ok((socket, _)) => Ok(Listener { socket }),
             Err(Error::Http(response)) => Err(response.status().as_u16()),

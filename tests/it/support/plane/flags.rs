@@ -28,6 +28,16 @@ pub(crate) fn write_credentials(dir: &Path) {
     std::fs::write(dir.join("service-account.pub"), pem("PUBLIC KEY", &public)).unwrap();
 }
 
+/// Signs with the private one of that pair, as JWS has it (RFC 7518, section 3.4).
+pub(crate) fn sign(dir: &Path, bytes: &[u8]) -> Vec<u8> {
+    let pem = std::fs::read_to_string(dir.join("service-account.key")).unwrap();
+    let der: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
+    let random = ring::rand::SystemRandom::new();
+    let der = BASE64.decode(der).unwrap();
+    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &der, &random).unwrap();
+    pair.sign(&random, bytes).unwrap().as_ref().to_vec()
+}
+
 fn pem(label: &str, der: &[u8]) -> String {
     let base64 = BASE64.encode(der);
     let lines: Vec<_> = base64.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();

@@ -1,0 +1,247 @@
+//! Who may connect, what they see and how much: the flags of `serve`, and what is made of them.
+
+use std::{num::NonZeroU32, path::PathBuf, sync::Arc};
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use futures::FutureExt;
+use tracing::warn;
+
+use super::Failure;
+use crate::{
+    http::{
+        auth::{
+            self, Auth, Known,
+            keys::Keys,
+            seal::{Seal, User},
+            secret::Secret,
+            verdict::{self, Reviews, Unavailable},
+        },
+        conn::Tls,
+        forwarded::{Network, Proxies},
+        guard::{Allowed, Origin},
+        limit::{self, Limits},
+    },
+    source::review::{self, Review},
+};
+
+/// Characters of a key that is worth its name: a shorter one can be guessed from its hash, if not by asking.
+const LONG_ENOUGH: usize = 16;
+
+/// Flags about who may connect.
+#[derive(Debug, Args)]
+pub(super) struct Access {
+    /// Let anybody who reaches the port read everything, beyond loopback too
+    #[arg(long, env = "BRIDGE_ALLOW_ANONYMOUS", num_args = 0..=1, require_equals = true, value_name = "true|false")]
+    #[arg(
+        default_value_t = false,
+        default_missing_value = "true",
+        hide_default_value = true,
+        hide_possible_values = true
+    )]
+    allow_anonymous: bool,
+
+    /// API keys, by their hashes; read again when it changes. BOILERHOUSE_API_KEY is one more key
+    #[arg(long, env = "BRIDGE_KEYS_FILE", value_name = "FILE")]
+    keys_file: Option<PathBuf>,
+
+    /// Accept Kubernetes tokens that are made for this audience, of users who may list and watch
+    #[arg(long, env = "BRIDGE_TOKEN_AUDIENCE", value_name = "AUDIENCE")]
+    token_audience: Option<String>,
+
+    /// Whether /ws needs a credential. It always does once a key sees one tenant only
+    #[arg(long, env = "BRIDGE_WS_AUTH", value_enum, default_value_t = WsAuth::Open, value_name = "open|required")]
+    #[arg(hide_possible_values = true)]
+    ws_auth: WsAuth,
+
+    /// What signs sessions and tickets, the same for all replicas; else each replica knows its own only
+    #[arg(long, env = "BRIDGE_SESSION_KEY_FILE", value_name = "FILE")]
+    session_key_file: Option<PathBuf>,
+
+    /// Web origins that may read, besides the bridge's own (comma list), like `https://app.example`; `*` for all, where
+    /// credentials are asked for
+    #[arg(long, env = "CORS_ORIGIN", value_delimiter = ',', value_name = "ORIGIN")]
+    cors_origin: Vec<String>,
+
+    /// Names, besides localhost and IP addresses, by which clients may call this bridge (comma list)
+    #[arg(long, env = "BRIDGE_ALLOWED_HOSTS", value_delimiter = ',', value_name = "NAME")]
+    allowed_hosts: Vec<String>,
+
+    /// Networks whose X-Forwarded-For and X-Forwarded-Proto are believed (comma list), like `10.0.0.0/8`
+    #[arg(long, env = "BRIDGE_TRUSTED_PROXIES", value_delimiter = ',', value_name = "NETWORK")]
+    trusted_proxies: Vec<Network>,
+
+    /// Certificate in PEM, to serve https and wss
+    #[arg(long, env = "BRIDGE_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+
+    /// Its private key in PEM
+    #[arg(long, env = "BRIDGE_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+
+    /// GETs a minute for each principal
+    #[arg(long, env = "BRIDGE_REQUEST_RATE", value_name = "N", default_value_t = limit::Config::default().requests)]
+    request_rate: NonZeroU32,
+
+    /// New streams a minute for each principal; any number without it
+    #[arg(long, env = "BRIDGE_CONNECT_RATE", value_name = "N")]
+    connect_rate: Option<NonZeroU32>,
+
+    /// Open streams for each principal; any number without it
+    #[arg(long, env = "BRIDGE_MAX_CONNECTIONS_PER_PRINCIPAL", value_name = "N")]
+    max_connections_per_principal: Option<NonZeroU32>,
+}
+
+/// `--ws-auth`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum WsAuth {
+    Open,
+    Required,
+}
+
+/// What the flags came to.
+pub(super) struct Door {
+    pub(super) allowed: Allowed,
+    pub(super) limits: limit::Config,
+    pub(super) proxies: Proxies,
+    pub(super) tls: Option<Tls>,
+    /// The audience of Kubernetes tokens.
+    pub(super) audience: Option<String>,
+    config: auth::Config,
+    known: Known,
+}
+
+impl Access {
+    /// Refuses what would be unsafe, before anything is opened; `loopback`: only this machine can connect.
+    pub(super) fn checked(self, listen_host: &str, loopback: bool) -> Result<Door, Failure> {
+        let environment = environment()?;
+        let audience = self.token_audience.map(|audience| audience.trim().to_owned());
+        if audience.as_deref() == Some("") {
+            return Err(Failure::usage("--token-audience is empty: every token of the cluster would do"));
+        }
+        let closed = environment.is_some() || self.keys_file.is_some() || audience.is_some();
+        if !closed && !loopback && !self.allow_anonymous {
+            return Err(Failure::usage(format!(
+                "--listen-host {listen_host} would let anybody on the network read everything: set BOILERHOUSE_API_KEY, \
+                 --keys-file or --token-audience, or pass --allow-anonymous if that is meant"
+            )));
+        }
+        if !closed && self.ws_auth == WsAuth::Required {
+            let message = "--ws-auth required needs credentials: BOILERHOUSE_API_KEY, --keys-file or --token-audience";
+            return Err(Failure::usage(message));
+        }
+        if !closed && !loopback {
+            warn!("anybody who reaches this port can read everything (--allow-anonymous)");
+        }
+        if closed && !loopback && self.ws_auth == WsAuth::Open {
+            warn!("/ws needs no credential until a key sees one tenant only: --ws-auth required is for all others");
+        }
+        let allowed = allowed(&self.cors_origin, &self.allowed_hosts, closed)?;
+        let seal = self.session_key_file.as_ref().map(|path| {
+            let key = std::fs::read(path).map_err(anyhow::Error::from);
+            let seal = key.and_then(|key| Ok(Seal::of(&key)?));
+            seal.with_context(|| format!("the session key file {} cannot be used", path.display()))
+        });
+        let tls = self.tls_cert.zip(self.tls_key);
+        let tls = tls.map(|(certificate, key)| Tls::read(&certificate, &key).context("cannot serve TLS"));
+        let limits = limit::Config {
+            requests: self.request_rate,
+            connects: self.connect_rate,
+            streams: self.max_connections_per_principal,
+            ..limit::Config::default()
+        };
+        let ws_auth = self.ws_auth == WsAuth::Required;
+        Ok(Door {
+            config: auth::Config { ws_auth, closed: allowed.any_origin, ..auth::Config::default() },
+            allowed,
+            limits,
+            proxies: Proxies::new(self.trusted_proxies),
+            tls: tls.transpose()?,
+            audience,
+            known: Known { environment, file: self.keys_file, reviews: None, seal: seal.transpose()? },
+        })
+    }
+}
+
+impl Door {
+    /// What a demo has: everybody at this machine may read.
+    pub(super) fn open() -> Door {
+        Door {
+            allowed: Allowed::default(),
+            limits: limit::Config::default(),
+            proxies: Proxies::default(),
+            tls: None,
+            audience: None,
+            config: auth::Config::default(),
+            known: Known::default(),
+        }
+    }
+
+    /// What knows those who ask, with the cluster's help where it is asked for, and their limits.
+    pub(super) fn auth(self, review: Option<Review>, metrics: auth::Metrics) -> anyhow::Result<(Auth, Limits)> {
+        let known = Known { reviews: review.map(reviews), ..self.known };
+        Ok((Auth::new(self.config, known, metrics)?, Limits::new(&self.limits)))
+    }
+}
+
+/// The key of the environment.
+fn environment() -> Result<Option<Secret>, Failure> {
+    let name = Keys::ENVIRONMENT;
+    let Some(key) = std::env::var_os(name) else { return Ok(None) };
+    let key = key.into_string().map_err(|_| Failure::usage(format!("{name} is not UTF-8")))?;
+    match key.trim() {
+        "" => Err(Failure::usage(format!("{name} is empty, and would let nobody in: unset it where no key is meant"))),
+        key if key.contains(char::is_whitespace) => {
+            Err(Failure::usage(format!("{name} has white space in it, which no client can send")))
+        }
+        key => {
+            if key.chars().count() < LONG_ENOUGH {
+                warn!("{name} is short enough to be guessed: take 32 random characters");
+            }
+            Ok(Some(Secret::new(key)))
+        }
+    }
+}
+
+fn allowed(origins: &[String], hosts: &[String], closed: bool) -> Result<Allowed, Failure> {
+    let mut allowed = Allowed::default();
+    for text in origins.iter().map(|text| text.trim()).filter(|text| !text.is_empty()) {
+        if text == "*" && closed {
+            allowed.any_origin = true;
+        } else if text == "*" {
+            return Err(Failure::usage("CORS_ORIGIN=* is possible only with credentials: name the origins instead"));
+        } else {
+            let origin: Origin = text.parse().map_err(|problem| Failure::usage(format!("CORS_ORIGIN: {problem}")))?;
+            allowed.origins.push(origin);
+        }
+    }
+    let names = hosts.iter().map(|host| host.trim().to_ascii_lowercase());
+    allowed.hosts = names.filter(|host| !host.is_empty()).collect();
+    Ok(allowed)
+}
+
+/// Hands the cluster's answers to whoever decides by them.
+fn reviews(review: Review) -> Reviews {
+    let for_users = review.clone();
+    Reviews {
+        token: Box::new(move |token| {
+            let review = review.clone();
+            let ask = async move {
+                // Why not is in the log already.
+                let user = review.token(token.reveal()).await.map_err(|_| Unavailable)?;
+                Ok(user.map(|review::User { name, uid, groups, extra }| User { name, uid, groups, extra }))
+            };
+            ask.boxed()
+        }),
+        access: Box::new(move |user: Arc<User>| {
+            let review = for_users.clone();
+            let ask = async move {
+                let User { name, uid, groups, extra } = (*user).clone();
+                let user = review::User { name, uid, groups, extra };
+                let denied = review.denied(&user).await.map_err(|_| Unavailable)?;
+                Ok(denied.map_or(verdict::Access::Granted, |what| verdict::Access::Denied(what.into())))
+            };
+            ask.boxed()
+        }),
+    }
+}

@@ -1,0 +1,305 @@
+//! API keys: what the keys file says, and who a secret belongs to. Pure, but for the reading of the file.
+//!
+//! The file holds hashes, never keys; what is wrong with it is said by place and kind, never by quoting it: somebody may
+//! have put the key itself there.
+
+use std::{io::Read, path::Path, sync::Arc};
+
+use jiff::Timestamp;
+use serde::Deserialize;
+use thiserror::Error;
+
+use super::secret::{Fingerprint, Secret};
+
+/// Keys in a file: far more than anybody hands out, few enough to compare with each in constant time (a few µs).
+const MAX_KEYS: usize = 1_000;
+/// Bytes of a keys file: [`MAX_KEYS`] keys with room.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+/// Characters of a name: it stands in cookies and in logs.
+const MAX_NAME: usize = 100;
+
+/// What a key may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Access {
+    /// Snapshots and streams.
+    Read,
+    /// Telemetry in.
+    Ingest,
+}
+
+/// One API key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// What logs and limits call it; unique.
+    pub name: Arc<str>,
+    /// What it is known by.
+    pub fingerprint: Fingerprint,
+    /// The one tenant that it sees; `None`: everything.
+    pub tenant: Option<String>,
+    /// What it may do.
+    pub access: Vec<Access>,
+    /// When it ends.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// All keys that are known at one time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Keys(Vec<Key>);
+
+/// What is wrong with a keys file.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Problem {
+    /// It cannot be read.
+    #[error("it cannot be read: {0}")]
+    Unreadable(String),
+    /// Too long.
+    #[error("it is longer than {MAX_FILE_BYTES} bytes")]
+    TooLong,
+    /// Not what is expected there, or not YAML at all.
+    #[error(
+        "line {line}, column {column}: expected is `keys: [{{name, sha256, tenantId?, access?: [read, ingest], \
+         expiresAt?}}]`"
+    )]
+    Shape {
+        /// From 1; 0 where it is not known.
+        line: u64,
+        /// From 1.
+        column: u64,
+    },
+    /// One key is wrong.
+    #[error("key {number}: {what}")]
+    Key {
+        /// From 1, in the order of the file.
+        number: usize,
+        /// What about it.
+        what: &'static str,
+    },
+    /// Too many keys.
+    #[error("it holds more than {MAX_KEYS} keys")]
+    TooMany,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    keys: Option<Vec<Entry>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Entry {
+    name: String,
+    sha256: String,
+    tenant_id: Option<String>,
+    access: Option<Vec<Access>>,
+    expires_at: Option<String>,
+}
+
+impl Keys {
+    /// Name of the key that comes from the environment.
+    pub const ENVIRONMENT: &str = "BOILERHOUSE_API_KEY";
+
+    /// Reads a keys file's text, YAML or JSON.
+    ///
+    /// # Errors
+    /// See [`Problem`].
+    pub fn parse(text: &str) -> Result<Keys, Problem> {
+        let file: File = serde_saphyr::from_str(text).map_err(|error| {
+            // Its message may quote the file.
+            let at = error.location();
+            let (line, column) = at.map_or((0, 0), |at| (at.line(), at.column()));
+            Problem::Shape { line, column }
+        })?;
+        let entries = file.keys.unwrap_or_default();
+        if entries.len() > MAX_KEYS {
+            return Err(Problem::TooMany);
+        }
+        let mut keys = Keys::default();
+        for (at, entry) in entries.into_iter().enumerate() {
+            let key = entry.key().and_then(|key| keys.fits(&key).map(|()| key));
+            keys.0.push(key.map_err(|what| Problem::Key { number: at + 1, what })?);
+        }
+        Ok(keys)
+    }
+
+    /// Reads a keys file.
+    ///
+    /// # Errors
+    /// See [`Problem`].
+    pub fn read(path: &Path) -> Result<String, Problem> {
+        let mut text = String::new();
+        let file = std::fs::File::open(path);
+        let read = file.and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text));
+        match read {
+            Ok(bytes) if bytes as u64 > MAX_FILE_BYTES => Err(Problem::TooLong),
+            Ok(_) => Ok(text),
+            Err(error) => Err(Problem::Unreadable(error.to_string())),
+        }
+    }
+
+    /// Adds the one key of the environment, which may do everything.
+    #[must_use]
+    pub fn with_environment(mut self, secret: &Secret) -> Keys {
+        self.0.push(Key {
+            name: Keys::ENVIRONMENT.into(),
+            fingerprint: secret.fingerprint(),
+            tenant: None,
+            access: vec![Access::Read, Access::Ingest],
+            expires_at: None,
+        });
+        self
+    }
+
+    /// The key that this secret is. Every key is compared with, whichever it is.
+    #[must_use]
+    pub fn find(&self, secret: &Secret) -> Option<&Key> {
+        let fingerprint = secret.fingerprint();
+        self.0.iter().fold(None, |found, key| if key.fingerprint == fingerprint { Some(key) } else { found })
+    }
+
+    /// The key of this name, if it is still the one that [`Fingerprint::name`] names.
+    #[must_use]
+    pub fn get(&self, name: &str, fingerprint: &str) -> Option<&Key> {
+        self.0.iter().find(|key| *key.name == *name && key.fingerprint.name() == fingerprint)
+    }
+
+    /// Whether some key sees one tenant only.
+    #[must_use]
+    pub fn has_tenants(&self) -> bool {
+        self.0.iter().any(|key| key.tenant.is_some())
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn fits(&self, key: &Key) -> Result<(), &'static str> {
+        if self.0.iter().any(|other| other.name == key.name) {
+            return Err("another key has its name");
+        }
+        if self.0.iter().any(|other| other.fingerprint == key.fingerprint) {
+            return Err("another key has its sha256");
+        }
+        Ok(())
+    }
+}
+
+impl Key {
+    /// Whether it may do this.
+    #[must_use]
+    pub fn may(&self, access: Access) -> bool {
+        self.access.contains(&access)
+    }
+}
+
+impl Entry {
+    fn key(self) -> Result<Key, &'static str> {
+        if self.name.is_empty() || self.name.chars().count() > MAX_NAME || self.name.contains(char::is_control) {
+            return Err("its name must be 1 to 100 printable characters");
+        }
+        if self.name == Keys::ENVIRONMENT {
+            return Err("its name stands for the key of the environment");
+        }
+        let fingerprint = Fingerprint::parse(&self.sha256)
+            .ok_or("its sha256 must be the 64 hexadecimal digits of the key's SHA-256 (`printf %s KEY | sha256sum`)")?;
+        if self.tenant_id.as_deref() == Some("") {
+            return Err("its tenantId is empty: leave it out for a key that sees everything");
+        }
+        let access = self.access.unwrap_or_else(|| vec![Access::Read]);
+        if access.is_empty() {
+            return Err("its access is empty: leave it out for [read]");
+        }
+        let expires_at = self.expires_at.map(|at| at.parse()).transpose();
+        let expires_at = expires_at.map_err(|_| "its expiresAt must be a time like 2027-01-31T00:00:00Z")?;
+        Ok(Key { name: self.name.into(), fingerprint, tenant: self.tenant_id, access, expires_at })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // The SHA-256 of "abc".
+    const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    const DIGITS: &str = "1234567890123456789012345678901234567890123456789012345678901234";
+
+    #[test]
+    fn yaml_and_json_say_the_same() {
+        let yaml = format!(
+            "keys:\n- name: a\n  sha256: {ABC}\n- {{name: b, sha256: {DIGITS}, tenantId: alice, access: [ingest], \
+             expiresAt: 2027-01-31T00:00:00Z}}\n"
+        );
+        let json = format!(
+            r#"{{"keys":[{{"name":"a","sha256":"{ABC}"}},{{"name":"b","sha256":"{DIGITS}","tenantId":"alice",
+            "access":["ingest"],"expiresAt":"2027-01-31T00:00:00Z"}}]}}"#
+        );
+        let keys = Keys::parse(&yaml).unwrap();
+        assert_eq!(Keys::parse(&json), Ok(keys.clone()));
+        let abc = keys.find(&Secret::new("abc")).unwrap();
+        assert_eq!((&*abc.name, &abc.tenant, &abc.expires_at), ("a", &None, &None));
+        assert!(abc.may(Access::Read) && !abc.may(Access::Ingest));
+        assert_eq!(keys.find(&Secret::new("abcd")), None);
+        let b = &keys.0[1];
+        assert_eq!((b.tenant.as_deref(), b.may(Access::Read), b.may(Access::Ingest)), (Some("alice"), false, true));
+        assert!(keys.has_tenants() && !Keys::default().has_tenants());
+        assert_eq!(keys.get("a", &abc.fingerprint.name()), Some(abc));
+        assert_eq!(keys.get("b", &abc.fingerprint.name()), None, "renamed");
+        assert_eq!(keys.get("a", &b.fingerprint.name()), None, "replaced");
+    }
+
+    #[test]
+    fn a_file_without_keys_has_none() {
+        for text in ["keys: []", "keys:", "{\"keys\": []}"] {
+            assert_eq!(Keys::parse(text), Ok(Keys::default()), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_and_never_quoted() {
+        let entry = |more: &str| format!("keys: [{{name: a, sha256: {ABC}{more}}}]");
+        let table = [
+            ("canary".to_owned(), "expected is"),
+            ("keys: canary".to_owned(), "line 1, column 7"),
+            ("keys: [canary]".to_owned(), "line 1, column 8"),
+            ("keys: [{name: a, sha256: canary}]".to_owned(), "key 1: its sha256"),
+            ("keys: [{name: a, key: canary}]".to_owned(), "line 1"),
+            (entry(", canary: 1"), "line 1"),
+            (entry(", access: [canary]"), "line 1"),
+            (entry(", access: []"), "key 1: its access"),
+            (entry(", expiresAt: canary"), "key 1: its expiresAt"),
+            (entry(", tenantId: ''"), "key 1: its tenantId"),
+            (entry(&format!("}}, {{name: a, sha256: {DIGITS}")), "key 2: another key has its name"),
+            (entry(&format!("}}, {{name: b, sha256: {ABC}")), "key 2: another key has its sha256"),
+            (format!("keys: [{{name: '', sha256: {ABC}}}]"), "key 1: its name"),
+            (format!("keys: [{{name: BOILERHOUSE_API_KEY, sha256: {ABC}}}]"), "key 1: its name"),
+            ("keys: [{canary".to_owned(), "line 1"),
+            ("- canary: &a [*a, *a]".to_owned(), "expected is"),
+            (
+                (0..=MAX_KEYS)
+                    .fold("keys:\n".to_owned(), |text, n| text + &format!("- {{name: k{n}, sha256: {n:064}}}\n")),
+                "more than",
+            ),
+        ];
+        for (text, expected) in table {
+            let problem = Keys::parse(&text).unwrap_err();
+            let said = format!("{problem} {problem:?}");
+            assert!(said.contains(expected) && !said.contains("canary"), "{text}: {said}");
+        }
+    }
+
+    #[test]
+    fn the_key_of_the_environment_may_do_everything() {
+        let keys = Keys::default().with_environment(&Secret::new("abc"));
+        let key = keys.find(&Secret::new("abc")).unwrap();
+        assert!(key.may(Access::Read) && key.may(Access::Ingest) && key.tenant.is_none());
+    }
+}

@@ -1,0 +1,257 @@
+//! Credentials over time, with the clock held: what ends them, and when whoever has a stream is told.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::atomic::{AtomicBool, Ordering::SeqCst},
+};
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use futures::{FutureExt, StreamExt};
+use tokio::time::{Instant, timeout};
+
+use super::{
+    lease::Standing,
+    verdict::{Access as Right, Reviews},
+    *,
+};
+use crate::{http::limit, wire::Close};
+
+/// The wall's clock at the start of a test: 2026-01-02T03:04:05Z.
+const START_S: i64 = 1_767_323_045;
+const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
+
+/// The wall's clock, which runs with tokio's.
+fn clock() -> Timestamp {
+    thread_local!(static START: Instant = Instant::now());
+    let passed = START.with(Instant::elapsed);
+    Timestamp::from_second(START_S).unwrap() + passed
+}
+
+/// Seconds from the start.
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(START_S + seconds).unwrap()
+}
+
+/// A cluster whose tokens are all `jane`'s.
+#[derive(Debug, Default)]
+struct Cluster {
+    down: AtomicBool,
+    denied: AtomicBool,
+}
+
+impl Cluster {
+    fn reviews(self: &Arc<Self>) -> Reviews {
+        let (one, two) = (self.clone(), self.clone());
+        Reviews {
+            token: Box::new(move |_| {
+                let user = User { name: "jane".into(), groups: vec!["dev".into()], ..User::default() };
+                let answer = if one.down.load(SeqCst) { Err(Unavailable) } else { Ok(Some(user)) };
+                async move { answer }.boxed()
+            }),
+            access: Box::new(move |_| {
+                let denied = two.denied.load(SeqCst);
+                let answer = if denied { Right::Denied("watch pods".into()) } else { Right::Granted };
+                let answer = if two.down.load(SeqCst) { Err(Unavailable) } else { Ok(answer) };
+                async move { answer }.boxed()
+            }),
+        }
+    }
+}
+
+/// Somebody who knows the key `abc`, and all tokens of a cluster.
+fn auth(cluster: &Arc<Cluster>) -> Arc<Auth> {
+    // Held before anything else, so that it starts now.
+    assert_eq!(clock(), at(0));
+    let known = Known { environment: Some(Secret::new("abc")), reviews: Some(cluster.reviews()), ..Known::default() };
+    Auth::new(Config { clock, ..Config::default() }, known, Metrics::default()).unwrap().into()
+}
+
+fn limits() -> Limits {
+    Limits::new(&limit::Config::default())
+}
+
+/// A token that says when it ends.
+fn token(end: Timestamp) -> String {
+    let claims = format!(r#"{{"exp":{}}}"#, end.as_second());
+    format!("e30.{}.c2ln", BASE64_URL_SAFE_NO_PAD.encode(claims))
+}
+
+async fn come(auth: &Auth, limits: &Limits, address: IpAddr, secret: &str) -> Result<Principal, Refusal> {
+    let mut headers = HeaderMap::new();
+    headers.insert(http::header::AUTHORIZATION, format!("Bearer {secret}").parse().unwrap());
+    let came = Came { address, secure: false, loopback: false };
+    auth.admit(Needs::Read, Asks { headers: &headers, query: "", came, cookies: true }, limits).await
+}
+
+/// The status and the `Retry-After` of a refusal.
+fn told(refused: Refusal) -> (u16, Option<String>) {
+    let response = match refused {
+        Refusal::No(error) => error.into_response(),
+        Refusal::Later(later) => later.error().into_response(),
+    };
+    let after = response.headers().get("retry-after").map(|value| value.to_str().unwrap().to_owned());
+    (response.status().as_u16(), after)
+}
+
+/// The next change of a credential, with the seconds at which it came.
+async fn next(auth: &Auth, hold: &mut Hold) -> (i64, Standing) {
+    let standing = async {
+        tokio::select! {
+            never = auth.run() => match never {},
+            standing = hold.next() => standing.unwrap(),
+        }
+    };
+    let standing = timeout(Duration::from_secs(3600), standing).await.expect("nothing changes");
+    (clock().as_second() - START_S, standing)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_ends_when_it_says_and_is_announced() {
+    let (auth, limits) = (auth(&Arc::default()), limits());
+    let end = at(600);
+    let jane = come(&auth, &limits, HERE, &token(end)).await.unwrap();
+    let mut hold = auth.hold(&jane).unwrap();
+    assert_eq!(next(&auth, &mut hold).await, (0, Standing::Good));
+    assert_eq!(next(&auth, &mut hold).await, (540, Standing::Expiring(end)));
+    assert_eq!(next(&auth, &mut hold).await, (600, Standing::Ended(Close::CredentialExpired)));
+    assert_eq!(told(come(&auth, &limits, HERE, &token(end)).await.unwrap_err()).0, 401);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_made_of_a_token_ends_with_it() {
+    let (auth, limits) = (auth(&Arc::default()), limits());
+    let short = come(&auth, &limits, HERE, &token(at(600))).await.unwrap();
+    let long = come(&auth, &limits, HERE, &token(at(100 * 3600))).await.unwrap();
+    let key = come(&auth, &limits, HERE, "abc").await.unwrap();
+    for (principal, purpose, end) in [
+        (&short, Purpose::Ticket, 600),
+        (&short, Purpose::Session, 600),
+        (&long, Purpose::Ticket, 3600),
+        (&long, Purpose::Session, 12 * 3600),
+        (&key, Purpose::Ticket, 3600),
+        (&key, Purpose::Session, 12 * 3600),
+    ] {
+        assert_eq!(auth.pass(principal, purpose, "localhost").unwrap().1, at(end), "{purpose:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_right_that_is_taken_back_ends_streams_within_twenty_seconds() {
+    let cluster = Arc::new(Cluster::default());
+    let (auth, limits) = (auth(&cluster), limits());
+    let jane = come(&auth, &limits, HERE, &token(at(10_000))).await.unwrap();
+    let mut hold = auth.hold(&jane).unwrap();
+    assert_eq!(next(&auth, &mut hold).await, (0, Standing::Good));
+    cluster.denied.store(true, SeqCst);
+    let (seconds, standing) = next(&auth, &mut hold).await;
+    assert_eq!(standing, Standing::Ended(Close::AccessRevoked));
+    assert!(seconds <= 20, "{seconds}");
+    assert_eq!(told(come(&auth, &limits, HERE, &token(at(10_000))).await.unwrap_err()).0, 403);
+    assert_eq!(auth.metrics.revoked.get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_cluster_cannot_be_asked_streams_live_on_for_five_minutes_and_nobody_new_comes_in() {
+    let cluster = Arc::new(Cluster::default());
+    let (auth, limits) = (auth(&cluster), limits());
+    let jane = come(&auth, &limits, HERE, &token(at(10_000))).await.unwrap();
+    let mut hold = auth.hold(&jane).unwrap();
+    assert_eq!(next(&auth, &mut hold).await, (0, Standing::Good));
+    cluster.down.store(true, SeqCst);
+    let run = timeout(Duration::from_secs(280), next(&auth, &mut hold)).await;
+    assert!(run.is_err(), "it lives on: {run:?}");
+    assert_eq!(told(come(&auth, &limits, HERE, &token(at(10_000))).await.unwrap_err()), (503, Some("1".into())));
+    assert_eq!(told(come(&auth, &limits, HERE, &token(at(20_000))).await.unwrap_err()), (503, Some("1".into())));
+    assert!(come(&auth, &limits, HERE, "abc").await.is_ok(), "keys need no cluster");
+    let (seconds, standing) = next(&auth, &mut hold).await;
+    assert_eq!(standing, Standing::Ended(Close::AccessRevoked));
+    assert!((300..=340).contains(&seconds), "{seconds}");
+}
+
+/// An outage that ends in time is no reason to go.
+#[tokio::test(start_paused = true)]
+async fn an_outage_that_ends_is_forgotten() {
+    let cluster = Arc::new(Cluster::default());
+    let (auth, limits) = (auth(&cluster), limits());
+    let jane = come(&auth, &limits, HERE, &token(at(100_000))).await.unwrap();
+    let mut hold = auth.hold(&jane).unwrap();
+    assert_eq!(next(&auth, &mut hold).await, (0, Standing::Good));
+    for down in [true, false, true, false] {
+        cluster.down.store(down, SeqCst);
+        let run = timeout(Duration::from_secs(200), next(&auth, &mut hold)).await;
+        assert!(run.is_err(), "{run:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_credentials_are_limited_by_address_and_good_ones_are_not() {
+    let known = Known { environment: Some(Secret::new("abc")), ..Known::default() };
+    let auth = Auth::new(Config::default(), known, Metrics::default()).unwrap();
+    let limits = limits();
+    for tried in 0..60 {
+        let refused = told(come(&auth, &limits, HERE, &format!("wrong{tried}")).await.unwrap_err());
+        assert_eq!(refused, (401, None), "{tried}");
+    }
+    assert_eq!(told(come(&auth, &limits, HERE, "wrong").await.unwrap_err()), (429, Some("1".into())));
+    assert_eq!(told(come(&auth, &limits, THERE, "wrong").await.unwrap_err()).0, 401);
+    assert!(come(&auth, &limits, HERE, "abc").await.is_ok());
+    assert_eq!(auth.metrics.refused.get(), 62);
+}
+
+/// Whoever guesses tokens does not keep the API server busy: after sixty it is not asked any more.
+#[tokio::test(start_paused = true)]
+async fn the_cluster_is_not_asked_about_guesses_for_ever() {
+    let asked = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let count = asked.clone();
+    let reviews = Reviews {
+        token: Box::new(move |_| {
+            count.fetch_add(1, SeqCst);
+            async { Ok(None) }.boxed()
+        }),
+        access: Box::new(|_| async { Ok(Right::Granted) }.boxed()),
+    };
+    let auth =
+        Auth::new(Config::default(), Known { reviews: Some(reviews), ..Known::default() }, Metrics::default()).unwrap();
+    let limits = limits();
+    for tried in 0..200 {
+        come(&auth, &limits, HERE, &format!("guess{tried}")).await.unwrap_err();
+    }
+    assert_eq!(asked.load(SeqCst), 60);
+    come(&auth, &limits, THERE, "guess").await.unwrap_err();
+    assert_eq!(asked.load(SeqCst), 61);
+}
+
+/// Whatever of it is printed, by a log or in a panic's message, which shows no more.
+#[tokio::test(start_paused = true)]
+async fn nothing_of_a_credential_can_be_printed() {
+    let cluster = Arc::new(Cluster::default());
+    let key = "canary-of-a-key";
+    let known = Known {
+        environment: Some(Secret::new(key)),
+        reviews: Some(cluster.reviews()),
+        seal: Some(Seal::of(b"canary-of-a-seal-0123456789abcdef").unwrap()),
+        ..Known::default()
+    };
+    let mut shown = format!("{known:#?}");
+    let auth = Arc::new(Auth::new(Config::default(), known, Metrics::default()).unwrap());
+    let limits = limits();
+    let token = format!("canary.{}.canary", BASE64_URL_SAFE_NO_PAD.encode(r#"{"exp":9999999999}"#));
+    let mut hidden = vec!["canary".to_owned(), token.split('.').nth(1).unwrap().to_owned()];
+    for secret in [key, &token] {
+        let principal = come(&auth, &limits, HERE, secret).await.unwrap();
+        let (pass, _) = auth.pass(&principal, Purpose::Session, "localhost").unwrap();
+        hidden.push(pass.reveal().rsplit('.').next().unwrap().to_owned());
+        // Kept an eye on by the one that is shown below.
+        let _hold = auth.hold(&principal).unwrap();
+        let refused = come(&auth, &limits, HERE, pass.reveal()).await.unwrap_err();
+        let presented = [Presented::Bearer, Presented::Ticket, Presented::Cookie].map(|of| of(Secret::new(secret)));
+        let subject = Subject::Token(Secret::new(secret));
+        shown += &format!("{principal:?} {pass:?} {refused:?} {presented:?} {subject:?}");
+    }
+    shown += &format!("{auth:#?} {limits:?}");
+    assert!(shown.contains("Secret") && shown.contains("Principal"), "{shown}");
+    for word in hidden {
+        assert!(!shown.contains(&word), "{word}: {shown}");
+    }
+}

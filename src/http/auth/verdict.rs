@@ -1,0 +1,235 @@
+//! What the cluster says of tokens and users: asked by function values, remembered for a little while.
+//!
+//! Always: one question at a time about one subject, whoever asks, and only so many at once about all; a bounded number
+//! of subjects is remembered. That nobody could be asked is no verdict, and hardly remembered.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+use serde::Deserialize;
+use tokio::{
+    sync::{Mutex as Turn, Semaphore},
+    time::Instant,
+};
+
+use super::{
+    seal::User,
+    secret::{Fingerprint, Secret},
+};
+
+/// Asks the cluster. Made by whoever knows it.
+pub struct Reviews {
+    /// Whose token this is, for our audience; `None`: nobody's.
+    pub token: Ask<Secret, Option<User>>,
+    /// Whether a user may list and watch all that is read here; if not, what it may not, in a few words.
+    pub access: Ask<Arc<User>, Access>,
+}
+
+/// A question to the cluster, as a function value.
+pub type Ask<Q, A> = Box<dyn Fn(Q) -> BoxFuture<'static, Result<A, Unavailable>> + Send + Sync>;
+
+/// The cluster could not be asked. Why is said in the log by whoever tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unavailable;
+
+/// A user's rights.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// To everything that is read here.
+    Granted,
+    /// Not to this: `list pods`.
+    Denied(Arc<str>),
+}
+
+/// What a question came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// This user, who may.
+    May(Arc<User>),
+    /// This user, who may not do this.
+    MayNot(Arc<User>, Arc<str>),
+    /// Nobody's token.
+    Unknown,
+}
+
+/// Whom a question is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Subject {
+    /// Whoever holds this token.
+    Token(Secret),
+    /// A user who was known by a token before.
+    User(Arc<User>),
+}
+
+/// For how long what is remembered.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// That somebody may (protocol.md: at most 60 s).
+    pub granted_for: Duration,
+    /// That somebody may not (10 s: whoever has just been granted a right should not wait for long).
+    pub refused_for: Duration,
+    /// That nobody could be asked (1 s: the next one need not find out by himself).
+    pub unavailable_for: Duration,
+    /// Subjects that are remembered: 4096, each of a few hundred bytes.
+    pub subjects: usize,
+    /// Questions to the API server at once: 8, a small part of what it serves.
+    pub questions: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            granted_for: Duration::from_secs(60),
+            refused_for: Duration::from_secs(10),
+            unavailable_for: Duration::from_secs(1),
+            subjects: 4096,
+            questions: 8,
+        }
+    }
+}
+
+type Known = Option<(Instant, Result<Verdict, Unavailable>)>;
+
+/// What is remembered.
+pub(super) struct Verdicts {
+    config: Config,
+    reviews: Reviews,
+    /// By subject: its turn, and what came of the last question.
+    known: Mutex<HashMap<Fingerprint, Arc<Turn<Known>>>>,
+    questions: Semaphore,
+}
+
+impl Verdicts {
+    pub(super) fn new(config: Config, reviews: Reviews) -> Verdicts {
+        let questions = Semaphore::new(config.questions);
+        Verdicts { config, reviews, known: Mutex::default(), questions }
+    }
+
+    /// What is remembered of a subject and still counts; asks nobody.
+    pub(super) fn remembered(&self, subject: &Subject) -> Option<Verdict> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = known.get(&subject.fingerprint())?.clone();
+        drop(known);
+        let known = turn.try_lock().ok()?;
+        self.current(&known).and_then(Result::ok)
+    }
+
+    /// What is remembered, or else what the cluster says now.
+    pub(super) async fn of(&self, subject: &Subject) -> Result<Verdict, Unavailable> {
+        let turn = self.turn(subject);
+        let mut known = turn.lock().await;
+        match self.current(&known) {
+            Some(verdict) => verdict,
+            None => self.ask(subject, &mut known).await,
+        }
+    }
+
+    /// What the cluster says now, whatever is remembered; and from now on that is remembered.
+    pub(super) async fn afresh(&self, subject: &Subject) -> Result<Verdict, Unavailable> {
+        let turn = self.turn(subject);
+        let mut known = turn.lock().await;
+        self.ask(subject, &mut known).await
+    }
+
+    fn current(&self, known: &Known) -> Option<Result<Verdict, Unavailable>> {
+        let (at, verdict) = known.as_ref()?;
+        let counts_for = match verdict {
+            Ok(Verdict::May(_)) => self.config.granted_for,
+            Ok(Verdict::MayNot(..) | Verdict::Unknown) => self.config.refused_for,
+            Err(Unavailable) => self.config.unavailable_for,
+        };
+        (at.elapsed() < counts_for).then(|| verdict.clone())
+    }
+
+    async fn ask(&self, subject: &Subject, known: &mut Known) -> Result<Verdict, Unavailable> {
+        // Never closed: the only way in which this could fail.
+        let _one = self.questions.acquire().await.map_err(|_| Unavailable)?;
+        let verdict = self.question(subject).await;
+        *known = Some((Instant::now(), verdict.clone()));
+        verdict
+    }
+
+    async fn question(&self, subject: &Subject) -> Result<Verdict, Unavailable> {
+        let user = match subject {
+            Subject::User(user) => user.clone(),
+            Subject::Token(token) => match (self.reviews.token)(token.clone()).await? {
+                Some(user) => Arc::new(user),
+                None => return Ok(Verdict::Unknown),
+            },
+        };
+        Ok(match (self.reviews.access)(user.clone()).await? {
+            Access::Granted => Verdict::May(user),
+            Access::Denied(what) => Verdict::MayNot(user, what),
+        })
+    }
+
+    fn turn(&self, subject: &Subject) -> Arc<Turn<Known>> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let fingerprint = subject.fingerprint();
+        if let Some(turn) = known.get(&fingerprint) {
+            return turn.clone();
+        }
+        if known.len() >= self.config.subjects {
+            let in_use = |turn: &Arc<Turn<Known>>| Arc::strong_count(turn) > 1;
+            let counts = |turn: &Arc<Turn<Known>>| turn.try_lock().is_ok_and(|known| self.current(&known).is_some());
+            known.retain(|_, turn| in_use(turn) || counts(turn));
+            // Where all of them count, some are asked about once more; those that somebody waits for stay.
+            let mut over = (known.len() + 1).saturating_sub(self.config.subjects);
+            known.retain(|_, turn| {
+                let goes = over > 0 && !in_use(turn);
+                over -= usize::from(goes);
+                !goes
+            });
+        }
+        known.entry(fingerprint).or_default().clone()
+    }
+}
+
+impl fmt::Debug for Verdicts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verdicts").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Reviews {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reviews")
+    }
+}
+
+impl Subject {
+    /// What it is remembered by: the hash of a token, not the token.
+    fn fingerprint(&self) -> Fingerprint {
+        match self {
+            Subject::Token(token) => Fingerprint::of(format!("token {}", token.reveal()).as_bytes()),
+            Subject::User(user) => {
+                // Strings only: this cannot fail.
+                let user = serde_json::to_string(user).unwrap_or_default();
+                Fingerprint::of(format!("user {user}").as_bytes())
+            }
+        }
+    }
+}
+
+/// When a token ends by itself: `exp` of a JWT (RFC 7519, section 4.1.4), which only a token that has been reviewed is
+/// asked for. Other tokens do not say.
+pub(super) fn expiry(token: &Secret) -> Option<Timestamp> {
+    #[derive(Deserialize)]
+    struct Claims {
+        exp: Option<f64>,
+    }
+    let payload = token.reveal().split('.').nth(1)?;
+    let claims: Claims = serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
+    // Whole seconds, rounded down: a token ends rather too early than too late.
+    Timestamp::from_second(claims.exp?.floor() as i64).ok()
+}
+
+#[cfg(test)]
+mod tests;

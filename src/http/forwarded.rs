@@ -1,0 +1,173 @@
+//! Where a request came from: the peer itself or, where that is a trusted proxy, whom it says it stands for. Pure.
+//!
+//! What anybody else says in `X-Forwarded-*` counts for nothing.
+
+use std::{net::IpAddr, str::FromStr};
+
+use http::HeaderMap;
+
+/// Networks whose proxies are believed.
+#[derive(Clone, Debug, Default)]
+pub struct Proxies(Vec<Network>);
+
+/// A network in CIDR notation, or one address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    address: IpAddr,
+    bits: u32,
+}
+
+/// Where a request came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Came {
+    /// Whose request it is, as far as can be known.
+    pub address: IpAddr,
+    /// It was encrypted, here or up to a trusted proxy.
+    pub secure: bool,
+    /// The connection itself came from this machine.
+    pub loopback: bool,
+}
+
+impl FromStr for Network {
+    type Err = String;
+
+    /// Reads `10.0.0.0/8`, `fd00::/8`, `192.0.2.7`.
+    fn from_str(text: &str) -> Result<Network, String> {
+        let bad = || format!("'{text}' is no network: expected an address like 10.0.0.7, or with a prefix, 10.0.0.0/8");
+        let (address, bits) = match text.split_once('/') {
+            None => (text, None),
+            Some((address, bits)) => (address, Some(bits.parse().map_err(|_| bad())?)),
+        };
+        let address: IpAddr = address.parse().map_err(|_| bad())?;
+        let bits = bits.unwrap_or(width(address));
+        if bits > width(address) {
+            return Err(bad());
+        }
+        Ok(Network { address, bits })
+    }
+}
+
+impl Network {
+    fn has(self, address: IpAddr) -> bool {
+        let differ = match (self.address, address) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => u128::from(a.to_bits() ^ b.to_bits()),
+            (IpAddr::V6(a), IpAddr::V6(b)) => a.to_bits() ^ b.to_bits(),
+            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => return false,
+        };
+        differ.checked_shr(width(address) - self.bits).unwrap_or(0) == 0
+    }
+}
+
+fn width(address: IpAddr) -> u32 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+impl Proxies {
+    /// Believes what comes from these.
+    #[must_use]
+    pub fn new(networks: Vec<Network>) -> Proxies {
+        Proxies(networks)
+    }
+
+    /// Where a request came from, whose connection came from `peer`, over our own TLS or not.
+    #[must_use]
+    pub fn came(&self, peer: IpAddr, tls: bool, headers: &HeaderMap) -> Came {
+        let peer = peer.to_canonical();
+        let believed = self.trusts(peer);
+        let address = if believed { self.client(peer, headers) } else { peer };
+        let said = || last(headers, "x-forwarded-proto").is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
+        Came { address, secure: tls || (believed && said()), loopback: peer.is_loopback() }
+    }
+
+    fn trusts(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|network| network.has(address))
+    }
+
+    /// Each proxy appends whom it heard: from the end back to the first that is none of ours.
+    fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+        let values: Vec<&str> =
+            headers.get_all("x-forwarded-for").into_iter().map(|value| value.to_str().unwrap_or_default()).collect();
+        let mut client = peer;
+        for said in values.iter().flat_map(|list| list.split(',')).rev() {
+            // What is no address ends the trail at the last proxy that is known.
+            let Some(address) = address(said.trim()) else { break };
+            client = address;
+            if !self.trusts(client) {
+                break;
+            }
+        }
+        client
+    }
+}
+
+/// An address, with or without a port.
+fn address(text: &str) -> Option<IpAddr> {
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    let with_port = || text.parse::<std::net::SocketAddr>().ok().map(|address| address.ip());
+    bare.parse().ok().or_else(with_port).map(|address: IpAddr| address.to_canonical())
+}
+
+/// What the nearest proxy says.
+fn last<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+    let last = headers.get_all(name).into_iter().next_back()?.to_str().ok()?;
+    last.rsplit(',').next().map(str::trim)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn came(peer: &str, headers: &[(&'static str, &str)]) -> (String, bool) {
+        let networks = ["10.0.0.0/8", "fd00::/8", "127.0.0.1"].map(|text| text.parse().unwrap());
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(*name, value.parse().unwrap());
+        }
+        let came = Proxies::new(networks.to_vec()).came(peer.parse().unwrap(), false, &map);
+        (came.address.to_string(), came.secure)
+    }
+
+    #[test]
+    fn proxies_that_are_trusted_are_believed_and_others_are_not() {
+        const FOR: &str = "x-forwarded-for";
+        const PROTO: &str = "x-forwarded-proto";
+        type Row<'a> = (&'a str, &'a [(&'static str, &'a str)], &'a str, bool);
+        let table: &[Row<'_>] = &[
+            ("192.0.2.1", &[], "192.0.2.1", false),
+            ("192.0.2.1", &[(FOR, "1.2.3.4"), (PROTO, "https")], "192.0.2.1", false),
+            ("10.0.0.1", &[(FOR, "1.2.3.4"), (PROTO, "https")], "1.2.3.4", true),
+            ("10.0.0.1", &[(FOR, "1.2.3.4"), (PROTO, "http")], "1.2.3.4", false),
+            ("10.0.0.1", &[(PROTO, "https, http")], "10.0.0.1", false),
+            ("10.0.0.1", &[(PROTO, "http"), (PROTO, "HTTPS")], "10.0.0.1", true),
+            ("10.0.0.1", &[(FOR, "6.6.6.6, 1.2.3.4")], "1.2.3.4", false),
+            ("10.0.0.1", &[(FOR, "6.6.6.6"), (FOR, "1.2.3.4")], "1.2.3.4", false),
+            ("10.0.0.1", &[(FOR, "6.6.6.6, 1.2.3.4, 10.9.9.9")], "1.2.3.4", false),
+            ("10.0.0.1", &[(FOR, "10.1.1.1, 10.9.9.9")], "10.1.1.1", false),
+            ("10.0.0.1", &[(FOR, "1.2.3.4, unknown")], "10.0.0.1", false),
+            ("10.0.0.1", &[(FOR, "unknown, 10.2.2.2")], "10.2.2.2", false),
+            ("10.0.0.1", &[(FOR, "")], "10.0.0.1", false),
+            ("10.0.0.1", &[(FOR, "1.2.3.4:5678")], "1.2.3.4", false),
+            ("10.0.0.1", &[(FOR, "[2001:db8::1]:80")], "2001:db8::1", false),
+            ("10.0.0.1", &[(FOR, "2001:db8::1")], "2001:db8::1", false),
+            ("fd00::1", &[(FOR, "::ffff:1.2.3.4")], "1.2.3.4", false),
+            ("::ffff:10.0.0.1", &[(FOR, "1.2.3.4")], "1.2.3.4", false),
+            ("127.0.0.1", &[(FOR, "1.2.3.4")], "1.2.3.4", false),
+            ("127.0.0.2", &[(FOR, "1.2.3.4")], "127.0.0.2", false),
+            ("11.0.0.1", &[(FOR, "1.2.3.4")], "11.0.0.1", false),
+        ];
+        for (peer, headers, address, secure) in table {
+            assert_eq!(came(peer, headers), ((*address).to_owned(), *secure), "{peer} {headers:?}");
+        }
+    }
+
+    #[test]
+    fn networks_are_read_in_cidr_notation() {
+        let has = |network: &str, address: &str| network.parse::<Network>().unwrap().has(address.parse().unwrap());
+        assert!(has("0.0.0.0/0", "1.2.3.4") && has("::/0", "::1") && !has("0.0.0.0/0", "::1"));
+        assert!(has("192.0.2.128/25", "192.0.2.200") && !has("192.0.2.128/25", "192.0.2.1"));
+        assert!(has("2001:db8::/33", "2001:db8:7fff::") && !has("2001:db8::/33", "2001:db8:8000::"));
+        for bad in ["", "10.0.0.0/33", "10.0.0/8", "::/129", "host", "10.0.0.0/x", "10.0.0.0/-1"] {
+            assert!(bad.parse::<Network>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Streams through TLS, from the listener on.
+use std::{convert::Infallible, net::Ipv4Addr};
+
+use http_body_util::Empty;
+use hyper::{Request, body::Incoming};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio_rustls::client::TlsStream;
+
+use super::*;
+use crate::{
+    http::conn::{
+        self, Start,
+        tests::tls::{Certified, NAME},
+    },
+    tasks::{self, Tasks},
+};
+
+/// A client of a listener whose every stream plays this script.
+async fn client(script: &Script, config: Config) -> (WebSocketStream<TlsStream<TcpStream>>, Arc<Streams>, Tasks) {
+    let certified = Certified::new();
+    let tasks = Tasks::new(tasks::Config::default());
+    let streams = Streams::new(config, Metrics::default(), tasks.stop().clone());
+    let (script, serving) = (script.clone(), streams.clone());
+    let service = tower::service_fn(move |request: Request<Incoming>| {
+        let key = request.headers()["sec-websocket-key"].to_str().unwrap().to_owned();
+        let mut response = websocket_head(&key).map(|()| Empty::<Bytes>::new());
+        let (script, place) = (script.clone(), place(&serving));
+        response.extensions_mut().insert(Start::new(|socket| websocket(script, socket, place)));
+        async { Ok::<_, Infallible>(response) }
+    });
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let config = conn::Config { tls: Some(certified.tls()), ..conn::Config::default() };
+    let served = conn::serve(listener, service, config, conn::Metrics::default(), tasks.clone());
+    tasks.spawn("listener", async { Ok::<_, Infallible>(served.await) });
+    // A narrow one: the kernel rarely takes all of what there is, and TLS keeps the rest.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let stream = certified.connect(socket.connect(addr).await.unwrap()).await.unwrap();
+    let socket = tokio_tungstenite::client_async(format!("wss://{NAME}/"), stream).await.unwrap().0;
+    (socket, streams, tasks)
+}
+
+async fn over(streams: &Streams, closed: Closed) {
+    let over = async {
+        while streams.metrics.closed(Transport::WebSocket, closed) == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(BOUND, over).await.unwrap_or_else(|_| panic!("the stream does not end as {closed:?}"));
+}
+
+#[tokio::test]
+async fn a_conversation_over_tls() {
+    let script = Script::default();
+    // No ping helps what waits on its way.
+    let config = Config { ping: 10 * BOUND, ..Config::default() };
+    let (mut client, streams, _tasks) = client(&script, config).await;
+    for i in 0..100 {
+        script.text(&i.to_string());
+        client.send(Message::text("noted")).await.unwrap();
+        assert_eq!(next(&mut client).await, Message::text(i.to_string()));
+    }
+    // Far more than TLS takes in at once, in one frame and in many.
+    let large = "x".repeat(3 << 20);
+    script.text(&large);
+    assert_eq!(next(&mut client).await, Message::text(large.as_str()));
+    script.put(Read::Batch((0..5000).map(|i| text(&i.to_string())).collect()));
+    for i in 0..5000 {
+        assert_eq!(next(&mut client).await, Message::text(i.to_string()));
+    }
+    client.close(None).await.unwrap();
+    assert_eq!(close_of(next(&mut client).await), (1000, String::new()));
+    // TLS's own end, not an error.
+    assert!(client.next().await.is_none());
+    over(&streams, Closed::Client).await;
+    assert_eq!(script.0.received.lock().unwrap().len(), 500);
+}
+
+#[tokio::test]
+async fn a_stalled_reader_is_noticed_behind_tls() {
+    for message in [text(&"x".repeat(1 << 20)), text(&"x".repeat(100))] {
+        let config = Config { write_stall: Duration::from_millis(300), ..Config::default() };
+        let script = Script::default();
+        let (mut client, streams, _tasks) = client(&script, config).await;
+        let closed = Closed::Bridge(Close::SlowConsumer);
+        let stalled = async {
+            while streams.metrics.closed(Transport::WebSocket, closed) == 0 {
+                if script.0.reads.lock().unwrap().is_empty() {
+                    script.put(Read::Batch(vec![message.clone(); 64]));
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(BOUND, stalled).await.expect("it waits for ever");
+        // What the kernels have taken, and then the reset: there is no way past TLS for a last word.
+        while let Some(outcome) = client.next().await {
+            let Ok(Message::Text(_)) = outcome else {
+                outcome.unwrap_err();
+                break;
+            };
+        }
+    }
+}

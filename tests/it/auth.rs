@@ -1,0 +1,126 @@
+//! Who may connect, what they see, how much (protocol.md sections 6 and 7).
+
+mod canary;
+mod credentials;
+mod limits;
+mod lives;
+mod matrix;
+mod scope;
+mod tenants;
+mod tokens;
+
+use std::fmt::Write as _;
+
+use boilerhouse_bridge::sim::Resource;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::support::{
+    bridge::Bridge,
+    simulated::{NAMESPACE, Simulated},
+    web::{Listener, ask},
+};
+
+/// A keys file that a test writes anew while a bridge reads it.
+struct KeysFile(tempfile::TempDir);
+
+impl KeysFile {
+    fn new(keys: &[Value]) -> KeysFile {
+        let file = KeysFile(tempfile::tempdir().unwrap());
+        file.write(keys);
+        file
+    }
+
+    fn path(&self) -> String {
+        self.0.path().join("keys.yaml").to_string_lossy().into_owned()
+    }
+
+    /// Takes the place of what was there at once, as an editor or a Secret's volume does it.
+    fn write(&self, keys: &[Value]) {
+        self.write_text(&json!({ "keys": keys }).to_string());
+    }
+
+    fn write_text(&self, text: &str) {
+        let next = self.0.path().join("next");
+        std::fs::write(&next, text).unwrap();
+        std::fs::rename(next, self.path()).unwrap();
+    }
+}
+
+/// The key of this name.
+fn secret(name: &str) -> String {
+    format!("the-secret-of-{name}-0123456789")
+}
+
+/// A key of the file, with what else is to stand there.
+fn key(name: &str, more: &Value) -> Value {
+    let mut entry = json!({ "name": name, "sha256": sha256(&secret(name)) });
+    for (key, value) in more.as_object().into_iter().flatten() {
+        entry[key] = value.clone();
+    }
+    entry
+}
+
+fn sha256(text: &str) -> String {
+    Sha256::digest(text).iter().fold(String::new(), |mut hex, byte| {
+        write!(hex, "{byte:02x}").unwrap();
+        hex
+    })
+}
+
+/// `Authorization` with the key of this name.
+fn bearer(name: &str) -> String {
+    format!("Bearer {}", secret(name))
+}
+
+/// Keys that see everything, one tenant, nothing.
+fn three_keys() -> Vec<Value> {
+    vec![
+        key("all", &Value::Null),
+        key("alice", &json!({"tenantId": "alice"})),
+        key("blind", &json!({"access": ["ingest"]})),
+    ]
+}
+
+/// A cluster with a Pod and a claim of alice's, and of bob's.
+async fn two_tenants() -> Simulated {
+    let cluster = Simulated::new().await;
+    cluster.sim.store(|store| {
+        for tenant in ["alice", "bob"] {
+            let labels = json!({
+                "boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": "web",
+                "boilerhouse.dev/pool-status": "acquired", "boilerhouse.dev/tenant": tenant,
+            });
+            let name = format!("{tenant}-pod");
+            let pod = json!({"metadata": {"name": name, "namespace": NAMESPACE, "labels": labels}});
+            store.create(Resource::Pods, pod).unwrap();
+            let claim = json!({
+                "metadata": {"name": format!("{tenant}-claim"), "namespace": NAMESPACE},
+                "spec": {"tenantId": tenant, "workloadRef": "web"},
+                "status": {"phase": "Active", "instanceId": name},
+            });
+            store.create(Resource::Claims, claim).unwrap();
+        }
+    });
+    cluster
+}
+
+/// A ticket of the key of this name.
+async fn ticket(bridge: &Bridge, name: &str) -> String {
+    let answer = ask(bridge.address, "POST", "/api/v1/tickets", &[("Authorization", &bearer(name))]).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    answer.json()["ticket"].as_str().unwrap().to_owned()
+}
+
+/// A session's `name=value` of the key of this name.
+async fn cookie(bridge: &Bridge, name: &str) -> String {
+    let answer = ask(bridge.address, "POST", "/api/v1/session", &[("Authorization", &bearer(name))]).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let cookie = answer.header("set-cookie").unwrap();
+    cookie.split(';').next().unwrap().to_owned()
+}
+
+/// The status with which a WebSocket is answered.
+async fn upgraded(bridge: &Bridge, path: &str, headers: &[(&str, &str)]) -> u16 {
+    Listener::with(bridge.address, path, headers).await.err().unwrap_or(101)
+}

@@ -1,0 +1,406 @@
+//! What one tenant's key is told by the binary of another tenant, at every endpoint, over seeded histories of both in one
+//! cluster. What the lens itself lets through is tried in `scope`, history by history and byte by byte.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+};
+
+use boilerhouse_bridge::sim::Resource;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinHandle,
+};
+
+use super::{KeysFile, bearer, cookie, key, three_keys, ticket, two_tenants};
+use crate::support::{
+    self,
+    bridge::Bridge,
+    dice::Dice,
+    simulated::{NAMESPACE, Simulated},
+    sse::Events,
+    web::{self, Answer, Listener, ask, until},
+};
+
+/// Histories in the long form of the test, and in the short one.
+const HISTORIES: [u64; 2] = [300, 50];
+/// Writes in a history.
+const STEPS: usize = 40;
+/// In so many histories, the first ones, the API server forgets its watch history, and everybody lists anew; the watchers
+/// of a connection wait longer each time.
+const RESTARTED: u64 = 2;
+/// The tenant that looks, the other one, and what belongs to neither.
+const OWN: &str = "alice";
+const OTHER: &str = "mallory";
+const NEITHER: &str = "spare";
+/// As long as the other's, and nobody's.
+const ABSENT: &str = "nothing";
+
+/// Connections that hear all that the tenant's key is told.
+struct Ear {
+    path: String,
+    heard: Arc<Mutex<Vec<u8>>>,
+    reading: JoinHandle<()>,
+    /// By which it is known that it has heard everything so far: kinds of marks.
+    marks: &'static [&'static str],
+}
+
+impl Drop for Ear {
+    fn drop(&mut self) {
+        self.reading.abort();
+    }
+}
+
+impl Ear {
+    async fn open(bridge: &Bridge, path: &str, header: (&str, &str), marks: &'static [&'static str]) -> Ear {
+        let mut stream = TcpStream::connect(bridge.address).await.unwrap();
+        let request = web::upgrade(bridge.address, path);
+        // The same request begins either kind of stream, but for the words that ask for an upgrade.
+        let request = match path.contains("ws") || path.contains("websocket") {
+            true => request,
+            false => format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", bridge.address),
+        };
+        let request = request.replacen("\r\n\r\n", &format!("\r\n{}: {}\r\n\r\n", header.0, header.1), 1);
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let heard = Arc::<Mutex<Vec<u8>>>::default();
+        let hearing = heard.clone();
+        let reading = tokio::spawn(async move {
+            let mut bytes = Vec::new();
+            while stream.read_buf(&mut bytes).await.is_ok_and(|read| read > 0) {
+                hearing.lock().unwrap().append(&mut bytes);
+            }
+        });
+        let ear = Ear { path: path.to_owned(), heard, reading, marks };
+        until(|| ear.has("\r\n\r\n").then_some(())).await;
+        assert!(ear.has("HTTP/1.1 200 ") || ear.has("HTTP/1.1 101 "), "{path}: {}", ear.text());
+        ear
+    }
+
+    fn has(&self, word: &str) -> bool {
+        memchr::memmem::find(&self.heard.lock().unwrap(), word.as_bytes()).is_some()
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.heard.lock().unwrap()).into_owned()
+    }
+}
+
+/// A cluster of both, and who belongs to whom.
+struct World {
+    cluster: Simulated,
+    dice: Dice,
+    /// By resource and name.
+    owners: BTreeMap<(Resource, String), &'static str>,
+    /// uids of what has never been the looking tenant's, and of what has.
+    hidden: BTreeSet<String>,
+    shown: BTreeSet<String>,
+}
+
+impl World {
+    fn write(&mut self) {
+        let resource = *self.dice.pick(&[Resource::Pods, Resource::Claims]);
+        let slot = self.dice.roll(3);
+        // Some change hands; the others' names say whose they are.
+        let (name, owner) = match *self.dice.pick(&[OWN, OTHER, OTHER, NEITHER, "shared", "shared"]) {
+            "shared" => (format!("shared-{slot}"), *self.dice.pick(&[OWN, OTHER, NEITHER])),
+            owner => (format!("{owner}-{slot}"), owner),
+        };
+        let there = self.owners.contains_key(&(resource, name.clone()));
+        if there && self.dice.roll(5) == 0 {
+            self.cluster.sim.store(|store| store.delete(resource, NAMESPACE, &name)).unwrap();
+            self.owners.remove(&(resource, name));
+            return;
+        }
+        self.put(resource, &name, owner);
+    }
+
+    fn put(&mut self, resource: Resource, name: &str, owner: &'static str) {
+        let object = self.object(resource, name, owner);
+        let written = self.cluster.sim.store(|store| match store.get(resource, NAMESPACE, name) {
+            None => store.create(resource, object),
+            Some(_) => store.modify(resource, NAMESPACE, name, |have| {
+                have["metadata"]["labels"] = object["metadata"]["labels"].clone();
+                have["metadata"]["annotations"] = object["metadata"]["annotations"].clone();
+                have["spec"] = object["spec"].clone();
+                have["status"] = object["status"].clone();
+            }),
+        });
+        let uid = written.unwrap()["metadata"]["uid"].as_str().unwrap().to_owned();
+        self.owners.insert((resource, name.to_owned()), owner);
+        if owner == OWN {
+            self.hidden.remove(&uid);
+            self.shown.insert(uid);
+        } else if !self.shown.contains(&uid) {
+            self.hidden.insert(uid);
+        }
+    }
+
+    /// An object all of whose words are its owner's, but for its name; a claim may name anybody's Pod.
+    fn object(&mut self, resource: Resource, name: &str, owner: &str) -> Value {
+        let dice = &mut self.dice;
+        let mut word = |what: &str| format!("{owner}-{what}-{}", dice.roll(3));
+        let labels = json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": word("workload"),
+                            format!("{owner}.example/label"): word("label")});
+        let [phase, ip, source, at, detail, active] =
+            ["phase", "ip", "source", "at", "detail", "active"].map(&mut word);
+        let mut metadata = json!({"name": name, "namespace": NAMESPACE, "labels": labels});
+        if resource == Resource::Pods {
+            metadata["labels"]["boilerhouse.dev/pool-status"] = json!(dice.pick(&["warming", "ready", "acquired"]));
+            if owner != NEITHER {
+                metadata["labels"]["boilerhouse.dev/tenant"] = json!(owner);
+            }
+            return json!({"metadata": metadata, "spec": {}, "status": {"phase": phase, "podIP": ip}});
+        }
+        metadata["annotations"] = json!({"boilerhouse.dev/last-activity": active});
+        let pod = format!("{}-{}", dice.pick(&[OWN, "shared", owner]), dice.roll(3));
+        let phase = *dice.pick(&["Active", "Active", "Pending", "Released"]);
+        // A claim without a tenant cannot be.
+        let tenant = if owner == NEITHER { "spare-tenant" } else { owner };
+        // A claim that names another's Pod would tell of that by its own words.
+        let pod = if owner == OWN { format!("{OWN}-{}", dice.roll(3)) } else { pod };
+        json!({
+            "metadata": metadata, "spec": {"tenantId": tenant, "workloadRef": format!("{owner}-workload")},
+            "status": {"phase": phase, "instanceId": pod, "source": source, "claimedAt": at, "detail": detail,
+                       "endpoint": {"host": format!("{owner}.example"), "port": 1}},
+        })
+    }
+
+    /// The last of a history: once it has been told, so has everything before it.
+    fn mark(&mut self, history: u64) {
+        for (resource, kind) in [(Resource::Pods, "pod"), (Resource::Claims, "claim")] {
+            let name = format!("mark-{kind}-{history}-");
+            self.put(resource, &name, OWN);
+            let active = json!({"status": {"phase": "Active"}});
+            self.cluster.sim.store(|store| store.patch(resource, NAMESPACE, &name, &active)).unwrap();
+        }
+    }
+
+    /// Nothing of the histories so far is there any more.
+    fn clear(&mut self) {
+        for (resource, name) in std::mem::take(&mut self.owners).into_keys() {
+            self.cluster.sim.store(|store| store.delete(resource, NAMESPACE, &name)).unwrap();
+        }
+    }
+
+    fn names(&self, resource: Resource) -> Vec<&str> {
+        let own = self.owners.iter().filter(|((of, _), owner)| *of == resource && **owner == OWN);
+        own.map(|((_, name), _)| name.as_str()).collect()
+    }
+
+    /// No word and no uid of others stands there.
+    fn check(&self, what: &str, text: &str) {
+        for word in [OTHER, NEITHER, "pool.depth"] {
+            assert!(!text.contains(word), "{what} tells of {word}: {text}");
+        }
+        for uid in &self.hidden {
+            assert!(!text.contains(uid.as_str()), "{what} tells of {uid}, which has never been {OWN}'s: {text}");
+        }
+    }
+}
+
+/// A GET with the tenant's key. What differs for other reasons than what is there is left out.
+async fn look(bridge: &Bridge, path: &str) -> Answer {
+    let mut answer = ask(bridge.address, "GET", path, &[("Authorization", &bearer(OWN))]).await;
+    answer.headers.retain(|(name, _)| !["date", "event-cursor", "ratelimit"].contains(&name.as_str()));
+    answer
+}
+
+/// Every GET at the end of a history.
+async fn look_everywhere(bridge: &Bridge, world: &World) {
+    let everything = [
+        "/api/v1/instances",
+        "/api/v1/tenants",
+        "/api/v1/tenants/alice",
+        "/api/v1/connections",
+        "/api/v1/pools",
+        "/api/v1/stats",
+        "/metrics",
+        "/readyz?verbose",
+        "/livez",
+        "/api/v1/health",
+        "/",
+        "/api/v1/instances?params=%7B%22instances%22:%7B%22labels%22:%7B%22boilerhouse.dev/managed%22:null%7D%7D%7D",
+    ];
+    for path in everything {
+        world.check(path, &format!("{:?}", look(bridge, path).await));
+    }
+    let names = |answer: &Answer| -> Vec<String> {
+        answer.json().as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names(&look(bridge, "/api/v1/instances").await), world.names(Resource::Pods));
+    let tenants = look(bridge, "/api/v1/tenants").await.json();
+    assert_eq!(tenants.as_array().unwrap().len(), 1, "{tenants}");
+    let claims = tenants[0]["claims"].as_array().unwrap().iter().map(|claim| claim["name"].as_str().unwrap());
+    assert_eq!(claims.collect::<Vec<_>>(), world.names(Resource::Claims));
+
+    // What is another's is answered as what is not there, to the byte but for the name that was asked for.
+    let asks = [
+        "/api/v1/instances/{}-0",
+        "/api/v1/instances/{}-1",
+        "/api/v1/instances/{}-2",
+        "/api/v1/tenants/{}",
+        "/api/v1/instances?params=%7B%22instances%22:%7B%22tenantId%22:%22{}%22%7D%7D",
+        "/api/v1/instances?params=%7B%22instances%22:%7B%22workloadRef%22:%22{}-workload-0%22%7D%7D",
+        "/api/v1/instances?params=%7B%22instances%22:%7B%22labels%22:%7B%22{}.example/label%22:null%7D%7D%7D",
+        "/api/v1/tenants?params=%7B%22claims%22:%7B%22tenantId%22:%22{}%22%7D%7D",
+        "/api/v1/pools?params=%7B%22instances%22:%7B%22tenantId%22:%22{}%22%7D%7D",
+        "/api/v1/stats?params=%7B%22claims%22:%7B%22tenantId%22:%22{}%22%7D%7D",
+    ];
+    for path in asks {
+        let [others, nobodys] = [OTHER, ABSENT].map(|name| async move {
+            format!("{:?}", look(bridge, &path.replace("{}", name)).await).replace(name, "{}")
+        });
+        assert_eq!(others.await, nobodys.await, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn no_endpoint_tells_of_another_tenant() {
+    let all = [three_keys(), vec![key(OTHER, &json!({"tenantId": OTHER}))]].concat();
+    let keys = KeysFile::new(&all);
+    let mut world = World {
+        cluster: Simulated::new().await,
+        dice: Dice(7),
+        owners: BTreeMap::new(),
+        hidden: BTreeSet::new(),
+        shown: BTreeSet::new(),
+    };
+    let rates = ["--own-watchers", "2", "--request-rate", "1000000"];
+    let bridge = world.cluster.bridge(&[&["--keys-file", &keys.path()][..], &rates].concat()).await;
+    let (authorization, cookie) = (bearer(OWN), cookie(&bridge, OWN).await);
+    let by_ticket = format!("/api/sse?token={}", ticket(&bridge, OWN).await);
+    let by_key = ("Authorization", authorization.as_str());
+    let both: &[&str] = &["pod", "claim"];
+    let filter =
+        "%7B%22instances%22:%7B%22tenantId%22:%22mallory%22%7D,%22claims%22:%7B%22tenantId%22:%22mallory%22%7D%7D";
+    let (of_others, of_others_too) = (format!("/api/websocket?params={filter}"), format!("/api/sse?params={filter}"));
+    let streams = [
+        ("/ws", by_key, both),
+        ("/ws?snapshot=none", by_key, both),
+        // These share the hub's watch.
+        ("/ws?types=instance.state", ("Cookie", &cookie), &["pod"]),
+        ("/ws?types=pool,tenant", by_key, &["claim"]),
+        ("/api/websocket", by_key, both),
+        ("/api/websocket?types=pool,tenant,telemetry,mqtt", by_key, &["claim"]),
+        ("/api/sse", by_key, both),
+        (&by_ticket, ("Accept", "text/event-stream"), both),
+        ("/api/events/stream?snapshot=state", ("Cookie", &cookie), both),
+        ("/events/stream?snapshot=state", by_key, both),
+        ("/events", by_key, both),
+        ("/events/ws?snapshot=state", by_key, both),
+        // They ask for what is not theirs, and hear nothing: known by what else they have heard when the others are at the end.
+        (&of_others, by_key, &[]),
+        (&of_others_too, by_key, &[]),
+    ];
+    let mut ears = Vec::new();
+    for (path, header, marks) in streams {
+        ears.push(Ear::open(&bridge, path, header, marks).await);
+    }
+    let (mut heard, mut handed_over) = (0, 0);
+    let histories = if support::full() { HISTORIES[0] } else { HISTORIES[1] };
+    for history in 0..histories {
+        world.dice = Dice(history);
+        let answer = ask(bridge.address, "GET", "/api/v1/instances", &[by_key]).await;
+        let resumed = format!("/api/sse?lastEventId={}", answer.header("event-cursor").unwrap());
+        for step in 0..STEPS {
+            world.write();
+            if history < RESTARTED && step == STEPS / 2 {
+                world.cluster.sim.restart();
+            }
+            if step % 4 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        let resumed = Ear::open(&bridge, &resumed, by_key, both).await;
+        world.mark(history);
+        for ear in ears.iter().chain([&resumed]) {
+            for kind in ear.marks {
+                until(|| ear.has(&format!("mark-{kind}-{history}-")).then_some(())).await;
+            }
+            let text = ear.text();
+            // The filter's own words stand in no answer.
+            world.check(&ear.path, &text);
+            heard += usize::from(text.contains("alice-workload"));
+            handed_over += text.matches(r#""cause":"filtered""#).count();
+        }
+        look_everywhere(&bridge, &world).await;
+        world.clear();
+        for ear in &ears {
+            ear.heard.lock().unwrap().clear();
+        }
+    }
+    println!("{heard} streams of histories heard something, {handed_over} of a handover");
+    let histories = usize::try_from(histories).unwrap();
+    assert!(heard > 12 * histories && handed_over > 2 * histories, "{heard}, {handed_over}");
+}
+
+/// Word by word, on each kind of stream: the first is told that the Pod is gone, the second that it is there.
+#[tokio::test]
+async fn a_pod_handed_over_leaves_the_first_as_deleted() {
+    let bob = key("bob", &json!({"tenantId": "bob"}));
+    let (cluster, keys) = (two_tenants().await, KeysFile::new(&[three_keys(), vec![bob]].concat()));
+    let bridge = cluster.bridge(&["--keys-file", &keys.path()]).await;
+    let (alice, bob) = (bearer("alice"), bearer("bob"));
+    let (alice, bob) = ([("Authorization", alice.as_str())], [("Authorization", bob.as_str())]);
+    let socket = async |path, headers| Listener::with(bridge.address, path, headers).await.unwrap();
+    let (mut plain, mut full) = (socket("/ws?snapshot=none", &alice).await, socket("/events/ws", &alice).await);
+    let mut sse = Events::open(bridge.address, "/events", &alice).await;
+    let (mut plain_of_bob, mut full_of_bob) =
+        (socket("/ws?snapshot=none", &bob).await, socket("/events/ws", &bob).await);
+    let before = ask(bridge.address, "GET", "/api/v1/instances/alice-pod", &alice).await.json();
+
+    let change = json!({
+        "metadata": {"labels": {"boilerhouse.dev/tenant": "bob", "boilerhouse.dev/workload": "bobs"}},
+        "status": {"phase": "Bobs", "podIP": "10.0.0.66"},
+    });
+    let store =
+        |change| cluster.sim.store(|store| store.patch(Resource::Pods, NAMESPACE, "alice-pod", change)).unwrap();
+    let handed_over = store(&change);
+    store(&json!({"status": {"phase": "BobsToo"}}));
+    cluster.sim.store(|store| store.delete(Resource::Pods, NAMESPACE, "alice-pod")).unwrap();
+    let own = json!({"metadata": {"name": "mark", "namespace": NAMESPACE, "labels": {
+        "boilerhouse.dev/managed": "true", "boilerhouse.dev/tenant": "alice"}}});
+    cluster.sim.store(|store| store.create(Resource::Pods, own)).unwrap();
+
+    let gone = json!({"type": "instance.state", "name": "alice-pod", "phase": "Deleted", "workloadRef": "web",
+                      "tenantId": "alice"});
+    assert_eq!(plain.json().await, gone);
+    assert_eq!(plain.json().await["name"], "mark", "what becomes of it is bob's business");
+    let mut last = before;
+    for joined in ["claimedAt", "lastActivity"] {
+        last.as_object_mut().unwrap().remove(joined);
+    }
+    let (uid, rv) = (&handed_over["metadata"]["uid"], &handed_over["metadata"]["resourceVersion"]);
+    let key = format!("{}.{}.instance.state", uid.as_str().unwrap(), rv.as_str().unwrap());
+    let gone = json!({
+        "type": "instance.state", "id": "*", "time": "*", "name": "alice-pod", "phase": "Deleted",
+        "previousPhase": "Unknown", "workloadRef": "web", "tenantId": "alice", "instance": last, "cause": "filtered",
+        "key": key,
+    });
+    let held = |mut event: Value| {
+        for differs in ["id", "time"] {
+            assert!(event[differs].is_string(), "{event}");
+            event[differs] = json!("*");
+        }
+        event
+    };
+    let from_socket = full.until(|event| event["name"] == "mark").await;
+    let from_socket = from_socket.iter().map(|text| serde_json::from_str::<Value>(text).unwrap());
+    let from_sse = sse.until(|event| event["name"] == "mark").await;
+    let from_sse = from_sse.iter().map(support::sse::Block::json);
+    for told in [from_socket.collect::<Vec<_>>(), from_sse.collect()] {
+        let told: Vec<_> = told.into_iter().filter(|event| event["type"] != "heartbeat").collect();
+        assert_eq!(held(told[0].clone()), gone);
+        assert_eq!(told.len(), 2, "{told:?}");
+    }
+    let came = json!({"type": "instance.state", "name": "alice-pod", "phase": "Bobs", "workloadRef": "bobs",
+                      "tenantId": "bob"});
+    assert_eq!(plain_of_bob.json().await, came);
+    let came = full_of_bob.until(|event| event["phase"] == "Bobs").await;
+    assert!(came.iter().all(|text| !text.contains("\"web\"") && !text.contains("previousPhase")), "{came:?}");
+    for (path, headers) in [("/api/v1/instances/alice-pod", &alice), ("/api/v1/instances/mark", &bob)] {
+        assert_eq!(ask(bridge.address, "GET", path, headers).await.status, 404, "{path}");
+    }
+}

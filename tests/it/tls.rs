@@ -1,0 +1,247 @@
+//! `--tls-cert`, `--tls-key`: everything over TLS, for clients that trust the certificate.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use futures::StreamExt;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::{
+    TlsConnector,
+    client::TlsStream,
+    rustls::{ClientConfig, RootCertStore, crypto::ring::default_provider, pki_types::ServerName},
+};
+use tokio_tungstenite::{
+    WebSocketStream, client_async,
+    tungstenite::{Message, client::IntoClientRequest},
+};
+
+use crate::support::{
+    bridge::{self, Bridge},
+    node::Talker,
+    simulated::{NAMESPACE, Simulated},
+    web::{self, Answer, BOUND},
+};
+
+const KEY: &str = "a-key-of-thirty-two-characters-x";
+
+/// A certificate for 127.0.0.1, its key, and a client that trusts it.
+pub(crate) struct Certified {
+    folder: tempfile::TempDir,
+    connector: TlsConnector,
+}
+
+impl Certified {
+    pub(crate) fn new() -> Certified {
+        let folder = tempfile::tempdir().unwrap();
+        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        std::fs::write(folder.path().join("tls.crt"), made.cert.pem()).unwrap();
+        std::fs::write(folder.path().join("tls.key"), made.signing_key.serialize_pem()).unwrap();
+        let mut trusted = RootCertStore::empty();
+        trusted.add(made.cert.der().clone()).unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::new(default_provider()));
+        let config = config.with_safe_default_protocol_versions().unwrap();
+        let config = config.with_root_certificates(trusted).with_no_client_auth();
+        Certified { folder, connector: TlsConnector::from(Arc::new(config)) }
+    }
+
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The flags that have a bridge serve with it.
+    fn flags(&self) -> [String; 4] {
+        let file = |name| self.file(name).to_string_lossy().into_owned();
+        ["--tls-cert".to_owned(), file("tls.crt"), "--tls-key".to_owned(), file("tls.key")]
+    }
+
+    /// A bridge that serves with it and watches this cluster, ready.
+    pub(crate) async fn bridge(&self, cluster: &Simulated, args: &[&str], variables: &[(&str, &str)]) -> Bridge {
+        let (kubeconfig, flags) = (cluster.kubeconfig(), self.flags());
+        let mut all = vec!["serve", "--port", "0", "--kubeconfig", &kubeconfig, "--namespace", NAMESPACE];
+        all.extend(flags.iter().map(String::as_str));
+        all.extend(args);
+        let bridge = Bridge::run_with(&all, variables).await;
+        let ready = timeout(BOUND, async {
+            while self.ask(bridge.address, "GET", "/readyz", &[]).await.status != 200 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        ready.await.unwrap_or_else(|_| panic!("not ready: {:#?}", bridge.log()));
+        bridge
+    }
+
+    async fn connect(&self, address: SocketAddr) -> TlsStream<TcpStream> {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        timeout(BOUND, self.connector.connect(name, stream)).await.expect("no handshake").unwrap()
+    }
+
+    /// Sends a request and reads the answer to TLS's own end, without which it might have been cut short.
+    pub(crate) async fn ask(&self, address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
+        for (name, value) in headers {
+            request += &format!("{name}: {value}\r\n");
+        }
+        let mut stream = self.connect(address).await;
+        stream.write_all((request + "\r\n").as_bytes()).await.unwrap();
+        let mut text = String::new();
+        timeout(BOUND, stream.read_to_string(&mut text)).await.expect("no end of the answer").unwrap();
+        web::parse(&text)
+    }
+
+    async fn websocket(&self, address: SocketAddr, path: &str) -> WebSocketStream<TlsStream<TcpStream>> {
+        let request = format!("wss://{address}{path}").into_client_request().unwrap();
+        client_async(request, self.connect(address).await).await.unwrap().0
+    }
+}
+
+async fn next(socket: &mut WebSocketStream<TlsStream<TcpStream>>) -> Option<Message> {
+    loop {
+        match timeout(BOUND, socket.next()).await.expect("nothing comes") {
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+            Some(message) => return Some(message.unwrap()),
+            None => return None,
+        }
+    }
+}
+
+async fn json_of(socket: &mut WebSocketStream<TlsStream<TcpStream>>) -> Value {
+    match next(socket).await {
+        Some(Message::Text(text)) => serde_json::from_str(&text).unwrap(),
+        other => panic!("expected a text message: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn all_is_served_over_tls() {
+    let (cluster, certified) = (Simulated::new().await, Certified::new());
+    let bridge = certified.bridge(&cluster, &[], &[]).await;
+    let said = format!("listening on https://{0}, events on wss://{0}/ws", bridge.address);
+    assert!(bridge.log().iter().any(|line| line.contains(&said)), "{:#?}", bridge.log());
+    cluster.create_pod("a");
+    let (mut ws, mut full) = (
+        certified.websocket(bridge.address, "/ws?snapshot=none").await,
+        certified.websocket(bridge.address, "/api/websocket?types=instance").await,
+    );
+    assert_eq!(json_of(&mut full).await["type"], "state.initial");
+    let mut sse = certified.connect(bridge.address).await;
+    let request = format!("GET /events HTTP/1.1\r\nHost: {}\r\nAccept: text/event-stream\r\n\r\n", bridge.address);
+    sse.write_all(request.as_bytes()).await.unwrap();
+    let mut events = Vec::new();
+    let read = async |sse: &mut TlsStream<TcpStream>, events: &mut Vec<u8>, until: &str| {
+        while !String::from_utf8_lossy(events).contains(until) {
+            let read = timeout(BOUND, sse.read_buf(events)).await.expect("nothing comes").unwrap();
+            assert_ne!(read, 0, "{}", String::from_utf8_lossy(events));
+        }
+    };
+    read(&mut sse, &mut events, "heartbeat").await;
+
+    cluster.create_pod("b");
+    while json_of(&mut ws).await["name"] != "b" {}
+    while json_of(&mut full).await["name"] != "b" {}
+    read(&mut sse, &mut events, r#""name":"b""#).await;
+    // An event told is never newer than a GET (protocol.md section 2).
+    let instances = certified.ask(bridge.address, "GET", "/api/v1/instances", &[]).await;
+    let names: Vec<_> = instances.json().as_array().unwrap().iter().map(|one| one["name"].clone()).collect();
+    assert_eq!(names, [json!("a"), json!("b")]);
+    let origin = format!("https://{}", bridge.address);
+    for (origin, status) in [(origin.as_str(), 200), ("https://evil.example", 403)] {
+        let answer = certified.ask(bridge.address, "GET", "/api/v1/stats", &[("Origin", origin)]).await;
+        assert_eq!(answer.status, status, "{origin}");
+    }
+
+    bridge.signal("TERM").await;
+    for socket in [&mut ws, &mut full] {
+        let close = loop {
+            match next(socket).await.expect("a close frame comes first") {
+                Message::Close(close) => break close.unwrap(),
+                Message::Text(_) => {}
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!((u16::from(close.code), close.reason.as_str()), (1012, "draining"));
+        assert_eq!(next(socket).await, None, "an end in order");
+    }
+    timeout(BOUND, sse.read_to_end(&mut events)).await.expect("it stays").expect("an end in order");
+    assert!(String::from_utf8_lossy(&events).contains("stream.closing"));
+}
+
+#[tokio::test]
+async fn sessions_are_for_https_only() {
+    let (cluster, certified) = (Simulated::new().await, Certified::new());
+    let bridge = certified.bridge(&cluster, &[], &[("BOILERHOUSE_API_KEY", KEY)]).await;
+    let bearer = format!("Bearer {KEY}");
+    let answer = certified.ask(bridge.address, "POST", "/api/v1/session", &[("Authorization", &bearer)]).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let cookie = answer.header("set-cookie").unwrap();
+    assert!(cookie.starts_with("__Host-") && cookie.contains("; Secure"), "{cookie}");
+    let pair = cookie.split(';').next().unwrap();
+    let plain = pair.strip_prefix("__Host-").unwrap();
+    for (cookie, status) in [(pair, 200), (plain, 401)] {
+        let answer = certified.ask(bridge.address, "GET", "/api/v1/instances", &[("Cookie", cookie)]).await;
+        assert_eq!(answer.status, status, "{cookie}: {}", answer.body);
+    }
+}
+
+#[tokio::test]
+async fn clients_from_npm_come_through_tls() {
+    let (cluster, certified) = (Simulated::new().await, Certified::new());
+    let bridge = certified.bridge(&cluster, &[], &[]).await;
+    let trusted = certified.file("tls.crt");
+    let mut clients = [("eventsource.mjs", "https", "/api/sse"), ("ws.mjs", "wss", "/api/websocket")].map(
+        |(script, scheme, path)| Talker::trusting(&trusted, script, &format!("{scheme}://{}{path}", bridge.address)),
+    );
+    for client in &mut clients {
+        client.until(|line| line["event"]["data"]["type"] == "state.initial").await;
+    }
+    cluster.create_pod("a");
+    for client in &mut clients {
+        client.until(|line| line["event"]["data"]["name"] == "a").await;
+    }
+}
+
+#[tokio::test]
+async fn a_pair_that_cannot_be_used_is_a_clear_error_at_start() {
+    let (certified, other) = (Certified::new(), Certified::new());
+    let [certificate, key, others_key] = [certified.file("tls.crt"), certified.file("tls.key"), other.file("tls.key")]
+        .map(|path| path.to_string_lossy().into_owned());
+    let missing = certified.file("missing").to_string_lossy().into_owned();
+    let table = [
+        (vec!["--tls-cert", &certificate], 2, "--tls-key <FILE>".to_owned()),
+        (vec!["--tls-key", &key], 2, "--tls-cert <FILE>".to_owned()),
+        (
+            vec!["--tls-cert", &missing, "--tls-key", &key],
+            1,
+            format!("error: cannot serve TLS: cannot read {missing}: No such file or directory"),
+        ),
+        (
+            vec!["--tls-cert", &key, "--tls-key", &key],
+            1,
+            format!("error: cannot serve TLS: there is no certificate in PEM in {key}"),
+        ),
+        (
+            vec!["--tls-cert", &certificate, "--tls-key", &certificate],
+            1,
+            format!("error: cannot serve TLS: there is no private key in PEM in {certificate}"),
+        ),
+        (
+            vec!["--tls-cert", &certificate, "--tls-key", &others_key],
+            1,
+            format!(
+                "error: cannot serve TLS: the certificate in {certificate} and the key in {others_key} cannot be used"
+            ),
+        ),
+    ];
+    for (flags, code, word) in table {
+        let mut command = bridge::command(&["serve", "--port", "0"]);
+        let output =
+            timeout(BOUND, command.args(&flags).kill_on_drop(true).output()).await.expect("it goes on").unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(code), 0), "{flags:?}: {stderr}");
+        assert!(stderr.contains(&word), "{flags:?}: {stderr}");
+    }
+}
