@@ -19,6 +19,7 @@ mod told;
 mod writer;
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError, Weak},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -61,6 +62,9 @@ pub struct Config {
     pub told_wait: Duration,
     /// How often the depths of the pools are told (protocol.md section 3: 4 times a second).
     pub pool_period: Duration,
+    /// About how many bytes an initial state has before it comes in parts (protocol.md section 3: 256 KiB, and a part ends
+    /// with the object that passes this).
+    pub part_bytes: usize,
     /// How long a client whose cursor is older than the log waits for it to be extended backwards, before it is told the
     /// current state instead: two rounds, as one may be under way.
     pub park_limit: Duration,
@@ -78,6 +82,7 @@ impl Default for Config {
             upstream_limit: Duration::from_secs(60),
             told_wait: Duration::from_secs(1),
             pool_period: Duration::from_millis(250),
+            part_bytes: 240 << 10,
             park_limit: Duration::from_secs(30),
             ahead_wait: Duration::from_secs(2),
             clock: system_clock,
@@ -269,6 +274,7 @@ impl Feed {
             told: Told::default(),
             wanted: Wanted::default(),
             origin: [0; 2],
+            touched: BTreeSet::new(),
             history: 0,
             condition: (Condition::default(), (config.clock)()),
         };

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::{Framing, Reason, Shared, Snapshot, audience::Shown};
+use super::{Config, Framing, Reason, Shared, Snapshot, audience::Shown};
 use crate::event::{
     Claim, Cursor, Home, Instance, Notice, Pool, Rv, Step, Version, What,
     lens::{Format, Lens, Type},
@@ -24,8 +24,6 @@ use crate::event::{
 const FRAMES: usize = 1024;
 /// Bytes of frames that a lens keeps.
 const FRAMES_BYTES: usize = 256 << 10;
-/// Target size of one part of an initial state (protocol.md section 3: over 256 KiB it comes in parts).
-const PART_BYTES: usize = 240 << 10;
 /// An initial state is rebuilt when it is older than this many times what building it took...
 const REUSE_FACTOR: u32 = 10;
 /// ...but never reused when it is older than this (architecture.md, the feed's contract, 6).
@@ -256,15 +254,15 @@ impl SharedLens {
         shared.metrics.snapshots.inc();
         let started = Instant::now();
         let parts = match self.lens.format {
-            Format::Boilerhouse => self.burst(snapshot),
-            Format::Full => self.state_initial(snapshot, reason, (shared.config.clock)()),
+            Format::Boilerhouse => self.burst(snapshot, shared.config.part_bytes),
+            Format::Full => self.state_initial(&shared.config, snapshot, reason),
         };
         let Snapshot { home, position, rv, .. } = *snapshot;
         Initial { home, parts, position, rv, history, built: started, cost: started.elapsed() }
     }
 
     /// `/ws`: the state as events.
-    fn burst(&self, snapshot: &Snapshot) -> Vec<Bytes> {
+    fn burst(&self, snapshot: &Snapshot, part_bytes: usize) -> Vec<Bytes> {
         let mut parts = Vec::new();
         let mut bytes = Vec::new();
         for view in snapshot.inventory.views() {
@@ -272,7 +270,7 @@ impl SharedLens {
                 let json = serde_json::to_string(&event).expect("events have string keys only");
                 self.framing.put(&mut bytes, event.kind, None, &json);
             });
-            if bytes.len() > PART_BYTES {
+            if bytes.len() > part_bytes {
                 parts.push(std::mem::take(&mut bytes).into());
             }
         }
@@ -283,21 +281,21 @@ impl SharedLens {
     }
 
     /// The full stream: the state as one or more `state.initial`.
-    fn state_initial(&self, snapshot: &Snapshot, reason: Reason, now_ms: u64) -> Vec<Bytes> {
+    fn state_initial(&self, config: &Config, snapshot: &Snapshot, reason: Reason) -> Vec<Bytes> {
         let id = self.cursor(snapshot.home, snapshot.rv);
-        let snapshot_at = render::time(now_ms);
+        let snapshot_at = render::time((config.clock)());
         let connection_id = snapshot.home.connection_id.to_string();
-        let [pods, claims] = self.lens.types.kinds();
+        let (pods, claims) = (self.lens.types.has(Type::InstanceState), self.lens.types.has(Type::ClaimState));
         let instances = snapshot.inventory.instances.values().filter(|i| pods && self.lens.shows_instance(i));
         let claims = snapshot.inventory.claims.values().filter(|c| claims && self.lens.shows_claim(c));
         let pools = if self.lens.types.has(Type::PoolDepth) { snapshot.pools(&self.lens) } else { Vec::new() };
 
         let mut parts = vec![Part::default()];
         for instance in instances {
-            Part::with_room(&mut parts, instance.cost()).instances.push(instance);
+            Part::with_room(&mut parts, instance.cost(), config.part_bytes).instances.push(instance);
         }
         for claim in claims {
-            Part::with_room(&mut parts, claim.cost()).claims.push(claim);
+            Part::with_room(&mut parts, claim.cost(), config.part_bytes).claims.push(claim);
         }
         let last = parts.len() - 1;
         let message = |(at, part): (usize, Part<'_>)| {
@@ -349,8 +347,8 @@ struct Part<'a> {
 }
 
 impl<'a> Part<'a> {
-    fn with_room<'p>(parts: &'p mut Vec<Part<'a>>, bytes: usize) -> &'p mut Part<'a> {
-        if parts.last().is_none_or(|part| part.bytes > 0 && part.bytes + bytes > PART_BYTES) {
+    fn with_room<'p>(parts: &'p mut Vec<Part<'a>>, bytes: usize, most: usize) -> &'p mut Part<'a> {
+        if parts.last().is_none_or(|part| part.bytes > 0 && part.bytes + bytes > most) {
             parts.push(Part::default());
         }
         let at = parts.len() - 1;

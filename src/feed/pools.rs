@@ -1,13 +1,14 @@
 //! `pool.depth`: how many instances of each workload wait, are ready, are taken (protocol.md section 3).
 //!
-//! Counts change with every pod, so they are told when they differ from what was told last, and only so often.
+//! Counts change with every pod, so they are told only so often. A pool that has changed is told even where it is by then
+//! as it was told last: somebody may have come in between and hold what it was in between.
 
-use std::{collections::BTreeMap, convert::Infallible};
+use std::convert::Infallible;
 
 use tokio::time::sleep;
 
-use super::Feed;
-use crate::event::{Notice, Pool};
+use super::{Feed, state::State};
+use crate::event::{Change, Notice, Pool, View};
 
 impl Feed {
     /// Tells of pool depths as they change, at most once in [`Config::pool_period`](super::Config::pool_period) each, the
@@ -15,34 +16,45 @@ impl Feed {
     pub async fn announce_pools(self) -> Infallible {
         let mut head = self.shared.head.subscribe();
         self.ready().await;
-        let mut told = self.depths();
         loop {
             // The sender lives in `self.shared`, so this cannot fail while we are here.
             let _ = head.changed().await;
-            let now = self.depths();
-            let notices = changed(&told, &now);
-            told = now;
-            if !notices.is_empty() {
-                self.shared.change(|state, now_ms| {
-                    notices.into_iter().for_each(|pool| state.notice(now_ms, Notice::PoolDepth(pool)));
-                });
+            if !self.shared.state().touched.is_empty() {
+                self.shared.change(State::tell_pools);
                 sleep(self.shared.config.pool_period).await;
             }
         }
     }
+}
 
-    fn depths(&self) -> BTreeMap<String, Pool> {
-        let pools = self.shared.state().inventory.pools();
-        pools.into_iter().map(|pool| (pool.workload_ref.clone(), pool)).collect()
+impl State {
+    /// Notes whose pools a change concerns.
+    pub(super) fn touch_pools(&mut self, changes: &[Change]) {
+        for Change { old, new } in changes {
+            let [old, new] = [old, new].map(|side| side.as_ref().and_then(pool_of));
+            if old != new {
+                let touched = old.into_iter().chain(new).map(|(workload_ref, _)| workload_ref.to_owned());
+                self.touched.extend(touched);
+            }
+        }
+    }
+
+    fn tell_pools(&mut self, now_ms: u64) {
+        let mut gone = std::mem::take(&mut self.touched);
+        let pools: Vec<Pool> = self.inventory.pools().into_iter().filter(|p| gone.remove(&p.workload_ref)).collect();
+        let gone = gone.into_iter().map(|workload_ref| Pool { workload_ref, ..Pool::default() });
+        for pool in gone.chain(pools) {
+            self.notice(now_ms, Notice::PoolDepth(pool));
+        }
     }
 }
 
-/// The pools that differ; one that is gone is empty.
-fn changed(told: &BTreeMap<String, Pool>, now: &BTreeMap<String, Pool>) -> Vec<Pool> {
-    let gone = told.keys().filter(|workload_ref| !now.contains_key(*workload_ref));
-    let gone = gone.map(|workload_ref| Pool { workload_ref: workload_ref.clone(), ..Pool::default() });
-    let differ = now.iter().filter(|(workload_ref, pool)| told.get(*workload_ref) != Some(*pool));
-    gone.chain(differ.map(|(_, pool)| pool.clone())).collect()
+/// The workload and the status by which an instance counts.
+fn pool_of(view: &View) -> Option<(&str, Option<&str>)> {
+    match view {
+        View::Instance(instance) => Some((instance.workload_ref.as_deref()?, instance.pool_status.as_deref())),
+        View::Claim(_) => None,
+    }
 }
 
 #[cfg(test)]

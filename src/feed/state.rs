@@ -4,7 +4,7 @@
 //! wakes whoever waits. The lock of the hub's state is only ever taken inside a single feed's.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
@@ -67,6 +67,8 @@ pub(super) struct State {
     pub(super) origin: [Rv; 2],
     /// Counts the histories that have ended; in a single reader's feed, as the hub had counted at the last list.
     pub(super) history: u64,
+    /// The workloads whose pools have changed since that was last told. No more than there are, and only for the hub.
+    pub(super) touched: BTreeSet<String>,
     /// How the source is as a whole, and since when.
     pub(super) condition: (Condition, u64),
 }
@@ -139,6 +141,9 @@ impl Shared {
                 }
             }
             None => {
+                if let Some(version) = step.as_deref().and_then(Step::version) {
+                    state.touch_pools(&version.changes);
+                }
                 let State { told, newest, inventory, .. } = &mut *state;
                 told.prune(*newest, inventory);
                 state.evict(now_ms);

@@ -21,7 +21,10 @@ use truth::{Said, Truth};
 use validator::{End, Engine, Record, Start, fold, judge};
 use world::{FOR_EVER, Reader, World};
 
+mod cluster;
+mod full;
 mod hour;
+mod pace;
 mod planted;
 mod script;
 mod truth;
@@ -163,9 +166,8 @@ async fn rest(world: &Arc<World>, readers: usize, seed: u64) -> (Truth, Vec<Reco
     }
 }
 
-/// The seeds that this run is to try.
-fn seeds() -> std::ops::Range<u64> {
-    let [ordinary, full] = SEEDS;
+/// The seeds that this run is to try, of so many in the ordinary and the full one.
+fn seeds_of([ordinary, full]: [u64; 2]) -> std::ops::Range<u64> {
     match std::env::var("SEED") {
         Ok(seed) => seed.parse().map(|seed| seed..seed + 1).unwrap(),
         Err(_) => 0..if crate::support::full() { full } else { ordinary },
@@ -188,7 +190,7 @@ fn run(seeds: impl Iterator<Item = u64>, among: &[Trouble]) -> Done {
 
 #[test]
 fn every_reader_is_told_what_happened_and_nothing_else() {
-    let (began, seeds) = (std::time::Instant::now(), seeds());
+    let (began, seeds) = (std::time::Instant::now(), seeds_of(SEEDS));
     let all = Mutex::new(Done::default());
     std::thread::scope(|scope| {
         for thread in 0..THREADS {

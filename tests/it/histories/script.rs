@@ -9,10 +9,9 @@ use boilerhouse_bridge::sim::fault::{Answer, Break, Cut, Fault};
 use boilerhouse_bridge::sim::store::Store;
 use boilerhouse_bridge::sim::{Resource, Verb};
 use serde_json::{Value, json};
-use tokio::time::sleep;
 
+use super::cluster::Cluster;
 use super::truth::NAMESPACE;
-use super::world::World;
 use crate::support::dice::Dice;
 
 /// What can go wrong; `Trouble::ALL` is what the tally is held against.
@@ -125,7 +124,8 @@ fn pod(store: &mut Store, dice: &mut Dice, namespace: &str, mark: u64) {
         "boilerhouse.dev/pool-status": status, "boilerhouse.dev/tenant": tenant,
     });
     let phase = *dice.pick(&["Pending", "Running", "Succeeded", "Failed", ""]);
-    let change = json!({"metadata": {"labels": labels}, "status": {"phase": phase}});
+    let ip = format!("10.0.0.{}", mark % 5);
+    let change = json!({"metadata": {"labels": labels}, "status": {"phase": phase, "podIP": ip}});
     let _ = match dice.roll(10) {
         0 => store.terminate(Resource::Pods, namespace, &name, 30),
         1 => store.delete(Resource::Pods, namespace, &name),
@@ -157,6 +157,11 @@ fn claim(store: &mut Store, dice: &mut Dice, namespace: &str, mark: u64) {
         _ if store.get(Resource::Claims, namespace, &name).is_none() => {
             create(store, Resource::Claims, namespace, &name, &json!({ "spec": spec }))
         }
+        // Nobody sees it.
+        3 if mark.is_multiple_of(2) => {
+            let unseen = json!({"metadata": {"annotations": {"boilerhouse.dev/last-activity": format!("{mark}")}}});
+            store.patch(Resource::Claims, namespace, &name, &unseen)
+        }
         3 => store.patch(Resource::Claims, namespace, &name, &json!({ "spec": spec })),
         _ => store.patch(Resource::Claims, namespace, &name, &both),
     };
@@ -176,12 +181,12 @@ fn create(store: &mut Store, resource: Resource, namespace: &str, name: &str, re
 }
 
 /// One random trouble, from its beginning to its end, or armed for a request to come.
-pub(super) async fn trouble(world: &World, dice: &mut Dice, among: &[Trouble]) -> Trouble {
+pub(super) async fn trouble(cluster: &Cluster, dice: &mut Dice, among: &[Trouble]) -> Trouble {
     let mut trouble = *dice.pick(among);
     if trouble.lasts() && dice.roll(3) > 0 {
         trouble = *dice.pick(among);
     }
-    let sim = &world.sim;
+    let sim = &cluster.sim;
     let resource = *dice.pick(&[Resource::Pods, Resource::Claims]);
     let verb = *dice.pick(&[Verb::List, Verb::Watch, Verb::Watch]);
     let after = usize::try_from(dice.roll(3)).unwrap();
@@ -196,13 +201,13 @@ pub(super) async fn trouble(world: &World, dice: &mut Dice, among: &[Trouble]) -
         Trouble::Garbage => watch(Break::Garbage),
         Trouble::StallAll => sim.stall_watches(),
         Trouble::StallOne => watch(Break::Stall),
-        Trouble::BlackHole => out_of_reach(world, dice, true, Duration::ZERO).await,
-        Trouble::Down => out_of_reach(world, dice, false, Duration::ZERO).await,
+        Trouble::BlackHole => out_of_reach(cluster, dice, true, Duration::ZERO).await,
+        Trouble::Down => out_of_reach(cluster, dice, false, Duration::ZERO).await,
         Trouble::OutOfReachForLong => {
             let swallows = dice.roll(2) == 0;
-            out_of_reach(world, dice, swallows, Duration::from_secs(70)).await;
+            out_of_reach(cluster, dice, swallows, Duration::from_secs(70)).await;
         }
-        Trouble::Restored => restored(world, dice).await,
+        Trouble::Restored => restored(cluster, dice).await,
         Trouble::ExpiredLine => watch(Break::Expired),
         Trouble::ExpiredStatus => sim.arm(Fault::answer(Answer::Gone).on_verb(Verb::Watch).on(resource)),
         Trouble::ExpiredPage => {
@@ -214,7 +219,7 @@ pub(super) async fn trouble(world: &World, dice: &mut Dice, among: &[Trouble]) -
             watch(Break::Expired);
         }
         Trouble::HalfList => {
-            world.witness.half_lists[usize::from(resource == Resource::Claims)].fetch_add(1, Ordering::Relaxed);
+            cluster.witness.half_lists[usize::from(resource == Resource::Claims)].fetch_add(1, Ordering::Relaxed);
             watch(Break::Expired);
         }
         Trouble::Restart => sim.restart(),
@@ -227,13 +232,13 @@ pub(super) async fn trouble(world: &World, dice: &mut Dice, among: &[Trouble]) -
         Trouble::ForbiddenForAWhile => {
             sim.deny(verb, resource);
             sim.cut_watches(*dice.pick(&[Cut::Eof, Cut::Reset]));
-            while_it_lasts(world, dice, Duration::from_secs(60)).await;
+            while_it_lasts(cluster, dice, Duration::from_secs(60)).await;
             sim.allow_all();
         }
         Trouble::UnauthorizedForAWhile => {
             sim.set_unauthorized(true);
             sim.cut_watches(*dice.pick(&[Cut::Eof, Cut::Reset]));
-            while_it_lasts(world, dice, Duration::from_secs(60)).await;
+            while_it_lasts(cluster, dice, Duration::from_secs(60)).await;
             sim.set_unauthorized(false);
         }
         Trouble::Internal => answer(Answer::Internal),
@@ -255,45 +260,45 @@ fn changed(dice: &mut Dice) -> Fault {
     })
 }
 
-async fn out_of_reach(world: &World, dice: &mut Dice, swallows: bool, least: Duration) {
+async fn out_of_reach(cluster: &Cluster, dice: &mut Dice, swallows: bool, least: Duration) {
     if swallows {
-        world.sim.black_hole()
+        cluster.sim.black_hole()
     } else {
-        world.sim.down()
+        cluster.sim.down()
     }
-    sleep(least).await;
-    while_it_lasts(world, dice, Duration::from_secs(59)).await;
-    world.sim.up();
+    cluster.nap(least).await;
+    while_it_lasts(cluster, dice, Duration::from_secs(59)).await;
+    cluster.sim.up();
 }
 
 /// Life goes on, unseen.
-async fn while_it_lasts(world: &World, dice: &mut Dice, most: Duration) {
+async fn while_it_lasts(cluster: &Cluster, dice: &mut Dice, most: Duration) {
     for _ in 0..dice.roll(5) {
-        sleep(dice.up_to(most / 5)).await;
-        world.write(|store| write(store, dice));
+        cluster.nap(dice.up_to(most / 5)).await;
+        cluster.write(|store| write(store, dice));
     }
-    sleep(dice.up_to(most / 5)).await;
+    cluster.nap(dice.up_to(most / 5)).await;
 }
 
 /// etcd is put back. Everybody has heard of what is lost with it, and as long as the hub has not looked (15 s into the
 /// silence) less is written than was lost: a history that has grown past what was heard is the stated limit (quality.md,
 /// G5).
-async fn restored(world: &World, dice: &mut Dice) {
-    if world.sim.armed() > 0 {
+async fn restored(cluster: &Cluster, dice: &mut Dice) {
+    if cluster.sim.armed() > 0 {
         return;
     }
     // What stalled is known to be dead after 35 s.
-    sleep(Duration::from_secs(60)).await;
-    label(world, "before");
-    let older = world.sim.store(|store| store.clone());
+    cluster.nap(Duration::from_secs(60)).await;
+    label(cluster, "before");
+    let older = cluster.sim.store(|store| store.clone());
     // The same version of the same life says one thing in this history and another in the next.
-    label(world, "lost");
+    label(cluster, "lost");
     for _ in 0..=dice.roll(6) {
-        world.write(|store| write(store, dice));
-        sleep(dice.up_to(Duration::from_secs(2))).await;
+        cluster.write(|store| write(store, dice));
+        cluster.nap(dice.up_to(Duration::from_secs(2))).await;
     }
     // The last two, so that both resources' versions are known to have come this far.
-    world.write(|store| {
+    cluster.write(|store| {
         let mark = store.revision();
         for (resource, name) in [(Resource::Pods, "p0"), (Resource::Claims, "c0")] {
             let _ = store.delete(resource, NAMESPACE, name);
@@ -302,26 +307,29 @@ async fn restored(world: &World, dice: &mut Dice) {
             create(store, resource, NAMESPACE, name, &rest).unwrap();
         }
     });
-    let lost = world.sim.store(|store| store.revision());
-    sleep(Duration::from_millis(1)).await;
-    world.restore(older);
-    label(world, "found");
+    let lost = cluster.sim.store(|store| store.revision());
+    cluster.nap(Duration::from_millis(1)).await;
+    // One write is two revisions at most; pods were heard of up to one before the last.
+    if !cluster.is_heard(lost - 2).await {
+        return;
+    }
+    cluster.restore(older);
+    label(cluster, "found");
     for _ in 0..dice.roll(6) {
-        world.write(|store| {
-            // One write is two revisions at most; pods were heard of up to one before the last.
+        cluster.write(|store| {
             if store.revision() + 2 < lost - 2 {
                 write(store, dice);
             }
         });
-        sleep(dice.up_to(Duration::from_secs(2))).await;
+        cluster.nap(dice.up_to(Duration::from_secs(2))).await;
     }
-    sleep(Duration::from_secs(60)).await;
+    cluster.nap(Duration::from_secs(60)).await;
 }
 
-fn label(world: &World, workload: &str) {
+fn label(cluster: &Cluster, workload: &str) {
     let labels = json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": workload});
     let change = json!({"metadata": {"labels": labels}});
-    world.write(|store| {
+    cluster.write(|store| {
         if store.patch(Resource::Pods, NAMESPACE, "p5", &change).is_err() {
             create(store, Resource::Pods, NAMESPACE, "p5", &change).unwrap();
         }

@@ -58,7 +58,7 @@ pub(super) struct Face {
     pub(super) workload: Option<String>,
     pub(super) ready: bool,
     pub(super) source: Option<String>,
-    raw: Arc<Value>,
+    pub(super) raw: Arc<Value>,
 }
 
 /// All objects of one resource, by name.

@@ -60,7 +60,7 @@ pub(super) fn lists_have_reasons(engine: Engine, heard: &[Heard]) -> Result<(), 
     let (mut reason, mut first, mut known, mut epoch) = (false, true, 0, 0);
     // The hub tells own watchers that versions went back, once for each resource.
     let mut signals = 0;
-    for Heard { epoch: at, what } in heard {
+    for Heard { epoch: at, what, .. } in heard {
         if *at != epoch {
             (epoch, signals) = (*at, if engine == Engine::Own { 2 } else { 0 });
         }
@@ -81,6 +81,8 @@ pub(super) fn lists_have_reasons(engine: Engine, heard: &[Heard]) -> Result<(), 
                 }
                 (reason, first, known) = (false, false, *rv);
             }
+            // No `/ws` client asks for it.
+            What::Past(_) | What::PastUnlisted | What::PastUnwatched => {}
         }
     }
     Ok(())
@@ -239,6 +241,7 @@ pub(super) fn walk(
                 position = position.max(rv);
             }
             What::Bookmark(_) | What::Probe(_) | What::Gone | What::Garbage => {}
+            What::Past(_) | What::PastUnlisted | What::PastUnwatched => {}
         }
         if nth >= from {
             told.extend(say.into_iter().map(|said| (nth, said)));

@@ -3,6 +3,7 @@
 //! It knows nothing of the bridge. It says up to where a watch has come, at which version a list was read, and whether
 //! there was a reason to list again; what has to be told to a reader follows from that and the store's history.
 
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,15 +13,17 @@ use std::time::Duration;
 use boilerhouse_bridge::event::{Kind, Rv};
 use boilerhouse_bridge::sim::Sim;
 use bytes::Bytes;
+use futures::StreamExt;
 use http::{Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, StreamBody};
+use http_body_util::{BodyExt, BodyStream, Full, StreamBody};
 use hyper::body::Frame;
 use kube::client::Body;
 use serde::Deserialize;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use tower::{BoxError, Service};
 
+use super::pace::Pace;
 use super::truth::NAMESPACE;
 
 /// One thing that an engine heard about one resource.
@@ -29,6 +32,7 @@ pub(super) struct Heard {
     /// Which history the API server had then.
     pub(super) epoch: usize,
     pub(super) what: What,
+    pub(super) at: Instant,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +49,12 @@ pub(super) enum What {
     Gone,
     /// A line that does not parse.
     Garbage,
+    /// A list of the past, whole, at this version.
+    Past(Rv),
+    /// A list of the past that did not come.
+    PastUnlisted,
+    /// A watch of the past that did not tell all that it was asked for.
+    PastUnwatched,
 }
 
 impl Heard {
@@ -60,6 +70,14 @@ pub(super) struct Log {
     /// When the last byte came.
     pub(super) last_byte: [Option<Instant>; 2],
     pub(super) troubles: [Option<Failing>; 2],
+    /// When requests failed that had been made, and watches broke.
+    pub(super) failed: [Vec<Instant>; 2],
+    /// When watches began.
+    pub(super) began: [Vec<Instant>; 2],
+    /// When bytes came.
+    pub(super) bytes: [Vec<Instant>; 2],
+    /// Tokens of pages of the past.
+    past_pages: HashSet<String>,
 }
 
 /// A time without an answer that helps.
@@ -76,6 +94,7 @@ const RELAPSE: Duration = Duration::from_secs(6);
 
 impl Log {
     fn fails(&mut self, kind: Kind, since: Instant) {
+        self.failed[kind as usize].push(Instant::now());
         let trouble = &mut self.troubles[kind as usize];
         match trouble {
             Some(Failing { over, .. }) if over.is_none_or(|over| over.elapsed() < RELAPSE) => *over = None,
@@ -84,9 +103,19 @@ impl Log {
     }
 
     fn works(&mut self, kind: Kind) {
+        self.began[kind as usize].push(Instant::now());
         if let Some(trouble) = &mut self.troubles[kind as usize] {
             trouble.over.get_or_insert_with(Instant::now);
         }
+    }
+
+    /// Whether both resources' objects have been heard of up to this version.
+    pub(super) fn has_heard(&self, rv: Rv) -> bool {
+        let version = |heard: &Heard| match heard.what {
+            What::Line(rv) | What::Bookmark(rv) | What::List(rv) => Some(rv),
+            _ => None,
+        };
+        self.heard.iter().all(|heard| heard.iter().rev().find_map(version).is_some_and(|last| last >= rv))
     }
 
     /// Whether one of the resources has been without an answer for so long.
@@ -106,26 +135,20 @@ pub(super) struct Shared {
 
 /// A client of the simulated API that keeps a log. Lists come in pages of three objects, whatever is asked for: a
 /// server may give less than the limit, and pages are where things happen.
-/// A request is `way` underway, another time for each client, so that it is the seed and not chance which of them comes
-/// first and meets what is armed.
-pub(super) fn client(sim: &Sim, shared: &Arc<Shared>, way: Duration) -> (kube::Client, Arc<Mutex<Log>>) {
+pub(super) fn client(sim: &Sim, shared: &Arc<Shared>, pace: Pace) -> (kube::Client, Arc<Mutex<Log>>) {
     let log = Arc::new(Mutex::new(Log::default()));
-    let witness = Witness { log: log.clone(), shared: shared.clone() };
+    let witness = Witness { log: log.clone(), shared: shared.clone(), pace };
     let api = sim.service();
     let service = tower::service_fn(move |mut request: Request<Body>| {
         let (witness, mut api) = (witness.clone(), api.clone());
         async move {
             let uri = request.uri().to_string();
             *request.uri_mut() = uri.replace("limit=500", "limit=3").parse()?;
-            let kind = match &uri {
-                uri if uri.contains("/pods") => Some(Kind::Instance),
-                uri if uri.contains("/boilerhouseclaims") => Some(Kind::Claim),
-                _ => None,
-            };
+            let ask = Ask::of(&uri, &witness.log.lock().unwrap().past_pages);
             // One that is refused, or given up unanswered, has failed since it was made.
-            sleep(way).await;
-            let mut asked = Asked { log: witness.log.clone(), kind, answered: false, at: Instant::now() };
-            let (response, answered) = witness.answer(kind, &uri, api.call(request).await?).await?;
+            pace.request(ask.kind).await;
+            let mut asked = Asked { log: witness.clone(), ask, answered: false, at: Instant::now() };
+            let (response, answered) = witness.answer(ask, api.call(request).await?).await?;
             asked.answered = answered;
             Ok::<_, BoxError>(response)
         }
@@ -133,28 +156,73 @@ pub(super) fn client(sim: &Sim, shared: &Arc<Shared>, way: Duration) -> (kube::C
     (kube::Client::new(service, NAMESPACE), log)
 }
 
+/// What a request is about.
+#[derive(Clone, Copy, Debug)]
+struct Ask {
+    /// None where it is about the Namespace, without which nothing else is asked for.
+    kind: Option<Kind>,
+    verb: Verb,
+    /// Whether it is about what happened before the log.
+    is_past: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Verb {
+    List,
+    Probe,
+    Watch,
+}
+
+impl Ask {
+    fn of(uri: &str, past_pages: &HashSet<String>) -> Ask {
+        let kind = match uri {
+            uri if uri.contains("/pods") => Some(Kind::Instance),
+            uri if uri.contains("/boilerhouseclaims") => Some(Kind::Claim),
+            _ => None,
+        };
+        let verb = match uri {
+            uri if uri.contains("watch=true") => Verb::Watch,
+            uri if uri.contains("limit=1&") || uri.ends_with("limit=1") => Verb::Probe,
+            _ => Verb::List,
+        };
+        let is_page = past_pages.iter().any(|page| uri.contains(page.as_str()));
+        let is_past = uri.contains("resourceVersionMatch=Exact") || is_page || uri.contains(PAST_WATCH);
+        Ask { kind, verb, is_past }
+    }
+}
+
+/// How a watch of the past is told from others: it lasts only so long.
+const PAST_WATCH: &str = "timeoutSeconds=2&";
+/// The same in time.
+const PAST_LASTS: Duration = Duration::from_secs(2);
+
 type Answer = Response<UnsyncBoxBody<Bytes, BoxError>>;
 
 #[derive(Clone)]
 struct Witness {
     log: Arc<Mutex<Log>>,
     shared: Arc<Shared>,
+    pace: Pace,
 }
 
 /// A request on its way.
 struct Asked {
-    log: Arc<Mutex<Log>>,
-    /// Both where it is about the Namespace, without which nothing else is asked for.
-    kind: Option<Kind>,
+    log: Witness,
+    ask: Ask,
     answered: bool,
     at: Instant,
 }
 
 impl Drop for Asked {
     fn drop(&mut self) {
-        let mine = Kind::ALL.into_iter().filter(|kind| !self.answered && self.kind.is_none_or(|mine| mine == *kind));
+        let Ask { kind, verb, is_past } = self.ask;
+        let mine = Kind::ALL.into_iter().filter(|mine| !self.answered && kind.is_none_or(|kind| kind == *mine));
         for kind in mine {
-            self.log.lock().unwrap().fails(kind, self.at);
+            match (is_past, verb) {
+                (false, _) => self.log.log.lock().unwrap().fails(kind, self.at),
+                (true, Verb::Watch) => self.log.note(kind, What::PastUnwatched),
+                (true, Verb::List | Verb::Probe) => self.log.note(kind, What::PastUnlisted),
+            }
         }
     }
 }
@@ -187,46 +255,88 @@ impl Metadata {
 
 impl Witness {
     /// Looks into an answer, and says whether it is one.
-    async fn answer<B>(&self, kind: Option<Kind>, uri: &str, response: Response<B>) -> Result<(Answer, bool), BoxError>
+    async fn answer<B>(&self, ask: Ask, response: Response<B>) -> Result<(Answer, bool), BoxError>
     where
         B: hyper::body::Body<Data = Bytes, Error = io::Error> + Send + 'static,
     {
-        let Some(kind) = kind else {
+        let Some(kind) = ask.kind else {
             let answered = response.status().is_success();
             return Ok((response.map(|body| body.map_err(BoxError::from).boxed_unsync()), answered));
         };
         self.byte(kind);
-        if response.status() == 410 {
+        if response.status() == 410 && !ask.is_past {
             self.note(kind, What::Gone);
         }
         if !response.status().is_success() {
             return Ok((response.map(|body| body.map_err(BoxError::from).boxed_unsync()), false));
         }
-        if uri.contains("watch=true") {
-            self.log.lock().unwrap().works(kind);
-            let witness = self.clone();
-            let listen = move |frame: Frame<Bytes>| {
-                witness.line(kind, frame.data_ref().unwrap());
-                frame
-            };
-            return Ok((response.map(|body| body.map_frame(listen).map_err(BoxError::from).boxed_unsync()), true));
+        match ask.verb {
+            Verb::Watch if ask.is_past => Ok((self.watch_past(kind, response), true)),
+            Verb::Watch => Ok((self.watch(kind, response), true)),
+            Verb::List | Verb::Probe => self.list(kind, ask, response).await,
         }
+    }
+
+    fn watch<B>(&self, kind: Kind, response: Response<B>) -> Answer
+    where
+        B: hyper::body::Body<Data = Bytes, Error = io::Error> + Send + 'static,
+    {
+        self.log.lock().unwrap().works(kind);
+        let witness = self.clone();
+        let listen = move |frame: io::Result<Frame<Bytes>>| {
+            let witness = witness.clone();
+            async move {
+                witness.pace.line(kind).await;
+                match &frame {
+                    Ok(frame) => witness.line(kind, frame.data_ref().unwrap()),
+                    Err(_) => witness.log.lock().unwrap().failed[kind as usize].push(Instant::now()),
+                }
+                frame.map_err(BoxError::from)
+            }
+        };
+        response.map(|body| StreamBody::new(BodyStream::new(body).then(listen)).boxed_unsync())
+    }
+
+    /// A watch of the past comes without a lag: that is the main one's.
+    fn watch_past<B>(&self, kind: Kind, response: Response<B>) -> Answer
+    where
+        B: hyper::body::Body<Data = Bytes, Error = io::Error> + Send + 'static,
+    {
+        let mut reading =
+            PastWatch { witness: self.clone(), kind, began: Instant::now(), is_lost: false, ended: false };
+        let listen = move |frame: Option<io::Result<Frame<Bytes>>>| {
+            let frame = reading.frame(frame);
+            async move { frame.map(|frame| frame.map_err(BoxError::from)) }
+        };
+        response.map(|body| {
+            let frames = BodyStream::new(body).map(Some).chain(futures::stream::iter([None]));
+            StreamBody::new(frames.filter_map(listen)).boxed_unsync()
+        })
+    }
+
+    async fn list<B>(&self, kind: Kind, ask: Ask, response: Response<B>) -> Result<(Answer, bool), BoxError>
+    where
+        B: hyper::body::Body<Data = Bytes, Error = io::Error> + Send + 'static,
+    {
         let (head, body) = response.into_parts();
         let body = body.collect().await?.to_bytes();
-        let is_probe = uri.contains("limit=1&") || uri.ends_with("limit=1");
+        let is_probe = ask.verb == Verb::Probe;
         let half_lists = &self.shared.half_lists[kind as usize];
         if !is_probe && half_lists.load(Ordering::Relaxed) > 0 {
             half_lists.fetch_sub(1, Ordering::Relaxed);
             let half = Ok::<_, BoxError>(Frame::data(body.slice(..body.len() / 2)));
-            let stopped = futures::StreamExt::chain(futures::stream::iter([half]), futures::stream::pending());
+            let stopped = futures::stream::iter([half]).chain(futures::stream::pending());
             return Ok((Response::from_parts(head, StreamBody::new(stopped).boxed_unsync()), false));
         }
         let page: Object = serde_json::from_slice(&body)?;
         let version = page.metadata.version();
-        match page.metadata.r#continue {
+        let more = page.metadata.r#continue.filter(|more| !more.is_empty());
+        match more {
             _ if is_probe => self.note(kind, What::Probe(version)),
-            Some(more) if !more.is_empty() => {}
-            Some(_) | None => self.note(kind, What::List(version)),
+            Some(more) if ask.is_past => drop(self.log.lock().unwrap().past_pages.insert(more)),
+            Some(_) => {}
+            None if ask.is_past => self.note(kind, What::Past(version)),
+            None => self.note(kind, What::List(version)),
         }
         let whole = Full::new(body).map_err(|never: Infallible| match never {});
         Ok((Response::from_parts(head, whole.boxed_unsync()), true))
@@ -248,11 +358,43 @@ impl Witness {
     }
 
     fn byte(&self, kind: Kind) {
-        self.log.lock().unwrap().last_byte[kind as usize] = Some(Instant::now());
+        let mut log = self.log.lock().unwrap();
+        log.last_byte[kind as usize] = Some(Instant::now());
+        log.bytes[kind as usize].push(Instant::now());
     }
 
     fn note(&self, kind: Kind, what: What) {
         let epoch = self.shared.epoch.load(Ordering::Relaxed);
-        self.log.lock().unwrap().heard[kind as usize].push(Heard { epoch, what });
+        self.log.lock().unwrap().heard[kind as usize].push(Heard { epoch, what, at: Instant::now() });
+    }
+}
+
+/// A watch of the past while it is read.
+struct PastWatch {
+    witness: Witness,
+    kind: Kind,
+    began: Instant,
+    is_lost: bool,
+    ended: bool,
+}
+
+impl PastWatch {
+    /// Looks at the next frame; none where it has ended.
+    fn frame(&mut self, frame: Option<io::Result<Frame<Bytes>>>) -> Option<io::Result<Frame<Bytes>>> {
+        let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()).and_then(|frame| frame.data_ref());
+        let line = bytes.and_then(|bytes| serde_json::from_slice::<Line>(bytes).ok());
+        self.ended |= frame.is_none();
+        self.is_lost |= frame.is_some() && line.is_none_or(|line| line.object.code.is_some());
+        frame
+    }
+}
+
+impl Drop for PastWatch {
+    fn drop(&mut self) {
+        // Whoever has read enough drops it sooner.
+        let in_order = if self.ended { self.began.elapsed() >= PAST_LASTS } else { self.began.elapsed() <= PAST_LASTS };
+        if self.is_lost || !in_order {
+            self.witness.note(self.kind, What::PastUnwatched);
+        }
     }
 }

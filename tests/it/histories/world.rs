@@ -1,6 +1,7 @@
 //! A cluster, a hub and its readers, all in one process and on tokio's clock.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -8,28 +9,26 @@ use std::time::Duration;
 use boilerhouse_bridge::event::lens::{Format, Lens};
 use boilerhouse_bridge::feed::{self, Feed, Framing, From, Read, Reason};
 use boilerhouse_bridge::log::Limits;
-use boilerhouse_bridge::sim::store::{Change, Store};
-use boilerhouse_bridge::sim::{Sim, SimConfig};
+use boilerhouse_bridge::sim::store::Store;
 use boilerhouse_bridge::source::{hub, own};
 use boilerhouse_bridge::wire::Close;
 use bytes::Bytes;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::truth::{NAMESPACE, Said, Truth};
+use super::cluster::Cluster;
+use super::pace::Pace;
+use super::truth::{NAMESPACE, Said};
 use super::validator::{End, Engine, Record, Start};
-use super::witness::{self, Log, Shared};
+use super::witness::Log;
 use crate::support::dice::Dice;
 
 /// Everything that one history is about.
 #[derive(Debug)]
 pub(super) struct World {
-    pub(super) sim: Sim,
-    pub(super) witness: Arc<Shared>,
+    cluster: Cluster,
     pub(super) feed: Feed,
     pub(super) hub_log: Arc<Mutex<Log>>,
-    /// The histories that ended when an older copy was restored.
-    past: Mutex<Vec<Vec<Change>>>,
     /// From now on nobody is slow, and nobody leaves.
     pub(super) rest: AtomicBool,
     /// By reader.
@@ -82,12 +81,8 @@ fn clock() -> u64 {
 impl World {
     /// A cluster as `fill` makes it, and its hub, running in `tasks`.
     pub(super) fn new(seed: u64, log: Limits, tasks: &mut JoinSet<()>, fill: impl FnOnce(&mut Store)) -> Arc<World> {
-        let start = "2026-01-01T00:00:00Z".parse().unwrap();
-        let namespaces = vec![NAMESPACE.to_owned(), "elsewhere".to_owned()];
-        let sim = Sim::new(SimConfig { seed, start, namespaces, ..SimConfig::default() });
-        sim.store(fill);
-        let witness = Arc::new(Shared::default());
-        let (client, hub_log) = witness::client(&sim, &witness, Duration::from_millis(1));
+        let cluster = Cluster::new(seed, fill);
+        let (client, hub_log) = cluster.client(Pace::way(1));
         let (writer, feed) = Feed::new(feed::Config { log, clock, ..feed::Config::default() });
         let config = hub::Config {
             namespace: NAMESPACE.into(),
@@ -98,32 +93,13 @@ impl World {
         let run = hub::run(client, config, writer, Arc::default());
         tasks.spawn(async move { match run.await {} });
         Arc::new(World {
-            sim,
-            witness,
+            cluster,
             feed,
             hub_log,
-            past: Mutex::default(),
             rest: AtomicBool::new(false),
             sessions: Mutex::default(),
             wrong: Mutex::default(),
         })
-    }
-
-    pub(super) fn write(&self, write: impl FnOnce(&mut Store)) {
-        self.sim.store(write);
-    }
-
-    /// etcd is put back to an older copy.
-    pub(super) fn restore(&self, older: Store) {
-        self.witness.epoch.fetch_add(1, Ordering::Relaxed);
-        let lost = self.sim.restore(older);
-        self.past.lock().unwrap().push(lost.history().to_vec());
-    }
-
-    pub(super) fn truth(&self) -> Truth {
-        let mut histories = self.past.lock().unwrap().clone();
-        histories.push(self.sim.store(|store| store.history().to_vec()));
-        Truth::of(&histories)
     }
 
     /// All connections so far.
@@ -145,7 +121,7 @@ impl World {
     /// One reader, who comes again whenever its connection has ended.
     pub(super) async fn read(self: Arc<World>, who: usize, reader: Reader, mut dice: Dice) {
         sleep(reader.comes).await;
-        let way = Duration::from_millis(2 + who as u64);
+        let way = Pace::way(2 + who as u64);
         loop {
             self.feed.ready().await;
             let stays = if self.rest.load(Ordering::Relaxed) { FOR_EVER } else { dice.up_to(reader.stays) };
@@ -155,7 +131,7 @@ impl World {
                     self.session(who, reader, &feed, log, stays, &mut dice).await;
                 }
                 Engine::Own => {
-                    let (client, log) = witness::client(&self.sim, &self.witness, way);
+                    let (client, log) = self.cluster.client(way);
                     let (hub, config) = (self.feed.clone(), own::Config { connections: 1, ..own::Config::default() });
                     let watchers = own::Watchers::new(&client, NAMESPACE, hub, config, own::Metrics::default());
                     let (feed, source) = watchers.open().unwrap();
@@ -217,6 +193,14 @@ impl World {
             let at = Instant::now();
             self.wrong.lock().unwrap().push(format!("{engine:?}: sent away at {at:?} without a reason: {logs:?}"));
         }
+    }
+}
+
+impl Deref for World {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        &self.cluster
     }
 }
 

@@ -1,0 +1,180 @@
+//! All that ever happened, made ready to be asked: the state at every version, and what each client sees of each.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use boilerhouse_bridge::event::{Kind, Rv};
+use serde_json::Value;
+
+use super::super::truth::Truth;
+use super::looks::{LOOKS, Thing};
+
+/// All objects of one resource, by name.
+pub(super) type State = BTreeMap<String, Arc<Thing>>;
+
+/// What one version says to a client, without id and time.
+#[derive(Debug)]
+pub(super) struct Visible {
+    pub(super) rv: Rv,
+    pub(super) events: Vec<Arc<Value>>,
+}
+
+/// An object before and after a version.
+type Change = (Option<Arc<Thing>>, Option<Arc<Thing>>);
+
+/// One resource in one history of etcd.
+#[derive(Debug)]
+struct Chapter {
+    versions: Vec<Rv>,
+    /// After each of them.
+    states: Vec<State>,
+    changes: Vec<Change>,
+}
+
+/// Where another history of etcd began.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Turn {
+    /// The last revision that it shares with the one before.
+    pub(super) shared: Rv,
+    /// Milliseconds since the beginning.
+    pub(super) at: u64,
+}
+
+type Seen = HashMap<(usize, usize, Kind), Rc<Vec<Visible>>>;
+
+#[derive(Debug)]
+pub(super) struct Chronicle {
+    epochs: Vec<[Chapter; 2]>,
+    turns: Vec<Turn>,
+    /// When what had been written: epoch, revision, milliseconds.
+    written: Vec<(usize, Rv, u64)>,
+    nothing: State,
+    seen: RefCell<Seen>,
+}
+
+impl Chronicle {
+    pub(super) fn of(truth: &Truth, turns: Vec<Turn>, written: Vec<(usize, Rv, u64)>) -> Chronicle {
+        let epochs = (0..truth.epochs.len()).map(|epoch| Kind::ALL.map(|kind| chapter(truth, epoch, kind))).collect();
+        Chronicle { epochs, turns, written, nothing: State::new(), seen: RefCell::default() }
+    }
+
+    /// The history that etcd had then.
+    pub(super) fn epoch_at(&self, at: u64) -> usize {
+        self.turns.iter().filter(|turn| turn.at <= at).count()
+    }
+
+    /// Whether a version means the same in two histories, the first the earlier.
+    pub(super) fn is_shared(&self, from: usize, to: usize, rv: Rv) -> bool {
+        self.turns[from..to].iter().all(|turn| rv <= turn.shared)
+    }
+
+    /// The newest revision that had been written before then.
+    pub(super) fn written_before(&self, epoch: usize, at: u64) -> Rv {
+        let written = self.written.iter().filter(|(of, _, when)| *of == epoch && *when < at);
+        written.map(|(_, rv, _)| *rv).max().unwrap_or(0)
+    }
+
+    /// The newest revision that there ever was in a history.
+    pub(super) fn last(&self, epoch: usize) -> Rv {
+        self.written.iter().filter(|(of, ..)| *of == epoch).map(|(_, rv, _)| *rv).max().unwrap_or(0)
+    }
+
+    pub(super) fn state(&self, epoch: usize, kind: Kind, rv: Rv) -> &State {
+        let chapter = &self.epochs[epoch][kind as usize];
+        let next = chapter.versions.partition_point(|version| *version <= rv);
+        next.checked_sub(1).map_or(&self.nothing, |nth| &chapter.states[nth])
+    }
+
+    /// The versions of one resource after one and before another.
+    pub(super) fn between(&self, epoch: usize, kind: Kind, after: Rv, before: Rv) -> impl Iterator<Item = Rv> {
+        let versions = self.epochs[epoch][kind as usize].versions.iter().copied();
+        versions.skip_while(move |rv| *rv <= after).take_while(move |rv| *rv < before)
+    }
+
+    /// Every version of which a client sees something.
+    pub(super) fn visible(&self, looks: usize, epoch: usize, kind: Kind) -> Rc<Vec<Visible>> {
+        let mut seen = self.seen.borrow_mut();
+        let fresh = || {
+            let chapter = &self.epochs[epoch][kind as usize];
+            let each = chapter.versions.iter().zip(&chapter.changes).map(|(rv, (before, after))| Visible {
+                rv: *rv,
+                events: LOOKS[looks].tell(before.as_deref(), after.as_deref(), *rv),
+            });
+            Rc::new(each.filter(|visible| !visible.events.is_empty()).collect())
+        };
+        seen.entry((looks, epoch, kind)).or_insert_with(fresh).clone()
+    }
+
+    /// The first version after one of which a client sees something.
+    pub(super) fn next_visible(&self, looks: usize, epoch: usize, kind: Kind, after: Rv) -> Option<Rv> {
+        let visible = self.visible(looks, epoch, kind);
+        visible.get(visible.partition_point(|one| one.rv <= after)).map(|one| one.rv)
+    }
+
+    /// The net difference between two versions as a client sees it: deletions first, by name, then what is new or
+    /// changed in the order of versions.
+    pub(super) fn difference(&self, looks: usize, epoch: usize, kind: Kind, since: Rv, to: Rv) -> Vec<Arc<Value>> {
+        let (old, new) = (self.state(epoch, kind, since), self.state(epoch, kind, to));
+        let same = |a: &Thing, b: Option<&Arc<Thing>>| b.is_some_and(|b| a.face.uid == b.face.uid);
+        let gone =
+            old.values().filter(|thing| !same(thing, new.get(&thing.face.name))).map(|thing| (Some(thing), None));
+        let mut fresh: Vec<&Arc<Thing>> = new.values().collect();
+        fresh.sort_by_key(|thing| thing.face.rv);
+        let fresh = fresh.into_iter().map(|thing| {
+            let known = old.get(&thing.face.name).filter(|known| known.face.uid == thing.face.uid);
+            (known, Some(thing))
+        });
+        let changed =
+            fresh.filter(|(known, thing)| known.map(|known| known.face.rv) != thing.map(|thing| thing.face.rv));
+        let say = |(before, after): (Option<&Arc<Thing>>, Option<&Arc<Thing>>)| {
+            LOOKS[looks].tell(before.map(|thing| &**thing), after.map(|thing| &**thing), to)
+        };
+        let marked = |event: Arc<Value>| {
+            let mut event = (*event).clone();
+            event["coalesced"] = true.into();
+            Arc::new(event)
+        };
+        gone.chain(changed).flat_map(say).map(marked).collect()
+    }
+
+    /// What a client holds at a version, by uid.
+    pub(super) fn fold(&self, looks: usize, epoch: usize, kind: Kind, rv: Rv) -> BTreeMap<&str, &Value> {
+        let type_of_state = if kind == Kind::Instance { "instance.state" } else { "claim.state" };
+        let shown = |thing: &&Arc<Thing>| LOOKS[looks].has(type_of_state) && LOOKS[looks].shows(thing);
+        let things = self.state(epoch, kind, rv).values().filter(shown);
+        things.map(|thing| (thing.face.uid.as_str(), &thing.view)).collect()
+    }
+
+    /// Instances of each workload: warming, ready, acquired.
+    pub(super) fn pools(&self, epoch: usize, rv: Rv) -> BTreeMap<String, [u64; 3]> {
+        let mut pools: BTreeMap<String, [u64; 3]> = BTreeMap::new();
+        for thing in self.state(epoch, Kind::Instance, rv).values() {
+            let Some(workload) = thing.view["workloadRef"].as_str() else { continue };
+            let pool = pools.entry(workload.to_owned()).or_default();
+            let status = thing.view["poolStatus"].as_str().unwrap_or_default();
+            if let Some(nth) = ["warming", "ready", "acquired"].iter().position(|one| *one == status) {
+                pool[nth] += 1;
+            }
+        }
+        pools
+    }
+}
+
+fn chapter(truth: &Truth, epoch: usize, kind: Kind) -> Chapter {
+    let mut state = State::new();
+    let mut chapter = Chapter { versions: Vec::new(), states: Vec::new(), changes: Vec::new() };
+    for version in truth.branch(epoch, kind) {
+        let name = &version.after.as_ref().or(version.before.as_ref()).unwrap().name;
+        let before = version.before.as_ref().map(|_| state.remove(name).unwrap());
+        let after = version.after.as_ref().map(|face| Arc::new(Thing::of(face)));
+        if let Some(after) = &after {
+            state.insert(name.clone(), after.clone());
+        }
+        chapter.versions.push(version.rv);
+        chapter.states.push(state.clone());
+        chapter.changes.push((before, after));
+    }
+    chapter
+}

@@ -1,0 +1,307 @@
+//! The validator: the record of one client against the store's history, event by event (quality.md, G1 to G9).
+//!
+//! It follows the client's cursor: at any time it knows for each resource up to which version the client has been served,
+//! and so which event must come next, to the last field. An id may stand anywhere between that and the next version of
+//! which the client sees something. Where the history of etcd is in doubt it follows each that is possible.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use boilerhouse_bridge::event::{Cursor, Kind, Rv};
+use serde_json::Value;
+
+use super::chronicle::Chronicle;
+use super::journey::Journey;
+use super::looks::LOOKS;
+use super::record::{Entry, Start, Told};
+use picture::Picture;
+
+mod event;
+mod picture;
+mod upstream;
+
+/// What all records of a history are held against.
+#[derive(Debug)]
+pub(super) struct Court {
+    pub(super) chronicle: Chronicle,
+    pub(super) journeys: Vec<Journey>,
+    /// Who came back when: milliseconds, replica.
+    pub(super) resumes: Vec<(u64, usize)>,
+}
+
+/// What was found in a record, so that the test can tell that it tested something.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Found {
+    pub(super) events: u64,
+    pub(super) ids: u64,
+    pub(super) connections: u64,
+    /// Resumes that went on without a snapshot.
+    pub(super) resumed: u64,
+    /// Of them those whose replica had begun after the cursor, so that it had to read the past.
+    pub(super) backfilled: u64,
+    /// Of them those whose replica had not come so far.
+    pub(super) ahead: u64,
+    pub(super) differences: u64,
+    pub(super) empty_differences: u64,
+    pub(super) parts: u64,
+    pub(super) downs: u64,
+    /// `state.initial` by reason.
+    pub(super) initials: BTreeMap<String, u64>,
+}
+
+/// A client's place in one resource, in one of the histories that it may be in.
+#[derive(Clone, Debug, PartialEq)]
+struct Track {
+    epoch: usize,
+    /// Served up to here.
+    rv: Rv,
+    /// What is still to come of the version `end`.
+    pending: VecDeque<Arc<Value>>,
+    end: Rv,
+}
+
+type Tracks = [Vec<Track>; 2];
+type Fold = [BTreeMap<String, Arc<Value>>; 2];
+/// Instances of each workload: warming, ready, acquired.
+type Pools = BTreeMap<String, [u64; 3]>;
+
+/// A connection while it lasts.
+#[derive(Debug)]
+struct Open {
+    replica: usize,
+    at: u64,
+    start: Start,
+    /// Whether its first line has come.
+    begun: bool,
+    /// What has come of a `state.initial` in parts.
+    parts: Option<Picture>,
+    /// Whether a whole one has come.
+    is_pictured: bool,
+    /// Whether the last word about a resource was that it is down.
+    down: [Option<bool>; 2],
+}
+
+struct Client<'a> {
+    court: &'a Court,
+    looks: usize,
+    tracks: Tracks,
+    /// The tracks at the last id.
+    saved: Tracks,
+    /// The last id, as far as it covers something.
+    id: Option<[Option<Rv>; 2]>,
+    text: Option<String>,
+    fold: Option<Fold>,
+    /// What the fold held before the events since the last id.
+    undo: Vec<(usize, String, Option<Arc<Value>>)>,
+    pools: Option<Pools>,
+    open: Option<Open>,
+    /// When the last `state.initial` began to come.
+    pictured: u64,
+    found: Found,
+}
+
+type Verdict = Result<(), String>;
+
+impl Court {
+    /// Holds a record against the truth. Everything has come to rest, so nothing may be missing at its end.
+    ///
+    /// # Errors
+    /// A sentence about the first line that is wrong.
+    pub(super) fn judge(&self, record: &[Entry]) -> Result<Found, String> {
+        let mut client = Client {
+            court: self,
+            looks: 0,
+            tracks: Tracks::default(),
+            saved: Tracks::default(),
+            id: None,
+            text: None,
+            fold: None,
+            undo: Vec::new(),
+            pools: None,
+            open: None,
+            pictured: 0,
+            found: Found::default(),
+        };
+        for (nth, entry) in record.iter().enumerate() {
+            let verdict = match entry {
+                Entry::Connect { at, replica, looks, start } => client.connect(*at, *replica, *looks, start),
+                Entry::Told(told) => client.told(told, &record[nth + 1..]),
+                Entry::Cut { .. } => {
+                    client.open = None;
+                    Ok(())
+                }
+            };
+            verdict.map_err(|why| format!("entry {nth}, {}: {why}", shortened(entry)))?;
+        }
+        client.complete().map_err(|why| format!("at the end: {why}"))?;
+        Ok(client.found)
+    }
+}
+
+fn shortened(entry: &Entry) -> String {
+    let said = match entry {
+        Entry::Told(told) => {
+            let at = told.id.as_ref().and_then(|id| Cursor::decode(id)).map(|cursor| cursor.rv);
+            format!("at {}, id {at:?}, idle {}, {}", told.at, told.idle, told.body)
+        }
+        other => format!("{other:?}"),
+    };
+    said.chars().take(600).collect()
+}
+
+impl Client<'_> {
+    fn needed(&self) -> impl Iterator<Item = Kind> + use<> {
+        let looks = self.looks;
+        Kind::ALL.into_iter().filter(move |kind| LOOKS[looks].needs(*kind))
+    }
+
+    fn journey(&self) -> &Journey {
+        &self.court.journeys[self.open.as_ref().unwrap().replica]
+    }
+
+    fn connect(&mut self, at: u64, replica: usize, looks: usize, start: &Start) -> Verdict {
+        self.found.connections += 1;
+        let before = std::mem::replace(&mut self.looks, looks);
+        match start {
+            Start::Snapshot | Start::Now => {
+                (self.id, self.text, self.fold, self.pools) = (None, None, None, None);
+                self.tracks = Tracks::default();
+            }
+            Start::Resume { id, .. } => {
+                if self.text.as_ref() != Some(id) {
+                    return Err("this is not the last id".to_owned());
+                }
+                self.tracks = self.saved.clone();
+                for (k, uid, was) in self.undo.drain(..).rev() {
+                    let Some(fold) = &mut self.fold else { break };
+                    match was {
+                        Some(view) => drop(fold[k].insert(uid, view)),
+                        None => drop(fold[k].remove(&uid)),
+                    }
+                }
+                if before != looks {
+                    self.fold = None;
+                }
+                // All pools are told again.
+                self.pools = Some(BTreeMap::new());
+            }
+        }
+        self.undo.clear();
+        let start = start.clone();
+        self.open = Some(Open { replica, at, start, begun: false, parts: None, is_pictured: false, down: [None; 2] });
+        Ok(())
+    }
+
+    fn told(&mut self, told: &Told, next: &[Entry]) -> Verdict {
+        let name = told.name();
+        let open = self.open.as_mut().ok_or("outside of a connection")?;
+        if open.parts.is_some() && name != "state.initial" {
+            return Err("in the middle of a state.initial".to_owned());
+        }
+        if !std::mem::replace(&mut open.begun, true) {
+            self.opens(told)?;
+        }
+        if name != "heartbeat" && name != "state.initial" && moment(told.time.as_deref())? > told.at {
+            return Err("it has not happened yet".to_owned());
+        }
+        match name {
+            "state.initial" => self.initial(told)?,
+            "heartbeat" => self.heartbeat(told)?,
+            "instance.state" | "pool.instance.ready" => self.event(Kind::Instance, told, next)?,
+            "claim.state" | "tenant.claimed" | "tenant.released" => self.event(Kind::Claim, told, next)?,
+            "upstream.down" | "upstream.up" => self.upstream(told)?,
+            "pool.depth" => self.pool(told)?,
+            other => return Err(format!("nobody knows the type {other}")),
+        }
+        Ok(())
+    }
+
+    /// The first line of a connection.
+    fn opens(&mut self, told: &Told) -> Verdict {
+        let open = self.open.as_ref().unwrap();
+        let reason = told.body["reason"].as_str();
+        let fits = match &open.start {
+            Start::Snapshot => reason == Some("connect"),
+            Start::Now => told.name() == "heartbeat",
+            Start::Resume { is_forged: true, .. } => reason == Some("foreign"),
+            // Where that cursor is of a lost history, it is foreign as well.
+            Start::Resume { looks, .. } if !LOOKS[self.looks].takes(&LOOKS[*looks]) => {
+                reason == Some("filter") || reason == Some("foreign")
+            }
+            Start::Resume { .. } => told.name() == "heartbeat" || reason.is_some(),
+        };
+        if !fits {
+            return Err("so no such connection opens".to_owned());
+        }
+        if let Start::Resume { .. } = open.start
+            && told.name() == "heartbeat"
+        {
+            let (at, journey) = (open.at, self.journey());
+            let cursor = self.id.unwrap_or_default();
+            let is = |fits: &dyn Fn(Kind, Rv) -> bool| {
+                self.needed().any(|kind| cursor[kind as usize].is_some_and(|rv| fits(kind, rv)))
+            };
+            let first = |kind| journey.place(kind, u64::MAX).and(journey.first(kind));
+            let is_old = is(&|kind, rv| first(kind).is_some_and(|first| rv < first));
+            let is_ahead = is(&|kind, rv| journey.place(kind, at).is_some_and(|(_, place)| rv > place));
+            self.found.resumed += 1;
+            self.found.backfilled += u64::from(is_old);
+            self.found.ahead += u64::from(is_ahead);
+        }
+        Ok(())
+    }
+
+    fn pool(&mut self, told: &Told) -> Verdict {
+        if told.id.is_some() || !LOOKS[self.looks].has("pool.depth") {
+            return Err("nobody asked for it".to_owned());
+        }
+        let (workload, counts) = pool_of(&told.body)?;
+        if let Some(pools) = &mut self.pools {
+            pools.insert(workload, counts);
+        }
+        Ok(())
+    }
+
+    /// Everything has come to rest: the client has all there is.
+    fn complete(&self) -> Verdict {
+        let open = self.open.as_ref().ok_or("nobody is there")?;
+        if !open.begun || open.parts.is_some() {
+            return Err("it has not begun".to_owned());
+        }
+        let chronicle = &self.court.chronicle;
+        let newest = chronicle.epoch_at(u64::MAX);
+        for kind in self.needed() {
+            let done = |track: &Track| {
+                let nothing = chronicle.next_visible(self.looks, track.epoch, kind, track.rv).is_none();
+                nothing && track.pending.is_empty() && chronicle.is_shared(track.epoch, newest, track.rv)
+            };
+            if !self.tracks[kind as usize].iter().any(done) {
+                return Err(format!("{} are missing after {:?}", kind.resource(), self.tracks[kind as usize]));
+            }
+        }
+        if open.down.contains(&Some(true)) {
+            return Err("it is still said to be down".to_owned());
+        }
+        if let Some(pools) = self.pools.as_ref().filter(|_| LOOKS[self.looks].has("pool.depth")) {
+            let mut pools = pools.clone();
+            let really = chronicle.pools(newest, Rv::MAX);
+            pools.retain(|workload, counts| *counts != [0; 3] || really.contains_key(workload));
+            if pools != really {
+                return Err(format!("the pools are {pools:?} and should be {really:?}"));
+            }
+        }
+        self.folds()
+    }
+}
+
+/// Milliseconds since the history's beginning.
+fn moment(text: Option<&str>) -> Result<u64, String> {
+    let at = text.and_then(|text| text.parse::<jiff::Timestamp>().ok()).ok_or("no time")?;
+    u64::try_from(at.as_millisecond()).map_err(|_| "a time before all times".to_owned())
+}
+
+fn pool_of(pool: &Value) -> Result<(String, [u64; 3]), String> {
+    let count = |key: &str| pool[key].as_u64().ok_or("a count is missing");
+    let workload = pool["workloadRef"].as_str().ok_or("no workload")?.to_owned();
+    Ok((workload, [count("warming")?, count("ready")?, count("acquired")?]))
+}
