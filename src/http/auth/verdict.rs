@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::{
     sync::{Mutex as Turn, Semaphore},
-    time::Instant,
+    time::{Instant, timeout_at},
 };
 
 use super::{
@@ -81,6 +81,9 @@ pub struct Config {
     pub subjects: usize,
     /// Questions to the API server at once: 8, a small part of what it serves.
     pub questions: usize,
+    /// How long one waits for its turn (5 s, a half of what a stream's client may wait for its head); then it counts as not
+    /// asked.
+    pub queue: Duration,
 }
 
 impl Default for Config {
@@ -91,6 +94,7 @@ impl Default for Config {
             unavailable_for: Duration::from_secs(1),
             subjects: 4096,
             questions: 8,
+            queue: Duration::from_secs(5),
         }
     }
 }
@@ -123,19 +127,19 @@ impl Verdicts {
 
     /// What is remembered, or else what the cluster says now.
     pub(super) async fn of(&self, subject: &Subject) -> Result<Verdict, Unavailable> {
-        let turn = self.turn(subject);
-        let mut known = turn.lock().await;
+        let (turn, by) = (self.turn(subject), Instant::now() + self.config.queue);
+        let mut known = timeout_at(by, turn.lock()).await.map_err(|_| Unavailable)?;
         match self.current(&known) {
             Some(verdict) => verdict,
-            None => self.ask(subject, &mut known).await,
+            None => self.ask(subject, &mut known, by).await,
         }
     }
 
     /// What the cluster says now, whatever is remembered; and from now on that is remembered.
     pub(super) async fn afresh(&self, subject: &Subject) -> Result<Verdict, Unavailable> {
-        let turn = self.turn(subject);
-        let mut known = turn.lock().await;
-        self.ask(subject, &mut known).await
+        let (turn, by) = (self.turn(subject), Instant::now() + self.config.queue);
+        let mut known = timeout_at(by, turn.lock()).await.map_err(|_| Unavailable)?;
+        self.ask(subject, &mut known, by).await
     }
 
     fn current(&self, known: &Known) -> Option<Result<Verdict, Unavailable>> {
@@ -148,9 +152,9 @@ impl Verdicts {
         (at.elapsed() < counts_for).then(|| verdict.clone())
     }
 
-    async fn ask(&self, subject: &Subject, known: &mut Known) -> Result<Verdict, Unavailable> {
-        // Never closed: the only way in which this could fail.
-        let _one = self.questions.acquire().await.map_err(|_| Unavailable)?;
+    async fn ask(&self, subject: &Subject, known: &mut Known, by: Instant) -> Result<Verdict, Unavailable> {
+        // It is never closed: that could be the other error.
+        let _one = timeout_at(by, self.questions.acquire()).await.map_err(|_| Unavailable)?.map_err(|_| Unavailable)?;
         let verdict = self.question(subject).await;
         *known = Some((Instant::now(), verdict.clone()));
         verdict

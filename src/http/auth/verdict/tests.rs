@@ -109,6 +109,24 @@ async fn questions_and_subjects_are_bounded() {
     assert!(verdicts.known.lock().unwrap().len() <= 10);
 }
 
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_long_behind_a_cluster_that_hangs() {
+    let reviews = Reviews {
+        token: Box::new(|_| std::future::pending().boxed()),
+        access: Box::new(|_| std::future::pending().boxed()),
+    };
+    let verdicts = Verdicts::new(Config { questions: 1, ..Config::default() }, reviews);
+    let (joe, jane, began) = (token("joe"), token("jane"), Instant::now());
+    let behind = async { (verdicts.of(&joe).await, verdicts.of(&jane).await) };
+    let answers = tokio::select! {
+        biased;
+        _ = verdicts.of(&joe) => panic!("the cluster hangs"),
+        answers = behind => answers,
+    };
+    assert_eq!(answers, (Err(Unavailable), Err(Unavailable)), "of one's own subject, and of another");
+    assert_eq!(began.elapsed().as_secs(), 10);
+}
+
 #[test]
 fn a_token_says_when_it_ends() {
     let jwt = |payload: &str| Secret::new(format!("e30.{}.x", BASE64_URL_SAFE_NO_PAD.encode(payload)));
