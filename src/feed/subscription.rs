@@ -4,22 +4,15 @@
 //! first step that its cursor does not cover and skips what is at or below its two numbers until both are passed
 //! (architecture.md, the feed's contract, 2). Its ids never move back in either.
 
-use std::{
-    fmt,
-    future::poll_fn,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
-};
+mod waiting;
+
+use std::{fmt, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep_until, timeout_at},
-};
+use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Audience, Framing, From, Reason, Refused, Shared, SharedLens, Shown, lens,
+    Framing, From, Reason, Refused, Shared, SharedLens, lens,
     lens::Initial,
     needs,
     resume::{Looked, Parked, place, straddles},
@@ -206,54 +199,6 @@ impl Subscription {
                 }
             }
         }
-    }
-
-    /// Resolves when a read may yield something else than [`Read::Idle`].
-    pub async fn changed(&mut self) {
-        poll_fn(|cx| self.poll_changed(cx)).await;
-    }
-
-    /// Ready when a read may yield something else than [`Read::Idle`]; of what an [`Audience`] is shown it need not be.
-    pub fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let told = self.seated && matches!(self.phase, Phase::Live);
-        if told && self.limit.is_none() {
-            return Poll::Pending;
-        }
-        // Boxed: most streams are told by others, and what they would wait with is most of their memory.
-        let wait = self.wait.get_or_insert_with(|| {
-            let (mut head, limit) = (self.head.clone(), self.limit);
-            Box::pin(async move {
-                match limit {
-                    // The sender lives in the subscription, so waiting for it cannot fail.
-                    None => drop(head.changed().await),
-                    Some(limit) if told => sleep_until(limit).await,
-                    Some(limit) => drop(timeout_at(limit, head.changed()).await),
-                }
-            })
-        });
-        ready!(wait.as_mut().poll(cx));
-        self.wait = None;
-        self.head.borrow_and_update();
-        Poll::Ready(())
-    }
-
-    /// Those who are shown what this one is shown, for whoever tells them all; `None` where there is nobody else, and
-    /// while this one still has something else to be told. From now on whoever asked tells this one, too.
-    pub fn audience(&mut self) -> Option<Audience> {
-        let shared = matches!(self.phase, Phase::Live) && self.shared.hub.is_none();
-        shared.then(|| {
-            self.seated = true;
-            Audience::new(self.shared.clone(), self.lens.clone())
-        })
-    }
-
-    /// Takes what its audience is shown instead of reading it: false where this one is somewhere else.
-    pub fn take(&mut self, shown: &Shown) -> bool {
-        let is_there = matches!(self.phase, Phase::Live) && !self.greet && self.position == shown.from;
-        if is_there {
-            (self.position, self.served) = (shown.to, shown.after);
-        }
-        is_there
     }
 
     /// The cursor up to which this client has been served; `None` while its picture is not whole.
