@@ -11,12 +11,12 @@ use super::{Phase, Subscription};
 use crate::feed::{Audience, Shown};
 
 impl Subscription {
-    /// Resolves when a read may yield something else than [`Read::Idle`].
+    /// Resolves when a read may yield something else than [`super::Read::Idle`].
     pub async fn changed(&mut self) {
         poll_fn(|cx| self.poll_changed(cx)).await;
     }
 
-    /// Ready when a read may yield something else than [`Read::Idle`]; of what an [`Audience`] is shown it need not be.
+    /// Ready when a read may yield something else than [`super::Read::Idle`]; of what an [`Audience`] is shown it need not be.
     pub fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let told = self.seated && matches!(self.phase, Phase::Live);
         if told && self.limit.is_none() {
