@@ -20,7 +20,7 @@ use crate::support::{
 
 const AUDIENCE: &str = "boilerhouse-bridge";
 const FLAGS: &[&str] = &["--token-audience", AUDIENCE, "--ws-auth", "required"];
-/// Rights that are taken end a stream within this time (issue 7: 30 s; they are looked at every 20 s).
+/// Rights that are taken end a stream within this time (issue 7: 30 s; they are looked at every 20 s, and once more after a no).
 const REVOKED_WITHIN: Duration = Duration::from_secs(30);
 
 /// A stage of this test: people, a bridge that accepts their tokens, and the namespace of both.
