@@ -9,6 +9,7 @@ mod audience;
 mod framing;
 pub mod inventory;
 mod lens;
+mod lenses;
 mod past;
 mod pools;
 mod resume;
@@ -20,7 +21,7 @@ mod writer;
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -47,6 +48,7 @@ use crate::{
     event::{Cursor, Home, Kind, Rv, lens::Lens},
     log::{self, Log},
 };
+use lenses::Lenses;
 use past::Wanted;
 use state::{Shared, State};
 use told::Told;
@@ -65,6 +67,9 @@ pub struct Config {
     /// About how many bytes an initial state has before it comes in parts (protocol.md section 3: 256 KiB, and a part ends
     /// with the object that passes this).
     pub part_bytes: usize,
+    /// How many bytes of what has been rendered all lenses together may keep for their readers, so that a client is not
+    /// paid for by how it looks: 32 MiB, half of the log.
+    pub lens_bytes: usize,
     /// How long a client whose cursor is older than the log waits for it to be extended backwards, before it is told the
     /// current state instead: two rounds, as one may be under way.
     pub park_limit: Duration,
@@ -83,6 +88,7 @@ impl Default for Config {
             told_wait: Duration::from_secs(1),
             pool_period: Duration::from_millis(250),
             part_bytes: 240 << 10,
+            lens_bytes: 32 << 20,
             park_limit: Duration::from_secs(30),
             ahead_wait: Duration::from_secs(2),
             clock: system_clock,
@@ -211,6 +217,7 @@ pub struct Metrics {
     log_steps: Gauge,
     log_bytes: Gauge,
     lenses: Gauge,
+    lens_bytes: Gauge,
 }
 
 impl Metrics {
@@ -230,6 +237,7 @@ impl Metrics {
         registry.register("feed_log_steps", "Steps held for resumes", self.log_steps.clone());
         registry.register("feed_log_bytes", "Bytes charged for the steps held", self.log_bytes.clone());
         registry.register("feed_lenses", "Different lenses in use", self.lenses.clone());
+        registry.register("feed_lens_bytes", "Bytes that lenses keep for their readers", self.lens_bytes.clone());
     }
 }
 
@@ -288,7 +296,7 @@ impl Feed {
             room: Notify::new(),
             asked: Notify::new(),
             state: Mutex::new(state),
-            lenses: Mutex::default(),
+            lenses: Lenses::new(config.lens_bytes, metrics.lens_bytes.clone()),
             metrics,
         });
         (Writer::new(shared.clone()), Feed { shared })
@@ -359,17 +367,9 @@ impl Feed {
     /// The lens shared by all who look the same way: equal lenses render once.
     #[must_use]
     pub fn lens(&self, lens: Lens, framing: Framing) -> Arc<SharedLens> {
-        let mut lenses = self.shared.lenses.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (lens, framing);
-        if let Some(shared) = lenses.get(&key).and_then(Weak::upgrade) {
-            return shared;
-        }
-        // Dead entries go when a new lens comes, so the map is bounded by the lenses in use.
-        lenses.retain(|_, lens| lens.strong_count() > 0);
-        let shared = Arc::new(SharedLens::new(key.0.clone(), framing));
-        lenses.insert(key, Arc::downgrade(&shared));
+        let (shared, count) = self.shared.lenses.get(lens, framing);
         if self.shared.hub.is_none() {
-            self.shared.metrics.lenses.set(i64::try_from(lenses.len()).unwrap_or(i64::MAX));
+            self.shared.metrics.lenses.set(i64::try_from(count).unwrap_or(i64::MAX));
         }
         shared
     }

@@ -1,33 +1,26 @@
 //! A lens in use: renders and frames each step once for all who look the same way, and shares the bytes.
 //!
-//! Two caches, both bounded: the frames of the newest steps, and the last initial state. Neither is needed for
-//! correctness; whoever reads behind the cache renders for himself.
+//! What it keeps of them ([`kept`]) is not needed for correctness: whoever reads behind that renders for himself.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+mod initial;
+mod kept;
 
-use bytes::Bytes;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use prometheus_client::metrics::gauge::Gauge;
 use serde::Serialize;
-use tokio::time::Instant;
 
+use self::kept::Kept;
+pub(super) use self::{
+    initial::Initial,
+    kept::{FRAMES, Frame},
+};
 use super::{Config, Framing, Reason, Shared, Snapshot, audience::Shown};
 use crate::event::{
-    Claim, Cursor, Home, Instance, Notice, Pool, Rv, Step, Version, What,
-    lens::{Format, Lens, Type},
+    Cursor, Home, Notice, Rv, Step, Version, What,
+    lens::{Format, Lens},
     render,
 };
-
-/// Steps whose frames a lens keeps: more than any reader that keeps up is ever behind.
-const FRAMES: usize = 1024;
-/// Bytes of frames that a lens keeps.
-const FRAMES_BYTES: usize = 256 << 10;
-/// An initial state is rebuilt when it is older than this many times what building it took...
-const REUSE_FACTOR: u32 = 10;
-/// ...but never reused when it is older than this (architecture.md, the feed's contract, 6).
-const REUSE_LIMIT: Duration = Duration::from_secs(1);
 
 /// A lens with the bytes that its readers share.
 #[derive(Debug)]
@@ -36,44 +29,25 @@ pub struct SharedLens {
     pub(super) framing: Framing,
     /// [`Lens::hash`], which stands in each cursor.
     hash: u64,
-    frames: Mutex<Frames>,
-    initial: Mutex<Option<(Reason, Arc<Initial>)>>,
-}
-
-/// The frames of one step; empty when nothing of it passes the lens.
-#[derive(Clone, Debug)]
-pub(super) struct Frame {
-    pub(super) bytes: Bytes,
-    pub(super) after: [Rv; 2],
-    pub(super) restart: bool,
-    /// Whoever looks through the lens must see for himself what this means for him: another history, or the upstream.
-    pub(super) own: bool,
-}
-
-#[derive(Debug, Default)]
-struct Frames {
-    first: u64,
-    frames: VecDeque<Frame>,
-    bytes: usize,
-}
-
-/// An encoded state, and where the log goes on from it.
-#[derive(Debug)]
-pub(super) struct Initial {
-    pub(super) home: Home,
-    pub(super) parts: Vec<Bytes>,
-    pub(super) position: u64,
-    pub(super) rv: [Rv; 2],
-    /// How many histories had ended before.
-    pub(super) history: u64,
-    built: Instant,
-    cost: Duration,
+    kept: Mutex<Kept>,
+    /// Held while the current state is encoded, which is done by one at a time.
+    building: Mutex<()>,
 }
 
 impl SharedLens {
-    pub(super) fn new(lens: Lens, framing: Framing) -> SharedLens {
+    /// Counts what it keeps in `all`, beside what other lenses do.
+    pub(super) fn new(lens: Lens, framing: Framing, all: Gauge) -> SharedLens {
         let hash = lens.hash();
-        SharedLens { lens, framing, hash, frames: Mutex::default(), initial: Mutex::default() }
+        SharedLens { lens, framing, hash, kept: Mutex::new(Kept::new(all)), building: Mutex::default() }
+    }
+
+    /// Lets go of all but so many frames; who is being sent a state still has it.
+    pub(super) fn keep_at_most(&self, frames: usize) {
+        self.kept().let_go(frames);
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        lock(&self.kept)
     }
 
     /// The cursor of a client of this lens that has been served up to `rv`.
@@ -87,35 +61,39 @@ impl SharedLens {
         if shared.hub.is_some() {
             return self.private_frames(shared, home, from, max_bytes);
         }
-        let cache = self.cached(shared, home, from)?;
-        if from < cache.first {
-            drop(cache);
-            return self.private_frames(shared, home, from, max_bytes);
-        }
-        Some(take(cache.since(from).cloned(), max_bytes))
+        let kept = self.up_to_date(shared, home, from)?;
+        let frames = (from >= kept.first()).then(|| take(kept.since(from).cloned(), max_bytes));
+        drop(kept);
+        shared.lenses.trim();
+        frames.or_else(|| self.private_frames(shared, home, from, max_bytes))
     }
 
     /// How far the log goes from a position, and whether anything on the way concerns those who look through the lens.
     /// Where it cannot be known here, something does.
     pub(super) fn news(&self, shared: &Shared, from: u64) -> (u64, bool) {
         let home = shared.state().ready();
-        match home.ok().and_then(|home| self.cached(shared, home, from)) {
-            Some(cache) if from >= cache.first => {
-                (cache.end(), cache.since(from).any(|frame| frame.own || !frame.bytes.is_empty()))
-            }
-            _ => (*shared.head.borrow(), true),
-        }
+        let kept = home.ok().and_then(|home| self.up_to_date(shared, home, from));
+        let news = kept.filter(|kept| from >= kept.first()).map(|kept| {
+            let concerns = kept.since(from).any(|frame| !frame.is_silent());
+            (kept.end(), concerns)
+        });
+        shared.lenses.trim();
+        news.unwrap_or_else(|| (*shared.head.borrow(), true))
     }
 
     /// What is shown to all who are at a position, as one piece of at most `max_bytes`.
     pub(super) fn shown(&self, from: u64, max_bytes: usize) -> Option<Shown> {
-        let cache = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
-        if from < cache.first || cache.since(from).any(|frame| frame.own) {
+        let kept = self.kept();
+        if from < kept.first() {
             return None;
         }
-        let after = cache.since(from).last()?.after;
-        let bytes: usize = cache.since(from).map(|frame| frame.bytes.len()).sum();
-        let mut told = cache.since(from).map(|frame| &frame.bytes).filter(|bytes| !bytes.is_empty());
+        let new = kept.since(from);
+        if new.clone().any(|frame| frame.own) {
+            return None;
+        }
+        let after = new.clone().last()?.after;
+        let bytes: usize = new.clone().map(|frame| frame.bytes.len()).sum();
+        let mut told = new.map(|frame| &frame.bytes).filter(|bytes| !bytes.is_empty());
         let bytes = match (told.next()?, told.next()) {
             _ if bytes > max_bytes => return None,
             (only, None) => only.clone(),
@@ -123,38 +101,39 @@ impl SharedLens {
                 [first, second].into_iter().chain(told).flatten().copied().collect::<Vec<u8>>().into()
             }
         };
-        Some(Shown { from, to: cache.end(), after, bytes })
+        Some(Shown { from, to: kept.end(), after, bytes })
     }
 
-    /// The cache with the newest steps framed, if the log goes on from it or from a position. It may have dropped what is
-    /// at the position.
-    fn cached(&self, shared: &Shared, home: Home, from: u64) -> Option<MutexGuard<'_, Frames>> {
-        let mut cache = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
-        if from > cache.end() {
-            *cache = Frames { first: from, ..Frames::default() };
+    /// What is kept, with the newest steps framed, if the log goes on from it or from a position. What is at the position
+    /// may no longer be kept.
+    fn up_to_date(&self, shared: &Shared, home: Home, from: u64) -> Option<MutexGuard<'_, Kept>> {
+        let mut kept = self.kept();
+        if from > kept.end() {
+            kept.begin(from);
         }
         // Most readers come when another has framed everything: they need not ask for the feed's lock.
-        while from >= cache.first && cache.end() < *shared.head.borrow() {
-            let steps = steps(shared, cache.end())?;
+        while from >= kept.first() && kept.end() < *shared.head.borrow() {
+            let steps = steps(shared, kept.end())?;
             if steps.is_empty() {
                 break;
             }
             for step in steps {
-                let frame = self.frame(shared, home, &step, step.after);
-                cache.push(frame);
+                let frame = self.frame(shared, home, &step, kept.end() + 1, step.after);
+                kept.push(frame);
             }
         }
-        Some(cache)
+        Some(kept)
     }
 
     /// Frames for one reader, rendered until `max_bytes` are there.
     fn private_frames(&self, shared: &Shared, home: Home, from: u64, max_bytes: usize) -> Option<Vec<Frame>> {
         let steps = steps(shared, from)?;
-        Some(take(steps.iter().map(|step| self.frame(shared, home, step, step.after)), max_bytes))
+        let frames = steps.iter().zip(from + 1..).map(|(step, to)| self.frame(shared, home, step, to, step.after));
+        Some(take(frames, max_bytes))
     }
 
-    /// One step as frames, the cursor `at` on the last event that passes.
-    pub(super) fn frame(&self, shared: &Shared, home: Home, step: &Step, at: [Rv; 2]) -> Frame {
+    /// One step as frames, the cursor `at` on the last event that passes; the log goes on at `to`.
+    pub(super) fn frame(&self, shared: &Shared, home: Home, step: &Step, to: u64, at: [Rv; 2]) -> Frame {
         shared.metrics.renders.inc();
         let mut bytes = Vec::new();
         match &step.what {
@@ -168,7 +147,7 @@ impl SharedLens {
         }
         let restart = step.version().is_some_and(|version| version.restart);
         let own = restart || matches!(step.what, What::Notice(Notice::Upstream { .. }));
-        Frame { bytes: bytes.into(), after: at, restart, own }
+        Frame { to, bytes: bytes.into(), after: at, restart, own }
     }
 
     fn version(&self, out: &mut Vec<u8>, shared: &Shared, home: Home, at_ms: u64, version: &Version, at: [Rv; 2]) {
@@ -218,142 +197,10 @@ impl SharedLens {
         self.framing.put(out, kind, id, &json);
     }
 
-    /// The state now, or as it was a moment ago if the log goes on from it; `None` while it is older than `at_least`.
-    pub(super) fn initial(&self, shared: &Shared, reason: Reason, at_least: [Rv; 2]) -> Option<Arc<Initial>> {
-        let mut cached = self.initial.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = shared.state();
-        if let Some((why, initial)) = &*cached {
-            let age = initial.built.elapsed();
-            let fresh = age < REUSE_LIMIT && age < initial.cost * REUSE_FACTOR && initial.position >= state.log.first();
-            if *why == reason && (initial.position == state.log.end() || fresh) && self.reached(initial.rv, at_least) {
-                return Some(initial.clone());
-            }
-        }
-        if !self.reached(state.newest, at_least) {
-            return None;
-        }
-        let home = state.ready().ok()?;
-        let (inventory, rv, position) = (state.inventory.clone(), state.newest, state.log.end());
-        let history = state.history;
-        drop(state);
-        let snapshot = Snapshot { home, inventory, rv, position };
-        let initial = Arc::new(self.build(shared, &snapshot, reason, history));
-        if shared.hub.is_none() {
-            *cached = Some((reason, initial.clone()));
-        }
-        Some(initial)
-    }
-
     /// Whether a state at `rv` is not older than `floor` in any resource that the lens needs.
     pub(super) fn reached(&self, rv: [Rv; 2], floor: [Rv; 2]) -> bool {
         let kinds = self.lens.types.kinds();
         (0..2).all(|k| !kinds[k] || rv[k] >= floor[k])
-    }
-
-    fn build(&self, shared: &Shared, snapshot: &Snapshot, reason: Reason, history: u64) -> Initial {
-        shared.metrics.snapshots.inc();
-        let started = Instant::now();
-        let parts = match self.lens.format {
-            Format::Boilerhouse => self.burst(snapshot, shared.config.part_bytes),
-            Format::Full => self.state_initial(&shared.config, snapshot, reason),
-        };
-        let Snapshot { home, position, rv, .. } = *snapshot;
-        Initial { home, parts, position, rv, history, built: started, cost: started.elapsed() }
-    }
-
-    /// `/ws`: the state as events.
-    fn burst(&self, snapshot: &Snapshot, part_bytes: usize) -> Vec<Bytes> {
-        let mut parts = Vec::new();
-        let mut bytes = Vec::new();
-        for view in snapshot.inventory.views() {
-            render::render_first(&view, &self.lens, |event| {
-                let json = serde_json::to_string(&event).expect("events have string keys only");
-                self.framing.put(&mut bytes, event.kind, None, &json);
-            });
-            if bytes.len() > part_bytes {
-                parts.push(std::mem::take(&mut bytes).into());
-            }
-        }
-        if !bytes.is_empty() {
-            parts.push(bytes.into());
-        }
-        parts
-    }
-
-    /// The full stream: the state as one or more `state.initial`.
-    fn state_initial(&self, config: &Config, snapshot: &Snapshot, reason: Reason) -> Vec<Bytes> {
-        let id = self.cursor(snapshot.home, snapshot.rv);
-        let snapshot_at = render::time((config.clock)());
-        let connection_id = snapshot.home.connection_id.to_string();
-        let (pods, claims) = (self.lens.types.has(Type::InstanceState), self.lens.types.has(Type::ClaimState));
-        let instances = snapshot.inventory.instances.values().filter(|i| pods && self.lens.shows_instance(i));
-        let claims = snapshot.inventory.claims.values().filter(|c| claims && self.lens.shows_claim(c));
-        let pools = if self.lens.types.has(Type::PoolDepth) { snapshot.pools(&self.lens) } else { Vec::new() };
-
-        let mut parts = vec![Part::default()];
-        for instance in instances {
-            Part::with_room(&mut parts, instance.cost(), config.part_bytes).instances.push(instance);
-        }
-        for claim in claims {
-            Part::with_room(&mut parts, claim.cost(), config.part_bytes).claims.push(claim);
-        }
-        let last = parts.len() - 1;
-        let message = |(at, part): (usize, Part<'_>)| {
-            let id = (at == last).then_some(id.as_str());
-            let body = StateInitial {
-                id,
-                snapshot_at: &snapshot_at,
-                reason: reason.name(),
-                connection_id: &connection_id,
-                instances: &part.instances,
-                claims: &part.claims,
-                pools: if at == last { &pools } else { &[] },
-                more: at != last,
-            };
-            let mut bytes = Vec::new();
-            self.put_body(&mut bytes, "state.initial", id, body);
-            Bytes::from(bytes)
-        };
-        parts.into_iter().enumerate().map(message).collect()
-    }
-}
-
-impl Frames {
-    fn end(&self) -> u64 {
-        self.first + self.frames.len() as u64
-    }
-
-    fn since(&self, from: u64) -> impl Iterator<Item = &Frame> {
-        self.frames.iter().skip(usize::try_from(from.saturating_sub(self.first)).unwrap_or(usize::MAX))
-    }
-
-    fn push(&mut self, frame: Frame) {
-        self.bytes += frame.bytes.len();
-        self.frames.push_back(frame);
-        while self.frames.len() > FRAMES || (self.bytes > FRAMES_BYTES && self.frames.len() > 1) {
-            if let Some(gone) = self.frames.pop_front() {
-                self.first += 1;
-                self.bytes -= gone.bytes.len();
-            }
-        }
-    }
-}
-
-#[derive(Default)]
-struct Part<'a> {
-    instances: Vec<&'a Arc<Instance>>,
-    claims: Vec<&'a Arc<Claim>>,
-    bytes: usize,
-}
-
-impl<'a> Part<'a> {
-    fn with_room<'p>(parts: &'p mut Vec<Part<'a>>, bytes: usize, most: usize) -> &'p mut Part<'a> {
-        if parts.last().is_none_or(|part| part.bytes > 0 && part.bytes + bytes > most) {
-            parts.push(Part::default());
-        }
-        let at = parts.len() - 1;
-        parts[at].bytes += bytes;
-        &mut parts[at]
     }
 }
 
@@ -366,23 +213,12 @@ struct Message<T> {
     body: T,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct StateInitial<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<&'a str>,
-    snapshot_at: &'a str,
-    reason: &'static str,
-    connection_id: &'a str,
-    instances: &'a [&'a Arc<Instance>],
-    claims: &'a [&'a Arc<Claim>],
-    pools: &'a [Pool],
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    more: bool,
-}
-
 /// Steps fetched from the log at once: bounds what is cloned under its lock.
 const STEPS: usize = 256;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 pub(super) fn steps(shared: &Shared, from: u64) -> Option<Vec<Arc<Step>>> {
     let state: MutexGuard<'_, _> = shared.state();

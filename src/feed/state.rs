@@ -4,9 +4,9 @@
 //! wakes whoever waits. The lock of the hub's state is only ever taken inside a single feed's.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::BTreeSet,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -18,10 +18,10 @@ use tokio::{
 };
 
 use super::{
-    Condition, Config, Framing, Health, Metrics, Refused, SharedLens, inventory::Inventory, past::Wanted, told::Told,
+    Condition, Config, Health, Metrics, Refused, inventory::Inventory, lenses::Lenses, past::Wanted, told::Told,
 };
 use crate::{
-    event::{Change, Home, Kind, Notice, Rv, Step, Version, What, lens::Lens},
+    event::{Change, Home, Kind, Notice, Rv, Step, Version, What},
     log::Log,
 };
 
@@ -42,7 +42,7 @@ pub(super) struct Shared {
     pub(super) room: Notify,
     /// A reader wants to know something of the past.
     pub(super) asked: Notify,
-    pub(super) lenses: Mutex<HashMap<(Lens, Framing), Weak<SharedLens>>>,
+    pub(super) lenses: Lenses,
     pub(super) metrics: Metrics,
 }
 

@@ -307,7 +307,7 @@ impl Subscription {
                 self.served = cursor::join(self.served, step.after);
                 // Notices of before say nothing about now.
                 if version.is_some_and(|version| version.rv > floor[version.kind as usize]) {
-                    let frame = self.lens.frame(&self.shared, self.home, &step, self.served);
+                    let frame = self.lens.frame(&self.shared, self.home, &step, self.position, self.served);
                     if !frame.bytes.is_empty() {
                         bytes += frame.bytes.len();
                         frames.push(frame.bytes);
@@ -352,7 +352,7 @@ impl Subscription {
                 if frame.restart && self.foreign() {
                     return Some(out);
                 }
-                self.position += 1;
+                self.position = frame.to;
                 self.served = frame.after;
                 if !frame.bytes.is_empty() {
                     out.push(frame.bytes);
