@@ -1,4 +1,5 @@
-//! Many clients of the full stream at once: a large first picture, and two replicas restarted one after the other.
+//! Many clients of the full stream at once: a large first picture, as many filters as clients, and two replicas restarted
+//! one after the other.
 
 use std::{
     collections::BTreeSet,
@@ -69,6 +70,50 @@ async fn ten_thousand_pods_come_in_parts_encoded_once_for_all() {
     assert!(python.status.success(), "{}", String::from_utf8_lossy(&python.stderr));
     let said: Value = serde_json::from_slice(&python.stdout).unwrap();
     assert_eq!(said["instances"], PODS);
+}
+
+/// Clients that look each in its own way, and what all of them are shown: 1 MB.
+const FILTERS: usize = 120;
+const CLAIMS: usize = 100;
+const DETAIL_BYTES: usize = 10 << 10;
+/// What a bridge keeps rendered for all of them (docs/performance.md), and how much more it may grow by meanwhile.
+const LENS_BYTES: u64 = 32 << 20;
+const ELSE_BYTES: u64 = 32 << 20;
+
+#[tokio::test]
+async fn clients_with_filters_of_their_own_are_not_each_kept_a_state() {
+    let cluster = Simulated::new().await;
+    for n in 0..CLAIMS {
+        let claim = json!({"metadata": {"name": format!("claim-{n}"), "namespace": NAMESPACE},
+                           "spec": {"tenantId": "t", "workloadRef": "web"},
+                           "status": {"phase": "Pending", "detail": "x".repeat(DETAIL_BYTES)}});
+        cluster.sim().store(|store| store.create(Resource::Claims, claim)).unwrap();
+    }
+    let bridge = cluster.bridge(&[]).await;
+    let mut clients = Vec::new();
+    let mut before = 0;
+    for n in 0..FILTERS {
+        // `{"instances":{"name":"…"}}`: says nothing about claims.
+        let query = format!("params=%7B%22instances%22%3A%7B%22name%22%3A%22none-{n}%22%7D%7D");
+        let mut client = Full::connect(bridge.address, true, &query, None).await.unwrap();
+        let (mut claims, mut more) = (0, true);
+        while more {
+            let part = timeout(BOUND, client.next()).await.expect("in time").expect("open");
+            claims += part["claims"].as_array().unwrap().len();
+            more = part["more"] == true;
+        }
+        assert_eq!(claims, CLAIMS);
+        clients.push(client);
+        if n == 0 {
+            before = bridge.memory();
+        }
+    }
+    let grown = bridge.memory().saturating_sub(before);
+    let kept = web::metric(bridge.address, "bridge_feed_lens_bytes").await;
+    println!("{} MiB more for {FILTERS} filters, of which {} MiB are kept rendered", grown >> 20, kept >> 20);
+    assert!(kept <= LENS_BYTES, "{kept}");
+    assert!(grown <= LENS_BYTES + ELSE_BYTES, "{grown}");
+    assert_eq!(web::metric(bridge.address, "bridge_feed_lenses").await, FILTERS as u64);
 }
 
 /// Clients under a rolling restart, and the seconds over which each replica sends them away.
