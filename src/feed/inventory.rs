@@ -3,17 +3,20 @@
 //! Keyed by name, which is unique at any one time and gives the order of the burst and of the GETs; a name found with
 //! another uid is two lives, and becomes a deletion and a first sight.
 
-use std::{collections::BTreeMap, sync::Arc};
+mod by_name;
 
+use std::collections::BTreeMap;
+
+pub use self::by_name::{ByName, Named};
 use crate::event::{Change, Claim, Instance, Kind, Pool, View};
 
 /// Both resources by name. Cheap to clone while nobody changes it: the feed shares it behind an `Arc`.
 #[derive(Clone, Debug, Default)]
 pub struct Inventory {
     /// Managed Pods.
-    pub instances: BTreeMap<String, Arc<Instance>>,
+    pub instances: ByName<Instance>,
     /// Claims.
-    pub claims: BTreeMap<String, Arc<Claim>>,
+    pub claims: ByName<Claim>,
     /// Instances of each workload by pool status; a workload without instances is not in it.
     depths: BTreeMap<String, Depth>,
 }
@@ -95,9 +98,9 @@ impl Inventory {
         let mut before: BTreeMap<String, View> = match kind {
             Kind::Instance => {
                 self.depths.clear();
-                std::mem::take(&mut self.instances).into_iter().map(|(n, i)| (n, View::Instance(i))).collect()
+                self.instances.drain().map(|i| (i.name.clone(), View::Instance(i))).collect()
             }
-            Kind::Claim => std::mem::take(&mut self.claims).into_iter().map(|(n, c)| (n, View::Claim(c))).collect(),
+            Kind::Claim => self.claims.drain().map(|c| (c.name.clone(), View::Claim(c))).collect(),
         };
         let mut fresh = Vec::new();
         for view in views {
@@ -135,11 +138,11 @@ impl Inventory {
         match view {
             View::Instance(instance) => {
                 self.count(&instance, 1);
-                if let Some(old) = self.instances.insert(instance.name.clone(), instance) {
+                if let Some(old) = self.instances.insert(instance) {
                     self.count(&old, -1);
                 }
             }
-            View::Claim(claim) => drop(self.claims.insert(claim.name.clone(), claim)),
+            View::Claim(claim) => drop(self.claims.insert(claim)),
         }
     }
 
@@ -169,6 +172,8 @@ impl Inventory {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::event::Rv;
 
