@@ -104,7 +104,10 @@ impl<'de> Deserializer<'de> for &mut Json<'de> {
             let value = visitor.visit_map(&mut members)?;
             return if members.over { Ok(value) } else { Err(Error::custom("an object is not read to its end")) };
         }
-        serde_json::Deserializer::new(SliceRead::new(self.value()?)).deserialize_any(visitor)
+        let mut json = serde_json::Deserializer::new(SliceRead::new(self.value()?));
+        let value = json.deserialize_any(visitor)?;
+        json.end()?;
+        Ok(value)
     }
 
     fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
