@@ -16,10 +16,13 @@ pub(super) use self::{
     kept::{FRAMES, Frame},
 };
 use super::{Config, Framing, Reason, Shared, Snapshot, audience::Shown};
-use crate::event::{
-    Cursor, Home, Notice, Rv, Step, Version, What,
-    lens::{Format, Lens},
-    render,
+use crate::{
+    event::{
+        Cursor, Home, Notice, Rv, Step, Version, What,
+        lens::{Format, Lens},
+        render,
+    },
+    wire::json,
 };
 
 /// A lens with the bytes that its readers share.
@@ -152,23 +155,34 @@ impl SharedLens {
 
     fn version(&self, out: &mut Vec<u8>, shared: &Shared, home: Home, at_ms: u64, version: &Version, at: [Rv; 2]) {
         let full = self.lens.format == Format::Full;
-        let mut events = Vec::new();
-        render::render(version, &self.lens, |event| events.push(event));
-        let Some(last) = events.last_mut() else {
+        let time = full.then(|| render::time(at_ms));
+        // Each is put when the next one comes: only the last has an `id`.
+        let mut last = None;
+        render::render(version, &self.lens, |event| {
+            if let Some(before) = last.replace(event) {
+                self.put_event(out, before, None, time.as_deref());
+            }
+        });
+        match last {
+            Some(last) => self.put_event(out, last, full.then(|| self.cursor(home, at)).as_deref(), time.as_deref()),
             // G3: something may have come and gone unseen, and the client is told so.
-            if full && version.since.is_some() && self.lens.types.kinds()[version.kind as usize] {
+            None if full && version.since.is_some() && self.lens.types.kinds()[version.kind as usize] => {
                 self.heartbeat(out, shared, home, at, true);
             }
-            return;
-        };
-        let id = full.then(|| self.cursor(home, at));
-        let time = full.then(|| render::time(at_ms));
-        last.id = id.as_deref();
-        for event in &mut events {
-            event.time = time.as_deref();
-            let json = serde_json::to_string(event).expect("events have string keys only");
-            self.framing.put(out, event.kind, event.id, &json);
+            None => {}
         }
+    }
+
+    fn put_event<'a>(
+        &self,
+        out: &mut Vec<u8>,
+        mut event: render::Event<'a>,
+        id: Option<&'a str>,
+        time: Option<&'a str>,
+    ) {
+        (event.id, event.time) = (id, time);
+        let json = json::to_string(&event).expect("events have string keys only");
+        self.framing.put(out, event.kind, id, &json);
     }
 
     /// A heartbeat of a client that has been served up to `at`.
@@ -193,7 +207,7 @@ impl SharedLens {
 
     fn put_body(&self, out: &mut Vec<u8>, name: &'static str, id: Option<&str>, body: impl Serialize) {
         let kind = self.framing.name(name);
-        let json = serde_json::to_string(&Message { kind, body }).expect("events have string keys only");
+        let json = json::to_string(&Message { kind, body }).expect("events have string keys only");
         self.framing.put(out, kind, id, &json);
     }
 

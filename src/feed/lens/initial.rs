@@ -94,8 +94,7 @@ impl SharedLens {
         let mut bytes = Vec::new();
         for view in snapshot.inventory.views() {
             render::render_first(&view, &self.lens, |event| {
-                let json = serde_json::to_string(&event).expect("events have string keys only");
-                self.framing.put(&mut bytes, event.kind, None, &json);
+                self.put_event(&mut bytes, event, None, None);
             });
             if bytes.len() > part_bytes {
                 parts.push(std::mem::take(&mut bytes).into());
