@@ -120,8 +120,8 @@ impl SharedLens {
             if steps.is_empty() {
                 break;
             }
-            for step in steps {
-                let frame = self.frame(shared, home, &step, kept.end() + 1, step.after);
+            for (step, to) in steps.iter().zip(kept.end() + 1..) {
+                let frame = self.frame(shared, home, step, to, step.after);
                 kept.push(frame);
             }
         }

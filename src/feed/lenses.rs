@@ -46,10 +46,14 @@ impl Lenses {
     }
 
     /// Makes room where the budget is exceeded: initial states go first, then frames, of those who have most of them.
+    #[inline]
     pub(super) fn trim(&self) {
-        if self.kept.get() <= self.budget {
-            return;
+        if self.kept.get() > self.budget {
+            self.make_room();
         }
+    }
+
+    fn make_room(&self) {
         let all = self.lock();
         let (mut enough, mut frames) = (self.budget, FRAMES);
         // Another may have made room meanwhile.

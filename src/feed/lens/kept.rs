@@ -47,7 +47,9 @@ impl Frame {
 /// What is kept, and charged.
 #[derive(Debug)]
 pub(super) struct Kept {
+    /// Positions: of the first step framed, and after the last one.
     first: u64,
+    end: u64,
     frames: VecDeque<Frame>,
     /// Of the frames.
     bytes: usize,
@@ -67,7 +69,7 @@ struct Last {
 
 impl Kept {
     pub(super) fn new(all: Gauge) -> Kept {
-        Kept { first: 0, frames: VecDeque::new(), bytes: 0, initial: None, charged: 0, all }
+        Kept { first: 0, end: 0, frames: VecDeque::new(), bytes: 0, initial: None, charged: 0, all }
     }
 
     /// The position of the first step framed.
@@ -77,24 +79,29 @@ impl Kept {
 
     /// The position after the last one.
     pub(super) fn end(&self) -> u64 {
-        self.frames.back().map_or(self.first, |last| last.to)
+        self.end
     }
 
     /// The frames from a position on; the first may begin before it, if it is empty.
     pub(super) fn since(&self, from: u64) -> vec_deque::Iter<'_, Frame> {
         // From the end, where nearly all readers are.
-        let new = self.frames.iter().rev().take_while(|frame| frame.to > from).count();
-        self.frames.range(self.frames.len() - new..)
+        let mut first = self.frames.len();
+        while first > 0 && self.frames[first - 1].to > from {
+            first -= 1;
+        }
+        self.frames.range(first..)
     }
 
     /// Forgets all frames and begins anew at a position.
     pub(super) fn begin(&mut self, at: u64) {
-        (self.first, self.frames, self.bytes) = (at, VecDeque::new(), 0);
+        (self.first, self.end, self.frames, self.bytes) = (at, at, VecDeque::new(), 0);
         self.charge();
     }
 
     /// Takes the frame of the step at the end.
+    #[inline]
     pub(super) fn push(&mut self, frame: Frame) {
+        self.end = frame.to;
         match self.frames.back_mut() {
             Some(last) if last.is_silent() && frame.is_silent() => *last = frame,
             _ => {
