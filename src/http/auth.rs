@@ -4,6 +4,7 @@
 //! lives ([`lease`]). It knows no cluster (it is handed [`verdict::Reviews`]) and no endpoint, only what each needs.
 
 pub mod keys;
+mod keys_file;
 pub mod lease;
 mod presented;
 mod principal;
@@ -14,7 +15,7 @@ pub mod verdict;
 
 use std::{
     path::PathBuf,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -25,6 +26,7 @@ use thiserror::Error as ThisError;
 
 use self::{
     keys::{Access, Key, Keys},
+    keys_file::KeysFile,
     lease::{Hold, Leases},
     presented::Presented,
     principal::Grounds,
@@ -74,7 +76,8 @@ pub struct Config {
     pub expiring: Duration,
     /// How often the time is looked at for those who have streams: 500 ms, as their end may be late by 1 s.
     pub tick: Duration,
-    /// How often the keys file is read: 2 s, soon enough for a key that has leaked.
+    /// How often the keys file is read: 2 s, soon enough for a key that has leaked, as a change counts at the second look
+    /// that finds the same.
     pub reread: Duration,
     /// What is remembered of the cluster's answers.
     pub verdicts: verdict::Config,
@@ -168,8 +171,7 @@ pub struct Auth {
     is_open: bool,
     keys: RwLock<Arc<Keys>>,
     environment: Option<Secret>,
-    /// The keys file, and what was last found in it.
-    file: Option<(PathBuf, std::sync::Mutex<String>)>,
+    file: Option<Mutex<KeysFile>>,
     verdicts: Option<Verdicts>,
     seal: Seal,
     leases: Leases,
@@ -185,10 +187,9 @@ impl Auth {
         let file = match file {
             None => None,
             Some(path) => {
-                let read = Keys::read(&path).and_then(|text| Ok((Keys::parse(&text)?, text)));
-                let (found, text) = read.map_err(|problem| Unusable::Keys(path.clone(), problem))?;
+                let (file, found) = KeysFile::open(&path).map_err(|problem| Unusable::Keys(path, problem))?;
                 keys = found;
-                Some((path, std::sync::Mutex::new(text)))
+                Some(Mutex::new(file))
             }
         };
         if let Some(secret) = &environment {

@@ -21,7 +21,7 @@ use tokio::{
 
 use super::{
     Auth,
-    keys::{Access, Keys},
+    keys::Access,
     principal::Grounds,
     scope,
     seal::Holder,
@@ -170,27 +170,21 @@ impl Auth {
 
     /// Takes a new version of the keys file in. A bad one changes nothing.
     fn reread(&self) {
-        let Some((path, last)) = &self.file else { return };
-        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-        // A small file, mostly in memory: not worth a thread. What cannot be read is told once, as a bad version is.
-        let read = Keys::read(path);
-        let text = read.as_ref().map_or_else(ToString::to_string, Clone::clone);
-        if text == *last {
-            return;
-        }
-        *last = text;
-        match read.and_then(|text| Keys::parse(&text)) {
-            Ok(mut keys) => {
-                tracing::info!(path = %path.display(), keys = keys.len(), "the keys file has changed");
+        let Some(file) = &self.file else { return };
+        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = file.path().display().to_string();
+        match file.look() {
+            None => {}
+            Some(Ok(mut keys)) => {
+                tracing::info!(path, keys = keys.len(), "the keys file has changed");
                 if let Some(secret) = &self.environment {
                     keys = keys.with_environment(secret);
                 }
                 *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
             }
-            Err(problem) => {
+            Some(Err(problem)) => {
                 self.metrics.bad_keys_files.inc();
-                let path = path.display();
-                tracing::error!(%path, %problem, "the keys file cannot be used: what it said before still counts");
+                tracing::error!(path, %problem, "the keys file cannot be used: what it said before still counts");
             }
         }
     }
