@@ -8,6 +8,7 @@ mod keys_file;
 pub mod lease;
 mod presented;
 mod principal;
+mod recheck;
 mod refused;
 pub mod seal;
 pub mod secret;
@@ -70,7 +71,8 @@ pub struct Config {
     /// How long after a no it is asked once more, before the no counts: 2 s, far past the 100 ms in which an API server that
     /// has just started was seen to refuse people who may, and well within the 30 s in which streams are to end.
     pub confirm: Duration,
-    /// How long streams live on while it cannot be asked (protocol.md section 7: 5 min).
+    /// How long streams live on while it cannot be asked (protocol.md section 7: 5 min), from when `recheck` should have
+    /// had an answer: that long after the last yes.
     pub unreachable: Duration,
     /// How long before its end a stream is told of it (protocol.md section 3: 60 s).
     pub expiring: Duration,

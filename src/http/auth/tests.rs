@@ -1,8 +1,10 @@
 //! Credentials over time, with the clock held: what ends them, and when whoever has a stream is told.
 
+mod crowd;
+
 use std::{
     net::{IpAddr, Ipv4Addr},
-    sync::atomic::{AtomicBool, Ordering::SeqCst},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
 };
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
@@ -40,16 +42,30 @@ struct Cluster {
     denied: AtomicBool,
     /// Somebody was told no.
     refused: AtomicBool,
+    /// How long a question takes.
+    takes_ms: AtomicU64,
+    /// Tokens that were asked about.
+    asked: AtomicU64,
+    /// Nothing is said of tokens that begin with `odd`.
+    odd: AtomicBool,
 }
 
 impl Cluster {
     fn reviews(self: &Arc<Self>) -> Reviews {
         let (one, two) = (self.clone(), self.clone());
         Reviews {
-            token: Box::new(move |_| {
+            token: Box::new(move |token| {
                 let user = User { name: "jane".into(), groups: vec!["dev".into()], ..User::default() };
-                let answer = if one.down.load(SeqCst) { Err(Unavailable) } else { Ok(Some(user)) };
-                async move { answer }.boxed()
+                one.asked.fetch_add(1, SeqCst);
+                let odd = one.odd.load(SeqCst) && token.reveal().starts_with("odd");
+                let down = odd || one.down.load(SeqCst);
+                let answer = if down { Err(Unavailable) } else { Ok(Some(user)) };
+                let takes = Duration::from_millis(one.takes_ms.load(SeqCst));
+                async move {
+                    tokio::time::sleep(takes).await;
+                    answer
+                }
+                .boxed()
             }),
             access: Box::new(move |_| {
                 let denied = two.denied.load(SeqCst);

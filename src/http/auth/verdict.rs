@@ -1,7 +1,8 @@
 //! What the cluster says of tokens and users: asked by function values, remembered for a little while.
 //!
-//! Always: one question at a time about one subject, whoever asks, and only so many at once about all; a bounded number
-//! of subjects is remembered. That nobody could be asked is no verdict, and hardly remembered.
+//! Always: one question at a time about one subject, whoever asks, and only so many at once about all who come (those who
+//! have streams do not queue with them); a bounded number of subjects is remembered. That nobody could be asked is no
+//! verdict, and hardly remembered.
 
 use std::{
     collections::HashMap,
@@ -32,7 +33,7 @@ pub struct Reviews {
     pub access: Ask<Arc<User>, Access>,
 }
 
-/// A question to the cluster, as a function value.
+/// A question to the cluster, as a function value. It ends by itself, within seconds.
 pub type Ask<Q, A> = Box<dyn Fn(Q) -> BoxFuture<'static, Result<A, Unavailable>> + Send + Sync>;
 
 /// The cluster could not be asked. Why is said in the log by whoever tried.
@@ -86,7 +87,8 @@ pub struct Config {
     pub unavailable_for: Duration,
     /// Subjects that are remembered: 4096, each of a few hundred bytes.
     pub subjects: usize,
-    /// Questions to the API server at once: 8, a small part of what it serves.
+    /// Questions to the API server at once: 8, a small part of what it serves. As many about those who have streams, and as
+    /// many about a no, so that neither a crowd that comes nor the other keeps them waiting.
     pub questions: usize,
     /// How long one waits for its turn (5 s, a half of what a stream's client may wait for its head); then it counts as not
     /// asked.
@@ -142,11 +144,12 @@ impl Verdicts {
         }
     }
 
-    /// What the cluster says now, whatever is remembered; and from now on that is remembered.
+    /// What the cluster says now, whatever is remembered; and from now on that is remembered. How many ask so at once is
+    /// up to the caller.
     pub(super) async fn afresh(&self, subject: &Subject) -> Result<Verdict, Unavailable> {
         let (turn, by) = (self.turn(subject), Instant::now() + self.config.queue);
         let mut known = timeout_at(by, turn.lock()).await.map_err(|_| Unavailable)?;
-        self.ask(subject, &mut known, by).await
+        self.question(subject, &mut known).await
     }
 
     fn current(&self, known: &Known) -> Option<Result<Verdict, Unavailable>> {
@@ -162,12 +165,16 @@ impl Verdicts {
     async fn ask(&self, subject: &Subject, known: &mut Known, by: Instant) -> Result<Verdict, Unavailable> {
         // It is never closed: that could be the other error.
         let _one = timeout_at(by, self.questions.acquire()).await.map_err(|_| Unavailable)?.map_err(|_| Unavailable)?;
-        let verdict = self.question(subject).await;
+        self.question(subject, known).await
+    }
+
+    async fn question(&self, subject: &Subject, known: &mut Known) -> Result<Verdict, Unavailable> {
+        let verdict = self.review(subject).await;
         *known = Some((Instant::now(), verdict.clone()));
         verdict
     }
 
-    async fn question(&self, subject: &Subject) -> Result<Verdict, Unavailable> {
+    async fn review(&self, subject: &Subject) -> Result<Verdict, Unavailable> {
         let user = match subject {
             Subject::User(user) => user.clone(),
             Subject::Token(token) => match (self.reviews.token)(token.clone()).await? {
