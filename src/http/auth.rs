@@ -308,9 +308,18 @@ impl Auth {
         let subject = Subject::Token(secret.clone());
         let verdict = match verdicts.remembered(&subject) {
             Some(verdict) => verdict,
-            // Whoever guesses shall not keep the API server busy.
-            None if limits.refusals.look(address).is_err() => return Err(Refused::Unknown),
-            None => self.ask(&subject).await?,
+            None => {
+                // Whoever guesses shall not keep the API server busy, nor those out who came in from the same address before.
+                if !verdicts.was_somebody(&subject) {
+                    limits.guesses.look(address).map_err(Refused::NotAsked)?;
+                }
+                let verdict = self.ask(&subject).await?;
+                if verdict == Verdict::Unknown {
+                    // That it has been asked about cannot be undone where this is one too many.
+                    let _ = limits.guesses.take(address);
+                }
+                verdict
+            }
         };
         let expires_at = verdict::expiry(&secret);
         self.user(verdict, Some(secret), expires_at)

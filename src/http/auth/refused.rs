@@ -9,7 +9,7 @@ use super::Auth;
 use crate::http::{
     error::{Code, Error},
     later::Later,
-    limit::{Caller, Limits},
+    limit::{Caller, Limits, Spent},
 };
 
 /// Why somebody may not ask, in words for the one who does.
@@ -41,6 +41,8 @@ pub(super) enum Refused {
     MayNot(String, Arc<str>),
     #[error("the key '{0}' sees one tenant only, and this endpoint shows all")]
     OneTenant(Arc<str>),
+    #[error("too many tokens that are nobody's came from this address to ask about another one")]
+    NotAsked(Spent),
     #[error("the cluster cannot be asked about the credential")]
     Unchecked,
 }
@@ -66,6 +68,10 @@ impl Auth {
             Refused::NoRead(_) | Refused::MayNot(..) | Refused::OneTenant(_) => {
                 Refusal::No(Error::new(Code::Forbidden, refused.to_string()))
             }
+            Refused::NotAsked(spent) => {
+                self.metrics.refused.inc();
+                Refusal::No(spent.refused_credential())
+            }
             // Nothing was tried.
             Refused::Missing => Refusal::No(challenge(r#"Bearer realm="boilerhouse-bridge""#)),
             Refused::Malformed
@@ -77,7 +83,7 @@ impl Auth {
                 self.metrics.refused.inc();
                 Refusal::No(match limits.refusals.take(address) {
                     Ok(_) => challenge(r#"Bearer realm="boilerhouse-bridge", error="invalid_token""#),
-                    Err(spent) => spent.refusal("too many refused credentials"),
+                    Err(spent) => spent.refused_credential(),
                 })
             }
         }

@@ -35,7 +35,7 @@ fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(START_S + seconds).unwrap()
 }
 
-/// A cluster whose tokens are all `jane`'s.
+/// A cluster whose tokens are all `jane`'s, but for those that begin with `guess`: nobody's.
 #[derive(Debug, Default)]
 struct Cluster {
     down: AtomicBool,
@@ -59,7 +59,8 @@ impl Cluster {
                 one.asked.fetch_add(1, SeqCst);
                 let odd = one.odd.load(SeqCst) && token.reveal().starts_with("odd");
                 let down = odd || one.down.load(SeqCst);
-                let answer = if down { Err(Unavailable) } else { Ok(Some(user)) };
+                let user = (!token.reveal().starts_with("guess")).then_some(user);
+                let answer = if down { Err(Unavailable) } else { Ok(user) };
                 let takes = Duration::from_millis(one.takes_ms.load(SeqCst));
                 async move {
                     tokio::time::sleep(takes).await;
@@ -242,24 +243,50 @@ async fn refused_credentials_are_limited_by_address_and_good_ones_are_not() {
 /// Whoever guesses tokens does not keep the API server busy: after sixty it is not asked any more.
 #[tokio::test(start_paused = true)]
 async fn the_cluster_is_not_asked_about_guesses_for_ever() {
-    let asked = Arc::new(std::sync::atomic::AtomicU64::new(0));
-    let count = asked.clone();
-    let reviews = Reviews {
-        token: Box::new(move |_| {
-            count.fetch_add(1, SeqCst);
-            async { Ok(None) }.boxed()
-        }),
-        access: Box::new(|_| async { Ok(Right::Granted) }.boxed()),
-    };
-    let auth =
-        Auth::new(Config::default(), Known { reviews: Some(reviews), ..Known::default() }, Metrics::default()).unwrap();
-    let limits = limits();
+    let cluster = Arc::new(Cluster::default());
+    let (auth, limits) = (auth(&cluster), limits());
     for tried in 0..200 {
         come(&auth, &limits, HERE, &format!("guess{tried}")).await.unwrap_err();
     }
-    assert_eq!(asked.load(SeqCst), 60);
+    assert_eq!(cluster.asked.load(SeqCst), 60);
     come(&auth, &limits, THERE, "guess").await.unwrap_err();
-    assert_eq!(asked.load(SeqCst), 61);
+    assert_eq!(cluster.asked.load(SeqCst), 61);
+    assert_eq!(auth.metrics.refused.get(), 201);
+}
+
+/// Behind one address may be many people.
+#[tokio::test(start_paused = true)]
+async fn whoever_guesses_keeps_nobody_out_who_was_let_in_before() {
+    let cluster = Arc::new(Cluster::default());
+    let (auth, limits) = (auth(&cluster), limits());
+    come(&auth, &limits, HERE, "known").await.unwrap();
+    // Past what is remembered of it.
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    for tried in 0..200 {
+        come(&auth, &limits, HERE, &format!("guess{tried}")).await.unwrap_err();
+    }
+    assert!(come(&auth, &limits, HERE, "known").await.is_ok());
+    assert_eq!(
+        told(come(&auth, &limits, HERE, "new").await.unwrap_err()),
+        (429, Some("1".into())),
+        "it may be a guess"
+    );
+    assert!(come(&auth, &limits, THERE, "new").await.is_ok());
+    assert!(come(&auth, &limits, HERE, "new").await.is_ok(), "now it is known");
+}
+
+/// One wrong token a hundred times over, and what is no token at all, are no guesses: the cluster is not asked.
+#[tokio::test(start_paused = true)]
+async fn refusals_that_cost_no_question_keep_nobody_out() {
+    let cluster = Arc::new(Cluster::default());
+    let (auth, limits) = (auth(&cluster), limits());
+    for _ in 0..100 {
+        come(&auth, &limits, HERE, "guess").await.unwrap_err();
+        come(&auth, &limits, HERE, "bbp1.no.pass").await.unwrap_err();
+    }
+    assert_eq!(told(come(&auth, &limits, HERE, "guess").await.unwrap_err()).0, 429);
+    assert_eq!(cluster.asked.load(SeqCst), 1);
+    assert!(come(&auth, &limits, HERE, "new").await.is_ok());
 }
 
 /// Whatever of it is printed, by a log or in a panic's message, which shows no more.

@@ -7,7 +7,10 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -110,12 +113,21 @@ impl Default for Config {
 
 type Known = Option<(Instant, Result<Verdict, Unavailable>)>;
 
+/// What is remembered of a subject.
+#[derive(Default)]
+struct Memory {
+    /// Its turn, and what came of the last question.
+    turn: Turn<Known>,
+    /// Whether it was somebody when the cluster last said, however long ago. Beside the turn, as it is looked at while
+    /// somebody has that.
+    somebody: AtomicBool,
+}
+
 /// What is remembered.
 pub(super) struct Verdicts {
     config: Config,
     reviews: Reviews,
-    /// By subject: its turn, and what came of the last question.
-    known: Mutex<HashMap<Fingerprint, Arc<Turn<Known>>>>,
+    known: Mutex<HashMap<Fingerprint, Arc<Memory>>>,
     questions: Semaphore,
 }
 
@@ -128,28 +140,36 @@ impl Verdicts {
     /// What is remembered of a subject and still counts; asks nobody.
     pub(super) fn remembered(&self, subject: &Subject) -> Option<Verdict> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let turn = known.get(&subject.fingerprint())?.clone();
+        let memory = known.get(&subject.fingerprint())?.clone();
         drop(known);
-        let known = turn.try_lock().ok()?;
+        let known = memory.turn.try_lock().ok()?;
         self.current(&known).and_then(Result::ok)
+    }
+
+    /// Whether a subject was somebody when the cluster last said, as long as there is room to remember it.
+    pub(super) fn was_somebody(&self, subject: &Subject) -> bool {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&subject.fingerprint()).is_some_and(|memory| memory.somebody.load(Relaxed))
     }
 
     /// What is remembered, or else what the cluster says now.
     pub(super) async fn of(&self, subject: &Subject) -> Result<Verdict, Unavailable> {
-        let (turn, by) = (self.turn(subject), Instant::now() + self.config.queue);
-        let mut known = timeout_at(by, turn.lock()).await.map_err(|_| Unavailable)?;
-        match self.current(&known) {
-            Some(verdict) => verdict,
-            None => self.ask(subject, &mut known, by).await,
+        let (memory, by) = (self.memory(subject), Instant::now() + self.config.queue);
+        let mut known = timeout_at(by, memory.turn.lock()).await.map_err(|_| Unavailable)?;
+        if let Some(verdict) = self.current(&known) {
+            return verdict;
         }
+        // It is never closed: that could be the other error.
+        let _one = timeout_at(by, self.questions.acquire()).await.map_err(|_| Unavailable)?.map_err(|_| Unavailable)?;
+        self.ask(subject, &memory, &mut known).await
     }
 
     /// What the cluster says now, whatever is remembered; and from now on that is remembered. How many ask so at once is
     /// up to the caller.
     pub(super) async fn afresh(&self, subject: &Subject) -> Result<Verdict, Unavailable> {
-        let (turn, by) = (self.turn(subject), Instant::now() + self.config.queue);
-        let mut known = timeout_at(by, turn.lock()).await.map_err(|_| Unavailable)?;
-        self.question(subject, &mut known).await
+        let (memory, by) = (self.memory(subject), Instant::now() + self.config.queue);
+        let mut known = timeout_at(by, memory.turn.lock()).await.map_err(|_| Unavailable)?;
+        self.ask(subject, &memory, &mut known).await
     }
 
     fn current(&self, known: &Known) -> Option<Result<Verdict, Unavailable>> {
@@ -162,14 +182,11 @@ impl Verdicts {
         (at.elapsed() < counts_for).then(|| verdict.clone())
     }
 
-    async fn ask(&self, subject: &Subject, known: &mut Known, by: Instant) -> Result<Verdict, Unavailable> {
-        // It is never closed: that could be the other error.
-        let _one = timeout_at(by, self.questions.acquire()).await.map_err(|_| Unavailable)?.map_err(|_| Unavailable)?;
-        self.question(subject, known).await
-    }
-
-    async fn question(&self, subject: &Subject, known: &mut Known) -> Result<Verdict, Unavailable> {
+    async fn ask(&self, subject: &Subject, memory: &Memory, known: &mut Known) -> Result<Verdict, Unavailable> {
         let verdict = self.review(subject).await;
+        if let Ok(verdict) = &verdict {
+            memory.somebody.store(*verdict != Verdict::Unknown, Relaxed);
+        }
         *known = Some((Instant::now(), verdict.clone()));
         verdict
     }
@@ -188,20 +205,27 @@ impl Verdicts {
         })
     }
 
-    fn turn(&self, subject: &Subject) -> Arc<Turn<Known>> {
+    fn memory(&self, subject: &Subject) -> Arc<Memory> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let fingerprint = subject.fingerprint();
-        if let Some(turn) = known.get(&fingerprint) {
-            return turn.clone();
+        if let Some(memory) = known.get(&fingerprint) {
+            return memory.clone();
         }
-        if known.len() >= self.config.subjects {
-            let in_use = |turn: &Arc<Turn<Known>>| Arc::strong_count(turn) > 1;
-            let counts = |turn: &Arc<Turn<Known>>| turn.try_lock().is_ok_and(|known| self.current(&known).is_some());
-            known.retain(|_, turn| in_use(turn) || counts(turn));
-            // Where all of them count, some are asked about once more; those that somebody waits for stay.
-            let mut over = (known.len() + 1).saturating_sub(self.config.subjects);
-            known.retain(|_, turn| {
-                let goes = over > 0 && !in_use(turn);
+        let in_use = |memory: &Arc<Memory>| Arc::strong_count(memory) > 1;
+        let counts = |memory: &Arc<Memory>| memory.turn.try_lock().is_ok_and(|known| self.current(&known).is_some());
+        let is_full = |known: &HashMap<_, _>| known.len() >= self.config.subjects;
+        // Room is made by those whose answer does not count any more, first of them by those who were nobody.
+        if is_full(&known) {
+            known.retain(|_, memory| in_use(memory) || memory.somebody.load(Relaxed) || counts(memory));
+        }
+        if is_full(&known) {
+            known.retain(|_, memory| in_use(memory) || counts(memory));
+        }
+        // Where all of them count, some are asked about once more; those that somebody waits for stay.
+        if is_full(&known) {
+            let mut over = known.len() + 1 - self.config.subjects;
+            known.retain(|_, memory| {
+                let goes = over > 0 && !in_use(memory);
                 over -= usize::from(goes);
                 !goes
             });
