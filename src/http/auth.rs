@@ -285,9 +285,9 @@ impl Auth {
         }
         let expires_at = Some(pass.expires_at());
         match pass.holder {
-            Holder::Key(name, fingerprint) => {
+            Holder::Key(name, sealed) => {
                 let keys = self.keys();
-                let key = keys.get(&name, &fingerprint).ok_or(Refused::Unknown)?;
+                let key = self.held(&keys, &name, &sealed).ok_or(Refused::Unknown)?;
                 self.key(key, expires_at)
             }
             Holder::User(user) => {
@@ -336,7 +336,7 @@ impl Auth {
         if !key.may(Access::Read) {
             return Err(Refused::NoRead(key.name.clone()));
         }
-        let holder = Some(Holder::Key(key.name.clone(), key.fingerprint.name().into()));
+        let holder = Some(Holder::Key(key.name.clone(), self.seal.name(&key.fingerprint)));
         let grounds = Grounds { holder, token: None, expires_at, scope: scope(key) };
         Ok(Principal { caller: Caller::Key(key.name.clone()), grounds, expires_at: end })
     }
@@ -356,6 +356,11 @@ impl Auth {
         let caller = Caller::User(user.name.as_str().into());
         let grounds = Grounds { holder: Some(Holder::User(user)), token, expires_at, scope: Scope::All };
         Ok(Principal { caller, grounds, expires_at })
+    }
+
+    /// The key of this name, if it is still the one that the seal called so.
+    fn held<'a>(&self, keys: &'a Keys, name: &str, sealed: &str) -> Option<&'a Key> {
+        keys.named(name).filter(|key| *self.seal.name(&key.fingerprint) == *sealed)
     }
 
     fn in_time(&self, expires_at: Option<Timestamp>) -> Result<(), Refused> {

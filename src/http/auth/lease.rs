@@ -137,8 +137,8 @@ impl Auth {
         let stands = match &grounds.holder {
             None => self.is_open || !keys.has_tenants(),
             Some(Holder::User(_)) => true,
-            Some(Holder::Key(name, fingerprint)) => {
-                let key = keys.get(name, fingerprint);
+            Some(Holder::Key(name, sealed)) => {
+                let key = self.held(&keys, name, sealed);
                 end = end.into_iter().chain(key.and_then(|key| key.expires_at)).min();
                 key.is_some_and(|key| key.may(Access::Read) && scope(key) == grounds.scope)
             }

@@ -289,6 +289,25 @@ async fn refusals_that_cost_no_question_keep_nobody_out() {
     assert!(come(&auth, &limits, HERE, "new").await.is_ok());
 }
 
+/// A ticket stands in URLs: nothing in it is worth guessing a key by.
+#[tokio::test(start_paused = true)]
+async fn a_pass_of_a_key_says_nothing_that_a_guess_could_be_tried_against() {
+    let (auth, limits) = (auth(&Arc::default()), limits());
+    let key = come(&auth, &limits, HERE, "abc").await.unwrap();
+    let (ticket, _) = auth.pass(&key, Purpose::Ticket, "").unwrap();
+    let payload = BASE64_URL_SAFE_NO_PAD.decode(ticket.reveal().split('.').nth(1).unwrap()).unwrap();
+    let payload = String::from_utf8(payload).unwrap();
+    assert!(payload.contains("BOILERHOUSE_API_KEY"), "{payload}");
+    let once = Secret::new("abc").fingerprint();
+    let twice = secret::Fingerprint::of(once.bytes());
+    for hash in [once, twice] {
+        let hex: String = hash.bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        for shown in [hex, BASE64_URL_SAFE_NO_PAD.encode(hash.bytes())] {
+            assert!(!payload.contains(&shown), "{payload}");
+        }
+    }
+}
+
 /// Whatever of it is printed, by a log or in a panic's message, which shows no more.
 #[tokio::test(start_paused = true)]
 async fn nothing_of_a_credential_can_be_printed() {
