@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::{HeaderValue, header};
 use thiserror::Error as ThisError;
 
-use super::Auth;
+use super::{Auth, Needs};
 use crate::http::{
     error::{Code, Error},
     later::Later,
@@ -15,11 +15,8 @@ use crate::http::{
 /// Why somebody may not ask, in words for the one who does.
 #[derive(Clone, Debug, PartialEq, Eq, ThisError)]
 pub(super) enum Refused {
-    #[error(
-        "a credential is needed: 'Authorization: Bearer' with an API key or a Kubernetes token, a session cookie, or, on \
-         streams, a ticket as ?token="
-    )]
-    Missing,
+    #[error("a credential is needed: {}", takes(*.0))]
+    Missing(Needs),
     #[error("the Authorization header must be 'Bearer' and one credential, once")]
     Malformed,
     #[error("the credential is not known here")]
@@ -56,6 +53,21 @@ pub(in crate::http) enum Refusal {
     Later(Later),
 }
 
+/// What will do where nothing was presented.
+fn takes(needs: Needs) -> &'static str {
+    match needs {
+        Needs::Bearer => "'Authorization: Bearer' with an API key or a Kubernetes token; no session or ticket will do",
+        Needs::Ws => {
+            "'Authorization: Bearer' with an API key or a Kubernetes token, or a session cookie; a ticket opens the other \
+             streams, not /ws"
+        }
+        Needs::Probe | Needs::Nothing | Needs::Counts | Needs::Read | Needs::Whole | Needs::Stream => {
+            "'Authorization: Bearer' with an API key or a Kubernetes token, a session cookie, or, on streams, a ticket as \
+             ?token="
+        }
+    }
+}
+
 impl Auth {
     /// How somebody is told. Whoever tried a credential that is none has used one of a few tries.
     pub(super) fn refusal(&self, refused: &Refused, limits: &Limits, address: &Caller) -> Refusal {
@@ -73,7 +85,7 @@ impl Auth {
                 Refusal::No(spent.refused_credential())
             }
             // Nothing was tried.
-            Refused::Missing => Refusal::No(challenge(r#"Bearer realm="boilerhouse-bridge""#)),
+            Refused::Missing(_) => Refusal::No(challenge(r#"Bearer realm="boilerhouse-bridge""#)),
             Refused::Malformed
             | Refused::Unknown
             | Refused::Expired
