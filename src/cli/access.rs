@@ -20,7 +20,7 @@ use crate::{
         conn::Tls,
         forwarded::{Network, Proxies},
         guard::{Allowed, Origin},
-        limit::{self, Limits},
+        limit,
     },
     source::review::{self, Review},
 };
@@ -107,12 +107,12 @@ pub(super) struct Door {
     pub(super) tls: Option<Tls>,
     /// The audience of Kubernetes tokens.
     pub(super) audience: Option<String>,
-    config: auth::Config,
-    known: Known,
+    pub(super) auth: Auth,
+    pub(super) auth_metrics: auth::Metrics,
 }
 
 impl Access {
-    /// Refuses what would be unsafe, before anything is opened; `loopback`: only this machine can connect.
+    /// Refuses what would be unsafe or cannot be used, before anything is opened; `loopback`: only this machine can connect.
     pub(super) fn checked(self, listen_host: &str, loopback: bool) -> Result<Door, Failure> {
         let environment = environment()?;
         let audience = self.token_audience.map(|audience| audience.trim().to_owned());
@@ -151,36 +151,39 @@ impl Access {
             ..limit::Config::default()
         };
         let ws_auth = self.ws_auth == WsAuth::Required;
+        let config = auth::Config { ws_auth, closed: allowed.any_origin, ..auth::Config::default() };
+        let known = Known { environment, file: self.keys_file, seal: seal.transpose()? };
+        let auth_metrics = auth::Metrics::default();
         Ok(Door {
-            config: auth::Config { ws_auth, closed: allowed.any_origin, ..auth::Config::default() },
+            auth: Auth::new(config, known, auth_metrics.clone())?,
+            auth_metrics,
             allowed,
             limits,
             proxies: Proxies::new(self.trusted_proxies),
             tls: tls.transpose()?,
             audience,
-            known: Known { environment, file: self.keys_file, reviews: None, seal: seal.transpose()? },
         })
     }
 }
 
 impl Door {
     /// What a demo has: everybody at this machine may read.
-    pub(super) fn open() -> Door {
-        Door {
+    pub(super) fn open() -> anyhow::Result<Door> {
+        let auth_metrics = auth::Metrics::default();
+        Ok(Door {
             allowed: Allowed::default(),
             limits: limit::Config::default(),
             proxies: Proxies::default(),
             tls: None,
             audience: None,
-            config: auth::Config::default(),
-            known: Known::default(),
-        }
+            auth: Auth::new(auth::Config::default(), Known::default(), auth_metrics.clone())?,
+            auth_metrics,
+        })
     }
 
-    /// What knows those who ask, with the cluster's help where it is asked for, and their limits.
-    pub(super) fn auth(self, review: Option<Review>, metrics: auth::Metrics) -> anyhow::Result<(Auth, Limits)> {
-        let known = Known { reviews: review.map(reviews), ..self.known };
-        Ok((Auth::new(self.config, known, metrics)?, Limits::new(&self.limits)))
+    /// With the cluster's help.
+    pub(super) fn asking(self, review: Review) -> Door {
+        Door { auth: self.auth.asking(reviews(review)), ..self }
     }
 }
 

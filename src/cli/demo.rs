@@ -43,6 +43,7 @@ pub(super) struct Demo {
 impl Demo {
     pub(super) async fn run(self) -> Result<u8, Failure> {
         start_log(self.log_level);
+        let door = Door::open()?;
         let (listener, address) = site::bind("127.0.0.1", self.port).await?;
         let scenario = ScenarioConfig::default();
         let namespace = scenario.namespace.clone();
@@ -80,8 +81,7 @@ impl Demo {
         let bridge = site::Bridge {
             feed,
             own: site::open_own(watchers),
-            door: Door::open(),
-            review: None,
+            door,
             registry,
             verbose,
             connection: Connection { name: "demo".into(), namespace },

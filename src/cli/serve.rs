@@ -70,7 +70,7 @@ impl Serve {
     pub(super) async fn run(self) -> Result<u8, Failure> {
         start_log(self.log_level);
         let loopback = self.is_loopback().await?;
-        let door = self.access.checked(&self.listen_host, loopback)?;
+        let mut door = self.access.checked(&self.listen_host, loopback)?;
         let drain = Duration::from_secs(self.drain);
         let (listener, address) = site::bind(&self.listen_host, self.port).await?;
         let config = connect::Config {
@@ -100,11 +100,11 @@ impl Serve {
         let watchers =
             own::Watchers::new(&connection.client, &connection.namespace, feed.clone(), own_config, own_metrics);
         let verbose = site::verbose(metrics.clone());
-        let review = door.audience.clone().map(|audience| {
+        if let Some(audience) = door.audience.take() {
             let (namespace, server) = (config.namespace.clone(), config.server.clone());
             let config = review::Config { namespace, server, audience, ..review::Config::default() };
-            Review::new(connection.client.clone(), config)
-        });
+            door = door.asking(Review::new(connection.client.clone(), config));
+        }
         let watch = hub::run(connection.client, config, writer, metrics);
         tasks.spawn("hub", async move { Ok::<_, std::convert::Infallible>(watch.await) });
         let (http, ws) = if door.tls.is_some() { ("https", "wss") } else { ("http", "ws") };
@@ -113,19 +113,8 @@ impl Serve {
         let own = site::open_own(watchers);
         let connection = Connection { name: connection.context, namespace: connection.namespace };
         let rate = rate::Config { limit: self.stream_rate, ..rate::Config::default() };
-        let bridge = site::Bridge {
-            feed,
-            own,
-            door,
-            review,
-            registry,
-            verbose,
-            connection,
-            max_connections,
-            rate,
-            tasks,
-            drain,
-        };
+        let bridge =
+            site::Bridge { feed, own, door, registry, verbose, connection, max_connections, rate, tasks, drain };
         site::serve(bridge, listener).await
     }
 

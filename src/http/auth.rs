@@ -106,15 +106,13 @@ impl Default for Config {
     }
 }
 
-/// By what a bridge knows those who ask. By nothing: it is open.
+/// By what a bridge knows those who ask, besides the cluster's tokens ([`Auth::asking`]). By nothing: it is open.
 #[derive(Debug, Default)]
 pub struct Known {
     /// The one key that may do everything.
     pub environment: Option<Secret>,
     /// The keys file.
     pub file: Option<PathBuf>,
-    /// How to ask the cluster about its tokens.
-    pub reviews: Option<Reviews>,
     /// What signs sessions and tickets, the same on every replica; `None`: this process alone knows its own.
     pub seal: Option<Seal>,
 }
@@ -183,8 +181,8 @@ impl Auth {
     /// # Errors
     /// See [`Unusable`].
     pub fn new(config: Config, known: Known, metrics: Metrics) -> Result<Auth, Unusable> {
-        let Known { environment, file, reviews, seal } = known;
-        let is_open = environment.is_none() && file.is_none() && reviews.is_none();
+        let Known { environment, file, seal } = known;
+        let is_open = environment.is_none() && file.is_none();
         let mut keys = Keys::default();
         let file = match file {
             None => None,
@@ -198,9 +196,15 @@ impl Auth {
             keys = keys.with_environment(secret);
         }
         let seal = seal.map_or_else(Seal::random, Ok)?;
-        let verdicts = reviews.map(|reviews| Verdicts::new(config.verdicts, reviews));
-        let (keys, leases) = (RwLock::new(Arc::new(keys)), Leases::default());
+        let (keys, verdicts, leases) = (RwLock::new(Arc::new(keys)), None, Leases::default());
         Ok(Auth { config, metrics, is_open, keys, environment, file, verdicts, seal, leases })
+    }
+
+    /// Knows the cluster's tokens too, and asks about them so. Apart from [`Auth::new`], as that tells of mistakes before
+    /// there is a cluster to connect to.
+    #[must_use]
+    pub fn asking(self, reviews: Reviews) -> Auth {
+        Auth { is_open: false, verdicts: Some(Verdicts::new(self.config.verdicts, reviews)), ..self }
     }
 
     /// Whether all may read.

@@ -118,6 +118,30 @@ async fn what_cannot_be_kept_is_not_promised() {
     fails(&["serve", "--cors-origin", "https://app.example, *"], &[], 2, word).await;
 }
 
+/// Before anything is opened: neither the port, which is taken, nor the kubeconfig, which is not there, is complained of.
+#[tokio::test]
+async fn credentials_that_cannot_be_used_are_found_first() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let serve = ["serve", "--port", &port, "--kubeconfig", "/nowhere/config"];
+    for (text, problem) in [
+        ("", "it has no list of keys (`keys: []` says that there are none)"),
+        ("keys:\n", "it has no list of keys (`keys: []` says that there are none)"),
+        ("keys: [{name: '', sha256: ''}]", "key 1: its name must be 1 to 100 printable characters"),
+    ] {
+        let (_file, path) = file(text);
+        let word = format!("the keys file {path} cannot be used: {problem}");
+        fails(&[&serve[..], &["--keys-file", &path]].concat(), &[], 1, &word).await;
+    }
+    let word = "the keys file /nowhere/keys cannot be used: it cannot be read: No such file or directory (os error 2)";
+    fails(&[&serve[..], &["--keys-file", "/nowhere/keys"]].concat(), &[], 1, word).await;
+    let (_file, path) = file("short");
+    let word = format!(
+        "the session key file {path} cannot be used: it must hold at least 32 bytes (`head -c 32 /dev/urandom | base64`)"
+    );
+    fails(&[&serve[..], &["--session-key-file", &path]].concat(), &[], 1, &word).await;
+}
+
 #[tokio::test]
 async fn mistakes_are_named() {
     let table: &[(&[&str], &str)] = &[

@@ -83,8 +83,9 @@ impl Cluster {
 fn auth(cluster: &Arc<Cluster>) -> Arc<Auth> {
     // Held before anything else, so that it starts now.
     assert_eq!(clock(), at(0));
-    let known = Known { environment: Some(Secret::new("abc")), reviews: Some(cluster.reviews()), ..Known::default() };
-    Auth::new(Config { clock, ..Config::default() }, known, Metrics::default()).unwrap().into()
+    let known = Known { environment: Some(Secret::new("abc")), ..Known::default() };
+    let auth = Auth::new(Config { clock, ..Config::default() }, known, Metrics::default()).unwrap();
+    auth.asking(cluster.reviews()).into()
 }
 
 fn limits() -> Limits {
@@ -315,12 +316,11 @@ async fn nothing_of_a_credential_can_be_printed() {
     let key = "canary-of-a-key";
     let known = Known {
         environment: Some(Secret::new(key)),
-        reviews: Some(cluster.reviews()),
         seal: Some(Seal::of(b"canary-of-a-seal-0123456789abcdef").unwrap()),
         ..Known::default()
     };
     let mut shown = format!("{known:#?}");
-    let auth = Arc::new(Auth::new(Config::default(), known, Metrics::default()).unwrap());
+    let auth = Auth::new(Config::default(), known, Metrics::default()).unwrap().asking(cluster.reviews());
     let limits = limits();
     let token = format!("canary.{}.canary", BASE64_URL_SAFE_NO_PAD.encode(r#"{"exp":9999999999}"#));
     let mut hidden = vec!["canary".to_owned(), token.split('.').nth(1).unwrap().to_owned()];

@@ -131,7 +131,11 @@ async fn who_was_somebody_is_remembered_longer_than_who_was_nobody() {
     for who in ["two", "three"] {
         verdicts.of(&token(who)).await.unwrap();
     }
-    assert_eq!(["jane", "guest", "one more", "three"].map(was), [false, false, true, true], "then those whose answer does not count");
+    assert_eq!(
+        ["jane", "guest", "one more", "three"].map(was),
+        [false, false, true, true],
+        "then those whose answer does not count"
+    );
 }
 
 /// A token that has been revoked is a guess from then on.
