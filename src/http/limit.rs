@@ -219,12 +219,6 @@ impl Spent {
         put(headers, "ratelimit", &format!("\"{name}\";r={remaining};t={}", self.seconds()));
     }
 
-    /// The refusal of one more credential: 429.
-    #[must_use]
-    pub fn refused_credential(&self) -> Error {
-        self.refusal("too many refused credentials")
-    }
-
     /// The refusal: 429.
     #[must_use]
     pub fn refusal(&self, message: &str) -> Error {

@@ -1,7 +1,7 @@
 //! Credentials that have streams: looked at again and again, for as long as one of those lives.
 //!
 //! Streams of the same grounds share a lease, and whoever holds one is told when it changes. Time and the keys file are
-//! looked at by one loop, the cluster is asked by others ([`super::recheck`]), so that one that does not answer delays no
+//! looked at by one loop, the cluster is asked by others (`recheck`), so that one that does not answer delays no
 //! end, its own included.
 
 use std::{

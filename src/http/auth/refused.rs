@@ -12,6 +12,9 @@ use crate::http::{
     limit::{Caller, Limits, Spent},
 };
 
+/// Said to whoever has tried too many credentials that are none.
+const TOO_MANY: &str = "too many refused credentials";
+
 /// Why somebody may not ask, in words for the one who does.
 #[derive(Clone, Debug, PartialEq, Eq, ThisError)]
 pub(super) enum Refused {
@@ -82,7 +85,7 @@ impl Auth {
             }
             Refused::NotAsked(spent) => {
                 self.metrics.refused.inc();
-                Refusal::No(spent.refused_credential())
+                Refusal::No(spent.refusal(TOO_MANY))
             }
             // Nothing was tried.
             Refused::Missing(_) => Refusal::No(challenge(r#"Bearer realm="boilerhouse-bridge""#)),
@@ -95,7 +98,7 @@ impl Auth {
                 self.metrics.refused.inc();
                 Refusal::No(match limits.refusals.take(address) {
                     Ok(_) => challenge(r#"Bearer realm="boilerhouse-bridge", error="invalid_token""#),
-                    Err(spent) => spent.refused_credential(),
+                    Err(spent) => spent.refusal(TOO_MANY),
                 })
             }
         }
