@@ -1,7 +1,8 @@
 //! The floor: a server that does nothing but write(2) a prepared frame to each of its sockets, as often as it is told.
 //!
-//! Two styles. A *loop* writes to one socket after the other: what the system call costs. *Tasks* have one tokio task a
-//! connection that waits for the next frame: what that way to organise it costs at the least.
+//! Two styles. A *loop* writes to one socket after the other: what the system call costs, and with a certificate what
+//! rustls costs, too. *Tasks* have one tokio task a connection that waits for the next frame: what that way to organise
+//! it costs at the least.
 
 use std::{
     io::{BufRead, ErrorKind, Read, Write},
@@ -11,6 +12,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
+use rustls::{ServerConfig, ServerConnection};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -32,14 +34,14 @@ pub(super) struct Tick {
     pub(super) bytes: usize,
 }
 
-/// Runs until stdin ends. First says its address.
-pub(super) fn run(style: Style) -> Result<()> {
+/// Runs until stdin ends. First says its address. Tasks know no TLS.
+pub(super) fn run(style: Style, tls: Option<Arc<ServerConfig>>) -> Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "{}", serde_json::to_string(&listener.local_addr()?)?)?;
     stdout.flush()?;
     match style {
-        Style::Loop => run_loop(listener),
+        Style::Loop => run_loop(listener, tls),
         Style::Tasks => run_tasks(listener),
     }
 }
@@ -48,20 +50,49 @@ fn ticks() -> impl Iterator<Item = Result<Tick>> {
     std::io::stdin().lock().lines().map(|line| Ok(serde_json::from_str(&line?)?))
 }
 
-fn run_loop(listener: TcpListener) -> Result<()> {
+/// A client of the loop.
+struct Socket {
+    stream: TcpStream,
+    session: Option<ServerConnection>,
+}
+
+impl Socket {
+    /// The next client, asked and answered.
+    fn accept(listener: &TcpListener, tls: Option<&Arc<ServerConfig>>) -> Result<Socket> {
+        let (mut stream, _) = listener.accept()?;
+        let mut session = tls.map(|tls| ServerConnection::new(tls.clone())).transpose()?;
+        match &mut session {
+            Some(session) => answer(&mut rustls::Stream::new(session, &mut stream))?,
+            None => answer(&mut stream)?,
+        }
+        unblock(&stream)?;
+        Ok(Socket { stream, session })
+    }
+
+    fn write(&mut self, frames: &[u8]) -> std::io::Result<()> {
+        let Some(session) = &mut self.session else { return self.stream.write(frames).map(drop) };
+        session.writer().write_all(frames)?;
+        while session.wants_write() {
+            session.write_tls(&mut self.stream)?;
+        }
+        Ok(())
+    }
+}
+
+fn run_loop(listener: TcpListener, tls: Option<Arc<ServerConfig>>) -> Result<()> {
     let sockets = Arc::new(Mutex::new(Vec::new()));
     let all = sockets.clone();
     std::thread::spawn(move || {
-        while let Ok(stream) = accept(&listener) {
-            all.lock().unwrap_or_else(PoisonError::into_inner).push(stream);
+        while let Ok(socket) = Socket::accept(&listener, tls.as_ref()) {
+            all.lock().unwrap_or_else(PoisonError::into_inner).push(socket);
         }
     });
     for tick in ticks() {
         let frames = frames(tick?);
-        for mut socket in sockets.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        for socket in sockets.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
             match socket.write(&frames) {
                 // Gone, or its reader is behind: this server is not asked to be correct.
-                Ok(_) => {}
+                Ok(()) => {}
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::BrokenPipe) => {}
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
                 Err(error) => return Err(error).context("the floor could not write"),
@@ -96,17 +127,27 @@ fn run_tasks(listener: TcpListener) -> Result<()> {
     Ok(())
 }
 
-/// A connection whose request has been read and answered. Any request is: clients look for frames only.
+/// A connection whose request has been read and answered.
 fn accept(listener: &TcpListener) -> std::io::Result<TcpStream> {
     let (mut stream, _) = listener.accept()?;
+    answer(&mut stream)?;
+    unblock(&stream)?;
+    Ok(stream)
+}
+
+/// Any request is answered the same: clients look for frames only.
+fn answer(stream: &mut (impl Read + Write)) -> std::io::Result<()> {
     let (mut head, mut byte) = (Vec::new(), [0]);
     while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte)? > 0 {
         head.push(byte[0]);
     }
     stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")?;
+    stream.flush()
+}
+
+fn unblock(stream: &TcpStream) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
-    stream.set_nonblocking(true)?;
-    Ok(stream)
+    stream.set_nonblocking(true)
 }
 
 fn frames(Tick { frames, bytes }: Tick) -> Bytes {
