@@ -122,11 +122,20 @@ fn print(text: &str) -> io::Result<()> {
     }
 }
 
+/// An error with its causes. Some libraries' errors end with their cause already, which is then not said again.
+fn told(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.as_str() {
+        "" => cause,
+        told if told.ends_with(&cause) => text,
+        told => format!("{told}: {cause}"),
+    })
+}
+
 fn report(failure: &Failure) -> ExitCode {
     let mut stderr = io::stderr().lock();
     let (bold, plain) = if colour() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
     // When stderr is gone there is nobody left to tell.
-    let _ = writeln!(stderr, "{bold}error:{plain} {:#}", failure.error);
+    let _ = writeln!(stderr, "{bold}error:{plain} {}", told(&failure.error));
     ExitCode::from(failure.code)
 }
 

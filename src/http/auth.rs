@@ -65,6 +65,9 @@ pub struct Config {
     pub ticket: Duration,
     /// How often the cluster is asked again about those who have streams (protocol.md section 7: 20 s).
     pub recheck: Duration,
+    /// How long after a no it is asked once more, before the no counts: 2 s, far past the 100 ms in which an API server that
+    /// has just started was seen to refuse people who may, and well within the 30 s in which streams are to end.
+    pub confirm: Duration,
     /// How long streams live on while it cannot be asked (protocol.md section 7: 5 min).
     pub unreachable: Duration,
     /// How long before its end a stream is told of it (protocol.md section 3: 60 s).
@@ -87,6 +90,7 @@ impl Default for Config {
             session: Duration::from_secs(12 * 3600),
             ticket: Duration::from_secs(3600),
             recheck: Duration::from_secs(20),
+            confirm: Duration::from_secs(2),
             unreachable: Duration::from_secs(300),
             expiring: Duration::from_secs(60),
             tick: Duration::from_millis(500),

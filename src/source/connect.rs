@@ -101,7 +101,7 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it.
         #[source]
-        source: KubeconfigError,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A kubeconfig that is none. Where, and not what stands there: tokens do.
     #[error("the kubeconfig {} cannot be understood: something is wrong at line {line}, column {column}", .path.display())]
@@ -210,7 +210,9 @@ fn read(places: &[PathBuf], must_exist: bool) -> Result<Option<Kubeconfig>, Erro
                 let (line, column) = error.location().map_or((0, 0), |at| (at.line(), at.column()));
                 Error::Malformed { path: path.clone(), line, column }
             }
-            source => Error::Read { path: path.clone(), source },
+            // Its own text names the file once more.
+            KubeconfigError::ReadConfig(cause, _) => Error::Read { path: path.clone(), source: cause.into() },
+            source => Error::Read { path: path.clone(), source: source.into() },
         };
         let one = match Kubeconfig::read_from(path) {
             Err(KubeconfigError::ReadConfig(cause, _)) if cause.kind() == io::ErrorKind::NotFound && !must_exist => {

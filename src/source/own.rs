@@ -6,35 +6,26 @@
 //! ever; the hub, which hears bookmarks and probes, is the judge of the upstream's health. It must not know other
 //! connections: all they share is the number of lists that may run at once.
 
+mod watcher;
+
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use futures::{StreamExt, stream::BoxStream};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Limited};
-use kube::{
-    Api, Client,
-    client::Body,
-    core::Status,
-    runtime::watcher::{self, Event},
-};
+use kube::{Client, client::Body};
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
     registry::Registry,
 };
 use tokio::{
-    sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch},
-    time::{Instant, sleep, timeout},
+    sync::{Mutex, OwnedSemaphorePermit, Semaphore},
+    time::timeout,
 };
 use tower::BoxError;
 
-use super::{
-    crd::MANAGED_SELECTOR,
-    project::{ClaimRow, PodRow, Row},
-};
-use crate::{
-    event::{Kind, Rv, View},
-    feed::{Feed, Health, Writer},
-};
+use super::project::{ClaimRow, PodRow};
+use crate::feed::{Feed, Writer};
+use watcher::follow;
 
 /// Bounds of own watchers.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +46,9 @@ pub struct Config {
     pub list_objects: usize,
     /// The pause after an error: kube-runtime has none of its own.
     pub pause: Duration,
+    /// The pauses before what was lost is listed again: the first, and the longest to which they double while that keeps
+    /// happening, each within `settle` of the one before. No more than 5 s, as what happens meanwhile is late by that.
+    pub relist: [Duration; 2],
     /// Silence of a watch after an error that means that it works again: longer than it may take to fail to start.
     pub settle: Duration,
 }
@@ -70,6 +64,7 @@ impl Default for Config {
             page_bytes: 64 << 20,
             list_objects: 500_000,
             pause: Duration::from_secs(1),
+            relist: [Duration::from_millis(100), Duration::from_secs(5)],
             settle: Duration::from_secs(20),
         }
     }
@@ -102,18 +97,6 @@ pub struct Watchers {
     lists: Arc<Semaphore>,
     config: Config,
     metrics: Metrics,
-}
-
-/// What ends a watcher, so that another one must be built.
-enum Rebuild {
-    /// It would repeat an expired version for ever.
-    Expired,
-    /// A line did not parse: its change is lost unless everything is listed.
-    Unreadable,
-    /// The hub has found another history.
-    History,
-    /// A list that does not end.
-    TooMany,
 }
 
 impl Watchers {
@@ -154,186 +137,14 @@ impl Watchers {
                 writer.lock().await.hub_changed();
             }
         };
-        let (never, _, ()) = tokio::join!(self.follow::<PodRow>(&writer), self.follow::<ClaimRow>(&writer), health);
+        let (never, _, ()) = tokio::join!(follow::<PodRow>(&self, &writer), follow::<ClaimRow>(&self, &writer), health);
         never
-    }
-
-    /// One resource, for ever.
-    async fn follow<T: Row>(&self, writer: &Mutex<Writer>) -> Infallible {
-        let mut hub = Judge { histories: self.hub.histories(), health: self.hub.health() };
-        let mut watcher = Watcher { owner: self, writer, list: None, highest: 0, failed: None };
-        loop {
-            let selector = match T::KIND {
-                Kind::Instance => MANAGED_SELECTOR,
-                Kind::Claim => "",
-            };
-            let seconds = u32::try_from(self.config.watch_time.as_secs()).unwrap_or(u32::MAX);
-            let config = watcher::Config::default().labels(selector).timeout(seconds);
-            let api = Api::<T>::namespaced(self.client.clone(), &self.namespace);
-            let why = watcher.run(kube::runtime::watcher(api, config).boxed(), &mut hub).await;
-            // What it knew of versions and of trouble outlives it; a list that it was collecting does not.
-            watcher.list = None;
-            let reason = match why {
-                Rebuild::Expired => "its version has expired",
-                Rebuild::Unreadable => "a line did not parse",
-                Rebuild::History => {
-                    // The next list's versions are lower, and are meant to be.
-                    watcher.highest = 0;
-                    "the API server has another history"
-                }
-                Rebuild::TooMany => "a list has no end",
-            };
-            tracing::debug!(resource = T::KIND.resource(), reason, "a connection's own watcher is built anew");
-            sleep(self.config.pause / 10).await;
-        }
     }
 }
 
 impl std::fmt::Debug for Watchers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Watchers").field("config", &self.config).finish_non_exhaustive()
-    }
-}
-
-/// What the hub finds out for everybody.
-struct Judge {
-    histories: watch::Receiver<u64>,
-    health: watch::Receiver<[Health; 2]>,
-}
-
-/// One resource's kube-runtime watchers, one after the other.
-struct Watcher<'a> {
-    owner: &'a Watchers,
-    writer: &'a Mutex<Writer>,
-    /// The list that is being collected, and the permission to make it.
-    list: Option<(Vec<View>, OwnedSemaphorePermit)>,
-    /// The highest version seen of this history: kube-runtime hides the list's.
-    highest: Rv,
-    /// When the last error came, while the upstream counts as down for it.
-    failed: Option<Instant>,
-}
-
-impl Watcher<'_> {
-    async fn run<T: Row>(
-        &mut self,
-        mut events: BoxStream<'static, watcher::Result<Event<T>>>,
-        hub: &mut Judge,
-    ) -> Rebuild {
-        loop {
-            // Not polled while the reader is behind: TCP then pushes back to the API server. A list goes on, though: it
-            // is one step in the end, and others wait for its permit.
-            if self.list.is_none() {
-                let room = self.writer.lock().await.room();
-                room.await;
-            }
-            let next = tokio::select! {
-                // What else there may be is of a history that has ended.
-                biased;
-                // The hub lives as long as the process does.
-                _ = hub.histories.changed() => return Rebuild::History,
-                _ = hub.health.changed() => {
-                    // A watch that is started again and quiet says nothing, but the hub has found the upstream well.
-                    if hub.health.borrow_and_update()[T::KIND as usize] == Health::Live {
-                        self.works(T::KIND).await;
-                    }
-                    continue;
-                }
-                next = timeout(self.owner.config.settle, events.next()) => next,
-            };
-            match next {
-                Err(_) if self.list.is_none() => self.works(T::KIND).await,
-                Err(_) => {}
-                Ok(Some(Ok(event))) => {
-                    if let Err(rebuild) = self.take(event).await {
-                        return rebuild;
-                    }
-                }
-                Ok(Some(Err(error))) => {
-                    // What the hub found before this is no comfort.
-                    hub.health.mark_unchanged();
-                    if let Some(rebuild) = self.fail(T::KIND, &error).await {
-                        return rebuild;
-                    }
-                }
-                // It never ends by itself.
-                Ok(None) => return Rebuild::Expired,
-            }
-        }
-    }
-
-    async fn take<T: Row>(&mut self, event: Event<T>) -> Result<(), Rebuild> {
-        match event {
-            Event::Init => {
-                // It comes before any request is made, and nothing is until the next event is asked for.
-                let permit = self.owner.lists.clone().acquire_owned().await;
-                self.owner.metrics.lists.inc();
-                self.list = permit.ok().map(|permit| (Vec::new(), permit));
-            }
-            Event::InitApply(row) => {
-                let view = slim(row.into_seen().view);
-                self.highest = self.highest.max(view.rv());
-                if let Some((views, _)) = &mut self.list {
-                    views.push(view);
-                    if views.len() > self.owner.config.list_objects {
-                        return Err(Rebuild::TooMany);
-                    }
-                }
-            }
-            Event::InitDone => {
-                if let Some((views, _)) = self.list.take() {
-                    self.writer.lock().await.replace(T::KIND, views, self.highest);
-                }
-                self.works(T::KIND).await;
-            }
-            Event::Apply(row) => {
-                let view = slim(row.into_seen().view);
-                self.highest = self.highest.max(view.rv());
-                self.writer.lock().await.upsert(view);
-                self.works(T::KIND).await;
-            }
-            Event::Delete(row) => {
-                let view = slim(row.into_seen().view);
-                self.highest = self.highest.max(view.rv());
-                self.writer.lock().await.remove(view.kind(), view.name(), view.uid(), view.rv());
-                self.works(T::KIND).await;
-            }
-        }
-        Ok(())
-    }
-
-    /// What an error means, and the pause that kube-runtime does not make.
-    async fn fail(&mut self, kind: Kind, error: &watcher::Error) -> Option<Rebuild> {
-        self.owner.metrics.errors.inc();
-        self.list = None;
-        if let Some(rebuild) = rebuild(error) {
-            return Some(rebuild);
-        }
-        match error {
-            // An ERROR line with 410 is followed by a list, by itself and at once.
-            watcher::Error::WatchError(status) if is_expired(status) => {}
-            // What breaks has worked: whether anything is down is for the next try to say.
-            watcher::Error::WatchFailed(_) => {
-                self.works(kind).await;
-                sleep(self.owner.config.pause).await;
-            }
-            watcher::Error::WatchError(_)
-            | watcher::Error::WatchStartFailed(_)
-            | watcher::Error::InitialListFailed(_)
-            | watcher::Error::NoResourceVersion => {
-                let since = *self.failed.get_or_insert_with(Instant::now);
-                let reason = Arc::from("the connection's own watch failed");
-                self.writer.lock().await.health(kind, Health::Down { since, reason });
-                sleep(self.owner.config.pause).await;
-            }
-        }
-        None
-    }
-
-    /// It works, or has been quiet for so long that it must.
-    async fn works(&mut self, kind: Kind) {
-        if self.failed.take().is_some() {
-            self.writer.lock().await.health(kind, Health::Live);
-        }
     }
 }
 
@@ -348,43 +159,6 @@ async fn bounded(client: Client, request: Request<Body>, config: Config) -> Resu
     let (head, body) = response.into_parts();
     let whole = timeout(config.page_timeout, Limited::new(body, config.page_bytes).collect()).await??;
     Ok(Response::from_parts(head, whole.to_bytes().into()))
-}
-
-/// What `/ws` can tell of an object, and no more: this inventory is one connection's alone, and half of it would be
-/// labels. Versions stay, so that a change of something else is still a change.
-fn slim(mut view: View) -> View {
-    match &mut view {
-        View::Instance(instance) => {
-            let instance = Arc::make_mut(instance);
-            (instance.labels, instance.ip, instance.created_at) = Default::default();
-        }
-        View::Claim(claim) => {
-            let claim = Arc::make_mut(claim);
-            (claim.labels, claim.instance_id, claim.endpoint) = Default::default();
-            (claim.claimed_at, claim.detail, claim.last_activity) = Default::default();
-        }
-    }
-    view
-}
-
-/// Whether the watcher cannot go on from this error without a loss or at all.
-fn rebuild(error: &watcher::Error) -> Option<Rebuild> {
-    use kube::Error as Client;
-    match error {
-        watcher::Error::WatchStartFailed(Client::Api(status)) | watcher::Error::WatchFailed(Client::Api(status)) => {
-            is_expired(status).then_some(Rebuild::Expired)
-        }
-        watcher::Error::WatchFailed(Client::SerdeError(_) | Client::LinesCodecMaxLineLengthExceeded)
-        | watcher::Error::NoResourceVersion => Some(Rebuild::Unreadable),
-        watcher::Error::InitialListFailed(_)
-        | watcher::Error::WatchStartFailed(_)
-        | watcher::Error::WatchError(_)
-        | watcher::Error::WatchFailed(_) => None,
-    }
-}
-
-fn is_expired(status: &Status) -> bool {
-    status.code == 410
 }
 
 /// Counts a connection for as long as it has its slot.

@@ -335,6 +335,7 @@ async fn strange_requests_get_a_status_and_an_end() {
         ("two lengths", head("Content-Length: 3\r\nContent-Length: 4\r\n\r\nabc"), 400, empty),
         ("a body on an upgrade", format!("{upgrade}\r\nContent-Length: 3\r\n\r\nabc").into(), 400, None),
         ("a chunked upgrade", format!("{upgrade}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n").into(), 400, None),
+        ("an upgrade of HTTP/1.0", format!("{upgrade}\r\n\r\n").replace("HTTP/1.1", "HTTP/1.0").into(), 426, None),
         ("no such path", line("GET", &format!("/{}", &path[..2000])), 404, None),
         ("CONNECT", line("CONNECT", &address.to_string()), 405, None),
         ("a head of 64 KiB", head(&format!("Cookie: {cookie}\r\n")), 431, empty),

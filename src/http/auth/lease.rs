@@ -16,7 +16,7 @@ use futures::{
 use jiff::Timestamp;
 use tokio::{
     sync::watch,
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, sleep},
 };
 
 use super::{
@@ -195,7 +195,8 @@ impl Auth {
         }
     }
 
-    /// Asks the cluster again about all who have streams, once about each subject.
+    /// Asks the cluster again about all who have streams, once about each subject. Those whom it refuses are asked about
+    /// once more: an API server that has just started does not know all its roles yet, and says no to people who may.
     async fn recheck(&self, verdicts: &Verdicts) {
         let mut subjects: HashMap<Subject, Vec<Arc<Lease>>> = HashMap::new();
         for lease in self.leases.all() {
@@ -204,11 +205,29 @@ impl Auth {
             let subject = token.map_or_else(|| Subject::User(user.clone()), Subject::Token);
             subjects.entry(subject).or_default().push(lease);
         }
-        stream::iter(subjects)
-            .for_each_concurrent(self.config.verdicts.questions, async |(subject, leases)| {
-                self.apply(&leases, &verdicts.afresh(&subject).await);
-            })
-            .await;
+        let refused = self.ask_about(verdicts, subjects, |verdict| verdict.refuses()).await;
+        if !refused.is_empty() {
+            sleep(self.config.confirm).await;
+            self.ask_about(verdicts, refused, |_| false).await;
+        }
+    }
+
+    /// Asks about these, and applies what is answered, but for verdicts that are `doubted`: whom these are about is returned.
+    async fn ask_about(
+        &self,
+        verdicts: &Verdicts,
+        subjects: HashMap<Subject, Vec<Arc<Lease>>>,
+        doubted: impl Fn(&Verdict) -> bool,
+    ) -> HashMap<Subject, Vec<Arc<Lease>>> {
+        let asked = stream::iter(subjects).map(async |(subject, leases)| {
+            let verdict = verdicts.afresh(&subject).await;
+            if verdict.as_ref().is_ok_and(&doubted) {
+                return Some((subject, leases));
+            }
+            self.apply(&leases, &verdict);
+            None
+        });
+        asked.buffer_unordered(self.config.verdicts.questions).filter_map(future::ready).collect().await
     }
 
     fn apply(&self, leases: &[Arc<Lease>], verdict: &Result<Verdict, Unavailable>) {
@@ -216,7 +235,7 @@ impl Auth {
             let mut unreachable = lease.unreachable.lock().unwrap_or_else(PoisonError::into_inner);
             match verdict {
                 Ok(Verdict::May(_)) => *unreachable = None,
-                Ok(Verdict::MayNot(..) | Verdict::Unknown) => self.set(lease, Standing::Ended(Close::AccessRevoked)),
+                Ok(_) => self.set(lease, Standing::Ended(Close::AccessRevoked)),
                 Err(Unavailable) => {
                     let since = *unreachable.get_or_insert_with(Instant::now);
                     if since.elapsed() >= self.config.unreachable {

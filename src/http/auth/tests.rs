@@ -6,7 +6,7 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use futures::{FutureExt, StreamExt};
+use futures::{FutureExt, StreamExt, future};
 use tokio::time::{Instant, timeout};
 
 use super::{
@@ -38,6 +38,8 @@ fn at(seconds: i64) -> Timestamp {
 struct Cluster {
     down: AtomicBool,
     denied: AtomicBool,
+    /// Somebody was told no.
+    refused: AtomicBool,
 }
 
 impl Cluster {
@@ -51,6 +53,7 @@ impl Cluster {
             }),
             access: Box::new(move |_| {
                 let denied = two.denied.load(SeqCst);
+                two.refused.fetch_or(denied, SeqCst);
                 let answer = if denied { Right::Denied("watch pods".into()) } else { Right::Granted };
                 let answer = if two.down.load(SeqCst) { Err(Unavailable) } else { Ok(answer) };
                 async move { answer }.boxed()
@@ -137,7 +140,7 @@ async fn what_is_made_of_a_token_ends_with_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_right_that_is_taken_back_ends_streams_within_twenty_seconds() {
+async fn a_right_that_is_taken_back_ends_streams_within_25_seconds() {
     let cluster = Arc::new(Cluster::default());
     let (auth, limits) = (auth(&cluster), limits());
     let jane = come(&auth, &limits, HERE, &token(at(10_000))).await.unwrap();
@@ -146,9 +149,30 @@ async fn a_right_that_is_taken_back_ends_streams_within_twenty_seconds() {
     cluster.denied.store(true, SeqCst);
     let (seconds, standing) = next(&auth, &mut hold).await;
     assert_eq!(standing, Standing::Ended(Close::AccessRevoked));
-    assert!(seconds <= 20, "{seconds}");
+    assert!(seconds <= 25, "{seconds}");
     assert_eq!(told(come(&auth, &limits, HERE, &token(at(10_000))).await.unwrap_err()).0, 403);
     assert_eq!(auth.metrics.revoked.get(), 1);
+}
+
+/// The no of an API server that has just started and does not know everybody's roles yet.
+#[tokio::test(start_paused = true)]
+async fn a_no_that_passes_within_a_second_ends_no_stream() {
+    let cluster = Arc::new(Cluster::default());
+    let (auth, limits) = (auth(&cluster), limits());
+    let jane = come(&auth, &limits, HERE, &token(at(10_000))).await.unwrap();
+    let mut hold = auth.hold(&jane).unwrap();
+    assert_eq!(next(&auth, &mut hold).await, (0, Standing::Good));
+    cluster.denied.store(true, SeqCst);
+    let restarted = async {
+        while !cluster.refused.load(SeqCst) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        cluster.denied.store(false, SeqCst);
+    };
+    let run = future::join(timeout(Duration::from_secs(100), next(&auth, &mut hold)), restarted).await.0;
+    assert!(run.is_err(), "{run:?}");
+    assert!(come(&auth, &limits, HERE, &token(at(10_000))).await.is_ok(), "the no is forgotten as well");
 }
 
 #[tokio::test(start_paused = true)]

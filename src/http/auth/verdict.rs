@@ -59,6 +59,13 @@ pub(super) enum Verdict {
     Unknown,
 }
 
+impl Verdict {
+    /// Whether it is a no.
+    pub(super) fn refuses(&self) -> bool {
+        !matches!(self, Verdict::May(_))
+    }
+}
+
 /// Whom a question is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Subject {
@@ -145,8 +152,8 @@ impl Verdicts {
     fn current(&self, known: &Known) -> Option<Result<Verdict, Unavailable>> {
         let (at, verdict) = known.as_ref()?;
         let counts_for = match verdict {
-            Ok(Verdict::May(_)) => self.config.granted_for,
-            Ok(Verdict::MayNot(..) | Verdict::Unknown) => self.config.refused_for,
+            Ok(verdict) if verdict.refuses() => self.config.refused_for,
+            Ok(_) => self.config.granted_for,
             Err(Unavailable) => self.config.unavailable_for,
         };
         (at.elapsed() < counts_for).then(|| verdict.clone())

@@ -13,9 +13,9 @@ use std::{
 use bytes::Bytes;
 use futures::FutureExt as _;
 use hyper::{
-    Request, Response, StatusCode,
+    Request, Response, StatusCode, Version,
     body::{Body, Incoming},
-    header::{CONNECTION, DATE, HeaderMap, HeaderValue},
+    header::{CONNECTION, DATE, HeaderMap, HeaderValue, UPGRADE},
 };
 use tower::Service;
 
@@ -151,6 +151,10 @@ where
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         request.extensions_mut().insert(self.peer);
+        // RFC 9110, section 7.8: an Upgrade of HTTP/1.0 is to be ignored.
+        if request.version() < Version::HTTP_11 {
+            request.headers_mut().remove(UPGRADE);
+        }
         // A body would be taken for the stream's input: a request that has one is answered, but starts nothing.
         let bodiless = request.body().is_end_stream();
         let slot = self.slot.clone();

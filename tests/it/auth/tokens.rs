@@ -4,14 +4,15 @@
 use std::time::Duration;
 
 use boilerhouse_bridge::sim::{Resource, Verb};
-use futures::future::join;
+use futures::future::{join, join3};
+use http::Method;
 use jiff::Timestamp;
 use serde_json::json;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::{
     bridge::Bridge,
-    people::{NEEDED, People, Who, user},
+    people::{KNOWN_BOUND, NEEDED, People, Who, user},
     plane::ControlPlane,
     simulated::{NAMESPACE, Simulated},
     sse::Events,
@@ -20,8 +21,10 @@ use crate::support::{
 
 const AUDIENCE: &str = "boilerhouse-bridge";
 const FLAGS: &[&str] = &["--token-audience", AUDIENCE, "--ws-auth", "required"];
-/// Rights that are taken end a stream within this time (issue 7: 30 s; they are looked at every 20 s).
+/// Rights that are taken end a stream within this time (issue 7: 30 s; they are looked at every 20 s, and once more after a no).
 const REVOKED_WITHIN: Duration = Duration::from_secs(30);
+/// Whoever has streams has been looked at within this time.
+const LOOKED_AT_WITHIN: Duration = Duration::from_secs(22);
 
 /// A stage of this test: people, a bridge that accepts their tokens, and the namespace of both.
 struct Stage<'a> {
@@ -180,7 +183,57 @@ async fn rights_and_tokens_end_on_the_simulator() {
 
 #[tokio::test]
 async fn rights_and_tokens_end_on_the_api_server() {
-    join(rights_are_taken(Stage::real().await), tokens_end(Stage::real().await)).await;
+    join3(rights_are_taken(Stage::real().await), tokens_end(Stage::real().await), reviews_are_refused()).await;
+}
+
+/// The bridge's own account loses the right to review tokens and users: streams live on, past the next look at them, and
+/// nobody new comes in.
+async fn reviews_are_refused() {
+    let plane = ControlPlane::shared().await;
+    let (people, namespace) = (People::Real(plane), plane.namespace().await);
+    people.account(&namespace, "bridge").await;
+    people.bind(&namespace, Who::Account("bridge"), &NEEDED).await;
+    let (home, rbac) = (format!("{namespace}-home"), "/apis/rbac.authorization.k8s.io/v1");
+    let rule = json!({"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"], "resourceNames": [namespace]});
+    let role = json!({"metadata": {"name": home}, "rules": [rule]});
+    plane.call(Method::POST, &format!("{rbac}/clusterroles"), &role).await;
+    let bindings = format!("{rbac}/clusterrolebindings");
+    for (role, name) in [(home.as_str(), &home), ("system:auth-delegator", &namespace)] {
+        let role = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role});
+        let subjects = json!([{"kind": "ServiceAccount", "name": "bridge", "namespace": namespace}]);
+        let binding = json!({"metadata": {"name": name}, "roleRef": role, "subjects": subjects});
+        plane.call(Method::POST, &bindings, &binding).await;
+    }
+    let kubeconfig = plane.kubeconfig_of(&people.token(&namespace, "bridge", &[]).await);
+    let bridge = Bridge::start(&kubeconfig.to_string_lossy(), &namespace, FLAGS).await;
+    bridge.wait_ready().await;
+    let stage = Stage { people, bridge, namespace };
+    let reader = stage.reader("reader").await;
+    stage.admitted(&reader).await;
+    let mut socket =
+        Listener::with(stage.bridge.address, "/api/websocket", &[("Authorization", &reader)]).await.unwrap();
+
+    plane.call(Method::DELETE, &format!("{bindings}/{}", stage.namespace), &json!(null)).await;
+    let (refused, end) = (Instant::now(), Instant::now() + KNOWN_BOUND);
+    loop {
+        // A token each: what was answered about one is believed for a while.
+        let answer = stage.get(&stage.bearer("reader").await).await;
+        if answer.status == 503 {
+            assert_eq!(answer.json()["code"], "UPSTREAM_UNAVAILABLE");
+            break;
+        }
+        assert!(answer.status == 200 && Instant::now() < end, "{} {}", answer.status, answer.body);
+    }
+    // Its end would be a panic in here.
+    let lived = timeout(LOOKED_AT_WITHIN.saturating_sub(refused.elapsed()), socket.until(|_| false)).await;
+    assert!(lived.is_err());
+    let pod = json!({
+        "metadata": {"name": "later", "labels": {"boilerhouse.dev/managed": "true"}},
+        "spec": {"containers": [{"name": "main", "image": "none"}]},
+    });
+    plane.call(Method::POST, &format!("/api/v1/namespaces/{}/pods", stage.namespace), &pod).await;
+    timeout(BOUND, socket.until(|event| event["name"] == "later")).await.expect("the stream is silent");
+    assert_eq!(stage.get(&stage.bearer("reader").await).await.status, 503);
 }
 
 /// Nobody can be asked about tokens: streams live on, nobody new comes in, and it passes.

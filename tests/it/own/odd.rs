@@ -3,8 +3,12 @@
 //! such claims come from both.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use boilerhouse_bridge::sim::Resource;
+use boilerhouse_bridge::sim::{
+    Resource,
+    fault::{Break, Cut, Fault},
+};
 use http::Method;
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
@@ -120,6 +124,35 @@ async fn odd_objects_are_shown_without_what_is_odd() {
     ];
     assert_eq!(verbose(bridge.address).await, fields);
     assert_eq!(sim.metrics().open(), 4, "no watch was ended for it");
+}
+
+/// A cluster whose watches expire at once, again and again: each time everything is listed, but ever more rarely.
+#[tokio::test]
+async fn what_keeps_expiring_is_listed_ever_more_rarely() {
+    let simulated = Simulated::new().await;
+    let sim = simulated.sim();
+    let bridge = simulated.bridge(&["--own-watchers", "1"]).await;
+    let mut listener = bridge.listen("/ws").await;
+    let lists = || web::metric(bridge.address, "bridge_own_watcher_lists_total");
+    let both = timeout(BOUND, async {
+        while sim.metrics().open() != 4 {
+            sleep(POLL).await;
+        }
+    });
+    both.await.expect("four watches");
+    let before = lists().await;
+    for _ in 0..100 {
+        sim.arm(Fault::watch(0, Break::Expired).on(Resource::Pods));
+    }
+    sim.cut_watches(Cut::Eof);
+    // 0.1 s, 0.2 s, 0.4 s, 0.8 s: the fifth would come after 1.5 s at the soonest, the sixth after 3.1 s.
+    sleep(Duration::from_secs(2)).await;
+    let lists = lists().await - before;
+    assert!((3..=5).contains(&lists), "{lists}");
+    let metadata = json!({"name": "a", "namespace": NAMESPACE});
+    let claim = json!({"metadata": metadata, "spec": {"tenantId": "alice"}, "status": {"phase": "Active"}});
+    sim.store(|store| store.create(Resource::Claims, claim)).unwrap();
+    assert_eq!(listener.json().await["name"], "a");
 }
 
 #[tokio::test]
