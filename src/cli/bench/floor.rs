@@ -5,6 +5,7 @@
 //! it costs at the least.
 
 use std::{
+    collections::VecDeque,
     io::{BufRead, ErrorKind, Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},
     sync::{Arc, Mutex, PoisonError},
@@ -17,6 +18,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::{MARK, now_micros};
+
+/// Frames that a task may be late by. Beyond that it misses some: this server is not asked to be correct, only to be told
+/// apart from one that writes less.
+const KEPT: usize = 64;
 
 /// How the frames get to the sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -102,27 +107,54 @@ fn run_loop(listener: TcpListener, tls: Option<Arc<ServerConfig>>) -> Result<()>
     Ok(())
 }
 
+/// The last frames of the tasks' server, and the number of the one that comes next.
+#[derive(Debug, Default)]
+struct Recent {
+    next: u64,
+    frames: VecDeque<Bytes>,
+}
+
+impl Recent {
+    fn push(&mut self, frames: Bytes) {
+        self.frames.truncate(KEPT - 1);
+        self.frames.push_front(frames);
+        self.next += 1;
+    }
+
+    /// What follows the first `told`, which were told already.
+    fn after(&self, told: u64) -> Option<Bytes> {
+        let back = self.next.checked_sub(told + 1)?;
+        self.frames.get(usize::try_from(back).unwrap_or(usize::MAX).min(KEPT - 1)).cloned()
+    }
+}
+
 fn run_tasks(listener: TcpListener) -> Result<()> {
     let runtime = super::super::runtime()?;
-    let (send, receive) = watch::channel(Bytes::new());
+    let (send, receive) = watch::channel(Recent::default());
     let handle = runtime.handle().clone();
     std::thread::spawn(move || {
         while let Ok(stream) = accept(&listener) {
             let mut receive = receive.clone();
             let _inside = handle.enter();
             let Ok(stream) = tokio::net::TcpStream::from_std(stream) else { continue };
+            let mut told = receive.borrow_and_update().next;
             handle.spawn(async move {
                 while receive.changed().await.is_ok() {
-                    let frames = receive.borrow_and_update().clone();
-                    if stream.writable().await.is_err() || stream.try_write(&frames).is_err() {
-                        return;
+                    // A task that was late has several to write.
+                    loop {
+                        let Some(frames) = receive.borrow_and_update().after(told) else { break };
+                        told += 1;
+                        if stream.writable().await.is_err() || stream.try_write(&frames).is_err() {
+                            return;
+                        }
                     }
                 }
             });
         }
     });
     for tick in ticks() {
-        send.send_replace(frames(tick?));
+        let frames = frames(tick?);
+        send.send_modify(|recent| recent.push(frames));
     }
     Ok(())
 }
@@ -160,4 +192,22 @@ fn frames(Tick { frames, bytes }: Tick) -> Bytes {
         out[at..].copy_from_slice(b"\"}\n");
     }
     out.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_late_is_told_everything_that_is_kept() {
+        let mut recent = Recent::default();
+        assert_eq!(recent.after(0), None);
+        for number in 0..3u8 {
+            recent.push(Bytes::copy_from_slice(&[number]));
+        }
+        let told: Vec<_> = (0..4).map(|told| recent.after(told).map(|frames| frames[0])).collect();
+        assert_eq!(told, [Some(0), Some(1), Some(2), None]);
+        (0..KEPT).for_each(|_| recent.push(Bytes::from_static(&[9])));
+        assert_eq!((recent.frames.len(), recent.after(0).unwrap()[0]), (KEPT, 9));
+    }
 }
