@@ -160,7 +160,7 @@ impl Subscription {
                 Phase::Sending(initial, sent) => {
                     let Some(part) = initial.parts.get(*sent) else {
                         self.served = initial.rv;
-                        self.phase = Phase::Live;
+                        self.go_live();
                         continue;
                     };
                     *sent += 1;
@@ -332,9 +332,15 @@ impl Subscription {
     fn pass(&mut self, floor: [Rv; 2], reached: [Rv; 2]) -> bool {
         let passed = self.lens.reached(reached, floor);
         if passed {
-            self.phase = Phase::Live;
+            self.go_live();
         }
         passed
+    }
+
+    /// What it waited for is there, so it waits for that no more: a moment that has passed would wake it for ever.
+    fn go_live(&mut self) {
+        self.phase = Phase::Live;
+        (self.limit, self.confirm) = (None, 0);
     }
 
     fn live(&mut self, max_bytes: usize) -> Option<Vec<Bytes>> {

@@ -1,7 +1,7 @@
 //! A stream that lives as long as its credential: told before it ends, and ended with it (G13).
 
 use std::{
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -74,6 +74,15 @@ impl Terms {
             Some(Poll::Ready(None) | Poll::Pending) | None => Poll::Pending,
         }
     }
+
+    fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<Close> {
+        loop {
+            if let Some(close) = self.ended {
+                return Poll::Ready(close);
+            }
+            ready!(self.poll_changed(cx));
+        }
+    }
 }
 
 impl std::fmt::Debug for Terms {
@@ -110,6 +119,10 @@ impl<O: Outbound> Outbound for Leased<O> {
             }
         }
         self.out.poll_changed(cx)
+    }
+
+    fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<Close> {
+        self.terms.as_mut().map_or(Poll::Pending, |terms| terms.poll_ended(cx))
     }
 
     fn audience(&mut self) -> Option<Audience> {

@@ -50,7 +50,8 @@ pub struct Config {
     pub ping: Duration,
     /// A WebSocket peer that sends no byte, not even a pong, for this long is gone (protocol.md section 2: 45 s).
     pub peer_idle: Duration,
-    /// A write that moves no byte for this long ends the stream (protocol.md section 2: 10 s).
+    /// A write that moves no byte for this long ends the stream (protocol.md section 2: 10 s), and so does a last frame that is
+    /// not written within it.
     pub write_stall: Duration,
     /// How long the peer's answer to our close frame is waited for (1 s: a few round trips).
     pub close_wait: Duration,
@@ -100,6 +101,11 @@ pub trait Outbound: Send {
 
     /// Ready once [`Outbound::read`] may have more; until then the task of `cx` is woken when it may.
     fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// Ready once the stream is to end, whatever its client has not read yet.
+    fn poll_ended(&mut self, _cx: &mut Context<'_>) -> Poll<Close> {
+        Poll::Pending
+    }
 
     /// Waits for [`Outbound::poll_changed`].
     fn changed(&mut self) -> impl Future<Output = ()> + Send {

@@ -25,8 +25,12 @@ async fn every_delivery_is_counted_and_a_storm_asks_nothing_of_the_cluster() {
     let names: Vec<&str> = rows.iter().map(|row| row["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["WebSocket", "SSE", "a watch for each client", "floor: one loop", "floor: a task a connection"]);
     for row in rows {
-        // Two rounds of 40 changes for 20 clients; a client that has not one of them makes the numbers differ.
-        assert_eq!((&row["deliveries"], &row["expected"]), (&1600.into(), &1600.into()), "{row}");
+        // Two rounds of 40 changes for 20 clients; a client that has not one of them makes the numbers differ. A task of
+        // the floor's has the latest frames only: when it comes too late for some, on a busy machine, they are not told.
+        let may_skip = row["name"] == "floor: a task a connection";
+        let told = row["deliveries"].as_u64().unwrap();
+        assert!(told == 1600 || may_skip && told > 0 && told < 1600, "{row}");
+        assert_eq!(row["expected"], 1600, "{row}");
         assert!(row["max"].as_u64().unwrap() > 0 && row["p50"].as_u64() <= row["p99"].as_u64(), "{row}");
         assert_eq!(row["cpuADelivery"].is_number(), row["name"] != "a watch for each client", "{row}");
     }

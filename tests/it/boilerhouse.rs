@@ -56,10 +56,26 @@ impl Cluster {
     }
 }
 
-/// Everything up to the mark, under a heading.
-async fn record(text: &mut String, listener: &mut Listener, heading: &str, mark: &str) {
+/// Makes the mark and writes down everything up to it, under a heading. Pods and claims are watched apart, and nobody
+/// promises an order between them: where claims have changed, the last event of theirs is awaited before the mark is made.
+async fn record(text: &mut String, listener: &mut Listener, heading: &str, of_claims: &str, mark: (&Cluster, &str)) {
     writeln!(text, "# {heading}").unwrap();
-    for message in listener.until(|event| event["name"] == mark).await {
+    let (cluster, name) = mark;
+    let mut messages = Vec::new();
+    if !of_claims.is_empty() {
+        messages = listener.until(|event| event["type"] == of_claims).await;
+    }
+    cluster.mark(name).await;
+    messages.extend(up_to(listener, name).await);
+    write_down(text, &messages);
+}
+
+async fn up_to(listener: &mut Listener, mark: &str) -> Vec<String> {
+    listener.until(|event| event["name"] == mark).await
+}
+
+fn write_down(text: &mut String, messages: &[String]) {
+    for message in messages {
         writeln!(text, "{message}").unwrap();
     }
 }
@@ -86,34 +102,38 @@ async fn every_message_is_as_documented() {
         .kubectl("label pod pod-a --overwrite boilerhouse.dev/pool-status=acquired boilerhouse.dev/tenant=alice", "")
         .await;
     cluster.create_pod("pod-b", managed(json!({"boilerhouse.dev/pool-status": "ready"}))).await;
-    cluster.mark("mark-1").await;
-    record(&mut text, &mut listener, "a pod from warming to acquired; one that is ready at first sight", "mark-1")
-        .await;
+    record(
+        &mut text,
+        &mut listener,
+        "a pod from warming to acquired; one that is ready at first sight",
+        "",
+        (&cluster, "mark-1"),
+    )
+    .await;
 
     cluster.create_claim("claim-a", "alice").await;
     cluster.claim_status("claim-a", json!({"phase": "Active", "source": "pool", "instanceId": "pod-a"})).await;
     cluster.claim_status("claim-a", json!({"phase": "Active", "detail": "still"})).await;
     cluster.claim_status("claim-a", json!({"phase": "Releasing"})).await;
     cluster.claim_status("claim-a", json!({"phase": "Released"})).await;
-    cluster.mark("mark-2").await;
-    record(&mut text, &mut listener, "a claim from Pending to Released", "mark-2").await;
+    record(&mut text, &mut listener, "a claim from Pending to Released", "tenant.released", (&cluster, "mark-2")).await;
 
     cluster.claim_status("claim-a", json!({"phase": "Active"})).await;
     cluster.kubectl("delete bhc claim-a", "").await;
-    cluster.mark("mark-3").await;
-    record(&mut text, &mut listener, "revived, then deleted while active", "mark-3").await;
+    record(&mut text, &mut listener, "revived, then deleted while active", "tenant.released", (&cluster, "mark-3"))
+        .await;
 
     cluster.create_claim("claim-a", "bob").await;
     cluster.claim_status("claim-a", json!({"phase": "Released"})).await;
     cluster.kubectl("delete bhc claim-a", "").await;
     cluster.create_claim("claim-a", "carol").await;
     cluster.claim_status("claim-a", json!({"phase": "Active"})).await;
-    cluster.mark("mark-4").await;
     record(
         &mut text,
         &mut listener,
         "the same name again: released from Pending and deleted; then active, without a source",
-        "mark-4",
+        "tenant.claimed",
+        (&cluster, "mark-4"),
     )
     .await;
 
@@ -121,27 +141,37 @@ async fn every_message_is_as_documented() {
     cluster.create_pod("pod-a", managed(warming)).await;
     cluster.kubectl("label pod pod-a boilerhouse.dev/managed-", "").await;
     cluster.kubectl("label pod pod-a boilerhouse.dev/managed=true", "").await;
-    cluster.mark("mark-5").await;
-    record(&mut text, &mut listener, "a pod deleted and created again; unlabelled and labelled", "mark-5").await;
+    record(
+        &mut text,
+        &mut listener,
+        "a pod deleted and created again; unlabelled and labelled",
+        "",
+        (&cluster, "mark-5"),
+    )
+    .await;
 
     cluster.create_pod("stranger", json!({"app": "else"})).await;
     cluster.create_pod("false", json!({"boilerhouse.dev/managed": "false"})).await;
     other.create_pod("elsewhere", managed(json!({"boilerhouse.dev/pool-status": "ready"}))).await;
     other.create_claim("elsewhere", "mallory").await;
     other.claim_status("elsewhere", json!({"phase": "Active"})).await;
-    cluster.mark("mark-6").await;
-    record(&mut text, &mut listener, "unmanaged pods and other namespaces", "mark-6").await;
+    record(&mut text, &mut listener, "unmanaged pods and other namespaces", "", (&cluster, "mark-6")).await;
 
     let mut late = bridge.listen("/ws").await;
     let mut none = bridge.listen("/ws?snapshot=none").await;
     let mut some = bridge.listen("/ws?types=tenant,pool.instance.ready").await;
     cluster.mark("mark-7").await;
-    cluster.claim_status("claim-a", json!({"phase": "Released"})).await;
-    record(&mut text, &mut late, "at connect: the current state", "mark-7").await;
-    record(&mut text, &mut none, "at connect, snapshot=none", "mark-7").await;
-    writeln!(text, "# types=tenant,pool.instance.ready").unwrap();
-    for message in some.until(|event| event["type"] == "tenant.released").await {
-        writeln!(text, "{message}").unwrap();
+    for (listener, heading) in [(&mut late, "at connect: the current state"), (&mut none, "at connect, snapshot=none")]
+    {
+        writeln!(text, "# {heading}").unwrap();
+        write_down(&mut text, &up_to(listener, "mark-7").await);
     }
+    writeln!(text, "# types=tenant,pool.instance.ready").unwrap();
+    cluster.claim_status("claim-a", json!({"phase": "Released"})).await;
+    let released = |event: &Value| event["type"] == "tenant.released";
+    write_down(&mut text, &some.until(released).await);
+    // Since the last mark that it was held to there has been nothing else: of no claim elsewhere, either.
+    let rest = [up_to(&mut listener, "mark-7").await, listener.until(released).await];
+    assert!(rest.iter().all(|messages| messages.len() == 1), "{rest:?}");
     golden::check("ws.txt", &text);
 }

@@ -18,12 +18,14 @@ use crate::support::{
 
 /// How much later than allowed something may be seen on a busy machine: far less than the times it tells apart.
 const LATE: Duration = Duration::from_secs(3);
+/// Who reads nothing for so long is ended (protocol.md section 4).
+const WRITE_STALL: Duration = Duration::from_secs(10);
 
-/// Clients that wait for the end; each gives the moment at which it was told.
+/// Clients that wait for the end, and are told of nothing else here; each gives the moment at which it was told.
 async fn wait_for_the_end(bridge: &Bridge, count: usize) -> Vec<JoinHandle<Instant>> {
     let mut clients = Vec::new();
     for _ in 0..count {
-        let mut listener = bridge.listen("/ws").await;
+        let mut listener = bridge.listen("/ws?types=tenant").await;
         clients.push(tokio::spawn(async move {
             let (_, close) = listener.closed(BOUND).await;
             assert_eq!(close, Some((1012, "draining".to_owned())));
@@ -49,9 +51,9 @@ async fn stalled(cluster: &Simulated, bridge: &Bridge) -> TcpStream {
     let mut witness = bridge.listen("/ws").await;
     let stalled = web::narrow(bridge.address, &web::upgrade(bridge.address, "/ws")).await;
     stalled.readable().await.unwrap();
-    // 600 messages of 1 KiB are more than the two kernels hold.
-    let last = format!("{:0>1000}", 599);
-    for step in 0..600 {
+    // 200 messages of 1 KiB are more than the two kernels hold: 64 KiB at most, which `hostile` asserts.
+    let last = format!("{:0>1000}", 199);
+    for step in 0..200 {
         cluster.pod_phase("pod", &format!("{step:0>1000}"));
         tokio::task::yield_now().await;
     }
@@ -145,8 +147,9 @@ async fn an_interrupt_drains_too() {
 async fn a_client_that_does_not_read_delays_nothing() {
     let cluster = Simulated::new().await;
     let mut bridge = cluster.bridge(&["--drain", "5"]).await;
-    let mut stalled = stalled(&cluster, &bridge).await;
     let clients = wait_for_the_end(&bridge, 10).await;
+    let stalls = Instant::now();
+    let mut stalled = stalled(&cluster, &bridge).await;
     let begun = Instant::now();
     bridge.signal("TERM").await;
     for told in join_all(clients).await {
@@ -154,12 +157,11 @@ async fn a_client_that_does_not_read_delays_nothing() {
     }
     assert_eq!(bridge.ended(BOUND).await.code(), Some(0));
     assert!(begun.elapsed() < Duration::from_secs(5) + LATE, "it took {:?}", begun.elapsed());
-    let said = timeout(BOUND, async {
-        while !bridge.log().iter().any(|line| line.contains("cut=1")) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    });
-    assert!(said.await.is_ok(), "it was not stalled: {:#?}", bridge.log());
+    // On a machine so slow that it had stood still for long enough to be ended for that, there was nobody to be cut.
+    if stalls.elapsed() < WRITE_STALL {
+        let cut = || bridge.log().iter().any(|line| line.contains("cut=1")).then_some(());
+        web::until(cut).await;
+    }
     // It may find the end of what the kernel had, or a reset; there is no room for a last word.
     let _ = timeout(BOUND, stalled.read_to_end(&mut Vec::new())).await.expect("its connection outlives the bridge");
 }

@@ -16,7 +16,7 @@ use boilerhouse_bridge::sim::{Resource, Sim, SimConfig};
 use boilerhouse_bridge::{
     event::{Home, Instance, Kind, View},
     feed::{self, Feed, Refused},
-    source::own,
+    source::{hub, own},
 };
 use http::{Method, Request};
 use kube::Client;
@@ -239,8 +239,9 @@ async fn a_get_knows_of_deletions_that_a_list_has_shown() {
     let sim = Sim::new(SimConfig::default());
     let late = Late::new(400..=450);
     let own = own::Config { pause: Duration::from_millis(20), ..own::Config::default() };
+    let hub = hub::Config { backoff_max: Duration::from_millis(100), ..hub::Config::default() };
     let feed = feed::Config { told_wait: BOUND, ..feed::Config::default() };
-    let config = Config { own, feed, ..Config::default() };
+    let config = Config { hub, own, feed, ..Config::default() };
     let client = sim.client(NAMESPACE);
     let house = House::open(NAMESPACE, late.client(client.clone()), &client, config).await;
     let cluster = Cluster::new(client, NAMESPACE);

@@ -1,6 +1,7 @@
 //! What the integration tests speak the protocol with (style.md, 14): everything here waits for a state with a bound.
 
 pub(crate) mod bridge;
+pub(crate) mod clock;
 pub(crate) mod cluster;
 pub(crate) mod dice;
 pub(crate) mod door;

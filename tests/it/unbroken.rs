@@ -9,10 +9,18 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use self::book::{Book, Writer};
-use crate::support::{bridge::Bridge, cluster::Cluster, dice::Dice, full::Full, web::BOUND};
+use crate::support::{
+    self,
+    bridge::Bridge,
+    cluster::Cluster,
+    dice::Dice,
+    full::Full,
+    plane::{ControlPlane, Options},
+    web::BOUND,
+};
 
-/// How often the client is cut off.
-const CUTS: usize = 300;
+/// How often the client is cut off in the ordinary run, and in the full one.
+const CUTS: [usize; 2] = [100, 300];
 /// Writers, and the pause of each between two writes: together 100 a second.
 const WRITERS: usize = 4;
 const PAUSE: Duration = Duration::from_millis(40);
@@ -117,8 +125,8 @@ async fn replicas(cluster: &Cluster, args: &[&str]) -> Vec<Bridge> {
 }
 
 #[tokio::test]
-async fn three_hundred_cuts_under_a_hundred_writes_a_second_lose_and_repeat_nothing() {
-    let cluster = Cluster::real().await;
+async fn cuts_under_a_hundred_writes_a_second_lose_and_repeat_nothing() {
+    let (cluster, cuts) = (Cluster::shared().await, CUTS[usize::from(support::full())]);
     let bridges = replicas(&cluster, &["--own-watchers", "0"]).await;
     let (book, mut client, mut dice) = (Book::default(), Client::default(), Dice(5));
     client.visit(bridges[0].address, true, Duration::from_millis(300)).await;
@@ -129,7 +137,7 @@ async fn three_hundred_cuts_under_a_hundred_writes_a_second_lose_and_repeat_noth
         futures::future::join_all(writers).await;
     };
     let reading = async {
-        for _ in 0..CUTS {
+        for _ in 0..cuts {
             let (which, sse) = (dice.roll(2) as usize, dice.roll(2) == 0);
             let long = Duration::from_millis(5 + dice.roll(120));
             client.visit(bridges[which].address, sse, long).await;
@@ -141,14 +149,14 @@ async fn three_hundred_cuts_under_a_hundred_writes_a_second_lose_and_repeat_noth
     client.settle(bridges[0].address, &book).await;
     client.exact(&book);
     assert_eq!(client.pictures, ["connect"], "no further picture");
-    assert!(client.connections > CUTS, "{} connections", client.connections);
+    assert!(client.connections > cuts, "{} connections", client.connections);
     let rate = writes as f64 / took.as_secs_f64();
     println!("{writes} writes at {rate:.0} a second, {} connections", client.connections);
     assert!(rate >= RATE, "{rate:.0} writes a second are too few");
 }
 
 #[tokio::test]
-async fn kills_are_outlived_by_history_or_by_a_difference_and_losses_are_told() {
+async fn kills_are_outlived_by_history_or_by_a_difference() {
     let mut cluster = Cluster::real().await;
     let mut bridges = replicas(&cluster, &["--own-watchers", "0"]).await;
     let (book, mut client) = (Book::default(), Client::default());
@@ -187,6 +195,22 @@ async fn kills_are_outlived_by_history_or_by_a_difference_and_losses_are_told() 
         assert!(client.coalesced > before, "it was a difference, and is marked so (both: {both})");
     }
     assert_eq!(client.pictures, ["connect"], "no further picture");
+}
+
+/// On a control plane whose API server knows of a compaction at once; that the usual one answers the same when it comes to
+/// know of it, `plane::both_servers_survive_kill_9` shows.
+#[tokio::test]
+async fn losses_of_history_are_told() {
+    let flag = "--feature-gates=ListFromCacheSnapshot=false".to_owned();
+    let options = Options { api_server_flags: vec![flag], ..Options::default() };
+    let mut cluster = Cluster::of(ControlPlane::start_with(&options).await).await;
+    let mut bridges = replicas(&cluster, &["--own-watchers", "0"]).await;
+    let (book, mut client) = (Book::default(), Client::default());
+    let mut writer = Writer::new(9);
+    client.visit(bridges[0].address, true, Duration::from_millis(300)).await;
+    writer.some(&cluster, &book, 20).await;
+    client.settle(bridges[1].address, &book).await;
+    assert_eq!(client.pictures, ["connect"]);
 
     // Across a compaction, with nobody there who knows the history: the state, with the reason.
     drop(bridges);

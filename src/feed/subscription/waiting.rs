@@ -59,3 +59,43 @@ impl Subscription {
         is_there
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::{advance, timeout};
+
+    use crate::{
+        event::{
+            Home, Kind,
+            lens::{Format, Lens},
+        },
+        feed::{Config, Feed, Framing, From, subscription::Read},
+    };
+
+    /// A moment that somebody waited for, and that has passed, would be waited for over and over, at a processor's cost.
+    #[tokio::test(start_paused = true)]
+    async fn who_has_waited_and_is_live_is_woken_by_news_only() {
+        let (mut writer, feed) = Feed::new(Config::default());
+        let home = Home::of("home");
+        writer.home(home);
+        for kind in [Kind::Instance, Kind::Claim] {
+            writer.replace(kind, Vec::new(), 5);
+        }
+        let lens = Lens::all(Format::Full);
+        // Ahead of this replica, which has not heard of version 9 yet.
+        let cursor = lens.cursor(home, [9, 9]);
+        let mut reader = feed.subscribe(feed.lens(lens, Framing::WEBSOCKET), From::Resume(cursor)).unwrap();
+        assert!(matches!(reader.read(1 << 20), Read::Batch(_)), "the first heartbeat");
+        assert!(matches!(reader.read(1 << 20), Read::Idle));
+        for kind in [Kind::Instance, Kind::Claim] {
+            writer.bookmark(kind, 9);
+        }
+        while let Ok(()) = timeout(Duration::from_secs(1), reader.changed()).await {
+            assert!(matches!(reader.read(1 << 20), Read::Idle));
+        }
+        advance(Config::default().ahead_wait).await;
+        assert!(timeout(Duration::from_secs(3600), reader.changed()).await.is_err());
+    }
+}

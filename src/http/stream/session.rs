@@ -34,8 +34,8 @@ enum Phase {
     Open,
     /// So it does, but at this moment it closes, because the process drains.
     Draining { at: Instant },
-    /// The last frame is queued or, once it is written, the peer has until `patience`.
-    Closing { closed: Closed, until: Until, patience: Option<Instant> },
+    /// The last frame is queued, and goes out, or it is written, and the peer has its say: until this moment.
+    Closing { closed: Closed, until: Until, by: Instant },
 }
 
 /// What a closing stream waits for once its last frame is written.
@@ -166,8 +166,8 @@ impl Session {
             }
             match &mut self.phase {
                 Phase::Closing { closed, until: Until::Written, .. } => return Sent::End(*closed),
-                Phase::Closing { until: Until::Answered | Until::Hung, patience, .. } => {
-                    patience.get_or_insert_with(|| Instant::now() + config.close_wait);
+                Phase::Closing { until: Until::Answered | Until::Hung, by, .. } => {
+                    *by = (*by).min(Instant::now() + config.close_wait);
                     return Sent::Blocked;
                 }
                 Phase::Open | Phase::Draining { .. } if idle => return Sent::All,
@@ -240,14 +240,14 @@ impl Session {
         }
         match end {
             None => {}
-            Some(Ok(())) => self.client_closes(),
+            Some(Ok(())) => self.client_closes(config),
             Some(Err(close)) => self.refuse(close, out, config),
         }
     }
 
     /// Queues the last frames; the peer's answer is waited for where it can give one.
-    fn close<O: Outbound>(&mut self, close: Close, out: &mut O, config: &Config) {
-        self.end_with(close, self.until(), out.farewell(close, config.retry()));
+    pub(super) fn close<O: Outbound>(&mut self, close: Close, out: &mut O, config: &Config) {
+        self.end_with(close, self.until(), out.farewell(close, config.retry()), config);
     }
 
     pub(super) fn until(&self) -> Until {
@@ -259,31 +259,33 @@ impl Session {
         match &mut self.phase {
             Phase::Closing { until, .. } => *until = Until::Hung,
             Phase::Open | Phase::Draining { .. } => {
-                self.end_with(close, Until::Hung, out.farewell(close, config.retry()));
+                self.end_with(close, Until::Hung, out.farewell(close, config.retry()), config);
             }
         }
     }
 
-    pub(super) fn end_with(&mut self, close: Close, until: Until, farewell: Option<Bytes>) {
+    pub(super) fn end_with(&mut self, close: Close, until: Until, farewell: Option<Bytes>, config: &Config) {
         if let Some(farewell) = farewell {
             self.link.push(farewell);
         }
-        self.close_with(close, Closed::Bridge(close), until);
+        self.close_with(close, Closed::Bridge(close), until, config);
     }
 
     /// The peer's close frame: the answer to ours, or the first.
-    fn client_closes(&mut self) {
+    fn client_closes(&mut self, config: &Config) {
         match &mut self.phase {
             Phase::Closing { until, .. } => *until = Until::Written,
-            Phase::Open | Phase::Draining { .. } => self.close_with(Close::Normal, Closed::Client, Until::Written),
+            Phase::Open | Phase::Draining { .. } => {
+                self.close_with(Close::Normal, Closed::Client, Until::Written, config);
+            }
         }
     }
 
-    fn close_with(&mut self, close: Close, closed: Closed, until: Until) {
+    fn close_with(&mut self, close: Close, closed: Closed, until: Until, config: &Config) {
         if self.reader.is_some() {
             self.link.push(close_frame(close));
         }
-        self.phase = Phase::Closing { closed, until, patience: None };
+        self.phase = Phase::Closing { closed, until, by: Instant::now() + config.write_stall };
     }
 
     /// The connection ended: while closing that is what was waited for.
@@ -299,12 +301,11 @@ impl Session {
         let stall = self.link.blocked_since().map(|since| since + config.write_stall);
         let idle = self.reader.as_ref().map(|_| self.heard + config.peer_idle);
         let usual = match self.phase {
-            Phase::Open => idle.map_or(Some(self.next_ping), |idle| Some(idle.min(self.next_ping))),
-            Phase::Draining { at } => Some(at.min(self.next_ping)),
-            Phase::Closing { patience, .. } => patience,
+            Phase::Open => idle.map_or(self.next_ping, |idle| idle.min(self.next_ping)),
+            Phase::Draining { at } => at.min(self.next_ping),
+            Phase::Closing { by, .. } => by,
         };
-        // Neither is known just after a close frame was queued; the next turn of sending finds out which it will be.
-        [stall, usual].into_iter().flatten().min().unwrap_or_else(|| Instant::now() + config.close_wait)
+        stall.map_or(usual, |stall| stall.min(usual))
     }
 
     /// Does what is due.
@@ -314,11 +315,8 @@ impl Session {
             return ControlFlow::Break(self.stalled(out, config));
         }
         match self.phase {
-            Phase::Closing { closed, patience, .. } => {
-                if patience.is_some_and(|until| now >= until) {
-                    return ControlFlow::Break(closed);
-                }
-            }
+            Phase::Closing { closed, by, .. } if now >= by => return ControlFlow::Break(closed),
+            Phase::Closing { .. } => {}
             Phase::Draining { at } if now >= at => self.close(Close::Draining, out, config),
             Phase::Open | Phase::Draining { .. } => {
                 if self.reader.is_some() && now >= self.heard + config.peer_idle {
@@ -339,6 +337,10 @@ impl Session {
         }
         // What passes it by moves its cursor on, and a heartbeat says how far.
         self.fill(out, config);
+        if self.is_closing() {
+            // Nothing follows a close frame (RFC 6455, section 5.5.1).
+            return;
+        }
         let heartbeat = out.heartbeat();
         let mut frame = Vec::new();
         match (&self.reader, &heartbeat) {

@@ -8,7 +8,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     sync::{Arc, Mutex, PoisonError, Weak},
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -44,13 +44,15 @@ struct Cast<O> {
     seated: bool,
     /// The writer has left something to the task.
     look: bool,
+    /// The writer has met the end of the connection.
+    gone: Option<Closed>,
     panicked: bool,
 }
 
 impl<O: Outbound + 'static> Stage<O> {
     pub(super) fn new(session: Session, out: O, streams: Place) -> Self {
         let out = Some(out);
-        let cast = Cast { session, out, waker: None, seated: false, look: false, panicked: false };
+        let cast = Cast { session, out, waker: None, seated: false, look: false, gone: None, panicked: false };
         Self { streams, cast: Mutex::new(cast) }
     }
 
@@ -77,7 +79,7 @@ impl<O: Outbound + 'static> Stage<O> {
 impl<O: Outbound + 'static> Member for Stage<O> {
     fn tell(&self, shown: Option<&Shown>) {
         self.with(|cast, _| {
-            let Cast { session, out, waker, look, panicked, .. } = cast;
+            let Cast { session, out, waker, look, gone, panicked, .. } = cast;
             if session.is_closing() || session.link.blocked_since().is_some() {
                 // The stream's own task is at it.
                 return;
@@ -92,8 +94,9 @@ impl<O: Outbound + 'static> Member for Stage<O> {
             }));
             match sent {
                 Ok(Some(Sent::All)) => return,
-                // It is elsewhere, or the kernel is full, or this was the end: the rest is its task's.
-                Ok(None | Some(Sent::Some | Sent::Blocked | Sent::End(_))) => *look = true,
+                Ok(Some(Sent::End(closed))) => *gone = Some(closed),
+                // It is elsewhere, or the kernel is full: the rest is its task's.
+                Ok(None | Some(Sent::Some | Sent::Blocked)) => *look = true,
                 Err(_) => *panicked = true,
             }
             waker.wake_by_ref();
@@ -135,9 +138,7 @@ pub(super) async fn run<O: Outbound + 'static>(stage: &Arc<Stage<O>>) -> Closed 
                 step
             }
             step = poll_fn(|cx| stage.with(|cast, config| cast.poll_moved(cx, config))) => step,
-            () = poll_fn(|cx| stage.with(|cast, _| cast.out.poll_changed(cx))), if matches!(sent, Sent::All) => {
-                ControlFlow::Continue(())
-            }
+            () = poll_fn(|cx| stage.with(|cast, config| cast.poll_news(cx, &sent, config))) => ControlFlow::Continue(()),
             () = yield_now(), if matches!(sent, Sent::Some) => ControlFlow::Continue(()),
         };
         if let ControlFlow::Break(closed) = step {
@@ -155,14 +156,31 @@ pub(super) async fn apologize<O: Outbound + 'static>(stage: &Arc<Stage<O>>) -> C
         let farewell = cast.out.take().and_then(|mut out| {
             catch_unwind(AssertUnwindSafe(|| out.farewell(Close::Internal, config.retry()))).unwrap_or_default()
         });
-        cast.session.end_with(Close::Internal, cast.session.until(), farewell);
+        cast.session.end_with(Close::Internal, cast.session.until(), farewell, config);
     });
     run(stage).await
 }
 
 impl<O: Outbound> Cast<O> {
     fn send(&mut self, cx: &mut Context<'_>, config: &Config) -> Sent {
-        self.session.send(cx, &mut self.out, config)
+        match self.gone {
+            Some(closed) => Sent::End(closed),
+            None => self.session.send(cx, &mut self.out, config),
+        }
+    }
+
+    /// Ready when there may be more to send. A client that takes nothing more, or hardly anything, is asked for nothing but
+    /// its right to the rest.
+    fn poll_news(&mut self, cx: &mut Context<'_>, sent: &Sent, config: &Config) -> Poll<()> {
+        match sent {
+            Sent::All => self.out.poll_changed(cx),
+            Sent::Blocked if !self.session.is_closing() => {
+                let close = ready!(self.out.poll_ended(cx));
+                self.session.close(close, &mut self.out, config);
+                Poll::Ready(())
+            }
+            Sent::Some | Sent::Blocked | Sent::End(_) => Poll::Pending,
+        }
     }
 
     /// The next thing that happens on the connection, or that a writer has left to do.
@@ -171,7 +189,7 @@ impl<O: Outbound> Cast<O> {
             self.waker = Some(cx.waker().clone());
         }
         assert!(!self.panicked, "a writer has met a panic");
-        if std::mem::take(&mut self.look) {
+        if std::mem::take(&mut self.look) || self.gone.is_some() {
             return Poll::Ready(ControlFlow::Continue(()));
         }
         self.session.link.poll(cx).map(|moved| self.session.moved(&moved, &mut self.out, config))
@@ -190,6 +208,10 @@ impl<O: Outbound> Outbound for Option<O> {
 
     fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.as_mut().map_or(Poll::Pending, |out| out.poll_changed(cx))
+    }
+
+    fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<Close> {
+        self.as_mut().map_or(Poll::Pending, |out| out.poll_ended(cx))
     }
 
     fn received(&mut self, piece: &Piece<'_>) {

@@ -1,7 +1,7 @@
 //! How much. Against the binary, where rates are so low that nothing comes back during a test, and with the clock held
 //! against a bridge in this process.
 
-use std::{num::NonZeroU32, path::PathBuf, sync::mpsc, time::Duration};
+use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 
 use boilerhouse_bridge::http::{forwarded::Proxies, limit};
 use serde_json::json;
@@ -9,10 +9,11 @@ use tokio::time::advance;
 
 use super::{KeysFile, bearer, three_keys, two_tenants, upgraded};
 use crate::support::{
+    clock::hold,
     house::{self, House},
     simulated::{NAMESPACE, Simulated},
     sse::Events,
-    web::{self, Answer, BOUND, Listener, ask},
+    web::{self, Answer, Listener, ask},
 };
 
 #[tokio::test]
@@ -104,14 +105,6 @@ async fn strangers_are_told_apart_by_address_as_far_as_it_can_be_known() {
         assert_eq!(get("6.6.6.6, 192.0.2.1").await, 429, "what the client itself says is not believed");
         assert_eq!(get("192.0.2.2").await, other, "{trusted}");
     }
-}
-
-/// Holds the clock, which otherwise goes on as soon as everybody waits: a blocking task keeps it from that. Not for ever, so
-/// that a test whose answer does not come fails by the bounds of its clients.
-fn hold() -> mpsc::Sender<()> {
-    let (held, until) = mpsc::channel();
-    tokio::task::spawn_blocking(move || until.recv_timeout(BOUND));
-    held
 }
 
 /// A bridge in this process, whose time is the test's.

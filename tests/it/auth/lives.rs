@@ -5,7 +5,6 @@ use std::time::Duration;
 use futures::future::join_all;
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use tokio::time::timeout;
 
 use super::{KeysFile, bearer, cookie, key, three_keys, ticket, two_tenants, upgraded};
 use crate::support::{
@@ -95,27 +94,23 @@ async fn a_key_that_is_taken_back_takes_everything_with_it() {
 /// Another tenant, another access, another key of the same name: what rested on the old one ends.
 #[tokio::test]
 async fn a_key_that_changes_ends_what_rested_on_it() {
-    let (cluster, keys) = (two_tenants().await, KeysFile::new(&three_keys()));
-    let bridge = cluster.bridge(&["--keys-file", &keys.path()]).await;
-    let alice = bearer("alice");
+    let (cluster, alice) = (two_tenants().await, bearer("alice"));
     let alice = [("Authorization", alice.as_str())];
-    for changed in [
+    let changes = [
         key("alice", &json!({"tenantId": "bob"})),
         key("alice", &Value::Null),
         key("alice", &json!({"tenantId": "alice", "access": ["ingest"]})),
-    ] {
-        keys.write(&three_keys());
-        let read = async {
-            let own = json!([{"name": "alice-pod"}]);
-            while names(&ask(bridge.address, "GET", "/api/v1/instances", &alice).await) != own {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        timeout(BOUND, read).await.expect("the keys are not read");
+    ];
+    join_all(changes.map(async |changed| {
+        let keys = KeysFile::new(&three_keys());
+        let bridge = cluster.bridge(&["--keys-file", &keys.path()]).await;
+        let own = json!([{"name": "alice-pod"}]);
+        assert_eq!(names(&ask(bridge.address, "GET", "/api/v1/instances", &alice).await), own);
         let mut socket = Listener::with(bridge.address, "/ws?snapshot=none", &alice).await.unwrap();
         keys.write(&[changed]);
         assert_eq!(socket.closed(BOUND).await, (0, Some((1008, "access revoked".to_owned()))));
-    }
+    }))
+    .await;
 }
 
 /// The names of what was answered.

@@ -29,9 +29,9 @@ mod validator;
 mod world;
 
 /// How many seeds the ordinary run takes, and the full one.
-const SEEDS: [u64; 2] = [100, 2_000];
+const SEEDS: [u64; 2] = [60, 2_000];
 /// How many of them are run twice.
-const REPLAYED: [u64; 2] = [20, 200];
+const REPLAYED: [u64; 2] = [10, 200];
 /// Steps of a history: writes, pauses, troubles and restarts.
 const STEPS: u64 = 70;
 /// How often everybody is looked at before it counts as never at rest: faults stall for 35 s at most, each after another.

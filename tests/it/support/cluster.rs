@@ -2,21 +2,25 @@
 //! client, so that a test says once what happens.
 //!
 //! Either can die and come back with the history of its watches lost. Of the real ones there is one for all who break
-//! it, and who has it has it alone; the simulator is served over TCP, for the bridge's binary.
+//! it, and who has it has it alone, one for all others, and those of a test's own; the simulator is served over TCP, for
+//! the bridge's binary.
 
+use std::ops::DerefMut;
 use std::path::PathBuf;
 
 use boilerhouse_bridge::sim::Resource;
 use http::{Method, Request, header::CONTENT_TYPE};
 use kube::Client;
 use serde_json::{Value, json};
-use tokio::sync::{Mutex, MutexGuard, OnceCell};
+use tokio::sync::{Mutex, OnceCell};
 
 use super::plane::ControlPlane;
 use super::simulated::{NAMESPACE, Simulated};
 
 /// The prefix of Boilerhouse's labels.
 const PREFIX: &str = "boilerhouse.dev/";
+/// Who breaks it is alone with it.
+const SHARED: &str = "others use this control plane";
 
 /// A cluster, and the namespace of it that the test is in.
 pub(crate) struct Cluster {
@@ -25,8 +29,12 @@ pub(crate) struct Cluster {
     pub(crate) namespace: String,
 }
 
+/// A control plane that nobody else has at the time.
+type Alone = Box<dyn DerefMut<Target = ControlPlane> + Send + Sync>;
+
 enum Server {
-    Real(MutexGuard<'static, ControlPlane>),
+    Real(Alone),
+    Shared(&'static ControlPlane),
     Simulated(Simulated),
 }
 
@@ -41,7 +49,20 @@ impl Cluster {
             plane.start_api_server().await;
         }
         let client = plane.client().await;
-        Self::begin(Server::Real(plane), client).await
+        Self::begin(Server::Real(Box::new(plane)), client).await
+    }
+
+    /// A control plane of the test's own, for those who would wait for the others as long as it takes to start one.
+    pub(crate) async fn of(plane: ControlPlane) -> Self {
+        let client = plane.client().await;
+        // The inner box is what leads to a plane, as a lock does.
+        Self::begin(Server::Real(Box::new(Box::new(plane))), client).await
+    }
+
+    /// The real control plane that all share who do not break it, and need not be alone.
+    pub(crate) async fn shared() -> Self {
+        let plane = ControlPlane::shared().await;
+        Self::begin(Server::Shared(plane), plane.client().await).await
     }
 
     /// A simulator of the test's own.
@@ -64,6 +85,7 @@ impl Cluster {
     pub(crate) fn plane(&self) -> &ControlPlane {
         match &self.server {
             Server::Real(plane) => plane,
+            Server::Shared(plane) => plane,
             Server::Simulated(_) => panic!("the simulator is no control plane"),
         }
     }
@@ -82,6 +104,7 @@ impl Cluster {
     fn breakable(&mut self) -> &mut ControlPlane {
         match &mut self.server {
             Server::Real(plane) => plane,
+            Server::Shared(_) => panic!("{SHARED}"),
             Server::Simulated(_) => panic!("the simulator is no control plane"),
         }
     }
@@ -108,6 +131,7 @@ impl Cluster {
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         match &self.server {
             Server::Real(plane) => plane.kubeconfig(),
+            Server::Shared(plane) => plane.kubeconfig(),
             Server::Simulated(simulated) => simulated.kubeconfig().into(),
         }
     }
@@ -116,6 +140,7 @@ impl Cluster {
     pub(crate) async fn down(&mut self) {
         match &mut self.server {
             Server::Real(plane) => plane.kill_api_server(),
+            Server::Shared(_) => panic!("{SHARED}"),
             Server::Simulated(Simulated { sim, .. }) => {
                 sim.down();
                 // The real one writes leases and the like when it starts; whoever was up to date is so no longer.
@@ -135,6 +160,7 @@ impl Cluster {
                 // The old one's connections are dead.
                 self.client = plane.client().await;
             }
+            Server::Shared(_) => panic!("{SHARED}"),
             Server::Simulated(Simulated { sim, .. }) => sim.up(),
         }
     }

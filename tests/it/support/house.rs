@@ -42,6 +42,7 @@ pub(crate) struct House {
 /// What a test may want to be otherwise.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Config {
+    pub(crate) hub: hub::Config,
     pub(crate) own: own::Config,
     pub(crate) feed: feed::Config,
     pub(crate) stream: stream::Config,
@@ -69,7 +70,7 @@ impl House {
         let (writer, feed) = Feed::new(config.feed);
         let tasks = Tasks::new(tasks::Config::default());
         let watchers = own::Watchers::new(own_client, namespace, feed.clone(), config.own, own::Metrics::default());
-        let hub_config = hub::Config { namespace: namespace.into(), ..hub::Config::default() };
+        let hub_config = hub::Config { namespace: namespace.into(), ..config.hub };
         let hub = hub::run(hub_client, hub_config, writer, Arc::default());
         tasks.spawn("hub", async move { Ok::<_, Infallible>(hub.await) });
         let (mut registry, metrics) = (Registry::with_prefix("bridge"), stream::Metrics::default());

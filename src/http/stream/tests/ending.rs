@@ -1,5 +1,9 @@
 //! How streams end: the last words, and the place that is free again.
 
+use std::pin::Pin;
+
+use tokio::time::{Sleep, sleep};
+
 use super::*;
 
 /// Brings it about.
@@ -86,4 +90,85 @@ async fn a_panic_is_said_as_1011() {
     assert_eq!(close_of(next(&mut client).await), (1011, "internal".to_owned()));
     assert!(client.next().await.is_none());
     assert_eq!(end(stream).await, Closed::Bridge(Close::Internal));
+}
+
+/// An outbound that ends at a moment, of which it wakes nobody who waits for more to read.
+struct Expires(Script, Pin<Box<Sleep>>);
+
+impl Expires {
+    fn after(seconds: u64) -> Expires {
+        let script = Script::default();
+        *script.0.farewell.lock().unwrap() = Some("");
+        Expires(script, Box::pin(sleep(Duration::from_secs(seconds))))
+    }
+}
+
+impl Outbound for Expires {
+    fn read(&mut self, max_bytes: usize) -> Read {
+        if self.1.deadline() <= Instant::now() { Read::End(Close::CredentialExpired) } else { self.0.read(max_bytes) }
+    }
+
+    fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.poll_changed(cx)
+    }
+
+    fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<Close> {
+        self.1.as_mut().poll(cx).map(|()| Close::CredentialExpired)
+    }
+
+    fn heartbeat(&mut self) -> Option<Bytes> {
+        Some(Bytes::from_static(b"still here"))
+    }
+
+    fn farewell(&mut self, close: Close, retry: Duration) -> Option<Bytes> {
+        self.0.farewell(close, retry)
+    }
+}
+
+/// Nothing follows the last words (RFC 6455, section 5.5.1), not even the ping of the same moment.
+#[tokio::test(start_paused = true)]
+async fn an_end_that_a_ping_finds_is_the_end() {
+    let config = Config::default();
+    for transport in [Transport::WebSocket, Transport::Sse] {
+        let shared = shared(config.clone());
+        let (mut client, server) = tokio::io::duplex(4096);
+        let (out, socket) = (Expires::after(config.ping.as_secs()), socket(Conn::Duplex(server), b""));
+        let stream = match transport {
+            Transport::WebSocket => start(websocket(out, socket, place(&shared))),
+            Transport::Sse => start(sse(out, socket, place(&shared))),
+        };
+        past_head(&mut client).await;
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).await.unwrap();
+        let mut expected = b"credential expired;".to_vec();
+        if transport == Transport::WebSocket {
+            ws::close(&mut expected, Close::CredentialExpired);
+        }
+        assert_eq!(got, expected, "{transport:?}");
+        assert_eq!(end(stream).await, Closed::Bridge(Close::CredentialExpired));
+    }
+}
+
+/// A client that takes a little now and then keeps its stream, but neither past the end of its right to it, nor with
+/// last words that it does not take.
+#[tokio::test(start_paused = true)]
+async fn who_trickles_ends_with_his_credential() {
+    let shared = shared(Config::default());
+    let (mut client, server) = tokio::io::duplex(64);
+    let out = Expires::after(60);
+    out.0.text(&"x".repeat(100_000));
+    let begun = Instant::now();
+    let mut stream = start(websocket(out, socket(Conn::Duplex(server), b""), place(&shared)));
+    let closed = loop {
+        tokio::select! {
+            closed = &mut stream => break closed.unwrap(),
+            () = sleep(Duration::from_secs(5)) => {
+                client.read_exact(&mut [0; 64]).await.unwrap();
+                // It lives, and says so.
+                client.write_all(b"\x8a\x80\0\0\0\0").await.unwrap();
+            }
+        }
+    };
+    assert_eq!(closed, Closed::Bridge(Close::CredentialExpired));
+    assert_eq!(begun.elapsed().as_secs(), 70, "60 s, and 10 s for the last words");
 }
