@@ -2,6 +2,7 @@
 //!
 //! Pure: values go in, bytes and values come out. It knows no socket, no feed and no clock, so that whoever moves the
 //! bytes (a socket, a test, an echo) uses the very same code.
+pub mod json;
 pub mod sse;
 mod utf8;
 pub mod websocket;

@@ -2,6 +2,7 @@
 //!
 //! Pure, and the same for every transport. Edges are computed per life (uid): a [`Change`] never joins two lives.
 
+use jiff::fmt::temporal::DateTimePrinter;
 use serde::Serialize;
 
 use super::{
@@ -121,7 +122,7 @@ pub fn render<'a>(version: &'a Version, lens: &Lens, mut tell: impl FnMut(Event<
         render_change(change, lens, |mut event| {
             if lens.format == Format::Full {
                 let uid = change.view().map_or("", View::uid);
-                event.key = Some(format!("{uid}.{rv}.{}", event.kind));
+                event.key = Some([uid, ".", &rv.to_string(), ".", event.kind].concat());
                 event.coalesced = version.since.is_some();
             }
             tell(event);
@@ -294,6 +295,7 @@ fn filled(text: &str) -> Option<&str> {
 /// `time` of an event: RFC 3339 in UTC with milliseconds.
 #[must_use]
 pub fn time(at_ms: u64) -> String {
+    const PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(3));
     let at = i64::try_from(at_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-    format!("{:.3}", at.unwrap_or_default())
+    PRINTER.timestamp_to_string(&at.unwrap_or_default())
 }

@@ -3,7 +3,7 @@
 //! Keyed by name, which is unique at any one time and gives the order of the burst and of the GETs; a name found with
 //! another uid is two lives, and becomes a deletion and a first sight.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, mem::replace, sync::Arc};
 
 use crate::event::{Change, Claim, Instance, Kind, Pool, View};
 
@@ -69,12 +69,11 @@ impl Inventory {
     /// Takes an added or modified object in. Empty when it is not newer than what is known; two changes when the name
     /// has begun another life.
     pub fn upsert(&mut self, view: View) -> Vec<Change> {
-        let old = self.get(view.kind(), view.name());
-        if old.as_ref().is_some_and(|old| old.uid() == view.uid() && old.rv() >= view.rv()) {
-            return Vec::new();
-        }
-        self.insert(view.clone());
-        match old {
+        match self.insert(view.clone()) {
+            Some(known) if known.uid() == view.uid() && known.rv() >= view.rv() => {
+                self.insert(known);
+                Vec::new()
+            }
             Some(old) if old.uid() != view.uid() => {
                 vec![Change { old: Some(old), new: None }, Change { old: None, new: Some(view) }]
             }
@@ -131,15 +130,19 @@ impl Inventory {
         }
     }
 
-    fn insert(&mut self, view: View) {
+    /// Puts a view in place of what is known under its name, and returns that.
+    fn insert(&mut self, view: View) -> Option<View> {
         match view {
             View::Instance(instance) => {
                 self.count(&instance, 1);
-                if let Some(old) = self.instances.insert(instance.name.clone(), instance) {
-                    self.count(&old, -1);
-                }
+                let old = match self.instances.get_mut(&instance.name) {
+                    Some(known) => replace(known, instance),
+                    None => self.instances.insert(instance.name.clone(), instance)?,
+                };
+                self.count(&old, -1);
+                Some(View::Instance(old))
             }
-            View::Claim(claim) => drop(self.claims.insert(claim.name.clone(), claim)),
+            View::Claim(claim) => self.claims.insert(claim.name.clone(), claim).map(View::Claim),
         }
     }
 
@@ -156,7 +159,10 @@ impl Inventory {
 
     fn count(&mut self, instance: &Instance, by: i64) {
         let Some(workload_ref) = &instance.workload_ref else { return };
-        let depth = self.depths.entry(workload_ref.clone()).or_default();
+        let depth = match self.depths.get_mut(workload_ref) {
+            Some(depth) => depth,
+            None => self.depths.entry(workload_ref.clone()).or_default(),
+        };
         depth.instances = depth.instances.saturating_add_signed(by);
         if let Some(count) = depth.of(instance.pool_status.as_deref()) {
             *count = count.saturating_add_signed(by);
@@ -210,8 +216,23 @@ mod tests {
         state.upsert(pod("a", "1", 5));
         assert_eq!(told(&state.upsert(pod("a", "2", 8))), [(Some(5), None), (None, Some(8))]);
         assert!(state.upsert(pod("a", "2", 8)).is_empty(), "not newer");
+        assert!(state.upsert(pod("a", "2", 7)).is_empty(), "older");
+        assert_eq!(state.get(Kind::Instance, "a").map(|view| view.rv()), Some(8));
         assert!(state.remove(Kind::Instance, "a", "1").is_none(), "the first life ended already");
         assert_eq!(told(&state.remove(Kind::Instance, "a", "2").into_iter().collect::<Vec<_>>()), [(Some(8), None)]);
         assert!(state.views().next().is_none());
+    }
+    #[test]
+    fn what_is_not_newer_is_not_counted() {
+        let pod = |rv, status: &str| {
+            let (workload_ref, pool_status) = (Some("web".to_owned()), Some(status.to_owned()));
+            let name = "a".to_owned();
+            View::Instance(Arc::new(Instance { name, workload_ref, pool_status, rv, ..Instance::default() }))
+        };
+        let mut state = Inventory::default();
+        for (rv, status) in [(5, "warming"), (6, "ready"), (4, "acquired"), (6, "warming")] {
+            state.upsert(pod(rv, status));
+        }
+        assert_eq!(state.pools(), [Pool { workload_ref: "web".into(), ready: 1, ..Pool::default() }]);
     }
 }

@@ -3,8 +3,9 @@
 //! Two caches, both bounded: the frames of the newest steps, and the last initial state. Neither is needed for
 //! correctness; whoever reads behind the cache renders for himself.
 
+mod frames;
+
 use std::{
-    collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -13,17 +14,18 @@ use bytes::Bytes;
 use serde::Serialize;
 use tokio::time::Instant;
 
+pub(super) use self::frames::Frame;
+use self::frames::Frames;
 use super::{Config, Framing, Reason, Shared, Snapshot, audience::Shown};
-use crate::event::{
-    Claim, Cursor, Home, Instance, Notice, Pool, Rv, Step, Version, What,
-    lens::{Format, Lens, Type},
-    render,
+use crate::{
+    event::{
+        Claim, Cursor, Home, Instance, Notice, Pool, Rv, Step, Version, What,
+        lens::{Format, Lens, Type},
+        render,
+    },
+    wire::json,
 };
 
-/// Steps whose frames a lens keeps: more than any reader that keeps up is ever behind.
-const FRAMES: usize = 1024;
-/// Bytes of frames that a lens keeps.
-const FRAMES_BYTES: usize = 256 << 10;
 /// An initial state is rebuilt when it is older than this many times what building it took...
 const REUSE_FACTOR: u32 = 10;
 /// ...but never reused when it is older than this (architecture.md, the feed's contract, 6).
@@ -38,23 +40,6 @@ pub struct SharedLens {
     hash: u64,
     frames: Mutex<Frames>,
     initial: Mutex<Option<(Reason, Arc<Initial>)>>,
-}
-
-/// The frames of one step; empty when nothing of it passes the lens.
-#[derive(Clone, Debug)]
-pub(super) struct Frame {
-    pub(super) bytes: Bytes,
-    pub(super) after: [Rv; 2],
-    pub(super) restart: bool,
-    /// Whoever looks through the lens must see for himself what this means for him: another history, or the upstream.
-    pub(super) own: bool,
-}
-
-#[derive(Debug, Default)]
-struct Frames {
-    first: u64,
-    frames: VecDeque<Frame>,
-    bytes: usize,
 }
 
 /// An encoded state, and where the log goes on from it.
@@ -88,7 +73,7 @@ impl SharedLens {
             return self.private_frames(shared, home, from, max_bytes);
         }
         let cache = self.cached(shared, home, from)?;
-        if from < cache.first {
+        if from < cache.first() {
             drop(cache);
             return self.private_frames(shared, home, from, max_bytes);
         }
@@ -100,7 +85,7 @@ impl SharedLens {
     pub(super) fn news(&self, shared: &Shared, from: u64) -> (u64, bool) {
         let home = shared.state().ready();
         match home.ok().and_then(|home| self.cached(shared, home, from)) {
-            Some(cache) if from >= cache.first => {
+            Some(cache) if from >= cache.first() => {
                 (cache.end(), cache.since(from).any(|frame| frame.own || !frame.bytes.is_empty()))
             }
             _ => (*shared.head.borrow(), true),
@@ -110,7 +95,7 @@ impl SharedLens {
     /// What is shown to all who are at a position, as one piece of at most `max_bytes`.
     pub(super) fn shown(&self, from: u64, max_bytes: usize) -> Option<Shown> {
         let cache = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
-        if from < cache.first || cache.since(from).any(|frame| frame.own) {
+        if from < cache.first() || cache.since(from).any(|frame| frame.own) {
             return None;
         }
         let after = cache.since(from).last()?.after;
@@ -131,10 +116,10 @@ impl SharedLens {
     fn cached(&self, shared: &Shared, home: Home, from: u64) -> Option<MutexGuard<'_, Frames>> {
         let mut cache = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
         if from > cache.end() {
-            *cache = Frames { first: from, ..Frames::default() };
+            *cache = Frames::starting(from);
         }
         // Most readers come when another has framed everything: they need not ask for the feed's lock.
-        while from >= cache.first && cache.end() < *shared.head.borrow() {
+        while from >= cache.first() && cache.end() < *shared.head.borrow() {
             let steps = steps(shared, cache.end())?;
             if steps.is_empty() {
                 break;
@@ -173,23 +158,34 @@ impl SharedLens {
 
     fn version(&self, out: &mut Vec<u8>, shared: &Shared, home: Home, at_ms: u64, version: &Version, at: [Rv; 2]) {
         let full = self.lens.format == Format::Full;
-        let mut events = Vec::new();
-        render::render(version, &self.lens, |event| events.push(event));
-        let Some(last) = events.last_mut() else {
+        let time = full.then(|| render::time(at_ms));
+        // Each is put when the next one comes: only the last has an `id`.
+        let mut last = None;
+        render::render(version, &self.lens, |event| {
+            if let Some(before) = last.replace(event) {
+                self.put_event(out, before, None, time.as_deref());
+            }
+        });
+        match last {
+            Some(last) => self.put_event(out, last, full.then(|| self.cursor(home, at)).as_deref(), time.as_deref()),
             // G3: something may have come and gone unseen, and the client is told so.
-            if full && version.since.is_some() && self.lens.types.kinds()[version.kind as usize] {
+            None if full && version.since.is_some() && self.lens.types.kinds()[version.kind as usize] => {
                 self.heartbeat(out, shared, home, at, true);
             }
-            return;
-        };
-        let id = full.then(|| self.cursor(home, at));
-        let time = full.then(|| render::time(at_ms));
-        last.id = id.as_deref();
-        for event in &mut events {
-            event.time = time.as_deref();
-            let json = serde_json::to_string(event).expect("events have string keys only");
-            self.framing.put(out, event.kind, event.id, &json);
+            None => {}
         }
+    }
+
+    fn put_event<'a>(
+        &self,
+        out: &mut Vec<u8>,
+        mut event: render::Event<'a>,
+        id: Option<&'a str>,
+        time: Option<&'a str>,
+    ) {
+        (event.id, event.time) = (id, time);
+        let json = json::to_string(&event).expect("events have string keys only");
+        self.framing.put(out, event.kind, id, &json);
     }
 
     /// A heartbeat of a client that has been served up to `at`.
@@ -214,7 +210,7 @@ impl SharedLens {
 
     fn put_body(&self, out: &mut Vec<u8>, name: &'static str, id: Option<&str>, body: impl Serialize) {
         let kind = self.framing.name(name);
-        let json = serde_json::to_string(&Message { kind, body }).expect("events have string keys only");
+        let json = json::to_string(&Message { kind, body }).expect("events have string keys only");
         self.framing.put(out, kind, id, &json);
     }
 
@@ -267,8 +263,7 @@ impl SharedLens {
         let mut bytes = Vec::new();
         for view in snapshot.inventory.views() {
             render::render_first(&view, &self.lens, |event| {
-                let json = serde_json::to_string(&event).expect("events have string keys only");
-                self.framing.put(&mut bytes, event.kind, None, &json);
+                self.put_event(&mut bytes, event, None, None);
             });
             if bytes.len() > part_bytes {
                 parts.push(std::mem::take(&mut bytes).into());
@@ -315,27 +310,6 @@ impl SharedLens {
             Bytes::from(bytes)
         };
         parts.into_iter().enumerate().map(message).collect()
-    }
-}
-
-impl Frames {
-    fn end(&self) -> u64 {
-        self.first + self.frames.len() as u64
-    }
-
-    fn since(&self, from: u64) -> impl Iterator<Item = &Frame> {
-        self.frames.iter().skip(usize::try_from(from.saturating_sub(self.first)).unwrap_or(usize::MAX))
-    }
-
-    fn push(&mut self, frame: Frame) {
-        self.bytes += frame.bytes.len();
-        self.frames.push_back(frame);
-        while self.frames.len() > FRAMES || (self.bytes > FRAMES_BYTES && self.frames.len() > 1) {
-            if let Some(gone) = self.frames.pop_front() {
-                self.first += 1;
-                self.bytes -= gone.bytes.len();
-            }
-        }
     }
 }
 

@@ -35,6 +35,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("kube", &["source", "sim"]),
     ("k8s_openapi", &["source", "sim"]),
     ("schemars", &["source"]),
+    ("fearless_simd", &["source"]),
     ("warp", &["http"]),
     ("hyper", &["http", "sim"]),
     ("hyper_util", &["http", "sim", "source"]),

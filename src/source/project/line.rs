@@ -4,10 +4,12 @@
 //! price; all else is left to it, and so are its values and its errors. What is skipped is looked at only as far as
 //! `skip` does it.
 
+use std::mem::replace;
+
 use kube::core::WatchEvent;
 use serde::{
     Deserializer,
-    de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor, value::BorrowedStrDeserializer},
+    de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor, value::BorrowedBytesDeserializer},
     forward_to_deserialize_any,
 };
 use serde_json::{Error, de::SliceRead};
@@ -46,6 +48,7 @@ struct Json<'de> {
 
 impl<'de> Json<'de> {
     /// The next byte that is not white space; 0 at the end.
+    #[inline]
     fn peek(&mut self) -> u8 {
         loop {
             match self.rest {
@@ -57,12 +60,23 @@ impl<'de> Json<'de> {
     }
 
     /// Whether the next byte is this one, which is taken then.
+    #[inline]
     fn take(&mut self, byte: u8) -> bool {
         let is = self.peek() == byte;
         if is {
             self.rest = &self.rest[1..];
         }
         is
+    }
+
+    /// What the next value says, which is taken then, if it is a string that stands for itself.
+    fn plain(&mut self) -> Option<&'de [u8]> {
+        if self.peek() != b'"' {
+            return None;
+        }
+        let inner = skip::plain(self.rest)?;
+        self.rest = &self.rest[inner.len() + 2..];
+        Some(inner)
     }
 
     /// The text of the next value. Only strings, objects and arrays are known by their first byte.
@@ -82,12 +96,18 @@ impl<'de> Deserializer<'de> for &mut Json<'de> {
     type Error = Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        if let Some(text) = self.plain() {
+            return visitor.visit_borrowed_str(str::from_utf8(text).map_err(Error::custom)?);
+        }
         if self.take(b'{') {
             let mut members = Members { json: self, first: true, over: false };
             let value = visitor.visit_map(&mut members)?;
             return if members.over { Ok(value) } else { Err(Error::custom("an object is not read to its end")) };
         }
-        serde_json::Deserializer::new(SliceRead::new(self.value()?)).deserialize_any(visitor)
+        let mut json = serde_json::Deserializer::new(SliceRead::new(self.value()?));
+        let value = json.deserialize_any(visitor)?;
+        json.end()?;
+        Ok(value)
     }
 
     fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -111,18 +131,10 @@ struct Members<'j, 'de> {
     over: bool,
 }
 
-impl<'de> MapAccess<'de> for &mut Members<'_, 'de> {
-    type Error = Error;
-
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
-        if self.json.take(b'}') {
-            self.over = true;
-            return Ok(None);
-        }
-        if !self.first && !self.json.take(b',') {
-            return Err(Error::custom("no comma between two members"));
-        }
-        self.first = false;
+impl<'de> Members<'_, 'de> {
+    /// A key that is not plain, but could be read as it stands.
+    #[cold]
+    fn odd_key(&mut self) -> Result<&'de [u8], Error> {
         let key = match self.json.peek() {
             b'"' => self.json.value()?,
             _ => return Err(Error::custom("a key is no string")),
@@ -131,7 +143,29 @@ impl<'de> MapAccess<'de> for &mut Members<'_, 'de> {
         if key.contains('\\') {
             return Err(Error::custom("a key with an escape"));
         }
-        seed.deserialize(BorrowedStrDeserializer::new(key)).map(Some)
+        Ok(key.as_bytes())
+    }
+}
+
+impl<'de> MapAccess<'de> for &mut Members<'_, 'de> {
+    type Error = Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
+        let first = replace(&mut self.first, false);
+        if first || !self.json.take(b',') {
+            if self.json.take(b'}') {
+                self.over = true;
+                return Ok(None);
+            }
+            if !first {
+                return Err(Error::custom("no comma between two members"));
+            }
+        }
+        let key = match self.json.plain() {
+            Some(key) => key,
+            None => self.odd_key()?,
+        };
+        seed.deserialize(BorrowedBytesDeserializer::new(key)).map(Some)
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Error> {

@@ -50,6 +50,9 @@ pub(super) struct Port(pub(super) u16);
 /// An RFC 3339 time, in UTC and whole seconds.
 pub(super) struct Moment(pub(super) String);
 
+/// How a [`Moment`] is written, a 0 for each digit.
+const SHAPE: &[u8; 20] = b"0000-00-00T00:00:00Z";
+
 /// The entries of a map whose values are strings, and whether there were others.
 pub(super) struct Texts {
     entries: BTreeMap<String, String>,
@@ -123,6 +126,11 @@ impl Shape for Port {
 impl Shape for Moment {
     fn from_text(text: &str) -> Option<Self> {
         let moment: jiff::Timestamp = text.parse().ok()?;
+        // As API servers write it, it is what it would be written as. A leap second is another one.
+        let same = |(byte, shape): (u8, u8)| if shape == b'0' { byte.is_ascii_digit() } else { byte == shape };
+        if text.len() == SHAPE.len() && text.bytes().zip(*SHAPE).all(same) && !text.ends_with("60Z") {
+            return Some(Moment(text.to_owned()));
+        }
         Some(Moment(jiff::Timestamp::from_second(moment.as_second()).ok()?.to_string()))
     }
 }

@@ -4,28 +4,42 @@
 //! broken: brackets and strings must end, and a string must begin where one may, or a quote too many would turn texts
 //! into structure. What has no length here is for a real parser to judge.
 //!
-//! Objects and arrays are taken 64 bytes at a time. A set of places in such a block is a `u64`, in an order that
-//! compilers find by themselves with vector instructions: byte c of it, bit r, is the place 8 * r + c.
+//! Objects and arrays are taken 64 bytes at a time, with the widest vectors that the processor has. A set of places in
+//! such a block is a `u64`: bit n of it is the place n.
 
 use std::mem::replace;
 
+use fearless_simd::{Level, Simd, dispatch, prelude::*, u8x64};
 use memchr::memchr2;
 
 /// Bytes looked at together: as many as a `u64` has bits.
 const BLOCK: usize = 64;
 
-/// The bit of each place, within its byte.
-const BITS: [u8; BLOCK] = {
-    let (mut bits, mut place) = ([0; BLOCK], 0);
-    while place < BLOCK {
-        bits[place] = 1 << (place / 8);
-        place += 1;
+/// What stands in the string that begins with `text`'s first byte, a quote, if that is ASCII as it is meant: without
+/// escapes and control characters. `None` too for one at the very end of `text`.
+pub(super) fn plain(text: &[u8]) -> Option<&[u8]> {
+    /// This byte in each place.
+    const fn all(byte: u8) -> u64 {
+        u64::from_ne_bytes([byte; 8])
     }
-    bits
-};
+    let text = text.get(1..)?;
+    let end = text.as_chunks().0.iter().enumerate().find_map(|(n, bytes)| {
+        let bytes = u64::from_le_bytes(*bytes);
+        let zero = |bytes: u64| bytes.wrapping_sub(all(1));
+        // The highest bit of a byte says that it is special. Up to the first that is so, none borrows from the next.
+        let special = zero(bytes ^ all(b'"')) | zero(bytes ^ all(b'\\')) | bytes.wrapping_sub(all(b' ')) | bytes;
+        let special = special & all(0x80);
+        (special != 0).then(|| n * 8 + special.trailing_zeros() as usize / 8)
+    })?;
+    (text[end] == b'"').then(|| &text[..end])
+}
 
 /// The length of the string that begins with `text`'s first byte, a quote; `None` when it has no end.
 pub(super) fn string(text: &[u8]) -> Option<usize> {
+    // Most are short.
+    if let Some(inner) = plain(text) {
+        return Some(inner.len() + 2);
+    }
     let mut at = 1;
     loop {
         at += memchr2(b'"', b'\\', text.get(at..)?)?;
@@ -37,19 +51,23 @@ pub(super) fn string(text: &[u8]) -> Option<usize> {
 }
 
 /// The length of the object or array that begins with `text`'s first byte, a bracket; `None` when it has no end.
-// Within its caller, compilers have been seen to undo the vectors of `places`: a third slower.
-#[inline(never)]
 pub(super) fn container(text: &[u8]) -> Option<usize> {
+    dispatch!(Level::new(), simd => by_blocks(simd, text))
+}
+
+// What runs with the processor's own instructions must be inlined into where `dispatch!` allows them.
+#[inline(always)]
+fn by_blocks<S: Simd>(simd: S, text: &[u8]) -> Option<usize> {
     let mut state = State { depth: 1, in_string: false, escaped: false, may_begin: true };
     let (blocks, rest) = text.get(1..)?.as_chunks();
     for (n, block) in blocks.iter().enumerate() {
-        if let Some(end) = state.end(block).ok()? {
+        if let Some(end) = state.end(u8x64::simd_from(simd, *block)).ok()? {
             return Some(1 + n * BLOCK + end);
         }
     }
     let mut last = [b' '; BLOCK];
     last[..rest.len()].copy_from_slice(rest);
-    state.end(&last).ok()?.map(|end| 1 + blocks.len() * BLOCK + end)
+    state.end(u8x64::simd_from(simd, last)).ok()?.map(|end| 1 + blocks.len() * BLOCK + end)
 }
 
 /// Where a block begins.
@@ -69,17 +87,18 @@ struct Broken;
 impl State {
     /// Goes through a block; the place behind the bracket that closes the last open one, if it is there.
     #[inline(always)]
-    fn end(&mut self, block: &[u8; BLOCK]) -> Result<Option<usize>, Broken> {
-        let backslashes = places(block, |byte| byte == b'\\');
-        let mut quotes = places(block, |byte| byte == b'"');
+    fn end<S: Simd>(&mut self, block: u8x64<S>) -> Result<Option<usize>, Broken> {
+        let backslashes = block.simd_eq(b'\\').to_bitmask();
+        let mut quotes = block.simd_eq(b'"').to_bitmask();
         if backslashes != 0 || self.escaped {
             quotes &= !self.escaped(backslashes);
         }
         // The two kinds of brackets differ by this one bit.
-        let opens = places(block, |byte| byte | 0x20 == b'{');
-        let closes = places(block, |byte| byte | 0x20 == b'}');
+        let brackets = block | 0x20;
+        let opens = brackets.simd_eq(b'{').to_bitmask();
+        let closes = brackets.simd_eq(b'}').to_bitmask();
         // Comma and colon, and with them six bytes that are before no string of compact JSON anyway.
-        let separators = places(block, |byte| byte & !0x16 == 0x28);
+        let separators = (block & !0x16).simd_eq(0x28).to_bitmask();
         let in_strings = self.in_strings(quotes);
         let before = opens | separators;
         if quotes & in_strings & !behind(before, replace(&mut self.may_begin, is_last(before))) != 0 {
@@ -87,7 +106,13 @@ impl State {
         }
         let (opens, closes) = (opens & !in_strings, closes & !in_strings);
         if closes.count_ones() >= self.depth {
-            return Ok(self.close(opens, closes));
+            return Ok(match close(self.depth, opens, closes) {
+                Closed::At(end) => Some(end),
+                Closed::Not { depth } => {
+                    self.depth = depth;
+                    None
+                }
+            });
         }
         self.depth = self.depth + opens.count_ones() - closes.count_ones();
         Ok(None)
@@ -101,94 +126,78 @@ impl State {
             self.escaped = is_last(backslashes);
             return behind;
         }
-        self.escaped_in_runs(backslashes)
-    }
-
-    /// The same where backslashes stand side by side, and one may be escaped itself.
-    #[cold]
-    fn escaped_in_runs(&mut self, backslashes: u64) -> u64 {
-        let mut escaped = u64::from(self.escaped);
-        let mut rest = in_order(backslashes) & !escaped;
-        self.escaped = false;
-        while rest != 0 {
-            let first = rest & rest.wrapping_neg();
-            self.escaped = is_last(first);
-            escaped |= first << 1;
-            rest &= !(first | first << 1);
-        }
-        in_order(escaped)
+        let escaped;
+        (escaped, self.escaped) = escaped_in_runs(backslashes, self.escaped);
+        escaped
     }
 
     /// The places from each opening quote up to its closing one: those with an odd number of quotes up to them.
     #[inline(always)]
     fn in_strings(&mut self, quotes: u64) -> u64 {
-        // Within each eight places, which are a bit of each byte...
         let mut odd = quotes;
-        for shift in [8, 16, 32] {
+        for shift in [1, 2, 4, 8, 16, 32] {
             odd ^= odd << shift;
         }
-        // ...then over the eights: the last byte has each one's sum, and gets the sum of all up to it.
-        let mut sums = odd >> 56;
-        for shift in [1, 2, 4] {
-            sums ^= sums << shift;
-        }
-        let before = (sums << 1 & 0xff) ^ if self.in_string { 0xff } else { 0 };
-        self.in_string ^= sums & 0x80 != 0;
-        odd ^ (before * 0x0101_0101_0101_0101)
+        let in_strings = if self.in_string { !odd } else { odd };
+        self.in_string = is_last(in_strings);
+        in_strings
     }
+}
 
-    /// Bracket by bracket.
-    #[cold]
-    fn close(&mut self, opens: u64, closes: u64) -> Option<usize> {
-        let closes = in_order(closes);
-        let mut brackets = in_order(opens) | closes;
-        while brackets != 0 {
-            let place = brackets.trailing_zeros();
-            if closes >> place & 1 == 0 {
-                self.depth += 1;
-            } else {
-                self.depth -= 1;
-                if self.depth == 0 {
-                    return Some(place as usize + 1);
-                }
+// What is seldom needed is given values: a reference to the state would keep it in memory all the way.
+
+/// The places behind backslashes that count, where those stand side by side and one may be escaped itself; and whether
+/// the last place is such a backslash.
+#[cold]
+fn escaped_in_runs(backslashes: u64, first_is_escaped: bool) -> (u64, bool) {
+    let mut escaped = u64::from(first_is_escaped);
+    let mut rest = backslashes & !escaped;
+    let mut last_counts = false;
+    while rest != 0 {
+        let first = rest & rest.wrapping_neg();
+        last_counts = is_last(first);
+        escaped |= first << 1;
+        rest &= !(first | first << 1);
+    }
+    (escaped, last_counts)
+}
+
+enum Closed {
+    /// The place behind the bracket that closes the last open one.
+    At(usize),
+    /// So many brackets are open at the end.
+    Not { depth: u32 },
+}
+
+/// Bracket by bracket.
+#[cold]
+fn close(mut depth: u32, opens: u64, closes: u64) -> Closed {
+    let mut brackets = opens | closes;
+    while brackets != 0 {
+        let place = brackets.trailing_zeros();
+        if closes >> place & 1 == 0 {
+            depth += 1;
+        } else {
+            depth -= 1;
+            if depth == 0 {
+                return Closed::At(place as usize + 1);
             }
-            brackets &= brackets - 1;
         }
-        None
+        brackets &= brackets - 1;
     }
+    Closed::Not { depth }
 }
 
-/// The places of the bytes that are so.
-#[inline(always)]
-fn places(block: &[u8; BLOCK], is: impl Fn(u8) -> bool) -> u64 {
-    let mut bits = [0; BLOCK];
-    for ((to, byte), bit) in bits.iter_mut().zip(block).zip(&BITS) {
-        *to = if is(*byte) { *bit } else { 0 };
-    }
-    let all = bits.as_chunks().0.iter().fold(0, |all, some| all | u128::from_le_bytes(*some));
-    all as u64 | (all >> 64) as u64
-}
-
-/// The places one on from these, with what comes over from the block before: the same bit of the next byte, and from the
-/// last byte the next bit of the first one.
+/// The places one on from these, with what comes over from the block before.
 #[inline(always)]
 fn behind(places: u64, from_before: bool) -> u64 {
-    places << 8 | places >> 56 << 1 & 0xff | u64::from(from_before)
+    places << 1 | u64::from(from_before)
 }
 
-/// Whether the last place is among them, in either order.
+/// Whether the last place is among them.
 #[inline(always)]
 fn is_last(places: u64) -> bool {
     places >> 63 == 1
-}
-
-/// The same places with the first one lowest, and back again: the 8 by 8 bits mirrored at their diagonal.
-fn in_order(mut places: u64) -> u64 {
-    for (shift, mask) in [(7, 0x00AA_00AA_00AA_00AA), (14, 0x0000_CCCC_0000_CCCC), (28, 0x0000_0000_F0F0_F0F0)] {
-        let swapped = (places ^ places >> shift) & mask;
-        places ^= swapped ^ swapped << shift;
-    }
-    places
 }
 
 #[cfg(test)]
@@ -220,6 +229,24 @@ mod tests {
         None
     }
 
+    /// With each width of vectors that this processor has.
+    #[cfg(target_arch = "x86_64")]
+    fn with_every_width(text: &[u8]) -> Vec<Option<usize>> {
+        let level = Level::new();
+        let ends = [
+            level.as_sse2().map(|simd| by_blocks(simd, text)),
+            level.as_sse4_2().map(|simd| by_blocks(simd, text)),
+            level.as_avx2().map(|simd| by_blocks(simd, text)),
+            level.as_avx512().map(|simd| by_blocks(simd, text)),
+        ];
+        ends.into_iter().flatten().collect()
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn with_every_width(text: &[u8]) -> Vec<Option<usize>> {
+        vec![container(text)]
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -235,9 +262,11 @@ mod tests {
             ),
         ) {
             let text = format!("{{{}", bits.concat());
-            if let Some(end) = container(text.as_bytes()) {
-                prop_assert_eq!(Some(end), slow(text.as_bytes()));
+            let end = container(text.as_bytes());
+            if end.is_some() {
+                prop_assert_eq!(end, slow(text.as_bytes()));
             }
+            prop_assert!(with_every_width(text.as_bytes()).into_iter().all(|other| other == end));
         }
 
         /// Whatever stands in it, wherever it stands, and whatever follows.
@@ -251,6 +280,23 @@ mod tests {
         }
 
         #[test]
+        fn a_plain_string_is_what_is_written(
+            inner in prop::collection::vec(
+                prop_oneof![8 => 0x20_u8..0x7f, 1 => any::<u8>(), 1 => prop::sample::select(b"\"\\\x1f\x7f\x80".to_vec())],
+                0..40,
+            ),
+            after in "[a\"\\\\\t]{0,20}",
+        ) {
+            let text = [b"\"", &inner[..], b"\"", after.as_bytes()].concat();
+            let end = 1 + text[1..].iter().position(|byte| *byte == b'"').unwrap();
+            let is_plain = text[1..end].iter().all(|byte| (0x20..0x80).contains(byte) && *byte != b'\\');
+            match plain(&text) {
+                Some(found) => prop_assert_eq!(Some(found), is_plain.then(|| &text[1..end])),
+                None => prop_assert!(!is_plain || text.len() - end < 8),
+            }
+        }
+
+        #[test]
         fn a_string_ends_with_its_first_quote_that_is_not_escaped(text in r#""(a|\\\\|\\"|"|\{){0,40}"#) {
             let mut escaped = false;
             let end = text.bytes().enumerate().skip(1).find(|(_, byte)| {
@@ -259,15 +305,6 @@ mod tests {
                 is_end
             });
             prop_assert_eq!(string(text.as_bytes()), end.map(|(at, _)| at + 1));
-        }
-
-        #[test]
-        fn places_have_one_order_and_the_other(block in prop::collection::vec(any::<bool>(), BLOCK)) {
-            let bytes: [u8; BLOCK] = std::array::from_fn(|place| u8::from(block[place]));
-            let found = places(&bytes, |byte| byte == 1);
-            let in_a_row = (0..BLOCK).fold(0, |all, place| all | u64::from(block[place]) << place);
-            prop_assert_eq!(in_order(found), in_a_row);
-            prop_assert_eq!(in_order(in_a_row), found);
         }
     }
 }
