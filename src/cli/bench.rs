@@ -33,7 +33,7 @@ use self::{
     report::{Row, Sample},
     subject::{Mode, Source, Subject},
 };
-use super::{Failure, runtime};
+use super::{Failure, exit, runtime};
 use crate::{
     sim::{Sim, SimConfig},
     tasks::{self, Tasks},
@@ -55,6 +55,7 @@ const WARM_UP: Duration = Duration::from_secs(1);
     server watches.")]
 pub(super) struct Bench {
     /// Stream to listen to: `ws://…`, `wss://…` (WebSocket) or `http://…`, `https://…` (SSE)
+    #[arg(value_parser = connect::url)]
     url: Option<Uri>,
 
     /// Process of that URL's server, for its processor time and memory
@@ -174,6 +175,13 @@ impl Bench {
                 floor::run(self.style, certificate.map(|(file, key)| tls::server(file, key)).transpose()?)?;
             }
             None => {
+                if let Some(url) = url {
+                    let cannot = |error: anyhow::Error| Failure {
+                        code: exit::CANNOT_CONNECT,
+                        error: error.context(format!("cannot connect to {url}")),
+                    };
+                    runtime()?.block_on(connect::reach(url)).map_err(cannot)?;
+                }
                 super::site::raise_file_limit(usize::try_from(self.connections).unwrap_or(usize::MAX));
                 self.measure()?;
             }

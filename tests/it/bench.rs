@@ -53,6 +53,20 @@ async fn every_delivery_is_counted_and_a_storm_asks_nothing_of_the_cluster() {
 }
 
 #[tokio::test]
+async fn a_url_that_cannot_be_is_told_once() {
+    for (url, told) in [
+        ("ftp://127.0.0.1:1/ws", "expected a URL like ws://127.0.0.1:8765/ws: ws, wss, http or https\n"),
+        ("/ws", "expected a URL like ws://127.0.0.1:8765/ws: ws, wss, http or https\n"),
+        // Nobody listens there: only the superuser may.
+        ("ws://127.0.0.1:1/ws", "error: cannot connect to ws://127.0.0.1:1/ws: Connection refused (os error 111)\n"),
+    ] {
+        let (success, stdout, stderr) = run(&["bench", url]).await;
+        assert!(!success && stdout.is_empty() && stderr.contains(told), "{url}: {stderr}");
+        assert_eq!(stderr.matches("error:").count(), 1, "{stderr}");
+    }
+}
+
+#[tokio::test]
 async fn tls_is_measured_beside_its_own_floor() {
     let certified = Certified::new();
     let [cert, key] = ["tls.crt", "tls.key"].map(|name| certified.file(name).to_string_lossy().into_owned());

@@ -33,11 +33,24 @@ pub(super) fn is_encrypted(uri: &Uri) -> bool {
     matches!(uri.scheme_str(), Some("wss" | "https"))
 }
 
+/// A URL that a stream may have.
+pub(super) fn url(text: &str) -> Result<Uri, String> {
+    let parsed = text.parse::<Uri>().ok().filter(|uri| uri.host().is_some());
+    let speaks = |uri: &Uri| matches!(uri.scheme_str(), Some("ws" | "wss" | "http" | "https"));
+    parsed.filter(speaks).ok_or_else(|| "expected a URL like ws://127.0.0.1:8765/ws: ws, wss, http or https".to_owned())
+}
+
+/// The connection, without a word on it.
+pub(super) async fn reach(uri: &Uri) -> Result<TcpStream> {
+    let authority = uri.authority().context("a URL with a host")?;
+    let port = authority.port_u16().unwrap_or(if is_encrypted(uri) { 443 } else { 80 });
+    Ok(TcpStream::connect((authority.host(), port)).await?)
+}
+
 /// Asks for this path and query of the URL's server; returns what came with the answer's first line, too.
 pub(super) async fn connect(uri: &Uri, path: &str, trust: Option<&Arc<ClientConfig>>) -> Result<(Stream, Vec<u8>)> {
     let authority = uri.authority().context("a URL with a host")?;
-    let port = authority.port_u16().unwrap_or(if is_encrypted(uri) { 443 } else { 80 });
-    let stream = TcpStream::connect((authority.host(), port)).await?;
+    let stream = reach(uri).await?;
     stream.set_nodelay(true)?;
     let mut stream: Stream = match trust {
         Some(trust) => Box::new(TlsConnector::from(trust.clone()).connect(tls::name(authority.host())?, stream).await?),
