@@ -7,14 +7,16 @@ mod config;
 mod demo;
 mod serve;
 mod site;
+mod value;
 
 use std::{
     io::{self, IsTerminal, Write},
+    ops::RangeInclusive,
     process::ExitCode,
 };
 
 use anyhow::Context;
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Arg, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, builder::Resettable};
 
 use crate::source::crd;
 
@@ -46,6 +48,13 @@ struct Failure {
     error: anyhow::Error,
 }
 
+/// Ports to listen on; 0 is any that is free.
+const PORTS: RangeInclusive<u64> = 0..=u16::MAX as u64;
+/// Limits a minute: none at all would let nobody in, and the type has no more.
+const RATES: RangeInclusive<u64> = 1..=u32::MAX as u64;
+/// Most streams that can be asked for: Linux lets a process open 1,048,576 files (`fs.nr_open`), and each stream is one.
+const MOST_CONNECTIONS: u64 = 1_000_000;
+
 /// Exit codes (protocol.md section 8).
 mod exit {
     pub(super) const FAILED: u8 = 1;
@@ -72,13 +81,9 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 pub fn main() -> ExitCode {
     // The only provider that is compiled in; a second call changes nothing.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let command = match config::with_file(command(), std::env::args_os()) {
-        Ok(command) => command,
-        Err(failure) => return report(&failure),
-    };
-    let cli = command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
-    let outcome = match cli {
-        Ok(cli) => run(cli),
+    let args: Vec<_> = std::env::args_os().collect();
+    let outcome = match command().try_get_matches_from(&args) {
+        Ok(matches) => config::with_file(command(), args, matches).and_then(|matches| run(&matches)),
         Err(error) => {
             // clap writes help to stdout and mistakes to stderr, and knows which of the two this is.
             let _ = error.print();
@@ -91,13 +96,29 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Help names the variables, not what they hold: that may be long, and is nobody's business on a shared screen.
+/// The command, with what all flags have in common.
 fn command() -> clap::Command {
-    Cli::command().mut_subcommands(|command| command.mut_args(|arg| arg.hide_env_values(true)))
+    Cli::command().mut_subcommands(|command| command.mut_args(flag))
 }
 
-fn run(cli: Cli) -> Result<u8, Failure> {
-    match cli.command {
+fn flag(arg: Arg) -> Arg {
+    // Help names the variables, not what they hold: that may be long, and is nobody's business on a shared screen.
+    let arg = arg.hide_env_values(true);
+    // `-1` is then a wrong value rather than an unknown flag.
+    let values = arg.get_action().takes_values();
+    let arg = arg.allow_negative_numbers(values);
+    match arg.get_env().map(|name| (name.to_string_lossy().into_owned(), std::env::var_os(name))) {
+        // An empty variable is as none: that is how a chart's value that nobody set arrives. Help still names it.
+        Some((name, Some(value))) if value.is_empty() => {
+            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+            arg.env(Resettable::Reset).help(format!("{help} [env: {name}]"))
+        }
+        _ => arg,
+    }
+}
+
+fn run(matches: &ArgMatches) -> Result<u8, Failure> {
+    match Cli::from_arg_matches(matches)?.command {
         Command::Serve(serve) => runtime()?.block_on(serve.run()),
         Command::Demo(demo) => runtime()?.block_on(demo.run()),
         Command::Bench(bench) => bench.run(),

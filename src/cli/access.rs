@@ -1,13 +1,16 @@
 //! Who may connect, what they see and how much: the flags of `serve`, and what is made of them.
 
-use std::{num::NonZeroU32, path::PathBuf, sync::Arc};
+use std::{num::NonZeroU32, path::PathBuf, str::FromStr, sync::Arc};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use futures::FutureExt;
 use tracing::warn;
 
-use super::Failure;
+use super::{
+    Failure, MOST_CONNECTIONS, RATES,
+    value::{List, whole},
+};
 use crate::{
     http::{
         auth::{
@@ -19,8 +22,8 @@ use crate::{
         },
         conn::Tls,
         forwarded::{Network, Proxies},
-        guard::{Allowed, Origin},
-        limit::{self, Limits},
+        guard::{Allowed, HostName, Origin},
+        limit,
     },
     source::review::{self, Review},
 };
@@ -60,36 +63,53 @@ pub(super) struct Access {
 
     /// Web origins that may read, besides the bridge's own (comma list), like `https://app.example`; `*` for all, where
     /// credentials are asked for
-    #[arg(long, env = "CORS_ORIGIN", value_delimiter = ',', value_name = "ORIGIN")]
-    cors_origin: Vec<String>,
+    #[arg(long, env = "CORS_ORIGIN", value_name = "ORIGIN")]
+    cors_origin: Vec<List<Readers>>,
 
     /// Names, besides localhost and IP addresses, by which clients may call this bridge (comma list)
-    #[arg(long, env = "BRIDGE_ALLOWED_HOSTS", value_delimiter = ',', value_name = "NAME")]
-    allowed_hosts: Vec<String>,
+    #[arg(long, env = "BRIDGE_ALLOWED_HOSTS", value_name = "NAME")]
+    allowed_hosts: Vec<List<HostName>>,
 
     /// Networks whose X-Forwarded-For and X-Forwarded-Proto are believed (comma list), like `10.0.0.0/8`
-    #[arg(long, env = "BRIDGE_TRUSTED_PROXIES", value_delimiter = ',', value_name = "NETWORK")]
-    trusted_proxies: Vec<Network>,
+    #[arg(long, env = "BRIDGE_TRUSTED_PROXIES", value_name = "NETWORK")]
+    trusted_proxies: Vec<List<Network>>,
 
     /// Certificate in PEM, to serve https and wss
-    #[arg(long, env = "BRIDGE_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    #[arg(long, env = "BRIDGE_TLS_CERT", value_name = "FILE")]
     tls_cert: Option<PathBuf>,
 
     /// Its private key in PEM
-    #[arg(long, env = "BRIDGE_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    #[arg(long, env = "BRIDGE_TLS_KEY", value_name = "FILE")]
     tls_key: Option<PathBuf>,
 
     /// GETs a minute for each principal
     #[arg(long, env = "BRIDGE_REQUEST_RATE", value_name = "N", default_value_t = limit::Config::default().requests)]
+    #[arg(value_parser = whole::<NonZeroU32>(RATES))]
     request_rate: NonZeroU32,
 
     /// New streams a minute for each principal; any number without it
-    #[arg(long, env = "BRIDGE_CONNECT_RATE", value_name = "N")]
+    #[arg(long, env = "BRIDGE_CONNECT_RATE", value_name = "N", value_parser = whole::<NonZeroU32>(RATES))]
     connect_rate: Option<NonZeroU32>,
 
     /// Open streams for each principal; any number without it
     #[arg(long, env = "BRIDGE_MAX_CONNECTIONS_PER_PRINCIPAL", value_name = "N")]
+    #[arg(value_parser = whole::<NonZeroU32>(1..=MOST_CONNECTIONS))]
     max_connections_per_principal: Option<NonZeroU32>,
+}
+
+/// A place of `--cors-origin`.
+#[derive(Clone, Debug)]
+enum Readers {
+    All,
+    Of(Origin),
+}
+
+impl FromStr for Readers {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Readers, String> {
+        if text == "*" { Ok(Readers::All) } else { text.parse().map(Readers::Of) }
+    }
 }
 
 /// `--ws-auth`
@@ -107,12 +127,12 @@ pub(super) struct Door {
     pub(super) tls: Option<Tls>,
     /// The audience of Kubernetes tokens.
     pub(super) audience: Option<String>,
-    config: auth::Config,
-    known: Known,
+    pub(super) auth: Auth,
+    pub(super) auth_metrics: auth::Metrics,
 }
 
 impl Access {
-    /// Refuses what would be unsafe, before anything is opened; `loopback`: only this machine can connect.
+    /// Refuses what would be unsafe or cannot be used, before anything is opened; `loopback`: only this machine can connect.
     pub(super) fn checked(self, listen_host: &str, loopback: bool) -> Result<Door, Failure> {
         let environment = environment()?;
         let audience = self.token_audience.map(|audience| audience.trim().to_owned());
@@ -130,19 +150,25 @@ impl Access {
             let message = "--ws-auth required needs credentials: BOILERHOUSE_API_KEY, --keys-file or --token-audience";
             return Err(Failure::usage(message));
         }
+        let allowed = allowed(all(self.cors_origin), all(self.allowed_hosts), closed)?;
+        let tls = match (self.tls_cert, self.tls_key) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            // Not left to clap, for which what the file says is a default, and a default requires nothing.
+            (Some(_), None) => return Err(Failure::usage("--tls-cert needs --tls-key, its private key")),
+            (None, Some(_)) => return Err(Failure::usage("--tls-key needs --tls-cert, its certificate")),
+        };
         if !closed && !loopback {
             warn!("anybody who reaches this port can read everything (--allow-anonymous)");
         }
         if closed && !loopback && self.ws_auth == WsAuth::Open {
             warn!("/ws needs no credential until a key sees one tenant only: --ws-auth required is for all others");
         }
-        let allowed = allowed(&self.cors_origin, &self.allowed_hosts, closed)?;
         let seal = self.session_key_file.as_ref().map(|path| {
             let key = std::fs::read(path).map_err(anyhow::Error::from);
             let seal = key.and_then(|key| Ok(Seal::of(&key)?));
             seal.with_context(|| format!("the session key file {} cannot be used", path.display()))
         });
-        let tls = self.tls_cert.zip(self.tls_key);
         let tls = tls.map(|(certificate, key)| Tls::read(&certificate, &key).context("cannot serve TLS"));
         let limits = limit::Config {
             requests: self.request_rate,
@@ -151,46 +177,53 @@ impl Access {
             ..limit::Config::default()
         };
         let ws_auth = self.ws_auth == WsAuth::Required;
+        let config = auth::Config { ws_auth, closed: allowed.any_origin, ..auth::Config::default() };
+        let known = Known { environment, file: self.keys_file, seal: seal.transpose()? };
+        let auth_metrics = auth::Metrics::default();
         Ok(Door {
-            config: auth::Config { ws_auth, closed: allowed.any_origin, ..auth::Config::default() },
+            auth: Auth::new(config, known, auth_metrics.clone())?,
+            auth_metrics,
             allowed,
             limits,
-            proxies: Proxies::new(self.trusted_proxies),
+            proxies: Proxies::new(all(self.trusted_proxies)),
             tls: tls.transpose()?,
             audience,
-            known: Known { environment, file: self.keys_file, reviews: None, seal: seal.transpose()? },
         })
     }
 }
 
 impl Door {
     /// What a demo has: everybody at this machine may read.
-    pub(super) fn open() -> Door {
-        Door {
+    pub(super) fn open() -> anyhow::Result<Door> {
+        let auth_metrics = auth::Metrics::default();
+        Ok(Door {
             allowed: Allowed::default(),
             limits: limit::Config::default(),
             proxies: Proxies::default(),
             tls: None,
             audience: None,
-            config: auth::Config::default(),
-            known: Known::default(),
-        }
+            auth: Auth::new(auth::Config::default(), Known::default(), auth_metrics.clone())?,
+            auth_metrics,
+        })
     }
 
-    /// What knows those who ask, with the cluster's help where it is asked for, and their limits.
-    pub(super) fn auth(self, review: Option<Review>, metrics: auth::Metrics) -> anyhow::Result<(Auth, Limits)> {
-        let known = Known { reviews: review.map(reviews), ..self.known };
-        Ok((Auth::new(self.config, known, metrics)?, Limits::new(&self.limits)))
+    /// With the cluster's help.
+    pub(super) fn asking(self, review: Review) -> Door {
+        Door { auth: self.auth.asking(reviews(review)), ..self }
     }
 }
 
-/// The key of the environment.
+/// The key of the environment. An empty variable is as none, as with all others, but worth a word.
 fn environment() -> Result<Option<Secret>, Failure> {
     let name = Keys::ENVIRONMENT;
     let Some(key) = std::env::var_os(name) else { return Ok(None) };
+    if key.is_empty() {
+        warn!("{name} is empty, which is as if it were not set");
+        return Ok(None);
+    }
     let key = key.into_string().map_err(|_| Failure::usage(format!("{name} is not UTF-8")))?;
     match key.trim() {
-        "" => Err(Failure::usage(format!("{name} is empty, and would let nobody in: unset it where no key is meant"))),
+        "" => Err(Failure::usage(format!("{name} is blank, and would let nobody in: unset it where no key is meant"))),
         key if key.contains(char::is_whitespace) => {
             Err(Failure::usage(format!("{name} has white space in it, which no client can send")))
         }
@@ -203,20 +236,23 @@ fn environment() -> Result<Option<Secret>, Failure> {
     }
 }
 
-fn allowed(origins: &[String], hosts: &[String], closed: bool) -> Result<Allowed, Failure> {
-    let mut allowed = Allowed::default();
-    for text in origins.iter().map(|text| text.trim()).filter(|text| !text.is_empty()) {
-        if text == "*" && closed {
-            allowed.any_origin = true;
-        } else if text == "*" {
-            return Err(Failure::usage("CORS_ORIGIN=* is possible only with credentials: name the origins instead"));
-        } else {
-            let origin: Origin = text.parse().map_err(|problem| Failure::usage(format!("CORS_ORIGIN: {problem}")))?;
-            allowed.origins.push(origin);
+/// What a list that may be given several times has in it.
+fn all<T>(lists: Vec<List<T>>) -> Vec<T> {
+    lists.into_iter().flat_map(|List(places)| places).collect()
+}
+
+fn allowed(readers: Vec<Readers>, hosts: Vec<HostName>, closed: bool) -> Result<Allowed, Failure> {
+    let mut allowed = Allowed { hosts, ..Allowed::default() };
+    for readers in readers {
+        match readers {
+            Readers::Of(origin) => allowed.origins.push(origin),
+            Readers::All if closed => allowed.any_origin = true,
+            Readers::All => {
+                let message = "CORS_ORIGIN=* is possible only with credentials: name the origins instead";
+                return Err(Failure::usage(message));
+            }
         }
     }
-    let names = hosts.iter().map(|host| host.trim().to_ascii_lowercase());
-    allowed.hosts = names.filter(|host| !host.is_empty()).collect();
     Ok(allowed)
 }
 

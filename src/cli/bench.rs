@@ -5,12 +5,16 @@
 //! of one run mean much (quality.md, Performance).
 
 mod clients;
+mod connect;
 mod first;
 mod floor;
+mod gets;
 mod histogram;
 mod load;
 mod process;
 mod report;
+mod subject;
+mod tls;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -21,18 +25,17 @@ use std::{
 use anyhow::{Context, Result};
 use clap::Args;
 use http::Uri;
-use serde_json::json;
 
 use self::{
-    clients::{Order, Report, Storm},
-    load::{Load, Pace},
-    process::{Role, Server},
+    clients::{Order, Report},
+    gets::Gets,
+    load::Pace,
     report::{Row, Sample},
+    subject::{Mode, Source, Subject},
 };
-use super::{Failure, runtime};
+use super::{Failure, exit, runtime};
 use crate::{
-    sim::{Sim, SimConfig, Verb},
-    source::connect,
+    sim::{Sim, SimConfig},
     tasks::{self, Tasks},
 };
 
@@ -51,12 +54,25 @@ const WARM_UP: Duration = Duration::from_secs(1);
     With one it listens there; something has to happen meanwhile: --post, or --kubeconfig with the namespace that the \
     server watches.")]
 pub(super) struct Bench {
-    /// Stream to listen to: `ws://…` (WebSocket) or `http://…` (SSE)
+    /// Stream to listen to: `ws://…`, `wss://…` (WebSocket) or `http://…`, `https://…` (SSE)
+    #[arg(value_parser = connect::url)]
     url: Option<Uri>,
 
     /// Process of that URL's server, for its processor time and memory
     #[arg(long, requires = "url")]
     pid: Option<u32>,
+
+    /// Certificates in PEM that clients trust, for `wss://…` and `https://…`
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+
+    /// Certificate in PEM for 127.0.0.1, to measure bridges and a floor that serve with it, too
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+
+    /// Its private key in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
 
     /// Clients of each server
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=60_000))]
@@ -66,7 +82,7 @@ pub(super) struct Bench {
     #[arg(long, default_value_t = 10.0, value_name = "N", value_parser = rate)]
     rate: f64,
 
-    /// How many of them at once
+    /// How many of them at once; with more than one, one at a time is measured, too
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1000))]
     burst: u64,
 
@@ -94,6 +110,10 @@ pub(super) struct Bench {
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N", conflicts_with = "url")]
     #[arg(value_parser = clap::value_parser!(u64).range(..=100_000))]
     pods: u64,
+
+    /// Measure each bridge also while somebody asks it for all its instances over and over, and while the other is asked
+    #[arg(long, conflicts_with_all = ["url", "tls_cert"])]
+    gets: bool,
 
     /// In the end cut all clients at once and see how soon they are back
     #[arg(long)]
@@ -139,44 +159,29 @@ enum Part {
     Floor,
 }
 
-/// A server, its clients, and what is known of it.
-struct Subject {
-    name: String,
-    clients: Role,
-    pid: Option<u32>,
-    source: Source,
-    /// Lives as long as it is measured.
-    server: Option<Server>,
-    /// Bytes of an event on the wire.
-    bytes: usize,
-    samples: Vec<Sample>,
-    /// Bytes of memory that a connection costs the server.
-    memory: Option<f64>,
-    storm: Option<Storm>,
-}
-
-/// Where its events come from.
-enum Source {
-    Load(Load),
-    Floor(Box<Role>),
-}
-
-impl Subject {
-    /// Whether its clients can be told of filters and cursors.
-    fn is_bridge(&self) -> bool {
-        self.pid.is_some() && !matches!(self.source, Source::Floor(_))
-    }
-}
-
 impl Bench {
     pub(super) fn run(self) -> Result<u8, Failure> {
+        let url = self.url.as_ref();
+        if url.is_some_and(connect::is_encrypted) && self.ca_file.is_none() {
+            return Err(Failure::usage("wss and https need --ca-file: what the server's certificate is signed with"));
+        }
         match self.role {
             Some(Part::Clients) => {
-                let uri = self.url.context("--role clients needs a URL")?;
-                clients::run(uri, self.filters, self.storm)?;
+                let uri = url.context("--role clients needs a URL")?.clone();
+                clients::run(uri, self.ca_file.as_deref(), self.filters, self.storm)?;
             }
-            Some(Part::Floor) => floor::run(self.style)?,
+            Some(Part::Floor) => {
+                let certificate = self.tls_cert.as_ref().zip(self.tls_key.as_ref());
+                floor::run(self.style, certificate.map(|(file, key)| tls::server(file, key)).transpose()?)?;
+            }
             None => {
+                if let Some(url) = url {
+                    let cannot = |error: anyhow::Error| Failure {
+                        code: exit::CANNOT_CONNECT,
+                        error: error.context(format!("cannot connect to {url}")),
+                    };
+                    runtime()?.block_on(connect::reach(url)).map_err(cannot)?;
+                }
                 super::site::raise_file_limit(usize::try_from(self.connections).unwrap_or(usize::MAX));
                 self.measure()?;
             }
@@ -187,17 +192,13 @@ impl Bench {
     fn measure(&self) -> Result<()> {
         let runtime = runtime()?;
         let _inside = runtime.enter();
-        let namespaces = ["ws", "sse", "watch"].map(str::to_owned);
-        let sim = Sim::new(SimConfig { namespaces: namespaces.clone().into(), ..SimConfig::default() });
-        for namespace in &namespaces {
-            load::crowd(&sim, namespace, self.pods)?;
-        }
+        let sim = Sim::new(SimConfig { namespaces: subject::namespaces(), ..SimConfig::default() });
         let mut first = None;
         let mut subjects = match &self.url {
             Some(url) => vec![self.listened(url, &runtime)?],
             None => {
                 let address = self.serve_sim(&runtime, &sim)?;
-                let mut own = vec![self.started("ws", address, &sim)?, self.started("sse", address, &sim)?];
+                let mut own = self.bridges(address, &sim)?;
                 if let (1.., Some(server)) = (self.pods, &own[1].server) {
                     let change = || load::crowd(&sim, "sse", 1);
                     first = Some(first::measure(&address.to_string(), &server.address, self.pods, change)?);
@@ -208,36 +209,68 @@ impl Bench {
                 own
             }
         };
-        subjects.push(self.floor(floor::Style::Loop)?);
-        subjects.push(self.floor(floor::Style::Tasks)?);
+        subjects.extend(self.floors()?);
+        for subject in subjects.iter_mut().filter(|subject| subject.is_bridge()) {
+            subject.empty = subject.pid.map(process::settled_memory).transpose()?;
+        }
+        let watches_before = sim.metrics().open();
         for subject in &mut subjects {
             self.connect(subject)?;
         }
+        self.rounds(&mut subjects)?;
+        let watches = sim.metrics().open();
+        let requests = || sim.metrics().requests.values().sum::<u64>();
+        let before = requests();
+        for subject in subjects.iter_mut().filter(|subject| self.storm && subject.is_bridge()) {
+            subject.storm = Some(subject.clients.ask(&Order::Storm)?);
+        }
+        let api = self.url.is_none().then(|| report::Api {
+            bridges: subjects.iter().filter(|subject| subject.is_bridge()).count(),
+            watches_before,
+            watches,
+            requests_in_storms: requests() - before,
+        });
+        super::print(&report::text(&Row::all(&subjects, self), api, first, self)?)?;
+        Ok(())
+    }
+
+    /// Measures each in each of its modes, round after round.
+    fn rounds(&self, subjects: &mut [Subject]) -> Result<()> {
         // The floor's frames are as long as the first server's events.
         let mut bytes = self.bytes;
-        for subject in &mut subjects {
+        for subject in &mut *subjects {
             subject.bytes = bytes;
-            let warm = self.round(subject, WARM_UP)?;
+            let warm = self.round(subject, Mode::AsAsked, WARM_UP)?;
             if warm.deliveries > 0 && self.filters == 0 {
                 subject.bytes = (warm.bytes / warm.deliveries) as usize;
                 bytes = subject.bytes;
             }
         }
+        let addresses: Vec<_> =
+            subjects.iter().filter_map(|subject| Some(subject.server.as_ref()?.address.clone())).collect();
         for _ in 0..self.rounds {
-            for subject in &mut subjects {
-                let sample = self.round(subject, Duration::from_secs(self.seconds))?;
-                subject.samples.push(sample);
+            for (index, subject) in subjects.iter_mut().enumerate() {
+                for mode in self.modes(subject) {
+                    let asked = match mode {
+                        Mode::AsAsked | Mode::OneAtATime => None,
+                        // There are two of them, and they come first.
+                        Mode::GetsElsewhere => addresses.get(1 - index),
+                        Mode::Gets => addresses.get(index),
+                    };
+                    let gets = asked.cloned().map(Gets::start);
+                    let mut sample = self.round(subject, mode, Duration::from_secs(self.seconds))?;
+                    sample.gets = gets.map(Gets::stop).transpose()?;
+                    subject.samples.push((mode, sample));
+                }
             }
         }
-        let asked = self.url.is_none().then(|| (sim.metrics().open(), sim.metrics().count(Verb::List)));
-        for subject in subjects.iter_mut().filter(|subject| self.storm && subject.is_bridge()) {
-            subject.storm = Some(subject.clients.ask(&Order::Storm)?);
-        }
-        let during = sim.metrics().count(Verb::List);
-        let rows: Vec<Row> = subjects.iter().map(|subject| Row::of(subject, self)).collect();
-        let api = asked.map(|(watches, lists)| report::Api { watches, lists_during_storm: during - lists });
-        super::print(&report::text(&rows, api, first, self)?)?;
         Ok(())
+    }
+
+    fn modes(&self, subject: &Subject) -> Vec<Mode> {
+        let alone = (self.burst > 1).then_some(Mode::OneAtATime);
+        let gets = [Mode::GetsElsewhere, Mode::Gets].into_iter().filter(|_| self.gets && subject.server.is_some());
+        [Mode::AsAsked].into_iter().chain(alone).chain(gets).collect()
     }
 
     /// The simulated cluster, for other processes.
@@ -252,81 +285,6 @@ impl Bench {
         Ok(address)
     }
 
-    /// A bridge of its own, on a namespace of its own.
-    fn started(&self, transport: &str, cluster: SocketAddr, sim: &Sim) -> Result<Subject> {
-        let binary = match &self.binary {
-            Some(binary) => binary.clone(),
-            None => std::env::current_exe().context("this program does not know its own file")?,
-        };
-        let kubeconfig = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "bench",
-            "clusters": [{"name": "bench", "cluster": {"server": format!("http://{cluster}")}}],
-            "users": [{"name": "bench", "user": {}}],
-            "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "bench"}}],
-        });
-        let connections = (self.connections + 1000).to_string();
-        let args = ["--namespace", transport, "--own-watchers", "0", "--max-connections", &connections];
-        let server = Server::start(&binary, &args.map(str::to_owned), &kubeconfig.to_string())?;
-        let (scheme, path) = if transport == "ws" { ("ws", "/api/websocket") } else { ("http", "/api/sse") };
-        let uri: Uri = format!("{scheme}://{}{path}?{}", server.address, self.query).parse()?;
-        ready(&server.address)?;
-        let mut load = Load::Sim(sim.clone(), transport.to_owned());
-        load.prepare()?;
-        let name = if transport == "ws" { "WebSocket" } else { "SSE" };
-        let pid = server.pid();
-        Ok(Subject { server: Some(server), ..self.subject(name, &uri, Some(pid), Source::Load(load))? })
-    }
-
-    /// Clients of the simulated cluster itself.
-    fn watched(&self, cluster: SocketAddr, sim: &Sim) -> Result<Subject> {
-        let mut load = Load::Sim(sim.clone(), "watch".to_owned());
-        load.prepare()?;
-        let from = sim.store(|store| store.revision());
-        let uri = format!("http://{cluster}/api/v1/namespaces/watch/pods?watch=true&resourceVersion={from}");
-        self.subject("a watch for each client", &uri.parse()?, None, Source::Load(load))
-    }
-
-    /// Somebody's server.
-    fn listened(&self, url: &Uri, runtime: &tokio::runtime::Runtime) -> Result<Subject> {
-        let mut load = match (&self.post, &self.kubeconfig) {
-            (Some(url), _) => Load::Post(url.clone(), self.bytes, None),
-            (None, Some(file)) => {
-                let config = connect::Config {
-                    kubeconfig: Some(file.clone()),
-                    namespace: self.namespace.clone(),
-                    ..connect::Config::default()
-                };
-                Load::Kube(Box::new(runtime.block_on(connect::connect(&config))?), runtime.handle().clone())
-            }
-            (None, None) => Load::Nothing,
-        };
-        load.prepare()?;
-        self.subject(&url.to_string(), url, self.pid, Source::Load(load))
-    }
-
-    fn floor(&self, style: floor::Style) -> Result<Subject> {
-        let (name, argument) = match style {
-            floor::Style::Loop => ("floor: one loop", "loop"),
-            floor::Style::Tasks => ("floor: a task a connection", "tasks"),
-        };
-        let mut role = Role::start(&["--role", "floor", "--style", argument].map(str::to_owned))?;
-        let address: SocketAddr = role.hear()?;
-        let uri: Uri = format!("http://{address}/").parse()?;
-        let pid = role.pid();
-        self.subject(name, &uri, Some(pid), Source::Floor(Box::new(role)))
-    }
-
-    fn subject(&self, name: &str, uri: &Uri, pid: Option<u32>, source: Source) -> Result<Subject> {
-        let mut args = vec!["--role".to_owned(), "clients".to_owned(), uri.to_string()];
-        if pid.is_some() && !matches!(source, Source::Floor(_)) {
-            args.push(format!("--filters={}", self.filters));
-            args.extend(self.storm.then(|| "--storm".to_owned()));
-        }
-        let clients = Role::start(&args)?;
-        let (name, bytes, samples) = (name.to_owned(), self.bytes, Vec::new());
-        Ok(Subject { name, clients, pid, source, server: None, bytes, samples, memory: None, storm: None })
-    }
-
     fn connect(&self, subject: &mut Subject) -> Result<()> {
         let all = usize::try_from(self.connections)?;
         let first = FIRST.min(all);
@@ -337,13 +295,17 @@ impl Bench {
             if let (Some(pid), Some(before)) = (subject.pid, before) {
                 let with = process::settled_memory(pid)?;
                 subject.memory = Some(with.saturating_sub(before) as f64 / (all - first) as f64);
+                subject.beyond_empty = subject.empty.map(|empty| with.saturating_sub(empty));
             }
         }
         Ok(())
     }
 
-    fn round(&self, subject: &mut Subject, long: Duration) -> Result<Sample> {
-        let pace = Pace { rate: self.rate, burst: self.burst };
+    fn round(&self, subject: &mut Subject, mode: Mode, long: Duration) -> Result<Sample> {
+        let pace = match mode {
+            Mode::OneAtATime => Pace { rate: self.rate / self.burst as f64, burst: 1 },
+            Mode::AsAsked | Mode::GetsElsewhere | Mode::Gets => Pace { rate: self.rate, burst: self.burst },
+        };
         let _: bool = subject.clients.ask(&Order::Begin)?;
         let cpu = || subject.pid.map(process::cpu).transpose();
         let before = cpu()?;
@@ -351,30 +313,13 @@ impl Bench {
             Source::Load(load) => load.drive(pace, long)?,
             Source::Floor(floor) => load::drive_floor(floor, subject.bytes, pace, long)?,
         };
-        let is_floor = matches!(subject.source, Source::Floor(_));
         // With filters nobody is told of everything.
-        let deliveries = if self.filters > 0 && !is_floor { u64::MAX } else { changes * self.connections };
+        let deliveries = if self.filters > 0 && !subject.is_floor() { u64::MAX } else { changes * self.connections };
         let patience = if deliveries == u64::MAX { 300 } else { PATIENCE_MS };
         let report: Report = subject.clients.ask(&Order::End { deliveries, patience })?;
         let cpu = before.zip(cpu()?).map(|(before, after)| after.saturating_sub(before));
-        Ok(Sample { changes, deliveries: report.latency.count(), bytes: report.bytes, cpu, report })
+        Ok(Sample { changes, deliveries: report.latency.count(), bytes: report.bytes, cpu, report, gets: None })
     }
-}
-
-/// Waits until `/readyz` says so.
-fn ready(address: &str) -> Result<()> {
-    use std::io::{Read, Write};
-    for _ in 0..500 {
-        let mut stream = std::net::TcpStream::connect(address)?;
-        write!(stream, "GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        if answer.starts_with("HTTP/1.1 200") {
-            return Ok(());
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    anyhow::bail!("the bridge was not ready within 10 s")
 }
 
 /// Microseconds since the Unix epoch, the same in all processes of this machine; never the same twice in one.

@@ -1,81 +1,123 @@
 //! `--config`: a YAML file whose keys are flags. What it says becomes the default of those flags, so that clap's own
 //! order does the rest: flags, then environment, then file, then the built-in defaults.
 
-use std::{collections::BTreeMap, ffi::OsString, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
+    fmt,
+    path::PathBuf,
+};
 
 use anyhow::Context;
-use clap::{Arg, Command};
-use serde::Deserialize;
+use clap::{ArgAction, ArgMatches, Command};
+use serde::{
+    Deserialize,
+    de::{DeserializeSeed, Deserializer, MapAccess, Visitor},
+};
 
 use super::Failure;
 
 /// Environment name of `--config`.
 pub(super) const ENV: &str = "BRIDGE_CONFIG";
 
-/// A value of the file: what a flag's text can be.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Value {
-    Bool(bool),
-    Number(u64),
-    Text(String),
-    List(Vec<String>),
+/// What the arguments and the file come to. `matches` is what the arguments came to without it.
+pub(super) fn with_file(command: Command, args: Vec<OsString>, matches: ArgMatches) -> Result<ArgMatches, Failure> {
+    let Some(("serve", serve)) = matches.subcommand() else { return Ok(matches) };
+    let Some(path) = serve.get_one::<PathBuf>("config") else { return Ok(matches) };
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the config file {}", path.display()));
+    let text = text.map_err(|error| Failure { error, ..Failure::usage("") })?;
+    read(command, args, &text).map_err(|problem| Failure::usage(format!("{}: {problem}", path.display())))
 }
 
-impl Value {
-    fn text(self) -> String {
-        match self {
-            Value::Bool(yes) => yes.to_string(),
-            Value::Number(number) => number.to_string(),
-            Value::Text(text) => text,
-            Value::List(list) => list.join(","),
+fn read(command: Command, args: Vec<OsString>, text: &str) -> Result<ArgMatches, String> {
+    let serve = command.find_subcommand("serve").ok_or("there is no serve command")?;
+    let mut ids = BTreeMap::new();
+    let mut lists = BTreeSet::new();
+    for arg in serve.get_arguments() {
+        let Some(flag) = arg.get_long().filter(|long| !["config", "help", "version"].contains(long)) else { continue };
+        ids.insert(flag.to_owned(), arg.get_id().clone());
+        if matches!(arg.get_action(), ArgAction::Append) {
+            lists.insert(flag.to_owned());
         }
     }
-}
-
-/// The command with the file's values as defaults, if the arguments or the environment name a file.
-pub(super) fn with_file(command: Command, args: impl Iterator<Item = OsString>) -> Result<Command, Failure> {
-    let Some(path) = named(args).or_else(|| std::env::var_os(ENV).map(PathBuf::from)) else { return Ok(command) };
-    let text =
-        std::fs::read_to_string(&path).with_context(|| format!("cannot read the config file {}", path.display()));
-    let text = text.map_err(usage)?;
-    let values: BTreeMap<String, Value> = serde_saphyr::from_str(&text)
-        .with_context(|| format!("{} is not a list of `flag: value`", path.display()))
-        .map_err(usage)?;
-    apply(command, values).map_err(|problem| Failure::usage(format!("{}: {problem}", path.display())))
-}
-
-fn usage(error: anyhow::Error) -> Failure {
-    Failure { error, ..Failure::usage("") }
-}
-
-/// `--config FILE` or `--config=FILE`, before clap reads the rest.
-fn named(args: impl Iterator<Item = OsString>) -> Option<PathBuf> {
-    let mut args = args.skip_while(|arg| !arg.to_string_lossy().starts_with("--config"));
-    let first = args.next()?;
-    match first.to_str()?.strip_prefix("--config=") {
-        Some(path) => Some(path.into()),
-        None if first == "--config" => args.next().map(Into::into),
-        None => None,
-    }
-}
-
-fn apply(command: Command, values: BTreeMap<String, Value>) -> Result<Command, String> {
-    let serve = command.find_subcommand("serve").ok_or("there is no serve command")?;
-    let flags =
-        |arg: &Arg| arg.get_long().filter(|long| !["config", "help", "version"].contains(long)).map(str::to_owned);
-    let known: BTreeMap<String, clap::Id> =
-        serve.get_arguments().filter_map(|arg| Some((flags(arg)?, arg.get_id().clone()))).collect();
     let mut command = command;
-    for (key, value) in values {
-        let Some(id) = known.get(&key) else {
-            let accepted: Vec<&str> = known.keys().map(String::as_str).collect();
-            return Err(format!("unknown key '{key}': accepted are {}", accepted.join(", ")));
+    for (flag, value) in values(text, &lists)? {
+        let Some(id) = ids.get(&flag) else {
+            let accepted: Vec<&str> = ids.keys().map(String::as_str).collect();
+            return Err(format!("unknown key '{flag}': accepted are {}", accepted.join(", ")));
         };
-        let value = value.text();
-        command = command.mut_subcommand("serve", |serve| serve.mut_arg(id, |arg| arg.default_value(value)));
+        // The one variable that clap does not know of, as it may name several files.
+        let elsewhere = flag == "kubeconfig" && std::env::var_os("KUBECONFIG").is_some_and(|names| !names.is_empty());
+        // An empty value is none, as in the environment.
+        if !value.is_empty() && !elsewhere {
+            command = command.mut_subcommand("serve", |serve| serve.mut_arg(id, |arg| arg.default_value(value)));
+        }
     }
-    Ok(command)
+    // Without the file the arguments made sense, so what is wrong now is in it.
+    command.try_get_matches_from(args).map_err(|error| {
+        let text = error.to_string();
+        let text = text.split("\n\nFor more information").next().unwrap_or(&text);
+        text.strip_prefix("error: ").unwrap_or(text).trim_end().to_owned()
+    })
+}
+
+/// Reads `flag: value`; for these flags the value may be a list.
+fn values(text: &str, lists: &BTreeSet<String>) -> Result<BTreeMap<String, String>, String> {
+    let read = |file: serde_saphyr::Deserializer<'_, '_>| Values { lists }.deserialize(file);
+    serde_saphyr::with_deserializer_from_str(text, read).map_err(|problem| {
+        // Its own words are for people who write parsers.
+        let at = problem.location().map(|at| format!(" at line {}, column {}", at.line(), at.column()));
+        format!(
+            "something is wrong{}: expected each flag once, on a line like `port: 3000` or `allowed-hosts: [a.example, \
+             b.example]`",
+            at.unwrap_or_default()
+        )
+    })
+}
+
+/// The values as the file has them: `1.50` is those four characters, whatever number YAML takes it for.
+struct Values<'a> {
+    lists: &'a BTreeSet<String>,
+}
+
+/// A value of a list flag.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+}
+
+impl<'de> DeserializeSeed<'de> for Values<'_> {
+    type Value = BTreeMap<String, String>;
+
+    fn deserialize<D: Deserializer<'de>>(self, file: D) -> Result<Self::Value, D::Error> {
+        file.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Values<'_> {
+    type Value = BTreeMap<String, String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("flags and their values")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut values = BTreeMap::new();
+        while let Some(flag) = map.next_key::<String>()? {
+            let value = if self.lists.contains(&flag) {
+                map.next_value::<Option<OneOrMore>>()?.map(|value| match value {
+                    OneOrMore::One(text) => text,
+                    OneOrMore::More(list) => list.join(","),
+                })
+            } else {
+                map.next_value::<Option<String>>()?
+            };
+            values.insert(flag, value.unwrap_or_default());
+        }
+        Ok(values)
+    }
 }
 
 #[cfg(test)]
@@ -85,10 +127,10 @@ mod tests {
     use super::super::{Cli, Command as Ours};
     use super::*;
 
-    fn port(file: &str, args: &[&str]) -> Result<u16, String> {
-        let values = serde_saphyr::from_str(file).map_err(|e| e.to_string())?;
-        let matches = apply(Cli::command(), values)?.try_get_matches_from(args).map_err(|e| e.to_string())?;
-        match Cli::from_arg_matches(&matches).map_err(|e| e.to_string())?.command {
+    fn port(text: &str, args: &[&str]) -> Result<u16, String> {
+        let args = ["boilerhouse-bridge", "serve"].iter().chain(args).map(OsString::from).collect();
+        let matches = read(Cli::command(), args, text)?;
+        match Cli::from_arg_matches(&matches).map_err(|error| error.to_string())?.command {
             Ours::Serve(serve) => Ok(serve.port),
             _ => Err("another command".into()),
         }
@@ -96,20 +138,31 @@ mod tests {
 
     #[test]
     fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
-        let serve = ["boilerhouse-bridge", "serve"];
-        assert_eq!(port("drain: 3", &serve), Ok(3000));
-        assert_eq!(port("port: 4000", &serve), Ok(4000));
-        assert_eq!(port("port: 4000", &[serve[0], serve[1], "--port", "5000"]), Ok(5000));
-        assert!(port("port: many", &serve).is_err());
-        let unknown = port("prot: 4000", &serve).unwrap_err();
+        assert_eq!(port("drain: 3", &[]), Ok(3000));
+        assert_eq!(port("port: 4000", &[]), Ok(4000));
+        assert_eq!(port("port: 4000", &["--port", "5000"]), Ok(5000));
+        assert!(port("port: many", &[]).is_err());
+        let unknown = port("prot: 4000", &[]).unwrap_err();
         assert!(unknown.contains("unknown key 'prot'") && unknown.contains("port"), "{unknown}");
     }
 
     #[test]
-    fn the_file_is_found_in_both_spellings() {
-        let args = |list: &[&str]| named(list.iter().map(OsString::from).collect::<Vec<_>>().into_iter());
-        assert_eq!(args(&["x", "serve", "--config", "a.yaml"]), Some("a.yaml".into()));
-        assert_eq!(args(&["x", "serve", "--config=a.yaml", "--port", "1"]), Some("a.yaml".into()));
-        assert_eq!(args(&["x", "serve"]), None);
+    fn what_is_empty_is_as_if_it_were_not_there() {
+        for text in ["", "# port: 1", "{}", "port:", "port: ''", "port: ~", "allowed-hosts: []\ntls-cert:"] {
+            assert_eq!(port(text, &[]), Ok(3000), "{text}");
+        }
+    }
+
+    #[test]
+    fn values_are_what_the_file_has() {
+        let lists = ["allowed-hosts".to_owned()].into();
+        let texts = values("context: 1.50\nport: 007\nnamespace: true\nallowed-hosts: [a, b]\n", &lists).unwrap();
+        let texts: Vec<&str> = texts.values().map(String::as_str).collect();
+        assert_eq!(texts, ["a,b", "1.50", "true", "007"]);
+        for text in
+            ["port", "- port", "port: [1]", "port: {a: b}", "port: 1\nport: 1", "port: [", "allowed-hosts: {a: b}"]
+        {
+            assert!(values(text, &lists).is_err(), "{text}");
+        }
     }
 }

@@ -4,7 +4,12 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{Failure, access::Door, print, site, start_log};
+use super::{
+    Failure, PORTS,
+    access::Door,
+    print, site, start_log,
+    value::{level, whole},
+};
 use crate::{
     feed::{self, Feed},
     http::{Connection, rate, stream},
@@ -24,7 +29,7 @@ const DRAIN: Duration = Duration::from_secs(1);
 #[derive(Debug, Args)]
 pub(super) struct Demo {
     /// Port to listen on, on loopback; 0 takes a free one
-    #[arg(long, env = "PORT", default_value_t = 3000)]
+    #[arg(long, env = "PORT", default_value_t = 3000, value_parser = whole::<u16>(PORTS))]
     port: u16,
 
     /// How fast things happen: 1 is about one a second
@@ -32,17 +37,18 @@ pub(super) struct Demo {
     speed: f64,
 
     /// Another number, another story; the same number, the same story
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = whole::<u64>(0..=u64::MAX))]
     seed: u64,
 
     /// What to log: error, warn, info, debug, trace
-    #[arg(long, env = "LOG_LEVEL", default_value = "warn", value_name = "LEVEL", ignore_case = true)]
+    #[arg(long, env = "LOG_LEVEL", default_value = "warn", value_name = "LEVEL", value_parser = level)]
     log_level: tracing::Level,
 }
 
 impl Demo {
     pub(super) async fn run(self) -> Result<u8, Failure> {
         start_log(self.log_level);
+        let door = Door::open()?;
         let (listener, address) = site::bind("127.0.0.1", self.port).await?;
         let scenario = ScenarioConfig::default();
         let namespace = scenario.namespace.clone();
@@ -80,8 +86,7 @@ impl Demo {
         let bridge = site::Bridge {
             feed,
             own: site::open_own(watchers),
-            door: Door::open(),
-            review: None,
+            door,
             registry,
             verbose,
             connection: Connection { name: "demo".into(), namespace },
@@ -95,8 +100,8 @@ impl Demo {
 }
 
 fn speed(text: &str) -> Result<f64, String> {
-    let speed: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
-    if SPEEDS.contains(&speed) { Ok(speed) } else { Err(format!("accepted is {} to {}", SPEEDS.start(), SPEEDS.end())) }
+    let speed = text.parse().ok().filter(|speed| SPEEDS.contains(speed));
+    speed.ok_or_else(|| format!("expected a number from {} to {}", SPEEDS.start(), SPEEDS.end()))
 }
 
 fn welcome(address: &str) -> String {

@@ -5,7 +5,12 @@ use std::{num::NonZeroU32, path::PathBuf, sync::Arc, time::Duration};
 use clap::Args;
 use tracing::info;
 
-use super::{Failure, access::Access, exit, site, start_log};
+use super::{
+    Failure, MOST_CONNECTIONS, PORTS, RATES,
+    access::Access,
+    exit, site, start_log,
+    value::{level, namespace, whole},
+};
 use crate::{
     feed::{self, Feed},
     http::{Connection, rate},
@@ -23,7 +28,7 @@ pub(super) struct Serve {
     config: Option<PathBuf>,
 
     /// Port to listen on; 0 takes a free one
-    #[arg(long, env = "PORT", default_value_t = 3000)]
+    #[arg(long, env = "PORT", default_value_t = 3000, value_parser = whole::<u16>(PORTS))]
     pub(super) port: u16,
 
     /// Address to listen on. Beyond loopback only with credentials, or --allow-anonymous
@@ -35,22 +40,25 @@ pub(super) struct Serve {
 
     /// How many /ws connections have Kubernetes watchers of their own; later ones share the bridge's
     #[arg(long, env = "BRIDGE_OWN_WATCHERS", default_value_t = 50, value_name = "N")]
+    #[arg(value_parser = whole::<usize>(0..=MOST_CONNECTIONS))]
     own_watchers: usize,
 
     /// Most streams at a time; who comes then is told to come back
     #[arg(long, env = "BRIDGE_MAX_CONNECTIONS", default_value_t = 10_000, value_name = "N")]
+    #[arg(value_parser = whole::<usize>(1..=MOST_CONNECTIONS))]
     max_connections: usize,
 
     /// Most events a minute for each client, whose stream then pauses; not on /ws. Without it there is no limit
-    #[arg(long, env = "BRIDGE_STREAM_RATE", value_name = "N")]
+    #[arg(long, env = "BRIDGE_STREAM_RATE", value_name = "N", value_parser = whole::<NonZeroU32>(RATES))]
     stream_rate: Option<NonZeroU32>,
 
     /// Seconds over which clients are sent away when the bridge ends
-    #[arg(long, env = "BRIDGE_DRAIN", default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=3600))]
+    #[arg(long, env = "BRIDGE_DRAIN", default_value_t = 10, value_name = "SECONDS")]
+    #[arg(value_parser = whole::<u64>(0..=3600))]
     drain: u64,
 
     /// Namespace to watch
-    #[arg(short, long, env = "K8S_NAMESPACE", default_value = "boilerhouse")]
+    #[arg(short, long, env = "K8S_NAMESPACE", default_value = "boilerhouse", value_parser = namespace)]
     namespace: String,
 
     /// Kubeconfig file; else what KUBECONFIG names, else ~/.kube/config, else the Pod's service account
@@ -62,7 +70,7 @@ pub(super) struct Serve {
     context: Option<String>,
 
     /// What to log: error, warn, info, debug, trace
-    #[arg(long, env = "LOG_LEVEL", default_value = "info", value_name = "LEVEL", ignore_case = true)]
+    #[arg(long, env = "LOG_LEVEL", default_value = "info", value_name = "LEVEL", value_parser = level)]
     log_level: tracing::Level,
 }
 
@@ -70,7 +78,7 @@ impl Serve {
     pub(super) async fn run(self) -> Result<u8, Failure> {
         start_log(self.log_level);
         let loopback = self.is_loopback().await?;
-        let door = self.access.checked(&self.listen_host, loopback)?;
+        let mut door = self.access.checked(&self.listen_host, loopback)?;
         let drain = Duration::from_secs(self.drain);
         let (listener, address) = site::bind(&self.listen_host, self.port).await?;
         let config = connect::Config {
@@ -100,11 +108,11 @@ impl Serve {
         let watchers =
             own::Watchers::new(&connection.client, &connection.namespace, feed.clone(), own_config, own_metrics);
         let verbose = site::verbose(metrics.clone());
-        let review = door.audience.clone().map(|audience| {
+        if let Some(audience) = door.audience.take() {
             let (namespace, server) = (config.namespace.clone(), config.server.clone());
             let config = review::Config { namespace, server, audience, ..review::Config::default() };
-            Review::new(connection.client.clone(), config)
-        });
+            door = door.asking(Review::new(connection.client.clone(), config));
+        }
         let watch = hub::run(connection.client, config, writer, metrics);
         tasks.spawn("hub", async move { Ok::<_, std::convert::Infallible>(watch.await) });
         let (http, ws) = if door.tls.is_some() { ("https", "wss") } else { ("http", "ws") };
@@ -113,19 +121,8 @@ impl Serve {
         let own = site::open_own(watchers);
         let connection = Connection { name: connection.context, namespace: connection.namespace };
         let rate = rate::Config { limit: self.stream_rate, ..rate::Config::default() };
-        let bridge = site::Bridge {
-            feed,
-            own,
-            door,
-            review,
-            registry,
-            verbose,
-            connection,
-            max_connections,
-            rate,
-            tasks,
-            drain,
-        };
+        let bridge =
+            site::Bridge { feed, own, door, registry, verbose, connection, max_connections, rate, tasks, drain };
         site::serve(bridge, listener).await
     }
 

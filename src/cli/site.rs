@@ -15,8 +15,8 @@ use tracing::{info, warn};
 use super::{Failure, access::Door, exit};
 use crate::{
     feed::Feed,
-    http::{self, Connection, OpenOwn, Site, auth, conn, rate, stream},
-    source::{hub, own::Watchers, review::Review},
+    http::{self, Connection, OpenOwn, Site, conn, limit::Limits, rate, stream},
+    source::{hub, own::Watchers},
     tasks::{self, Stopped, Tasks},
 };
 
@@ -25,8 +25,6 @@ pub(super) struct Bridge {
     pub(super) feed: Feed,
     pub(super) own: OpenOwn,
     pub(super) door: Door,
-    /// Where Kubernetes tokens are accepted.
-    pub(super) review: Option<Review>,
     pub(super) registry: Registry,
     pub(super) verbose: Verbose,
     pub(super) connection: Connection,
@@ -99,7 +97,8 @@ pub(super) fn raise_file_limit(max_connections: usize) {
 
 /// Serves until a signal, then drains. Returns the exit code.
 pub(super) async fn serve(bridge: Bridge, listener: TcpListener) -> Result<u8, Failure> {
-    let Bridge { feed, own, mut door, review, mut registry, verbose, .. } = bridge;
+    let Bridge { feed, own, door, mut registry, verbose, .. } = bridge;
+    let Door { allowed, limits, proxies, tls, auth, auth_metrics, .. } = door;
     let Bridge { connection, max_connections, rate, tasks, drain, .. } = bridge;
     let stream_metrics = stream::Metrics::default();
     let conn_metrics = conn::Metrics::default();
@@ -111,12 +110,8 @@ pub(super) async fn serve(bridge: Bridge, listener: TcpListener) -> Result<u8, F
     let stream_config =
         stream::Config { drain_spread: drain * 4 / 5, max_streams: max_connections, ..stream::Config::default() };
     let streams = stream::Streams::new(stream_config, stream_metrics, tasks.stop().clone());
-    let auth_metrics = auth::Metrics::default();
     auth_metrics.register(&mut registry);
-    let (allowed, proxies, tls) =
-        (std::mem::take(&mut door.allowed), std::mem::take(&mut door.proxies), door.tls.take());
-    let (auth, limits) = door.auth(review, auth_metrics)?;
-    let auth = Arc::new(auth);
+    let (auth, limits) = (Arc::new(auth), Limits::new(&limits));
     let config = http::Config { rate, ..http::Config::default() };
     let looked_after = auth.clone();
     tasks.spawn("credentials", async move { Ok::<_, Infallible>(looked_after.run().await) });

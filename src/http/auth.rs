@@ -4,9 +4,11 @@
 //! lives ([`lease`]). It knows no cluster (it is handed [`verdict::Reviews`]) and no endpoint, only what each needs.
 
 pub mod keys;
+mod keys_file;
 pub mod lease;
 mod presented;
 mod principal;
+mod recheck;
 mod refused;
 pub mod seal;
 pub mod secret;
@@ -14,7 +16,7 @@ pub mod verdict;
 
 use std::{
     path::PathBuf,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -25,6 +27,7 @@ use thiserror::Error as ThisError;
 
 use self::{
     keys::{Access, Key, Keys},
+    keys_file::KeysFile,
     lease::{Hold, Leases},
     presented::Presented,
     principal::Grounds,
@@ -68,13 +71,15 @@ pub struct Config {
     /// How long after a no it is asked once more, before the no counts: 2 s, far past the 100 ms in which an API server that
     /// has just started was seen to refuse people who may, and well within the 30 s in which streams are to end.
     pub confirm: Duration,
-    /// How long streams live on while it cannot be asked (protocol.md section 7: 5 min).
+    /// How long streams live on while it cannot be asked (protocol.md section 7: 5 min), from when `recheck` should have
+    /// had an answer: that long after the last yes.
     pub unreachable: Duration,
     /// How long before its end a stream is told of it (protocol.md section 3: 60 s).
     pub expiring: Duration,
     /// How often the time is looked at for those who have streams: 500 ms, as their end may be late by 1 s.
     pub tick: Duration,
-    /// How often the keys file is read: 2 s, soon enough for a key that has leaked.
+    /// How often the keys file is read: 2 s, soon enough for a key that has leaked, as a change counts at the second look
+    /// that finds the same.
     pub reread: Duration,
     /// What is remembered of the cluster's answers.
     pub verdicts: verdict::Config,
@@ -101,15 +106,13 @@ impl Default for Config {
     }
 }
 
-/// By what a bridge knows those who ask. By nothing: it is open.
+/// By what a bridge knows those who ask, besides the cluster's tokens ([`Auth::asking`]). By nothing: it is open.
 #[derive(Debug, Default)]
 pub struct Known {
     /// The one key that may do everything.
     pub environment: Option<Secret>,
     /// The keys file.
     pub file: Option<PathBuf>,
-    /// How to ask the cluster about its tokens.
-    pub reviews: Option<Reviews>,
     /// What signs sessions and tickets, the same on every replica; `None`: this process alone knows its own.
     pub seal: Option<Seal>,
 }
@@ -168,8 +171,7 @@ pub struct Auth {
     is_open: bool,
     keys: RwLock<Arc<Keys>>,
     environment: Option<Secret>,
-    /// The keys file, and what was last found in it.
-    file: Option<(PathBuf, std::sync::Mutex<String>)>,
+    file: Option<Mutex<KeysFile>>,
     verdicts: Option<Verdicts>,
     seal: Seal,
     leases: Leases,
@@ -179,25 +181,30 @@ impl Auth {
     /// # Errors
     /// See [`Unusable`].
     pub fn new(config: Config, known: Known, metrics: Metrics) -> Result<Auth, Unusable> {
-        let Known { environment, file, reviews, seal } = known;
-        let is_open = environment.is_none() && file.is_none() && reviews.is_none();
+        let Known { environment, file, seal } = known;
+        let is_open = environment.is_none() && file.is_none();
         let mut keys = Keys::default();
         let file = match file {
             None => None,
             Some(path) => {
-                let read = Keys::read(&path).and_then(|text| Ok((Keys::parse(&text)?, text)));
-                let (found, text) = read.map_err(|problem| Unusable::Keys(path.clone(), problem))?;
+                let (file, found) = KeysFile::open(&path).map_err(|problem| Unusable::Keys(path, problem))?;
                 keys = found;
-                Some((path, std::sync::Mutex::new(text)))
+                Some(Mutex::new(file))
             }
         };
         if let Some(secret) = &environment {
             keys = keys.with_environment(secret);
         }
         let seal = seal.map_or_else(Seal::random, Ok)?;
-        let verdicts = reviews.map(|reviews| Verdicts::new(config.verdicts, reviews));
-        let (keys, leases) = (RwLock::new(Arc::new(keys)), Leases::default());
+        let (keys, verdicts, leases) = (RwLock::new(Arc::new(keys)), None, Leases::default());
         Ok(Auth { config, metrics, is_open, keys, environment, file, verdicts, seal, leases })
+    }
+
+    /// Knows the cluster's tokens too, and asks about them so. Apart from [`Auth::new`], as that tells of mistakes before
+    /// there is a cluster to connect to.
+    #[must_use]
+    pub fn asking(self, reviews: Reviews) -> Auth {
+        Auth { is_open: false, verdicts: Some(Verdicts::new(self.config.verdicts, reviews)), ..self }
     }
 
     /// Whether all may read.
@@ -282,9 +289,9 @@ impl Auth {
         }
         let expires_at = Some(pass.expires_at());
         match pass.holder {
-            Holder::Key(name, fingerprint) => {
+            Holder::Key(name, sealed) => {
                 let keys = self.keys();
-                let key = keys.get(&name, &fingerprint).ok_or(Refused::Unknown)?;
+                let key = self.held(&keys, &name, &sealed).ok_or(Refused::Unknown)?;
                 self.key(key, expires_at)
             }
             Holder::User(user) => {
@@ -305,9 +312,18 @@ impl Auth {
         let subject = Subject::Token(secret.clone());
         let verdict = match verdicts.remembered(&subject) {
             Some(verdict) => verdict,
-            // Whoever guesses shall not keep the API server busy.
-            None if limits.refusals.look(address).is_err() => return Err(Refused::Unknown),
-            None => self.ask(&subject).await?,
+            None => {
+                // Whoever guesses shall not keep the API server busy, nor those out who came in from the same address before.
+                if !verdicts.was_somebody(&subject) {
+                    limits.guesses.look(address).map_err(Refused::NotAsked)?;
+                }
+                let verdict = self.ask(&subject).await?;
+                if verdict == Verdict::Unknown {
+                    // That it has been asked about cannot be undone where this is one too many.
+                    let _ = limits.guesses.take(address);
+                }
+                verdict
+            }
         };
         let expires_at = verdict::expiry(&secret);
         self.user(verdict, Some(secret), expires_at)
@@ -324,7 +340,7 @@ impl Auth {
         if !key.may(Access::Read) {
             return Err(Refused::NoRead(key.name.clone()));
         }
-        let holder = Some(Holder::Key(key.name.clone(), key.fingerprint.name().into()));
+        let holder = Some(Holder::Key(key.name.clone(), self.seal.name(&key.fingerprint)));
         let grounds = Grounds { holder, token: None, expires_at, scope: scope(key) };
         Ok(Principal { caller: Caller::Key(key.name.clone()), grounds, expires_at: end })
     }
@@ -344,6 +360,11 @@ impl Auth {
         let caller = Caller::User(user.name.as_str().into());
         let grounds = Grounds { holder: Some(Holder::User(user)), token, expires_at, scope: Scope::All };
         Ok(Principal { caller, grounds, expires_at })
+    }
+
+    /// The key of this name, if it is still the one that the seal called so.
+    fn held<'a>(&self, keys: &'a Keys, name: &str, sealed: &str) -> Option<&'a Key> {
+        keys.named(name).filter(|key| *self.seal.name(&key.fingerprint) == *sealed)
     }
 
     fn in_time(&self, expires_at: Option<Timestamp>) -> Result<(), Refused> {

@@ -16,13 +16,17 @@ use super::error::{Code, Error};
 /// What is allowed beyond the request's own origin, IP literals and `localhost`.
 #[derive(Clone, Debug, Default)]
 pub struct Allowed {
-    /// Names that `Host` may carry, lower case, without a port.
-    pub hosts: Vec<String>,
+    /// Names that `Host` may carry, with any port.
+    pub hosts: Vec<HostName>,
     /// Origins of other sites.
     pub origins: Vec<Origin>,
     /// All of them may ask, with a credential that they hold themselves.
     pub any_origin: bool,
 }
+
+/// A name that `Host` may carry: lower case, without a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostName(String);
 
 /// A web origin (RFC 6454), normalised: lower case, and the port always there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +45,26 @@ pub enum Passed {
     Cross(HeaderValue),
     /// From any other site, as all are allowed: it is told so, and no cookie counts.
     Any,
+}
+
+impl FromStr for HostName {
+    type Err = String;
+
+    /// Reads a name as DNS has it. What else could be written there would never be equal to a `Host`: a port, a scheme.
+    fn from_str(text: &str) -> Result<HostName, String> {
+        let label = |label: &str| {
+            !label.is_empty() && label.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+        };
+        // The dot at the end of a full name is part of what a client calls us by.
+        if text.strip_suffix('.').unwrap_or(text).split('.').all(label) {
+            Ok(HostName(text.to_ascii_lowercase()))
+        } else {
+            Err(format!(
+                "'{text}' is not a host name: expected one like bridge.example, without scheme, port or wildcard (it is \
+                 good for every port; IP addresses and localhost always pass)"
+            ))
+        }
+    }
 }
 
 impl FromStr for Origin {
@@ -95,7 +119,7 @@ fn host_and_port(
     only(headers, &header::HOST)?;
     let named = host.and_then(split);
     let (host, port) = named.ok_or_else(|| Error::new(Code::Forbidden, "the request does not name one valid host"))?;
-    if !is_safe(&host) && !allowed.hosts.contains(&host) {
+    if !is_safe(&host) && !allowed.hosts.iter().any(|name| name.0 == host) {
         let message = format!("host '{host}' is not served here: add it to --allowed-hosts to allow it");
         return Err(Error::new(Code::Forbidden, message));
     }
@@ -143,7 +167,7 @@ mod tests {
 
     fn ask(host: &str, origin: Option<&str>) -> Option<Passed> {
         let allowed = Allowed {
-            hosts: vec!["bridge.example".into()],
+            hosts: vec!["Bridge.example".parse().unwrap()],
             origins: vec!["https://app.example".parse().unwrap(), "http://dev.example:8080".parse().unwrap()],
             any_origin: false,
         };
@@ -182,6 +206,31 @@ mod tests {
             "",
         ] {
             assert_eq!(ask(bad, None), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn host_names_are_names_and_nothing_more() {
+        for good in
+            ["bridge", "bridge.example", "BRIDGE.Example", "bridge.ns.svc.cluster.local.", "my_bridge", "10.0.0.7"]
+        {
+            assert_eq!(good.parse(), Ok(HostName(good.to_ascii_lowercase())), "{good}");
+        }
+        for bad in [
+            "",
+            ".",
+            "bridge..example",
+            ".example",
+            "bridge.example:8080",
+            "https://bridge.example",
+            "bridge.example/",
+            "*",
+            "*.example",
+            "bücher.example",
+            "[::1]",
+            "a b",
+        ] {
+            assert!(bad.parse::<HostName>().is_err(), "{bad:?}");
         }
     }
 

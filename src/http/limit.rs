@@ -31,7 +31,8 @@ const WINDOW: Duration = Duration::from_secs(60);
 pub struct Config {
     /// GETs a minute (protocol.md section 7: 6000).
     pub requests: NonZeroU32,
-    /// Refused credentials a minute and address (protocol.md section 7: 60).
+    /// Refused credentials a minute and address (protocol.md section 7: 60); and so many questions to the cluster about
+    /// tokens that are nobody's.
     pub refusals: NonZeroU32,
     /// New streams a minute (protocol.md section 7: off).
     pub connects: Option<NonZeroU32>,
@@ -83,6 +84,8 @@ pub struct Limits {
     pub requests: Budget,
     /// Credentials that were refused.
     pub refusals: Budget,
+    /// Those of them that the cluster had to be asked about, and that nobody has.
+    pub guesses: Budget,
     connects: Option<Budget>,
     streams: Option<usize>,
     open: Arc<Mutex<BTreeMap<Caller, usize>>>,
@@ -121,6 +124,7 @@ impl Limits {
         Limits {
             requests: Budget::new("default", config.requests, config.callers),
             refusals: Budget::new("refused", config.refusals, config.callers),
+            guesses: Budget::new("refused", config.refusals, config.callers),
             connects: config.connects.map(|connects| Budget::new("connects", connects, config.callers)),
             streams: config.streams.and_then(|most| most.get().try_into().ok()),
             open: Arc::default(),

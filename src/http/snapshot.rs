@@ -1,8 +1,10 @@
 //! The GETs: the current state and the service's own, as JSON (protocol.md section 5).
 
+use std::panic::resume_unwind;
+
 use http::{HeaderMap, HeaderValue, header};
 use serde::Serialize;
-use serde_json::json;
+use tokio::{sync::Semaphore, task::spawn_blocking};
 use warp::reply::{Reply, Response};
 
 use super::{
@@ -16,48 +18,53 @@ use crate::{
         render,
     },
     feed::{Condition, Health, Refused, Snapshot},
+    wire::json,
 };
 
+/// States drawn at once, and so threads and texts in the making: 2. Who asks meanwhile waits for his turn.
+static DRAWN: Semaphore = Semaphore::const_new(2);
 /// Parameters that snapshot GETs take.
 const ACCEPTED: &[&str] = &["connectionId", "params"];
 
 pub(super) async fn instances(asked: Asked) -> Result<Response, Error> {
-    let (snapshot, lens) = open(&asked).await?;
-    let instances = snapshot.instances(&lens);
-    match &asked.segment {
-        None => answer(&asked, &snapshot, &lens, &instances),
-        Some(name) => match instances.iter().find(|instance| instance.name() == name) {
-            Some(instance) => answer(&asked, &snapshot, &lens, instance),
-            None => Err(Error::new(Code::NotFound, format!("there is no instance '{name}'"))),
-        },
-    }
+    draw(asked, |asked, snapshot, lens| {
+        let instances = snapshot.instances(lens);
+        match &asked.segment {
+            None => answer(asked, snapshot, lens, &instances),
+            Some(name) => match instances.iter().find(|instance| instance.name() == name) {
+                Some(instance) => answer(asked, snapshot, lens, instance),
+                None => Err(Error::new(Code::NotFound, format!("there is no instance '{name}'"))),
+            },
+        }
+    })
+    .await
 }
 
 pub(super) async fn tenants(asked: Asked) -> Result<Response, Error> {
-    let (snapshot, lens) = open(&asked).await?;
-    let tenants = snapshot.tenants(&lens);
-    match &asked.segment {
-        None => answer(&asked, &snapshot, &lens, &tenants),
-        Some(id) => match tenants.iter().find(|tenant| tenant.tenant_id() == id) {
-            Some(tenant) => answer(&asked, &snapshot, &lens, tenant),
-            None => Err(Error::new(Code::NotFound, format!("tenant '{id}' has no claims"))),
-        },
-    }
+    draw(asked, |asked, snapshot, lens| {
+        let tenants = snapshot.tenants(lens);
+        match &asked.segment {
+            None => answer(asked, snapshot, lens, &tenants),
+            Some(id) => match tenants.iter().find(|tenant| tenant.tenant_id() == id) {
+                Some(tenant) => answer(asked, snapshot, lens, tenant),
+                None => Err(Error::new(Code::NotFound, format!("tenant '{id}' has no claims"))),
+            },
+        }
+    })
+    .await
 }
 
 pub(super) async fn pools(asked: Asked) -> Result<Response, Error> {
-    let (snapshot, lens) = open(&asked).await?;
-    answer(&asked, &snapshot, &lens, &snapshot.pools(&lens))
+    draw(asked, |asked, snapshot, lens| answer(asked, snapshot, lens, &snapshot.pools(lens))).await
 }
 
 pub(super) async fn stats(asked: Asked) -> Result<Response, Error> {
-    let (snapshot, lens) = open(&asked).await?;
-    answer(&asked, &snapshot, &lens, &snapshot.stats(&lens))
+    draw(asked, |asked, snapshot, lens| answer(asked, snapshot, lens, &snapshot.stats(lens))).await
 }
 
 pub(super) async fn health(asked: Asked) -> Result<Response, Error> {
     asked.parameters(&[])?;
-    Ok(warp::reply::json(&json!({ "status": "ok" })).into_response())
+    Ok(warp::reply::json(&serde_json::json!({ "status": "ok" })).into_response())
 }
 
 /// What this bridge watches: one namespace, for as long as it runs. Without its uid it has no id, so until the API server
@@ -158,10 +165,27 @@ async fn open(asked: &Asked) -> Result<(Snapshot, Lens), Error> {
     Ok((snapshot, lens))
 }
 
+/// Answers from the state on a thread of its own: ten thousand Pods take ten milliseconds, for which streams would wait.
+async fn draw(
+    asked: Asked,
+    answer: impl FnOnce(&Asked, &Snapshot, &Lens) -> Result<Response, Error> + Send + 'static,
+) -> Result<Response, Error> {
+    let (snapshot, lens) = open(&asked).await?;
+    // It is never closed.
+    let permit = DRAWN.acquire().await.ok();
+    let drawn = spawn_blocking(move || {
+        // Held until it is done, even when nobody waits for it any more.
+        let _permit = permit;
+        answer(&asked, &snapshot, &lens)
+    });
+    // Nobody aborts it, so it has panicked: here as there.
+    drawn.await.unwrap_or_else(|error| resume_unwind(error.into_panic()))
+}
+
 /// JSON with its cursor and its tag; 304 where the client has it already (RFC 9110, section 13).
 fn answer(asked: &Asked, snapshot: &Snapshot, lens: &Lens, body: &impl Serialize) -> Result<Response, Error> {
-    let body = serde_json::to_vec(body).map_err(|_| Error::new(Code::Internal, "the state could not be written"))?;
-    let tag = format!("\"{:016x}\"", short_hash(&body));
+    let body = json::to_string(body).map_err(|_| Error::new(Code::Internal, "the state could not be written"))?;
+    let tag = format!("\"{:016x}\"", short_hash(body.as_bytes()));
     let mut response = if asked.has(&tag) {
         let mut response = Response::default();
         *response.status_mut() = http::StatusCode::NOT_MODIFIED;

@@ -1,6 +1,8 @@
 //! The binary as a user runs it (protocol.md section 8): help, mistakes, exit codes, what wins over what. Everything in
 //! here ends by itself. Nothing listens: where an address shows, it is one that cannot be bound.
 
+mod values;
+
 use std::{net::TcpListener, process::Stdio};
 
 use tokio::{process::Command, time::timeout};
@@ -59,6 +61,10 @@ async fn every_command_explains_itself() {
         // What the environment holds is not shown.
         let ended = run(args, &[("PORT", "1234"), ("BOILERHOUSE_API_KEY", "canary")]).await;
         assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{args:?}");
+        // Nor whether it holds anything, nor does a file that is not there keep anybody from help.
+        let empty =
+            run(args, &[("PORT", ""), ("BRIDGE_KEYS_FILE", ""), ("BRIDGE_CONFIG", "/nowhere/bridge.yaml")]).await;
+        assert_eq!((empty.code, empty.stderr.as_str(), empty.stdout), (0, "", ended.stdout.clone()), "{args:?}");
         text += &format!("$ boilerhouse-bridge {}\n{}\n", args.join(" "), ended.stdout);
     }
     golden::check("help.txt", &text);
@@ -105,7 +111,7 @@ async fn nobody_listens_to_the_network_without_meaning_it() {
 
 #[tokio::test]
 async fn what_cannot_be_kept_is_not_promised() {
-    let word = "BOILERHOUSE_API_KEY is empty, and would let nobody in: unset it where no key is meant";
+    let word = "BOILERHOUSE_API_KEY is blank, and would let nobody in: unset it where no key is meant";
     fails(&["serve"], &[("BOILERHOUSE_API_KEY", "\n")], 2, word).await;
     let word = "BOILERHOUSE_API_KEY has white space in it, which no client can send";
     fails(&["serve"], &[("BOILERHOUSE_API_KEY", "ca nary")], 2, word).await;
@@ -118,49 +124,72 @@ async fn what_cannot_be_kept_is_not_promised() {
     fails(&["serve", "--cors-origin", "https://app.example, *"], &[], 2, word).await;
 }
 
+/// Before anything is opened: neither the port, which is taken, nor the kubeconfig, which is not there, is complained of.
+#[tokio::test]
+async fn credentials_that_cannot_be_used_are_found_first() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let serve = ["serve", "--port", &port, "--kubeconfig", "/nowhere/config"];
+    for (text, problem) in [
+        ("", "it has no list of keys (`keys: []` says that there are none)"),
+        ("keys:\n", "it has no list of keys (`keys: []` says that there are none)"),
+        ("keys: [{name: '', sha256: ''}]", "key 1: its name must be 1 to 100 printable characters"),
+    ] {
+        let (_file, path) = file(text);
+        let word = format!("the keys file {path} cannot be used: {problem}");
+        fails(&[&serve[..], &["--keys-file", &path]].concat(), &[], 1, &word).await;
+    }
+    let word = "the keys file /nowhere/keys cannot be used: it cannot be read: No such file or directory (os error 2)";
+    fails(&[&serve[..], &["--keys-file", "/nowhere/keys"]].concat(), &[], 1, word).await;
+    let (_file, path) = file("short");
+    let word = format!(
+        "the session key file {path} cannot be used: it must hold at least 32 bytes (`head -c 32 /dev/urandom | base64`)"
+    );
+    fails(&[&serve[..], &["--session-key-file", &path]].concat(), &[], 1, &word).await;
+}
+
 #[tokio::test]
 async fn mistakes_are_named() {
     let table: &[(&[&str], &str)] = &[
         (&["sevre"], "unrecognized subcommand 'sevre'"),
         (&["serve", "--prot", "1"], "unexpected argument '--prot' found"),
         (&["serve", "extra"], "unexpected argument 'extra' found"),
-        (&["serve", "--port", "many"], "invalid value 'many' for '--port <PORT>': invalid digit found in string"),
-        (&["serve", "--port", "65536"], "invalid value '65536' for '--port <PORT>': 65536 is not in 0..=65535"),
-        (&["serve", "--drain", "soon"], "invalid value 'soon' for '--drain <SECONDS>': invalid digit found in string"),
         (
-            &["serve", "--max-connections", ""],
-            "invalid value '' for '--max-connections <N>': cannot parse integer from empty string",
+            &["serve", "--port", "many"],
+            "invalid value 'many' for '--port <PORT>': expected a whole number from 0 to 65535",
         ),
         (
-            &["serve", "--stream-rate", "0"],
-            "invalid value '0' for '--stream-rate <N>': number would be zero for non-zero type",
+            &["serve", "--port", "65536"],
+            "invalid value '65536' for '--port <PORT>': expected a whole number from 0 to 65535",
         ),
         (&["serve", "--port", "1", "--port", "2"], "the argument '--port <PORT>' cannot be used multiple times"),
         (&["serve", "--config"], "a value is required for '--config <FILE>' but none was supplied"),
-        (&["demo", "--speed", "0"], "invalid value '0' for '--speed <SPEED>': accepted is 0.01 to 1000"),
-        (&["demo", "--speed", "NaN"], "invalid value 'NaN' for '--speed <SPEED>': accepted is 0.01 to 1000"),
-        (&["demo", "--speed", "fast"], "invalid value 'fast' for '--speed <SPEED>': not a number"),
+        (&["demo", "--speed", "0"], "invalid value '0' for '--speed <SPEED>': expected a number from 0.01 to 1000"),
+        (&["demo", "--speed", "NaN"], "invalid value 'NaN' for '--speed <SPEED>': expected a number from 0.01 to 1000"),
+        (
+            &["demo", "--speed", "fast"],
+            "invalid value 'fast' for '--speed <SPEED>': expected a number from 0.01 to 1000",
+        ),
         (&["demo", "--listen-host", "0.0.0.0"], "unexpected argument '--listen-host' found"),
         (&["crd", "--port", "1"], "unexpected argument '--port' found"),
         (
             &["serve", "--log-level", "loud"],
-            "invalid value 'loud' for '--log-level <LEVEL>': error parsing level: expected one of \"error\", \"warn\", \
-             \"info\", \"debug\", \"trace\", or a number 1-5",
+            "invalid value 'loud' for '--log-level <LEVEL>': expected error, warn, info, debug or trace",
         ),
         (
             &["serve", "--cors-origin", "https://app.example,app.example"],
-            "CORS_ORIGIN: 'app.example' is not an origin: expected http://host[:port] or https://host[:port]",
+            "invalid value 'https://app.example,app.example' for '--cors-origin <ORIGIN>': 'app.example' is not an origin: \
+             expected http://host[:port] or https://host[:port]",
         ),
         (
             &["serve", "--cors-origin", "null"],
-            "CORS_ORIGIN: 'null' is not an origin: expected http://host[:port] or https://host[:port]",
+            "invalid value 'null' for '--cors-origin <ORIGIN>': 'null' is not an origin: expected http://host[:port] or \
+             https://host[:port]",
         ),
     ];
     for (args, word) in table {
         fails(args, &[], 2, word).await;
     }
-    let word = "invalid value 'x' for '--port <PORT>': invalid digit found in string";
-    fails(&["serve"], &[("PORT", "x")], 2, word).await;
 }
 
 #[tokio::test]
@@ -200,31 +229,48 @@ async fn the_file_is_read_as_strictly_as_the_flags() {
     let keys = "allow-anonymous, allowed-hosts, connect-rate, context, cors-origin, drain, keys-file, kubeconfig, \
                 listen-host, log-level, max-connections, max-connections-per-principal, namespace, own-watchers, port, \
                 request-rate, session-key-file, stream-rate, tls-cert, tls-key, token-audience, trusted-proxies, ws-auth";
-    let bad_origin = "CORS_ORIGIN: 'b' is not an origin: expected http://host[:port] or https://host[:port]";
+    let port = "expected a whole number from 0 to 65535";
     let table = [
-        ("prot: 4000", format!("{{path}}: unknown key 'prot': accepted are {keys}")),
-        ("config: other.yaml", format!("{{path}}: unknown key 'config': accepted are {keys}")),
-        ("port: many", "invalid value 'many' for '--port <PORT>': invalid digit found in string".to_owned()),
+        ("prot: 4000", format!("unknown key 'prot': accepted are {keys}")),
+        ("config: other.yaml", format!("unknown key 'config': accepted are {keys}")),
+        ("port: many", format!("invalid value 'many' for '--port <PORT>': {port}")),
+        ("port: 1.50", format!("invalid value '1.50' for '--port <PORT>': {port}")),
         (
-            "stream-rate: 0",
-            "invalid value '0' for '--stream-rate <N>': number would be zero for non-zero type".to_owned(),
+            "cors-origin: [https://a.example, b]",
+            "invalid value 'https://a.example,b' for '--cors-origin <ORIGIN>': 'b' is not an origin: expected \
+             http://host[:port] or https://host[:port]"
+                .to_owned(),
         ),
-        ("cors-origin: [https://a.example, b]", bad_origin.to_owned()),
-        ("cors-origin: https://a.example,b", bad_origin.to_owned()),
     ];
     for (text, word) in table {
         let (_file, path) = file(text);
-        fails(&["serve", "--config", &path], &[], 2, &word.replace("{path}", &path)).await;
+        fails(&["serve", "--config", &path], &[], 2, &format!("{path}: {word}")).await;
     }
-    for text in ["- port\n", "port: {a: b}\n", "port: [\n"] {
+    let table = [
+        ("- port\n", "line 1, column 1"),
+        ("drain: 1\nport: {a: b}\n", "line 2, column 7"),
+        ("port: [\n", "line 1, column 7"),
+        ("port: 1\nport: 2\n", "line 2, column 1"),
+        ("port: 1\n---\nport: 2\n", "line 3, column 1"),
+        ("allowed-hosts: {a: b}\n", "line 1, column 16"),
+    ];
+    for (text, place) in table {
         let (_file, path) = file(text);
-        let ended = run(&["serve", "--config", &path], &[]).await;
-        assert_eq!((ended.code, ended.stdout.as_str()), (2, ""), "{text}: {}", ended.stderr);
-        let word = format!("error: {path} is not a list of `flag: value`: ");
-        assert!(ended.stderr.starts_with(&word), "{text}: {}", ended.stderr);
+        let word = format!(
+            "{path}: something is wrong at {place}: expected each flag once, on a line like `port: 3000` or \
+             `allowed-hosts: [a.example, b.example]`"
+        );
+        fails(&["serve", "--config", &path], &[], 2, &word).await;
     }
     let word = "cannot read the config file /nowhere/bridge.yaml: No such file or directory (os error 2)";
     fails(&["serve", "--config", "/nowhere/bridge.yaml"], &[], 2, word).await;
+    // Whoever takes no file is not kept from anything by one that is not there.
+    let missing = [("BRIDGE_CONFIG", "/nowhere/bridge.yaml")];
+    fails(&["serve"], &missing, 2, word).await;
+    fails(&["serve", "--prot", "1"], &missing, 2, "unexpected argument '--prot' found").await;
+    fails(&["demo", "--config", "x"], &missing, 2, "unexpected argument '--config' found").await;
+    let ended = run(&["crd"], &missing).await;
+    assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
 }
 
 #[tokio::test]
@@ -252,6 +298,11 @@ async fn without_a_cluster_it_says_where_it_looked() {
     let word = "the kubeconfig names no current context; choose one with --context: it has `one`, `two`";
     fails(&[&serve[..], &["--kubeconfig", &path]].concat(), &[], 5, word).await;
     fails(&serve, &[("KUBECONFIG", &path)], 5, word).await;
+    // The environment wins over the file, here as well.
+    let (_config, config) = file("kubeconfig: /nowhere/d\n");
+    fails(&[&serve[..], &["--config", &config]].concat(), &[("KUBECONFIG", &path)], 5, word).await;
+    let ended = run(&[&serve[..], &["--config", &config]].concat(), &[("KUBECONFIG", "")]).await;
+    assert!(ended.stderr.contains("cannot read the kubeconfig /nowhere/d: "), "{}", ended.stderr);
 }
 
 #[tokio::test]

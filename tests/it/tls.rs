@@ -211,8 +211,8 @@ async fn a_pair_that_cannot_be_used_is_a_clear_error_at_start() {
         .map(|path| path.to_string_lossy().into_owned());
     let missing = certified.file("missing").to_string_lossy().into_owned();
     let table = [
-        (vec!["--tls-cert", &certificate], 2, "--tls-key <FILE>".to_owned()),
-        (vec!["--tls-key", &key], 2, "--tls-cert <FILE>".to_owned()),
+        (vec!["--tls-cert", &certificate], 2, "error: --tls-cert needs --tls-key, its private key".to_owned()),
+        (vec!["--tls-key", &key], 2, "error: --tls-key needs --tls-cert, its certificate".to_owned()),
         (
             vec!["--tls-cert", &missing, "--tls-key", &key],
             1,

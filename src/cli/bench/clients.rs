@@ -6,24 +6,33 @@
 use std::{
     cell::RefCell,
     collections::BTreeMap,
-    io::{BufRead, ErrorKind},
+    future::poll_fn,
+    io::{self, BufRead},
+    path::Path,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Poll, ready},
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
 use http::Uri;
 use memchr::memmem;
+use rustls::ClientConfig;
 use serde::{Deserialize, Serialize};
 use tokio::{
-    io::AsyncWriteExt,
-    net::TcpStream,
+    io::{AsyncRead, AsyncWriteExt, ReadBuf},
     sync::{Semaphore, mpsc, watch},
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 
-use super::{MARK, histogram::Histogram, now_micros};
+use super::{
+    MARK,
+    connect::{Stream, connect, is_websocket},
+    histogram::Histogram,
+    now_micros, tls,
+};
 
 /// A read takes at most this many bytes.
 const SCRATCH: usize = 64 << 10;
@@ -36,9 +45,9 @@ const PONG: &[u8] = b"\x8a\x80\0\0\0\0";
 const PONG_EVERY: Duration = Duration::from_secs(15);
 /// What precedes a cursor in an event of the full stream.
 const ID: &[u8] = b"\"id\":\"";
-/// A whole new state, which a client that resumes must not be given.
 /// Bytes in which a mark may be incomplete: the mark, sixteen digits, a quote, and some more.
 const TAIL: usize = 48;
+/// A whole new state, which a client that resumes must not be given.
 const STATE: &[u8] = b"\"type\":\"state.initial\"";
 
 thread_local! {
@@ -104,6 +113,8 @@ struct Board {
 /// What the clients of this process share.
 struct Shared {
     uri: Uri,
+    /// What is trusted; plain TCP without it.
+    trust: Option<Arc<ClientConfig>>,
     filters: usize,
     /// Whether cursors are kept for a storm.
     storms: bool,
@@ -116,6 +127,24 @@ struct Shared {
 }
 
 impl Shared {
+    /// Path and query of this client's request.
+    fn path(&self, index: usize, cursor: Option<&str>) -> String {
+        let mut path = self.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+        let mut add = |key: &str, value: &str| {
+            path += if path.contains('?') { "&" } else { "?" };
+            path += &format!("{key}={value}");
+        };
+        if let Some(cursor) = cursor {
+            add("lastEventId", cursor);
+        }
+        if self.filters > 0 {
+            let filter = format!("{{\"instances\":{{\"name\":\"bench-{}\"}}}}", index % self.filters);
+            let encoded = percent_encoding::utf8_percent_encode(&filter, percent_encoding::NON_ALPHANUMERIC);
+            add("params", &encoded.to_string());
+        }
+        path
+    }
+
     fn board(&self) -> MutexGuard<'_, Board> {
         self.board.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -143,8 +172,10 @@ impl Shared {
     }
 }
 
-/// Runs until stdin ends. `filters`: client `i` asks for the instance `bench-<i mod filters>` only; 0: for everything.
-pub(super) fn run(uri: Uri, filters: usize, storms: bool) -> Result<()> {
+/// Runs until stdin ends. With a file of trusted certificates over TLS. `filters`: client `i` asks for the instance
+/// `bench-<i mod filters>` only; 0: for everything.
+pub(super) fn run(uri: Uri, ca: Option<&Path>, filters: usize, storms: bool) -> Result<()> {
+    let trust = ca.map(tls::client).transpose()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (send, mut orders) = mpsc::channel::<Order>(1);
     std::thread::spawn(move || {
@@ -157,6 +188,7 @@ pub(super) fn run(uri: Uri, filters: usize, storms: bool) -> Result<()> {
     });
     let shared = Arc::new(Shared {
         uri,
+        trust,
         filters,
         storms,
         board: Mutex::default(),
@@ -242,32 +274,26 @@ async fn client(shared: Arc<Shared>, index: usize) -> Result<()> {
     pongs.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut first = true;
     loop {
-        let mut stream = {
+        let (mut stream, start) = {
             let _turn = shared.connecting.acquire().await?;
-            let connected = timeout(BOUND, connect(&shared, index, client.cursor.as_deref())).await;
+            let path = shared.path(index, client.cursor.as_deref());
+            let connected = timeout(BOUND, connect(&shared.uri, &path, shared.trust.as_ref())).await;
             connected.context("no answer")?.with_context(|| format!("a client of {}", shared.uri))?
         };
+        client.received(&shared, &start);
         if std::mem::take(&mut first) {
             shared.board().connections += 1;
             shared.noted.notify_waiters();
         }
         loop {
             tokio::select! {
-                ready = stream.readable() => {
-                    ready?;
-                    let read = READ.with_borrow_mut(|scratch| {
-                        let length = stream.try_read(scratch)?;
-                        client.received(&shared, &scratch[..length]);
-                        Ok::<_, std::io::Error>(length)
-                    });
-                    match read {
-                        Ok(0) => bail!("{} has ended a connection", shared.uri),
-                        Ok(_) => {}
-                        Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                        Err(error) => return Err(error.into()),
-                    }
+                length = client.receive(&shared, &mut stream) => if length? == 0 {
+                    bail!("{} has ended a connection", shared.uri);
+                },
+                _ = pongs.tick(), if is_websocket(&shared.uri) => {
+                    stream.write_all(PONG).await?;
+                    stream.flush().await?;
                 }
-                _ = pongs.tick(), if is_websocket(&shared.uri) => stream.write_all(PONG).await?,
                 _ = storm.changed() => break,
             }
         }
@@ -275,45 +301,20 @@ async fn client(shared: Arc<Shared>, index: usize) -> Result<()> {
     }
 }
 
-fn is_websocket(uri: &Uri) -> bool {
-    uri.scheme_str() == Some("ws")
-}
-
-/// Sends the request; what is answered is read like everything else.
-async fn connect(shared: &Shared, index: usize, cursor: Option<&str>) -> Result<TcpStream> {
-    let authority = shared.uri.authority().context("a URL with a host")?;
-    let mut stream = TcpStream::connect((authority.host(), authority.port_u16().unwrap_or(80))).await?;
-    stream.set_nodelay(true)?;
-    let mut path = shared.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-    let mut add = |key: &str, value: &str| {
-        path += if path.contains('?') { "&" } else { "?" };
-        path += &format!("{key}={value}");
-    };
-    if let Some(cursor) = cursor {
-        add("lastEventId", cursor);
-    }
-    if shared.filters > 0 {
-        let filter = format!("{{\"instances\":{{\"name\":\"bench-{}\"}}}}", index % shared.filters);
-        add("params", &percent_encoding::utf8_percent_encode(&filter, percent_encoding::NON_ALPHANUMERIC).to_string());
-    }
-    let upgrade = if is_websocket(&shared.uri) {
-        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-    } else {
-        "Accept: text/event-stream\r\n"
-    };
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\n{upgrade}\r\n").as_bytes()).await?;
-    let mut start = [0; 12];
-    stream.peek(&mut start).await?;
-    if !matches!(&start[9..], b"101" | b"200") {
-        let mut answer = vec![0; 1024];
-        let length = stream.peek(&mut answer).await?;
-        bail!("{} answered: {}", shared.uri, String::from_utf8_lossy(&answer[..length]));
-    }
-    Ok(stream)
-}
-
 impl Client {
+    /// Takes in what has come, once anything has; how many bytes.
+    async fn receive(&mut self, shared: &Shared, stream: &mut Stream) -> io::Result<usize> {
+        let read = |context: &mut std::task::Context<'_>| {
+            READ.with_borrow_mut(|scratch| {
+                let mut piece = ReadBuf::new(scratch);
+                ready!(Pin::new(&mut *stream).poll_read(context, &mut piece))?;
+                self.received(shared, piece.filled());
+                Poll::Ready(Ok(piece.filled().len()))
+            })
+        };
+        poll_fn(read).await
+    }
+
     fn received(&mut self, shared: &Shared, bytes: &[u8]) {
         let now = now_micros();
         let joined = [self.tail.as_slice(), bytes].concat();

@@ -62,7 +62,7 @@ impl std::fmt::Display for First {
 }
 
 /// Milliseconds from the request until `mark` or the end has come, and how many bytes there were.
-fn answer(address: &str, path: &str, mark: Option<&[u8]>) -> Result<(f64, usize)> {
+pub(super) fn answer(address: &str, path: &str, mark: Option<&[u8]>) -> Result<(f64, usize)> {
     let mut stream = TcpStream::connect(address).with_context(|| format!("no connection to {address}"))?;
     stream.set_read_timeout(Some(BOUND))?;
     let began = Instant::now();

@@ -23,6 +23,9 @@ use crate::{
 const PODS: u64 = 20;
 /// Revisions that a simulated cluster remembers: more than a watch that keeps up has not yet read.
 const REMEMBERED: u64 = 20_000;
+/// Revisions between two times that it forgets older ones, for which it looks at every object: with 10,000 of them that
+/// takes longer than a change takes to be delivered.
+const FORGETS_EVERY: u64 = 1000;
 
 /// Where changes are made.
 pub(super) enum Load {
@@ -111,7 +114,9 @@ impl Load {
                         let (name, change) = (name(tick * pace.burst + number), change());
                         store.patch(Resource::Pods, namespace, &name, &change).map_err(refused)?;
                     }
-                    store.forget(store.revision().saturating_sub(REMEMBERED));
+                    if store.revision() % FORGETS_EVERY < pace.burst {
+                        store.forget(store.revision().saturating_sub(REMEMBERED));
+                    }
                     Ok(())
                 });
             }

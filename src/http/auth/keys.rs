@@ -1,20 +1,18 @@
-//! API keys: what the keys file says, and who a secret belongs to. Pure, but for the reading of the file.
+//! API keys: what the keys file says, and who a secret belongs to. Pure.
 //!
 //! The file holds hashes, never keys; what is wrong with it is said by place and kind, never by quoting it: somebody may
 //! have put the key itself there.
 
-use std::{io::Read, path::Path, sync::Arc};
+use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
 use super::secret::{Fingerprint, Secret};
 
 /// Keys in a file: far more than anybody hands out, few enough to compare with each in constant time (a few µs).
-const MAX_KEYS: usize = 1_000;
-/// Bytes of a keys file: [`MAX_KEYS`] keys with room.
-const MAX_FILE_BYTES: u64 = 1 << 20;
+pub(super) const MAX_KEYS: usize = 1_000;
 /// Characters of a name: it stands in cookies and in logs.
 const MAX_NAME: usize = 100;
 
@@ -53,9 +51,15 @@ pub enum Problem {
     /// It cannot be read.
     #[error("it cannot be read: {0}")]
     Unreadable(String),
-    /// Too long.
-    #[error("it is longer than {MAX_FILE_BYTES} bytes")]
-    TooLong,
+    /// It was a regular file, and is none any more.
+    #[error("it is no regular file any more")]
+    NotRegular,
+    /// Longer than so many bytes.
+    #[error("it is longer than {0} bytes")]
+    TooLong(u64),
+    /// Nothing is said of keys, as in a file that is still to be written.
+    #[error("it has no list of keys (`keys: []` says that there are none)")]
+    NoList,
     /// Not what is expected there, or not YAML at all.
     #[error(
         "line {line}, column {column}: expected is `keys: [{{name, sha256, tenantId?, access?: [read, ingest], \
@@ -91,9 +95,17 @@ struct File {
 struct Entry {
     name: String,
     sha256: String,
+    #[serde(default, deserialize_with = "stated")]
     tenant_id: Option<String>,
+    #[serde(default, deserialize_with = "stated")]
     access: Option<Vec<Access>>,
+    #[serde(default, deserialize_with = "stated")]
     expires_at: Option<String>,
+}
+
+/// What is named has a value: `tenantId:` alone is a mistake, or cut off, and no word for a key that sees everything.
+fn stated<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(entry: D) -> Result<Option<T>, D::Error> {
+    Option::deserialize(entry).map(|value| Some(value.unwrap_or_default()))
 }
 
 impl Keys {
@@ -111,7 +123,7 @@ impl Keys {
             let (line, column) = at.map_or((0, 0), |at| (at.line(), at.column()));
             Problem::Shape { line, column }
         })?;
-        let entries = file.keys.unwrap_or_default();
+        let entries = file.keys.ok_or(Problem::NoList)?;
         if entries.len() > MAX_KEYS {
             return Err(Problem::TooMany);
         }
@@ -121,21 +133,6 @@ impl Keys {
             keys.0.push(key.map_err(|what| Problem::Key { number: at + 1, what })?);
         }
         Ok(keys)
-    }
-
-    /// Reads a keys file.
-    ///
-    /// # Errors
-    /// See [`Problem`].
-    pub fn read(path: &Path) -> Result<String, Problem> {
-        let mut text = String::new();
-        let file = std::fs::File::open(path);
-        let read = file.and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text));
-        match read {
-            Ok(bytes) if bytes as u64 > MAX_FILE_BYTES => Err(Problem::TooLong),
-            Ok(_) => Ok(text),
-            Err(error) => Err(Problem::Unreadable(error.to_string())),
-        }
     }
 
     /// Adds the one key of the environment, which may do everything.
@@ -158,10 +155,10 @@ impl Keys {
         self.0.iter().fold(None, |found, key| if key.fingerprint == fingerprint { Some(key) } else { found })
     }
 
-    /// The key of this name, if it is still the one that [`Fingerprint::name`] names.
+    /// The key of this name.
     #[must_use]
-    pub fn get(&self, name: &str, fingerprint: &str) -> Option<&Key> {
-        self.0.iter().find(|key| *key.name == *name && key.fingerprint.name() == fingerprint)
+    pub fn named(&self, name: &str) -> Option<&Key> {
+        self.0.iter().find(|key| *key.name == *name)
     }
 
     /// Whether some key sees one tenant only.
@@ -251,15 +248,16 @@ mod tests {
         let b = &keys.0[1];
         assert_eq!((b.tenant.as_deref(), b.may(Access::Read), b.may(Access::Ingest)), (Some("alice"), false, true));
         assert!(keys.has_tenants() && !Keys::default().has_tenants());
-        assert_eq!(keys.get("a", &abc.fingerprint.name()), Some(abc));
-        assert_eq!(keys.get("b", &abc.fingerprint.name()), None, "renamed");
-        assert_eq!(keys.get("a", &b.fingerprint.name()), None, "replaced");
+        assert_eq!((keys.named("a"), keys.named("b"), keys.named("c")), (Some(abc), Some(b), None));
     }
 
     #[test]
-    fn a_file_without_keys_has_none() {
-        for text in ["keys: []", "keys:", "{\"keys\": []}"] {
+    fn that_there_are_no_keys_has_to_be_said() {
+        for text in ["keys: []", "{\"keys\": []}"] {
             assert_eq!(Keys::parse(text), Ok(Keys::default()), "{text}");
+        }
+        for text in ["", "\n", "# keys", "---", "keys:", "keys: null", "null", "{}"] {
+            assert_eq!(Keys::parse(text), Err(Problem::NoList), "{text}");
         }
     }
 
@@ -277,6 +275,10 @@ mod tests {
             (entry(", access: []"), "key 1: its access"),
             (entry(", expiresAt: canary"), "key 1: its expiresAt"),
             (entry(", tenantId: ''"), "key 1: its tenantId"),
+            (entry(", tenantId:"), "key 1: its tenantId"),
+            (entry(", tenantId: ~"), "key 1: its tenantId"),
+            (entry(", expiresAt:"), "key 1: its expiresAt"),
+            (entry(", access: null"), "key 1: its access"),
             (entry(&format!("}}, {{name: a, sha256: {DIGITS}")), "key 2: another key has its name"),
             (entry(&format!("}}, {{name: b, sha256: {ABC}")), "key 2: another key has its sha256"),
             (format!("keys: [{{name: '', sha256: {ABC}}}]"), "key 1: its name"),

@@ -1,12 +1,13 @@
 //! Credentials that have streams: looked at again and again, for as long as one of those lives.
 //!
 //! Streams of the same grounds share a lease, and whoever holds one is told when it changes. Time and the keys file are
-//! looked at by one loop, the cluster is asked by another, so that a cluster that does not answer delays no end.
+//! looked at by one loop, the cluster is asked by others (`recheck`), so that one that does not answer delays no
+//! end, its own included.
 
 use std::{
     collections::HashMap,
     convert::Infallible,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use futures::{
@@ -16,17 +17,10 @@ use futures::{
 use jiff::Timestamp;
 use tokio::{
     sync::watch,
-    time::{Instant, MissedTickBehavior, interval, sleep},
+    time::{Instant, interval},
 };
 
-use super::{
-    Auth,
-    keys::{Access, Keys},
-    principal::Grounds,
-    scope,
-    seal::Holder,
-    verdict::{Subject, Unavailable, Verdict, Verdicts},
-};
+use super::{Auth, keys::Access, principal::Grounds, recheck::Asked, scope, seal::Holder};
 use crate::wire::Close;
 
 /// How a credential stands.
@@ -42,11 +36,11 @@ pub enum Standing {
 
 /// One credential that has streams.
 #[derive(Debug)]
-struct Lease {
-    grounds: Grounds,
+pub(super) struct Lease {
+    pub(super) grounds: Grounds,
     standing: watch::Sender<Standing>,
-    /// Since when the cluster could not be asked about it.
-    unreachable: Mutex<Option<Instant>>,
+    /// What came of asking the cluster about it, if it is a user's.
+    asked: Mutex<Asked>,
 }
 
 /// All of them.
@@ -60,14 +54,14 @@ pub type Hold = BoxStream<'static, Standing>;
 impl Leases {
     pub(super) fn hold(&self, grounds: &Grounds, standing: impl FnOnce(&Grounds) -> Standing) -> Hold {
         let mut leases = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let ended = |lease: &Arc<Lease>| matches!(*lease.standing.borrow(), Standing::Ended(_));
-        let lease = match leases.get(grounds).and_then(Weak::upgrade).filter(|lease| !ended(lease)) {
+        let lease = match leases.get(grounds).and_then(Weak::upgrade).filter(|lease| !lease.is_over()) {
             Some(lease) => lease,
             None => {
                 // Leases that nobody holds go when a new one comes: there are never more than streams.
                 leases.retain(|_, lease| lease.strong_count() > 0);
                 let standing = watch::Sender::new(standing(grounds));
-                let lease = Arc::new(Lease { grounds: grounds.clone(), standing, unreachable: Mutex::default() });
+                let asked = Mutex::new(Asked::admitted(Instant::now()));
+                let lease = Arc::new(Lease { grounds: grounds.clone(), standing, asked });
                 leases.insert(grounds.clone(), Arc::downgrade(&lease));
                 lease
             }
@@ -83,12 +77,20 @@ impl Leases {
         changes.boxed()
     }
 
-    fn all(&self) -> Vec<Arc<Lease>> {
+    pub(super) fn all(&self) -> Vec<Arc<Lease>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).values().filter_map(Weak::upgrade).collect()
     }
 }
 
 impl Lease {
+    pub(super) fn is_over(&self) -> bool {
+        matches!(*self.standing.borrow(), Standing::Ended(_))
+    }
+
+    pub(super) fn asked(&self) -> MutexGuard<'_, Asked> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes note; what is over stays so. Whether it is news that it is.
     fn set(&self, now: Standing) -> bool {
         let changed = self.standing.send_if_modified(|standing| {
@@ -120,12 +122,9 @@ impl Auth {
             }
         };
         let cluster = async {
-            let Some(verdicts) = &self.verdicts else { return future::pending().await };
-            let mut again = interval(self.config.recheck);
-            again.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            loop {
-                again.tick().await;
-                self.recheck(verdicts).await;
+            match &self.verdicts {
+                Some(verdicts) => self.ask_again(verdicts).await,
+                None => future::pending().await,
             }
         };
         future::select(std::pin::pin!(time), std::pin::pin!(cluster)).await.factor_first().0
@@ -138,8 +137,8 @@ impl Auth {
         let stands = match &grounds.holder {
             None => self.is_open || !keys.has_tenants(),
             Some(Holder::User(_)) => true,
-            Some(Holder::Key(name, fingerprint)) => {
-                let key = keys.get(name, fingerprint);
+            Some(Holder::Key(name, sealed)) => {
+                let key = self.held(&keys, name, sealed);
                 end = end.into_iter().chain(key.and_then(|key| key.expires_at)).min();
                 key.is_some_and(|key| key.may(Access::Read) && scope(key) == grounds.scope)
             }
@@ -157,12 +156,20 @@ impl Auth {
 
     /// Looks at all credentials that have streams.
     fn look(&self) {
+        // It cannot be reached once a pass should have had an answer.
+        let (now, most) = (Instant::now(), self.config.recheck + self.config.unreachable);
         for lease in self.leases.all() {
-            self.set(&lease, self.standing(&lease.grounds));
+            let is_user = matches!(lease.grounds.holder, Some(Holder::User(_)));
+            let standing = if is_user && lease.asked().is_stale(now, most) {
+                Standing::Ended(Close::AccessRevoked)
+            } else {
+                self.standing(&lease.grounds)
+            };
+            self.set(&lease, standing);
         }
     }
 
-    fn set(&self, lease: &Lease, standing: Standing) {
+    pub(super) fn set(&self, lease: &Lease, standing: Standing) {
         if lease.set(standing) && standing == Standing::Ended(Close::AccessRevoked) {
             self.metrics.revoked.inc();
         }
@@ -170,78 +177,21 @@ impl Auth {
 
     /// Takes a new version of the keys file in. A bad one changes nothing.
     fn reread(&self) {
-        let Some((path, last)) = &self.file else { return };
-        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-        // A small file, mostly in memory: not worth a thread. What cannot be read is told once, as a bad version is.
-        let read = Keys::read(path);
-        let text = read.as_ref().map_or_else(ToString::to_string, Clone::clone);
-        if text == *last {
-            return;
-        }
-        *last = text;
-        match read.and_then(|text| Keys::parse(&text)) {
-            Ok(mut keys) => {
-                tracing::info!(path = %path.display(), keys = keys.len(), "the keys file has changed");
+        let Some(file) = &self.file else { return };
+        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = file.path().display().to_string();
+        match file.look() {
+            None => {}
+            Some(Ok(mut keys)) => {
+                tracing::info!(path, keys = keys.len(), "the keys file has changed");
                 if let Some(secret) = &self.environment {
                     keys = keys.with_environment(secret);
                 }
                 *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
             }
-            Err(problem) => {
+            Some(Err(problem)) => {
                 self.metrics.bad_keys_files.inc();
-                let path = path.display();
-                tracing::error!(%path, %problem, "the keys file cannot be used: what it said before still counts");
-            }
-        }
-    }
-
-    /// Asks the cluster again about all who have streams, once about each subject. Those whom it refuses are asked about
-    /// once more: an API server that has just started does not know all its roles yet, and says no to people who may.
-    async fn recheck(&self, verdicts: &Verdicts) {
-        let mut subjects: HashMap<Subject, Vec<Arc<Lease>>> = HashMap::new();
-        for lease in self.leases.all() {
-            let Some(Holder::User(user)) = &lease.grounds.holder else { continue };
-            let token = lease.grounds.token.clone();
-            let subject = token.map_or_else(|| Subject::User(user.clone()), Subject::Token);
-            subjects.entry(subject).or_default().push(lease);
-        }
-        let refused = self.ask_about(verdicts, subjects, |verdict| verdict.refuses()).await;
-        if !refused.is_empty() {
-            sleep(self.config.confirm).await;
-            self.ask_about(verdicts, refused, |_| false).await;
-        }
-    }
-
-    /// Asks about these, and applies what is answered, but for verdicts that are `doubted`: whom these are about is returned.
-    async fn ask_about(
-        &self,
-        verdicts: &Verdicts,
-        subjects: HashMap<Subject, Vec<Arc<Lease>>>,
-        doubted: impl Fn(&Verdict) -> bool,
-    ) -> HashMap<Subject, Vec<Arc<Lease>>> {
-        let asked = stream::iter(subjects).map(async |(subject, leases)| {
-            let verdict = verdicts.afresh(&subject).await;
-            if verdict.as_ref().is_ok_and(&doubted) {
-                return Some((subject, leases));
-            }
-            self.apply(&leases, &verdict);
-            None
-        });
-        asked.buffer_unordered(self.config.verdicts.questions).filter_map(future::ready).collect().await
-    }
-
-    fn apply(&self, leases: &[Arc<Lease>], verdict: &Result<Verdict, Unavailable>) {
-        for lease in leases {
-            let mut unreachable = lease.unreachable.lock().unwrap_or_else(PoisonError::into_inner);
-            match verdict {
-                Ok(Verdict::May(_)) => *unreachable = None,
-                Ok(_) => self.set(lease, Standing::Ended(Close::AccessRevoked)),
-                Err(Unavailable) => {
-                    let since = *unreachable.get_or_insert_with(Instant::now);
-                    if since.elapsed() >= self.config.unreachable {
-                        self.set(lease, Standing::Ended(Close::AccessRevoked));
-                    }
-                }
+                tracing::error!(path, %problem, "the keys file cannot be used: what it said before still counts");
             }
         }
     }

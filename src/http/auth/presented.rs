@@ -30,7 +30,7 @@ impl Presented {
             return bearer(text).map(Presented::Bearer).ok_or(Refused::Malformed);
         }
         if needs == Needs::Bearer {
-            return Err(Refused::Missing);
+            return Err(Refused::Missing(needs));
         }
         if needs == Needs::Stream {
             let mut parameters = form_urlencoded::parse(asks.query.as_bytes());
@@ -38,8 +38,8 @@ impl Presented {
                 return Ok(Presented::Ticket(Secret::new(text)));
             }
         }
-        let name = cookie_name(asks.came).filter(|_| asks.cookies).ok_or(Refused::Missing)?;
-        cookie(asks.headers, name)?.map(Presented::Cookie).ok_or(Refused::Missing)
+        let name = cookie_name(asks.came).filter(|_| asks.cookies).ok_or(Refused::Missing(needs))?;
+        cookie(asks.headers, name)?.map(Presented::Cookie).ok_or(Refused::Missing(needs))
     }
 }
 

@@ -5,21 +5,21 @@ use std::sync::Arc;
 use http::{HeaderValue, header};
 use thiserror::Error as ThisError;
 
-use super::Auth;
+use super::{Auth, Needs};
 use crate::http::{
     error::{Code, Error},
     later::Later,
-    limit::{Caller, Limits},
+    limit::{Caller, Limits, Spent},
 };
+
+/// Said to whoever has tried too many credentials that are none.
+const TOO_MANY: &str = "too many refused credentials";
 
 /// Why somebody may not ask, in words for the one who does.
 #[derive(Clone, Debug, PartialEq, Eq, ThisError)]
 pub(super) enum Refused {
-    #[error(
-        "a credential is needed: 'Authorization: Bearer' with an API key or a Kubernetes token, a session cookie, or, on \
-         streams, a ticket as ?token="
-    )]
-    Missing,
+    #[error("a credential is needed: {}", takes(*.0))]
+    Missing(Needs),
     #[error("the Authorization header must be 'Bearer' and one credential, once")]
     Malformed,
     #[error("the credential is not known here")]
@@ -41,6 +41,8 @@ pub(super) enum Refused {
     MayNot(String, Arc<str>),
     #[error("the key '{0}' sees one tenant only, and this endpoint shows all")]
     OneTenant(Arc<str>),
+    #[error("too many tokens that are nobody's came from this address to ask about another one")]
+    NotAsked(Spent),
     #[error("the cluster cannot be asked about the credential")]
     Unchecked,
 }
@@ -52,6 +54,21 @@ pub(in crate::http) enum Refusal {
     No(Error),
     /// It passes by itself.
     Later(Later),
+}
+
+/// What will do where nothing was presented.
+fn takes(needs: Needs) -> &'static str {
+    match needs {
+        Needs::Bearer => "'Authorization: Bearer' with an API key or a Kubernetes token; no session or ticket will do",
+        Needs::Ws => {
+            "'Authorization: Bearer' with an API key or a Kubernetes token, or a session cookie; a ticket opens the other \
+             streams, not /ws"
+        }
+        Needs::Probe | Needs::Nothing | Needs::Counts | Needs::Read | Needs::Whole | Needs::Stream => {
+            "'Authorization: Bearer' with an API key or a Kubernetes token, a session cookie, or, on streams, a ticket as \
+             ?token="
+        }
+    }
 }
 
 impl Auth {
@@ -66,8 +83,12 @@ impl Auth {
             Refused::NoRead(_) | Refused::MayNot(..) | Refused::OneTenant(_) => {
                 Refusal::No(Error::new(Code::Forbidden, refused.to_string()))
             }
+            Refused::NotAsked(spent) => {
+                self.metrics.refused.inc();
+                Refusal::No(spent.refusal(TOO_MANY))
+            }
             // Nothing was tried.
-            Refused::Missing => Refusal::No(challenge(r#"Bearer realm="boilerhouse-bridge""#)),
+            Refused::Missing(_) => Refusal::No(challenge(r#"Bearer realm="boilerhouse-bridge""#)),
             Refused::Malformed
             | Refused::Unknown
             | Refused::Expired
@@ -77,7 +98,7 @@ impl Auth {
                 self.metrics.refused.inc();
                 Refusal::No(match limits.refusals.take(address) {
                     Ok(_) => challenge(r#"Bearer realm="boilerhouse-bridge", error="invalid_token""#),
-                    Err(spent) => spent.refusal("too many refused credentials"),
+                    Err(spent) => spent.refusal(TOO_MANY),
                 })
             }
         }

@@ -11,7 +11,7 @@ use ring::{hmac, rand::SystemRandom};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::secret::Secret;
+use super::secret::{Fingerprint, Secret};
 
 /// Before every pass: another layout gets another number.
 const VERSION: &str = "bbp1";
@@ -36,7 +36,7 @@ pub enum Purpose {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Holder {
-    /// An API key, by its name and [`super::secret::Fingerprint::name`]: another key of that name is another holder.
+    /// An API key, by its name and [`Seal::name`]: another key of that name is another holder.
     Key(Arc<str>, Arc<str>),
     /// A Kubernetes user.
     User(Arc<User>),
@@ -127,6 +127,14 @@ impl Seal {
         (pass.purpose == purpose).then_some(pass)
     }
 
+    /// What an API key is called in passes. They stand in URLs, and whoever saw a plain hash there could try guesses of a
+    /// weak key against it; this takes the seal's key. No pass begins like what is signed here.
+    #[must_use]
+    pub fn name(&self, key: &Fingerprint) -> Arc<str> {
+        let tag = hmac::sign(&self.0, &[b"key ", key.bytes()].concat());
+        BASE64_URL_SAFE_NO_PAD.encode(tag).into()
+    }
+
     /// Whether a text looks like a pass, signed by whomever.
     #[must_use]
     pub fn is_pass(text: &str) -> bool {
@@ -172,6 +180,18 @@ mod tests {
             assert!(Seal::is_pass(text.reveal()));
         }
         assert!(Seal::of(b"too short").is_err());
+    }
+
+    #[test]
+    fn what_a_key_is_called_takes_the_key_of_the_seal_to_know() {
+        let (one, same, other) = (Seal::of(&[b'k'; 32]), Seal::of(&[b'k'; 32]), Seal::of(&[b'x'; 32]));
+        let (one, same, other) = (one.unwrap(), same.unwrap(), other.unwrap());
+        let (abc, abd) = (Secret::new("abc").fingerprint(), Secret::new("abd").fingerprint());
+        assert_eq!(one.name(&abc), same.name(&abc), "on another replica");
+        assert_ne!(one.name(&abc), other.name(&abc));
+        assert_ne!(one.name(&abc), one.name(&abd));
+        // RFC 2104, from another implementation: HMAC-SHA256 of "key " and the SHA-256 of "abc", with 32 times 'k'.
+        assert_eq!(&*one.name(&abc), "MXrYZQVhAN3tTTMEKgK5OblGMEVbBd1JhGm8dKfdCY4");
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! Credentials over time, with the clock held: what ends them, and when whoever has a stream is told.
 
+mod crowd;
+
 use std::{
     net::{IpAddr, Ipv4Addr},
-    sync::atomic::{AtomicBool, Ordering::SeqCst},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
 };
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
@@ -33,23 +35,38 @@ fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(START_S + seconds).unwrap()
 }
 
-/// A cluster whose tokens are all `jane`'s.
+/// A cluster whose tokens are all `jane`'s, but for those that begin with `guess`: nobody's.
 #[derive(Debug, Default)]
 struct Cluster {
     down: AtomicBool,
     denied: AtomicBool,
     /// Somebody was told no.
     refused: AtomicBool,
+    /// How long a question takes.
+    takes_ms: AtomicU64,
+    /// Tokens that were asked about.
+    asked: AtomicU64,
+    /// Nothing is said of tokens that begin with `odd`.
+    odd: AtomicBool,
 }
 
 impl Cluster {
     fn reviews(self: &Arc<Self>) -> Reviews {
         let (one, two) = (self.clone(), self.clone());
         Reviews {
-            token: Box::new(move |_| {
+            token: Box::new(move |token| {
                 let user = User { name: "jane".into(), groups: vec!["dev".into()], ..User::default() };
-                let answer = if one.down.load(SeqCst) { Err(Unavailable) } else { Ok(Some(user)) };
-                async move { answer }.boxed()
+                one.asked.fetch_add(1, SeqCst);
+                let odd = one.odd.load(SeqCst) && token.reveal().starts_with("odd");
+                let down = odd || one.down.load(SeqCst);
+                let user = (!token.reveal().starts_with("guess")).then_some(user);
+                let answer = if down { Err(Unavailable) } else { Ok(user) };
+                let takes = Duration::from_millis(one.takes_ms.load(SeqCst));
+                async move {
+                    tokio::time::sleep(takes).await;
+                    answer
+                }
+                .boxed()
             }),
             access: Box::new(move |_| {
                 let denied = two.denied.load(SeqCst);
@@ -66,8 +83,9 @@ impl Cluster {
 fn auth(cluster: &Arc<Cluster>) -> Arc<Auth> {
     // Held before anything else, so that it starts now.
     assert_eq!(clock(), at(0));
-    let known = Known { environment: Some(Secret::new("abc")), reviews: Some(cluster.reviews()), ..Known::default() };
-    Auth::new(Config { clock, ..Config::default() }, known, Metrics::default()).unwrap().into()
+    let known = Known { environment: Some(Secret::new("abc")), ..Known::default() };
+    let auth = Auth::new(Config { clock, ..Config::default() }, known, Metrics::default()).unwrap();
+    auth.asking(cluster.reviews()).into()
 }
 
 fn limits() -> Limits {
@@ -226,24 +244,69 @@ async fn refused_credentials_are_limited_by_address_and_good_ones_are_not() {
 /// Whoever guesses tokens does not keep the API server busy: after sixty it is not asked any more.
 #[tokio::test(start_paused = true)]
 async fn the_cluster_is_not_asked_about_guesses_for_ever() {
-    let asked = Arc::new(std::sync::atomic::AtomicU64::new(0));
-    let count = asked.clone();
-    let reviews = Reviews {
-        token: Box::new(move |_| {
-            count.fetch_add(1, SeqCst);
-            async { Ok(None) }.boxed()
-        }),
-        access: Box::new(|_| async { Ok(Right::Granted) }.boxed()),
-    };
-    let auth =
-        Auth::new(Config::default(), Known { reviews: Some(reviews), ..Known::default() }, Metrics::default()).unwrap();
-    let limits = limits();
+    let cluster = Arc::new(Cluster::default());
+    let (auth, limits) = (auth(&cluster), limits());
     for tried in 0..200 {
         come(&auth, &limits, HERE, &format!("guess{tried}")).await.unwrap_err();
     }
-    assert_eq!(asked.load(SeqCst), 60);
+    assert_eq!(cluster.asked.load(SeqCst), 60);
     come(&auth, &limits, THERE, "guess").await.unwrap_err();
-    assert_eq!(asked.load(SeqCst), 61);
+    assert_eq!(cluster.asked.load(SeqCst), 61);
+    assert_eq!(auth.metrics.refused.get(), 201);
+}
+
+/// Behind one address may be many people.
+#[tokio::test(start_paused = true)]
+async fn whoever_guesses_keeps_nobody_out_who_was_let_in_before() {
+    let cluster = Arc::new(Cluster::default());
+    let (auth, limits) = (auth(&cluster), limits());
+    come(&auth, &limits, HERE, "known").await.unwrap();
+    // Past what is remembered of it.
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    for tried in 0..200 {
+        come(&auth, &limits, HERE, &format!("guess{tried}")).await.unwrap_err();
+    }
+    assert!(come(&auth, &limits, HERE, "known").await.is_ok());
+    assert_eq!(
+        told(come(&auth, &limits, HERE, "new").await.unwrap_err()),
+        (429, Some("1".into())),
+        "it may be a guess"
+    );
+    assert!(come(&auth, &limits, THERE, "new").await.is_ok());
+    assert!(come(&auth, &limits, HERE, "new").await.is_ok(), "now it is known");
+}
+
+/// One wrong token a hundred times over, and what is no token at all, are no guesses: the cluster is not asked.
+#[tokio::test(start_paused = true)]
+async fn refusals_that_cost_no_question_keep_nobody_out() {
+    let cluster = Arc::new(Cluster::default());
+    let (auth, limits) = (auth(&cluster), limits());
+    for _ in 0..100 {
+        come(&auth, &limits, HERE, "guess").await.unwrap_err();
+        come(&auth, &limits, HERE, "bbp1.no.pass").await.unwrap_err();
+    }
+    assert_eq!(told(come(&auth, &limits, HERE, "guess").await.unwrap_err()).0, 429);
+    assert_eq!(cluster.asked.load(SeqCst), 1);
+    assert!(come(&auth, &limits, HERE, "new").await.is_ok());
+}
+
+/// A ticket stands in URLs: nothing in it is worth guessing a key by.
+#[tokio::test(start_paused = true)]
+async fn a_pass_of_a_key_says_nothing_that_a_guess_could_be_tried_against() {
+    let (auth, limits) = (auth(&Arc::default()), limits());
+    let key = come(&auth, &limits, HERE, "abc").await.unwrap();
+    let (ticket, _) = auth.pass(&key, Purpose::Ticket, "").unwrap();
+    let payload = BASE64_URL_SAFE_NO_PAD.decode(ticket.reveal().split('.').nth(1).unwrap()).unwrap();
+    let payload = String::from_utf8(payload).unwrap();
+    assert!(payload.contains("BOILERHOUSE_API_KEY"), "{payload}");
+    let once = Secret::new("abc").fingerprint();
+    let twice = secret::Fingerprint::of(once.bytes());
+    for hash in [once, twice] {
+        let hex: String = hash.bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        for shown in [hex, BASE64_URL_SAFE_NO_PAD.encode(hash.bytes())] {
+            assert!(!payload.contains(&shown), "{payload}");
+        }
+    }
 }
 
 /// Whatever of it is printed, by a log or in a panic's message, which shows no more.
@@ -253,12 +316,11 @@ async fn nothing_of_a_credential_can_be_printed() {
     let key = "canary-of-a-key";
     let known = Known {
         environment: Some(Secret::new(key)),
-        reviews: Some(cluster.reviews()),
         seal: Some(Seal::of(b"canary-of-a-seal-0123456789abcdef").unwrap()),
         ..Known::default()
     };
     let mut shown = format!("{known:#?}");
-    let auth = Arc::new(Auth::new(Config::default(), known, Metrics::default()).unwrap());
+    let auth = Auth::new(Config::default(), known, Metrics::default()).unwrap().asking(cluster.reviews());
     let limits = limits();
     let token = format!("canary.{}.canary", BASE64_URL_SAFE_NO_PAD.encode(r#"{"exp":9999999999}"#));
     let mut hidden = vec!["canary".to_owned(), token.split('.').nth(1).unwrap().to_owned()];

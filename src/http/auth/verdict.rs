@@ -1,12 +1,16 @@
 //! What the cluster says of tokens and users: asked by function values, remembered for a little while.
 //!
-//! Always: one question at a time about one subject, whoever asks, and only so many at once about all; a bounded number
-//! of subjects is remembered. That nobody could be asked is no verdict, and hardly remembered.
+//! Always: one question at a time about one subject, whoever asks, and only so many at once about all who come (those who
+//! have streams do not queue with them); a bounded number of subjects is remembered. That nobody could be asked is no
+//! verdict, and hardly remembered.
 
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -32,7 +36,7 @@ pub struct Reviews {
     pub access: Ask<Arc<User>, Access>,
 }
 
-/// A question to the cluster, as a function value.
+/// A question to the cluster, as a function value. It ends by itself, within seconds.
 pub type Ask<Q, A> = Box<dyn Fn(Q) -> BoxFuture<'static, Result<A, Unavailable>> + Send + Sync>;
 
 /// The cluster could not be asked. Why is said in the log by whoever tried.
@@ -86,7 +90,8 @@ pub struct Config {
     pub unavailable_for: Duration,
     /// Subjects that are remembered: 4096, each of a few hundred bytes.
     pub subjects: usize,
-    /// Questions to the API server at once: 8, a small part of what it serves.
+    /// Questions to the API server at once: 8, a small part of what it serves. As many about those who have streams, and as
+    /// many about a no, so that neither a crowd that comes nor the other keeps them waiting.
     pub questions: usize,
     /// How long one waits for its turn (5 s, a half of what a stream's client may wait for its head); then it counts as not
     /// asked.
@@ -108,12 +113,21 @@ impl Default for Config {
 
 type Known = Option<(Instant, Result<Verdict, Unavailable>)>;
 
+/// What is remembered of a subject.
+#[derive(Default)]
+struct Memory {
+    /// Its turn, and what came of the last question.
+    turn: Turn<Known>,
+    /// Whether it was somebody when the cluster last said, however long ago. Beside the turn, as it is looked at while
+    /// somebody has that.
+    somebody: AtomicBool,
+}
+
 /// What is remembered.
 pub(super) struct Verdicts {
     config: Config,
     reviews: Reviews,
-    /// By subject: its turn, and what came of the last question.
-    known: Mutex<HashMap<Fingerprint, Arc<Turn<Known>>>>,
+    known: Mutex<HashMap<Fingerprint, Arc<Memory>>>,
     questions: Semaphore,
 }
 
@@ -126,27 +140,36 @@ impl Verdicts {
     /// What is remembered of a subject and still counts; asks nobody.
     pub(super) fn remembered(&self, subject: &Subject) -> Option<Verdict> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let turn = known.get(&subject.fingerprint())?.clone();
+        let memory = known.get(&subject.fingerprint())?.clone();
         drop(known);
-        let known = turn.try_lock().ok()?;
+        let known = memory.turn.try_lock().ok()?;
         self.current(&known).and_then(Result::ok)
+    }
+
+    /// Whether a subject was somebody when the cluster last said, as long as there is room to remember it.
+    pub(super) fn was_somebody(&self, subject: &Subject) -> bool {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&subject.fingerprint()).is_some_and(|memory| memory.somebody.load(Relaxed))
     }
 
     /// What is remembered, or else what the cluster says now.
     pub(super) async fn of(&self, subject: &Subject) -> Result<Verdict, Unavailable> {
-        let (turn, by) = (self.turn(subject), Instant::now() + self.config.queue);
-        let mut known = timeout_at(by, turn.lock()).await.map_err(|_| Unavailable)?;
-        match self.current(&known) {
-            Some(verdict) => verdict,
-            None => self.ask(subject, &mut known, by).await,
+        let (memory, by) = (self.memory(subject), Instant::now() + self.config.queue);
+        let mut known = timeout_at(by, memory.turn.lock()).await.map_err(|_| Unavailable)?;
+        if let Some(verdict) = self.current(&known) {
+            return verdict;
         }
+        // It is never closed: that could be the other error.
+        let _one = timeout_at(by, self.questions.acquire()).await.map_err(|_| Unavailable)?.map_err(|_| Unavailable)?;
+        self.ask(subject, &memory, &mut known).await
     }
 
-    /// What the cluster says now, whatever is remembered; and from now on that is remembered.
+    /// What the cluster says now, whatever is remembered; and from now on that is remembered. How many ask so at once is
+    /// up to the caller.
     pub(super) async fn afresh(&self, subject: &Subject) -> Result<Verdict, Unavailable> {
-        let (turn, by) = (self.turn(subject), Instant::now() + self.config.queue);
-        let mut known = timeout_at(by, turn.lock()).await.map_err(|_| Unavailable)?;
-        self.ask(subject, &mut known, by).await
+        let (memory, by) = (self.memory(subject), Instant::now() + self.config.queue);
+        let mut known = timeout_at(by, memory.turn.lock()).await.map_err(|_| Unavailable)?;
+        self.ask(subject, &memory, &mut known).await
     }
 
     fn current(&self, known: &Known) -> Option<Result<Verdict, Unavailable>> {
@@ -159,15 +182,16 @@ impl Verdicts {
         (at.elapsed() < counts_for).then(|| verdict.clone())
     }
 
-    async fn ask(&self, subject: &Subject, known: &mut Known, by: Instant) -> Result<Verdict, Unavailable> {
-        // It is never closed: that could be the other error.
-        let _one = timeout_at(by, self.questions.acquire()).await.map_err(|_| Unavailable)?.map_err(|_| Unavailable)?;
-        let verdict = self.question(subject).await;
+    async fn ask(&self, subject: &Subject, memory: &Memory, known: &mut Known) -> Result<Verdict, Unavailable> {
+        let verdict = self.review(subject).await;
+        if let Ok(verdict) = &verdict {
+            memory.somebody.store(*verdict != Verdict::Unknown, Relaxed);
+        }
         *known = Some((Instant::now(), verdict.clone()));
         verdict
     }
 
-    async fn question(&self, subject: &Subject) -> Result<Verdict, Unavailable> {
+    async fn review(&self, subject: &Subject) -> Result<Verdict, Unavailable> {
         let user = match subject {
             Subject::User(user) => user.clone(),
             Subject::Token(token) => match (self.reviews.token)(token.clone()).await? {
@@ -181,20 +205,27 @@ impl Verdicts {
         })
     }
 
-    fn turn(&self, subject: &Subject) -> Arc<Turn<Known>> {
+    fn memory(&self, subject: &Subject) -> Arc<Memory> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let fingerprint = subject.fingerprint();
-        if let Some(turn) = known.get(&fingerprint) {
-            return turn.clone();
+        if let Some(memory) = known.get(&fingerprint) {
+            return memory.clone();
         }
-        if known.len() >= self.config.subjects {
-            let in_use = |turn: &Arc<Turn<Known>>| Arc::strong_count(turn) > 1;
-            let counts = |turn: &Arc<Turn<Known>>| turn.try_lock().is_ok_and(|known| self.current(&known).is_some());
-            known.retain(|_, turn| in_use(turn) || counts(turn));
-            // Where all of them count, some are asked about once more; those that somebody waits for stay.
-            let mut over = (known.len() + 1).saturating_sub(self.config.subjects);
-            known.retain(|_, turn| {
-                let goes = over > 0 && !in_use(turn);
+        let in_use = |memory: &Arc<Memory>| Arc::strong_count(memory) > 1;
+        let counts = |memory: &Arc<Memory>| memory.turn.try_lock().is_ok_and(|known| self.current(&known).is_some());
+        let is_full = |known: &HashMap<_, _>| known.len() >= self.config.subjects;
+        // Room is made by those whose answer does not count any more, first of them by those who were nobody.
+        if is_full(&known) {
+            known.retain(|_, memory| in_use(memory) || memory.somebody.load(Relaxed) || counts(memory));
+        }
+        if is_full(&known) {
+            known.retain(|_, memory| in_use(memory) || counts(memory));
+        }
+        // Where all of them count, some are asked about once more; those that somebody waits for stay.
+        if is_full(&known) {
+            let mut over = known.len() + 1 - self.config.subjects;
+            known.retain(|_, memory| {
+                let goes = over > 0 && !in_use(memory);
                 over -= usize::from(goes);
                 !goes
             });

@@ -136,10 +136,16 @@ async fn a_bad_version_of_the_keys_file_changes_nothing_and_is_not_quoted() {
     let bridge = cluster.bridge(&["--keys-file", &keys.path()]).await;
     let mut socket =
         Listener::with(bridge.address, "/ws?snapshot=none", &[("Authorization", &bearer("alice"))]).await.unwrap();
-    keys.write_text("keys: [{name: alice, key: canary}]");
-    let told = || bridge.log().into_iter().find(|line| line.contains("the keys file cannot be used"));
-    let line = web::until(told).await;
-    assert!(line.contains("line 1") && !line.contains("canary"), "{line}");
+    // The second is what a writer begins with.
+    for (at, (text, problem)) in
+        [("keys: [{name: alice, key: canary}]", "line 1"), ("", "it has no list of keys")].into_iter().enumerate()
+    {
+        keys.write_text(text);
+        let told = || bridge.log().into_iter().filter(|line| line.contains("the keys file cannot be used")).nth(at);
+        let line = web::until(told).await;
+        assert!(line.contains(problem) && !line.contains("canary"), "{line}");
+    }
+    assert_eq!(web::get(bridge.address, "/api/v1/stats").await.status, 401, "there are tenants");
     cluster.create_pod("not-alices");
     cluster.pod_phase("alice-pod", "Running");
     assert_eq!(socket.json().await["name"], "alice-pod", "the stream lives on, and sees what it saw");

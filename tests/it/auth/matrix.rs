@@ -28,7 +28,7 @@ const DOORS: &str = "
 /// in `refusal`. The bridge knows keys of tenants; the last two rows are of one that knows nobody.
 const CREDENTIALS: &str = "
     credential       probe  nowhere  preflight  post  counts   read     bob      pools    ws       stream   sign
-    none             all    all      all        all   missing  missing  missing  missing  missing  missing  missing
+    none             all    all      all        all   missing  missing  missing  missing  no-ws    missing  no-sign
     wrong            all    all      all        all   unknown  unknown  unknown  unknown  unknown  unknown  unknown
     expired          all    all      all        all   expired  expired  expired  expired  expired  expired  expired
     key              all    all      all        all   all      all      all      all      all      all      all
@@ -38,14 +38,14 @@ const CREDENTIALS: &str = "
     other-audience   all    all      all        all   unknown  unknown  unknown  unknown  unknown  unknown  unknown
     no-list          all    all      all        all   no-list  no-list  no-list  no-list  no-list  no-list  no-list
     no-watch         all    all      all        all   no-watch no-watch no-watch no-watch no-watch no-watch no-watch
-    cookie           all    all      all        all   all      all      all      all      all      all      missing
-    tenant-cookie    all    all      all        all   tenant   alice    alice    tenant   alice    alice    missing
-    other-cookie     all    all      all        all   at-host  at-host  at-host  at-host  at-host  at-host  missing
-    ticket           param  all      all        all   missing  missing  missing  missing  missing  all      missing
-    tenant-ticket    param  all      all        all   missing  missing  missing  missing  missing  alice    missing
-    expired-ticket   param  all      all        all   missing  missing  missing  missing  missing  expired  missing
-    removed-ticket   param  all      all        all   missing  missing  missing  missing  missing  unknown  missing
-    key-in-query     param  all      all        all   missing  missing  missing  missing  missing  in-query missing
+    cookie           all    all      all        all   all      all      all      all      all      all      no-sign
+    tenant-cookie    all    all      all        all   tenant   alice    alice    tenant   alice    alice    no-sign
+    other-cookie     all    all      all        all   at-host  at-host  at-host  at-host  at-host  at-host  no-sign
+    ticket           param  all      all        all   missing  missing  missing  missing  no-ws    all      no-sign
+    tenant-ticket    param  all      all        all   missing  missing  missing  missing  no-ws    alice    no-sign
+    expired-ticket   param  all      all        all   missing  missing  missing  missing  no-ws    expired  no-sign
+    removed-ticket   param  all      all        all   missing  missing  missing  missing  no-ws    unknown  no-sign
+    key-in-query     param  all      all        all   missing  missing  missing  missing  no-ws    in-query no-sign
     nobody-known     all    all      all        all   all      all      all      all      all      all      nobody
     any-to-nobody    all    all      all        all   all      all      all      all      all      all      nobody
 ";
@@ -85,11 +85,17 @@ fn refusal(word: &str) -> (u16, &'static str, &'static str) {
                     boilerhouseclaims are needed";
     let missing = "a credential is needed: 'Authorization: Bearer' with an API key or a Kubernetes token, a session \
                    cookie, or, on streams, a ticket as ?token=";
+    let on_ws = "a credential is needed: 'Authorization: Bearer' with an API key or a Kubernetes token, or a session \
+                 cookie; a ticket opens the other streams, not /ws";
+    let to_sign = "a credential is needed: 'Authorization: Bearer' with an API key or a Kubernetes token; no session or \
+                   ticket will do";
     let in_query = "only a stream ticket may stand in the query, and POST /api/v1/tickets gives one: send keys and \
                     tokens as 'Authorization: Bearer'";
     let tenant = "the key 'alice' sees one tenant only, and this endpoint shows all";
     match word {
         "missing" => (401, "UNAUTHORIZED", missing),
+        "no-ws" => (401, "UNAUTHORIZED", on_ws),
+        "no-sign" => (401, "UNAUTHORIZED", to_sign),
         "unknown" => (401, "UNAUTHORIZED", "the credential is not known here"),
         "expired" => (401, "UNAUTHORIZED", "the credential has expired"),
         "at-host" => (401, "UNAUTHORIZED", "the session is of another host: sign in at this one"),

@@ -110,6 +110,54 @@ async fn questions_and_subjects_are_bounded() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_was_somebody_is_remembered_longer_than_who_was_nobody() {
+    let cluster = Cluster::default();
+    let verdicts = Verdicts::new(Config { subjects: 4, ..Config::default() }, cluster.reviews());
+    for who in ["jane", "guest", "stranger"] {
+        verdicts.of(&token(who)).await.unwrap();
+    }
+    cluster.down.store(1, SeqCst);
+    verdicts.of(&token("joe")).await.unwrap_err();
+    advance(Duration::from_secs(3600)).await;
+    verdicts.of(&token("jane")).await.unwrap_err();
+    let was = |who| verdicts.was_somebody(&token(who));
+    assert_eq!(["jane", "guest", "stranger", "joe"].map(was), [true, true, false, false], "an outage says nothing");
+    cluster.down.store(0, SeqCst);
+    verdicts.of(&token("one more")).await.unwrap();
+    assert_eq!(verdicts.known.lock().unwrap().len(), 3, "those who were nobody made room");
+    let was = |who| verdicts.was_somebody(&token(who));
+    assert_eq!(["jane", "guest", "one more"].map(was), [true; 3]);
+    advance(Duration::from_secs(1)).await;
+    for who in ["two", "three"] {
+        verdicts.of(&token(who)).await.unwrap();
+    }
+    assert_eq!(
+        ["jane", "guest", "one more", "three"].map(was),
+        [false, false, true, true],
+        "then those whose answer does not count"
+    );
+}
+
+/// A token that has been revoked is a guess from then on.
+#[tokio::test(start_paused = true)]
+async fn who_is_nobody_any_more_was_nobody() {
+    let (cluster, revoked) = (Cluster::default(), Arc::new(AtomicU64::new(0)));
+    let ask = revoked.clone();
+    let token_is = move |_| {
+        let user = (ask.load(SeqCst) == 0).then(User::default);
+        async move { Ok(user) }.boxed()
+    };
+    let reviews = Reviews { token: Box::new(token_is), ..cluster.reviews() };
+    let verdicts = Verdicts::new(Config::default(), reviews);
+    assert!(!verdicts.was_somebody(&token("jane")));
+    verdicts.of(&token("jane")).await.unwrap();
+    assert!(verdicts.was_somebody(&token("jane")));
+    revoked.store(1, SeqCst);
+    verdicts.afresh(&token("jane")).await.unwrap();
+    assert!(!verdicts.was_somebody(&token("jane")));
+}
+
+#[tokio::test(start_paused = true)]
 async fn nobody_waits_for_long_behind_a_cluster_that_hangs() {
     let reviews = Reviews {
         token: Box::new(|_| std::future::pending().boxed()),

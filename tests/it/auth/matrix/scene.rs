@@ -127,9 +127,10 @@ impl Scene {
             let cookie = self.cookies[&("cookie", elsewhere)].clone();
             self.cookies.insert(("other-cookie", host), cookie);
         }
-        let holder = Holder::Key("all".into(), Secret::new(secret("all")).fingerprint().name().into());
+        let seal = Seal::of(SIGNING.as_bytes()).unwrap();
+        let holder = Holder::Key("all".into(), seal.name(&Secret::new(secret("all")).fingerprint()));
         let over = Pass { purpose: Purpose::Ticket, holder, host: String::new(), expires_s: 1_700_000_000 };
-        let over = Seal::of(SIGNING.as_bytes()).unwrap().sign(&over).reveal().to_owned();
+        let over = seal.sign(&over).reveal().to_owned();
         self.tickets.insert("expired-ticket", over);
         for (credential, name) in [("ticket", "all"), ("tenant-ticket", "alice"), ("removed-ticket", "removed")] {
             self.tickets.insert(credential, ticket(&self.bridge, name).await);
