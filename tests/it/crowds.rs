@@ -249,15 +249,22 @@ async fn a_rolling_restart_of_two_replicas_under_a_thousand_clients_loses_nothin
     assert!(spread >= Duration::from_secs(DRAIN), "twice over most of the drain time: {spread:?}");
     let after = cluster.sim().metrics();
     let count = |verb| after.count(verb) - before.count(verb);
-    // Two replicas' starts; a question each 15 s of silence and a watch each 30 s go on, of four watchers.
+    // Two replicas' starts; a question each 15 s of silence and a watch each 30 s go on, of four watchers; and what each has
+    // asked of the past, for all who waited for it together.
+    let mut pasts = 0;
+    for bridge in &bridges {
+        pasts += web::metric(bridge.address, "bridge_feed_backfills_total").await;
+    }
     let elapsed = began.elapsed().as_secs();
-    let (lists, watches) = (4 + 4 * (elapsed / 15 + 1), 4 + 4 * (elapsed / 30 + 1));
+    let (lists, watches) = (4 + 4 * (elapsed / 15 + 1) + 2 * pasts, 4 + 4 * (elapsed / 30 + 1) + 2 * pasts);
     println!(
-        "{} events to each of {CROWD}, {} goodbyes over {spread:?}, {} lists, {} watches in {elapsed} s",
+        "{} events to each of {CROWD}, {} goodbyes over {spread:?}, {} lists, {} watches, {pasts} pasts in {elapsed} s",
         all.len(),
         told_to_go.len(),
         count(Verb::List),
         count(Verb::Watch)
     );
     assert!(count(Verb::List) <= lists && count(Verb::Watch) <= watches, "at most {lists} lists and {watches} watches");
+    // A round of the past serves everybody who waits, and begins at most six times a minute.
+    assert!(pasts <= 2 * 6 * (elapsed / 60 + 1), "{pasts} rounds");
 }

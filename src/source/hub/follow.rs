@@ -51,8 +51,8 @@ struct Reading<'a> {
     catch_up: CatchUp,
     /// A list of one object, on its way.
     probe: Option<BoxFuture<'a, Result<Rv, Trouble>>>,
-    /// When the last one was sent.
-    probed: Instant,
+    /// When the last one was sent, and what was known then: what has come since may be newer than its answer.
+    probed: (Instant, Rv),
     /// When the connection counts as dead.
     end_by: Instant,
 }
@@ -178,7 +178,7 @@ impl<'a, T: Row> Follower<'a, T> {
             lines: Lines::new(api.config.line_bytes),
             catch_up: if missed { CatchUp::Asking } else { CatchUp::No },
             probe: missed.then(|| api.version().boxed()),
-            probed: now,
+            probed: (now, self.known),
             end_by: now + api.config.watch_time + api.config.watch_grace,
         }
     }
@@ -238,8 +238,9 @@ impl<'a, T: Row> Follower<'a, T> {
             Err(trouble) => return Err(trouble),
         };
         self.heard();
-        if now < self.known {
-            return Err(Trouble::Older { known: self.known, now });
+        let (_, known) = reading.probed;
+        if now < known {
+            return Err(Trouble::Older { known, now });
         }
         if matches!(reading.catch_up, CatchUp::Asking) {
             reading.catch_up = CatchUp::Until { version: now, quiet: self.heard + self.api.config.settle };
@@ -256,8 +257,8 @@ impl<'a, T: Row> Follower<'a, T> {
         if let CatchUp::Until { quiet, .. } = reading.catch_up {
             self.caught_up(reading, now >= quiet);
         }
-        if reading.probe.is_none() && now >= self.heard.max(reading.probed) + api.config.silence {
-            reading.probed = now;
+        if reading.probe.is_none() && now >= self.heard.max(reading.probed.0) + api.config.silence {
+            reading.probed = (now, self.known);
             reading.probe = Some(api.version().boxed());
         }
         Ok(())
@@ -267,7 +268,7 @@ impl<'a, T: Row> Follower<'a, T> {
     fn wake(&self, reading: &Reading<'_>) -> Instant {
         let silent = match reading.probe {
             Some(_) => reading.end_by,
-            None => self.heard.max(reading.probed) + self.api.config.silence,
+            None => self.heard.max(reading.probed.0) + self.api.config.silence,
         };
         let quiet = match reading.catch_up {
             CatchUp::Until { quiet, .. } => quiet,

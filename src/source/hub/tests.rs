@@ -225,6 +225,35 @@ async fn a_quiet_watch_is_probed_and_stays() {
     drop(sender);
 }
 
+/// The answer to a probe was true when it was made; what the watch has told since is newer, and no sign of another history.
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_was_overtaken_takes_nobody_back() {
+    let script = listed();
+    let (sender, answer) = watch();
+    script.on("watch", answer);
+    let (probe, answer) = watch();
+    script.only("probe", answer);
+    let config = config();
+    let test = async {
+        script.asked("probe", 1).await;
+        for object in [pod("b", 11), pod("c", 12)] {
+            sender.send(line("ADDED", &object)).await.unwrap();
+        }
+        script.nth(2, |fact| matches!(fact, Fact::Upsert(..))).await;
+        let Answer::Json(_, body) = list(11, &[]) else { unreachable!() };
+        probe.send(Ok(Bytes::from(body.to_string()))).await.unwrap();
+        drop(probe);
+        // The next one, fifteen seconds later: this one has been answered.
+        script.only("probe", list(12, &[]));
+        script.asked("probe", 2).await;
+        sender.send(line("ADDED", &pod("d", 13))).await.unwrap();
+        script.nth(3, |fact| matches!(fact, Fact::Upsert(..))).await;
+    };
+    script.follow(&config, test).await;
+    assert_eq!(short(&script.facts()), ["=a5@10", "live", "+b11", "+c12", "+d13"]);
+    assert_eq!((script.count("list"), script.count("watch")), (1, 1));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_busy_server_is_not_a_dead_one() {
     let script = listed();
