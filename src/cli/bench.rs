@@ -307,7 +307,7 @@ impl Bench {
             Mode::AsAsked | Mode::GetsElsewhere | Mode::Gets => Pace { rate: self.rate, burst: self.burst },
         };
         let _: bool = subject.clients.ask(&Order::Begin)?;
-        let cpu = || subject.pid.map(process::cpu).transpose();
+        let cpu = || subject.pid.map(process::Cpu::now).transpose();
         let before = cpu()?;
         let changes = match &mut subject.source {
             Source::Load(load) => load.drive(pace, long)?,
@@ -317,7 +317,7 @@ impl Bench {
         let deliveries = if self.filters > 0 && !subject.is_floor() { u64::MAX } else { changes * self.connections };
         let patience = if deliveries == u64::MAX { 300 } else { PATIENCE_MS };
         let report: Report = subject.clients.ask(&Order::End { deliveries, patience })?;
-        let cpu = before.zip(cpu()?).map(|(before, after)| after.saturating_sub(before));
+        let cpu = before.zip(cpu()?).map(|(before, after)| after.since(&before));
         Ok(Sample { changes, deliveries: report.latency.count(), bytes: report.bytes, cpu, report, gets: None })
     }
 }

@@ -1,6 +1,7 @@
 //! Child processes of a measurement, and what a process has cost so far (proc(5)).
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{BufRead, BufReader, Write},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
@@ -136,15 +137,30 @@ fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
-/// Processor time of a process so far, system calls included: all its threads' (`schedstat`, nanoseconds).
-pub(super) fn cpu(pid: u32) -> Result<Duration> {
-    let mut nanos = 0;
-    for thread in fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("no process {pid}"))? {
-        // A thread may end while this is read.
-        let Ok(text) = fs::read_to_string(thread?.path().join("schedstat")) else { continue };
-        nanos += text.split(' ').next().and_then(|first| first.parse::<u64>().ok()).unwrap_or(0);
+/// Processor time of a process so far, system calls included: each thread's nanoseconds (`schedstat`), by its id.
+#[derive(Debug)]
+pub(super) struct Cpu(BTreeMap<String, u64>);
+
+impl Cpu {
+    /// Reads it.
+    pub(super) fn now(pid: u32) -> Result<Cpu> {
+        let mut threads = BTreeMap::new();
+        for thread in fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("no process {pid}"))? {
+            let thread = thread?;
+            // A thread may end while this is read.
+            let Ok(text) = fs::read_to_string(thread.path().join("schedstat")) else { continue };
+            let nanos = text.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(0);
+            threads.insert(thread.file_name().to_string_lossy().into_owned(), nanos);
+        }
+        Ok(Cpu(threads))
     }
-    Ok(Duration::from_nanos(nanos))
+
+    /// What has come since. A thread that has ended meanwhile takes what it did with it: those of the runtime that do so
+    /// have been idle for seconds before.
+    pub(super) fn since(&self, before: &Cpu) -> Duration {
+        let of_one = |(thread, nanos): (&String, &u64)| nanos.saturating_sub(*before.0.get(thread).unwrap_or(&0));
+        Duration::from_nanos(self.0.iter().map(of_one).sum())
+    }
 }
 
 /// Resident memory that belongs to the process alone, in bytes.
@@ -166,4 +182,16 @@ pub(super) fn settled_memory(pid: u32) -> Result<u64> {
         }
     }
     Ok(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_ends_takes_nothing_from_the_others() {
+        let cpu = |threads: &[(&str, u64)]| Cpu(threads.iter().map(|(id, nanos)| ((*id).to_owned(), *nanos)).collect());
+        let (before, after) = (cpu(&[("1", 100), ("2", 900)]), cpu(&[("1", 150), ("3", 7)]));
+        assert_eq!(after.since(&before), Duration::from_nanos(57));
+    }
 }
