@@ -165,15 +165,16 @@ async fn rounds(options: &Options, address: SocketAddr, pid: u32, board: &Board)
     println!("round  stalled  received     p50     p99     max  memory MiB  ended");
     let mut p99 = [Vec::new(), Vec::new()];
     for round in 1..=*rounds {
-        for (which, count) in [0, *stalled].into_iter().enumerate() {
+        // In turns, and after the same wait: what comes second, or later, must not be what is compared.
+        let mut halves = [(0, 0), (1, *stalled)];
+        halves.rotate_left((round % 2) as usize);
+        for (which, count) in halves {
             let mut clients = JoinSet::new();
             for index in 0..count {
                 clients.spawn(stall(address, index, HOLD.mul_f64(index as f64 / count as f64)));
             }
-            if count > 0 {
-                // All have come, evenly spread over the time that each stays.
-                sleep(HOLD).await;
-            }
+            // Then all have come, evenly spread over the time that each stays.
+            sleep(HOLD).await;
             let half = tokio::select! {
                 half = measure(address, pid, *good as u64, Duration::from_secs(*seconds), board) => half?,
                 Some(ended) = clients.join_next() => return Err(format!("a stalled client: {ended:?}").into()),
