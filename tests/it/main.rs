@@ -27,6 +27,7 @@ mod plane;
 mod promises;
 mod rate;
 mod rbac;
+mod recorded_credentials;
 mod refetch;
 mod resume;
 mod review;
