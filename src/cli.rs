@@ -5,9 +5,9 @@ mod access;
 mod bench;
 mod config;
 mod demo;
+mod parsers;
 mod serve;
-mod site;
-mod value;
+mod server;
 
 use std::{
     io::{self, IsTerminal, Write},

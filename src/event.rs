@@ -4,37 +4,37 @@
 //! are the law of this module.
 
 pub mod cursor;
-pub mod lens;
+pub mod log_entry;
+pub mod projection;
 pub mod render;
-pub mod step;
 pub mod view;
 
 pub use cursor::{Cursor, Home};
-pub use step::{Change, Notice, Pool, Step, Version, What};
+pub use log_entry::{Change, Notice, Pool, Step, Version, What};
 pub use view::{Claim, Instance, View};
 
 /// A Kubernetes resourceVersion: comparable within one resource, never across (KEP-5504).
-pub type Rv = u64;
+pub type ResourceVersion = u64;
 
 /// The two watched resources, in the order in which every `[Rv; 2]` holds them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Kind {
+pub enum Resource {
     /// Pods with the label `boilerhouse.dev/managed=true`.
     Instance = 0,
     /// BoilerhouseClaims.
     Claim = 1,
 }
 
-impl Kind {
+impl Resource {
     /// Both, in order.
-    pub const ALL: [Kind; 2] = [Kind::Instance, Kind::Claim];
+    pub const ALL: [Resource; 2] = [Resource::Instance, Resource::Claim];
 
     /// The plural of the resource as Kubernetes spells it, which is how logs, metrics and `upstream.*` name it.
     #[must_use]
     pub fn resource(self) -> &'static str {
         match self {
-            Kind::Instance => "pods",
-            Kind::Claim => "boilerhouseclaims",
+            Resource::Instance => "pods",
+            Resource::Claim => "boilerhouseclaims",
         }
     }
 }

@@ -5,18 +5,18 @@
 //! client is served is a function of the log, its lens and its cursor. Under the lock there is pushing and cloning of
 //! `Arc`s only. Nothing here knows where facts come from, what a socket is, or who a client is.
 
-mod audience;
+mod backfill;
 mod framing;
+mod group;
 pub mod inventory;
-mod lens;
-mod lenses;
-mod past;
-mod pools;
+mod pool_depth;
+mod projection_cache;
+mod projection_registry;
+mod read_your_writes;
 mod resume;
 pub mod snapshot;
 mod state;
 mod subscription;
-mod told;
 mod writer;
 
 use std::{
@@ -36,28 +36,28 @@ use tokio::{
 };
 
 pub use self::{
-    audience::{Audience, Shown},
+    backfill::{Backfill, Gap, Past},
     framing::{Carrier, Framing},
-    lens::SharedLens,
-    past::{Backfill, Gap, Past},
+    group::{Audience, Shown},
+    projection_cache::SharedLens,
     snapshot::Snapshot,
     subscription::{Read, Subscription},
     writer::Writer,
 };
 use crate::{
-    event::{Cursor, Home, Kind, Rv, lens::Lens},
-    log::{self, Log},
+    event::{Cursor, Home, Resource, ResourceVersion, projection::Lens},
+    ring::{self, Log},
 };
-use lenses::Lenses;
-use past::Wanted;
+use backfill::Wanted;
+use projection_registry::Lenses;
+use read_your_writes::Told;
 use state::{Shared, State};
-use told::Told;
 
 /// Bounds of a feed.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
     /// What the log may hold.
-    pub log: log::Limits,
+    pub log: ring::Limits,
     /// How long the upstream may be down before `/ws` clients are sent away, so that they see it (protocol.md section 2).
     pub upstream_limit: Duration,
     /// How long a snapshot GET waits for the feed to reach what somebody has been told (protocol.md section 2).
@@ -83,7 +83,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Config {
-            log: log::Limits::default(),
+            log: ring::Limits::default(),
             upstream_limit: Duration::from_secs(60),
             told_wait: Duration::from_secs(1),
             pool_period: Duration::from_millis(250),
@@ -148,7 +148,7 @@ pub enum From {
     /// Transitions from this moment on.
     Now,
     /// The current state first, once it has reached these versions: a client must not be taken back in time.
-    Snapshot(Reason, [Rv; 2]),
+    Snapshot(Reason, [ResourceVersion; 2]),
     /// Exactly what came after the cursor.
     After(Cursor),
     /// The same where it can be had; otherwise the current state, with the reason why not (protocol.md section 3).
@@ -248,7 +248,7 @@ pub struct Feed {
 }
 
 /// What a single reader may be behind before its writer waits: enough for any burst that one write takes up.
-const SINGLE_LOG: log::Limits = log::Limits { items: 256, bytes: 256 << 10, age_ms: u64::MAX };
+const SINGLE_LOG: ring::Limits = ring::Limits { items: 256, bytes: 256 << 10, age_ms: u64::MAX };
 
 impl Feed {
     /// An empty feed and its only writer.
@@ -406,7 +406,7 @@ impl Feed {
 }
 
 /// The resources that a lens tells of: a cursor of it must cover them.
-fn needs(lens: &Lens) -> impl Iterator<Item = Kind> {
+fn needs(lens: &Lens) -> impl Iterator<Item = Resource> {
     let kinds = lens.types.kinds();
-    Kind::ALL.into_iter().filter(move |kind| kinds[*kind as usize])
+    Resource::ALL.into_iter().filter(move |kind| kinds[*kind as usize])
 }

@@ -4,22 +4,22 @@
 //! decides which pages may ask at all, `auth` who asks and what they see of it, `limit` how often. Nothing here knows
 //! Kubernetes or where a fact came from: facts are read from the feed.
 
-mod asked;
 pub mod auth;
+pub mod browser_guard;
 pub mod conn;
 pub mod error;
 mod events;
 pub mod forwarded;
-pub mod guard;
-mod later;
-mod leased;
-pub mod limit;
 mod page;
-pub mod rate;
+pub mod rate_limit;
+mod request;
 mod routes;
 mod session;
 mod snapshot;
 pub mod stream;
+mod stream_credential;
+pub mod stream_rate;
+mod unavailable;
 mod upgrade;
 mod ws;
 
@@ -45,11 +45,11 @@ pub struct Site {
     /// What `/metrics` shows.
     pub registry: Registry,
     /// Hosts and origins beyond the safe ones.
-    pub allowed: guard::Allowed,
+    pub allowed: browser_guard::Allowed,
     /// Who asks. Its loop is run by whoever makes this.
     pub auth: Arc<auth::Auth>,
     /// How much of it.
-    pub limits: limit::Limits,
+    pub limits: rate_limit::Limits,
     /// Whose word is taken for where a request came from.
     pub proxies: forwarded::Proxies,
     /// Lines for `/readyz?verbose` that only others can know.
@@ -77,12 +77,12 @@ pub struct Config {
     /// How long a WebSocket upgrade waits for the first lists (protocol.md section 2: 10 s).
     pub ready_wait: Duration,
     /// How many events a client of the full stream gets.
-    pub rate: rate::Config,
+    pub rate: stream_rate::Config,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { ready_wait: Duration::from_secs(10), rate: rate::Config::default() }
+        Config { ready_wait: Duration::from_secs(10), rate: stream_rate::Config::default() }
     }
 }
 

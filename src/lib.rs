@@ -23,7 +23,7 @@ pub mod cli;
 pub mod event;
 pub mod feed;
 pub mod http;
-pub mod log;
+pub mod ring;
 pub mod sim;
 pub mod source;
 pub mod tasks;

@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::source::crd;
@@ -23,7 +22,7 @@ pub mod scenario;
 mod serve;
 mod status;
 pub mod store;
-mod watching;
+mod watch;
 mod write;
 
 pub use api::Service;
@@ -33,7 +32,7 @@ use store::{Revision, Store};
 
 /// The resources that are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Resource {
+pub enum ApiResource {
     /// `pods`
     Pods,
     /// `boilerhouseclaims.boilerhouse.dev`
@@ -46,7 +45,7 @@ pub enum Resource {
     AccessReviews,
 }
 
-impl Resource {
+impl ApiResource {
     const ALL: [Self; 5] = [Self::Pods, Self::Claims, Self::Namespaces, Self::TokenReviews, Self::AccessReviews];
 
     fn plural(self) -> &'static str {
@@ -183,9 +182,9 @@ impl Default for SimConfig {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Metrics {
     /// Requests that reached the API, refused ones included.
-    pub requests: BTreeMap<(Verb, Resource), u64>,
+    pub requests: BTreeMap<(Verb, ApiResource), u64>,
     /// Watches open now, silent ones included, until their client drops them.
-    pub open_watches: BTreeMap<Resource, u64>,
+    pub open_watches: BTreeMap<ApiResource, u64>,
 }
 
 impl Metrics {
@@ -211,7 +210,7 @@ struct Inner {
     config: SimConfig,
     started: Instant,
     state: Mutex<State>,
-    changed: watch::Sender<()>,
+    changed: tokio::sync::watch::Sender<()>,
 }
 
 #[derive(Debug)]
@@ -219,7 +218,7 @@ struct State {
     store: Store,
     link: Link,
     faults: Vec<Fault>,
-    denied: Vec<(Verb, Resource)>,
+    denied: Vec<(Verb, ApiResource)>,
     unauthorized: bool,
     /// Whose tokens there are, and who may what.
     known: Known,
@@ -242,7 +241,7 @@ impl Sim {
         for name in &config.namespaces {
             // A name that is listed twice exists once; nothing else can be refused here.
             let _ = store.create(
-                Resource::Namespaces,
+                ApiResource::Namespaces,
                 serde_json::json!({"metadata": {"name": name}, "status": {"phase": "Active"}}),
             );
         }
@@ -260,7 +259,7 @@ impl Sim {
             stalls: 0,
             metrics: Metrics::default(),
         };
-        let (changed, _) = watch::channel(());
+        let (changed, _) = tokio::sync::watch::channel(());
         Self(Arc::new(Inner { config, started: Instant::now(), state: Mutex::new(state), changed }))
     }
 
@@ -307,7 +306,7 @@ impl Sim {
     }
 
     /// From now on a verb on a resource is answered with 403. Open watches go on, as they do in Kubernetes.
-    pub fn deny(&self, verb: Verb, resource: Resource) {
+    pub fn deny(&self, verb: Verb, resource: ApiResource) {
         self.lock().denied.push((verb, resource));
     }
 

@@ -2,8 +2,8 @@
 
 pub mod connect;
 pub mod crd;
+pub mod decode;
+pub mod dedicated;
+pub mod error;
 pub mod hub;
-pub mod own;
-pub mod project;
 pub mod review;
-pub mod trouble;

@@ -9,21 +9,21 @@ use tracing::warn;
 
 use super::{
     Failure, MOST_CONNECTIONS, RATES,
-    value::{List, whole},
+    parsers::{List, whole},
 };
 use crate::{
     http::{
         auth::{
             self, Auth, Known,
             keys::Keys,
-            seal::{Seal, User},
+            review_cache::{self, Reviews, Unavailable},
             secret::Secret,
-            verdict::{self, Reviews, Unavailable},
+            signed_token::{Seal, User},
         },
+        browser_guard::{Allowed, HostName, Origin},
         conn::Tls,
         forwarded::{Network, Proxies},
-        guard::{Allowed, HostName, Origin},
-        limit,
+        rate_limit,
     },
     source::review::{self, Review},
 };
@@ -83,7 +83,7 @@ pub(super) struct Access {
     tls_key: Option<PathBuf>,
 
     /// GETs a minute for each principal
-    #[arg(long, env = "BRIDGE_REQUEST_RATE", value_name = "N", default_value_t = limit::Config::default().requests)]
+    #[arg(long, env = "BRIDGE_REQUEST_RATE", value_name = "N", default_value_t = rate_limit::Config::default().requests)]
     #[arg(value_parser = whole::<NonZeroU32>(RATES))]
     request_rate: NonZeroU32,
 
@@ -122,7 +122,7 @@ enum WsAuth {
 /// What the flags came to.
 pub(super) struct Door {
     pub(super) allowed: Allowed,
-    pub(super) limits: limit::Config,
+    pub(super) limits: rate_limit::Config,
     pub(super) proxies: Proxies,
     pub(super) tls: Option<Tls>,
     /// The audience of Kubernetes tokens.
@@ -170,11 +170,11 @@ impl Access {
             seal.with_context(|| format!("the session key file {} cannot be used", path.display()))
         });
         let tls = tls.map(|(certificate, key)| Tls::read(&certificate, &key).context("cannot serve TLS"));
-        let limits = limit::Config {
+        let limits = rate_limit::Config {
             requests: self.request_rate,
             connects: self.connect_rate,
             streams: self.max_connections_per_principal,
-            ..limit::Config::default()
+            ..rate_limit::Config::default()
         };
         let ws_auth = self.ws_auth == WsAuth::Required;
         let config = auth::Config { ws_auth, closed: allowed.any_origin, ..auth::Config::default() };
@@ -198,7 +198,7 @@ impl Door {
         let auth_metrics = auth::Metrics::default();
         Ok(Door {
             allowed: Allowed::default(),
-            limits: limit::Config::default(),
+            limits: rate_limit::Config::default(),
             proxies: Proxies::default(),
             tls: None,
             audience: None,
@@ -275,7 +275,7 @@ fn reviews(review: Review) -> Reviews {
                 let User { name, uid, groups, extra } = (*user).clone();
                 let user = review::User { name, uid, groups, extra };
                 let denied = review.denied(&user).await.map_err(|_| Unavailable)?;
-                Ok(denied.map_or(verdict::Access::Granted, |what| verdict::Access::Denied(what.into())))
+                Ok(denied.map_or(review_cache::Access::Granted, |what| review_cache::Access::Denied(what.into())))
             };
             ask.boxed()
         }),

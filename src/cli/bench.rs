@@ -182,7 +182,7 @@ impl Bench {
                     };
                     runtime()?.block_on(connect::reach(url)).map_err(cannot)?;
                 }
-                super::site::raise_file_limit(usize::try_from(self.connections).unwrap_or(usize::MAX));
+                super::server::raise_file_limit(usize::try_from(self.connections).unwrap_or(usize::MAX));
                 self.measure()?;
             }
         }

@@ -7,17 +7,17 @@ use clap::Args;
 use super::{
     Failure, PORTS,
     access::Door,
-    print, site, start_log,
-    value::{level, whole},
+    parsers::{level, whole},
+    print, server, start_log,
 };
 use crate::{
     feed::{self, Feed},
-    http::{Connection, rate, stream},
+    http::{Connection, stream, stream_rate},
     sim::{
         Sim, SimConfig,
         scenario::{Scenario, ScenarioConfig},
     },
-    source::{hub, own},
+    source::{dedicated, hub},
 };
 
 /// Fastest and slowest scenario: a thousand events a second, and one in two minutes.
@@ -49,7 +49,7 @@ impl Demo {
     pub(super) async fn run(self) -> Result<u8, Failure> {
         start_log(self.log_level);
         let door = Door::open()?;
-        let (listener, address) = site::bind("127.0.0.1", self.port).await?;
+        let (listener, address) = server::bind("127.0.0.1", self.port).await?;
         let scenario = ScenarioConfig::default();
         let namespace = scenario.namespace.clone();
         let sim = Sim::new(SimConfig { seed: self.seed, ..SimConfig::default() });
@@ -58,8 +58,8 @@ impl Demo {
         sim.store(|store| story.populate(store));
 
         let (writer, feed) = Feed::new(feed::Config::default());
-        let tasks = site::tasks(DRAIN);
-        let mut registry = site::registry();
+        let tasks = server::tasks(DRAIN);
+        let mut registry = server::registry();
         let metrics = std::sync::Arc::new(hub::Metrics::default());
         metrics.register(&mut registry);
         let config = hub::Config {
@@ -68,10 +68,11 @@ impl Demo {
             ..hub::Config::default()
         };
         let client = sim.client(&namespace);
-        let own_metrics = own::Metrics::default();
+        let own_metrics = dedicated::Metrics::default();
         own_metrics.register(&mut registry);
-        let watchers = own::Watchers::new(&client, &namespace, feed.clone(), own::Config::default(), own_metrics);
-        let verbose = site::verbose(metrics.clone());
+        let watchers =
+            dedicated::Watchers::new(&client, &namespace, feed.clone(), dedicated::Config::default(), own_metrics);
+        let verbose = server::verbose(metrics.clone());
         let watch = hub::run(client, config, writer, metrics);
         tasks.spawn("hub", async move { Ok::<_, std::convert::Infallible>(watch.await) });
         let (stop, speed) = (tasks.stop().clone(), self.speed);
@@ -83,19 +84,19 @@ impl Demo {
 
         feed.ready().await;
         print(&welcome(&address.to_string()))?;
-        let bridge = site::Bridge {
+        let bridge = server::Bridge {
             feed,
-            own: site::open_own(watchers),
+            own: server::open_own(watchers),
             door,
             registry,
             verbose,
             connection: Connection { name: "demo".into(), namespace },
             max_connections: stream::Config::default().max_streams,
-            rate: rate::Config::default(),
+            rate: stream_rate::Config::default(),
             tasks,
             drain: DRAIN,
         };
-        site::serve(bridge, listener).await
+        server::serve(bridge, listener).await
     }
 }
 

@@ -8,14 +8,15 @@ use tracing::info;
 use super::{
     Failure, MOST_CONNECTIONS, PORTS, RATES,
     access::Access,
-    exit, site, start_log,
-    value::{level, namespace, whole},
+    exit,
+    parsers::{level, namespace, whole},
+    server, start_log,
 };
 use crate::{
     feed::{self, Feed},
-    http::{Connection, rate},
+    http::{Connection, stream_rate},
     source::{
-        connect, hub, own,
+        connect, dedicated, hub,
         review::{self, Review},
     },
 };
@@ -80,7 +81,7 @@ impl Serve {
         let loopback = self.is_loopback().await?;
         let mut door = self.access.checked(&self.listen_host, loopback)?;
         let drain = Duration::from_secs(self.drain);
-        let (listener, address) = site::bind(&self.listen_host, self.port).await?;
+        let (listener, address) = server::bind(&self.listen_host, self.port).await?;
         let config = connect::Config {
             kubeconfig: self.kubeconfig,
             context: self.context,
@@ -93,8 +94,8 @@ impl Serve {
         info!(context = connection.context, server = connection.server, namespace = connection.namespace, "watching");
 
         let (writer, feed) = Feed::new(feed::Config::default());
-        let tasks = site::tasks(drain);
-        let mut registry = site::registry();
+        let tasks = server::tasks(drain);
+        let mut registry = server::registry();
         let metrics = Arc::new(hub::Metrics::default());
         metrics.register(&mut registry);
         let config = hub::Config {
@@ -102,12 +103,12 @@ impl Serve {
             server: connection.server.as_str().into(),
             ..hub::Config::default()
         };
-        let own_metrics = own::Metrics::default();
+        let own_metrics = dedicated::Metrics::default();
         own_metrics.register(&mut registry);
-        let own_config = own::Config { connections: self.own_watchers, ..own::Config::default() };
+        let own_config = dedicated::Config { connections: self.own_watchers, ..dedicated::Config::default() };
         let watchers =
-            own::Watchers::new(&connection.client, &connection.namespace, feed.clone(), own_config, own_metrics);
-        let verbose = site::verbose(metrics.clone());
+            dedicated::Watchers::new(&connection.client, &connection.namespace, feed.clone(), own_config, own_metrics);
+        let verbose = server::verbose(metrics.clone());
         if let Some(audience) = door.audience.take() {
             let (namespace, server) = (config.namespace.clone(), config.server.clone());
             let config = review::Config { namespace, server, audience, ..review::Config::default() };
@@ -118,12 +119,12 @@ impl Serve {
         let (http, ws) = if door.tls.is_some() { ("https", "wss") } else { ("http", "ws") };
         info!("listening on {http}://{address}, events on {ws}://{address}/ws");
         let max_connections = self.max_connections;
-        let own = site::open_own(watchers);
+        let own = server::open_own(watchers);
         let connection = Connection { name: connection.context, namespace: connection.namespace };
-        let rate = rate::Config { limit: self.stream_rate, ..rate::Config::default() };
+        let rate = stream_rate::Config { limit: self.stream_rate, ..stream_rate::Config::default() };
         let bridge =
-            site::Bridge { feed, own, door, registry, verbose, connection, max_connections, rate, tasks, drain };
-        site::serve(bridge, listener).await
+            server::Bridge { feed, own, door, registry, verbose, connection, max_connections, rate, tasks, drain };
+        server::serve(bridge, listener).await
     }
 
     /// Whether only this machine can connect to where we listen.

@@ -7,7 +7,7 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 
 use uuid::Uuid;
 
-use super::{Rv, lens::short_hash};
+use super::{ResourceVersion, projection::short_hash};
 
 /// First byte of the encoding; another layout gets another number.
 const VERSION: u8 = 1;
@@ -22,7 +22,7 @@ pub struct Cursor {
     /// The resources it speaks of.
     pub covers: [bool; 2],
     /// How far: versions up to and including these were served. Zero for a resource that is not covered.
-    pub rv: [Rv; 2],
+    pub rv: [ResourceVersion; 2],
 }
 
 /// Where a history of objects lives: one namespace of one cluster, known by its uid.
@@ -45,14 +45,14 @@ impl Home {
 
 /// The larger of each component.
 #[must_use]
-pub fn join(a: [Rv; 2], b: [Rv; 2]) -> [Rv; 2] {
+pub fn join(a: [ResourceVersion; 2], b: [ResourceVersion; 2]) -> [ResourceVersion; 2] {
     [a[0].max(b[0]), a[1].max(b[1])]
 }
 
 impl Cursor {
     /// The cursor of a reader that has been served up to `rv`, in the resources that it covers.
     #[must_use]
-    pub fn new(home: Home, lens: u64, covers: [bool; 2], rv: [Rv; 2]) -> Cursor {
+    pub fn new(home: Home, lens: u64, covers: [bool; 2], rv: [ResourceVersion; 2]) -> Cursor {
         Cursor { home: home.hash, lens, covers, rv: [0, 1].map(|k| if covers[k] { rv[k] } else { 0 }) }
     }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{
     Change, Claim, Instance, Notice, Pool, Version, View,
-    lens::{Format, Lens, Type},
+    projection::{Format, Lens, Type},
 };
 
 /// One event, with the keys of protocol.md sections 2 and 3 that its type and format have.
@@ -132,7 +132,7 @@ pub fn render<'a>(version: &'a Version, lens: &Lens, mut tell: impl FnMut(Event<
 
 /// The events with which `/ws` opens: the object as it is, then the edges that make it so (protocol.md section 2).
 pub fn render_first<'a>(view: &'a View, lens: &Lens, mut tell: impl FnMut(Event<'a>)) {
-    if !lens.shows(view) {
+    if !lens.includes(view) {
         return;
     }
     if let View::Instance(instance) = view
@@ -152,7 +152,7 @@ pub fn render_first<'a>(view: &'a View, lens: &Lens, mut tell: impl FnMut(Event<
 fn render_change<'a>(change: &'a Change, lens: &Lens, mut tell: impl FnMut(Event<'a>)) {
     let seen = |side: &'a Option<View>| side.as_ref().filter(|view| lens.scope.has(view));
     let (old, new) = (seen(&change.old), seen(&change.new));
-    let (shown_old, shown_new) = (old.filter(|view| lens.shows(view)), new.filter(|view| lens.shows(view)));
+    let (shown_old, shown_new) = (old.filter(|view| lens.includes(view)), new.filter(|view| lens.includes(view)));
     if let Some(state) = state(shown_old, shown_new, change.new.is_some(), lens) {
         tell(state);
     }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde::Serialize;
 
-use super::{Kind, Rv};
+use super::{Resource, ResourceVersion};
 
 /// Labels of an object, sorted by key.
 pub type Labels = BTreeMap<String, String>;
@@ -38,7 +38,7 @@ pub struct Instance {
     pub labels: Labels,
     /// `metadata.resourceVersion`, not part of the view.
     #[serde(skip)]
-    pub rv: Rv,
+    pub rv: ResourceVersion,
 }
 
 /// A BoilerhouseClaim.
@@ -78,7 +78,7 @@ pub struct Claim {
     pub last_activity: Option<String>,
     /// `metadata.resourceVersion`, not part of the view.
     #[serde(skip)]
-    pub rv: Rv,
+    pub rv: ResourceVersion,
 }
 
 /// Where a tenant reaches its instance.
@@ -191,10 +191,10 @@ impl Claim {
 impl View {
     /// Which resource it is a view of.
     #[must_use]
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> Resource {
         match self {
-            View::Instance(_) => Kind::Instance,
-            View::Claim(_) => Kind::Claim,
+            View::Instance(_) => Resource::Instance,
+            View::Claim(_) => Resource::Claim,
         }
     }
 
@@ -218,7 +218,7 @@ impl View {
 
     /// `metadata.resourceVersion`.
     #[must_use]
-    pub fn rv(&self) -> Rv {
+    pub fn rv(&self) -> ResourceVersion {
         match self {
             View::Instance(instance) => instance.rv,
             View::Claim(claim) => claim.rv,

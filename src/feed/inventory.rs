@@ -8,7 +8,7 @@ mod by_name;
 use std::collections::BTreeMap;
 
 pub use self::by_name::{ByName, Named};
-use crate::event::{Change, Claim, Instance, Kind, Pool, View};
+use crate::event::{Change, Claim, Instance, Pool, Resource, View};
 
 /// Both resources by name. Cheap to clone while nobody changes it: the feed shares it behind an `Arc`.
 #[derive(Clone, Debug, Default)]
@@ -44,10 +44,10 @@ impl Depth {
 impl Inventory {
     /// What is known under this name.
     #[must_use]
-    pub fn get(&self, kind: Kind, name: &str) -> Option<View> {
+    pub fn get(&self, kind: Resource, name: &str) -> Option<View> {
         match kind {
-            Kind::Instance => self.instances.get(name).cloned().map(View::Instance),
-            Kind::Claim => self.claims.get(name).cloned().map(View::Claim),
+            Resource::Instance => self.instances.get(name).cloned().map(View::Instance),
+            Resource::Claim => self.claims.get(name).cloned().map(View::Claim),
         }
     }
 
@@ -85,7 +85,7 @@ impl Inventory {
     }
 
     /// Takes a deleted object out, if it is still the life that is known.
-    pub fn remove(&mut self, kind: Kind, name: &str, uid: &str) -> Option<Change> {
+    pub fn remove(&mut self, kind: Resource, name: &str, uid: &str) -> Option<Change> {
         let old = self.get(kind, name).filter(|old| old.uid() == uid)?;
         self.forget(&old);
         Some(Change { old: Some(old), new: None })
@@ -93,13 +93,13 @@ impl Inventory {
 
     /// Puts a complete list in place of one kind and returns the difference: deletions by name, then what is new or
     /// changed in resourceVersion order.
-    pub fn replace(&mut self, kind: Kind, views: Vec<View>) -> Vec<Change> {
+    pub fn replace(&mut self, kind: Resource, views: Vec<View>) -> Vec<Change> {
         let mut before: BTreeMap<String, View> = match kind {
-            Kind::Instance => {
+            Resource::Instance => {
                 self.depths.clear();
                 self.instances.drain().map(|i| (i.name.clone(), View::Instance(i))).collect()
             }
-            Kind::Claim => self.claims.drain().map(|c| (c.name.clone(), View::Claim(c))).collect(),
+            Resource::Claim => self.claims.drain().map(|c| (c.name.clone(), View::Claim(c))).collect(),
         };
         let mut fresh = Vec::new();
         for view in views {
@@ -178,27 +178,30 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::event::Rv;
+    use crate::event::ResourceVersion;
 
-    fn pod(name: &str, uid: &str, rv: Rv) -> View {
+    fn pod(name: &str, uid: &str, rv: ResourceVersion) -> View {
         View::Instance(Arc::new(Instance { name: name.into(), uid: uid.into(), rv, ..Instance::default() }))
     }
 
-    fn told(changes: &[Change]) -> Vec<(Option<Rv>, Option<Rv>)> {
+    fn told(changes: &[Change]) -> Vec<(Option<ResourceVersion>, Option<ResourceVersion>)> {
         changes.iter().map(|c| (c.old.as_ref().map(View::rv), c.new.as_ref().map(View::rv))).collect()
     }
 
     #[test]
     fn a_list_is_a_difference_deletions_first_then_by_version() {
         let mut state = Inventory::default();
-        assert_eq!(state.replace(Kind::Instance, vec![pod("a", "1", 5), pod("b", "2", 6), pod("c", "3", 7)]).len(), 3);
-        let changes = state.replace(Kind::Instance, vec![pod("b", "2", 12), pod("c", "9", 11), pod("d", "4", 10)]);
+        assert_eq!(
+            state.replace(Resource::Instance, vec![pod("a", "1", 5), pod("b", "2", 6), pod("c", "3", 7)]).len(),
+            3
+        );
+        let changes = state.replace(Resource::Instance, vec![pod("b", "2", 12), pod("c", "9", 11), pod("d", "4", 10)]);
         assert_eq!(
             told(&changes),
             [(Some(5), None), (Some(7), None), (None, Some(10)), (None, Some(11)), (Some(6), Some(12))],
             "a is gone, c is another life, d is new, b has changed"
         );
-        let same = state.replace(Kind::Instance, vec![pod("b", "2", 12), pod("c", "9", 11), pod("d", "4", 10)]);
+        let same = state.replace(Resource::Instance, vec![pod("b", "2", 12), pod("c", "9", 11), pod("d", "4", 10)]);
         assert!(same.is_empty(), "the same list says nothing");
     }
 
@@ -207,8 +210,8 @@ mod tests {
         let running =
             Instance { name: "a".into(), uid: "1".into(), rv: 5, phase: "Running".into(), ..Instance::default() };
         let mut state = Inventory::default();
-        state.replace(Kind::Instance, vec![pod("a", "1", 5)]);
-        let changes = state.replace(Kind::Instance, vec![View::Instance(Arc::new(running))]);
+        state.replace(Resource::Instance, vec![pod("a", "1", 5)]);
+        let changes = state.replace(Resource::Instance, vec![View::Instance(Arc::new(running))]);
         assert_eq!(told(&changes), [(Some(5), Some(5))]);
     }
 
@@ -219,9 +222,12 @@ mod tests {
         assert_eq!(told(&state.upsert(pod("a", "2", 8))), [(Some(5), None), (None, Some(8))]);
         assert!(state.upsert(pod("a", "2", 8)).is_empty(), "not newer");
         assert!(state.upsert(pod("a", "2", 7)).is_empty(), "older");
-        assert_eq!(state.get(Kind::Instance, "a").map(|view| view.rv()), Some(8));
-        assert!(state.remove(Kind::Instance, "a", "1").is_none(), "the first life ended already");
-        assert_eq!(told(&state.remove(Kind::Instance, "a", "2").into_iter().collect::<Vec<_>>()), [(Some(8), None)]);
+        assert_eq!(state.get(Resource::Instance, "a").map(|view| view.rv()), Some(8));
+        assert!(state.remove(Resource::Instance, "a", "1").is_none(), "the first life ended already");
+        assert_eq!(
+            told(&state.remove(Resource::Instance, "a", "2").into_iter().collect::<Vec<_>>()),
+            [(Some(8), None)]
+        );
         assert!(state.views().next().is_none());
     }
     #[test]

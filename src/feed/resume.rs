@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Reason, Refused, Shared, needs, state::State};
-use crate::event::{Cursor, Home, Rv, Step, lens::Lens};
+use crate::event::{Cursor, Home, ResourceVersion, Step, projection::Lens};
 
 /// The first position that the cursor does not cover.
 pub(super) fn place(state: &State, home: Home, lens: &Lens, cursor: &Cursor) -> Result<u64, Refused> {
@@ -20,7 +20,7 @@ pub(super) fn place(state: &State, home: Home, lens: &Lens, cursor: &Cursor) -> 
     position(state, lens, cursor.rv)
 }
 
-fn position(state: &State, lens: &Lens, rv: [Rv; 2]) -> Result<u64, Refused> {
+fn position(state: &State, lens: &Lens, rv: [ResourceVersion; 2]) -> Result<u64, Refused> {
     if needs(lens).any(|kind| rv[kind as usize] < state.base[kind as usize]) {
         return Err(Refused::Below);
     }
@@ -37,7 +37,7 @@ fn position(state: &State, lens: &Lens, rv: [Rv; 2]) -> Result<u64, Refused> {
 }
 
 /// Whether a client at these versions is in the middle of a difference, which tells it nothing true.
-pub(super) fn straddles(step: &Step, at: [Rv; 2]) -> bool {
+pub(super) fn straddles(step: &Step, at: [ResourceVersion; 2]) -> bool {
     step.version().is_some_and(|version| {
         let at = at[version.kind as usize];
         version.since.is_some_and(|since| since < at) && at < version.rv
@@ -63,15 +63,15 @@ pub(super) enum Looked {
 }
 
 impl Parked {
-    pub(super) fn new(state: &mut State, lens: &Lens, rv: [Rv; 2], patience: Duration) -> Parked {
-        let mut below = [Rv::MAX; 2];
+    pub(super) fn new(state: &mut State, lens: &Lens, rv: [ResourceVersion; 2], patience: Duration) -> Parked {
+        let mut below = [ResourceVersion::MAX; 2];
         for kind in needs(lens) {
             below[kind as usize] = rv[kind as usize];
         }
         Parked { round: state.wanted.ask_history(below), history: state.history, limit: Instant::now() + patience }
     }
 
-    pub(super) fn look(&self, shared: &Shared, lens: &Lens, rv: [Rv; 2]) -> Looked {
+    pub(super) fn look(&self, shared: &Shared, lens: &Lens, rv: [ResourceVersion; 2]) -> Looked {
         let state = shared.state();
         if state.history != self.history {
             return Looked::Never(Reason::Foreign);

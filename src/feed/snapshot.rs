@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::inventory::Inventory;
 use crate::event::{
-    Claim, Home, Instance, Pool, Rv,
-    lens::{Lens, Scope},
+    Claim, Home, Instance, Pool, ResourceVersion,
+    projection::{Lens, Scope},
 };
 
 /// The state at one position of the log.
@@ -18,7 +18,7 @@ pub struct Snapshot {
     /// The objects.
     pub inventory: Arc<Inventory>,
     /// The versions it is true at.
-    pub rv: [Rv; 2],
+    pub rv: [ResourceVersion; 2],
     /// The position of the log that follows it.
     pub position: u64,
 }
@@ -62,7 +62,7 @@ impl Snapshot {
     #[must_use]
     pub fn instances(&self, lens: &Lens) -> Vec<JoinedInstance<'_>> {
         let claims = self.claims_by_instance(&lens.scope);
-        let shown = self.inventory.instances.values().filter(|i| lens.shows_instance(i));
+        let shown = self.inventory.instances.values().filter(|i| lens.includes_instance(i));
         shown.map(|instance| joined(instance, claims.get(instance.name.as_str()).copied())).collect()
     }
 
@@ -85,7 +85,7 @@ impl Snapshot {
     /// Counts by phase of what the lens shows.
     #[must_use]
     pub fn stats(&self, lens: &Lens) -> Stats<'_> {
-        let instances = self.inventory.instances.values().filter(|i| lens.shows_instance(i));
+        let instances = self.inventory.instances.values().filter(|i| lens.includes_instance(i));
         Stats {
             instances: count(instances.map(|i| i.phase.as_str())),
             claims: count(self.shown_claims(lens).map(|c| c.phase.as_str())),

@@ -18,11 +18,12 @@ use tokio::{
 };
 
 use super::{
-    Condition, Config, Health, Metrics, Refused, inventory::Inventory, lenses::Lenses, past::Wanted, told::Told,
+    Condition, Config, Health, Metrics, Refused, backfill::Wanted, inventory::Inventory, projection_registry::Lenses,
+    read_your_writes::Told,
 };
 use crate::{
-    event::{Change, Home, Kind, Notice, Rv, Step, Version, What},
-    log::Log,
+    event::{Change, Home, Notice, Resource, ResourceVersion, Step, Version, What},
+    ring::Log,
 };
 
 #[derive(Debug)]
@@ -52,8 +53,8 @@ pub(super) struct State {
     pub(super) inventory: Arc<Inventory>,
     pub(super) log: Log<Step>,
     /// Versions that the state before the log's first step had: a resume must not start below.
-    pub(super) base: [Rv; 2],
-    pub(super) newest: [Rv; 2],
+    pub(super) base: [ResourceVersion; 2],
+    pub(super) newest: [ResourceVersion; 2],
     pub(super) synced: [bool; 2],
     /// When it was first said to be down, while it is.
     pub(super) down_at: [Option<Instant>; 2],
@@ -64,7 +65,7 @@ pub(super) struct State {
     /// What readers want to know that the log does not hold.
     pub(super) wanted: Wanted,
     /// Cursors below these versions are of a history that has ended.
-    pub(super) origin: [Rv; 2],
+    pub(super) origin: [ResourceVersion; 2],
     /// Counts the histories that have ended; in a single reader's feed, as the hub had counted at the last list.
     pub(super) history: u64,
     /// The workloads whose pools have changed since that was last told. No more than there are, and only for the hub.
@@ -86,10 +87,10 @@ impl State {
     pub(super) fn version(
         &mut self,
         now_ms: u64,
-        kind: Kind,
-        rv: Rv,
+        kind: Resource,
+        rv: ResourceVersion,
         changes: Vec<Change>,
-        since: Option<Rv>,
+        since: Option<ResourceVersion>,
         restart: bool,
     ) {
         let newest = &mut self.newest[kind as usize];

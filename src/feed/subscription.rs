@@ -4,7 +4,7 @@
 //! first step that its cursor does not cover and skips what is at or below its two numbers until both are passed
 //! (architecture.md, the feed's contract, 2). Its ids never move back in either.
 
-mod waiting;
+mod wake;
 
 use std::{fmt, pin::Pin, sync::Arc};
 
@@ -12,13 +12,12 @@ use bytes::Bytes;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Framing, From, Reason, Refused, Shared, SharedLens, lens,
-    lens::Initial,
-    needs,
+    Framing, From, Reason, Refused, Shared, SharedLens, needs, projection_cache,
+    projection_cache::Initial,
     resume::{Looked, Parked, place, straddles},
 };
 use crate::{
-    event::{Home, Rv, cursor, lens::Format},
+    event::{Home, ResourceVersion, cursor, projection::Format},
     wire::Close,
 };
 
@@ -41,7 +40,7 @@ pub struct Subscription {
     phase: Phase,
     position: u64,
     /// Versions up to which this client has been served, and in which history.
-    served: [Rv; 2],
+    served: [ResourceVersion; 2],
     history: u64,
     head: watch::Receiver<u64>,
     /// When a read may yield something though nothing has changed.
@@ -61,11 +60,11 @@ enum Phase {
     /// The log does not reach back to its cursor, but soon may.
     Parked(Box<Parked>),
     /// The current state comes next, once it is not older than these versions.
-    Snapshot(Reason, [Rv; 2]),
+    Snapshot(Reason, [ResourceVersion; 2]),
     /// The current state is on its way: this many parts have been handed out.
     Sending(Arc<Initial>, usize),
     /// Some of what the log holds is known to the client: up to these versions.
-    CatchUp([Rv; 2]),
+    CatchUp([ResourceVersion; 2]),
     /// The client's picture is the log's at its position.
     Live,
 }
@@ -208,7 +207,7 @@ impl Subscription {
         Some(self.lens.cursor(self.home, reached))
     }
 
-    fn reached(&mut self) -> Option<[Rv; 2]> {
+    fn reached(&mut self) -> Option<[ResourceVersion; 2]> {
         match self.phase {
             Phase::Snapshot(..) | Phase::Sending(..) => None,
             Phase::Parked(_) => Some(self.served),
@@ -257,7 +256,7 @@ impl Subscription {
 
     /// Whether a client that is ahead of this replica is at versions that do not exist. Replicas differ by moments, so this
     /// is found out only after a while, and once for all who wait (architecture.md, the feed's contract, 3).
-    fn is_refuted(&mut self, floor: [Rv; 2]) -> bool {
+    fn is_refuted(&mut self, floor: [ResourceVersion; 2]) -> bool {
         let mut state = self.shared.state();
         if self.lens.reached(cursor::join(state.newest, state.wanted.confirmed()), floor) {
             (self.limit, self.confirm) = (None, 0);
@@ -278,11 +277,11 @@ impl Subscription {
     }
 
     /// Steps on behalf of a client that has some of them: rendered for it alone.
-    fn catch_up(&mut self, floor: [Rv; 2], max_bytes: usize) -> Option<Vec<Bytes>> {
+    fn catch_up(&mut self, floor: [ResourceVersion; 2], max_bytes: usize) -> Option<Vec<Bytes>> {
         let mut frames = Vec::new();
         let mut bytes = 0;
         loop {
-            let steps = lens::steps(&self.shared, self.position)?;
+            let steps = projection_cache::steps(&self.shared, self.position)?;
             if steps.is_empty() {
                 let newest = self.shared.state().newest;
                 if self.pass(floor, newest) {
@@ -329,7 +328,7 @@ impl Subscription {
     }
 
     /// Goes live once the log has passed the floor in every resource that the lens needs.
-    fn pass(&mut self, floor: [Rv; 2], reached: [Rv; 2]) -> bool {
+    fn pass(&mut self, floor: [ResourceVersion; 2], reached: [ResourceVersion; 2]) -> bool {
         let passed = self.lens.reached(reached, floor);
         if passed {
             self.go_live();

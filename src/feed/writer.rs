@@ -8,7 +8,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{Condition, Health, Past, Shared};
-use crate::event::{Home, Kind, Notice, Rv, View};
+use crate::event::{Home, Notice, Resource, ResourceVersion, View};
 
 /// The only way in. Not `Clone`: one source a feed, so that one order is kept.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ impl Writer {
 
     /// A complete list at version `rv`. The first one of a kind makes the state; a later one is a difference and one
     /// step that says since when. A version lower than one already known means another history (an older copy of etcd).
-    pub fn replace(&mut self, kind: Kind, views: Vec<View>, rv: Rv) {
+    pub fn replace(&mut self, kind: Resource, views: Vec<View>, rv: ResourceVersion) {
         let for_many = self.shared.hub.is_none();
         // A list is of the history that the hub knows by now, or the hub will find that out and count on.
         let history = self.shared.hub.as_ref().map(|hub| hub.state().history);
@@ -94,7 +94,7 @@ impl Writer {
     }
 
     /// An object was deleted, or stopped being watched, at version `rv`.
-    pub fn remove(&mut self, kind: Kind, name: &str, uid: &str, rv: Rv) {
+    pub fn remove(&mut self, kind: Resource, name: &str, uid: &str, rv: ResourceVersion) {
         self.shared.change(|state, now_ms| {
             let change = Arc::make_mut(&mut state.inventory).remove(kind, name, uid);
             match change {
@@ -105,7 +105,7 @@ impl Writer {
     }
 
     /// Everything of this kind up to `rv` has been told.
-    pub fn bookmark(&mut self, kind: Kind, rv: Rv) {
+    pub fn bookmark(&mut self, kind: Resource, rv: ResourceVersion) {
         self.shared.change(|state, _| {
             let newest = &mut state.newest[kind as usize];
             *newest = rv.max(*newest);
@@ -136,12 +136,12 @@ impl Writer {
     }
 
     /// A byte about this resource has come.
-    pub fn heard(&self, kind: Kind) {
+    pub fn heard(&self, kind: Resource) {
         self.shared.heard_ms[kind as usize].store((self.shared.config.clock)(), Ordering::Relaxed);
     }
 
     /// The source's own condition. Going down and coming up again is told to whoever listens.
-    pub fn health(&mut self, kind: Kind, health: Health) {
+    pub fn health(&mut self, kind: Resource, health: Health) {
         let k = kind as usize;
         let mut all = self.shared.health.borrow().clone();
         all[k] = health;
@@ -194,12 +194,12 @@ mod tests {
         let mut since = feed.condition().1;
         assert_eq!(feed.condition(), (Condition::Syncing, since));
         for (kind, health, condition, changed) in [
-            (Kind::Instance, Health::Live, Condition::Syncing, false),
-            (Kind::Claim, down(), Condition::Down, true),
-            (Kind::Instance, down(), Condition::Down, false),
-            (Kind::Claim, Health::Live, Condition::Down, false),
-            (Kind::Instance, Health::Live, Condition::Live, true),
-            (Kind::Instance, Health::Connecting, Condition::Syncing, true),
+            (Resource::Instance, Health::Live, Condition::Syncing, false),
+            (Resource::Claim, down(), Condition::Down, true),
+            (Resource::Instance, down(), Condition::Down, false),
+            (Resource::Claim, Health::Live, Condition::Down, false),
+            (Resource::Instance, Health::Live, Condition::Live, true),
+            (Resource::Instance, Health::Connecting, Condition::Syncing, true),
         ] {
             writer.health(kind, health.clone());
             let (now, at) = feed.condition();

@@ -3,16 +3,16 @@
 //! Nothing is trusted for longer than it is true: rights are looked up at each request, and for as long as a stream
 //! lives ([`lease`]). It knows no cluster (it is handed [`verdict::Reviews`]) and no endpoint, only what each needs.
 
+mod credential;
+mod denied;
 pub mod keys;
 mod keys_file;
 pub mod lease;
-mod presented;
 mod principal;
-mod recheck;
-mod refused;
-pub mod seal;
+pub mod review_cache;
 pub mod secret;
-pub mod verdict;
+pub mod signed_token;
+mod watchdog;
 
 use std::{
     path::PathBuf,
@@ -26,26 +26,26 @@ use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use thiserror::Error as ThisError;
 
 use self::{
+    credential::Presented,
+    denied::Refused,
     keys::{Access, Key, Keys},
     keys_file::KeysFile,
     lease::{Hold, Leases},
-    presented::Presented,
     principal::Grounds,
-    refused::Refused,
-    seal::{BadKey, Holder, Pass, Purpose, Seal, User},
+    review_cache::{Reviews, Subject, Unavailable, Verdict, Verdicts},
     secret::Secret,
-    verdict::{Reviews, Subject, Unavailable, Verdict, Verdicts},
+    signed_token::{BadKey, Holder, Pass, Purpose, Seal, User},
 };
 pub(super) use self::{
-    presented::{TICKETS, cookie_name, host},
+    credential::{TICKETS, cookie_name, host},
+    denied::Refusal,
     principal::{Needs, Principal},
-    refused::Refusal,
 };
 use super::{
     forwarded::Came,
-    limit::{Caller, Limits},
+    rate_limit::{Caller, Limits},
 };
-use crate::event::lens::Scope;
+use crate::event::projection::Scope;
 
 /// A session cookie's name over https: browsers keep such a one from being set by anybody but this very host (RFC 6265bis,
 /// "__Host-").
@@ -82,7 +82,7 @@ pub struct Config {
     /// that finds the same.
     pub reread: Duration,
     /// What is remembered of the cluster's answers.
-    pub verdicts: verdict::Config,
+    pub verdicts: review_cache::Config,
     /// What time it is.
     pub clock: fn() -> Timestamp,
 }
@@ -100,7 +100,7 @@ impl Default for Config {
             expiring: Duration::from_secs(60),
             tick: Duration::from_millis(500),
             reread: Duration::from_secs(2),
-            verdicts: verdict::Config::default(),
+            verdicts: review_cache::Config::default(),
             clock: Timestamp::now,
         }
     }
@@ -284,7 +284,7 @@ impl Auth {
             Purpose::Ticket if !Seal::is_pass(text.reveal()) => Refused::InQuery,
             Purpose::Ticket | Purpose::Session => Refused::Unknown,
         })?;
-        if purpose == Purpose::Session && pass.host != presented::host(asks.headers) {
+        if purpose == Purpose::Session && pass.host != credential::host(asks.headers) {
             return Err(Refused::OtherHost);
         }
         let expires_at = Some(pass.expires_at());
@@ -325,7 +325,7 @@ impl Auth {
                 verdict
             }
         };
-        let expires_at = verdict::expiry(&secret);
+        let expires_at = review_cache::expiry(&secret);
         self.user(verdict, Some(secret), expires_at)
     }
 

@@ -14,20 +14,20 @@ use tokio::time::timeout;
 use warp::reply::Response;
 
 use super::{
-    asked::{Asked, Parameters},
     auth,
     conn::Start,
     error::{Code, Error},
-    later::{self, Later},
-    leased::Leased,
-    rate::Rated,
+    request::{Asked, Parameters},
     stream::{self, Outbound, Place},
+    stream_credential::Leased,
+    stream_rate::Rated,
+    unavailable::{self, Later},
     upgrade,
 };
 use crate::{
     event::{
         Cursor,
-        lens::{Format, Lens, Types},
+        projection::{Format, Lens, Types},
     },
     feed::{Audience, Carrier, Framing, From, Read, Reason, Shown, Subscription},
     wire::Close,
@@ -142,7 +142,7 @@ impl Row {
         let framing = self.framing;
         Start::new(move |mut socket| {
             // It shares the first write with the head and the first events.
-            let retry = later::retry_line(framing, place.config.retry());
+            let retry = unavailable::retry_line(framing, place.config.retry());
             socket.head = [&socket.head[..], &retry].concat().into();
             stream::sse(out, socket, place)
         })
@@ -227,7 +227,7 @@ impl Outbound for Subscription {
     }
 
     fn farewell(&mut self, close: Close, retry: Duration) -> Option<Bytes> {
-        Some(later::closing(self.framing()?, close.reason(), retry))
+        Some(unavailable::closing(self.framing()?, close.reason(), retry))
     }
 }
 
@@ -241,7 +241,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        event::{Home, Kind},
+        event::{Home, Resource},
         feed::{self, Feed, Writer},
         http::{
             conn::{Conn, Socket},
@@ -253,8 +253,8 @@ mod tests {
     fn served(path: &str) -> (Writer, DuplexStream) {
         let (mut writer, feed) = Feed::new(feed::Config { clock: || 0, ..feed::Config::default() });
         writer.home(Home::of("a namespace"));
-        writer.replace(Kind::Instance, Vec::new(), 1);
-        writer.replace(Kind::Claim, Vec::new(), 1);
+        writer.replace(Resource::Instance, Vec::new(), 1);
+        writer.replace(Resource::Claim, Vec::new(), 1);
         let row = Row::at(path).unwrap();
         let subscription = feed.subscribe(feed.lens(Lens::all(Format::Full), row.framing), From::Now).unwrap();
         let (client, server) = tokio::io::duplex(4096);
@@ -295,7 +295,7 @@ mod tests {
                 let fields = [format!("id: {id}\ndata: "), format!("id: {id}\nevent: heartbeat\ndata: ")];
                 let sse = fields.map(|start| text.starts_with(&start));
                 assert_eq!(sse, [path == "/api/sse", path == "/api/events/stream"], "{text}");
-                let (kind, rv) = if beat == 0 { (Kind::Instance, 5) } else { (Kind::Claim, 9) };
+                let (kind, rv) = if beat == 0 { (Resource::Instance, 5) } else { (Resource::Claim, 9) };
                 writer.bookmark(kind, rv);
             }
         }

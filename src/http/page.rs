@@ -3,7 +3,7 @@
 use http::{HeaderValue, header};
 use warp::reply::{Reply, Response};
 
-use super::{asked::Asked, error::Error};
+use super::{error::Error, request::Asked};
 
 /// Placeholder in the page for the host that the reader came by.
 const HOST: &str = "{host}";

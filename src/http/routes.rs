@@ -10,15 +10,17 @@ use warp::{Filter, Rejection, filters::BoxedFilter, host::Authority, path::FullP
 
 use super::{
     Site,
-    asked::{self, Asked},
     auth::{Asks, Needs, Refusal},
+    browser_guard::{self, Passed},
     conn::Peer,
     error::{Code, Error},
     events::{self, Row},
-    guard::{self, Passed},
-    later::Later,
-    limit::Spent,
-    page, session, snapshot, ws,
+    page,
+    rate_limit::Spent,
+    request::{self, Asked},
+    session, snapshot,
+    unavailable::Later,
+    ws,
 };
 
 /// Methods of everything that is only read.
@@ -111,7 +113,7 @@ fn guarded(
     all: BoxedFilter<(Response,)>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
     let check = move |host: Option<Authority>, headers: HeaderMap| {
-        let passed = guard::check(host.as_ref(), &headers, &site.allowed);
+        let passed = browser_guard::check(host.as_ref(), &headers, &site.allowed);
         std::future::ready(passed.map_err(|error| warp::reject::custom(Refused(error))))
     };
     host()
@@ -149,7 +151,7 @@ async fn answer<F: Future<Output = Result<Response, Error>>>(
     needs: Needs,
     handler: impl FnOnce(Asked) -> F,
 ) -> Response {
-    if let Some(response) = asked::other_method(&request.method, methods) {
+    if let Some(response) = request::other_method(&request.method, methods) {
         return response;
     }
     // Whoever leaves is asked for nothing.
@@ -168,7 +170,7 @@ async fn answer<F: Future<Output = Result<Response, Error>>>(
 
 /// The same for a stream: what passes by itself is said in the transport's way.
 async fn stream(row: &'static Row, request: Request) -> Response {
-    if let Some(response) = asked::other_method(&request.method, GET) {
+    if let Some(response) = request::other_method(&request.method, GET) {
         return response;
     }
     let retry = request.site.streams.config.retry();
@@ -187,7 +189,7 @@ async fn admit(request: Request, segment: Option<String>, needs: Needs) -> Resul
     let came = site.proxies.came(peer.address.ip(), peer.tls, &headers);
     // A page of any other site may use what it knows itself, never what the browser knows (protocol.md: "credentials never
     // with `*`").
-    let passed = || guard::check(host.as_ref(), &headers, &site.allowed);
+    let passed = || browser_guard::check(host.as_ref(), &headers, &site.allowed);
     let cookies = headers.contains_key(header::COOKIE) && passed().is_ok_and(|passed| passed != Passed::Any);
     let asks = Asks { headers: &headers, query: &query, came, cookies };
     let principal = site.auth.admit(needs, asks, &site.limits).await?;

@@ -8,9 +8,9 @@ use serde_json::json;
 use warp::reply::{Reply, Response};
 
 use super::{
-    asked::Asked,
-    auth::{cookie_name, host, seal::Purpose},
+    auth::{cookie_name, host, signed_token::Purpose},
     error::{Code, Error},
+    request::Asked,
 };
 
 /// `POST` begins a session at this Host, `DELETE` ends it in this browser.

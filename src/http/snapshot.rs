@@ -8,13 +8,13 @@ use tokio::{sync::Semaphore, task::spawn_blocking};
 use warp::reply::{Reply, Response};
 
 use super::{
-    asked::Asked,
     error::{Code, Error},
+    request::Asked,
 };
 use crate::{
     event::{
-        Kind,
-        lens::{Format, Lens, short_hash},
+        Resource,
+        projection::{Format, Lens, short_hash},
         render,
     },
     feed::{Condition, Health, Refused, Snapshot},
@@ -106,7 +106,7 @@ pub(super) async fn readyz(asked: Asked) -> Result<Response, Error> {
     let mut text = String::new();
     if parameters.get("verbose").is_some() {
         let health = feed.health().borrow().clone();
-        for (kind, health) in Kind::ALL.into_iter().zip(health) {
+        for (kind, health) in Resource::ALL.into_iter().zip(health) {
             let (mark, word) = match &health {
                 Health::Connecting => ('-', "connecting".to_owned()),
                 Health::Live => ('+', "live".to_owned()),

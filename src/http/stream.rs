@@ -3,10 +3,10 @@
 //! Always: one write a batch, so that what waits is coalesced; nothing is kept for a client but its place and what a
 //! write has begun; the peer is read even while a write is blocked; every end has a name and is counted. It knows no
 //! event kinds, no feed and no principal, only [`Outbound`].
-mod fan;
-mod link;
-mod session;
-mod stage;
+mod buffered_conn;
+mod fan_out;
+mod protocol;
+mod task;
 
 use std::{
     future::poll_fn,
@@ -32,8 +32,8 @@ use prometheus_client::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use self::fan::Fan;
-use self::{session::Session, stage::Stage};
+pub use self::fan_out::Fan;
+use self::{protocol::Session, task::Stage};
 use super::conn::Socket;
 use crate::{
     feed::{self, Audience, Shown},
@@ -292,11 +292,11 @@ fn run<O: Outbound + 'static>(out: O, session: Session, shared: Place) -> impl F
     let stage = Arc::new(Stage::new(session, out, shared));
     async move {
         stage.streams.metrics.opened.get_or_create(&Opened { transport: transport.label() }).inc();
-        let outcome = AssertUnwindSafe(stage::run(&stage)).catch_unwind().await;
+        let outcome = AssertUnwindSafe(task::run(&stage)).catch_unwind().await;
         let closed = match outcome {
             Ok(closed) => closed,
             // Boxed: it is rare, and would otherwise have its place in every stream.
-            Err(_) => Box::pin(stage::apologize(&stage)).await,
+            Err(_) => Box::pin(task::apologize(&stage)).await,
         };
         let ended = Ended { transport: transport.label(), reason: closed.reason() };
         stage.streams.metrics.closed.get_or_create(&ended).inc();

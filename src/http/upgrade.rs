@@ -4,9 +4,9 @@ use http::{HeaderMap, HeaderValue, Method, header};
 use warp::reply::Response;
 
 use super::{
-    asked::Asked,
     conn::Start,
     error::{Code, Error},
+    request::Asked,
 };
 
 /// Whether a WebSocket is asked for, properly or not.

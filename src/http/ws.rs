@@ -4,15 +4,16 @@ use tokio::time::{Instant, timeout_at};
 use warp::reply::Response;
 
 use super::{
-    asked::Asked,
     conn::Start,
     error::{Code, Error},
-    later::Later,
-    leased::Leased,
-    stream, upgrade,
+    request::Asked,
+    stream,
+    stream_credential::Leased,
+    unavailable::Later,
+    upgrade,
 };
 use crate::{
-    event::lens::{Format, Lens, Types},
+    event::projection::{Format, Lens, Types},
     feed::{Feed, Framing, From, Reason, Refused, Subscription},
 };
 

@@ -25,8 +25,8 @@ use super::fault::{self, Effect, Link, Meanwhile};
 use super::query::{Options, Target};
 use super::status::Failure;
 use super::store::{Revision, Store};
-use super::watching::{self, Watch};
-use super::{Resource, Sim, State, Verb, review, write};
+use super::watch::{self, Watch};
+use super::{ApiResource, Sim, State, Verb, review, write};
 
 /// Largest request body in bytes, the real API server's own limit.
 const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
@@ -77,7 +77,7 @@ async fn answer(sim: &Sim, request: &http::request::Parts, body: &[u8]) -> io::R
     if request.uri.path() == "/version" {
         return Ok(whole(StatusCode::OK, &version()));
     }
-    let known = |target: &Target| target.resource != Resource::Claims || sim.lock().crd;
+    let known = |target: &Target| target.resource != ApiResource::Claims || sim.lock().crd;
     let Some(target) = Target::parse(request.uri.path()).filter(known) else {
         return Ok(no_such_path());
     };
@@ -211,7 +211,7 @@ impl Call<'_> {
         let window = store.watch_window();
         match self.options.version.filter(|version| (1..window).contains(version)) {
             Some(version) => {
-                let line = watching::error_line(&Failure::watch_expired(version, window));
+                let line = watch::error_line(&Failure::watch_expired(version, window));
                 respond(StatusCode::OK, stream_body(stream::iter([Ok(line)])))
             }
             None => {
@@ -225,7 +225,7 @@ impl Call<'_> {
 
 /// A list as it goes over the wire.
 struct List {
-    resource: Resource,
+    resource: ApiResource,
     metadata: Value,
     items: Vec<Arc<Value>>,
 }
@@ -308,12 +308,12 @@ impl Serialize for List {
 }
 
 /// An object inside a list: built-in types leave out their kind and apiVersion there, custom ones do not.
-struct Item<'a>(&'a Value, Resource);
+struct Item<'a>(&'a Value, ApiResource);
 
 impl Serialize for Item<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Self(object, resource) = self;
-        let typed = *resource == Resource::Claims;
+        let typed = *resource == ApiResource::Claims;
         let fields = object.as_object().into_iter().flatten();
         serializer.collect_map(fields.filter(|(name, _)| typed || !matches!(name.as_str(), "kind" | "apiVersion")))
     }

@@ -10,13 +10,13 @@ use http::StatusCode;
 use super::query::{Options, Target};
 use super::status::Failure;
 use super::store::Store;
-use super::{Resource, Verb};
+use super::{ApiResource, Verb};
 
 /// Something that will go wrong once.
 #[derive(Clone, Debug)]
 pub struct Fault {
     verb: Option<Verb>,
-    resource: Option<Resource>,
+    resource: Option<ApiResource>,
     effect: Effect,
 }
 
@@ -127,7 +127,7 @@ impl Fault {
 
     /// The fault waits for a request for this resource.
     #[must_use]
-    pub fn on(self, resource: Resource) -> Self {
+    pub fn on(self, resource: ApiResource) -> Self {
         Self { resource: Some(resource), ..self }
     }
 
@@ -135,7 +135,7 @@ impl Fault {
         Self { verb, resource: None, effect }
     }
 
-    fn fits(&self, verb: Verb, resource: Resource, options: &Options) -> bool {
+    fn fits(&self, verb: Verb, resource: ApiResource, options: &Options) -> bool {
         self.verb.is_none_or(|wanted| wanted == verb)
             && self.resource.is_none_or(|wanted| wanted == resource)
             && (!matches!(self.effect, Effect::ExpirePage) || options.page.is_some())
@@ -143,7 +143,7 @@ impl Fault {
 }
 
 /// Takes the first fault that fits a request out of the armed ones.
-pub(super) fn take(faults: &mut Vec<Fault>, verb: Verb, resource: Resource, options: &Options) -> Option<Effect> {
+pub(super) fn take(faults: &mut Vec<Fault>, verb: Verb, resource: ApiResource, options: &Options) -> Option<Effect> {
     let index = faults.iter().position(|fault| fault.fits(verb, resource, options))?;
     Some(faults.remove(index).effect)
 }

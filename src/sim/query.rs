@@ -8,12 +8,12 @@ use serde_json::Value;
 
 use super::status::Failure;
 use super::store::Revision;
-use super::{Resource, Verb};
+use super::{ApiResource, Verb};
 
 /// A path of the API, taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Target {
-    pub(super) resource: Resource,
+    pub(super) resource: ApiResource,
     pub(super) namespace: Option<String>,
     pub(super) name: Option<String>,
     pub(super) status: bool,
@@ -38,7 +38,7 @@ impl Target {
             [plural, name, "status"] => (plural, Some((*name).to_owned()), true),
             _ => return None,
         };
-        let resource = Resource::ALL.into_iter().find(|r| r.group() == group && r.plural() == *plural)?;
+        let resource = ApiResource::ALL.into_iter().find(|r| r.group() == group && r.plural() == *plural)?;
         let there = resource.version() == version && !(resource.is_review() && name.is_some());
         let reachable = resource.namespaced() == namespace.is_some() || (name.is_none() && resource.namespaced());
         (there && reachable).then_some(Self { resource, namespace, name, status })
@@ -211,15 +211,15 @@ mod tests {
     #[test]
     fn paths_lead_to_resources() {
         let target = |path| Target::parse(path).map(|t| (t.resource, t.namespace, t.name, t.status));
-        let (pods, claims, n, a) = (Resource::Pods, Resource::Claims, Some("n".to_owned()), Some("a".to_owned()));
+        let (pods, claims, n, a) = (ApiResource::Pods, ApiResource::Claims, Some("n".to_owned()), Some("a".to_owned()));
         assert_eq!(target("/api/v1/pods"), Some((pods, None, None, false)));
         assert_eq!(target("/api/v1/namespaces/n/pods/a/status"), Some((pods, n.clone(), a.clone(), true)));
         let path = "/apis/boilerhouse.dev/v1alpha1/namespaces/n/boilerhouseclaims/a";
         assert_eq!(target(path), Some((claims, n, a.clone(), false)));
-        assert_eq!(target("/api/v1/namespaces/a"), Some((Resource::Namespaces, None, a, false)));
-        assert_eq!(target("/api/v1/namespaces"), Some((Resource::Namespaces, None, None, false)));
+        assert_eq!(target("/api/v1/namespaces/a"), Some((ApiResource::Namespaces, None, a, false)));
+        assert_eq!(target("/api/v1/namespaces"), Some((ApiResource::Namespaces, None, None, false)));
         let path = "/apis/authentication.k8s.io/v1/tokenreviews";
-        assert_eq!(target(path), Some((Resource::TokenReviews, None, None, false)));
+        assert_eq!(target(path), Some((ApiResource::TokenReviews, None, None, false)));
         let nowhere = [
             "/api/v1/pods/a",
             "/api/v1/namespaces/n/nodes",

@@ -12,7 +12,7 @@ use std::{
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::{Resource, Sim, Verb, status::Failure, write};
+use super::{ApiResource, Sim, Verb, status::Failure, write};
 
 /// The API server's own audience: what a review without audiences is about.
 pub const OWN_AUDIENCE: &str = "https://kubernetes.default.svc";
@@ -47,7 +47,7 @@ pub struct Rule {
     /// What may be done.
     pub verb: Verb,
     /// To what.
-    pub resource: Resource,
+    pub resource: ApiResource,
 }
 
 /// All that reviews are answered by.
@@ -136,7 +136,7 @@ impl Known {
     fn access(&self, spec: &Value) -> Result<Value, Failure> {
         let mut subjects = strings(&spec["groups"]);
         subjects.extend(spec["user"].as_str().filter(|user| !user.is_empty()).map(str::to_owned));
-        let invalid = |why: &str| Failure::invalid(Resource::AccessReviews, "", why);
+        let invalid = |why: &str| Failure::invalid(ApiResource::AccessReviews, "", why);
         if subjects.is_empty() {
             return Err(invalid("spec.user: Invalid value: \"\": at least one of user or group must be specified"));
         }
@@ -184,10 +184,10 @@ impl Identity {
 }
 
 /// The review with its answer.
-pub(super) fn answer(known: &Known, resource: Resource, now: Timestamp, body: &[u8]) -> Result<Value, Failure> {
+pub(super) fn answer(known: &Known, resource: ApiResource, now: Timestamp, body: &[u8]) -> Result<Value, Failure> {
     let mut review = write::parse(body)?;
     let status = match resource {
-        Resource::TokenReviews => known.token(&review["spec"], now)?,
+        ApiResource::TokenReviews => known.token(&review["spec"], now)?,
         _ => known.access(&review["spec"])?,
     };
     review["kind"] = json!(resource.kind());

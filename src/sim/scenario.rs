@@ -10,9 +10,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::store::{self, Store};
-use super::{Resource, Sim};
+use super::{ApiResource, Sim};
 
-mod body;
+mod fixtures;
 
 /// Steps after which something that has not happened goes first; a chain of at most five steps leads to each, and there
 /// are three, so that all of them come within 20.
@@ -105,7 +105,7 @@ impl Scenario {
         }
         let workloads = self.config.workloads.clone();
         for (index, workload) in workloads.iter().cycle().enumerate() {
-            if store.list(Resource::Pods, Some(&self.config.namespace)).len() >= FIRST_PODS {
+            if store.list(ApiResource::Pods, Some(&self.config.namespace)).len() >= FIRST_PODS {
                 break;
             }
             let name = self.warm(store, workload);
@@ -114,7 +114,7 @@ impl Scenario {
             }
         }
         let name = format!("metrics-agent-{:05x}", self.draw() & 0xf_ffff);
-        self.create(store, Resource::Pods, body::unmanaged(&self.config.namespace, &name, store.now()));
+        self.create(store, ApiResource::Pods, fixtures::unmanaged(&self.config.namespace, &name, store.now()));
         self.since = [0; 3];
     }
 
@@ -160,7 +160,7 @@ impl Scenario {
     /// Everything that could happen now, with its weight.
     fn possible(&self, store: &Store) -> Vec<(u32, Act)> {
         let namespace = Some(self.config.namespace.as_str());
-        let (pods, claims) = (store.list(Resource::Pods, namespace), store.list(Resource::Claims, namespace));
+        let (pods, claims) = (store.list(ApiResource::Pods, namespace), store.list(ApiResource::Claims, namespace));
         let mut acts = Vec::new();
         for pod in &pods {
             self.pod_acts(pod, &claims, &mut acts);
@@ -234,10 +234,10 @@ impl Scenario {
             Act::Advance(pod) => self.advance(store, pod),
             Act::Fail(pod) => self.fail(store, pod),
             Act::Rotate(pod) | Act::Terminate(pod) => {
-                drop(store.terminate(Resource::Pods, &self.config.namespace, pod, 30))
+                drop(store.terminate(ApiResource::Pods, &self.config.namespace, pod, 30))
             }
-            Act::Remove(pod) => drop(store.delete(Resource::Pods, &self.config.namespace, pod)),
-            Act::Stir(pod) => self.patch_pod(store, pod, &body::stirred(&now)),
+            Act::Remove(pod) => drop(store.delete(ApiResource::Pods, &self.config.namespace, pod)),
+            Act::Stir(pod) => self.patch_pod(store, pod, &fixtures::stirred(&now)),
             Act::Claim(tenant) => drop(self.claim(store, tenant)),
             Act::Activate(claim) => self.activate(store, claim),
             Act::Touch(claim) => {
@@ -254,7 +254,7 @@ impl Scenario {
                                    "claimedAt": null, "detail": null});
                 self.patch_claim(store, claim, &json!({"spec": {"resume": true}, "status": fresh}));
             }
-            Act::Reap(claim) => drop(store.delete(Resource::Claims, &self.config.namespace, claim)),
+            Act::Reap(claim) => drop(store.delete(ApiResource::Claims, &self.config.namespace, claim)),
         }
     }
 
@@ -262,28 +262,28 @@ impl Scenario {
     fn warm(&mut self, store: &mut Store, workload: &str) -> String {
         let name = format!("{workload}-{:05x}", self.draw() & 0xf_ffff);
         let padding = self.draw() % 40;
-        let pod = body::instance(&self.config.namespace, &name, workload, padding, store.now());
-        self.create(store, Resource::Pods, pod);
+        let pod = fixtures::instance(&self.config.namespace, &name, workload, padding, store.now());
+        self.create(store, ApiResource::Pods, pod);
         name
     }
 
     /// Pending becomes Running, Running becomes ready.
     fn advance(&mut self, store: &mut Store, name: &str) {
-        let Some(pod) = store.get(Resource::Pods, &self.config.namespace, name) else { return };
+        let Some(pod) = store.get(ApiResource::Pods, &self.config.namespace, name) else { return };
         let now = store.now();
         if pod["status"]["phase"] == "Running" {
-            self.patch_pod(store, name, &body::ready(&pod, now));
+            self.patch_pod(store, name, &fixtures::ready(&pod, now));
             self.since[Goal::Ready as usize] = 0;
         } else {
             let address = format!("10.244.{}.{}", self.draw() % 16, 2 + self.draw() % 250);
-            self.patch_pod(store, name, &body::running(&pod, &address, now));
+            self.patch_pod(store, name, &fixtures::running(&pod, &address, now));
         }
     }
 
     fn fail(&mut self, store: &mut Store, name: &str) {
-        let Some(pod) = store.get(Resource::Pods, &self.config.namespace, name) else { return };
-        self.patch_pod(store, name, &body::failed(&pod, store.now()));
-        for claim in store.list(Resource::Claims, Some(&self.config.namespace)) {
+        let Some(pod) = store.get(ApiResource::Pods, &self.config.namespace, name) else { return };
+        self.patch_pod(store, name, &fixtures::failed(&pod, store.now()));
+        for claim in store.list(ApiResource::Claims, Some(&self.config.namespace)) {
             if claim["status"]["instanceId"] == name && claim["status"]["phase"] == "Active" {
                 let broken = json!({"status": {"phase": "Error", "detail": format!("instance {name} failed")}});
                 self.patch_claim(store, &text(&claim["metadata"]["name"]), &broken);
@@ -298,18 +298,18 @@ impl Scenario {
         let resume = self.draw().is_multiple_of(3);
         self.create(
             store,
-            Resource::Claims,
-            body::claim(&self.config.namespace, &name, tenant, &workload, resume, store.now()),
+            ApiResource::Claims,
+            fixtures::claim(&self.config.namespace, &name, tenant, &workload, resume, store.now()),
         );
         name
     }
 
     /// Finds a Pod for a claim (the tenant's own, one of the pool, or a cold one) and makes the claim Active.
     fn activate(&mut self, store: &mut Store, name: &str) {
-        let Some(claim) = store.get(Resource::Claims, &self.config.namespace, name) else { return };
+        let Some(claim) = store.get(ApiResource::Claims, &self.config.namespace, name) else { return };
         let (tenant, workload) = (text(&claim["spec"]["tenantId"]), text(&claim["spec"]["workloadRef"]));
         let data = if claim["spec"]["resume"] == true { "+data" } else { "" };
-        let pods = store.list(Resource::Pods, Some(&self.config.namespace));
+        let pods = store.list(ApiResource::Pods, Some(&self.config.namespace));
         let mine = pods.iter().filter(|pod| living(pod) && label(pod, "workload") == workload);
         let mine: Vec<_> = mine.filter(|pod| pod["status"]["phase"] == "Running").collect();
         let cold = self.draw().is_multiple_of(5);
@@ -327,7 +327,7 @@ impl Scenario {
         let labels = json!({"boilerhouse.dev/pool-status": "acquired", "boilerhouse.dev/tenant": tenant});
         self.patch_pod(store, &pod, &json!({"metadata": {"labels": labels}}));
         let now = store::seconds(store.now());
-        let host = store.get(Resource::Pods, &self.config.namespace, &pod).map(|pod| text(&pod["status"]["podIP"]));
+        let host = store.get(ApiResource::Pods, &self.config.namespace, &pod).map(|pod| text(&pod["status"]["podIP"]));
         let status = json!({"phase": "Active", "instanceId": pod, "source": source, "claimedAt": now,
                             "endpoint": {"host": host, "port": 8080}});
         let annotations = json!({"boilerhouse.dev/last-activity": now});
@@ -337,16 +337,16 @@ impl Scenario {
 
     // The writes below cannot be refused but for what a meddling hand did in between, and then there is nothing to do.
 
-    fn create(&self, store: &mut Store, resource: Resource, object: Value) {
+    fn create(&self, store: &mut Store, resource: ApiResource, object: Value) {
         drop(store.create(resource, object));
     }
 
     fn patch_pod(&self, store: &mut Store, name: &str, patch: &Value) {
-        drop(store.patch(Resource::Pods, &self.config.namespace, name, patch));
+        drop(store.patch(ApiResource::Pods, &self.config.namespace, name, patch));
     }
 
     fn patch_claim(&self, store: &mut Store, name: &str, patch: &Value) {
-        drop(store.patch(Resource::Claims, &self.config.namespace, name, patch));
+        drop(store.patch(ApiResource::Claims, &self.config.namespace, name, patch));
     }
 
     /// The next number of the generator (SplitMix64).

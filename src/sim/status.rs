@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::query::Target;
 use super::store::{Refused, Revision};
-use super::{Resource, Verb};
+use super::{ApiResource, Verb};
 
 /// A `Status` object that says no.
 #[derive(Clone, Debug, PartialEq)]
@@ -110,7 +110,7 @@ impl Failure {
     }
 
     /// What the store refused about an object.
-    pub(super) fn refused(refused: &Refused, resource: Resource, name: &str) -> Self {
+    pub(super) fn refused(refused: &Refused, resource: ApiResource, name: &str) -> Self {
         let qualified = resource.qualified();
         let details = named(resource, name);
         match refused {
@@ -119,7 +119,7 @@ impl Failure {
                     .details(details)
             }
             Refused::NoNamespace(namespace) => {
-                let details = named(Resource::Namespaces, namespace);
+                let details = named(ApiResource::Namespaces, namespace);
                 Self::new(StatusCode::NOT_FOUND, "NotFound", &format!("namespaces {namespace:?} not found"))
                     .details(details)
             }
@@ -141,7 +141,7 @@ impl Failure {
     }
 
     /// An object that its schema refuses.
-    pub(super) fn invalid(resource: Resource, name: &str, why: &str) -> Self {
+    pub(super) fn invalid(resource: ApiResource, name: &str, why: &str) -> Self {
         let kind = match resource.group() {
             "" => resource.kind().to_owned(),
             group => format!("{}.{group}", resource.kind()),
@@ -181,7 +181,7 @@ impl Failure {
 }
 
 /// The details that name an object; empty fields are left out, as Kubernetes does.
-fn named(resource: Resource, name: &str) -> Value {
+fn named(resource: ApiResource, name: &str) -> Value {
     let mut details = json!({"kind": resource.plural()});
     if !name.is_empty() {
         details["name"] = json!(name);

@@ -12,7 +12,7 @@ use jiff::{Timestamp, ToSpan};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::Resource;
+use super::ApiResource;
 
 /// A revision of the store; an object's resourceVersion is one, written in decimal.
 pub type Revision = u64;
@@ -23,7 +23,7 @@ pub struct Change {
     /// The revision that the write made.
     pub revision: Revision,
     /// What kind of object was written.
-    pub resource: Resource,
+    pub resource: ApiResource,
     /// Its namespace, empty for what has none.
     pub namespace: String,
     /// Its name.
@@ -61,7 +61,7 @@ pub enum Refused {
 }
 
 /// Namespace and name of an object, and what it is.
-type Key = (Resource, String, String);
+type Key = (ApiResource, String, String);
 
 /// An object from one revision on; `None` where it was deleted.
 type Version = (Revision, Option<Arc<Value>>);
@@ -147,14 +147,14 @@ impl Store {
 
     /// The object as it is now.
     #[must_use]
-    pub fn get(&self, resource: Resource, namespace: &str, name: &str) -> Option<Arc<Value>> {
+    pub fn get(&self, resource: ApiResource, namespace: &str, name: &str) -> Option<Arc<Value>> {
         let versions = self.versions.get(&key(resource, namespace, name))?;
         versions.last().and_then(|(_, object)| object.clone())
     }
 
     /// All objects of a resource now, by namespace and name; `None` means every namespace.
     #[must_use]
-    pub fn list(&self, resource: Resource, namespace: Option<&str>) -> Vec<Arc<Value>> {
+    pub fn list(&self, resource: ApiResource, namespace: Option<&str>) -> Vec<Arc<Value>> {
         self.list_at(resource, namespace, self.revision).unwrap_or_default()
     }
 
@@ -164,7 +164,7 @@ impl Store {
     /// [`Refused::Compacted`] where the revision is older than the compaction mark.
     pub fn list_at(
         &self,
-        resource: Resource,
+        resource: ApiResource,
         namespace: Option<&str>,
         at: Revision,
     ) -> Result<Vec<Arc<Value>>, Refused> {
@@ -182,7 +182,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Refused::Exists`], [`Refused::NoNamespace`], [`Refused::Malformed`].
-    pub fn create(&mut self, resource: Resource, mut object: Value) -> Result<Arc<Value>, Refused> {
+    pub fn create(&mut self, resource: ApiResource, mut object: Value) -> Result<Arc<Value>, Refused> {
         let name = text(&object, "name").ok_or(Refused::Malformed("name or generateName is required"))?;
         let namespace = if resource.namespaced() {
             text(&object, "namespace").ok_or(Refused::Malformed("an object of this resource needs a namespace"))?
@@ -192,7 +192,7 @@ impl Store {
         if self.get(resource, &namespace, &name).is_some() {
             return Err(Refused::Exists);
         }
-        if resource.namespaced() && self.get(Resource::Namespaces, "", &namespace).is_none() {
+        if resource.namespaced() && self.get(ApiResource::Namespaces, "", &namespace).is_none() {
             return Err(Refused::NoNamespace(namespace));
         }
         self.uids += 1;
@@ -215,7 +215,7 @@ impl Store {
     /// [`Refused::NotFound`]; [`Refused::Conflict`] and [`Refused::Uid`] where the change sets another resourceVersion or uid.
     pub fn modify(
         &mut self,
-        resource: Resource,
+        resource: ApiResource,
         namespace: &str,
         name: &str,
         change: impl FnOnce(&mut Value),
@@ -261,7 +261,7 @@ impl Store {
     /// As [`Store::modify`].
     pub fn patch(
         &mut self,
-        resource: Resource,
+        resource: ApiResource,
         namespace: &str,
         name: &str,
         patch: &Value,
@@ -275,7 +275,7 @@ impl Store {
     /// [`Refused::NotFound`].
     pub fn terminate(
         &mut self,
-        resource: Resource,
+        resource: ApiResource,
         namespace: &str,
         name: &str,
         grace_seconds: u32,
@@ -291,7 +291,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Refused::NotFound`].
-    pub fn delete(&mut self, resource: Resource, namespace: &str, name: &str) -> Result<Arc<Value>, Refused> {
+    pub fn delete(&mut self, resource: ApiResource, namespace: &str, name: &str) -> Result<Arc<Value>, Refused> {
         let before = self.get(resource, namespace, name).ok_or(Refused::NotFound)?;
         self.record(key(resource, namespace, name), Some(before.clone()), None);
         Ok(before)
@@ -369,7 +369,7 @@ pub(super) fn seconds(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-fn key(resource: Resource, namespace: &str, name: &str) -> Key {
+fn key(resource: ApiResource, namespace: &str, name: &str) -> Key {
     let namespace = if resource.namespaced() { namespace } else { "" };
     (resource, namespace.to_owned(), name.to_owned())
 }

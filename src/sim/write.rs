@@ -7,7 +7,7 @@
 use http::{StatusCode, header};
 use serde_json::{Value, json};
 
-use super::Resource;
+use super::ApiResource;
 use super::query::Target;
 use super::status::Failure;
 use super::store::{self, Refused, Store};
@@ -36,11 +36,11 @@ pub(super) fn create(store: &mut Store, target: &Target, body: &[u8]) -> Result<
     }
     match resource {
         // Status is the kubelet's and the operator's: at creation it is not taken from the writer.
-        Resource::Pods => object["status"] = json!({"phase": "Pending", "qosClass": "BestEffort"}),
-        Resource::Claims => drop(object.as_object_mut().and_then(|object| object.remove("status"))),
-        Resource::Namespaces => object["status"] = json!({"phase": "Active"}),
+        ApiResource::Pods => object["status"] = json!({"phase": "Pending", "qosClass": "BestEffort"}),
+        ApiResource::Claims => drop(object.as_object_mut().and_then(|object| object.remove("status"))),
+        ApiResource::Namespaces => object["status"] = json!({"phase": "Active"}),
         // Answered, not kept: `review`.
-        Resource::TokenReviews | Resource::AccessReviews => {}
+        ApiResource::TokenReviews | ApiResource::AccessReviews => {}
     }
     let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     admit(resource, &name, &mut object)?;
@@ -68,7 +68,7 @@ pub(super) fn change(
     let before = before.ok_or_else(|| Failure::refused(&Refused::NotFound, resource, name))?;
     let mut after = (*before).clone();
     if replace {
-        if resource == Resource::Claims && sent["metadata"]["resourceVersion"].as_str().is_none_or(str::is_empty) {
+        if resource == ApiResource::Claims && sent["metadata"]["resourceVersion"].as_str().is_none_or(str::is_empty) {
             let why = "metadata.resourceVersion: Invalid value: 0: must be specified for an update";
             return Err(Failure::invalid(resource, name, why));
         }
@@ -90,7 +90,7 @@ pub(super) fn change(
 pub(super) fn delete(store: &mut Store, target: &Target, body: &[u8]) -> Result<Value, Failure> {
     let (resource, name) = (target.resource, name_of(target));
     let namespace = target.namespace.clone().unwrap_or_default();
-    if resource == Resource::Namespaces {
+    if resource == ApiResource::Namespaces {
         return Err(Failure::no_such_method());
     }
     let options = if body.is_empty() { json!({}) } else { parse(body)? };
@@ -102,7 +102,7 @@ pub(super) fn delete(store: &mut Store, target: &Target, body: &[u8]) -> Result<
             return Err(refused(Refused::Conflict));
         }
     }
-    if resource == Resource::Pods {
+    if resource == ApiResource::Pods {
         let Some(grace) = grace(&before, options["gracePeriodSeconds"].as_i64()) else {
             return Ok((*before).clone());
         };
@@ -142,7 +142,7 @@ fn keep_other_part(target: &Target, before: &Value, after: &mut Value) {
         return;
     }
     restore(before, after, "spec");
-    if target.resource == Resource::Claims {
+    if target.resource == ApiResource::Claims {
         // The version stays as sent: it is the writer's precondition.
         let version = after["metadata"]["resourceVersion"].take();
         restore(before, after, "metadata");
@@ -158,8 +158,8 @@ fn restore(before: &Value, after: &mut Value, field: &str) {
 }
 
 /// Holds a claim against its schema; fields that the schema does not know are pruned.
-fn admit(resource: Resource, name: &str, object: &mut Value) -> Result<(), Failure> {
-    if resource != Resource::Claims {
+fn admit(resource: ApiResource, name: &str, object: &mut Value) -> Result<(), Failure> {
+    if resource != ApiResource::Claims {
         return Ok(());
     }
     let mut bare = json!({"apiVersion": resource.api_version(), "kind": resource.kind(), "metadata": {}});

@@ -24,7 +24,7 @@ use kube::{
 use thiserror::Error;
 use tower::{BoxError, ServiceBuilder};
 
-use super::trouble::{Ask, Trouble};
+use super::error::{Ask, Trouble};
 
 /// What the context is called when the bridge runs with a Pod's service account.
 const IN_CLUSTER: &str = "in-cluster";

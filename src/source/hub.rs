@@ -4,13 +4,13 @@
 //! It retries for ever and never ends. It must not know who reads the feed. kube-runtime's watcher is not used here:
 //! it hides the list's version and bookmarks, which are what cursors are made of.
 
+mod api_client;
 mod backfill;
-mod follow;
-mod lines;
+mod line_splitter;
 mod metrics;
-mod request;
 #[cfg(test)]
 mod tests;
+mod watch_loop;
 
 use std::{
     convert::Infallible,
@@ -23,11 +23,11 @@ use kube::Client;
 use tokio::time::{Instant, sleep};
 
 pub use self::metrics::Metrics;
-use self::{follow::Follower, request::Api};
-use super::project::{ClaimRow, PodRow};
-use super::trouble::Trouble;
+use self::{api_client::Api, watch_loop::Follower};
+use super::decode::{ClaimRow, PodRow};
+use super::error::Trouble;
 use crate::{
-    event::{Home, Kind, Rv, View},
+    event::{Home, Resource, ResourceVersion, View},
     feed::{Health, Writer},
 };
 
@@ -137,14 +137,14 @@ pub async fn run(client: Client, config: Config, mut writer: Writer, metrics: Ar
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Fact {
     Home(String),
-    Replace(Kind, Vec<View>, Rv),
+    Replace(Resource, Vec<View>, ResourceVersion),
     Upsert(View),
     /// As it was told last, but for its version, which is the deletion's.
     Remove(View),
-    Bookmark(Kind, Rv),
+    Bookmark(Resource, ResourceVersion),
     /// A byte came.
-    Heard(Kind),
-    Health(Kind, Health),
+    Heard(Resource),
+    Health(Resource, Health),
 }
 
 /// Where facts go. Both resources are followed within one task, so the lock is never waited for.
@@ -173,7 +173,7 @@ async fn find_home(api: &Api<'_, PodRow>, config: &Config, out: Out<'_>) {
         };
         if told.as_ref() != Some(&trouble) {
             tracing::warn!(resource = "namespaces", namespace = &*config.namespace, "{trouble}");
-            for kind in Kind::ALL {
+            for kind in Resource::ALL {
                 tell(out, Fact::Health(kind, Health::Down { since, reason: trouble.brief().into() }));
             }
             told = Some(trouble.clone());

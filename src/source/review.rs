@@ -23,7 +23,7 @@ use tokio::time::timeout;
 
 use super::{
     crd,
-    trouble::{Ask, Trouble},
+    error::{Ask, Trouble},
 };
 
 /// What is asked about, and of whom.

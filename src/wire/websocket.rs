@@ -7,11 +7,11 @@ use sha1::{Digest, Sha1};
 
 use super::Close;
 
-#[cfg(test)]
-mod oracle;
 mod reader;
 #[cfg(test)]
-mod rules;
+mod rfc6455_cases;
+#[cfg(test)]
+mod tungstenite_compat;
 
 pub use reader::{Piece, Reader};
 

@@ -12,7 +12,7 @@ mod tokens;
 
 use std::fmt::Write as _;
 
-use boilerhouse_bridge::sim::Resource;
+use boilerhouse_bridge::sim::ApiResource;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -94,13 +94,13 @@ async fn two_tenants() -> Simulated {
             });
             let name = format!("{tenant}-pod");
             let pod = json!({"metadata": {"name": name, "namespace": NAMESPACE, "labels": labels}});
-            store.create(Resource::Pods, pod).unwrap();
+            store.create(ApiResource::Pods, pod).unwrap();
             let claim = json!({
                 "metadata": {"name": format!("{tenant}-claim"), "namespace": NAMESPACE},
                 "spec": {"tenantId": tenant, "workloadRef": "web"},
                 "status": {"phase": "Active", "instanceId": name},
             });
-            store.create(Resource::Claims, claim).unwrap();
+            store.create(ApiResource::Claims, claim).unwrap();
         }
     });
     cluster

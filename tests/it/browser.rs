@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
-use boilerhouse_bridge::sim::Resource;
+use boilerhouse_bridge::sim::ApiResource;
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -224,7 +224,7 @@ async fn cluster() -> Simulated {
     let pod = json!({
         "metadata": {"name": "present", "namespace": NAMESPACE, "labels": {"boilerhouse.dev/managed": "true"}},
     });
-    cluster.sim.store(|store| store.create(Resource::Pods, pod)).unwrap();
+    cluster.sim.store(|store| store.create(ApiResource::Pods, pod)).unwrap();
     cluster
 }
 

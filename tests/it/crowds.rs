@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use boilerhouse_bridge::sim::{Resource, Verb};
+use boilerhouse_bridge::sim::{ApiResource, Verb};
 use futures::future::join_all;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
@@ -40,7 +40,7 @@ async fn ten_thousand_pods_come_in_parts_encoded_once_for_all() {
         let labels = json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": "web",
                             "boilerhouse.dev/tenant": format!("tenant-{}", n % 100)});
         let pod = json!({"metadata": {"name": format!("pod-{n:05}"), "namespace": NAMESPACE, "labels": labels}});
-        cluster.sim().store(|store| store.create(Resource::Pods, pod)).unwrap();
+        cluster.sim().store(|store| store.create(ApiResource::Pods, pod)).unwrap();
     }
     let bridge = cluster.bridge(&[]).await;
     let clients = (0..TOGETHER).map(|_| async {
@@ -87,7 +87,7 @@ async fn clients_with_filters_of_their_own_are_not_each_kept_a_state() {
         let claim = json!({"metadata": {"name": format!("claim-{n}"), "namespace": NAMESPACE},
                            "spec": {"tenantId": "t", "workloadRef": "web"},
                            "status": {"phase": "Pending", "detail": "x".repeat(DETAIL_BYTES)}});
-        cluster.sim().store(|store| store.create(Resource::Claims, claim)).unwrap();
+        cluster.sim().store(|store| store.create(ApiResource::Claims, claim)).unwrap();
     }
     let bridge = cluster.bridge(&[]).await;
     let mut clients = Vec::new();
@@ -203,10 +203,10 @@ async fn a_rolling_restart_of_two_replicas_under_a_thousand_clients_loses_nothin
         let name = format!("pod-{}", written % 7);
         let pod = cluster.sim().store(|store| {
             let status = json!({"status": {"phase": format!("phase-{written}")}});
-            store.patch(Resource::Pods, NAMESPACE, &name, &status).or_else(|_| {
+            store.patch(ApiResource::Pods, NAMESPACE, &name, &status).or_else(|_| {
                 let labels = json!({"boilerhouse.dev/managed": "true"});
                 store.create(
-                    Resource::Pods,
+                    ApiResource::Pods,
                     json!({"metadata": {"name": name, "namespace": NAMESPACE, "labels": labels}}),
                 )
             })

@@ -8,8 +8,8 @@ mod judge;
 use std::net::SocketAddr;
 
 use boilerhouse_bridge::{
-    event::{Cursor, Rv},
-    sim::{Resource, store::Store},
+    event::{Cursor, ResourceVersion},
+    sim::{ApiResource, store::Store},
 };
 use serde_json::{Value, json};
 use tokio::{sync::watch, task::JoinSet};
@@ -108,44 +108,47 @@ fn write(store: &mut Store, dice: &mut Dice) {
     let one = dice.roll(5);
     let key = labels.as_object().unwrap().keys().nth(one as usize).unwrap().clone();
     let result = match dice.roll(12) {
-        0 => store.delete(Resource::Pods, NAMESPACE, &pod),
-        1 => store.delete(Resource::Claims, NAMESPACE, &claim),
+        0 => store.delete(ApiResource::Pods, NAMESPACE, &pod),
+        1 => store.delete(ApiResource::Claims, NAMESPACE, &claim),
         2 | 3 => {
             let mut new = named(&pod);
             new["metadata"]["labels"] = labels;
             let labels = new["metadata"]["labels"].as_object_mut().unwrap();
             labels.retain(|_, value| !value.is_null());
-            store.create(Resource::Pods, new)
+            store.create(ApiResource::Pods, new)
         }
         4 => {
             let mut new = named(&claim);
             new["spec"] = spec;
-            store.create(Resource::Claims, new)
+            store.create(ApiResource::Claims, new)
         }
-        5 | 6 => {
-            store.patch(Resource::Pods, NAMESPACE, &pod, &json!({"metadata": {"labels": {&key: labels[&key].clone()}}}))
-        }
+        5 | 6 => store.patch(
+            ApiResource::Pods,
+            NAMESPACE,
+            &pod,
+            &json!({"metadata": {"labels": {&key: labels[&key].clone()}}}),
+        ),
         7 => {
             let status =
                 json!({"phase": maybe(dice, &["Pending", "Running", "Failed"]), "podIP": maybe(dice, &["10.0.0.1"])});
-            store.patch(Resource::Pods, NAMESPACE, &pod, &json!({"status": status}))
+            store.patch(ApiResource::Pods, NAMESPACE, &pod, &json!({"status": status}))
         }
         // Nothing that a view shows.
         8 => {
             let note = json!({"metadata": {"annotations": {"note": dice.roll(1000).to_string()}}});
-            store.patch(Resource::Pods, NAMESPACE, &pod, &note)
+            store.patch(ApiResource::Pods, NAMESPACE, &pod, &note)
         }
-        9 => store.patch(Resource::Claims, NAMESPACE, &claim, &json!({"spec": spec})),
+        9 => store.patch(ApiResource::Claims, NAMESPACE, &claim, &json!({"spec": spec})),
         10 => {
             let team = json!({"metadata": {"labels": {"team": maybe(dice, &["a", "b"])}}});
-            store.patch(Resource::Claims, NAMESPACE, &claim, &team)
+            store.patch(ApiResource::Claims, NAMESPACE, &claim, &team)
         }
         _ => {
             let status = json!({
                 "phase": maybe(dice, &["Pending", "Active", "Releasing", "Released"]),
                 "source": maybe(dice, &["pool", "cold"]),
             });
-            store.patch(Resource::Claims, NAMESPACE, &claim, &json!({"status": status}))
+            store.patch(ApiResource::Claims, NAMESPACE, &claim, &json!({"status": status}))
         }
     };
     // That there is no such object, or already one, is as good as a write of nothing.
@@ -153,8 +156,8 @@ fn write(store: &mut Store, dice: &mut Dice) {
 }
 
 /// Writes that every client is told of; the versions of the last ones, pods then claims.
-fn last_writes(store: &mut Store) -> [Rv; 2] {
-    for (resource, name) in [(Resource::Pods, "p0"), (Resource::Claims, "c0")] {
+fn last_writes(store: &mut Store) -> [ResourceVersion; 2] {
+    for (resource, name) in [(ApiResource::Pods, "p0"), (ApiResource::Claims, "c0")] {
         // It may not be there.
         drop(store.delete(resource, NAMESPACE, name));
     }
@@ -165,7 +168,7 @@ fn last_writes(store: &mut Store) -> [Rv; 2] {
     let pod = json!({
         "metadata": {"name": "p0", "namespace": NAMESPACE, "labels": labels}, "status": {"phase": "Running"},
     });
-    store.create(Resource::Pods, pod).unwrap();
+    store.create(ApiResource::Pods, pod).unwrap();
     let pods = store.revision();
     let claim = |phase: &str| {
         json!({
@@ -174,14 +177,18 @@ fn last_writes(store: &mut Store) -> [Rv; 2] {
             "status": {"phase": phase, "source": "pool"},
         })
     };
-    store.create(Resource::Claims, claim("Pending")).unwrap();
-    store.patch(Resource::Claims, NAMESPACE, "c0", &claim("Active")).unwrap();
+    store.create(ApiResource::Claims, claim("Pending")).unwrap();
+    store.patch(ApiResource::Claims, NAMESPACE, "c0", &claim("Active")).unwrap();
     [pods, store.revision()]
 }
 
 /// Connects a client of each case, which reads from its own `state.initial` on until it has been told everything up to
 /// `end`.
-async fn connect(clients: &mut JoinSet<(Case, Vec<Value>)>, address: SocketAddr, end: &watch::Receiver<[Rv; 2]>) {
+async fn connect(
+    clients: &mut JoinSet<(Case, Vec<Value>)>,
+    address: SocketAddr,
+    end: &watch::Receiver<[ResourceVersion; 2]>,
+) {
     for case in cases() {
         let path = query("/api/websocket", &[("params", &case.params.to_string())]);
         let mut listener = Listener::connect(address, &path).await;
@@ -213,7 +220,7 @@ async fn a_filtered_fold_is_the_filtered_state_at_every_id() {
         let bridge = cluster.bridge(&[]).await;
         let mut dice = Dice(seed);
         let mut clients = JoinSet::new();
-        let (tell_end, end) = watch::channel([Rv::MAX; 2]);
+        let (tell_end, end) = watch::channel([ResourceVersion::MAX; 2]);
         // Some see it from the beginning, some come when much has happened.
         for _ in 0..2 {
             connect(&mut clients, bridge.address, &end).await;

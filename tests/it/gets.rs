@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use boilerhouse_bridge::sim::{Resource, SimConfig, store::Store};
+use boilerhouse_bridge::sim::{ApiResource, SimConfig, store::Store};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
@@ -92,7 +92,7 @@ fn fill(store: &mut Store) {
         claim("odd", "team/ü 1%", "", Value::Null),
         claim("lost", "Zoë", "2026-01-01T00:00:00Z", on("gone", "Error", "2026-01-01T00:00:00Z")),
     ];
-    for (resource, objects) in [(Resource::Pods, Vec::from(pods)), (Resource::Claims, Vec::from(claims))] {
+    for (resource, objects) in [(ApiResource::Pods, Vec::from(pods)), (ApiResource::Claims, Vec::from(claims))] {
         for object in objects {
             store.create(resource, object).unwrap();
         }
@@ -141,7 +141,7 @@ fn show(text: &mut String, answer: &Answer) {
 async fn every_answer_is_as_documented() {
     let cluster = cluster().await;
     let bridge = cluster.bridge(&["--cors-origin", APP]).await;
-    let home = cluster.sim.store(|store| store.get(Resource::Namespaces, "", NAMESPACE).unwrap());
+    let home = cluster.sim.store(|store| store.get(ApiResource::Namespaces, "", NAMESPACE).unwrap());
     let id = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, home["metadata"]["uid"].as_str().unwrap().as_bytes());
     let own = format!("/api/v1/pools?connectionId={id}");
     let web = params("/api/v1/instances", r#"{"instances":{"workloadRef":"web","phase":"Running"}}"#);
@@ -269,11 +269,11 @@ async fn tags_and_cursors_follow_the_state() {
     let before = head(&web::get(bridge.address, "/api/v1/pools").await);
     assert_eq!(before, head(&web::get(again.address, "/api/v1/pools").await), "two replicas say the same");
     let unseen = json!({"metadata": {"labels": {"new": "label"}}});
-    cluster.sim.store(|store| store.patch(Resource::Pods, NAMESPACE, "web-ready", &unseen)).unwrap();
+    cluster.sim.store(|store| store.patch(ApiResource::Pods, NAMESPACE, "web-ready", &unseen)).unwrap();
     let moved = wait_for(&bridge, "/api/v1/pools", |answer| head(answer)[1] != before[1]).await;
     assert_eq!(head(&moved)[0], before[0], "the pools are what they were");
     let ready = json!({"metadata": {"labels": {"boilerhouse.dev/pool-status": "ready"}}});
-    cluster.sim.store(|store| store.patch(Resource::Pods, NAMESPACE, "db-warming", &ready)).unwrap();
+    cluster.sim.store(|store| store.patch(ApiResource::Pods, NAMESPACE, "db-warming", &ready)).unwrap();
     let changed = wait_for(&bridge, "/api/v1/pools", |answer| head(answer)[0] != before[0]).await;
     assert_eq!(changed.json()[0], json!({"workloadRef": "db", "warming": 0, "ready": 1, "acquired": 0}));
     let answer = web::ask(bridge.address, "GET", "/api/v1/pools", &[("If-None-Match", &before[0])]).await;

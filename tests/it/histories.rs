@@ -9,8 +9,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use boilerhouse_bridge::event::Kind;
-use boilerhouse_bridge::log::Limits;
+use boilerhouse_bridge::event::Resource;
+use boilerhouse_bridge::ring::Limits;
 use boilerhouse_bridge::wire::Close;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -234,14 +234,14 @@ fn what_can_still_be_told_is_told_version_by_version() {
 /// But for how pods and claims are interleaved, which depends on who is woken first at one and the same moment.
 #[test]
 fn a_seed_replays_the_same() {
-    let of = |records: &[Record], kind: Kind| -> Vec<Vec<Said>> {
+    let of = |records: &[Record], kind: Resource| -> Vec<Vec<Said>> {
         let mine = |record: &Record| record.told.iter().filter(|said| said.r#type.kind() == kind).cloned().collect();
         records.iter().map(mine).collect()
     };
     for seed in 0..5 {
         let run = || history(seed, &Trouble::ALL).1;
         let (once, again) = (run(), run());
-        for kind in Kind::ALL {
+        for kind in Resource::ALL {
             assert!(of(&once, kind) == of(&again, kind), "seed {seed}, {}", kind.resource());
         }
     }

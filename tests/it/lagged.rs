@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use boilerhouse_bridge::{feed, http::stream, log, sim::Resource};
+use boilerhouse_bridge::{feed, http::stream, ring, sim::ApiResource};
 use serde_json::Value;
 use tokio::time::{Instant, advance, timeout};
 
@@ -17,7 +17,7 @@ use crate::support::{
 };
 
 /// What the log holds: more than a burst, less than what waits for a reader in the kernel and in a batch.
-const LOG: log::Limits = log::Limits { items: 64, bytes: 64 << 20, age_ms: u64::MAX };
+const LOG: ring::Limits = ring::Limits { items: 64, bytes: 64 << 20, age_ms: u64::MAX };
 /// Changes at a time; whoever reads at once is never this far behind.
 const BURST: usize = 20;
 /// Bursts while a slow reader reads little: some 2 MB.
@@ -87,7 +87,7 @@ impl Scene {
     /// One Pod is replaced, then each changes now and then, the last time to the phase that is returned.
     fn burst(&mut self) -> String {
         let old = format!("pod-{}", self.changes / BURST % PODS);
-        self.cluster.sim().store(|store| store.delete(Resource::Pods, NAMESPACE, &old)).unwrap();
+        self.cluster.sim().store(|store| store.delete(ApiResource::Pods, NAMESPACE, &old)).unwrap();
         self.cluster.create_pod(&old);
         for _ in 0..BURST {
             self.changes += 1;
@@ -103,7 +103,7 @@ impl Scene {
 
     /// What there is, as [`Told::fold`] says it.
     fn state(&self) -> BTreeMap<String, String> {
-        let pods = self.cluster.sim().store(|store| store.list(Resource::Pods, Some(NAMESPACE)));
+        let pods = self.cluster.sim().store(|store| store.list(ApiResource::Pods, Some(NAMESPACE)));
         let text = |value: &Value| value.as_str().unwrap().to_owned();
         pods.iter().map(|pod| (text(&pod["metadata"]["uid"]), text(&pod["status"]["phase"]))).collect()
     }

@@ -10,13 +10,14 @@ use std::{
 use boilerhouse_bridge::{
     feed::{self, Feed},
     http::{
-        self, Connection, Site, conn,
+        self, Connection, Site,
+        browser_guard::Allowed,
+        conn,
         forwarded::Proxies,
-        guard::Allowed,
-        limit::{self, Limits},
+        rate_limit::{self, Limits},
         stream,
     },
-    sim::{Resource, Sim, SimConfig},
+    sim::{ApiResource, Sim, SimConfig},
     source::hub,
     tasks::{self, Tasks},
 };
@@ -163,7 +164,7 @@ async fn sent_away_in_short() {
     let sim = Sim::new(SimConfig::default());
     let pod = json!({"metadata": {"name": "a", "namespace": "boilerhouse",
         "labels": {"boilerhouse.dev/managed": "true"}}});
-    sim.store(|store| store.create(Resource::Pods, pod)).unwrap();
+    sim.store(|store| store.create(ApiResource::Pods, pod)).unwrap();
     let (writer, feed) = Feed::new(feed::Config { upstream_limit: limit, ..feed::Config::default() });
     let config = hub::Config {
         settle: Duration::from_millis(50),
@@ -218,7 +219,7 @@ async fn site(tasks: &mut JoinSet<()>, feed: &Feed, ready_wait: Duration) -> Soc
         registry: Registry::default(),
         allowed: Allowed::default(),
         auth: anybody(),
-        limits: Limits::new(&limit::Config::default()),
+        limits: Limits::new(&rate_limit::Config::default()),
         proxies: Proxies::default(),
         verbose: Box::new(Vec::new),
         config: http::Config { ready_wait, ..http::Config::default() },

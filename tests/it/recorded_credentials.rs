@@ -7,11 +7,11 @@ use std::sync::Arc;
 use boilerhouse_bridge::{
     event::{
         Cursor, Home,
-        lens::{Filter, Format, Lens, Scope, Types},
+        projection::{Filter, Format, Lens, Scope, Types},
     },
     http::auth::{
-        seal::{Holder, Pass, Purpose, Seal, User},
         secret::Secret,
+        signed_token::{Holder, Pass, Purpose, Seal, User},
     },
 };
 

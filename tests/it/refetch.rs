@@ -13,11 +13,11 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use boilerhouse_bridge::sim::{Resource, Sim, SimConfig};
+use boilerhouse_bridge::sim::{ApiResource, Sim, SimConfig};
 use boilerhouse_bridge::{
-    event::{Home, Instance, Kind, View},
+    event::{Home, Instance, Resource, View},
     feed::{self, Feed, Refused},
-    source::{hub, own},
+    source::{dedicated, hub},
 };
 use http::{Method, Request};
 use kube::Client;
@@ -241,7 +241,7 @@ async fn a_get_is_never_older_than_an_event_of_the_real_api_server() {
 async fn a_get_knows_of_deletions_that_a_list_has_shown() {
     let sim = Sim::new(SimConfig::default());
     let late = Late::new(400..=450);
-    let own = own::Config { pause: Duration::from_millis(20), ..own::Config::default() };
+    let own = dedicated::Config { pause: Duration::from_millis(20), ..dedicated::Config::default() };
     let hub = hub::Config { backoff_max: Duration::from_millis(100), ..hub::Config::default() };
     let feed = feed::Config { told_wait: BOUND, ..feed::Config::default() };
     let config = Config { hub, own, feed, ..Config::default() };
@@ -260,8 +260,8 @@ async fn a_get_knows_of_deletions_that_a_list_has_shown() {
         // The hub has heard of everything before, and nobody of what happens while the API server is gone.
         sim.down();
         for n in 3 * round..3 * round + 2 {
-            sim.store(|store| store.delete(Resource::Pods, NAMESPACE, &format!("pod-{n}"))).unwrap();
-            sim.store(|store| store.delete(Resource::Claims, NAMESPACE, &format!("claim-{n}"))).unwrap();
+            sim.store(|store| store.delete(ApiResource::Pods, NAMESPACE, &format!("pod-{n}"))).unwrap();
+            sim.store(|store| store.delete(ApiResource::Claims, NAMESPACE, &format!("claim-{n}"))).unwrap();
         }
         sim.restart();
         sim.up();
@@ -281,14 +281,14 @@ async fn a_get_waits_for_what_had_been_told_before_it() {
     hub.home(Home::of("home"));
     let (mut own, _own_feed) = feed.single();
     for writer in [&mut hub, &mut own] {
-        writer.replace(Kind::Instance, vec![pod(5)], 5);
-        writer.replace(Kind::Claim, Vec::new(), 5);
+        writer.replace(Resource::Instance, vec![pod(5)], 5);
+        writer.replace(Resource::Claim, Vec::new(), 5);
     }
     own.upsert(pod(10));
     let mut get = pin!(feed.snapshot());
     assert!(futures::poll!(&mut get).is_pending(), "10 has been told, and the hub is at 5");
     own.upsert(pod(20));
-    own.replace(Kind::Instance, Vec::new(), 30);
+    own.replace(Resource::Instance, Vec::new(), 30);
     hub.upsert(pod(9));
     assert!(futures::poll!(&mut get).is_pending(), "not yet");
     hub.upsert(pod(10));
@@ -297,7 +297,7 @@ async fn a_get_waits_for_what_had_been_told_before_it() {
     assert_eq!(late, Refused::NotReady, "a GET that comes now waits for 30, and for the deletion");
     hub.upsert(pod(30));
     assert_eq!(feed.snapshot().await.unwrap_err(), Refused::NotReady, "the deletion is still to come");
-    hub.remove(Kind::Instance, "a", "a", 31);
+    hub.remove(Resource::Instance, "a", "a", 31);
     assert_eq!(feed.snapshot().await.unwrap().rv, [31, 5]);
 }
 

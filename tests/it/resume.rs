@@ -5,10 +5,10 @@ use std::{sync::Arc, time::Duration};
 use boilerhouse_bridge::{
     event::{
         Cursor,
-        lens::{Format, Lens},
+        projection::{Format, Lens},
     },
     feed::{self, Carrier, Feed, Framing, From, Read, Subscription},
-    sim::{Resource, Sim, SimConfig, Verb},
+    sim::{ApiResource, Sim, SimConfig, Verb},
     source::hub,
 };
 use serde_json::{Value, json};
@@ -82,11 +82,11 @@ async fn read_until(on: &mut Subscription, is: impl Fn(&Value) -> bool) -> Vec<V
 fn create(sim: &Sim, name: &str) {
     let labels = json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": "web"});
     let pod = json!({"metadata": {"name": name, "namespace": NAMESPACE, "labels": labels}});
-    sim.store(|store| store.create(Resource::Pods, pod)).unwrap();
+    sim.store(|store| store.create(ApiResource::Pods, pod)).unwrap();
 }
 
 fn delete(sim: &Sim, name: &str) {
-    sim.store(|store| store.delete(Resource::Pods, NAMESPACE, name)).unwrap();
+    sim.store(|store| store.delete(ApiResource::Pods, NAMESPACE, name)).unwrap();
 }
 
 fn names(told: &[Value]) -> Vec<String> {
@@ -234,7 +234,7 @@ async fn half_an_hour_of_nothing_keeps_a_cursor_fresh() {
     for minute in 0..30 {
         tokio::time::sleep(Duration::from_secs(60)).await;
         let other = json!({"metadata": {"name": format!("other-{minute}"), "namespace": NAMESPACE}});
-        sim.store(|store| store.create(Resource::Pods, other)).unwrap();
+        sim.store(|store| store.create(ApiResource::Pods, other)).unwrap();
         if minute == 28 {
             sim.store(|store| store.compact(store.revision()));
         }
@@ -264,14 +264,14 @@ async fn half_an_hour_of_nothing_keeps_a_cursor_fresh() {
         .unwrap();
     let labels = json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/tenant": "nobody"});
     let pod = json!({"metadata": {"name": "match", "namespace": NAMESPACE, "labels": labels}});
-    sim.store(|store| store.create(Resource::Pods, pod)).unwrap();
+    sim.store(|store| store.create(ApiResource::Pods, pod)).unwrap();
     let told = read_until(&mut on, is("match", "Unknown")).await;
     assert!(!has(&told, "state.initial") && !coalesced(&told), "{told:#?}");
 }
 
 /// A filter that nothing matches for a long time.
-fn nobody() -> boilerhouse_bridge::event::lens::Filter {
-    use boilerhouse_bridge::event::lens::{Filter, Wanted};
+fn nobody() -> boilerhouse_bridge::event::projection::Filter {
+    use boilerhouse_bridge::event::projection::{Filter, Wanted};
     let nobody = || Wanted { tenant_id: Some("nobody".into()), ..Wanted::default() };
     Filter { instances: nobody(), claims: nobody() }
 }

@@ -3,12 +3,12 @@
 use std::sync::{Arc, Mutex};
 
 use boilerhouse_bridge::sim::{
-    Resource, Sim, SimConfig, Verb,
+    ApiResource, Sim, SimConfig, Verb,
     fault::{Answer, Fault},
 };
 use boilerhouse_bridge::source::{
+    error::Trouble,
     review::{Config, Review, User},
-    trouble::Trouble,
 };
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
@@ -133,24 +133,24 @@ async fn no_answer_is_no_verdict() {
     assert!(review.token(&token).await.unwrap().is_some(), "and it is over when it is over");
 
     for (answer, code) in [(Answer::Internal, 500), (Answer::Unavailable, 503)] {
-        sim.arm(Fault::answer(answer).on(Resource::TokenReviews));
+        sim.arm(Fault::answer(answer).on(ApiResource::TokenReviews));
         let trouble = review.token(&token).await.unwrap_err();
         assert!(matches!(trouble, Trouble::Answered { code: is, .. } if is == code), "{trouble}");
     }
-    sim.arm(Fault::answer(Answer::TooManyRequests(7)).on(Resource::TokenReviews));
+    sim.arm(Fault::answer(Answer::TooManyRequests(7)).on(ApiResource::TokenReviews));
     assert!(matches!(review.token(&token).await, Err(Trouble::Busy { code: 429, .. })));
-    sim.arm(Fault::answer(Answer::Unauthorized).on(Resource::TokenReviews));
+    sim.arm(Fault::answer(Answer::Unauthorized).on(ApiResource::TokenReviews));
     assert!(matches!(review.token(&token).await, Err(Trouble::Unauthorized { .. })));
 
     let begun = Instant::now();
-    sim.arm(Fault::hang().on(Resource::TokenReviews));
+    sim.arm(Fault::hang().on(ApiResource::TokenReviews));
     assert!(matches!(review.token(&token).await, Err(Trouble::NoAnswer { .. })));
     assert_eq!(begun.elapsed().as_secs(), limit.as_secs());
     // One of four is enough, whichever.
     for armed in 0..4 {
         let reader = named(&user(NAMESPACE, "reader"));
         assert_eq!(review.denied(&reader).await.unwrap(), None);
-        sim.arm(Fault::hang().on(Resource::AccessReviews));
+        sim.arm(Fault::hang().on(ApiResource::AccessReviews));
         let begun = Instant::now();
         assert!(matches!(review.denied(&reader).await, Err(Trouble::NoAnswer { .. })), "{armed}");
         assert_eq!(begun.elapsed().as_secs(), limit.as_secs());

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use boilerhouse_bridge::sim::fault::{Answer, Break, Cut, Fault};
 use boilerhouse_bridge::sim::store::Store;
-use boilerhouse_bridge::sim::{Resource, Sim, SimConfig, Verb};
+use boilerhouse_bridge::sim::{ApiResource, Sim, SimConfig, Verb};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ListParams, WatchEvent, WatchParams};
@@ -28,11 +28,11 @@ fn pods(sim: &Sim) -> Api<Pod> {
 }
 
 fn add(store: &mut Store, name: &str) {
-    store.create(Resource::Pods, json!({"metadata": {"name": name, "namespace": NAMESPACE}})).unwrap();
+    store.create(ApiResource::Pods, json!({"metadata": {"name": name, "namespace": NAMESPACE}})).unwrap();
 }
 
 fn label(store: &mut Store, name: &str, value: &str) {
-    store.patch(Resource::Pods, NAMESPACE, name, &json!({"metadata": {"labels": {"v": value}}})).unwrap();
+    store.patch(ApiResource::Pods, NAMESPACE, name, &json!({"metadata": {"labels": {"v": value}}})).unwrap();
 }
 
 /// An event of a watch in one word: its type and the object's name, or the error's code.
@@ -104,7 +104,7 @@ async fn an_armed_break_comes_after_its_events() {
     for (then, expected) in expectations {
         let sim = sim();
         let from = sim.store(|store| store.revision());
-        sim.arm(Fault::watch(1, then).on(Resource::Pods));
+        sim.arm(Fault::watch(1, then).on(ApiResource::Pods));
         let mut events = watch(&pods(&sim), from, 60).await;
         sim.store(|store| {
             add(store, "a");
@@ -211,7 +211,7 @@ async fn refusals_come_as_the_real_server_words_them() {
     let request = http::Request::get("/api/v1/pods").body(kube::client::Body::empty()).unwrap();
     let response = sim.client(NAMESPACE).send(request).await.unwrap();
     assert_eq!(response.headers()["retry-after"], "7");
-    sim.deny(Verb::Watch, Resource::Pods);
+    sim.deny(Verb::Watch, ApiResource::Pods);
     let Err(Error::Api(status)) = pods.watch(&WatchParams::default(), "0").await.map(|_| ()) else {
         panic!("403");
     };
@@ -280,7 +280,7 @@ async fn a_page_expires_and_can_be_continued_inconsistently() {
     let Err(Error::Api(status)) = pods.list(&page(&token)).await else { panic!("410") };
     assert_eq!((status.code, status.reason.as_str()), (410, "Expired"));
     sim.store(|store| {
-        store.delete(Resource::Pods, NAMESPACE, "b").unwrap();
+        store.delete(ApiResource::Pods, NAMESPACE, "b").unwrap();
         add(store, "bb");
         store.compact(store.revision());
     });
@@ -318,7 +318,7 @@ async fn bookmarks_come_about_once_a_minute_and_only_if_something_moved() {
         // A claim moves the version that the pods' watch has seen as well.
         let spec = json!({"tenantId": "t", "workloadRef": "w"});
         let claim = json!({"metadata": {"name": "c", "namespace": NAMESPACE}, "spec": spec});
-        sim.store(|store| store.create(Resource::Claims, claim)).unwrap();
+        sim.store(|store| store.create(ApiResource::Claims, claim)).unwrap();
     };
     let reader = async {
         while let Some(event) = events.next().await {

@@ -14,7 +14,7 @@ mod replica;
 mod world;
 
 use boilerhouse_bridge::{
-    event::{Cursor, Kind},
+    event::{Cursor, Resource},
     feed::Subscription,
 };
 
@@ -47,7 +47,7 @@ fn history(seed: u64, seen: &mut Seen, plant: Option<Plant>) {
     let mut clients: Vec<Client> = (0..3).map(|_| Client::new(&mut dice, calm, plant)).collect();
     for _ in 0..160 {
         let which = dice.roll(2) as usize;
-        let kind = *dice.pick(&Kind::ALL);
+        let kind = *dice.pick(&Resource::ALL);
         let client = dice.roll(3) as usize;
         match dice.roll(20) {
             0..5 => world.step(&mut dice),
@@ -74,7 +74,7 @@ fn history(seed: u64, seen: &mut Seen, plant: Option<Plant>) {
     }
     // Everything comes to rest: every client that is there, or comes back, ends with the truth.
     for replica in &mut replicas {
-        for kind in Kind::ALL {
+        for kind in Resource::ALL {
             for _ in 0..world.history.len() {
                 replica.watch(&world, kind);
             }

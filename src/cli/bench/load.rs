@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 
 use super::{MARK, floor::Tick, now_micros, process::Role};
 use crate::{
-    sim::{Resource, Sim},
+    sim::{ApiResource, Sim},
     source::connect::Connection,
 };
 
@@ -80,7 +80,7 @@ impl Load {
                 Load::Sim(sim, namespace) => {
                     let mut pod = pod;
                     pod["metadata"]["namespace"] = json!(namespace);
-                    sim.store(|store| store.create(Resource::Pods, pod).map(drop)).map_err(refused)?;
+                    sim.store(|store| store.create(ApiResource::Pods, pod).map(drop)).map_err(refused)?;
                 }
                 Load::Kube(connection, handle) => {
                     let path = format!("/api/v1/namespaces/{}/pods", connection.namespace);
@@ -112,7 +112,7 @@ impl Load {
                 return sim.store(|store| {
                     for number in 0..pace.burst {
                         let (name, change) = (name(tick * pace.burst + number), change());
-                        store.patch(Resource::Pods, namespace, &name, &change).map_err(refused)?;
+                        store.patch(ApiResource::Pods, namespace, &name, &change).map_err(refused)?;
                     }
                     if store.revision() % FORGETS_EVERY < pace.burst {
                         store.forget(store.revision().saturating_sub(REMEMBERED));
@@ -152,7 +152,7 @@ pub(super) fn crowd(sim: &Sim, namespace: &str, count: u64) -> Result<()> {
             let mut pod = pod(0);
             pod["metadata"]["name"] = json!(format!("crowd-{}", store.revision()));
             pod["metadata"]["namespace"] = json!(namespace);
-            store.create(Resource::Pods, pod).map(drop)
+            store.create(ApiResource::Pods, pod).map(drop)
         })
         .map_err(refused)?;
     }

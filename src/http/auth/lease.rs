@@ -20,7 +20,7 @@ use tokio::{
     time::{Instant, interval},
 };
 
-use super::{Auth, keys::Access, principal::Grounds, recheck::Asked, scope, seal::Holder};
+use super::{Auth, keys::Access, principal::Grounds, scope, signed_token::Holder, watchdog::Asked};
 use crate::wire::Close;
 
 /// How a credential stands.

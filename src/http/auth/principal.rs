@@ -2,8 +2,8 @@
 
 use jiff::Timestamp;
 
-use super::{refused::Refused, seal::Holder, secret::Secret};
-use crate::{event::lens::Scope, http::limit::Caller};
+use super::{denied::Refused, secret::Secret, signed_token::Holder};
+use crate::{event::projection::Scope, http::rate_limit::Caller};
 
 /// What an endpoint asks of whoever comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

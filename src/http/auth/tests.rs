@@ -13,10 +13,10 @@ use tokio::time::{Instant, timeout};
 
 use super::{
     lease::Standing,
-    verdict::{Access as Right, Reviews},
+    review_cache::{Access as Right, Reviews},
     *,
 };
-use crate::{http::limit, wire::Close};
+use crate::{http::rate_limit, wire::Close};
 
 /// The wall's clock at the start of a test: 2026-01-02T03:04:05Z.
 const START_S: i64 = 1_767_323_045;
@@ -89,7 +89,7 @@ fn auth(cluster: &Arc<Cluster>) -> Arc<Auth> {
 }
 
 fn limits() -> Limits {
-    Limits::new(&limit::Config::default())
+    Limits::new(&rate_limit::Config::default())
 }
 
 /// A token that says when it ends.

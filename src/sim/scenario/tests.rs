@@ -11,7 +11,7 @@ fn lived(seed: u64, steps: i64) -> Store {
 /// The store after so many steps, and its revision after each of them.
 fn lived_through(seed: u64, steps: i64) -> (Store, Vec<u64>) {
     let mut store = Store::new(seed, 1, Timestamp::UNIX_EPOCH);
-    store.create(Resource::Namespaces, json!({"metadata": {"name": "boilerhouse"}})).unwrap();
+    store.create(ApiResource::Namespaces, json!({"metadata": {"name": "boilerhouse"}})).unwrap();
     let mut scenario = Scenario::new(seed, ScenarioConfig::default());
     scenario.populate(&mut store);
     let mut revisions = vec![store.revision()];
@@ -20,7 +20,7 @@ fn lived_through(seed: u64, steps: i64) -> (Store, Vec<u64>) {
         scenario.step(&mut store);
         revisions.push(store.revision());
         if step % 500 == 0 {
-            assert!(store.list(Resource::Pods, None).len() < 25, "seed {seed}: the cluster does not grow for ever");
+            assert!(store.list(ApiResource::Pods, None).len() < 25, "seed {seed}: the cluster does not grow for ever");
         }
     }
     (store, revisions)
@@ -29,11 +29,11 @@ fn lived_through(seed: u64, steps: i64) -> (Store, Vec<u64>) {
 #[test]
 fn it_begins_with_eight_pods_and_three_claims() {
     let store = lived(1, 0);
-    let pods = store.list(Resource::Pods, None);
+    let pods = store.list(ApiResource::Pods, None);
     let managed: Vec<_> = pods.iter().filter(|pod| label(pod, "managed") == "true").collect();
     assert_eq!(managed.len(), 8);
     assert_eq!(pods.len(), managed.len() + 1);
-    let claims = store.list(Resource::Claims, None);
+    let claims = store.list(ApiResource::Claims, None);
     assert_eq!(claims.iter().filter(|claim| claim["status"]["phase"] == "Active").count(), 3);
     for pod in pods {
         let bytes = serde_json::to_vec(&*pod).unwrap().len();
@@ -67,9 +67,9 @@ fn whatever_the_seed_the_three_things_come_within_twenty_seconds() {
             let (status, phase) = ("/metadata/labels/boilerhouse.dev~1pool-status", "/status/phase");
             let turned = |pointer, to: &str| is(pointer).as_deref() == Some(to) && was(pointer) != Some(json!(to));
             match change.resource {
-                Resource::Pods if turned(status, "ready") => goals(Goal::Ready),
-                Resource::Claims if turned(phase, "Active") => goals(Goal::Active),
-                Resource::Claims if turned(phase, "Released") => goals(Goal::Released),
+                ApiResource::Pods if turned(status, "ready") => goals(Goal::Ready),
+                ApiResource::Claims if turned(phase, "Active") => goals(Goal::Active),
+                ApiResource::Claims if turned(phase, "Released") => goals(Goal::Released),
                 _ => {}
             }
         }

@@ -4,7 +4,7 @@ use super::*;
 
 fn store() -> Store {
     let mut store = Store::new(1, 100, Timestamp::UNIX_EPOCH);
-    store.create(Resource::Namespaces, json!({"metadata": {"name": "n"}})).unwrap();
+    store.create(ApiResource::Namespaces, json!({"metadata": {"name": "n"}})).unwrap();
     store
 }
 
@@ -19,48 +19,48 @@ fn names(list: &[Arc<Value>]) -> Vec<&str> {
 #[test]
 fn every_write_is_one_revision_and_one_change() {
     let mut store = store();
-    let created = store.create(Resource::Pods, pod("a")).unwrap();
+    let created = store.create(ApiResource::Pods, pod("a")).unwrap();
     assert_eq!(created["metadata"]["resourceVersion"], "102");
     assert_eq!(created["metadata"]["creationTimestamp"], "1970-01-01T00:00:00Z");
-    assert_eq!(store.create(Resource::Pods, pod("a")), Err(Refused::Exists));
-    let patched = store.patch(Resource::Pods, "n", "a", &json!({"spec": {"a": null, "b": 2}})).unwrap();
+    assert_eq!(store.create(ApiResource::Pods, pod("a")), Err(Refused::Exists));
+    let patched = store.patch(ApiResource::Pods, "n", "a", &json!({"spec": {"a": null, "b": 2}})).unwrap();
     assert_eq!(patched["spec"], json!({"b": 2}));
     assert_eq!(patched["metadata"]["generation"], 2);
-    let same = store.patch(Resource::Pods, "n", "a", &json!({"spec": {"b": 2}})).unwrap();
+    let same = store.patch(ApiResource::Pods, "n", "a", &json!({"spec": {"b": 2}})).unwrap();
     assert_eq!(same["metadata"]["resourceVersion"], "103", "nothing changed, nothing written");
-    store.terminate(Resource::Pods, "n", "a", 30).unwrap();
-    store.delete(Resource::Pods, "n", "a").unwrap();
+    store.terminate(ApiResource::Pods, "n", "a", 30).unwrap();
+    store.delete(ApiResource::Pods, "n", "a").unwrap();
     let steps: Vec<_> = store.since(101).iter().map(|c| (c.before.is_some(), c.after.is_some())).collect();
     assert_eq!(steps, [(false, true), (true, true), (true, true), (true, false)]);
-    let again = store.create(Resource::Pods, pod("a")).unwrap();
+    let again = store.create(ApiResource::Pods, pod("a")).unwrap();
     assert_ne!(again["metadata"]["uid"], created["metadata"]["uid"]);
 }
 
 #[test]
 fn a_writer_with_an_old_picture_is_refused() {
     let mut store = store();
-    store.create(Resource::Pods, pod("a")).unwrap();
+    store.create(ApiResource::Pods, pod("a")).unwrap();
     let stale = json!({"metadata": {"resourceVersion": "7"}, "spec": {"a": 5}});
-    assert_eq!(store.patch(Resource::Pods, "n", "a", &stale), Err(Refused::Conflict));
-    assert_eq!(store.patch(Resource::Pods, "n", "b", &json!({})), Err(Refused::NotFound));
+    assert_eq!(store.patch(ApiResource::Pods, "n", "a", &stale), Err(Refused::Conflict));
+    assert_eq!(store.patch(ApiResource::Pods, "n", "b", &json!({})), Err(Refused::NotFound));
     let nowhere = json!({"metadata": {"name": "a", "namespace": "m"}});
-    assert_eq!(store.create(Resource::Pods, nowhere), Err(Refused::NoNamespace("m".into())));
+    assert_eq!(store.create(ApiResource::Pods, nowhere), Err(Refused::NoNamespace("m".into())));
 }
 
 #[test]
 fn the_past_can_be_listed_until_it_is_compacted() {
     let mut store = store();
     for name in ["b", "a", "c"] {
-        store.create(Resource::Pods, pod(name)).unwrap();
+        store.create(ApiResource::Pods, pod(name)).unwrap();
     }
-    store.delete(Resource::Pods, "n", "b").unwrap();
-    assert_eq!(names(&store.list(Resource::Pods, Some("n"))), ["a", "c"]);
-    assert_eq!(names(&store.list_at(Resource::Pods, None, 103).unwrap()), ["a", "b"]);
+    store.delete(ApiResource::Pods, "n", "b").unwrap();
+    assert_eq!(names(&store.list(ApiResource::Pods, Some("n"))), ["a", "c"]);
+    assert_eq!(names(&store.list_at(ApiResource::Pods, None, 103).unwrap()), ["a", "b"]);
     store.lose_watch_history();
     assert_eq!((store.watch_window(), store.compacted()), (105, 100));
     store.compact(104);
-    assert_eq!(store.list_at(Resource::Pods, None, 103), Err(Refused::Compacted(103)));
-    assert_eq!(names(&store.list_at(Resource::Pods, None, 104).unwrap()), ["a", "b", "c"]);
+    assert_eq!(store.list_at(ApiResource::Pods, None, 103), Err(Refused::Compacted(103)));
+    assert_eq!(names(&store.list_at(ApiResource::Pods, None, 104).unwrap()), ["a", "b", "c"]);
     assert_eq!(store.history().len(), 5, "the validator's truth survives compaction");
 }
 
@@ -68,26 +68,26 @@ fn the_past_can_be_listed_until_it_is_compacted() {
 fn forgetting_gives_memory_back_and_keeps_the_present() {
     let mut store = store();
     for name in ["a", "b"] {
-        store.create(Resource::Pods, pod(name)).unwrap();
+        store.create(ApiResource::Pods, pod(name)).unwrap();
     }
-    store.delete(Resource::Pods, "n", "a").unwrap();
+    store.delete(ApiResource::Pods, "n", "a").unwrap();
     for count in 2..50 {
-        store.patch(Resource::Pods, "n", "b", &json!({"spec": {"a": count}})).unwrap();
+        store.patch(ApiResource::Pods, "n", "b", &json!({"spec": {"a": count}})).unwrap();
     }
     store.forget(store.revision());
     assert!(store.history().is_empty());
     assert_eq!(store.versions.values().map(Vec::len).sum::<usize>(), 2, "the namespace and pod b");
-    assert_eq!(store.get(Resource::Pods, "n", "b").unwrap()["spec"]["a"], 49);
+    assert_eq!(store.get(ApiResource::Pods, "n", "b").unwrap()["spec"]["a"], 49);
 }
 
 #[test]
 fn an_older_copy_goes_back_in_revisions_but_never_in_uids() {
     let mut store = store();
     let older = store.clone();
-    let lost = store.create(Resource::Pods, pod("a")).unwrap();
+    let lost = store.create(ApiResource::Pods, pod("a")).unwrap();
     let branch = store.restore(older);
     assert_eq!((store.revision(), branch.revision()), (101, 102));
-    let again = store.create(Resource::Pods, pod("a")).unwrap();
+    let again = store.create(ApiResource::Pods, pod("a")).unwrap();
     assert_eq!(again["metadata"]["resourceVersion"], lost["metadata"]["resourceVersion"]);
     assert_ne!(again["metadata"]["uid"], lost["metadata"]["uid"]);
 }

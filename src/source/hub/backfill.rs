@@ -14,15 +14,15 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     Config, Metrics,
-    lines::Lines,
-    request::{self, Api},
+    api_client::{self, Api},
+    line_splitter::Lines,
 };
 use crate::{
-    event::Rv,
+    event::ResourceVersion,
     feed::{Gap, Past},
     source::{
-        project::{ClaimRow, PodRow, Row},
-        trouble::Trouble,
+        decode::{ClaimRow, PodRow, Row},
+        error::Trouble,
     },
 };
 
@@ -77,8 +77,8 @@ async fn backfill(pods: &Api<'_, PodRow>, claims: &Api<'_, ClaimRow>, past: &Pas
         let filled = async {
             for gap in &mut round.gaps {
                 match gap.kind() {
-                    crate::event::Kind::Instance => fill(pods, gap).await?,
-                    crate::event::Kind::Claim => fill(claims, gap).await?,
+                    crate::event::Resource::Instance => fill(pods, gap).await?,
+                    crate::event::Resource::Claim => fill(claims, gap).await?,
                 }
             }
             Ok::<_, Trouble>(())
@@ -144,7 +144,7 @@ async fn watch<T: Row>(api: &Api<'_, T>, gap: &mut Gap) -> Result<bool, Trouble>
 /// Takes one line in. Whether it shows that all up to the gap's end has come.
 fn past_end<T: Row>(api: &Api<'_, T>, gap: &mut Gap, line: &[u8]) -> Result<bool, Trouble> {
     let to = gap.to();
-    let rv = match request::line::<T>(line)? {
+    let rv = match api_client::line::<T>(line)? {
         WatchEvent::Added(row) | WatchEvent::Modified(row) => {
             let view = api.view(row);
             let rv = view.rv();
@@ -177,7 +177,7 @@ async fn confirm(pods: &Api<'_, PodRow>, claims: &Api<'_, ClaimRow>, past: &Past
             continue;
         }
         let mut tries = 0;
-        let versions: [Rv; 2] = loop {
+        let versions: [ResourceVersion; 2] = loop {
             match futures::future::try_join(pods.version(), claims.version()).await {
                 Ok((pods, claims)) => break [pods, claims],
                 Err(trouble) => {

@@ -17,28 +17,28 @@ use prometheus_client::{
 };
 use tokio::time::Instant;
 
-use crate::event::Kind;
+use crate::event::Resource;
 
 /// Counters and gauges of the hub, each by resource.
 #[derive(Debug)]
 pub struct Metrics {
-    pub(super) lists: Family<Resource, Counter>,
-    pub(super) watches: Family<Resource, Counter>,
+    pub(super) lists: Family<ResourceLabel, Counter>,
+    pub(super) watches: Family<ResourceLabel, Counter>,
     pub(super) restarts: Family<Restart, Counter>,
-    pub(super) unreadable: Family<Resource, Counter>,
+    pub(super) unreadable: Family<ResourceLabel, Counter>,
     odd: Family<Odd, Counter>,
     /// The labels of `odd`, which keeps them to itself: as many at most as projections have fields.
     odd_fields: Mutex<BTreeSet<Odd>>,
-    pub(super) stale: Family<Resource, Counter>,
-    pub(super) probes: Family<Resource, Counter>,
-    pub(super) live: Family<Resource, Gauge>,
+    pub(super) stale: Family<ResourceLabel, Counter>,
+    pub(super) probes: Family<ResourceLabel, Counter>,
+    pub(super) live: Family<ResourceLabel, Gauge>,
     start: Instant,
     /// Milliseconds from `start` to the last byte.
     heard: [AtomicU64; 2],
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct Resource {
+pub(super) struct ResourceLabel {
     pub(super) resource: &'static str,
 }
 
@@ -75,7 +75,7 @@ impl Default for Metrics {
 impl Metrics {
     /// How long ago the last byte about a resource came; since the start where none has come yet.
     #[must_use]
-    pub fn age(&self, kind: Kind) -> Duration {
+    pub fn age(&self, kind: Resource) -> Duration {
         let heard = Duration::from_millis(self.heard[kind as usize].load(Ordering::Relaxed));
         self.start.elapsed().saturating_sub(heard)
     }
@@ -85,7 +85,7 @@ impl Metrics {
     #[must_use]
     pub fn odd_fields(&self) -> Vec<String> {
         let fields = self.odd_fields.lock().unwrap_or_else(PoisonError::into_inner);
-        let lines = Kind::ALL.into_iter().filter_map(|kind| {
+        let lines = Resource::ALL.into_iter().filter_map(|kind| {
             let of_kind = fields.iter().filter(|odd| odd.resource == kind.resource());
             let counts: Vec<_> = of_kind.map(|odd| (odd.field, self.odd.get_or_create(odd).get())).collect();
             let all: u64 = counts.iter().map(|(_, count)| count).sum();
@@ -114,13 +114,13 @@ impl Metrics {
     }
 
     /// A field had to be left out because of its type.
-    pub(super) fn odd(&self, kind: Kind, field: &'static str) {
+    pub(super) fn odd(&self, kind: Resource, field: &'static str) {
         let odd = Odd { resource: kind.resource(), field };
         self.odd.get_or_create(&odd).inc();
         self.odd_fields.lock().unwrap_or_else(PoisonError::into_inner).insert(odd);
     }
 
-    pub(super) fn heard(&self, kind: Kind, at: Instant) {
+    pub(super) fn heard(&self, kind: Resource, at: Instant) {
         let since_start = at.saturating_duration_since(self.start).as_millis();
         self.heard[kind as usize].store(u64::try_from(since_start).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
@@ -132,9 +132,9 @@ struct Age(Arc<Metrics>);
 
 impl Collector for Age {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        let ages = Family::<Resource, Gauge<f64, AtomicU64>>::default();
-        for kind in Kind::ALL {
-            ages.get_or_create(&Resource { resource: kind.resource() }).set(self.0.age(kind).as_secs_f64());
+        let ages = Family::<ResourceLabel, Gauge<f64, AtomicU64>>::default();
+        for kind in Resource::ALL {
+            ages.get_or_create(&ResourceLabel { resource: kind.resource() }).set(self.0.age(kind).as_secs_f64());
         }
         let metric = encoder.encode_descriptor(
             "upstream_last_byte_age_seconds",
@@ -155,10 +155,10 @@ mod tests {
         let metrics = Metrics::default();
         assert!(metrics.odd_fields().is_empty());
         for field in ["status.podIP", "metadata.labels", "metadata.labels"] {
-            metrics.odd(Kind::Instance, field);
+            metrics.odd(Resource::Instance, field);
         }
         assert_eq!(metrics.odd_fields(), ["pods: 3 odd fields: metadata.labels (2), status.podIP (1)"]);
-        metrics.odd(Kind::Claim, "status");
+        metrics.odd(Resource::Claim, "status");
         assert_eq!(metrics.odd_fields()[1], "boilerhouseclaims: 1 odd field: status (1)");
     }
 }

@@ -413,7 +413,7 @@ fn pauses_double_up_to_the_cap_and_are_jittered() {
 #[test]
 fn what_cannot_be_read_is_not_repeated() {
     let secret = br#"{"metadata":{"name":"n","uid":"u","resourceVersion":"canary"}}"#;
-    let Err(Trouble::Unreadable(told)) = request::parse::<PodRow>(secret) else { panic!("it is unreadable") };
+    let Err(Trouble::Unreadable(told)) = api_client::parse::<PodRow>(secret) else { panic!("it is unreadable") };
     assert!(!told.contains("canary"), "{told}");
     assert!(told.contains("column"), "{told}");
 }

@@ -1,6 +1,6 @@
 //! A Pod that is handed from one tenant to another: what both are told of it, by the binary.
 
-use boilerhouse_bridge::sim::Resource;
+use boilerhouse_bridge::sim::ApiResource;
 use serde_json::{Value, json};
 
 use super::{KeysFile, bearer, key, three_keys, two_tenants};
@@ -30,13 +30,13 @@ async fn a_pod_handed_over_leaves_the_first_as_deleted() {
         "status": {"phase": "Bobs", "podIP": "10.0.0.66"},
     });
     let store =
-        |change| cluster.sim.store(|store| store.patch(Resource::Pods, NAMESPACE, "alice-pod", change)).unwrap();
+        |change| cluster.sim.store(|store| store.patch(ApiResource::Pods, NAMESPACE, "alice-pod", change)).unwrap();
     let handed_over = store(&change);
     store(&json!({"status": {"phase": "BobsToo"}}));
-    cluster.sim.store(|store| store.delete(Resource::Pods, NAMESPACE, "alice-pod")).unwrap();
+    cluster.sim.store(|store| store.delete(ApiResource::Pods, NAMESPACE, "alice-pod")).unwrap();
     let own = json!({"metadata": {"name": "mark", "namespace": NAMESPACE, "labels": {
         "boilerhouse.dev/managed": "true", "boilerhouse.dev/tenant": "alice"}}});
-    cluster.sim.store(|store| store.create(Resource::Pods, own)).unwrap();
+    cluster.sim.store(|store| store.create(ApiResource::Pods, own)).unwrap();
 
     let gone = json!({"type": "instance.state", "name": "alice-pod", "phase": "Deleted", "workloadRef": "web",
                       "tenantId": "alice"});

@@ -3,7 +3,7 @@
 
 use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 
-use boilerhouse_bridge::http::{forwarded::Proxies, limit};
+use boilerhouse_bridge::http::{forwarded::Proxies, rate_limit};
 use serde_json::json;
 use tokio::time::advance;
 
@@ -195,7 +195,7 @@ async fn with_the_clock_held_sixty_wrong_credentials_are_enough() {
 async fn with_the_clock_held_new_streams_come_back_one_by_one() {
     let held = hold();
     let (cluster, keys) = (two_tenants().await, KeysFile::new(&three_keys()));
-    let limits = limit::Config { connects: NonZeroU32::new(30), ..limit::Config::default() };
+    let limits = rate_limit::Config { connects: NonZeroU32::new(30), ..rate_limit::Config::default() };
     let keys = Some(PathBuf::from(keys.path()));
     let house = bridge(&cluster, house::Config { keys, limits, ..house::Config::default() }).await;
     let (alice, all) = (bearer("alice"), bearer("all"));
@@ -222,7 +222,7 @@ async fn with_the_clock_held_addresses_are_what_a_trusted_proxy_says_and_nobody_
     let held = hold();
     let cluster = Simulated::new().await;
     for (trusted, apart) in [("127.0.0.0/8", true), ("10.0.0.0/8", false)] {
-        let limits = limit::Config { requests: NonZeroU32::new(20).unwrap(), ..limit::Config::default() };
+        let limits = rate_limit::Config { requests: NonZeroU32::new(20).unwrap(), ..rate_limit::Config::default() };
         let proxies = Proxies::new(vec![trusted.parse().unwrap()]);
         let house = bridge(&cluster, house::Config { limits, proxies, ..house::Config::default() }).await;
         let from = async |address: &str| get(&house, "/api/v1/stats", &[("X-Forwarded-For", address)]).await;

@@ -8,8 +8,8 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use boilerhouse_bridge::{
     event::{
-        Claim, Cursor, Home, Instance, Kind, Rv, View,
-        lens::{Filter, Format, Lens, Scope, Types, Wanted},
+        Claim, Cursor, Home, Instance, Resource, ResourceVersion, View,
+        projection::{Filter, Format, Lens, Scope, Types, Wanted},
     },
     feed::{self, Carrier, Feed, Framing, From, Health, Read, Reason, Subscription, Writer},
 };
@@ -44,17 +44,17 @@ enum Owner {
 /// What happens, without what it looks like: the same for all variants of a history.
 enum Happening {
     Written {
-        kind: Kind,
+        kind: Resource,
         slot: u64,
         owner: Owner,
     },
     Removed {
-        kind: Kind,
+        kind: Resource,
         slot: u64,
     },
     /// A re-list, after which nothing is unseen any more.
     Listed {
-        kind: Kind,
+        kind: Resource,
     },
     Resumed,
 }
@@ -62,7 +62,7 @@ enum Happening {
 fn script(dice: &mut Dice) -> Vec<Happening> {
     let mut script = Vec::new();
     for _ in 0..STEPS {
-        let kind = *dice.pick(&Kind::ALL);
+        let kind = *dice.pick(&Resource::ALL);
         let slot = dice.roll(4);
         let owner = *dice.pick(&[Owner::Own, Owner::Other, Owner::Other, Owner::Nobody]);
         script.push(match dice.roll(10) {
@@ -76,7 +76,7 @@ fn script(dice: &mut Dice) -> Vec<Happening> {
 }
 
 /// A view whose words are its owner's, but for its name and uid, which stay when it changes hands.
-fn view(kind: Kind, slot: u64, life: u64, rv: Rv, owner: Owner, dice: &mut Dice) -> View {
+fn view(kind: Resource, slot: u64, life: u64, rv: ResourceVersion, owner: Owner, dice: &mut Dice) -> View {
     let word = match owner {
         Owner::Own => OWN,
         Owner::Other => OTHER,
@@ -88,7 +88,7 @@ fn view(kind: Kind, slot: u64, life: u64, rv: Rv, owner: Owner, dice: &mut Dice)
     let phase = if dice.roll(4) == 0 { format!("{word}-phase-{}", dice.roll(3)) } else { phase.to_owned() };
     let labels = BTreeMap::from([(format!("{word}/label"), format!("{word}-{}", dice.roll(3)))]);
     match kind {
-        Kind::Instance => View::Instance(Arc::new(Instance {
+        Resource::Instance => View::Instance(Arc::new(Instance {
             name,
             uid,
             phase,
@@ -100,7 +100,7 @@ fn view(kind: Kind, slot: u64, life: u64, rv: Rv, owner: Owner, dice: &mut Dice)
             labels,
             rv,
         })),
-        Kind::Claim => View::Claim(Arc::new(Claim {
+        Resource::Claim => View::Claim(Arc::new(Claim {
             name,
             uid,
             tenant_id: if owner == Owner::Nobody { String::new() } else { word.to_owned() },
@@ -123,8 +123,8 @@ struct World {
     writer: Writer,
     feed: Feed,
     /// By kind and slot: the life, and what it looks like.
-    now: BTreeMap<(Kind, u64), (u64, View)>,
-    rv: Rv,
+    now: BTreeMap<(Resource, u64), (u64, View)>,
+    rv: ResourceVersion,
     lives: u64,
     readers: Vec<Reader>,
     /// All that a lens of the tenant has yielded.
@@ -161,7 +161,7 @@ impl World {
     fn new() -> World {
         let (mut writer, feed) = Feed::new(feed::Config { clock: || 1_700_000_000_000, ..feed::Config::default() });
         writer.home(Home::of("home"));
-        for kind in Kind::ALL {
+        for kind in Resource::ALL {
             writer.replace(kind, Vec::new(), 100);
             writer.health(kind, Health::Live);
         }
@@ -321,13 +321,13 @@ async fn heard(seed: u64, other: u64) -> Vec<u8> {
         }
         world.happen(happening, at < unseen_until, &mut dice).await;
         if at == unseen_until {
-            for kind in Kind::ALL {
+            for kind in Resource::ALL {
                 world.happen(&Happening::Listed { kind }, false, &mut dice).await;
             }
             world.check_folds();
         }
     }
-    for kind in Kind::ALL {
+    for kind in Resource::ALL {
         world.happen(&Happening::Listed { kind }, false, &mut dice).await;
     }
     world.check_folds();
@@ -377,8 +377,8 @@ fn a_pod_handed_over_leaves_the_first_and_enters_the_second() {
             ..Instance::default()
         }))
     };
-    writer.replace(Kind::Instance, vec![pod(OWN, 5)], 5);
-    writer.replace(Kind::Claim, Vec::new(), 5);
+    writer.replace(Resource::Instance, vec![pod(OWN, 5)], 5);
+    writer.replace(Resource::Claim, Vec::new(), 5);
     let subscribe = |tenant: &str| {
         let lens = Lens { scope: Scope::Tenant(tenant.to_owned()), ..Lens::all(Format::Full) };
         let framing = Framing { carrier: Carrier::Lines, matrix: false };
@@ -421,7 +421,7 @@ fn a_pod_handed_over_leaves_the_first_and_enters_the_second() {
     });
     assert_eq!(told(&mut second), [came, ready]);
     writer.upsert(pod(OTHER, 7));
-    writer.remove(Kind::Instance, "pod", "u", 8);
+    writer.remove(Resource::Instance, "pod", "u", 8);
     assert!(told(&mut first).is_empty(), "what becomes of it is the second's business");
 }
 
@@ -430,7 +430,7 @@ fn a_pod_handed_over_leaves_the_first_and_enters_the_second() {
 fn a_cursor_of_other_rights_starts_over() {
     let (mut writer, feed) = Feed::new(feed::Config::default());
     writer.home(Home::of("home"));
-    for kind in Kind::ALL {
+    for kind in Resource::ALL {
         writer.replace(kind, Vec::new(), 5);
     }
     let scopes = [Scope::All, Scope::Tenant(OWN.to_owned()), Scope::Tenant(OTHER.to_owned())];

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use boilerhouse_bridge::sim::Resource;
+use boilerhouse_bridge::sim::ApiResource;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -106,7 +106,7 @@ struct World {
     cluster: Simulated,
     dice: Dice,
     /// By resource and name.
-    owners: BTreeMap<(Resource, String), &'static str>,
+    owners: BTreeMap<(ApiResource, String), &'static str>,
     /// uids of what has never been the looking tenant's, in this history and in the last one, and of what has.
     hidden: [BTreeSet<String>; 2],
     shown: BTreeSet<String>,
@@ -114,7 +114,7 @@ struct World {
 
 impl World {
     fn write(&mut self) {
-        let resource = *self.dice.pick(&[Resource::Pods, Resource::Claims]);
+        let resource = *self.dice.pick(&[ApiResource::Pods, ApiResource::Claims]);
         let slot = self.dice.roll(3);
         // Some change hands; the others' names say whose they are.
         let (name, owner) = match *self.dice.pick(&[OWN, OTHER, OTHER, NEITHER, "shared", "shared"]) {
@@ -130,7 +130,7 @@ impl World {
         self.put(resource, &name, owner);
     }
 
-    fn put(&mut self, resource: Resource, name: &str, owner: &'static str) {
+    fn put(&mut self, resource: ApiResource, name: &str, owner: &'static str) {
         let object = self.object(resource, name, owner);
         let written = self.cluster.sim.store(|store| match store.get(resource, NAMESPACE, name) {
             None => store.create(resource, object),
@@ -152,7 +152,7 @@ impl World {
     }
 
     /// An object all of whose words are its owner's, but for its name; a claim may name anybody's Pod.
-    fn object(&mut self, resource: Resource, name: &str, owner: &str) -> Value {
+    fn object(&mut self, resource: ApiResource, name: &str, owner: &str) -> Value {
         let dice = &mut self.dice;
         let mut word = |what: &str| format!("{owner}-{what}-{}", dice.roll(3));
         let labels = json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": word("workload"),
@@ -160,7 +160,7 @@ impl World {
         let [phase, ip, source, at, detail, active] =
             ["phase", "ip", "source", "at", "detail", "active"].map(&mut word);
         let mut metadata = json!({"name": name, "namespace": NAMESPACE, "labels": labels});
-        if resource == Resource::Pods {
+        if resource == ApiResource::Pods {
             metadata["labels"]["boilerhouse.dev/pool-status"] = json!(dice.pick(&["warming", "ready", "acquired"]));
             if owner != NEITHER {
                 metadata["labels"]["boilerhouse.dev/tenant"] = json!(owner);
@@ -183,7 +183,7 @@ impl World {
 
     /// The last of a history: once it has been told, so has everything before it.
     fn mark(&mut self, history: u64) {
-        for (resource, kind) in [(Resource::Pods, "pod"), (Resource::Claims, "claim")] {
+        for (resource, kind) in [(ApiResource::Pods, "pod"), (ApiResource::Claims, "claim")] {
             let name = format!("mark-{kind}-{history}-");
             self.put(resource, &name, OWN);
             let active = json!({"status": {"phase": "Active"}});
@@ -199,7 +199,7 @@ impl World {
         }
     }
 
-    fn names(&self, resource: Resource) -> Vec<&str> {
+    fn names(&self, resource: ApiResource) -> Vec<&str> {
         let own = self.owners.iter().filter(|((of, _), owner)| *of == resource && **owner == OWN);
         own.map(|((_, name), _)| name.as_str()).collect()
     }
@@ -244,11 +244,11 @@ async fn look_everywhere(bridge: &Bridge, world: &World) {
     let names = |answer: &Answer| -> Vec<String> {
         answer.json().as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap().to_owned()).collect()
     };
-    assert_eq!(names(&look(bridge, "/api/v1/instances").await), world.names(Resource::Pods));
+    assert_eq!(names(&look(bridge, "/api/v1/instances").await), world.names(ApiResource::Pods));
     let tenants = look(bridge, "/api/v1/tenants").await.json();
     assert_eq!(tenants.as_array().unwrap().len(), 1, "{tenants}");
     let claims = tenants[0]["claims"].as_array().unwrap().iter().map(|claim| claim["name"].as_str().unwrap());
-    assert_eq!(claims.collect::<Vec<_>>(), world.names(Resource::Claims));
+    assert_eq!(claims.collect::<Vec<_>>(), world.names(ApiResource::Claims));
 
     // What is another's is answered as what is not there, to the byte but for the name that was asked for.
     let asks = [

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use boilerhouse_bridge::sim::{Resource, Verb};
+use boilerhouse_bridge::sim::{ApiResource, Verb};
 use futures::future::{join, join3};
 use http::Method;
 use jiff::Timestamp;
@@ -259,7 +259,7 @@ async fn without_reviews_streams_live_and_nobody_comes_in() {
     assert_eq!((&last["type"], &last["reason"]), (&json!("stream.closing"), &json!("credential check unavailable")));
 
     // Past the next look at those who have streams.
-    let asked = || cluster.sim.metrics().requests.get(&(Verb::Create, Resource::TokenReviews)).copied();
+    let asked = || cluster.sim.metrics().requests.get(&(Verb::Create, ApiResource::TokenReviews)).copied();
     let before = asked();
     let end = Instant::now() + BOUND;
     while asked() == before {

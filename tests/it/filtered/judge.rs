@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use boilerhouse_bridge::{
     event::Cursor,
-    sim::{Resource, store::Store},
+    sim::{ApiResource, store::Store},
 };
 use serde_json::{Value, json};
 
@@ -132,7 +132,7 @@ impl<'a> Judge<'a> {
         if self.edges.is_none() {
             self.edges = Some(self.edges_after(rv));
         }
-        for (resource, kind) in [(0, Resource::Pods), (1, Resource::Claims)] {
+        for (resource, kind) in [(0, ApiResource::Pods), (1, ApiResource::Claims)] {
             let objects = self.store.list_at(kind, Some(NAMESPACE), rv[resource]).map_err(|e| e.to_string())?;
             let shown = objects.iter().filter(|object| self.shows(resource, object));
             let truth: Objects =
@@ -153,9 +153,9 @@ impl<'a> Judge<'a> {
         let mut edges: [VecDeque<String>; 2] = Default::default();
         for change in self.store.history() {
             let resource = match change.resource {
-                Resource::Pods => 0,
-                Resource::Claims => 1,
-                Resource::Namespaces | Resource::TokenReviews | Resource::AccessReviews => continue,
+                ApiResource::Pods => 0,
+                ApiResource::Claims => 1,
+                ApiResource::Namespaces | ApiResource::TokenReviews | ApiResource::AccessReviews => continue,
             };
             if change.revision <= rv[resource] {
                 continue;

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use boilerhouse_bridge::event::Rv;
+use boilerhouse_bridge::event::ResourceVersion;
 use boilerhouse_bridge::sim::store::{Change, Store};
 use boilerhouse_bridge::sim::{Sim, SimConfig};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -17,7 +17,7 @@ use super::witness::{self, Log, Shared};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fork {
     /// The last revision that both histories share.
-    pub(super) at: Rv,
+    pub(super) at: ResourceVersion,
     pub(super) when: Instant,
 }
 
@@ -33,7 +33,7 @@ pub(super) struct Cluster {
     past: Mutex<Vec<Vec<Change>>>,
     forks: Mutex<Vec<Fork>>,
     /// When what had been written: how many histories ended before, revision.
-    written: Mutex<Vec<(usize, Rv, Instant)>>,
+    written: Mutex<Vec<(usize, ResourceVersion, Instant)>>,
     /// Where everything has moments of its own: since when.
     beat: Option<Instant>,
     /// Those whose hearing is waited for before an older copy is restored.
@@ -81,7 +81,7 @@ impl Cluster {
         self.note(revision);
     }
 
-    fn note(&self, revision: Rv) {
+    fn note(&self, revision: ResourceVersion) {
         self.written.lock().unwrap().push((self.witness.epoch.load(Ordering::Relaxed), revision, Instant::now()));
     }
 
@@ -94,7 +94,7 @@ impl Cluster {
     }
 
     /// Whether everybody who is waited for has heard of both resources up to a version at least this high.
-    pub(super) async fn is_heard(&self, rv: Rv) -> bool {
+    pub(super) async fn is_heard(&self, rv: ResourceVersion) -> bool {
         let (began, logs) = (Instant::now(), self.listeners.lock().unwrap().clone());
         while !logs.iter().all(|log| log.lock().unwrap().has_heard(rv)) {
             if began.elapsed() > HEARD {
@@ -115,7 +115,7 @@ impl Cluster {
     }
 
     /// When what had been written: how many histories ended before, revision.
-    pub(super) fn written(&self) -> Vec<(usize, Rv, Instant)> {
+    pub(super) fn written(&self) -> Vec<(usize, ResourceVersion, Instant)> {
         self.written.lock().unwrap().clone()
     }
 

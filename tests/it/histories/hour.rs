@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use boilerhouse_bridge::feed::Health;
-use boilerhouse_bridge::log::Limits;
-use boilerhouse_bridge::sim::{Resource, Verb};
+use boilerhouse_bridge::ring::Limits;
+use boilerhouse_bridge::sim::{ApiResource, Verb};
 use boilerhouse_bridge::wire::Close;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -118,7 +118,7 @@ async fn black_hole(after: Duration, busy: bool) {
     );
     world.sim.up();
     rest(&world, READERS.len(), 3).await;
-    assert_eq!(world.sim.metrics().open_watches.get(&Resource::Pods), Some(&2), "nothing is left in the hole");
+    assert_eq!(world.sim.metrics().open_watches.get(&ApiResource::Pods), Some(&2), "nothing is left in the hole");
 }
 
 #[tokio::test(start_paused = true)]

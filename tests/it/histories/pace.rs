@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use boilerhouse_bridge::event::Kind;
+use boilerhouse_bridge::event::Resource;
 use tokio::time::{Instant, sleep, sleep_until};
 
 /// How long things are underway, so that it is the seed and not chance who comes first and meets what is armed.
@@ -33,14 +33,14 @@ impl Pace {
         Pace { way: Duration::ZERO, beat: Some(beat) }
     }
 
-    pub(super) async fn request(self, kind: Option<Kind>) {
+    pub(super) async fn request(self, kind: Option<Resource>) {
         match self.beat {
             None => sleep(self.way).await,
-            Some(beat) => beat.wait(kind.unwrap_or(Kind::Instance), Duration::ZERO).await,
+            Some(beat) => beat.wait(kind.unwrap_or(Resource::Instance), Duration::ZERO).await,
         }
     }
 
-    pub(super) async fn line(self, kind: Kind) {
+    pub(super) async fn line(self, kind: Resource) {
         if let Some(beat) = self.beat {
             beat.wait(kind, beat.lag[kind as usize]).await;
         }
@@ -58,7 +58,7 @@ impl Beat {
         begun + Duration::from_millis(u64::try_from(beats * Self::MS).unwrap() + phase)
     }
 
-    async fn wait(self, kind: Kind, time: Duration) {
+    async fn wait(self, kind: Resource, time: Duration) {
         sleep_until(Beat::next(self.begun, time, self.phases[kind as usize])).await;
     }
 }

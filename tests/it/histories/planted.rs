@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use boilerhouse_bridge::event::Kind;
+use boilerhouse_bridge::event::Resource;
 
 use super::history;
 use super::script::Trouble;
@@ -21,7 +21,7 @@ const LEAST: u64 = 20;
 enum Origin {
     Burst,
     /// What was heard of this kind, by its place.
-    Heard(Kind, usize),
+    Heard(Resource, usize),
 }
 
 /// A good record, taken apart.
@@ -36,12 +36,12 @@ impl Good<'_> {
         let (Start::Now(at) | Start::Burst(at)) = record.start;
         let mut origins = Vec::new();
         if let Start::Burst(_) = record.start {
-            let state = |kind: Kind| walk(truth, kind, &record.heard[kind as usize][..at[kind as usize]], 0);
-            let (pods, claims) = (state(Kind::Instance).ok()?.0, state(Kind::Claim).ok()?.0);
+            let state = |kind: Resource| walk(truth, kind, &record.heard[kind as usize][..at[kind as usize]], 0);
+            let (pods, claims) = (state(Resource::Instance).ok()?.0, state(Resource::Claim).ok()?.0);
             origins = vec![Origin::Burst; burst(&pods, &claims).len()];
         }
-        let told = |kind: Kind| walk(truth, kind, &record.heard[kind as usize], at[kind as usize]);
-        let mut told = [told(Kind::Instance).ok()?.1.into_iter(), told(Kind::Claim).ok()?.1.into_iter()];
+        let told = |kind: Resource| walk(truth, kind, &record.heard[kind as usize], at[kind as usize]);
+        let mut told = [told(Resource::Instance).ok()?.1.into_iter(), told(Resource::Claim).ok()?.1.into_iter()];
         for said in &record.told[origins.len()..] {
             let kind = said.r#type.kind();
             let (nth, expected) = told[kind as usize].next()?;
@@ -115,7 +115,7 @@ const BUGS: [(&str, Bug); 21] = [
     }),
     ("it is told of another life", |good, bad, dice| {
         let other = |said: &Said| {
-            let branch = good.truth.branch(good.truth.epochs.len() - 1, Kind::Instance);
+            let branch = good.truth.branch(good.truth.epochs.len() - 1, Resource::Instance);
             let faces = branch.iter().filter_map(|version| version.after.as_ref());
             let mut lives = faces.filter(|face| face.name == said.name).map(|face| (&face.uid, face.says(Type::State)));
             let mine = lives.clone().find(|(_, says)| says == said)?.0;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use boilerhouse_bridge::sim::fault::{Answer, Break, Cut, Fault};
 use boilerhouse_bridge::sim::store::Store;
-use boilerhouse_bridge::sim::{Resource, Verb};
+use boilerhouse_bridge::sim::{ApiResource, Verb};
 use serde_json::{Value, json};
 
 use super::cluster::Cluster;
@@ -127,16 +127,16 @@ fn pod(store: &mut Store, dice: &mut Dice, namespace: &str, mark: u64) {
     let ip = format!("10.0.0.{}", mark % 5);
     let change = json!({"metadata": {"labels": labels}, "status": {"phase": phase, "podIP": ip}});
     let _ = match dice.roll(10) {
-        0 => store.terminate(Resource::Pods, namespace, &name, 30),
-        1 => store.delete(Resource::Pods, namespace, &name),
+        0 => store.terminate(ApiResource::Pods, namespace, &name, 30),
+        1 => store.delete(ApiResource::Pods, namespace, &name),
         2 => {
-            let _ = store.delete(Resource::Pods, namespace, &name);
-            create(store, Resource::Pods, namespace, &name, &change)
+            let _ = store.delete(ApiResource::Pods, namespace, &name);
+            create(store, ApiResource::Pods, namespace, &name, &change)
         }
-        _ if store.get(Resource::Pods, namespace, &name).is_none() => {
-            create(store, Resource::Pods, namespace, &name, &change)
+        _ if store.get(ApiResource::Pods, namespace, &name).is_none() => {
+            create(store, ApiResource::Pods, namespace, &name, &change)
         }
-        _ => store.patch(Resource::Pods, namespace, &name, &change),
+        _ => store.patch(ApiResource::Pods, namespace, &name, &change),
     };
 }
 
@@ -149,27 +149,27 @@ fn claim(store: &mut Store, dice: &mut Dice, namespace: &str, mark: u64) {
     let status = json!({"phase": phase, "source": source});
     let both = json!({"spec": spec, "status": status});
     let _ = match dice.roll(10) {
-        0 | 1 => store.delete(Resource::Claims, namespace, &name),
+        0 | 1 => store.delete(ApiResource::Claims, namespace, &name),
         2 => {
-            let _ = store.delete(Resource::Claims, namespace, &name);
-            create(store, Resource::Claims, namespace, &name, &both)
+            let _ = store.delete(ApiResource::Claims, namespace, &name);
+            create(store, ApiResource::Claims, namespace, &name, &both)
         }
-        _ if store.get(Resource::Claims, namespace, &name).is_none() => {
-            create(store, Resource::Claims, namespace, &name, &json!({ "spec": spec }))
+        _ if store.get(ApiResource::Claims, namespace, &name).is_none() => {
+            create(store, ApiResource::Claims, namespace, &name, &json!({ "spec": spec }))
         }
         // Nobody sees it.
         3 if mark.is_multiple_of(2) => {
             let unseen = json!({"metadata": {"annotations": {"boilerhouse.dev/last-activity": format!("{mark}")}}});
-            store.patch(Resource::Claims, namespace, &name, &unseen)
+            store.patch(ApiResource::Claims, namespace, &name, &unseen)
         }
-        3 => store.patch(Resource::Claims, namespace, &name, &json!({ "spec": spec })),
-        _ => store.patch(Resource::Claims, namespace, &name, &both),
+        3 => store.patch(ApiResource::Claims, namespace, &name, &json!({ "spec": spec })),
+        _ => store.patch(ApiResource::Claims, namespace, &name, &both),
     };
 }
 
 type Written = Result<Arc<Value>, boilerhouse_bridge::sim::store::Refused>;
 
-fn create(store: &mut Store, resource: Resource, namespace: &str, name: &str, rest: &Value) -> Written {
+fn create(store: &mut Store, resource: ApiResource, namespace: &str, name: &str, rest: &Value) -> Written {
     let mut object = rest.clone();
     // A label without a value is none: a merge patch takes it away, a new object must not have it.
     if let Some(labels) = object["metadata"]["labels"].as_object_mut() {
@@ -187,7 +187,7 @@ pub(super) async fn trouble(cluster: &Cluster, dice: &mut Dice, among: &[Trouble
         trouble = *dice.pick(among);
     }
     let sim = &cluster.sim;
-    let resource = *dice.pick(&[Resource::Pods, Resource::Claims]);
+    let resource = *dice.pick(&[ApiResource::Pods, ApiResource::Claims]);
     let verb = *dice.pick(&[Verb::List, Verb::Watch, Verb::Watch]);
     let after = usize::try_from(dice.roll(3)).unwrap();
     let watch = |then| sim.arm(Fault::watch(after, then).on(resource));
@@ -219,7 +219,7 @@ pub(super) async fn trouble(cluster: &Cluster, dice: &mut Dice, among: &[Trouble
             watch(Break::Expired);
         }
         Trouble::HalfList => {
-            cluster.witness.half_lists[usize::from(resource == Resource::Claims)].fetch_add(1, Ordering::Relaxed);
+            cluster.witness.half_lists[usize::from(resource == ApiResource::Claims)].fetch_add(1, Ordering::Relaxed);
             watch(Break::Expired);
         }
         Trouble::Restart => sim.restart(),
@@ -300,7 +300,7 @@ async fn restored(cluster: &Cluster, dice: &mut Dice) {
     // The last two, so that both resources' versions are known to have come this far.
     cluster.write(|store| {
         let mark = store.revision();
-        for (resource, name) in [(Resource::Pods, "p0"), (Resource::Claims, "c0")] {
+        for (resource, name) in [(ApiResource::Pods, "p0"), (ApiResource::Claims, "c0")] {
             let _ = store.delete(resource, NAMESPACE, name);
             let labels = json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": format!("w{mark}")});
             let rest = json!({"metadata": {"labels": labels}, "spec": {"tenantId": format!("t{mark}")}});
@@ -330,8 +330,8 @@ fn label(cluster: &Cluster, workload: &str) {
     let labels = json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": workload});
     let change = json!({"metadata": {"labels": labels}});
     cluster.write(|store| {
-        if store.patch(Resource::Pods, NAMESPACE, "p5", &change).is_err() {
-            create(store, Resource::Pods, NAMESPACE, "p5", &change).unwrap();
+        if store.patch(ApiResource::Pods, NAMESPACE, "p5", &change).is_err() {
+            create(store, ApiResource::Pods, NAMESPACE, "p5", &change).unwrap();
         }
     });
 }

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use boilerhouse_bridge::event::{Kind, Rv};
-use boilerhouse_bridge::sim::Resource;
+use boilerhouse_bridge::event::{Resource, ResourceVersion};
+use boilerhouse_bridge::sim::ApiResource;
 use boilerhouse_bridge::sim::store::Change;
 use serde::Deserialize;
 use serde_json::Value;
@@ -39,10 +39,10 @@ pub(super) enum Type {
 }
 
 impl Type {
-    pub(super) fn kind(self) -> Kind {
+    pub(super) fn kind(self) -> Resource {
         match self {
-            Type::State | Type::Ready => Kind::Instance,
-            Type::Claimed | Type::Released => Kind::Claim,
+            Type::State | Type::Ready => Resource::Instance,
+            Type::Claimed | Type::Released => Resource::Claim,
         }
     }
 }
@@ -52,7 +52,7 @@ impl Type {
 pub(super) struct Face {
     pub(super) name: String,
     pub(super) uid: String,
-    pub(super) rv: Rv,
+    pub(super) rv: ResourceVersion,
     pub(super) phase: String,
     pub(super) tenant: Option<String>,
     pub(super) workload: Option<String>,
@@ -67,7 +67,7 @@ pub(super) type State = BTreeMap<String, Arc<Face>>;
 /// One version of one resource: an object before and after it, where it is watched at all.
 #[derive(Clone, Debug)]
 pub(super) struct Version {
-    pub(super) rv: Rv,
+    pub(super) rv: ResourceVersion,
     pub(super) before: Option<Arc<Face>>,
     pub(super) after: Option<Arc<Face>>,
 }
@@ -84,16 +84,16 @@ pub(super) struct Truth {
 impl Truth {
     pub(super) fn of(histories: &[Vec<Change>]) -> Truth {
         let branch = |changes: &[Change], kind| changes.iter().filter_map(|change| version(change, kind)).collect();
-        let epochs = histories.iter().map(|changes| Kind::ALL.map(|kind| branch(changes, kind))).collect();
+        let epochs = histories.iter().map(|changes| Resource::ALL.map(|kind| branch(changes, kind))).collect();
         Truth { epochs }
     }
 
-    pub(super) fn branch(&self, epoch: usize, kind: Kind) -> &Branch {
+    pub(super) fn branch(&self, epoch: usize, kind: Resource) -> &Branch {
         &self.epochs[epoch][kind as usize]
     }
 
     /// The state at a version of an epoch.
-    pub(super) fn state_at(&self, epoch: usize, kind: Kind, rv: Rv) -> State {
+    pub(super) fn state_at(&self, epoch: usize, kind: Resource, rv: ResourceVersion) -> State {
         let mut state = State::new();
         for version in self.branch(epoch, kind).iter().take_while(|version| version.rv <= rv) {
             apply(&mut state, version);
@@ -102,8 +102,8 @@ impl Truth {
     }
 
     /// The state at the very end.
-    pub(super) fn now(&self, kind: Kind) -> State {
-        self.state_at(self.epochs.len() - 1, kind, Rv::MAX)
+    pub(super) fn now(&self, kind: Resource) -> State {
+        self.state_at(self.epochs.len() - 1, kind, ResourceVersion::MAX)
     }
 }
 
@@ -188,10 +188,10 @@ impl Face {
     }
 }
 
-fn version(change: &Change, kind: Kind) -> Option<Version> {
+fn version(change: &Change, kind: Resource) -> Option<Version> {
     let resource = match kind {
-        Kind::Instance => Resource::Pods,
-        Kind::Claim => Resource::Claims,
+        Resource::Instance => ApiResource::Pods,
+        Resource::Claim => ApiResource::Claims,
     };
     if change.resource != resource || change.namespace != NAMESPACE {
         return None;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use boilerhouse_bridge::event::{Kind, Rv};
+use boilerhouse_bridge::event::{Resource, ResourceVersion};
 use boilerhouse_bridge::wire::Close;
 
 use super::truth::{Said, State, Truth, Type, apply, burst, difference, step};
@@ -93,13 +93,13 @@ pub(super) fn lists_have_reasons(engine: Engine, heard: &[Heard]) -> Result<(), 
 /// # Errors
 /// A sentence about the first message that is wrong.
 pub(super) fn judge(truth: &Truth, record: &Record, complete: bool) -> Result<(), String> {
-    for kind in Kind::ALL {
+    for kind in Resource::ALL {
         lists_have_reasons(record.engine, &record.heard[kind as usize])?;
     }
     let (Start::Now(at) | Start::Burst(at)) = record.start;
     let mut worst = String::new();
     // What was heard last may still have been on its way into the feed when the reader came.
-    let before = Kind::ALL.map(|kind| {
+    let before = Resource::ALL.map(|kind| {
         let (heard, at) = (&record.heard[kind as usize], at[kind as usize]);
         if heard[..at - 1].iter().any(Heard::is_list) { at - 1 } else { at }
     });
@@ -118,7 +118,7 @@ pub(super) fn judge(truth: &Truth, record: &Record, complete: bool) -> Result<()
 fn judge_from(truth: &Truth, record: &Record, at: [usize; 2], complete: bool) -> Result<(), String> {
     let mut told = &record.told[..];
     if let Start::Burst(_) = record.start {
-        let [pods, claims] = Kind::ALL.map(|kind| {
+        let [pods, claims] = Resource::ALL.map(|kind| {
             let heard = &record.heard[kind as usize];
             walk(truth, kind, &heard[..at[kind as usize]], 0).map(|(state, _)| state)
         });
@@ -133,7 +133,7 @@ fn judge_from(truth: &Truth, record: &Record, at: [usize; 2], complete: bool) ->
         }
         told = &told[burst.len()..];
     }
-    for kind in Kind::ALL {
+    for kind in Resource::ALL {
         let mine: Vec<&Said> = told.iter().filter(|said| said.r#type.kind() == kind).collect();
         judge_kind(truth, record, kind, at[kind as usize], &mine, complete)?;
     }
@@ -143,7 +143,7 @@ fn judge_from(truth: &Truth, record: &Record, at: [usize; 2], complete: bool) ->
 fn judge_kind(
     truth: &Truth,
     record: &Record,
-    kind: Kind,
+    kind: Resource,
     at: usize,
     told: &[&Said],
     complete: bool,
@@ -180,7 +180,7 @@ fn missing_is_explained(record: &Record, missing: usize) -> bool {
     }
 }
 
-fn versions(state: &State) -> Vec<(&String, Rv)> {
+fn versions(state: &State) -> Vec<(&String, ResourceVersion)> {
     state.iter().map(|(name, face)| (name, face.rv)).collect()
 }
 
@@ -210,7 +210,7 @@ fn applied(heard: &[Heard]) -> Vec<Vec<Heard>> {
 /// with the item that it comes from.
 pub(super) fn walk(
     truth: &Truth,
-    kind: Kind,
+    kind: Resource,
     heard: &[Heard],
     from: usize,
 ) -> Result<(State, Vec<(usize, Said)>), String> {
@@ -250,7 +250,7 @@ pub(super) fn walk(
     Ok((state, told))
 }
 
-fn exists(truth: &Truth, epoch: usize, kind: Kind, rv: Rv) -> bool {
+fn exists(truth: &Truth, epoch: usize, kind: Resource, rv: ResourceVersion) -> bool {
     truth.branch(epoch, kind).iter().any(|version| version.rv == rv)
 }
 
@@ -272,7 +272,7 @@ pub(super) fn fold(truth: &Truth, told: &[Said]) -> Result<(), String> {
             Type::Claimed | Type::Released => drop(edges.insert(said.name.as_str(), said.r#type)),
         }
     }
-    let (now, claims) = (truth.now(Kind::Instance), truth.now(Kind::Claim));
+    let (now, claims) = (truth.now(Resource::Instance), truth.now(Resource::Claim));
     let faces = now.values().map(|face| {
         (face.name.as_str(), (Some(face.phase.as_str()), face.workload.as_deref(), face.tenant.as_deref()))
     });

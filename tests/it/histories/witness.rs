@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use boilerhouse_bridge::event::{Kind, Rv};
+use boilerhouse_bridge::event::{Resource, ResourceVersion};
 use boilerhouse_bridge::sim::Sim;
 use bytes::Bytes;
 use futures::StreamExt;
@@ -38,19 +38,19 @@ pub(super) struct Heard {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum What {
     /// A watch's line about an object, at this version.
-    Line(Rv),
+    Line(ResourceVersion),
     /// A bookmark.
-    Bookmark(Rv),
+    Bookmark(ResourceVersion),
     /// The last page of a list that is true at this version.
-    List(Rv),
+    List(ResourceVersion),
     /// A list of one object, which says how far the API server is.
-    Probe(Rv),
+    Probe(ResourceVersion),
     /// 410, as a status or as a line.
     Gone,
     /// A line that does not parse.
     Garbage,
     /// A list of the past, whole, at this version.
-    Past(Rv),
+    Past(ResourceVersion),
     /// A list of the past that did not come.
     PastUnlisted,
     /// A watch of the past that did not tell all that it was asked for.
@@ -93,7 +93,7 @@ pub(super) struct Failing {
 const RELAPSE: Duration = Duration::from_secs(6);
 
 impl Log {
-    fn fails(&mut self, kind: Kind, since: Instant) {
+    fn fails(&mut self, kind: Resource, since: Instant) {
         self.failed[kind as usize].push(Instant::now());
         let trouble = &mut self.troubles[kind as usize];
         match trouble {
@@ -102,7 +102,7 @@ impl Log {
         }
     }
 
-    fn works(&mut self, kind: Kind) {
+    fn works(&mut self, kind: Resource) {
         self.began[kind as usize].push(Instant::now());
         if let Some(trouble) = &mut self.troubles[kind as usize] {
             trouble.over.get_or_insert_with(Instant::now);
@@ -110,7 +110,7 @@ impl Log {
     }
 
     /// Whether both resources' objects have been heard of up to this version.
-    pub(super) fn has_heard(&self, rv: Rv) -> bool {
+    pub(super) fn has_heard(&self, rv: ResourceVersion) -> bool {
         let version = |heard: &Heard| match heard.what {
             What::Line(rv) | What::Bookmark(rv) | What::List(rv) => Some(rv),
             _ => None,
@@ -160,7 +160,7 @@ pub(super) fn client(sim: &Sim, shared: &Arc<Shared>, pace: Pace) -> (kube::Clie
 #[derive(Clone, Copy, Debug)]
 struct Ask {
     /// None where it is about the Namespace, without which nothing else is asked for.
-    kind: Option<Kind>,
+    kind: Option<Resource>,
     verb: Verb,
     /// Whether it is about what happened before the log.
     is_past: bool,
@@ -176,8 +176,8 @@ enum Verb {
 impl Ask {
     fn of(uri: &str, past_pages: &HashSet<String>) -> Ask {
         let kind = match uri {
-            uri if uri.contains("/pods") => Some(Kind::Instance),
-            uri if uri.contains("/boilerhouseclaims") => Some(Kind::Claim),
+            uri if uri.contains("/pods") => Some(Resource::Instance),
+            uri if uri.contains("/boilerhouseclaims") => Some(Resource::Claim),
             _ => None,
         };
         let verb = match uri {
@@ -216,7 +216,7 @@ struct Asked {
 impl Drop for Asked {
     fn drop(&mut self) {
         let Ask { kind, verb, is_past } = self.ask;
-        let mine = Kind::ALL.into_iter().filter(|mine| !self.answered && kind.is_none_or(|kind| kind == *mine));
+        let mine = Resource::ALL.into_iter().filter(|mine| !self.answered && kind.is_none_or(|kind| kind == *mine));
         for kind in mine {
             match (is_past, verb) {
                 (false, _) => self.log.log.lock().unwrap().fails(kind, self.at),
@@ -248,7 +248,7 @@ struct Metadata {
 }
 
 impl Metadata {
-    fn version(&self) -> Rv {
+    fn version(&self) -> ResourceVersion {
         self.resource_version.as_ref().unwrap().parse().unwrap()
     }
 }
@@ -277,7 +277,7 @@ impl Witness {
         }
     }
 
-    fn watch<B>(&self, kind: Kind, response: Response<B>) -> Answer
+    fn watch<B>(&self, kind: Resource, response: Response<B>) -> Answer
     where
         B: hyper::body::Body<Data = Bytes, Error = io::Error> + Send + 'static,
     {
@@ -298,7 +298,7 @@ impl Witness {
     }
 
     /// A watch of the past comes without a lag: that is the main one's.
-    fn watch_past<B>(&self, kind: Kind, response: Response<B>) -> Answer
+    fn watch_past<B>(&self, kind: Resource, response: Response<B>) -> Answer
     where
         B: hyper::body::Body<Data = Bytes, Error = io::Error> + Send + 'static,
     {
@@ -314,7 +314,7 @@ impl Witness {
         })
     }
 
-    async fn list<B>(&self, kind: Kind, ask: Ask, response: Response<B>) -> Result<(Answer, bool), BoxError>
+    async fn list<B>(&self, kind: Resource, ask: Ask, response: Response<B>) -> Result<(Answer, bool), BoxError>
     where
         B: hyper::body::Body<Data = Bytes, Error = io::Error> + Send + 'static,
     {
@@ -342,7 +342,7 @@ impl Witness {
         Ok((Response::from_parts(head, whole.boxed_unsync()), true))
     }
 
-    fn line(&self, kind: Kind, bytes: &[u8]) {
+    fn line(&self, kind: Resource, bytes: &[u8]) {
         self.byte(kind);
         if !bytes.ends_with(b"\n") {
             // The first half of a line, and the connection's last bytes: nobody can make anything of it.
@@ -357,13 +357,13 @@ impl Witness {
         self.note(kind, what);
     }
 
-    fn byte(&self, kind: Kind) {
+    fn byte(&self, kind: Resource) {
         let mut log = self.log.lock().unwrap();
         log.last_byte[kind as usize] = Some(Instant::now());
         log.bytes[kind as usize].push(Instant::now());
     }
 
-    fn note(&self, kind: Kind, what: What) {
+    fn note(&self, kind: Resource, what: What) {
         let epoch = self.shared.epoch.load(Ordering::Relaxed);
         self.log.lock().unwrap().heard[kind as usize].push(Heard { epoch, what, at: Instant::now() });
     }
@@ -372,7 +372,7 @@ impl Witness {
 /// A watch of the past while it is read.
 struct PastWatch {
     witness: Witness,
-    kind: Kind,
+    kind: Resource,
     began: Instant,
     is_lost: bool,
     ended: bool,

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use boilerhouse_bridge::event::lens::{Format, Lens};
+use boilerhouse_bridge::event::projection::{Format, Lens};
 use boilerhouse_bridge::feed::{self, Feed, Framing, From, Read, Reason};
-use boilerhouse_bridge::log::Limits;
+use boilerhouse_bridge::ring::Limits;
 use boilerhouse_bridge::sim::store::Store;
-use boilerhouse_bridge::source::{hub, own};
+use boilerhouse_bridge::source::{dedicated, hub};
 use boilerhouse_bridge::wire::Close;
 use bytes::Bytes;
 use tokio::task::JoinSet;
@@ -132,8 +132,10 @@ impl World {
                 }
                 Engine::Own => {
                     let (client, log) = self.cluster.client(way);
-                    let (hub, config) = (self.feed.clone(), own::Config { connections: 1, ..own::Config::default() });
-                    let watchers = own::Watchers::new(&client, NAMESPACE, hub, config, own::Metrics::default());
+                    let (hub, config) =
+                        (self.feed.clone(), dedicated::Config { connections: 1, ..dedicated::Config::default() });
+                    let watchers =
+                        dedicated::Watchers::new(&client, NAMESPACE, hub, config, dedicated::Metrics::default());
                     let (feed, source) = watchers.open().unwrap();
                     tokio::select! {
                         biased;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use boilerhouse_bridge::source::{connect, own};
+use boilerhouse_bridge::source::{connect, dedicated};
 use futures::future::join_all;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
@@ -67,7 +67,7 @@ async fn a_crowd_makes_few_lists_at_a_time() {
     };
     let client = connect::connect(&config).await.unwrap().client;
     let lists = Arc::new(Lists::default());
-    let own = own::Config { connections: crowd, ..own::Config::default() };
+    let own = dedicated::Config { connections: crowd, ..dedicated::Config::default() };
     let config = Config { own, ..Config::default() };
     let house = House::open(&cluster.namespace, client.clone(), &lists.client(client), config).await;
 
@@ -78,7 +78,7 @@ async fn a_crowd_makes_few_lists_at_a_time() {
         "{crowd} served, the last after {slowest:?}; {refused} times 503; at most {} lists at a time",
         lists.most()
     );
-    assert_eq!(lists.most(), own::Config::default().lists as u64, "lists at a time");
+    assert_eq!(lists.most(), dedicated::Config::default().lists as u64, "lists at a time");
     assert!(lists.all() >= 2 * crowd as u64, "each has listed both resources: {}", lists.all());
     assert!(refused <= SENT_AWAY, "{refused} times 503");
     watches_become(&plane, before.0 + 2 + 2 * crowd as u64, BOUND).await;

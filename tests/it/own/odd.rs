@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use boilerhouse_bridge::sim::{
-    Resource,
+    ApiResource,
     fault::{Break, Cut, Fault},
 };
 use http::Method;
@@ -58,9 +58,9 @@ async fn odd_objects_are_shown_without_what_is_odd() {
     let patch = |resource, name: &str, patch: Value| {
         sim.store(|store| store.patch(resource, NAMESPACE, name, &patch)).unwrap();
     };
-    create(Resource::Pods, "listed", managed(&json!({"n": 5})), json!({}), json!({"phase": 7, "podIP": false}));
+    create(ApiResource::Pods, "listed", managed(&json!({"n": 5})), json!({}), json!({"phase": 7, "podIP": false}));
     let status = json!({"phase": "Active", "source": ["pool"], "endpoint": {"host": "h", "port": "80"}});
-    create(Resource::Claims, "listed", Value::Null, json!({"tenantId": 7, "workloadRef": "web"}), status);
+    create(ApiResource::Claims, "listed", Value::Null, json!({"tenantId": 7, "workloadRef": "web"}), status);
     let bridge = simulated.bridge(&["--own-watchers", "1"]).await;
     // The first has watchers of its own, the second reads the hub's.
     let mut listeners = [bridge.listen("/ws").await, bridge.listen("/ws").await];
@@ -72,11 +72,17 @@ async fn odd_objects_are_shown_without_what_is_odd() {
     });
     both.await.expect("four watches");
 
-    create(Resource::Pods, "watched", managed(&json!({})), json!({}), json!({"phase": "Running", "podIP": "10.0.0.1"}));
-    patch(Resource::Pods, "watched", json!({"status": "gone mad", "metadata": {"annotations": [1]}}));
-    patch(Resource::Pods, "watched", json!({"status": {"phase": "Failed", "podIP": "10.0.0.1"}}));
-    patch(Resource::Pods, "listed", json!({"status": {"phase": "Running", "podIP": "10.0.0.2"}}));
-    create(Resource::Pods, "last-pod", managed(&json!({})), json!({}), json!({}));
+    create(
+        ApiResource::Pods,
+        "watched",
+        managed(&json!({})),
+        json!({}),
+        json!({"phase": "Running", "podIP": "10.0.0.1"}),
+    );
+    patch(ApiResource::Pods, "watched", json!({"status": "gone mad", "metadata": {"annotations": [1]}}));
+    patch(ApiResource::Pods, "watched", json!({"status": {"phase": "Failed", "podIP": "10.0.0.1"}}));
+    patch(ApiResource::Pods, "listed", json!({"status": {"phase": "Running", "podIP": "10.0.0.2"}}));
+    create(ApiResource::Pods, "last-pod", managed(&json!({})), json!({}), json!({}));
     let pods = [
         json!({"type": "instance.state", "name": "listed", "phase": "Unknown", "tenantId": "alice"}),
         json!({"type": "tenant.claimed", "name": "listed", "workloadRef": "web"}),
@@ -90,14 +96,14 @@ async fn odd_objects_are_shown_without_what_is_odd() {
         assert_eq!(told(listener, "last-pod").await, pods);
     }
 
-    patch(Resource::Claims, "listed", json!({"spec": "none", "status": {"phase": "Active"}}));
+    patch(ApiResource::Claims, "listed", json!({"spec": "none", "status": {"phase": "Active"}}));
     patch(
-        Resource::Claims,
+        ApiResource::Claims,
         "listed",
         json!({"spec": {"tenantId": "alice"}, "status": {"detail": 1, "source": "cold"}}),
     );
-    patch(Resource::Claims, "listed", json!({"status": {"phase": "Released"}}));
-    create(Resource::Claims, "last-claim", json!({}), json!({"tenantId": "bob"}), json!({"phase": "Active"}));
+    patch(ApiResource::Claims, "listed", json!({"status": {"phase": "Released"}}));
+    create(ApiResource::Claims, "last-claim", json!({}), json!({"tenantId": "bob"}), json!({"phase": "Active"}));
     let claims = [
         json!({"type": "tenant.released", "name": "listed", "tenantId": "alice"}),
         json!({"type": "tenant.claimed", "name": "last-claim", "tenantId": "bob"}),
@@ -142,7 +148,7 @@ async fn what_keeps_expiring_is_listed_ever_more_rarely() {
     both.await.expect("four watches");
     let before = lists().await;
     for _ in 0..100 {
-        sim.arm(Fault::watch(0, Break::Expired).on(Resource::Pods));
+        sim.arm(Fault::watch(0, Break::Expired).on(ApiResource::Pods));
     }
     sim.cut_watches(Cut::Eof);
     // 0.1 s, 0.2 s, 0.4 s, 0.8 s: the fifth would come after 1.5 s at the soonest, the sixth after 3.1 s.
@@ -151,7 +157,7 @@ async fn what_keeps_expiring_is_listed_ever_more_rarely() {
     assert!((3..=5).contains(&lists), "{lists}");
     let metadata = json!({"name": "a", "namespace": NAMESPACE});
     let claim = json!({"metadata": metadata, "spec": {"tenantId": "alice"}, "status": {"phase": "Active"}});
-    sim.store(|store| store.create(Resource::Claims, claim)).unwrap();
+    sim.store(|store| store.create(ApiResource::Claims, claim)).unwrap();
     assert_eq!(listener.json().await["name"], "a");
 }
 

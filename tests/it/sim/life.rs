@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use boilerhouse_bridge::sim::fault::{Answer, Break, Cut, Fault};
 use boilerhouse_bridge::sim::scenario::{Scenario, ScenarioConfig};
-use boilerhouse_bridge::sim::{Resource, Sim};
+use boilerhouse_bridge::sim::{ApiResource, Sim};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ListParams, WatchEvent, WatchParams};
@@ -19,7 +19,7 @@ use super::{NAMESPACE, PATIENCE, add, label, next, pods, sim, told, watch};
 async fn settle(sim: &Sim, names: &Arc<Mutex<Vec<String>>>) {
     let end = Instant::now() + Duration::from_secs(300);
     loop {
-        let pods = sim.store(|store| store.list(Resource::Pods, None));
+        let pods = sim.store(|store| store.list(ApiResource::Pods, None));
         let truth: Vec<String> = pods.iter().map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned()).collect();
         if *names.lock().unwrap() == truth {
             return;
@@ -64,7 +64,7 @@ async fn a_kube_runtime_watcher_survives_it_all() {
                 3 => sim.arm(Fault::answer(Answer::Unavailable)),
                 _ => sim.arm(Fault::watch(0, Break::HalfLine)),
             }
-            sim.store(|store| drop(store.delete(Resource::Pods, NAMESPACE, &format!("pod-{:02}", round / 2))));
+            sim.store(|store| drop(store.delete(ApiResource::Pods, NAMESPACE, &format!("pod-{:02}", round / 2))));
             sim.up();
             settle(&sim, &names).await;
         }
@@ -93,7 +93,7 @@ async fn a_living_scenario_is_told_in_full() {
     let stop = tokio::time::sleep(Duration::from_secs(119));
     let (seen, ()) = tokio::join!(seen.try_collect::<Vec<_>>(), scenario.run(&sim, 10.0, stop));
     let truth = sim.store(|store| {
-        let changes = store.history().iter().filter(|change| change.resource == Resource::Pods);
+        let changes = store.history().iter().filter(|change| change.resource == ApiResource::Pods);
         changes.map(|change| change.revision).collect::<Vec<_>>()
     });
     let seen: Vec<u64> = seen.unwrap().into_iter().flatten().collect();

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use boilerhouse_bridge::sim::{Resource, SimConfig, store::Store};
+use boilerhouse_bridge::sim::{ApiResource, SimConfig, store::Store};
 use serde_json::{Value, json};
 
 use super::{Carrier, Client};
@@ -32,7 +32,7 @@ const STEPS: &[Step] = &[
             });
             let metadata = json!({"name": "web-1", "namespace": NAMESPACE, "labels": labels});
             let pod = json!({"metadata": metadata, "status": {"phase": "Pending"}});
-            store.create(Resource::Pods, pod).unwrap();
+            store.create(ApiResource::Pods, pod).unwrap();
         },
         &["instance.state", "pool.depth"],
     ),
@@ -41,7 +41,7 @@ const STEPS: &[Step] = &[
         |store| {
             let labels = json!({"boilerhouse.dev/pool-status": "ready"});
             let status = json!({"phase": "Running", "podIP": "10.0.0.4"});
-            patch(store, Resource::Pods, "web-1", &json!({"metadata": {"labels": labels}, "status": status}));
+            patch(store, ApiResource::Pods, "web-1", &json!({"metadata": {"labels": labels}, "status": status}));
         },
         &["instance.state", "pool.instance.ready", "pool.depth"],
     ),
@@ -50,7 +50,7 @@ const STEPS: &[Step] = &[
         |store| {
             let spec = json!({"tenantId": "alice", "workloadRef": "web"});
             let claim = json!({"metadata": {"name": "alice-web", "namespace": NAMESPACE}, "spec": spec});
-            store.create(Resource::Claims, claim).unwrap();
+            store.create(ApiResource::Claims, claim).unwrap();
         },
         &["claim.state"],
     ),
@@ -61,7 +61,7 @@ const STEPS: &[Step] = &[
             let status = json!({
                 "phase": "Active", "instanceId": "web-1", "source": "pool", "endpoint": endpoint, "claimedAt": START,
             });
-            patch(store, Resource::Claims, "alice-web", &json!({ "status": status }));
+            patch(store, ApiResource::Claims, "alice-web", &json!({ "status": status }));
         },
         &["claim.state", "tenant.claimed"],
     ),
@@ -69,29 +69,29 @@ const STEPS: &[Step] = &[
         "which is marked so",
         |store| {
             let labels = json!({"boilerhouse.dev/pool-status": "acquired", "boilerhouse.dev/tenant": "alice"});
-            patch(store, Resource::Pods, "web-1", &json!({"metadata": {"labels": labels}}));
+            patch(store, ApiResource::Pods, "web-1", &json!({"metadata": {"labels": labels}}));
         },
         &["instance.state", "pool.depth"],
     ),
     (
         "the claim is deleted",
-        |store| drop(store.delete(Resource::Claims, NAMESPACE, "alice-web").unwrap()),
+        |store| drop(store.delete(ApiResource::Claims, NAMESPACE, "alice-web").unwrap()),
         &["claim.state", "tenant.released"],
     ),
     // Of the pods, as the next one: between two resources there is no order.
     (
         "a change that nobody sees",
-        |store| patch(store, Resource::Pods, "web-1", &json!({"metadata": {"annotations": {"unseen": "true"}}})),
+        |store| patch(store, ApiResource::Pods, "web-1", &json!({"metadata": {"annotations": {"unseen": "true"}}})),
         &[],
     ),
     (
         "and the pod, too",
-        |store| drop(store.delete(Resource::Pods, NAMESPACE, "web-1").unwrap()),
+        |store| drop(store.delete(ApiResource::Pods, NAMESPACE, "web-1").unwrap()),
         &["instance.state", "pool.depth"],
     ),
 ];
 
-fn patch(store: &mut Store, resource: Resource, name: &str, patch: &Value) {
+fn patch(store: &mut Store, resource: ApiResource, name: &str, patch: &Value) {
     store.patch(resource, NAMESPACE, name, patch).unwrap();
 }
 

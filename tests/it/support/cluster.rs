@@ -8,7 +8,7 @@
 use std::ops::DerefMut;
 use std::path::PathBuf;
 
-use boilerhouse_bridge::sim::Resource;
+use boilerhouse_bridge::sim::ApiResource;
 use http::{Method, Request, header::CONTENT_TYPE};
 use kube::Client;
 use serde_json::{Value, json};
@@ -146,7 +146,7 @@ impl Cluster {
                 // The real one writes leases and the like when it starts; whoever was up to date is so no longer.
                 let name = format!("written-at-{}", sim.store(|store| store.revision()));
                 let namespace = json!({"metadata": {"name": name}});
-                sim.store(|store| store.create(Resource::Namespaces, namespace)).unwrap();
+                sim.store(|store| store.create(ApiResource::Namespaces, namespace)).unwrap();
                 sim.restart();
             }
         }

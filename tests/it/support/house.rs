@@ -12,13 +12,13 @@ use boilerhouse_bridge::feed::{self, Feed};
 use boilerhouse_bridge::http::{
     self as site, Connection, Site,
     auth::{self, Auth, Known},
+    browser_guard::Allowed,
     conn,
     forwarded::Proxies,
-    guard::Allowed,
-    limit::{self, Limits},
+    rate_limit::{self, Limits},
     stream,
 };
-use boilerhouse_bridge::source::{hub, own};
+use boilerhouse_bridge::source::{dedicated, hub};
 use boilerhouse_bridge::tasks::{self, Tasks};
 use futures::{FutureExt, StreamExt, stream as streams};
 use http::Request;
@@ -43,12 +43,12 @@ pub(crate) struct House {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Config {
     pub(crate) hub: hub::Config,
-    pub(crate) own: own::Config,
+    pub(crate) own: dedicated::Config,
     pub(crate) feed: feed::Config,
     pub(crate) stream: stream::Config,
     /// A keys file: without one, everybody may read.
     pub(crate) keys: Option<PathBuf>,
-    pub(crate) limits: limit::Config,
+    pub(crate) limits: rate_limit::Config,
     pub(crate) proxies: Proxies,
 }
 
@@ -69,7 +69,8 @@ impl House {
     pub(crate) async fn open(namespace: &str, hub_client: Client, own_client: &Client, config: Config) -> House {
         let (writer, feed) = Feed::new(config.feed);
         let tasks = Tasks::new(tasks::Config::default());
-        let watchers = own::Watchers::new(own_client, namespace, feed.clone(), config.own, own::Metrics::default());
+        let watchers =
+            dedicated::Watchers::new(own_client, namespace, feed.clone(), config.own, dedicated::Metrics::default());
         let hub_config = hub::Config { namespace: namespace.into(), ..config.hub };
         let hub = hub::run(hub_client, hub_config, writer, Arc::default());
         tasks.spawn("hub", async move { Ok::<_, Infallible>(hub.await) });

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
 use boilerhouse_bridge::sim::{
-    Resource, Sim, Verb,
+    ApiResource, Sim, Verb,
     review::{Identity, Rule},
 };
 use http::Method;
@@ -22,11 +22,11 @@ use super::plane::{ControlPlane, STRANGER_TOKEN};
 /// How long the API server's caches may take to know what has been written: milliseconds, on a machine that is not busy.
 pub(crate) const KNOWN_BOUND: Duration = Duration::from_secs(10);
 /// What a client of ours needs: list and watch on both resources.
-pub(crate) const NEEDED: [(Verb, Resource); 4] = [
-    (Verb::List, Resource::Pods),
-    (Verb::Watch, Resource::Pods),
-    (Verb::List, Resource::Claims),
-    (Verb::Watch, Resource::Claims),
+pub(crate) const NEEDED: [(Verb, ApiResource); 4] = [
+    (Verb::List, ApiResource::Pods),
+    (Verb::Watch, ApiResource::Pods),
+    (Verb::List, ApiResource::Claims),
+    (Verb::Watch, ApiResource::Claims),
 ];
 
 const CLAIMS_GROUP: &str = "boilerhouse.dev";
@@ -108,7 +108,7 @@ impl People<'_> {
     }
 
     /// Lets somebody do this in the namespace, and waits until the API server knows.
-    pub(crate) async fn bind(&self, namespace: &str, who: Who<'_>, rights: &[(Verb, Resource)]) {
+    pub(crate) async fn bind(&self, namespace: &str, who: Who<'_>, rights: &[(Verb, ApiResource)]) {
         match self {
             Self::Real(plane) => {
                 let rules: Vec<_> = rights.iter().map(|(verb, resource)| rule(*verb, *resource)).collect();
@@ -151,8 +151,8 @@ impl People<'_> {
         match self {
             Self::Real(plane) => Client::try_from(plane.config(STRANGER_TOKEN).await).unwrap(),
             Self::Simulated(sim) => {
-                sim.deny(Verb::Create, Resource::TokenReviews);
-                sim.deny(Verb::Create, Resource::AccessReviews);
+                sim.deny(Verb::Create, ApiResource::TokenReviews);
+                sim.deny(Verb::Create, ApiResource::AccessReviews);
                 sim.client("default")
             }
         }
@@ -179,10 +179,10 @@ fn rbac(namespace: &str, plural: &str) -> String {
     format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/{plural}")
 }
 
-fn rule(verb: Verb, resource: Resource) -> Value {
+fn rule(verb: Verb, resource: ApiResource) -> Value {
     let (group, plural) = match resource {
-        Resource::Pods => ("", "pods"),
-        Resource::Claims => (CLAIMS_GROUP, "boilerhouseclaims"),
+        ApiResource::Pods => ("", "pods"),
+        ApiResource::Claims => (CLAIMS_GROUP, "boilerhouseclaims"),
         other => panic!("{other:?} is in no namespace"),
     };
     let verb = format!("{verb:?}").to_lowercase();

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use boilerhouse_bridge::sim::{Resource, Sim, SimConfig};
+use boilerhouse_bridge::sim::{ApiResource, Sim, SimConfig};
 use serde_json::json;
 use tokio::{net::TcpListener, task::JoinHandle};
 
@@ -56,13 +56,13 @@ impl Simulated {
     pub(crate) fn create_pod(&self, name: &str) {
         let labels = json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": "web"});
         let pod = json!({"metadata": {"name": name, "namespace": NAMESPACE, "labels": labels}});
-        self.sim.store(|store| store.create(Resource::Pods, pod)).unwrap();
+        self.sim.store(|store| store.create(ApiResource::Pods, pod)).unwrap();
     }
 
     /// Changes a Pod: one `instance.state` in this phase.
     pub(crate) fn pod_phase(&self, name: &str, phase: &str) {
         let status = json!({"status": {"phase": phase}});
-        self.sim.store(|store| store.patch(Resource::Pods, NAMESPACE, name, &status)).unwrap();
+        self.sim.store(|store| store.patch(ApiResource::Pods, NAMESPACE, name, &status)).unwrap();
     }
 }
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use boilerhouse_bridge::sim::{
-    Resource, Sim, SimConfig, Verb,
+    ApiResource, Sim, SimConfig, Verb,
     review::{LEEWAY, OWN_AUDIENCE},
 };
 
@@ -198,7 +198,7 @@ fn attributes(ns: &str, verb: &str, group: &str, resource: &str) -> Value {
 
 async fn a_right_is_one_verb_on_one_resource_in_one_namespace(people: People<'_>, client: &Client, ns: &str) {
     people.account(ns, "a").await;
-    people.bind(ns, Who::Account("a"), &[(Verb::List, Resource::Pods), (Verb::Watch, Resource::Claims)]).await;
+    people.bind(ns, Who::Account("a"), &[(Verb::List, ApiResource::Pods), (Verb::Watch, ApiResource::Claims)]).await;
     let ask = |attributes: Value| json!({"user": user(ns, "a"), "resourceAttributes": attributes});
     let status = becomes(client, &ask(attributes(ns, "list", "", "pods")), true).await;
     assert!(status["reason"].as_str().unwrap().starts_with("RBAC: allowed by RoleBinding"), "{status}");

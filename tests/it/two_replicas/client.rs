@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use boilerhouse_bridge::{
     event::{
-        Cursor, Kind, Rv, View,
-        lens::{Filter, Format, Lens, Scope, Types, Wanted},
+        Cursor, Resource, ResourceVersion, View,
+        projection::{Filter, Format, Lens, Scope, Types, Wanted},
     },
     feed::{Carrier, Framing, From, Read, Reason, Subscription},
 };
@@ -24,7 +24,7 @@ pub(super) struct Client {
     lens: Lens,
     pub(super) on: Option<Subscription>,
     pub(super) cursor: Option<Cursor>,
-    pub(super) fold: BTreeMap<String, (Kind, Value)>,
+    pub(super) fold: BTreeMap<String, (Resource, Value)>,
     pub(super) keys: HashSet<String>,
     /// Keys told since the last id; `None` once a snapshot or a difference came in between.
     since: Option<BTreeSet<String>>,
@@ -132,7 +132,7 @@ impl Client {
                 self.fold.clear();
                 self.since = None;
                 self.whole = true;
-                for (kind, array) in [(Kind::Instance, "instances"), (Kind::Claim, "claims")] {
+                for (kind, array) in [(Resource::Instance, "instances"), (Resource::Claim, "claims")] {
                     for view in event[array].as_array().unwrap() {
                         self.fold.insert(view["uid"].as_str().unwrap().into(), (kind, view.clone()));
                     }
@@ -156,9 +156,9 @@ impl Client {
                     }
                 }
                 let (kind, view) = match name {
-                    "instance.state" => (Kind::Instance, &event["instance"]),
-                    "claim.state" => (Kind::Claim, &event["claim"]),
-                    _ => (Kind::Instance, &Value::Null),
+                    "instance.state" => (Resource::Instance, &event["instance"]),
+                    "claim.state" => (Resource::Claim, &event["claim"]),
+                    _ => (Resource::Instance, &Value::Null),
                 };
                 if let Some(uid) = view["uid"].as_str() {
                     if text("phase") == Some("Deleted") {
@@ -204,10 +204,10 @@ impl Client {
         }
     }
 
-    pub(super) fn state_at(&self, rv: [Rv; 2], world: &World) -> BTreeMap<String, (Kind, Value)> {
+    pub(super) fn state_at(&self, rv: [ResourceVersion; 2], world: &World) -> BTreeMap<String, (Resource, Value)> {
         let kinds = self.lens.types.kinds();
         let mut state = BTreeMap::new();
-        for kind in Kind::ALL.into_iter().filter(|kind| kinds[*kind as usize]) {
+        for kind in Resource::ALL.into_iter().filter(|kind| kinds[*kind as usize]) {
             for view in world.list(kind, rv[kind as usize]).into_values().filter(|view| self.shows(Some(view))) {
                 let json = match &view {
                     View::Instance(i) => serde_json::to_value(&**i),
@@ -219,17 +219,17 @@ impl Client {
         state
     }
 
-    fn expected(&self, after: [Rv; 2], up_to: [Rv; 2], world: &World) -> BTreeSet<String> {
+    fn expected(&self, after: [ResourceVersion; 2], up_to: [ResourceVersion; 2], world: &World) -> BTreeSet<String> {
         let kinds = self.lens.types.kinds();
         let mut keys = BTreeSet::new();
-        for kind in Kind::ALL.into_iter().filter(|kind| kinds[*kind as usize]) {
+        for kind in Resource::ALL.into_iter().filter(|kind| kinds[*kind as usize]) {
             let k = kind as usize;
             for h in world.of(kind, after[k], up_to[k]) {
                 let (old, new) = (self.shows(h.old.as_ref()), self.shows(h.new.as_ref()));
                 if !old && !new {
                     continue;
                 }
-                let state = if kind == Kind::Instance { "instance.state" } else { "claim.state" };
+                let state = if kind == Resource::Instance { "instance.state" } else { "claim.state" };
                 if !(old && new && same_face(h)) {
                     keys.insert(format!("{}.{}.{state}", h.uid, h.rv));
                 }
@@ -259,7 +259,7 @@ fn edge(h: &Happening) -> Option<&'static str> {
     };
     let ready =
         |view: &Option<View>| matches!(view, Some(View::Instance(i)) if i.pool_status.as_deref() == Some("ready"));
-    if h.kind == Kind::Instance {
+    if h.kind == Resource::Instance {
         return (ready(&h.new) && !ready(&h.old)).then_some("pool.instance.ready");
     }
     match (phase(&h.old).as_deref(), phase(&h.new).as_deref()) {

@@ -1,6 +1,6 @@
 //! Defects put between a subscription and its client, to see that the model's checks catch each.
 
-use boilerhouse_bridge::event::{Cursor, Rv};
+use boilerhouse_bridge::event::{Cursor, ResourceVersion};
 use serde_json::{Value, json};
 
 use crate::support::dice::Dice;
@@ -180,7 +180,12 @@ fn without(events: &mut Vec<Value>, at: Option<usize>) {
     }
 }
 
-fn shift(events: &mut [Value], dice: &mut Dice, is: impl Fn(&Value) -> bool, by: impl Fn(Rv) -> Rv) {
+fn shift(
+    events: &mut [Value],
+    dice: &mut Dice,
+    is: impl Fn(&Value) -> bool,
+    by: impl Fn(ResourceVersion) -> ResourceVersion,
+) {
     let which = dice.roll(2) as usize;
     if let Some(at) = find(events, dice, is)
         && let Some(mut cursor) = events[at]["id"].as_str().and_then(Cursor::decode)

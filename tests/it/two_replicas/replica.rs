@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use boilerhouse_bridge::{
-    event::{Claim, Home, Instance, Kind, Rv, View},
+    event::{Claim, Home, Instance, Resource, ResourceVersion, View},
     feed::{self, Backfill, Feed, Past, Writer},
-    log::Limits,
+    ring::Limits,
 };
 use futures::FutureExt;
 
@@ -19,7 +19,7 @@ pub(super) struct Replica {
     past: Past,
     /// A backfill under way.
     backfill: Option<Backfill>,
-    pub(super) at: [Rv; 2],
+    pub(super) at: [ResourceVersion; 2],
 }
 
 impl Replica {
@@ -28,7 +28,7 @@ impl Replica {
         let (mut writer, feed) = Feed::new(feed::Config { log: limits, clock: || 0, ..feed::Config::default() });
         writer.home(Home::of("home"));
         let at = world.rv();
-        for kind in Kind::ALL {
+        for kind in Resource::ALL {
             writer.replace(kind, world.list(kind, at).into_values().collect(), at);
         }
         let past = writer.past();
@@ -36,9 +36,9 @@ impl Replica {
     }
 
     /// Delivers the next event of one resource's watch, if there is one.
-    pub(super) fn watch(&mut self, world: &World, kind: Kind) {
+    pub(super) fn watch(&mut self, world: &World, kind: Resource) {
         let k = kind as usize;
-        let Some(next) = world.of(kind, self.at[k], Rv::MAX).next() else { return };
+        let Some(next) = world.of(kind, self.at[k], ResourceVersion::MAX).next() else { return };
         match &next.new {
             Some(view) => self.writer.upsert(view.clone()),
             None => self.writer.remove(kind, &next.name, &next.uid, next.rv),
@@ -75,23 +75,23 @@ impl Replica {
     }
 
     /// A bookmark: nothing of this resource between the last event and now.
-    pub(super) fn bookmark(&mut self, world: &World, kind: Kind) {
+    pub(super) fn bookmark(&mut self, world: &World, kind: Resource) {
         let k = kind as usize;
-        if world.of(kind, self.at[k], Rv::MAX).next().is_none() {
+        if world.of(kind, self.at[k], ResourceVersion::MAX).next().is_none() {
             self.at[k] = world.rv();
             self.writer.bookmark(kind, self.at[k]);
         }
     }
 
     /// The watch was lost and its history with it: a new list.
-    pub(super) fn relist(&mut self, world: &World, kind: Kind) {
+    pub(super) fn relist(&mut self, world: &World, kind: Resource) {
         self.at[kind as usize] = world.rv();
         self.writer.replace(kind, world.list(kind, world.rv()).into_values().collect(), world.rv());
     }
 }
 
 /// A view as a watch's DELETED shows it.
-fn at_version(view: &View, rv: Rv) -> View {
+fn at_version(view: &View, rv: ResourceVersion) -> View {
     match view {
         View::Instance(instance) => View::Instance(Arc::new(Instance { rv, ..Instance::clone(instance) })),
         View::Claim(claim) => View::Claim(Arc::new(Claim { rv, ..Claim::clone(claim) })),

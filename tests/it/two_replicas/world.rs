@@ -2,15 +2,15 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use boilerhouse_bridge::event::{Claim, Instance, Kind, Rv, View};
+use boilerhouse_bridge::event::{Claim, Instance, Resource, ResourceVersion, View};
 
 use crate::support::dice::Dice;
 
 /// What one version did: the life it is about, before and after.
 #[derive(Clone)]
 pub(super) struct Happening {
-    pub(super) rv: Rv,
-    pub(super) kind: Kind,
+    pub(super) rv: ResourceVersion,
+    pub(super) kind: Resource,
     pub(super) name: String,
     pub(super) uid: String,
     pub(super) old: Option<View>,
@@ -21,18 +21,18 @@ pub(super) struct Happening {
 #[derive(Default)]
 pub(super) struct World {
     pub(super) history: Vec<Happening>,
-    now: BTreeMap<(Kind, String), View>,
+    now: BTreeMap<(Resource, String), View>,
     uids: u64,
 }
 
 impl World {
-    pub(super) fn rv(&self) -> Rv {
-        100 + self.history.len() as Rv
+    pub(super) fn rv(&self) -> ResourceVersion {
+        100 + self.history.len() as ResourceVersion
     }
 
     pub(super) fn step(&mut self, dice: &mut Dice) {
         let rv = self.rv() + 1;
-        let kind = *dice.pick(&Kind::ALL);
+        let kind = *dice.pick(&Resource::ALL);
         let name = (*dice.pick(&["a", "b", "c", "d"])).to_owned();
         let key = (kind, name.clone());
         let old = self.now.get(&key).cloned();
@@ -54,11 +54,16 @@ impl World {
         self.history.push(Happening { rv, kind, name, uid, old, new });
     }
 
-    pub(super) fn of(&self, kind: Kind, after: Rv, up_to: Rv) -> impl Iterator<Item = &Happening> {
+    pub(super) fn of(
+        &self,
+        kind: Resource,
+        after: ResourceVersion,
+        up_to: ResourceVersion,
+    ) -> impl Iterator<Item = &Happening> {
         self.history.iter().filter(move |h| h.kind == kind && h.rv > after && h.rv <= up_to)
     }
 
-    pub(super) fn list(&self, kind: Kind, at: Rv) -> BTreeMap<String, View> {
+    pub(super) fn list(&self, kind: Resource, at: ResourceVersion) -> BTreeMap<String, View> {
         let mut state = BTreeMap::new();
         for happening in self.of(kind, 0, at) {
             match &happening.new {
@@ -70,11 +75,11 @@ impl World {
     }
 }
 
-fn random_view(dice: &mut Dice, kind: Kind, name: &str, uid: &str, rv: Rv) -> View {
+fn random_view(dice: &mut Dice, kind: Resource, name: &str, uid: &str, rv: ResourceVersion) -> View {
     let tenant = *dice.pick(&["alice", "bob"]);
     let (name, uid) = (name.to_owned(), uid.to_owned());
     match kind {
-        Kind::Instance => View::Instance(Arc::new(Instance {
+        Resource::Instance => View::Instance(Arc::new(Instance {
             name,
             uid,
             rv,
@@ -84,7 +89,7 @@ fn random_view(dice: &mut Dice, kind: Kind, name: &str, uid: &str, rv: Rv) -> Vi
             created_at: "2026-01-01T00:00:00Z".into(),
             ..Instance::default()
         })),
-        Kind::Claim => View::Claim(Arc::new(Claim {
+        Resource::Claim => View::Claim(Arc::new(Claim {
             name,
             uid,
             rv,

@@ -5,8 +5,8 @@ use serde_json::Value;
 use super::*;
 use crate::{
     event::{
-        Home, Instance, Kind, View,
-        lens::{Filter, Format, Lens},
+        Home, Instance, Resource, View,
+        projection::{Filter, Format, Lens},
     },
     feed::{Feed, Framing, From, Health, Subscription, Writer},
 };
@@ -14,7 +14,7 @@ use crate::{
 fn feed() -> (Writer, Feed) {
     let (mut writer, feed) = Feed::new(feed::Config::default());
     writer.home(Home::of("a namespace"));
-    for kind in Kind::ALL {
+    for kind in Resource::ALL {
         writer.replace(kind, Vec::new(), 1);
         writer.health(kind, Health::Live);
     }
@@ -123,7 +123,7 @@ async fn a_dead_upstream_ends_ws_though_nobody_is_shown_anything() {
     let (stream, mut client) = stream(subscription(&feed, Format::Boilerhouse, "{}"), &streams, 1 << 16).await;
     writer.upsert(pod("p", "Running", 2));
     assert_eq!(phases(&mut client, 1).await, ["Running"]);
-    writer.health(Kind::Claim, Health::Down { since: Instant::now(), reason: "gone".into() });
+    writer.health(Resource::Claim, Health::Down { since: Instant::now(), reason: "gone".into() });
     let began = Instant::now();
     let closed = loop {
         if let Message::Close(Some(frame)) = next(&mut client).await {

@@ -7,7 +7,7 @@ use tokio::time::{sleep, timeout};
 
 use super::super::*;
 use crate::sim::{
-    Resource, Sim, SimConfig, Verb,
+    ApiResource, Sim, SimConfig, Verb,
     fault::{Answer, Break, Cut, Fault},
     store::{Change, Store},
 };
@@ -36,7 +36,7 @@ impl Random {
 /// Whatever the store refuses is no write.
 fn write(store: &mut Store, random: &mut Random) {
     let name = format!("n{}", random.below(9));
-    let kind = random.of(&[Resource::Pods, Resource::Claims]);
+    let kind = random.of(&[ApiResource::Pods, ApiResource::Claims]);
     let managed = random.of(&["true", "true", "true", "false"]);
     let labels = json!({"boilerhouse.dev/managed": managed, "boilerhouse.dev/workload": "web"});
     let phase = random.of(&["Pending", "Active", "Running", "Released"]);
@@ -61,7 +61,7 @@ async fn fault(sim: &Sim, random: &mut Random) {
         Answer::Internal,
         Answer::Unavailable,
     ]);
-    let resource = random.of(&[Resource::Pods, Resource::Claims]);
+    let resource = random.of(&[ApiResource::Pods, ApiResource::Claims]);
     let verb = random.of(&[Verb::List, Verb::Watch]);
     let pause = Duration::from_millis(u64::try_from(random.below(45_000)).unwrap());
     match random.below(11) {
@@ -89,45 +89,47 @@ async fn fault(sim: &Sim, random: &mut Random) {
     }
 }
 
-fn matches(kind: Kind, object: Option<&Arc<Value>>) -> bool {
+fn matches(kind: Resource, object: Option<&Arc<Value>>) -> bool {
     object.is_some_and(|object| {
-        kind == Kind::Claim || object["metadata"]["labels"]["boilerhouse.dev/managed"] == json!("true")
+        kind == Resource::Claim || object["metadata"]["labels"]["boilerhouse.dev/managed"] == json!("true")
     })
 }
 
-type Lives = BTreeSet<(String, String, Rv)>;
+type Lives = BTreeSet<(String, String, ResourceVersion)>;
 
-fn identity(object: &Value) -> (String, String, Rv) {
+fn identity(object: &Value) -> (String, String, ResourceVersion) {
     let text = |key: &str| object["metadata"][key].as_str().unwrap().to_owned();
     (text("name"), text("uid"), text("resourceVersion").parse().unwrap())
 }
 
-fn truth(store: &Store, kind: Kind, at: Option<Rv>) -> Lives {
+fn truth(store: &Store, kind: Resource, at: Option<ResourceVersion>) -> Lives {
     let objects = store.list_at(resource(kind), Some(NAMESPACE), at.unwrap_or(store.revision())).unwrap();
     objects.iter().filter(|object| matches(kind, Some(object))).map(|object| identity(object)).collect()
 }
 
-fn resource(kind: Kind) -> Resource {
+fn resource(kind: Resource) -> ApiResource {
     match kind {
-        Kind::Instance => Resource::Pods,
-        Kind::Claim => Resource::Claims,
+        Resource::Instance => ApiResource::Pods,
+        Resource::Claim => ApiResource::Claims,
     }
 }
 
 /// Holds the facts about one resource against the history; gives back the state that they add up to.
-fn check(kind: Kind, facts: &[(Instant, Rv, Fact)], store: &Store) -> Lives {
+fn check(kind: Resource, facts: &[(Instant, ResourceVersion, Fact)], store: &Store) -> Lives {
     let mine = |change: &&Change| {
         change.resource == resource(kind)
             && (matches(kind, change.before.as_ref()) || matches(kind, change.after.as_ref()))
     };
     let changes: Vec<&Change> = store.history().iter().filter(mine).collect();
-    let between = |from: Rv, to: Rv| changes.iter().filter(|c| c.revision > from && c.revision < to).count();
-    let at = |rv: Rv| *changes.iter().find(|change| change.revision == rv).unwrap();
+    let between = |from: ResourceVersion, to: ResourceVersion| {
+        changes.iter().filter(|c| c.revision > from && c.revision < to).count()
+    };
+    let at = |rv: ResourceVersion| *changes.iter().find(|change| change.revision == rv).unwrap();
     let life = |view: &View| (view.name().to_owned(), view.uid().to_owned(), view.rv());
     let (mut known, mut lives, mut down) = (0, Lives::new(), false);
     let settle = Config::default().settle;
     // What was missed is what there was when the API server was first heard again, or when it made its list.
-    let (mut heard, mut missed): (Option<Instant>, Option<Rv>) = (None, None);
+    let (mut heard, mut missed): (Option<Instant>, Option<ResourceVersion>) = (None, None);
     for (at_time, revision, fact) in facts {
         match fact {
             Fact::Heard(k) if *k == kind => {
@@ -196,7 +198,7 @@ async fn history(seed: u64) {
     });
     let all = |sim: &Sim| {
         let facts = facts.lock().unwrap();
-        sim.store(|store| Kind::ALL.map(|kind| check(kind, &facts, store) == truth(store, kind, None)))
+        sim.store(|store| Resource::ALL.map(|kind| check(kind, &facts, store) == truth(store, kind, None)))
     };
     let test = async {
         for _ in 0..120 {

@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::super::*;
-use crate::source::hub::{follow::Follower, request::Api};
+use crate::source::hub::{api_client::Api, watch_loop::Follower};
 
 /// Longer than anything here waits for, in paused time.
 const BOUND: Duration = Duration::from_secs(600);
@@ -55,12 +55,12 @@ struct State {
     facts: Vec<(Instant, Fact)>,
 }
 
-pub(super) fn pod(name: &str, rv: Rv) -> Value {
+pub(super) fn pod(name: &str, rv: ResourceVersion) -> Value {
     json!({"metadata": {"name": name, "uid": format!("uid-{name}"), "resourceVersion": rv.to_string()},
            "status": {"phase": "Running"}})
 }
 
-pub(super) fn list(rv: Rv, items: &[Value]) -> Answer {
+pub(super) fn list(rv: ResourceVersion, items: &[Value]) -> Answer {
     Answer::Json(200, json!({"metadata": {"resourceVersion": rv.to_string()}, "items": items}))
 }
 
@@ -68,7 +68,7 @@ pub(super) fn line(kind: &str, object: &Value) -> io::Result<Bytes> {
     Ok(Bytes::from(format!("{}\n", json!({"type": kind, "object": object}))))
 }
 
-pub(super) fn bookmark(rv: Rv) -> io::Result<Bytes> {
+pub(super) fn bookmark(rv: ResourceVersion) -> io::Result<Bytes> {
     line("BOOKMARK", &json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"resourceVersion": rv.to_string()}}))
 }
 
@@ -92,7 +92,7 @@ pub(super) fn said(lines: impl IntoIterator<Item = io::Result<Bytes>>) -> Answer
     answer
 }
 
-pub(super) fn versions(views: &[View]) -> Vec<(String, Rv)> {
+pub(super) fn versions(views: &[View]) -> Vec<(String, ResourceVersion)> {
     views.iter().map(|view| (view.name().to_owned(), view.rv())).collect()
 }
 

@@ -4,10 +4,10 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Duration};
 
 use boilerhouse_bridge::{
     http::auth::{
-        seal::{Holder, Pass, Purpose, Seal},
         secret::Secret,
+        signed_token::{Holder, Pass, Purpose, Seal},
     },
-    sim::Resource,
+    sim::ApiResource,
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -140,7 +140,7 @@ impl Scene {
 
     /// uid and time of creation of a tenant's Pod or claim.
     pub(super) fn life(&self, tenant: &str, what: &str) -> [Value; 2] {
-        let resource = if what == "pod" { Resource::Pods } else { Resource::Claims };
+        let resource = if what == "pod" { ApiResource::Pods } else { ApiResource::Claims };
         let object = self.cluster.sim.store(|store| store.get(resource, NAMESPACE, &format!("{tenant}-{what}")));
         let metadata = &object.unwrap()["metadata"];
         [metadata["uid"].clone(), metadata["creationTimestamp"].clone()]

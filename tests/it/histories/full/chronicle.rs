@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use boilerhouse_bridge::event::{Kind, Rv};
+use boilerhouse_bridge::event::{Resource, ResourceVersion};
 use serde_json::Value;
 
 use super::super::truth::Truth;
@@ -17,7 +17,7 @@ pub(super) type State = BTreeMap<String, Arc<Thing>>;
 /// What one version says to a client, without id and time.
 #[derive(Debug)]
 pub(super) struct Visible {
-    pub(super) rv: Rv,
+    pub(super) rv: ResourceVersion,
     pub(super) events: Vec<Arc<Value>>,
 }
 
@@ -27,7 +27,7 @@ type Change = (Option<Arc<Thing>>, Option<Arc<Thing>>);
 /// One resource in one history of etcd.
 #[derive(Debug)]
 struct Chapter {
-    versions: Vec<Rv>,
+    versions: Vec<ResourceVersion>,
     /// After each of them.
     states: Vec<State>,
     changes: Vec<Change>,
@@ -37,26 +37,27 @@ struct Chapter {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Turn {
     /// The last revision that it shares with the one before.
-    pub(super) shared: Rv,
+    pub(super) shared: ResourceVersion,
     /// Milliseconds since the beginning.
     pub(super) at: u64,
 }
 
-type Seen = HashMap<(usize, usize, Kind), Rc<Vec<Visible>>>;
+type Seen = HashMap<(usize, usize, Resource), Rc<Vec<Visible>>>;
 
 #[derive(Debug)]
 pub(super) struct Chronicle {
     epochs: Vec<[Chapter; 2]>,
     turns: Vec<Turn>,
     /// When what had been written: epoch, revision, milliseconds.
-    written: Vec<(usize, Rv, u64)>,
+    written: Vec<(usize, ResourceVersion, u64)>,
     nothing: State,
     seen: RefCell<Seen>,
 }
 
 impl Chronicle {
-    pub(super) fn of(truth: &Truth, turns: Vec<Turn>, written: Vec<(usize, Rv, u64)>) -> Chronicle {
-        let epochs = (0..truth.epochs.len()).map(|epoch| Kind::ALL.map(|kind| chapter(truth, epoch, kind))).collect();
+    pub(super) fn of(truth: &Truth, turns: Vec<Turn>, written: Vec<(usize, ResourceVersion, u64)>) -> Chronicle {
+        let epochs =
+            (0..truth.epochs.len()).map(|epoch| Resource::ALL.map(|kind| chapter(truth, epoch, kind))).collect();
         Chronicle { epochs, turns, written, nothing: State::new(), seen: RefCell::default() }
     }
 
@@ -66,35 +67,41 @@ impl Chronicle {
     }
 
     /// Whether a version means the same in two histories, the first the earlier.
-    pub(super) fn is_shared(&self, from: usize, to: usize, rv: Rv) -> bool {
+    pub(super) fn is_shared(&self, from: usize, to: usize, rv: ResourceVersion) -> bool {
         self.turns[from..to].iter().all(|turn| rv <= turn.shared)
     }
 
     /// The newest revision that had been written before then.
-    pub(super) fn written_before(&self, epoch: usize, at: u64) -> Rv {
+    pub(super) fn written_before(&self, epoch: usize, at: u64) -> ResourceVersion {
         let written = self.written.iter().filter(|(of, _, when)| *of == epoch && *when < at);
         written.map(|(_, rv, _)| *rv).max().unwrap_or(0)
     }
 
     /// The newest revision that there ever was in a history.
-    pub(super) fn last(&self, epoch: usize) -> Rv {
+    pub(super) fn last(&self, epoch: usize) -> ResourceVersion {
         self.written.iter().filter(|(of, ..)| *of == epoch).map(|(_, rv, _)| *rv).max().unwrap_or(0)
     }
 
-    pub(super) fn state(&self, epoch: usize, kind: Kind, rv: Rv) -> &State {
+    pub(super) fn state(&self, epoch: usize, kind: Resource, rv: ResourceVersion) -> &State {
         let chapter = &self.epochs[epoch][kind as usize];
         let next = chapter.versions.partition_point(|version| *version <= rv);
         next.checked_sub(1).map_or(&self.nothing, |nth| &chapter.states[nth])
     }
 
     /// The versions of one resource after one and before another.
-    pub(super) fn between(&self, epoch: usize, kind: Kind, after: Rv, before: Rv) -> impl Iterator<Item = Rv> {
+    pub(super) fn between(
+        &self,
+        epoch: usize,
+        kind: Resource,
+        after: ResourceVersion,
+        before: ResourceVersion,
+    ) -> impl Iterator<Item = ResourceVersion> {
         let versions = self.epochs[epoch][kind as usize].versions.iter().copied();
         versions.skip_while(move |rv| *rv <= after).take_while(move |rv| *rv < before)
     }
 
     /// Every version of which a client sees something.
-    pub(super) fn visible(&self, looks: usize, epoch: usize, kind: Kind) -> Rc<Vec<Visible>> {
+    pub(super) fn visible(&self, looks: usize, epoch: usize, kind: Resource) -> Rc<Vec<Visible>> {
         let mut seen = self.seen.borrow_mut();
         let fresh = || {
             let chapter = &self.epochs[epoch][kind as usize];
@@ -108,14 +115,27 @@ impl Chronicle {
     }
 
     /// The first version after one of which a client sees something.
-    pub(super) fn next_visible(&self, looks: usize, epoch: usize, kind: Kind, after: Rv) -> Option<Rv> {
+    pub(super) fn next_visible(
+        &self,
+        looks: usize,
+        epoch: usize,
+        kind: Resource,
+        after: ResourceVersion,
+    ) -> Option<ResourceVersion> {
         let visible = self.visible(looks, epoch, kind);
         visible.get(visible.partition_point(|one| one.rv <= after)).map(|one| one.rv)
     }
 
     /// The net difference between two versions as a client sees it: deletions first, by name, then what is new or
     /// changed in the order of versions.
-    pub(super) fn difference(&self, looks: usize, epoch: usize, kind: Kind, since: Rv, to: Rv) -> Vec<Arc<Value>> {
+    pub(super) fn difference(
+        &self,
+        looks: usize,
+        epoch: usize,
+        kind: Resource,
+        since: ResourceVersion,
+        to: ResourceVersion,
+    ) -> Vec<Arc<Value>> {
         let (old, new) = (self.state(epoch, kind, since), self.state(epoch, kind, to));
         let same = |a: &Thing, b: Option<&Arc<Thing>>| b.is_some_and(|b| a.face.uid == b.face.uid);
         let gone =
@@ -140,17 +160,23 @@ impl Chronicle {
     }
 
     /// What a client holds at a version, by uid.
-    pub(super) fn fold(&self, looks: usize, epoch: usize, kind: Kind, rv: Rv) -> BTreeMap<&str, &Value> {
-        let type_of_state = if kind == Kind::Instance { "instance.state" } else { "claim.state" };
+    pub(super) fn fold(
+        &self,
+        looks: usize,
+        epoch: usize,
+        kind: Resource,
+        rv: ResourceVersion,
+    ) -> BTreeMap<&str, &Value> {
+        let type_of_state = if kind == Resource::Instance { "instance.state" } else { "claim.state" };
         let shown = |thing: &&Arc<Thing>| LOOKS[looks].has(type_of_state) && LOOKS[looks].shows(thing);
         let things = self.state(epoch, kind, rv).values().filter(shown);
         things.map(|thing| (thing.face.uid.as_str(), &thing.view)).collect()
     }
 
     /// Instances of each workload: warming, ready, acquired.
-    pub(super) fn pools(&self, epoch: usize, rv: Rv) -> BTreeMap<String, [u64; 3]> {
+    pub(super) fn pools(&self, epoch: usize, rv: ResourceVersion) -> BTreeMap<String, [u64; 3]> {
         let mut pools: BTreeMap<String, [u64; 3]> = BTreeMap::new();
-        for thing in self.state(epoch, Kind::Instance, rv).values() {
+        for thing in self.state(epoch, Resource::Instance, rv).values() {
             let Some(workload) = thing.view["workloadRef"].as_str() else { continue };
             let pool = pools.entry(workload.to_owned()).or_default();
             let status = thing.view["poolStatus"].as_str().unwrap_or_default();
@@ -162,7 +188,7 @@ impl Chronicle {
     }
 }
 
-fn chapter(truth: &Truth, epoch: usize, kind: Kind) -> Chapter {
+fn chapter(truth: &Truth, epoch: usize, kind: Resource) -> Chapter {
     let mut state = State::new();
     let mut chapter = Chapter { versions: Vec::new(), states: Vec::new(), changes: Vec::new() };
     for version in truth.branch(epoch, kind) {

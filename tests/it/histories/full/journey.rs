@@ -1,7 +1,7 @@
 //! What one replica went through, as its witness tells it: how far it had come when, where it had to list again, and
 //! what went wrong. The reasons that a bridge may give to a client follow from it.
 
-use boilerhouse_bridge::event::{Kind, Rv};
+use boilerhouse_bridge::event::{Resource, ResourceVersion};
 use tokio::time::Instant;
 
 use super::super::witness::{Log, What};
@@ -11,9 +11,9 @@ use super::super::witness::{Log, What};
 pub(super) struct Relist {
     pub(super) at: u64,
     pub(super) epoch: usize,
-    pub(super) rv: Rv,
+    pub(super) rv: ResourceVersion,
     /// What was known before it; of two lists with nothing between them the first may not have been taken in.
-    pub(super) since: Vec<Rv>,
+    pub(super) since: Vec<ResourceVersion>,
 }
 
 impl Relist {
@@ -23,7 +23,7 @@ impl Relist {
     }
 
     /// Whether a version is within it, and so says nothing about it.
-    pub(super) fn straddles(&self, rv: Rv) -> bool {
+    pub(super) fn straddles(&self, rv: ResourceVersion) -> bool {
         self.since.iter().any(|since| *since < rv) && rv < self.rv
     }
 }
@@ -43,10 +43,10 @@ pub(super) struct Setup {
 pub(super) struct Journey {
     pub(super) setup: Setup,
     /// How far it was, and in which history, from when on.
-    places: [Vec<(u64, usize, Rv)>; 2],
+    places: [Vec<(u64, usize, ResourceVersion)>; 2],
     pub(super) relists: [Vec<Relist>; 2],
     /// Lists of the past: when, and at which version.
-    pub(super) pasts: [Vec<(u64, Rv)>; 2],
+    pub(super) pasts: [Vec<(u64, ResourceVersion)>; 2],
     pub(super) unlisted: [Vec<u64>; 2],
     pub(super) unwatched: [Vec<u64>; 2],
     /// When something went wrong.
@@ -73,7 +73,7 @@ impl Journey {
             bytes: log.bytes.each_ref().map(all),
         };
         for (k, heard) in log.heard.iter().enumerate() {
-            let (mut known, mut listed_at): (Option<Rv>, Option<Vec<Rv>>) = (None, None);
+            let (mut known, mut listed_at): (Option<ResourceVersion>, Option<Vec<ResourceVersion>>) = (None, None);
             for one in heard {
                 let at = ms(&one.at);
                 match one.what {
@@ -104,19 +104,19 @@ impl Journey {
     }
 
     /// How far it had come before then, and in which history.
-    pub(super) fn place(&self, kind: Kind, before: u64) -> Option<(usize, Rv)> {
+    pub(super) fn place(&self, kind: Resource, before: u64) -> Option<(usize, ResourceVersion)> {
         let places = &self.places[kind as usize];
         let next = places.partition_point(|(at, ..)| *at < before);
         next.checked_sub(1).map(|nth| (places[nth].1, places[nth].2))
     }
 
     /// The version of its first list.
-    pub(super) fn first(&self, kind: Kind) -> Option<Rv> {
+    pub(super) fn first(&self, kind: Resource) -> Option<ResourceVersion> {
         self.places[kind as usize].first().map(|(_, _, rv)| *rv)
     }
 
     /// The last list before then: when it was read, and its version.
-    pub(super) fn listed_before(&self, kind: Kind, at: u64) -> Option<(u64, Rv)> {
+    pub(super) fn listed_before(&self, kind: Resource, at: u64) -> Option<(u64, ResourceVersion)> {
         let k = kind as usize;
         let first = self.places[k].first().map(|place| (place.0, place.2));
         let lists = first.into_iter().chain(self.relists[k].iter().map(|relist| (relist.at, relist.rv)));
@@ -124,13 +124,13 @@ impl Journey {
     }
 
     /// Whether the watch that began then told anything after another moment.
-    pub(super) fn has_told(&self, kind: Kind, began: u64, after: u64) -> bool {
+    pub(super) fn has_told(&self, kind: Resource, began: u64, after: u64) -> bool {
         let next = self.began[kind as usize].iter().find(|next| **next > began).copied().unwrap_or(u64::MAX);
         self.places[kind as usize].iter().any(|place| place.0 > after && place.0 < next)
     }
 
     /// Every version at which it has been by then, in the past, too: there its log may begin.
-    pub(super) fn versions(&self, kind: Kind, at: u64) -> Vec<Rv> {
+    pub(super) fn versions(&self, kind: Resource, at: u64) -> Vec<ResourceVersion> {
         let places = self.places[kind as usize].iter().map(|place| (place.0, place.2));
         let all = places.chain(self.pasts[kind as usize].iter().copied());
         all.filter(|(when, _)| *when <= at).map(|(_, rv)| rv).collect()
@@ -149,12 +149,12 @@ impl Journey {
     }
 
     /// Whether a cursor is within what it has only as a difference.
-    pub(super) fn is_between(&self, kind: Kind, rv: Rv, at: u64) -> bool {
+    pub(super) fn is_between(&self, kind: Resource, rv: ResourceVersion, at: u64) -> bool {
         self.relists[kind as usize].iter().any(|relist| relist.at <= at && relist.straddles(rv))
     }
 
     /// Whether there is a reason to say that a resource is down.
-    pub(super) fn is_unhappy(&self, kind: Kind, at: u64) -> bool {
+    pub(super) fn is_unhappy(&self, kind: Resource, at: u64) -> bool {
         let k = kind as usize;
         let lately = |times: &Vec<u64>| times.iter().any(|time| (at.saturating_sub(LATELY)..=at).contains(time));
         let last = self.bytes[k].iter().rev().find(|time| **time <= at);

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use boilerhouse_bridge::event::lens::{Filter, Format, Lens, Scope, Types};
-use boilerhouse_bridge::event::{Kind, Rv};
+use boilerhouse_bridge::event::projection::{Filter, Format, Lens, Scope, Types};
+use boilerhouse_bridge::event::{Resource, ResourceVersion};
 use serde_json::{Map, Value, json};
 
 use super::super::truth::Face;
@@ -17,7 +17,7 @@ pub(super) struct Thing {
 }
 
 /// One filter: `labels.x` is the label x; without a value it is to exist.
-type Want = (Kind, &'static str, Option<&'static str>);
+type Want = (Resource, &'static str, Option<&'static str>);
 
 /// `types` and `params` of a client.
 #[derive(Debug, PartialEq)]
@@ -31,37 +31,37 @@ const TENANT: &str = "labels.boilerhouse.dev/tenant";
 /// What the clients of the histories ask for.
 pub(super) const LOOKS: [Looks; 11] = [
     Looks { types: None, wants: &[] },
-    Looks { types: None, wants: &[(Kind::Instance, "phase", Some("Running"))] },
+    Looks { types: None, wants: &[(Resource::Instance, "phase", Some("Running"))] },
     Looks {
         types: None,
-        wants: &[(Kind::Instance, "tenantId", Some("alice")), (Kind::Claim, "phase", Some("Active"))],
+        wants: &[(Resource::Instance, "tenantId", Some("alice")), (Resource::Claim, "phase", Some("Active"))],
     },
-    Looks { types: None, wants: &[(Kind::Instance, "poolStatus", Some("ready"))] },
+    Looks { types: None, wants: &[(Resource::Instance, "poolStatus", Some("ready"))] },
     Looks { types: Some("claim"), wants: &[] },
-    Looks { types: Some("instance,pool.instance.ready,claim,tenant"), wants: &[(Kind::Instance, TENANT, None)] },
+    Looks { types: Some("instance,pool.instance.ready,claim,tenant"), wants: &[(Resource::Instance, TENANT, None)] },
     Looks {
         types: Some("instance,claim,tenant"),
-        wants: &[(Kind::Instance, "name", Some("p1")), (Kind::Claim, "source", Some("pool"))],
+        wants: &[(Resource::Instance, "name", Some("p1")), (Resource::Claim, "source", Some("pool"))],
     },
-    Looks { types: Some("instance.state,pool"), wants: &[(Kind::Instance, TENANT, Some("bob"))] },
-    Looks { types: Some("pool.instance.ready,tenant"), wants: &[(Kind::Claim, "phase", Some("Released"))] },
+    Looks { types: Some("instance.state,pool"), wants: &[(Resource::Instance, TENANT, Some("bob"))] },
+    Looks { types: Some("pool.instance.ready,tenant"), wants: &[(Resource::Claim, "phase", Some("Released"))] },
     Looks {
         types: None,
-        wants: &[(Kind::Instance, "phase", Some("Nowhere")), (Kind::Claim, "workloadRef", Some("nothing"))],
+        wants: &[(Resource::Instance, "phase", Some("Nowhere")), (Resource::Claim, "workloadRef", Some("nothing"))],
     },
     Looks { types: Some("claim,tenant"), wants: &[] },
 ];
 
-const TYPES: [(Kind, &[&str]); 2] = [
-    (Kind::Instance, &["instance.state", "pool.instance.ready"]),
-    (Kind::Claim, &["claim.state", "tenant.claimed", "tenant.released"]),
+const TYPES: [(Resource, &[&str]); 2] = [
+    (Resource::Instance, &["instance.state", "pool.instance.ready"]),
+    (Resource::Claim, &["claim.state", "tenant.claimed", "tenant.released"]),
 ];
 
 impl Looks {
     pub(super) fn lens(&self) -> Lens {
         let mut filter = Filter::default();
         for (kind, key, value) in self.wants {
-            let wanted = if *kind == Kind::Instance { &mut filter.instances } else { &mut filter.claims };
+            let wanted = if *kind == Resource::Instance { &mut filter.instances } else { &mut filter.claims };
             let text = value.map(str::to_owned);
             match *key {
                 "name" => wanted.name = text,
@@ -85,13 +85,13 @@ impl Looks {
     }
 
     /// Whether anything of this resource is asked for.
-    pub(super) fn needs(&self, kind: Kind) -> bool {
+    pub(super) fn needs(&self, kind: Resource) -> bool {
         TYPES[kind as usize].1.iter().any(|name| self.has(name))
     }
 
     /// Whether a cursor that was made under other looks is good for these.
     pub(super) fn takes(&self, other: &Looks) -> bool {
-        self.wants == other.wants && Kind::ALL.into_iter().all(|kind| other.needs(kind) || !self.needs(kind))
+        self.wants == other.wants && Resource::ALL.into_iter().all(|kind| other.needs(kind) || !self.needs(kind))
     }
 
     pub(super) fn shows(&self, thing: &Thing) -> bool {
@@ -106,7 +106,7 @@ impl Looks {
     }
 
     /// The events of one change of one life, without id and time; `rv` is its version, in a difference the list's.
-    pub(super) fn tell(&self, before: Option<&Thing>, after: Option<&Thing>, rv: Rv) -> Vec<Arc<Value>> {
+    pub(super) fn tell(&self, before: Option<&Thing>, after: Option<&Thing>, rv: ResourceVersion) -> Vec<Arc<Value>> {
         let Some(thing) = after.or(before) else { return Vec::new() };
         let old = before.filter(|thing| self.shows(thing));
         let new = after.filter(|thing| self.shows(thing));
@@ -124,7 +124,10 @@ impl Looks {
         };
         let is_seen = old.zip(new).is_none_or(|(old, new)| old.view != new.view);
         if is_seen {
-            say(if thing.kind() == Kind::Instance { "instance.state" } else { "claim.state" }, state(old, new, after));
+            say(
+                if thing.kind() == Resource::Instance { "instance.state" } else { "claim.state" },
+                state(old, new, after),
+            );
         }
         if let Some(name) = edge(before, after) {
             say(name, thing.edge(name));
@@ -151,7 +154,7 @@ fn state(old: Option<&Thing>, new: Option<&Thing>, after: Option<&Thing>) -> Val
     if new.is_none() {
         event.insert("cause".to_owned(), if after.is_none() { "deleted" } else { "filtered" }.into());
     }
-    let object = if thing.kind() == Kind::Instance { "instance" } else { "claim" };
+    let object = if thing.kind() == Resource::Instance { "instance" } else { "claim" };
     event.insert(object.to_owned(), thing.view.clone());
     event.into()
 }
@@ -159,7 +162,7 @@ fn state(old: Option<&Thing>, new: Option<&Thing>, after: Option<&Thing>) -> Val
 /// The edge of one life, whoever sees it.
 fn edge(before: Option<&Thing>, after: Option<&Thing>) -> Option<&'static str> {
     let phase = |thing: Option<&Thing>| thing.map(|thing| thing.face.phase.clone());
-    if after.or(before)?.kind() == Kind::Instance {
+    if after.or(before)?.kind() == Resource::Instance {
         let ready = |thing: Option<&Thing>| thing.is_some_and(|thing| thing.face.ready);
         return (ready(after) && !ready(before)).then_some("pool.instance.ready");
     }
@@ -202,8 +205,8 @@ impl Thing {
         Thing { face: face.clone(), view }
     }
 
-    pub(super) fn kind(&self) -> Kind {
-        if self.face.raw["kind"] == "Pod" { Kind::Instance } else { Kind::Claim }
+    pub(super) fn kind(&self) -> Resource {
+        if self.face.raw["kind"] == "Pod" { Resource::Instance } else { Resource::Claim }
     }
 
     fn edge(&self, name: &str) -> Value {

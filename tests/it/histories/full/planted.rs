@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use boilerhouse_bridge::event::{Cursor, Kind};
+use boilerhouse_bridge::event::{Cursor, Resource};
 use serde_json::json;
 
 use super::history;
@@ -104,7 +104,8 @@ const BUGS: [(&str, Bug); 34] = [
         Some(())
     }),
     ("an id goes back in the other resource", |good, bad, dice| {
-        let other = |told: &Told| if kind_of(told) == Kind::Instance { Kind::Claim } else { Kind::Instance };
+        let other =
+            |told: &Told| if kind_of(told) == Resource::Instance { Resource::Claim } else { Resource::Instance };
         let was = |nth: usize, told: &Told| good.before[nth].map_or(0, |cursor| cursor.rv[other(told) as usize]);
         // The first one of a picture may be anywhere.
         let fits = |nth: usize, told: &Told| is_event(told) && told.id.is_some() && was(nth, told) > 0;
@@ -132,7 +133,7 @@ const BUGS: [(&str, Bug); 34] = [
         Some(())
     }),
     ("a heartbeat is ahead of what was told", |good, bad, dice| {
-        let kind = *dice.pick(&Kind::ALL);
+        let kind = *dice.pick(&Resource::ALL);
         let next = |nth: usize| good.next(nth, kind, good.before[nth]?.rv[kind as usize]);
         let fits = |nth: usize, told: &Told| told.name() == "heartbeat" && !told.is_coalesced() && next(nth).is_some();
         let nth = good.any(dice, fits).filter(|_| good.in_one_history())?;
@@ -140,12 +141,12 @@ const BUGS: [(&str, Bug); 34] = [
         Some(())
     }),
     ("a quiet stream's heartbeat stays behind", |good, bad, dice| {
-        let moved = |nth: usize, kind: Kind| {
+        let moved = |nth: usize, kind: Resource| {
             let id = good.told(nth)?.id.as_ref().and_then(|id| Cursor::decode(id))?;
             let was = good.before[nth]?.rv[kind as usize];
             (LOOKS[good.on[nth].1].needs(kind) && was < id.rv[kind as usize]).then_some(was)
         };
-        let kind = *dice.pick(&Kind::ALL);
+        let kind = *dice.pick(&Resource::ALL);
         let is_fresh = |nth: usize| !matches!(good.on[nth].2, Start::Resume { .. });
         let nth = good.any(dice, |nth, told| told.idle && is_fresh(nth) && moved(nth, kind).is_some())?;
         // What is told at the same moment may be behind it.
@@ -174,7 +175,7 @@ const BUGS: [(&str, Bug); 34] = [
         Some(())
     }),
     ("a snapshot is of two moments", |good, bad, dice| {
-        let kind = *dice.pick(&Kind::ALL);
+        let kind = *dice.pick(&Resource::ALL);
         let rv = |told: &Told| told.id.as_ref().and_then(|id| Cursor::decode(id)).map(|id| id.rv[kind as usize]);
         let next = |nth: usize, told: &Told| good.next(nth, kind, rv(told)?);
         // Where nothing follows it, the other moment must differ from this one by itself.
@@ -253,7 +254,7 @@ const BUGS: [(&str, Bug); 34] = [
     ("a loss of the upstream is invented", |good, bad, dice| {
         let calm = |nth: usize, told: &Told| {
             let journey = &good.court.journeys[good.on[nth].0];
-            told.name() == "heartbeat" && !journey.is_unhappy(Kind::Instance, told.at)
+            told.name() == "heartbeat" && !journey.is_unhappy(Resource::Instance, told.at)
         };
         let nth = good.any(dice, calm)?;
         let at = good.told(nth)?.at;

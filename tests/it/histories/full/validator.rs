@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use boilerhouse_bridge::event::{Cursor, Kind, Rv};
+use boilerhouse_bridge::event::{Cursor, Resource, ResourceVersion};
 use serde_json::Value;
 
 use super::chronicle::Chronicle;
@@ -54,10 +54,10 @@ pub(super) struct Found {
 struct Track {
     epoch: usize,
     /// Served up to here.
-    rv: Rv,
+    rv: ResourceVersion,
     /// What is still to come of the version `end`.
     pending: VecDeque<Arc<Value>>,
-    end: Rv,
+    end: ResourceVersion,
 }
 
 type Tracks = [Vec<Track>; 2];
@@ -88,7 +88,7 @@ struct Client<'a> {
     /// The tracks at the last id.
     saved: Tracks,
     /// The last id, as far as it covers something.
-    id: Option<[Option<Rv>; 2]>,
+    id: Option<[Option<ResourceVersion>; 2]>,
     text: Option<String>,
     fold: Option<Fold>,
     /// What the fold held before the events since the last id.
@@ -150,9 +150,9 @@ fn shortened(entry: &Entry) -> String {
 }
 
 impl Client<'_> {
-    fn needed(&self) -> impl Iterator<Item = Kind> + use<> {
+    fn needed(&self) -> impl Iterator<Item = Resource> + use<> {
         let looks = self.looks;
-        Kind::ALL.into_iter().filter(move |kind| LOOKS[looks].needs(*kind))
+        Resource::ALL.into_iter().filter(move |kind| LOOKS[looks].needs(*kind))
     }
 
     fn journey(&self) -> &Journey {
@@ -207,8 +207,8 @@ impl Client<'_> {
         match name {
             "state.initial" => self.initial(told)?,
             "heartbeat" => self.heartbeat(told)?,
-            "instance.state" | "pool.instance.ready" => self.event(Kind::Instance, told, next)?,
-            "claim.state" | "tenant.claimed" | "tenant.released" => self.event(Kind::Claim, told, next)?,
+            "instance.state" | "pool.instance.ready" => self.event(Resource::Instance, told, next)?,
+            "claim.state" | "tenant.claimed" | "tenant.released" => self.event(Resource::Claim, told, next)?,
             "upstream.down" | "upstream.up" => self.upstream(told)?,
             "pool.depth" => self.pool(told)?,
             other => return Err(format!("nobody knows the type {other}")),
@@ -238,7 +238,7 @@ impl Client<'_> {
         {
             let (at, journey) = (open.at, self.journey());
             let cursor = self.id.unwrap_or_default();
-            let is = |fits: &dyn Fn(Kind, Rv) -> bool| {
+            let is = |fits: &dyn Fn(Resource, ResourceVersion) -> bool| {
                 self.needed().any(|kind| cursor[kind as usize].is_some_and(|rv| fits(kind, rv)))
             };
             let first = |kind| journey.place(kind, u64::MAX).and(journey.first(kind));
@@ -284,7 +284,7 @@ impl Client<'_> {
         }
         if let Some(pools) = self.pools.as_ref().filter(|_| LOOKS[self.looks].has("pool.depth")) {
             let mut pools = pools.clone();
-            let really = chronicle.pools(newest, Rv::MAX);
+            let really = chronicle.pools(newest, ResourceVersion::MAX);
             pools.retain(|workload, counts| *counts != [0; 3] || really.contains_key(workload));
             if pools != really {
                 return Err(format!("the pools are {pools:?} and should be {really:?}"));

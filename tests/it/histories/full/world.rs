@@ -8,9 +8,9 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use boilerhouse_bridge::event::{Cursor, Kind};
+use boilerhouse_bridge::event::{Cursor, Resource};
 use boilerhouse_bridge::feed::{self, Feed};
-use boilerhouse_bridge::log::Limits;
+use boilerhouse_bridge::ring::Limits;
 use boilerhouse_bridge::sim::store::Store;
 use boilerhouse_bridge::source::hub;
 use tokio::sync::watch;
@@ -140,7 +140,7 @@ impl World {
         let forks = self.cluster.forks();
         forks.is_empty()
             || self.journeys_now().iter().all(|journey| {
-                Kind::ALL
+                Resource::ALL
                     .into_iter()
                     .all(|kind| journey.place(kind, u64::MAX).is_some_and(|(epoch, _)| epoch == forks.len()))
             })

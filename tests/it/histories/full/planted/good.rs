@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use boilerhouse_bridge::event::{Cursor, Kind, Rv};
+use boilerhouse_bridge::event::{Cursor, Resource, ResourceVersion};
 use serde_json::{Value, json};
 
 use super::super::looks::LOOKS;
@@ -110,7 +110,7 @@ impl<'a> Good<'a> {
     }
 
     /// The next version of which a client sees something.
-    pub(super) fn next(&self, nth: usize, kind: Kind, after: Rv) -> Option<Rv> {
+    pub(super) fn next(&self, nth: usize, kind: Resource, after: ResourceVersion) -> Option<ResourceVersion> {
         let looks = self.on[nth].1;
         LOOKS[looks].needs(kind).then(|| self.court.chronicle.next_visible(looks, 0, kind, after)).flatten()
     }
@@ -118,7 +118,7 @@ impl<'a> Good<'a> {
     /// A true picture at the last id before a line, with any reason.
     pub(super) fn picture(&self, nth: usize, reason: &str) -> Option<Entry> {
         let (looks, cursor) = (self.on[nth].1, self.before[nth]?);
-        let fold = |kind: Kind| -> Vec<&Value> {
+        let fold = |kind: Resource| -> Vec<&Value> {
             let rv = cursor.rv[kind as usize];
             let fold = self.court.chronicle.fold(looks, 0, kind, rv);
             if LOOKS[looks].needs(kind) { fold.into_values().collect() } else { Vec::new() }
@@ -127,7 +127,7 @@ impl<'a> Good<'a> {
         let pools = self.court.chronicle.pools(0, cursor.rv[0]).into_iter().map(pool);
         let pools: Vec<Value> = if LOOKS[looks].has("pool.depth") { pools.collect() } else { Vec::new() };
         let body = json!({
-            "type": "state.initial", "reason": reason, "instances": fold(Kind::Instance), "claims": fold(Kind::Claim),
+            "type": "state.initial", "reason": reason, "instances": fold(Resource::Instance), "claims": fold(Resource::Claim),
             "pools": pools,
         });
         let told = self.told(nth)?;
@@ -167,9 +167,9 @@ pub(super) fn is_edge(told: &Told) -> bool {
     is_event(told) && !told.name().ends_with(".state")
 }
 
-pub(super) fn kind_of(told: &Told) -> Kind {
+pub(super) fn kind_of(told: &Told) -> Resource {
     let of_pods = told.name() == "instance.state" || told.name() == "pool.instance.ready";
-    if of_pods { Kind::Instance } else { Kind::Claim }
+    if of_pods { Resource::Instance } else { Resource::Claim }
 }
 
 pub(super) fn uid_of(told: &Told) -> &str {
@@ -198,7 +198,7 @@ pub(super) fn remove_key(body: &mut Value, key: &str) {
 }
 
 /// Puts another number into an id.
-pub(super) fn move_id(record: &mut [Entry], nth: usize, kind: Kind, rv: Rv) {
+pub(super) fn move_id(record: &mut [Entry], nth: usize, kind: Resource, rv: ResourceVersion) {
     edit(record, nth, |told, _| {
         let mut cursor = Cursor::decode(told.id.as_ref().unwrap()).unwrap();
         cursor.rv[kind as usize] = rv;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use boilerhouse_bridge::event::{Cursor, Kind, Rv};
+use boilerhouse_bridge::event::{Cursor, Resource, ResourceVersion};
 use serde_json::Value;
 
 use super::super::looks::LOOKS;
@@ -12,7 +12,7 @@ use super::super::record::{Entry, Told};
 use super::{Client, Track, Verdict};
 
 impl Client<'_> {
-    pub(super) fn event(&mut self, kind: Kind, told: &Told, next: &[Entry]) -> Verdict {
+    pub(super) fn event(&mut self, kind: Resource, told: &Told, next: &[Entry]) -> Verdict {
         self.found.events += 1;
         self.follow_turns(told.at);
         let (k, is_last) = (kind as usize, told.id.is_some());
@@ -48,7 +48,7 @@ impl Client<'_> {
     }
 
     /// What may begin with an event at a track.
-    fn begin(&self, track: &Track, kind: Kind, told: &Told, next: &[Entry]) -> Vec<Track> {
+    fn begin(&self, track: &Track, kind: Resource, told: &Told, next: &[Entry]) -> Vec<Track> {
         let chronicle = &self.court.chronicle;
         let begun = |events: Vec<Arc<Value>>, end| Track { pending: events.into(), end, ..track.clone() };
         if !told.is_coalesced() {
@@ -68,7 +68,13 @@ impl Client<'_> {
     }
 
     /// The differences that its replica has and that a client at this track can be told: since when, up to when.
-    pub(super) fn differences(&self, track: &Track, kind: Kind, to: Option<Rv>, at: u64) -> Vec<(Rv, Rv)> {
+    pub(super) fn differences(
+        &self,
+        track: &Track,
+        kind: Resource,
+        to: Option<ResourceVersion>,
+        at: u64,
+    ) -> Vec<(ResourceVersion, ResourceVersion)> {
         let (chronicle, journey, k) = (&self.court.chronicle, self.journey(), kind as usize);
         let next = chronicle.next_visible(self.looks, track.epoch, kind, track.rv);
         let mut all = Vec::new();
@@ -81,9 +87,9 @@ impl Client<'_> {
         // before its id came, that may be anywhere that the replica has been.
         let ends = to.map_or_else(|| journey.versions(kind, at), |to| vec![to]);
         if let Some(unwatched) = journey.unwatched[k].iter().rev().find(|when| **when <= at) {
-            let lists: Vec<Rv> =
+            let lists: Vec<ResourceVersion> =
                 journey.pasts[k].iter().filter(|past| past.0 <= *unwatched).map(|past| past.1).collect();
-            let least = lists.iter().copied().min().unwrap_or(Rv::MAX).max(track.rv);
+            let least = lists.iter().copied().min().unwrap_or(ResourceVersion::MAX).max(track.rv);
             for to in ends {
                 let end = next.unwrap_or(to).min(to);
                 let versions = chronicle.between(track.epoch, kind, least.saturating_sub(1), end);
@@ -180,9 +186,9 @@ impl Client<'_> {
     }
 
     /// The versions in an id, of the resources that are asked for.
-    pub(super) fn versions(&self, id: &str) -> Result<[Option<Rv>; 2], String> {
+    pub(super) fn versions(&self, id: &str) -> Result<[Option<ResourceVersion>; 2], String> {
         let cursor = Cursor::decode(id).ok_or("its id is none")?;
-        let needed = Kind::ALL.map(|kind| LOOKS[self.looks].needs(kind));
+        let needed = Resource::ALL.map(|kind| LOOKS[self.looks].needs(kind));
         if cursor.covers != needed {
             return Err("its id covers something else".to_owned());
         }

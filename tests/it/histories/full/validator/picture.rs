@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use boilerhouse_bridge::event::Kind;
+use boilerhouse_bridge::event::Resource;
 use serde_json::Value;
 
 use super::super::looks::LOOKS;
@@ -78,7 +78,7 @@ impl Client<'_> {
         let chronicle = &self.court.chronicle;
         let epochs = 0..=chronicle.epoch_at(at);
         let mut tracks = Tracks::default();
-        for kind in Kind::ALL {
+        for kind in Resource::ALL {
             let (k, needed) = (kind as usize, LOOKS[self.looks].needs(kind));
             let rv = versions[k].unwrap_or(0);
             let told: BTreeMap<&str, &Value> = objects[k].iter().map(|(uid, view)| (uid.as_str(), &**view)).collect();
@@ -139,13 +139,13 @@ impl Client<'_> {
         if newest == 0 {
             return false;
         }
-        let is_lost = |kind: Kind| {
+        let is_lost = |kind: Resource| {
             let good = |track: &Track| chronicle.is_shared(track.epoch, newest, track.rv);
             !self.tracks[kind as usize].iter().any(good)
         };
         self.needed().any(is_lost) || journey.has_restarted(self.pictured.saturating_sub(HOME), at) || {
             // What was before a restart may be of either history.
-            let is_before = |kind: Kind| {
+            let is_before = |kind: Resource| {
                 let mut restarts = journey.relists.iter().flatten().filter(|list| list.is_restart() && list.at <= at);
                 let rv = self.id.unwrap_or_default()[kind as usize];
                 restarts.any(|list| rv.is_none_or(|rv| rv < list.rv))
@@ -160,7 +160,7 @@ impl Client<'_> {
         let lately = open.at.saturating_sub(BUDGET_TIME)..=at;
         let resumes =
             self.court.resumes.iter().filter(|(when, who)| *who == open.replica && lately.contains(when)).count();
-        let is_spoilt = |kind: Kind| {
+        let is_spoilt = |kind: Resource| {
             let k = kind as usize;
             // Of what it does not cover nothing is needed.
             let is_between = self.id.unwrap_or_default()[k].is_some_and(|rv| journey.is_between(kind, rv, at));
@@ -172,6 +172,6 @@ impl Client<'_> {
         !journey.setup.is_small
             && resumes <= BUDGET
             && self.court.chronicle.epoch_at(at) == 0
-            && !Kind::ALL.into_iter().any(is_spoilt)
+            && !Resource::ALL.into_iter().any(is_spoilt)
     }
 }

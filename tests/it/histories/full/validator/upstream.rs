@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use boilerhouse_bridge::event::{Kind, Rv};
+use boilerhouse_bridge::event::{Resource, ResourceVersion};
 
 use super::super::record::{Start, Told};
 use super::picture::HOME;
@@ -48,17 +48,18 @@ impl Client<'_> {
     }
 
     /// Where a client begins that wants transitions only.
-    fn tracks_from(&self, versions: [Option<Rv>; 2], at: u64) -> Tracks {
+    fn tracks_from(&self, versions: [Option<ResourceVersion>; 2], at: u64) -> Tracks {
         let epochs = 0..=self.court.chronicle.epoch_at(at);
         versions.map(|rv| {
-            let track =
-                |rv: Rv| epochs.clone().map(move |epoch| Track { epoch, rv, pending: VecDeque::new(), end: rv });
+            let track = |rv: ResourceVersion| {
+                epochs.clone().map(move |epoch| Track { epoch, rv, pending: VecDeque::new(), end: rv })
+            };
             rv.map(|rv| track(rv).collect()).unwrap_or_default()
         })
     }
 
     /// Whether an idle client's id is where its replica is: G6.
-    fn is_fresh(&self, versions: [Option<Rv>; 2], at: u64) -> Verdict {
+    fn is_fresh(&self, versions: [Option<ResourceVersion>; 2], at: u64) -> Verdict {
         let open = self.open.as_ref().unwrap();
         if matches!(open.start, Start::Resume { .. }) && at < open.at + PARKED {
             return Ok(());
@@ -75,7 +76,7 @@ impl Client<'_> {
     }
 
     /// A difference in which the client sees no change.
-    fn empty_difference(&mut self, versions: [Option<Rv>; 2], at: u64) -> Verdict {
+    fn empty_difference(&mut self, versions: [Option<ResourceVersion>; 2], at: u64) -> Verdict {
         self.follow_turns(at);
         let mut known = false;
         for kind in self.needed() {
@@ -97,7 +98,7 @@ impl Client<'_> {
 
     pub(super) fn upstream(&mut self, told: &Told) -> Verdict {
         let resource = told.body["resource"].as_str().ok_or("no resource")?;
-        let kind = Kind::ALL.into_iter().find(|kind| kind.resource() == resource).ok_or("no such resource")?;
+        let kind = Resource::ALL.into_iter().find(|kind| kind.resource() == resource).ok_or("no such resource")?;
         let (k, is_down) = (kind as usize, told.name() == "upstream.down");
         let at = moment(told.time.as_deref())?;
         let down = &mut self.open.as_mut().unwrap().down[k];

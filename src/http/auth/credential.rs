@@ -1,0 +1,74 @@
+//! The credential that a request presents: the first of an `Authorization` header, a ticket in the query, a session
+//! cookie. Only that one counts: what is wrong is not made good by another one.
+
+use http::{HeaderMap, header};
+
+use super::{Asks, Needs, PLAIN_COOKIE, SECURE_COOKIE, denied::Refused, secret::Secret};
+use crate::http::forwarded::Came;
+
+/// Names of the query parameter that holds a ticket (protocol.md section 4).
+pub(in crate::http) const TICKETS: [&str; 2] = ["token", "rstream.token"];
+
+/// What was presented. Nothing of it is checked yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Presented {
+    /// `Authorization: Bearer`
+    Bearer(Secret),
+    /// `?token=`
+    Ticket(Secret),
+    /// The session cookie.
+    Cookie(Secret),
+}
+
+impl Presented {
+    /// # Errors
+    /// Where there is none, or one that cannot be read.
+    pub(super) fn of(asks: Asks<'_>, needs: Needs) -> Result<Presented, Refused> {
+        let mut values = asks.headers.get_all(header::AUTHORIZATION).into_iter();
+        if let Some(value) = values.next() {
+            let text = value.to_str().ok().filter(|_| values.next().is_none()).ok_or(Refused::Malformed)?;
+            return bearer(text).map(Presented::Bearer).ok_or(Refused::Malformed);
+        }
+        if needs == Needs::Bearer {
+            return Err(Refused::Missing(needs));
+        }
+        if needs == Needs::Stream {
+            let mut parameters = form_urlencoded::parse(asks.query.as_bytes());
+            if let Some((_, text)) = parameters.find(|(name, _)| TICKETS.contains(&&**name)) {
+                return Ok(Presented::Ticket(Secret::new(text)));
+            }
+        }
+        let name = cookie_name(asks.came).filter(|_| asks.cookies).ok_or(Refused::Missing(needs))?;
+        cookie(asks.headers, name)?.map(Presented::Cookie).ok_or(Refused::Missing(needs))
+    }
+}
+
+/// The session cookie's name; `None` where there are no sessions: over plain http from elsewhere.
+pub(in crate::http) fn cookie_name(came: Came) -> Option<&'static str> {
+    match came {
+        Came { secure: true, .. } => Some(SECURE_COOKIE),
+        Came { loopback: true, .. } => Some(PLAIN_COOKIE),
+        Came { .. } => None,
+    }
+}
+
+/// The Host that a request names, as sessions are bound to it.
+pub(in crate::http) fn host(headers: &HeaderMap) -> String {
+    headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default().to_ascii_lowercase()
+}
+
+fn bearer(text: &str) -> Option<Secret> {
+    let (scheme, secret) = text.split_once(' ')?;
+    let secret = secret.trim();
+    let fine = scheme.eq_ignore_ascii_case("bearer") && !secret.is_empty() && !secret.contains(char::is_whitespace);
+    fine.then(|| Secret::new(secret))
+}
+
+/// One cookie of this name. Two are nobody's: which of them is meant cannot be known.
+fn cookie(headers: &HeaderMap, name: &str) -> Result<Option<Secret>, Refused> {
+    let values = headers.get_all(header::COOKIE).into_iter().filter_map(|value| value.to_str().ok());
+    let pairs = values.flat_map(|list| list.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    let mut named = pairs.filter(|(have, _)| *have == name).map(|(_, value)| Secret::new(value));
+    let first = named.next();
+    if named.next().is_some() { Err(Refused::Unknown) } else { Ok(first) }
+}

@@ -1,0 +1,295 @@
+//! One watch: a stream of lines that its client pulls, so that it needs no task and follows tokio's clock.
+//!
+//! It reads the store's history from its own position. Selectors work as in the API server: an object that comes into
+//! the selection is ADDED, one that leaves it is DELETED with its previous content and the event's resourceVersion.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::stream::{self, Stream};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use super::fault::{Break, Cut};
+use super::query::{Options, Selector, Target};
+use super::status::Failure;
+use super::store::{Change, Revision};
+use super::{ApiResource, Sim, State};
+
+/// An open watch.
+pub(super) struct Watch {
+    open: Open,
+    seen: watch::Receiver<()>,
+    target: Target,
+    selector: Selector,
+    /// Everything up to here has been told or passed over.
+    position: Revision,
+    /// Bookmarks come only once the version has moved past this.
+    began: Revision,
+    /// The state at the beginning, where the watch asked for it.
+    initial: VecDeque<Arc<Value>>,
+    fault: Option<(usize, Break)>,
+    deadline: Instant,
+    bookmark_at: Option<Instant>,
+    cuts: u64,
+    stalls: u64,
+    over: bool,
+}
+
+/// What a watch does next.
+enum Turn {
+    Line(Bytes),
+    Wait(Instant),
+    Silence,
+    Reset,
+    End,
+}
+
+/// What the store has for a watch, to be written down outside the lock.
+enum Found {
+    Event(&'static str, Arc<Value>),
+    Left(Arc<Value>, Revision),
+    Bookmark(Revision),
+}
+
+/// Counts a watch as open for as long as it lives.
+struct Open {
+    sim: Sim,
+    resource: ApiResource,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let Some(open) = self.sim.lock().metrics.open_watches.get_mut(&self.resource) {
+            *open -= 1;
+        }
+    }
+}
+
+impl Watch {
+    /// Opens a watch, and counts it. `state` is the locked state of `sim`.
+    pub(super) fn open(
+        sim: &Sim,
+        state: &mut State,
+        target: &Target,
+        options: &Options,
+        fault: Option<(usize, Break)>,
+    ) -> Self {
+        let (now, config) = (Instant::now(), &sim.0.config);
+        let asked = options.timeout_seconds.filter(|seconds| *seconds > 0).map(std::time::Duration::from_secs);
+        let timeout = asked.unwrap_or(config.watch_timeout);
+        let wants_bookmarks = options.bookmarks && timeout >= config.bookmark_min_watch;
+        let first_bookmark = config.bookmark_interval.min(timeout.saturating_sub(config.bookmark_lead));
+        let asked_version = options.version.filter(|version| *version > 0);
+        let initial = match asked_version {
+            Some(_) => VecDeque::new(),
+            None => state.store.list(target.resource, target.namespace.as_deref()).into(),
+        };
+        let position = asked_version.unwrap_or(state.store.revision());
+        *state.metrics.open_watches.entry(target.resource).or_default() += 1;
+        Self {
+            open: Open { sim: sim.clone(), resource: target.resource },
+            seen: sim.0.changed.subscribe(),
+            target: target.clone(),
+            selector: options.selector.clone(),
+            position,
+            began: position,
+            initial: initial.into_iter().filter(|object| options.selector.matches(object)).collect(),
+            fault,
+            deadline: now + timeout,
+            bookmark_at: wants_bookmarks.then(|| now + first_bookmark),
+            cuts: state.cuts.0,
+            stalls: state.stalls,
+            over: false,
+        }
+    }
+
+    /// The lines of the watch, until it ends.
+    pub(super) fn lines(self) -> impl Stream<Item = io::Result<Bytes>> + Send {
+        stream::unfold(self, |mut watch| async move { watch.next().await.map(|line| (line, watch)) })
+    }
+
+    async fn next(&mut self) -> Option<io::Result<Bytes>> {
+        loop {
+            match self.turn(Instant::now()) {
+                Turn::Line(line) => return Some(Ok(line)),
+                Turn::Wait(until) => {
+                    tokio::select! {
+                        _ = self.seen.changed() => {}
+                        () = sleep_until(until) => {}
+                    }
+                }
+                Turn::Silence => std::future::pending().await,
+                Turn::Reset => {
+                    self.over = true;
+                    return Some(Err(io::Error::new(io::ErrorKind::ConnectionReset, "connection reset by peer")));
+                }
+                Turn::End => return None,
+            }
+        }
+    }
+
+    fn turn(&mut self, now: Instant) -> Turn {
+        if self.over {
+            return Turn::End;
+        }
+        match self.fault {
+            Some((0, Break::Stall)) => return Turn::Silence,
+            Some((0, Break::Cut(Cut::Eof))) => return Turn::End,
+            Some((0, Break::Cut(Cut::Reset))) => return Turn::Reset,
+            Some((0, Break::Expired)) => {
+                self.over = true;
+                let expired = Failure::watch_expired(self.position, self.position + 1);
+                return Turn::Line(line("ERROR", &expired.to_json()));
+            }
+            _ => {}
+        }
+        let sim = self.open.sim.clone();
+        let found = {
+            let state = sim.lock();
+            // Silence first: what a black hole swallowed does not see the reset either.
+            if state.stalls != self.stalls {
+                return Turn::Silence;
+            }
+            match state.cuts {
+                (cuts, Cut::Eof) if cuts != self.cuts => return Turn::End,
+                (cuts, Cut::Reset) if cuts != self.cuts => return Turn::Reset,
+                // It is too slow: the API server ends such a watch, too, rather than skip a change.
+                _ if self.position < state.store.forgotten() => return Turn::End,
+                _ => self.find(&state, now),
+            }
+        };
+        match found {
+            Some(Found::Bookmark(revision)) => Turn::Line(line("BOOKMARK", &self.bookmark(revision))),
+            Some(Found::Event(kind, object)) => self.tell(&line(kind, &object)),
+            Some(Found::Left(object, revision)) => {
+                let mut object = (*object).clone();
+                object["metadata"]["resourceVersion"] = json!(revision.to_string());
+                self.tell(&line("DELETED", &object))
+            }
+            None if now >= self.deadline => Turn::End,
+            None => Turn::Wait(self.bookmark_at.map_or(self.deadline, |at| at.min(self.deadline))),
+        }
+    }
+
+    /// The next thing to tell, in order: the initial state, the changes since, a bookmark that is due.
+    fn find(&mut self, state: &State, now: Instant) -> Option<Found> {
+        if let Some(object) = self.initial.pop_front() {
+            return Some(Found::Event("ADDED", object));
+        }
+        for change in state.store.since(self.position) {
+            self.position = change.revision;
+            if let Some(found) = self.select(change) {
+                return Some(found);
+            }
+        }
+        if self.bookmark_at.is_some_and(|at| at <= now) {
+            self.bookmark_at = self.next_bookmark(now);
+            let revision = state.store.revision();
+            return (revision > self.began).then_some(Found::Bookmark(revision));
+        }
+        None
+    }
+
+    fn select(&self, change: &Change) -> Option<Found> {
+        let here = |namespace: &String| *namespace == change.namespace;
+        if change.resource != self.target.resource || !self.target.namespace.as_ref().is_none_or(here) {
+            return None;
+        }
+        let before = change.before.as_ref().filter(|object| self.selector.matches(object));
+        let after = change.after.as_ref().filter(|object| self.selector.matches(object));
+        match (before, after) {
+            (None, None) => None,
+            (None, Some(after)) => Some(Found::Event("ADDED", after.clone())),
+            (Some(_), Some(after)) => Some(Found::Event("MODIFIED", after.clone())),
+            (Some(before), None) => Some(Found::Left(before.clone(), change.revision)),
+        }
+    }
+
+    /// A line on its way to the client, where a fault may meet it.
+    fn tell(&mut self, line: &Bytes) -> Turn {
+        match &mut self.fault {
+            Some((0, Break::HalfLine)) => {
+                self.over = true;
+                Turn::Line(line.slice(..line.len() / 2))
+            }
+            Some((0, Break::Garbage)) => {
+                self.fault = None;
+                Turn::Line(Bytes::from_static(b"{\"type\":\"MODIFIED\",\"object\":<html>}\n"))
+            }
+            Some((after, _)) => {
+                *after = after.saturating_sub(1);
+                Turn::Line(line.clone())
+            }
+            None => Turn::Line(line.clone()),
+        }
+    }
+
+    fn next_bookmark(&self, now: Instant) -> Option<Instant> {
+        let config = &self.open.sim.0.config;
+        let last = self.deadline.checked_sub(config.bookmark_lead)?;
+        (last > now).then(|| last.min(now + config.bookmark_interval))
+    }
+
+    fn bookmark(&self, revision: Revision) -> Value {
+        let resource = self.target.resource;
+        let metadata = json!({"resourceVersion": revision.to_string()});
+        let mut object = json!({"kind": resource.kind(), "apiVersion": resource.api_version(), "metadata": metadata});
+        if resource == ApiResource::Pods {
+            object["spec"] = json!({"containers": null});
+            object["status"] = json!({});
+        }
+        object
+    }
+}
+
+/// A watch that is told at once that its version is too old, or any other failure.
+pub(super) fn error_line(failure: &Failure) -> Bytes {
+    line("ERROR", &failure.to_json())
+}
+
+fn line(kind: &'static str, object: &Value) -> Bytes {
+    #[derive(Serialize)]
+    struct Line<'a> {
+        r#type: &'static str,
+        object: &'a Value,
+    }
+    // Values have string keys only, so that writing them cannot fail.
+    let mut line = serde_json::to_vec(&Line { r#type: kind, object }).unwrap_or_default();
+    line.push(b'\n');
+    line.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{BodyExt, Empty};
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::sim::SimConfig;
+
+    #[tokio::test]
+    async fn a_watch_behind_what_is_forgotten_ends_without_skipping_a_change() {
+        let sim = Sim::new(SimConfig::default());
+        let write = |name: &str| {
+            let pod = json!({"metadata": {"name": name, "namespace": "n"}});
+            sim.store(|store| store.create(ApiResource::Pods, pod).map(drop)).unwrap();
+        };
+        sim.store(|store| store.create(ApiResource::Namespaces, json!({"metadata": {"name": "n"}})).map(drop)).unwrap();
+        let from = sim.store(|store| store.revision());
+        let request = format!("/api/v1/namespaces/n/pods?watch=true&resourceVersion={from}");
+        let request = http::Request::get(request).body(Empty::<Bytes>::new()).unwrap();
+        let mut watch = sim.service().oneshot(request).await.unwrap().into_body();
+        write("a");
+        let line = watch.frame().await.unwrap().unwrap().into_data().unwrap();
+        assert!(line.starts_with(b"{\"type\":\"ADDED\""), "{line:?}");
+        write("b");
+        write("c");
+        sim.store(|store| store.forget(from + 2));
+        assert!(watch.frame().await.is_none(), "c must not come without b");
+    }
+}

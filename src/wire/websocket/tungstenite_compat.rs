@@ -1,0 +1,276 @@
+//! Our frames held against tungstenite's: what we read, by random and damaged streams, and what we write.
+//!
+//! Deliberate differences, all of them in [`agree`] and [`theirs`]:
+//! - section 5.2, a 64-bit length with its top bit set: a protocol error for us, a message too big for tungstenite;
+//! - section 7.4.2, close code 1014: registered since, taken by us, invalid for tungstenite;
+//! - section 7.1.7, when: we refuse by a header, or at a wrong byte; tungstenite once the frame is complete.
+use std::{
+    collections::BTreeMap,
+    io::{self, Read, Write},
+};
+
+use proptest::{
+    collection::vec,
+    option,
+    prelude::*,
+    sample::{Index, select},
+    test_runner::{TestError, TestRunner},
+};
+use tokio_tungstenite::tungstenite::{
+    Error, Message,
+    error::CapacityError,
+    protocol::{Role, WebSocket, WebSocketConfig},
+};
+
+use super::{
+    Close,
+    rfc6455_cases::{MAX, Seen, read},
+};
+
+/// Bytes to read, then nothing more for now; what is written goes nowhere.
+struct Came<'a>(&'a [u8]);
+
+impl Read for Came<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.0.is_empty() { Err(io::ErrorKind::WouldBlock.into()) } else { self.0.read(buffer) }
+    }
+}
+
+impl Write for Came<'_> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        Ok(buffer.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What tungstenite sees in `bytes`.
+fn theirs(bytes: &[u8], role: Role, max: usize) -> Vec<Seen> {
+    let config =
+        WebSocketConfig::default().read_buffer_size(1024).max_message_size(Some(max)).max_frame_size(Some(max));
+    let mut socket = WebSocket::from_raw_socket(Came(bytes), role, Some(config));
+    let mut seen = Vec::new();
+    loop {
+        seen.push(match socket.read() {
+            Ok(Message::Text(text)) => Seen::Text(text.to_string()),
+            Ok(Message::Binary(bytes)) => Seen::Binary(bytes.to_vec()),
+            Ok(Message::Ping(payload)) => Seen::Ping(payload.to_vec()),
+            Ok(Message::Pong(_)) => Seen::Pong,
+            // This is how tungstenite hands out an invalid code, the code itself being lost.
+            Ok(Message::Close(Some(frame))) if frame.reason.as_str() == "Protocol violation" => {
+                Seen::Refused(Close::Protocol)
+            }
+            Ok(Message::Close(frame)) => Seen::Closed(frame.map(|frame| frame.code.into())),
+            Ok(Message::Frame(_)) => unreachable!("reading never yields a raw frame"),
+            Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return seen,
+            Err(Error::Capacity(CapacityError::MessageTooLong { size, .. })) if size >> 63 == 0 => {
+                Seen::Refused(Close::TooBig)
+            }
+            Err(Error::Capacity(_) | Error::Protocol(_)) => Seen::Refused(Close::Protocol),
+            Err(Error::Utf8(_)) => Seen::Refused(Close::Utf8),
+            Err(error) => panic!("tungstenite: {error}"),
+        });
+        if matches!(seen.last(), Some(Seen::Closed(_) | Seen::Refused(_))) {
+            return seen;
+        }
+    }
+}
+
+/// Reads `bytes` with both and panics where they differ; returns what both see.
+pub(super) fn agree(bytes: &[u8]) -> Vec<Seen> {
+    let ours = read(bytes, &[bytes.len()]);
+    let mut theirs_now = theirs(bytes, Role::Server, MAX);
+    if matches!(ours.last(), Some(Seen::Refused(_))) && ours.len() == theirs_now.len() + 1 {
+        // We refused a frame that has not come to its end: whatever ends it, tungstenite must refuse it alike.
+        let ended = [bytes, &[0; MAX]].concat();
+        theirs_now = theirs(&ended, Role::Server, MAX);
+    }
+    if let (Some(Seen::Closed(Some(1014))), Some(last)) = (ours.last(), theirs_now.last_mut()) {
+        assert_eq!(*last, Seen::Refused(Close::Protocol));
+        *last = Seen::Closed(Some(1014));
+    }
+    assert_eq!(ours, theirs_now, "ours, then tungstenite's");
+    ours
+}
+
+/// A client's frame, right or wrong.
+#[derive(Debug, Clone)]
+struct Frame {
+    first: u8,
+    payload: Vec<u8>,
+    mask: Option<[u8; 4]>,
+    /// The least number of bytes for the length: 0, 2 or 8.
+    length_bytes: usize,
+}
+
+impl Frame {
+    fn append(&self, out: &mut Vec<u8>) {
+        let masked = if self.mask.is_some() { 0x80 } else { 0 };
+        let len = self.payload.len();
+        out.push(self.first);
+        match (self.length_bytes, len) {
+            (0, 0..=125) => out.push(masked | len as u8),
+            (0 | 2, _) => {
+                out.push(masked | 126);
+                out.extend((len as u16).to_be_bytes());
+            }
+            _ => {
+                out.push(masked | 127);
+                out.extend((len as u64).to_be_bytes());
+            }
+        }
+        let mask = self.mask.unwrap_or_default();
+        out.extend(self.mask.iter().flatten());
+        out.extend(self.payload.iter().zip(mask.iter().cycle()).map(|(byte, key)| byte ^ key));
+    }
+}
+
+/// Frames as a client should send them: messages in fragments cut anywhere, control frames between them.
+fn frames() -> impl Strategy<Value = Vec<Frame>> {
+    let text = vec(select(vec!["a", "é", "€", "😀", "\u{7ff}", "\u{ffff}", "word "]), 0..8)
+        .prop_map(|words| (0x1, words.concat().into_bytes()));
+    let binary = vec(any::<u8>(), 0..8).prop_map(|bytes| (0x2, bytes));
+    let long = (1u8..=2, prop_oneof![124usize..=128, MAX - 2..=MAX + 2]).prop_map(|(op, len)| (op, vec![b'x'; len]));
+    let message = (prop_oneof![4 => text, 2 => binary, 1 => long], vec(any::<Index>(), 0..4)).prop_map(
+        |((opcode, bytes), mut cuts): ((u8, Vec<u8>), Vec<Index>)| {
+            let mut cuts: Vec<usize> = cuts.drain(..).map(|cut| cut.index(bytes.len() + 1)).collect();
+            cuts.sort_unstable();
+            let starts = std::iter::once(0).chain(cuts.iter().copied());
+            let ends = cuts.iter().copied().chain([bytes.len()]);
+            let mut parts: Vec<(u8, Vec<u8>)> =
+                starts.zip(ends).map(|(start, end)| (0x0, bytes[start..end].to_vec())).collect();
+            parts[0].0 = opcode;
+            parts.last_mut().unwrap().0 |= 0x80;
+            parts
+        },
+    );
+    let small = (select(vec![0x89, 0x8a]), prop_oneof![9 => 0usize..6, 1 => 124usize..=126])
+        .prop_map(|(first, len)| (first, vec![b'p'; len]));
+    let code = prop_oneof![select(vec![999, 1000, 1001, 1004, 1005, 1014, 1015, 2999, 3000, 4999, 5000]), any::<u16>()];
+    let reason = select(vec![&b""[..], b"bye", "ciao é".as_bytes(), b"\xff"]);
+    let close = option::weighted(0.9, (code, reason))
+        .prop_map(|said| (0x88, said.map_or(Vec::new(), |(code, reason)| [&code.to_be_bytes()[..], reason].concat())));
+    let parts = (vec(message, 1..4), vec((any::<Index>(), small), 0..3), option::weighted(0.3, close)).prop_map(
+        |(messages, small, close)| {
+            let mut parts = messages.concat();
+            for (at, control) in small {
+                parts.insert(at.index(parts.len() + 1), control);
+            }
+            parts.extend(close);
+            parts
+        },
+    );
+    let mask = prop_oneof![Just([0; 4]), any::<[u8; 4]>()];
+    (parts, mask, prop_oneof![4 => Just(0usize), 1 => Just(2), 1 => Just(8)]).prop_map(|(parts, mask, length_bytes)| {
+        let frame = |(first, payload)| Frame { first, payload, mask: Some(mask), length_bytes };
+        parts.into_iter().map(frame).collect()
+    })
+}
+
+/// What goes wrong on the way.
+#[derive(Debug, Clone)]
+enum Damage {
+    Lose(Index),
+    Repeat(Index),
+    Unmask(Index),
+    Head(Index, u8),
+    Flip(Index, u8),
+    Cut(Index),
+}
+
+fn damage() -> impl Strategy<Value = Damage> {
+    prop_oneof![
+        any::<Index>().prop_map(Damage::Lose),
+        any::<Index>().prop_map(Damage::Repeat),
+        any::<Index>().prop_map(Damage::Unmask),
+        (any::<Index>(), any::<u8>()).prop_map(|(at, first)| Damage::Head(at, first)),
+        (any::<Index>(), 0u8..8).prop_map(|(at, bit)| Damage::Flip(at, bit)),
+        (any::<Index>(), 0u8..8).prop_map(|(at, bit)| Damage::Flip(at, bit)),
+        any::<Index>().prop_map(Damage::Cut),
+    ]
+}
+
+fn bytes(mut frames: Vec<Frame>, damages: &[Damage]) -> Vec<u8> {
+    for damage in damages {
+        if frames.is_empty() {
+            break;
+        }
+        let len = frames.len();
+        match damage {
+            Damage::Lose(at) => drop(frames.remove(at.index(len))),
+            Damage::Repeat(at) => frames.push(frames[at.index(len)].clone()),
+            Damage::Unmask(at) => frames[at.index(len)].mask = None,
+            Damage::Head(at, first) => frames[at.index(len)].first = *first,
+            Damage::Flip(..) | Damage::Cut(_) => {}
+        }
+    }
+    let mut bytes = Vec::new();
+    frames.iter().for_each(|frame| frame.append(&mut bytes));
+    for damage in damages {
+        if bytes.is_empty() {
+            break;
+        }
+        match damage {
+            Damage::Flip(at, bit) => *at.get_mut(&mut bytes) ^= 1 << bit,
+            Damage::Cut(at) => bytes.truncate(at.index(bytes.len())),
+            Damage::Lose(_) | Damage::Repeat(_) | Damage::Unmask(_) | Damage::Head(..) => {}
+        }
+    }
+    bytes
+}
+
+#[test]
+fn what_clients_send_is_read_as_tungstenite_reads_it() {
+    const CASES: u32 = 20_000;
+    let config = ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() };
+    let verdicts = std::cell::RefCell::new(BTreeMap::<String, u32>::new());
+    let streams = (frames(), prop_oneof![2 => vec(damage(), 1..3), 1 => Just(Vec::new())]);
+    let tested = TestRunner::new(config).run(&(streams, vec(1usize..20, 1..5)), |((frames, damages), sizes)| {
+        let bytes = bytes(frames, &damages);
+        let seen = agree(&bytes);
+        prop_assert_eq!(&seen, &read(&bytes, &[1]), "byte by byte");
+        prop_assert_eq!(&seen, &read(&bytes, &sizes), "in portions of {:?}", sizes);
+        for at in (1..bytes.len()).filter(|_| bytes.len() <= 48) {
+            prop_assert_eq!(&seen, &read(&bytes, &[at, bytes.len() - at]), "split at {}", at);
+        }
+        let verdict = match seen.last() {
+            Some(Seen::Closed(_)) => "closed".to_owned(),
+            Some(Seen::Refused(close)) => format!("{close:?}"),
+            _ => "goes on".to_owned(),
+        };
+        *verdicts.borrow_mut().entry(verdict).or_default() += 1;
+        Ok(())
+    });
+    match tested {
+        Ok(()) => {}
+        Err(TestError::Fail(why, input)) => panic!("{why}\n{input:?}"),
+        Err(TestError::Abort(why)) => panic!("{why}"),
+    }
+    // The streams must lead everywhere, or agreement says little.
+    let verdicts = verdicts.into_inner();
+    for verdict in ["goes on", "closed", "Protocol", "Utf8", "TooBig"] {
+        let count = verdicts.get(verdict).copied().unwrap_or(0);
+        assert!(count >= CASES / 50, "{verdict}: only {count} of {verdicts:?}");
+    }
+}
+
+#[test]
+fn what_we_write_is_read_by_tungstenite() {
+    let (mut out, mut expected) = (Vec::new(), Vec::new());
+    for len in [0, 1, 125, 126, 127, 65_535, 65_536, 100_000] {
+        super::text(&mut out, &"x".repeat(len));
+        super::binary(&mut out, &vec![0xff; len]);
+        super::ping(&mut out);
+        super::pong(&mut out, &vec![1; len.min(super::MAX_CONTROL_PAYLOAD)]);
+        expected.extend([Seen::Text("x".repeat(len)), Seen::Binary(vec![0xff; len])]);
+        expected.extend([Seen::Ping(Vec::new()), Seen::Pong]);
+    }
+    for why in [Close::Normal, Close::AccessRevoked, Close::UpstreamUnavailable] {
+        let mut out = out.clone();
+        super::close(&mut out, why);
+        let expected: Vec<Seen> = expected.iter().cloned().chain([Seen::Closed(Some(why.code()))]).collect();
+        assert!(theirs(&out, Role::Client, 100_000) == expected, "{why:?}");
+    }
+}
