@@ -8,10 +8,12 @@
 
 use std::{future::pending, io::BufRead, path::PathBuf};
 
-use boilerhouse_bridge::source::{
-    connect::{self, Connection},
-    crd::MANAGED_SELECTOR,
-    project::{ClaimRow, PodRow, Row},
+use boilerhouse_bridge::{
+    api::MANAGED_SELECTOR,
+    source::{
+        connect::{self, ClusterConnection},
+        decode::{Decode, DecodedClaim, DecodedPod},
+    },
 };
 use futures::{StreamExt, future::join};
 use kube::{
@@ -42,8 +44,8 @@ async fn main() -> Result<(), Failure> {
         while pairs.len() < wanted {
             let (pods_listed, pods) = oneshot::channel();
             let (claims_listed, claims) = oneshot::channel();
-            let pods_watched = watch::<PodRow>(&connection, MANAGED_SELECTOR, pods_listed);
-            let claims_watched = watch::<ClaimRow>(&connection, "", claims_listed);
+            let pods_watched = watch::<DecodedPod>(&connection, MANAGED_SELECTOR, pods_listed);
+            let claims_watched = watch::<DecodedClaim>(&connection, "", claims_listed);
             pairs.spawn(join(pods_watched, claims_watched));
             pods.await?;
             claims.await?;
@@ -65,8 +67,8 @@ fn next_number() -> Result<Option<usize>, Failure> {
 }
 
 /// One watcher, for ever; says when it has listed everything.
-fn watch<T: Row>(
-    connection: &Connection,
+fn watch<T: Decode>(
+    connection: &ClusterConnection,
     selector: &str,
     listed: oneshot::Sender<()>,
 ) -> impl Future<Output = ()> + use<T> {

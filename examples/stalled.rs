@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use boilerhouse_bridge::sim::{Resource, Sim, SimConfig};
+use boilerhouse_bridge::sim::{ApiResource, Sim, SimConfig};
 use clap::Parser;
 use memchr::memmem;
 use serde_json::json;
@@ -240,15 +240,15 @@ fn change(sim: &Sim, board: &Board) -> Result<(), Failure> {
     let changed = sim.store(|store| {
         if number.is_multiple_of(FILL) {
             // More than a watch that keeps up has not yet read.
-            store.forget(store.revision().saturating_sub(10 * FILL as u64));
+            store.discard_before(store.revision().saturating_sub(10 * FILL as u64));
         }
-        if store.get(Resource::Pods, NAMESPACE, &name).is_none() {
+        if store.get(ApiResource::Pods, NAMESPACE, &name).is_none() {
             let labels = json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": "web"});
             let pod = json!({"metadata": {"name": name, "namespace": NAMESPACE, "labels": labels}});
-            store.create(Resource::Pods, pod)?;
+            store.create(ApiResource::Pods, pod)?;
         }
         board.written.get(number).map(|written| written.set(Instant::now()));
-        store.patch(Resource::Pods, NAMESPACE, &name, &phase)
+        store.patch(ApiResource::Pods, NAMESPACE, &name, &phase)
     });
     changed.map_err(|refused| format!("{refused:?}"))?;
     board.last.store(number, Relaxed);

@@ -13,15 +13,15 @@ use std::{
 
 use anyhow::Context as _;
 use boilerhouse_bridge::{
-    feed::Read,
+    feed::ReadResult,
     http::{
-        conn::{self, Start},
-        stream::{self, Outbound, Streams, websocket, websocket_head},
+        conn::{self, StreamStart},
+        stream::{self, Outbound, StreamContext, websocket, websocket_head},
     },
     tasks::{self, Tasks},
     wire::{
-        Close,
-        websocket::{self as ws, Piece},
+        CloseReason,
+        websocket::{self as ws, MessagePart},
     },
 };
 use bytes::Bytes;
@@ -43,24 +43,24 @@ struct Echo {
 }
 
 impl Outbound for Echo {
-    fn read(&mut self, _max_bytes: usize) -> Read {
+    fn read(&mut self, _max_bytes: usize) -> ReadResult {
         if self.waiting_bytes > MAX_WAITING_BYTES {
-            return Read::End(Close::SlowConsumer);
+            return ReadResult::End(CloseReason::SlowConsumer);
         }
         if self.waiting.is_empty() {
-            return Read::Idle;
+            return ReadResult::Idle;
         }
         self.waiting_bytes = 0;
-        Read::Batch(std::mem::take(&mut self.waiting))
+        ReadResult::Batch(std::mem::take(&mut self.waiting))
     }
 
-    fn poll_changed(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_readable(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
         // Only input brings news, and the transport reads after each input.
         Poll::Pending
     }
 
-    fn received(&mut self, piece: &Piece<'_>) {
-        let Piece::Data { text, chunk, last, .. } = piece else { return };
+    fn on_message_part(&mut self, piece: &MessagePart<'_>) {
+        let MessagePart::Data { text, chunk, last, .. } = piece else { return };
         self.message.extend_from_slice(chunk);
         if !last || self.waiting_bytes > MAX_WAITING_BYTES {
             return;
@@ -76,7 +76,7 @@ impl Outbound for Echo {
     }
 }
 
-fn answer(request: &Request<Incoming>, streams: &Arc<Streams>) -> Response<Empty<Bytes>> {
+fn answer(request: &Request<Incoming>, streams: &Arc<StreamContext>) -> Response<Empty<Bytes>> {
     let key = request.headers().get("sec-websocket-key").and_then(|key| key.to_str().ok());
     let Some(key) = key else {
         let mut response = Response::new(Empty::new());
@@ -84,9 +84,9 @@ fn answer(request: &Request<Incoming>, streams: &Arc<Streams>) -> Response<Empty
         return response;
     };
     let mut response = websocket_head(key).map(|()| Empty::new());
-    match streams.enter() {
-        Some(place) => {
-            response.extensions_mut().insert(Start::new(|socket| websocket(Echo::default(), socket, place)));
+    match streams.try_acquire() {
+        Some(permit) => {
+            response.extensions_mut().insert(StreamStart::new(|socket| websocket(Echo::default(), socket, permit)));
         }
         None => *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE,
     }
@@ -100,7 +100,7 @@ async fn main() -> anyhow::Result<()> {
     eprintln!("echoing on ws://{}", listener.local_addr()?);
     let tasks = Tasks::new(tasks::Config::default());
     let config = stream::Config { max_message_bytes: MAX_MESSAGE_BYTES, ..stream::Config::default() };
-    let streams = Streams::new(config, stream::Metrics::default(), tasks.stop().clone());
+    let streams = StreamContext::new(config, stream::Metrics::default(), tasks.stop().clone());
     let service = tower::service_fn(move |request: Request<Incoming>| {
         let response = answer(&request, &streams);
         async { Ok::<_, Infallible>(response) }

@@ -1,5 +1,5 @@
 //! The command line: arguments, environment, terminal, exit codes; and the composition roots, which alone know
-//! everything (protocol.md section 8).
+//! everything (docs/protocol.md#command-line).
 
 mod access;
 mod bench;
@@ -18,7 +18,7 @@ use std::{
 use anyhow::Context;
 use clap::{Arg, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, builder::Resettable};
 
-use crate::source::crd;
+use crate::api;
 
 /// Turns what happens to a Boilerhouse platform's Kubernetes objects into a live stream of JSON events.
 #[derive(Debug, Parser)]
@@ -43,7 +43,7 @@ enum Command {
 
 /// Why the program ends with something else than 0.
 #[derive(Debug)]
-struct Failure {
+struct CliError {
     code: u8,
     error: anyhow::Error,
 }
@@ -53,9 +53,9 @@ const PORTS: RangeInclusive<u64> = 0..=u16::MAX as u64;
 /// Limits a minute: none at all would let nobody in, and the type has no more.
 const RATES: RangeInclusive<u64> = 1..=u32::MAX as u64;
 /// Most streams that can be asked for: Linux lets a process open 1,048,576 files (`fs.nr_open`), and each stream is one.
-const MOST_CONNECTIONS: u64 = 1_000_000;
+const MAX_CONNECTIONS: u64 = 1_000_000;
 
-/// Exit codes (protocol.md section 8).
+/// Exit codes (docs/protocol.md#command-line).
 mod exit {
     pub(super) const FAILED: u8 = 1;
     pub(super) const USAGE: u8 = 2;
@@ -63,16 +63,16 @@ mod exit {
     pub(super) const INTERRUPTED: u8 = 130;
 }
 
-impl Failure {
+impl CliError {
     /// The arguments do not make sense together.
-    fn usage(message: impl Into<String>) -> Failure {
-        Failure { code: exit::USAGE, error: anyhow::Error::msg(message.into()) }
+    fn usage(message: impl Into<String>) -> CliError {
+        CliError { code: exit::USAGE, error: anyhow::Error::msg(message.into()) }
     }
 }
 
-impl<E: Into<anyhow::Error>> From<E> for Failure {
-    fn from(error: E) -> Failure {
-        Failure { code: exit::FAILED, error: error.into() }
+impl<E: Into<anyhow::Error>> From<E> for CliError {
+    fn from(error: E) -> CliError {
+        CliError { code: exit::FAILED, error: error.into() }
     }
 }
 
@@ -83,7 +83,7 @@ pub fn main() -> ExitCode {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let args: Vec<_> = std::env::args_os().collect();
     let outcome = match command().try_get_matches_from(&args) {
-        Ok(matches) => config::with_file(command(), args, matches).and_then(|matches| run(&matches)),
+        Ok(matches) => config::apply_config_file(command(), args, matches).and_then(|matches| run(&matches)),
         Err(error) => {
             // clap writes help to stdout and mistakes to stderr, and knows which of the two this is.
             let _ = error.print();
@@ -92,16 +92,16 @@ pub fn main() -> ExitCode {
     };
     match outcome {
         Ok(code) => ExitCode::from(code),
-        Err(failure) => report(&failure),
+        Err(error) => print_error(&error),
     }
 }
 
 /// The command, with what all flags have in common.
 fn command() -> clap::Command {
-    Cli::command().mut_subcommands(|command| command.mut_args(flag))
+    Cli::command().mut_subcommands(|command| command.mut_args(adjust_flag))
 }
 
-fn flag(arg: Arg) -> Arg {
+fn adjust_flag(arg: Arg) -> Arg {
     // Help names the variables, not what they hold: that may be long, and is nobody's business on a shared screen.
     let arg = arg.hide_env_values(true);
     // `-1` is then a wrong value rather than an unknown flag.
@@ -117,13 +117,13 @@ fn flag(arg: Arg) -> Arg {
     }
 }
 
-fn run(matches: &ArgMatches) -> Result<u8, Failure> {
+fn run(matches: &ArgMatches) -> Result<u8, CliError> {
     match Cli::from_arg_matches(matches)?.command {
         Command::Serve(serve) => runtime()?.block_on(serve.run()),
         Command::Demo(demo) => runtime()?.block_on(demo.run()),
         Command::Bench(bench) => bench.run(),
         Command::Crd => {
-            let yaml = crd::yaml().context("the definition could not be written as YAML")?;
+            let yaml = api::crd_yaml().context("the definition could not be written as YAML")?;
             print(&yaml)?;
             Ok(0)
         }
@@ -144,24 +144,24 @@ fn print(text: &str) -> io::Result<()> {
 }
 
 /// An error with its causes. Some libraries' errors end with their cause already, which is then not said again.
-fn told(error: &anyhow::Error) -> String {
+fn format_error_chain(error: &anyhow::Error) -> String {
     error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.as_str() {
         "" => cause,
-        told if told.ends_with(&cause) => text,
-        told => format!("{told}: {cause}"),
+        chain if chain.ends_with(&cause) => text,
+        chain => format!("{chain}: {cause}"),
     })
 }
 
-fn report(failure: &Failure) -> ExitCode {
+fn print_error(error: &CliError) -> ExitCode {
     let mut stderr = io::stderr().lock();
     let (bold, plain) = if colour() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
     // When stderr is gone there is nobody left to tell.
-    let _ = writeln!(stderr, "{bold}error:{plain} {}", told(&failure.error));
-    ExitCode::from(failure.code)
+    let _ = writeln!(stderr, "{bold}error:{plain} {}", format_error_chain(&error.error));
+    ExitCode::from(error.code)
 }
 
 /// Logs to stderr at this level; coloured on a terminal only.
-fn start_log(level: tracing::Level) {
+fn init_logging(level: tracing::Level) {
     // kube_client logs whole bodies when one does not parse: objects do not belong into logs.
     let filter = format!("{level},kube_client=error,hyper=warn,hyper_util=warn,rustls=warn,tower=warn");
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour()).with_writer(io::stderr).try_init();
@@ -177,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_arguments_are_consistent() {
+    fn clap_definition_passes_debug_assert() {
         command().debug_assert();
     }
 }

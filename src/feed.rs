@@ -1,7 +1,7 @@
 //! The feed: one order of changes, the current state, and who has read how far.
 //!
 //! Facts come in through the one [`Writer`]; clients read through [`Subscription`]s, each a position in the log and a
-//! lens. Always true: the inventory is what the log's end says; `newest` never goes back within a history; what a
+//! lens. Always true: the inventory is what the log's end says; `latest_versions` never go back within a history; what a
 //! client is served is a function of the log, its lens and its cursor. Under the lock there is pushing and cloning of
 //! `Arc`s only. Nothing here knows where facts come from, what a socket is, or who a client is.
 
@@ -20,7 +20,6 @@ mod subscription;
 mod writer;
 
 use std::{
-    collections::BTreeSet,
     sync::{Arc, Mutex},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -36,21 +35,22 @@ use tokio::{
 };
 
 pub use self::{
-    backfill::{Backfill, Gap, Past},
-    framing::{Carrier, Framing},
-    group::{Audience, Shown},
-    projection_cache::SharedLens,
+    backfill::{BackfillHandle, BackfillRound, Gap},
+    framing::{FrameFormat, Framing},
+    group::{Group, SharedBatch},
+    projection_cache::ProjectionCache,
     snapshot::Snapshot,
-    subscription::{Read, Subscription},
+    subscription::{ReadResult, Subscription},
     writer::Writer,
 };
 use crate::{
-    event::{Cursor, Home, Resource, ResourceVersion, projection::Lens},
-    ring::{self, Log},
+    event::{Cursor, NamespaceId, PerResource, Resource, ResourceVersion, projection::Projection},
+    ring::{self, RingLog},
 };
-use backfill::Wanted;
-use projection_registry::Lenses;
-use read_your_writes::Told;
+use backfill::BackfillRequests;
+use pool_depth::DirtyPools;
+use projection_registry::ProjectionRegistry;
+use read_your_writes::DeliveredWatermark;
 use state::{Shared, State};
 
 /// Bounds of a feed.
@@ -58,40 +58,40 @@ use state::{Shared, State};
 pub struct Config {
     /// What the log may hold.
     pub log: ring::Limits,
-    /// How long the upstream may be down before `/ws` clients are sent away, so that they see it (protocol.md section 2).
-    pub upstream_limit: Duration,
-    /// How long a snapshot GET waits for the feed to reach what somebody has been told (protocol.md section 2).
-    pub told_wait: Duration,
-    /// How often the depths of the pools are told (protocol.md section 3: 4 times a second).
-    pub pool_period: Duration,
-    /// About how many bytes an initial state has before it comes in parts (protocol.md section 3: 256 KiB, and a part ends
+    /// How long the upstream may be down before `/ws` clients are sent away, so that they see it (docs/protocol.md#boilerhouse-stream).
+    pub max_upstream_downtime: Duration,
+    /// How long a snapshot GET waits for the feed to reach what somebody has been told (docs/protocol.md#boilerhouse-stream).
+    pub read_your_writes_timeout: Duration,
+    /// How often the depths of the pools are told (docs/protocol.md#full-stream: 4 times a second).
+    pub pool_depth_interval: Duration,
+    /// About how many bytes an initial state has before it comes in parts (docs/protocol.md#full-stream: 256 KiB, and a part ends
     /// with the object that passes this).
-    pub part_bytes: usize,
+    pub initial_state_part_bytes: usize,
     /// How many bytes of what has been rendered all lenses together may keep for their readers, so that a client is not
     /// paid for by how it looks: 32 MiB, half of the log.
-    pub lens_bytes: usize,
+    pub projection_cache_bytes: usize,
     /// How long a client whose cursor is older than the log waits for it to be extended backwards, before it is told the
     /// current state instead: two rounds, as one may be under way.
-    pub park_limit: Duration,
+    pub backfill_wait_timeout: Duration,
     /// How long a client whose cursor is ahead of this replica waits before the API server is asked whether there is such
-    /// a version (protocol.md section 3: 2 s).
-    pub ahead_wait: Duration,
+    /// a version (docs/protocol.md#full-stream: 2 s).
+    pub ahead_cursor_wait: Duration,
     /// Milliseconds since the Unix epoch, for `time`.
-    pub clock: fn() -> u64,
+    pub wall_clock_ms: fn() -> u64,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Config {
             log: ring::Limits::default(),
-            upstream_limit: Duration::from_secs(60),
-            told_wait: Duration::from_secs(1),
-            pool_period: Duration::from_millis(250),
-            part_bytes: 240 << 10,
-            lens_bytes: 32 << 20,
-            park_limit: Duration::from_secs(30),
-            ahead_wait: Duration::from_secs(2),
-            clock: system_clock,
+            max_upstream_downtime: Duration::from_secs(60),
+            read_your_writes_timeout: Duration::from_secs(1),
+            pool_depth_interval: Duration::from_millis(250),
+            initial_state_part_bytes: 240 << 10,
+            projection_cache_bytes: 32 << 20,
+            backfill_wait_timeout: Duration::from_secs(30),
+            ahead_cursor_wait: Duration::from_secs(2),
+            wall_clock_ms: system_clock,
         }
     }
 }
@@ -118,9 +118,9 @@ pub enum Health {
     },
 }
 
-/// How a source is as a whole: `state` of `/api/v1/connections` (protocol.md section 5).
+/// How a source is as a whole: `state` of `/api/v1/connections` (docs/protocol.md#snapshots).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Condition {
+pub enum SourceState {
     /// Not all has been listed yet.
     #[default]
     Syncing,
@@ -130,34 +130,38 @@ pub enum Condition {
     Down,
 }
 
-impl Condition {
-    fn of(all: &[Health; 2]) -> Condition {
+impl SourceState {
+    fn from_health(all: &PerResource<Health>) -> SourceState {
         if all.iter().any(|health| matches!(health, Health::Down { .. })) {
-            Condition::Down
-        } else if all.contains(&Health::Connecting) {
-            Condition::Syncing
+            SourceState::Down
+        } else if all.iter().any(|health| *health == Health::Connecting) {
+            SourceState::Syncing
         } else {
-            Condition::Live
+            SourceState::Live
         }
     }
 }
 
 /// Where a subscription starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum From {
+pub enum StartAt {
     /// Transitions from this moment on.
-    Now,
+    Live,
     /// The current state first, once it has reached these versions: a client must not be taken back in time.
-    Snapshot(Reason, [ResourceVersion; 2]),
-    /// Exactly what came after the cursor.
-    After(Cursor),
-    /// The same where it can be had; otherwise the current state, with the reason why not (protocol.md section 3).
-    Resume(Cursor),
+    Snapshot {
+        /// `reason` of `state.initial`.
+        reason: SnapshotReason,
+        /// The state is sent when it is not older than these versions.
+        not_before: PerResource<ResourceVersion>,
+    },
+    /// Exactly what came after the cursor, where the log has it; otherwise the current state, with the reason
+    /// (docs/protocol.md#full-stream).
+    Cursor(Cursor),
 }
 
-/// Why a client's picture is (re)placed: `reason` of `state.initial` (protocol.md section 3).
+/// Why a client's picture is (re)placed: `reason` of `state.initial` (docs/protocol.md#full-stream).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub enum SnapshotReason {
     /// It has just come.
     Connect,
     /// Its cursor is older than the log.
@@ -170,38 +174,38 @@ pub enum Reason {
     Lagged,
 }
 
-impl Reason {
+impl SnapshotReason {
     /// As it stands in `reason`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Reason::Connect => "connect",
-            Reason::Expired => "expired",
-            Reason::Foreign => "foreign",
-            Reason::Filter => "filter",
-            Reason::Lagged => "lagged",
+            SnapshotReason::Connect => "connect",
+            SnapshotReason::Expired => "expired",
+            SnapshotReason::Foreign => "foreign",
+            SnapshotReason::Filter => "filter",
+            SnapshotReason::Lagged => "lagged",
         }
     }
 }
 
 /// Why a cursor cannot be resumed from here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum Refused {
+pub enum ResumeError {
     /// No complete state yet.
     #[error("the first lists are not complete yet")]
-    NotReady,
+    NotSynced,
     /// Older than the log reaches back.
     #[error("the log does not reach back to the cursor")]
-    Below,
+    BeforeLog,
     /// In the middle of a difference, which tells its holder nothing true.
     #[error("the log has no history at the cursor, only a difference")]
-    Between,
+    InsideCoalesced,
     /// Of another namespace, or not a cursor.
     #[error("the cursor is of another history")]
-    Foreign,
+    ForeignHistory,
     /// Made under another filter or other rights, or not covering a needed resource.
     #[error("the cursor was made under another filter or other rights")]
-    OtherLens,
+    ProjectionMismatch,
 }
 
 /// What the feed counts.
@@ -216,8 +220,8 @@ pub struct Metrics {
     subscriptions: Gauge,
     log_steps: Gauge,
     log_bytes: Gauge,
-    lenses: Gauge,
-    lens_bytes: Gauge,
+    projections: Gauge,
+    projection_cache_bytes: Gauge,
 }
 
 impl Metrics {
@@ -236,8 +240,12 @@ impl Metrics {
         registry.register("feed_subscriptions", "Clients reading now", self.subscriptions.clone());
         registry.register("feed_log_steps", "Steps held for resumes", self.log_steps.clone());
         registry.register("feed_log_bytes", "Bytes charged for the steps held", self.log_bytes.clone());
-        registry.register("feed_lenses", "Different lenses in use", self.lenses.clone());
-        registry.register("feed_lens_bytes", "Bytes that lenses keep for their readers", self.lens_bytes.clone());
+        registry.register("feed_lenses", "Different lenses in use", self.projections.clone());
+        registry.register(
+            "feed_lens_bytes",
+            "Bytes that lenses keep for their readers",
+            self.projection_cache_bytes.clone(),
+        );
     }
 }
 
@@ -248,7 +256,7 @@ pub struct Feed {
 }
 
 /// What a single reader may be behind before its writer waits: enough for any burst that one write takes up.
-const SINGLE_LOG: ring::Limits = ring::Limits { items: 256, bytes: 256 << 10, age_ms: u64::MAX };
+const DEDICATED_LOG_LIMITS: ring::Limits = ring::Limits { items: 256, bytes: 256 << 10, age_ms: u64::MAX };
 
 impl Feed {
     /// An empty feed and its only writer.
@@ -257,46 +265,46 @@ impl Feed {
         Feed::build(config, None, Metrics::default())
     }
 
-    /// A feed of the same upstream for a single reader (architecture.md, the feed's contract, 9): its writer waits for
+    /// A feed of the same upstream for a single reader (docs/architecture.md#feed-contract, item 9): its writer waits for
     /// room instead of dropping what is not read, nothing is cached in it, and what it takes in is noted here as told.
     #[must_use]
-    pub fn single(&self) -> (Writer, Feed) {
-        let config = Config { log: SINGLE_LOG, ..self.shared.config };
+    pub fn dedicated(&self) -> (Writer, Feed) {
+        let config = Config { log: DEDICATED_LOG_LIMITS, ..self.shared.config };
         let (mut writer, feed) = Feed::build(config, Some(self.shared.clone()), self.shared.metrics.clone());
-        if let Some(home) = self.home() {
-            writer.home(home);
+        if let Some(namespace) = self.namespace() {
+            writer.set_namespace(namespace);
         }
         (writer, feed)
     }
 
     fn build(config: Config, hub: Option<Arc<Shared>>, metrics: Metrics) -> (Writer, Feed) {
         let state = State {
-            home: None,
+            namespace: None,
             inventory: Arc::default(),
-            log: Log::new(config.log),
-            base: [0; 2],
-            newest: [0; 2],
-            synced: [false; 2],
-            down_at: [None; 2],
-            down_since_ms: [0; 2],
-            told: Told::default(),
-            wanted: Wanted::default(),
-            origin: [0; 2],
-            touched: BTreeSet::new(),
-            history: 0,
-            condition: (Condition::default(), (config.clock)()),
+            log: RingLog::new(config.log),
+            log_base_versions: PerResource::default(),
+            latest_versions: PerResource::default(),
+            synced: PerResource::default(),
+            down_at: PerResource::default(),
+            down_since_ms: PerResource::default(),
+            delivered: DeliveredWatermark::default(),
+            backfill_requests: BackfillRequests::default(),
+            history_start_versions: PerResource::default(),
+            dirty_pools: DirtyPools::default(),
+            history_epoch: 0,
+            source_state: (SourceState::default(), (config.wall_clock_ms)()),
         };
         let shared = Arc::new(Shared {
             config,
-            head: watch::Sender::new(state.log.end()),
+            log_end: watch::Sender::new(state.log.end_position()),
             health: watch::Sender::default(),
-            heard_ms: Default::default(),
-            histories: watch::Sender::default(),
-            hub,
-            room: Notify::new(),
-            asked: Notify::new(),
+            last_byte_ms: Default::default(),
+            history_resets: watch::Sender::default(),
+            hub_feed: hub,
+            capacity_freed: Notify::new(),
+            backfill_requested: Notify::new(),
             state: Mutex::new(state),
-            lenses: Lenses::new(config.lens_bytes, metrics.lens_bytes.clone()),
+            projections: ProjectionRegistry::new(config.projection_cache_bytes, metrics.projection_cache_bytes.clone()),
             metrics,
         });
         (Writer::new(shared.clone()), Feed { shared })
@@ -310,66 +318,66 @@ impl Feed {
 
     /// Where the facts come from, once known.
     #[must_use]
-    pub fn home(&self) -> Option<Home> {
-        self.shared.state().home
+    pub fn namespace(&self) -> Option<NamespaceId> {
+        self.shared.state().namespace
     }
 
     /// What the source says of itself, pods then claims; and a way to wait for it to change.
     #[must_use]
-    pub fn health(&self) -> watch::Receiver<[Health; 2]> {
+    pub fn health(&self) -> watch::Receiver<PerResource<Health>> {
         self.shared.health.subscribe()
     }
 
-    /// How the source is as a whole, and since when: milliseconds since the Unix epoch, by [`Config::clock`].
+    /// How the source is as a whole, and since when: milliseconds since the Unix epoch, by [`Config::wall_clock_ms`].
     #[must_use]
-    pub fn condition(&self) -> (Condition, u64) {
-        self.shared.state().condition
+    pub fn source_state(&self) -> (SourceState, u64) {
+        self.shared.state().source_state
     }
 
     /// Changes each time the source finds another history (an older copy of etcd): whoever watches by himself must list.
     #[must_use]
-    pub fn histories(&self) -> watch::Receiver<u64> {
-        self.shared.histories.subscribe()
+    pub fn history_resets(&self) -> watch::Receiver<u64> {
+        self.shared.history_resets.subscribe()
     }
 
     /// Changes each time there may be something new to read: the position up to which there is.
     #[must_use]
-    pub fn changes(&self) -> watch::Receiver<u64> {
-        self.shared.head.subscribe()
+    pub fn log_end(&self) -> watch::Receiver<u64> {
+        self.shared.log_end.subscribe()
     }
 
     /// Whether both resources have been listed (G10: nothing is served before).
     #[must_use]
-    pub fn is_ready(&self) -> bool {
-        self.shared.state().ready().is_ok()
+    pub fn is_synced(&self) -> bool {
+        self.shared.state().synced_namespace().is_ok()
     }
 
     /// Resolves once both resources have been listed.
-    pub async fn ready(&self) {
-        let mut head = self.shared.head.subscribe();
-        while !self.is_ready() {
+    pub async fn wait_synced(&self) {
+        let mut log_end = self.shared.log_end.subscribe();
+        while !self.is_synced() {
             // The sender lives in `self.shared`, so this cannot fail while we are here.
-            let _ = head.changed().await;
+            let _ = log_end.changed().await;
         }
     }
 
-    /// Resolves once [`Feed::ready`] does and the upstream has not been down for [`Config::upstream_limit`]: until then a
+    /// Resolves once [`Feed::wait_synced`] does and the upstream has not been down for [`Config::max_upstream_downtime`]: until then a
     /// `/ws` client would be told a state of long ago and sent away at once.
-    pub async fn open(&self) {
-        let mut head = self.shared.head.subscribe();
-        self.ready().await;
-        while self.shared.state().is_down_for(self.shared.config.upstream_limit) {
+    pub async fn wait_serviceable(&self) {
+        let mut log_end = self.shared.log_end.subscribe();
+        self.wait_synced().await;
+        while self.shared.state().down_longer_than(self.shared.config.max_upstream_downtime) {
             // Sent when the health changes, too; the sender lives in `self.shared`.
-            let _ = head.changed().await;
+            let _ = log_end.changed().await;
         }
     }
 
     /// The lens shared by all who look the same way: equal lenses render once.
     #[must_use]
-    pub fn lens(&self, lens: Lens, framing: Framing) -> Arc<SharedLens> {
-        let (shared, count) = self.shared.lenses.get(lens, framing);
-        if self.shared.hub.is_none() {
-            self.shared.metrics.lenses.set(i64::try_from(count).unwrap_or(i64::MAX));
+    pub fn projection_cache(&self, projection: Projection, framing: Framing) -> Arc<ProjectionCache> {
+        let (shared, count) = self.shared.projections.get(projection, framing);
+        if self.shared.hub_feed.is_none() {
+            self.shared.metrics.projections.set(i64::try_from(count).unwrap_or(i64::MAX));
         }
         shared
     }
@@ -377,36 +385,43 @@ impl Feed {
     /// A reader that looks through `lens`.
     ///
     /// # Errors
-    /// See [`Refused`]. [`Refused::Below`] may pass when the log is extended backwards; the others call for
-    /// [`From::Snapshot`] with a reason.
-    pub fn subscribe(&self, lens: Arc<SharedLens>, from: From) -> Result<Subscription, Refused> {
-        Subscription::start(self.shared.clone(), lens, from)
+    /// See [`ResumeError`]. [`ResumeError::BeforeLog`] may pass when the log is extended backwards; the others call for
+    /// [`StartAt::Snapshot`] with a reason.
+    pub fn subscribe(&self, cache: Arc<ProjectionCache>, from: StartAt) -> Result<Subscription, ResumeError> {
+        Subscription::start(self.shared.clone(), cache, from)
     }
 
     /// The current state as one cut (G4): the state that Kubernetes had at `rv` of each resource. It is not older than
-    /// anything that any client of this process has been told; that is waited for, up to [`Config::told_wait`].
+    /// anything that any client of this process has been told; that is waited for, up to [`Config::read_your_writes_timeout`].
     ///
     /// # Errors
-    /// [`Refused::NotReady`] before both resources have been listed, and when the wait was not enough.
-    pub async fn snapshot(&self) -> Result<Snapshot, Refused> {
-        let mut head = self.shared.head.subscribe();
+    /// [`ResumeError::NotSynced`] before both resources have been listed, and when the wait was not enough.
+    pub async fn snapshot(&self) -> Result<Snapshot, ResumeError> {
+        let mut log_end = self.shared.log_end.subscribe();
         // What is told from now on is no business of this GET: under load somebody is always ahead.
-        let told = self.shared.state().told.clone();
+        let told = self.shared.state().delivered.clone();
         let reached = async {
-            while !self.shared.state().knows(&told) {
+            while !self.shared.state().has_reached(&told) {
                 // The sender lives in `self.shared`, so this cannot fail while we are here.
-                let _ = head.changed().await;
+                let _ = log_end.changed().await;
             }
         };
-        tokio::time::timeout(self.shared.config.told_wait, reached).await.map_err(|_| Refused::NotReady)?;
+        tokio::time::timeout(self.shared.config.read_your_writes_timeout, reached)
+            .await
+            .map_err(|_| ResumeError::NotSynced)?;
         let state = self.shared.state();
-        let home = state.ready()?;
-        Ok(Snapshot { home, inventory: state.inventory.clone(), rv: state.newest, position: state.log.end() })
+        let namespace = state.synced_namespace()?;
+        Ok(Snapshot {
+            namespace,
+            inventory: state.inventory.clone(),
+            versions: state.latest_versions,
+            position: state.log.end_position(),
+        })
     }
 }
 
 /// The resources that a lens tells of: a cursor of it must cover them.
-fn needs(lens: &Lens) -> impl Iterator<Item = Resource> {
-    let kinds = lens.types.kinds();
-    Resource::ALL.into_iter().filter(move |kind| kinds[*kind as usize])
+fn required_resources(projection: &Projection) -> impl Iterator<Item = Resource> {
+    let kinds = projection.types.resources();
+    Resource::ALL.into_iter().filter(move |resource| kinds[*resource])
 }

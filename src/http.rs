@@ -1,7 +1,7 @@
 //! Who listens: sockets, routes, and what each answers.
 //!
-//! `conn` owns sockets, `stream` runs what has bytes to send on one, `routes` is every path in one function. `guard`
-//! decides which pages may ask at all, `auth` who asks and what they see of it, `limit` how often. Nothing here knows
+//! `conn` owns sockets, `stream` runs what has bytes to send on one, `routes` is every path in one function. `browser_guard`
+//! decides which pages may ask at all, `auth` who asks and what they see of it, `rate_limit` how often. Nothing here knows
 //! Kubernetes or where a fact came from: facts are read from the feed.
 
 pub mod auth;
@@ -33,34 +33,34 @@ pub use routes::service;
 use crate::feed::Feed;
 
 /// What the routes need.
-pub struct Site {
+pub struct App {
     /// Where the facts are read.
     pub feed: Feed,
     /// Gives a `/ws` connection watchers of its own.
-    pub own: OpenOwn,
+    pub dedicated_feeds: DedicatedFeedFactory,
     /// What is watched, as people call it.
-    pub connection: Connection,
+    pub connection: ConnectionInfo,
     /// What all streams share.
-    pub streams: Arc<stream::Streams>,
+    pub streams: Arc<stream::StreamContext>,
     /// What `/metrics` shows.
     pub registry: Registry,
     /// Hosts and origins beyond the safe ones.
-    pub allowed: browser_guard::Allowed,
+    pub guard: browser_guard::GuardConfig,
     /// Who asks. Its loop is run by whoever makes this.
-    pub auth: Arc<auth::Auth>,
+    pub auth: Arc<auth::Authenticator>,
     /// How much of it.
-    pub limits: rate_limit::Limits,
+    pub rate_limits: rate_limit::RateLimits,
     /// Whose word is taken for where a request came from.
-    pub proxies: forwarded::Proxies,
+    pub trusted_proxies: forwarded::TrustedProxies,
     /// Lines for `/readyz?verbose` that only others can know.
-    pub verbose: Box<dyn Fn() -> Vec<String> + Send + Sync>,
+    pub readiness_details: Box<dyn Fn() -> Vec<String> + Send + Sync>,
     /// Waits and limits.
     pub config: Config,
 }
 
 /// The names of what a bridge watches, as `/api/v1/connections` shows them.
 #[derive(Clone, Debug)]
-pub struct Connection {
+pub struct ConnectionInfo {
     /// The kubeconfig's context, or `in-cluster`, or `demo`.
     pub name: String,
     /// The namespace.
@@ -69,25 +69,25 @@ pub struct Connection {
 
 /// A feed for one connection, and the future that fills it for as long as it is polled; `None` when the connection is to
 /// read the feed that all share. A function value, so that nothing here knows where facts come from.
-pub type OpenOwn = Box<dyn Fn() -> Option<(Feed, BoxFuture<'static, Infallible>)> + Send + Sync>;
+pub type DedicatedFeedFactory = Box<dyn Fn() -> Option<(Feed, BoxFuture<'static, Infallible>)> + Send + Sync>;
 
 /// Waits and limits of the routes.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// How long a WebSocket upgrade waits for the first lists (protocol.md section 2: 10 s).
-    pub ready_wait: Duration,
+    /// How long a WebSocket upgrade waits for the first lists (docs/protocol.md#boilerhouse-stream: 10 s).
+    pub sync_timeout: Duration,
     /// How many events a client of the full stream gets.
-    pub rate: stream_rate::Config,
+    pub stream_rate: stream_rate::Config,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { ready_wait: Duration::from_secs(10), rate: stream_rate::Config::default() }
+        Config { sync_timeout: Duration::from_secs(10), stream_rate: stream_rate::Config::default() }
     }
 }
 
-impl fmt::Debug for Site {
+impl fmt::Debug for App {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Site").field("feed", &self.feed).field("allowed", &self.allowed).finish_non_exhaustive()
+        f.debug_struct("App").field("feed", &self.feed).field("guard", &self.guard).finish_non_exhaustive()
     }
 }

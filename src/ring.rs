@@ -1,12 +1,12 @@
 //! A bounded ring of shared items with positions that never repeat.
 //!
 //! Readers hold positions, not items: however slow one is, it costs nothing here. What it missed is known by
-//! comparing its position with [`Log::first`]. Nothing here knows what an item is, or reads a clock.
+//! comparing its position with [`RingLog::first_position`]. Nothing here knows what an item is, or reads a clock.
 
 use std::{collections::VecDeque, sync::Arc};
 
 /// Positions start here, so that older items can be put in front.
-const ORIGIN: u64 = 1 << 32;
+const FIRST_POSITION: u64 = 1 << 32;
 
 /// What the ring may hold. Whichever bound is reached first evicts the oldest items.
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +28,7 @@ impl Default for Limits {
 
 /// The ring.
 #[derive(Debug)]
-pub struct Log<T> {
+pub struct RingLog<T> {
     entries: VecDeque<Entry<T>>,
     first: u64,
     bytes: usize,
@@ -42,22 +42,22 @@ struct Entry<T> {
     at_ms: u64,
 }
 
-impl<T> Log<T> {
+impl<T> RingLog<T> {
     /// An empty ring.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Log { entries: VecDeque::new(), first: ORIGIN, bytes: 0, limits }
+        RingLog { entries: VecDeque::new(), first: FIRST_POSITION, bytes: 0, limits }
     }
 
-    /// Position of the oldest item held; equal to [`Log::end`] when there is none.
+    /// Position of the oldest item held; equal to [`RingLog::end_position`] when there is none.
     #[must_use]
-    pub fn first(&self) -> u64 {
+    pub fn first_position(&self) -> u64 {
         self.first
     }
 
     /// Position that the next item will have.
     #[must_use]
-    pub fn end(&self) -> u64 {
+    pub fn end_position(&self) -> u64 {
         self.first + self.entries.len() as u64
     }
 
@@ -99,34 +99,34 @@ impl<T> Log<T> {
         if !over || self.entries.len() == 1 {
             return None;
         }
-        let gone = self.entries.pop_front()?;
+        let evicted = self.entries.pop_front()?;
         self.first += 1;
-        self.bytes -= gone.bytes;
-        Some(gone.item)
+        self.bytes -= evicted.bytes;
+        Some(evicted.item)
     }
 
     /// Forgets what is before a position: its only reader has read it.
-    pub fn release(&mut self, before: u64) {
-        while self.first < before
-            && let Some(gone) = self.entries.pop_front()
+    pub fn discard_before(&mut self, position: u64) {
+        while self.first < position
+            && let Some(evicted) = self.entries.pop_front()
         {
             self.first += 1;
-            self.bytes -= gone.bytes;
+            self.bytes -= evicted.bytes;
         }
     }
 
     /// Forgets everything; positions go on.
     pub fn clear(&mut self) {
-        self.first = self.end();
+        self.first = self.end_position();
         self.entries.clear();
         self.bytes = 0;
     }
 
-    /// At most `most` items from a position on; `None` when items after the position are gone.
+    /// At most `max` items from a position on; `None` when items after the position are gone.
     #[must_use]
-    pub fn range(&self, from: u64, most: usize) -> Option<impl Iterator<Item = &Arc<T>>> {
-        let skip = usize::try_from(from.checked_sub(self.first)?).ok()?;
-        Some(self.entries.iter().skip(skip).take(most).map(|entry| &entry.item))
+    pub fn read_from(&self, position: u64, max: usize) -> Option<impl Iterator<Item = &Arc<T>>> {
+        let skip = usize::try_from(position.checked_sub(self.first)?).ok()?;
+        Some(self.entries.iter().skip(skip).take(max).map(|entry| &entry.item))
     }
 
     /// The first position whose item does not satisfy `before`, which holds for a prefix of the ring.
@@ -143,24 +143,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reader_knows_what_is_gone() {
-        let mut log = Log::new(Limits { items: 2, bytes: 100, age_ms: 1000 });
-        let start = log.end();
+    fn read_from_an_evicted_position_returns_none() {
+        let mut log = RingLog::new(Limits { items: 2, bytes: 100, age_ms: 1000 });
+        let start = log.end_position();
         for item in 0..3 {
             log.push(Arc::new(item), 10, 0);
             while log.evict(0).is_some() {}
         }
-        assert!(log.range(start, 9).is_none(), "the first item is gone");
-        let rest: Vec<i32> = log.range(start + 1, 9).unwrap().map(|i| **i).collect();
+        assert!(log.read_from(start, 9).is_none(), "the first item is gone");
+        let rest: Vec<i32> = log.read_from(start + 1, 9).unwrap().map(|i| **i).collect();
         assert_eq!(rest, [1, 2]);
-        assert_eq!(log.range(log.end(), 9).unwrap().count(), 0);
+        assert_eq!(log.read_from(log.end_position(), 9).unwrap().count(), 0);
         assert_eq!(log.bytes(), 20);
     }
 
     #[test]
-    fn each_limit_evicts() {
+    fn each_limit_evicts_old_items() {
         let full = |limits, now_ms| {
-            let mut log = Log::new(limits);
+            let mut log = RingLog::new(limits);
             for _ in 0..4 {
                 log.push(Arc::new(()), 10, 0);
             }
@@ -175,18 +175,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn positions_are_stable(ops in proptest::collection::vec(0u8..8, 0..200)) {
-            let mut log = Log::new(Limits { items: 7, bytes: 1 << 20, age_ms: 1 << 40 });
-            let origin = log.end();
+        fn positions_stay_stable_across_push_and_evict(ops in proptest::collection::vec(0u8..8, 0..200)) {
+            let mut log = RingLog::new(Limits { items: 7, bytes: 1 << 20, age_ms: 1 << 40 });
+            let origin = log.end_position();
             let mut pushed = 0u64;
             for op in ops {
-                if op == 1 && log.first() > origin {
+                if op == 1 && log.first_position() > origin {
                     // What was dropped comes back, as far as there is room.
-                    let from = origin + (log.first() - origin) / 2;
-                    let items = (from..log.first()).map(|at| (Arc::new(at - origin), 1)).collect();
-                    let first = log.first();
+                    let from = origin + (log.first_position() - origin) / 2;
+                    let items = (from..log.first_position()).map(|at| (Arc::new(at - origin), 1)).collect();
+                    let first = log.first_position();
                     let taken = log.prepend(items, 0);
-                    prop_assert_eq!(log.first(), if taken { from } else { first });
+                    prop_assert_eq!(log.first_position(), if taken { from } else { first });
                 } else if op == 0 {
                     log.clear();
                 } else {
@@ -194,11 +194,11 @@ mod tests {
                     pushed += 1;
                     while log.evict(0).is_some() {}
                 }
-                prop_assert_eq!(log.end(), origin + pushed);
-                for (at, item) in (log.first()..).zip(log.range(log.first(), 99).unwrap()) {
+                prop_assert_eq!(log.end_position(), origin + pushed);
+                for (at, item) in (log.first_position()..).zip(log.read_from(log.first_position(), 99).unwrap()) {
                     prop_assert_eq!(at, origin + **item);
                 }
-                let middle = (log.first() + log.end()) / 2;
+                let middle = (log.first_position() + log.end_position()) / 2;
                 prop_assert_eq!(log.partition_point(|item| origin + item < middle), middle);
             }
         }

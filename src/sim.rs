@@ -12,7 +12,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use crate::source::crd;
+use crate::api::{GROUP, PLURAL, VERSION};
 
 mod api;
 pub mod fault;
@@ -26,8 +26,8 @@ mod watch;
 mod write;
 
 pub use api::Service;
-use fault::{Cut, Fault, Link};
-use review::Known;
+use fault::{ConnectionEnd, Fault, NetworkState};
+use review::ReviewState;
 use store::{Revision, Store};
 
 /// The resources that are served.
@@ -51,7 +51,7 @@ impl ApiResource {
     fn plural(self) -> &'static str {
         match self {
             Self::Pods => "pods",
-            Self::Claims => crd::PLURAL,
+            Self::Claims => PLURAL,
             Self::Namespaces => "namespaces",
             Self::TokenReviews => "tokenreviews",
             Self::AccessReviews => "subjectaccessreviews",
@@ -71,14 +71,14 @@ impl ApiResource {
     fn group(self) -> &'static str {
         match self {
             Self::Pods | Self::Namespaces => "",
-            Self::Claims => crd::GROUP,
+            Self::Claims => GROUP,
             Self::TokenReviews => "authentication.k8s.io",
             Self::AccessReviews => "authorization.k8s.io",
         }
     }
 
     fn version(self) -> &'static str {
-        if self == Self::Claims { crd::VERSION } else { "v1" }
+        if self == Self::Claims { VERSION } else { "v1" }
     }
 
     fn api_version(self) -> String {
@@ -155,7 +155,7 @@ pub struct SimConfig {
     /// How long a watch lives that asks for no timeout: the real one draws 30 to 60 minutes.
     pub watch_timeout: Duration,
     /// How long a list waits for a revision that has not come yet.
-    pub future_wait: Duration,
+    pub future_version_timeout: Duration,
     /// Most connections that [`Sim::serve`] holds at once; more wait in the listener's queue.
     pub max_connections: usize,
 }
@@ -172,7 +172,7 @@ impl Default for SimConfig {
             bookmark_lead: Duration::from_secs(2),
             bookmark_min_watch: Duration::from_secs(12),
             watch_timeout: Duration::from_secs(30 * 60),
-            future_wait: Duration::from_secs(3),
+            future_version_timeout: Duration::from_secs(3),
             max_connections: 4096,
         }
     }
@@ -209,25 +209,25 @@ pub struct Sim(Arc<Inner>);
 struct Inner {
     config: SimConfig,
     started: Instant,
-    state: Mutex<State>,
+    state: Mutex<SimState>,
     changed: tokio::sync::watch::Sender<()>,
 }
 
 #[derive(Debug)]
-struct State {
+struct SimState {
     store: Store,
-    link: Link,
+    network: NetworkState,
     faults: Vec<Fault>,
     denied: Vec<(Verb, ApiResource)>,
     unauthorized: bool,
     /// Whose tokens there are, and who may what.
-    known: Known,
+    review_state: ReviewState,
     /// Whether reviews are answered.
-    reviewing: bool,
+    reviews_available: bool,
     /// Whether the claims' CRD is installed.
     crd: bool,
     /// How often all watches were ended, and how the last time.
-    cuts: (u64, Cut),
+    cuts: (u64, ConnectionEnd),
     /// How often all watches were silenced.
     stalls: u64,
     metrics: Metrics,
@@ -246,16 +246,16 @@ impl Sim {
             );
         }
         store.lose_watch_history();
-        let state = State {
+        let state = SimState {
             store,
-            link: Link::Up,
+            network: NetworkState::Up,
             faults: Vec::new(),
             denied: Vec::new(),
             unauthorized: false,
-            known: Known::default(),
-            reviewing: true,
+            review_state: ReviewState::default(),
+            reviews_available: true,
             crd: true,
-            cuts: (0, Cut::Eof),
+            cuts: (0, ConnectionEnd::Eof),
             stalls: 0,
             metrics: Metrics::default(),
         };
@@ -301,7 +301,7 @@ impl Sim {
 
     /// How many armed faults have not been met yet.
     #[must_use]
-    pub fn armed(&self) -> usize {
+    pub fn pending_faults(&self) -> usize {
         self.lock().faults.len()
     }
 
@@ -327,19 +327,19 @@ impl Sim {
 
     /// Refuses every connection and resets every open watch, until [`Sim::up`].
     pub fn down(&self) {
-        self.change(|state| state.link = Link::Down);
-        self.cut_watches(Cut::Reset);
+        self.change(|state| state.network = NetworkState::Refusing);
+        self.cut_watches(ConnectionEnd::Reset);
     }
 
     /// Requests are answered again. What a black hole has swallowed stays silent.
     pub fn up(&self) {
-        self.change(|state| state.link = Link::Up);
+        self.change(|state| state.network = NetworkState::Up);
     }
 
     /// Swallows everything: open watches fall silent for good, new requests are never answered, until [`Sim::up`].
     pub fn black_hole(&self) {
         self.change(|state| {
-            state.link = Link::Silent;
+            state.network = NetworkState::BlackHole;
             state.stalls += 1;
         });
     }
@@ -347,18 +347,18 @@ impl Sim {
     /// The API server dies and is back: every watch is reset and the watch history is gone; exact lists go on working.
     pub fn restart(&self) {
         self.change(|state| state.store.lose_watch_history());
-        self.cut_watches(Cut::Reset);
+        self.cut_watches(ConnectionEnd::Reset);
     }
 
     /// etcd is put back to an older copy (a clone of the store) and the API server restarted. Returns the lost branch.
     pub fn restore(&self, older: Store) -> Store {
         let lost = self.change(|state| state.store.restore(older));
-        self.cut_watches(Cut::Reset);
+        self.cut_watches(ConnectionEnd::Reset);
         lost
     }
 
     /// Ends every open watch.
-    pub fn cut_watches(&self, how: Cut) {
+    pub fn cut_watches(&self, how: ConnectionEnd) {
         self.change(|state| state.cuts = (state.cuts.0 + 1, how));
     }
 
@@ -368,18 +368,18 @@ impl Sim {
     }
 
     /// Changes the state and wakes every watch.
-    fn change<R>(&self, body: impl FnOnce(&mut State) -> R) -> R {
+    fn change<R>(&self, body: impl FnOnce(&mut SimState) -> R) -> R {
         let now = self.now();
         let result = {
             let mut state = self.lock();
-            state.store.tell_time(now);
+            state.store.set_time(now);
             body(&mut state)
         };
         self.0.changed.send_replace(());
         result
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, SimState> {
         // A test that panics while it holds the store must not hide its own message behind a poisoned lock.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,7 +1,6 @@
 //! Kubernetes, read: objects become views, watches become a feed's Writer calls. Nothing here knows who listens.
 
 pub mod connect;
-pub mod crd;
 pub mod decode;
 pub mod dedicated;
 pub mod error;

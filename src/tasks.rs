@@ -23,15 +23,15 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// How patient the end is.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Connections have this long to leave after the signal (protocol.md section 4, "Drain": 10 s).
+    /// Connections have this long to leave after the signal (docs/protocol.md#stream-endpoints, "Drain": 10 s).
     pub drain: Duration,
     /// Process tasks are dropped at their next await. Only one that never comes to it is waited for, this long: 1 s.
-    pub join: Duration,
+    pub abort_timeout: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { drain: Duration::from_secs(10), join: Duration::from_secs(1) }
+        Self { drain: Duration::from_secs(10), abort_timeout: Duration::from_secs(1) }
     }
 }
 
@@ -44,12 +44,12 @@ pub enum Stopped {
         cut: usize,
     },
     /// A second signal came: nothing was waited for.
-    AtOnce,
+    Immediately,
 }
 
 /// The unexpected end of a process task.
 #[derive(Debug, thiserror::Error)]
-pub enum Ended {
+pub enum TaskExit {
     /// It returned, which no process task does by itself.
     #[error("{name} ended without a reason")]
     Returned {
@@ -98,11 +98,11 @@ struct Inner {
     /// Connections: leave. Raised by a signal or by the first unexpected end.
     stop: CancellationToken,
     /// Process tasks: be dropped. Raised when the connections are gone.
-    halt: CancellationToken,
+    abort: CancellationToken,
     process: TaskTracker,
     connections: TaskTracker,
     /// The first unexpected end; later ones are its consequences.
-    first: Mutex<Option<Ended>>,
+    first_exit: Mutex<Option<TaskExit>>,
 }
 
 impl Tasks {
@@ -112,10 +112,10 @@ impl Tasks {
             config,
             metrics: Metrics::default(),
             stop: CancellationToken::new(),
-            halt: CancellationToken::new(),
+            abort: CancellationToken::new(),
             process: TaskTracker::new(),
             connections: TaskTracker::new(),
-            first: Mutex::new(None),
+            first_exit: Mutex::new(None),
         };
         // A closed tracker only means that waiting for it ends when it is empty; it still takes tasks.
         inner.process.close();
@@ -133,18 +133,18 @@ impl Tasks {
         let tracked = self.0.process.track_future(async move {
             let outcome = tokio::select! {
                 biased;
-                () = inner.halt.cancelled() => return,
+                () = inner.abort.cancelled() => return,
                 outcome = AssertUnwindSafe(task).catch_unwind() => outcome,
             };
-            let ended = match outcome {
-                Ok(Ok(_)) => Ended::Returned { name },
-                Ok(Err(err)) => Ended::Failed { name, source: err.into() },
-                Err(panic) => Ended::Panicked { name, message: message(&*panic) },
+            let exit = match outcome {
+                Ok(Ok(_)) => TaskExit::Returned { name },
+                Ok(Err(err)) => TaskExit::Failed { name, source: err.into() },
+                Err(panic) => TaskExit::Panicked { name, message: message(&*panic) },
             };
-            inner.first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(ended);
+            inner.first_exit.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(exit);
             inner.stop.cancel();
         });
-        start(tracked);
+        spawn_tracked(tracked);
     }
 
     /// Runs a connection task: counted, and on its own in its panic. It should watch [`Tasks::stop`].
@@ -156,7 +156,7 @@ impl Tasks {
                 inner.metrics.panics.inc();
             }
         });
-        start(self.0.connections.track_future(counted));
+        spawn_tracked(self.0.connections.track_future(counted));
     }
 
     /// How many connection tasks run.
@@ -180,7 +180,7 @@ impl Tasks {
     ///
     /// # Errors
     /// The first unexpected end of a process task, before the signal or while connections leave.
-    pub async fn run_until(&self, mut signal: impl AsyncFnMut()) -> Result<Stopped, Ended> {
+    pub async fn run_until(&self, mut signal: impl AsyncFnMut()) -> Result<Stopped, TaskExit> {
         let inner = &self.0;
         tokio::select! {
             () = inner.stop.cancelled() => {}
@@ -189,9 +189,9 @@ impl Tasks {
         let cut = tokio::select! {
             biased;
             cut = self.drain() => cut,
-            () = signal() => return self.first().map_or(Ok(Stopped::AtOnce), Err),
+            () = signal() => return self.first_exit().map_or(Ok(Stopped::Immediately), Err),
         };
-        self.first().map_or(Ok(Stopped::Drained { cut }), Err)
+        self.first_exit().map_or(Ok(Stopped::Drained { cut }), Err)
     }
 
     /// Waits for the connections as long as they have, then ends the process tasks. Returns the connections left.
@@ -200,15 +200,15 @@ impl Tasks {
         // What is over time shows in the count below.
         let _ = timeout(inner.config.drain, inner.connections.wait()).await;
         let cut = inner.connections.len();
-        inner.halt.cancel();
-        if timeout(inner.config.join, inner.process.wait()).await.is_err() {
+        inner.abort.cancel();
+        if timeout(inner.config.abort_timeout, inner.process.wait()).await.is_err() {
             tracing::warn!(tasks = inner.process.len(), "tasks did not end and are left behind");
         }
         cut
     }
 
-    fn first(&self) -> Option<Ended> {
-        self.0.first.lock().unwrap_or_else(PoisonError::into_inner).take()
+    fn first_exit(&self) -> Option<TaskExit> {
+        self.0.first_exit.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -223,7 +223,7 @@ impl fmt::Debug for Tasks {
 
 /// The one spawn of the crate. The handle is not needed: the tracker knows the task, and its panic is caught inside.
 #[allow(clippy::disallowed_methods, reason = "this module is the owner that the lint asks for")]
-fn start(task: impl Future<Output = ()> + Send + 'static) {
+fn spawn_tracked(task: impl Future<Output = ()> + Send + 'static) {
     drop(tokio::spawn(task));
 }
 
@@ -252,11 +252,11 @@ mod tests {
     }
 
     fn short() -> Tasks {
-        Tasks::new(Config { drain: Duration::from_millis(50), join: Duration::from_millis(50) })
+        Tasks::new(Config { drain: Duration::from_millis(50), abort_timeout: Duration::from_millis(50) })
     }
 
     #[tokio::test]
-    async fn a_signal_drains_connections_before_process_tasks_end() {
+    async fn signal_drains_connections_before_process_tasks_end() {
         let tasks = Tasks::new(Config::default());
         let (send, mut receive) = signals();
         let (alive, dropped) = oneshot::channel::<()>();
@@ -279,30 +279,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_first_end_of_a_process_task_is_the_reason() {
+    async fn first_ended_process_task_is_the_exit_reason() {
         let tasks = short();
         tasks.spawn("quiet", pending::<Result<(), io::Error>>());
         tasks.spawn("loud", async { Err::<(), _>(io::Error::other("no more")) });
-        let ended = tasks.run_until(async || pending().await).await.unwrap_err();
-        let source = std::error::Error::source(&ended).map(ToString::to_string);
-        assert_eq!((ended.to_string().as_str(), source.as_deref()), ("loud failed", Some("no more")));
+        let exit = tasks.run_until(async || pending().await).await.unwrap_err();
+        let source = std::error::Error::source(&exit).map(ToString::to_string);
+        assert_eq!((exit.to_string().as_str(), source.as_deref()), ("loud failed", Some("no more")));
 
         let tasks = short();
         tasks.spawn("done", async { Ok::<_, io::Error>(()) });
-        let ended = tasks.run_until(async || pending().await).await.unwrap_err();
-        assert!(matches!(ended, Ended::Returned { name: "done" }), "{ended}");
+        let exit = tasks.run_until(async || pending().await).await.unwrap_err();
+        assert!(matches!(exit, TaskExit::Returned { name: "done" }), "{exit}");
 
         let tasks = short();
         tasks.spawn("wild", async {
             assert_eq!(1, 2, "sums");
             Ok::<_, io::Error>(())
         });
-        let ended = tasks.run_until(async || pending().await).await.unwrap_err();
-        assert!(ended.to_string().starts_with("wild panicked: assertion"), "{ended}");
+        let exit = tasks.run_until(async || pending().await).await.unwrap_err();
+        assert!(exit.to_string().starts_with("wild panicked: assertion"), "{exit}");
     }
 
     #[tokio::test]
-    async fn a_connections_panic_is_counted_and_touches_nobody() {
+    async fn connection_panic_is_counted_and_isolated() {
         let tasks = Tasks::new(Config::default());
         let (done, is_done) = oneshot::channel();
         tasks.connection(async { panic!("one client's misfortune") });
@@ -315,26 +315,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_that_stays_is_cut_at_the_deadline() {
+    async fn open_connection_is_aborted_at_the_drain_deadline() {
         let tasks = Tasks::new(Config::default());
         tasks.connection(pending());
         let (send, mut receive) = signals();
         send.send(()).await.unwrap();
-        let begun = tokio::time::Instant::now();
+        let started = tokio::time::Instant::now();
         let stopped = tasks.run_until(async || next(&mut receive).await).await.unwrap();
-        assert_eq!((stopped, begun.elapsed().as_secs()), (Stopped::Drained { cut: 1 }, 10));
+        assert_eq!((stopped, started.elapsed().as_secs()), (Stopped::Drained { cut: 1 }, 10));
     }
 
     #[tokio::test]
-    async fn a_second_signal_ends_at_once() {
+    async fn second_signal_stops_immediately() {
         let tasks = Tasks::new(Config::default());
         tasks.connection(pending());
         let (send, mut receive) = signals();
         send.send(()).await.unwrap();
         send.send(()).await.unwrap();
-        let begun = Instant::now();
+        let started = Instant::now();
         let stopped = tasks.run_until(async || next(&mut receive).await).await.unwrap();
-        assert_eq!(stopped, Stopped::AtOnce);
-        assert!(begun.elapsed() < Duration::from_secs(5), "the drain time of 10 s was waited for");
+        assert_eq!(stopped, Stopped::Immediately);
+        assert!(started.elapsed() < Duration::from_secs(5), "the drain time of 10 s was waited for");
     }
 }

@@ -7,11 +7,11 @@ pub mod sse;
 mod utf8;
 pub mod websocket;
 
-/// Every way in which the bridge ends a stream (protocol.md section 4, "Close codes").
+/// Every way in which the bridge ends a stream (docs/protocol.md#stream-endpoints, "Close codes").
 ///
 /// A WebSocket client gets code and reason in its close frame, an SSE client gets the reason in `stream.closing`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Close {
+pub enum CloseReason {
     /// The client closed, and this answers it.
     Normal,
     /// The client broke RFC 6455.
@@ -38,7 +38,7 @@ pub enum Close {
     Lagged,
 }
 
-impl Close {
+impl CloseReason {
     /// The close code of RFC 6455 section 7.4.1, or of IANA's registry for 1012 and 1013.
     pub fn code(self) -> u16 {
         match self {
@@ -53,9 +53,9 @@ impl Close {
         }
     }
 
-    /// The reason in words that clients may compare; empty for [`Close::Normal`]. At most 123 bytes, what fits a close
+    /// The reason in words that clients may compare; empty for [`CloseReason::Normal`]. At most 123 bytes, what fits a close
     /// frame beside its code (RFC 6455 section 5.5).
-    pub fn reason(self) -> &'static str {
+    pub fn text(self) -> &'static str {
         match self {
             Self::Normal => "",
             Self::Protocol => "protocol error",
@@ -75,11 +75,11 @@ impl Close {
 
 #[cfg(test)]
 mod tests {
-    use super::Close::{self, *};
+    use super::CloseReason::{self, *};
 
     #[test]
-    fn codes_and_reasons_are_those_of_the_protocol() {
-        let contract: [(Close, u16, &str); 12] = [
+    fn close_codes_and_reasons_match_the_protocol() {
+        let contract: [(CloseReason, u16, &str); 12] = [
             (Normal, 1000, ""),
             (Protocol, 1002, "protocol error"),
             (Utf8, 1007, "not utf-8"),
@@ -94,7 +94,7 @@ mod tests {
             (Lagged, 1013, "lagged"),
         ];
         for (close, code, reason) in contract {
-            assert_eq!((close.code(), close.reason()), (code, reason), "{close:?}");
+            assert_eq!((close.code(), close.text()), (code, reason), "{close:?}");
         }
     }
 }

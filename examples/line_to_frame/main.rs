@@ -10,11 +10,11 @@ use std::{hint::black_box, process::exit, sync::Arc};
 
 use boilerhouse_bridge::{
     event::{
-        Home, Instance, Kind, View,
-        lens::{Format, Lens},
+        Instance, NamespaceId, Resource, View,
+        projection::{EventFormat, Projection},
     },
-    feed::{self, Carrier, Feed, Framing, From, Read, Subscription, Writer},
-    source::project::{self, PodRow, Row},
+    feed::{self, Feed, FrameFormat, Framing, ReadResult, StartAt, Subscription, Writer},
+    source::decode::{self, Decode, DecodedPod},
 };
 use k8s_openapi::api::core::v1::Pod;
 use kube::core::WatchEvent;
@@ -42,7 +42,7 @@ fn main() {
             each(line, count, |line| writer.upsert(view(line)));
         }
         "websocket" => frames(line, count, Framing::WEBSOCKET),
-        "sse" => frames(line, count, Framing { carrier: Carrier::Sse { named: false }, matrix: false }),
+        "sse" => frames(line, count, Framing { format: FrameFormat::Sse { named: false }, edgeplane_names: false }),
         "ignored" => each(line, count, |line| serde_json::from_slice::<serde::de::IgnoredAny>(line).expect(JSON)),
         "pod" => each(line, count, |line| serde_json::from_slice::<WatchEvent<Pod>>(line).expect(JSON)),
         "value" => each(line, count, |line| serde_json::from_slice::<Value>(line).expect(JSON)),
@@ -62,8 +62,8 @@ fn each<T>(mut line: Line, count: u64, mut read: impl FnMut(&[u8]) -> T) {
 }
 
 fn view(line: &[u8]) -> View {
-    match project::line::<PodRow>(line) {
-        Ok(WatchEvent::Modified(row)) => row.into_seen().view,
+    match decode::parse_watch_line::<DecodedPod>(line) {
+        Ok(WatchEvent::Modified(row)) => row.into_decoded().view,
         _ => panic!("the line tells of a change"),
     }
 }
@@ -75,18 +75,27 @@ fn feed(line: &mut Line) -> (Writer, Feed) {
         let labels = [("boilerhouse.dev/managed".to_owned(), "true".to_owned())].into();
         let name = format!("web-{n:05}");
         let (uid, workload_ref) = (format!("uid-of-{name}"), Some("web".to_owned()));
-        View::Instance(Arc::new(Instance { name, uid, workload_ref, labels, rv: n, ..Instance::default() }))
+        View::Instance(Arc::new(Instance {
+            name,
+            uid,
+            workload_ref,
+            labels,
+            resource_version: n,
+            ..Instance::default()
+        }))
     };
-    writer.home(Home::of("7c1d9c2e-6a35-4a0f-9b52-0d3f1f7a8e11"));
-    writer.replace(Kind::Instance, (1..=OTHERS).map(other).collect(), OTHERS);
-    writer.replace(Kind::Claim, Vec::new(), OTHERS);
+    writer.set_namespace(NamespaceId::from_uid("7c1d9c2e-6a35-4a0f-9b52-0d3f1f7a8e11"));
+    writer.replace(Resource::Pods, (1..=OTHERS).map(other).collect(), OTHERS);
+    writer.replace(Resource::Claims, Vec::new(), OTHERS);
     writer.upsert(view(line.next()));
     (writer, feed)
 }
 
 fn frames(mut line: Line, count: u64, framing: Framing) {
     let (mut writer, feed) = feed(&mut line);
-    let mut reader = feed.subscribe(feed.lens(Lens::all(Format::Full), framing), From::Now).expect("the feed is ready");
+    let mut reader = feed
+        .subscribe(feed.projection_cache(Projection::everything(EventFormat::Full), framing), StartAt::Live)
+        .expect("the feed is ready");
     // The heartbeat that opens a stream.
     frame(&mut reader);
     each(line, count, |line| {
@@ -97,7 +106,7 @@ fn frames(mut line: Line, count: u64, framing: Framing) {
 
 fn frame(reader: &mut Subscription) -> usize {
     match reader.read(READ_BYTES) {
-        Read::Batch(frames) if frames.len() == 1 => frames[0].len(),
+        ReadResult::Batch(frames) if frames.len() == 1 => frames[0].len(),
         other => panic!("one frame is to be read, not {other:?}"),
     }
 }

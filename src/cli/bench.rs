@@ -33,7 +33,7 @@ use self::{
     report::{Row, Sample},
     subject::{Mode, Source, Subject},
 };
-use super::{Failure, exit, runtime};
+use super::{CliError, exit, runtime};
 use crate::{
     sim::{Sim, SimConfig},
     tasks::{self, Tasks},
@@ -160,10 +160,10 @@ enum Part {
 }
 
 impl Bench {
-    pub(super) fn run(self) -> Result<u8, Failure> {
+    pub(super) fn run(self) -> Result<u8, CliError> {
         let url = self.url.as_ref();
         if url.is_some_and(connect::is_encrypted) && self.ca_file.is_none() {
-            return Err(Failure::usage("wss and https need --ca-file: what the server's certificate is signed with"));
+            return Err(CliError::usage("wss and https need --ca-file: what the server's certificate is signed with"));
         }
         match self.role {
             Some(Part::Clients) => {
@@ -176,7 +176,7 @@ impl Bench {
             }
             None => {
                 if let Some(url) = url {
-                    let cannot = |error: anyhow::Error| Failure {
+                    let cannot = |error: anyhow::Error| CliError {
                         code: exit::CANNOT_CONNECT,
                         error: error.context(format!("cannot connect to {url}")),
                     };

@@ -15,21 +15,25 @@ use serde::{
     de::{DeserializeSeed, Deserializer, MapAccess, Visitor},
 };
 
-use super::Failure;
+use super::CliError;
 
 /// Environment name of `--config`.
 pub(super) const ENV: &str = "BRIDGE_CONFIG";
 
 /// What the arguments and the file come to. `matches` is what the arguments came to without it.
-pub(super) fn with_file(command: Command, args: Vec<OsString>, matches: ArgMatches) -> Result<ArgMatches, Failure> {
+pub(super) fn apply_config_file(
+    command: Command,
+    args: Vec<OsString>,
+    matches: ArgMatches,
+) -> Result<ArgMatches, CliError> {
     let Some(("serve", serve)) = matches.subcommand() else { return Ok(matches) };
     let Some(path) = serve.get_one::<PathBuf>("config") else { return Ok(matches) };
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the config file {}", path.display()));
-    let text = text.map_err(|error| Failure { error, ..Failure::usage("") })?;
-    read(command, args, &text).map_err(|problem| Failure::usage(format!("{}: {problem}", path.display())))
+    let text = text.map_err(|error| CliError { error, ..CliError::usage("") })?;
+    parse(command, args, &text).map_err(|problem| CliError::usage(format!("{}: {problem}", path.display())))
 }
 
-fn read(command: Command, args: Vec<OsString>, text: &str) -> Result<ArgMatches, String> {
+fn parse(command: Command, args: Vec<OsString>, text: &str) -> Result<ArgMatches, String> {
     let serve = command.find_subcommand("serve").ok_or("there is no serve command")?;
     let mut ids = BTreeMap::new();
     let mut lists = BTreeSet::new();
@@ -41,7 +45,7 @@ fn read(command: Command, args: Vec<OsString>, text: &str) -> Result<ArgMatches,
         }
     }
     let mut command = command;
-    for (flag, value) in values(text, &lists)? {
+    for (flag, value) in parse_values(text, &lists)? {
         let Some(id) = ids.get(&flag) else {
             let accepted: Vec<&str> = ids.keys().map(String::as_str).collect();
             return Err(format!("unknown key '{flag}': accepted are {}", accepted.join(", ")));
@@ -62,8 +66,8 @@ fn read(command: Command, args: Vec<OsString>, text: &str) -> Result<ArgMatches,
 }
 
 /// Reads `flag: value`; for these flags the value may be a list.
-fn values(text: &str, lists: &BTreeSet<String>) -> Result<BTreeMap<String, String>, String> {
-    let read = |file: serde_saphyr::Deserializer<'_, '_>| Values { lists }.deserialize(file);
+fn parse_values(text: &str, lists: &BTreeSet<String>) -> Result<BTreeMap<String, String>, String> {
+    let read = |file: serde_saphyr::Deserializer<'_, '_>| FlagValues { lists }.deserialize(file);
     serde_saphyr::with_deserializer_from_str(text, read).map_err(|problem| {
         // Its own words are for people who write parsers.
         let at = problem.location().map(|at| format!(" at line {}, column {}", at.line(), at.column()));
@@ -76,19 +80,19 @@ fn values(text: &str, lists: &BTreeSet<String>) -> Result<BTreeMap<String, Strin
 }
 
 /// The values as the file has them: `1.50` is those four characters, whatever number YAML takes it for.
-struct Values<'a> {
+struct FlagValues<'a> {
     lists: &'a BTreeSet<String>,
 }
 
 /// A value of a list flag.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum OneOrMore {
+enum ScalarOrList {
     One(String),
     More(Vec<String>),
 }
 
-impl<'de> DeserializeSeed<'de> for Values<'_> {
+impl<'de> DeserializeSeed<'de> for FlagValues<'_> {
     type Value = BTreeMap<String, String>;
 
     fn deserialize<D: Deserializer<'de>>(self, file: D) -> Result<Self::Value, D::Error> {
@@ -96,7 +100,7 @@ impl<'de> DeserializeSeed<'de> for Values<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Values<'_> {
+impl<'de> Visitor<'de> for FlagValues<'_> {
     type Value = BTreeMap<String, String>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -107,9 +111,9 @@ impl<'de> Visitor<'de> for Values<'_> {
         let mut values = BTreeMap::new();
         while let Some(flag) = map.next_key::<String>()? {
             let value = if self.lists.contains(&flag) {
-                map.next_value::<Option<OneOrMore>>()?.map(|value| match value {
-                    OneOrMore::One(text) => text,
-                    OneOrMore::More(list) => list.join(","),
+                map.next_value::<Option<ScalarOrList>>()?.map(|value| match value {
+                    ScalarOrList::One(text) => text,
+                    ScalarOrList::More(list) => list.join(","),
                 })
             } else {
                 map.next_value::<Option<String>>()?
@@ -129,7 +133,7 @@ mod tests {
 
     fn port(text: &str, args: &[&str]) -> Result<u16, String> {
         let args = ["boilerhouse-bridge", "serve"].iter().chain(args).map(OsString::from).collect();
-        let matches = read(Cli::command(), args, text)?;
+        let matches = parse(Cli::command(), args, text)?;
         match Cli::from_arg_matches(&matches).map_err(|error| error.to_string())?.command {
             Ours::Serve(serve) => Ok(serve.port),
             _ => Err("another command".into()),
@@ -137,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+    fn flag_overrides_file_and_file_overrides_default() {
         assert_eq!(port("drain: 3", &[]), Ok(3000));
         assert_eq!(port("port: 4000", &[]), Ok(4000));
         assert_eq!(port("port: 4000", &["--port", "5000"]), Ok(5000));
@@ -147,22 +151,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_empty_is_as_if_it_were_not_there() {
+    fn empty_file_value_equals_an_absent_key() {
         for text in ["", "# port: 1", "{}", "port:", "port: ''", "port: ~", "allowed-hosts: []\ntls-cert:"] {
             assert_eq!(port(text, &[]), Ok(3000), "{text}");
         }
     }
 
     #[test]
-    fn values_are_what_the_file_has() {
+    fn file_values_keep_their_written_text() {
         let lists = ["allowed-hosts".to_owned()].into();
-        let texts = values("context: 1.50\nport: 007\nnamespace: true\nallowed-hosts: [a, b]\n", &lists).unwrap();
+        let texts = parse_values("context: 1.50\nport: 007\nnamespace: true\nallowed-hosts: [a, b]\n", &lists).unwrap();
         let texts: Vec<&str> = texts.values().map(String::as_str).collect();
         assert_eq!(texts, ["a,b", "1.50", "true", "007"]);
         for text in
             ["port", "- port", "port: [1]", "port: {a: b}", "port: 1\nport: 1", "port: [", "allowed-hosts: {a: b}"]
         {
-            assert!(values(text, &lists).is_err(), "{text}");
+            assert!(parse_values(text, &lists).is_err(), "{text}");
         }
     }
 }

@@ -5,14 +5,15 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{
-    Failure, PORTS,
-    access::Door,
-    parsers::{level, whole},
-    print, server, start_log,
+    CliError, PORTS,
+    access::ResolvedAccess,
+    init_logging,
+    parsers::{integer_in, log_level},
+    print, server,
 };
 use crate::{
     feed::{self, Feed},
-    http::{Connection, stream, stream_rate},
+    http::{ConnectionInfo, stream, stream_rate},
     sim::{
         Sim, SimConfig,
         scenario::{Scenario, ScenarioConfig},
@@ -29,7 +30,7 @@ const DRAIN: Duration = Duration::from_secs(1);
 #[derive(Debug, Args)]
 pub(super) struct Demo {
     /// Port to listen on, on loopback; 0 takes a free one
-    #[arg(long, env = "PORT", default_value_t = 3000, value_parser = whole::<u16>(PORTS))]
+    #[arg(long, env = "PORT", default_value_t = 3000, value_parser = integer_in::<u16>(PORTS))]
     port: u16,
 
     /// How fast things happen: 1 is about one a second
@@ -37,18 +38,18 @@ pub(super) struct Demo {
     speed: f64,
 
     /// Another number, another story; the same number, the same story
-    #[arg(long, default_value_t = 1, value_parser = whole::<u64>(0..=u64::MAX))]
+    #[arg(long, default_value_t = 1, value_parser = integer_in::<u64>(0..=u64::MAX))]
     seed: u64,
 
     /// What to log: error, warn, info, debug, trace
-    #[arg(long, env = "LOG_LEVEL", default_value = "warn", value_name = "LEVEL", value_parser = level)]
+    #[arg(long, env = "LOG_LEVEL", default_value = "warn", value_name = "LEVEL", value_parser = log_level)]
     log_level: tracing::Level,
 }
 
 impl Demo {
-    pub(super) async fn run(self) -> Result<u8, Failure> {
-        start_log(self.log_level);
-        let door = Door::open()?;
+    pub(super) async fn run(self) -> Result<u8, CliError> {
+        init_logging(self.log_level);
+        let access = ResolvedAccess::open()?;
         let (listener, address) = server::bind("127.0.0.1", self.port).await?;
         let scenario = ScenarioConfig::default();
         let namespace = scenario.namespace.clone();
@@ -70,9 +71,14 @@ impl Demo {
         let client = sim.client(&namespace);
         let own_metrics = dedicated::Metrics::default();
         own_metrics.register(&mut registry);
-        let watchers =
-            dedicated::Watchers::new(&client, &namespace, feed.clone(), dedicated::Config::default(), own_metrics);
-        let verbose = server::verbose(metrics.clone());
+        let watchers = dedicated::DedicatedWatchers::new(
+            &client,
+            &namespace,
+            feed.clone(),
+            dedicated::Config::default(),
+            own_metrics,
+        );
+        let readiness_details = server::readiness_details(metrics.clone());
         let watch = hub::run(client, config, writer, metrics);
         tasks.spawn("hub", async move { Ok::<_, std::convert::Infallible>(watch.await) });
         let (stop, speed) = (tasks.stop().clone(), self.speed);
@@ -82,21 +88,21 @@ impl Demo {
             std::future::pending::<Result<(), std::convert::Infallible>>().await
         });
 
-        feed.ready().await;
+        feed.wait_synced().await;
         print(&welcome(&address.to_string()))?;
-        let bridge = server::Bridge {
+        let setup = server::ServerSetup {
             feed,
-            own: server::open_own(watchers),
-            door,
+            dedicated_feeds: server::dedicated_feed_factory(watchers),
+            access,
             registry,
-            verbose,
-            connection: Connection { name: "demo".into(), namespace },
+            readiness_details,
+            connection: ConnectionInfo { name: "demo".into(), namespace },
             max_connections: stream::Config::default().max_streams,
             rate: stream_rate::Config::default(),
             tasks,
             drain: DRAIN,
         };
-        server::serve(bridge, listener).await
+        server::serve(setup, listener).await
     }
 }
 

@@ -5,7 +5,7 @@ use std::{ops::RangeInclusive, str::FromStr};
 use tracing::Level;
 
 /// Longest DNS label, in characters (RFC 1123, section 2.1, by way of RFC 1035).
-const LABEL: usize = 63;
+const MAX_DNS_LABEL: usize = 63;
 
 /// Several values, separated by commas. What is empty between them does not count, so that a list may be empty.
 #[derive(Clone, Debug, Default)]
@@ -21,7 +21,7 @@ impl<T: FromStr> FromStr for List<T> {
 }
 
 /// Reads a whole number of this range.
-pub(super) fn whole<T: FromStr>(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<T, String> + Clone {
+pub(super) fn integer_in<T: FromStr>(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<T, String> + Clone {
     move |text| {
         let number = text.parse().ok().filter(|number| range.contains(number));
         let number = number.and_then(|number: u64| number.to_string().parse().ok());
@@ -33,17 +33,17 @@ pub(super) fn whole<T: FromStr>(range: RangeInclusive<u64>) -> impl Fn(&str) -> 
 pub(super) fn namespace(text: &str) -> Result<String, String> {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     let inside = text.chars().all(|c| plain(c) || c == '-');
-    if inside && text.starts_with(plain) && text.ends_with(plain) && text.len() <= LABEL {
+    if inside && text.starts_with(plain) && text.ends_with(plain) && text.len() <= MAX_DNS_LABEL {
         return Ok(text.to_owned());
     }
     Err(format!(
-        "expected the name of a namespace: lower case letters, digits and '-', which neither begins nor ends it, {LABEL} \
+        "expected the name of a namespace: lower case letters, digits and '-', which neither begins nor ends it, {MAX_DNS_LABEL} \
          characters at most"
     ))
 }
 
 /// Reads a log level.
-pub(super) fn level(text: &str) -> Result<Level, String> {
+pub(super) fn log_level(text: &str) -> Result<Level, String> {
     text.parse().map_err(|_| "expected error, warn, info, debug or trace".to_owned())
 }
 
@@ -54,19 +54,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whole_numbers_are_read_in_their_range() {
-        let port = whole::<u16>(0..=65535);
+    fn integer_parser_accepts_only_its_range() {
+        let port = integer_in::<u16>(0..=65535);
         assert_eq!([port("0"), port("65535")], [Ok(0), Ok(65535)]);
         for bad in ["", "65536", "-1", "1.5", "99999999999999999999999", "x", " 1"] {
             assert_eq!(port(bad), Err("expected a whole number from 0 to 65535".to_owned()), "{bad:?}");
         }
-        let rate = whole::<NonZeroU32>(1..=9);
+        let rate = integer_in::<NonZeroU32>(1..=9);
         assert_eq!(rate("9"), Ok(NonZeroU32::new(9).unwrap()));
         assert_eq!(rate("0"), Err("expected a whole number from 1 to 9".to_owned()));
     }
 
     #[test]
-    fn a_namespace_is_a_dns_label() {
+    fn namespace_must_be_a_dns_label() {
         for good in ["a", "0", "boilerhouse", "a-b", "a--b", &"x".repeat(63)] {
             assert_eq!(namespace(good).as_deref(), Ok(good));
         }
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn empty_places_of_a_list_do_not_count() {
+    fn list_parser_skips_empty_elements() {
         let list = |text: &str| text.parse::<List<u8>>().map(|List(list)| list).ok();
         assert_eq!(list(""), Some(vec![]));
         assert_eq!(list(" , 1,,2 ,"), Some(vec![1, 2]));

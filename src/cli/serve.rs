@@ -6,18 +6,18 @@ use clap::Args;
 use tracing::info;
 
 use super::{
-    Failure, MOST_CONNECTIONS, PORTS, RATES,
-    access::Access,
-    exit,
-    parsers::{level, namespace, whole},
-    server, start_log,
+    CliError, MAX_CONNECTIONS, PORTS, RATES,
+    access::AccessArgs,
+    exit, init_logging,
+    parsers::{integer_in, log_level, namespace},
+    server,
 };
 use crate::{
     feed::{self, Feed},
-    http::{Connection, stream_rate},
+    http::{ConnectionInfo, stream_rate},
     source::{
         connect, dedicated, hub,
-        review::{self, Review},
+        review::{self, Reviewer},
     },
 };
 
@@ -29,7 +29,7 @@ pub(super) struct Serve {
     config: Option<PathBuf>,
 
     /// Port to listen on; 0 takes a free one
-    #[arg(long, env = "PORT", default_value_t = 3000, value_parser = whole::<u16>(PORTS))]
+    #[arg(long, env = "PORT", default_value_t = 3000, value_parser = integer_in::<u16>(PORTS))]
     pub(super) port: u16,
 
     /// Address to listen on. Beyond loopback only with credentials, or --allow-anonymous
@@ -37,25 +37,25 @@ pub(super) struct Serve {
     listen_host: String,
 
     #[command(flatten)]
-    access: Access,
+    access: AccessArgs,
 
     /// How many /ws connections have Kubernetes watchers of their own; later ones share the bridge's
     #[arg(long, env = "BRIDGE_OWN_WATCHERS", default_value_t = 50, value_name = "N")]
-    #[arg(value_parser = whole::<usize>(0..=MOST_CONNECTIONS))]
+    #[arg(value_parser = integer_in::<usize>(0..=MAX_CONNECTIONS))]
     own_watchers: usize,
 
     /// Most streams at a time; who comes then is told to come back
     #[arg(long, env = "BRIDGE_MAX_CONNECTIONS", default_value_t = 10_000, value_name = "N")]
-    #[arg(value_parser = whole::<usize>(1..=MOST_CONNECTIONS))]
+    #[arg(value_parser = integer_in::<usize>(1..=MAX_CONNECTIONS))]
     max_connections: usize,
 
     /// Most events a minute for each client, whose stream then pauses; not on /ws. Without it there is no limit
-    #[arg(long, env = "BRIDGE_STREAM_RATE", value_name = "N", value_parser = whole::<NonZeroU32>(RATES))]
+    #[arg(long, env = "BRIDGE_STREAM_RATE", value_name = "N", value_parser = integer_in::<NonZeroU32>(RATES))]
     stream_rate: Option<NonZeroU32>,
 
     /// Seconds over which clients are sent away when the bridge ends
     #[arg(long, env = "BRIDGE_DRAIN", default_value_t = 10, value_name = "SECONDS")]
-    #[arg(value_parser = whole::<u64>(0..=3600))]
+    #[arg(value_parser = integer_in::<u64>(0..=3600))]
     drain: u64,
 
     /// Namespace to watch
@@ -71,15 +71,15 @@ pub(super) struct Serve {
     context: Option<String>,
 
     /// What to log: error, warn, info, debug, trace
-    #[arg(long, env = "LOG_LEVEL", default_value = "info", value_name = "LEVEL", value_parser = level)]
+    #[arg(long, env = "LOG_LEVEL", default_value = "info", value_name = "LEVEL", value_parser = log_level)]
     log_level: tracing::Level,
 }
 
 impl Serve {
-    pub(super) async fn run(self) -> Result<u8, Failure> {
-        start_log(self.log_level);
+    pub(super) async fn run(self) -> Result<u8, CliError> {
+        init_logging(self.log_level);
         let loopback = self.is_loopback().await?;
-        let mut door = self.access.checked(&self.listen_host, loopback)?;
+        let mut access = self.access.resolve(&self.listen_host, loopback)?;
         let drain = Duration::from_secs(self.drain);
         let (listener, address) = server::bind(&self.listen_host, self.port).await?;
         let config = connect::Config {
@@ -90,7 +90,7 @@ impl Serve {
         };
         let connection = connect::connect(&config)
             .await
-            .map_err(|error| Failure { code: exit::CANNOT_CONNECT, error: error.into() })?;
+            .map_err(|error| CliError { code: exit::CANNOT_CONNECT, error: error.into() })?;
         info!(context = connection.context, server = connection.server, namespace = connection.namespace, "watching");
 
         let (writer, feed) = Feed::new(feed::Config::default());
@@ -105,33 +105,48 @@ impl Serve {
         };
         let own_metrics = dedicated::Metrics::default();
         own_metrics.register(&mut registry);
-        let own_config = dedicated::Config { connections: self.own_watchers, ..dedicated::Config::default() };
-        let watchers =
-            dedicated::Watchers::new(&connection.client, &connection.namespace, feed.clone(), own_config, own_metrics);
-        let verbose = server::verbose(metrics.clone());
-        if let Some(audience) = door.audience.take() {
+        let own_config = dedicated::Config { max_connections: self.own_watchers, ..dedicated::Config::default() };
+        let watchers = dedicated::DedicatedWatchers::new(
+            &connection.client,
+            &connection.namespace,
+            feed.clone(),
+            own_config,
+            own_metrics,
+        );
+        let readiness_details = server::readiness_details(metrics.clone());
+        if let Some(audience) = access.audience.take() {
             let (namespace, server) = (config.namespace.clone(), config.server.clone());
             let config = review::Config { namespace, server, audience, ..review::Config::default() };
-            door = door.asking(Review::new(connection.client.clone(), config));
+            access = access.with_reviews(Reviewer::new(connection.client.clone(), config));
         }
         let watch = hub::run(connection.client, config, writer, metrics);
         tasks.spawn("hub", async move { Ok::<_, std::convert::Infallible>(watch.await) });
-        let (http, ws) = if door.tls.is_some() { ("https", "wss") } else { ("http", "ws") };
+        let (http, ws) = if access.tls.is_some() { ("https", "wss") } else { ("http", "ws") };
         info!("listening on {http}://{address}, events on {ws}://{address}/ws");
         let max_connections = self.max_connections;
-        let own = server::open_own(watchers);
-        let connection = Connection { name: connection.context, namespace: connection.namespace };
+        let dedicated_feeds = server::dedicated_feed_factory(watchers);
+        let connection = ConnectionInfo { name: connection.context, namespace: connection.namespace };
         let rate = stream_rate::Config { limit: self.stream_rate, ..stream_rate::Config::default() };
-        let bridge =
-            server::Bridge { feed, own, door, registry, verbose, connection, max_connections, rate, tasks, drain };
-        server::serve(bridge, listener).await
+        let setup = server::ServerSetup {
+            feed,
+            dedicated_feeds,
+            access,
+            registry,
+            readiness_details,
+            connection,
+            max_connections,
+            rate,
+            tasks,
+            drain,
+        };
+        server::serve(setup, listener).await
     }
 
     /// Whether only this machine can connect to where we listen.
-    async fn is_loopback(&self) -> Result<bool, Failure> {
+    async fn is_loopback(&self) -> Result<bool, CliError> {
         let addresses = tokio::net::lookup_host((self.listen_host.as_str(), self.port)).await;
         let mut addresses = addresses.map_err(|error| {
-            Failure::usage(format!(
+            CliError::usage(format!(
                 "--listen-host '{}' is neither an address nor a known name: {error}",
                 self.listen_host
             ))

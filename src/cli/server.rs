@@ -12,22 +12,22 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{Failure, access::Door, exit};
+use super::{CliError, access::ResolvedAccess, exit};
 use crate::{
     feed::Feed,
-    http::{self, Connection, OpenOwn, Site, conn, rate_limit::Limits, stream, stream_rate},
-    source::{dedicated::Watchers, hub},
+    http::{self, App, ConnectionInfo, DedicatedFeedFactory, conn, rate_limit::RateLimits, stream, stream_rate},
+    source::{dedicated::DedicatedWatchers, hub},
     tasks::{self, Stopped, Tasks},
 };
 
 /// What a bridge serves and how long it takes its leave.
-pub(super) struct Bridge {
+pub(super) struct ServerSetup {
     pub(super) feed: Feed,
-    pub(super) own: OpenOwn,
-    pub(super) door: Door,
+    pub(super) dedicated_feeds: DedicatedFeedFactory,
+    pub(super) access: ResolvedAccess,
     pub(super) registry: Registry,
-    pub(super) verbose: Verbose,
-    pub(super) connection: Connection,
+    pub(super) readiness_details: ReadinessDetails,
+    pub(super) connection: ConnectionInfo,
     /// Streams at a time.
     pub(super) max_connections: usize,
     pub(super) rate: stream_rate::Config,
@@ -36,37 +36,37 @@ pub(super) struct Bridge {
 }
 
 /// Lines for `/readyz?verbose`.
-pub(super) type Verbose = Box<dyn Fn() -> Vec<String> + Send + Sync>;
+pub(super) type ReadinessDetails = Box<dyn Fn() -> Vec<String> + Send + Sync>;
 
 /// However short the drain time, streams have this long to say their last word (1 s: a few round trips, as
-/// [`stream::Config::close_wait`]). Where nobody is slow it is over in milliseconds.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// [`stream::Config::close_timeout`]). Where nobody is slow it is over in milliseconds.
+const MIN_DRAIN: Duration = Duration::from_secs(1);
 
 /// Files beside one a connection: listeners, watches, the runtime's own, with room.
-const OTHER_FILES: u64 = 64;
+const RESERVED_FILES: u64 = 64;
 
 /// A name for every metric, as Prometheus asks for.
 pub(super) fn registry() -> Registry {
     Registry::with_prefix("bridge")
 }
 
-/// The task set of a process that takes `drain` to end, or [`FAREWELL`] where that is longer.
+/// The task set of a process that takes `drain` to end, or [`MIN_DRAIN`] where that is longer.
 pub(super) fn tasks(drain: Duration) -> Tasks {
-    Tasks::new(tasks::Config { drain: drain.max(FAREWELL), ..tasks::Config::default() })
+    Tasks::new(tasks::Config { drain: drain.max(MIN_DRAIN), ..tasks::Config::default() })
 }
 
 /// What gives `/ws` connections watchers of their own.
-pub(super) fn open_own(watchers: Watchers) -> OpenOwn {
-    Box::new(move || watchers.open().map(|(feed, run)| (feed, run.boxed())))
+pub(super) fn dedicated_feed_factory(watchers: DedicatedWatchers) -> DedicatedFeedFactory {
+    Box::new(move || watchers.try_open().map(|(feed, run)| (feed, run.boxed())))
 }
 
 /// What only the hub can tell of the state of things.
-pub(super) fn verbose(hub: Arc<hub::Metrics>) -> Verbose {
-    Box::new(move || hub.odd_fields())
+pub(super) fn readiness_details(hub: Arc<hub::Metrics>) -> ReadinessDetails {
+    Box::new(move || hub.malformed_fields())
 }
 
 /// Binds, with a word on what to do when that fails.
-pub(super) async fn bind(host: &str, port: u16) -> Result<(TcpListener, SocketAddr), Failure> {
+pub(super) async fn bind(host: &str, port: u16) -> Result<(TcpListener, SocketAddr), CliError> {
     let listener = TcpListener::bind((host, port)).await.map_err(|error| {
         let problem = match error.kind() {
             ErrorKind::AddrInUse => "another program has it; choose another with --port (0 takes a free one)".into(),
@@ -82,7 +82,7 @@ pub(super) async fn bind(host: &str, port: u16) -> Result<(TcpListener, SocketAd
 /// Lets the process open a file for each connection: what a shell grants is often a tenth of that, and the process may
 /// raise it by itself up to the hard limit.
 pub(super) fn raise_file_limit(max_connections: usize) {
-    let needed = (max_connections as u64).saturating_add(OTHER_FILES);
+    let needed = (max_connections as u64).saturating_add(RESERVED_FILES);
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_none_or(|current| current >= needed) {
         return;
@@ -96,10 +96,10 @@ pub(super) fn raise_file_limit(max_connections: usize) {
 }
 
 /// Serves until a signal, then drains. Returns the exit code.
-pub(super) async fn serve(bridge: Bridge, listener: TcpListener) -> Result<u8, Failure> {
-    let Bridge { feed, own, door, mut registry, verbose, .. } = bridge;
-    let Door { allowed, limits, proxies, tls, auth, auth_metrics, .. } = door;
-    let Bridge { connection, max_connections, rate, tasks, drain, .. } = bridge;
+pub(super) async fn serve(setup: ServerSetup, listener: TcpListener) -> Result<u8, CliError> {
+    let ServerSetup { feed, dedicated_feeds, access, mut registry, readiness_details, .. } = setup;
+    let ResolvedAccess { allowed, limits, proxies, tls, auth, auth_metrics, .. } = access;
+    let ServerSetup { connection, max_connections, rate, tasks, drain, .. } = setup;
     let stream_metrics = stream::Metrics::default();
     let conn_metrics = conn::Metrics::default();
     feed.metrics().register(&mut registry);
@@ -109,26 +109,38 @@ pub(super) async fn serve(bridge: Bridge, listener: TcpListener) -> Result<u8, F
     // The last fifth of the drain time is for closing what was told to leave.
     let stream_config =
         stream::Config { drain_spread: drain * 4 / 5, max_streams: max_connections, ..stream::Config::default() };
-    let streams = stream::Streams::new(stream_config, stream_metrics, tasks.stop().clone());
+    let streams = stream::StreamContext::new(stream_config, stream_metrics, tasks.stop().clone());
     auth_metrics.register(&mut registry);
-    let (auth, limits) = (Arc::new(auth), Limits::new(&limits));
-    let config = http::Config { rate, ..http::Config::default() };
-    let looked_after = auth.clone();
-    tasks.spawn("credentials", async move { Ok::<_, Infallible>(looked_after.run().await) });
-    let everybody = streams.clone();
-    let site = Site { feed, own, connection, streams, registry, allowed, auth, limits, proxies, verbose, config };
-    let max_connections = max_connections.saturating_add(conn::BESIDE_STREAMS);
+    let (auth, limits) = (Arc::new(auth), RateLimits::new(&limits));
+    let config = http::Config { stream_rate: rate, ..http::Config::default() };
+    let watched_auth = auth.clone();
+    tasks.spawn("credentials", async move { Ok::<_, Infallible>(watched_auth.run_watchdog().await) });
+    let all_streams = streams.clone();
+    let app = App {
+        feed,
+        dedicated_feeds,
+        connection,
+        streams,
+        registry,
+        guard: allowed,
+        auth,
+        rate_limits: limits,
+        trusted_proxies: proxies,
+        readiness_details,
+        config,
+    };
+    let max_connections = max_connections.saturating_add(conn::NON_STREAM_CONNECTIONS);
     raise_file_limit(max_connections);
-    let pools = site.feed.clone().announce_pools();
+    let pools = app.feed.clone().publish_pool_depths();
     tasks.spawn("pools", async move { Ok::<_, Infallible>(pools.await) });
-    for writer in 0..everybody.fan.writers() {
-        let (streams, feed) = (everybody.clone(), site.feed.clone());
-        tasks.spawn("writer", async move { Ok::<Infallible, Infallible>(streams.fan.run(writer, feed).await) });
+    for writer in 0..all_streams.fan_out.writer_count() {
+        let (streams, feed) = (all_streams.clone(), app.feed.clone());
+        tasks.spawn("writer", async move { Ok::<Infallible, Infallible>(streams.fan_out.run(writer, feed).await) });
     }
-    let service = http::service(Arc::new(site));
+    let service = http::service(Arc::new(app));
     let config = conn::Config { max_connections, tls, ..conn::Config::default() };
     if let Some(tls) = config.tls.clone() {
-        let follow = tls.follow(config.tls_reread);
+        let follow = tls.watch_files(config.tls_reload_interval);
         tasks.spawn("certificate", async move { Ok::<_, Infallible>(follow.await) });
     }
     let accept = conn::serve(listener, service, config, conn_metrics, tasks.clone());
@@ -140,7 +152,7 @@ pub(super) async fn serve(bridge: Bridge, listener: TcpListener) -> Result<u8, F
     match stopped {
         Stopped::Drained { cut: 0 } => info!("all streams have been closed"),
         Stopped::Drained { cut } => info!(cut, "the drain time is over; the remaining connections are cut"),
-        Stopped::AtOnce => {
+        Stopped::Immediately => {
             info!("a second signal: ending at once");
             return Ok(if signals.interrupted { exit::INTERRUPTED } else { exit::FAILED });
         }

@@ -5,11 +5,13 @@ mod filter_params;
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
-use super::{Claim, Cursor, Home, Instance, Resource, ResourceVersion, View, view::Labels};
+use super::{
+    Claim, Cursor, Instance, NamespaceId, PerResource, Resource, ResourceVersion, View, hash::sha256_prefix,
+    view::Labels,
+};
 
-/// What the client may see at all (protocol.md section 7). What is not in it does not exist for the client.
+/// What the client may see at all (docs/protocol.md#access). What is not in it does not exist for the client.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Scope {
@@ -22,27 +24,27 @@ pub enum Scope {
 
 /// Which layout of events the client reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Format {
-    /// `/ws`: four types, bare keys, no ids (protocol.md section 2).
+pub enum EventFormat {
+    /// `/ws`: four types, bare keys, no ids (docs/protocol.md#boilerhouse-stream).
     Boilerhouse,
-    /// Everything needed to hold the state (protocol.md section 3).
+    /// Everything needed to hold the state (docs/protocol.md#full-stream).
     Full,
 }
 
-/// Equality filters, ANDed; `params` of protocol.md section 4.
+/// Equality filters, ANDed; `params` of docs/protocol.md#stream-endpoints.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Filter {
     /// Filters on instances, by view key.
-    pub instances: Wanted,
+    pub instances: ObjectFilter,
     /// Filters on claims, by view key.
-    pub claims: Wanted,
+    pub claims: ObjectFilter,
 }
 
 /// The filters on one kind of view. A key that the kind does not have matches nothing; parsing keeps such keys out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Wanted {
+pub struct ObjectFilter {
     /// `name` equals.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
@@ -68,20 +70,20 @@ pub struct Wanted {
 
 /// Rights, filter, types and format: two clients with equal lenses read equal bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Lens {
+pub struct Projection {
     /// Rights.
     pub scope: Scope,
     /// Filter.
     pub filter: Filter,
     /// Wanted event types.
-    pub types: Types,
+    pub types: EventTypes,
     /// Layout.
-    pub format: Format,
+    pub format: EventFormat,
 }
 
 /// The event types about objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Type {
+pub enum EventType {
     /// `instance.state`
     InstanceState,
     /// `pool.instance.ready`
@@ -102,33 +104,33 @@ pub enum Type {
 
 /// A set of event types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Types(u8);
+pub struct EventTypes(u8);
 
-impl Type {
-    /// All of them, in the order of protocol.md section 3.
-    pub const ALL: [Type; 8] = [
-        Type::InstanceState,
-        Type::PoolInstanceReady,
-        Type::ClaimState,
-        Type::TenantClaimed,
-        Type::TenantReleased,
-        Type::PoolDepth,
-        Type::Telemetry,
-        Type::MqttMessage,
+impl EventType {
+    /// All of them, in the order of docs/protocol.md#full-stream.
+    pub const ALL: [EventType; 8] = [
+        EventType::InstanceState,
+        EventType::PoolInstanceReady,
+        EventType::ClaimState,
+        EventType::TenantClaimed,
+        EventType::TenantReleased,
+        EventType::PoolDepth,
+        EventType::Telemetry,
+        EventType::MqttMessage,
     ];
 
     /// As it stands in `type`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Type::InstanceState => "instance.state",
-            Type::PoolInstanceReady => "pool.instance.ready",
-            Type::ClaimState => "claim.state",
-            Type::TenantClaimed => "tenant.claimed",
-            Type::TenantReleased => "tenant.released",
-            Type::PoolDepth => "pool.depth",
-            Type::Telemetry => "telemetry",
-            Type::MqttMessage => "mqtt.message",
+            EventType::InstanceState => "instance.state",
+            EventType::PoolInstanceReady => "pool.instance.ready",
+            EventType::ClaimState => "claim.state",
+            EventType::TenantClaimed => "tenant.claimed",
+            EventType::TenantReleased => "tenant.released",
+            EventType::PoolDepth => "pool.depth",
+            EventType::Telemetry => "telemetry",
+            EventType::MqttMessage => "mqtt.message",
         }
     }
 
@@ -140,31 +142,37 @@ impl Type {
 
     /// The resource it tells of, if its events have a place in one's history.
     #[must_use]
-    pub fn kind(self) -> Option<Resource> {
+    pub fn resource(self) -> Option<Resource> {
         match self {
-            Type::InstanceState | Type::PoolInstanceReady => Some(Resource::Instance),
-            Type::ClaimState | Type::TenantClaimed | Type::TenantReleased => Some(Resource::Claim),
-            Type::PoolDepth | Type::Telemetry | Type::MqttMessage => None,
+            EventType::InstanceState | EventType::PoolInstanceReady => Some(Resource::Pods),
+            EventType::ClaimState | EventType::TenantClaimed | EventType::TenantReleased => Some(Resource::Claims),
+            EventType::PoolDepth | EventType::Telemetry | EventType::MqttMessage => None,
         }
     }
 
-    /// Whether `/ws` has it (protocol.md section 2).
-    fn is_boilerhouse(self) -> bool {
-        matches!(self, Type::InstanceState | Type::PoolInstanceReady | Type::TenantClaimed | Type::TenantReleased)
+    /// Whether `/ws` has it (docs/protocol.md#boilerhouse-stream).
+    fn in_boilerhouse_format(self) -> bool {
+        matches!(
+            self,
+            EventType::InstanceState
+                | EventType::PoolInstanceReady
+                | EventType::TenantClaimed
+                | EventType::TenantReleased
+        )
     }
 }
 
-impl Format {
+impl EventFormat {
     /// The types that this format knows.
-    pub fn types(self) -> impl Iterator<Item = Type> {
-        Type::ALL.into_iter().filter(move |t| self == Format::Full || t.is_boilerhouse())
+    pub fn types(self) -> impl Iterator<Item = EventType> {
+        EventType::ALL.into_iter().filter(move |t| self == EventFormat::Full || t.in_boilerhouse_format())
     }
 }
 
-impl Types {
+impl EventTypes {
     /// Every type of the format.
     #[must_use]
-    pub fn all(format: Format) -> Types {
+    pub fn all(format: EventFormat) -> EventTypes {
         format.types().collect()
     }
 
@@ -172,54 +180,56 @@ impl Types {
     ///
     /// # Errors
     /// A sentence that names the unknown word and lists what this format accepts.
-    pub fn parse(list: &str, format: Format) -> Result<Types, String> {
-        let mut wanted = Types(0);
+    pub fn parse(list: &str, format: EventFormat) -> Result<EventTypes, String> {
+        let mut requested = EventTypes(0);
         for word in list.split(',').map(str::trim) {
             let named = format.types().filter(|t| t.name() == word || t.family() == word);
-            let found: Types = named.collect();
+            let found: EventTypes = named.collect();
             if found.0 == 0 {
                 let mut accepted: Vec<&str> = format.types().flat_map(|t| [t.family(), t.name()]).collect();
                 accepted.sort_unstable();
                 accepted.dedup();
                 return Err(format!("unknown type '{word}': accepted are {}, comma-separated", accepted.join(", ")));
             }
-            wanted.0 |= found.0;
+            requested.0 |= found.0;
         }
-        Ok(wanted)
+        Ok(requested)
     }
 
     /// Whether it is in the set.
     #[must_use]
-    pub fn has(self, one: Type) -> bool {
-        self.0 & (1 << one as u8) != 0
+    pub fn contains(self, event_type: EventType) -> bool {
+        self.0 & (1 << event_type as u8) != 0
     }
 
     /// The resources needed to tell of these types.
     #[must_use]
-    pub fn kinds(self) -> [bool; 2] {
-        Resource::ALL.map(|kind| Type::ALL.into_iter().any(|t| t.kind() == Some(kind) && self.has(t)))
+    pub fn resources(self) -> PerResource<bool> {
+        PerResource::from_fn(|resource| {
+            EventType::ALL.into_iter().any(|t| t.resource() == Some(resource) && self.contains(t))
+        })
     }
 }
 
-impl FromIterator<Type> for Types {
-    fn from_iter<I: IntoIterator<Item = Type>>(types: I) -> Types {
-        Types(types.into_iter().fold(0, |set, t| set | 1 << t as u8))
+impl FromIterator<EventType> for EventTypes {
+    fn from_iter<I: IntoIterator<Item = EventType>>(types: I) -> EventTypes {
+        EventTypes(types.into_iter().fold(0, |set, t| set | 1 << t as u8))
     }
 }
 
 impl Scope {
     /// Whether the view may be seen.
     #[must_use]
-    pub fn has(&self, view: &View) -> bool {
+    pub fn allows(&self, view: &View) -> bool {
         match view {
-            View::Instance(instance) => self.has_instance(instance),
-            View::Claim(claim) => self.has_claim(claim),
+            View::Instance(instance) => self.allows_instance(instance),
+            View::Claim(claim) => self.allows_claim(claim),
         }
     }
 
     /// Whether the instance may be seen.
     #[must_use]
-    pub fn has_instance(&self, instance: &Instance) -> bool {
+    pub fn allows_instance(&self, instance: &Instance) -> bool {
         match self {
             Scope::All => true,
             Scope::Tenant(tenant) => instance.tenant_id.as_ref() == Some(tenant),
@@ -228,7 +238,7 @@ impl Scope {
 
     /// Whether the claim may be seen.
     #[must_use]
-    pub fn has_claim(&self, claim: &Claim) -> bool {
+    pub fn allows_claim(&self, claim: &Claim) -> bool {
         match self {
             Scope::All => true,
             Scope::Tenant(tenant) => claim.tenant_id == *tenant,
@@ -236,11 +246,11 @@ impl Scope {
     }
 }
 
-impl Lens {
+impl Projection {
     /// Everything, in the given format.
     #[must_use]
-    pub fn all(format: Format) -> Lens {
-        Lens { scope: Scope::All, filter: Filter::default(), types: Types::all(format), format }
+    pub fn everything(format: EventFormat) -> Projection {
+        Projection { scope: Scope::All, filter: Filter::default(), types: EventTypes::all(format), format }
     }
 
     /// Whether the view may be seen and is wanted.
@@ -248,26 +258,26 @@ impl Lens {
     pub fn includes(&self, view: &View) -> bool {
         match view {
             View::Instance(instance) => self.includes_instance(instance),
-            View::Claim(claim) => self.shows_claim(claim),
+            View::Claim(claim) => self.includes_claim(claim),
         }
     }
 
     /// Whether the instance may be seen and is wanted.
     #[must_use]
     pub fn includes_instance(&self, instance: &Instance) -> bool {
-        self.scope.has_instance(instance) && self.filter.instances.match_instance(instance)
+        self.scope.allows_instance(instance) && self.filter.instances.matches_instance(instance)
     }
 
     /// Whether the claim may be seen and is wanted.
     #[must_use]
-    pub fn shows_claim(&self, claim: &Claim) -> bool {
-        self.scope.has_claim(claim) && self.filter.claims.match_claim(claim)
+    pub fn includes_claim(&self, claim: &Claim) -> bool {
+        self.scope.allows_claim(claim) && self.filter.claims.matches_claim(claim)
     }
 
     /// Whether the pool of this workload may be seen and is wanted: pools are counted over all instances of a workload,
     /// and only a filter by `workloadRef` chooses among them.
     #[must_use]
-    pub fn shows_pool(&self, workload_ref: &str) -> bool {
+    pub fn includes_pool(&self, workload_ref: &str) -> bool {
         let wanted = self.filter.instances.workload_ref.as_deref();
         self.scope == Scope::All && wanted.is_none_or(|want| want == workload_ref)
     }
@@ -275,51 +285,44 @@ impl Lens {
     /// Rights and filter as a number: what a [`Cursor`] is bound to. Types are apart: a cursor says which resources
     /// it covers.
     #[must_use]
-    pub fn hash(&self) -> u64 {
+    pub fn fingerprint(&self) -> u64 {
         let text = serde_json::to_vec(&(&self.scope, &self.filter)).unwrap_or_default();
-        short_hash(&text)
+        sha256_prefix(&text)
     }
 
-    /// The cursor of a client of this lens that has been served up to `rv`.
+    /// The cursor of a client of this lens that has been served up to `versions`.
     #[must_use]
-    pub fn cursor(&self, home: Home, rv: [ResourceVersion; 2]) -> Cursor {
-        Cursor::new(home, self.hash(), self.types.kinds(), rv)
+    pub fn cursor_at(&self, namespace: NamespaceId, versions: PerResource<ResourceVersion>) -> Cursor {
+        Cursor::new(namespace, self.fingerprint(), self.types.resources(), versions)
     }
 }
 
-/// The first 64 bits of the SHA-256: short enough for an id, the same on every replica and in every version.
-#[must_use]
-pub fn short_hash(bytes: &[u8]) -> u64 {
-    let digest: [u8; 32] = Sha256::digest(bytes).into();
-    digest.iter().take(8).fold(0, |value, byte| value << 8 | u64::from(*byte))
-}
-
-impl Wanted {
-    fn match_instance(&self, i: &Instance) -> bool {
-        is(&self.name, Some(&i.name))
-            && is(&self.phase, Some(&i.phase))
-            && is(&self.workload_ref, i.workload_ref.as_ref())
-            && is(&self.tenant_id, i.tenant_id.as_ref())
-            && is(&self.pool_status, i.pool_status.as_ref())
+impl ObjectFilter {
+    fn matches_instance(&self, i: &Instance) -> bool {
+        equals_if_set(&self.name, Some(&i.name))
+            && equals_if_set(&self.phase, Some(&i.phase))
+            && equals_if_set(&self.workload_ref, i.workload_ref.as_ref())
+            && equals_if_set(&self.tenant_id, i.tenant_id.as_ref())
+            && equals_if_set(&self.pool_status, i.pool_status.as_ref())
             && self.source.is_none()
-            && labelled(&self.labels, &i.labels)
+            && labels_match(&self.labels, &i.labels)
     }
 
-    fn match_claim(&self, c: &Claim) -> bool {
-        is(&self.name, Some(&c.name))
-            && is(&self.phase, Some(&c.phase))
-            && is(&self.workload_ref, Some(&c.workload_ref))
-            && is(&self.tenant_id, Some(&c.tenant_id))
-            && is(&self.source, c.source.as_ref())
+    fn matches_claim(&self, c: &Claim) -> bool {
+        equals_if_set(&self.name, Some(&c.name))
+            && equals_if_set(&self.phase, Some(&c.phase))
+            && equals_if_set(&self.workload_ref, Some(&c.workload_ref))
+            && equals_if_set(&self.tenant_id, Some(&c.tenant_id))
+            && equals_if_set(&self.source, c.source.as_ref())
             && self.pool_status.is_none()
-            && labelled(&self.labels, &c.labels)
+            && labels_match(&self.labels, &c.labels)
     }
 }
 
-fn is(want: &Option<String>, have: Option<&String>) -> bool {
+fn equals_if_set(want: &Option<String>, have: Option<&String>) -> bool {
     want.as_ref().is_none_or(|want| have == Some(want))
 }
 
-fn labelled(want: &BTreeMap<String, Option<String>>, have: &Labels) -> bool {
+fn labels_match(want: &BTreeMap<String, Option<String>>, have: &Labels) -> bool {
     want.iter().all(|(key, value)| have.get(key).is_some_and(|have| value.as_ref().is_none_or(|want| want == have)))
 }

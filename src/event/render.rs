@@ -6,17 +6,17 @@ use jiff::fmt::temporal::DateTimePrinter;
 use serde::Serialize;
 
 use super::{
-    Change, Claim, Instance, Notice, Pool, Version, View,
-    projection::{Format, Lens, Type},
+    Change, ChangeSet, Claim, EphemeralEvent, Instance, PoolDepth, View,
+    projection::{EventFormat, EventType, Projection},
 };
 
-/// One event, with the keys of protocol.md sections 2 and 3 that its type and format have.
+/// One event, with the keys of docs/protocol.md#boilerhouse-stream and docs/protocol.md#full-stream that its type and format have.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Event<'a> {
     /// `type`.
     #[serde(rename = "type")]
-    pub kind: &'static str,
+    pub event_type: &'static str,
     /// The cursor, on the last event of a step only. Set by whoever knows how far the client is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<&'a str>,
@@ -51,7 +51,7 @@ pub struct Event<'a> {
     coalesced: bool,
 }
 
-/// A sign of life that moves the cursor on (protocol.md section 3). With `coalesced` it stands for a difference in which
+/// A sign of life that moves the cursor on (docs/protocol.md#full-stream). With `coalesced` it stands for a difference in which
 /// the client sees no change: states between may have been skipped (G3).
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -72,7 +72,7 @@ pub struct Heartbeat<'a> {
 /// A notice as an event.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
-pub enum Told<'a> {
+pub enum EphemeralBody<'a> {
     /// `upstream.down`, `upstream.up`.
     Upstream {
         /// When this replica saw it.
@@ -91,93 +91,107 @@ pub enum Told<'a> {
         time: &'a str,
         /// The counts.
         #[serde(flatten)]
-        pool: &'a Pool,
+        pool: &'a PoolDepth,
     },
 }
 
 /// A notice's type and body, if a client of this lens is told of it. Control events always pass.
 #[must_use]
-pub fn render_notice<'a>(notice: &'a Notice, lens: &Lens, time: &'a str) -> Option<(&'static str, Told<'a>)> {
-    if lens.format == Format::Boilerhouse {
+pub fn render_ephemeral<'a>(
+    event: &'a EphemeralEvent,
+    projection: &Projection,
+    time: &'a str,
+) -> Option<(&'static str, EphemeralBody<'a>)> {
+    if projection.format == EventFormat::Boilerhouse {
         return None;
     }
-    match notice {
-        Notice::Upstream { kind, down, since_ms } => {
-            let name = if down.is_some() { "upstream.down" } else { "upstream.up" };
-            let since = self::time(*since_ms);
-            Some((name, Told::Upstream { time, resource: kind.resource(), reason: down.as_deref(), since }))
+    match event {
+        EphemeralEvent::Upstream { resource, down_reason, last_byte_ms } => {
+            let name = if down_reason.is_some() { "upstream.down" } else { "upstream.up" };
+            let since = self::format_timestamp(*last_byte_ms);
+            Some((
+                name,
+                EphemeralBody::Upstream { time, resource: resource.plural(), reason: down_reason.as_deref(), since },
+            ))
         }
-        Notice::PoolDepth(pool) => {
-            let passes = lens.types.has(Type::PoolDepth) && lens.shows_pool(&pool.workload_ref);
-            passes.then_some((Type::PoolDepth.name(), Told::PoolDepth { time, pool }))
+        EphemeralEvent::PoolDepth(pool) => {
+            let passes =
+                projection.types.contains(EventType::PoolDepth) && projection.includes_pool(&pool.workload_ref);
+            passes.then_some((EventType::PoolDepth.name(), EphemeralBody::PoolDepth { time, pool }))
         }
     }
 }
 
 /// The events that a client of this lens is told of a version, in order.
-pub fn render<'a>(version: &'a Version, lens: &Lens, mut tell: impl FnMut(Event<'a>)) {
-    for change in &version.changes {
+pub fn render_change_set<'a>(change_set: &'a ChangeSet, projection: &Projection, mut emit: impl FnMut(Event<'a>)) {
+    for change in &change_set.changes {
         // In a difference each object keeps its own version, which is the same on every replica.
-        let rv = change.new.as_ref().map_or(version.rv, View::rv);
-        render_change(change, lens, |mut event| {
-            if lens.format == Format::Full {
-                let uid = change.view().map_or("", View::uid);
-                event.key = Some([uid, ".", &rv.to_string(), ".", event.kind].concat());
-                event.coalesced = version.since.is_some();
+        let version = change.new.as_ref().map_or(change_set.version, View::resource_version);
+        render_change(change, projection, |mut event| {
+            if projection.format == EventFormat::Full {
+                let uid = change.any_side().map_or("", View::uid);
+                event.key = Some([uid, ".", &version.to_string(), ".", event.event_type].concat());
+                event.coalesced = change_set.coalesced_from.is_some();
             }
-            tell(event);
+            emit(event);
         });
     }
 }
 
-/// The events with which `/ws` opens: the object as it is, then the edges that make it so (protocol.md section 2).
-pub fn render_first<'a>(view: &'a View, lens: &Lens, mut tell: impl FnMut(Event<'a>)) {
-    if !lens.includes(view) {
+/// The events with which `/ws` opens: the object as it is, then the edges that make it so (docs/protocol.md#boilerhouse-stream).
+pub fn render_initial<'a>(view: &'a View, projection: &Projection, mut emit: impl FnMut(Event<'a>)) {
+    if !projection.includes(view) {
         return;
     }
     if let View::Instance(instance) = view
-        && lens.types.has(Type::InstanceState)
+        && projection.types.contains(EventType::InstanceState)
     {
-        tell(instance_state(instance, &instance.phase));
+        emit(instance_state(instance, &instance.phase));
     }
-    if let Some(edge) = edge(None, Some(view))
-        && lens.types.has(edge)
+    if let Some(transition) = transition(None, Some(view))
+        && projection.types.contains(transition)
     {
-        tell(edge_event(edge, view, lens.format));
+        emit(transition_event(transition, view, projection.format));
     }
 }
 
 /// Rights come first, and each side is judged by itself: what may not be seen is as if it were not there, and no word
 /// of it reaches the events. The filter then chooses among what may be seen.
-fn render_change<'a>(change: &'a Change, lens: &Lens, mut tell: impl FnMut(Event<'a>)) {
-    let seen = |side: &'a Option<View>| side.as_ref().filter(|view| lens.scope.has(view));
-    let (old, new) = (seen(&change.old), seen(&change.new));
-    let (shown_old, shown_new) = (old.filter(|view| lens.includes(view)), new.filter(|view| lens.includes(view)));
-    if let Some(state) = state(shown_old, shown_new, change.new.is_some(), lens) {
-        tell(state);
+fn render_change<'a>(change: &'a Change, projection: &Projection, mut emit: impl FnMut(Event<'a>)) {
+    let visible = |side: &'a Option<View>| side.as_ref().filter(|view| projection.scope.allows(view));
+    let (old, new) = (visible(&change.old), visible(&change.new));
+    let (matching_old, matching_new) =
+        (old.filter(|view| projection.includes(view)), new.filter(|view| projection.includes(view)));
+    if let Some(state) = state_event(matching_old, matching_new, change.new.is_some(), projection) {
+        emit(state);
     }
-    if let Some(edge) = edge(old, new)
-        && (shown_old.is_some() || shown_new.is_some())
-        && lens.types.has(edge)
+    if let Some(transition) = transition(old, new)
+        && (matching_old.is_some() || matching_new.is_some())
+        && projection.types.contains(transition)
         && let Some(view) = new.or(old)
     {
-        tell(edge_event(edge, view, lens.format));
+        emit(transition_event(transition, view, projection.format));
     }
 }
 
-/// The state event: what the client knew (`old`) against what it may know now (`new`); whether the object `lives` on is
+/// The state event: what the client knew (`old`) against what it may know now (`new`); whether the object `still_exists` is
 /// what its `Deleted` says.
-fn state<'a>(old: Option<&'a View>, new: Option<&'a View>, lives: bool, lens: &Lens) -> Option<Event<'a>> {
+fn state_event<'a>(
+    old: Option<&'a View>,
+    new: Option<&'a View>,
+    still_exists: bool,
+    projection: &Projection,
+) -> Option<Event<'a>> {
     let view = new.or(old)?;
-    let kind = match view {
-        View::Instance(_) => Type::InstanceState,
-        View::Claim(_) => Type::ClaimState,
+    let event_type = match view {
+        View::Instance(_) => EventType::InstanceState,
+        View::Claim(_) => EventType::ClaimState,
     };
-    if !lens.types.has(kind) {
+    if !projection.types.contains(event_type) {
         return None;
     }
-    let full = lens.format == Format::Full;
-    if full && old.zip(new).is_some_and(|(old, new)| old.looks_like(new)) {
+    let full = projection.format == EventFormat::Full;
+    if full && old.zip(new).is_some_and(|(old, new)| old.same_on_wire(new)) {
         return None;
     }
     let phase = new.map_or("Deleted", phase);
@@ -187,7 +201,7 @@ fn state<'a>(old: Option<&'a View>, new: Option<&'a View>, lives: bool, lens: &L
     };
     if full {
         event.previous_phase = old.map(self::phase).filter(|previous| *previous != phase);
-        event.cause = match (new, lives) {
+        event.cause = match (new, still_exists) {
             (Some(_), _) => None,
             (None, true) => Some("filtered"),
             (None, false) => Some("deleted"),
@@ -200,12 +214,12 @@ fn state<'a>(old: Option<&'a View>, new: Option<&'a View>, lives: bool, lens: &L
     Some(event)
 }
 
-/// The transition between two sides of one life, if there is one (protocol.md section 2).
-fn edge(old: Option<&View>, new: Option<&View>) -> Option<Type> {
+/// The transition between two sides of one life, if there is one (docs/protocol.md#boilerhouse-stream).
+fn transition(old: Option<&View>, new: Option<&View>) -> Option<EventType> {
     match (old, new) {
         (old, Some(View::Instance(new))) => {
             let was = matches!(old, Some(View::Instance(old)) if old.is_ready());
-            (new.is_ready() && !was).then_some(Type::PoolInstanceReady)
+            (new.is_ready() && !was).then_some(EventType::PoolInstanceReady)
         }
         (old, Some(View::Claim(new))) => {
             let old = match old {
@@ -213,29 +227,29 @@ fn edge(old: Option<&View>, new: Option<&View>) -> Option<Type> {
                 Some(View::Instance(_)) | None => None,
             };
             if new.is_active() && !old.is_some_and(|old| old.is_active()) {
-                Some(Type::TenantClaimed)
+                Some(EventType::TenantClaimed)
             } else if new.is_released() && old.is_some_and(|old| !old.is_released()) {
-                Some(Type::TenantReleased)
+                Some(EventType::TenantReleased)
             } else {
                 None
             }
         }
-        (Some(View::Claim(old)), None) => (!old.is_released()).then_some(Type::TenantReleased),
+        (Some(View::Claim(old)), None) => (!old.is_released()).then_some(EventType::TenantReleased),
         (Some(View::Instance(_)) | None, None) => None,
     }
 }
 
-fn edge_event<'a>(edge: Type, view: &'a View, format: Format) -> Event<'a> {
-    let mut event = bare(edge, view.name());
-    if format == Format::Full {
+fn transition_event<'a>(transition: EventType, view: &'a View, format: EventFormat) -> Event<'a> {
+    let mut event = base_event(transition, view.name());
+    if format == EventFormat::Full {
         event.uid = Some(view.uid());
     }
     match view {
         View::Instance(instance) => event.workload_ref = instance.workload_ref.as_deref(),
         View::Claim(claim) => {
-            event.tenant_id = filled(&claim.tenant_id);
-            if edge == Type::TenantClaimed {
-                event.workload_ref = filled(&claim.workload_ref);
+            event.tenant_id = non_empty(&claim.tenant_id);
+            if transition == EventType::TenantClaimed {
+                event.workload_ref = non_empty(&claim.workload_ref);
                 event.source = claim.source.as_deref();
             }
         }
@@ -248,7 +262,7 @@ fn instance_state<'a>(instance: &'a Instance, phase: &'a str) -> Event<'a> {
         phase: Some(phase),
         workload_ref: instance.workload_ref.as_deref(),
         tenant_id: instance.tenant_id.as_deref(),
-        ..bare(Type::InstanceState, &instance.name)
+        ..base_event(EventType::InstanceState, &instance.name)
     }
 }
 
@@ -257,13 +271,13 @@ fn claim_state<'a>(claim: &'a Claim, phase: &'a str) -> Event<'a> {
         phase: Some(phase),
         workload_ref: Some(&claim.workload_ref),
         tenant_id: Some(&claim.tenant_id),
-        ..bare(Type::ClaimState, &claim.name)
+        ..base_event(EventType::ClaimState, &claim.name)
     }
 }
 
-fn bare(kind: Type, name: &str) -> Event<'_> {
+fn base_event(event_type: EventType, name: &str) -> Event<'_> {
     Event {
-        kind: kind.name(),
+        event_type: event_type.name(),
         id: None,
         time: None,
         name,
@@ -288,13 +302,13 @@ fn phase(view: &View) -> &str {
     }
 }
 
-fn filled(text: &str) -> Option<&str> {
+fn non_empty(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }
 
 /// `time` of an event: RFC 3339 in UTC with milliseconds.
 #[must_use]
-pub fn time(at_ms: u64) -> String {
+pub fn format_timestamp(at_ms: u64) -> String {
     const PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(3));
     let at = i64::try_from(at_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
     PRINTER.timestamp_to_string(&at.unwrap_or_default())

@@ -1,4 +1,4 @@
-//! Views: the facts of protocol.md section 1, as they stand on the wire.
+//! Views: the facts of docs/protocol.md#objects, as they stand on the wire.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -38,7 +38,7 @@ pub struct Instance {
     pub labels: Labels,
     /// `metadata.resourceVersion`, not part of the view.
     #[serde(skip)]
-    pub rv: ResourceVersion,
+    pub resource_version: ResourceVersion,
 }
 
 /// A BoilerhouseClaim.
@@ -78,7 +78,7 @@ pub struct Claim {
     pub last_activity: Option<String>,
     /// `metadata.resourceVersion`, not part of the view.
     #[serde(skip)]
-    pub rv: ResourceVersion,
+    pub resource_version: ResourceVersion,
 }
 
 /// Where a tenant reaches its instance.
@@ -90,7 +90,7 @@ pub struct Endpoint {
     pub port: u16,
 }
 
-/// Either kind of view, shared.
+/// A view of either resource, shared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum View {
     /// A managed Pod.
@@ -102,18 +102,29 @@ pub enum View {
 impl Instance {
     /// Bytes charged for holding it: the struct and its strings, without allocator overhead. Its JSON is shorter.
     #[must_use]
-    pub fn cost(&self) -> usize {
+    pub fn charged_bytes(&self) -> usize {
         let optional = [&self.workload_ref, &self.tenant_id, &self.pool_status, &self.ip];
         let required = [&self.name, &self.uid, &self.phase, &self.created_at];
         size_of::<Instance>()
             + required.into_iter().map(String::len).sum::<usize>()
-            + optional.into_iter().map(text).sum::<usize>()
-            + labels(&self.labels)
+            + optional.into_iter().map(optional_len).sum::<usize>()
+            + labels_len(&self.labels)
     }
 
-    /// See [`View::looks_like`]. What is most likely to differ comes first.
-    fn looks_like(&self, other: &Instance) -> bool {
-        let Instance { name, uid, phase, workload_ref, tenant_id, pool_status, ip, created_at, labels, rv: _ } = self;
+    /// See [`View::same_on_wire`]. What is most likely to differ comes first.
+    fn same_on_wire(&self, other: &Instance) -> bool {
+        let Instance {
+            name,
+            uid,
+            phase,
+            workload_ref,
+            tenant_id,
+            pool_status,
+            ip,
+            created_at,
+            labels,
+            resource_version: _,
+        } = self;
         *phase == other.phase
             && *pool_status == other.pool_status
             && *tenant_id == other.tenant_id
@@ -125,7 +136,7 @@ impl Instance {
             && *created_at == other.created_at
     }
 
-    /// Whether the pool may hand it out (protocol.md section 1: any value but `ready` is not ready).
+    /// Whether the pool may hand it out (docs/protocol.md#objects: any value but `ready` is not ready).
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.pool_status.as_deref() == Some("ready")
@@ -135,18 +146,18 @@ impl Instance {
 impl Claim {
     /// Bytes charged for holding it: the struct and its strings, without allocator overhead. Its JSON is shorter.
     #[must_use]
-    pub fn cost(&self) -> usize {
+    pub fn charged_bytes(&self) -> usize {
         let optional = [&self.instance_id, &self.source, &self.claimed_at, &self.detail, &self.last_activity];
         let required = [&self.name, &self.uid, &self.tenant_id, &self.workload_ref, &self.phase];
         size_of::<Claim>()
             + required.into_iter().map(String::len).sum::<usize>()
-            + optional.into_iter().map(text).sum::<usize>()
+            + optional.into_iter().map(optional_len).sum::<usize>()
             + self.endpoint.as_ref().map_or(0, |endpoint| endpoint.host.len())
-            + labels(&self.labels)
+            + labels_len(&self.labels)
     }
 
-    /// See [`View::looks_like`]. What is most likely to differ comes first.
-    fn looks_like(&self, other: &Claim) -> bool {
+    /// See [`View::same_on_wire`]. What is most likely to differ comes first.
+    fn same_on_wire(&self, other: &Claim) -> bool {
         let Claim {
             name,
             uid,
@@ -160,7 +171,7 @@ impl Claim {
             detail,
             labels,
             last_activity: _,
-            rv: _,
+            resource_version: _,
         } = self;
         *phase == other.phase
             && *instance_id == other.instance_id
@@ -191,10 +202,10 @@ impl Claim {
 impl View {
     /// Which resource it is a view of.
     #[must_use]
-    pub fn kind(&self) -> Resource {
+    pub fn resource(&self) -> Resource {
         match self {
-            View::Instance(_) => Resource::Instance,
-            View::Claim(_) => Resource::Claim,
+            View::Instance(_) => Resource::Pods,
+            View::Claim(_) => Resource::Claims,
         }
     }
 
@@ -218,42 +229,42 @@ impl View {
 
     /// `metadata.resourceVersion`.
     #[must_use]
-    pub fn rv(&self) -> ResourceVersion {
+    pub fn resource_version(&self) -> ResourceVersion {
         match self {
-            View::Instance(instance) => instance.rv,
-            View::Claim(claim) => claim.rv,
+            View::Instance(instance) => instance.resource_version,
+            View::Claim(claim) => claim.resource_version,
         }
     }
 
     /// Whether the two look the same on the wire: everything but the resourceVersion and what only GETs join.
     #[must_use]
-    pub fn looks_like(&self, other: &View) -> bool {
+    pub fn same_on_wire(&self, other: &View) -> bool {
         match (self, other) {
-            (View::Instance(a), View::Instance(b)) => Arc::ptr_eq(a, b) || a.looks_like(b),
-            (View::Claim(a), View::Claim(b)) => Arc::ptr_eq(a, b) || a.looks_like(b),
+            (View::Instance(a), View::Instance(b)) => Arc::ptr_eq(a, b) || a.same_on_wire(b),
+            (View::Claim(a), View::Claim(b)) => Arc::ptr_eq(a, b) || a.same_on_wire(b),
             (View::Instance(_), View::Claim(_)) | (View::Claim(_), View::Instance(_)) => false,
         }
     }
 
     /// Bytes charged for holding it.
     #[must_use]
-    pub fn cost(&self) -> usize {
+    pub fn charged_bytes(&self) -> usize {
         match self {
-            View::Instance(instance) => instance.cost(),
-            View::Claim(claim) => claim.cost(),
+            View::Instance(instance) => instance.charged_bytes(),
+            View::Claim(claim) => claim.charged_bytes(),
         }
     }
 }
 
 /// Bytes charged for a label beside its two strings: a map node's share.
-const LABEL_COST: usize = 48;
+const LABEL_OVERHEAD_BYTES: usize = 48;
 
-fn text(s: &Option<String>) -> usize {
+fn optional_len(s: &Option<String>) -> usize {
     s.as_ref().map_or(0, String::len)
 }
 
-fn labels(labels: &Labels) -> usize {
-    labels.iter().map(|(key, value)| key.len() + value.len() + LABEL_COST).sum()
+fn labels_len(labels: &Labels) -> usize {
+    labels.iter().map(|(key, value)| key.len() + value.len() + LABEL_OVERHEAD_BYTES).sum()
 }
 
 #[cfg(test)]
@@ -261,11 +272,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn views_look_alike_when_their_json_is_the_same() {
+    fn view_comparison_matches_json_equality() {
         let some = || Some("x".to_owned());
         let labels = || Labels::from([("x".to_owned(), "x".to_owned())]);
         let instances: [fn(&mut Instance); 10] = [
-            |i| i.rv = 7,
+            |i| i.resource_version = 7,
             |i| i.name.push('x'),
             |i| i.uid.push('x'),
             |i| i.phase.push('x'),
@@ -290,13 +301,13 @@ mod tests {
             let alike = serde_json::to_value(&other).unwrap() == serde_json::to_value(&instance).unwrap();
             assert_eq!(alike, n == 0, "field {n}");
             assert_eq!(
-                View::Instance(Arc::new(other)).looks_like(&View::Instance(Arc::new(instance.clone()))),
+                View::Instance(Arc::new(other)).same_on_wire(&View::Instance(Arc::new(instance.clone()))),
                 alike,
                 "field {n}"
             );
         }
         let claims: [fn(&mut Claim); 13] = [
-            |c| c.rv = 7,
+            |c| c.resource_version = 7,
             |c| c.last_activity = None,
             |c| c.name.push('x'),
             |c| c.uid.push('x'),
@@ -327,7 +338,7 @@ mod tests {
             let alike = serde_json::to_value(&other).unwrap() == serde_json::to_value(&claim).unwrap();
             assert_eq!(alike, n < 2, "field {n}");
             assert_eq!(
-                View::Claim(Arc::new(other)).looks_like(&View::Claim(Arc::new(claim.clone()))),
+                View::Claim(Arc::new(other)).same_on_wire(&View::Claim(Arc::new(claim.clone()))),
                 alike,
                 "field {n}"
             );

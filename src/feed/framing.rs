@@ -6,14 +6,14 @@ use crate::wire::{sse, websocket};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Framing {
     /// What carries them.
-    pub carrier: Carrier,
+    pub format: FrameFormat,
     /// EdgePlane's words: `upstream.down` and `upstream.up` are `matrix-down` and `matrix-up`, named on SSE.
-    pub matrix: bool,
+    pub edgeplane_names: bool,
 }
 
 /// What carries events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Carrier {
+pub enum FrameFormat {
     /// One text message an event.
     WebSocket,
     /// An event stream; where `named`, events carry their type as `event:`.
@@ -22,19 +22,21 @@ pub enum Carrier {
         named: bool,
     },
     /// One line of JSON an event, for whoever frames them himself.
-    Lines,
+    JsonLines,
 }
 
 impl Framing {
     /// A WebSocket without further ado.
-    pub const WEBSOCKET: Framing = Framing { carrier: Carrier::WebSocket, matrix: false };
+    pub const WEBSOCKET: Framing = Framing { format: FrameFormat::WebSocket, edgeplane_names: false };
 
     /// Lays one event on the wire.
-    pub fn put(self, out: &mut Vec<u8>, name: &str, id: Option<&str>, json: &str) {
-        match self.carrier {
-            Carrier::WebSocket => websocket::text(out, json),
-            Carrier::Sse { named } => sse::event(out, (named || name.starts_with("matrix-")).then_some(name), id, json),
-            Carrier::Lines => {
+    pub fn append_frame(self, out: &mut Vec<u8>, name: &str, id: Option<&str>, json: &str) {
+        match self.format {
+            FrameFormat::WebSocket => websocket::text(out, json),
+            FrameFormat::Sse { named } => {
+                sse::event(out, (named || name.starts_with("matrix-")).then_some(name), id, json)
+            }
+            FrameFormat::JsonLines => {
                 out.extend_from_slice(json.as_bytes());
                 out.push(b'\n');
             }
@@ -43,8 +45,8 @@ impl Framing {
 
     pub(super) fn name(self, name: &'static str) -> &'static str {
         match name {
-            "upstream.down" if self.matrix => "matrix-down",
-            "upstream.up" if self.matrix => "matrix-up",
+            "upstream.down" if self.edgeplane_names => "matrix-down",
+            "upstream.up" if self.edgeplane_names => "matrix-up",
             name => name,
         }
     }

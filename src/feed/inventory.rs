@@ -7,8 +7,8 @@ mod by_name;
 
 use std::collections::BTreeMap;
 
-pub use self::by_name::{ByName, Named};
-use crate::event::{Change, Claim, Instance, Pool, Resource, View};
+pub use self::by_name::{ByName, HasName};
+use crate::event::{Change, Claim, Instance, PoolDepth, Resource, View};
 
 /// Both resources by name. Cheap to clone while nobody changes it: the feed shares it behind an `Arc`.
 #[derive(Clone, Debug, Default)]
@@ -18,19 +18,19 @@ pub struct Inventory {
     /// Claims.
     pub claims: ByName<Claim>,
     /// Instances of each workload by pool status; a workload without instances is not in it.
-    depths: BTreeMap<String, Depth>,
+    pool_counts: BTreeMap<String, PoolCounts>,
 }
 
 /// The counts of one workload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Depth {
+struct PoolCounts {
     instances: u64,
     warming: u64,
     ready: u64,
     acquired: u64,
 }
 
-impl Depth {
+impl PoolCounts {
     fn of(&mut self, status: Option<&str>) -> Option<&mut u64> {
         match status {
             Some("warming") => Some(&mut self.warming),
@@ -44,10 +44,10 @@ impl Depth {
 impl Inventory {
     /// What is known under this name.
     #[must_use]
-    pub fn get(&self, kind: Resource, name: &str) -> Option<View> {
-        match kind {
-            Resource::Instance => self.instances.get(name).cloned().map(View::Instance),
-            Resource::Claim => self.claims.get(name).cloned().map(View::Claim),
+    pub fn get(&self, resource: Resource, name: &str) -> Option<View> {
+        match resource {
+            Resource::Pods => self.instances.get(name).cloned().map(View::Instance),
+            Resource::Claims => self.claims.get(name).cloned().map(View::Claim),
         }
     }
 
@@ -59,21 +59,21 @@ impl Inventory {
 
     /// Instances of each workload by pool status, by workloadRef; those without a workload belong to no pool.
     #[must_use]
-    pub fn pools(&self) -> Vec<Pool> {
-        let pool = |(workload_ref, depth): (&String, &Depth)| Pool {
+    pub fn pools(&self) -> Vec<PoolDepth> {
+        let pool = |(workload_ref, depth): (&String, &PoolCounts)| PoolDepth {
             workload_ref: workload_ref.clone(),
             warming: depth.warming,
             ready: depth.ready,
             acquired: depth.acquired,
         };
-        self.depths.iter().map(pool).collect()
+        self.pool_counts.iter().map(pool).collect()
     }
 
     /// Takes an added or modified object in. Empty when it is not newer than what is known; two changes when the name
     /// has begun another life.
     pub fn upsert(&mut self, view: View) -> Vec<Change> {
         match self.insert(view.clone()) {
-            Some(known) if known.uid() == view.uid() && known.rv() >= view.rv() => {
+            Some(known) if known.uid() == view.uid() && known.resource_version() >= view.resource_version() => {
                 self.insert(known);
                 Vec::new()
             }
@@ -85,28 +85,28 @@ impl Inventory {
     }
 
     /// Takes a deleted object out, if it is still the life that is known.
-    pub fn remove(&mut self, kind: Resource, name: &str, uid: &str) -> Option<Change> {
-        let old = self.get(kind, name).filter(|old| old.uid() == uid)?;
-        self.forget(&old);
+    pub fn remove(&mut self, resource: Resource, name: &str, uid: &str) -> Option<Change> {
+        let old = self.get(resource, name).filter(|old| old.uid() == uid)?;
+        self.remove_view(&old);
         Some(Change { old: Some(old), new: None })
     }
 
-    /// Puts a complete list in place of one kind and returns the difference: deletions by name, then what is new or
+    /// Puts a complete list in place of one resource and returns the difference: deletions by name, then what is new or
     /// changed in resourceVersion order.
-    pub fn replace(&mut self, kind: Resource, views: Vec<View>) -> Vec<Change> {
-        let mut before: BTreeMap<String, View> = match kind {
-            Resource::Instance => {
-                self.depths.clear();
+    pub fn replace(&mut self, resource: Resource, views: Vec<View>) -> Vec<Change> {
+        let mut before: BTreeMap<String, View> = match resource {
+            Resource::Pods => {
+                self.pool_counts.clear();
                 self.instances.drain().map(|i| (i.name.clone(), View::Instance(i))).collect()
             }
-            Resource::Claim => self.claims.drain().map(|c| (c.name.clone(), View::Claim(c))).collect(),
+            Resource::Claims => self.claims.drain().map(|c| (c.name.clone(), View::Claim(c))).collect(),
         };
-        let mut fresh = Vec::new();
+        let mut added_or_changed = Vec::new();
         for view in views {
             let old = match before.remove(view.name()) {
                 Some(old) if old.uid() == view.uid() => Some(old),
-                Some(other_life) => {
-                    before.insert(view.name().to_owned(), other_life);
+                Some(replaced_object) => {
+                    before.insert(view.name().to_owned(), replaced_object);
                     None
                 }
                 None => None,
@@ -115,18 +115,18 @@ impl Inventory {
             let unchanged = old.as_ref() == Some(&view);
             self.insert(view.clone());
             if !unchanged {
-                fresh.push(Change { old, new: Some(view) });
+                added_or_changed.push(Change { old, new: Some(view) });
             }
         }
-        fresh.sort_by_key(|change| change.new.as_ref().map_or(0, View::rv));
-        let gone = before.into_values().map(|old| Change { old: Some(old), new: None });
-        gone.chain(fresh).collect()
+        added_or_changed.sort_by_key(|change| change.new.as_ref().map_or(0, View::resource_version));
+        let removed = before.into_values().map(|old| Change { old: Some(old), new: None });
+        removed.chain(added_or_changed).collect()
     }
 
     /// Takes a change back.
-    pub fn undo(&mut self, change: &Change) {
+    pub fn revert(&mut self, change: &Change) {
         if let Some(new) = &change.new {
-            self.forget(new);
+            self.remove_view(new);
         }
         if let Some(old) = &change.old {
             self.insert(old.clone());
@@ -137,38 +137,38 @@ impl Inventory {
     fn insert(&mut self, view: View) -> Option<View> {
         match view {
             View::Instance(instance) => {
-                self.count(&instance, 1);
+                self.adjust_counts(&instance, 1);
                 let old = self.instances.insert(instance)?;
-                self.count(&old, -1);
+                self.adjust_counts(&old, -1);
                 Some(View::Instance(old))
             }
             View::Claim(claim) => self.claims.insert(claim).map(View::Claim),
         }
     }
 
-    fn forget(&mut self, view: &View) {
+    fn remove_view(&mut self, view: &View) {
         match view {
             View::Instance(instance) => {
                 if let Some(old) = self.instances.remove(&instance.name) {
-                    self.count(&old, -1);
+                    self.adjust_counts(&old, -1);
                 }
             }
             View::Claim(claim) => drop(self.claims.remove(&claim.name)),
         }
     }
 
-    fn count(&mut self, instance: &Instance, by: i64) {
+    fn adjust_counts(&mut self, instance: &Instance, by: i64) {
         let Some(workload_ref) = &instance.workload_ref else { return };
-        let depth = match self.depths.get_mut(workload_ref) {
+        let depth = match self.pool_counts.get_mut(workload_ref) {
             Some(depth) => depth,
-            None => self.depths.entry(workload_ref.clone()).or_default(),
+            None => self.pool_counts.entry(workload_ref.clone()).or_default(),
         };
         depth.instances = depth.instances.saturating_add_signed(by);
         if let Some(count) = depth.of(instance.pool_status.as_deref()) {
             *count = count.saturating_add_signed(by);
         }
         if depth.instances == 0 {
-            self.depths.remove(workload_ref);
+            self.pool_counts.remove(workload_ref);
         }
     }
 }
@@ -181,66 +181,79 @@ mod tests {
     use crate::event::ResourceVersion;
 
     fn pod(name: &str, uid: &str, rv: ResourceVersion) -> View {
-        View::Instance(Arc::new(Instance { name: name.into(), uid: uid.into(), rv, ..Instance::default() }))
+        View::Instance(Arc::new(Instance {
+            name: name.into(),
+            uid: uid.into(),
+            resource_version: rv,
+            ..Instance::default()
+        }))
     }
 
     fn told(changes: &[Change]) -> Vec<(Option<ResourceVersion>, Option<ResourceVersion>)> {
-        changes.iter().map(|c| (c.old.as_ref().map(View::rv), c.new.as_ref().map(View::rv))).collect()
+        changes
+            .iter()
+            .map(|c| (c.old.as_ref().map(View::resource_version), c.new.as_ref().map(View::resource_version)))
+            .collect()
     }
 
     #[test]
-    fn a_list_is_a_difference_deletions_first_then_by_version() {
+    fn replace_returns_deletions_first_then_changes_by_version() {
         let mut state = Inventory::default();
-        assert_eq!(
-            state.replace(Resource::Instance, vec![pod("a", "1", 5), pod("b", "2", 6), pod("c", "3", 7)]).len(),
-            3
-        );
-        let changes = state.replace(Resource::Instance, vec![pod("b", "2", 12), pod("c", "9", 11), pod("d", "4", 10)]);
+        assert_eq!(state.replace(Resource::Pods, vec![pod("a", "1", 5), pod("b", "2", 6), pod("c", "3", 7)]).len(), 3);
+        let changes = state.replace(Resource::Pods, vec![pod("b", "2", 12), pod("c", "9", 11), pod("d", "4", 10)]);
         assert_eq!(
             told(&changes),
             [(Some(5), None), (Some(7), None), (None, Some(10)), (None, Some(11)), (Some(6), Some(12))],
             "a is gone, c is another life, d is new, b has changed"
         );
-        let same = state.replace(Resource::Instance, vec![pod("b", "2", 12), pod("c", "9", 11), pod("d", "4", 10)]);
+        let same = state.replace(Resource::Pods, vec![pod("b", "2", 12), pod("c", "9", 11), pod("d", "4", 10)]);
         assert!(same.is_empty(), "the same list says nothing");
     }
 
     #[test]
-    fn one_version_of_two_histories_is_a_change() {
-        let running =
-            Instance { name: "a".into(), uid: "1".into(), rv: 5, phase: "Running".into(), ..Instance::default() };
+    fn equal_version_with_different_content_is_a_change() {
+        let running = Instance {
+            name: "a".into(),
+            uid: "1".into(),
+            resource_version: 5,
+            phase: "Running".into(),
+            ..Instance::default()
+        };
         let mut state = Inventory::default();
-        state.replace(Resource::Instance, vec![pod("a", "1", 5)]);
-        let changes = state.replace(Resource::Instance, vec![View::Instance(Arc::new(running))]);
+        state.replace(Resource::Pods, vec![pod("a", "1", 5)]);
+        let changes = state.replace(Resource::Pods, vec![View::Instance(Arc::new(running))]);
         assert_eq!(told(&changes), [(Some(5), Some(5))]);
     }
 
     #[test]
-    fn a_name_seen_with_another_uid_is_two_lives() {
+    fn new_uid_under_the_same_name_deletes_the_old_object() {
         let mut state = Inventory::default();
         state.upsert(pod("a", "1", 5));
         assert_eq!(told(&state.upsert(pod("a", "2", 8))), [(Some(5), None), (None, Some(8))]);
         assert!(state.upsert(pod("a", "2", 8)).is_empty(), "not newer");
         assert!(state.upsert(pod("a", "2", 7)).is_empty(), "older");
-        assert_eq!(state.get(Resource::Instance, "a").map(|view| view.rv()), Some(8));
-        assert!(state.remove(Resource::Instance, "a", "1").is_none(), "the first life ended already");
-        assert_eq!(
-            told(&state.remove(Resource::Instance, "a", "2").into_iter().collect::<Vec<_>>()),
-            [(Some(8), None)]
-        );
+        assert_eq!(state.get(Resource::Pods, "a").map(|view| view.resource_version()), Some(8));
+        assert!(state.remove(Resource::Pods, "a", "1").is_none(), "the first life ended already");
+        assert_eq!(told(&state.remove(Resource::Pods, "a", "2").into_iter().collect::<Vec<_>>()), [(Some(8), None)]);
         assert!(state.views().next().is_none());
     }
     #[test]
-    fn what_is_not_newer_is_not_counted() {
+    fn pool_counts_ignore_versions_that_are_not_newer() {
         let pod = |rv, status: &str| {
             let (workload_ref, pool_status) = (Some("web".to_owned()), Some(status.to_owned()));
             let name = "a".to_owned();
-            View::Instance(Arc::new(Instance { name, workload_ref, pool_status, rv, ..Instance::default() }))
+            View::Instance(Arc::new(Instance {
+                name,
+                workload_ref,
+                pool_status,
+                resource_version: rv,
+                ..Instance::default()
+            }))
         };
         let mut state = Inventory::default();
         for (rv, status) in [(5, "warming"), (6, "ready"), (4, "acquired"), (6, "warming")] {
             state.upsert(pod(rv, status));
         }
-        assert_eq!(state.pools(), [Pool { workload_ref: "web".into(), ready: 1, ..Pool::default() }]);
+        assert_eq!(state.pools(), [PoolDepth { workload_ref: "web".into(), ready: 1, ..PoolDepth::default() }]);
     }
 }

@@ -1,56 +1,70 @@
-//! `pool.depth`: how many instances of each workload wait, are ready, are taken (protocol.md section 3).
+//! `pool.depth`: how many instances of each workload wait, are ready, are taken (docs/protocol.md#full-stream).
 //!
 //! Counts change with every pod, so they are told only so often. A pool that has changed is told even where it is by then
 //! as it was told last: somebody may have come in between and hold what it was in between.
 
-use std::convert::Infallible;
+use std::{collections::BTreeSet, convert::Infallible};
 
 use tokio::time::sleep;
 
 use super::{Feed, state::State};
-use crate::event::{Change, Notice, Pool, View};
+use crate::event::{Change, EphemeralEvent, PoolDepth, View};
 
 impl Feed {
-    /// Tells of pool depths as they change, at most once in [`Config::pool_period`](super::Config::pool_period) each, the
+    /// Tells of pool depths as they change, at most once in [`Config::pool_depth_interval`](super::Config::pool_depth_interval) each, the
     /// last always. For as long as it is polled.
-    pub async fn announce_pools(self) -> Infallible {
-        let mut head = self.shared.head.subscribe();
-        self.ready().await;
+    pub async fn publish_pool_depths(self) -> Infallible {
+        let mut log_end = self.shared.log_end.subscribe();
+        self.wait_synced().await;
         loop {
             // The sender lives in `self.shared`, so this cannot fail while we are here.
-            let _ = head.changed().await;
-            if !self.shared.state().touched.is_empty() {
-                self.shared.change(State::tell_pools);
-                sleep(self.shared.config.pool_period).await;
+            let _ = log_end.changed().await;
+            if !self.shared.state().dirty_pools.is_empty() {
+                self.shared.update(State::append_pool_depths);
+                sleep(self.shared.config.pool_depth_interval).await;
             }
         }
     }
 }
 
-impl State {
-    /// Notes whose pools a change concerns.
-    pub(super) fn touch_pools(&mut self, changes: &[Change]) {
+/// The workloads whose pools have changed since their depths were last appended. No more than there are workloads.
+#[derive(Debug, Default)]
+pub(super) struct DirtyPools(BTreeSet<String>);
+
+impl DirtyPools {
+    /// Marks the pools that these changes concern.
+    pub(super) fn mark(&mut self, changes: &[Change]) {
         for Change { old, new } in changes {
-            let [old, new] = [old, new].map(|side| side.as_ref().and_then(pool_of));
+            let [old, new] = [old, new].map(|side| side.as_ref().and_then(pool_key));
             if old != new {
-                let touched = old.into_iter().chain(new).map(|(workload_ref, _)| workload_ref.to_owned());
-                self.touched.extend(touched);
+                self.0.extend(old.into_iter().chain(new).map(|(workload_ref, _)| workload_ref.to_owned()));
             }
         }
     }
 
-    fn tell_pools(&mut self, now_ms: u64) {
-        let mut gone = std::mem::take(&mut self.touched);
-        let pools: Vec<Pool> = self.inventory.pools().into_iter().filter(|p| gone.remove(&p.workload_ref)).collect();
-        let gone = gone.into_iter().map(|workload_ref| Pool { workload_ref, ..Pool::default() });
-        for pool in gone.chain(pools) {
-            self.notice(now_ms, Notice::PoolDepth(pool));
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn take(&mut self) -> BTreeSet<String> {
+        std::mem::take(&mut self.0)
+    }
+}
+
+impl State {
+    fn append_pool_depths(&mut self, now_ms: u64) {
+        let mut dirty = self.dirty_pools.take();
+        let pools: Vec<PoolDepth> =
+            self.inventory.pools().into_iter().filter(|p| dirty.remove(&p.workload_ref)).collect();
+        let removed = dirty.into_iter().map(|workload_ref| PoolDepth { workload_ref, ..PoolDepth::default() });
+        for pool in removed.chain(pools) {
+            self.append_ephemeral(now_ms, EphemeralEvent::PoolDepth(pool));
         }
     }
 }
 
 /// The workload and the status by which an instance counts.
-fn pool_of(view: &View) -> Option<(&str, Option<&str>)> {
+fn pool_key(view: &View) -> Option<(&str, Option<&str>)> {
     match view {
         View::Instance(instance) => Some((instance.workload_ref.as_deref()?, instance.pool_status.as_deref())),
         View::Claim(_) => None,
@@ -65,10 +79,10 @@ mod tests {
 
     use crate::{
         event::{
-            Home, Instance, Resource, View,
-            projection::{Format, Lens},
+            Instance, NamespaceId, Resource, View,
+            projection::{EventFormat, Projection},
         },
-        feed::{Carrier, Config, Feed, Framing, From, Read},
+        feed::{Config, Feed, FrameFormat, Framing, ReadResult, StartAt},
     };
 
     fn pod(name: &str, status: &str, rv: u64) -> View {
@@ -77,19 +91,22 @@ mod tests {
             uid: name.into(),
             workload_ref: Some("w".into()),
             pool_status: Some(status.into()),
-            rv,
+            resource_version: rv,
             ..Instance::default()
         }))
     }
 
     #[tokio::test(start_paused = true)]
-    async fn depths_are_told_four_times_a_second_and_the_last_always() {
+    async fn pool_depths_are_published_every_250_ms_including_the_last() {
         let (mut writer, feed) = Feed::new(Config::default());
-        writer.home(Home::of("u"));
-        writer.replace(Resource::Instance, vec![pod("a", "warming", 1)], 1);
-        writer.replace(Resource::Claim, Vec::new(), 1);
-        let lens = feed.lens(Lens::all(Format::Full), Framing { carrier: Carrier::Lines, matrix: false });
-        let mut reader = feed.subscribe(lens, From::Now).unwrap();
+        writer.set_namespace(NamespaceId::from_uid("u"));
+        writer.replace(Resource::Pods, vec![pod("a", "warming", 1)], 1);
+        writer.replace(Resource::Claims, Vec::new(), 1);
+        let cache = feed.projection_cache(
+            Projection::everything(EventFormat::Full),
+            Framing { format: FrameFormat::JsonLines, edgeplane_names: false },
+        );
+        let mut reader = feed.subscribe(cache, StartAt::Live).unwrap();
         let writes = async {
             for rv in 2..=100 {
                 let status = if rv % 2 == 0 { "ready" } else { "warming" };
@@ -99,9 +116,9 @@ mod tests {
             writer.upsert(pod("a", "acquired", 101));
             tokio::time::sleep(std::time::Duration::from_secs(1)).await;
         };
-        tokio::select! { never = feed.clone().announce_pools() => match never {}, () = writes => {} }
+        tokio::select! { never = feed.clone().publish_pool_depths() => match never {}, () = writes => {} }
         let mut depths = Vec::new();
-        while let Read::Batch(batch) = reader.read(1 << 20) {
+        while let ReadResult::Batch(batch) = reader.read(1 << 20) {
             for event in batch.concat().split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
                 let event: Value = serde_json::from_slice(event).unwrap();
                 if event["type"] == "pool.depth" {

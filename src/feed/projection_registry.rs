@@ -11,36 +11,40 @@ use std::{
 
 use prometheus_client::metrics::gauge::Gauge;
 
-use super::{Framing, SharedLens, projection_cache::FRAMES};
-use crate::event::projection::Lens;
+use super::{Framing, ProjectionCache, projection_cache::MAX_FRAMES};
+use crate::event::projection::Projection;
 
-type All = HashMap<(Lens, Framing), Weak<SharedLens>>;
+type All = HashMap<(Projection, Framing), Weak<ProjectionCache>>;
 
 #[derive(Debug)]
-pub(super) struct Lenses {
+pub(super) struct ProjectionRegistry {
     all: Mutex<All>,
     /// Bytes that they may keep...
-    budget: i64,
+    budget_bytes: i64,
     /// ...and do keep.
-    kept: Gauge,
+    cached_bytes: Gauge,
 }
 
-impl Lenses {
+impl ProjectionRegistry {
     /// Counts what is kept in `kept`, where nothing else is counted.
-    pub(super) fn new(budget: usize, kept: Gauge) -> Lenses {
-        Lenses { all: Mutex::default(), budget: i64::try_from(budget).unwrap_or(i64::MAX), kept }
+    pub(super) fn new(budget: usize, kept: Gauge) -> ProjectionRegistry {
+        ProjectionRegistry {
+            all: Mutex::default(),
+            budget_bytes: i64::try_from(budget).unwrap_or(i64::MAX),
+            cached_bytes: kept,
+        }
     }
 
     /// The one that is equal to this, and how many there are now.
-    pub(super) fn get(&self, lens: Lens, framing: Framing) -> (Arc<SharedLens>, usize) {
+    pub(super) fn get(&self, projection: Projection, framing: Framing) -> (Arc<ProjectionCache>, usize) {
         let mut all = self.lock();
-        let key = (lens, framing);
+        let key = (projection, framing);
         if let Some(shared) = all.get(&key).and_then(Weak::upgrade) {
             return (shared, all.len());
         }
         // Dead entries go when a new lens comes, so the map is bounded by the lenses in use.
-        all.retain(|_, lens| lens.strong_count() > 0);
-        let shared = Arc::new(SharedLens::new(key.0.clone(), framing, self.kept.clone()));
+        all.retain(|_, projection| projection.strong_count() > 0);
+        let shared = Arc::new(ProjectionCache::new(key.0.clone(), framing, self.cached_bytes.clone()));
         all.insert(key, Arc::downgrade(&shared));
         (shared, all.len())
     }
@@ -48,23 +52,23 @@ impl Lenses {
     /// Makes room where the budget is exceeded: initial states go first, then frames, of those who have most of them.
     #[inline]
     pub(super) fn trim(&self) {
-        if self.kept.get() > self.budget {
-            self.make_room();
+        if self.cached_bytes.get() > self.budget_bytes {
+            self.evict_to_budget();
         }
     }
 
-    fn make_room(&self) {
+    fn evict_to_budget(&self) {
         let all = self.lock();
-        let (mut enough, mut frames) = (self.budget, FRAMES);
+        let (mut enough, mut frames) = (self.budget_bytes, MAX_FRAMES);
         // Another may have made room meanwhile.
-        while self.kept.get() > enough {
-            for lens in all.values().filter_map(Weak::upgrade) {
-                lens.keep_at_most(frames);
+        while self.cached_bytes.get() > enough {
+            for projection in all.values().filter_map(Weak::upgrade) {
+                projection.shrink_to(frames);
             }
             if frames == 0 {
                 return;
             }
-            (enough, frames) = (self.budget / 2, frames / 2);
+            (enough, frames) = (self.budget_bytes / 2, frames / 2);
         }
     }
 

@@ -1,35 +1,42 @@
-//! Resumes: where in the log the holder of a cursor goes on, or why nowhere (protocol.md section 3).
+//! Resumes: where in the log the holder of a cursor goes on, or why nowhere (docs/protocol.md#full-stream).
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Reason, Refused, Shared, needs, state::State};
-use crate::event::{Cursor, Home, ResourceVersion, Step, projection::Lens};
+use super::{ResumeError, Shared, SnapshotReason, required_resources, state::State};
+use crate::event::{Cursor, LogEntry, NamespaceId, PerResource, ResourceVersion, projection::Projection};
 
 /// The first position that the cursor does not cover.
-pub(super) fn place(state: &State, home: Home, lens: &Lens, cursor: &Cursor) -> Result<u64, Refused> {
+pub(super) fn locate(
+    state: &State,
+    namespace: NamespaceId,
+    projection: &Projection,
+    cursor: &Cursor,
+) -> Result<u64, ResumeError> {
     // What was before another history began may be of either, whatever the numbers are.
-    if cursor.home != home.hash || needs(lens).any(|kind| cursor.rv[kind as usize] < state.origin[kind as usize]) {
-        return Err(Refused::Foreign);
+    if cursor.namespace_hash != namespace.hash
+        || required_resources(projection)
+            .any(|resource| cursor.versions[resource] < state.history_start_versions[resource])
+    {
+        return Err(ResumeError::ForeignHistory);
     }
-    let covered = needs(lens).all(|kind| cursor.covers[kind as usize]);
-    if cursor.lens != lens.hash() || !covered {
-        return Err(Refused::OtherLens);
+    let covered = required_resources(projection).all(|resource| cursor.resources[resource]);
+    if cursor.projection_hash != projection.fingerprint() || !covered {
+        return Err(ResumeError::ProjectionMismatch);
     }
-    position(state, lens, cursor.rv)
+    find_position(state, projection, cursor.versions)
 }
 
-fn position(state: &State, lens: &Lens, rv: [ResourceVersion; 2]) -> Result<u64, Refused> {
-    if needs(lens).any(|kind| rv[kind as usize] < state.base[kind as usize]) {
-        return Err(Refused::Below);
+fn find_position(state: &State, projection: &Projection, rv: PerResource<ResourceVersion>) -> Result<u64, ResumeError> {
+    if required_resources(projection).any(|resource| rv[resource] < state.log_base_versions[resource]) {
+        return Err(ResumeError::BeforeLog);
     }
-    let mut start = state.log.end();
-    for kind in needs(lens) {
-        let k = kind as usize;
-        let first = state.log.partition_point(|step| step.after[k] <= rv[k]);
-        if state.log.range(first, 1).into_iter().flatten().any(|step| straddles(step, rv)) {
-            return Err(Refused::Between);
+    let mut start = state.log.end_position();
+    for resource in required_resources(projection) {
+        let first = state.log.partition_point(|step| step.versions_after[resource] <= rv[resource]);
+        if state.log.read_from(first, 1).into_iter().flatten().any(|step| is_inside_coalesced(step, rv)) {
+            return Err(ResumeError::InsideCoalesced);
         }
         start = start.min(first);
     }
@@ -37,48 +44,63 @@ fn position(state: &State, lens: &Lens, rv: [ResourceVersion; 2]) -> Result<u64,
 }
 
 /// Whether a client at these versions is in the middle of a difference, which tells it nothing true.
-pub(super) fn straddles(step: &Step, at: [ResourceVersion; 2]) -> bool {
-    step.version().is_some_and(|version| {
-        let at = at[version.kind as usize];
-        version.since.is_some_and(|since| since < at) && at < version.rv
+pub(super) fn is_inside_coalesced(step: &LogEntry, at: PerResource<ResourceVersion>) -> bool {
+    step.change_set().is_some_and(|version| {
+        let at = at[version.resource];
+        version.coalesced_from.is_some_and(|since| since < at) && at < version.version
     })
 }
 
 /// A client whose cursor the log does not reach back to, while it may be extended.
 #[derive(Debug)]
-pub(super) struct Parked {
+pub(super) struct PendingBackfill {
     round: u64,
-    history: u64,
-    pub(super) limit: Instant,
+    history_epoch: u64,
+    pub(super) deadline: Instant,
 }
 
 /// What became of it.
-pub(super) enum Looked {
+pub(super) enum PendingOutcome {
     /// Nothing yet.
-    Not,
+    Waiting,
     /// The log reaches back: here it goes on.
-    At(u64),
+    Resume(u64),
     /// It is to be told the current state.
-    Never(Reason),
+    Snapshot(SnapshotReason),
 }
 
-impl Parked {
-    pub(super) fn new(state: &mut State, lens: &Lens, rv: [ResourceVersion; 2], patience: Duration) -> Parked {
-        let mut below = [ResourceVersion::MAX; 2];
-        for kind in needs(lens) {
-            below[kind as usize] = rv[kind as usize];
+impl PendingBackfill {
+    pub(super) fn new(
+        state: &mut State,
+        projection: &Projection,
+        rv: PerResource<ResourceVersion>,
+        patience: Duration,
+    ) -> PendingBackfill {
+        let mut below = PerResource::new(ResourceVersion::MAX, ResourceVersion::MAX);
+        for resource in required_resources(projection) {
+            below[resource] = rv[resource];
         }
-        Parked { round: state.wanted.ask_history(below), history: state.history, limit: Instant::now() + patience }
+        PendingBackfill {
+            round: state.backfill_requests.request_backfill(below),
+            history_epoch: state.history_epoch,
+            deadline: Instant::now() + patience,
+        }
     }
 
-    pub(super) fn look(&self, shared: &Shared, lens: &Lens, rv: [ResourceVersion; 2]) -> Looked {
+    pub(super) fn poll(
+        &self,
+        shared: &Shared,
+        projection: &Projection,
+        rv: PerResource<ResourceVersion>,
+    ) -> PendingOutcome {
         let state = shared.state();
-        if state.history != self.history {
-            return Looked::Never(Reason::Foreign);
+        if state.history_epoch != self.history_epoch {
+            return PendingOutcome::Snapshot(SnapshotReason::Foreign);
         }
-        if !state.wanted.history_is_told(self.round) && Instant::now() < self.limit {
-            return Looked::Not;
+        if !state.backfill_requests.backfill_done(self.round) && Instant::now() < self.deadline {
+            return PendingOutcome::Waiting;
         }
-        position(&state, lens, rv).map_or(Looked::Never(Reason::Expired), Looked::At)
+        find_position(&state, projection, rv)
+            .map_or(PendingOutcome::Snapshot(SnapshotReason::Expired), PendingOutcome::Resume)
     }
 }

@@ -6,27 +6,27 @@ use serde::Serialize;
 
 use super::inventory::Inventory;
 use crate::event::{
-    Claim, Home, Instance, Pool, ResourceVersion,
-    projection::{Lens, Scope},
+    Claim, Instance, NamespaceId, PerResource, PoolDepth, ResourceVersion,
+    projection::{Projection, Scope},
 };
 
 /// The state at one position of the log.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     /// The namespace it is of.
-    pub home: Home,
+    pub namespace: NamespaceId,
     /// The objects.
     pub inventory: Arc<Inventory>,
     /// The versions it is true at.
-    pub rv: [ResourceVersion; 2],
+    pub versions: PerResource<ResourceVersion>,
     /// The position of the log that follows it.
     pub position: u64,
 }
 
-/// An instance with what only the GETs know: what is joined from its claim (protocol.md section 1).
+/// An instance with what only the GETs know: what is joined from its claim (docs/protocol.md#objects).
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct JoinedInstance<'a> {
+pub struct InstanceWithActivity<'a> {
     #[serde(flatten)]
     instance: &'a Instance,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -46,13 +46,13 @@ pub struct Tenant<'a> {
 /// Counts for `GET /api/v1/stats`.
 #[derive(Debug, Serialize)]
 pub struct Stats<'a> {
-    instances: Count<'a>,
-    claims: Count<'a>,
+    instances: PhaseCounts<'a>,
+    claims: PhaseCounts<'a>,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Count<'a> {
+struct PhaseCounts<'a> {
     total: u64,
     by_phase: BTreeMap<&'a str, u64>,
 }
@@ -60,17 +60,17 @@ struct Count<'a> {
 impl Snapshot {
     /// The instances that the lens shows, by name, joined with their claims.
     #[must_use]
-    pub fn instances(&self, lens: &Lens) -> Vec<JoinedInstance<'_>> {
-        let claims = self.claims_by_instance(&lens.scope);
-        let shown = self.inventory.instances.values().filter(|i| lens.includes_instance(i));
-        shown.map(|instance| joined(instance, claims.get(instance.name.as_str()).copied())).collect()
+    pub fn instances(&self, projection: &Projection) -> Vec<InstanceWithActivity<'_>> {
+        let claims = self.claims_by_instance(&projection.scope);
+        let shown = self.inventory.instances.values().filter(|i| projection.includes_instance(i));
+        shown.map(|instance| with_activity(instance, claims.get(instance.name.as_str()).copied())).collect()
     }
 
     /// The tenants with their claims as the lens shows them, by tenantId, claims by name.
     #[must_use]
-    pub fn tenants(&self, lens: &Lens) -> Vec<Tenant<'_>> {
+    pub fn tenants(&self, projection: &Projection) -> Vec<Tenant<'_>> {
         let mut tenants: BTreeMap<&str, Vec<&Claim>> = BTreeMap::new();
-        for claim in self.shown_claims(lens) {
+        for claim in self.shown_claims(projection) {
             tenants.entry(&claim.tenant_id).or_default().push(claim);
         }
         tenants.into_iter().map(|(tenant_id, claims)| Tenant { tenant_id, claims }).collect()
@@ -78,29 +78,29 @@ impl Snapshot {
 
     /// The pools that the lens shows, by workloadRef.
     #[must_use]
-    pub fn pools(&self, lens: &Lens) -> Vec<Pool> {
-        self.inventory.pools().into_iter().filter(|pool| lens.shows_pool(&pool.workload_ref)).collect()
+    pub fn pools(&self, projection: &Projection) -> Vec<PoolDepth> {
+        self.inventory.pools().into_iter().filter(|pool| projection.includes_pool(&pool.workload_ref)).collect()
     }
 
     /// Counts by phase of what the lens shows.
     #[must_use]
-    pub fn stats(&self, lens: &Lens) -> Stats<'_> {
-        let instances = self.inventory.instances.values().filter(|i| lens.includes_instance(i));
+    pub fn stats(&self, projection: &Projection) -> Stats<'_> {
+        let instances = self.inventory.instances.values().filter(|i| projection.includes_instance(i));
         Stats {
             instances: count(instances.map(|i| i.phase.as_str())),
-            claims: count(self.shown_claims(lens).map(|c| c.phase.as_str())),
+            claims: count(self.shown_claims(projection).map(|c| c.phase.as_str())),
         }
     }
 
-    fn shown_claims(&self, lens: &Lens) -> impl Iterator<Item = &Claim> {
-        self.inventory.claims.values().filter(|c| lens.shows_claim(c)).map(|c| &**c)
+    fn shown_claims(&self, projection: &Projection) -> impl Iterator<Item = &Claim> {
+        self.inventory.claims.values().filter(|c| projection.includes_claim(c)).map(|c| &**c)
     }
 
     /// The claim that speaks for an instance: the Active one, then the newest `claimedAt`. Of all that may be seen: a
     /// filter on claims chooses claims, and says nothing about instances.
     fn claims_by_instance(&self, scope: &Scope) -> BTreeMap<&str, &Claim> {
         let mut best: BTreeMap<&str, &Claim> = BTreeMap::new();
-        for claim in self.inventory.claims.values().filter(|claim| scope.has_claim(claim)) {
+        for claim in self.inventory.claims.values().filter(|claim| scope.allows_claim(claim)) {
             let Some(instance) = claim.instance_id.as_deref() else { continue };
             let rank = |claim: &Claim| (claim.is_active(), claim.claimed_at.clone());
             best.entry(instance)
@@ -115,7 +115,7 @@ impl Snapshot {
     }
 }
 
-impl JoinedInstance<'_> {
+impl InstanceWithActivity<'_> {
     /// The instance's name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -131,18 +131,18 @@ impl Tenant<'_> {
     }
 }
 
-fn joined<'a>(instance: &'a Instance, claim: Option<&'a Claim>) -> JoinedInstance<'a> {
-    JoinedInstance {
+fn with_activity<'a>(instance: &'a Instance, claim: Option<&'a Claim>) -> InstanceWithActivity<'a> {
+    InstanceWithActivity {
         instance,
         last_activity: claim.and_then(|claim| claim.last_activity.as_deref()),
         claimed_at: claim.and_then(|claim| claim.claimed_at.as_deref()),
     }
 }
 
-fn count<'a>(phases: impl Iterator<Item = &'a str>) -> Count<'a> {
+fn count<'a>(phases: impl Iterator<Item = &'a str>) -> PhaseCounts<'a> {
     let mut by_phase: BTreeMap<&str, u64> = BTreeMap::new();
     for phase in phases {
         *by_phase.entry(phase).or_default() += 1;
     }
-    Count { total: by_phase.values().sum(), by_phase }
+    PhaseCounts { total: by_phase.values().sum(), by_phase }
 }

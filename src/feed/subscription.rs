@@ -2,7 +2,7 @@
 //!
 //! A resumed client is served per resource, because replicas interleave pods and claims differently: it starts at the
 //! first step that its cursor does not cover and skips what is at or below its two numbers until both are passed
-//! (architecture.md, the feed's contract, 2). Its ids never move back in either.
+//! (docs/architecture.md#feed-contract, item 2). Its ids never move back in either.
 
 mod wake;
 
@@ -12,167 +12,183 @@ use bytes::Bytes;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Framing, From, Reason, Refused, Shared, SharedLens, needs, projection_cache,
-    projection_cache::Initial,
-    resume::{Looked, Parked, place, straddles},
+    Framing, ProjectionCache, ResumeError, Shared, SnapshotReason, StartAt, projection_cache,
+    projection_cache::InitialState,
+    required_resources,
+    resume::{PendingBackfill, PendingOutcome, is_inside_coalesced, locate},
 };
 use crate::{
-    event::{Home, ResourceVersion, cursor, projection::Format},
-    wire::Close,
+    event::{NamespaceId, PerResource, ResourceVersion, cursor, projection::EventFormat},
+    wire::CloseReason,
 };
 
 /// What a read yields.
 #[derive(Debug)]
-pub enum Read {
+pub enum ReadResult {
     /// Complete frames, to be written in order.
     Batch(Vec<Bytes>),
-    /// Nothing to tell until [`Subscription::changed`] resolves.
+    /// Nothing to tell until [`Subscription::readable`] resolves.
     Idle,
     /// The stream ends here, for this reason.
-    End(Close),
+    End(CloseReason),
 }
 
 /// A client's place in a feed. Costs the same however far behind it is.
 pub struct Subscription {
     shared: Arc<Shared>,
-    lens: Arc<SharedLens>,
-    home: Home,
+    cache: Arc<ProjectionCache>,
+    namespace: NamespaceId,
     phase: Phase,
     position: u64,
     /// Versions up to which this client has been served, and in which history.
-    served: [ResourceVersion; 2],
-    history: u64,
-    head: watch::Receiver<u64>,
+    delivered_versions: PerResource<ResourceVersion>,
+    history_epoch: u64,
+    log_end: watch::Receiver<u64>,
     /// When a read may yield something though nothing has changed.
-    limit: Option<Instant>,
+    wake_at: Option<Instant>,
     /// The confirmation that this client waits for, if it does (0: none).
-    confirm: u64,
+    version_check: u64,
     /// What comes before anything else: a heartbeat, where no `state.initial` opens the stream.
-    greet: bool,
+    heartbeat_first: bool,
     /// Somebody else tells it what its audience is shown.
-    seated: bool,
+    in_fan_out: bool,
     /// What it waits with, where it waits by itself.
-    wait: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    wake_future: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 #[derive(Debug)]
 enum Phase {
     /// The log does not reach back to its cursor, but soon may.
-    Parked(Box<Parked>),
+    PendingBackfill(Box<PendingBackfill>),
     /// The current state comes next, once it is not older than these versions.
-    Snapshot(Reason, [ResourceVersion; 2]),
+    SnapshotPending(SnapshotReason, PerResource<ResourceVersion>),
     /// The current state is on its way: this many parts have been handed out.
-    Sending(Arc<Initial>, usize),
+    SendingSnapshot(Arc<InitialState>, usize),
     /// Some of what the log holds is known to the client: up to these versions.
-    CatchUp([ResourceVersion; 2]),
+    CatchUp(PerResource<ResourceVersion>),
     /// The client's picture is the log's at its position.
     Live,
 }
 
 impl Subscription {
-    pub(super) fn start(shared: Arc<Shared>, lens: Arc<SharedLens>, from: From) -> Result<Subscription, Refused> {
-        let head = shared.head.subscribe();
+    pub(super) fn start(
+        shared: Arc<Shared>,
+        cache: Arc<ProjectionCache>,
+        from: StartAt,
+    ) -> Result<Subscription, ResumeError> {
+        let log_end = shared.log_end.subscribe();
         let mut state = shared.state();
-        let home = state.ready()?;
+        let namespace = state.synced_namespace()?;
         let (phase, position, served) = match from {
-            From::Now => (Phase::Live, state.log.end(), state.newest),
-            From::Snapshot(reason, at_least) => (Phase::Snapshot(reason, at_least), state.log.end(), [0; 2]),
-            From::After(cursor) => {
-                let at = place(&state, home, &lens.lens, &cursor)?;
-                (Phase::CatchUp(cursor.rv), at, cursor.rv)
+            StartAt::Live => (Phase::Live, state.log.end_position(), state.latest_versions),
+            StartAt::Snapshot { reason, not_before } => {
+                (Phase::SnapshotPending(reason, not_before), state.log.end_position(), PerResource::default())
             }
-            From::Resume(cursor) => {
-                let (phase, at) = match place(&state, home, &lens.lens, &cursor) {
-                    Ok(at) => (Phase::CatchUp(cursor.rv), at),
-                    Err(Refused::Below) => {
-                        let parked = Parked::new(&mut state, &lens.lens, cursor.rv, shared.config.park_limit);
-                        shared.asked.notify_waiters();
-                        (Phase::Parked(Box::new(parked)), state.log.end())
+            StartAt::Cursor(cursor) => {
+                let (phase, at) = match locate(&state, namespace, &cache.projection, &cursor) {
+                    Ok(at) => (Phase::CatchUp(cursor.versions), at),
+                    Err(ResumeError::BeforeLog) => {
+                        let parked = PendingBackfill::new(
+                            &mut state,
+                            &cache.projection,
+                            cursor.versions,
+                            shared.config.backfill_wait_timeout,
+                        );
+                        shared.backfill_requested.notify_waiters();
+                        (Phase::PendingBackfill(Box::new(parked)), state.log.end_position())
                     }
-                    Err(Refused::Between) => (Phase::Snapshot(Reason::Expired, cursor.rv), state.log.end()),
-                    Err(Refused::OtherLens) => (Phase::Snapshot(Reason::Filter, cursor.rv), state.log.end()),
-                    Err(Refused::Foreign) => (Phase::Snapshot(Reason::Foreign, [0; 2]), state.log.end()),
-                    Err(Refused::NotReady) => return Err(Refused::NotReady),
+                    Err(ResumeError::InsideCoalesced) => {
+                        (Phase::SnapshotPending(SnapshotReason::Expired, cursor.versions), state.log.end_position())
+                    }
+                    Err(ResumeError::ProjectionMismatch) => {
+                        (Phase::SnapshotPending(SnapshotReason::Filter, cursor.versions), state.log.end_position())
+                    }
+                    Err(ResumeError::ForeignHistory) => (
+                        Phase::SnapshotPending(SnapshotReason::Foreign, PerResource::default()),
+                        state.log.end_position(),
+                    ),
+                    Err(ResumeError::NotSynced) => return Err(ResumeError::NotSynced),
                 };
-                (phase, at, cursor.rv)
+                (phase, at, cursor.versions)
             }
         };
-        let history = state.history;
+        let history = state.history_epoch;
         drop(state);
-        let greet = lens.lens.format == Format::Full && !matches!(phase, Phase::Snapshot(..));
+        let greet = cache.projection.format == EventFormat::Full && !matches!(phase, Phase::SnapshotPending(..));
         shared.metrics.subscriptions.inc();
         Ok(Subscription {
             shared,
-            lens,
-            home,
+            cache,
+            namespace,
             phase,
             position,
-            served,
-            history,
-            head,
-            limit: None,
-            confirm: 0,
-            greet,
-            seated: false,
-            wait: None,
+            delivered_versions: served,
+            history_epoch: history,
+            log_end,
+            wake_at: None,
+            version_check: 0,
+            heartbeat_first: greet,
+            in_fan_out: false,
+            wake_future: None,
         })
     }
 
     /// The next frames: at most about `max_bytes` of them, but always whole steps or whole parts.
-    pub fn read(&mut self, max_bytes: usize) -> Read {
+    pub fn read(&mut self, max_bytes: usize) -> ReadResult {
         // What it waited for may be another moment now.
-        self.wait = None;
-        if std::mem::take(&mut self.greet)
+        self.wake_future = None;
+        if std::mem::take(&mut self.heartbeat_first)
             && let Some(heartbeat) = self.heartbeat()
         {
-            return Read::Batch(vec![heartbeat]);
+            return ReadResult::Batch(vec![heartbeat]);
         }
         loop {
             let frames = match &mut self.phase {
-                Phase::Parked(parked) => {
-                    match parked.look(&self.shared, &self.lens.lens, self.served) {
-                        Looked::Not => {
-                            self.limit = Some(parked.limit);
-                            return Read::Idle;
+                Phase::PendingBackfill(parked) => {
+                    match parked.poll(&self.shared, &self.cache.projection, self.delivered_versions) {
+                        PendingOutcome::Waiting => {
+                            self.wake_at = Some(parked.deadline);
+                            return ReadResult::Idle;
                         }
-                        Looked::At(position) => {
-                            (self.position, self.phase) = (position, Phase::CatchUp(self.served));
+                        PendingOutcome::Resume(position) => {
+                            (self.position, self.phase) = (position, Phase::CatchUp(self.delivered_versions));
                         }
-                        Looked::Never(reason) => self.start_over(reason),
+                        PendingOutcome::Snapshot(reason) => self.restart_with_snapshot(reason),
                     }
-                    self.limit = None;
+                    self.wake_at = None;
                     continue;
                 }
-                Phase::Snapshot(reason, at_least) => {
+                Phase::SnapshotPending(reason, at_least) => {
                     let floor = *at_least;
-                    let Some(initial) = self.lens.initial(&self.shared, *reason, floor) else {
-                        if self.is_refuted(floor) {
-                            self.start_over(Reason::Foreign);
+                    let Some(initial) = self.cache.initial(&self.shared, *reason, floor) else {
+                        if self.cursor_beyond_history(floor) {
+                            self.restart_with_snapshot(SnapshotReason::Foreign);
                             continue;
                         }
                         return self.idle();
                     };
-                    (self.home, self.position, self.history) = (initial.home, initial.position, initial.history);
-                    self.phase = Phase::Sending(initial, 0);
+                    (self.namespace, self.position, self.history_epoch) =
+                        (initial.namespace, initial.position, initial.history_epoch);
+                    self.phase = Phase::SendingSnapshot(initial, 0);
                     continue;
                 }
-                Phase::Sending(initial, sent) => {
+                Phase::SendingSnapshot(initial, sent) => {
                     let Some(part) = initial.parts.get(*sent) else {
-                        self.served = initial.rv;
+                        self.delivered_versions = initial.versions;
                         self.go_live();
                         continue;
                     };
                     *sent += 1;
-                    return Read::Batch(vec![part.clone()]);
+                    return ReadResult::Batch(vec![part.clone()]);
                 }
                 Phase::CatchUp(floor) => {
                     let floor = *floor;
                     let frames = self.catch_up(floor, max_bytes);
                     if frames.as_ref().is_some_and(Vec::is_empty)
                         && matches!(self.phase, Phase::CatchUp(_))
-                        && self.is_refuted(floor)
+                        && self.cursor_beyond_history(floor)
                     {
-                        self.start_over(Reason::Foreign);
+                        self.restart_with_snapshot(SnapshotReason::Foreign);
                     }
                     if frames.as_ref().is_some_and(Vec::is_empty) && !matches!(self.phase, Phase::CatchUp(_)) {
                         // Another phase has begun, with what it has to tell.
@@ -183,18 +199,20 @@ impl Subscription {
                 Phase::Live => self.live(max_bytes),
             };
             match frames {
-                Some(frames) if !frames.is_empty() => return Read::Batch(frames),
-                Some(_) if matches!(self.phase, Phase::Snapshot(..)) => {}
+                Some(frames) if !frames.is_empty() => return ReadResult::Batch(frames),
+                Some(_) if matches!(self.phase, Phase::SnapshotPending(..)) => {}
                 Some(_) => return self.idle(),
-                None if self.lens.lens.format == Format::Boilerhouse => {
+                None if self.cache.projection.format == EventFormat::Boilerhouse => {
                     self.shared.metrics.lagged.inc();
-                    return Read::End(Close::Lagged);
+                    return ReadResult::End(CloseReason::Lagged);
                 }
                 // What it had not read yet went with its history.
-                None if self.shared.state().history != self.history => self.start_over(Reason::Foreign),
+                None if self.shared.state().history_epoch != self.history_epoch => {
+                    self.restart_with_snapshot(SnapshotReason::Foreign)
+                }
                 None => {
                     self.shared.metrics.lagged.inc();
-                    self.phase = Phase::Snapshot(Reason::Lagged, self.served);
+                    self.phase = Phase::SnapshotPending(SnapshotReason::Lagged, self.delivered_versions);
                 }
             }
         }
@@ -203,88 +221,91 @@ impl Subscription {
     /// The cursor up to which this client has been served; `None` while its picture is not whole.
     #[must_use]
     pub fn cursor(&mut self) -> Option<String> {
-        let reached = self.reached()?;
-        Some(self.lens.cursor(self.home, reached))
+        let reached = self.advance_delivered()?;
+        Some(self.cache.cursor(self.namespace, reached))
     }
 
-    fn reached(&mut self) -> Option<[ResourceVersion; 2]> {
+    fn advance_delivered(&mut self) -> Option<PerResource<ResourceVersion>> {
         match self.phase {
-            Phase::Snapshot(..) | Phase::Sending(..) => None,
-            Phase::Parked(_) => Some(self.served),
+            Phase::SnapshotPending(..) | Phase::SendingSnapshot(..) => None,
+            Phase::PendingBackfill(_) => Some(self.delivered_versions),
             Phase::CatchUp(_) | Phase::Live => {
                 let state = self.shared.state();
-                if self.position == state.log.end() {
+                if self.position == state.log.end_position() {
                     // Bookmarks move a quiet stream's cursor on (G6), but only past what was read.
-                    self.served = cursor::join(self.served, state.newest);
+                    self.delivered_versions = cursor::max_versions(self.delivered_versions, state.latest_versions);
                 }
-                Some(self.served)
+                Some(self.delivered_versions)
             }
         }
     }
 
-    /// A heartbeat with this client's own cursor (protocol.md section 3); `None` on `/ws`, and while the picture is not
+    /// A heartbeat with this client's own cursor (docs/protocol.md#full-stream); `None` on `/ws`, and while the picture is not
     /// whole.
     #[must_use]
     pub fn heartbeat(&mut self) -> Option<Bytes> {
-        if self.lens.lens.format == Format::Boilerhouse {
+        if self.cache.projection.format == EventFormat::Boilerhouse {
             return None;
         }
         let mut out = Vec::new();
-        let reached = self.reached()?;
-        self.lens.heartbeat(&mut out, &self.shared, self.home, reached, false);
+        let reached = self.advance_delivered()?;
+        self.cache.heartbeat(&mut out, &self.shared, self.namespace, reached, false);
         Some(out.into())
     }
 
     /// How a transport lays its own events beside these on the wire; `None` on `/ws`, which has none.
     #[must_use]
     pub fn framing(&self) -> Option<Framing> {
-        (self.lens.lens.format == Format::Full).then_some(self.lens.framing)
+        (self.cache.projection.format == EventFormat::Full).then_some(self.cache.framing)
     }
 
     /// Milliseconds since the Unix epoch, by the feed's clock.
     #[must_use]
     pub fn now_ms(&self) -> u64 {
-        (self.shared.config.clock)()
+        (self.shared.config.wall_clock_ms)()
     }
 
     /// Replaces the client's picture: the next read yields the current state with this reason.
-    pub fn start_over(&mut self, reason: Reason) {
-        let at_least = if reason == Reason::Foreign { [0; 2] } else { self.served };
-        self.phase = Phase::Snapshot(reason, at_least);
-        (self.limit, self.confirm) = (None, 0);
+    pub fn restart_with_snapshot(&mut self, reason: SnapshotReason) {
+        let at_least = if reason == SnapshotReason::Foreign { PerResource::default() } else { self.delivered_versions };
+        self.phase = Phase::SnapshotPending(reason, at_least);
+        (self.wake_at, self.version_check) = (None, 0);
     }
 
     /// Whether a client that is ahead of this replica is at versions that do not exist. Replicas differ by moments, so this
-    /// is found out only after a while, and once for all who wait (architecture.md, the feed's contract, 3).
-    fn is_refuted(&mut self, floor: [ResourceVersion; 2]) -> bool {
+    /// is found out only after a while, and once for all who wait (docs/architecture.md#feed-contract, item 3).
+    fn cursor_beyond_history(&mut self, floor: PerResource<ResourceVersion>) -> bool {
         let mut state = self.shared.state();
-        if self.lens.reached(cursor::join(state.newest, state.wanted.confirmed()), floor) {
-            (self.limit, self.confirm) = (None, 0);
+        if self
+            .cache
+            .covers(cursor::max_versions(state.latest_versions, state.backfill_requests.checked_versions()), floor)
+        {
+            (self.wake_at, self.version_check) = (None, 0);
             return false;
         }
-        if self.confirm > 0 {
-            return state.wanted.versions(self.confirm).is_some();
+        if self.version_check > 0 {
+            return state.backfill_requests.version_check_result(self.version_check).is_some();
         }
         let now = Instant::now();
-        let limit = *self.limit.get_or_insert_with(|| now + self.shared.config.ahead_wait);
+        let limit = *self.wake_at.get_or_insert_with(|| now + self.shared.config.ahead_cursor_wait);
         if now >= limit {
-            self.limit = None;
-            self.confirm = state.wanted.ask_versions();
+            self.wake_at = None;
+            self.version_check = state.backfill_requests.request_version_check();
             drop(state);
-            self.shared.asked.notify_waiters();
+            self.shared.backfill_requested.notify_waiters();
         }
         false
     }
 
     /// Steps on behalf of a client that has some of them: rendered for it alone.
-    fn catch_up(&mut self, floor: [ResourceVersion; 2], max_bytes: usize) -> Option<Vec<Bytes>> {
+    fn catch_up(&mut self, floor: PerResource<ResourceVersion>, max_bytes: usize) -> Option<Vec<Bytes>> {
         let mut frames = Vec::new();
         let mut bytes = 0;
         loop {
-            let steps = projection_cache::steps(&self.shared, self.position)?;
+            let steps = projection_cache::read_entries(&self.shared, self.position)?;
             if steps.is_empty() {
-                let newest = self.shared.state().newest;
-                if self.pass(floor, newest) {
+                let newest = self.shared.state().latest_versions;
+                if self.finish_catch_up(floor, newest) {
                     frames.extend(self.pools());
                 }
                 return Some(frames);
@@ -293,26 +314,33 @@ impl Subscription {
                 if bytes > max_bytes {
                     return Some(frames);
                 }
-                let version = step.version();
-                if version.is_some_and(|version| version.restart) && self.foreign() {
+                let version = step.change_set();
+                if version.is_some_and(|version| version.history_reset) && self.on_history_reset() {
                     return Some(frames);
                 }
-                let concerns = version.is_some_and(|v| needs(&self.lens.lens).any(|kind| kind == v.kind));
-                if concerns && straddles(&step, floor) {
-                    self.start_over(Reason::Expired);
+                let concerns = version
+                    .is_some_and(|v| required_resources(&self.cache.projection).any(|resource| resource == v.resource));
+                if concerns && is_inside_coalesced(&step, floor) {
+                    self.restart_with_snapshot(SnapshotReason::Expired);
                     return Some(frames);
                 }
                 self.position += 1;
-                self.served = cursor::join(self.served, step.after);
+                self.delivered_versions = cursor::max_versions(self.delivered_versions, step.versions_after);
                 // Notices of before say nothing about now.
-                if version.is_some_and(|version| version.rv > floor[version.kind as usize]) {
-                    let frame = self.lens.frame(&self.shared, self.home, &step, self.position, self.served);
+                if version.is_some_and(|version| version.version > floor[version.resource]) {
+                    let frame = self.cache.render_entry(
+                        &self.shared,
+                        self.namespace,
+                        &step,
+                        self.position,
+                        self.delivered_versions,
+                    );
                     if !frame.bytes.is_empty() {
                         bytes += frame.bytes.len();
                         frames.push(frame.bytes);
                     }
                 }
-                if self.pass(floor, step.after) {
+                if self.finish_catch_up(floor, step.versions_after) {
                     frames.extend(self.pools());
                     return Some(frames);
                 }
@@ -323,13 +351,13 @@ impl Subscription {
     /// All pools: those that changed while the client was away were told to others.
     fn pools(&self) -> Option<Bytes> {
         let mut out = Vec::new();
-        self.lens.pools(&mut out, &self.shared);
+        self.cache.pools(&mut out, &self.shared);
         (!out.is_empty()).then(|| out.into())
     }
 
     /// Goes live once the log has passed the floor in every resource that the lens needs.
-    fn pass(&mut self, floor: [ResourceVersion; 2], reached: [ResourceVersion; 2]) -> bool {
-        let passed = self.lens.reached(reached, floor);
+    fn finish_catch_up(&mut self, floor: PerResource<ResourceVersion>, reached: PerResource<ResourceVersion>) -> bool {
+        let passed = self.cache.covers(reached, floor);
         if passed {
             self.go_live();
         }
@@ -339,26 +367,26 @@ impl Subscription {
     /// What it waited for is there, so it waits for that no more: a moment that has passed would wake it for ever.
     fn go_live(&mut self) {
         self.phase = Phase::Live;
-        (self.limit, self.confirm) = (None, 0);
+        (self.wake_at, self.version_check) = (None, 0);
     }
 
     fn live(&mut self, max_bytes: usize) -> Option<Vec<Bytes>> {
         let mut out = Vec::new();
         while out.is_empty() {
-            if self.shared.hub.is_some() {
-                self.shared.state().log.release(self.position);
-                self.shared.room.notify_waiters();
+            if self.shared.hub_feed.is_some() {
+                self.shared.state().log.discard_before(self.position);
+                self.shared.capacity_freed.notify_waiters();
             }
-            let frames = self.lens.frames(&self.shared, self.home, self.position, max_bytes)?;
+            let frames = self.cache.frames(&self.shared, self.namespace, self.position, max_bytes)?;
             if frames.is_empty() {
                 break;
             }
             for frame in frames {
-                if frame.restart && self.foreign() {
+                if frame.history_reset && self.on_history_reset() {
                     return Some(out);
                 }
                 self.position = frame.to;
-                self.served = frame.after;
+                self.delivered_versions = frame.versions_after;
                 if !frame.bytes.is_empty() {
                     out.push(frame.bytes);
                 }
@@ -368,36 +396,36 @@ impl Subscription {
     }
 
     /// Another history begins here: whoever holds a cursor starts over; `/ws` takes the difference.
-    fn foreign(&mut self) -> bool {
-        let full = self.lens.lens.format == Format::Full;
+    fn on_history_reset(&mut self) -> bool {
+        let full = self.cache.projection.format == EventFormat::Full;
         if full {
-            self.start_over(Reason::Foreign);
+            self.restart_with_snapshot(SnapshotReason::Foreign);
         }
         full
     }
 
     /// Nothing to say; but a `/ws` client must not stay connected to a dead upstream for long.
-    fn idle(&mut self) -> Read {
-        if self.lens.lens.format == Format::Boilerhouse {
-            let hub_down = self.shared.hub.as_ref().map_or([None; 2], |hub| hub.state().down_at);
+    fn idle(&mut self) -> ReadResult {
+        if self.cache.projection.format == EventFormat::Boilerhouse {
+            let hub_down = self.shared.hub_feed.as_ref().map_or(PerResource::default(), |hub| hub.state().down_at);
             let down_at = self.shared.state().down_at;
-            let down = down_at.into_iter().chain(hub_down).flatten().min();
-            self.limit = down.map(|at| at + self.shared.config.upstream_limit);
-            if self.limit.is_some_and(|limit| limit <= Instant::now()) {
-                return Read::End(Close::UpstreamUnavailable);
+            let down = down_at.into_array().into_iter().chain(hub_down.into_array()).flatten().min();
+            self.wake_at = down.map(|at| at + self.shared.config.max_upstream_downtime);
+            if self.wake_at.is_some_and(|limit| limit <= Instant::now()) {
+                return ReadResult::End(CloseReason::UpstreamUnavailable);
             }
         }
-        Read::Idle
+        ReadResult::Idle
     }
 }
 
 impl fmt::Debug for Subscription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Subscription { phase, position, served, .. } = self;
+        let Subscription { phase, position, delivered_versions, .. } = self;
         f.debug_struct("Subscription")
             .field("phase", phase)
             .field("position", position)
-            .field("served", served)
+            .field("delivered_versions", delivered_versions)
             .finish()
     }
 }

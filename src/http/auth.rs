@@ -1,7 +1,7 @@
 //! Who asks, and what of it they may see: the one place where a request becomes a principal with a scope.
 //!
 //! Nothing is trusted for longer than it is true: rights are looked up at each request, and for as long as a stream
-//! lives ([`lease`]). It knows no cluster (it is handed [`verdict::Reviews`]) and no endpoint, only what each needs.
+//! lives ([`lease`]). It knows no cluster (it is handed [`review_cache::ReviewBackend`]) and no endpoint, only what each needs.
 
 mod credential;
 mod denied;
@@ -26,24 +26,24 @@ use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use thiserror::Error as ThisError;
 
 use self::{
-    credential::Presented,
-    denied::Refused,
-    keys::{Access, Key, Keys},
+    credential::Credential,
+    denied::Denied,
+    keys::{ApiKey, ApiKeys, Permission},
     keys_file::KeysFile,
-    lease::{Hold, Leases},
-    principal::Grounds,
-    review_cache::{Reviews, Subject, Unavailable, Verdict, Verdicts},
+    lease::{CredentialWatch, LeaseTable},
+    principal::CredentialIdentity,
+    review_cache::{ReviewBackend, ReviewCache, ReviewOutcome, ReviewSubject, ReviewUnavailable},
     secret::Secret,
-    signed_token::{BadKey, Holder, Pass, Purpose, Seal, User},
+    signed_token::{CredentialSubject, KubernetesUser, SignedToken, SigningKeyError, TokenPurpose, TokenSigner},
 };
 pub(super) use self::{
-    credential::{TICKETS, cookie_name, host},
-    denied::Refusal,
-    principal::{Needs, Principal},
+    credential::{TICKET_PARAMS, cookie_name, host},
+    denied::Rejection,
+    principal::{AccessRequirement, Principal},
 };
 use super::{
-    forwarded::Came,
-    rate_limit::{Caller, Limits},
+    forwarded::ClientInfo,
+    rate_limit::{Caller, RateLimits},
 };
 use crate::event::projection::Scope;
 
@@ -61,28 +61,28 @@ pub struct Config {
     /// `/ws` needs a credential even without tenant keys (`--ws-auth required`).
     pub ws_auth: bool,
     /// So do `/ws`, stats and metrics, because pages of all sites may ask (`CORS_ORIGIN=*`).
-    pub closed: bool,
-    /// How long a session lasts (protocol.md section 7: at most 12 h).
-    pub session: Duration,
-    /// How long a ticket opens streams (protocol.md section 7: at most 3600 s).
-    pub ticket: Duration,
-    /// How often the cluster is asked again about those who have streams (protocol.md section 7: 20 s).
-    pub recheck: Duration,
+    pub require_credentials: bool,
+    /// How long a session lasts (docs/protocol.md#access: at most 12 h).
+    pub session_lifetime: Duration,
+    /// How long a ticket opens streams (docs/protocol.md#access: at most 3600 s).
+    pub ticket_lifetime: Duration,
+    /// How often the cluster is asked again about those who have streams (docs/protocol.md#access: 20 s).
+    pub review_interval: Duration,
     /// How long after a no it is asked once more, before the no counts: 2 s, far past the 100 ms in which an API server that
     /// has just started was seen to refuse people who may, and well within the 30 s in which streams are to end.
-    pub confirm: Duration,
-    /// How long streams live on while it cannot be asked (protocol.md section 7: 5 min), from when `recheck` should have
+    pub denial_confirm_delay: Duration,
+    /// How long streams live on while it cannot be asked (docs/protocol.md#access: 5 min), from when `review_interval` should have
     /// had an answer: that long after the last yes.
-    pub unreachable: Duration,
-    /// How long before its end a stream is told of it (protocol.md section 3: 60 s).
-    pub expiring: Duration,
+    pub unreachable_grace: Duration,
+    /// How long before its end a stream is told of it (docs/protocol.md#full-stream: 60 s).
+    pub expiry_notice: Duration,
     /// How often the time is looked at for those who have streams: 500 ms, as their end may be late by 1 s.
-    pub tick: Duration,
+    pub check_interval: Duration,
     /// How often the keys file is read: 2 s, soon enough for a key that has leaked, as a change counts at the second look
     /// that finds the same.
-    pub reread: Duration,
+    pub keys_reload_interval: Duration,
     /// What is remembered of the cluster's answers.
-    pub verdicts: review_cache::Config,
+    pub reviews: review_cache::Config,
     /// What time it is.
     pub clock: fn() -> Timestamp,
 }
@@ -91,49 +91,49 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             ws_auth: false,
-            closed: false,
-            session: Duration::from_secs(12 * 3600),
-            ticket: Duration::from_secs(3600),
-            recheck: Duration::from_secs(20),
-            confirm: Duration::from_secs(2),
-            unreachable: Duration::from_secs(300),
-            expiring: Duration::from_secs(60),
-            tick: Duration::from_millis(500),
-            reread: Duration::from_secs(2),
-            verdicts: review_cache::Config::default(),
+            require_credentials: false,
+            session_lifetime: Duration::from_secs(12 * 3600),
+            ticket_lifetime: Duration::from_secs(3600),
+            review_interval: Duration::from_secs(20),
+            denial_confirm_delay: Duration::from_secs(2),
+            unreachable_grace: Duration::from_secs(300),
+            expiry_notice: Duration::from_secs(60),
+            check_interval: Duration::from_millis(500),
+            keys_reload_interval: Duration::from_secs(2),
+            reviews: review_cache::Config::default(),
             clock: Timestamp::now,
         }
     }
 }
 
-/// By what a bridge knows those who ask, besides the cluster's tokens ([`Auth::asking`]). By nothing: it is open.
+/// By what a bridge knows those who ask, besides the cluster's tokens ([`Authenticator::with_reviews`]). By nothing: it is open.
 #[derive(Debug, Default)]
-pub struct Known {
+pub struct CredentialSources {
     /// The one key that may do everything.
     pub environment: Option<Secret>,
     /// The keys file.
     pub file: Option<PathBuf>,
     /// What signs sessions and tickets, the same on every replica; `None`: this process alone knows its own.
-    pub seal: Option<Seal>,
+    pub signer: Option<TokenSigner>,
 }
 
 /// Why a bridge cannot know those who ask.
 #[derive(Debug, ThisError)]
-pub enum Unusable {
+pub enum AuthConfigError {
     /// The keys file.
     #[error("the keys file {} cannot be used", .0.display())]
-    Keys(PathBuf, #[source] keys::Problem),
+    Keys(PathBuf, #[source] keys::KeysFileError),
     /// No key for sessions.
     #[error("sessions cannot be signed")]
-    Seal(#[from] BadKey),
+    SigningKey(#[from] SigningKeyError),
 }
 
 /// The parts of a request that say who asks. They hold credentials, and cannot be printed.
 #[derive(Clone, Copy)]
-pub(super) struct Asks<'a> {
+pub(super) struct CredentialContext<'a> {
     pub(super) headers: &'a HeaderMap,
     pub(super) query: &'a str,
-    pub(super) came: Came,
+    pub(super) client: ClientInfo,
     /// Whether cookies count.
     pub(super) cookies: bool,
 }
@@ -164,30 +164,30 @@ impl Metrics {
 
 /// Knows those who ask.
 #[derive(Debug)]
-pub struct Auth {
+pub struct Authenticator {
     config: Config,
     metrics: Metrics,
     /// Whether anybody is known at all: otherwise all may read.
-    is_open: bool,
-    keys: RwLock<Arc<Keys>>,
+    allows_anonymous: bool,
+    keys: RwLock<Arc<ApiKeys>>,
     environment: Option<Secret>,
     file: Option<Mutex<KeysFile>>,
-    verdicts: Option<Verdicts>,
-    seal: Seal,
-    leases: Leases,
+    reviews: Option<ReviewCache>,
+    signer: TokenSigner,
+    leases: LeaseTable,
 }
 
-impl Auth {
+impl Authenticator {
     /// # Errors
-    /// See [`Unusable`].
-    pub fn new(config: Config, known: Known, metrics: Metrics) -> Result<Auth, Unusable> {
-        let Known { environment, file, seal } = known;
-        let is_open = environment.is_none() && file.is_none();
-        let mut keys = Keys::default();
+    /// See [`AuthConfigError`].
+    pub fn new(config: Config, sources: CredentialSources, metrics: Metrics) -> Result<Authenticator, AuthConfigError> {
+        let CredentialSources { environment, file, signer } = sources;
+        let allows_anonymous = environment.is_none() && file.is_none();
+        let mut keys = ApiKeys::default();
         let file = match file {
             None => None,
             Some(path) => {
-                let (file, found) = KeysFile::open(&path).map_err(|problem| Unusable::Keys(path, problem))?;
+                let (file, found) = KeysFile::open(&path).map_err(|error| AuthConfigError::Keys(path, error))?;
                 keys = found;
                 Some(Mutex::new(file))
             }
@@ -195,62 +195,72 @@ impl Auth {
         if let Some(secret) = &environment {
             keys = keys.with_environment(secret);
         }
-        let seal = seal.map_or_else(Seal::random, Ok)?;
-        let (keys, verdicts, leases) = (RwLock::new(Arc::new(keys)), None, Leases::default());
-        Ok(Auth { config, metrics, is_open, keys, environment, file, verdicts, seal, leases })
+        let signer = signer.map_or_else(TokenSigner::random, Ok)?;
+        let (keys, reviews, leases) = (RwLock::new(Arc::new(keys)), None, LeaseTable::default());
+        Ok(Authenticator { config, metrics, allows_anonymous, keys, environment, file, reviews, signer, leases })
     }
 
-    /// Knows the cluster's tokens too, and asks about them so. Apart from [`Auth::new`], as that tells of mistakes before
+    /// Knows the cluster's tokens too, and asks about them so. Apart from [`Authenticator::new`], as that tells of mistakes before
     /// there is a cluster to connect to.
     #[must_use]
-    pub fn asking(self, reviews: Reviews) -> Auth {
-        Auth { is_open: false, verdicts: Some(Verdicts::new(self.config.verdicts, reviews)), ..self }
+    pub fn with_reviews(self, reviews: ReviewBackend) -> Authenticator {
+        Authenticator { allows_anonymous: false, reviews: Some(ReviewCache::new(self.config.reviews, reviews)), ..self }
     }
 
     /// Whether all may read.
     #[must_use]
-    pub fn is_open(&self) -> bool {
-        self.is_open
+    pub fn allows_anonymous(&self) -> bool {
+        self.allows_anonymous
     }
 
     /// Who asks, if they may.
     ///
     /// # Errors
     /// What they are told.
-    pub(super) async fn admit(&self, needs: Needs, asks: Asks<'_>, limits: &Limits) -> Result<Principal, Refusal> {
-        let address = Caller::address(asks.came.address);
-        if self.is_open_for(needs) {
-            return Ok(Principal::anyone(address));
+    pub(super) async fn authenticate(
+        &self,
+        requirement: AccessRequirement,
+        context: CredentialContext<'_>,
+        limits: &RateLimits,
+    ) -> Result<Principal, Rejection> {
+        let address = Caller::address(context.client.address);
+        if self.allows_anonymous_for(requirement) {
+            return Ok(Principal::anonymous(address));
         }
-        let principal = match Presented::of(asks, needs) {
-            Ok(presented) => self.know(presented, asks, limits, &address).await,
-            Err(refused) => Err(refused),
+        let principal = match Credential::of(context, requirement) {
+            Ok(credential) => self.identify(credential, context, limits, &address).await,
+            Err(denied) => Err(denied),
         };
-        let principal = principal.and_then(|principal| principal.with_rights_for(needs));
-        principal.map_err(|refused| {
-            tracing::debug!(address = %asks.came.address, %refused, "refused");
-            self.refusal(&refused, limits, &address)
+        let principal = principal.and_then(|principal| principal.authorize(requirement));
+        principal.map_err(|denied| {
+            tracing::debug!(address = %context.client.address, %denied, "refused");
+            self.reject(&denied, limits, &address)
         })
     }
 
     /// Keeps an eye on a principal for as long as somebody has this; `None` where nothing can ever change.
-    pub(super) fn hold(&self, principal: &Principal) -> Option<Hold> {
-        (!self.is_open).then(|| self.leases.hold(&principal.grounds, |grounds| self.standing(grounds)))
+    pub(super) fn watch(&self, principal: &Principal) -> Option<CredentialWatch> {
+        (!self.allows_anonymous).then(|| self.leases.watch(&principal.identity, |identity| self.status(identity)))
     }
 
     /// A session cookie or a ticket for a principal, and its end; `None` where it would be too long for a cookie.
-    pub(super) fn pass(&self, principal: &Principal, purpose: Purpose, host: &str) -> Option<(Secret, Timestamp)> {
-        let holder = principal.grounds.holder.clone()?;
+    pub(super) fn issue(
+        &self,
+        principal: &Principal,
+        purpose: TokenPurpose,
+        host: &str,
+    ) -> Option<(Secret, Timestamp)> {
+        let subject = principal.identity.subject.clone()?;
         let lasts = match purpose {
-            Purpose::Session => self.config.session,
-            Purpose::Ticket => self.config.ticket,
+            TokenPurpose::Session => self.config.session_lifetime,
+            TokenPurpose::Ticket => self.config.ticket_lifetime,
         };
         let now = (self.config.clock)();
         let end = now.as_second().saturating_add(i64::try_from(lasts.as_secs()).unwrap_or(i64::MAX));
         let end = principal.expires_at.map_or(end, |parent| parent.as_second().min(end));
-        let pass = Pass { purpose, holder, host: host.to_owned(), expires_s: end };
-        let text = self.seal.sign(&pass);
-        (purpose == Purpose::Ticket || text.reveal().len() <= MAX_COOKIE).then(|| (text, pass.expires_at()))
+        let token = SignedToken { purpose, holder: subject, host: host.to_owned(), expires_s: end };
+        let text = self.signer.sign(&token);
+        (purpose == TokenPurpose::Ticket || text.expose().len() <= MAX_COOKIE).then(|| (text, token.expires_at()))
     }
 
     /// What time it is.
@@ -258,126 +268,135 @@ impl Auth {
         (self.config.clock)()
     }
 
-    fn is_open_for(&self, needs: Needs) -> bool {
-        let tenants = || self.config.closed || self.keys().has_tenants();
-        match needs {
-            Needs::Probe | Needs::Nothing => true,
-            Needs::Counts => self.is_open || !tenants(),
-            Needs::Ws => !self.config.ws_auth && (self.is_open || !tenants()),
-            Needs::Read | Needs::Whole | Needs::Stream | Needs::Bearer => self.is_open,
+    fn allows_anonymous_for(&self, requirement: AccessRequirement) -> bool {
+        let tenants = || self.config.require_credentials || self.keys().has_tenants();
+        match requirement {
+            AccessRequirement::Probe | AccessRequirement::Public => true,
+            AccessRequirement::Aggregates => self.allows_anonymous || !tenants(),
+            AccessRequirement::BoilerhouseWs => !self.config.ws_auth && (self.allows_anonymous || !tenants()),
+            AccessRequirement::Read
+            | AccessRequirement::ReadAllTenants
+            | AccessRequirement::Stream
+            | AccessRequirement::RawCredential => self.allows_anonymous,
         }
     }
 
-    async fn know(
+    async fn identify(
         &self,
-        presented: Presented,
-        asks: Asks<'_>,
-        limits: &Limits,
+        credential: Credential,
+        context: CredentialContext<'_>,
+        limits: &RateLimits,
         address: &Caller,
-    ) -> Result<Principal, Refused> {
-        let (text, purpose) = match presented {
-            Presented::Bearer(secret) => return self.bearer(secret, limits, address).await,
-            Presented::Cookie(text) => (text, Purpose::Session),
-            Presented::Ticket(text) => (text, Purpose::Ticket),
+    ) -> Result<Principal, Denied> {
+        let (text, purpose) = match credential {
+            Credential::Bearer(secret) => return self.authenticate_bearer(secret, limits, address).await,
+            Credential::Cookie(text) => (text, TokenPurpose::Session),
+            Credential::Ticket(text) => (text, TokenPurpose::Ticket),
         };
-        let pass = self.seal.open(text.reveal(), purpose).ok_or_else(|| match purpose {
-            Purpose::Ticket if !Seal::is_pass(text.reveal()) => Refused::InQuery,
-            Purpose::Ticket | Purpose::Session => Refused::Unknown,
+        let token = self.signer.verify(text.expose(), purpose).ok_or_else(|| match purpose {
+            TokenPurpose::Ticket if !TokenSigner::is_signed_token(text.expose()) => Denied::BearerInQuery,
+            TokenPurpose::Ticket | TokenPurpose::Session => Denied::Unknown,
         })?;
-        if purpose == Purpose::Session && pass.host != credential::host(asks.headers) {
-            return Err(Refused::OtherHost);
+        if purpose == TokenPurpose::Session && token.host != credential::host(context.headers) {
+            return Err(Denied::HostMismatch);
         }
-        let expires_at = Some(pass.expires_at());
-        match pass.holder {
-            Holder::Key(name, sealed) => {
+        let expires_at = Some(token.expires_at());
+        match token.holder {
+            CredentialSubject::Key(name, key_id) => {
                 let keys = self.keys();
-                let key = self.held(&keys, &name, &sealed).ok_or(Refused::Unknown)?;
+                let key = self.find_signed_key(&keys, &name, &key_id).ok_or(Denied::Unknown)?;
                 self.key(key, expires_at)
             }
-            Holder::User(user) => {
-                let verdict = self.ask(&Subject::User(user)).await?;
-                self.user(verdict, None, expires_at)
+            CredentialSubject::User(user) => {
+                let outcome = self.review(&ReviewSubject::User(user)).await?;
+                self.user(outcome, None, expires_at)
             }
         }
     }
 
-    async fn bearer(&self, secret: Secret, limits: &Limits, address: &Caller) -> Result<Principal, Refused> {
+    async fn authenticate_bearer(
+        &self,
+        secret: Secret,
+        limits: &RateLimits,
+        address: &Caller,
+    ) -> Result<Principal, Denied> {
         if let Some(key) = self.keys().find(&secret) {
             return self.key(key, None);
         }
-        if Seal::is_pass(secret.reveal()) {
-            return Err(Refused::PassAsBearer);
+        if TokenSigner::is_signed_token(secret.expose()) {
+            return Err(Denied::SignedTokenAsBearer);
         }
-        let Some(verdicts) = &self.verdicts else { return Err(Refused::Unknown) };
-        let subject = Subject::Token(secret.clone());
-        let verdict = match verdicts.remembered(&subject) {
-            Some(verdict) => verdict,
+        let Some(reviews) = &self.reviews else { return Err(Denied::Unknown) };
+        let subject = ReviewSubject::Token(secret.clone());
+        let outcome = match reviews.cached(&subject) {
+            Some(outcome) => outcome,
             None => {
                 // Whoever guesses shall not keep the API server busy, nor those out who came in from the same address before.
-                if !verdicts.was_somebody(&subject) {
-                    limits.guesses.look(address).map_err(Refused::NotAsked)?;
+                if !reviews.was_authenticated(&subject) {
+                    limits.token_reviews.check(address).map_err(Denied::ReviewBudgetExceeded)?;
                 }
-                let verdict = self.ask(&subject).await?;
-                if verdict == Verdict::Unknown {
+                let outcome = self.review(&subject).await?;
+                if outcome == ReviewOutcome::Unknown {
                     // That it has been asked about cannot be undone where this is one too many.
-                    let _ = limits.guesses.take(address);
+                    let _ = limits.token_reviews.consume(address);
                 }
-                verdict
+                outcome
             }
         };
-        let expires_at = review_cache::expiry(&secret);
-        self.user(verdict, Some(secret), expires_at)
+        let expires_at = review_cache::jwt_expiry(&secret);
+        self.user(outcome, Some(secret), expires_at)
     }
 
-    async fn ask(&self, subject: &Subject) -> Result<Verdict, Refused> {
-        let verdicts = self.verdicts.as_ref().ok_or(Refused::Unknown)?;
-        verdicts.of(subject).await.map_err(|Unavailable| Refused::Unchecked)
+    async fn review(&self, subject: &ReviewSubject) -> Result<ReviewOutcome, Denied> {
+        let reviews = self.reviews.as_ref().ok_or(Denied::Unknown)?;
+        reviews.get(subject).await.map_err(|ReviewUnavailable| Denied::ReviewUnavailable)
     }
 
-    fn key(&self, key: &Key, expires_at: Option<Timestamp>) -> Result<Principal, Refused> {
+    fn key(&self, key: &ApiKey, expires_at: Option<Timestamp>) -> Result<Principal, Denied> {
         let end = expires_at.into_iter().chain(key.expires_at).min();
-        self.in_time(end)?;
-        if !key.may(Access::Read) {
-            return Err(Refused::NoRead(key.name.clone()));
+        self.check_expiry(end)?;
+        if !key.allows(Permission::Read) {
+            return Err(Denied::KeyCannotRead(key.name.clone()));
         }
-        let holder = Some(Holder::Key(key.name.clone(), self.seal.name(&key.fingerprint)));
-        let grounds = Grounds { holder, token: None, expires_at, scope: scope(key) };
-        Ok(Principal { caller: Caller::Key(key.name.clone()), grounds, expires_at: end })
+        let subject = Some(CredentialSubject::Key(key.name.clone(), self.signer.key_id(&key.fingerprint)));
+        let identity = CredentialIdentity { subject, token: None, expires_at, scope: scope(key) };
+        Ok(Principal { caller: Caller::Key(key.name.clone()), identity, expires_at: end })
     }
 
     fn user(
         &self,
-        verdict: Verdict,
+        outcome: ReviewOutcome,
         token: Option<Secret>,
         expires_at: Option<Timestamp>,
-    ) -> Result<Principal, Refused> {
-        let user: Arc<User> = match verdict {
-            Verdict::Unknown => return Err(Refused::Unknown),
-            Verdict::MayNot(user, what) => return Err(Refused::MayNot(user.name.clone(), what)),
-            Verdict::May(user) => user,
+    ) -> Result<Principal, Denied> {
+        let user: Arc<KubernetesUser> = match outcome {
+            ReviewOutcome::Unknown => return Err(Denied::Unknown),
+            ReviewOutcome::Denied(user, what) => return Err(Denied::UserCannotRead(user.name.clone(), what)),
+            ReviewOutcome::Allowed(user) => user,
         };
-        self.in_time(expires_at)?;
+        self.check_expiry(expires_at)?;
         let caller = Caller::User(user.name.as_str().into());
-        let grounds = Grounds { holder: Some(Holder::User(user)), token, expires_at, scope: Scope::All };
-        Ok(Principal { caller, grounds, expires_at })
+        let identity =
+            CredentialIdentity { subject: Some(CredentialSubject::User(user)), token, expires_at, scope: Scope::All };
+        Ok(Principal { caller, identity, expires_at })
     }
 
     /// The key of this name, if it is still the one that the seal called so.
-    fn held<'a>(&self, keys: &'a Keys, name: &str, sealed: &str) -> Option<&'a Key> {
-        keys.named(name).filter(|key| *self.seal.name(&key.fingerprint) == *sealed)
+    fn find_signed_key<'a>(&self, keys: &'a ApiKeys, name: &str, key_id: &str) -> Option<&'a ApiKey> {
+        keys.named(name).filter(|key| *self.signer.key_id(&key.fingerprint) == *key_id)
     }
 
-    fn in_time(&self, expires_at: Option<Timestamp>) -> Result<(), Refused> {
-        if expires_at.is_some_and(|end| end <= self.now()) { Err(Refused::Expired) } else { Ok(()) }
+    fn check_expiry(&self, expires_at: Option<Timestamp>) -> Result<(), Denied> {
+        if expires_at.is_some_and(|end| end <= self.now()) { Err(Denied::Expired) } else { Ok(()) }
     }
 
-    fn keys(&self) -> Arc<Keys> {
+    fn keys(&self) -> Arc<ApiKeys> {
         self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 /// What a key sees.
-fn scope(key: &Key) -> Scope {
+fn scope(key: &ApiKey) -> Scope {
     key.tenant.clone().map_or(Scope::All, Scope::Tenant)
 }
 

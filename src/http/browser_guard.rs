@@ -1,4 +1,4 @@
-//! Who may ask at all: the `Host` and `Origin` rules of protocol.md section 7, the same on every endpoint.
+//! Who may ask at all: the `Host` and `Origin` rules of docs/protocol.md#access, the same on every endpoint.
 //!
 //! The threat: somebody has the bridge on a `kubectl port-forward` and opens a web page. The page's requests carry the
 //! page's `Origin`; and if DNS is made to point the page's own name at us, they carry that name as `Host`. Both are
@@ -11,11 +11,11 @@ use std::{
 
 use http::{HeaderMap, HeaderValue, header, uri::Authority};
 
-use super::error::{Code, Error};
+use super::error::{ApiError, ErrorCode};
 
 /// What is allowed beyond the request's own origin, IP literals and `localhost`.
 #[derive(Clone, Debug, Default)]
-pub struct Allowed {
+pub struct GuardConfig {
     /// Names that `Host` may carry, with any port.
     pub hosts: Vec<HostName>,
     /// Origins of other sites.
@@ -38,13 +38,13 @@ pub struct Origin {
 
 /// What a request passed the guard as.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Passed {
+pub enum OriginDecision {
     /// Without an `Origin`, or from the bridge's own.
-    Own,
+    SameOrigin,
     /// From another site that is allowed: this goes into `Access-Control-Allow-Origin`.
-    Cross(HeaderValue),
+    Allowed(HeaderValue),
     /// From any other site, as all are allowed: it is told so, and no cookie counts.
-    Any,
+    AnyOrigin,
 }
 
 impl FromStr for HostName {
@@ -72,12 +72,12 @@ impl FromStr for Origin {
 
     /// Reads `scheme://host[:port]`, http or https.
     fn from_str(text: &str) -> Result<Origin, String> {
-        let bad = || format!("'{text}' is not an origin: expected http://host[:port] or https://host[:port]");
-        let (scheme, rest) = text.split_once("://").ok_or_else(bad)?;
+        let invalid = || format!("'{text}' is not an origin: expected http://host[:port] or https://host[:port]");
+        let (scheme, rest) = text.split_once("://").ok_or_else(invalid)?;
         let scheme = scheme.to_ascii_lowercase();
-        let default = default_port(&scheme).ok_or_else(bad)?;
-        let authority: Authority = rest.parse().map_err(|_| bad())?;
-        let (host, port) = split(&authority).ok_or_else(bad)?;
+        let default = default_port(&scheme).ok_or_else(invalid)?;
+        let authority: Authority = rest.parse().map_err(|_| invalid())?;
+        let (host, port) = split_authority(&authority).ok_or_else(invalid)?;
         Ok(Origin { scheme, host, port: port.unwrap_or(default) })
     }
 }
@@ -87,52 +87,53 @@ impl FromStr for Origin {
 ///
 /// # Errors
 /// 403 with what would have to be set to let it pass.
-pub fn check(host: Option<&Authority>, headers: &HeaderMap, allowed: &Allowed) -> Result<Passed, Error> {
-    let (host, port) = host_and_port(host, headers, allowed)?;
-    let Some(text) = only(headers, &header::ORIGIN)? else { return Ok(Passed::Own) };
-    let refused = || {
+pub fn check(host: Option<&Authority>, headers: &HeaderMap, config: &GuardConfig) -> Result<OriginDecision, ApiError> {
+    let (host, port) = host_and_port(host, headers, config)?;
+    let Some(text) = single_header(headers, &header::ORIGIN)? else { return Ok(OriginDecision::SameOrigin) };
+    let denied = || {
         let shown: String = text.to_str().unwrap_or("?").chars().take(200).collect();
-        Error::new(
-            Code::Forbidden,
+        ApiError::new(
+            ErrorCode::Forbidden,
             format!("origin '{shown}' may not read this bridge: add it to CORS_ORIGIN to allow it"),
         )
     };
-    let origin: Origin = text.to_str().ok().and_then(|text| text.parse().ok()).ok_or_else(refused)?;
+    let origin: Origin = text.to_str().ok().and_then(|text| text.parse().ok()).ok_or_else(denied)?;
     // The scheme may differ behind a TLS proxy, so a Host without a port stands for the default of the origin's.
     let own_port = port.or(default_port(&origin.scheme));
     if origin.host == host && Some(origin.port) == own_port {
-        Ok(Passed::Own)
-    } else if allowed.origins.contains(&origin) {
-        Ok(Passed::Cross(text.clone()))
-    } else if allowed.any_origin {
-        Ok(Passed::Any)
+        Ok(OriginDecision::SameOrigin)
+    } else if config.origins.contains(&origin) {
+        Ok(OriginDecision::Allowed(text.clone()))
+    } else if config.any_origin {
+        Ok(OriginDecision::AnyOrigin)
     } else {
-        Err(refused())
+        Err(denied())
     }
 }
 
 fn host_and_port(
     host: Option<&Authority>,
     headers: &HeaderMap,
-    allowed: &Allowed,
-) -> Result<(String, Option<u16>), Error> {
-    only(headers, &header::HOST)?;
-    let named = host.and_then(split);
-    let (host, port) = named.ok_or_else(|| Error::new(Code::Forbidden, "the request does not name one valid host"))?;
-    if !is_safe(&host) && !allowed.hosts.iter().any(|name| name.0 == host) {
+    config: &GuardConfig,
+) -> Result<(String, Option<u16>), ApiError> {
+    single_header(headers, &header::HOST)?;
+    let named = host.and_then(split_authority);
+    let (host, port) =
+        named.ok_or_else(|| ApiError::new(ErrorCode::Forbidden, "the request does not name one valid host"))?;
+    if !cannot_be_rebound(&host) && !config.hosts.iter().any(|name| name.0 == host) {
         let message = format!("host '{host}' is not served here: add it to --allowed-hosts to allow it");
-        return Err(Error::new(Code::Forbidden, message));
+        return Err(ApiError::new(ErrorCode::Forbidden, message));
     }
     Ok((host, port))
 }
 
 /// Names that no DNS server can point at us: IP literals and `localhost`.
-fn is_safe(host: &str) -> bool {
+fn cannot_be_rebound(host: &str) -> bool {
     let v6 = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     host == "localhost" || host.parse::<Ipv4Addr>().is_ok() || v6.is_some_and(|v6| v6.parse::<Ipv6Addr>().is_ok())
 }
 
-fn split(authority: &Authority) -> Option<(String, Option<u16>)> {
+fn split_authority(authority: &Authority) -> Option<(String, Option<u16>)> {
     let text = authority.as_str();
     if text.contains('@') || authority.host().is_empty() {
         return None;
@@ -152,11 +153,11 @@ fn default_port(scheme: &str) -> Option<u16> {
     }
 }
 
-fn only<'h>(headers: &'h HeaderMap, name: &header::HeaderName) -> Result<Option<&'h HeaderValue>, Error> {
+fn single_header<'h>(headers: &'h HeaderMap, name: &header::HeaderName) -> Result<Option<&'h HeaderValue>, ApiError> {
     let mut values = headers.get_all(name).iter();
     let first = values.next();
     if values.next().is_some() {
-        return Err(Error::new(Code::Forbidden, format!("the request has more than one {name} header")));
+        return Err(ApiError::new(ErrorCode::Forbidden, format!("the request has more than one {name} header")));
     }
     Ok(first)
 }
@@ -165,8 +166,8 @@ fn only<'h>(headers: &'h HeaderMap, name: &header::HeaderName) -> Result<Option<
 mod tests {
     use super::*;
 
-    fn ask(host: &str, origin: Option<&str>) -> Option<Passed> {
-        let allowed = Allowed {
+    fn decision_for(host: &str, origin: Option<&str>) -> Option<OriginDecision> {
+        let config = GuardConfig {
             hosts: vec!["Bridge.example".parse().unwrap()],
             origins: vec!["https://app.example".parse().unwrap(), "http://dev.example:8080".parse().unwrap()],
             any_origin: false,
@@ -175,11 +176,11 @@ mod tests {
         if let Some(origin) = origin {
             headers.insert(header::ORIGIN, origin.parse().unwrap());
         }
-        check(host.parse().ok().as_ref(), &headers, &allowed).ok()
+        check(host.parse().ok().as_ref(), &headers, &config).ok()
     }
 
     #[test]
-    fn hosts_that_dns_cannot_point_here_pass_and_others_do_not() {
+    fn addresses_localhost_and_listed_hosts_pass_and_others_are_rejected() {
         for good in [
             "127.0.0.1",
             "127.0.0.1:3000",
@@ -189,7 +190,7 @@ mod tests {
             "LOCALHOST:3000",
             "Bridge.Example",
         ] {
-            assert_eq!(ask(good, None), Some(Passed::Own), "{good}");
+            assert_eq!(decision_for(good, None), Some(OriginDecision::SameOrigin), "{good}");
         }
         for bad in [
             "evil.example",
@@ -205,12 +206,12 @@ mod tests {
             "localhost:",
             "",
         ] {
-            assert_eq!(ask(bad, None), None, "{bad:?}");
+            assert_eq!(decision_for(bad, None), None, "{bad:?}");
         }
     }
 
     #[test]
-    fn host_names_are_names_and_nothing_more() {
+    fn host_name_parser_accepts_only_plain_names() {
         for good in
             ["bridge", "bridge.example", "BRIDGE.Example", "bridge.ns.svc.cluster.local.", "my_bridge", "10.0.0.7"]
         {
@@ -235,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn the_own_origin_and_listed_ones_pass_and_others_do_not() {
+    fn own_and_listed_origins_pass_and_others_are_rejected() {
         for (host, origin) in [
             ("localhost:3000", "http://localhost:3000"),
             ("localhost", "http://localhost"),
@@ -246,10 +247,14 @@ mod tests {
             ("[::1]:3000", "http://[::1]:3000"),
             ("LocalHost:3000", "http://localhost:3000"),
         ] {
-            assert_eq!(ask(host, Some(origin)), Some(Passed::Own), "{origin} at {host}");
+            assert_eq!(decision_for(host, Some(origin)), Some(OriginDecision::SameOrigin), "{origin} at {host}");
         }
         for origin in ["https://app.example", "https://app.example:443", "http://dev.example:8080"] {
-            assert_eq!(ask("localhost:3000", Some(origin)), Some(Passed::Cross(origin.parse().unwrap())), "{origin}");
+            assert_eq!(
+                decision_for("localhost:3000", Some(origin)),
+                Some(OriginDecision::Allowed(origin.parse().unwrap())),
+                "{origin}"
+            );
         }
         for origin in [
             "null",
@@ -266,18 +271,18 @@ mod tests {
             "*",
             "",
         ] {
-            assert_eq!(ask("localhost:3000", Some(origin)), None, "{origin:?}");
+            assert_eq!(decision_for("localhost:3000", Some(origin)), None, "{origin:?}");
         }
     }
 
     #[test]
-    fn two_headers_and_none_are_refused() {
+    fn missing_or_duplicate_host_is_rejected() {
         let mut headers = HeaderMap::new();
         let host = "localhost".parse().ok();
         headers.append(header::HOST, "localhost".parse().unwrap());
-        assert!(check(host.as_ref(), &headers, &Allowed::default()).is_ok());
+        assert!(check(host.as_ref(), &headers, &GuardConfig::default()).is_ok());
         headers.append(header::HOST, "localhost".parse().unwrap());
-        assert!(check(host.as_ref(), &headers, &Allowed::default()).is_err());
-        assert!(check(None, &HeaderMap::new(), &Allowed::default()).is_err(), "no host at all");
+        assert!(check(host.as_ref(), &headers, &GuardConfig::default()).is_err());
+        assert!(check(None, &HeaderMap::new(), &GuardConfig::default()).is_err(), "no host at all");
     }
 }

@@ -1,4 +1,4 @@
-//! The one error body of every endpoint (protocol.md section 6).
+//! The one error body of every endpoint (docs/protocol.md#errors).
 
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
@@ -8,7 +8,7 @@ use warp::reply::{Reply, Response};
 /// `code` of an error body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum Code {
+pub enum ErrorCode {
     /// 400
     BadRequest,
     /// 401
@@ -35,8 +35,8 @@ pub enum Code {
 
 /// An answer that is not the one asked for. `message` is for whoever asked: it says what to do.
 #[derive(Clone, Debug)]
-pub struct Error {
-    code: Code,
+pub struct ApiError {
+    code: ErrorCode,
     message: String,
     details: Option<Value>,
     headers: Vec<(HeaderName, HeaderValue)>,
@@ -44,52 +44,57 @@ pub struct Error {
 
 #[derive(Serialize)]
 struct Body<'a> {
-    code: Code,
+    code: ErrorCode,
     message: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     details: &'a Option<Value>,
     error: &'a str,
 }
 
-impl Code {
+impl ErrorCode {
     fn status(self) -> StatusCode {
         match self {
-            Code::BadRequest => StatusCode::BAD_REQUEST,
-            Code::Unauthorized => StatusCode::UNAUTHORIZED,
-            Code::Forbidden => StatusCode::FORBIDDEN,
-            Code::NotFound => StatusCode::NOT_FOUND,
-            Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Code::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
-            Code::RateLimitExceeded => StatusCode::TOO_MANY_REQUESTS,
-            Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-            Code::NotReady | Code::UpstreamUnavailable | Code::TooManyConnections => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorCode::BadRequest => StatusCode::BAD_REQUEST,
+            ErrorCode::Unauthorized => StatusCode::UNAUTHORIZED,
+            ErrorCode::Forbidden => StatusCode::FORBIDDEN,
+            ErrorCode::NotFound => StatusCode::NOT_FOUND,
+            ErrorCode::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            ErrorCode::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
+            ErrorCode::RateLimitExceeded => StatusCode::TOO_MANY_REQUESTS,
+            ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            ErrorCode::NotReady | ErrorCode::UpstreamUnavailable | ErrorCode::TooManyConnections => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         }
     }
 }
 
-impl Error {
+impl ApiError {
     /// An error with this code and message.
     #[must_use]
-    pub fn new(code: Code, message: impl Into<String>) -> Error {
-        Error { code, message: message.into(), details: None, headers: Vec::new() }
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> ApiError {
+        ApiError { code, message: message.into(), details: None, headers: Vec::new() }
     }
 
     /// A parameter that cannot be taken: names it and what it accepts.
     #[must_use]
-    pub fn parameter(name: &str, problem: &str) -> Error {
+    pub fn parameter(name: &str, problem: &str) -> ApiError {
         let details = serde_json::json!({ "parameter": name });
-        Error { details: Some(details), ..Error::new(Code::BadRequest, format!("parameter '{name}': {problem}")) }
+        ApiError {
+            details: Some(details),
+            ..ApiError::new(ErrorCode::BadRequest, format!("parameter '{name}': {problem}"))
+        }
     }
 
     /// Not yet, and probably soon.
     #[must_use]
-    pub fn not_ready(message: &str) -> Error {
-        Error::new(Code::NotReady, message).with(header::RETRY_AFTER, HeaderValue::from_static("1"))
+    pub fn not_ready(message: &str) -> ApiError {
+        ApiError::new(ErrorCode::NotReady, message).with(header::RETRY_AFTER, HeaderValue::from_static("1"))
     }
 
     /// Adds a header to the answer.
     #[must_use]
-    pub fn with(mut self, name: HeaderName, value: HeaderValue) -> Error {
+    pub fn with(mut self, name: HeaderName, value: HeaderValue) -> ApiError {
         self.headers.push((name, value));
         self
     }

@@ -1,7 +1,7 @@
-//! The full stream: the endpoints of protocol.md section 4 as rows of a table over one handler.
+//! The full stream: the endpoints of docs/protocol.md#stream-endpoints as rows of a table over one handler.
 //!
 //! A row is a path, how events are laid on its wire, and what comes first. Who may not have a stream now but may soon is
-//! told so in the transport's way ([`Later`]); what is wrong with a request is a 4xx that says what is accepted.
+//! told so in the transport's way ([`Unavailable`]); what is wrong with a request is a 4xx that says what is accepted.
 
 use std::{
     task::{Context, Poll},
@@ -15,219 +15,224 @@ use warp::reply::Response;
 
 use super::{
     auth,
-    conn::Start,
-    error::{Code, Error},
-    request::{Asked, Parameters},
-    stream::{self, Outbound, Place},
-    stream_credential::Leased,
-    stream_rate::Rated,
-    unavailable::{self, Later},
+    conn::StreamStart,
+    error::{ApiError, ErrorCode},
+    request::{ApiRequest, QueryParams},
+    stream::{self, Outbound, StreamPermit},
+    stream_credential::WithCredential,
+    stream_rate::RateLimited,
+    unavailable::{self, Unavailable},
     upgrade,
 };
 use crate::{
     event::{
-        Cursor,
-        projection::{Format, Lens, Types},
+        Cursor, PerResource,
+        projection::{EventFormat, EventTypes, Projection},
     },
-    feed::{Audience, Carrier, Framing, From, Read, Reason, Shown, Subscription},
-    wire::Close,
+    feed::{FrameFormat, Framing, Group, ReadResult, SharedBatch, SnapshotReason, StartAt, Subscription},
+    wire::CloseReason,
 };
 
 /// Parameters that all rows take.
 const ACCEPTED: &[&str] =
-    &["types", "params", "connectionId", "snapshot", "lastEventId", auth::TICKETS[0], auth::TICKETS[1]];
+    &["types", "params", "connectionId", "snapshot", "lastEventId", auth::TICKET_PARAMS[0], auth::TICKET_PARAMS[1]];
 
 /// One streaming endpoint.
 #[derive(Debug)]
-pub(super) struct Row {
+pub(super) struct StreamEndpoint {
     path: &'static str,
     framing: Framing,
     /// What comes first where the request does not say.
     snapshot: &'static str,
     /// Where the other transport is.
-    other: &'static str,
+    counterpart: &'static str,
 }
 
-const ROWS: [Row; 6] = [
-    Row::new("/api/websocket", Carrier::WebSocket, false, "state", "/api/sse"),
-    Row::new("/api/sse", Carrier::Sse { named: false }, false, "state", "/api/websocket"),
-    Row::new("/api/events/stream", Carrier::Sse { named: true }, false, "none", "/api/websocket"),
-    Row::new("/events/stream", Carrier::Sse { named: false }, true, "none", "/events/ws"),
-    Row::new("/events", Carrier::Sse { named: false }, true, "none", "/events/ws"),
-    Row::new("/events/ws", Carrier::WebSocket, true, "none", "/events/stream"),
+const ENDPOINTS: [StreamEndpoint; 6] = [
+    StreamEndpoint::new("/api/websocket", FrameFormat::WebSocket, false, "state", "/api/sse"),
+    StreamEndpoint::new("/api/sse", FrameFormat::Sse { named: false }, false, "state", "/api/websocket"),
+    StreamEndpoint::new("/api/events/stream", FrameFormat::Sse { named: true }, false, "none", "/api/websocket"),
+    StreamEndpoint::new("/events/stream", FrameFormat::Sse { named: false }, true, "none", "/events/ws"),
+    StreamEndpoint::new("/events", FrameFormat::Sse { named: false }, true, "none", "/events/ws"),
+    StreamEndpoint::new("/events/ws", FrameFormat::WebSocket, true, "none", "/events/stream"),
 ];
 
-impl Row {
+impl StreamEndpoint {
     const fn new(
         path: &'static str,
-        carrier: Carrier,
-        matrix: bool,
+        format: FrameFormat,
+        edgeplane_names: bool,
         snapshot: &'static str,
-        other: &'static str,
-    ) -> Row {
-        Row { path, framing: Framing { carrier, matrix }, snapshot, other }
+        counterpart: &'static str,
+    ) -> StreamEndpoint {
+        StreamEndpoint { path, framing: Framing { format, edgeplane_names }, snapshot, counterpart }
     }
 
     /// The row at this path.
-    pub(super) fn at(path: &str) -> Option<&'static Row> {
-        static TABLE: &[Row] = &ROWS;
+    pub(super) fn find(path: &str) -> Option<&'static StreamEndpoint> {
+        static TABLE: &[StreamEndpoint] = &ENDPOINTS;
         let path = path.strip_suffix('/').unwrap_or(path);
-        TABLE.iter().find(|row| row.path == path)
+        TABLE.iter().find(|endpoint| endpoint.path == path)
     }
 
     fn is_websocket(&self) -> bool {
-        self.framing.carrier == Carrier::WebSocket
+        self.framing.format == FrameFormat::WebSocket
     }
 
     /// The head of the answer.
     ///
     /// # Errors
     /// 426 where no WebSocket is asked for on a row that is one, 400 for the reverse: both name the other row.
-    fn head(&self, asked: &Asked) -> Result<http::Response<()>, Error> {
+    fn head(&self, request: &ApiRequest) -> Result<http::Response<()>, ApiError> {
         if self.is_websocket() {
-            let hint = format!("connect with a WebSocket client, or read {} for server-sent events", self.other);
-            return upgrade::key(asked, &hint).map(stream::websocket_head);
+            let hint = format!("connect with a WebSocket client, or read {} for server-sent events", self.counterpart);
+            return upgrade::key(request, &hint).map(stream::websocket_head);
         }
-        if upgrade::is_asked(asked) {
-            let message = format!("this endpoint sends server-sent events: the WebSocket is at {}", self.other);
-            return Err(Error::new(Code::BadRequest, message));
+        if upgrade::is_requested(request) {
+            let message = format!("this endpoint sends server-sent events: the WebSocket is at {}", self.counterpart);
+            return Err(ApiError::new(ErrorCode::BadRequest, message));
         }
         Ok(stream::sse_head())
     }
 
-    /// Where the stream starts (protocol.md section 3, "Resume"): at the cursor where there is one, whatever `snapshot`
+    /// Where the stream starts (docs/protocol.md#full-stream, "Resume"): at the cursor where there is one, whatever `snapshot`
     /// says.
-    fn from(&self, headers: &HeaderMap, parameters: &Parameters) -> Result<From, Error> {
-        let asked = match parameters.get("lastEventId").map(|text| (text, Cursor::decode(text))) {
+    fn start_at(&self, headers: &HeaderMap, parameters: &QueryParams) -> Result<StartAt, ApiError> {
+        let from_query = match parameters.get("lastEventId").map(|text| (text, Cursor::decode(text))) {
             None => None,
-            Some((_, Some(cursor))) => Some(From::Resume(cursor)),
+            Some((_, Some(cursor))) => Some(StartAt::Cursor(cursor)),
             Some((_, None)) => {
-                let problem = "not a cursor: accepted is the id of an event, or what Event-Cursor says";
-                return Err(Error::parameter("lastEventId", problem));
+                let reason = "not a cursor: accepted is the id of an event, or what Event-Cursor says";
+                return Err(ApiError::parameter("lastEventId", reason));
             }
         };
         let first = match parameters.get("snapshot").unwrap_or(self.snapshot) {
-            "state" => From::Snapshot(Reason::Connect, [0; 2]),
-            "none" => From::Now,
-            _ => return Err(Error::parameter("snapshot", "accepted are state, none")),
+            "state" => StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: PerResource::default() },
+            "none" => StartAt::Live,
+            _ => return Err(ApiError::parameter("snapshot", "accepted are state, none")),
         };
-        Ok(resumed(headers).or(asked).unwrap_or(first))
+        Ok(header_start(headers).or(from_query).unwrap_or(first))
     }
 
     /// What keeps everybody out now. A WebSocket client is worth a wait: its library does not come back by itself.
-    async fn obstacle(&self, asked: &Asked) -> Option<Later> {
-        let site = &asked.site;
-        if site.streams.stop.is_cancelled() {
-            return Some(Later::Draining);
+    async fn check_available(&self, request: &ApiRequest) -> Option<Unavailable> {
+        let app = &request.app;
+        if app.streams.stop.is_cancelled() {
+            return Some(Unavailable::Draining);
         }
         if self.is_websocket() {
             // What is over time shows below.
-            let _ = timeout(site.config.ready_wait, site.feed.ready()).await;
+            let _ = timeout(app.config.sync_timeout, app.feed.wait_synced()).await;
         }
-        (!site.feed.is_ready()).then_some(Later::NotReady)
+        (!app.feed.is_synced()).then_some(Unavailable::NotReady)
     }
 
     /// The answer to whoever may have a stream later.
-    pub(super) fn come_back(&self, later: Later, retry: Duration) -> Result<Response, Error> {
+    pub(super) fn unavailable_response(&self, unavailable: Unavailable, retry: Duration) -> Result<Response, ApiError> {
         if self.is_websocket() {
-            return Err(later.error());
+            return Err(unavailable.to_error());
         }
-        Ok(later.ended(self.framing, retry))
+        Ok(unavailable.to_sse_response(self.framing, retry))
     }
 
-    fn start<O: Outbound + 'static>(&self, out: O, place: Place) -> Start {
+    fn start<O: Outbound + 'static>(&self, out: O, permit: StreamPermit) -> StreamStart {
         if self.is_websocket() {
-            return Start::new(move |socket| stream::websocket(out, socket, place));
+            return StreamStart::new(move |socket| stream::websocket(out, socket, permit));
         }
         let framing = self.framing;
-        Start::new(move |mut socket| {
+        StreamStart::new(move |mut socket| {
             // It shares the first write with the head and the first events.
-            let retry = unavailable::retry_line(framing, place.config.retry());
+            let retry = unavailable::retry_field(framing, permit.config.retry_delay());
             socket.head = [&socket.head[..], &retry].concat().into();
-            stream::sse(out, socket, place)
+            stream::sse(out, socket, permit)
         })
     }
 }
 
 /// Serves a row.
-pub(super) async fn events(row: &'static Row, asked: Asked) -> Result<Response, Error> {
-    let (site, head) = (&asked.site, row.head(&asked)?);
-    let retry = site.streams.config.retry();
-    let Some(place) = site.streams.enter() else {
-        return row.come_back(Later::TooManyConnections, retry);
+pub(super) async fn serve_stream(endpoint: &'static StreamEndpoint, request: ApiRequest) -> Result<Response, ApiError> {
+    let (app, head) = (&request.app, endpoint.head(&request)?);
+    let retry = app.streams.config.retry_delay();
+    let Some(permit) = app.streams.try_acquire() else {
+        return endpoint.unavailable_response(Unavailable::TooManyStreams, retry);
     };
-    let seat = match site.limits.enter(&asked.principal.caller) {
-        Ok(seat) => seat,
-        Err(later) => return row.come_back(later, retry),
+    let slot = match app.rate_limits.open_stream(&request.principal.caller) {
+        Ok(slot) => slot,
+        Err(unavailable) => return endpoint.unavailable_response(unavailable, retry),
     };
-    let parameters = asked.parameters(ACCEPTED)?;
+    let parameters = request.parameters(ACCEPTED)?;
     let types = match parameters.get("types") {
-        None => Types::all(Format::Full),
-        Some(list) => Types::parse(list, Format::Full).map_err(|problem| Error::parameter("types", &problem))?,
+        None => EventTypes::all(EventFormat::Full),
+        Some(list) => {
+            EventTypes::parse(list, EventFormat::Full).map_err(|error| ApiError::parameter("types", &error))?
+        }
     };
-    let lens = Lens { types, filter: parameters.filter()?, ..asked.lens(Format::Full) };
-    let from = row.from(&asked.headers, &parameters)?;
-    if let Some(later) = row.obstacle(&asked).await {
-        return row.come_back(later, retry);
+    let projection = Projection { types, filter: parameters.filter()?, ..request.base_projection(EventFormat::Full) };
+    let start_at = endpoint.start_at(&request.headers, &parameters)?;
+    if let Some(unavailable) = endpoint.check_available(&request).await {
+        return endpoint.unavailable_response(unavailable, retry);
     }
-    asked.check_connection(&parameters)?;
-    if asked.method == Method::HEAD {
+    request.resolve_connection(&parameters)?;
+    if request.method == Method::HEAD {
         return Ok(upgrade::response(head, None));
     }
     // Ready a moment ago, it refuses nothing else: what is wrong with a cursor is told on the stream.
-    let rate = site.config.rate;
-    let carrier = if rate.limit.is_some() { Carrier::Lines } else { row.framing.carrier };
-    let framing = Framing { carrier, ..row.framing };
-    let Ok(subscription) = site.feed.subscribe(site.feed.lens(lens, framing), from) else {
-        return row.come_back(Later::NotReady, retry);
+    let rate = app.config.stream_rate;
+    let format = if rate.limit.is_some() { FrameFormat::JsonLines } else { endpoint.framing.format };
+    let framing = Framing { format, ..endpoint.framing };
+    let Ok(subscription) = app.feed.subscribe(app.feed.projection_cache(projection, framing), start_at) else {
+        return endpoint.unavailable_response(Unavailable::NotReady, retry);
     };
-    let hold = site.auth.hold(&asked.principal);
+    let watch = app.auth.watch(&request.principal);
     let start = match rate.limit {
-        None => row.start(Leased::new(subscription, hold, seat), place),
+        None => endpoint.start(WithCredential::new(subscription, watch, slot), permit),
         Some(limit) => {
-            let rated = Rated::new(subscription, row.framing, limit, rate.window);
-            row.start(Leased::new(rated, hold, seat), place)
+            let rate_limited = RateLimited::new(subscription, endpoint.framing, limit, rate.window);
+            endpoint.start(WithCredential::new(rate_limited, watch, slot), permit)
         }
     };
     Ok(upgrade::response(head, Some(start)))
 }
 
 /// What `Last-Event-ID` says. One that is no cursor must not be a 400, which would end an EventSource for good.
-fn resumed(headers: &HeaderMap) -> Option<From> {
+fn header_start(headers: &HeaderMap) -> Option<StartAt> {
     let id = headers.get("last-event-id").filter(|id| !id.is_empty())?;
     let cursor = id.to_str().ok().and_then(Cursor::decode);
-    Some(cursor.map_or(From::Snapshot(Reason::Foreign, [0; 2]), From::Resume))
+    Some(cursor.map_or(
+        StartAt::Snapshot { reason: SnapshotReason::Foreign, not_before: PerResource::default() },
+        StartAt::Cursor,
+    ))
 }
 
 impl Outbound for Subscription {
-    fn read(&mut self, max_bytes: usize) -> Read {
+    fn read(&mut self, max_bytes: usize) -> ReadResult {
         Subscription::read(self, max_bytes)
     }
 
-    fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        Subscription::poll_changed(self, cx)
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        Subscription::poll_readable(self, cx)
     }
 
-    fn audience(&mut self) -> Option<Audience> {
-        Subscription::audience(self)
+    fn group(&mut self) -> Option<Group> {
+        Subscription::join_group(self)
     }
 
-    fn take(&mut self, shown: &Shown) -> bool {
-        Subscription::take(self, shown)
+    fn accept_batch(&mut self, batch: &SharedBatch) -> bool {
+        Subscription::accept_batch(self, batch)
     }
 
     fn heartbeat(&mut self) -> Option<Bytes> {
         Subscription::heartbeat(self)
     }
 
-    fn tell(&mut self, name: &'static str, json: &str) -> Option<Bytes> {
+    fn control_event(&mut self, name: &'static str, json: &str) -> Option<Bytes> {
         let mut out = Vec::new();
-        self.framing()?.put(&mut out, name, None, json);
+        self.framing()?.append_frame(&mut out, name, None, json);
         Some(out.into())
     }
 
-    fn farewell(&mut self, close: Close, retry: Duration) -> Option<Bytes> {
-        Some(unavailable::closing(self.framing()?, close.reason(), retry))
+    fn closing_event(&mut self, close: CloseReason, retry: Duration) -> Option<Bytes> {
+        Some(unavailable::closing_event(self.framing()?, close.text(), retry))
     }
 }
 
@@ -241,31 +246,37 @@ mod tests {
 
     use super::*;
     use crate::{
-        event::{Home, Resource},
+        event::{NamespaceId, Resource},
         feed::{self, Feed, Writer},
         http::{
-            conn::{Conn, Socket},
-            stream::Streams,
+            conn::{Conn, HijackedSocket},
+            stream::StreamContext,
         },
     };
 
     /// A row's stream from now on, without a head; its client's end, and what keeps the feed alive.
     fn served(path: &str) -> (Writer, DuplexStream) {
-        let (mut writer, feed) = Feed::new(feed::Config { clock: || 0, ..feed::Config::default() });
-        writer.home(Home::of("a namespace"));
-        writer.replace(Resource::Instance, Vec::new(), 1);
-        writer.replace(Resource::Claim, Vec::new(), 1);
-        let row = Row::at(path).unwrap();
-        let subscription = feed.subscribe(feed.lens(Lens::all(Format::Full), row.framing), From::Now).unwrap();
+        let (mut writer, feed) = Feed::new(feed::Config { wall_clock_ms: || 0, ..feed::Config::default() });
+        writer.set_namespace(NamespaceId::from_uid("a namespace"));
+        writer.replace(Resource::Pods, Vec::new(), 1);
+        writer.replace(Resource::Claims, Vec::new(), 1);
+        let endpoint = StreamEndpoint::find(path).unwrap();
+        let subscription = feed
+            .subscribe(
+                feed.projection_cache(Projection::everything(EventFormat::Full), endpoint.framing),
+                StartAt::Live,
+            )
+            .unwrap();
         let (client, server) = tokio::io::duplex(4096);
-        let socket = Socket { conn: Conn::Duplex(server), head: Bytes::new(), early: Bytes::new() };
-        let streams = Streams::new(stream::Config::default(), stream::Metrics::default(), CancellationToken::new());
-        let place = streams.enter().unwrap();
+        let socket = HijackedSocket { conn: Conn::Duplex(server), head: Bytes::new(), read_ahead: Bytes::new() };
+        let streams =
+            StreamContext::new(stream::Config::default(), stream::Metrics::default(), CancellationToken::new());
+        let permit = streams.try_acquire().unwrap();
         #[allow(clippy::disallowed_methods, reason = "it ends with its client")]
-        drop(if row.is_websocket() {
-            tokio::spawn(stream::websocket(subscription, socket, place))
+        drop(if endpoint.is_websocket() {
+            tokio::spawn(stream::websocket(subscription, socket, permit))
         } else {
-            tokio::spawn(stream::sse(subscription, socket, place))
+            tokio::spawn(stream::sse(subscription, socket, permit))
         });
         (writer, client)
     }
@@ -279,15 +290,15 @@ mod tests {
 
     /// Heartbeats come every 15 s, on both transports, and a quiet stream's cursor moves with the bookmarks.
     #[tokio::test(start_paused = true)]
-    async fn a_quiet_stream_has_heartbeats_that_keep_its_cursor_fresh() {
+    async fn idle_stream_sends_heartbeats_with_a_current_cursor() {
         for path in ["/api/websocket", "/api/sse", "/api/events/stream"] {
             let (mut writer, mut client) = served(path);
-            let begun = Instant::now();
-            let lens = Lens::all(Format::Full);
-            for (beat, rv) in [(0, [1, 1]), (1, [5, 1]), (2, [5, 9])] {
+            let start = Instant::now();
+            let projection = Projection::everything(EventFormat::Full);
+            for (beat, rv) in [(0, PerResource::new(1, 1)), (1, PerResource::new(5, 1)), (2, PerResource::new(5, 9))] {
                 let text = next(&mut client).await;
-                assert_eq!(begun.elapsed().as_secs(), 15 * beat, "{path}");
-                let id = lens.cursor(Home::of("a namespace"), rv).encode();
+                assert_eq!(start.elapsed().as_secs(), 15 * beat, "{path}");
+                let id = projection.cursor_at(NamespaceId::from_uid("a namespace"), rv).encode();
                 let json = format!(r#"{{"type":"heartbeat","id":"{id}","#);
                 assert!(text.contains(&json), "{path}: {text}");
                 // WebSocket's own ping comes beside it.
@@ -295,8 +306,8 @@ mod tests {
                 let fields = [format!("id: {id}\ndata: "), format!("id: {id}\nevent: heartbeat\ndata: ")];
                 let sse = fields.map(|start| text.starts_with(&start));
                 assert_eq!(sse, [path == "/api/sse", path == "/api/events/stream"], "{text}");
-                let (kind, rv) = if beat == 0 { (Resource::Instance, 5) } else { (Resource::Claim, 9) };
-                writer.bookmark(kind, rv);
+                let (resource, rv) = if beat == 0 { (Resource::Pods, 5) } else { (Resource::Claims, 9) };
+                writer.bookmark(resource, rv);
             }
         }
     }
@@ -305,16 +316,18 @@ mod tests {
         size_of::<F>()
     }
 
-    /// Memory an idle connection is a promise (quality.md), and this is most of it: the task, in steps of 128 bytes.
+    /// Memory an idle connection is a promise (docs/guarantees.md), and this is most of it: the task, in steps of 128 bytes.
     #[test]
-    fn a_connection_is_small() {
+    fn connection_task_is_at_most_1152_bytes() {
         // tokio's header and trailer, the tracker and the place for a panic.
         const TASK: usize = 128;
-        let websocket = size_of_output(|out: Leased<Subscription>, socket: Socket, place: Place| {
-            stream::websocket(out, socket, place)
+        let websocket =
+            size_of_output(|out: WithCredential<Subscription>, socket: HijackedSocket, permit: StreamPermit| {
+                stream::websocket(out, socket, permit)
+            });
+        let sse = size_of_output(|out: WithCredential<Subscription>, socket: HijackedSocket, permit: StreamPermit| {
+            stream::sse(out, socket, permit)
         });
-        let sse =
-            size_of_output(|out: Leased<Subscription>, socket: Socket, place: Place| stream::sse(out, socket, place));
         assert!(websocket.max(sse) + TASK <= 1152, "{websocket} and {sse} bytes");
     }
 }

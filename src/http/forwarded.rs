@@ -8,18 +8,18 @@ use http::HeaderMap;
 
 /// Networks whose proxies are believed.
 #[derive(Clone, Debug, Default)]
-pub struct Proxies(Vec<Network>);
+pub struct TrustedProxies(Vec<IpNetwork>);
 
 /// A network in CIDR notation, or one address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Network {
+pub struct IpNetwork {
     address: IpAddr,
     bits: u32,
 }
 
 /// Where a request came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Came {
+pub struct ClientInfo {
     /// Whose request it is, as far as can be known.
     pub address: IpAddr,
     /// It was encrypted, here or up to a trusted proxy.
@@ -28,11 +28,11 @@ pub struct Came {
     pub loopback: bool,
 }
 
-impl FromStr for Network {
+impl FromStr for IpNetwork {
     type Err = String;
 
     /// Reads `10.0.0.0/8`, `fd00::/8`, `192.0.2.7`.
-    fn from_str(text: &str) -> Result<Network, String> {
+    fn from_str(text: &str) -> Result<IpNetwork, String> {
         let bad = || format!("'{text}' is no network: expected an address like 10.0.0.7, or with a prefix, 10.0.0.0/8");
         let (address, bits) = match text.split_once('/') {
             None => (text, None),
@@ -43,12 +43,12 @@ impl FromStr for Network {
         if bits > width(address) {
             return Err(bad());
         }
-        Ok(Network { address, bits })
+        Ok(IpNetwork { address, bits })
     }
 }
 
-impl Network {
-    fn has(self, address: IpAddr) -> bool {
+impl IpNetwork {
+    fn contains(self, address: IpAddr) -> bool {
         let differ = match (self.address, address) {
             (IpAddr::V4(a), IpAddr::V4(b)) => u128::from(a.to_bits() ^ b.to_bits()),
             (IpAddr::V6(a), IpAddr::V6(b)) => a.to_bits() ^ b.to_bits(),
@@ -62,25 +62,26 @@ fn width(address: IpAddr) -> u32 {
     if address.is_ipv4() { 32 } else { 128 }
 }
 
-impl Proxies {
+impl TrustedProxies {
     /// Believes what comes from these.
     #[must_use]
-    pub fn new(networks: Vec<Network>) -> Proxies {
-        Proxies(networks)
+    pub fn new(networks: Vec<IpNetwork>) -> TrustedProxies {
+        TrustedProxies(networks)
     }
 
     /// Where a request came from, whose connection came from `peer`, over our own TLS or not.
     #[must_use]
-    pub fn came(&self, peer: IpAddr, tls: bool, headers: &HeaderMap) -> Came {
+    pub fn client_info(&self, peer: IpAddr, tls: bool, headers: &HeaderMap) -> ClientInfo {
         let peer = peer.to_canonical();
-        let believed = self.trusts(peer);
-        let address = if believed { self.client(peer, headers) } else { peer };
-        let said = || last(headers, "x-forwarded-proto").is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
-        Came { address, secure: tls || (believed && said()), loopback: peer.is_loopback() }
+        let is_trusted = self.trusts(peer);
+        let address = if is_trusted { self.client(peer, headers) } else { peer };
+        let forwarded_https =
+            || last_value(headers, "x-forwarded-proto").is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
+        ClientInfo { address, secure: tls || (is_trusted && forwarded_https()), loopback: peer.is_loopback() }
     }
 
     fn trusts(&self, address: IpAddr) -> bool {
-        self.0.iter().any(|network| network.has(address))
+        self.0.iter().any(|network| network.contains(address))
     }
 
     /// Each proxy appends whom it heard: from the end back to the first that is none of ours.
@@ -88,9 +89,9 @@ impl Proxies {
         let values: Vec<&str> =
             headers.get_all("x-forwarded-for").into_iter().map(|value| value.to_str().unwrap_or_default()).collect();
         let mut client = peer;
-        for said in values.iter().flat_map(|list| list.split(',')).rev() {
+        for entry in values.iter().flat_map(|list| list.split(',')).rev() {
             // What is no address ends the trail at the last proxy that is known.
-            let Some(address) = address(said.trim()) else { break };
+            let Some(address) = address(entry.trim()) else { break };
             client = address;
             if !self.trusts(client) {
                 break;
@@ -108,7 +109,7 @@ fn address(text: &str) -> Option<IpAddr> {
 }
 
 /// What the nearest proxy says.
-fn last<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+fn last_value<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
     let last = headers.get_all(name).into_iter().next_back()?.to_str().ok()?;
     last.rsplit(',').next().map(str::trim)
 }
@@ -117,18 +118,18 @@ fn last<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
 mod tests {
     use super::*;
 
-    fn came(peer: &str, headers: &[(&'static str, &str)]) -> (String, bool) {
+    fn client_info(peer: &str, headers: &[(&'static str, &str)]) -> (String, bool) {
         let networks = ["10.0.0.0/8", "fd00::/8", "127.0.0.1"].map(|text| text.parse().unwrap());
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(*name, value.parse().unwrap());
         }
-        let came = Proxies::new(networks.to_vec()).came(peer.parse().unwrap(), false, &map);
-        (came.address.to_string(), came.secure)
+        let info = TrustedProxies::new(networks.to_vec()).client_info(peer.parse().unwrap(), false, &map);
+        (info.address.to_string(), info.secure)
     }
 
     #[test]
-    fn proxies_that_are_trusted_are_believed_and_others_are_not() {
+    fn only_trusted_proxies_set_client_address_and_scheme() {
         const FOR: &str = "x-forwarded-for";
         const PROTO: &str = "x-forwarded-proto";
         type Row<'a> = (&'a str, &'a [(&'static str, &'a str)], &'a str, bool);
@@ -156,18 +157,19 @@ mod tests {
             ("11.0.0.1", &[(FOR, "1.2.3.4")], "11.0.0.1", false),
         ];
         for (peer, headers, address, secure) in table {
-            assert_eq!(came(peer, headers), ((*address).to_owned(), *secure), "{peer} {headers:?}");
+            assert_eq!(client_info(peer, headers), ((*address).to_owned(), *secure), "{peer} {headers:?}");
         }
     }
 
     #[test]
-    fn networks_are_read_in_cidr_notation() {
-        let has = |network: &str, address: &str| network.parse::<Network>().unwrap().has(address.parse().unwrap());
+    fn network_parses_cidr_notation() {
+        let has =
+            |network: &str, address: &str| network.parse::<IpNetwork>().unwrap().contains(address.parse().unwrap());
         assert!(has("0.0.0.0/0", "1.2.3.4") && has("::/0", "::1") && !has("0.0.0.0/0", "::1"));
         assert!(has("192.0.2.128/25", "192.0.2.200") && !has("192.0.2.128/25", "192.0.2.1"));
         assert!(has("2001:db8::/33", "2001:db8:7fff::") && !has("2001:db8::/33", "2001:db8:8000::"));
         for bad in ["", "10.0.0.0/33", "10.0.0/8", "::/129", "host", "10.0.0.0/x", "10.0.0.0/-1"] {
-            assert!(bad.parse::<Network>().is_err(), "{bad}");
+            assert!(bad.parse::<IpNetwork>().is_err(), "{bad}");
         }
     }
 }

@@ -3,16 +3,16 @@
 use http::{HeaderValue, header};
 use warp::reply::{Reply, Response};
 
-use super::{error::Error, request::Asked};
+use super::{error::ApiError, request::ApiRequest};
 
 /// Placeholder in the page for the host that the reader came by.
 const HOST: &str = "{host}";
 const PAGE: &str = include_str!("page.html");
 
-pub(super) async fn page(asked: Asked) -> Result<Response, Error> {
-    asked.parameters(&[])?;
+pub(super) async fn page(request: ApiRequest) -> Result<Response, ApiError> {
+    request.parameters(&[])?;
     // The guard let it pass, so it is an IP literal, localhost or a configured name: nothing to escape.
-    let host = asked.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
+    let host = request.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
     let mut response = warp::reply::html(PAGE.replace(HOST, host)).into_response();
     let headers = response.headers_mut();
     let policy =

@@ -19,8 +19,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use tokio::time::Instant;
 
 use super::{
-    error::{Code, Error},
-    unavailable::Later,
+    error::{ApiError, ErrorCode},
+    unavailable::Unavailable,
 };
 
 /// The time over which budgets are given.
@@ -29,27 +29,27 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// What a caller may use.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// GETs a minute (protocol.md section 7: 6000).
+    /// GETs a minute (docs/protocol.md#access: 6000).
     pub requests: NonZeroU32,
-    /// Refused credentials a minute and address (protocol.md section 7: 60); and so many questions to the cluster about
+    /// Refused credentials a minute and address (docs/protocol.md#access: 60); and so many questions to the cluster about
     /// tokens that are nobody's.
-    pub refusals: NonZeroU32,
-    /// New streams a minute (protocol.md section 7: off).
-    pub connects: Option<NonZeroU32>,
-    /// Open streams (protocol.md section 7; off).
-    pub streams: Option<NonZeroU32>,
+    pub denied_credentials: NonZeroU32,
+    /// New streams a minute (docs/protocol.md#access: off).
+    pub stream_opens: Option<NonZeroU32>,
+    /// Open streams (docs/protocol.md#access; off).
+    pub max_open_streams: Option<NonZeroU32>,
     /// Callers that are told apart in each budget: 10,000, about 1 MiB. Those whose budget is whole again make room.
     pub callers: usize,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        let (requests, refusals) = (NonZeroU32::new(6000), NonZeroU32::new(60));
+        let (requests, denied_credentials) = (NonZeroU32::new(6000), NonZeroU32::new(60));
         Config {
             requests: requests.unwrap_or(NonZeroU32::MAX),
-            refusals: refusals.unwrap_or(NonZeroU32::MAX),
-            connects: None,
-            streams: None,
+            denied_credentials: denied_credentials.unwrap_or(NonZeroU32::MAX),
+            stream_opens: None,
+            max_open_streams: None,
             callers: 10_000,
         }
     }
@@ -79,36 +79,36 @@ impl Caller {
 
 /// All limits of a listener.
 #[derive(Debug)]
-pub struct Limits {
+pub struct RateLimits {
     /// GETs.
-    pub requests: Budget,
+    pub requests: RateBudget,
     /// Credentials that were refused.
-    pub refusals: Budget,
+    pub denied_credentials: RateBudget,
     /// Those of them that the cluster had to be asked about, and that nobody has.
-    pub guesses: Budget,
-    connects: Option<Budget>,
-    streams: Option<usize>,
-    open: Arc<Mutex<BTreeMap<Caller, usize>>>,
+    pub token_reviews: RateBudget,
+    stream_opens: Option<RateBudget>,
+    max_open_streams: Option<usize>,
+    open_streams: Arc<Mutex<BTreeMap<Caller, usize>>>,
 }
 
 /// A seat among a caller's open streams; given back when dropped.
 #[derive(Debug)]
-pub struct Seat {
+pub struct StreamSlot {
     caller: Caller,
-    open: Arc<Mutex<BTreeMap<Caller, usize>>>,
+    open_streams: Arc<Mutex<BTreeMap<Caller, usize>>>,
 }
 
 /// So many a minute for each caller.
-pub struct Budget {
+pub struct RateBudget {
     name: &'static str,
     quota: NonZeroU32,
-    limiter: RateLimiter<Caller, Ledger, Held, StateInformationMiddleware>,
-    ledger: Ledger,
+    limiter: RateLimiter<Caller, BoundedStateStore, TokioClock, StateInformationMiddleware>,
+    store: BoundedStateStore,
 }
 
 /// What a budget is at after a use, or when one is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Spent {
+pub struct BudgetStatus {
     name: &'static str,
     quota: u32,
     /// Uses left.
@@ -117,17 +117,19 @@ pub struct Spent {
     pub after: Duration,
 }
 
-impl Limits {
+impl RateLimits {
     /// Whole budgets.
     #[must_use]
-    pub fn new(config: &Config) -> Limits {
-        Limits {
-            requests: Budget::new("default", config.requests, config.callers),
-            refusals: Budget::new("refused", config.refusals, config.callers),
-            guesses: Budget::new("refused", config.refusals, config.callers),
-            connects: config.connects.map(|connects| Budget::new("connects", connects, config.callers)),
-            streams: config.streams.and_then(|most| most.get().try_into().ok()),
-            open: Arc::default(),
+    pub fn new(config: &Config) -> RateLimits {
+        RateLimits {
+            requests: RateBudget::new("default", config.requests, config.callers),
+            denied_credentials: RateBudget::new("refused", config.denied_credentials, config.callers),
+            token_reviews: RateBudget::new("refused", config.denied_credentials, config.callers),
+            stream_opens: config
+                .stream_opens
+                .map(|stream_opens| RateBudget::new("connects", stream_opens, config.callers)),
+            max_open_streams: config.max_open_streams.and_then(|max| max.get().try_into().ok()),
+            open_streams: Arc::default(),
         }
     }
 
@@ -135,25 +137,25 @@ impl Limits {
     ///
     /// # Errors
     /// Both reasons pass by themselves.
-    pub(super) fn enter(&self, caller: &Caller) -> Result<Option<Seat>, Later> {
-        let mut open = lock(&self.open);
-        if self.streams.is_some_and(|most| open.get(caller).copied().unwrap_or(0) >= most) {
-            return Err(Later::TooManyOfOne);
+    pub(super) fn open_stream(&self, caller: &Caller) -> Result<Option<StreamSlot>, Unavailable> {
+        let mut open = lock(&self.open_streams);
+        if self.max_open_streams.is_some_and(|max| open.get(caller).copied().unwrap_or(0) >= max) {
+            return Err(Unavailable::TooManyStreamsOfCaller);
         }
-        if let Some(connects) = &self.connects {
-            connects.take(caller).map_err(Later::Rate)?;
+        if let Some(stream_opens) = &self.stream_opens {
+            stream_opens.consume(caller).map_err(Unavailable::RateLimited)?;
         }
-        if self.streams.is_none() {
+        if self.max_open_streams.is_none() {
             return Ok(None);
         }
         *open.entry(caller.clone()).or_default() += 1;
-        Ok(Some(Seat { caller: caller.clone(), open: self.open.clone() }))
+        Ok(Some(StreamSlot { caller: caller.clone(), open_streams: self.open_streams.clone() }))
     }
 }
 
-impl Drop for Seat {
+impl Drop for StreamSlot {
     fn drop(&mut self) {
-        let mut open = lock(&self.open);
+        let mut open = lock(&self.open_streams);
         if let Some(count) = open.get_mut(&self.caller) {
             *count -= 1;
             if *count == 0 {
@@ -163,57 +165,57 @@ impl Drop for Seat {
     }
 }
 
-impl Budget {
-    fn new(name: &'static str, quota: NonZeroU32, callers: usize) -> Budget {
-        let clock = Held(Instant::now());
-        let ledger = Ledger { rows: Arc::default(), most: callers, clock };
-        let limiter = RateLimiter::new(Quota::per_minute(quota), ledger.clone(), clock);
-        Budget { name, quota, limiter, ledger }
+impl RateBudget {
+    fn new(name: &'static str, quota: NonZeroU32, callers: usize) -> RateBudget {
+        let clock = TokioClock(Instant::now());
+        let store = BoundedStateStore { entries: Arc::default(), max_callers: callers, clock };
+        let limiter = RateLimiter::new(Quota::per_minute(quota), store.clone(), clock);
+        RateBudget { name, quota, limiter, store }
     }
 
     /// Uses one.
     ///
     /// # Errors
     /// When none is left, with how long to wait.
-    pub fn take(&self, caller: &Caller) -> Result<Spent, Spent> {
+    pub fn consume(&self, caller: &Caller) -> Result<BudgetStatus, BudgetStatus> {
         match self.limiter.check_key(caller) {
             Ok(state) => {
                 let remaining = state.remaining_burst_capacity();
                 let used = f64::from(self.quota.get() - remaining) / f64::from(self.quota.get());
-                Ok(self.spent(remaining, WINDOW.mul_f64(used)))
+                Ok(self.status(remaining, WINDOW.mul_f64(used)))
             }
-            Err(refused) => Err(self.spent(0, refused.wait_time_from(self.ledger.clock.now()))),
+            Err(refused) => Err(self.status(0, refused.wait_time_from(self.store.clock.now()))),
         }
     }
 
-    /// Whether [`Budget::take`] would be refused, without using one.
+    /// Whether [`RateBudget::consume`] would be refused, without using one.
     ///
     /// # Errors
     /// As there.
-    pub fn look(&self, caller: &Caller) -> Result<(), Spent> {
-        // One comes back in `each`; the budget is whole at `whole_at`, and none is left while that is further off than all
+    pub fn check(&self, caller: &Caller) -> Result<(), BudgetStatus> {
+        // One comes back in `each`; the budget is whole at `full_at`, and none is left while that is further off than all
         // but one take to come back.
         let each = WINDOW / self.quota.get();
-        let whole_at = self.ledger.whole_at(caller).map(Duration::from).unwrap_or_default();
-        let wait = whole_at.saturating_sub(each * (self.quota.get() - 1)).saturating_sub(self.ledger.clock.now());
-        if wait.is_zero() { Ok(()) } else { Err(self.spent(0, wait)) }
+        let full_at = self.store.full_at(caller).map(Duration::from).unwrap_or_default();
+        let wait = full_at.saturating_sub(each * (self.quota.get() - 1)).saturating_sub(self.store.clock.now());
+        if wait.is_zero() { Ok(()) } else { Err(self.status(0, wait)) }
     }
 
-    fn spent(&self, remaining: u32, after: Duration) -> Spent {
-        Spent { name: self.name, quota: self.quota.get(), remaining, after }
+    fn status(&self, remaining: u32, after: Duration) -> BudgetStatus {
+        BudgetStatus { name: self.name, quota: self.quota.get(), remaining, after }
     }
 }
 
-impl fmt::Debug for Budget {
+impl fmt::Debug for RateBudget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Budget").field("name", &self.name).field("quota", &self.quota).finish_non_exhaustive()
+        f.debug_struct("RateBudget").field("name", &self.name).field("quota", &self.quota).finish_non_exhaustive()
     }
 }
 
-impl Spent {
+impl BudgetStatus {
     /// Says it in the headers of draft-ietf-httpapi-ratelimit-headers-10.
-    pub fn tell(&self, headers: &mut HeaderMap) {
-        let Spent { name, quota, remaining, .. } = self;
+    pub fn write_headers(&self, headers: &mut HeaderMap) {
+        let BudgetStatus { name, quota, remaining, .. } = self;
         let window = WINDOW.as_secs();
         put(headers, "ratelimit-policy", &format!("\"{name}\";q={quota};w={window}"));
         put(headers, "ratelimit", &format!("\"{name}\";r={remaining};t={}", self.seconds()));
@@ -221,16 +223,19 @@ impl Spent {
 
     /// The refusal: 429.
     #[must_use]
-    pub fn refusal(&self, message: &str) -> Error {
+    pub fn too_many_requests(&self, message: &str) -> ApiError {
         let mut headers = HeaderMap::new();
-        self.tell(&mut headers);
+        self.write_headers(&mut headers);
         put(&mut headers, header::RETRY_AFTER.as_str(), &self.seconds().to_string());
         let seconds = self.seconds();
         let message = format!("{message}: more than {} a minute; try again in {seconds} s", self.quota);
-        headers.into_iter().fold(Error::new(Code::RateLimitExceeded, message), |error, (name, value)| match name {
-            Some(name) => error.with(name, value),
-            None => error,
-        })
+        headers.into_iter().fold(
+            ApiError::new(ErrorCode::RateLimitExceeded, message),
+            |error, (name, value)| match name {
+                Some(name) => error.with(name, value),
+                None => error,
+            },
+        )
     }
 
     /// At least one, as nobody can wait for less.
@@ -248,9 +253,9 @@ fn put(headers: &mut HeaderMap, name: &'static str, value: &str) {
 
 /// tokio's time since a start.
 #[derive(Clone, Copy, Debug)]
-struct Held(Instant);
+struct TokioClock(Instant);
 
-impl Clock for Held {
+impl Clock for TokioClock {
     type Instant = Duration;
 
     fn now(&self) -> Duration {
@@ -260,53 +265,54 @@ impl Clock for Held {
 
 /// By caller, the time at which its budget is whole again. A bounded [`StateStore`]; its clones are the same one.
 #[derive(Clone, Debug)]
-struct Ledger {
-    rows: Arc<Mutex<Rows>>,
-    most: usize,
-    clock: Held,
+struct BoundedStateStore {
+    entries: Arc<Mutex<Entries>>,
+    max_callers: usize,
+    clock: TokioClock,
 }
 
 #[derive(Debug, Default)]
-struct Rows {
+struct Entries {
     /// [`None`] is everybody for whom there was no room.
-    whole_at: HashMap<Option<Caller>, Nanos>,
-    swept: Duration,
+    full_at: HashMap<Option<Caller>, Nanos>,
+    last_sweep: Duration,
 }
 
 /// Looking for room costs as much as there are callers: a crowd of strangers shall not make everybody pay for it often.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
-impl Ledger {
-    fn whole_at(&self, caller: &Caller) -> Option<Nanos> {
-        let rows = lock(&self.rows);
-        let row = Some(caller.clone());
-        let row = if rows.whole_at.len() >= self.most && !rows.whole_at.contains_key(&row) { None } else { row };
-        rows.whole_at.get(&row).copied()
+impl BoundedStateStore {
+    fn full_at(&self, caller: &Caller) -> Option<Nanos> {
+        let entries = lock(&self.entries);
+        let key = Some(caller.clone());
+        let key =
+            if entries.full_at.len() >= self.max_callers && !entries.full_at.contains_key(&key) { None } else { key };
+        entries.full_at.get(&key).copied()
     }
 }
 
-impl StateStore for Ledger {
+impl StateStore for BoundedStateStore {
     type Key = Caller;
 
     fn measure_and_replace<T, F, E>(&self, caller: &Caller, f: F) -> Result<T, E>
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
-        let mut rows = lock(&self.rows);
-        let Rows { whole_at, swept } = &mut *rows;
-        let mut row = Some(caller.clone());
-        if whole_at.len() >= self.most && !whole_at.contains_key(&row) {
+        let mut entries = lock(&self.entries);
+        let Entries { full_at, last_sweep } = &mut *entries;
+        let mut key = Some(caller.clone());
+        if full_at.len() >= self.max_callers && !full_at.contains_key(&key) {
             let now = self.clock.now();
-            if now >= *swept + SWEEP_EVERY {
-                *swept = now;
-                whole_at.retain(|_, at| *at > Nanos::from(now));
+            if now >= *last_sweep + SWEEP_EVERY {
+                *last_sweep = now;
+                full_at.retain(|_, at| *at > Nanos::from(now));
             }
-            if whole_at.len() >= self.most {
-                row = None;
+            if full_at.len() >= self.max_callers {
+                key = None;
             }
         }
-        let (outcome, at) = f(whole_at.get(&row).copied())?;
-        whole_at.insert(row, at);
+        let (outcome, at) = f(full_at.get(&key).copied())?;
+        full_at.insert(key, at);
         Ok(outcome)
     }
 }
@@ -323,74 +329,74 @@ mod tests {
         Caller::address([192, 0, 2, last].into())
     }
 
-    fn limits(config: Config) -> Limits {
-        Limits::new(&config)
+    fn limits(config: Config) -> RateLimits {
+        RateLimits::new(&config)
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_budget_is_had_at_once_and_comes_back_evenly() {
-        let budget = Budget::new("default", NonZeroU32::new(600).unwrap(), 10);
+    async fn budget_allows_a_burst_and_refills_evenly() {
+        let budget = RateBudget::new("default", NonZeroU32::new(600).unwrap(), 10);
         for used in 1..=600 {
-            assert_eq!(budget.look(&caller(1)), Ok(()));
-            let spent = budget.take(&caller(1)).unwrap();
-            assert_eq!(spent.remaining, 600 - used);
-            assert_eq!(spent.after.as_millis(), u128::from(used) * 100);
+            assert_eq!(budget.check(&caller(1)), Ok(()));
+            let status = budget.consume(&caller(1)).unwrap();
+            assert_eq!(status.remaining, 600 - used);
+            assert_eq!(status.after.as_millis(), u128::from(used) * 100);
         }
-        let refused = budget.take(&caller(1)).unwrap_err();
+        let refused = budget.consume(&caller(1)).unwrap_err();
         assert_eq!((refused.remaining, refused.after), (0, Duration::from_millis(100)));
-        assert_eq!(budget.look(&caller(1)), Err(refused), "looking tells the same");
+        assert_eq!(budget.check(&caller(1)), Err(refused), "looking tells the same");
         let mut headers = HeaderMap::new();
-        refused.tell(&mut headers);
+        refused.write_headers(&mut headers);
         assert_eq!(headers["ratelimit-policy"], "\"default\";q=600;w=60");
         assert_eq!(headers["ratelimit"], "\"default\";r=0;t=1");
-        assert_eq!(budget.take(&caller(2)).unwrap().remaining, 599, "others are not touched");
+        assert_eq!(budget.consume(&caller(2)).unwrap().remaining, 599, "others are not touched");
         tokio::time::advance(Duration::from_millis(99)).await;
-        assert!(budget.take(&caller(1)).is_err());
+        assert!(budget.consume(&caller(1)).is_err());
         tokio::time::advance(Duration::from_millis(1)).await;
-        assert_eq!(budget.take(&caller(1)).unwrap().remaining, 0);
+        assert_eq!(budget.consume(&caller(1)).unwrap().remaining, 0);
         tokio::time::advance(WINDOW).await;
-        assert_eq!(budget.take(&caller(1)).unwrap().remaining, 599);
+        assert_eq!(budget.consume(&caller(1)).unwrap().remaining, 599);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn callers_without_room_share_one_budget_until_there_is() {
-        let budget = Budget::new("default", NonZeroU32::new(2).unwrap(), 3);
+    async fn callers_beyond_table_capacity_share_one_budget() {
+        let budget = RateBudget::new("default", NonZeroU32::new(2).unwrap(), 3);
         for last in 1..=3 {
-            budget.take(&caller(last)).unwrap();
+            budget.consume(&caller(last)).unwrap();
         }
-        budget.take(&caller(4)).unwrap();
-        budget.take(&caller(5)).unwrap();
-        assert!(budget.take(&caller(6)).is_err(), "4, 5 and 6 share");
-        assert_eq!(budget.take(&caller(1)).unwrap().remaining, 0, "1 has its own");
-        assert!(lock(&budget.ledger.rows).whole_at.len() <= 4);
-        let budget = Budget::new("default", NonZeroU32::new(2).unwrap(), 3);
+        budget.consume(&caller(4)).unwrap();
+        budget.consume(&caller(5)).unwrap();
+        assert!(budget.consume(&caller(6)).is_err(), "4, 5 and 6 share");
+        assert_eq!(budget.consume(&caller(1)).unwrap().remaining, 0, "1 has its own");
+        assert!(lock(&budget.store.entries).full_at.len() <= 4);
+        let budget = RateBudget::new("default", NonZeroU32::new(2).unwrap(), 3);
         for last in 1..=3 {
-            budget.take(&caller(last)).unwrap();
+            budget.consume(&caller(last)).unwrap();
         }
         tokio::time::advance(WINDOW).await;
-        assert_eq!(budget.take(&caller(4)).unwrap().remaining, 1, "the others are whole again, and make room");
-        assert_eq!(budget.take(&caller(4)).unwrap().remaining, 0);
-        assert_eq!(budget.take(&caller(5)).unwrap().remaining, 1);
+        assert_eq!(budget.consume(&caller(4)).unwrap().remaining, 1, "the others are whole again, and make room");
+        assert_eq!(budget.consume(&caller(4)).unwrap().remaining, 0);
+        assert_eq!(budget.consume(&caller(5)).unwrap().remaining, 1);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn streams_have_seats_that_come_back() {
-        let limits = limits(Config { streams: NonZeroU32::new(2), ..Config::default() });
-        let first = limits.enter(&caller(1)).unwrap();
-        let _second = limits.enter(&caller(1)).unwrap();
-        assert!(matches!(limits.enter(&caller(1)), Err(Later::TooManyOfOne)));
-        let _other = limits.enter(&caller(2)).unwrap();
+    async fn closed_streams_release_their_permits() {
+        let limits = limits(Config { max_open_streams: NonZeroU32::new(2), ..Config::default() });
+        let first = limits.open_stream(&caller(1)).unwrap();
+        let _second = limits.open_stream(&caller(1)).unwrap();
+        assert!(matches!(limits.open_stream(&caller(1)), Err(Unavailable::TooManyStreamsOfCaller)));
+        let _other = limits.open_stream(&caller(2)).unwrap();
         drop(first);
-        let _third = limits.enter(&caller(1)).unwrap();
-        assert!(limits.enter(&caller(1)).is_err());
-        let limits = self::limits(Config { connects: NonZeroU32::new(1), ..Config::default() });
-        drop(limits.enter(&caller(1)).unwrap());
-        assert!(matches!(limits.enter(&caller(1)), Err(Later::Rate(_))));
-        assert!(lock(&limits.open).is_empty());
+        let _third = limits.open_stream(&caller(1)).unwrap();
+        assert!(limits.open_stream(&caller(1)).is_err());
+        let limits = self::limits(Config { stream_opens: NonZeroU32::new(1), ..Config::default() });
+        drop(limits.open_stream(&caller(1)).unwrap());
+        assert!(matches!(limits.open_stream(&caller(1)), Err(Unavailable::RateLimited(_))));
+        assert!(lock(&limits.open_streams).is_empty());
     }
 
     #[test]
-    fn an_ipv6_subscriber_is_one_caller() {
+    fn ipv6_addresses_of_one_64_prefix_are_one_caller() {
         let one = |text: &str| Caller::address(text.parse().unwrap());
         assert_eq!(one("2001:db8:0:1::1"), one("2001:db8:0:1:ffff::2"));
         assert_ne!(one("2001:db8:0:1::1"), one("2001:db8:0:2::1"));

@@ -1,31 +1,31 @@
 //! Every path of the bridge, in one function. What answers first where two things are wrong is decided by the order
-//! here: Host, Origin, path, method, credential, rights, limits, then the handler's own (protocol.md section 6).
+//! here: Host, Origin, path, method, credential, rights, limits, then the handler's own (docs/protocol.md#errors).
 
 use std::{convert::Infallible, net::Ipv4Addr, sync::Arc};
 
 use http::{HeaderMap, HeaderValue, Method, header};
 use hyper::body::Incoming;
 use tower::Service;
-use warp::{Filter, Rejection, filters::BoxedFilter, host::Authority, path::FullPath, reject::Reject, reply::Response};
+use warp::{Filter, filters::BoxedFilter, host::Authority, path::FullPath, reject::Reject, reply::Response};
 
 use super::{
-    Site,
-    auth::{Asks, Needs, Refusal},
-    browser_guard::{self, Passed},
+    App,
+    auth::{AccessRequirement, CredentialContext, Rejection},
+    browser_guard::{self, OriginDecision},
     conn::Peer,
-    error::{Code, Error},
-    events::{self, Row},
+    error::{ApiError, ErrorCode},
+    events::{self, StreamEndpoint},
     page,
-    rate_limit::Spent,
-    request::{self, Asked},
+    rate_limit::BudgetStatus,
+    request::{self, ApiRequest},
     session, snapshot,
-    unavailable::Later,
+    unavailable::Unavailable,
     ws,
 };
 
 /// Methods of everything that is only read.
 const GET: &str = "GET, HEAD, OPTIONS";
-/// Request headers that a page of another site may send (protocol.md section 7).
+/// Request headers that a page of another site may send (docs/protocol.md#access).
 const ALLOW_HEADERS: &str = "authorization, content-type, last-event-id, if-none-match";
 /// Response headers that it may read.
 const EXPOSE_HEADERS: &str = "Event-Cursor, ETag, Retry-After, RateLimit, RateLimit-Policy";
@@ -36,14 +36,14 @@ const PREFLIGHT_SECONDS: &str = "600";
 type Segment = BoxedFilter<(Option<String>,)>;
 
 #[derive(Debug)]
-struct Refused(Error);
+struct GuardRejection(ApiError);
 
-impl Reject for Refused {}
+impl Reject for GuardRejection {}
 
 /// The whole site as one service.
 #[must_use]
 pub fn service(
-    site: Arc<Site>,
+    app: Arc<App>,
 ) -> impl Service<
     http::Request<Incoming>,
     Response = Response,
@@ -52,79 +52,83 @@ pub fn service(
 > + Clone
 + Send
 + 'static {
-    warp::service(routes(site))
+    warp::service(routes(app))
 }
 
-fn routes(site: Arc<Site>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
+fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
     let instances = warp::path!("api" / "v1" / "instances" / String).boxed();
     let tenants = warp::path!("api" / "v1" / "tenants" / String).boxed();
-    let row = |path: FullPath| std::future::ready(Row::at(path.as_str()).ok_or_else(warp::reject::not_found));
-    let rows = warp::path::full().and_then(row).and(with(site.clone())).then(stream).boxed();
-    let at = |path: BoxedFilter<()>| Route { site: site.clone(), path: path.map(|| None).boxed(), methods: GET };
-    let within =
-        |path: BoxedFilter<(String,)>| Route { site: site.clone(), path: path.map(Some).boxed(), methods: GET };
-    let posted = |path: BoxedFilter<()>, methods| Route { methods, ..at(path) };
+    let endpoint =
+        |path: FullPath| std::future::ready(StreamEndpoint::find(path.as_str()).ok_or_else(warp::reject::not_found));
+    let endpoints = warp::path::full().and_then(endpoint).and(raw_request(app.clone())).then(stream).boxed();
+    let route = |path: BoxedFilter<()>| Route { app: app.clone(), path: path.map(|| None).boxed(), methods: GET };
+    let route_with_param =
+        |path: BoxedFilter<(String,)>| Route { app: app.clone(), path: path.map(Some).boxed(), methods: GET };
+    let post_route = |path: BoxedFilter<()>, methods| Route { methods, ..route(path) };
     let routes = [
-        at(warp::path!("ws").boxed()).to(Needs::Ws, ws::ws),
-        at(warp::path!("api" / "v1" / "instances").boxed()).to(Needs::Read, snapshot::instances),
-        within(instances).to(Needs::Read, snapshot::instances),
-        at(warp::path!("api" / "v1" / "tenants").boxed()).to(Needs::Read, snapshot::tenants),
-        within(tenants).to(Needs::Read, snapshot::tenants),
-        at(warp::path!("api" / "v1" / "pools").boxed()).to(Needs::Whole, snapshot::pools),
-        at(warp::path!("api" / "v1" / "stats").boxed()).to(Needs::Counts, snapshot::stats),
-        at(warp::path!("api" / "v1" / "connections").boxed()).to(Needs::Read, snapshot::connections),
-        at(warp::path!("api" / "v1" / "health").boxed()).to(Needs::Probe, snapshot::health),
-        at(warp::path!("livez").boxed()).to(Needs::Probe, snapshot::livez),
-        at(warp::path!("readyz").boxed()).to(Needs::Probe, snapshot::readyz),
-        at(warp::path!("metrics").boxed()).to(Needs::Counts, snapshot::metrics),
-        at(warp::path::end().boxed()).to(Needs::Nothing, page::page),
-        posted(warp::path!("api" / "v1" / "session").boxed(), "POST, DELETE, OPTIONS")
-            .to(Needs::Bearer, session::session),
-        posted(warp::path!("api" / "v1" / "tickets").boxed(), "POST, OPTIONS").to(Needs::Bearer, session::ticket),
+        route(warp::path!("ws").boxed()).to(AccessRequirement::BoilerhouseWs, ws::ws),
+        route(warp::path!("api" / "v1" / "instances").boxed()).to(AccessRequirement::Read, snapshot::instances),
+        route_with_param(instances).to(AccessRequirement::Read, snapshot::instances),
+        route(warp::path!("api" / "v1" / "tenants").boxed()).to(AccessRequirement::Read, snapshot::tenants),
+        route_with_param(tenants).to(AccessRequirement::Read, snapshot::tenants),
+        route(warp::path!("api" / "v1" / "pools").boxed()).to(AccessRequirement::ReadAllTenants, snapshot::pools),
+        route(warp::path!("api" / "v1" / "stats").boxed()).to(AccessRequirement::Aggregates, snapshot::stats),
+        route(warp::path!("api" / "v1" / "connections").boxed()).to(AccessRequirement::Read, snapshot::connections),
+        route(warp::path!("api" / "v1" / "health").boxed()).to(AccessRequirement::Probe, snapshot::health),
+        route(warp::path!("livez").boxed()).to(AccessRequirement::Probe, snapshot::livez),
+        route(warp::path!("readyz").boxed()).to(AccessRequirement::Probe, snapshot::readyz),
+        route(warp::path!("metrics").boxed()).to(AccessRequirement::Aggregates, snapshot::metrics),
+        route(warp::path::end().boxed()).to(AccessRequirement::Public, page::page),
+        post_route(warp::path!("api" / "v1" / "session").boxed(), "POST, DELETE, OPTIONS")
+            .to(AccessRequirement::RawCredential, session::session),
+        post_route(warp::path!("api" / "v1" / "tickets").boxed(), "POST, OPTIONS")
+            .to(AccessRequirement::RawCredential, session::ticket),
         // A CONNECT has no path, for which `full` panics: the page takes it before.
-        rows,
+        endpoints,
     ];
-    let nothing = warp::path::full().map(|path: FullPath| nowhere(path.as_str())).boxed();
+    let nothing = warp::path::full().map(|path: FullPath| not_found(path.as_str())).boxed();
     let all = routes.into_iter().rev().fold(nothing, |rest, route| route.or(rest).unify().boxed());
-    guarded(site, all)
+    with_guard(app, all)
 }
 
 /// A path and the methods that it has.
 struct Route {
-    site: Arc<Site>,
+    app: Arc<App>,
     path: Segment,
     methods: &'static str,
 }
 
 impl Route {
     /// What it needs, and what answers.
-    fn to<F>(self, needs: Needs, handler: fn(Asked) -> F) -> BoxedFilter<(Response,)>
+    fn to<F>(self, requirement: AccessRequirement, handler: fn(ApiRequest) -> F) -> BoxedFilter<(Response,)>
     where
-        F: Future<Output = Result<Response, Error>> + Send + 'static,
+        F: Future<Output = Result<Response, ApiError>> + Send + 'static,
     {
-        let Route { site, path, methods } = self;
-        path.and(with(site)).then(move |segment, request| answer(request, segment, methods, needs, handler)).boxed()
+        let Route { app, path, methods } = self;
+        path.and(raw_request(app))
+            .then(move |path_param, request| handle(request, path_param, methods, requirement, handler))
+            .boxed()
     }
 }
 
 /// Runs the guard before anything else, and what a page of another site needs after everything else.
-fn guarded(
-    site: Arc<Site>,
+fn with_guard(
+    app: Arc<App>,
     all: BoxedFilter<(Response,)>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
     let check = move |host: Option<Authority>, headers: HeaderMap| {
-        let passed = browser_guard::check(host.as_ref(), &headers, &site.allowed);
-        std::future::ready(passed.map_err(|error| warp::reject::custom(Refused(error))))
+        let decision = browser_guard::check(host.as_ref(), &headers, &app.guard);
+        std::future::ready(decision.map_err(|error| warp::reject::custom(GuardRejection(error))))
     };
     host()
         .and(warp::header::headers_cloned())
         .and_then(check)
         .and(warp::header::headers_cloned())
         .and(all)
-        .map(|passed, asked: HeaderMap, response| cross_origin(passed, &asked, response))
+        .map(|decision, request_headers: HeaderMap, response| add_cors_headers(decision, &request_headers, response))
         .recover(recover)
         .unify()
-        .map(not_embedded)
+        .map(add_isolation_headers)
 }
 
 /// Whom a request names as its host. None where Host is malformed or the request target names another host: the guard
@@ -134,8 +138,8 @@ fn host() -> impl Filter<Extract = (Option<Authority>,), Error = Infallible> + C
 }
 
 /// A request of which nothing has been looked at but Host, Origin and path.
-struct Request {
-    site: Arc<Site>,
+struct RawRequest {
+    app: Arc<App>,
     method: Method,
     headers: HeaderMap,
     query: String,
@@ -144,73 +148,85 @@ struct Request {
 }
 
 /// Answers a request: method, credential and rights, limits, then the handler.
-async fn answer<F: Future<Output = Result<Response, Error>>>(
-    request: Request,
-    segment: Option<String>,
+async fn handle<F: Future<Output = Result<Response, ApiError>>>(
+    request: RawRequest,
+    path_param: Option<String>,
     methods: &'static str,
-    needs: Needs,
-    handler: impl FnOnce(Asked) -> F,
+    requirement: AccessRequirement,
+    handler: impl FnOnce(ApiRequest) -> F,
 ) -> Response {
-    if let Some(response) = request::other_method(&request.method, methods) {
+    if let Some(response) = request::method_response(&request.method, methods) {
         return response;
     }
     // Whoever leaves is asked for nothing.
-    let needs = if request.method == Method::DELETE { Needs::Nothing } else { needs };
-    let (asked, spent) = match admit(request, segment, needs).await {
+    let requirement = if request.method == Method::DELETE { AccessRequirement::Public } else { requirement };
+    let (request, status) = match admit(request, path_param, requirement).await {
         Ok(admitted) => admitted,
-        Err(Refusal::No(error)) => return error.into_response(),
-        Err(Refusal::Later(later)) => return later.error().into_response(),
+        Err(Rejection::Error(error)) => return error.into_response(),
+        Err(Rejection::Unavailable(unavailable)) => return unavailable.to_error().into_response(),
     };
-    let mut response = handler(asked).await.unwrap_or_else(Error::into_response);
-    if let Some(spent) = spent {
-        spent.tell(response.headers_mut());
+    let mut response = handler(request).await.unwrap_or_else(ApiError::into_response);
+    if let Some(status) = status {
+        status.write_headers(response.headers_mut());
     }
     response
 }
 
 /// The same for a stream: what passes by itself is said in the transport's way.
-async fn stream(row: &'static Row, request: Request) -> Response {
-    if let Some(response) = request::other_method(&request.method, GET) {
+async fn stream(endpoint: &'static StreamEndpoint, request: RawRequest) -> Response {
+    if let Some(response) = request::method_response(&request.method, GET) {
         return response;
     }
-    let retry = request.site.streams.config.retry();
-    let answer = match admit(request, None, Needs::Stream).await {
-        Ok((asked, _)) => events::events(row, asked).await,
-        Err(Refusal::No(error)) => Err(error),
-        Err(Refusal::Later(later)) => row.come_back(later, retry),
+    let retry = request.app.streams.config.retry_delay();
+    let response = match admit(request, None, AccessRequirement::Stream).await {
+        Ok((request, _)) => events::serve_stream(endpoint, request).await,
+        Err(Rejection::Error(error)) => Err(error),
+        Err(Rejection::Unavailable(unavailable)) => endpoint.unavailable_response(unavailable, retry),
     };
-    answer.unwrap_or_else(Error::into_response)
+    response.unwrap_or_else(ApiError::into_response)
 }
 
-async fn admit(request: Request, segment: Option<String>, needs: Needs) -> Result<(Asked, Option<Spent>), Refusal> {
-    let Request { site, method, headers, query, host, peer } = request;
+async fn admit(
+    request: RawRequest,
+    path_param: Option<String>,
+    requirement: AccessRequirement,
+) -> Result<(ApiRequest, Option<BudgetStatus>), Rejection> {
+    let RawRequest { app, method, headers, query, host, peer } = request;
     // Without a peer there is no connection: a test's.
     let peer = peer.unwrap_or(Peer { address: (Ipv4Addr::UNSPECIFIED, 0).into(), tls: false });
-    let came = site.proxies.came(peer.address.ip(), peer.tls, &headers);
-    // A page of any other site may use what it knows itself, never what the browser knows (protocol.md: "credentials never
+    let client = app.trusted_proxies.client_info(peer.address.ip(), peer.tls, &headers);
+    // A page of any other site may use what it knows itself, never what the browser knows (docs/protocol.md: "credentials never
     // with `*`").
-    let passed = || browser_guard::check(host.as_ref(), &headers, &site.allowed);
-    let cookies = headers.contains_key(header::COOKIE) && passed().is_ok_and(|passed| passed != Passed::Any);
-    let asks = Asks { headers: &headers, query: &query, came, cookies };
-    let principal = site.auth.admit(needs, asks, &site.limits).await?;
-    let spent = match needs {
+    let decision = || browser_guard::check(host.as_ref(), &headers, &app.guard);
+    let cookies =
+        headers.contains_key(header::COOKIE) && decision().is_ok_and(|decision| decision != OriginDecision::AnyOrigin);
+    let context = CredentialContext { headers: &headers, query: &query, client, cookies };
+    let principal = app.auth.authenticate(requirement, context, &app.rate_limits).await?;
+    let status = match requirement {
         // Streams have limits of their own.
-        Needs::Probe | Needs::Stream | Needs::Ws => None,
-        Needs::Nothing | Needs::Counts | Needs::Read | Needs::Whole | Needs::Bearer => {
-            Some(site.limits.requests.take(&principal.caller).map_err(|spent| Refusal::Later(Later::Rate(spent)))?)
-        }
+        AccessRequirement::Probe | AccessRequirement::Stream | AccessRequirement::BoilerhouseWs => None,
+        AccessRequirement::Public
+        | AccessRequirement::Aggregates
+        | AccessRequirement::Read
+        | AccessRequirement::ReadAllTenants
+        | AccessRequirement::RawCredential => Some(
+            app.rate_limits
+                .requests
+                .consume(&principal.caller)
+                .map_err(|status| Rejection::Unavailable(Unavailable::RateLimited(status)))?,
+        ),
     };
     // What is not UTF-8 names nothing here.
     let decoded = |encoded: String| percent_encoding::percent_decode_str(&encoded).decode_utf8_lossy().into_owned();
-    let segment = segment.map(decoded);
-    Ok((Asked { site, method, headers, query, came, principal, segment }, spent))
+    let path_param = path_param.map(decoded);
+    Ok((ApiRequest { app, method, headers, query, client, principal, path_param }, status))
 }
 
-fn with(site: Arc<Site>) -> impl Filter<Extract = (Request,), Error = Infallible> + Clone {
+fn raw_request(app: Arc<App>) -> impl Filter<Extract = (RawRequest,), Error = Infallible> + Clone {
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
     let parts = warp::method().and(warp::header::headers_cloned()).and(query).and(host()).and(warp::ext::optional());
-    parts.map(move |method, headers, query, host, peer| Request {
-        site: site.clone(),
+    parts.map(move |method, headers, query, host, peer| RawRequest {
+        app: app.clone(),
         method,
         headers,
         query,
@@ -219,20 +235,20 @@ fn with(site: Arc<Site>) -> impl Filter<Extract = (Request,), Error = Infallible
     })
 }
 
-fn nowhere(path: &str) -> Response {
+fn not_found(path: &str) -> Response {
     let shown: String = path.chars().take(200).collect();
-    Error::new(Code::NotFound, format!("there is nothing at '{shown}': / lists what there is")).into_response()
+    ApiError::new(ErrorCode::NotFound, format!("there is nothing at '{shown}': / lists what there is")).into_response()
 }
 
 /// CORS, for those origins that may (Fetch standard, "CORS protocol").
-fn cross_origin(passed: Passed, asked: &HeaderMap, mut response: Response) -> Response {
+fn add_cors_headers(decision: OriginDecision, request_headers: &HeaderMap, mut response: Response) -> Response {
     let allow = response.headers().get(header::ALLOW).cloned();
     let headers = response.headers_mut();
     headers.append(header::VARY, HeaderValue::from_static("Origin"));
-    let cross = match passed {
-        Passed::Own => None,
-        Passed::Cross(origin) => Some((origin, true)),
-        Passed::Any => Some((HeaderValue::from_static("*"), false)),
+    let cross = match decision {
+        OriginDecision::SameOrigin => None,
+        OriginDecision::Allowed(origin) => Some((origin, true)),
+        OriginDecision::AnyOrigin => Some((HeaderValue::from_static("*"), false)),
     };
     if let Some((origin, credentials)) = cross {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
@@ -240,7 +256,7 @@ fn cross_origin(passed: Passed, asked: &HeaderMap, mut response: Response) -> Re
             headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
         }
         headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSE_HEADERS));
-        if let Some(allow) = allow.filter(|_| asked.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)) {
+        if let Some(allow) = allow.filter(|_| request_headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)) {
             headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, allow);
             headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(ALLOW_HEADERS));
             headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static(PREFLIGHT_SECONDS));
@@ -252,7 +268,7 @@ fn cross_origin(passed: Passed, asked: &HeaderMap, mut response: Response) -> Re
 /// Keeps pages of other sites from loading anything here as a script, an image or a style: such requests carry no
 /// `Origin` for the guard to see, and whether they load would tell which instances and tenants there are (Fetch
 /// standard, "Cross-Origin-Resource-Policy header"). What CORS allows is not touched.
-fn not_embedded(mut response: Response) -> Response {
+fn add_isolation_headers(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -260,10 +276,10 @@ fn not_embedded(mut response: Response) -> Response {
 }
 
 /// What no route took: the guard's refusals.
-async fn recover(rejection: Rejection) -> Result<Response, Infallible> {
-    let error = match rejection.find::<Refused>() {
-        Some(Refused(error)) => error.clone(),
-        None => Error::new(Code::BadRequest, "the request could not be understood"),
+async fn recover(rejection: warp::Rejection) -> Result<Response, Infallible> {
+    let error = match rejection.find::<GuardRejection>() {
+        Some(GuardRejection(error)) => error.clone(),
+        None => ApiError::new(ErrorCode::BadRequest, "the request could not be understood"),
     };
     Ok(error.into_response())
 }

@@ -1,4 +1,4 @@
-//! Sessions and tickets: what an API key or a token is exchanged for, where those themselves cannot be sent (protocol.md
+//! Sessions and tickets: what an API key or a token is exchanged for, where those themselves cannot be sent (docs/protocol.md
 //! section 7). Nothing is stored: both are signed, and say who holds them.
 
 use std::net::IpAddr;
@@ -8,59 +8,60 @@ use serde_json::json;
 use warp::reply::{Reply, Response};
 
 use super::{
-    auth::{cookie_name, host, signed_token::Purpose},
-    error::{Code, Error},
-    request::Asked,
+    auth::{cookie_name, host, signed_token::TokenPurpose},
+    error::{ApiError, ErrorCode},
+    request::ApiRequest,
 };
 
 /// `POST` begins a session at this Host, `DELETE` ends it in this browser.
-pub(super) async fn session(asked: Asked) -> Result<Response, Error> {
-    asked.parameters(&[])?;
-    if asked.method == Method::DELETE {
+pub(super) async fn session(request: ApiRequest) -> Result<Response, ApiError> {
+    request.parameters(&[])?;
+    if request.method == Method::DELETE {
         let mut response = StatusCode::NO_CONTENT.into_response();
-        if let Some(name) = cookie_name(asked.came) {
-            set_cookie(&mut response, &asked, name, "", 0);
+        if let Some(name) = cookie_name(request.client) {
+            set_cookie(&mut response, &request, name, "", 0);
         }
         return Ok(response);
     }
-    let host = host(&asked.headers);
-    let name = cookie_name(asked.came).filter(|_| asked.came.secure || is_loopback(&host)).ok_or_else(|| {
-        let message = "a session needs https: serve TLS (--tls-cert), or come through a trusted proxy \
+    let host = host(&request.headers);
+    let name =
+        cookie_name(request.client).filter(|_| request.client.secure || is_loopback(&host)).ok_or_else(|| {
+            let message = "a session needs https: serve TLS (--tls-cert), or come through a trusted proxy \
                        (--trusted-proxies) that says so in X-Forwarded-Proto";
-        Error::new(Code::Forbidden, message)
-    })?;
-    let auth = &asked.site.auth;
-    if auth.is_open() {
-        return Err(nothing_to_sign());
+            ApiError::new(ErrorCode::Forbidden, message)
+        })?;
+    let auth = &request.app.auth;
+    if auth.allows_anonymous() {
+        return Err(sessions_disabled());
     }
-    let Some((pass, expires_at)) = auth.pass(&asked.principal, Purpose::Session, &host) else {
+    let Some((token, expires_at)) = auth.issue(&request.principal, TokenPurpose::Session, &host) else {
         let message = "this user is in too many groups for a cookie: send the token as 'Authorization: Bearer'";
-        return Err(Error::new(Code::Forbidden, message));
+        return Err(ApiError::new(ErrorCode::Forbidden, message));
     };
     let mut response = warp::reply::json(&json!({ "expiresAt": expires_at.to_string() })).into_response();
-    let lasts = expires_at.as_second() - auth.now().as_second();
-    set_cookie(&mut response, &asked, name, pass.reveal(), lasts);
+    let max_age = expires_at.as_second() - auth.now().as_second();
+    set_cookie(&mut response, &request, name, token.expose(), max_age);
     Ok(response)
 }
 
 /// A ticket for streams.
-pub(super) async fn ticket(asked: Asked) -> Result<Response, Error> {
-    asked.parameters(&[])?;
-    let auth = &asked.site.auth;
+pub(super) async fn ticket(request: ApiRequest) -> Result<Response, ApiError> {
+    request.parameters(&[])?;
+    let auth = &request.app.auth;
     // Where nobody signs in there is nobody to give a ticket to.
-    let (pass, expires_at) = auth.pass(&asked.principal, Purpose::Ticket, "").ok_or_else(nothing_to_sign)?;
-    let body = json!({ "ticket": pass.reveal(), "expiresAt": expires_at.to_string() });
+    let (token, expires_at) = auth.issue(&request.principal, TokenPurpose::Ticket, "").ok_or_else(sessions_disabled)?;
+    let body = json!({ "ticket": token.expose(), "expiresAt": expires_at.to_string() });
     let mut response = warp::reply::json(&body).into_response();
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
 }
 
-fn nothing_to_sign() -> Error {
-    Error::new(Code::Forbidden, "no credentials are configured here: everybody may read without one")
+fn sessions_disabled() -> ApiError {
+    ApiError::new(ErrorCode::Forbidden, "no credentials are configured here: everybody may read without one")
 }
 
-fn set_cookie(response: &mut Response, asked: &Asked, name: &str, value: &str, seconds: i64) {
-    let secure = if asked.came.secure { "; Secure" } else { "" };
+fn set_cookie(response: &mut Response, request: &ApiRequest, name: &str, value: &str, seconds: i64) {
+    let secure = if request.client.secure { "; Secure" } else { "" };
     let cookie = format!("{name}={value}; Path=/; HttpOnly; SameSite=Strict; Max-Age={seconds}{secure}");
     // Base64url and words of ours: always a valid value.
     if let Ok(mut cookie) = HeaderValue::from_str(&cookie) {
@@ -82,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hosts_of_this_machine_are_known() {
+    fn is_loopback_accepts_only_loopback_hosts() {
         for own in ["localhost", "localhost:3000", "127.0.0.1:1", "127.9.9.9", "[::1]", "[::1]:3000"] {
             assert!(is_loopback(own), "{own}");
         }

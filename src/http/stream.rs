@@ -32,135 +32,135 @@ use prometheus_client::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use self::fan_out::Fan;
-use self::{protocol::Session, task::Stage};
-use super::conn::Socket;
+pub use self::fan_out::FanOut;
+use self::{protocol::StreamProtocol, task::StreamTask};
+use super::conn::HijackedSocket;
 use crate::{
-    feed::{self, Audience, Shown},
+    feed::{self, Group, SharedBatch},
     wire::{
-        Close,
-        websocket::{Piece, Reader, accept_key},
+        CloseReason,
+        websocket::{FrameReader, MessagePart, accept_key},
     },
 };
 
 /// Limits of a stream.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// A ping (WebSocket), a heartbeat or a comment line (SSE) goes out this often (protocol.md section 2: 15 s).
-    pub ping: Duration,
-    /// A WebSocket peer that sends no byte, not even a pong, for this long is gone (protocol.md section 2: 45 s).
-    pub peer_idle: Duration,
-    /// A write that moves no byte for this long ends the stream (protocol.md section 2: 10 s), and so does a last frame that is
+    /// A ping (WebSocket), a heartbeat or a comment line (SSE) goes out this often (docs/protocol.md#boilerhouse-stream: 15 s).
+    pub ping_interval: Duration,
+    /// A WebSocket peer that sends no byte, not even a pong, for this long is gone (docs/protocol.md#boilerhouse-stream: 45 s).
+    pub peer_idle_timeout: Duration,
+    /// A write that moves no byte for this long ends the stream (docs/protocol.md#boilerhouse-stream: 10 s), and so does a last frame that is
     /// not written within it.
-    pub write_stall: Duration,
+    pub write_timeout: Duration,
     /// How long the peer's answer to our close frame is waited for (1 s: a few round trips).
-    pub close_wait: Duration,
+    pub close_timeout: Duration,
     /// When the process drains, streams end at random moments over this time, so that their clients do not all come
-    /// back at once: 8 s, which leaves the last ones 2 s of the 10 (protocol.md section 4, "Drain") to close.
+    /// back at once: 8 s, which leaves the last ones 2 s of the 10 (docs/protocol.md#stream-endpoints, "Drain") to close.
     pub drain_spread: Duration,
     /// One read of the feed, and so one write, is about this many bytes, and so is what a stalled client holds: 64 KiB.
     pub batch_bytes: usize,
-    /// A client's message is at most this many bytes, else 1009 (protocol.md section 2: 64 KiB).
+    /// A client's message is at most this many bytes, else 1009 (docs/protocol.md#boilerhouse-stream: 64 KiB).
     pub max_message_bytes: usize,
-    /// Streams at a time; who comes then is told to come back (protocol.md section 7: 10000).
+    /// Streams at a time; who comes then is told to come back (docs/protocol.md#access: 10000).
     pub max_streams: usize,
-    /// Whoever is sent away, or cut off, is to come back no sooner than this (protocol.md section 4: 1 s)...
-    pub retry_least: Duration,
+    /// Whoever is sent away, or cut off, is to come back no sooner than this (docs/protocol.md#stream-endpoints: 1 s)...
+    pub retry_min: Duration,
     /// ...and need not wait for longer (3 s): drawn for each, so that they do not come all at once.
-    pub retry_most: Duration,
+    pub retry_max: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
-            ping: Duration::from_secs(15),
-            peer_idle: Duration::from_secs(45),
-            write_stall: Duration::from_secs(10),
-            close_wait: Duration::from_secs(1),
+            ping_interval: Duration::from_secs(15),
+            peer_idle_timeout: Duration::from_secs(45),
+            write_timeout: Duration::from_secs(10),
+            close_timeout: Duration::from_secs(1),
             drain_spread: Duration::from_secs(8),
             batch_bytes: 64 * 1024,
             max_message_bytes: 64 * 1024,
             max_streams: 10_000,
-            retry_least: Duration::from_secs(1),
-            retry_most: Duration::from_secs(3),
+            retry_min: Duration::from_secs(1),
+            retry_max: Duration::from_secs(3),
         }
     }
 }
 
 impl Config {
     /// How long a client shall wait before it comes back: drawn anew with each call.
-    pub fn retry(&self) -> Duration {
-        self.retry_least + random_part_of(self.retry_most.saturating_sub(self.retry_least))
+    pub fn retry_delay(&self) -> Duration {
+        self.retry_min + random_fraction(self.retry_max.saturating_sub(self.retry_min))
     }
 }
 
 /// What a stream sends: a place in a feed, in a relay's log, an echo.
 pub trait Outbound: Send {
     /// The next complete frames, about `max_bytes` of them. Never waits.
-    fn read(&mut self, max_bytes: usize) -> feed::Read;
+    fn read(&mut self, max_bytes: usize) -> feed::ReadResult;
 
     /// Ready once [`Outbound::read`] may have more; until then the task of `cx` is woken when it may.
-    fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 
     /// Ready once the stream is to end, whatever its client has not read yet.
-    fn poll_ended(&mut self, _cx: &mut Context<'_>) -> Poll<Close> {
+    fn poll_end(&mut self, _cx: &mut Context<'_>) -> Poll<CloseReason> {
         Poll::Pending
     }
 
-    /// Waits for [`Outbound::poll_changed`].
-    fn changed(&mut self) -> impl Future<Output = ()> + Send {
-        poll_fn(|cx| self.poll_changed(cx))
+    /// Waits for [`Outbound::poll_readable`].
+    fn readable(&mut self) -> impl Future<Output = ()> + Send {
+        poll_fn(|cx| self.poll_readable(cx))
     }
 
     /// Where this stream reads what many others read, too: somebody then looks for all of them at once, and
-    /// [`Outbound::poll_changed`] need no longer notice what the audience is shown.
-    fn audience(&mut self) -> Option<Audience> {
+    /// [`Outbound::poll_readable`] need no longer notice what the audience is shown.
+    fn group(&mut self) -> Option<Group> {
         None
     }
 
     /// Takes what its audience is shown, instead of reading it, if this stream is where it begins.
-    fn take(&mut self, _shown: &Shown) -> bool {
+    fn accept_batch(&mut self, _batch: &SharedBatch) -> bool {
         false
     }
 
     /// Takes note of a piece of a client's WebSocket message; by default it is dropped.
-    fn received(&mut self, _piece: &Piece<'_>) {}
+    fn on_message_part(&mut self, _part: &MessagePart<'_>) {}
 
-    /// A frame to send every [`Config::ping`], besides WebSocket's ping and instead of SSE's comment line.
+    /// A frame to send every [`Config::ping_interval`], besides WebSocket's ping and instead of SSE's comment line.
     fn heartbeat(&mut self) -> Option<Bytes> {
         None
     }
 
     /// Frames an event about the stream itself, by its name and its JSON; none where the contract has no such word.
-    fn tell(&mut self, _name: &'static str, _json: &str) -> Option<Bytes> {
+    fn control_event(&mut self, _name: &'static str, _json: &str) -> Option<Bytes> {
         None
     }
 
     /// The last frame of a stream that the bridge ends, before WebSocket's close frame: why, and when to come back.
-    fn farewell(&mut self, _close: Close, _retry: Duration) -> Option<Bytes> {
+    fn closing_event(&mut self, _close: CloseReason, _retry: Duration) -> Option<Bytes> {
         None
     }
 }
 
 /// How a stream ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Closed {
+pub enum StreamEnd {
     /// The client sent a close frame first.
-    Client,
+    ClientClosed,
     /// The connection ended without one.
-    Gone,
+    Disconnected,
     /// The bridge ended it, for this reason.
-    Bridge(Close),
+    ByBridge(CloseReason),
 }
 
-impl Closed {
+impl StreamEnd {
     /// The reason as metrics and logs spell it.
     pub fn reason(self) -> &'static str {
         match self {
-            Self::Client => "client closed",
-            Self::Gone => "client gone",
-            Self::Bridge(Close::Normal) => "finished",
-            Self::Bridge(close) => close.reason(),
+            Self::ClientClosed => "client closed",
+            Self::Disconnected => "client gone",
+            Self::ByBridge(CloseReason::Normal) => "finished",
+            Self::ByBridge(close) => close.text(),
         }
     }
 }
@@ -184,12 +184,12 @@ impl Transport {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Opened {
+struct TransportLabels {
     transport: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Ended {
+struct EndLabels {
     transport: &'static str,
     reason: &'static str,
 }
@@ -197,9 +197,9 @@ struct Ended {
 /// What this module counts. What is open is `opened` less all of `closed`.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
-    opened: Family<Opened, Counter>,
-    closed: Family<Ended, Counter>,
-    refused: Counter,
+    opened: Family<TransportLabels, Counter>,
+    closed: Family<EndLabels, Counter>,
+    rejected: Counter,
 }
 
 impl Metrics {
@@ -207,23 +207,23 @@ impl Metrics {
     pub fn register(&self, registry: &mut Registry) {
         registry.register("connections_opened", "Streams begun", self.opened.clone());
         registry.register("connections_closed", "Streams ended, by reason", self.closed.clone());
-        registry.register("streams_refused", "Streams over the limit", self.refused.clone());
+        registry.register("streams_refused", "Streams over the limit", self.rejected.clone());
     }
 
     /// Streams of this transport that have begun.
     pub fn opened(&self, transport: Transport) -> u64 {
-        self.opened.get_or_create(&Opened { transport: transport.label() }).get()
+        self.opened.get_or_create(&TransportLabels { transport: transport.label() }).get()
     }
 
     /// Streams of this transport that have ended in this way.
-    pub fn closed(&self, transport: Transport, how: Closed) -> u64 {
-        self.closed.get_or_create(&Ended { transport: transport.label(), reason: how.reason() }).get()
+    pub fn closed(&self, transport: Transport, end: StreamEnd) -> u64 {
+        self.closed.get_or_create(&EndLabels { transport: transport.label(), reason: end.reason() }).get()
     }
 }
 
 /// What all streams of a listener share.
 #[derive(Debug)]
-pub struct Streams {
+pub struct StreamContext {
     /// Their limits.
     pub config: Config,
     /// What they count.
@@ -231,76 +231,88 @@ pub struct Streams {
     /// Cancelled when they shall end (the process drains).
     pub stop: CancellationToken,
     /// Who writes what many are told.
-    pub fan: Fan,
+    pub fan_out: FanOut,
     /// Places that are taken.
-    open: AtomicUsize,
+    open_streams: AtomicUsize,
 }
 
 /// A place among the streams of a listener: taken before anything is done for a client, free again when dropped.
 #[derive(Debug)]
-pub struct Place(Arc<Streams>);
+pub struct StreamPermit(Arc<StreamContext>);
 
-impl Streams {
+impl StreamContext {
     /// Nobody's streams yet.
     pub fn new(config: Config, metrics: Metrics, stop: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { config, metrics, stop, fan: Fan::new(), open: AtomicUsize::new(0) })
+        Arc::new(Self { config, metrics, stop, fan_out: FanOut::new(), open_streams: AtomicUsize::new(0) })
     }
 
     /// A place for one more stream; none when [`Config::max_streams`] are taken, which is counted.
-    pub fn enter(self: &Arc<Self>) -> Option<Place> {
-        let one_more = |open| (open < self.config.max_streams).then_some(open + 1);
-        if self.open.fetch_update(Relaxed, Relaxed, one_more).is_err() {
-            self.metrics.refused.inc();
+    pub fn try_acquire(self: &Arc<Self>) -> Option<StreamPermit> {
+        let increment = |open| (open < self.config.max_streams).then_some(open + 1);
+        if self.open_streams.fetch_update(Relaxed, Relaxed, increment).is_err() {
+            self.metrics.rejected.inc();
             return None;
         }
-        Some(Place(self.clone()))
+        Some(StreamPermit(self.clone()))
     }
 }
 
-impl Deref for Place {
-    type Target = Streams;
+impl Deref for StreamPermit {
+    type Target = StreamContext;
 
-    fn deref(&self) -> &Streams {
+    fn deref(&self) -> &StreamContext {
         &self.0
     }
 }
 
-impl Drop for Place {
+impl Drop for StreamPermit {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Relaxed);
+        self.0.open_streams.fetch_sub(1, Relaxed);
     }
 }
 
 /// Runs a WebSocket stream (RFC 6455, server side) until it ends.
-pub fn websocket<O: Outbound + 'static>(out: O, socket: Socket, place: Place) -> impl Future<Output = Closed> + Send {
-    let reader = Reader::new(place.config.max_message_bytes);
-    run(out, Session::new(socket, Some(reader), &place.config), place)
+pub fn websocket<O: Outbound + 'static>(
+    out: O,
+    socket: HijackedSocket,
+    permit: StreamPermit,
+) -> impl Future<Output = StreamEnd> + Send {
+    let reader = FrameReader::new(permit.config.max_message_bytes);
+    run(out, StreamProtocol::new(socket, Some(reader), &permit.config), permit)
 }
 
 /// Runs an SSE stream until it ends. What the client sends is read and dropped; its end of file ends the stream.
-pub fn sse<O: Outbound + 'static>(out: O, socket: Socket, place: Place) -> impl Future<Output = Closed> + Send {
-    run(out, Session::new(socket, None, &place.config), place)
+pub fn sse<O: Outbound + 'static>(
+    out: O,
+    socket: HijackedSocket,
+    permit: StreamPermit,
+) -> impl Future<Output = StreamEnd> + Send {
+    run(out, StreamProtocol::new(socket, None, &permit.config), permit)
 }
 
 /// Counts around the loop, and keeps a panic of `out` from ending the connection without a word (1011).
 ///
 /// Not an `async fn`: that would hold its arguments twice, and memory a connection is what this module is judged by.
-fn run<O: Outbound + 'static>(out: O, session: Session, shared: Place) -> impl Future<Output = Closed> + Send {
+fn run<O: Outbound + 'static>(
+    out: O,
+    protocol: StreamProtocol,
+    permit: StreamPermit,
+) -> impl Future<Output = StreamEnd> + Send {
     use futures::FutureExt as _;
     use std::panic::AssertUnwindSafe;
-    let transport = session.transport();
-    let stage = Arc::new(Stage::new(session, out, shared));
+    let transport = protocol.transport();
+    let stream = Arc::new(StreamTask::new(protocol, out, permit));
     async move {
-        stage.streams.metrics.opened.get_or_create(&Opened { transport: transport.label() }).inc();
-        let outcome = AssertUnwindSafe(task::run(&stage)).catch_unwind().await;
-        let closed = match outcome {
-            Ok(closed) => closed,
+        stream.permit.metrics.opened.get_or_create(&TransportLabels { transport: transport.label() }).inc();
+        let outcome = AssertUnwindSafe(task::run(&stream)).catch_unwind().await;
+        let end = match outcome {
+            Ok(end) => end,
             // Boxed: it is rare, and would otherwise have its place in every stream.
-            Err(_) => Box::pin(task::apologize(&stage)).await,
+            Err(_) => Box::pin(task::close_after_panic(&stream)).await,
         };
-        let ended = Ended { transport: transport.label(), reason: closed.reason() };
-        stage.streams.metrics.closed.get_or_create(&ended).inc();
-        closed
+        let labels = EndLabels { transport: transport.label(), reason: end.reason() };
+        stream.permit.metrics.closed.get_or_create(&labels).inc();
+        end
     }
 }
 
@@ -318,7 +330,7 @@ pub fn websocket_head(key: &str) -> Response<()> {
     response
 }
 
-/// The head of an event stream (protocol.md section 4, "SSE").
+/// The head of an event stream (docs/protocol.md#stream-endpoints, "SSE").
 pub fn sse_head() -> Response<()> {
     let mut response = Response::new(());
     let headers: &mut HeaderMap = response.headers_mut();
@@ -329,10 +341,10 @@ pub fn sse_head() -> Response<()> {
 }
 
 /// A part of `whole`, drawn anew with each call.
-fn random_part_of(whole: Duration) -> Duration {
+fn random_fraction(max: Duration) -> Duration {
     // The standard library's hasher is seeded at random for each state: all the randomness that a spread needs.
     let random = RandomState::new().hash_one(());
-    whole.mul_f64(random as f64 / u64::MAX as f64)
+    max.mul_f64(random as f64 / u64::MAX as f64)
 }
 
 #[cfg(test)]

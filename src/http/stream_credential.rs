@@ -10,64 +10,66 @@ use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
 
 use super::{
-    auth::lease::{Hold, Standing},
-    rate_limit::Seat,
+    auth::lease::{CredentialStatus, CredentialWatch},
+    rate_limit::StreamSlot,
     stream::Outbound,
 };
 use crate::{
     event::render,
-    feed::{Audience, Read, Shown},
-    wire::{Close, websocket::Piece},
+    feed::{Group, ReadResult, SharedBatch},
+    wire::{CloseReason, websocket::MessagePart},
 };
 
 /// What a stream sends, for as long as its client may have it.
 #[derive(Debug)]
-pub(super) struct Leased<O> {
+pub(super) struct WithCredential<O> {
     out: O,
     /// Boxed: where nobody signs in there are none, and a stream is to be small.
-    terms: Option<Box<Terms>>,
+    credential: Option<Box<CredentialState>>,
 }
 
 /// What a client's stream rests on.
-struct Terms {
-    hold: Option<Hold>,
+struct CredentialState {
+    watch: Option<CredentialWatch>,
     /// The first thing that a client is told is never this.
-    begun: bool,
+    first_read_done: bool,
     expiring: Option<Timestamp>,
-    ended: Option<Close>,
+    ended: Option<CloseReason>,
     /// Free again when the stream is over.
-    _seat: Option<Seat>,
+    _slot: Option<StreamSlot>,
 }
 
-impl<O: Outbound> Leased<O> {
+impl<O: Outbound> WithCredential<O> {
     /// For as long as the credential holds, in that seat.
-    pub(super) fn new(out: O, hold: Option<Hold>, seat: Option<Seat>) -> Leased<O> {
-        let needed = hold.is_some() || seat.is_some();
-        let terms = needed.then(|| Terms { hold, begun: false, expiring: None, ended: None, _seat: seat }.into());
-        Leased { out, terms }
+    pub(super) fn new(out: O, watch: Option<CredentialWatch>, slot: Option<StreamSlot>) -> WithCredential<O> {
+        let needed = watch.is_some() || slot.is_some();
+        let credential = needed.then(|| {
+            CredentialState { watch, first_read_done: false, expiring: None, ended: None, _slot: slot }.into()
+        });
+        WithCredential { out, credential }
     }
 }
 
-impl Terms {
+impl CredentialState {
     /// Takes note of a change of the credential.
-    fn take(&mut self, standing: Standing) {
-        match standing {
-            Standing::Good => self.expiring = None,
-            Standing::Expiring(end) => self.expiring = Some(end),
-            Standing::Ended(close) => self.ended = Some(close),
+    fn apply(&mut self, status: CredentialStatus) {
+        match status {
+            CredentialStatus::Valid => self.expiring = None,
+            CredentialStatus::Expiring(end) => self.expiring = Some(end),
+            CredentialStatus::Ended(close) => self.ended = Some(close),
         }
     }
 
-    fn look(&mut self) {
-        while let Some(standing) = self.hold.as_mut().and_then(|hold| hold.next().now_or_never().flatten()) {
-            self.take(standing);
+    fn poll_now(&mut self) {
+        while let Some(status) = self.watch.as_mut().and_then(|watch| watch.next().now_or_never().flatten()) {
+            self.apply(status);
         }
     }
 
     fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match self.hold.as_mut().map(|hold| hold.poll_next_unpin(cx)) {
-            Some(Poll::Ready(Some(standing))) => {
-                self.take(standing);
+        match self.watch.as_mut().map(|watch| watch.poll_next_unpin(cx)) {
+            Some(Poll::Ready(Some(status))) => {
+                self.apply(status);
                 Poll::Ready(())
             }
             // It never ends.
@@ -75,7 +77,7 @@ impl Terms {
         }
     }
 
-    fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<Close> {
+    fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
         loop {
             if let Some(close) = self.ended {
                 return Poll::Ready(close);
@@ -85,76 +87,84 @@ impl Terms {
     }
 }
 
-impl std::fmt::Debug for Terms {
+impl std::fmt::Debug for CredentialState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Terms").field("expiring", &self.expiring).field("ended", &self.ended).finish_non_exhaustive()
+        f.debug_struct("CredentialState")
+            .field("expiring", &self.expiring)
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
     }
 }
 
-impl<O: Outbound> Outbound for Leased<O> {
-    fn read(&mut self, max_bytes: usize) -> Read {
-        let Leased { out, terms } = self;
-        let Some(terms) = terms else { return out.read(max_bytes) };
-        terms.look();
-        if let Some(close) = terms.ended {
-            return Read::End(close);
+impl<O: Outbound> Outbound for WithCredential<O> {
+    fn read(&mut self, max_bytes: usize) -> ReadResult {
+        let WithCredential { out, credential } = self;
+        let Some(credential) = credential else { return out.read(max_bytes) };
+        credential.poll_now();
+        if let Some(close) = credential.ended {
+            return ReadResult::End(close);
         }
-        if !std::mem::replace(&mut terms.begun, true) {
+        if !std::mem::replace(&mut credential.first_read_done, true) {
             match out.read(max_bytes) {
-                Read::Idle => {}
-                first @ (Read::Batch(_) | Read::End(_)) => return first,
+                ReadResult::Idle => {}
+                first @ (ReadResult::Batch(_) | ReadResult::End(_)) => return first,
             }
         }
-        match terms.expiring.take().and_then(|end| expiring(out, end)) {
-            Some(frame) => Read::Batch(vec![frame]),
+        match credential.expiring.take().and_then(|end| expiring_event(out, end)) {
+            Some(frame) => ReadResult::Batch(vec![frame]),
             None => out.read(max_bytes),
         }
     }
 
-    fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(terms) = &mut self.terms {
-            match terms.poll_changed(cx) {
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(credential) = &mut self.credential {
+            match credential.poll_changed(cx) {
                 Poll::Ready(()) => return Poll::Ready(()),
                 Poll::Pending => {}
             }
         }
-        self.out.poll_changed(cx)
+        self.out.poll_readable(cx)
     }
 
-    fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<Close> {
-        self.terms.as_mut().map_or(Poll::Pending, |terms| terms.poll_ended(cx))
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
+        self.credential.as_mut().map_or(Poll::Pending, |credential| credential.poll_ended(cx))
     }
 
-    fn audience(&mut self) -> Option<Audience> {
-        self.out.audience()
+    fn group(&mut self) -> Option<Group> {
+        self.out.group()
     }
 
-    fn take(&mut self, shown: &Shown) -> bool {
+    fn accept_batch(&mut self, batch: &SharedBatch) -> bool {
         // What the credential has come to is told first.
-        let clear = |terms: &Terms| terms.begun && terms.expiring.is_none() && terms.ended.is_none();
-        self.terms.as_deref().is_none_or(clear) && self.out.take(shown)
+        let can_share = |credential: &CredentialState| {
+            credential.first_read_done && credential.expiring.is_none() && credential.ended.is_none()
+        };
+        self.credential.as_deref().is_none_or(can_share) && self.out.accept_batch(batch)
     }
 
-    fn received(&mut self, piece: &Piece<'_>) {
-        self.out.received(piece);
+    fn on_message_part(&mut self, part: &MessagePart<'_>) {
+        self.out.on_message_part(part);
     }
 
     fn heartbeat(&mut self) -> Option<Bytes> {
         self.out.heartbeat()
     }
 
-    fn tell(&mut self, name: &'static str, json: &str) -> Option<Bytes> {
-        self.out.tell(name, json)
+    fn control_event(&mut self, name: &'static str, json: &str) -> Option<Bytes> {
+        self.out.control_event(name, json)
     }
 
-    fn farewell(&mut self, close: Close, retry: Duration) -> Option<Bytes> {
-        self.out.farewell(close, retry)
+    fn closing_event(&mut self, close: CloseReason, retry: Duration) -> Option<Bytes> {
+        self.out.closing_event(close, retry)
     }
 }
 
 /// `auth.expiring`, where the client's contract has that word (`/ws` has not).
-fn expiring(out: &mut impl Outbound, end: Timestamp) -> Option<Bytes> {
+fn expiring_event(out: &mut impl Outbound, end: Timestamp) -> Option<Bytes> {
     let name = "auth.expiring";
     let now_ms = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default();
-    out.tell(name, &format!(r#"{{"type":"{name}","time":"{}","expiresAt":"{end}"}}"#, render::time(now_ms)))
+    out.control_event(
+        name,
+        &format!(r#"{{"type":"{name}","time":"{}","expiresAt":"{end}"}}"#, render::format_timestamp(now_ms)),
+    )
 }

@@ -1,4 +1,4 @@
-//! `--stream-rate`: so many events a minute for each client (protocol.md section 4, "Rate").
+//! `--stream-rate`: so many events a minute for each client (docs/protocol.md#stream-endpoints, "Rate").
 //!
 //! A subscription is read one step at a time; each event gets its `rate_limit` and is framed for the client here. When a
 //! window is used up the subscription is not read any further until the next one begins: the client's position
@@ -19,8 +19,8 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::{stream::Outbound, unavailable};
 use crate::{
     event::render,
-    feed::{Carrier, Framing, Read, Subscription},
-    wire::Close,
+    feed::{FrameFormat, Framing, ReadResult, Subscription},
+    wire::CloseReason,
 };
 
 /// How much a client gets.
@@ -28,7 +28,7 @@ use crate::{
 pub struct Config {
     /// Events a window; `None`: as many as there are.
     pub limit: Option<NonZeroU32>,
-    /// How long a window lasts (protocol.md section 4: events a minute).
+    /// How long a window lasts (docs/protocol.md#stream-endpoints: events a minute).
     pub window: Duration,
 }
 
@@ -40,21 +40,21 @@ impl Default for Config {
 
 /// A subscription whose client gets only so many events a window, and is told so with each.
 #[derive(Debug)]
-pub struct Rated {
-    /// Its lens frames with [`crate::feed::Carrier::Lines`].
+pub struct RateLimited {
+    /// Its lens frames with [`crate::feed::FrameFormat::JsonLines`].
     subscription: Subscription,
     /// How the client is served.
     framing: Framing,
-    window: Window,
+    window: RateWindow,
     /// While a window is used up.
     pause: Option<Pin<Box<Sleep>>>,
 }
 
-impl Rated {
+impl RateLimited {
     /// At most `limit` events each `window` long. The subscription yields lines, which are laid on the wire by `framing`.
     #[must_use]
-    pub fn new(subscription: Subscription, framing: Framing, limit: NonZeroU32, window: Duration) -> Rated {
-        Rated { subscription, framing, window: Window::new(limit, window), pause: None }
+    pub fn new(subscription: Subscription, framing: Framing, limit: NonZeroU32, window: Duration) -> RateLimited {
+        RateLimited { subscription, framing, window: RateWindow::new(limit, window), pause: None }
     }
 
     /// Counts and frames the events of some lines.
@@ -63,36 +63,36 @@ impl Rated {
         let (now, now_ms) = (Instant::now(), self.subscription.now_ms());
         let mut out = Vec::new();
         for line in lines.split_terminator('\n') {
-            let head: Head = serde_json::from_str(line).expect("events are objects with a type");
-            if !is_control(head.kind) {
+            let header: EventHeader = serde_json::from_str(line).expect("events are objects with a type");
+            if !is_control(header.kind) {
                 self.window.count(now, now_ms);
             }
             let (members, _) = line.rsplit_once('}').expect("events are objects");
-            let json = format!(r#"{members},"rate_limit":{}}}"#, self.window.shown(now_ms));
-            self.framing.put(&mut out, head.kind, head.id, &json);
+            let json = format!(r#"{members},"rate_limit":{}}}"#, self.window.to_json(now_ms));
+            self.framing.append_frame(&mut out, header.kind, header.id, &json);
         }
         out.into()
     }
 }
 
-impl Outbound for Rated {
-    fn read(&mut self, _max_bytes: usize) -> Read {
-        self.window.roll(Instant::now(), self.subscription.now_ms());
-        if self.window.full_until().is_some() {
-            return Read::Idle;
+impl Outbound for RateLimited {
+    fn read(&mut self, _max_bytes: usize) -> ReadResult {
+        self.window.advance(Instant::now(), self.subscription.now_ms());
+        if self.window.blocked_until().is_some() {
+            return ReadResult::Idle;
         }
         // One step: the events of one version are never split, so it may be a few more than there is room for.
         match self.subscription.read(1) {
-            Read::Batch(frames) => Read::Batch(frames.iter().map(|lines| self.frame(lines)).collect()),
-            Read::Idle => Read::Idle,
-            Read::End(close) => Read::End(close),
+            ReadResult::Batch(frames) => ReadResult::Batch(frames.iter().map(|lines| self.frame(lines)).collect()),
+            ReadResult::Idle => ReadResult::Idle,
+            ReadResult::End(close) => ReadResult::End(close),
         }
     }
 
-    fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(reset) = self.window.full_until() else {
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(reset) = self.window.blocked_until() else {
             self.pause = None;
-            return self.subscription.poll_changed(cx);
+            return self.subscription.poll_readable(cx);
         };
         let pause = self.pause.get_or_insert_with(|| Box::pin(sleep_until(reset)));
         if pause.deadline() != reset {
@@ -102,26 +102,27 @@ impl Outbound for Rated {
     }
 
     fn heartbeat(&mut self) -> Option<Bytes> {
-        self.window.roll(Instant::now(), self.subscription.now_ms());
+        self.window.advance(Instant::now(), self.subscription.now_ms());
         let line = self.subscription.heartbeat()?;
         Some(self.frame(&line))
     }
 
-    fn tell(&mut self, _name: &'static str, json: &str) -> Option<Bytes> {
-        self.window.roll(Instant::now(), self.subscription.now_ms());
+    fn control_event(&mut self, _name: &'static str, json: &str) -> Option<Bytes> {
+        self.window.advance(Instant::now(), self.subscription.now_ms());
         Some(self.frame(json.as_bytes()))
     }
 
-    fn farewell(&mut self, close: Close, retry: Duration) -> Option<Bytes> {
-        let line = unavailable::closing(Framing { carrier: Carrier::Lines, ..self.framing }, close.reason(), retry);
+    fn closing_event(&mut self, close: CloseReason, retry: Duration) -> Option<Bytes> {
+        let line =
+            unavailable::closing_event(Framing { format: FrameFormat::JsonLines, ..self.framing }, close.text(), retry);
         let event = self.frame(&line);
-        Some([unavailable::retry_line(self.framing, retry), event.into()].concat().into())
+        Some([unavailable::retry_field(self.framing, retry), event.into()].concat().into())
     }
 }
 
 /// What framing needs to know of an event.
 #[derive(Deserialize)]
-struct Head<'a> {
+struct EventHeader<'a> {
     #[serde(rename = "type")]
     kind: &'a str,
     id: Option<&'a str>,
@@ -144,7 +145,7 @@ fn is_control(kind: &str) -> bool {
 
 /// How much of the current window is used.
 #[derive(Debug)]
-struct Window {
+struct RateWindow {
     limit: u64,
     length: Duration,
     /// When it began, by the clock that runs evenly and by the one on the wall; `None` until an event counts.
@@ -154,13 +155,13 @@ struct Window {
     used: u64,
 }
 
-impl Window {
-    fn new(limit: NonZeroU32, length: Duration) -> Window {
-        Window { limit: u64::from(limit.get()), length, began: None, used: 0 }
+impl RateWindow {
+    fn new(limit: NonZeroU32, length: Duration) -> RateWindow {
+        RateWindow { limit: u64::from(limit.get()), length, began: None, used: 0 }
     }
 
     /// Lets windows pass that are over.
-    fn roll(&mut self, now: Instant, now_ms: u64) {
+    fn advance(&mut self, now: Instant, now_ms: u64) {
         while let Some((began, _)) = self.began
             && now >= began + self.length
         {
@@ -176,22 +177,22 @@ impl Window {
     }
 
     /// Windows until there is room again.
-    fn windows(&self) -> u32 {
+    fn windows_used(&self) -> u32 {
         // At most two, by how `used` is bounded.
         if self.used >= 2 * self.limit { 2 } else { 1 }
     }
 
     /// When there is room again, if there is none.
-    fn full_until(&self) -> Option<Instant> {
+    fn blocked_until(&self) -> Option<Instant> {
         let (began, _) = self.began?;
-        (self.used >= self.limit).then(|| began + self.length * self.windows())
+        (self.used >= self.limit).then(|| began + self.length * self.windows_used())
     }
 
     /// `rate_limit` as JSON. Before anything has counted there is nothing to reset, and `reset_at` is now.
-    fn shown(&self, now_ms: u64) -> String {
-        let Window { limit, used, .. } = self;
-        let reset_ms = self.began.map_or(now_ms, |(_, ms)| ms + millis(self.length * self.windows()));
-        let reset_at = render::time(reset_ms);
+    fn to_json(&self, now_ms: u64) -> String {
+        let RateWindow { limit, used, .. } = self;
+        let reset_ms = self.began.map_or(now_ms, |(_, ms)| ms + millis(self.length * self.windows_used()));
+        let reset_at = render::format_timestamp(reset_ms);
         let remaining = limit.saturating_sub(*used);
         format!(r#"{{"limit":{limit},"remaining":{remaining},"reset_at":"{reset_at}"}}"#)
     }
@@ -209,46 +210,57 @@ mod tests {
     use super::*;
     use crate::{
         event::{
-            Home, Instance, Resource, View,
-            projection::{Format, Lens},
+            Instance, NamespaceId, Resource, View,
+            projection::{EventFormat, Projection},
         },
-        feed::{self, Feed, From, Health, Reason, Writer},
+        feed::{self, Feed, Health, SnapshotReason, StartAt, Writer},
     };
 
-    const LINES: Framing = Framing { carrier: Carrier::Lines, matrix: false };
+    const JSON_LINES: Framing = Framing { format: FrameFormat::JsonLines, edgeplane_names: false };
     const MINUTE: Duration = Duration::from_secs(60);
     /// 2026-01-02T03:04:05Z: the wall clock stands still, so that what moves is the other one.
     const NOW_MS: u64 = 1_767_323_045_000;
 
     fn feed() -> (Writer, Feed) {
-        let config = feed::Config { clock: || NOW_MS, ..feed::Config::default() };
+        let config = feed::Config { wall_clock_ms: || NOW_MS, ..feed::Config::default() };
         let (mut writer, feed) = Feed::new(config);
-        writer.home(Home::of("a namespace"));
-        writer.replace(Resource::Instance, Vec::new(), 1);
-        writer.replace(Resource::Claim, Vec::new(), 1);
+        writer.set_namespace(NamespaceId::from_uid("a namespace"));
+        writer.replace(Resource::Pods, Vec::new(), 1);
+        writer.replace(Resource::Claims, Vec::new(), 1);
         (writer, feed)
     }
 
-    fn rated(feed: &Feed, limit: u32, framing: Framing, from: From) -> Rated {
-        let lens = feed.lens(Lens::all(Format::Full), Framing { carrier: Carrier::Lines, ..framing });
-        Rated::new(feed.subscribe(lens, from).unwrap(), framing, NonZeroU32::new(limit).unwrap(), MINUTE)
+    fn rate_limited(feed: &Feed, limit: u32, framing: Framing, from: StartAt) -> RateLimited {
+        let cache = feed.projection_cache(
+            Projection::everything(EventFormat::Full),
+            Framing { format: FrameFormat::JsonLines, ..framing },
+        );
+        RateLimited::new(feed.subscribe(cache, from).unwrap(), framing, NonZeroU32::new(limit).unwrap(), MINUTE)
     }
 
     fn pod(name: &str, phase: &str, pool: Option<&str>, rv: u64) -> View {
         let (name, phase, pool_status) = (name.to_owned(), phase.to_owned(), pool.map(str::to_owned));
         View::Instance(
-            Instance { uid: format!("uid-{name}"), name, phase, pool_status, rv, ..Instance::default() }.into(),
+            Instance {
+                uid: format!("uid-{name}"),
+                name,
+                phase,
+                pool_status,
+                resource_version: rv,
+                ..Instance::default()
+            }
+            .into(),
         )
     }
 
     /// What there is to read now, as JSON (of a client that is served lines).
-    fn read(rated: &mut Rated) -> Vec<Value> {
+    fn read(rate_limited: &mut RateLimited) -> Vec<Value> {
         let mut events = Vec::new();
         loop {
-            match rated.read(1 << 16) {
-                Read::Batch(frames) => events.extend(frames.iter().flat_map(|frame| parse(frame))),
-                Read::Idle => return events,
-                Read::End(close) => panic!("{close:?}"),
+            match rate_limited.read(1 << 16) {
+                ReadResult::Batch(frames) => events.extend(frames.iter().flat_map(|frame| parse(frame))),
+                ReadResult::Idle => return events,
+                ReadResult::End(close) => panic!("{close:?}"),
             }
         }
     }
@@ -273,9 +285,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn at_zero_the_position_pauses_until_the_window_resets() {
+    async fn stream_pauses_at_zero_until_the_window_resets() {
         let (mut writer, feed) = feed();
-        let mut client = rated(&feed, 2, LINES, From::Snapshot(Reason::Connect, [0; 2]));
+        let mut client = rate_limited(
+            &feed,
+            2,
+            JSON_LINES,
+            StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: Default::default() },
+        );
         let first = read(&mut client);
         assert_eq!(names(&first), ["state.initial -"]);
         assert_eq!(blocks(&first), [block(2, 2, "04:05")], "nothing has counted yet");
@@ -289,32 +306,37 @@ mod tests {
         // Neither new events nor time short of the window wake it; a heartbeat goes on, and tells how far this client is.
         writer.upsert(pod("p7", "Running", None, 7));
         let almost = MINUTE - Duration::from_millis(1);
-        assert!(timeout(almost, client.changed()).await.is_err(), "it pauses");
+        assert!(timeout(almost, client.readable()).await.is_err(), "it pauses");
         assert!(read(&mut client).is_empty());
         let heartbeat = parse(&client.heartbeat().unwrap());
         assert_eq!(heartbeat[0]["id"], events[1]["id"]);
         assert_eq!(blocks(&heartbeat), [block(2, 0, "05:05")]);
 
         let woken = Instant::now();
-        timeout(MINUTE, client.changed()).await.unwrap();
+        timeout(MINUTE, client.readable()).await.unwrap();
         assert!(woken.elapsed() <= Duration::from_millis(2), "{:?}", woken.elapsed());
         assert_eq!(names(&read(&mut client)), ["instance.state p4", "instance.state p5"]);
         // The window began with its first event, not when the last one ended.
         advance(MINUTE * 10).await;
-        timeout(Duration::ZERO, client.changed()).await.unwrap();
+        timeout(Duration::ZERO, client.readable()).await.unwrap();
         assert_eq!(names(&read(&mut client)), ["instance.state p6", "instance.state p7"]);
         assert_eq!(client.subscription.cursor().unwrap(), feed_cursor(&feed), "nothing is missing");
     }
 
     fn feed_cursor(feed: &Feed) -> String {
-        let lens = feed.lens(Lens::all(Format::Full), Framing::WEBSOCKET);
-        feed.subscribe(lens, From::Now).unwrap().cursor().unwrap()
+        let cache = feed.projection_cache(Projection::everything(EventFormat::Full), Framing::WEBSOCKET);
+        feed.subscribe(cache, StartAt::Live).unwrap().cursor().unwrap()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_one_version_tells_is_not_split_and_what_is_over_is_taken_from_the_next_window() {
+    async fn events_of_one_version_stay_together_and_charge_the_next_window() {
         let (mut writer, feed) = feed();
-        let mut client = rated(&feed, 3, LINES, From::Snapshot(Reason::Connect, [0; 2]));
+        let mut client = rate_limited(
+            &feed,
+            3,
+            JSON_LINES,
+            StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: Default::default() },
+        );
         read(&mut client);
         // Two events each.
         for rv in 2..=5 {
@@ -326,40 +348,41 @@ mod tests {
         let remaining: Vec<_> = events.iter().map(|e| e["rate_limit"]["remaining"].as_u64().unwrap()).collect();
         assert_eq!(remaining, [2, 1, 0, 0]);
         assert!(events[3]["id"].is_string(), "the version is whole");
-        timeout(MINUTE, client.changed()).await.unwrap();
+        timeout(MINUTE, client.readable()).await.unwrap();
         // Of three, one was taken: the next version fills it exactly.
         assert_eq!(names(&read(&mut client)), both("p4"));
-        timeout(MINUTE, client.changed()).await.unwrap();
+        timeout(MINUTE, client.readable()).await.unwrap();
         assert_eq!(names(&read(&mut client)), both("p5"));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_great_difference_costs_one_window_more() {
+    async fn large_diff_costs_one_extra_window() {
         let (mut writer, feed) = feed();
-        let mut client = rated(&feed, 3, LINES, From::Snapshot(Reason::Connect, [0; 2]));
-        read(&mut client);
-        writer.replace(
-            Resource::Instance,
-            (2..102).map(|rv| pod(&format!("p{rv}"), "Running", None, rv)).collect(),
-            200,
+        let mut client = rate_limited(
+            &feed,
+            3,
+            JSON_LINES,
+            StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: Default::default() },
         );
+        read(&mut client);
+        writer.replace(Resource::Pods, (2..102).map(|rv| pod(&format!("p{rv}"), "Running", None, rv)).collect(), 200);
         writer.upsert(pod("after", "Running", None, 201));
         let events = read(&mut client);
         assert_eq!(events.len(), 100);
         assert_eq!(events[99]["rate_limit"], block(3, 0, "06:05"), "two windows");
-        assert!(timeout(MINUTE * 2 - Duration::from_millis(1), client.changed()).await.is_err());
-        timeout(MINUTE, client.changed()).await.unwrap();
+        assert!(timeout(MINUTE * 2 - Duration::from_millis(1), client.readable()).await.is_err());
+        timeout(MINUTE, client.readable()).await.unwrap();
         assert_eq!(names(&read(&mut client)), ["instance.state after"]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn control_events_do_not_count() {
+    async fn control_events_do_not_use_quota() {
         let (mut writer, feed) = feed();
-        let mut client = rated(&feed, 1, LINES, From::Now);
+        let mut client = rate_limited(&feed, 1, JSON_LINES, StartAt::Live);
         assert_eq!(names(&read(&mut client)), ["heartbeat -"]);
         for _ in 0..3 {
-            writer.health(Resource::Instance, Health::Down { since: Instant::now(), reason: "gone".into() });
-            writer.health(Resource::Instance, Health::Live);
+            writer.set_health(Resource::Pods, Health::Down { since: Instant::now(), reason: "gone".into() });
+            writer.set_health(Resource::Pods, Health::Live);
         }
         let events = read(&mut client);
         assert_eq!(events.len(), 6, "{events:?}");
@@ -370,31 +393,36 @@ mod tests {
 
     /// Whatever carries it, a client gets what it would get without the limit, and the block.
     #[tokio::test(start_paused = true)]
-    async fn frames_are_those_of_the_clients_own_carrier() {
-        let sse = |named| Carrier::Sse { named };
-        for (carrier, matrix) in [(Carrier::WebSocket, false), (sse(true), false), (sse(false), true)] {
+    async fn rate_limited_frames_equal_unlimited_frames_plus_quota() {
+        let sse = |named| FrameFormat::Sse { named };
+        for (format, edgeplane_names) in [(FrameFormat::WebSocket, false), (sse(true), false), (sse(false), true)] {
             let (mut writer, feed) = feed();
-            let (framing, start) = (Framing { carrier, matrix }, From::Snapshot(Reason::Connect, [0; 2]));
-            let mut limited = rated(&feed, 9, framing, start);
-            let mut free = feed.subscribe(feed.lens(Lens::all(Format::Full), framing), start).unwrap();
-            let mut told = String::new();
+            let (framing, start) = (
+                Framing { format, edgeplane_names },
+                StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: Default::default() },
+            );
+            let mut limited = rate_limited(&feed, 9, framing, start);
+            let mut free = feed
+                .subscribe(feed.projection_cache(Projection::everything(EventFormat::Full), framing), start)
+                .unwrap();
+            let mut received = String::new();
             for rv in 2..=6 {
-                let Read::Batch(frames) = limited.read(1) else { panic!("nothing comes") };
-                let Read::Batch(wanted) = free.read(1) else { panic!("nothing comes") };
-                let bare = |frames: &[Bytes]| frames.iter().map(|f| without_blocks(carrier, f)).collect::<Vec<_>>();
+                let ReadResult::Batch(frames) = limited.read(1) else { panic!("nothing comes") };
+                let ReadResult::Batch(wanted) = free.read(1) else { panic!("nothing comes") };
+                let bare = |frames: &[Bytes]| frames.iter().map(|f| without_blocks(format, f)).collect::<Vec<_>>();
                 assert_eq!(bare(&frames), bare(&wanted));
-                told.extend(frames.iter().map(|frame| text(frame)));
+                received.extend(frames.iter().map(|frame| text(frame)));
                 assert!(frames.iter().all(|frame| text(frame).contains(r#","rate_limit":{"limit":9,"#)));
                 writer.upsert(pod(&format!("p{rv}\" }} ü"), "Running", Some("ready"), rv));
-                writer.health(Resource::Instance, Health::Down { since: Instant::now(), reason: "gone".into() });
+                writer.set_health(Resource::Pods, Health::Down { since: Instant::now(), reason: "gone".into() });
             }
             let names = [
                 "state.initial",
                 "instance.state",
                 "pool.instance.ready",
-                if matrix { "matrix-down" } else { "upstream.down" },
+                if edgeplane_names { "matrix-down" } else { "upstream.down" },
             ];
-            assert!(names.iter().all(|name| told.contains(&format!(r#""type":"{name}""#))), "{told}");
+            assert!(names.iter().all(|name| received.contains(&format!(r#""type":"{name}""#))), "{received}");
         }
     }
 
@@ -403,18 +431,18 @@ mod tests {
     }
 
     /// Without its blocks, and, of WebSocket frames, whose length differs then, only the texts.
-    fn without_blocks(carrier: Carrier, frame: &[u8]) -> String {
+    fn without_blocks(format: FrameFormat, frame: &[u8]) -> String {
         let mut bytes = Vec::new();
         let mut rest = frame;
-        while carrier == Carrier::WebSocket && !rest.is_empty() {
-            let (head, len) = match rest[1] {
+        while format == FrameFormat::WebSocket && !rest.is_empty() {
+            let (header, len) = match rest[1] {
                 126 => (4, usize::from(u16::from_be_bytes([rest[2], rest[3]]))),
                 len => (2, usize::from(len)),
             };
             assert_eq!(rest[0], 0x81, "one whole text message");
-            bytes.extend_from_slice(&rest[head..head + len]);
+            bytes.extend_from_slice(&rest[header..header + len]);
             bytes.push(b'\n');
-            rest = &rest[head + len..];
+            rest = &rest[header + len..];
         }
         let mut text = if bytes.is_empty() { text(frame) } else { text(&bytes) };
         while let Some(at) = text.find(r#","rate_limit":{"#) {

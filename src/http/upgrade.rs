@@ -4,29 +4,29 @@ use http::{HeaderMap, HeaderValue, Method, header};
 use warp::reply::Response;
 
 use super::{
-    conn::Start,
-    error::{Code, Error},
-    request::Asked,
+    conn::StreamStart,
+    error::{ApiError, ErrorCode},
+    request::ApiRequest,
 };
 
 /// Whether a WebSocket is asked for, properly or not.
-pub(super) fn is_asked(asked: &Asked) -> bool {
-    lists(&asked.headers, header::UPGRADE, "websocket")
+pub(super) fn is_requested(request: &ApiRequest) -> bool {
+    lists(&request.headers, header::UPGRADE, "websocket")
 }
 
 /// `Sec-WebSocket-Key` of a proper upgrade request (RFC 6455, section 4.2.1). `hint` is what to do where there is none.
 ///
 /// # Errors
 /// 426 that says what is spoken here; 400 for a request that cannot be upgraded.
-pub(super) fn key<'a>(asked: &'a Asked, hint: &str) -> Result<&'a str, Error> {
-    let headers = &asked.headers;
+pub(super) fn key<'a>(request: &'a ApiRequest, hint: &str) -> Result<&'a str, ApiError> {
+    let headers = &request.headers;
     let required = |message: String| {
-        Error::new(Code::UpgradeRequired, message)
+        ApiError::new(ErrorCode::UpgradeRequired, message)
             .with(header::UPGRADE, HeaderValue::from_static("websocket"))
             .with(header::CONNECTION, HeaderValue::from_static("Upgrade"))
             .with(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"))
     };
-    if asked.method != Method::GET || !is_asked(asked) || !lists(headers, header::CONNECTION, "upgrade") {
+    if request.method != Method::GET || !is_requested(request) || !lists(headers, header::CONNECTION, "upgrade") {
         return Err(required(format!("this endpoint speaks WebSocket: {hint}")));
     }
     if !lists(headers, header::SEC_WEBSOCKET_VERSION, "13") {
@@ -35,19 +35,19 @@ pub(super) fn key<'a>(asked: &'a Asked, hint: &str) -> Result<&'a str, Error> {
     // Its bytes would be taken for frames.
     let length = headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
     if length || headers.contains_key(header::TRANSFER_ENCODING) {
-        return Err(Error::new(Code::BadRequest, "an upgrade request has no body: leave Content-Length out"));
+        return Err(ApiError::new(ErrorCode::BadRequest, "an upgrade request has no body: leave Content-Length out"));
     }
     let key = headers.get(header::SEC_WEBSOCKET_KEY).and_then(|key| key.to_str().ok()).unwrap_or_default();
     let nonce = base64::Engine::decode(&base64::prelude::BASE64_STANDARD, key);
     if nonce.is_ok_and(|nonce| nonce.len() == 16) {
         Ok(key)
     } else {
-        Err(Error::new(Code::BadRequest, "Sec-WebSocket-Key must be 16 bytes in base64"))
+        Err(ApiError::new(ErrorCode::BadRequest, "Sec-WebSocket-Key must be 16 bytes in base64"))
     }
 }
 
 /// A response with this head; `start` is what runs behind it.
-pub(super) fn response(head: http::Response<()>, start: Option<Start>) -> Response {
+pub(super) fn response(head: http::Response<()>, start: Option<StreamStart>) -> Response {
     let (head, ()) = head.into_parts();
     let mut response = Response::default();
     (*response.status_mut(), *response.headers_mut()) = (head.status, head.headers);

@@ -1,64 +1,71 @@
-//! `/ws`: the Boilerhouse stream (protocol.md section 2).
+//! `/ws`: the Boilerhouse stream (docs/protocol.md#boilerhouse-stream).
 
 use tokio::time::{Instant, timeout_at};
 use warp::reply::Response;
 
 use super::{
-    conn::Start,
-    error::{Code, Error},
-    request::Asked,
+    conn::StreamStart,
+    error::{ApiError, ErrorCode},
+    request::ApiRequest,
     stream,
-    stream_credential::Leased,
-    unavailable::Later,
+    stream_credential::WithCredential,
+    unavailable::Unavailable,
     upgrade,
 };
 use crate::{
-    event::projection::{Format, Lens, Types},
-    feed::{Feed, Framing, From, Reason, Refused, Subscription},
+    event::{
+        PerResource,
+        projection::{EventFormat, EventTypes, Projection},
+    },
+    feed::{Feed, Framing, ResumeError, SnapshotReason, StartAt, Subscription},
 };
 
-pub(super) async fn ws(asked: Asked) -> Result<Response, Error> {
-    let key = upgrade::key(&asked, "connect with a WebSocket client")?;
-    let place = asked.site.streams.enter().ok_or_else(|| Later::TooManyConnections.error())?;
-    let seat = asked.site.limits.enter(&asked.principal.caller).map_err(Later::error)?;
-    let parameters = asked.parameters(&["types", "connectionId", "snapshot"])?;
+pub(super) async fn ws(request: ApiRequest) -> Result<Response, ApiError> {
+    let key = upgrade::key(&request, "connect with a WebSocket client")?;
+    let permit = request.app.streams.try_acquire().ok_or_else(|| Unavailable::TooManyStreams.to_error())?;
+    let slot = request.app.rate_limits.open_stream(&request.principal.caller).map_err(Unavailable::to_error)?;
+    let parameters = request.parameters(&["types", "connectionId", "snapshot"])?;
     let types = match parameters.get("types") {
-        None => Types::all(Format::Boilerhouse),
-        Some(list) => Types::parse(list, Format::Boilerhouse).map_err(|problem| Error::parameter("types", &problem))?,
+        None => EventTypes::all(EventFormat::Boilerhouse),
+        Some(list) => {
+            EventTypes::parse(list, EventFormat::Boilerhouse).map_err(|error| ApiError::parameter("types", &error))?
+        }
     };
-    let from = match parameters.get("snapshot") {
-        None | Some("state") => From::Snapshot(Reason::Connect, [0; 2]),
-        Some("none") => From::Now,
-        Some(_) => return Err(Error::parameter("snapshot", "accepted are state, none")),
+    let start_at = match parameters.get("snapshot") {
+        None | Some("state") => {
+            StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: PerResource::default() }
+        }
+        Some("none") => StartAt::Live,
+        Some(_) => return Err(ApiError::parameter("snapshot", "accepted are state, none")),
     };
-    let site = asked.site.clone();
-    if site.streams.stop.is_cancelled() {
-        return Err(Later::Draining.error());
+    let app = request.app.clone();
+    if app.streams.stop.is_cancelled() {
+        return Err(Unavailable::Draining.to_error());
     }
-    let deadline = Instant::now() + site.config.ready_wait;
-    timeout_at(deadline, site.feed.open()).await.map_err(|_| not_ready(&site.feed))?;
-    asked.check_connection(&parameters)?;
-    let lens = Lens { types, ..asked.lens(Format::Boilerhouse) };
-    let hold = site.auth.hold(&asked.principal);
-    let leased = |subscription| Leased::new(subscription, hold, seat);
-    let start = match (site.own)() {
+    let deadline = Instant::now() + app.config.sync_timeout;
+    timeout_at(deadline, app.feed.wait_serviceable()).await.map_err(|_| not_ready(&app.feed))?;
+    request.resolve_connection(&parameters)?;
+    let projection = Projection { types, ..request.base_projection(EventFormat::Boilerhouse) };
+    let watch = app.auth.watch(&request.principal);
+    let with_credential = |subscription| WithCredential::new(subscription, watch, slot);
+    let start = match (app.dedicated_feeds)() {
         None => {
-            let out = leased(subscribe(&site.feed, lens, from)?);
-            Start::new(move |socket| stream::websocket(out, socket, place))
+            let out = with_credential(subscribe(&app.feed, projection, start_at)?);
+            StreamStart::new(move |socket| stream::websocket(out, socket, permit))
         }
         Some((feed, mut source)) => {
             let synced = async {
                 tokio::select! {
                     never = &mut source => match never {},
-                    () = feed.ready() => {}
+                    () = feed.wait_synced() => {}
                 }
             };
-            timeout_at(deadline, synced).await.map_err(|_| not_ready(&site.feed))?;
-            let out = leased(subscribe(&feed, lens, from)?);
-            Start::new(move |socket| async move {
+            timeout_at(deadline, synced).await.map_err(|_| not_ready(&app.feed))?;
+            let out = with_credential(subscribe(&feed, projection, start_at)?);
+            StreamStart::new(move |socket| async move {
                 // The watchers end with the stream, and their connections with them.
                 tokio::select! {
-                    closed = stream::websocket(out, socket, place) => closed,
+                    closed = stream::websocket(out, socket, permit) => closed,
                     never = source => match never {},
                 }
             })
@@ -67,20 +74,21 @@ pub(super) async fn ws(asked: Asked) -> Result<Response, Error> {
     Ok(upgrade::response(stream::websocket_head(key), Some(start)))
 }
 
-fn subscribe(feed: &Feed, lens: Lens, from: From) -> Result<Subscription, Error> {
-    feed.subscribe(feed.lens(lens, Framing::WEBSOCKET), from).map_err(|refused| match refused {
-        Refused::NotReady => not_ready(feed),
-        Refused::Below | Refused::Between | Refused::Foreign | Refused::OtherLens => {
-            Error::new(Code::Internal, "the stream could not begin")
-        }
+fn subscribe(feed: &Feed, projection: Projection, start_at: StartAt) -> Result<Subscription, ApiError> {
+    feed.subscribe(feed.projection_cache(projection, Framing::WEBSOCKET), start_at).map_err(|refused| match refused {
+        ResumeError::NotSynced => not_ready(feed),
+        ResumeError::BeforeLog
+        | ResumeError::InsideCoalesced
+        | ResumeError::ForeignHistory
+        | ResumeError::ProjectionMismatch => ApiError::new(ErrorCode::Internal, "the stream could not begin"),
     })
 }
 
 /// What keeps a connection out, by the feed that all share.
-fn not_ready(feed: &Feed) -> Error {
-    if feed.is_ready() {
-        Error::not_ready("the API server has not answered for too long: connect again in a moment")
+fn not_ready(feed: &Feed) -> ApiError {
+    if feed.is_synced() {
+        ApiError::not_ready("the API server has not answered for too long: connect again in a moment")
     } else {
-        Later::NotReady.error()
+        Unavailable::NotReady.to_error()
     }
 }

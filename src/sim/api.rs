@@ -21,12 +21,12 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 use tower::BoxError;
 
-use super::fault::{self, Effect, Link, Meanwhile};
-use super::query::{Options, Target};
-use super::status::Failure;
+use super::fault::{self, ConcurrentChange, Effect, NetworkState};
+use super::query::{ListOptions, ResourcePath};
+use super::status::StatusError;
 use super::store::{Revision, Store};
 use super::watch::{self, Watch};
-use super::{ApiResource, Sim, State, Verb, review, write};
+use super::{ApiResource, Sim, SimState, Verb, review, write};
 
 /// Largest request body in bytes, the real API server's own limit.
 const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
@@ -68,40 +68,42 @@ where
 }
 
 async fn answer(sim: &Sim, request: &http::request::Parts, body: &[u8]) -> io::Result<Response<Body>> {
-    let link = sim.lock().link;
-    match link {
-        Link::Up => {}
-        Link::Down => return Err(refused()),
-        Link::Silent => std::future::pending().await,
+    let network = sim.lock().network;
+    match network {
+        NetworkState::Up => {}
+        NetworkState::Refusing => return Err(refused()),
+        NetworkState::BlackHole => std::future::pending().await,
     }
     if request.uri.path() == "/version" {
-        return Ok(whole(StatusCode::OK, &version()));
+        return Ok(json_response(StatusCode::OK, &version()));
     }
-    let known = |target: &Target| target.resource != ApiResource::Claims || sim.lock().crd;
-    let Some(target) = Target::parse(request.uri.path()).filter(known) else {
+    let installed = |target: &ResourcePath| target.resource != ApiResource::Claims || sim.lock().crd;
+    let Some(target) = ResourcePath::parse(request.uri.path()).filter(installed) else {
         return Ok(no_such_path());
     };
     let (verb, options) = match parse(request, &target) {
         Ok(parsed) => parsed,
-        Err(failure) => return Ok(refusal(&failure)),
+        Err(error) => return Ok(error_response(&error)),
     };
     let effect = {
         let mut state = sim.lock();
         *state.metrics.requests.entry((verb, target.resource)).or_default() += 1;
         fault::take(&mut state.faults, verb, target.resource, &options)
     };
-    if target.resource.is_review() && !sim.lock().reviewing {
+    if target.resource.is_review() && !sim.lock().reviews_available {
         return Err(refused());
     }
     match effect {
         Some(Effect::Refuse) => Err(refused()),
         Some(Effect::Hang) => std::future::pending().await,
-        Some(Effect::Answer(answer)) => Ok(refusal(&answer.failure(&sim.0.config.user, verb, &target))),
-        Some(Effect::ExpirePage) => Ok(refusal(&Failure::page_expired(inconsistent(&options)))),
-        Some(Effect::Meanwhile(change)) => {
+        Some(Effect::Answer(answer)) => Ok(error_response(&answer.to_error(&sim.0.config.user, verb, &target))),
+        Some(Effect::ExpirePage) => {
+            Ok(error_response(&StatusError::page_expired(inconsistent_continue_token(&options))))
+        }
+        Some(Effect::ConcurrentChange(change)) => {
             let call = Call { sim, target, verb, options, request, body, watch_fault: None };
             let response = call.run().await;
-            happen(sim, &change);
+            apply_concurrent_change(sim, &change);
             Ok(response)
         }
         Some(Effect::Watch { after, then }) => {
@@ -112,66 +114,66 @@ async fn answer(sim: &Sim, request: &http::request::Parts, body: &[u8]) -> io::R
     }
 }
 
-fn happen(sim: &Sim, change: &Meanwhile) {
+fn apply_concurrent_change(sim: &Sim, change: &ConcurrentChange) {
     sim.store(|store| change(store));
 }
 
-fn parse(request: &http::request::Parts, target: &Target) -> Result<(Verb, Options), Failure> {
+fn parse(request: &http::request::Parts, target: &ResourcePath) -> Result<(Verb, ListOptions), StatusError> {
     let query = request.uri.query().unwrap_or_default();
     let listing = request.method == Method::GET && target.name.is_none();
-    let options = if listing { Options::parse(query)? } else { Options::default() };
-    let verb = target.verb(&request.method, options.watch).ok_or_else(Failure::no_such_method)?;
+    let options = if listing { ListOptions::parse(query)? } else { ListOptions::default() };
+    let verb = target.verb(&request.method, options.watch).ok_or_else(StatusError::no_such_method)?;
     Ok((verb, options))
 }
 
 /// A request that has been understood.
 struct Call<'a> {
     sim: &'a Sim,
-    target: Target,
+    target: ResourcePath,
     verb: Verb,
-    options: Options,
+    options: ListOptions,
     request: &'a http::request::Parts,
     body: &'a [u8],
-    watch_fault: Option<(usize, fault::Break)>,
+    watch_fault: Option<(usize, fault::WatchFault)>,
 }
 
 impl Call<'_> {
     async fn run(&self) -> Response<Body> {
         let result = match self.authorize() {
-            Err(failure) => Err(failure),
+            Err(error) => Err(error),
             Ok(()) if self.verb == Verb::Watch => Ok(self.watch()),
             Ok(()) if self.verb == Verb::List => self.list().await,
-            Ok(()) => self.one(),
+            Ok(()) => self.get_or_write(),
         };
-        result.unwrap_or_else(|failure| refusal(&failure))
+        result.unwrap_or_else(|error| error_response(&error))
     }
 
-    fn authorize(&self) -> Result<(), Failure> {
+    fn authorize(&self) -> Result<(), StatusError> {
         let state = self.sim.lock();
         if state.unauthorized {
-            return Err(Failure::unauthorized());
+            return Err(StatusError::unauthorized());
         }
         if state.denied.contains(&(self.verb, self.target.resource)) {
-            return Err(Failure::forbidden(&self.sim.0.config.user, self.verb, &self.target));
+            return Err(StatusError::forbidden(&self.sim.0.config.user, self.verb, &self.target));
         }
         Ok(())
     }
 
     /// Get and the writes.
-    fn one(&self) -> Result<Response<Body>, Failure> {
+    fn get_or_write(&self) -> Result<Response<Body>, StatusError> {
         let target = &self.target;
         if self.verb == Verb::Get {
             let name = target.name.as_deref().unwrap_or_default();
             let namespace = target.namespace.as_deref().unwrap_or_default();
             let object = self.sim.lock().store.get(target.resource, namespace, name);
-            let missing = || Failure::refused(&super::store::Refused::NotFound, target.resource, name);
-            return Ok(whole(StatusCode::OK, &object.ok_or_else(missing)?));
+            let missing = || StatusError::refused(&super::store::Refused::NotFound, target.resource, name);
+            return Ok(json_response(StatusCode::OK, &object.ok_or_else(missing)?));
         }
         let (headers, body) = (&self.request.headers, self.body);
         if target.resource.is_review() {
             let now = self.sim.now();
-            let answer = review::answer(&self.sim.lock().known, target.resource, now, body)?;
-            return Ok(whole(StatusCode::CREATED, &answer));
+            let answer = review::answer(&self.sim.lock().review_state, target.resource, now, body)?;
+            return Ok(json_response(StatusCode::CREATED, &answer));
         }
         let object = self.sim.store(|store| match self.verb {
             Verb::Create => write::create(store, target, body),
@@ -179,39 +181,39 @@ impl Call<'_> {
             verb => write::change(store, target, headers, verb == Verb::Update, body),
         })?;
         let code = if self.verb == Verb::Create { StatusCode::CREATED } else { StatusCode::OK };
-        Ok(whole(code, &object))
+        Ok(json_response(code, &object))
     }
 
-    async fn list(&self) -> Result<Response<Body>, Failure> {
+    async fn list(&self) -> Result<Response<Body>, StatusError> {
         if let Some(asked) = self.options.version {
             self.wait_for(asked).await?;
         }
         let list = list(&self.sim.lock().store, &self.target, &self.options)?;
-        Ok(whole(StatusCode::OK, &list))
+        Ok(json_response(StatusCode::OK, &list))
     }
 
     /// A list at a revision that has not come yet waits for it a little.
-    async fn wait_for(&self, asked: Revision) -> Result<(), Failure> {
-        let mut seen = self.sim.0.changed.subscribe();
-        let deadline = Instant::now() + self.sim.0.config.future_wait;
+    async fn wait_for(&self, asked: Revision) -> Result<(), StatusError> {
+        let mut changed = self.sim.0.changed.subscribe();
+        let deadline = Instant::now() + self.sim.0.config.future_version_timeout;
         loop {
             let current = self.sim.lock().store.revision();
             if asked <= current {
                 return Ok(());
             }
-            if timeout_at(deadline, seen.changed()).await.is_err() {
-                return Err(Failure::future(asked, current));
+            if timeout_at(deadline, changed.changed()).await.is_err() {
+                return Err(StatusError::future(asked, current));
             }
         }
     }
 
     fn watch(&self) -> Response<Body> {
         let mut state = self.sim.lock();
-        let State { store, .. } = &*state;
+        let SimState { store, .. } = &*state;
         let window = store.watch_window();
         match self.options.version.filter(|version| (1..window).contains(version)) {
             Some(version) => {
-                let line = watch::error_line(&Failure::watch_expired(version, window));
+                let line = watch::error_line(&StatusError::watch_expired(version, window));
                 respond(StatusCode::OK, stream_body(stream::iter([Ok(line)])))
             }
             None => {
@@ -230,7 +232,7 @@ struct List {
     items: Vec<Arc<Value>>,
 }
 
-fn list(store: &Store, target: &Target, options: &Options) -> Result<List, Failure> {
+fn list(store: &Store, target: &ResourcePath, options: &ListOptions) -> Result<List, StatusError> {
     let page = options.page.as_deref().map(Page::decode).transpose()?;
     let at = match &page {
         Some(page) => page.revision.unwrap_or(store.revision()),
@@ -239,8 +241,8 @@ fn list(store: &Store, target: &Target, options: &Options) -> Result<List, Failu
     };
     let listed = store.list_at(target.resource, target.namespace.as_deref(), at);
     let mut items = listed.map_err(|_| match options.page {
-        Some(_) => Failure::page_expired(inconsistent(options)),
-        None => Failure::list_expired(),
+        Some(_) => StatusError::page_expired(inconsistent_continue_token(options)),
+        None => StatusError::list_expired(),
     })?;
     if let Some(page) = &page {
         items.retain(|item| position(item) > page.after);
@@ -268,8 +270,8 @@ struct Page {
 }
 
 impl Page {
-    fn decode(token: &str) -> Result<Self, Failure> {
-        let bad = || Failure::bad_request("invalid continue token: continue key is not valid");
+    fn decode(token: &str) -> Result<Self, StatusError> {
+        let bad = || StatusError::bad_request("invalid continue token: continue key is not valid");
         let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| bad())?;
         let token: Value = serde_json::from_slice(&bytes).map_err(|_| bad())?;
         let (namespace, name) = token["start"].as_str().and_then(|start| start.split_once('/')).ok_or_else(bad)?;
@@ -285,7 +287,7 @@ impl Page {
 }
 
 /// The token with which a client may go on where its own has expired.
-fn inconsistent(options: &Options) -> String {
+fn inconsistent_continue_token(options: &ListOptions) -> String {
     let page = options.page.as_deref().and_then(|page| Page::decode(page).ok());
     page.map(|page| Page { revision: None, ..page }.encode()).unwrap_or_default()
 }
@@ -339,15 +341,15 @@ fn refused() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionRefused, "connection refused")
 }
 
-fn refusal(failure: &Failure) -> Response<Body> {
-    let mut response = whole(failure.code, &failure.to_json());
-    if let Some(seconds) = failure.retry_after_seconds() {
+fn error_response(error: &StatusError) -> Response<Body> {
+    let mut response = json_response(error.code, &error.to_json());
+    if let Some(seconds) = error.retry_after_seconds() {
         response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }
     response
 }
 
-fn whole(code: StatusCode, body: &impl Serialize) -> Response<Body> {
+fn json_response(code: StatusCode, body: &impl Serialize) -> Response<Body> {
     // Values have string keys only, so that writing them cannot fail.
     let bytes = serde_json::to_vec(body).unwrap_or_default();
     respond(code, Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync())

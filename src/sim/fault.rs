@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use http::StatusCode;
 
-use super::query::{Options, Target};
-use super::status::Failure;
+use super::query::{ListOptions, ResourcePath};
+use super::status::StatusError;
 use super::store::Store;
 use super::{ApiResource, Verb};
 
@@ -39,7 +39,7 @@ pub enum Answer {
 
 /// How a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cut {
+pub enum ConnectionEnd {
     /// As a body that is complete.
     Eof,
     /// As a connection that breaks.
@@ -48,9 +48,9 @@ pub enum Cut {
 
 /// What becomes of a watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Break {
+pub enum WatchFault {
     /// It ends.
-    Cut(Cut),
+    Cut(ConnectionEnd),
     /// It ends in the middle of the next event's line.
     HalfLine,
     /// The next event's line does not parse and so is lost; the watch goes on.
@@ -66,20 +66,20 @@ pub(super) enum Effect {
     Answer(Answer),
     Refuse,
     Hang,
-    Watch { after: usize, then: Break },
+    Watch { after: usize, then: WatchFault },
     ExpirePage,
-    Meanwhile(Meanwhile),
+    ConcurrentChange(ConcurrentChange),
 }
 
 /// A change to make right after an answer has been computed.
-pub(super) type Meanwhile = Arc<dyn Fn(&mut Store) + Send + Sync>;
+pub(super) type ConcurrentChange = Arc<dyn Fn(&mut Store) + Send + Sync>;
 
 /// Whether requests reach the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Link {
+pub(super) enum NetworkState {
     Up,
-    Down,
-    Silent,
+    Refusing,
+    BlackHole,
 }
 
 impl Fault {
@@ -103,7 +103,7 @@ impl Fault {
 
     /// A watch breaks after that many events.
     #[must_use]
-    pub fn watch(after: usize, then: Break) -> Self {
+    pub fn watch(after: usize, then: WatchFault) -> Self {
         Self::new(Some(Verb::Watch), Effect::Watch { after, then })
     }
 
@@ -115,8 +115,8 @@ impl Fault {
 
     /// The store changes right after the answer has been computed: between two pages, between a list and its watch.
     #[must_use]
-    pub fn meanwhile(change: impl Fn(&mut Store) + Send + Sync + 'static) -> Self {
-        Self::new(None, Effect::Meanwhile(Arc::new(change)))
+    pub fn with_concurrent_change(change: impl Fn(&mut Store) + Send + Sync + 'static) -> Self {
+        Self::new(None, Effect::ConcurrentChange(Arc::new(change)))
     }
 
     /// The fault waits for a request of this verb.
@@ -135,7 +135,7 @@ impl Fault {
         Self { verb, resource: None, effect }
     }
 
-    fn fits(&self, verb: Verb, resource: ApiResource, options: &Options) -> bool {
+    fn matches(&self, verb: Verb, resource: ApiResource, options: &ListOptions) -> bool {
         self.verb.is_none_or(|wanted| wanted == verb)
             && self.resource.is_none_or(|wanted| wanted == resource)
             && (!matches!(self.effect, Effect::ExpirePage) || options.page.is_some())
@@ -143,28 +143,33 @@ impl Fault {
 }
 
 /// Takes the first fault that fits a request out of the armed ones.
-pub(super) fn take(faults: &mut Vec<Fault>, verb: Verb, resource: ApiResource, options: &Options) -> Option<Effect> {
-    let index = faults.iter().position(|fault| fault.fits(verb, resource, options))?;
+pub(super) fn take(
+    faults: &mut Vec<Fault>,
+    verb: Verb,
+    resource: ApiResource,
+    options: &ListOptions,
+) -> Option<Effect> {
+    let index = faults.iter().position(|fault| fault.matches(verb, resource, options))?;
     Some(faults.remove(index).effect)
 }
 
 impl Answer {
-    pub(super) fn failure(self, user: &str, verb: Verb, target: &Target) -> Failure {
+    pub(super) fn to_error(self, user: &str, verb: Verb, target: &ResourcePath) -> StatusError {
         match self {
             Self::TooManyRequests(seconds) => {
                 let message = "too many requests, please try again later";
-                Failure::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", message).retry_after(seconds)
+                StatusError::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", message).retry_after(seconds)
             }
-            Self::Unauthorized => Failure::unauthorized(),
-            Self::Forbidden => Failure::forbidden(user, verb, target),
-            Self::Gone => Failure::list_expired(),
+            Self::Unauthorized => StatusError::unauthorized(),
+            Self::Forbidden => StatusError::forbidden(user, verb, target),
+            Self::Gone => StatusError::list_expired(),
             Self::Internal => {
                 let message = "Internal error occurred: etcdserver: request timed out";
-                Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", message)
+                StatusError::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", message)
             }
             Self::Unavailable => {
                 let message = "the server is currently unable to handle the request";
-                Failure::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message)
+                StatusError::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message)
             }
         }
     }
@@ -178,7 +183,7 @@ impl fmt::Debug for Effect {
             Self::Hang => f.write_str("Hang"),
             Self::Watch { after, then } => f.debug_struct("Watch").field("after", after).field("then", then).finish(),
             Self::ExpirePage => f.write_str("ExpirePage"),
-            Self::Meanwhile(_) => f.write_str("Meanwhile"),
+            Self::ConcurrentChange(_) => f.write_str("ConcurrentChange"),
         }
     }
 }

@@ -6,20 +6,20 @@
 use http::Method;
 use serde_json::Value;
 
-use super::status::Failure;
+use super::status::StatusError;
 use super::store::Revision;
 use super::{ApiResource, Verb};
 
 /// A path of the API, taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Target {
+pub(super) struct ResourcePath {
     pub(super) resource: ApiResource,
     pub(super) namespace: Option<String>,
     pub(super) name: Option<String>,
     pub(super) status: bool,
 }
 
-impl Target {
+impl ResourcePath {
     /// Finds the resource behind a path, if this API serves one there.
     pub(super) fn parse(path: &str) -> Option<Self> {
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
@@ -62,7 +62,7 @@ impl Target {
 
 /// The parameters of a list or watch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Options {
+pub(super) struct ListOptions {
     pub(super) watch: bool,
     pub(super) selector: Selector,
     pub(super) version: Option<Revision>,
@@ -73,9 +73,9 @@ pub(super) struct Options {
     pub(super) timeout_seconds: Option<u64>,
 }
 
-impl Options {
+impl ListOptions {
     /// Parses a query string; refuses what kube-apiserver refuses.
-    pub(super) fn parse(query: &str) -> Result<Self, Failure> {
+    pub(super) fn parse(query: &str) -> Result<Self, StatusError> {
         let mut options = Self::default();
         let (mut version_match, mut version, mut initial) = (None, None, false);
         for (key, value) in form_urlencoded::parse(query.as_bytes()) {
@@ -97,7 +97,7 @@ impl Options {
             }
         }
         if let Some(version) = version {
-            let bad = if options.watch { Failure::bad_watch_version } else { Failure::bad_version };
+            let bad = if options.watch { StatusError::bad_watch_version } else { StatusError::bad_version };
             options.version = Some(version.parse().map_err(|_| bad(&version))?);
         }
         options.check(version_match.as_deref(), initial)?;
@@ -106,13 +106,13 @@ impl Options {
         Ok(options)
     }
 
-    fn check(&self, version_match: Option<&str>, initial: bool) -> Result<(), Failure> {
+    fn check(&self, version_match: Option<&str>, initial: bool) -> Result<(), StatusError> {
         if initial {
             let why = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
-            return Err(Failure::bad_options("sendInitialEvents", why));
+            return Err(StatusError::bad_options("sendInitialEvents", why));
         }
         if self.page.is_some() && self.version.is_some_and(|version| version > 0) {
-            return Err(Failure::bad_request("specifying resource version is not allowed when using continue"));
+            return Err(StatusError::bad_request("specifying resource version is not allowed when using continue"));
         }
         let Some(version_match) = version_match else { return Ok(()) };
         let why = if self.watch {
@@ -128,7 +128,7 @@ impl Options {
         } else {
             return Ok(());
         };
-        Err(Failure::bad_options("resourceVersionMatch", why))
+        Err(StatusError::bad_options("resourceVersionMatch", why))
     }
 }
 
@@ -161,7 +161,7 @@ impl Selector {
         })
     }
 
-    fn labels(&mut self, text: &str) -> Result<(), Failure> {
+    fn labels(&mut self, text: &str) -> Result<(), StatusError> {
         for part in text.split(',').map(str::trim) {
             let requirement = if let Some((key, value)) = part.split_once("!=") {
                 Requirement::NotLabel(key.trim().into(), value.trim().into())
@@ -171,7 +171,7 @@ impl Selector {
                 Requirement::Absent(key.trim().into())
             } else if part.is_empty() || part.contains([' ', '(', '<', '>']) {
                 let why = format!("unable to parse requirement: {part:?} (this API knows equality and existence)");
-                return Err(Failure::bad_request(&why));
+                return Err(StatusError::bad_request(&why));
             } else {
                 Requirement::Present(part.into())
             };
@@ -180,13 +180,13 @@ impl Selector {
         Ok(())
     }
 
-    fn fields(&mut self, text: &str) -> Result<(), Failure> {
+    fn fields(&mut self, text: &str) -> Result<(), StatusError> {
         for part in text.split(',') {
             let (field, value) = part.split_once('=').unwrap_or((part, ""));
             let field = match field {
                 "metadata.name" => "name",
                 "metadata.namespace" => "namespace",
-                _ => return Err(Failure::bad_request(&format!("field label not supported: {field}"))),
+                _ => return Err(StatusError::bad_request(&format!("field label not supported: {field}"))),
             };
             self.0.push(Requirement::Field(field, value.trim_start_matches('=').to_owned()));
         }
@@ -198,8 +198,8 @@ fn flag(value: &str) -> bool {
     !matches!(value, "0" | "false")
 }
 
-fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T, Failure> {
-    value.parse().map_err(|_| Failure::bad_request(&format!("invalid {name}: {value:?}")))
+fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T, StatusError> {
+    value.parse().map_err(|_| StatusError::bad_request(&format!("invalid {name}: {value:?}")))
 }
 
 #[cfg(test)]
@@ -209,8 +209,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_lead_to_resources() {
-        let target = |path| Target::parse(path).map(|t| (t.resource, t.namespace, t.name, t.status));
+    fn path_parser_resolves_resources() {
+        let target = |path| ResourcePath::parse(path).map(|t| (t.resource, t.namespace, t.name, t.status));
         let (pods, claims, n, a) = (ApiResource::Pods, ApiResource::Claims, Some("n".to_owned()), Some("a".to_owned()));
         assert_eq!(target("/api/v1/pods"), Some((pods, None, None, false)));
         assert_eq!(target("/api/v1/namespaces/n/pods/a/status"), Some((pods, n.clone(), a.clone(), true)));
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn selectors_select() {
+    fn selectors_match_labels_and_fields() {
         let object = json!({"metadata": {"name": "a", "labels": {"app": "web", "odd": 7}}});
         let table = [
             ("labelSelector=app%3Dweb", true),
@@ -250,27 +250,27 @@ mod tests {
             ("fieldSelector=metadata.name%3Db&labelSelector=app", false),
         ];
         for (query, expected) in table {
-            assert_eq!(Options::parse(query).unwrap().selector.matches(&object), expected, "{query}");
+            assert_eq!(ListOptions::parse(query).unwrap().selector.matches(&object), expected, "{query}");
         }
-        assert!(Options::parse("labelSelector=app%20in%20(a)").is_err());
-        assert!(Options::parse("fieldSelector=spec.x%3Da").is_err());
+        assert!(ListOptions::parse("labelSelector=app%20in%20(a)").is_err());
+        assert!(ListOptions::parse("fieldSelector=spec.x%3Da").is_err());
     }
 
     #[test]
-    fn a_version_with_a_limit_means_exactly_that_version() {
-        assert!(Options::parse("resourceVersion=5&limit=1").unwrap().exact);
-        assert!(!Options::parse("resourceVersion=5").unwrap().exact);
-        assert!(!Options::parse("resourceVersion=5&limit=1&resourceVersionMatch=NotOlderThan").unwrap().exact);
+    fn resource_version_with_limit_requests_an_exact_list() {
+        assert!(ListOptions::parse("resourceVersion=5&limit=1").unwrap().exact);
+        assert!(!ListOptions::parse("resourceVersion=5").unwrap().exact);
+        assert!(!ListOptions::parse("resourceVersion=5&limit=1&resourceVersionMatch=NotOlderThan").unwrap().exact);
         for refused in [
             "resourceVersionMatch=Exact",
             "resourceVersionMatch=Exact&resourceVersion=0",
             "resourceVersionMatch=Sometimes&resourceVersion=5",
             "resourceVersionMatch=Exact&resourceVersion=5&watch=true",
         ] {
-            assert_eq!(Options::parse(refused).unwrap_err().code.as_u16(), 422, "{refused}");
+            assert_eq!(ListOptions::parse(refused).unwrap_err().code.as_u16(), 422, "{refused}");
         }
         for refused in ["resourceVersion=x", "continue=x&resourceVersion=5", "limit=x"] {
-            assert_eq!(Options::parse(refused).unwrap_err().code.as_u16(), 400, "{refused}");
+            assert_eq!(ListOptions::parse(refused).unwrap_err().code.as_u16(), 400, "{refused}");
         }
     }
 }

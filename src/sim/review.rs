@@ -12,7 +12,7 @@ use std::{
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::{ApiResource, Sim, Verb, status::Failure, write};
+use super::{ApiResource, Sim, Verb, status::StatusError, write};
 
 /// The API server's own audience: what a review without audiences is about.
 pub const OWN_AUDIENCE: &str = "https://kubernetes.default.svc";
@@ -52,7 +52,7 @@ pub struct Rule {
 
 /// All that reviews are answered by.
 #[derive(Default)]
-pub(super) struct Known {
+pub(super) struct ReviewState {
     tokens: BTreeMap<String, Identity>,
     rules: BTreeSet<Rule>,
 }
@@ -60,32 +60,32 @@ pub(super) struct Known {
 impl Sim {
     /// From now on this token is this identity's.
     pub fn issue(&self, token: &str, identity: Identity) {
-        self.lock().known.issue(token, identity);
+        self.lock().review_state.issue(token, identity);
     }
 
     /// From now on this token is nobody's, whenever it would have ended.
     pub fn revoke(&self, token: &str) {
-        self.lock().known.revoke(token);
+        self.lock().review_state.revoke(token);
     }
 
     /// From now on somebody may do something. It is what SubjectAccessReviews are answered by, and no more: those who ask
     /// this API may do what is not denied to them ([`Sim::deny`]).
     pub fn grant(&self, rule: Rule) {
-        self.lock().known.grant(rule);
+        self.lock().review_state.grant(rule);
     }
 
     /// Takes every [`Sim::grant`] to this user or group back.
-    pub fn withdraw(&self, subject: &str) {
-        self.lock().known.withdraw(subject);
+    pub fn revoke_grants(&self, subject: &str) {
+        self.lock().review_state.revoke_grants(subject);
     }
 
     /// Whether reviews are answered, as they are at first; connections for them are refused otherwise.
-    pub fn set_reviewing(&self, reviewing: bool) {
-        self.lock().reviewing = reviewing;
+    pub fn set_reviews_available(&self, available: bool) {
+        self.lock().reviews_available = available;
     }
 }
 
-impl Known {
+impl ReviewState {
     pub(super) fn issue(&mut self, token: &str, identity: Identity) {
         self.tokens.insert(token.to_owned(), identity);
     }
@@ -98,14 +98,15 @@ impl Known {
         self.rules.insert(rule);
     }
 
-    pub(super) fn withdraw(&mut self, subject: &str) {
+    pub(super) fn revoke_grants(&mut self, subject: &str) {
         self.rules.retain(|rule| rule.subject != subject);
     }
 
     /// The `status` of a TokenReview.
-    fn token(&self, spec: &Value, now: Timestamp) -> Result<Value, Failure> {
+    fn token(&self, spec: &Value, now: Timestamp) -> Result<Value, StatusError> {
         let token = spec["token"].as_str().filter(|token| !token.is_empty());
-        let token = token.ok_or_else(|| Failure::bad_request("token is required for TokenReview in authentication"))?;
+        let token =
+            token.ok_or_else(|| StatusError::bad_request("token is required for TokenReview in authentication"))?;
         let refusal = |error: &str| Ok(json!({"user": {}, "error": error}));
         let asked = or_own(strings(&spec["audiences"]));
         // The real one makes a request's header of it and reads that: where nothing is left, it finds its anonymous user,
@@ -133,10 +134,10 @@ impl Known {
     }
 
     /// The `status` of a SubjectAccessReview.
-    fn access(&self, spec: &Value) -> Result<Value, Failure> {
+    fn access(&self, spec: &Value) -> Result<Value, StatusError> {
         let mut subjects = strings(&spec["groups"]);
         subjects.extend(spec["user"].as_str().filter(|user| !user.is_empty()).map(str::to_owned));
-        let invalid = |why: &str| Failure::invalid(ApiResource::AccessReviews, "", why);
+        let invalid = |why: &str| StatusError::invalid(ApiResource::AccessReviews, "", why);
         if subjects.is_empty() {
             return Err(invalid("spec.user: Invalid value: \"\": at least one of user or group must be specified"));
         }
@@ -184,11 +185,16 @@ impl Identity {
 }
 
 /// The review with its answer.
-pub(super) fn answer(known: &Known, resource: ApiResource, now: Timestamp, body: &[u8]) -> Result<Value, Failure> {
+pub(super) fn answer(
+    state: &ReviewState,
+    resource: ApiResource,
+    now: Timestamp,
+    body: &[u8],
+) -> Result<Value, StatusError> {
     let mut review = write::parse(body)?;
     let status = match resource {
-        ApiResource::TokenReviews => known.token(&review["spec"], now)?,
-        _ => known.access(&review["spec"])?,
+        ApiResource::TokenReviews => state.token(&review["spec"], now)?,
+        _ => state.access(&review["spec"])?,
     };
     review["kind"] = json!(resource.kind());
     review["apiVersion"] = json!(resource.api_version());
@@ -208,9 +214,9 @@ fn quoted(audiences: &[String]) -> String {
     audiences.iter().map(|audience| format!("{audience:?}")).collect::<Vec<_>>().join(" ")
 }
 
-impl fmt::Debug for Known {
+impl fmt::Debug for ReviewState {
     /// Without the tokens.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Known").field("tokens", &self.tokens.len()).field("rules", &self.rules).finish()
+        f.debug_struct("ReviewState").field("tokens", &self.tokens.len()).field("rules", &self.rules).finish()
     }
 }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::store::{self, Store};
 use super::{ApiResource, Sim};
+use crate::api::{ANNOTATION_LAST_ACTIVITY, LABEL_MANAGED, LABEL_POOL_STATUS, LABEL_TENANT, LABEL_WORKLOAD};
 
 mod fixtures;
 
@@ -68,7 +69,7 @@ enum Goal {
 
 /// One thing that can happen, to the object of that name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Act {
+enum Action {
     Warm(String),
     Advance(String),
     Fail(String),
@@ -113,7 +114,7 @@ impl Scenario {
                 self.advance(store, &name);
             }
         }
-        let name = format!("metrics-agent-{:05x}", self.draw() & 0xf_ffff);
+        let name = format!("metrics-agent-{:05x}", self.next_random() & 0xf_ffff);
         self.create(store, ApiResource::Pods, fixtures::unmanaged(&self.config.namespace, &name, store.now()));
         self.since = [0; 3];
     }
@@ -123,13 +124,13 @@ impl Scenario {
         for steps in &mut self.since {
             *steps += 1;
         }
-        let possible = self.possible(store);
+        let possible = self.possible_actions(store);
         let overdue = [Goal::Ready, Goal::Active, Goal::Released].into_iter();
         let overdue = overdue.filter(|goal| self.since[*goal as usize] > OVERDUE_STEPS);
         let urgent = overdue.max_by_key(|goal| self.since[*goal as usize]);
-        let act = urgent.and_then(|goal| nearest(goal, &possible)).or_else(|| self.choose(&possible));
-        if let Some(act) = act {
-            self.perform(store, &act);
+        let action = urgent.and_then(|goal| closest_action(goal, &possible)).or_else(|| self.choose(&possible));
+        if let Some(action) = action {
+            self.perform(store, &action);
         }
     }
 
@@ -141,7 +142,7 @@ impl Scenario {
         tokio::pin!(stop);
         loop {
             // A tenth either way, so that it does not look like a metronome.
-            let jitter = 0.9 + 0.2 * f64::from(u16::try_from(self.draw() & 0xffff).unwrap_or(0)) / 65_536.0;
+            let jitter = 0.9 + 0.2 * f64::from(u16::try_from(self.next_random() & 0xffff).unwrap_or(0)) / 65_536.0;
             tokio::select! {
                 () = &mut stop => return,
                 () = tokio::time::sleep(pause.mul_f64(jitter)) => {}
@@ -150,7 +151,7 @@ impl Scenario {
             sim.store(|store| {
                 self.step(store);
                 if steps.is_multiple_of(MEMORY_STEPS) {
-                    store.forget(mark);
+                    store.discard_before(mark);
                     mark = store.revision();
                 }
             });
@@ -158,110 +159,113 @@ impl Scenario {
     }
 
     /// Everything that could happen now, with its weight.
-    fn possible(&self, store: &Store) -> Vec<(u32, Act)> {
+    fn possible_actions(&self, store: &Store) -> Vec<(u32, Action)> {
         let namespace = Some(self.config.namespace.as_str());
         let (pods, claims) = (store.list(ApiResource::Pods, namespace), store.list(ApiResource::Claims, namespace));
-        let mut acts = Vec::new();
+        let mut actions = Vec::new();
         for pod in &pods {
-            self.pod_acts(pod, &claims, &mut acts);
+            self.pod_actions(pod, &claims, &mut actions);
         }
         for workload in &self.config.workloads {
-            let pooled = |pod: &Value| label(pod, "workload") == workload && pool(pod) != "acquired" && living(pod);
+            let pooled =
+                |pod: &Value| label(pod, LABEL_WORKLOAD) == workload && pool(pod) != "acquired" && is_alive(pod);
             if pods.iter().filter(|pod| pooled(pod)).count() < self.config.pool_size {
-                acts.push((6, Act::Warm(workload.clone())));
+                actions.push((6, Action::Warm(workload.clone())));
             }
         }
         let crowded = u32::from(claims.len() > MANY_CLAIMS);
         for claim in &claims {
             let name = text(&claim["metadata"]["name"]);
             match text(&claim["status"]["phase"]).as_str() {
-                "" | "Pending" => acts.push((10, Act::Activate(name))),
-                "Active" => acts.extend([(2, Act::Touch(name.clone())), (1 + 3 * crowded, Act::Release(name))]),
-                "Releasing" => acts.push((8, Act::Finish(name))),
-                "Released" => acts.extend([(1, Act::Reclaim(name.clone())), (4, Act::Reap(name))]),
-                _ => acts.push((4, Act::Reap(name))),
+                "" | "Pending" => actions.push((10, Action::Activate(name))),
+                "Active" => {
+                    actions.extend([(2, Action::Touch(name.clone())), (1 + 3 * crowded, Action::Release(name))])
+                }
+                "Releasing" => actions.push((8, Action::Finish(name))),
+                "Released" => actions.extend([(1, Action::Reclaim(name.clone())), (4, Action::Reap(name))]),
+                _ => actions.push((4, Action::Reap(name))),
             }
         }
         for tenant in &self.config.tenants {
             if !claims.iter().any(|claim| claim["spec"]["tenantId"] == **tenant) {
-                acts.push((1, Act::Claim(tenant.clone())));
+                actions.push((1, Action::Claim(tenant.clone())));
             }
         }
-        acts
+        actions
     }
 
-    fn pod_acts(&self, pod: &Value, claims: &[std::sync::Arc<Value>], acts: &mut Vec<(u32, Act)>) {
+    fn pod_actions(&self, pod: &Value, claims: &[std::sync::Arc<Value>], actions: &mut Vec<(u32, Action)>) {
         let name = text(&pod["metadata"]["name"]);
-        if label(pod, "managed") != "true" {
-            return acts.push((1, Act::Stir(name)));
+        if label(pod, LABEL_MANAGED) != "true" {
+            return actions.push((1, Action::Stir(name)));
         }
         if !pod["metadata"]["deletionTimestamp"].is_null() {
-            return acts.push((8, Act::Remove(name)));
+            return actions.push((8, Action::Remove(name)));
         }
-        let tenant = label(pod, "tenant");
+        let tenant = label(pod, LABEL_TENANT);
         let wanted = claims.iter().any(|claim| {
             let phase = text(&claim["status"]["phase"]);
             claim["spec"]["tenantId"] == tenant && matches!(phase.as_str(), "" | "Pending" | "Active" | "Releasing")
         });
         match (text(&pod["status"]["phase"]).as_str(), pool(pod)) {
-            ("Failed", _) => acts.push((6, Act::Terminate(name))),
-            (_, "warming") => acts.push((8, Act::Advance(name))),
-            (_, "acquired") if !wanted => acts.push((6, Act::Terminate(name))),
+            ("Failed", _) => actions.push((6, Action::Terminate(name))),
+            (_, "warming") => actions.push((8, Action::Advance(name))),
+            (_, "acquired") if !wanted => actions.push((6, Action::Terminate(name))),
             // Failing is rare beside everything else; twelve pods of this weight make it one step in twenty.
-            _ if self.random.is_multiple_of(8) => acts.push((1, Act::Fail(name))),
+            _ if self.random.is_multiple_of(8) => actions.push((1, Action::Fail(name))),
             // Weight nothing: only where every pool is full and a Pod has to turn ready all the same.
-            (_, "ready") => acts.push((0, Act::Rotate(name))),
+            (_, "ready") => actions.push((0, Action::Rotate(name))),
             _ => {}
         }
     }
 
-    fn choose(&mut self, possible: &[(u32, Act)]) -> Option<Act> {
+    fn choose(&mut self, possible: &[(u32, Action)]) -> Option<Action> {
         let total: u32 = possible.iter().map(|(weight, _)| weight).sum();
-        let mut ticket = u32::try_from(self.draw() % u64::from(total.max(1))).unwrap_or(0);
-        for (weight, act) in possible {
+        let mut ticket = u32::try_from(self.next_random() % u64::from(total.max(1))).unwrap_or(0);
+        for (weight, action) in possible {
             if ticket < *weight {
-                return Some(act.clone());
+                return Some(action.clone());
             }
             ticket -= weight;
         }
         None
     }
 
-    fn perform(&mut self, store: &mut Store, act: &Act) {
+    fn perform(&mut self, store: &mut Store, action: &Action) {
         let now = store::seconds(store.now());
-        match act {
-            Act::Warm(workload) => drop(self.warm(store, workload)),
-            Act::Advance(pod) => self.advance(store, pod),
-            Act::Fail(pod) => self.fail(store, pod),
-            Act::Rotate(pod) | Act::Terminate(pod) => {
+        match action {
+            Action::Warm(workload) => drop(self.warm(store, workload)),
+            Action::Advance(pod) => self.advance(store, pod),
+            Action::Fail(pod) => self.fail(store, pod),
+            Action::Rotate(pod) | Action::Terminate(pod) => {
                 drop(store.terminate(ApiResource::Pods, &self.config.namespace, pod, 30))
             }
-            Act::Remove(pod) => drop(store.delete(ApiResource::Pods, &self.config.namespace, pod)),
-            Act::Stir(pod) => self.patch_pod(store, pod, &fixtures::stirred(&now)),
-            Act::Claim(tenant) => drop(self.claim(store, tenant)),
-            Act::Activate(claim) => self.activate(store, claim),
-            Act::Touch(claim) => {
-                let touched = json!({"metadata": {"annotations": {"boilerhouse.dev/last-activity": now}}});
+            Action::Remove(pod) => drop(store.delete(ApiResource::Pods, &self.config.namespace, pod)),
+            Action::Stir(pod) => self.patch_pod(store, pod, &fixtures::stirred(&now)),
+            Action::Claim(tenant) => drop(self.claim(store, tenant)),
+            Action::Activate(claim) => self.activate(store, claim),
+            Action::Touch(claim) => {
+                let touched = json!({"metadata": {"annotations": {ANNOTATION_LAST_ACTIVITY: now}}});
                 self.patch_claim(store, claim, &touched);
             }
-            Act::Release(claim) => self.patch_claim(store, claim, &json!({"status": {"phase": "Releasing"}})),
-            Act::Finish(claim) => {
+            Action::Release(claim) => self.patch_claim(store, claim, &json!({"status": {"phase": "Releasing"}})),
+            Action::Finish(claim) => {
                 self.patch_claim(store, claim, &json!({"status": {"phase": "Released", "endpoint": null}}));
                 self.since[Goal::Released as usize] = 0;
             }
-            Act::Reclaim(claim) => {
+            Action::Reclaim(claim) => {
                 let fresh = json!({"phase": "Pending", "instanceId": null, "endpoint": null, "source": null,
                                    "claimedAt": null, "detail": null});
                 self.patch_claim(store, claim, &json!({"spec": {"resume": true}, "status": fresh}));
             }
-            Act::Reap(claim) => drop(store.delete(ApiResource::Claims, &self.config.namespace, claim)),
+            Action::Reap(claim) => drop(store.delete(ApiResource::Claims, &self.config.namespace, claim)),
         }
     }
 
     /// A new pod of a pool, Pending and warming.
     fn warm(&mut self, store: &mut Store, workload: &str) -> String {
-        let name = format!("{workload}-{:05x}", self.draw() & 0xf_ffff);
-        let padding = self.draw() % 40;
+        let name = format!("{workload}-{:05x}", self.next_random() & 0xf_ffff);
+        let padding = self.next_random() % 40;
         let pod = fixtures::instance(&self.config.namespace, &name, workload, padding, store.now());
         self.create(store, ApiResource::Pods, pod);
         name
@@ -275,7 +279,7 @@ impl Scenario {
             self.patch_pod(store, name, &fixtures::ready(&pod, now));
             self.since[Goal::Ready as usize] = 0;
         } else {
-            let address = format!("10.244.{}.{}", self.draw() % 16, 2 + self.draw() % 250);
+            let address = format!("10.244.{}.{}", self.next_random() % 16, 2 + self.next_random() % 250);
             self.patch_pod(store, name, &fixtures::running(&pod, &address, now));
         }
     }
@@ -292,10 +296,10 @@ impl Scenario {
     }
 
     fn claim(&mut self, store: &mut Store, tenant: &str) -> String {
-        let index = usize::try_from(self.draw()).unwrap_or(0) % self.config.workloads.len().max(1);
+        let index = usize::try_from(self.next_random()).unwrap_or(0) % self.config.workloads.len().max(1);
         let workload = self.config.workloads.get(index).cloned().unwrap_or_default();
         let name = format!("{tenant}-{workload}");
-        let resume = self.draw().is_multiple_of(3);
+        let resume = self.next_random().is_multiple_of(3);
         self.create(
             store,
             ApiResource::Claims,
@@ -310,10 +314,10 @@ impl Scenario {
         let (tenant, workload) = (text(&claim["spec"]["tenantId"]), text(&claim["spec"]["workloadRef"]));
         let data = if claim["spec"]["resume"] == true { "+data" } else { "" };
         let pods = store.list(ApiResource::Pods, Some(&self.config.namespace));
-        let mine = pods.iter().filter(|pod| living(pod) && label(pod, "workload") == workload);
+        let mine = pods.iter().filter(|pod| is_alive(pod) && label(pod, LABEL_WORKLOAD) == workload);
         let mine: Vec<_> = mine.filter(|pod| pod["status"]["phase"] == "Running").collect();
-        let cold = self.draw().is_multiple_of(5);
-        let existing = mine.iter().find(|pod| label(pod, "tenant") == tenant);
+        let cold = self.next_random().is_multiple_of(5);
+        let existing = mine.iter().find(|pod| label(pod, LABEL_TENANT) == tenant);
         let pooled = mine.iter().find(|pod| pool(pod) == "ready" && !cold);
         let (pod, source) = match (existing, pooled) {
             (Some(pod), _) => (text(&pod["metadata"]["name"]), "existing".to_owned()),
@@ -324,13 +328,13 @@ impl Scenario {
                 (pod, format!("cold{data}"))
             }
         };
-        let labels = json!({"boilerhouse.dev/pool-status": "acquired", "boilerhouse.dev/tenant": tenant});
+        let labels = json!({LABEL_POOL_STATUS: "acquired", LABEL_TENANT: tenant});
         self.patch_pod(store, &pod, &json!({"metadata": {"labels": labels}}));
         let now = store::seconds(store.now());
         let host = store.get(ApiResource::Pods, &self.config.namespace, &pod).map(|pod| text(&pod["status"]["podIP"]));
         let status = json!({"phase": "Active", "instanceId": pod, "source": source, "claimedAt": now,
                             "endpoint": {"host": host, "port": 8080}});
-        let annotations = json!({"boilerhouse.dev/last-activity": now});
+        let annotations = json!({ANNOTATION_LAST_ACTIVITY: now});
         self.patch_claim(store, name, &json!({"metadata": {"annotations": annotations}, "status": status}));
         self.since[Goal::Active as usize] = 0;
     }
@@ -350,7 +354,7 @@ impl Scenario {
     }
 
     /// The next number of the generator (SplitMix64).
-    fn draw(&mut self) -> u64 {
+    fn next_random(&mut self) -> u64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.random;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -360,27 +364,33 @@ impl Scenario {
 }
 
 /// What brings a goal nearest: its last step where that is possible, else the one before, and so on.
-fn nearest(goal: Goal, possible: &[(u32, Act)]) -> Option<Act> {
-    let distance = |act: &Act| match (goal, act) {
-        (Goal::Ready, Act::Advance(_)) | (Goal::Active, Act::Activate(_)) | (Goal::Released, Act::Finish(_)) => Some(0),
-        (Goal::Ready, Act::Warm(_)) | (Goal::Active, Act::Claim(_)) | (Goal::Released, Act::Release(_)) => Some(1),
-        (Goal::Ready, Act::Rotate(_)) | (Goal::Active, Act::Reclaim(_)) | (Goal::Released, Act::Activate(_)) => Some(2),
-        (Goal::Active, Act::Reap(_)) | (Goal::Released, Act::Claim(_)) => Some(3),
+fn closest_action(goal: Goal, possible: &[(u32, Action)]) -> Option<Action> {
+    let distance = |action: &Action| match (goal, action) {
+        (Goal::Ready, Action::Advance(_))
+        | (Goal::Active, Action::Activate(_))
+        | (Goal::Released, Action::Finish(_)) => Some(0),
+        (Goal::Ready, Action::Warm(_)) | (Goal::Active, Action::Claim(_)) | (Goal::Released, Action::Release(_)) => {
+            Some(1)
+        }
+        (Goal::Ready, Action::Rotate(_))
+        | (Goal::Active, Action::Reclaim(_))
+        | (Goal::Released, Action::Activate(_)) => Some(2),
+        (Goal::Active, Action::Reap(_)) | (Goal::Released, Action::Claim(_)) => Some(3),
         _ => None,
     };
-    let ranked = possible.iter().filter_map(|(_, act)| distance(act).map(|distance| (distance, act)));
-    ranked.min_by_key(|(distance, _)| *distance).map(|(_, act)| act.clone())
+    let ranked = possible.iter().filter_map(|(_, action)| distance(action).map(|distance| (distance, action)));
+    ranked.min_by_key(|(distance, _)| *distance).map(|(_, action)| action.clone())
 }
 
 fn label<'a>(pod: &'a Value, key: &str) -> &'a str {
-    pod["metadata"]["labels"][format!("boilerhouse.dev/{key}")].as_str().unwrap_or_default()
+    pod["metadata"]["labels"][key].as_str().unwrap_or_default()
 }
 
 fn pool(pod: &Value) -> &str {
-    label(pod, "pool-status")
+    label(pod, LABEL_POOL_STATUS)
 }
 
-fn living(pod: &Value) -> bool {
+fn is_alive(pod: &Value) -> bool {
     pod["metadata"]["deletionTimestamp"].is_null() && pod["status"]["phase"] != "Failed"
 }
 

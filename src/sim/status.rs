@@ -3,13 +3,13 @@
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::query::Target;
+use super::query::ResourcePath;
 use super::store::{Refused, Revision};
 use super::{ApiResource, Verb};
 
 /// A `Status` object that says no.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Failure {
+pub(super) struct StatusError {
     pub(super) code: StatusCode,
     reason: &'static str,
     message: String,
@@ -17,7 +17,7 @@ pub(super) struct Failure {
     page: Option<String>,
 }
 
-impl Failure {
+impl StatusError {
     /// A refusal with nothing but its code, reason and message.
     pub(super) fn new(code: StatusCode, reason: &'static str, message: &str) -> Self {
         Self { code, reason, message: message.to_owned(), details: None, page: None }
@@ -65,7 +65,7 @@ impl Failure {
     }
 
     /// RBAC's refusal, which names the user, the verb, the resource and where.
-    pub(super) fn forbidden(user: &str, verb: Verb, target: &Target) -> Self {
+    pub(super) fn forbidden(user: &str, verb: Verb, target: &ResourcePath) -> Self {
         let (resource, group) = (target.resource, target.resource.group());
         let full = if target.status { format!("{}/status", resource.plural()) } else { resource.plural().to_owned() };
         // A Namespace lies in itself, as far as authorization is concerned.

@@ -73,9 +73,9 @@ pub struct Store {
     seed: u64,
     uids: u64,
     revision: Revision,
-    window: Revision,
+    watch_window: Revision,
     /// Changes up to here are no longer in memory.
-    forgotten: Revision,
+    discarded_up_to: Revision,
     compacted: Revision,
     versions: BTreeMap<Key, Vec<Version>>,
     changes: Vec<Change>,
@@ -91,8 +91,8 @@ impl Store {
             seed,
             uids: 0,
             revision: first,
-            window: first,
-            forgotten: first,
+            watch_window: first,
+            discarded_up_to: first,
             compacted: first,
             versions,
             changes,
@@ -100,7 +100,7 @@ impl Store {
     }
 
     /// Sets the time that later writes carry.
-    pub fn tell_time(&mut self, now: Timestamp) {
+    pub fn set_time(&mut self, now: Timestamp) {
         self.now = now;
     }
 
@@ -119,7 +119,7 @@ impl Store {
     /// A watch can start at this revision or later; earlier it is expired.
     #[must_use]
     pub fn watch_window(&self) -> Revision {
-        self.window
+        self.watch_window
     }
 
     /// Exact lists work at this revision or later.
@@ -128,15 +128,15 @@ impl Store {
         self.compacted
     }
 
-    /// Every change still kept, in order of revision; all since the beginning unless [`Store::forget`] was called.
+    /// Every change still kept, in order of revision; all since the beginning unless [`Store::discard_before`] was called.
     #[must_use]
     pub fn history(&self) -> &[Change] {
         &self.changes
     }
 
     /// Up to here [`Store::since`] no longer knows what happened.
-    pub(super) fn forgotten(&self) -> Revision {
-        self.forgotten
+    pub(super) fn discarded_up_to(&self) -> Revision {
+        self.discarded_up_to
     }
 
     /// The changes after a revision.
@@ -299,7 +299,7 @@ impl Store {
 
     /// Forgets the watch history up to now, as a restart of the API server does; exact lists go on working.
     pub fn lose_watch_history(&mut self) {
-        self.window = self.revision;
+        self.watch_window = self.revision;
     }
 
     /// Compacts: exact lists before `revision` are refused from now on. The history stays readable.
@@ -308,11 +308,11 @@ impl Store {
     }
 
     /// Compacts, and gives the memory of everything before `revision` back. For scenarios that run for days.
-    pub fn forget(&mut self, revision: Revision) {
+    pub fn discard_before(&mut self, revision: Revision) {
         self.compact(revision);
         let mark = self.compacted;
-        self.window = self.window.max(mark);
-        self.forgotten = mark;
+        self.watch_window = self.watch_window.max(mark);
+        self.discarded_up_to = mark;
         self.changes.drain(..self.changes.partition_point(|change| change.revision <= mark));
         self.versions.retain(|_, versions| {
             let first = versions.partition_point(|(revision, _)| *revision <= mark).saturating_sub(1);

@@ -14,34 +14,34 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::fault::{Break, Cut};
-use super::query::{Options, Selector, Target};
-use super::status::Failure;
+use super::fault::{ConnectionEnd, WatchFault};
+use super::query::{ListOptions, ResourcePath, Selector};
+use super::status::StatusError;
 use super::store::{Change, Revision};
-use super::{ApiResource, Sim, State};
+use super::{ApiResource, Sim, SimState};
 
 /// An open watch.
 pub(super) struct Watch {
-    open: Open,
-    seen: watch::Receiver<()>,
-    target: Target,
+    guard: OpenWatchGuard,
+    changed: watch::Receiver<()>,
+    target: ResourcePath,
     selector: Selector,
     /// Everything up to here has been told or passed over.
     position: Revision,
     /// Bookmarks come only once the version has moved past this.
-    began: Revision,
+    start_version: Revision,
     /// The state at the beginning, where the watch asked for it.
     initial: VecDeque<Arc<Value>>,
-    fault: Option<(usize, Break)>,
+    fault: Option<(usize, WatchFault)>,
     deadline: Instant,
     bookmark_at: Option<Instant>,
     cuts: u64,
     stalls: u64,
-    over: bool,
+    ended: bool,
 }
 
 /// What a watch does next.
-enum Turn {
+enum WatchStep {
     Line(Bytes),
     Wait(Instant),
     Silence,
@@ -50,19 +50,19 @@ enum Turn {
 }
 
 /// What the store has for a watch, to be written down outside the lock.
-enum Found {
+enum PendingEvent {
     Event(&'static str, Arc<Value>),
     Left(Arc<Value>, Revision),
     Bookmark(Revision),
 }
 
 /// Counts a watch as open for as long as it lives.
-struct Open {
+struct OpenWatchGuard {
     sim: Sim,
     resource: ApiResource,
 }
 
-impl Drop for Open {
+impl Drop for OpenWatchGuard {
     fn drop(&mut self) {
         if let Some(open) = self.sim.lock().metrics.open_watches.get_mut(&self.resource) {
             *open -= 1;
@@ -74,10 +74,10 @@ impl Watch {
     /// Opens a watch, and counts it. `state` is the locked state of `sim`.
     pub(super) fn open(
         sim: &Sim,
-        state: &mut State,
-        target: &Target,
-        options: &Options,
-        fault: Option<(usize, Break)>,
+        state: &mut SimState,
+        target: &ResourcePath,
+        options: &ListOptions,
+        fault: Option<(usize, WatchFault)>,
     ) -> Self {
         let (now, config) = (Instant::now(), &sim.0.config);
         let asked = options.timeout_seconds.filter(|seconds| *seconds > 0).map(std::time::Duration::from_secs);
@@ -92,19 +92,19 @@ impl Watch {
         let position = asked_version.unwrap_or(state.store.revision());
         *state.metrics.open_watches.entry(target.resource).or_default() += 1;
         Self {
-            open: Open { sim: sim.clone(), resource: target.resource },
-            seen: sim.0.changed.subscribe(),
+            guard: OpenWatchGuard { sim: sim.clone(), resource: target.resource },
+            changed: sim.0.changed.subscribe(),
             target: target.clone(),
             selector: options.selector.clone(),
             position,
-            began: position,
+            start_version: position,
             initial: initial.into_iter().filter(|object| options.selector.matches(object)).collect(),
             fault,
             deadline: now + timeout,
             bookmark_at: wants_bookmarks.then(|| now + first_bookmark),
             cuts: state.cuts.0,
             stalls: state.stalls,
-            over: false,
+            ended: false,
         }
     }
 
@@ -115,87 +115,87 @@ impl Watch {
 
     async fn next(&mut self) -> Option<io::Result<Bytes>> {
         loop {
-            match self.turn(Instant::now()) {
-                Turn::Line(line) => return Some(Ok(line)),
-                Turn::Wait(until) => {
+            match self.step(Instant::now()) {
+                WatchStep::Line(line) => return Some(Ok(line)),
+                WatchStep::Wait(until) => {
                     tokio::select! {
-                        _ = self.seen.changed() => {}
+                        _ = self.changed.changed() => {}
                         () = sleep_until(until) => {}
                     }
                 }
-                Turn::Silence => std::future::pending().await,
-                Turn::Reset => {
-                    self.over = true;
+                WatchStep::Silence => std::future::pending().await,
+                WatchStep::Reset => {
+                    self.ended = true;
                     return Some(Err(io::Error::new(io::ErrorKind::ConnectionReset, "connection reset by peer")));
                 }
-                Turn::End => return None,
+                WatchStep::End => return None,
             }
         }
     }
 
-    fn turn(&mut self, now: Instant) -> Turn {
-        if self.over {
-            return Turn::End;
+    fn step(&mut self, now: Instant) -> WatchStep {
+        if self.ended {
+            return WatchStep::End;
         }
         match self.fault {
-            Some((0, Break::Stall)) => return Turn::Silence,
-            Some((0, Break::Cut(Cut::Eof))) => return Turn::End,
-            Some((0, Break::Cut(Cut::Reset))) => return Turn::Reset,
-            Some((0, Break::Expired)) => {
-                self.over = true;
-                let expired = Failure::watch_expired(self.position, self.position + 1);
-                return Turn::Line(line("ERROR", &expired.to_json()));
+            Some((0, WatchFault::Stall)) => return WatchStep::Silence,
+            Some((0, WatchFault::Cut(ConnectionEnd::Eof))) => return WatchStep::End,
+            Some((0, WatchFault::Cut(ConnectionEnd::Reset))) => return WatchStep::Reset,
+            Some((0, WatchFault::Expired)) => {
+                self.ended = true;
+                let expired = StatusError::watch_expired(self.position, self.position + 1);
+                return WatchStep::Line(line("ERROR", &expired.to_json()));
             }
             _ => {}
         }
-        let sim = self.open.sim.clone();
-        let found = {
+        let sim = self.guard.sim.clone();
+        let pending = {
             let state = sim.lock();
             // Silence first: what a black hole swallowed does not see the reset either.
             if state.stalls != self.stalls {
-                return Turn::Silence;
+                return WatchStep::Silence;
             }
             match state.cuts {
-                (cuts, Cut::Eof) if cuts != self.cuts => return Turn::End,
-                (cuts, Cut::Reset) if cuts != self.cuts => return Turn::Reset,
+                (cuts, ConnectionEnd::Eof) if cuts != self.cuts => return WatchStep::End,
+                (cuts, ConnectionEnd::Reset) if cuts != self.cuts => return WatchStep::Reset,
                 // It is too slow: the API server ends such a watch, too, rather than skip a change.
-                _ if self.position < state.store.forgotten() => return Turn::End,
-                _ => self.find(&state, now),
+                _ if self.position < state.store.discarded_up_to() => return WatchStep::End,
+                _ => self.next_pending(&state, now),
             }
         };
-        match found {
-            Some(Found::Bookmark(revision)) => Turn::Line(line("BOOKMARK", &self.bookmark(revision))),
-            Some(Found::Event(kind, object)) => self.tell(&line(kind, &object)),
-            Some(Found::Left(object, revision)) => {
+        match pending {
+            Some(PendingEvent::Bookmark(revision)) => WatchStep::Line(line("BOOKMARK", &self.bookmark(revision))),
+            Some(PendingEvent::Event(kind, object)) => self.emit(&line(kind, &object)),
+            Some(PendingEvent::Left(object, revision)) => {
                 let mut object = (*object).clone();
                 object["metadata"]["resourceVersion"] = json!(revision.to_string());
-                self.tell(&line("DELETED", &object))
+                self.emit(&line("DELETED", &object))
             }
-            None if now >= self.deadline => Turn::End,
-            None => Turn::Wait(self.bookmark_at.map_or(self.deadline, |at| at.min(self.deadline))),
+            None if now >= self.deadline => WatchStep::End,
+            None => WatchStep::Wait(self.bookmark_at.map_or(self.deadline, |at| at.min(self.deadline))),
         }
     }
 
     /// The next thing to tell, in order: the initial state, the changes since, a bookmark that is due.
-    fn find(&mut self, state: &State, now: Instant) -> Option<Found> {
+    fn next_pending(&mut self, state: &SimState, now: Instant) -> Option<PendingEvent> {
         if let Some(object) = self.initial.pop_front() {
-            return Some(Found::Event("ADDED", object));
+            return Some(PendingEvent::Event("ADDED", object));
         }
         for change in state.store.since(self.position) {
             self.position = change.revision;
-            if let Some(found) = self.select(change) {
-                return Some(found);
+            if let Some(pending) = self.classify(change) {
+                return Some(pending);
             }
         }
         if self.bookmark_at.is_some_and(|at| at <= now) {
             self.bookmark_at = self.next_bookmark(now);
             let revision = state.store.revision();
-            return (revision > self.began).then_some(Found::Bookmark(revision));
+            return (revision > self.start_version).then_some(PendingEvent::Bookmark(revision));
         }
         None
     }
 
-    fn select(&self, change: &Change) -> Option<Found> {
+    fn classify(&self, change: &Change) -> Option<PendingEvent> {
         let here = |namespace: &String| *namespace == change.namespace;
         if change.resource != self.target.resource || !self.target.namespace.as_ref().is_none_or(here) {
             return None;
@@ -204,33 +204,33 @@ impl Watch {
         let after = change.after.as_ref().filter(|object| self.selector.matches(object));
         match (before, after) {
             (None, None) => None,
-            (None, Some(after)) => Some(Found::Event("ADDED", after.clone())),
-            (Some(_), Some(after)) => Some(Found::Event("MODIFIED", after.clone())),
-            (Some(before), None) => Some(Found::Left(before.clone(), change.revision)),
+            (None, Some(after)) => Some(PendingEvent::Event("ADDED", after.clone())),
+            (Some(_), Some(after)) => Some(PendingEvent::Event("MODIFIED", after.clone())),
+            (Some(before), None) => Some(PendingEvent::Left(before.clone(), change.revision)),
         }
     }
 
     /// A line on its way to the client, where a fault may meet it.
-    fn tell(&mut self, line: &Bytes) -> Turn {
+    fn emit(&mut self, line: &Bytes) -> WatchStep {
         match &mut self.fault {
-            Some((0, Break::HalfLine)) => {
-                self.over = true;
-                Turn::Line(line.slice(..line.len() / 2))
+            Some((0, WatchFault::HalfLine)) => {
+                self.ended = true;
+                WatchStep::Line(line.slice(..line.len() / 2))
             }
-            Some((0, Break::Garbage)) => {
+            Some((0, WatchFault::Garbage)) => {
                 self.fault = None;
-                Turn::Line(Bytes::from_static(b"{\"type\":\"MODIFIED\",\"object\":<html>}\n"))
+                WatchStep::Line(Bytes::from_static(b"{\"type\":\"MODIFIED\",\"object\":<html>}\n"))
             }
             Some((after, _)) => {
                 *after = after.saturating_sub(1);
-                Turn::Line(line.clone())
+                WatchStep::Line(line.clone())
             }
-            None => Turn::Line(line.clone()),
+            None => WatchStep::Line(line.clone()),
         }
     }
 
     fn next_bookmark(&self, now: Instant) -> Option<Instant> {
-        let config = &self.open.sim.0.config;
+        let config = &self.guard.sim.0.config;
         let last = self.deadline.checked_sub(config.bookmark_lead)?;
         (last > now).then(|| last.min(now + config.bookmark_interval))
     }
@@ -248,18 +248,18 @@ impl Watch {
 }
 
 /// A watch that is told at once that its version is too old, or any other failure.
-pub(super) fn error_line(failure: &Failure) -> Bytes {
-    line("ERROR", &failure.to_json())
+pub(super) fn error_line(error: &StatusError) -> Bytes {
+    line("ERROR", &error.to_json())
 }
 
-fn line(kind: &'static str, object: &Value) -> Bytes {
+fn line(event_type: &'static str, object: &Value) -> Bytes {
     #[derive(Serialize)]
     struct Line<'a> {
         r#type: &'static str,
         object: &'a Value,
     }
     // Values have string keys only, so that writing them cannot fail.
-    let mut line = serde_json::to_vec(&Line { r#type: kind, object }).unwrap_or_default();
+    let mut line = serde_json::to_vec(&Line { r#type: event_type, object }).unwrap_or_default();
     line.push(b'\n');
     line.into()
 }
@@ -273,7 +273,7 @@ mod tests {
     use crate::sim::SimConfig;
 
     #[tokio::test]
-    async fn a_watch_behind_what_is_forgotten_ends_without_skipping_a_change() {
+    async fn watch_behind_forgotten_history_ends_without_skipping_a_change() {
         let sim = Sim::new(SimConfig::default());
         let write = |name: &str| {
             let pod = json!({"metadata": {"name": name, "namespace": "n"}});
@@ -289,7 +289,7 @@ mod tests {
         assert!(line.starts_with(b"{\"type\":\"ADDED\""), "{line:?}");
         write("b");
         write("c");
-        sim.store(|store| store.forget(from + 2));
+        sim.store(|store| store.discard_before(from + 2));
         assert!(watch.frame().await.is_none(), "c must not come without b");
     }
 }

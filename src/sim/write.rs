@@ -8,10 +8,10 @@ use http::{StatusCode, header};
 use serde_json::{Value, json};
 
 use super::ApiResource;
-use super::query::Target;
-use super::status::Failure;
+use super::query::ResourcePath;
+use super::status::StatusError;
 use super::store::{self, Refused, Store};
-use crate::source::crd::BoilerhouseClaim;
+use crate::api::BoilerhouseClaim;
 
 /// How long a Pod is given to end where nothing says otherwise, in seconds.
 const DEFAULT_GRACE_SECONDS: i64 = 30;
@@ -19,12 +19,12 @@ const DEFAULT_GRACE_SECONDS: i64 = 30;
 const WRONG_NAMESPACE: &str = "the namespace of the provided object does not match the namespace sent on the request";
 
 /// `POST`: 201 and the new object.
-pub(super) fn create(store: &mut Store, target: &Target, body: &[u8]) -> Result<Value, Failure> {
+pub(super) fn create(store: &mut Store, target: &ResourcePath, body: &[u8]) -> Result<Value, StatusError> {
     let resource = target.resource;
     let mut object = parse(body)?;
     let namespace = target.namespace.clone().unwrap_or_default();
     match object["metadata"]["namespace"].as_str() {
-        Some(other) if other != namespace => return Err(Failure::bad_request(WRONG_NAMESPACE)),
+        Some(other) if other != namespace => return Err(StatusError::bad_request(WRONG_NAMESPACE)),
         _ if resource.namespaced() => object["metadata"]["namespace"] = json!(namespace),
         _ => {}
     }
@@ -43,34 +43,34 @@ pub(super) fn create(store: &mut Store, target: &Target, body: &[u8]) -> Result<
         ApiResource::TokenReviews | ApiResource::AccessReviews => {}
     }
     let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-    admit(resource, &name, &mut object)?;
+    validate_schema(resource, &name, &mut object)?;
     let created = store.create(resource, object);
-    created.map(|object| (*object).clone()).map_err(|refused| Failure::refused(&refused, resource, &name))
+    created.map(|object| (*object).clone()).map_err(|refused| StatusError::refused(&refused, resource, &name))
 }
 
 /// `PUT` and `PATCH`: 200 and the object as it is then.
 pub(super) fn change(
     store: &mut Store,
-    target: &Target,
+    target: &ResourcePath,
     headers: &http::HeaderMap,
     replace: bool,
     body: &[u8],
-) -> Result<Value, Failure> {
+) -> Result<Value, StatusError> {
     let (resource, name, namespace) = (target.resource, name_of(target), target.namespace.as_deref());
     let namespace = namespace.unwrap_or_default();
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if !replace && !content_type.starts_with("application/merge-patch+json") {
         let message = "the simulated API applies only application/merge-patch+json";
-        return Err(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType", message));
+        return Err(StatusError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType", message));
     }
     let sent = parse(body)?;
     let before = store.get(resource, namespace, name);
-    let before = before.ok_or_else(|| Failure::refused(&Refused::NotFound, resource, name))?;
+    let before = before.ok_or_else(|| StatusError::refused(&Refused::NotFound, resource, name))?;
     let mut after = (*before).clone();
     if replace {
         if resource == ApiResource::Claims && sent["metadata"]["resourceVersion"].as_str().is_none_or(str::is_empty) {
             let why = "metadata.resourceVersion: Invalid value: 0: must be specified for an update";
-            return Err(Failure::invalid(resource, name, why));
+            return Err(StatusError::invalid(resource, name, why));
         }
         after = sent;
     } else {
@@ -78,23 +78,23 @@ pub(super) fn change(
     }
     if let Some(other) = after["metadata"]["name"].as_str().filter(|other| *other != name) {
         let why = format!("the name of the object ({other}) does not match the name on the URL ({name})");
-        return Err(Failure::bad_request(&why));
+        return Err(StatusError::bad_request(&why));
     }
-    keep_other_part(target, &before, &mut after);
-    admit(resource, name, &mut after)?;
+    preserve_other_subresource(target, &before, &mut after);
+    validate_schema(resource, name, &mut after)?;
     let changed = store.modify(resource, namespace, name, |object| *object = after);
-    changed.map(|object| (*object).clone()).map_err(|refused| Failure::refused(&refused, resource, name))
+    changed.map(|object| (*object).clone()).map_err(|refused| StatusError::refused(&refused, resource, name))
 }
 
 /// `DELETE`: 200 and the Pod, or a Status for what is gone at once.
-pub(super) fn delete(store: &mut Store, target: &Target, body: &[u8]) -> Result<Value, Failure> {
+pub(super) fn delete(store: &mut Store, target: &ResourcePath, body: &[u8]) -> Result<Value, StatusError> {
     let (resource, name) = (target.resource, name_of(target));
     let namespace = target.namespace.clone().unwrap_or_default();
     if resource == ApiResource::Namespaces {
-        return Err(Failure::no_such_method());
+        return Err(StatusError::no_such_method());
     }
     let options = if body.is_empty() { json!({}) } else { parse(body)? };
-    let refused = |refused: Refused| Failure::refused(&refused, resource, name);
+    let refused = |refused: Refused| StatusError::refused(&refused, resource, name);
     let before = store.get(resource, &namespace, name).ok_or_else(|| refused(Refused::NotFound))?;
     for field in ["uid", "resourceVersion"] {
         let wanted = &options["preconditions"][field];
@@ -103,7 +103,7 @@ pub(super) fn delete(store: &mut Store, target: &Target, body: &[u8]) -> Result<
         }
     }
     if resource == ApiResource::Pods {
-        let Some(grace) = grace(&before, options["gracePeriodSeconds"].as_i64()) else {
+        let Some(grace) = grace_seconds(&before, options["gracePeriodSeconds"].as_i64()) else {
             return Ok((*before).clone());
         };
         let dying = store.terminate(resource, &namespace, name, grace).map_err(refused)?;
@@ -120,7 +120,7 @@ pub(super) fn delete(store: &mut Store, target: &Target, body: &[u8]) -> Result<
 
 /// The grace period in seconds that a delete writes into a Pod; `None` where the Pod is already dying as fast as asked.
 /// Pods that nobody runs, or that have ended, get none.
-fn grace(pod: &Value, asked: Option<i64>) -> Option<u32> {
+fn grace_seconds(pod: &Value, asked: Option<i64>) -> Option<u32> {
     let asked = asked.map(|seconds| if seconds < 0 { 1 } else { seconds });
     if let Some(current) = pod["metadata"]["deletionGracePeriodSeconds"].as_i64() {
         return asked.filter(|asked| *asked < current || current == 0).and_then(|asked| asked.try_into().ok());
@@ -133,7 +133,7 @@ fn grace(pod: &Value, asked: Option<i64>) -> Option<u32> {
 }
 
 /// A write to the object leaves its status alone, a write to its status leaves the rest alone.
-fn keep_other_part(target: &Target, before: &Value, after: &mut Value) {
+fn preserve_other_subresource(target: &ResourcePath, before: &Value, after: &mut Value) {
     for field in ["deletionTimestamp", "deletionGracePeriodSeconds"] {
         restore(&before["metadata"], &mut after["metadata"], field);
     }
@@ -158,7 +158,7 @@ fn restore(before: &Value, after: &mut Value, field: &str) {
 }
 
 /// Holds a claim against its schema; fields that the schema does not know are pruned.
-fn admit(resource: ApiResource, name: &str, object: &mut Value) -> Result<(), Failure> {
+fn validate_schema(resource: ApiResource, name: &str, object: &mut Value) -> Result<(), StatusError> {
     if resource != ApiResource::Claims {
         return Ok(());
     }
@@ -168,7 +168,7 @@ fn admit(resource: ApiResource, name: &str, object: &mut Value) -> Result<(), Fa
             bare[field] = value.clone();
         }
     }
-    let invalid = |error: serde_json::Error| Failure::invalid(resource, name, &error.to_string());
+    let invalid = |error: serde_json::Error| StatusError::invalid(resource, name, &error.to_string());
     let claim: BoilerhouseClaim = serde_json::from_value(bare).map_err(invalid)?;
     object["spec"] = serde_json::to_value(&claim.spec).map_err(invalid)?;
     if let Some(status) = &claim.status {
@@ -177,12 +177,12 @@ fn admit(resource: ApiResource, name: &str, object: &mut Value) -> Result<(), Fa
     Ok(())
 }
 
-pub(super) fn parse(body: &[u8]) -> Result<Value, Failure> {
-    let object: Value = serde_json::from_slice(body).map_err(|error| Failure::bad_request(&error.to_string()))?;
+pub(super) fn parse(body: &[u8]) -> Result<Value, StatusError> {
+    let object: Value = serde_json::from_slice(body).map_err(|error| StatusError::bad_request(&error.to_string()))?;
     let well_formed = object.is_object() && matches!(object.get("metadata"), None | Some(Value::Object(_)));
-    if well_formed { Ok(object) } else { Err(Failure::bad_request("the body is not an object with metadata")) }
+    if well_formed { Ok(object) } else { Err(StatusError::bad_request("the body is not an object with metadata")) }
 }
 
-fn name_of(target: &Target) -> &str {
+fn name_of(target: &ResourcePath) -> &str {
     target.name.as_deref().unwrap_or_default()
 }

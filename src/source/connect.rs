@@ -24,7 +24,7 @@ use kube::{
 use thiserror::Error;
 use tower::{BoxError, ServiceBuilder};
 
-use super::error::{Ask, Trouble};
+use super::error::{RequestInfo, UpstreamError};
 
 /// What the context is called when the bridge runs with a Pod's service account.
 const IN_CLUSTER: &str = "in-cluster";
@@ -64,7 +64,7 @@ impl Default for Config {
 
 /// A way to one cluster.
 #[derive(Clone)]
-pub struct Connection {
+pub struct ClusterConnection {
     /// Clones share the connections.
     pub client: Client,
     /// The kubeconfig context's name, or `in-cluster`.
@@ -75,10 +75,10 @@ pub struct Connection {
     pub server: String,
 }
 
-impl std::fmt::Debug for Connection {
+impl std::fmt::Debug for ClusterConnection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Connection { client: _, context, namespace, server } = self;
-        write!(f, "Connection({context}, {namespace}, {server})")
+        let ClusterConnection { client: _, context, namespace, server } = self;
+        write!(f, "ClusterConnection({context}, {namespace}, {server})")
     }
 }
 
@@ -87,12 +87,12 @@ impl std::fmt::Debug for Connection {
 pub enum Error {
     /// Nothing to go by.
     #[error(
-        "no kubeconfig found (looked at {looked}) and this is not a Pod with a service account; name a file with \
+        "no kubeconfig found (looked at {searched}) and this is not a Pod with a service account; name a file with \
          --kubeconfig or KUBECONFIG, or try `boilerhouse-bridge demo`, which needs no cluster"
     )]
     NotFound {
         /// The files looked for.
-        looked: String,
+        searched: String,
     },
     /// A kubeconfig that cannot be read or merged.
     #[error("cannot read the kubeconfig {}", .path.display())]
@@ -149,29 +149,30 @@ pub enum Error {
     },
     /// Credentials or certificates that do not work.
     #[error("{0}")]
-    Trouble(Trouble),
+    Upstream(UpstreamError),
 }
 
 /// Finds the cluster and builds its client. Sends nothing to it: whether it answers is the hub's to find out and to say.
 ///
 /// # Errors
 /// When there is no configuration, or it cannot be used; each says what to do.
-pub async fn connect(config: &Config) -> Result<Connection, Error> {
+pub async fn connect(config: &Config) -> Result<ClusterConnection, Error> {
     // A provider that is already there stays; it is the same one.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let (kube, context) = find(config).await?;
+    let (kube, context) = load_config(config).await?;
     let server = kube.cluster_url.to_string().trim_end_matches('/').to_owned();
-    let ask = Ask { verb: "connect", resource: "".into(), namespace: "".into(), server: server.as_str().into() };
-    let client = client(kube, config).map_err(|error| Error::Trouble(unusable(&error, &ask)))?;
-    Ok(Connection { client, context, namespace: config.namespace.clone(), server })
+    let request_info =
+        RequestInfo { verb: "connect", resource: "".into(), namespace: "".into(), server: server.as_str().into() };
+    let client = client(kube, config).map_err(|error| Error::Upstream(classify_build_error(&error, &request_info)))?;
+    Ok(ClusterConnection { client, context, namespace: config.namespace.clone(), server })
 }
 
-async fn find(config: &Config) -> Result<(KubeConfig, String), Error> {
-    let places = places(config.kubeconfig.as_deref(), env::var_os("KUBECONFIG"), env::home_dir());
+async fn load_config(config: &Config) -> Result<(KubeConfig, String), Error> {
+    let places = kubeconfig_paths(config.kubeconfig.as_deref(), env::var_os("KUBECONFIG"), env::home_dir());
     let Some(kubeconfig) = read(&places, config.kubeconfig.is_some())? else {
         return match env::var_os("KUBERNETES_SERVICE_HOST") {
             Some(_) => Ok((KubeConfig::incluster().map_err(Error::InCluster)?, IN_CLUSTER.to_owned())),
-            None => Err(Error::NotFound { looked: listed(places.iter().map(|path| path.display())) }),
+            None => Err(Error::NotFound { searched: quoted_list(places.iter().map(|path| path.display())) }),
         };
     };
     let context = context(&kubeconfig, config.context.as_deref())?;
@@ -190,7 +191,7 @@ async fn find(config: &Config) -> Result<(KubeConfig, String), Error> {
 }
 
 /// Where a kubeconfig may be: an explicit file alone, else the files of `KUBECONFIG`, else the one at home.
-fn places(explicit: Option<&Path>, variable: Option<OsString>, home: Option<PathBuf>) -> Vec<PathBuf> {
+fn kubeconfig_paths(explicit: Option<&Path>, variable: Option<OsString>, home: Option<PathBuf>) -> Vec<PathBuf> {
     if let Some(path) = explicit {
         return vec![path.to_owned()];
     }
@@ -231,7 +232,7 @@ fn read(places: &[PathBuf], must_exist: bool) -> Result<Option<Kubeconfig>, Erro
 fn context(kubeconfig: &Kubeconfig, wanted: Option<&str>) -> Result<String, Error> {
     let known = || match kubeconfig.contexts.as_slice() {
         [] => "none".to_owned(),
-        contexts => listed(contexts.iter().map(|context| &context.name)),
+        contexts => quoted_list(contexts.iter().map(|context| &context.name)),
     };
     let current = kubeconfig.current_context.as_deref().filter(|name| !name.is_empty());
     let name = wanted.or(current).ok_or_else(|| Error::NoContext { known: known() })?;
@@ -249,7 +250,7 @@ fn is_proxied(kubeconfig: &Kubeconfig, context: &str) -> bool {
     proxy.is_some_and(|url| !url.is_empty())
 }
 
-fn listed(items: impl Iterator<Item = impl std::fmt::Display>) -> String {
+fn quoted_list(items: impl Iterator<Item = impl std::fmt::Display>) -> String {
     items.map(|item| format!("`{item}`")).collect::<Vec<_>>().join(", ")
 }
 
@@ -281,9 +282,9 @@ fn client(mut kube: KubeConfig, config: &Config) -> Result<Client, kube::Error> 
 }
 
 /// A client that cannot be built has broken credentials or a broken certificate.
-fn unusable(error: &kube::Error, ask: &Ask) -> Trouble {
-    match Trouble::of(error, ask) {
-        Trouble::Unreachable { server, detail } => Trouble::Tls { server, detail },
+fn classify_build_error(error: &kube::Error, request_info: &RequestInfo) -> UpstreamError {
+    match UpstreamError::from_client_error(error, request_info) {
+        UpstreamError::Unreachable { server, detail } => UpstreamError::Tls { server, detail },
         other => other,
     }
 }

@@ -1,7 +1,7 @@
-//! Kubernetes objects become views (protocol.md section 1), in one pass over the JSON and without keeping the rest.
+//! Kubernetes objects become views (docs/protocol.md#objects), in one pass over the JSON and without keeping the rest.
 //!
 //! An object is never refused because a field is odd: all but `name`, `uid` and `resourceVersion` may be missing,
-//! null or of another type; such a field is absent from the view and named in `odd`. One row type a resource serves
+//! null or of another type; such a field is absent from the view and named in `malformed_fields`. One row type a resource serves
 //! lists, watches and `kube::runtime::watcher`. It knows nothing of requests, feeds or time.
 
 mod json_skip;
@@ -14,75 +14,77 @@ use k8s_openapi::{NamespaceResourceScope, api::core::v1::Pod, apimachinery::pkg:
 use kube::Resource;
 use serde::{Deserialize, de::DeserializeOwned};
 
-pub(super) use self::lenient::version;
-use self::lenient::{Fields, Loose, Moment, Port, Texts};
-pub use self::watch_line::line;
-use super::crd::BoilerhouseClaim;
-use crate::event::{
-    self, Claim, Instance, ResourceVersion, View,
-    view::{Endpoint, Labels},
+pub(super) use self::lenient::resource_version;
+use self::lenient::{Lenient, LenientStruct, Port, StringMap, UtcSeconds};
+pub use self::watch_line::parse_watch_line;
+use crate::{
+    api::{BoilerhouseClaim, LABEL_POOL_STATUS, LABEL_TENANT, LABEL_WORKLOAD},
+    event::{
+        self, Claim, Instance, ResourceVersion, View,
+        view::{Endpoint, Labels},
+    },
 };
 
-/// What the phase of a Pod without one reads (protocol.md section 1).
+/// What the phase of a Pod without one reads (docs/protocol.md#objects).
 const NO_POD_PHASE: &str = "Unknown";
-/// What the phase of a claim without a status reads (protocol.md section 1).
+/// What the phase of a claim without a status reads (docs/protocol.md#objects).
 const NO_CLAIM_PHASE: &str = "Pending";
 
 /// A row of a list or a line of a watch: what is kept of an object.
-pub trait Row:
+pub trait Decode:
     Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
 {
     /// Which resource it is.
     const KIND: event::Resource;
 
     /// The view, and the names of the fields that were of a wrong type.
-    fn into_seen(self) -> Seen;
+    fn into_decoded(self) -> Decoded;
 }
 
 /// An object as the bridge sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct Decoded {
     /// The view.
     pub view: View,
     /// JSON paths of the fields left out because of their type; empty for a sound object.
-    pub odd: Vec<&'static str>,
+    pub malformed_fields: Vec<&'static str>,
 }
 
 /// A Pod, projected.
 #[derive(Clone, Debug, Deserialize, Resource)]
 #[resource(inherit = Pod)]
 #[serde(from = "RawPod")]
-pub struct PodRow {
+pub struct DecodedPod {
     /// Name, uid and resourceVersion only: what `kube::Resource` asks for.
     pub metadata: ObjectMeta,
     /// What is kept.
-    pub seen: Seen,
+    pub decoded: Decoded,
 }
 
 /// A BoilerhouseClaim, projected.
 #[derive(Clone, Debug, Deserialize, Resource)]
 #[resource(inherit = BoilerhouseClaim)]
 #[serde(from = "RawClaim")]
-pub struct ClaimRow {
+pub struct DecodedClaim {
     /// Name, uid and resourceVersion only: what `kube::Resource` asks for.
     pub metadata: ObjectMeta,
     /// What is kept.
-    pub seen: Seen,
+    pub decoded: Decoded,
 }
 
-impl Row for PodRow {
-    const KIND: event::Resource = event::Resource::Instance;
+impl Decode for DecodedPod {
+    const KIND: event::Resource = event::Resource::Pods;
 
-    fn into_seen(self) -> Seen {
-        self.seen
+    fn into_decoded(self) -> Decoded {
+        self.decoded
     }
 }
 
-impl Row for ClaimRow {
-    const KIND: event::Resource = event::Resource::Claim;
+impl Decode for DecodedClaim {
+    const KIND: event::Resource = event::Resource::Claims;
 
-    fn into_seen(self) -> Seen {
-        self.seen
+    fn into_decoded(self) -> Decoded {
+        self.decoded
     }
 }
 
@@ -90,16 +92,16 @@ impl Row for ClaimRow {
 struct RawPod {
     metadata: RawMeta,
     #[serde(default)]
-    status: Loose<RawPodStatus>,
+    status: Lenient<RawPodStatus>,
 }
 
 #[derive(Deserialize)]
 struct RawClaim {
     metadata: RawMeta,
     #[serde(default)]
-    spec: Loose<RawClaimSpec>,
+    spec: Lenient<RawClaimSpec>,
     #[serde(default)]
-    status: Loose<RawClaimStatus>,
+    status: Lenient<RawClaimStatus>,
 }
 
 #[derive(Deserialize)]
@@ -107,109 +109,113 @@ struct RawClaim {
 struct RawMeta {
     name: String,
     uid: String,
-    #[serde(deserialize_with = "version")]
+    #[serde(deserialize_with = "resource_version")]
     resource_version: ResourceVersion,
     #[serde(default)]
-    creation_timestamp: Loose<Moment>,
+    creation_timestamp: Lenient<UtcSeconds>,
     #[serde(default)]
-    labels: Loose<Texts>,
+    labels: Lenient<StringMap>,
     #[serde(default)]
-    annotations: Loose<RawAnnotations>,
+    annotations: Lenient<RawAnnotations>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct RawAnnotations {
+    // The text of `api::ANNOTATION_LAST_ACTIVITY`: serde accepts only a literal here.
     #[serde(rename = "boilerhouse.dev/last-activity")]
-    last_activity: Loose<String>,
+    last_activity: Lenient<String>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct RawPodStatus {
-    phase: Loose<String>,
+    phase: Lenient<String>,
     #[serde(rename = "podIP")]
-    pod_ip: Loose<String>,
+    pod_ip: Lenient<String>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct RawClaimSpec {
-    tenant_id: Loose<String>,
-    workload_ref: Loose<String>,
+    tenant_id: Lenient<String>,
+    workload_ref: Lenient<String>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct RawClaimStatus {
-    phase: Loose<String>,
-    instance_id: Loose<String>,
-    endpoint: Loose<RawEndpoint>,
-    source: Loose<String>,
-    claimed_at: Loose<String>,
-    detail: Loose<String>,
+    phase: Lenient<String>,
+    instance_id: Lenient<String>,
+    endpoint: Lenient<RawEndpoint>,
+    source: Lenient<String>,
+    claimed_at: Lenient<String>,
+    detail: Lenient<String>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct RawEndpoint {
-    host: Loose<String>,
-    port: Loose<Port>,
+    host: Lenient<String>,
+    port: Lenient<Port>,
 }
 
-impl Fields for RawAnnotations {}
-impl Fields for RawPodStatus {}
-impl Fields for RawClaimSpec {}
-impl Fields for RawClaimStatus {}
-impl Fields for RawEndpoint {}
+impl LenientStruct for RawAnnotations {}
+impl LenientStruct for RawPodStatus {}
+impl LenientStruct for RawClaimSpec {}
+impl LenientStruct for RawClaimStatus {}
+impl LenientStruct for RawEndpoint {}
 
-impl From<RawPod> for PodRow {
+impl From<RawPod> for DecodedPod {
     fn from(raw: RawPod) -> Self {
-        let mut odd = Vec::new();
+        let mut malformed = Vec::new();
         let metadata = raw.metadata.object_meta();
-        let labels = raw.metadata.labels.texts("metadata.labels", &mut odd);
-        let status = raw.status.take("status", &mut odd).unwrap_or_default();
+        let labels = raw.metadata.labels.string_map("metadata.labels", &mut malformed);
+        let status = raw.status.value("status", &mut malformed).unwrap_or_default();
         let label = |key: &str| labels.get(key).filter(|value| !value.is_empty()).cloned();
         let instance = Instance {
             name: raw.metadata.name,
             uid: raw.metadata.uid,
-            phase: status.phase.text("status.phase", &mut odd).unwrap_or_else(|| NO_POD_PHASE.to_owned()),
-            workload_ref: label("boilerhouse.dev/workload"),
-            tenant_id: label("boilerhouse.dev/tenant"),
-            pool_status: label("boilerhouse.dev/pool-status"),
-            ip: status.pod_ip.text("status.podIP", &mut odd),
-            created_at: created(raw.metadata.creation_timestamp, &mut odd),
+            phase: status.phase.non_empty("status.phase", &mut malformed).unwrap_or_else(|| NO_POD_PHASE.to_owned()),
+            workload_ref: label(LABEL_WORKLOAD),
+            tenant_id: label(LABEL_TENANT),
+            pool_status: label(LABEL_POOL_STATUS),
+            ip: status.pod_ip.non_empty("status.podIP", &mut malformed),
+            created_at: created(raw.metadata.creation_timestamp, &mut malformed),
             labels,
-            rv: raw.metadata.resource_version,
+            resource_version: raw.metadata.resource_version,
         };
-        PodRow { metadata, seen: Seen { view: View::Instance(Arc::new(instance)), odd } }
+        DecodedPod {
+            metadata,
+            decoded: Decoded { view: View::Instance(Arc::new(instance)), malformed_fields: malformed },
+        }
     }
 }
 
-impl From<RawClaim> for ClaimRow {
+impl From<RawClaim> for DecodedClaim {
     fn from(raw: RawClaim) -> Self {
-        let mut odd = Vec::new();
+        let mut malformed = Vec::new();
         let metadata = raw.metadata.object_meta();
-        let labels: Labels = raw.metadata.labels.texts("metadata.labels", &mut odd);
-        let annotations = raw.metadata.annotations.take("metadata.annotations", &mut odd).unwrap_or_default();
-        let spec = raw.spec.take("spec", &mut odd).unwrap_or_default();
-        let status = raw.status.take("status", &mut odd).unwrap_or_default();
+        let labels: Labels = raw.metadata.labels.string_map("metadata.labels", &mut malformed);
+        let annotations = raw.metadata.annotations.value("metadata.annotations", &mut malformed).unwrap_or_default();
+        let spec = raw.spec.value("spec", &mut malformed).unwrap_or_default();
+        let status = raw.status.value("status", &mut malformed).unwrap_or_default();
         let claim = Claim {
             name: raw.metadata.name,
             uid: raw.metadata.uid,
-            tenant_id: spec.tenant_id.text("spec.tenantId", &mut odd).unwrap_or_default(),
-            workload_ref: spec.workload_ref.text("spec.workloadRef", &mut odd).unwrap_or_default(),
-            phase: status.phase.text("status.phase", &mut odd).unwrap_or_else(|| NO_CLAIM_PHASE.to_owned()),
-            instance_id: status.instance_id.text("status.instanceId", &mut odd),
-            endpoint: endpoint(status.endpoint, &mut odd),
-            source: status.source.text("status.source", &mut odd),
-            claimed_at: status.claimed_at.text("status.claimedAt", &mut odd),
-            detail: status.detail.text("status.detail", &mut odd),
+            tenant_id: spec.tenant_id.non_empty("spec.tenantId", &mut malformed).unwrap_or_default(),
+            workload_ref: spec.workload_ref.non_empty("spec.workloadRef", &mut malformed).unwrap_or_default(),
+            phase: status.phase.non_empty("status.phase", &mut malformed).unwrap_or_else(|| NO_CLAIM_PHASE.to_owned()),
+            instance_id: status.instance_id.non_empty("status.instanceId", &mut malformed),
+            endpoint: endpoint(status.endpoint, &mut malformed),
+            source: status.source.non_empty("status.source", &mut malformed),
+            claimed_at: status.claimed_at.non_empty("status.claimedAt", &mut malformed),
+            detail: status.detail.non_empty("status.detail", &mut malformed),
             labels,
-            last_activity: annotations.last_activity.text("metadata.annotations", &mut odd),
-            rv: raw.metadata.resource_version,
+            last_activity: annotations.last_activity.non_empty("metadata.annotations", &mut malformed),
+            resource_version: raw.metadata.resource_version,
         };
-        ClaimRow { metadata, seen: Seen { view: View::Claim(Arc::new(claim)), odd } }
+        DecodedClaim { metadata, decoded: Decoded { view: View::Claim(Arc::new(claim)), malformed_fields: malformed } }
     }
 }
 
@@ -225,20 +231,20 @@ impl RawMeta {
 }
 
 /// `createdAt` stands in every view, so an object without one has an empty one.
-fn created(raw: Loose<Moment>, odd: &mut Vec<&'static str>) -> String {
-    raw.take("metadata.creationTimestamp", odd).map(|Moment(text)| text).unwrap_or_default()
+fn created(raw: Lenient<UtcSeconds>, malformed: &mut Vec<&'static str>) -> String {
+    raw.value("metadata.creationTimestamp", malformed).map(|UtcSeconds(text)| text).unwrap_or_default()
 }
 
 /// An endpoint with half its parts helps nobody: both, or it is absent.
-fn endpoint(raw: Loose<RawEndpoint>, odd: &mut Vec<&'static str>) -> Option<Endpoint> {
-    let raw = raw.take("status.endpoint", odd)?;
+fn endpoint(raw: Lenient<RawEndpoint>, malformed: &mut Vec<&'static str>) -> Option<Endpoint> {
+    let raw = raw.value("status.endpoint", malformed)?;
     let mut parts = Vec::new();
-    let host = raw.host.text("status.endpoint.host", &mut parts);
-    let port = raw.port.take("status.endpoint.port", &mut parts);
+    let host = raw.host.non_empty("status.endpoint.host", &mut parts);
+    let port = raw.port.value("status.endpoint.port", &mut parts);
     match (host, port) {
         (Some(host), Some(Port(port))) => Some(Endpoint { host, port }),
         (Some(_) | None, None) | (None, Some(_)) => {
-            odd.push("status.endpoint");
+            malformed.push("status.endpoint");
             None
         }
     }

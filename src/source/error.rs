@@ -1,6 +1,6 @@
 //! What stands between the bridge and the API server, in words that say what to do about it.
 //!
-//! `Display` is for the operator's log; `brief` is for anybody who listens and names no address, path or file.
+//! `Display` is for the operator's log; `reason` is for anybody who listens and names no address, path or file.
 
 use std::{error::Error as StdError, io, sync::Arc, time::Duration};
 
@@ -17,7 +17,7 @@ const MAX_MESSAGE: usize = 300;
 
 /// What was asked of whom: the words an error message needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ask {
+pub struct RequestInfo {
     /// RBAC's verb: `get`, `list`, `watch`.
     pub verb: &'static str,
     /// The plural, with its group where it has one, or with its name: what `kubectl` takes.
@@ -30,10 +30,10 @@ pub struct Ask {
 
 /// Why a request failed or a watch came to its end.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum Trouble {
+pub enum UpstreamError {
     /// No process listens there.
     #[error("nothing listens at {server}: is the cluster running, and is this the right context (--context)?")]
-    Refused {
+    ConnectionRefused {
         /// The API server's URL.
         server: Arc<str>,
     },
@@ -72,7 +72,7 @@ pub enum Trouble {
         "not allowed to {} {} in namespace {}: grant it to this account, then check with `kubectl auth can-i {} {} -n {}`",
         .0.verb, .0.resource, .0.namespace, .0.verb, .0.resource, .0.namespace
     )]
-    Forbidden(Ask),
+    Forbidden(RequestInfo),
     /// 404 on the Namespace.
     #[error("there is no namespace {0}: create it (`kubectl create namespace {0}`) or choose another with --namespace")]
     NoNamespace(Arc<str>),
@@ -87,53 +87,53 @@ pub enum Trouble {
     Expired,
     /// 429, or another refusal that will pass by itself.
     #[error("the API server asks for patience ({code})")]
-    Busy {
+    Throttled {
         /// The HTTP status.
         code: u16,
         /// What `Retry-After` says.
         retry_after: Option<Duration>,
     },
     /// Any other status.
-    #[error("the API server answered {code} to {} {}: {message}", .ask.verb, .ask.resource)]
-    Answered {
+    #[error("the API server answered {code} to {} {}: {message}", .request_info.verb, .request_info.resource)]
+    ErrorStatus {
         /// The HTTP status.
         code: u16,
         /// The Status object's message, shortened.
         message: String,
         /// What was asked.
-        ask: Ask,
+        request_info: RequestInfo,
     },
     /// An `ERROR` line of a watch, for another reason than lost history.
     #[error("the watch ended with error {code}: {message}")]
-    ErrorLine {
+    WatchError {
         /// The Status object's code.
         code: u16,
         /// The Status object's message, shortened.
         message: String,
     },
     /// No answer in the time that the request has.
-    #[error("{} gave no answer to {} {} within {} s", .ask.server, .ask.verb, .ask.resource, .limit.as_secs_f32())]
-    NoAnswer {
+    #[error("{} gave no answer to {} {} within {} s", .request_info.server, .request_info.verb, .request_info.resource, .limit.as_secs_f32())]
+    Timeout {
         /// What was asked.
-        ask: Ask,
+        request_info: RequestInfo,
         /// How long it was waited for.
         limit: Duration,
     },
     /// The watch did not end at its own time: nothing comes through that connection any more.
     #[error("the watch outlived its time: its connection is dead")]
-    Overdue,
+    WatchOverdue,
     /// The watch ended in good order.
     #[error("the watch ended")]
-    Ended,
+    WatchEnded,
     /// The connection broke in the middle of an answer.
     #[error("the connection broke: {0}")]
-    Cut(String),
+    ConnectionLost(String),
     /// An answer that is not what it should be. Says where, never what stands there.
     #[error("an answer of the API server cannot be read: {0}")]
-    Unreadable(String),
+    Decode(String),
     /// Its version is lower than one already seen: an older copy of etcd was restored, or it is another cluster.
     #[error("the API server went back in time, from version {known} to {now}")]
-    Older {
+    VersionWentBack {
         /// The highest version seen.
         known: u64,
         /// The version it says it is at.
@@ -141,128 +141,138 @@ pub enum Trouble {
     },
 }
 
-impl Trouble {
+impl UpstreamError {
     /// From what kube's client says when there is no answer.
     #[must_use]
-    pub fn of(error: &kube::Error, ask: &Ask) -> Trouble {
+    pub fn from_client_error(error: &kube::Error, request_info: &RequestInfo) -> UpstreamError {
         if let kube::Error::Auth(error) = error {
-            return Trouble::Credentials(credentials(error));
+            return UpstreamError::Credentials(credentials(error));
         }
-        let server = ask.server.clone();
+        let server = request_info.server.clone();
         let mut innermost = String::new();
         let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
         for _ in 0..MAX_CAUSES {
             let Some(error) = cause else { break };
             if let Some(error) = error.downcast_ref::<AuthError>() {
-                return Trouble::Credentials(credentials(error));
+                return UpstreamError::Credentials(credentials(error));
             }
             let io = error.downcast_ref::<io::Error>();
             if let Some(tls) = error.downcast_ref::<rustls::Error>() {
-                return Trouble::Tls { server, detail: tls.to_string() };
+                return UpstreamError::Tls { server, detail: tls.to_string() };
             }
             if io.is_some_and(|io| io.kind() == io::ErrorKind::ConnectionRefused) {
-                return Trouble::Refused { server };
+                return UpstreamError::ConnectionRefused { server };
             }
-            innermost = shortened(&error.to_string());
+            innermost = truncate_message(&error.to_string());
             // An io::Error hides what it wraps from `source`, and hyper-rustls wraps one in another.
             cause = match io.and_then(io::Error::get_ref) {
                 Some(wrapped) => Some(wrapped),
                 None => error.source(),
             };
         }
-        Trouble::Unreachable { server, detail: innermost }
+        UpstreamError::Unreachable { server, detail: innermost }
     }
 
     /// From an answer whose status is not a success.
     #[must_use]
-    pub fn answered(status: StatusCode, headers: &HeaderMap, body: &[u8], ask: &Ask) -> Trouble {
-        let said: Said = serde_json::from_slice(body).unwrap_or_default();
+    pub fn from_response(
+        status: StatusCode,
+        headers: &HeaderMap,
+        body: &[u8],
+        request_info: &RequestInfo,
+    ) -> UpstreamError {
+        let said: StatusBody = serde_json::from_slice(body).unwrap_or_default();
         let header = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
         let seconds = header.or_else(|| said.details.map(|d| d.retry_after_seconds).filter(|seconds| *seconds > 0));
-        Trouble::status(status.as_u16(), &said.message, seconds.map(Duration::from_secs), ask)
+        UpstreamError::status(status.as_u16(), &said.message, seconds.map(Duration::from_secs), request_info)
     }
 
     /// From JSON that is not what it should be. Says where, never what stands there: that may be anybody's secret.
     #[must_use]
-    pub fn unreadable(error: &serde_json::Error) -> Trouble {
+    pub fn from_json_error(error: &serde_json::Error) -> UpstreamError {
         let (line, column) = (error.line(), error.column());
-        Trouble::Unreadable(format!("{:?} error at line {line} column {column}", error.classify()))
+        UpstreamError::Decode(format!("{:?} error at line {line} column {column}", error.classify()))
     }
 
     /// From an `ERROR` line of a watch.
     #[must_use]
-    pub fn line(status: &kube::core::Status, ask: &Ask) -> Trouble {
+    pub fn from_watch_status(status: &kube::core::Status, request_info: &RequestInfo) -> UpstreamError {
         let seconds = status.details.as_ref().map(|d| d.retry_after_seconds).filter(|seconds| *seconds > 0);
         let code = if status.reason == "Expired" || status.reason == "Gone" { 410 } else { status.code };
-        match Trouble::status(code, &status.message, seconds.map(|s| Duration::from_secs(s.into())), ask) {
-            Trouble::Answered { code, message, .. } => Trouble::ErrorLine { code, message },
+        match UpstreamError::status(code, &status.message, seconds.map(|s| Duration::from_secs(s.into())), request_info)
+        {
+            UpstreamError::ErrorStatus { code, message, .. } => UpstreamError::WatchError { code, message },
             other => other,
         }
     }
 
-    fn status(code: u16, message: &str, retry_after: Option<Duration>, ask: &Ask) -> Trouble {
+    fn status(code: u16, message: &str, retry_after: Option<Duration>, request_info: &RequestInfo) -> UpstreamError {
         match code {
-            401 => Trouble::Unauthorized { server: ask.server.clone() },
-            403 => Trouble::Forbidden(ask.clone()),
-            404 if ask.verb == "get" => Trouble::NoNamespace(ask.namespace.clone()),
-            404 if ask.resource.starts_with("boilerhouseclaims") => Trouble::NoCrd,
-            410 => Trouble::Expired,
-            429 => Trouble::Busy { code, retry_after },
-            _ if retry_after.is_some() => Trouble::Busy { code, retry_after },
-            _ => Trouble::Answered { code, message: shortened(message), ask: ask.clone() },
+            401 => UpstreamError::Unauthorized { server: request_info.server.clone() },
+            403 => UpstreamError::Forbidden(request_info.clone()),
+            404 if request_info.verb == "get" => UpstreamError::NoNamespace(request_info.namespace.clone()),
+            404 if request_info.resource.starts_with("boilerhouseclaims") => UpstreamError::NoCrd,
+            410 => UpstreamError::Expired,
+            429 => UpstreamError::Throttled { code, retry_after },
+            _ if retry_after.is_some() => UpstreamError::Throttled { code, retry_after },
+            _ => UpstreamError::ErrorStatus {
+                code,
+                message: truncate_message(message),
+                request_info: request_info.clone(),
+            },
         }
     }
 
     /// A few words for whoever listens to the streams: a stable vocabulary, also a label of the metrics.
     #[must_use]
-    pub fn brief(&self) -> &'static str {
+    pub fn reason(&self) -> &'static str {
         match self {
-            Trouble::Refused { .. } => "connection refused",
-            Trouble::Unreachable { .. } => "unreachable",
-            Trouble::Tls { .. } => "tls",
-            Trouble::Credentials(_) => "no credentials",
-            Trouble::Unauthorized { .. } => "unauthorized",
-            Trouble::Forbidden(_) => "forbidden",
-            Trouble::NoNamespace(_) => "no namespace",
-            Trouble::NoCrd => "no BoilerhouseClaim resource",
-            Trouble::Expired => "history expired",
-            Trouble::Busy { .. } => "too many requests",
-            Trouble::Answered { .. } => "error answer",
-            Trouble::ErrorLine { .. } => "watch error",
-            Trouble::NoAnswer { .. } => "no answer",
-            Trouble::Overdue => "watch overdue",
-            Trouble::Ended => "watch ended",
-            Trouble::Cut(_) => "connection cut",
-            Trouble::Unreadable(_) => "unreadable answer",
-            Trouble::Older { .. } => "older history",
+            UpstreamError::ConnectionRefused { .. } => "connection refused",
+            UpstreamError::Unreachable { .. } => "unreachable",
+            UpstreamError::Tls { .. } => "tls",
+            UpstreamError::Credentials(_) => "no credentials",
+            UpstreamError::Unauthorized { .. } => "unauthorized",
+            UpstreamError::Forbidden(_) => "forbidden",
+            UpstreamError::NoNamespace(_) => "no namespace",
+            UpstreamError::NoCrd => "no BoilerhouseClaim resource",
+            UpstreamError::Expired => "history expired",
+            UpstreamError::Throttled { .. } => "too many requests",
+            UpstreamError::ErrorStatus { .. } => "error answer",
+            UpstreamError::WatchError { .. } => "watch error",
+            UpstreamError::Timeout { .. } => "no answer",
+            UpstreamError::WatchOverdue => "watch overdue",
+            UpstreamError::WatchEnded => "watch ended",
+            UpstreamError::ConnectionLost(_) => "connection cut",
+            UpstreamError::Decode(_) => "unreadable answer",
+            UpstreamError::VersionWentBack { .. } => "older history",
         }
     }
 
     /// Whether a watch may come to this in good health: the next try decides if anything is down.
     #[must_use]
-    pub fn is_routine(&self) -> bool {
+    pub fn is_expected(&self) -> bool {
         matches!(
             self,
-            Trouble::Ended
-                | Trouble::Cut(_)
-                | Trouble::Overdue
-                | Trouble::Expired
-                | Trouble::ErrorLine { .. }
-                | Trouble::Unreadable(_)
-                | Trouble::Older { .. }
+            UpstreamError::WatchEnded
+                | UpstreamError::ConnectionLost(_)
+                | UpstreamError::WatchOverdue
+                | UpstreamError::Expired
+                | UpstreamError::WatchError { .. }
+                | UpstreamError::Decode(_)
+                | UpstreamError::VersionWentBack { .. }
         )
     }
 
     /// Whether only a new list helps: watching on from the known version would fail again, or would miss a change.
     #[must_use]
-    pub fn needs_list(&self) -> bool {
+    pub fn requires_relist(&self) -> bool {
         match self {
-            Trouble::Expired
-            | Trouble::ErrorLine { .. }
-            | Trouble::Unreadable(_)
-            | Trouble::Older { .. }
-            | Trouble::NoCrd => true,
-            Trouble::Answered { code, .. } => (400..500).contains(code),
+            UpstreamError::Expired
+            | UpstreamError::WatchError { .. }
+            | UpstreamError::Decode(_)
+            | UpstreamError::VersionWentBack { .. }
+            | UpstreamError::NoCrd => true,
+            UpstreamError::ErrorStatus { code, .. } => (400..500).contains(code),
             _ => false,
         }
     }
@@ -271,7 +281,7 @@ impl Trouble {
 /// The parts of a Status object that are told on.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Said {
+struct StatusBody {
     message: String,
     details: Option<Details>,
 }
@@ -289,11 +299,11 @@ fn credentials(error: &AuthError) -> String {
             format!("the context's credential plugin failed ({}); `kubectl get pods` shows what it says", out.status)
         }
         AuthError::AuthExecParse(_) => "the context's credential plugin prints no ExecCredential".to_owned(),
-        other => shortened(&other.to_string()),
+        other => truncate_message(&other.to_string()),
     }
 }
 
-fn shortened(message: &str) -> String {
+fn truncate_message(message: &str) -> String {
     let end = message.char_indices().map(|(at, _)| at).find(|at| *at > MAX_MESSAGE).unwrap_or(message.len());
     message[..end].trim().to_owned()
 }

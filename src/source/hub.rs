@@ -23,11 +23,11 @@ use kube::Client;
 use tokio::time::{Instant, sleep};
 
 pub use self::metrics::Metrics;
-use self::{api_client::Api, watch_loop::Follower};
-use super::decode::{ClaimRow, PodRow};
-use super::error::Trouble;
+use self::{api_client::ResourceApi, watch_loop::WatchLoop};
+use super::decode::{DecodedClaim, DecodedPod};
+use super::error::UpstreamError;
 use crate::{
-    event::{Home, Resource, ResourceVersion, View},
+    event::{NamespaceId, Resource, ResourceVersion, View},
     feed::{Health, Writer},
 };
 
@@ -49,19 +49,19 @@ pub struct Config {
     /// How long a watch may take to start. An API server answers at once; 15 s is a slow day behind a load balancer.
     pub start_timeout: Duration,
     /// What watches ask for as `timeoutSeconds`: whole seconds, more than the 12 below which no bookmark is sent.
-    pub watch_time: Duration,
+    pub watch_timeout: Duration,
     /// How much longer than that a watch may live before its connection counts as dead.
     pub watch_grace: Duration,
     /// Bytes of one line of a watch. etcd's own limit for an object is 1.5 MiB; a MODIFIED holds one.
     pub line_bytes: usize,
     /// Silence of a watch after which one `LIST limit=1` asks whether the API server is there.
-    pub silence: Duration,
+    pub probe_after_silence: Duration,
     /// How long that may take.
     pub probe_timeout: Duration,
     /// Silence after which a watch taken up again has delivered what had been missed: the API server sends that at once.
-    pub settle: Duration,
+    pub catch_up_quiet_period: Duration,
     /// A watch that ends sooner, without a change, has failed: something ends it as soon as it starts.
-    pub short_watch: Duration,
+    pub min_watch_duration: Duration,
     /// The first pause between tries.
     pub backoff_min: Duration,
     /// The longest pause between tries. Short, because clients are told that the upstream is down while it lasts.
@@ -69,19 +69,19 @@ pub struct Config {
     /// The longest pause that `Retry-After` may ask for.
     pub retry_after_max: Duration,
     /// How long clients that are behind the log are waited for, so that they share a round.
-    pub park: Duration,
+    pub backfill_batch_delay: Duration,
     /// How long the watch of a backfill lasts, in whole seconds, where nothing shows sooner that it has told everything.
-    pub backfill_watch: Duration,
+    pub backfill_watch_timeout: Duration,
     /// How long a backfill may take in all.
-    pub backfill_time: Duration,
+    pub backfill_timeout: Duration,
     /// Changes that a backfill may bring in one resource: as many as the log holds by default.
-    pub backfill_steps: usize,
+    pub backfill_max_changes: usize,
     /// Backfills that may begin within a minute.
-    pub backfills_a_minute: usize,
+    pub backfills_per_minute: usize,
     /// Questions for the newest versions, asked for clients ahead of us, that may begin within a minute.
-    pub confirms_a_minute: usize,
+    pub version_checks_per_minute: usize,
     /// Random bits for the pause after the given try.
-    pub random: fn(u32) -> u64,
+    pub jitter: fn(u32) -> u64,
 }
 
 impl Default for Config {
@@ -94,23 +94,23 @@ impl Default for Config {
             list_objects: 500_000,
             page_timeout: Duration::from_secs(30),
             start_timeout: Duration::from_secs(15),
-            watch_time: Duration::from_secs(30),
+            watch_timeout: Duration::from_secs(30),
             watch_grace: Duration::from_secs(5),
             line_bytes: 4 << 20,
-            silence: Duration::from_secs(15),
+            probe_after_silence: Duration::from_secs(15),
             probe_timeout: Duration::from_secs(5),
-            settle: Duration::from_secs(1),
-            short_watch: Duration::from_secs(1),
+            catch_up_quiet_period: Duration::from_secs(1),
+            min_watch_duration: Duration::from_secs(1),
             backoff_min: Duration::from_millis(100),
             backoff_max: Duration::from_secs(1),
             retry_after_max: Duration::from_secs(30),
-            park: Duration::from_secs(1),
-            backfill_watch: Duration::from_secs(2),
-            backfill_time: Duration::from_secs(10),
-            backfill_steps: 64 << 10,
-            backfills_a_minute: 6,
-            confirms_a_minute: 12,
-            random: |tries| RandomState::new().hash_one(tries),
+            backfill_batch_delay: Duration::from_secs(1),
+            backfill_watch_timeout: Duration::from_secs(2),
+            backfill_timeout: Duration::from_secs(10),
+            backfill_max_changes: 64 << 10,
+            backfills_per_minute: 6,
+            version_checks_per_minute: 12,
+            jitter: |tries| RandomState::new().hash_one(tries),
         }
     }
 }
@@ -118,85 +118,87 @@ impl Default for Config {
 /// Keeps the feed true to the cluster until it is dropped. Trouble is logged once a change, told to the feed as health,
 /// and counted; it never ends this future.
 pub async fn run(client: Client, config: Config, mut writer: Writer, metrics: Arc<Metrics>) -> Infallible {
-    let past = writer.past();
-    let out = Mutex::new(move |fact: Fact| match fact {
-        Fact::Home(uid) => writer.home(Home::of(&uid)),
-        Fact::Replace(kind, views, rv) => writer.replace(kind, views, rv),
-        Fact::Upsert(view) => writer.upsert(view),
-        Fact::Remove(view) => writer.remove(view.kind(), view.name(), view.uid(), view.rv()),
-        Fact::Bookmark(kind, rv) => writer.bookmark(kind, rv),
-        Fact::Heard(kind) => writer.heard(kind),
-        Fact::Health(kind, health) => writer.health(kind, health),
+    let past = writer.backfill_handle();
+    let out = Mutex::new(move |fact: SourceEvent| match fact {
+        SourceEvent::Namespace(uid) => writer.set_namespace(NamespaceId::from_uid(&uid)),
+        SourceEvent::Replace(resource, views, rv) => writer.replace(resource, views, rv),
+        SourceEvent::Upsert(view) => writer.upsert(view),
+        SourceEvent::Remove(view) => writer.remove(view.resource(), view.name(), view.uid(), view.resource_version()),
+        SourceEvent::Bookmark(resource, rv) => writer.bookmark(resource, rv),
+        SourceEvent::BytesReceived(resource) => writer.record_received(resource),
+        SourceEvent::Health(resource, health) => writer.set_health(resource, health),
     });
     let (never, _) =
-        tokio::join!(follow_both(&client, &config, &metrics, &out), backfill::run(&client, &config, &metrics, &past));
+        tokio::join!(watch_all(&client, &config, &metrics, &out), backfill::run(&client, &config, &metrics, &past));
     never
 }
 
 /// One call of the Writer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Fact {
-    Home(String),
+enum SourceEvent {
+    Namespace(String),
     Replace(Resource, Vec<View>, ResourceVersion),
     Upsert(View),
     /// As it was told last, but for its version, which is the deletion's.
     Remove(View),
     Bookmark(Resource, ResourceVersion),
     /// A byte came.
-    Heard(Resource),
+    BytesReceived(Resource),
     Health(Resource, Health),
 }
 
 /// Where facts go. Both resources are followed within one task, so the lock is never waited for.
-type Out<'a> = &'a Mutex<dyn FnMut(Fact) + Send + 'a>;
+type EventSink<'a> = &'a Mutex<dyn FnMut(SourceEvent) + Send + 'a>;
 
-fn tell(out: Out<'_>, fact: Fact) {
+fn emit(out: EventSink<'_>, fact: SourceEvent) {
     (out.lock().unwrap_or_else(PoisonError::into_inner))(fact);
 }
 
-async fn follow_both(client: &Client, config: &Config, metrics: &Metrics, out: Out<'_>) -> Infallible {
-    let pods = Api::<PodRow>::new(client, config, metrics);
-    let claims = Api::<ClaimRow>::new(client, config, metrics);
-    find_home(&pods, config, out).await;
-    let (never, _) = tokio::join!(Follower::new(&pods, out).run(), Follower::new(&claims, out).run());
+async fn watch_all(client: &Client, config: &Config, metrics: &Metrics, out: EventSink<'_>) -> Infallible {
+    let pods = ResourceApi::<DecodedPod>::new(client, config, metrics);
+    let claims = ResourceApi::<DecodedClaim>::new(client, config, metrics);
+    fetch_namespace(&pods, config, out).await;
+    let (never, _) = tokio::join!(WatchLoop::new(&pods, out).run(), WatchLoop::new(&claims, out).run());
     never
 }
 
 /// Until the Namespace has said its uid there are no cursors, so nothing else is asked for.
-async fn find_home(api: &Api<'_, PodRow>, config: &Config, out: Out<'_>) {
+async fn fetch_namespace(api: &ResourceApi<'_, DecodedPod>, config: &Config, out: EventSink<'_>) {
     let since = Instant::now();
-    let mut told: Option<Trouble> = None;
+    let mut told: Option<UpstreamError> = None;
     for tries in 1_u32.. {
-        let trouble = match api.home().await {
-            Ok(uid) => return tell(out, Fact::Home(uid)),
-            Err(trouble) => trouble,
+        let error = match api.namespace_uid().await {
+            Ok(uid) => return emit(out, SourceEvent::Namespace(uid)),
+            Err(error) => error,
         };
-        if told.as_ref() != Some(&trouble) {
-            tracing::warn!(resource = "namespaces", namespace = &*config.namespace, "{trouble}");
-            for kind in Resource::ALL {
-                tell(out, Fact::Health(kind, Health::Down { since, reason: trouble.brief().into() }));
+        if told.as_ref() != Some(&error) {
+            tracing::warn!(resource = "namespaces", namespace = &*config.namespace, "{error}");
+            for resource in Resource::ALL {
+                emit(out, SourceEvent::Health(resource, Health::Down { since, reason: error.reason().into() }));
             }
-            told = Some(trouble.clone());
+            told = Some(error.clone());
         }
-        pause(config, tries, &trouble).await;
+        back_off(config, tries, &error).await;
     }
 }
 
-async fn pause(config: &Config, tries: u32, trouble: &Trouble) {
-    sleep(config.pause(tries, trouble, (config.random)(tries))).await;
+async fn back_off(config: &Config, tries: u32, error: &UpstreamError) {
+    sleep(config.pause(tries, error, (config.jitter)(tries))).await;
 }
 
 impl Config {
     /// How long to wait after the `tries`th failure in a row: doubling up to the cap and jittered down to its half, so that
     /// replicas do not come back all at once; longer where the API server asks for it.
-    fn pause(&self, tries: u32, trouble: &Trouble, random: u64) -> Duration {
+    fn pause(&self, tries: u32, error: &UpstreamError, random: u64) -> Duration {
         let doubled = self.backoff_min.saturating_mul(1_u32.checked_shl(tries.saturating_sub(1)).unwrap_or(u32::MAX));
         let capped = doubled.min(self.backoff_max);
         // 16 bits are plenty for a jitter.
         let share = f64::from(u16::try_from(random >> 48).unwrap_or(0)) / f64::from(u16::MAX);
         let jittered = capped.mul_f64(0.5 + share / 2.0);
-        match trouble {
-            Trouble::Busy { retry_after: Some(asked), .. } => jittered.max((*asked).min(self.retry_after_max)),
+        match error {
+            UpstreamError::Throttled { retry_after: Some(asked), .. } => {
+                jittered.max((*asked).min(self.retry_after_max))
+            }
             _ => jittered,
         }
     }

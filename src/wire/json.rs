@@ -13,7 +13,7 @@ use serde::{
 use serde_json::{Error, Result};
 
 /// What is made room for at first, in bytes: as much as most events are long.
-const ROOM: usize = 1024;
+const INITIAL_CAPACITY: usize = 1024;
 
 /// The value as JSON.
 ///
@@ -21,16 +21,16 @@ const ROOM: usize = 1024;
 /// What is no JSON (an object's key that is no string, what its own `Serialize` refuses), and what no event has: bytes,
 /// 128-bit numbers, and variants with content that carry their name.
 pub fn to_string<T: Serialize + ?Sized>(value: &T) -> Result<String> {
-    let mut out = String::with_capacity(ROOM);
-    value.serialize(Json(&mut out))?;
+    let mut out = String::with_capacity(INITIAL_CAPACITY);
+    value.serialize(JsonSerializer(&mut out))?;
     Ok(out)
 }
 
 /// Appends one value.
-struct Json<'o>(&'o mut String);
+struct JsonSerializer<'o>(&'o mut String);
 
 /// A list or an object that is begun.
-struct Open<'o> {
+struct CompoundWriter<'o> {
     out: &'o mut String,
     /// Stands before the next part: the opening bracket, then commas.
     next: char,
@@ -38,18 +38,18 @@ struct Open<'o> {
 }
 
 /// Whether all bytes of a string stand for themselves: no quote, no backslash and no control character is among them.
-fn is_plain(text: &[u8]) -> bool {
+fn needs_no_escape(text: &[u8]) -> bool {
     let (eights, rest) = text.as_chunks();
-    let special = |all: u64, bytes: &[u8; 8]| all | special(u64::from_le_bytes(*bytes));
+    let escapes = |all: u64, bytes: &[u8; 8]| all | escape_mask(u64::from_le_bytes(*bytes));
     // What is left over is looked at together with what was before it.
     match text.last_chunk() {
-        Some(last) => special(eights.iter().fold(0, special), last) == 0,
+        Some(last) => escapes(eights.iter().fold(0, escapes), last) == 0,
         None => rest.iter().all(|byte| !matches!(byte, b'"' | b'\\' | 0..b' ')),
     }
 }
 
 /// Not 0 if any of eight bytes must be escaped.
-fn special(bytes: u64) -> u64 {
+fn escape_mask(bytes: u64) -> u64 {
     const fn all(byte: u8) -> u64 {
         u64::from_ne_bytes([byte; 8])
     }
@@ -58,14 +58,14 @@ fn special(bytes: u64) -> u64 {
     (zero(bytes ^ all(b'"')) | zero(bytes ^ all(b'\\')) | bytes.wrapping_sub(all(b' '))) & !bytes & all(0x80)
 }
 
-impl<'o> Json<'o> {
-    fn open(self, brackets: [char; 2]) -> Open<'o> {
-        Open { out: self.0, next: brackets[0], brackets }
+impl<'o> JsonSerializer<'o> {
+    fn open(self, brackets: [char; 2]) -> CompoundWriter<'o> {
+        CompoundWriter { out: self.0, next: brackets[0], brackets }
     }
 }
 
-/// What serde_json writes as well as anyone.
-macro_rules! as_by_serde_json {
+/// What is left to serde_json.
+macro_rules! delegate_to_serde_json {
     ($($name:ident: $type:ty),*) => {$(
         fn $name(self, value: $type) -> Result<()> {
             self.0.push_str(&serde_json::to_string(&value)?);
@@ -74,25 +74,25 @@ macro_rules! as_by_serde_json {
     )*};
 }
 
-impl<'o> Serializer for Json<'o> {
+impl<'o> Serializer for JsonSerializer<'o> {
     type Ok = ();
     type Error = Error;
-    type SerializeSeq = Open<'o>;
-    type SerializeTuple = Open<'o>;
+    type SerializeSeq = CompoundWriter<'o>;
+    type SerializeTuple = CompoundWriter<'o>;
     type SerializeTupleStruct = Impossible<(), Error>;
     type SerializeTupleVariant = Impossible<(), Error>;
-    type SerializeMap = Open<'o>;
-    type SerializeStruct = Open<'o>;
+    type SerializeMap = CompoundWriter<'o>;
+    type SerializeStruct = CompoundWriter<'o>;
     type SerializeStructVariant = Impossible<(), Error>;
 
-    as_by_serde_json! {
+    delegate_to_serde_json! {
         serialize_bool: bool, serialize_i8: i8, serialize_i16: i16, serialize_i32: i32, serialize_i64: i64,
         serialize_u8: u8, serialize_u16: u16, serialize_u32: u32, serialize_u64: u64, serialize_f32: f32,
         serialize_f64: f64, serialize_char: char
     }
 
     fn serialize_str(self, text: &str) -> Result<()> {
-        if is_plain(text.as_bytes()) {
+        if needs_no_escape(text.as_bytes()) {
             self.0.push('"');
             self.0.push_str(text);
             self.0.push('"');
@@ -141,11 +141,11 @@ impl<'o> Serializer for Json<'o> {
         Err(Error::custom(variant))
     }
 
-    fn serialize_seq(self, _: Option<usize>) -> Result<Open<'o>> {
+    fn serialize_seq(self, _: Option<usize>) -> Result<CompoundWriter<'o>> {
         Ok(self.open(['[', ']']))
     }
 
-    fn serialize_tuple(self, _: usize) -> Result<Open<'o>> {
+    fn serialize_tuple(self, _: usize) -> Result<CompoundWriter<'o>> {
         Ok(self.open(['[', ']']))
     }
 
@@ -163,11 +163,11 @@ impl<'o> Serializer for Json<'o> {
         Err(Error::custom(variant))
     }
 
-    fn serialize_map(self, _: Option<usize>) -> Result<Open<'o>> {
+    fn serialize_map(self, _: Option<usize>) -> Result<CompoundWriter<'o>> {
         Ok(self.open(['{', '}']))
     }
 
-    fn serialize_struct(self, _: &'static str, _: usize) -> Result<Open<'o>> {
+    fn serialize_struct(self, _: &'static str, _: usize) -> Result<CompoundWriter<'o>> {
         Ok(self.open(['{', '}']))
     }
 
@@ -182,10 +182,10 @@ impl<'o> Serializer for Json<'o> {
     }
 }
 
-impl Open<'_> {
+impl CompoundWriter<'_> {
     fn part<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
         self.out.push(replace(&mut self.next, ','));
-        value.serialize(Json(self.out))
+        value.serialize(JsonSerializer(self.out))
     }
 
     fn close(self) -> Result<()> {
@@ -198,7 +198,7 @@ impl Open<'_> {
     }
 }
 
-impl SerializeSeq for Open<'_> {
+impl SerializeSeq for CompoundWriter<'_> {
     type Ok = ();
     type Error = Error;
 
@@ -211,7 +211,7 @@ impl SerializeSeq for Open<'_> {
     }
 }
 
-impl SerializeTuple for Open<'_> {
+impl SerializeTuple for CompoundWriter<'_> {
     type Ok = ();
     type Error = Error;
 
@@ -224,7 +224,7 @@ impl SerializeTuple for Open<'_> {
     }
 }
 
-impl SerializeMap for Open<'_> {
+impl SerializeMap for CompoundWriter<'_> {
     type Ok = ();
     type Error = Error;
 
@@ -236,7 +236,7 @@ impl SerializeMap for Open<'_> {
 
     fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
         self.out.push(':');
-        value.serialize(Json(self.out))
+        value.serialize(JsonSerializer(self.out))
     }
 
     fn end(self) -> Result<()> {
@@ -244,17 +244,17 @@ impl SerializeMap for Open<'_> {
     }
 }
 
-impl SerializeStruct for Open<'_> {
+impl SerializeStruct for CompoundWriter<'_> {
     type Ok = ();
     type Error = Error;
 
     fn serialize_field<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<()> {
-        debug_assert!(is_plain(key.as_bytes()), "{key} is a field's name");
+        debug_assert!(needs_no_escape(key.as_bytes()), "{key} is a field's name");
         self.out.push(replace(&mut self.next, ','));
         self.out.push('"');
         self.out.push_str(key);
         self.out.push_str("\":");
-        value.serialize(Json(self.out))
+        value.serialize(JsonSerializer(self.out))
     }
 
     fn end(self) -> Result<()> {
@@ -290,10 +290,10 @@ mod tests {
 
     /// Mostly plain, of every length; and what must be escaped, and what looks like it in a byte's lower bits.
     fn any_text() -> impl Strategy<Value = String> {
-        let odd = "[\"\\\\\u{0}-\u{1f}\u{7f}-\u{ff}\u{2028}\u{1f600}]";
+        let escaped = "[\"\\\\\u{0}-\u{1f}\u{7f}-\u{ff}\u{2028}\u{1f600}]";
         prop_oneof![
             "[ -~]{0,40}",
-            ("[a-z]{0,20}", odd, "[a-z]{0,20}").prop_map(|(a, b, c)| [a, b, c].concat()),
+            ("[a-z]{0,20}", escaped, "[a-z]{0,20}").prop_map(|(a, b, c)| [a, b, c].concat()),
             any::<String>()
         ]
     }
@@ -337,17 +337,17 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn any_value_is_written_as_by_serde_json(value in any_value()) {
+        fn any_value_is_encoded_as_by_serde_json(value in any_value()) {
             prop_assert_eq!(to_string(&value).unwrap(), value.to_string());
         }
 
         #[test]
-        fn any_text_is_written_as_by_serde_json(text in any_text()) {
+        fn any_text_is_encoded_as_by_serde_json(text in any_text()) {
             prop_assert_eq!(to_string(&text).unwrap(), serde_json::to_string(&text).unwrap());
         }
 
         #[test]
-        fn messages_are_written_as_by_serde_json(
+        fn messages_are_encoded_as_by_serde_json(
             (kind, text) in (any_text(), any_text()),
             some: u16,
             pair: (bool, char),
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn every_byte_is_written_as_by_serde_json_wherever_it_is() {
+    fn every_byte_at_every_offset_is_encoded_as_by_serde_json() {
         for byte in 0..=0xff_u8 {
             for before in 0..20 {
                 let text = format!("{}{}{}", "a".repeat(before), char::from(byte), "z".repeat(19 - before));
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_event_is_refused() {
+    fn unsupported_types_are_rejected() {
         assert!(to_string(&BTreeMap::from([(1, 2)])).is_err(), "serde_json would make the key a string");
         assert!(to_string(&Ok::<u8, u8>(1)).is_err());
         assert!(to_string(&1_u128).is_err());

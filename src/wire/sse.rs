@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks() {
+    fn blocks_follow_the_sse_specification() {
         let one = |name, id, data| written(|out| event(out, name, id, data));
         assert_eq!(one(None, None, "{}"), "data: {}\n\n");
         assert_eq!(one(Some("matrix-down"), Some("c1"), "{}"), "id: c1\nevent: matrix-down\ndata: {}\n\n");
@@ -113,7 +113,7 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn a_client_reads_what_was_written(
+        fn encoded_stream_round_trips_through_a_parser(
             name in prop::option::of(nasty()), id in nasty(), data in nasty(), text in nasty(), ms in any::<u64>(),
         ) {
             let stream = written(|out| {
@@ -124,8 +124,8 @@ mod tests {
             });
             let clean = |text: &str| text.replace(['\r', '\n', '\0'], "");
             let id = clean(&id);
-            let seen = data.replace("\r\n", "\n").replace('\r', "\n");
-            let first = (clean(&name.unwrap_or_default()), id.clone(), seen);
+            let received = data.replace("\r\n", "\n").replace('\r', "\n");
+            let first = (clean(&name.unwrap_or_default()), id.clone(), received);
             prop_assert_eq!(parse(&stream), (vec![first, (String::new(), id, "after".to_owned())], Some(ms)));
         }
     }

@@ -2,9 +2,9 @@
 
 /// What is remembered between two pieces of one text: a character that has begun, at most 3 of its bytes.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Utf8 {
+pub(super) struct Utf8Validator {
     // The fourth byte is there only while it is being looked at: with it a character is whole or wrong.
-    begun: [u8; 4],
+    partial: [u8; 4],
     len: u8,
 }
 
@@ -12,26 +12,26 @@ pub(super) struct Utf8 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct NotUtf8;
 
-impl Utf8 {
-    /// Looks at the next piece of the text.
-    pub(super) fn push(&mut self, mut piece: &[u8]) -> Result<(), NotUtf8> {
-        while !self.is_whole() {
-            let Some((&byte, rest)) = piece.split_first() else { return Ok(()) };
-            piece = rest;
-            self.begun[usize::from(self.len)] = byte;
+impl Utf8Validator {
+    /// Looks at the next part of the text.
+    pub(super) fn push(&mut self, mut part: &[u8]) -> Result<(), NotUtf8> {
+        while !self.is_complete() {
+            let Some((&byte, rest)) = part.split_first() else { return Ok(()) };
+            part = rest;
+            self.partial[usize::from(self.len)] = byte;
             self.len += 1;
-            match std::str::from_utf8(&self.begun[..usize::from(self.len)]) {
+            match std::str::from_utf8(&self.partial[..usize::from(self.len)]) {
                 Ok(_) => self.len = 0,
                 Err(error) if error.error_len().is_none() => {}
                 Err(_) => return Err(NotUtf8),
             }
         }
-        match std::str::from_utf8(piece) {
+        match std::str::from_utf8(part) {
             Ok(_) => Ok(()),
             Err(error) if error.error_len().is_none() => {
-                let begun = &piece[error.valid_up_to()..];
-                self.begun[..begun.len()].copy_from_slice(begun);
-                self.len = begun.len() as u8;
+                let partial = &part[error.valid_up_to()..];
+                self.partial[..partial.len()].copy_from_slice(partial);
+                self.len = partial.len() as u8;
                 Ok(())
             }
             Err(_) => Err(NotUtf8),
@@ -39,31 +39,31 @@ impl Utf8 {
     }
 
     /// Whether the text may end here: not in the middle of a character.
-    pub(super) fn is_whole(&self) -> bool {
+    pub(super) fn is_complete(&self) -> bool {
         self.len == 0
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{NotUtf8, Utf8};
+    use super::{NotUtf8, Utf8Validator};
 
     #[test]
-    fn every_split_of_a_text_is_taken() {
+    fn valid_text_passes_at_every_split() {
         let text = "aé€😀\u{7ff}\u{800}\u{ffff}\u{10000}\u{10ffff}z".as_bytes();
         for first in 0..=text.len() {
             for second in first..=text.len() {
-                let mut utf8 = Utf8::default();
-                for piece in [&text[..first], &text[first..second], &[], &text[second..]] {
-                    utf8.push(piece).unwrap();
+                let mut utf8 = Utf8Validator::default();
+                for part in [&text[..first], &text[first..second], &[], &text[second..]] {
+                    utf8.push(part).unwrap();
                 }
-                assert!(utf8.is_whole(), "split at {first} and {second}");
+                assert!(utf8.is_complete(), "split at {first} and {second}");
             }
         }
     }
 
     #[test]
-    fn refused_at_the_first_byte_that_cannot_be_right() {
+    fn invalid_text_is_rejected_at_its_first_invalid_byte() {
         // (bytes, how many of them may still be the beginning of a text)
         let wrong: [(&[u8], usize); 9] = [
             (b"\x80", 0),                 // a continuation without a beginning
@@ -77,19 +77,19 @@ mod tests {
             (b"\xf0\x9f\x98\xe2\x82", 3), // cut off one byte before its end
         ];
         for (bytes, good) in wrong {
-            assert_eq!(Utf8::default().push(bytes), Err(NotUtf8), "{bytes:x?} at once");
-            let mut utf8 = Utf8::default();
+            assert_eq!(Utf8Validator::default().push(bytes), Err(NotUtf8), "{bytes:x?} at once");
+            let mut utf8 = Utf8Validator::default();
             let taken = bytes.iter().take_while(|&&byte| utf8.push(&[byte]).is_ok()).count();
             assert_eq!(taken, good, "{bytes:x?} byte by byte");
         }
     }
 
     #[test]
-    fn half_a_character_is_not_whole() {
-        let mut utf8 = Utf8::default();
+    fn partial_character_is_incomplete() {
+        let mut utf8 = Utf8Validator::default();
         utf8.push(b"ok \xf0\x9f").unwrap();
-        assert!(!utf8.is_whole());
+        assert!(!utf8.is_complete());
         utf8.push(b"\x98\x80").unwrap();
-        assert!(utf8.is_whole());
+        assert!(utf8.is_complete());
     }
 }

@@ -1,11 +1,11 @@
-//! The server's side of RFC 6455, without I/O: frames to append to a buffer, and [`Reader`] for what clients send.
+//! The server's side of RFC 6455, without I/O: frames to append to a buffer, and [`FrameReader`] for what clients send.
 //!
 //! Every message written is one frame, unmasked (section 5.1), without extensions. Frames are appended, so that a batch of
 //! messages is one buffer and one write.
 use base64::{Engine, prelude::BASE64_STANDARD};
 use sha1::{Digest, Sha1};
 
-use super::Close;
+use super::CloseReason;
 
 mod reader;
 #[cfg(test)]
@@ -13,7 +13,7 @@ mod rfc6455_cases;
 #[cfg(test)]
 mod tungstenite_compat;
 
-pub use reader::{Piece, Reader};
+pub use reader::{FrameReader, MessagePart};
 
 /// A control frame's payload is at most this many bytes (RFC 6455 section 5.5).
 pub const MAX_CONTROL_PAYLOAD: usize = 125;
@@ -50,16 +50,16 @@ pub fn ping(out: &mut Vec<u8>) {
     frame(out, PING, &[]);
 }
 
-/// Appends the answer to a ping. `payload` is what [`Piece::Ping`] held: at most [`MAX_CONTROL_PAYLOAD`] bytes.
+/// Appends the answer to a ping. `payload` is what [`MessagePart::Ping`] held: at most [`MAX_CONTROL_PAYLOAD`] bytes.
 pub fn pong(out: &mut Vec<u8>, payload: &[u8]) {
     debug_assert!(payload.len() <= MAX_CONTROL_PAYLOAD);
     frame(out, PONG, payload);
 }
 
 /// Appends a close frame with its code and reason. Nothing may be appended after it (RFC 6455 section 5.5.1).
-pub fn close(out: &mut Vec<u8>, why: Close) {
-    let mut payload = why.code().to_be_bytes().to_vec();
-    payload.extend_from_slice(why.reason().as_bytes());
+pub fn close(out: &mut Vec<u8>, reason: CloseReason) {
+    let mut payload = reason.code().to_be_bytes().to_vec();
+    payload.extend_from_slice(reason.text().as_bytes());
     frame(out, CLOSE, &payload);
 }
 
@@ -86,25 +86,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn accept_key_of_the_rfc() {
+    fn accept_key_matches_the_rfc_example() {
         assert_eq!(accept_key("dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
     }
 
     #[test]
-    fn frames_are_appended_whole_and_unmasked() {
+    fn frames_are_appended_complete_and_unmasked() {
         let mut out = Vec::new();
         text(&mut out, "Hello");
         binary(&mut out, &[0xff]);
         ping(&mut out);
         pong(&mut out, b"Hello");
-        close(&mut out, Close::Draining);
-        close(&mut out, Close::Normal);
+        close(&mut out, CloseReason::Draining);
+        close(&mut out, CloseReason::Normal);
         // The first and the fourth are examples of RFC 6455 section 5.7.
         assert_eq!(out, b"\x81\x05Hello\x82\x01\xff\x89\x00\x8a\x05Hello\x88\x0a\x03\xf4draining\x88\x02\x03\xe8");
     }
 
     #[test]
-    fn lengths_take_as_few_bytes_as_they_can() {
+    fn payload_lengths_use_the_shortest_encoding() {
         let heads: [(usize, &[u8]); 6] = [
             (0, b"\x82\x00"),
             (125, b"\x82\x7d"),

@@ -1,14 +1,14 @@
-//! Who may connect, what they see, how much (protocol.md sections 6 and 7).
+//! Who may connect, what they see, how much (docs/protocol.md#errors and docs/protocol.md#access).
 
-mod canary;
-mod credentials;
-mod handover;
-mod limits;
-mod lives;
-mod matrix;
-mod scope;
-mod tenants;
-mod tokens;
+mod access_matrix;
+mod api_keys_and_sessions;
+mod expiry_and_revocation;
+mod kubernetes_tokens;
+mod rate_limits;
+mod secrets_are_never_printed;
+mod tenant_isolation_binary;
+mod tenant_isolation_feed;
+mod tenant_reassignment;
 
 use std::fmt::Write as _;
 
@@ -17,9 +17,9 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::support::{
-    bridge::Bridge,
-    simulated::{NAMESPACE, Simulated},
-    web::{Listener, ask},
+    bridge_process::BridgeProcess,
+    http_client::{WsClient, request},
+    sim_cluster::{NAMESPACE, SimCluster},
 };
 
 /// A keys file that a test writes anew while a bridge reads it.
@@ -84,8 +84,8 @@ fn three_keys() -> Vec<Value> {
 }
 
 /// A cluster with a Pod and a claim of alice's, and of bob's.
-async fn two_tenants() -> Simulated {
-    let cluster = Simulated::new().await;
+async fn two_tenants() -> SimCluster {
+    let cluster = SimCluster::new().await;
     cluster.sim.store(|store| {
         for tenant in ["alice", "bob"] {
             let labels = json!({
@@ -107,21 +107,21 @@ async fn two_tenants() -> Simulated {
 }
 
 /// A ticket of the key of this name.
-async fn ticket(bridge: &Bridge, name: &str) -> String {
-    let answer = ask(bridge.address, "POST", "/api/v1/tickets", &[("Authorization", &bearer(name))]).await;
+async fn ticket(bridge: &BridgeProcess, name: &str) -> String {
+    let answer = request(bridge.address, "POST", "/api/v1/tickets", &[("Authorization", &bearer(name))]).await;
     assert_eq!(answer.status, 200, "{}", answer.body);
     answer.json()["ticket"].as_str().unwrap().to_owned()
 }
 
 /// A session's `name=value` of the key of this name.
-async fn cookie(bridge: &Bridge, name: &str) -> String {
-    let answer = ask(bridge.address, "POST", "/api/v1/session", &[("Authorization", &bearer(name))]).await;
+async fn cookie(bridge: &BridgeProcess, name: &str) -> String {
+    let answer = request(bridge.address, "POST", "/api/v1/session", &[("Authorization", &bearer(name))]).await;
     assert_eq!(answer.status, 200, "{}", answer.body);
     let cookie = answer.header("set-cookie").unwrap();
     cookie.split(';').next().unwrap().to_owned()
 }
 
 /// The status with which a WebSocket is answered.
-async fn upgraded(bridge: &Bridge, path: &str, headers: &[(&str, &str)]) -> u16 {
-    Listener::with(bridge.address, path, headers).await.err().unwrap_or(101)
+async fn upgraded(bridge: &BridgeProcess, path: &str, headers: &[(&str, &str)]) -> u16 {
+    WsClient::with(bridge.address, path, headers).await.err().unwrap_or(101)
 }

@@ -7,17 +7,17 @@ use tokio::{process::Command, time::timeout};
 
 use crate::{
     support::{
-        bridge,
-        simulated::{NAMESPACE, Simulated},
-        web::BOUND,
+        bridge_process,
+        http_client::TEST_TIMEOUT,
+        sim_cluster::{NAMESPACE, SimCluster},
     },
     tls::Certified,
 };
 
 async fn run(args: &[&str]) -> (bool, String, String) {
-    let mut command: Command = bridge::command(args);
+    let mut command: Command = bridge_process::command(args);
     let child = command.kill_on_drop(true).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let output = timeout(BOUND * 2, child.wait_with_output()).await.expect("it goes on").unwrap();
+    let output = timeout(TEST_TIMEOUT * 2, child.wait_with_output()).await.expect("it goes on").unwrap();
     let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
     (output.status.success(), stdout, stderr)
 }
@@ -95,7 +95,7 @@ async fn tls_is_measured_beside_its_own_floor() {
 
 #[tokio::test]
 async fn a_server_with_tls_is_measured_by_those_who_trust_it() {
-    let (cluster, certified, other) = (Simulated::new().await, Certified::new(), Certified::new());
+    let (cluster, certified, other) = (SimCluster::new().await, Certified::new(), Certified::new());
     let bridge = certified.bridge(&cluster, &[], &[]).await;
     let [trusted, stranger] = [&certified, &other].map(|one| one.file("tls.crt").to_string_lossy().into_owned());
     let kubeconfig = cluster.kubeconfig();

@@ -1,4 +1,4 @@
-//! How a bridge leaves (protocol.md section 4, "Drain"): everybody is told, not all at once, and it is over in time.
+//! How a bridge leaves (docs/protocol.md#stream-endpoints, "Drain"): everybody is told, not all at once, and it is over in time.
 
 use std::{net::SocketAddr, os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};
 
@@ -11,23 +11,23 @@ use tokio::{
 };
 
 use crate::support::{
-    bridge::Bridge,
-    simulated::Simulated,
-    web::{self, BOUND, Listener},
+    bridge_process::BridgeProcess,
+    http_client::{self, TEST_TIMEOUT, WsClient},
+    sim_cluster::SimCluster,
 };
 
 /// How much later than allowed something may be seen on a busy machine: far less than the times it tells apart.
 const LATE: Duration = Duration::from_secs(3);
-/// Who reads nothing for so long is ended (protocol.md section 4).
+/// Who reads nothing for so long is ended (docs/protocol.md#stream-endpoints).
 const WRITE_STALL: Duration = Duration::from_secs(10);
 
 /// Clients that wait for the end, and are told of nothing else here; each gives the moment at which it was told.
-async fn wait_for_the_end(bridge: &Bridge, count: usize) -> Vec<JoinHandle<Instant>> {
+async fn wait_for_the_end(bridge: &BridgeProcess, count: usize) -> Vec<JoinHandle<Instant>> {
     let mut clients = Vec::new();
     for _ in 0..count {
         let mut listener = bridge.listen("/ws?types=tenant").await;
         clients.push(tokio::spawn(async move {
-            let (_, close) = listener.closed(BOUND).await;
+            let (_, close) = listener.closed(TEST_TIMEOUT).await;
             assert_eq!(close, Some((1012, "draining".to_owned())));
             Instant::now()
         }));
@@ -37,8 +37,8 @@ async fn wait_for_the_end(bridge: &Bridge, count: usize) -> Vec<JoinHandle<Insta
 
 /// Waits until the bridge knows that it shall end.
 async fn draining(address: SocketAddr) {
-    let draining = timeout(BOUND, async {
-        while web::get(address, "/readyz").await.status == 200 {
+    let draining = timeout(TEST_TIMEOUT, async {
+        while http_client::get(address, "/readyz").await.status == 200 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     });
@@ -46,10 +46,10 @@ async fn draining(address: SocketAddr) {
 }
 
 /// A client whose kernel is full of what it does not read.
-async fn stalled(cluster: &Simulated, bridge: &Bridge) -> TcpStream {
+async fn stalled(cluster: &SimCluster, bridge: &BridgeProcess) -> TcpStream {
     cluster.create_pod("pod");
     let mut witness = bridge.listen("/ws").await;
-    let stalled = web::narrow(bridge.address, &web::upgrade(bridge.address, "/ws")).await;
+    let stalled = http_client::small_buffer_socket(bridge.address, &http_client::upgrade(bridge.address, "/ws")).await;
     stalled.readable().await.unwrap();
     // 200 messages of 1 KiB are more than the two kernels hold: 64 KiB at most, which `hostile` asserts.
     let last = format!("{:0>1000}", 199);
@@ -62,10 +62,10 @@ async fn stalled(cluster: &Simulated, bridge: &Bridge) -> TcpStream {
 }
 
 #[tokio::test]
-async fn fifty_sockets_are_told_one_after_the_other_and_newcomers_are_answered() {
+async fn drain_closes_fifty_sockets_over_time_and_answers_new_requests() {
     // The last fifth is what a bridge leaves for those who were told last: on a busy machine that must be seconds.
     const DRAIN: Duration = Duration::from_secs(8);
-    let cluster = Simulated::new().await;
+    let cluster = SimCluster::new().await;
     cluster.create_pod("pod");
     let mut bridge = cluster.bridge(&["--drain", "8"]).await;
     let address = bridge.address;
@@ -75,13 +75,13 @@ async fn fifty_sockets_are_told_one_after_the_other_and_newcomers_are_answered()
     bridge.signal("TERM").await;
 
     draining(address).await;
-    let probe = web::get(address, "/readyz").await;
+    let probe = http_client::get(address, "/readyz").await;
     assert_eq!((probe.status, probe.body.as_str()), (503, "not ready: draining\n"));
-    assert_eq!(web::get(address, "/livez").await.status, 200);
-    let pods = web::get(address, "/api/v1/instances").await;
+    assert_eq!(http_client::get(address, "/livez").await.status, 200);
+    let pods = http_client::get(address, "/api/v1/instances").await;
     assert!(pods.status == 200 && pods.body.contains(r#""name":"pod""#), "{pods:?}");
-    let refused = web::say(address, web::upgrade(address, "/ws").as_bytes()).await;
-    let refused = web::parse(&String::from_utf8(refused).unwrap());
+    let refused = http_client::send_raw(address, http_client::upgrade(address, "/ws").as_bytes()).await;
+    let refused = http_client::parse(&String::from_utf8(refused).unwrap());
     assert_eq!(
         (refused.status, refused.header("retry-after"), refused.header("connection")),
         (503, Some("1"), Some("close"))
@@ -90,7 +90,7 @@ async fn fifty_sockets_are_told_one_after_the_other_and_newcomers_are_answered()
 
     // What happens meanwhile is told to those who are still there.
     cluster.pod_phase("pod", "Running");
-    let (events, close) = served.closed(BOUND).await;
+    let (events, close) = served.closed(TEST_TIMEOUT).await;
     assert_eq!(close, Some((1012, "draining".to_owned())));
     assert!(events <= 1, "{events} events");
 
@@ -101,16 +101,16 @@ async fn fifty_sockets_are_told_one_after_the_other_and_newcomers_are_answered()
     // Each of the 50 falls into the first tenth with a chance of one in eight: 25 of them in one of 10^9 runs.
     assert!(told[24] > DRAIN / 10, "half of them were told by {:?}", told[24]);
     assert!(told[49] - told[0] > DRAIN / 4, "all within {:?}", told[49] - told[0]);
-    let status = bridge.ended(BOUND).await;
+    let status = bridge.ended(TEST_TIMEOUT).await;
     assert_eq!(status.code(), Some(0));
     assert!(begun.elapsed() < DRAIN + LATE, "it took {:?}", begun.elapsed());
 }
 
 /// Ends a bridge that drains for a minute and has open sockets.
 async fn signalled_twice(first: &str, second: &str) -> (ExitStatus, Vec<String>) {
-    let cluster = Simulated::new().await;
+    let cluster = SimCluster::new().await;
     let mut bridge = cluster.bridge(&["--drain", "60"]).await;
-    let mut listeners: Vec<Listener> = Vec::new();
+    let mut listeners: Vec<WsClient> = Vec::new();
     for _ in 0..10 {
         listeners.push(bridge.listen("/ws").await);
     }
@@ -118,13 +118,13 @@ async fn signalled_twice(first: &str, second: &str) -> (ExitStatus, Vec<String>)
     draining(bridge.address).await;
     let begun = Instant::now();
     bridge.signal(second).await;
-    let status = bridge.ended(BOUND).await;
+    let status = bridge.ended(TEST_TIMEOUT).await;
     assert!(begun.elapsed() < LATE, "it took {:?}", begun.elapsed());
     (status, bridge.log())
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_it_at_once() {
+async fn second_signal_stops_the_bridge_immediately() {
     let (status, log) = signalled_twice("TERM", "TERM").await;
     assert_eq!((status.code(), status.signal()), (Some(1), None), "{log:#?}");
     let (status, log) = signalled_twice("TERM", "INT").await;
@@ -132,20 +132,20 @@ async fn a_second_signal_ends_it_at_once() {
 }
 
 #[tokio::test]
-async fn an_interrupt_drains_too() {
-    let cluster = Simulated::new().await;
+async fn interrupt_drains_like_terminate() {
+    let cluster = SimCluster::new().await;
     let mut bridge = cluster.bridge(&["--drain", "5"]).await;
     let clients = wait_for_the_end(&bridge, 10).await;
     bridge.signal("INT").await;
     for told in join_all(clients).await {
         told.unwrap();
     }
-    assert_eq!(bridge.ended(BOUND).await.code(), Some(130));
+    assert_eq!(bridge.ended(TEST_TIMEOUT).await.code(), Some(130));
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_delays_nothing() {
-    let cluster = Simulated::new().await;
+async fn stalled_client_does_not_delay_the_drain() {
+    let cluster = SimCluster::new().await;
     let mut bridge = cluster.bridge(&["--drain", "5"]).await;
     let clients = wait_for_the_end(&bridge, 10).await;
     let stalls = Instant::now();
@@ -155,20 +155,21 @@ async fn a_client_that_does_not_read_delays_nothing() {
     for told in join_all(clients).await {
         told.unwrap();
     }
-    assert_eq!(bridge.ended(BOUND).await.code(), Some(0));
+    assert_eq!(bridge.ended(TEST_TIMEOUT).await.code(), Some(0));
     assert!(begun.elapsed() < Duration::from_secs(5) + LATE, "it took {:?}", begun.elapsed());
     // On a machine so slow that it had stood still for long enough to be ended for that, there was nobody to be cut.
     if stalls.elapsed() < WRITE_STALL {
         let cut = || bridge.log().iter().any(|line| line.contains("cut=1")).then_some(());
-        web::until(cut).await;
+        http_client::poll_until(cut).await;
     }
     // It may find the end of what the kernel had, or a reset; there is no room for a last word.
-    let _ = timeout(BOUND, stalled.read_to_end(&mut Vec::new())).await.expect("its connection outlives the bridge");
+    let _ =
+        timeout(TEST_TIMEOUT, stalled.read_to_end(&mut Vec::new())).await.expect("its connection outlives the bridge");
 }
 
 #[tokio::test]
-async fn without_a_drain_time_everybody_is_still_told() {
-    let cluster = Simulated::new().await;
+async fn zero_drain_time_still_sends_close_frames() {
+    let cluster = SimCluster::new().await;
     let mut bridge = cluster.bridge(&["--drain", "0"]).await;
     let clients = wait_for_the_end(&bridge, 50).await;
     let begun = Instant::now();
@@ -176,19 +177,19 @@ async fn without_a_drain_time_everybody_is_still_told() {
     for told in join_all(clients).await {
         told.unwrap();
     }
-    assert_eq!(bridge.ended(BOUND).await.code(), Some(0));
+    assert_eq!(bridge.ended(TEST_TIMEOUT).await.code(), Some(0));
     assert!(begun.elapsed() < LATE, "it took {:?}", begun.elapsed());
 }
 
 #[tokio::test]
-async fn with_nobody_there_it_ends_at_once() {
-    let cluster = Simulated::new().await;
+async fn drain_without_streams_ends_immediately() {
+    let cluster = SimCluster::new().await;
     let mut bridge = cluster.bridge(&["--drain", "60"]).await;
     // Connections kept alive for a next request are nobody.
     let idle = TcpStream::connect(bridge.address).await.unwrap();
     let begun = Instant::now();
     bridge.signal("TERM").await;
-    assert_eq!(bridge.ended(BOUND).await.code(), Some(0));
+    assert_eq!(bridge.ended(TEST_TIMEOUT).await.code(), Some(0));
     assert!(begun.elapsed() < LATE, "it took {:?}", begun.elapsed());
     drop(idle);
 }

@@ -1,40 +1,42 @@
-//! The integration tests, one binary (style.md, 14).
+//! The integration tests, one binary (docs/development.md#code-style).
 // Helpers outside `#[test]` functions are test code too: a failed step there is a failed test, with its place; and what
 // they print is shown with it.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 #![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
+mod api_server_outage;
 mod auth;
 mod bench;
-mod boilerhouse;
-mod browser;
-mod clients;
-mod command_line;
-mod crowds;
-mod demo;
+mod browser_cross_origin;
+mod cli;
+mod control_plane;
+mod dedicated_watchers;
+mod demo_command;
+mod documents;
 mod drain;
-mod echo;
-mod filtered;
-mod gets;
-mod guard;
-mod histories;
-mod hostile;
-mod lagged;
-mod layering;
-mod outage;
-mod own;
-mod plane;
-mod promises;
-mod rate;
-mod rbac;
+mod filters;
+mod full_stream_chaos;
+mod host_and_origin;
+mod http_golden;
+mod many_clients;
+mod misbehaving_clients;
+mod module_layers;
+mod npm_clients_resume;
+mod rbac_least_privilege;
+mod read_your_writes;
 mod recorded_credentials;
-mod refetch;
+mod replica_model;
 mod resume;
-mod review;
-mod sim;
-mod streams;
+mod seeded_full_stream;
+mod seeded_ws;
+mod sim_conformance;
+mod sim_faults;
+mod slow_consumers;
+mod stream_endpoints;
+mod stream_rate;
 mod support;
 mod tls;
-mod truth;
-mod two_replicas;
-mod unbroken;
+mod token_and_access_reviews;
+mod websocket_echo;
+mod ws_contract;
+mod ws_golden;

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use boilerhouse_bridge::{
     event::{
-        Cursor, Home,
-        projection::{Filter, Format, Lens, Scope, Types},
+        Cursor, NamespaceId,
+        projection::{EventFormat, EventTypes, Filter, Projection, Scope},
     },
     http::auth::{
         secret::Secret,
-        signed_token::{Holder, Pass, Purpose, Seal, User},
+        signed_token::{CredentialSubject, KubernetesUser, SignedToken, TokenPurpose, TokenSigner},
     },
 };
 
@@ -21,15 +21,18 @@ const SESSION_KEY: &[u8] = b"a session key that is recorded here!\n";
 const ALL_TENANTS_KEY: &str = "recorded-key-of-everybody-0001";
 const ALICE_KEY: &str = "recorded-key-of-alice-0000002";
 
-fn projection(tenant: Option<&str>, params: Option<&str>, types: Option<&str>) -> Lens {
+fn projection(tenant: Option<&str>, params: Option<&str>, types: Option<&str>) -> Projection {
     let scope = tenant.map_or(Scope::All, |tenant| Scope::Tenant(tenant.to_owned()));
     let filter = params.map_or_else(Filter::default, |params| Filter::parse(params).unwrap());
-    let types = types.map_or_else(|| Types::all(Format::Full), |types| Types::parse(types, Format::Full).unwrap());
-    Lens { scope, filter, types, format: Format::Full }
+    let types = types.map_or_else(
+        || EventTypes::all(EventFormat::Full),
+        |types| EventTypes::parse(types, EventFormat::Full).unwrap(),
+    );
+    Projection { scope, filter, types, format: EventFormat::Full }
 }
 
 #[test]
-fn recorded_cursors_are_still_made_and_read() {
+fn recorded_cursors_encode_and_decode_unchanged() {
     let filter_all = r#"{"instances":{"phase":"Running","labels":{"team":"x","tier":null}},"claims":{"tenantId":"alice","source":"pool"}}"#;
     let filter_alice = r#"{"instances":{"name":"a","workloadRef":"web","poolStatus":"ready"}}"#;
     let recorded = [
@@ -42,7 +45,7 @@ fn recorded_cursors_are_still_made_and_read() {
     ];
     for (text, projection) in recorded {
         let read = Cursor::decode(text).unwrap_or_else(|| panic!("{text} is not read"));
-        let expected = projection.cursor(Home::of(NAMESPACE_UID), read.rv);
+        let expected = projection.cursor_at(NamespaceId::from_uid(NAMESPACE_UID), read.versions);
         // A resource without a change in this test has the version of its own last change.
         assert_eq!(read, expected, "{text}");
         assert_eq!(expected.encode(), text);
@@ -50,10 +53,11 @@ fn recorded_cursors_are_still_made_and_read() {
 }
 
 #[test]
-fn recorded_cookies_and_tickets_are_still_accepted() {
-    let signer = Seal::of(SESSION_KEY).unwrap();
-    let key = |name: &str, key: &str| Holder::Key(name.into(), signer.name(&Secret::new(key).fingerprint()));
-    let user = Holder::User(Arc::new(User {
+fn recorded_cookies_and_tickets_verify_unchanged() {
+    let signer = TokenSigner::from_key(SESSION_KEY).unwrap();
+    let key =
+        |name: &str, key: &str| CredentialSubject::Key(name.into(), signer.key_id(&Secret::new(key).fingerprint()));
+    let user = CredentialSubject::User(Arc::new(KubernetesUser {
         name: "system:serviceaccount:boilerhouse:dash".into(),
         uid: "6f0c".into(),
         groups: vec!["system:authenticated".into()],
@@ -62,36 +66,36 @@ fn recorded_cookies_and_tickets_are_still_accepted() {
     let recorded = [
         (
             "bbp1.eyJmb3IiOiJzZXNzaW9uIiwid2hvIjp7ImtleSI6WyJhbGwiLCJSd2ItaWM2bEc3VEwwOFVIQXFiTDcyaWZjY0trcE5Ka2EwTWRNOHdxYmlNIl19LCJob3N0IjoiMTI3LjAuMC4xOjE4MTEyIiwiZXhwIjoxNzk1OTc3OTc2fQ.p1mFgP8LF8CUR_n-LkqJqXEWbpa7qwJD3pDBZ8R40r0",
-            Purpose::Session,
+            TokenPurpose::Session,
             key("all", ALL_TENANTS_KEY),
             "127.0.0.1:18112",
             1795977976,
         ),
         (
             "bbp1.eyJmb3IiOiJ0aWNrZXQiLCJ3aG8iOnsia2V5IjpbImFsaWNlIiwid1VjSkhJaTFVODVuSEtWcWM3RFJraDFiYVFwc2dYeU56RDVQUGlLX0tIUSJdfSwiaG9zdCI6IiIsImV4cCI6MTc5NTkzODM3Nn0.bMmm3hWyKuVhzrFMSlUWfDoPi_ZC9iUT1rNfxCw3JpQ",
-            Purpose::Ticket,
+            TokenPurpose::Ticket,
             key("alice", ALICE_KEY),
             "",
             1795938376,
         ),
         (
             "bbp1.eyJmb3IiOiJzZXNzaW9uIiwid2hvIjp7InVzZXIiOnsibmFtZSI6InN5c3RlbTpzZXJ2aWNlYWNjb3VudDpib2lsZXJob3VzZTpkYXNoIiwidWlkIjoiNmYwYyIsImdyb3VwcyI6WyJzeXN0ZW06YXV0aGVudGljYXRlZCJdLCJleHRyYSI6eyJhdXRoZW50aWNhdGlvbi5rdWJlcm5ldGVzLmlvL3BvZC1uYW1lIjpbImRhc2gtMCJdfX19LCJob3N0IjoiMTI3LjAuMC4xOjMwMDAiLCJleHAiOjE3OTAwMDAwMDB9.b4tYhra-0q99yNlYfsU-RpD8mCIIu9MwGcMH6xwi7Ic",
-            Purpose::Session,
+            TokenPurpose::Session,
             user.clone(),
             "127.0.0.1:3000",
             1_790_000_000,
         ),
         (
             "bbp1.eyJmb3IiOiJ0aWNrZXQiLCJ3aG8iOnsidXNlciI6eyJuYW1lIjoic3lzdGVtOnNlcnZpY2VhY2NvdW50OmJvaWxlcmhvdXNlOmRhc2giLCJ1aWQiOiI2ZjBjIiwiZ3JvdXBzIjpbInN5c3RlbTphdXRoZW50aWNhdGVkIl0sImV4dHJhIjp7ImF1dGhlbnRpY2F0aW9uLmt1YmVybmV0ZXMuaW8vcG9kLW5hbWUiOlsiZGFzaC0wIl19fX0sImhvc3QiOiIiLCJleHAiOjE3OTAwMDAwMDB9.P0r1DAT5HxXOExQTcF9TPia98beRhc9X9SWqEzKuDSM",
-            Purpose::Ticket,
+            TokenPurpose::Ticket,
             user,
             "",
             1_790_000_000,
         ),
     ];
     for (text, purpose, holder, host, expires_s) in recorded {
-        let expected = Pass { purpose, holder, host: host.into(), expires_s };
-        assert_eq!(signer.open(text, purpose), Some(expected.clone()), "{text}");
-        assert_eq!(signer.sign(&expected).reveal(), text, "the same bytes are signed again");
+        let expected = SignedToken { purpose, holder, host: host.into(), expires_s };
+        assert_eq!(signer.verify(text, purpose), Some(expected.clone()), "{text}");
+        assert_eq!(signer.sign(&expected).expose(), text, "the same bytes are signed again");
     }
 }

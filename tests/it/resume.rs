@@ -4,17 +4,17 @@ use std::{sync::Arc, time::Duration};
 
 use boilerhouse_bridge::{
     event::{
-        Cursor,
-        projection::{Format, Lens},
+        Cursor, PerResource, Resource,
+        projection::{EventFormat, Projection},
     },
-    feed::{self, Carrier, Feed, Framing, From, Read, Subscription},
+    feed::{self, Feed, FrameFormat, Framing, ReadResult, StartAt, Subscription},
     sim::{ApiResource, Sim, SimConfig, Verb},
     source::hub,
 };
 use serde_json::{Value, json};
 use tokio::{task::JoinHandle, time::timeout};
 
-use crate::support::simulated::NAMESPACE;
+use crate::support::sim_cluster::NAMESPACE;
 
 /// Longer than anything here takes, in paused time.
 const BOUND: Duration = Duration::from_secs(120);
@@ -35,17 +35,20 @@ impl Replica {
         let config = hub::Config { namespace: NAMESPACE.into(), ..hub::Config::default() };
         let run = hub::run(sim.client(NAMESPACE), config, writer, Arc::default());
         let hub = tokio::spawn(async move { match run.await {} });
-        timeout(BOUND, feed.ready()).await.expect("synced");
+        timeout(BOUND, feed.wait_synced()).await.expect("synced");
         Replica { feed, hub }
     }
 
-    fn listen(&self, from: From) -> Subscription {
-        let lens = self.feed.lens(Lens::all(Format::Full), Framing { carrier: Carrier::Lines, matrix: false });
+    fn listen(&self, from: StartAt) -> Subscription {
+        let lens = self.feed.projection_cache(
+            Projection::everything(EventFormat::Full),
+            Framing { format: FrameFormat::JsonLines, edgeplane_names: false },
+        );
         self.feed.subscribe(lens, from).unwrap()
     }
 
     fn resume(&self, id: &str) -> Subscription {
-        self.listen(From::Resume(Cursor::decode(id).unwrap()))
+        self.listen(StartAt::Cursor(Cursor::decode(id).unwrap()))
     }
 }
 
@@ -61,7 +64,7 @@ async fn read_until(on: &mut Subscription, is: impl Fn(&Value) -> bool) -> Vec<V
     let reading = async {
         loop {
             match on.read(1 << 16) {
-                Read::Batch(batch) => {
+                ReadResult::Batch(batch) => {
                     let bytes = batch.concat();
                     let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
                     told.extend(lines.map(|line| serde_json::from_slice::<Value>(line).unwrap()));
@@ -69,8 +72,8 @@ async fn read_until(on: &mut Subscription, is: impl Fn(&Value) -> bool) -> Vec<V
                         return;
                     }
                 }
-                Read::Idle => on.changed().await,
-                Read::End(close) => panic!("{close:?}"),
+                ReadResult::Idle => on.readable().await,
+                ReadResult::End(close) => panic!("{close:?}"),
             }
         }
     };
@@ -112,10 +115,10 @@ fn coalesced(told: &[Value]) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_thousand_come_back_to_a_restarted_replica_for_one_list_and_one_watch() {
+async fn thousand_resumes_after_a_restart_use_one_list_and_one_watch() {
     let sim = Sim::new(SimConfig::default());
     let first = Replica::start(&sim).await;
-    let mut on = first.listen(From::Now);
+    let mut on = first.listen(StartAt::Live);
     let before = id(&read_until(&mut on, |event| event["type"] == "heartbeat").await);
     create(&sim, "a");
     create(&sim, "b");
@@ -140,10 +143,10 @@ async fn a_thousand_come_back_to_a_restarted_replica_for_one_list_and_one_watch(
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_the_history_is_lost_the_difference_is_told_and_where_the_list_is_lost_the_state() {
+async fn lost_watch_history_sends_a_diff_and_lost_list_sends_the_state() {
     let sim = Sim::new(SimConfig::default());
     let first = Replica::start(&sim).await;
-    let mut on = first.listen(From::Now);
+    let mut on = first.listen(StartAt::Live);
     create(&sim, "a");
     let cursor = id(&read_until(&mut on, is("a", "Unknown")).await);
     drop((on, first));
@@ -163,16 +166,22 @@ async fn where_the_history_is_lost_the_difference_is_told_and_where_the_list_is_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cursor_that_never_was_is_foreign_and_costs_at_most_the_stated_lists() {
+async fn forged_cursor_is_foreign_and_costs_a_bounded_number_of_lists() {
     let sim = Sim::new(SimConfig::default());
     let replica = Replica::start(&sim).await;
-    let mut on = replica.listen(From::Now);
+    let mut on = replica.listen(StartAt::Live);
     let cursor = Cursor::decode(&id(&read_until(&mut on, |event| event["type"] == "heartbeat").await)).unwrap();
     let lists = sim.metrics().count(Verb::List);
     let began = tokio::time::Instant::now();
     for round in 0..40 {
-        let forged = (0..10).map(|n| Cursor { rv: [cursor.rv[0] + 1000 + round * 10 + n, cursor.rv[1]], ..cursor });
-        for mut on in forged.map(|cursor| replica.listen(From::Resume(cursor))).collect::<Vec<_>>() {
+        let forged = (0..10).map(|n| Cursor {
+            versions: PerResource::new(
+                cursor.versions[Resource::Pods] + 1000 + round * 10 + n,
+                cursor.versions[Resource::Claims],
+            ),
+            ..cursor
+        });
+        for mut on in forged.map(|cursor| replica.listen(StartAt::Cursor(cursor))).collect::<Vec<_>>() {
             let told = read_until(&mut on, |event| event["type"] == "state.initial").await;
             assert_eq!(told.last().unwrap()["reason"], "foreign");
         }
@@ -186,8 +195,8 @@ async fn a_cursor_that_never_was_is_foreign_and_costs_at_most_the_stated_lists()
     let lists = sim.metrics().count(Verb::List);
     let began = tokio::time::Instant::now();
     for n in 0..100 {
-        let forged = Cursor { rv: [1 + n % cursor.rv[0], 1], ..cursor };
-        read_until(&mut replica.listen(From::Resume(forged)), |event| {
+        let forged = Cursor { versions: PerResource::new(1 + n % cursor.versions[Resource::Pods], 1), ..cursor };
+        read_until(&mut replica.listen(StartAt::Cursor(forged)), |event| {
             event["type"] == "state.initial" || event["coalesced"] == true
         })
         .await;
@@ -199,10 +208,10 @@ async fn a_cursor_that_never_was_is_foreign_and_costs_at_most_the_stated_lists()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replica_that_lags_serves_a_cursor_of_another_that_leads() {
+async fn lagging_replica_accepts_a_cursor_of_a_leading_replica() {
     let sim = Sim::new(SimConfig::default());
     let [leads, lags] = [Replica::start(&sim).await, Replica::start(&sim).await];
-    let mut on = leads.listen(From::Now);
+    let mut on = leads.listen(StartAt::Live);
     create(&sim, "a");
     let cursor = id(&read_until(&mut on, is("a", "Unknown")).await);
     let mut on = lags.resume(&cursor);
@@ -213,18 +222,18 @@ async fn a_replica_that_lags_serves_a_cursor_of_another_that_leads() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn half_an_hour_of_nothing_keeps_a_cursor_fresh() {
+async fn cursor_stays_valid_after_half_an_hour_without_changes() {
     let sim = Sim::new(SimConfig::default());
     let replica = Replica::start(&sim).await;
-    let mut quiet = replica.listen(From::Now);
-    let lens = Lens { filter: nobody(), ..Lens::all(Format::Full) };
-    let lens = replica.feed.lens(lens, Framing { carrier: Carrier::Lines, matrix: false });
-    let mut unmatched = replica.feed.subscribe(lens.clone(), From::Now).unwrap();
+    let mut quiet = replica.listen(StartAt::Live);
+    let lens = Projection { filter: nobody(), ..Projection::everything(EventFormat::Full) };
+    let lens = replica.feed.projection_cache(lens, Framing { format: FrameFormat::JsonLines, edgeplane_names: false });
+    let mut unmatched = replica.feed.subscribe(lens.clone(), StartAt::Live).unwrap();
     for on in [&mut quiet, &mut unmatched] {
         read_until(on, |event| event["type"] == "heartbeat").await;
     }
     // A first second, cut: what it was greeted with is enough.
-    let mut short = replica.listen(From::Now);
+    let mut short = replica.listen(StartAt::Live);
     let greeted = id(&read_until(&mut short, |event| event["type"] == "heartbeat").await);
     drop(short);
     create(&sim, "meanwhile");
@@ -239,7 +248,7 @@ async fn half_an_hour_of_nothing_keeps_a_cursor_fresh() {
             sim.store(|store| store.compact(store.revision()));
         }
         for on in [&mut quiet, &mut unmatched] {
-            while let Read::Batch(_) = on.read(1 << 16) {}
+            while let ReadResult::Batch(_) = on.read(1 << 16) {}
             on.heartbeat().expect("a heartbeat");
         }
     }
@@ -255,11 +264,11 @@ async fn half_an_hour_of_nothing_keeps_a_cursor_fresh() {
     let mut on = replica
         .feed
         .subscribe(
-            replica.feed.lens(
-                Lens { filter: nobody(), ..Lens::all(Format::Full) },
-                Framing { carrier: Carrier::Lines, matrix: false },
+            replica.feed.projection_cache(
+                Projection { filter: nobody(), ..Projection::everything(EventFormat::Full) },
+                Framing { format: FrameFormat::JsonLines, edgeplane_names: false },
             ),
-            From::Resume(cursor),
+            StartAt::Cursor(cursor),
         )
         .unwrap();
     let labels = json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/tenant": "nobody"});
@@ -271,7 +280,7 @@ async fn half_an_hour_of_nothing_keeps_a_cursor_fresh() {
 
 /// A filter that nothing matches for a long time.
 fn nobody() -> boilerhouse_bridge::event::projection::Filter {
-    use boilerhouse_bridge::event::projection::{Filter, Wanted};
-    let nobody = || Wanted { tenant_id: Some("nobody".into()), ..Wanted::default() };
+    use boilerhouse_bridge::event::projection::{Filter, ObjectFilter};
+    let nobody = || ObjectFilter { tenant_id: Some("nobody".into()), ..ObjectFilter::default() };
     Filter { instances: nobody(), claims: nobody() }
 }

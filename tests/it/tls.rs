@@ -20,10 +20,10 @@ use tokio_tungstenite::{
 };
 
 use crate::support::{
-    bridge::{self, Bridge},
-    node::Talker,
-    simulated::{NAMESPACE, Simulated},
-    web::{self, Answer, BOUND},
+    bridge_process::{self, BridgeProcess},
+    http_client::{self, HttpResponse, TEST_TIMEOUT},
+    npm_client::NpmClient,
+    sim_cluster::{NAMESPACE, SimCluster},
 };
 
 const KEY: &str = "a-key-of-thirty-two-characters-x";
@@ -59,13 +59,18 @@ impl Certified {
     }
 
     /// A bridge that serves with it and watches this cluster, ready.
-    pub(crate) async fn bridge(&self, cluster: &Simulated, args: &[&str], variables: &[(&str, &str)]) -> Bridge {
+    pub(crate) async fn bridge(
+        &self,
+        cluster: &SimCluster,
+        args: &[&str],
+        variables: &[(&str, &str)],
+    ) -> BridgeProcess {
         let (kubeconfig, flags) = (cluster.kubeconfig(), self.flags());
         let mut all = vec!["serve", "--port", "0", "--kubeconfig", &kubeconfig, "--namespace", NAMESPACE];
         all.extend(flags.iter().map(String::as_str));
         all.extend(args);
-        let bridge = Bridge::run_with(&all, variables).await;
-        let ready = timeout(BOUND, async {
+        let bridge = BridgeProcess::run_with(&all, variables).await;
+        let ready = timeout(TEST_TIMEOUT, async {
             while self.ask(bridge.address, "GET", "/readyz", &[]).await.status != 200 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -77,11 +82,17 @@ impl Certified {
     async fn connect(&self, address: SocketAddr) -> TlsStream<TcpStream> {
         let stream = TcpStream::connect(address).await.unwrap();
         let name = ServerName::try_from("127.0.0.1").unwrap();
-        timeout(BOUND, self.connector.connect(name, stream)).await.expect("no handshake").unwrap()
+        timeout(TEST_TIMEOUT, self.connector.connect(name, stream)).await.expect("no handshake").unwrap()
     }
 
     /// Sends a request and reads the answer to TLS's own end, without which it might have been cut short.
-    pub(crate) async fn ask(&self, address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+    pub(crate) async fn ask(
+        &self,
+        address: SocketAddr,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> HttpResponse {
         let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
         for (name, value) in headers {
             request += &format!("{name}: {value}\r\n");
@@ -89,8 +100,8 @@ impl Certified {
         let mut stream = self.connect(address).await;
         stream.write_all((request + "\r\n").as_bytes()).await.unwrap();
         let mut text = String::new();
-        timeout(BOUND, stream.read_to_string(&mut text)).await.expect("no end of the answer").unwrap();
-        web::parse(&text)
+        timeout(TEST_TIMEOUT, stream.read_to_string(&mut text)).await.expect("no end of the answer").unwrap();
+        http_client::parse(&text)
     }
 
     async fn websocket(&self, address: SocketAddr, path: &str) -> WebSocketStream<TlsStream<TcpStream>> {
@@ -101,7 +112,7 @@ impl Certified {
 
 async fn next(socket: &mut WebSocketStream<TlsStream<TcpStream>>) -> Option<Message> {
     loop {
-        match timeout(BOUND, socket.next()).await.expect("nothing comes") {
+        match timeout(TEST_TIMEOUT, socket.next()).await.expect("nothing comes") {
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
             Some(message) => return Some(message.unwrap()),
             None => return None,
@@ -117,8 +128,8 @@ async fn json_of(socket: &mut WebSocketStream<TlsStream<TcpStream>>) -> Value {
 }
 
 #[tokio::test]
-async fn all_is_served_over_tls() {
-    let (cluster, certified) = (Simulated::new().await, Certified::new());
+async fn all_endpoints_are_served_over_tls() {
+    let (cluster, certified) = (SimCluster::new().await, Certified::new());
     let bridge = certified.bridge(&cluster, &[], &[]).await;
     let said = format!("listening on https://{0}, events on wss://{0}/ws", bridge.address);
     assert!(bridge.log().iter().any(|line| line.contains(&said)), "{:#?}", bridge.log());
@@ -134,7 +145,7 @@ async fn all_is_served_over_tls() {
     let mut events = Vec::new();
     let read = async |sse: &mut TlsStream<TcpStream>, events: &mut Vec<u8>, until: &str| {
         while !String::from_utf8_lossy(events).contains(until) {
-            let read = timeout(BOUND, sse.read_buf(events)).await.expect("nothing comes").unwrap();
+            let read = timeout(TEST_TIMEOUT, sse.read_buf(events)).await.expect("nothing comes").unwrap();
             assert_ne!(read, 0, "{}", String::from_utf8_lossy(events));
         }
     };
@@ -144,7 +155,7 @@ async fn all_is_served_over_tls() {
     while json_of(&mut ws).await["name"] != "b" {}
     while json_of(&mut full).await["name"] != "b" {}
     read(&mut sse, &mut events, r#""name":"b""#).await;
-    // An event told is never newer than a GET (protocol.md section 2).
+    // An event told is never newer than a GET (docs/protocol.md#boilerhouse-stream).
     let instances = certified.ask(bridge.address, "GET", "/api/v1/instances", &[]).await;
     let names: Vec<_> = instances.json().as_array().unwrap().iter().map(|one| one["name"].clone()).collect();
     assert_eq!(names, [json!("a"), json!("b")]);
@@ -166,13 +177,13 @@ async fn all_is_served_over_tls() {
         assert_eq!((u16::from(close.code), close.reason.as_str()), (1012, "draining"));
         assert_eq!(next(socket).await, None, "an end in order");
     }
-    timeout(BOUND, sse.read_to_end(&mut events)).await.expect("it stays").expect("an end in order");
+    timeout(TEST_TIMEOUT, sse.read_to_end(&mut events)).await.expect("it stays").expect("an end in order");
     assert!(String::from_utf8_lossy(&events).contains("stream.closing"));
 }
 
 #[tokio::test]
-async fn sessions_are_for_https_only() {
-    let (cluster, certified) = (Simulated::new().await, Certified::new());
+async fn tls_session_cookie_is_secure_only() {
+    let (cluster, certified) = (SimCluster::new().await, Certified::new());
     let bridge = certified.bridge(&cluster, &[], &[("BOILERHOUSE_API_KEY", KEY)]).await;
     let bearer = format!("Bearer {KEY}");
     let answer = certified.ask(bridge.address, "POST", "/api/v1/session", &[("Authorization", &bearer)]).await;
@@ -188,12 +199,14 @@ async fn sessions_are_for_https_only() {
 }
 
 #[tokio::test]
-async fn clients_from_npm_come_through_tls() {
-    let (cluster, certified) = (Simulated::new().await, Certified::new());
+async fn npm_clients_connect_over_tls() {
+    let (cluster, certified) = (SimCluster::new().await, Certified::new());
     let bridge = certified.bridge(&cluster, &[], &[]).await;
     let trusted = certified.file("tls.crt");
-    let mut clients = [("eventsource.mjs", "https", "/api/sse"), ("ws.mjs", "wss", "/api/websocket")].map(
-        |(script, scheme, path)| Talker::trusting(&trusted, script, &format!("{scheme}://{}{path}", bridge.address)),
+    let mut clients = [("eventsource.mjs", "https", "/api/sse"), ("websocket.mjs", "wss", "/api/websocket")].map(
+        |(script, scheme, path)| {
+            NpmClient::start_trusting(&trusted, script, &format!("{scheme}://{}{path}", bridge.address))
+        },
     );
     for client in &mut clients {
         client.until(|line| line["event"]["data"]["type"] == "state.initial").await;
@@ -205,7 +218,7 @@ async fn clients_from_npm_come_through_tls() {
 }
 
 #[tokio::test]
-async fn a_pair_that_cannot_be_used_is_a_clear_error_at_start() {
+async fn unusable_tls_pair_fails_at_start_with_a_clear_error() {
     let (certified, other) = (Certified::new(), Certified::new());
     let [certificate, key, others_key] = [certified.file("tls.crt"), certified.file("tls.key"), other.file("tls.key")]
         .map(|path| path.to_string_lossy().into_owned());
@@ -237,9 +250,9 @@ async fn a_pair_that_cannot_be_used_is_a_clear_error_at_start() {
         ),
     ];
     for (flags, code, word) in table {
-        let mut command = bridge::command(&["serve", "--port", "0"]);
+        let mut command = bridge_process::command(&["serve", "--port", "0"]);
         let output =
-            timeout(BOUND, command.args(&flags).kill_on_drop(true).output()).await.expect("it goes on").unwrap();
+            timeout(TEST_TIMEOUT, command.args(&flags).kill_on_drop(true).output()).await.expect("it goes on").unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!((output.status.code(), output.stdout.len()), (Some(code), 0), "{flags:?}: {stderr}");
         assert!(stderr.contains(&word), "{flags:?}: {stderr}");

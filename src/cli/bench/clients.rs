@@ -371,7 +371,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn marks_are_found_when_they_are_complete() {
+    fn marks_yields_only_complete_marks() {
         let text = format!("{{{MARK}12\",\"previousPhase\":\"t11\",{MARK}13\"}}{MARK}x{MARK}14");
         assert_eq!(marks(text.as_bytes()).collect::<Vec<_>>(), [12, 13]);
     }

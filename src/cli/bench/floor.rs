@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_late_is_told_everything_that_is_kept() {
+    fn late_client_receives_all_retained_frames() {
         let mut recent = Recent::default();
         assert_eq!(recent.after(0), None);
         for number in 0..3u8 {

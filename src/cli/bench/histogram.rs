@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bucket_is_at_most_a_sixty_fourth_wide() {
+    fn bucket_width_is_at_most_one_64th_of_its_value() {
         for micros in (0..300).chain((0..50).map(|at| 1 << at)).chain([12_345, 999_999, 86_400_000_000]) {
             let upper = upper(bucket(micros));
             assert!(upper >= micros && upper - micros <= micros / u64::from(STEPS), "{micros}: {upper}");
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn quantiles_are_those_of_what_was_counted() {
+    fn quantiles_match_counted_values() {
         let mut all = Histogram::default();
         assert_eq!(all.quantile(0.5), None);
         (1..=1000).for_each(|micros| all.add(micros));

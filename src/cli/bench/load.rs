@@ -15,8 +15,9 @@ use tokio::runtime::Handle;
 
 use super::{MARK, floor::Tick, now_micros, process::Role};
 use crate::{
+    api::{LABEL_MANAGED, LABEL_POOL_STATUS, LABEL_WORKLOAD},
     sim::{ApiResource, Sim},
-    source::connect::Connection,
+    source::connect::ClusterConnection,
 };
 
 /// Pods that change in turn.
@@ -32,7 +33,7 @@ pub(super) enum Load {
     /// Pods of this namespace of a simulated cluster, in this process.
     Sim(Sim, String),
     /// Pods of a cluster.
-    Kube(Box<Connection>, Handle),
+    Kube(Box<ClusterConnection>, Handle),
     /// POST requests with a message of this many bytes.
     Post(Uri, usize, Option<TcpStream>),
     /// Nothing: whatever happens by itself.
@@ -115,7 +116,7 @@ impl Load {
                         store.patch(ApiResource::Pods, namespace, &name, &change).map_err(refused)?;
                     }
                     if store.revision() % FORGETS_EVERY < pace.burst {
-                        store.forget(store.revision().saturating_sub(REMEMBERED));
+                        store.discard_before(store.revision().saturating_sub(REMEMBERED));
                     }
                     Ok(())
                 });
@@ -168,8 +169,8 @@ fn pod(number: u64) -> serde_json::Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name(number), "labels": {
-            "boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": "bench",
-            "boilerhouse.dev/pool-status": "ready", "bench": format!("{}", number % PODS),
+            LABEL_MANAGED: "true", LABEL_WORKLOAD: "bench",
+            LABEL_POOL_STATUS: "ready", "bench": format!("{}", number % PODS),
         }},
         "spec": {"containers": [{"name": "main", "image": "example.org/bench:1"}]},
     })

@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_that_ends_takes_nothing_from_the_others() {
+    fn ended_thread_does_not_reduce_cpu_time_of_others() {
         let cpu = |threads: &[(&str, u64)]| Cpu(threads.iter().map(|(id, nanos)| ((*id).to_owned(), *nanos)).collect());
         let (before, after) = (cpu(&[("1", 100), ("2", 900)]), cpu(&[("1", 150), ("3", 7)]));
         assert_eq!(after.since(&before), Duration::from_nanos(57));

@@ -1,4 +1,4 @@
-//! `params` of protocol.md section 4: a filter as clients write it, `{"instances":{…},"claims":{…}}`.
+//! `params` of docs/protocol.md#stream-endpoints: a filter as clients write it, `{"instances":{…},"claims":{…}}`.
 //!
 //! Strict, because a filter that is misunderstood shows too much or nothing: every mistake is a sentence that says where
 //! it is and what is accepted there. A filter has one form however it was written, so that equal filters share a lens
@@ -11,14 +11,14 @@ use serde::{
     de::{MapAccess, SeqAccess, Visitor},
 };
 
-use super::{Filter, Wanted};
-use crate::event::Resource;
+use super::{Filter, ObjectFilter};
+use crate::event::{PerResource, Resource};
 
 /// The longest text that is read, in bytes: 8 KiB, room for a hundred labels and no more than fits a request's head.
 const MAX_BYTES: usize = 8 << 10;
 
-/// What stands directly under `params`, in the order of [`Kind`].
-const KINDS: [&str; 2] = ["instances", "claims"];
+/// What stands directly under `params`, for each resource.
+const RESOURCE_KEYS: PerResource<&str> = PerResource::new("instances", "claims");
 
 impl Filter {
     /// Reads `params`, whose URL encoding is already undone. At most 8 KiB.
@@ -32,11 +32,13 @@ impl Filter {
         let node = serde_json::from_str(text)
             .map_err(|e| format!(r#"not JSON ({e}): accepted is {{"instances":{{…}},"claims":{{…}}}}, URL-encoded"#))?;
         let mut filter = Filter::default();
-        for (key, node) in members("the whole", node)? {
-            match Resource::ALL.into_iter().find(|kind| KINDS[*kind as usize] == key) {
-                Some(Resource::Instance) => filter.instances = wanted(Resource::Instance, node)?,
-                Some(Resource::Claim) => filter.claims = wanted(Resource::Claim, node)?,
-                None => return Err(format!("unknown key '{key}': accepted are {}", KINDS.join(", "))),
+        for (key, node) in object_members("the whole", node)? {
+            match Resource::ALL.into_iter().find(|resource| RESOURCE_KEYS[*resource] == key) {
+                Some(Resource::Pods) => filter.instances = parse_object_filter(Resource::Pods, node)?,
+                Some(Resource::Claims) => filter.claims = parse_object_filter(Resource::Claims, node)?,
+                None => {
+                    return Err(format!("unknown key '{key}': accepted are {}", RESOURCE_KEYS.into_array().join(", ")));
+                }
             }
         }
         Ok(filter)
@@ -44,58 +46,58 @@ impl Filter {
 }
 
 /// The keys that filter this kind of object.
-fn accepted(kind: Resource) -> [&'static str; 6] {
-    match kind {
-        Resource::Instance => ["name", "phase", "workloadRef", "tenantId", "poolStatus", "labels"],
-        Resource::Claim => ["name", "phase", "tenantId", "workloadRef", "source", "labels"],
+fn filter_keys(resource: Resource) -> [&'static str; 6] {
+    match resource {
+        Resource::Pods => ["name", "phase", "workloadRef", "tenantId", "poolStatus", "labels"],
+        Resource::Claims => ["name", "phase", "tenantId", "workloadRef", "source", "labels"],
     }
 }
 
-fn wanted(kind: Resource, node: Node) -> Result<Wanted, String> {
-    let (under, accepted) = (KINDS[kind as usize], accepted(kind));
-    let mut wanted = Wanted::default();
-    for (key, node) in members(under, node)? {
+fn parse_object_filter(resource: Resource, node: JsonNode) -> Result<ObjectFilter, String> {
+    let (under, accepted) = (RESOURCE_KEYS[resource], filter_keys(resource));
+    let mut filter = ObjectFilter::default();
+    for (key, node) in object_members(under, node)? {
         if !accepted.contains(&key.as_str()) {
             return Err(format!("unknown key '{key}' under {under}: accepted are {}", accepted.join(", ")));
         }
         let place = format!("{under}.{key}");
         let field = match key.as_str() {
-            "name" => &mut wanted.name,
-            "phase" => &mut wanted.phase,
-            "workloadRef" => &mut wanted.workload_ref,
-            "tenantId" => &mut wanted.tenant_id,
-            "poolStatus" => &mut wanted.pool_status,
-            "source" => &mut wanted.source,
+            "name" => &mut filter.name,
+            "phase" => &mut filter.phase,
+            "workloadRef" => &mut filter.workload_ref,
+            "tenantId" => &mut filter.tenant_id,
+            "poolStatus" => &mut filter.pool_status,
+            "source" => &mut filter.source,
             // `labels`: the only other one that is accepted.
             _ => {
-                wanted.labels = labels(&place, node)?;
+                filter.labels = labels(&place, node)?;
                 continue;
             }
         };
-        let Node::Text(value) = node else {
-            return Err(format!("{place} is {}: accepted is a string", node.what()));
+        let JsonNode::Text(value) = node else {
+            return Err(format!("{place} is {}: accepted is a string", node.type_name()));
         };
         *field = Some(value);
     }
-    Ok(wanted)
+    Ok(filter)
 }
 
-fn labels(place: &str, node: Node) -> Result<BTreeMap<String, Option<String>>, String> {
-    let value = |(key, node): (String, Node)| match node {
-        Node::Text(value) => Ok((key, Some(value))),
-        Node::Null => Ok((key, None)),
-        Node::Object(_) | Node::Other(_) => Err(format!(
+fn labels(place: &str, node: JsonNode) -> Result<BTreeMap<String, Option<String>>, String> {
+    let value = |(key, node): (String, JsonNode)| match node {
+        JsonNode::Text(value) => Ok((key, Some(value))),
+        JsonNode::Null => Ok((key, None)),
+        JsonNode::Object(_) | JsonNode::Other(_) => Err(format!(
             "{place} has '{key}' as {}: accepted are a string, and null where any value will do",
-            node.what()
+            node.type_name()
         )),
     };
-    members(place, node)?.into_iter().map(value).collect()
+    object_members(place, node)?.into_iter().map(value).collect()
 }
 
 /// The members of what must be an object, each key once: of two values one would be dropped without a word.
-fn members(place: &str, node: Node) -> Result<Vec<(String, Node)>, String> {
-    let Node::Object(members) = node else {
-        return Err(format!("{place} is {}: accepted is an object, {{…}}", node.what()));
+fn object_members(place: &str, node: JsonNode) -> Result<Vec<(String, JsonNode)>, String> {
+    let JsonNode::Object(members) = node else {
+        return Err(format!("{place} is {}: accepted is an object, {{…}}", node.type_name()));
     };
     let mut keys: Vec<&str> = members.iter().map(|(key, _)| key.as_str()).collect();
     keys.sort_unstable();
@@ -107,75 +109,75 @@ fn members(place: &str, node: Node) -> Result<Vec<(String, Node)>, String> {
 
 /// JSON as far as filters have it, with every member of an object, even those whose key stands twice.
 #[derive(Debug)]
-enum Node {
+enum JsonNode {
     Text(String),
     Null,
-    Object(Vec<(String, Node)>),
+    Object(Vec<(String, JsonNode)>),
     /// What no filter has, in words.
     Other(&'static str),
 }
 
-impl Node {
-    fn what(&self) -> &'static str {
+impl JsonNode {
+    fn type_name(&self) -> &'static str {
         match self {
-            Node::Text(_) => "a string",
-            Node::Null => "null",
-            Node::Object(_) => "an object",
-            Node::Other(what) => what,
+            JsonNode::Text(_) => "a string",
+            JsonNode::Null => "null",
+            JsonNode::Object(_) => "an object",
+            JsonNode::Other(name) => name,
         }
     }
 }
 
-impl<'de> Deserialize<'de> for Node {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Node, D::Error> {
-        deserializer.deserialize_any(Reading)
+impl<'de> Deserialize<'de> for JsonNode {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<JsonNode, D::Error> {
+        deserializer.deserialize_any(JsonNodeVisitor)
     }
 }
 
-struct Reading;
+struct JsonNodeVisitor;
 
-impl<'de> Visitor<'de> for Reading {
-    type Value = Node;
+impl<'de> Visitor<'de> for JsonNodeVisitor {
+    type Value = JsonNode;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("JSON")
     }
 
-    fn visit_str<E>(self, text: &str) -> Result<Node, E> {
-        Ok(Node::Text(text.to_owned()))
+    fn visit_str<E>(self, text: &str) -> Result<JsonNode, E> {
+        Ok(JsonNode::Text(text.to_owned()))
     }
 
-    fn visit_unit<E>(self) -> Result<Node, E> {
-        Ok(Node::Null)
+    fn visit_unit<E>(self) -> Result<JsonNode, E> {
+        Ok(JsonNode::Null)
     }
 
-    fn visit_bool<E>(self, _: bool) -> Result<Node, E> {
-        Ok(Node::Other("a boolean"))
+    fn visit_bool<E>(self, _: bool) -> Result<JsonNode, E> {
+        Ok(JsonNode::Other("a boolean"))
     }
 
-    fn visit_u64<E>(self, _: u64) -> Result<Node, E> {
-        Ok(Node::Other("a number"))
+    fn visit_u64<E>(self, _: u64) -> Result<JsonNode, E> {
+        Ok(JsonNode::Other("a number"))
     }
 
-    fn visit_i64<E>(self, _: i64) -> Result<Node, E> {
-        Ok(Node::Other("a number"))
+    fn visit_i64<E>(self, _: i64) -> Result<JsonNode, E> {
+        Ok(JsonNode::Other("a number"))
     }
 
-    fn visit_f64<E>(self, _: f64) -> Result<Node, E> {
-        Ok(Node::Other("a number"))
+    fn visit_f64<E>(self, _: f64) -> Result<JsonNode, E> {
+        Ok(JsonNode::Other("a number"))
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Node, A::Error> {
-        while items.next_element::<Node>()?.is_some() {}
-        Ok(Node::Other("an array"))
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<JsonNode, A::Error> {
+        while items.next_element::<JsonNode>()?.is_some() {}
+        Ok(JsonNode::Other("an array"))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Node, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<JsonNode, A::Error> {
         let mut members = Vec::new();
         while let Some(member) = entries.next_entry()? {
             members.push(member);
         }
-        Ok(Node::Object(members))
+        Ok(JsonNode::Object(members))
     }
 }
 
@@ -184,20 +186,20 @@ mod tests {
     use proptest::{collection::btree_map, option, prelude::*};
 
     use super::*;
-    use crate::event::projection::{Format, Lens};
+    use crate::event::projection::{EventFormat, Projection};
 
     fn hash(filter: Filter) -> u64 {
-        Lens { filter, ..Lens::all(Format::Full) }.hash()
+        Projection { filter, ..Projection::everything(EventFormat::Full) }.fingerprint()
     }
 
     #[test]
-    fn every_key_has_its_place() {
+    fn parse_maps_every_key_to_its_field() {
         let some = |text: &str| Some(text.to_owned());
         let text = r#"{"claims": {"source": "pool", "tenantId": "Zoë", "workloadRef": "w", "name": "c", "phase": "Active",
                        "labels": {"team": "a"}},
                        "instances": {"labels": {"b": null, "a": "1"}, "poolStatus": "ready", "tenantId": "t",
                        "workloadRef": "", "phase": "\u0052unning", "name": "n"}}"#;
-        let instances = Wanted {
+        let instances = ObjectFilter {
             name: some("n"),
             phase: some("Running"),
             workload_ref: some(""),
@@ -206,7 +208,7 @@ mod tests {
             source: None,
             labels: [("a".into(), some("1")), ("b".into(), None)].into(),
         };
-        let claims = Wanted {
+        let claims = ObjectFilter {
             name: some("c"),
             phase: some("Active"),
             workload_ref: some("w"),
@@ -219,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_has_one_form() {
+    fn equivalent_filters_have_equal_hashes() {
         let none = hash(Filter::default());
         let empty = ["{}", r#"{"instances":{}}"#, r#"{"claims":{"labels":{}},"instances":{"labels":{}}}"#];
         for text in empty {
@@ -238,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_with_its_place_and_what_is_accepted() {
+    fn parse_error_names_location_and_accepted_values() {
         let long = format!(r#"{{"instances":{{"name":"{}"}}}}"#, "x".repeat(MAX_BYTES));
         let instances = "accepted are name, phase, workloadRef, tenantId, poolStatus, labels";
         let claims = "accepted are name, phase, tenantId, workloadRef, source, labels";
@@ -282,23 +284,23 @@ mod tests {
         assert!(Filter::parse(&"[".repeat(MAX_BYTES)).unwrap_err().contains("recursion"));
     }
 
-    fn any_wanted(kind: Resource) -> impl Strategy<Value = Wanted> {
+    fn any_object_filter(resource: Resource) -> impl Strategy<Value = ObjectFilter> {
         let text = || option::of(".{0,6}");
         let labels = btree_map(".{0,6}", text(), 0..3);
         (text(), text(), text(), text(), text(), labels).prop_map(
             move |(name, phase, workload, tenant, last, labels)| {
-                let (pool_status, source) = match kind {
-                    Resource::Instance => (last, None),
-                    Resource::Claim => (None, last),
+                let (pool_status, source) = match resource {
+                    Resource::Pods => (last, None),
+                    Resource::Claims => (None, last),
                 };
-                Wanted { name, phase, workload_ref: workload, tenant_id: tenant, pool_status, source, labels }
+                ObjectFilter { name, phase, workload_ref: workload, tenant_id: tenant, pool_status, source, labels }
             },
         )
     }
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(instances in any_wanted(Resource::Instance), claims in any_wanted(Resource::Claim)) {
+        fn serialized_filter_round_trips(instances in any_object_filter(Resource::Pods), claims in any_object_filter(Resource::Claims)) {
             let filter = Filter { instances, claims };
             let text = serde_json::to_string(&filter).unwrap();
             let read = Filter::parse(&text);
@@ -307,7 +309,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_read_or_refused_never_a_panic(
+        fn parse_never_panics_on_any_text(
             text in prop_oneof![".{0,40}", r#"(\{|\}|\[|\]|:|,|null|1|"(instances|claims|name|labels|a)"){0,14}"#]
         ) {
             match Filter::parse(&text) {

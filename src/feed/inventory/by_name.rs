@@ -8,18 +8,18 @@ use std::{borrow::Borrow, cmp::Ordering, collections::BTreeSet, sync::Arc};
 use crate::event::{Claim, Instance};
 
 /// What has a name that is its own at any one time.
-pub trait Named {
+pub trait HasName {
     /// The name.
     fn name(&self) -> &str;
 }
 
-impl Named for Instance {
+impl HasName for Instance {
     fn name(&self) -> &str {
         &self.name
     }
 }
 
-impl Named for Claim {
+impl HasName for Claim {
     fn name(&self) -> &str {
         &self.name
     }
@@ -27,9 +27,9 @@ impl Named for Claim {
 
 /// Shared views by name.
 #[derive(Debug)]
-pub struct ByName<T: Named>(BTreeSet<Entry<T>>);
+pub struct ByName<T: HasName>(BTreeSet<NameKey<T>>);
 
-impl<T: Named> ByName<T> {
+impl<T: HasName> ByName<T> {
     /// The one of this name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Arc<T>> {
@@ -38,7 +38,7 @@ impl<T: Named> ByName<T> {
 
     /// Puts one in, in place of that of the same name, which is returned.
     pub fn insert(&mut self, view: Arc<T>) -> Option<Arc<T>> {
-        self.0.replace(Entry(view)).map(|entry| entry.0)
+        self.0.replace(NameKey(view)).map(|entry| entry.0)
     }
 
     /// Takes the one of this name out.
@@ -70,62 +70,62 @@ impl<T: Named> ByName<T> {
 }
 
 // By hand: the views need not be `Clone`, and nothing of them is copied.
-impl<T: Named> Clone for ByName<T> {
+impl<T: HasName> Clone for ByName<T> {
     fn clone(&self) -> Self {
         ByName(self.0.clone())
     }
 }
 
-impl<T: Named> Default for ByName<T> {
+impl<T: HasName> Default for ByName<T> {
     fn default() -> Self {
         ByName(BTreeSet::new())
     }
 }
 
 /// As whole views, not as names.
-impl<T: Named + Eq> PartialEq for ByName<T> {
+impl<T: HasName + Eq> PartialEq for ByName<T> {
     fn eq(&self, other: &Self) -> bool {
         self.values().eq(other.values())
     }
 }
 
-impl<T: Named + Eq> Eq for ByName<T> {}
+impl<T: HasName + Eq> Eq for ByName<T> {}
 
 /// Compares by name alone.
 #[derive(Debug)]
-struct Entry<T: Named>(Arc<T>);
+struct NameKey<T: HasName>(Arc<T>);
 
-impl<T: Named> Clone for Entry<T> {
+impl<T: HasName> Clone for NameKey<T> {
     fn clone(&self) -> Self {
-        Entry(self.0.clone())
+        NameKey(self.0.clone())
     }
 }
 
-impl<T: Named> Borrow<str> for Entry<T> {
+impl<T: HasName> Borrow<str> for NameKey<T> {
     fn borrow(&self) -> &str {
         self.0.name()
     }
 }
 
-impl<T: Named> Ord for Entry<T> {
+impl<T: HasName> Ord for NameKey<T> {
     fn cmp(&self, other: &Self) -> Ordering {
         self.0.name().cmp(other.0.name())
     }
 }
 
-impl<T: Named> PartialOrd for Entry<T> {
+impl<T: HasName> PartialOrd for NameKey<T> {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl<T: Named> PartialEq for Entry<T> {
+impl<T: HasName> PartialEq for NameKey<T> {
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other) == Ordering::Equal
     }
 }
 
-impl<T: Named> Eq for Entry<T> {}
+impl<T: HasName> Eq for NameKey<T> {}
 
 #[cfg(test)]
 mod tests {
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn one_of_a_name_in_the_order_of_names_and_a_copy_shares_them() {
+    fn copies_share_entries_and_iterate_in_name_order() {
         let mut pods = ByName::default();
         for name in ["b", "a", "c"] {
             assert!(pods.insert(pod(name, "1")).is_none());

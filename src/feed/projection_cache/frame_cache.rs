@@ -11,13 +11,13 @@ use std::{
 use bytes::Bytes;
 use prometheus_client::metrics::gauge::Gauge;
 
-use super::{Initial, Reason};
-use crate::event::ResourceVersion;
+use super::{InitialState, SnapshotReason};
+use crate::event::{PerResource, ResourceVersion};
 
 /// Frames that a lens keeps: more than any reader that keeps up is ever behind.
-pub(in crate::feed) const FRAMES: usize = 1024;
+pub(in crate::feed) const MAX_FRAMES: usize = 1024;
 /// Bytes of frames that a lens keeps.
-const FRAMES_BYTES: usize = 256 << 10;
+const MAX_FRAMES_BYTES: usize = 256 << 10;
 /// Bytes charged for a frame beside its own: its place in a queue that may have grown to twice what is in it.
 const FRAME_COST: usize = 2 * size_of::<Frame>();
 
@@ -27,16 +27,16 @@ pub(in crate::feed) struct Frame {
     /// The position after it.
     pub(in crate::feed) to: u64,
     pub(in crate::feed) bytes: Bytes,
-    pub(in crate::feed) after: [ResourceVersion; 2],
-    pub(in crate::feed) restart: bool,
+    pub(in crate::feed) versions_after: PerResource<ResourceVersion>,
+    pub(in crate::feed) history_reset: bool,
     /// Whoever looks through the lens must see for himself what this means for him: another history, or the upstream.
-    pub(in crate::feed) own: bool,
+    pub(in crate::feed) per_client: bool,
 }
 
 impl Frame {
     /// Whether there is nothing in it for anybody.
-    pub(super) fn is_silent(&self) -> bool {
-        self.bytes.is_empty() && !self.own
+    pub(super) fn is_empty_for_all(&self) -> bool {
+        self.bytes.is_empty() && !self.per_client
     }
 
     fn cost(&self) -> usize {
@@ -46,14 +46,14 @@ impl Frame {
 
 /// What is kept, and charged.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct FrameCache {
     /// Positions: of the first step framed, and after the last one.
     first: u64,
     end: u64,
     frames: VecDeque<Frame>,
     /// Of the frames.
     bytes: usize,
-    initial: Option<Last>,
+    initial: Option<CachedInitialState>,
     charged: usize,
     /// What all lenses have charged.
     all: Gauge,
@@ -61,15 +61,15 @@ pub(super) struct Kept {
 
 /// The last initial state. It can be found for as long as somebody is being sent it, too, which costs nothing here.
 #[derive(Debug)]
-struct Last {
-    reason: Reason,
-    initial: Weak<Initial>,
-    kept: Option<Arc<Initial>>,
+struct CachedInitialState {
+    reason: SnapshotReason,
+    initial: Weak<InitialState>,
+    cached: Option<Arc<InitialState>>,
 }
 
-impl Kept {
-    pub(super) fn new(all: Gauge) -> Kept {
-        Kept { first: 0, end: 0, frames: VecDeque::new(), bytes: 0, initial: None, charged: 0, all }
+impl FrameCache {
+    pub(super) fn new(all: Gauge) -> FrameCache {
+        FrameCache { first: 0, end: 0, frames: VecDeque::new(), bytes: 0, initial: None, charged: 0, all }
     }
 
     /// The position of the first step framed.
@@ -83,7 +83,7 @@ impl Kept {
     }
 
     /// The frames from a position on; the first may begin before it, if it is empty.
-    pub(super) fn since(&self, from: u64) -> vec_deque::Iter<'_, Frame> {
+    pub(super) fn frames_from(&self, from: u64) -> vec_deque::Iter<'_, Frame> {
         // From the end, where nearly all readers are.
         let mut first = self.frames.len();
         while first > 0 && self.frames[first - 1].to > from {
@@ -93,9 +93,9 @@ impl Kept {
     }
 
     /// Forgets all frames and begins anew at a position.
-    pub(super) fn begin(&mut self, at: u64) {
+    pub(super) fn reset_to(&mut self, at: u64) {
         (self.first, self.end, self.frames, self.bytes) = (at, at, VecDeque::new(), 0);
-        self.charge();
+        self.update_charge();
     }
 
     /// Takes the frame of the step at the end.
@@ -103,40 +103,40 @@ impl Kept {
     pub(super) fn push(&mut self, frame: Frame) {
         self.end = frame.to;
         match self.frames.back_mut() {
-            Some(last) if last.is_silent() && frame.is_silent() => *last = frame,
+            Some(last) if last.is_empty_for_all() && frame.is_empty_for_all() => *last = frame,
             _ => {
                 self.bytes += frame.cost();
                 self.frames.push_back(frame);
             }
         }
-        while self.frames.len() > FRAMES || (self.bytes > FRAMES_BYTES && self.frames.len() > 1) {
+        while self.frames.len() > MAX_FRAMES || (self.bytes > MAX_FRAMES_BYTES && self.frames.len() > 1) {
             self.drop_oldest();
         }
         // Something has changed, so it will not be given to anybody any more.
         if let Some(last) = &mut self.initial
-            && last.kept.as_ref().is_some_and(|initial| initial.is_old())
+            && last.cached.as_ref().is_some_and(|initial| initial.is_stale())
         {
-            last.kept = None;
+            last.cached = None;
         }
-        self.charge();
+        self.update_charge();
     }
 
     /// The last initial state with this reason, if it is still there.
-    pub(super) fn initial(&self, reason: Reason) -> Option<Arc<Initial>> {
+    pub(super) fn initial(&self, reason: SnapshotReason) -> Option<Arc<InitialState>> {
         self.initial.as_ref().filter(|last| last.reason == reason)?.initial.upgrade()
     }
 
     /// Keeps an initial state in place of the last one.
-    pub(super) fn keep(&mut self, reason: Reason, initial: &Arc<Initial>) {
-        let last = Last { reason, initial: Arc::downgrade(initial), kept: Some(initial.clone()) };
+    pub(super) fn store_initial(&mut self, reason: SnapshotReason, initial: &Arc<InitialState>) {
+        let last = CachedInitialState { reason, initial: Arc::downgrade(initial), cached: Some(initial.clone()) };
         self.initial = Some(last);
-        self.charge();
+        self.update_charge();
     }
 
     /// Lets go of the initial state, and of all but the newest frames, so many.
-    pub(super) fn let_go(&mut self, but: usize) {
+    pub(super) fn shrink(&mut self, but: usize) {
         if let Some(last) = &mut self.initial {
-            last.kept = None;
+            last.cached = None;
         }
         if self.frames.len() > but {
             while self.frames.len() > but {
@@ -144,7 +144,7 @@ impl Kept {
             }
             self.frames.shrink_to_fit();
         }
-        self.charge();
+        self.update_charge();
     }
 
     fn drop_oldest(&mut self) {
@@ -154,8 +154,8 @@ impl Kept {
         }
     }
 
-    fn charge(&mut self) {
-        let initial = self.initial.as_ref().and_then(|last| last.kept.as_ref());
+    fn update_charge(&mut self) {
+        let initial = self.initial.as_ref().and_then(|last| last.cached.as_ref());
         let bytes = self.bytes + initial.map_or(0, |initial| initial.bytes());
         if bytes != self.charged {
             self.all.inc_by(bytes.cast_signed() as i64 - self.charged.cast_signed() as i64);
@@ -164,7 +164,7 @@ impl Kept {
     }
 }
 
-impl Drop for Kept {
+impl Drop for FrameCache {
     fn drop(&mut self) {
         self.all.dec_by(self.charged.cast_signed() as i64);
     }

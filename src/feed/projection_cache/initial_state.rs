@@ -6,11 +6,11 @@ use bytes::Bytes;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::{Config, Reason, Shared, SharedLens, Snapshot, lock};
+use super::{Config, ProjectionCache, Shared, Snapshot, SnapshotReason, lock};
 use crate::{
     event::{
-        Claim, Home, Instance, Pool, ResourceVersion,
-        projection::{Format, Type},
+        Claim, Instance, NamespaceId, PerResource, PoolDepth, ResourceVersion,
+        projection::{EventFormat, EventType},
         render,
     },
     feed::state::State,
@@ -18,88 +18,96 @@ use crate::{
 
 /// An initial state is rebuilt when it is older than this many times what building it took...
 const REUSE_FACTOR: u32 = 10;
-/// ...but never reused when it is older than this (architecture.md, the feed's contract, 6), unless nothing has changed.
+/// ...but never reused when it is older than this (docs/architecture.md#feed-contract, item 6), unless nothing has changed.
 const REUSE_LIMIT: Duration = Duration::from_secs(1);
 
 /// An encoded state, and where the log goes on from it.
 #[derive(Debug)]
-pub(in crate::feed) struct Initial {
-    pub(in crate::feed) home: Home,
+pub(in crate::feed) struct InitialState {
+    pub(in crate::feed) namespace: NamespaceId,
     pub(in crate::feed) parts: Vec<Bytes>,
     pub(in crate::feed) position: u64,
-    pub(in crate::feed) rv: [ResourceVersion; 2],
+    pub(in crate::feed) versions: PerResource<ResourceVersion>,
     /// How many histories had ended before.
-    pub(in crate::feed) history: u64,
+    pub(in crate::feed) history_epoch: u64,
     built: Instant,
     cost: Duration,
 }
 
-impl Initial {
+impl InitialState {
     /// Bytes charged for keeping it.
     pub(super) fn bytes(&self) -> usize {
-        size_of::<Initial>() + self.parts.iter().map(|part| size_of::<Bytes>() + part.len()).sum::<usize>()
+        size_of::<InitialState>() + self.parts.iter().map(|part| size_of::<Bytes>() + part.len()).sum::<usize>()
     }
 
     /// Whether nobody is given it any more once something has changed.
-    pub(super) fn is_old(&self) -> bool {
+    pub(super) fn is_stale(&self) -> bool {
         let age = self.built.elapsed();
         age >= REUSE_LIMIT || age >= self.cost * REUSE_FACTOR
     }
 
-    fn will_do(&self, state: &State) -> bool {
-        self.position == state.log.end() || (!self.is_old() && self.position >= state.log.first())
+    fn is_reusable(&self, state: &State) -> bool {
+        self.position == state.log.end_position() || (!self.is_stale() && self.position >= state.log.first_position())
     }
 }
 
-impl SharedLens {
+impl ProjectionCache {
     /// The state now, or as it was a moment ago if the log goes on from it; `None` while it is older than `at_least`.
     pub(in crate::feed) fn initial(
         &self,
         shared: &Shared,
-        reason: Reason,
-        at_least: [ResourceVersion; 2],
-    ) -> Option<Arc<Initial>> {
+        reason: SnapshotReason,
+        at_least: PerResource<ResourceVersion>,
+    ) -> Option<Arc<InitialState>> {
         // Whoever comes meanwhile waits for it rather than encoding the same.
-        let _building = lock(&self.building);
-        let last = self.kept().initial(reason);
+        let _building = lock(&self.encode_lock);
+        let last = self.frame_cache().initial(reason);
         let state = shared.state();
-        if let Some(last) = last.filter(|last| last.will_do(&state) && self.reached(last.rv, at_least)) {
+        if let Some(last) = last.filter(|last| last.is_reusable(&state) && self.covers(last.versions, at_least)) {
             return Some(last);
         }
-        if !self.reached(state.newest, at_least) {
+        if !self.covers(state.latest_versions, at_least) {
             return None;
         }
-        let home = state.ready().ok()?;
-        let (inventory, rv, position) = (state.inventory.clone(), state.newest, state.log.end());
-        let history = state.history;
+        let namespace = state.synced_namespace().ok()?;
+        let (inventory, rv, position) = (state.inventory.clone(), state.latest_versions, state.log.end_position());
+        let history = state.history_epoch;
         drop(state);
-        let snapshot = Snapshot { home, inventory, rv, position };
+        let snapshot = Snapshot { namespace, inventory, versions: rv, position };
         let initial = Arc::new(self.build(shared, &snapshot, reason, history));
-        if shared.hub.is_none() {
-            self.kept().keep(reason, &initial);
-            shared.lenses.trim();
+        if shared.hub_feed.is_none() {
+            self.frame_cache().store_initial(reason, &initial);
+            shared.projections.trim();
         }
         Some(initial)
     }
 
-    fn build(&self, shared: &Shared, snapshot: &Snapshot, reason: Reason, history: u64) -> Initial {
+    fn build(&self, shared: &Shared, snapshot: &Snapshot, reason: SnapshotReason, history: u64) -> InitialState {
         shared.metrics.snapshots.inc();
         let started = Instant::now();
-        let parts = match self.lens.format {
-            Format::Boilerhouse => self.burst(snapshot, shared.config.part_bytes),
-            Format::Full => self.state_initial(&shared.config, snapshot, reason),
+        let parts = match self.projection.format {
+            EventFormat::Boilerhouse => self.encode_burst(snapshot, shared.config.initial_state_part_bytes),
+            EventFormat::Full => self.state_initial(&shared.config, snapshot, reason),
         };
-        let Snapshot { home, position, rv, .. } = *snapshot;
-        Initial { home, parts, position, rv, history, built: started, cost: started.elapsed() }
+        let Snapshot { namespace, position, versions: rv, .. } = *snapshot;
+        InitialState {
+            namespace,
+            parts,
+            position,
+            versions: rv,
+            history_epoch: history,
+            built: started,
+            cost: started.elapsed(),
+        }
     }
 
     /// `/ws`: the state as events.
-    fn burst(&self, snapshot: &Snapshot, part_bytes: usize) -> Vec<Bytes> {
+    fn encode_burst(&self, snapshot: &Snapshot, part_bytes: usize) -> Vec<Bytes> {
         let mut parts = Vec::new();
         let mut bytes = Vec::new();
         for view in snapshot.inventory.views() {
-            render::render_first(&view, &self.lens, |event| {
-                self.put_event(&mut bytes, event, None, None);
+            render::render_initial(&view, &self.projection, |event| {
+                self.append_event(&mut bytes, event, None, None);
             });
             if bytes.len() > part_bytes {
                 parts.push(std::mem::take(&mut bytes).into());
@@ -112,21 +120,32 @@ impl SharedLens {
     }
 
     /// The full stream: the state as one or more `state.initial`.
-    fn state_initial(&self, config: &Config, snapshot: &Snapshot, reason: Reason) -> Vec<Bytes> {
-        let id = self.cursor(snapshot.home, snapshot.rv);
-        let snapshot_at = render::time((config.clock)());
-        let connection_id = snapshot.home.connection_id.to_string();
-        let (pods, claims) = (self.lens.types.has(Type::InstanceState), self.lens.types.has(Type::ClaimState));
-        let instances = snapshot.inventory.instances.values().filter(|i| pods && self.lens.includes_instance(i));
-        let claims = snapshot.inventory.claims.values().filter(|c| claims && self.lens.shows_claim(c));
-        let pools = if self.lens.types.has(Type::PoolDepth) { snapshot.pools(&self.lens) } else { Vec::new() };
+    fn state_initial(&self, config: &Config, snapshot: &Snapshot, reason: SnapshotReason) -> Vec<Bytes> {
+        let id = self.cursor(snapshot.namespace, snapshot.versions);
+        let snapshot_at = render::format_timestamp((config.wall_clock_ms)());
+        let connection_id = snapshot.namespace.connection_id.to_string();
+        let (pods, claims) = (
+            self.projection.types.contains(EventType::InstanceState),
+            self.projection.types.contains(EventType::ClaimState),
+        );
+        let instances = snapshot.inventory.instances.values().filter(|i| pods && self.projection.includes_instance(i));
+        let claims = snapshot.inventory.claims.values().filter(|c| claims && self.projection.includes_claim(c));
+        let pools = if self.projection.types.contains(EventType::PoolDepth) {
+            snapshot.pools(&self.projection)
+        } else {
+            Vec::new()
+        };
 
         let mut parts = vec![Part::default()];
         for instance in instances {
-            Part::with_room(&mut parts, instance.cost(), config.part_bytes).instances.push(instance);
+            Part::with_capacity_for(&mut parts, instance.charged_bytes(), config.initial_state_part_bytes)
+                .instances
+                .push(instance);
         }
         for claim in claims {
-            Part::with_room(&mut parts, claim.cost(), config.part_bytes).claims.push(claim);
+            Part::with_capacity_for(&mut parts, claim.charged_bytes(), config.initial_state_part_bytes)
+                .claims
+                .push(claim);
         }
         let last = parts.len() - 1;
         let message = |(at, part): (usize, Part<'_>)| {
@@ -142,7 +161,7 @@ impl SharedLens {
                 more: at != last,
             };
             let mut bytes = Vec::new();
-            self.put_body(&mut bytes, "state.initial", id, body);
+            self.append_body(&mut bytes, "state.initial", id, body);
             Bytes::from(bytes)
         };
         parts.into_iter().enumerate().map(message).collect()
@@ -157,7 +176,7 @@ struct Part<'a> {
 }
 
 impl<'a> Part<'a> {
-    fn with_room<'p>(parts: &'p mut Vec<Part<'a>>, bytes: usize, most: usize) -> &'p mut Part<'a> {
+    fn with_capacity_for<'p>(parts: &'p mut Vec<Part<'a>>, bytes: usize, most: usize) -> &'p mut Part<'a> {
         if parts.last().is_none_or(|part| part.bytes > 0 && part.bytes + bytes > most) {
             parts.push(Part::default());
         }
@@ -177,7 +196,7 @@ struct StateInitial<'a> {
     connection_id: &'a str,
     instances: &'a [&'a Arc<Instance>],
     claims: &'a [&'a Arc<Claim>],
-    pools: &'a [Pool],
+    pools: &'a [PoolDepth],
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     more: bool,
 }

@@ -2,17 +2,17 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    event::{Instance, Resource, View, projection::Filter},
-    feed::{Carrier, Config, Feed, From, Read, Subscription, Writer},
+    event::{Instance, PerResource, Resource, View, projection::Filter},
+    feed::{Config, Feed, FrameFormat, ReadResult, StartAt, Subscription, Writer},
 };
 
-const LINES: Framing = Framing { carrier: Carrier::Lines, matrix: false };
+const LINES: Framing = Framing { format: FrameFormat::JsonLines, edgeplane_names: false };
 
 fn ready(config: Config) -> (Writer, Feed) {
     let (mut writer, feed) = Feed::new(config);
-    writer.home(Home::of("u"));
-    for kind in Resource::ALL {
-        writer.replace(kind, Vec::new(), 1);
+    writer.set_namespace(NamespaceId::from_uid("u"));
+    for resource in Resource::ALL {
+        writer.replace(resource, Vec::new(), 1);
     }
     (writer, feed)
 }
@@ -20,23 +20,28 @@ fn ready(config: Config) -> (Writer, Feed) {
 /// A Pod whose frame has some 3 KB and says its version.
 fn large(rv: ResourceVersion) -> View {
     let (name, ip) = ("a".to_owned(), Some(format!("{rv:0>3000}")));
-    View::Instance(Arc::new(Instance { name, uid: "a".into(), ip, rv, ..Instance::default() }))
+    View::Instance(Arc::new(Instance { name, uid: "a".into(), ip, resource_version: rv, ..Instance::default() }))
 }
 
 fn small(rv: ResourceVersion) -> View {
-    View::Instance(Arc::new(Instance { name: "b".into(), uid: "b".into(), rv, ..Instance::default() }))
+    View::Instance(Arc::new(Instance {
+        name: "b".into(),
+        uid: "b".into(),
+        resource_version: rv,
+        ..Instance::default()
+    }))
 }
 
 /// A lens that shows every Pod, and that nobody else has.
-fn of_its_own(feed: &Feed, number: usize) -> Arc<SharedLens> {
+fn of_its_own(feed: &Feed, number: usize) -> Arc<ProjectionCache> {
     let filter = Filter::parse(&json!({"claims": {"name": format!("claim-{number}")}}).to_string()).unwrap();
-    feed.lens(Lens { filter, ..Lens::all(Format::Full) }, LINES)
+    feed.projection_cache(Projection { filter, ..Projection::everything(EventFormat::Full) }, LINES)
 }
 
 /// Reads all there is.
 fn told(reader: &mut Subscription, max_bytes: usize) -> Vec<Value> {
     let mut told = Vec::new();
-    while let Read::Batch(batch) = reader.read(max_bytes) {
+    while let ReadResult::Batch(batch) = reader.read(max_bytes) {
         let batch = batch.concat();
         let lines = batch.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
         told.extend(lines.map(|line| serde_json::from_slice::<Value>(line).unwrap()));
@@ -49,11 +54,11 @@ fn versions(told: &[Value]) -> Vec<u64> {
 }
 
 #[test]
-fn a_reader_is_given_what_the_newest_frames_push_out_of_the_cache() {
+fn reader_receives_frames_evicted_from_the_cache() {
     let (mut writer, feed) = ready(Config::default());
-    let lens = feed.lens(Lens::all(Format::Full), LINES);
-    let mut reader = feed.subscribe(lens.clone(), From::Now).unwrap();
-    let mut first = feed.subscribe(lens, From::Now).unwrap();
+    let cache = feed.projection_cache(Projection::everything(EventFormat::Full), LINES);
+    let mut reader = feed.subscribe(cache.clone(), StartAt::Live).unwrap();
+    let mut first = feed.subscribe(cache, StartAt::Live).unwrap();
     // What is kept is less than what is rendered at once.
     for rv in 2..=400 {
         writer.upsert(large(rv));
@@ -65,17 +70,17 @@ fn a_reader_is_given_what_the_newest_frames_push_out_of_the_cache() {
 }
 
 #[test]
-fn however_many_lenses_there_are_they_keep_what_the_budget_allows_and_tell_all() {
+fn projection_caches_stay_within_the_budget_and_deliver_all_events() {
     const BUDGET: usize = 1 << 20;
-    let (mut writer, feed) = ready(Config { lens_bytes: BUDGET, ..Config::default() });
+    let (mut writer, feed) = ready(Config { projection_cache_bytes: BUDGET, ..Config::default() });
     writer.upsert(large(2));
     let mut most = 0;
     let mut look = || {
-        let kept = usize::try_from(feed.metrics().lens_bytes.get()).unwrap();
+        let kept = usize::try_from(feed.metrics().projection_cache_bytes.get()).unwrap();
         assert!(kept <= BUDGET, "{kept}");
         most = most.max(kept);
     };
-    let from = From::Snapshot(Reason::Connect, [0; 2]);
+    let from = StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: PerResource::default() };
     let mut readers: Vec<_> = (0..400).map(|n| feed.subscribe(of_its_own(&feed, n), from).unwrap()).collect();
     for reader in &mut readers {
         let first = told(reader, 1 << 20);
@@ -91,49 +96,50 @@ fn however_many_lenses_there_are_they_keep_what_the_budget_allows_and_tell_all()
     }
     assert!(most > BUDGET / 2, "it is made use of");
     drop(readers);
-    assert_eq!(feed.metrics().lens_bytes.get(), 0, "what is charged goes with its lens");
+    assert_eq!(feed.metrics().projection_cache_bytes.get(), 0, "what is charged goes with its lens");
 }
 
 #[test]
-fn who_is_being_sent_a_state_shares_it_though_there_was_no_room_to_keep_it() {
-    let (mut writer, feed) = ready(Config { lens_bytes: 0, ..Config::default() });
+fn initial_state_in_use_is_shared_without_cache_budget() {
+    let (mut writer, feed) = ready(Config { projection_cache_bytes: 0, ..Config::default() });
     writer.upsert(large(2));
-    let lens = of_its_own(&feed, 0);
-    let state = || lens.initial(&feed.shared, Reason::Connect, [0; 2]).expect("there is a state");
+    let cache = of_its_own(&feed, 0);
+    let state =
+        || cache.initial(&feed.shared, SnapshotReason::Connect, PerResource::default()).expect("there is a state");
     let (first, second) = (state(), state());
     assert!(Arc::ptr_eq(&first, &second));
-    assert_eq!(feed.metrics().lens_bytes.get(), 0);
+    assert_eq!(feed.metrics().projection_cache_bytes.get(), 0);
     drop((first, second));
     state();
     assert_eq!(feed.metrics().snapshots.get(), 2, "nobody held it any more");
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_old_state_is_let_go_of_when_something_changes() {
+async fn cached_initial_state_is_dropped_after_a_change() {
     let (mut writer, feed) = ready(Config::default());
     writer.upsert(large(2));
-    let from = From::Snapshot(Reason::Connect, [0; 2]);
+    let from = StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: PerResource::default() };
     let mut reader = feed.subscribe(of_its_own(&feed, 0), from).unwrap();
     told(&mut reader, 1 << 20);
-    assert!(feed.metrics().lens_bytes.get() > 3000, "the state");
+    assert!(feed.metrics().projection_cache_bytes.get() > 3000, "the state");
     tokio::time::advance(std::time::Duration::from_secs(2)).await;
     writer.upsert(small(3));
     assert_eq!(told(&mut reader, 1 << 20).len(), 1);
-    assert!(feed.metrics().lens_bytes.get() < 3000, "a small frame");
+    assert!(feed.metrics().projection_cache_bytes.get() < 3000, "a small frame");
 }
 
 #[test]
-fn what_does_not_pass_costs_one_frame_and_a_reader_in_the_midst_of_it_goes_on() {
+fn unmatched_entries_cost_one_frame_and_readers_continue() {
     let (mut writer, feed) = ready(Config::default());
     let filter = Filter::parse(r#"{"instances": {"name": "b"}}"#).unwrap();
-    let lens = feed.lens(Lens { filter, ..Lens::all(Format::Full) }, LINES);
+    let cache = feed.projection_cache(Projection { filter, ..Projection::everything(EventFormat::Full) }, LINES);
     let mut readers = Vec::new();
     for rv in 2..=100 {
-        readers.push(feed.subscribe(lens.clone(), From::Now).unwrap());
+        readers.push(feed.subscribe(cache.clone(), StartAt::Live).unwrap());
         writer.upsert(large(rv));
         told(&mut readers[0], 1 << 20);
     }
-    assert_eq!(usize::try_from(feed.metrics().lens_bytes.get()), Ok(2 * size_of::<Frame>()));
+    assert_eq!(usize::try_from(feed.metrics().projection_cache_bytes.get()), Ok(2 * size_of::<Frame>()));
     writer.upsert(small(101));
     for reader in &mut readers {
         let mut told = told(reader, 1 << 20);

@@ -3,15 +3,15 @@
 
 use http::{HeaderMap, header};
 
-use super::{Asks, Needs, PLAIN_COOKIE, SECURE_COOKIE, denied::Refused, secret::Secret};
-use crate::http::forwarded::Came;
+use super::{AccessRequirement, CredentialContext, PLAIN_COOKIE, SECURE_COOKIE, denied::Denied, secret::Secret};
+use crate::http::forwarded::ClientInfo;
 
-/// Names of the query parameter that holds a ticket (protocol.md section 4).
-pub(in crate::http) const TICKETS: [&str; 2] = ["token", "rstream.token"];
+/// Names of the query parameter that holds a ticket (docs/protocol.md#stream-endpoints).
+pub(in crate::http) const TICKET_PARAMS: [&str; 2] = ["token", "rstream.token"];
 
 /// What was presented. Nothing of it is checked yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Presented {
+pub(super) enum Credential {
     /// `Authorization: Bearer`
     Bearer(Secret),
     /// `?token=`
@@ -20,35 +20,35 @@ pub(super) enum Presented {
     Cookie(Secret),
 }
 
-impl Presented {
+impl Credential {
     /// # Errors
     /// Where there is none, or one that cannot be read.
-    pub(super) fn of(asks: Asks<'_>, needs: Needs) -> Result<Presented, Refused> {
-        let mut values = asks.headers.get_all(header::AUTHORIZATION).into_iter();
+    pub(super) fn of(context: CredentialContext<'_>, requirement: AccessRequirement) -> Result<Credential, Denied> {
+        let mut values = context.headers.get_all(header::AUTHORIZATION).into_iter();
         if let Some(value) = values.next() {
-            let text = value.to_str().ok().filter(|_| values.next().is_none()).ok_or(Refused::Malformed)?;
-            return bearer(text).map(Presented::Bearer).ok_or(Refused::Malformed);
+            let text = value.to_str().ok().filter(|_| values.next().is_none()).ok_or(Denied::Malformed)?;
+            return bearer(text).map(Credential::Bearer).ok_or(Denied::Malformed);
         }
-        if needs == Needs::Bearer {
-            return Err(Refused::Missing(needs));
+        if requirement == AccessRequirement::RawCredential {
+            return Err(Denied::Missing(requirement));
         }
-        if needs == Needs::Stream {
-            let mut parameters = form_urlencoded::parse(asks.query.as_bytes());
-            if let Some((_, text)) = parameters.find(|(name, _)| TICKETS.contains(&&**name)) {
-                return Ok(Presented::Ticket(Secret::new(text)));
+        if requirement == AccessRequirement::Stream {
+            let mut parameters = form_urlencoded::parse(context.query.as_bytes());
+            if let Some((_, text)) = parameters.find(|(name, _)| TICKET_PARAMS.contains(&&**name)) {
+                return Ok(Credential::Ticket(Secret::new(text)));
             }
         }
-        let name = cookie_name(asks.came).filter(|_| asks.cookies).ok_or(Refused::Missing(needs))?;
-        cookie(asks.headers, name)?.map(Presented::Cookie).ok_or(Refused::Missing(needs))
+        let name = cookie_name(context.client).filter(|_| context.cookies).ok_or(Denied::Missing(requirement))?;
+        cookie(context.headers, name)?.map(Credential::Cookie).ok_or(Denied::Missing(requirement))
     }
 }
 
 /// The session cookie's name; `None` where there are no sessions: over plain http from elsewhere.
-pub(in crate::http) fn cookie_name(came: Came) -> Option<&'static str> {
-    match came {
-        Came { secure: true, .. } => Some(SECURE_COOKIE),
-        Came { loopback: true, .. } => Some(PLAIN_COOKIE),
-        Came { .. } => None,
+pub(in crate::http) fn cookie_name(client: ClientInfo) -> Option<&'static str> {
+    match client {
+        ClientInfo { secure: true, .. } => Some(SECURE_COOKIE),
+        ClientInfo { loopback: true, .. } => Some(PLAIN_COOKIE),
+        ClientInfo { .. } => None,
     }
 }
 
@@ -65,10 +65,10 @@ fn bearer(text: &str) -> Option<Secret> {
 }
 
 /// One cookie of this name. Two are nobody's: which of them is meant cannot be known.
-fn cookie(headers: &HeaderMap, name: &str) -> Result<Option<Secret>, Refused> {
+fn cookie(headers: &HeaderMap, name: &str) -> Result<Option<Secret>, Denied> {
     let values = headers.get_all(header::COOKIE).into_iter().filter_map(|value| value.to_str().ok());
     let pairs = values.flat_map(|list| list.split(';')).filter_map(|pair| pair.trim().split_once('='));
     let mut named = pairs.filter(|(have, _)| *have == name).map(|(_, value)| Secret::new(value));
     let first = named.next();
-    if named.next().is_some() { Err(Refused::Unknown) } else { Ok(first) }
+    if named.next().is_some() { Err(Denied::Unknown) } else { Ok(first) }
 }

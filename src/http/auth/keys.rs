@@ -19,7 +19,7 @@ const MAX_NAME: usize = 100;
 /// What a key may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Access {
+pub enum Permission {
     /// Snapshots and streams.
     Read,
     /// Telemetry in.
@@ -28,7 +28,7 @@ pub enum Access {
 
 /// One API key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Key {
+pub struct ApiKey {
     /// What logs and limits call it; unique.
     pub name: Arc<str>,
     /// What it is known by.
@@ -36,18 +36,18 @@ pub struct Key {
     /// The one tenant that it sees; `None`: everything.
     pub tenant: Option<String>,
     /// What it may do.
-    pub access: Vec<Access>,
+    pub access: Vec<Permission>,
     /// When it ends.
     pub expires_at: Option<Timestamp>,
 }
 
 /// All keys that are known at one time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Keys(Vec<Key>);
+pub struct ApiKeys(Vec<ApiKey>);
 
 /// What is wrong with a keys file.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum Problem {
+pub enum KeysFileError {
     /// It cannot be read.
     #[error("it cannot be read: {0}")]
     Unreadable(String),
@@ -86,63 +86,63 @@ pub enum Problem {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
-    keys: Option<Vec<Entry>>,
+struct KeysDocument {
+    keys: Option<Vec<KeyEntry>>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Entry {
+struct KeyEntry {
     name: String,
     sha256: String,
-    #[serde(default, deserialize_with = "stated")]
+    #[serde(default, deserialize_with = "present_not_null")]
     tenant_id: Option<String>,
-    #[serde(default, deserialize_with = "stated")]
-    access: Option<Vec<Access>>,
-    #[serde(default, deserialize_with = "stated")]
+    #[serde(default, deserialize_with = "present_not_null")]
+    access: Option<Vec<Permission>>,
+    #[serde(default, deserialize_with = "present_not_null")]
     expires_at: Option<String>,
 }
 
 /// What is named has a value: `tenantId:` alone is a mistake, or cut off, and no word for a key that sees everything.
-fn stated<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(entry: D) -> Result<Option<T>, D::Error> {
+fn present_not_null<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(entry: D) -> Result<Option<T>, D::Error> {
     Option::deserialize(entry).map(|value| Some(value.unwrap_or_default()))
 }
 
-impl Keys {
+impl ApiKeys {
     /// Name of the key that comes from the environment.
     pub const ENVIRONMENT: &str = "BOILERHOUSE_API_KEY";
 
     /// Reads a keys file's text, YAML or JSON.
     ///
     /// # Errors
-    /// See [`Problem`].
-    pub fn parse(text: &str) -> Result<Keys, Problem> {
-        let file: File = serde_saphyr::from_str(text).map_err(|error| {
+    /// See [`KeysFileError`].
+    pub fn parse(text: &str) -> Result<ApiKeys, KeysFileError> {
+        let document: KeysDocument = serde_saphyr::from_str(text).map_err(|error| {
             // Its message may quote the file.
-            let at = error.location();
-            let (line, column) = at.map_or((0, 0), |at| (at.line(), at.column()));
-            Problem::Shape { line, column }
+            let location = error.location();
+            let (line, column) = location.map_or((0, 0), |at| (at.line(), at.column()));
+            KeysFileError::Shape { line, column }
         })?;
-        let entries = file.keys.ok_or(Problem::NoList)?;
+        let entries = document.keys.ok_or(KeysFileError::NoList)?;
         if entries.len() > MAX_KEYS {
-            return Err(Problem::TooMany);
+            return Err(KeysFileError::TooMany);
         }
-        let mut keys = Keys::default();
-        for (at, entry) in entries.into_iter().enumerate() {
-            let key = entry.key().and_then(|key| keys.fits(&key).map(|()| key));
-            keys.0.push(key.map_err(|what| Problem::Key { number: at + 1, what })?);
+        let mut keys = ApiKeys::default();
+        for (index, entry) in entries.into_iter().enumerate() {
+            let key = entry.key().and_then(|key| keys.check_unique(&key).map(|()| key));
+            keys.0.push(key.map_err(|what| KeysFileError::Key { number: index + 1, what })?);
         }
         Ok(keys)
     }
 
     /// Adds the one key of the environment, which may do everything.
     #[must_use]
-    pub fn with_environment(mut self, secret: &Secret) -> Keys {
-        self.0.push(Key {
-            name: Keys::ENVIRONMENT.into(),
+    pub fn with_environment(mut self, secret: &Secret) -> ApiKeys {
+        self.0.push(ApiKey {
+            name: ApiKeys::ENVIRONMENT.into(),
             fingerprint: secret.fingerprint(),
             tenant: None,
-            access: vec![Access::Read, Access::Ingest],
+            access: vec![Permission::Read, Permission::Ingest],
             expires_at: None,
         });
         self
@@ -150,14 +150,14 @@ impl Keys {
 
     /// The key that this secret is. Every key is compared with, whichever it is.
     #[must_use]
-    pub fn find(&self, secret: &Secret) -> Option<&Key> {
+    pub fn find(&self, secret: &Secret) -> Option<&ApiKey> {
         let fingerprint = secret.fingerprint();
         self.0.iter().fold(None, |found, key| if key.fingerprint == fingerprint { Some(key) } else { found })
     }
 
     /// The key of this name.
     #[must_use]
-    pub fn named(&self, name: &str) -> Option<&Key> {
+    pub fn named(&self, name: &str) -> Option<&ApiKey> {
         self.0.iter().find(|key| *key.name == *name)
     }
 
@@ -179,7 +179,7 @@ impl Keys {
         self.0.is_empty()
     }
 
-    fn fits(&self, key: &Key) -> Result<(), &'static str> {
+    fn check_unique(&self, key: &ApiKey) -> Result<(), &'static str> {
         if self.0.iter().any(|other| other.name == key.name) {
             return Err("another key has its name");
         }
@@ -190,20 +190,20 @@ impl Keys {
     }
 }
 
-impl Key {
+impl ApiKey {
     /// Whether it may do this.
     #[must_use]
-    pub fn may(&self, access: Access) -> bool {
+    pub fn allows(&self, access: Permission) -> bool {
         self.access.contains(&access)
     }
 }
 
-impl Entry {
-    fn key(self) -> Result<Key, &'static str> {
+impl KeyEntry {
+    fn key(self) -> Result<ApiKey, &'static str> {
         if self.name.is_empty() || self.name.chars().count() > MAX_NAME || self.name.contains(char::is_control) {
             return Err("its name must be 1 to 100 printable characters");
         }
-        if self.name == Keys::ENVIRONMENT {
+        if self.name == ApiKeys::ENVIRONMENT {
             return Err("its name stands for the key of the environment");
         }
         let fingerprint = Fingerprint::parse(&self.sha256)
@@ -211,13 +211,13 @@ impl Entry {
         if self.tenant_id.as_deref() == Some("") {
             return Err("its tenantId is empty: leave it out for a key that sees everything");
         }
-        let access = self.access.unwrap_or_else(|| vec![Access::Read]);
+        let access = self.access.unwrap_or_else(|| vec![Permission::Read]);
         if access.is_empty() {
             return Err("its access is empty: leave it out for [read]");
         }
-        let expires_at = self.expires_at.map(|at| at.parse()).transpose();
+        let expires_at = self.expires_at.map(|text| text.parse()).transpose();
         let expires_at = expires_at.map_err(|_| "its expiresAt must be a time like 2027-01-31T00:00:00Z")?;
-        Ok(Key { name: self.name.into(), fingerprint, tenant: self.tenant_id, access, expires_at })
+        Ok(ApiKey { name: self.name.into(), fingerprint, tenant: self.tenant_id, access, expires_at })
     }
 }
 
@@ -230,7 +230,7 @@ mod tests {
     const DIGITS: &str = "1234567890123456789012345678901234567890123456789012345678901234";
 
     #[test]
-    fn yaml_and_json_say_the_same() {
+    fn yaml_and_json_keys_files_parse_equally() {
         let yaml = format!(
             "keys:\n- name: a\n  sha256: {ABC}\n- {{name: b, sha256: {DIGITS}, tenantId: alice, access: [ingest], \
              expiresAt: 2027-01-31T00:00:00Z}}\n"
@@ -239,30 +239,33 @@ mod tests {
             r#"{{"keys":[{{"name":"a","sha256":"{ABC}"}},{{"name":"b","sha256":"{DIGITS}","tenantId":"alice",
             "access":["ingest"],"expiresAt":"2027-01-31T00:00:00Z"}}]}}"#
         );
-        let keys = Keys::parse(&yaml).unwrap();
-        assert_eq!(Keys::parse(&json), Ok(keys.clone()));
+        let keys = ApiKeys::parse(&yaml).unwrap();
+        assert_eq!(ApiKeys::parse(&json), Ok(keys.clone()));
         let abc = keys.find(&Secret::new("abc")).unwrap();
         assert_eq!((&*abc.name, &abc.tenant, &abc.expires_at), ("a", &None, &None));
-        assert!(abc.may(Access::Read) && !abc.may(Access::Ingest));
+        assert!(abc.allows(Permission::Read) && !abc.allows(Permission::Ingest));
         assert_eq!(keys.find(&Secret::new("abcd")), None);
         let b = &keys.0[1];
-        assert_eq!((b.tenant.as_deref(), b.may(Access::Read), b.may(Access::Ingest)), (Some("alice"), false, true));
-        assert!(keys.has_tenants() && !Keys::default().has_tenants());
+        assert_eq!(
+            (b.tenant.as_deref(), b.allows(Permission::Read), b.allows(Permission::Ingest)),
+            (Some("alice"), false, true)
+        );
+        assert!(keys.has_tenants() && !ApiKeys::default().has_tenants());
         assert_eq!((keys.named("a"), keys.named("b"), keys.named("c")), (Some(abc), Some(b), None));
     }
 
     #[test]
-    fn that_there_are_no_keys_has_to_be_said() {
+    fn keys_file_without_a_key_list_is_rejected() {
         for text in ["keys: []", "{\"keys\": []}"] {
-            assert_eq!(Keys::parse(text), Ok(Keys::default()), "{text}");
+            assert_eq!(ApiKeys::parse(text), Ok(ApiKeys::default()), "{text}");
         }
         for text in ["", "\n", "# keys", "---", "keys:", "keys: null", "null", "{}"] {
-            assert_eq!(Keys::parse(text), Err(Problem::NoList), "{text}");
+            assert_eq!(ApiKeys::parse(text), Err(KeysFileError::NoList), "{text}");
         }
     }
 
     #[test]
-    fn what_is_wrong_is_named_and_never_quoted() {
+    fn parse_error_gives_position_without_file_content() {
         let entry = |more: &str| format!("keys: [{{name: a, sha256: {ABC}{more}}}]");
         let table = [
             ("canary".to_owned(), "expected is"),
@@ -292,16 +295,16 @@ mod tests {
             ),
         ];
         for (text, expected) in table {
-            let problem = Keys::parse(&text).unwrap_err();
-            let said = format!("{problem} {problem:?}");
-            assert!(said.contains(expected) && !said.contains("canary"), "{text}: {said}");
+            let error = ApiKeys::parse(&text).unwrap_err();
+            let shown = format!("{error} {error:?}");
+            assert!(shown.contains(expected) && !shown.contains("canary"), "{text}: {shown}");
         }
     }
 
     #[test]
-    fn the_key_of_the_environment_may_do_everything() {
-        let keys = Keys::default().with_environment(&Secret::new("abc"));
+    fn environment_key_has_all_permissions() {
+        let keys = ApiKeys::default().with_environment(&Secret::new("abc"));
         let key = keys.find(&Secret::new("abc")).unwrap();
-        assert!(key.may(Access::Read) && key.may(Access::Ingest) && key.tenant.is_none());
+        assert!(key.allows(Permission::Read) && key.allows(Permission::Ingest) && key.tenant.is_none());
     }
 }

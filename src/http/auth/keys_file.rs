@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    keys::{Keys, Problem},
+    keys::{ApiKeys, KeysFileError},
     secret::Fingerprint,
 };
 
@@ -24,28 +24,28 @@ pub(super) struct KeysFile {
     path: PathBuf,
     /// Whether it can be looked at again.
     is_regular: bool,
-    looks: Looks,
+    changes: ChangeDetector,
 }
 
 /// What was found, by its fingerprint: what stands in the file is for nobody to see.
 #[derive(Debug)]
-struct Looks {
-    last: Fingerprint,
+struct ChangeDetector {
+    last_seen: Fingerprint,
     /// What was last taken, or found to be of no use.
-    judged: Fingerprint,
+    last_applied: Fingerprint,
 }
 
 impl KeysFile {
     /// Reads it for the first time.
     ///
     /// # Errors
-    /// See [`Problem`].
-    pub(super) fn open(path: &Path) -> Result<(KeysFile, Keys), Problem> {
-        let (is_regular, text) = first(path)?;
-        let keys = Keys::parse(&text)?;
-        let found = Fingerprint::of(text.as_bytes());
-        let looks = Looks { last: found, judged: found };
-        Ok((KeysFile { path: path.to_owned(), is_regular, looks }, keys))
+    /// See [`KeysFileError`].
+    pub(super) fn open(path: &Path) -> Result<(KeysFile, ApiKeys), KeysFileError> {
+        let (is_regular, text) = read_initial(path)?;
+        let keys = ApiKeys::parse(&text)?;
+        let fingerprint = Fingerprint::of(text.as_bytes());
+        let changes = ChangeDetector { last_seen: fingerprint, last_applied: fingerprint };
+        Ok((KeysFile { path: path.to_owned(), is_regular, changes }, keys))
     }
 
     /// Where it is.
@@ -54,52 +54,54 @@ impl KeysFile {
     }
 
     /// Looks at it again; `None`: there is nothing new that counts. What is of no use is told once.
-    pub(super) fn look(&mut self) -> Option<Result<Keys, Problem>> {
+    pub(super) fn poll_change(&mut self) -> Option<Result<ApiKeys, KeysFileError>> {
         if !self.is_regular {
             return None;
         }
         // A small file, mostly in memory: not worth a thread.
-        let read = again(&self.path);
+        let read = reread(&self.path);
         let text = read.as_ref().map_or_else(ToString::to_string, Clone::clone);
-        self.looks.count(Fingerprint::of(text.as_bytes())).then(|| read.and_then(|text| Keys::parse(&text)))
+        self.changes
+            .confirm_change(Fingerprint::of(text.as_bytes()))
+            .then(|| read.and_then(|text| ApiKeys::parse(&text)))
     }
 }
 
-impl Looks {
+impl ChangeDetector {
     /// Whether what a look has found is news that counts.
-    fn count(&mut self, found: Fingerprint) -> bool {
-        let counts = found == self.last && found != self.judged;
-        self.last = found;
+    fn confirm_change(&mut self, fingerprint: Fingerprint) -> bool {
+        let counts = fingerprint == self.last_seen && fingerprint != self.last_applied;
+        self.last_seen = fingerprint;
         if counts {
-            self.judged = found;
+            self.last_applied = fingerprint;
         }
         counts
     }
 }
 
-fn first(path: &Path) -> Result<(bool, String), Problem> {
+fn read_initial(path: &Path) -> Result<(bool, String), KeysFileError> {
     let opened = File::open(path).and_then(|file| Ok((file.metadata()?.is_file(), file)));
     let (is_regular, file) = opened.map_err(unreadable)?;
     Ok((is_regular, text(file)?))
 }
 
-fn again(path: &Path) -> Result<String, Problem> {
+fn reread(path: &Path) -> Result<String, KeysFileError> {
     // Opening a pipe would wait for somebody who writes.
     if !fs::metadata(path).map_err(unreadable)?.is_file() {
-        return Err(Problem::NotRegular);
+        return Err(KeysFileError::NotRegular);
     }
     File::open(path).map_err(unreadable).and_then(text)
 }
 
-fn text(file: File) -> Result<String, Problem> {
+fn text(file: File) -> Result<String, KeysFileError> {
     let mut text = String::new();
     let bytes = file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(unreadable)?;
-    if bytes as u64 > MAX_BYTES { Err(Problem::TooLong(MAX_BYTES)) } else { Ok(text) }
+    if bytes as u64 > MAX_BYTES { Err(KeysFileError::TooLong(MAX_BYTES)) } else { Ok(text) }
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "as map_err hands it over")]
-fn unreadable(error: io::Error) -> Problem {
-    Problem::Unreadable(error.to_string())
+fn unreadable(error: io::Error) -> KeysFileError {
+    KeysFileError::Unreadable(error.to_string())
 }
 
 #[cfg(test)]
@@ -119,77 +121,77 @@ mod tests {
     }
 
     /// What three looks at one text come to.
-    fn looks(keys: &mut KeysFile, path: &Path, text: &str) -> [Option<Result<usize, Problem>>; 3] {
+    fn polls(keys: &mut KeysFile, path: &Path, text: &str) -> [Option<Result<usize, KeysFileError>>; 3] {
         fs::write(path, text).unwrap();
-        [(); 3].map(|()| keys.look().map(|found| found.map(|keys| keys.len())))
+        [(); 3].map(|()| keys.poll_change().map(|parsed| parsed.map(|keys| keys.len())))
     }
 
     #[test]
-    fn a_change_counts_at_the_second_look_that_finds_the_same_and_once() {
+    fn change_is_applied_once_after_two_equal_polls() {
         let file = file(ALICE);
-        let (mut keys, found) = KeysFile::open(file.path()).unwrap();
-        assert_eq!(found.len(), 1);
-        assert_eq!(looks(&mut keys, file.path(), ALICE), [None, None, None]);
-        assert_eq!(looks(&mut keys, file.path(), NONE), [None, Some(Ok(0)), None]);
-        assert_eq!(looks(&mut keys, file.path(), ALICE), [None, Some(Ok(1)), None]);
+        let (mut keys, parsed) = KeysFile::open(file.path()).unwrap();
+        assert_eq!(parsed.len(), 1);
+        assert_eq!(polls(&mut keys, file.path(), ALICE), [None, None, None]);
+        assert_eq!(polls(&mut keys, file.path(), NONE), [None, Some(Ok(0)), None]);
+        assert_eq!(polls(&mut keys, file.path(), ALICE), [None, Some(Ok(1)), None]);
     }
 
     /// Whoever writes in place is met half way: at every byte, and at every look.
     #[test]
-    fn nothing_of_a_file_that_is_being_written_counts_until_it_is_whole() {
+    fn partially_written_file_is_not_applied() {
         let file = file(NONE);
         let (mut keys, _) = KeysFile::open(file.path()).unwrap();
         for written in 0..ALICE.len() {
             fs::write(file.path(), &ALICE[..written]).unwrap();
-            assert_eq!(keys.look().map(|found| found.is_ok()), None, "{written}");
+            assert_eq!(keys.poll_change().map(|parsed| parsed.is_ok()), None, "{written}");
         }
-        assert_eq!(looks(&mut keys, file.path(), ALICE), [None, Some(Ok(1)), None]);
+        assert_eq!(polls(&mut keys, file.path(), ALICE), [None, Some(Ok(1)), None]);
     }
 
     #[test]
-    fn a_version_of_no_use_is_told_once_and_the_one_before_may_come_back() {
+    fn invalid_version_is_reported_once_and_the_previous_one_can_return() {
         let file = file(ALICE);
         let (mut keys, _) = KeysFile::open(file.path()).unwrap();
         for bad in ["", "# keys\n", "keys:\n", "null\n", "{}"] {
-            assert_eq!(looks(&mut keys, file.path(), bad), [None, Some(Err(Problem::NoList)), None], "{bad:?}");
-            assert_eq!(looks(&mut keys, file.path(), ALICE), [None, Some(Ok(1)), None]);
+            assert_eq!(polls(&mut keys, file.path(), bad), [None, Some(Err(KeysFileError::NoList)), None], "{bad:?}");
+            assert_eq!(polls(&mut keys, file.path(), ALICE), [None, Some(Ok(1)), None]);
         }
         let long = format!("{ALICE}#{}", "x".repeat(1 << 20));
-        assert_eq!(looks(&mut keys, file.path(), &long), [None, Some(Err(Problem::TooLong(MAX_BYTES))), None]);
+        assert_eq!(polls(&mut keys, file.path(), &long), [None, Some(Err(KeysFileError::TooLong(MAX_BYTES))), None]);
         let path = file.path().to_owned();
         drop(file);
-        let gone = [(); 3].map(|()| keys.look());
-        assert!(matches!(gone, [None, Some(Err(Problem::Unreadable(_))), None]), "{gone:?}");
+        let gone = [(); 3].map(|()| keys.poll_change());
+        assert!(matches!(gone, [None, Some(Err(KeysFileError::Unreadable(_))), None]), "{gone:?}");
         fs::create_dir(&path).unwrap();
-        let directory = [(); 3].map(|()| keys.look());
+        let directory = [(); 3].map(|()| keys.poll_change());
         fs::remove_dir(&path).unwrap();
-        assert_eq!(directory, [None, Some(Err(Problem::NotRegular)), None]);
+        assert_eq!(directory, [None, Some(Err(KeysFileError::NotRegular)), None]);
     }
 
     #[test]
-    fn what_cannot_be_used_is_no_start() {
+    fn open_fails_on_an_unusable_file() {
         for bad in ["", "# keys\n", "keys:\n", "null\n", "{}"] {
-            assert_eq!(KeysFile::open(file(bad).path()).err(), Some(Problem::NoList), "{bad:?}");
+            assert_eq!(KeysFile::open(file(bad).path()).err(), Some(KeysFileError::NoList), "{bad:?}");
         }
         assert!(KeysFile::open(file(NONE).path()).unwrap().1.is_empty());
         for path in ["/nowhere/keys.yaml", "/"] {
-            assert!(matches!(KeysFile::open(Path::new(path)), Err(Problem::Unreadable(_))), "{path}");
+            assert!(matches!(KeysFile::open(Path::new(path)), Err(KeysFileError::Unreadable(_))), "{path}");
         }
     }
 
     /// As of a shell's `<(command)`: it is empty when read again.
     #[test]
-    fn a_pipe_is_read_once_and_its_keys_stay() {
+    fn pipe_is_read_once_and_its_keys_remain_valid() {
         let (reader, mut writer) = io::pipe().unwrap();
         writer.write_all(ALICE.as_bytes()).unwrap();
         drop(writer);
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&reader));
-        let (mut keys, found) = KeysFile::open(Path::new(&path)).unwrap();
-        assert_eq!((found.len(), keys.look(), keys.look()), (1, None, None));
+        let (mut keys, parsed) = KeysFile::open(Path::new(&path)).unwrap();
+        assert_eq!((parsed.len(), keys.poll_change(), keys.poll_change()), (1, None, None));
     }
 
     #[test]
-    fn what_stands_in_the_file_is_not_shown() {
+    fn debug_output_hides_file_content() {
         let (keys, _) = KeysFile::open(file(ALICE).path()).unwrap();
         assert!(!format!("{keys:?}").contains("alice"), "{keys:?}");
     }

@@ -2,28 +2,28 @@
 
 use jiff::Timestamp;
 
-use super::{denied::Refused, secret::Secret, signed_token::Holder};
+use super::{denied::Denied, secret::Secret, signed_token::CredentialSubject};
 use crate::{event::projection::Scope, http::rate_limit::Caller};
 
 /// What an endpoint asks of whoever comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::http) enum Needs {
+pub(in crate::http) enum AccessRequirement {
     /// Nothing, and as often as they like: probes.
     Probe,
     /// Nothing.
-    Nothing,
+    Public,
     /// Nothing, until keys of tenants exist; then a credential that sees everything: stats and metrics.
-    Counts,
+    Aggregates,
     /// Nothing, until keys of tenants exist or `--ws-auth` asks for it; then a credential.
-    Ws,
+    BoilerhouseWs,
     /// A credential that may read.
     Read,
     /// One that sees everything, as pools are counted over all tenants.
-    Whole,
+    ReadAllTenants,
     /// One that may read; a ticket will do.
     Stream,
     /// An API key or a token itself: sessions and tickets are made of those.
-    Bearer,
+    RawCredential,
 }
 
 /// Somebody who may ask.
@@ -32,16 +32,16 @@ pub(in crate::http) struct Principal {
     /// Whose budget it is.
     pub(in crate::http) caller: Caller,
     /// What it rests on, and what may be seen.
-    pub(super) grounds: Grounds,
+    pub(super) identity: CredentialIdentity,
     /// When it ends, whatever ends it first.
     pub(super) expires_at: Option<Timestamp>,
 }
 
 /// What a principal's rights rest on: looked at again for as long as its streams live.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(in crate::http) struct Grounds {
+pub(in crate::http) struct CredentialIdentity {
     /// `None`: nobody in particular.
-    pub(super) holder: Option<Holder>,
+    pub(super) subject: Option<CredentialSubject>,
     /// The token itself, where it was one.
     pub(super) token: Option<Secret>,
     /// The end of a token, a session or a ticket; a key's own is looked up.
@@ -51,23 +51,25 @@ pub(in crate::http) struct Grounds {
 
 impl Principal {
     /// Nobody in particular, where everybody may.
-    pub(super) fn anyone(caller: Caller) -> Principal {
-        let grounds = Grounds { holder: None, token: None, expires_at: None, scope: Scope::All };
-        Principal { caller, grounds, expires_at: None }
+    pub(super) fn anonymous(caller: Caller) -> Principal {
+        let identity = CredentialIdentity { subject: None, token: None, expires_at: None, scope: Scope::All };
+        Principal { caller, identity, expires_at: None }
     }
 
     /// What may be seen.
     pub(in crate::http) fn scope(&self) -> &Scope {
-        &self.grounds.scope
+        &self.identity.scope
     }
 
     /// # Errors
     /// Where it does not see enough.
-    pub(super) fn with_rights_for(self, needs: Needs) -> Result<Principal, Refused> {
-        match (needs, &self.caller, &self.grounds.scope) {
-            (Needs::Whole | Needs::Counts, Caller::Key(name), Scope::Tenant(_)) => {
-                Err(Refused::OneTenant(name.clone()))
-            }
+    pub(super) fn authorize(self, requirement: AccessRequirement) -> Result<Principal, Denied> {
+        match (requirement, &self.caller, &self.identity.scope) {
+            (
+                AccessRequirement::ReadAllTenants | AccessRequirement::Aggregates,
+                Caller::Key(name),
+                Scope::Tenant(_),
+            ) => Err(Denied::TenantScopedKey(name.clone())),
             _ => Ok(self),
         }
     }

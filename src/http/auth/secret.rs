@@ -22,7 +22,7 @@ impl Secret {
 
     /// The secret itself, for whoever has to hand it on. Not for logs, errors or answers.
     #[must_use]
-    pub fn reveal(&self) -> &str {
+    pub fn expose(&self) -> &str {
         &self.0
     }
 
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fingerprints_are_sha256_and_are_read_from_hex() {
+    fn fingerprint_is_sha256_and_parses_hex() {
         // FIPS 180-4, the digest of "abc".
         let hex = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(Fingerprint::parse(hex), Some(Secret::new("abc").fingerprint()));
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_shows_a_secret() {
+    fn debug_output_hides_secrets() {
         let secret = Secret::new("canary");
         let hex: String = secret.fingerprint().0.iter().map(|byte| format!("{byte:02x}")).collect();
         let shown = format!("{secret:?} {:#?}", secret.fingerprint());

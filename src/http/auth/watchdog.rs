@@ -10,80 +10,91 @@ use futures::{StreamExt, future, stream};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{
-    Auth,
-    lease::{Lease, Standing},
-    review_cache::{Subject, Unavailable, Verdict, Verdicts},
-    signed_token::Holder,
+    Authenticator,
+    lease::{CredentialStatus, Lease},
+    review_cache::{ReviewCache, ReviewOutcome, ReviewSubject, ReviewUnavailable},
+    signed_token::CredentialSubject,
 };
-use crate::wire::Close;
+use crate::wire::CloseReason;
 
 /// What came of asking about a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Asked {
+pub(super) struct ReviewHistory {
     /// When the cluster last said yes.
-    yes: Instant,
+    last_allowed: Instant,
     /// When it was last asked, whatever came of it.
-    tried: Instant,
+    last_attempt: Instant,
     /// Since when it says no.
-    no: Option<Instant>,
+    denied_since: Option<Instant>,
 }
 
-impl Asked {
+impl ReviewHistory {
     /// About somebody who has just been admitted.
-    pub(super) fn admitted(now: Instant) -> Asked {
-        Asked { yes: now, tried: now, no: None }
+    pub(super) fn new(now: Instant) -> ReviewHistory {
+        ReviewHistory { last_allowed: now, last_attempt: now, denied_since: None }
     }
 
     /// Whether the last yes is too old to live by.
-    pub(super) fn is_stale(&self, now: Instant, most: Duration) -> bool {
-        now - self.yes >= most
+    pub(super) fn is_stale(&self, now: Instant, max_age: Duration) -> bool {
+        now - self.last_allowed >= max_age
     }
 
     /// Takes an answer in; whether it is a no that counts.
-    fn answered(&mut self, verdict: &Result<Verdict, Unavailable>, now: Instant, confirm: Duration) -> bool {
-        self.tried = now;
-        match verdict {
-            Ok(Verdict::May(_)) => *self = Asked::admitted(now),
-            Ok(Verdict::MayNot(..) | Verdict::Unknown) => return now - *self.no.get_or_insert(now) >= confirm,
+    fn record(
+        &mut self,
+        outcome: &Result<ReviewOutcome, ReviewUnavailable>,
+        now: Instant,
+        confirm_delay: Duration,
+    ) -> bool {
+        self.last_attempt = now;
+        match outcome {
+            Ok(ReviewOutcome::Allowed(_)) => *self = ReviewHistory::new(now),
+            Ok(ReviewOutcome::Denied(..) | ReviewOutcome::Unknown) => {
+                return now - *self.denied_since.get_or_insert(now) >= confirm_delay;
+            }
             // What was said before an outage is not confirmed by what is said after it.
-            Err(Unavailable) => self.no = None,
+            Err(ReviewUnavailable) => self.denied_since = None,
         }
         false
     }
 
     /// Whether a no is to be asked about once more.
-    fn is_doubted(&self, now: Instant, confirm: Duration) -> bool {
-        self.no.is_some_and(|no| now - no >= confirm)
+    fn needs_confirmation(&self, now: Instant, confirm_delay: Duration) -> bool {
+        self.denied_since.is_some_and(|since| now - since >= confirm_delay)
     }
 
     /// The least is asked about first: whoever waits longest, and last of all whom there was no yes about. So neither does a
     /// pass that is cut short always leave the same ones out, nor do those hold others up about whom nobody can say anything.
-    fn turn(&self) -> (bool, Instant) {
-        (self.tried != self.yes, self.tried)
+    fn priority(&self) -> (bool, Instant) {
+        (self.last_attempt != self.last_allowed, self.last_attempt)
     }
 }
 
-impl Auth {
+impl Authenticator {
     /// Asks about all who have streams, for ever.
-    pub(super) async fn ask_again(&self, verdicts: &Verdicts) -> Infallible {
-        let every = |period| {
-            let mut every = interval(period);
-            every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            every
+    pub(super) async fn run_reviews(&self, cache: &ReviewCache) -> Infallible {
+        let period_interval = |period| {
+            let mut period_interval = interval(period);
+            period_interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            period_interval
         };
         let passes = async {
-            let mut again = every(self.config.recheck);
+            let mut interval = period_interval(self.config.review_interval);
             loop {
-                again.tick().await;
-                self.ask_about(verdicts, |_| true).await;
+                interval.tick().await;
+                self.review_subjects(cache, |_| true).await;
             }
         };
         let confirmations = async {
-            let (mut again, confirm) = (every(self.config.tick), self.config.confirm);
+            let (mut interval, confirm_delay) =
+                (period_interval(self.config.check_interval), self.config.denial_confirm_delay);
             loop {
                 // Whoever has been asked about is doubted no more: as long as there is somebody, there is no pause.
-                while self.ask_about(verdicts, |asked| asked.is_doubted(Instant::now(), confirm)).await {}
-                again.tick().await;
+                while self
+                    .review_subjects(cache, |history| history.needs_confirmation(Instant::now(), confirm_delay))
+                    .await
+                {}
+                interval.tick().await;
             }
         };
         future::select(pin!(passes), pin!(confirmations)).await.factor_first().0
@@ -91,40 +102,40 @@ impl Auth {
 
     /// Asks about these, once about each subject, some at a time. When as many as that have not been answered in a row, the
     /// rest is left for another time: each of them would wait just as long. Whether there was anybody to ask about.
-    async fn ask_about(&self, verdicts: &Verdicts, whom: impl Fn(&Asked) -> bool) -> bool {
-        let (subjects, at_a_time) = (self.subjects(whom), self.config.verdicts.questions);
-        let somebody = !subjects.is_empty();
-        let questions = stream::iter(subjects);
-        let questions = questions.map(async |(subject, leases)| (verdicts.afresh(&subject).await, leases));
-        let mut answers = pin!(questions.buffer_unordered(at_a_time));
-        let mut in_vain = 0;
-        while in_vain < at_a_time
-            && let Some((verdict, leases)) = answers.next().await
+    async fn review_subjects(&self, cache: &ReviewCache, filter: impl Fn(&ReviewHistory) -> bool) -> bool {
+        let (subjects, concurrency) = (self.subjects(filter), self.config.reviews.max_concurrent_reviews);
+        let any = !subjects.is_empty();
+        let reviews = stream::iter(subjects);
+        let reviews = reviews.map(async |(subject, leases)| (cache.refresh(&subject).await, leases));
+        let mut outcomes = pin!(reviews.buffer_unordered(concurrency));
+        let mut failures = 0;
+        while failures < concurrency
+            && let Some((outcome, leases)) = outcomes.next().await
         {
-            in_vain = if verdict.is_err() { in_vain + 1 } else { 0 };
+            failures = if outcome.is_err() { failures + 1 } else { 0 };
             for lease in leases {
-                if lease.asked().answered(&verdict, Instant::now(), self.config.confirm) {
-                    self.set(&lease, Standing::Ended(Close::AccessRevoked));
+                if lease.review_history().record(&outcome, Instant::now(), self.config.denial_confirm_delay) {
+                    self.set_status(&lease, CredentialStatus::Ended(CloseReason::AccessRevoked));
                 }
             }
         }
-        somebody
+        any
     }
 
     /// Those of whom this is true, in the order in which they are asked about.
-    fn subjects(&self, whom: impl Fn(&Asked) -> bool) -> Vec<(Subject, Vec<Arc<Lease>>)> {
-        let mut subjects: HashMap<Subject, Vec<Arc<Lease>>> = HashMap::new();
+    fn subjects(&self, filter: impl Fn(&ReviewHistory) -> bool) -> Vec<(ReviewSubject, Vec<Arc<Lease>>)> {
+        let mut subjects: HashMap<ReviewSubject, Vec<Arc<Lease>>> = HashMap::new();
         for lease in self.leases.all() {
-            let Some(Holder::User(user)) = &lease.grounds.holder else { continue };
-            if lease.is_over() || !whom(&lease.asked()) {
+            let Some(CredentialSubject::User(user)) = &lease.identity.subject else { continue };
+            if lease.is_over() || !filter(&lease.review_history()) {
                 continue;
             }
-            let token = lease.grounds.token.clone();
-            let subject = token.map_or_else(|| Subject::User(user.clone()), Subject::Token);
+            let token = lease.identity.token.clone();
+            let subject = token.map_or_else(|| ReviewSubject::User(user.clone()), ReviewSubject::Token);
             subjects.entry(subject).or_default().push(lease);
         }
         let mut subjects: Vec<_> = subjects.into_iter().collect();
-        subjects.sort_by_cached_key(|(_, leases)| leases.iter().map(|lease| lease.asked().turn()).min());
+        subjects.sort_by_cached_key(|(_, leases)| leases.iter().map(|lease| lease.review_history().priority()).min());
         subjects
     }
 }
@@ -135,46 +146,51 @@ mod tests {
 
     const CONFIRM: Duration = Duration::from_secs(2);
 
-    fn may() -> Result<Verdict, Unavailable> {
-        Ok(Verdict::May(Arc::default()))
+    fn allowed() -> Result<ReviewOutcome, ReviewUnavailable> {
+        Ok(ReviewOutcome::Allowed(Arc::default()))
     }
 
     #[test]
-    fn a_no_counts_once_it_is_said_again_and_nothing_between_says_otherwise() {
+    fn denial_ends_streams_only_after_a_second_denial() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let no = || Ok(Verdict::Unknown);
-        for (between, counts) in [(no(), true), (may(), false), (Err(Unavailable), false)] {
-            let mut asked = Asked::admitted(start);
-            assert!(!asked.answered(&no(), at(20), CONFIRM));
-            assert!(!asked.is_doubted(at(21), CONFIRM) && asked.is_doubted(at(22), CONFIRM));
-            assert!(!asked.answered(&between, at(21), CONFIRM), "too early to count");
-            assert_eq!(asked.answered(&no(), at(22), CONFIRM), counts, "{between:?}");
+        let denied = || Ok(ReviewOutcome::Unknown);
+        for (between, counts) in [(denied(), true), (allowed(), false), (Err(ReviewUnavailable), false)] {
+            let mut history = ReviewHistory::new(start);
+            assert!(!history.record(&denied(), at(20), CONFIRM));
+            assert!(!history.needs_confirmation(at(21), CONFIRM) && history.needs_confirmation(at(22), CONFIRM));
+            assert!(!history.record(&between, at(21), CONFIRM), "too early to count");
+            assert_eq!(history.record(&denied(), at(22), CONFIRM), counts, "{between:?}");
         }
     }
 
     #[test]
-    fn only_a_yes_is_lived_by() {
+    fn only_approvals_extend_freshness() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut asked = Asked::admitted(start);
-        asked.answered(&may(), at(20), CONFIRM);
-        asked.answered(&Err(Unavailable), at(40), CONFIRM);
-        asked.answered(&Ok(Verdict::Unknown), at(60), CONFIRM);
-        let most = Duration::from_secs(320);
-        assert!(!asked.is_stale(at(339), most) && asked.is_stale(at(340), most));
+        let mut history = ReviewHistory::new(start);
+        history.record(&allowed(), at(20), CONFIRM);
+        history.record(&Err(ReviewUnavailable), at(40), CONFIRM);
+        history.record(&Ok(ReviewOutcome::Unknown), at(60), CONFIRM);
+        let max_age = Duration::from_secs(320);
+        assert!(!history.is_stale(at(339), max_age) && history.is_stale(at(340), max_age));
     }
 
     #[test]
-    fn who_waits_longest_is_first_and_who_was_asked_about_in_vain_is_last() {
+    fn priority_orders_by_review_age_with_failed_reviews_last() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let asked = |verdict, seconds| {
-            let mut asked = Asked::admitted(start);
-            asked.answered(&verdict, at(seconds), CONFIRM);
-            asked
+        let history = |outcome, seconds| {
+            let mut history = ReviewHistory::new(start);
+            history.record(&outcome, at(seconds), CONFIRM);
+            history
         };
-        let order = [Asked::admitted(start), asked(may(), 2), asked(may(), 3), asked(Err(Unavailable), 1)];
-        assert!(order.is_sorted_by_key(Asked::turn), "{order:?}");
+        let order = [
+            ReviewHistory::new(start),
+            history(allowed(), 2),
+            history(allowed(), 3),
+            history(Err(ReviewUnavailable), 1),
+        ];
+        assert!(order.is_sorted_by_key(ReviewHistory::priority), "{order:?}");
     }
 }

@@ -17,7 +17,7 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-use super::takeback::Slot;
+use super::takeback::HandoffSlot;
 
 /// What a client is connected through.
 #[derive(Debug)]
@@ -111,21 +111,21 @@ impl AsyncWrite for Conn {
 
 /// A connection while hyper has it.
 #[derive(Debug)]
-pub(super) struct Guarded {
+pub(super) struct WriteTimeoutIo {
     conn: Conn,
-    slot: Slot,
-    write_stall: Duration,
+    slot: HandoffSlot,
+    write_timeout: Duration,
     /// Runs while a write is blocked; moved on by each byte that goes out.
-    stalled: Option<Pin<Box<Sleep>>>,
+    stall_timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl Guarded {
-    pub(super) fn new(conn: Conn, write_stall: Duration) -> Self {
-        Self { conn, slot: Slot::default(), write_stall, stalled: None }
+impl WriteTimeoutIo {
+    pub(super) fn new(conn: Conn, write_timeout: Duration) -> Self {
+        Self { conn, slot: HandoffSlot::default(), write_timeout, stall_timer: None }
     }
 
     /// Where a stream waits for the flush that this guard sees.
-    pub(super) fn slot(&self) -> &Slot {
+    pub(super) fn slot(&self) -> &HandoffSlot {
         &self.slot
     }
 
@@ -134,29 +134,29 @@ impl Guarded {
     }
 
     /// Judges the outcome of one write: a blocked one becomes an error when nothing has moved for too long.
-    fn judge<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn apply_write_timeout<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if outcome.is_ready() {
-            self.stalled = None;
+            self.stall_timer = None;
             return outcome;
         }
-        let limit = self.write_stall;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
-        ready!(stalled.as_mut().poll(cx));
+        let write_timeout = self.write_timeout;
+        let timer = self.stall_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(write_timeout)));
+        ready!(timer.as_mut().poll(cx));
         self.conn.abort();
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
-impl AsyncRead for Guarded {
+impl AsyncRead for WriteTimeoutIo {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.conn).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for Guarded {
+impl AsyncWrite for WriteTimeoutIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.conn).poll_write(cx, buf);
-        self.judge(cx, written)
+        self.apply_write_timeout(cx, written)
     }
 
     fn poll_write_vectored(
@@ -165,7 +165,7 @@ impl AsyncWrite for Guarded {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.conn).poll_write_vectored(cx, bufs);
-        self.judge(cx, written)
+        self.apply_write_timeout(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -177,13 +177,13 @@ impl AsyncWrite for Guarded {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // TLS is done with a write before the kernel is.
         let flushed = Pin::new(&mut self.conn).poll_flush(cx);
-        ready!(self.judge(cx, flushed))?;
-        self.slot.flushed();
+        ready!(self.apply_write_timeout(cx, flushed))?;
+        self.slot.mark_flushed();
         Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let ended = Pin::new(&mut self.conn).poll_shutdown(cx);
-        self.judge(cx, ended)
+        self.apply_write_timeout(cx, ended)
     }
 }

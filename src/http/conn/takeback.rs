@@ -24,35 +24,35 @@ use crate::tasks::Tasks;
 
 /// A connection that hyper has let go, for a stream to run on.
 #[derive(Debug)]
-pub struct Socket {
+pub struct HijackedSocket {
     /// The connection.
     pub conn: Conn,
     /// The response's head. Nothing of it is sent yet, so that it shares a write with the first events.
     pub head: Bytes,
     /// What the client sent after its request.
-    pub early: Bytes,
+    pub read_ahead: Bytes,
 }
 
-type Run = Box<dyn FnOnce(Socket, &Tasks) + Send>;
+type StartFn = Box<dyn FnOnce(HijackedSocket, &Tasks) + Send>;
 
 /// The stream that a response starts, put into the response's extensions. The response's status and headers go out as
 /// they are (with `Date`, and `Connection: close` unless it is a 101), its body does not.
 #[derive(Clone)]
-pub struct Start(Arc<Mutex<Option<Run>>>);
+pub struct StreamStart(Arc<Mutex<Option<StartFn>>>);
 
-impl Start {
+impl StreamStart {
     /// `run` gets the socket; what it returns becomes a connection task, whose output is dropped.
-    pub fn new<F>(run: impl FnOnce(Socket) -> F + Send + 'static) -> Self
+    pub fn new<F>(run: impl FnOnce(HijackedSocket) -> F + Send + 'static) -> Self
     where
         F: Future + Send + 'static,
     {
         // The task is made in here, where the future's type is known: a boxed future would be a second allocation.
-        let run: Run = Box::new(move |socket, tasks| tasks.connection(run(socket).map(drop)));
+        let run: StartFn = Box::new(move |socket, tasks| tasks.connection(run(socket).map(drop)));
         Self(Arc::new(Mutex::new(Some(run))))
     }
 
     /// Starts the stream; only the first clone that is asked does.
-    pub(super) fn run(self, socket: Socket, tasks: &Tasks) {
+    pub(super) fn run(self, socket: HijackedSocket, tasks: &Tasks) {
         let run = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(run) = run {
             run(socket, tasks);
@@ -60,61 +60,61 @@ impl Start {
     }
 }
 
-impl fmt::Debug for Start {
+impl fmt::Debug for StreamStart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Start")
+        f.write_str("StreamStart")
     }
 }
 
 /// Where a parked response waits for hyper's last flush.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Slot(Arc<Mutex<State>>);
+pub(super) struct HandoffSlot(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 enum State {
     /// No request has come yet.
     #[default]
-    Fresh,
+    Idle,
     /// Ordinary requests and responses.
-    Http,
+    Serving,
     /// A stream is to start; hyper may still hold bytes of earlier responses.
-    Parked(Bytes, Start),
+    Pending(Bytes, StreamStart),
     /// A stream is to start and hyper holds nothing more.
-    Flushed(Bytes, Start),
+    Ready(Bytes, StreamStart),
 }
 
-impl Slot {
+impl HandoffSlot {
     /// Whether a request has come.
-    pub(super) fn is_asked(&self) -> bool {
-        !matches!(*self.lock(), State::Fresh)
+    pub(super) fn has_request(&self) -> bool {
+        !matches!(*self.lock(), State::Idle)
     }
 
-    fn asked(&self) {
+    fn mark_request(&self) {
         let mut state = self.lock();
-        if matches!(*state, State::Fresh) {
-            *state = State::Http;
+        if matches!(*state, State::Idle) {
+            *state = State::Serving;
         }
     }
 
-    fn park(&self, head: Bytes, start: Start) {
-        *self.lock() = State::Parked(head, start);
+    fn store(&self, head: Bytes, start: StreamStart) {
+        *self.lock() = State::Pending(head, start);
     }
 
     /// hyper's write buffer is empty and flushed.
-    pub(super) fn flushed(&self) {
+    pub(super) fn mark_flushed(&self) {
         let mut state = self.lock();
         *state = match std::mem::take(&mut *state) {
-            State::Parked(head, start) => State::Flushed(head, start),
-            other @ (State::Fresh | State::Http | State::Flushed(..)) => other,
+            State::Pending(head, start) => State::Ready(head, start),
+            other @ (State::Idle | State::Serving | State::Ready(..)) => other,
         };
     }
 
     /// The head and the stream, once they can be had without loss.
-    pub(super) fn take(&self) -> Option<(Bytes, Start)> {
+    pub(super) fn take(&self) -> Option<(Bytes, StreamStart)> {
         let mut state = self.lock();
         match std::mem::take(&mut *state) {
-            State::Flushed(head, start) => Some((head, start)),
-            other @ (State::Fresh | State::Http | State::Parked(..)) => {
+            State::Ready(head, start) => Some((head, start)),
+            other @ (State::Idle | State::Serving | State::Pending(..)) => {
                 *state = other;
                 None
             }
@@ -127,19 +127,19 @@ impl Slot {
 }
 
 /// The service as hyper sees it.
-pub(super) struct Parking<S> {
+pub(super) struct HijackService<S> {
     service: S,
     peer: Peer,
-    slot: Slot,
+    slot: HandoffSlot,
 }
 
-impl<S> Parking<S> {
-    pub(super) fn new(service: S, peer: Peer, slot: Slot) -> Self {
+impl<S> HijackService<S> {
+    pub(super) fn new(service: S, peer: Peer, slot: HandoffSlot) -> Self {
         Self { service, peer, slot }
     }
 }
 
-impl<S, B> hyper::service::Service<Request<Incoming>> for Parking<S>
+impl<S, B> hyper::service::Service<Request<Incoming>> for HijackService<S>
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone,
     S::Future: Send + 'static,
@@ -156,15 +156,15 @@ where
             request.headers_mut().remove(UPGRADE);
         }
         // A body would be taken for the stream's input: a request that has one is answered, but starts nothing.
-        let bodiless = request.body().is_end_stream();
+        let has_no_body = request.body().is_end_stream();
         let slot = self.slot.clone();
-        slot.asked();
-        let answer = self.service.clone().call(request);
+        slot.mark_request();
+        let response_future = self.service.clone().call(request);
         Box::pin(async move {
-            let mut response = answer.await?;
-            match response.extensions_mut().remove::<Start>() {
-                Some(start) if bodiless => {
-                    slot.park(head(response.status(), response.headers()), start);
+            let mut response = response_future.await?;
+            match response.extensions_mut().remove::<StreamStart>() {
+                Some(start) if has_no_body => {
+                    slot.store(encode_head(response.status(), response.headers()), start);
                     drop(response);
                     pending().await
                 }
@@ -180,7 +180,7 @@ where
 }
 
 /// A response head on the wire (RFC 9112 section 4): no length and no chunks, the stream ends with the connection.
-fn head(status: StatusCode, headers: &HeaderMap) -> Bytes {
+fn encode_head(status: StatusCode, headers: &HeaderMap) -> Bytes {
     let mut headers = headers.clone();
     let now = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&jiff::Timestamp::now());
     if let Some(date) = now.ok().and_then(|now| HeaderValue::try_from(now).ok()) {

@@ -16,12 +16,12 @@ use crate::tasks;
 /// No wait in here takes longer, or the test fails.
 const BOUND: Duration = Duration::from_secs(20);
 
-type Answer = Response<Full<Bytes>>;
+type TestResponse = Response<Full<Bytes>>;
 
 /// A listener with a service made of `answer`; ends with the test's runtime.
-async fn listen<F>(config: Config, answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static) -> Server
+async fn start_server<F>(config: Config, answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static) -> Server
 where
-    F: Future<Output = Answer> + Send + 'static,
+    F: Future<Output = TestResponse> + Send + 'static,
 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -50,30 +50,30 @@ impl Server {
     }
 
     /// Waits until no connection is left, of one at least.
-    async fn empty(&self) {
-        let empty = async {
+    async fn wait_until_idle(&self) {
+        let idle = async {
             while self.metrics.accepted.get() == 0 || self.tasks.connections() > 0 {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        timeout(BOUND, empty).await.expect("connections stay");
+        timeout(BOUND, idle).await.expect("connections stay");
     }
 }
 
-fn text(body: impl Into<Bytes>) -> Answer {
+fn text_response(body: impl Into<Bytes>) -> TestResponse {
     Response::new(Full::new(body.into()))
 }
 
 /// A route that answers `/stream` with a 101 whose stream sends its early bytes back and then ends.
-fn stream_or_text(request: &Request<Incoming>) -> Answer {
+fn stream_or_text(request: &Request<Incoming>) -> TestResponse {
     if request.uri().path() != "/stream" {
-        return text(format!("<{}>", request.uri().path()));
+        return text_response(format!("<{}>", request.uri().path()));
     }
-    let mut response = text("never sent");
+    let mut response = text_response("never sent");
     *response.status_mut() = hyper::StatusCode::SWITCHING_PROTOCOLS;
-    response.extensions_mut().insert(Start::new(|mut socket: Socket| async move {
+    response.extensions_mut().insert(StreamStart::new(|mut socket: HijackedSocket| async move {
         socket.conn.write_all(&socket.head).await.unwrap();
-        socket.conn.write_all(&socket.early).await.unwrap();
+        socket.conn.write_all(&socket.read_ahead).await.unwrap();
         let mut late = [0; 4];
         socket.conn.read_exact(&mut late).await.unwrap();
         socket.conn.write_all(&late).await.unwrap();
@@ -82,7 +82,7 @@ fn stream_or_text(request: &Request<Incoming>) -> Answer {
     response
 }
 
-async fn all_of(mut client: TcpStream) -> String {
+async fn read_all(mut client: TcpStream) -> String {
     let mut got = Vec::new();
     // A reset ends the reading as well; what had come is what counts.
     let _ = timeout(BOUND, client.read_to_end(&mut got)).await.expect("the connection stays open");
@@ -90,8 +90,8 @@ async fn all_of(mut client: TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn forty_pipelined_gets_then_an_upgrade() {
-    let server = listen(Config::default(), async |request| stream_or_text(&request)).await;
+async fn pipelined_gets_are_answered_before_the_upgrade_response() {
+    let server = start_server(Config::default(), async |request| stream_or_text(&request)).await;
     let mut client = server.connect().await;
     let mut requests = String::new();
     for i in 0..40 {
@@ -100,20 +100,20 @@ async fn forty_pipelined_gets_then_an_upgrade() {
     requests += "GET /stream HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nearly";
     client.write_all(requests.as_bytes()).await.unwrap();
     let mut rest = Vec::new();
-    let seen_early = async {
+    let read_until_early_bytes = async {
         while !rest.ends_with(b"\r\n\r\nearly") {
             assert_ne!(client.read_buf(&mut rest).await.unwrap(), 0, "{}", String::from_utf8_lossy(&rest));
         }
     };
-    timeout(BOUND, seen_early).await.unwrap();
+    timeout(BOUND, read_until_early_bytes).await.unwrap();
     client.write_all(b"late").await.unwrap();
     let mut got = String::from_utf8(rest).unwrap();
-    got += &all_of(client).await;
+    got += &read_all(client).await;
     let mut rest = got.as_str();
     for i in 0..40 {
         let (head, body) = rest.split_once("\r\n\r\n").unwrap();
         assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
-        rest = body.strip_prefix(&format!("</{i}>")).unwrap_or_else(|| panic!("response {i} is not whole: {body}"));
+        rest = body.strip_prefix(&format!("</{i}>")).unwrap_or_else(|| panic!("response {i} is not complete: {body}"));
     }
     let (head, rest) = rest.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 101 Switching Protocols\r\n"), "{head}");
@@ -121,13 +121,13 @@ async fn forty_pipelined_gets_then_an_upgrade() {
     assert_eq!((date.len(), &date[26..]), (29, "GMT"), "{date}");
     assert!(!head.contains("never sent") && !head.contains("content-length"), "{head}");
     assert_eq!(rest, "earlylate");
-    server.empty().await;
+    server.wait_until_idle().await;
 }
 
 /// It was accepted before: a closed door would tell it nothing.
 #[tokio::test]
-async fn who_came_just_before_the_end_is_answered_once() {
-    let server = listen(Config::default(), async |request| stream_or_text(&request)).await;
+async fn connection_accepted_before_drain_gets_one_response() {
+    let server = start_server(Config::default(), async |request| stream_or_text(&request)).await;
     let (mut silent, mut idle) = (server.connect().await, server.connect().await);
     idle.write_all(b"GET /one HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     let mut first = Vec::new();
@@ -136,17 +136,17 @@ async fn who_came_just_before_the_end_is_answered_once() {
     }
     // The other one's task has been polled by then: it came first.
     server.tasks.stop().cancel();
-    assert_eq!(all_of(idle).await, "", "it has had its answer");
+    assert_eq!(read_all(idle).await, "", "it has had its answer");
     silent.write_all(b"GET /late HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-    let answer = all_of(silent).await;
+    let answer = read_all(silent).await;
     assert!(answer.ends_with("</late>"), "{answer}");
-    server.empty().await;
+    server.wait_until_idle().await;
 }
 
 /// hyper reads the next request while the last response is still in its buffer when that response came before the end of
 /// its own request's body, and when it flattens what it writes (as over TLS).
 #[tokio::test]
-async fn nothing_in_hypers_buffer_is_lost() {
+async fn hijack_waits_until_hyper_has_flushed_earlier_responses() {
     let tasks = Tasks::new(tasks::Config::default());
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).writev(false);
@@ -154,37 +154,39 @@ async fn nothing_in_hypers_buffer_is_lost() {
     let bodies = std::sync::Arc::new(Mutex::new(Vec::new()));
     let service = tower::service_fn(move |request: Request<Incoming>| {
         let long = request.uri().path() == "/long";
-        let answer = if long { text("x".repeat(8000)) } else { stream_or_text(&request) };
+        let answer = if long { text_response("x".repeat(8000)) } else { stream_or_text(&request) };
         // The handler answers and reads the body later: hyper keeps the connection open for it.
         bodies.lock().unwrap().push(request.into_body());
         async { Ok::<_, Infallible>(answer) }
     });
     let peer = Peer { address: (Ipv4Addr::LOCALHOST, 1).into(), tls: false };
-    let io = Guarded::new(Conn::Duplex(server), Duration::from_secs(10));
-    tasks.connection(connection(http, io, peer, service, tasks.clone(), Duration::ZERO));
+    let io = WriteTimeoutIo::new(Conn::Duplex(server), Duration::from_secs(10));
+    tasks.connection(serve_connection(http, io, peer, service, tasks.clone(), Duration::ZERO));
     client.write_all(b"POST /long HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n").await.unwrap();
     let mut got = vec![client.read_u8().await.unwrap()];
     client.write_all(b"bodyGET /stream HTTP/1.1\r\nHost: x\r\n\r\nearly").await.unwrap();
-    let seen_early = async {
+    let read_until_early_bytes = async {
         while !got.ends_with(b"\r\n\r\nearly") {
             assert_ne!(client.read_buf(&mut got).await.unwrap(), 0, "{}", String::from_utf8_lossy(&got));
         }
     };
-    timeout(BOUND, seen_early).await.unwrap();
+    timeout(BOUND, read_until_early_bytes).await.unwrap();
     let got = String::from_utf8(got).unwrap();
     let (_, body) = got.split_once("\r\n\r\n").unwrap();
-    let whole = body.strip_prefix(&"x".repeat(8000)).unwrap_or_else(|| panic!("cut after {}", body.len()));
-    assert!(whole.starts_with("HTTP/1.1 101 "), "{whole}");
+    let after_body = body.strip_prefix(&"x".repeat(8000)).unwrap_or_else(|| panic!("cut after {}", body.len()));
+    assert!(after_body.starts_with("HTTP/1.1 101 "), "{after_body}");
 }
 
 #[tokio::test]
-async fn a_taken_back_socket_keeps_none_of_hypers_memory() {
+async fn hijacked_socket_does_not_retain_hyper_buffers() {
     let (send, mut sockets) = mpsc::channel(1);
-    let server = listen(Config::default(), move |_| {
+    let server = start_server(Config::default(), move |_| {
         let send = send.clone();
         async move {
-            let mut response = text("");
-            response.extensions_mut().insert(Start::new(move |socket| async move { send.send(socket).await.unwrap() }));
+            let mut response = text_response("");
+            response
+                .extensions_mut()
+                .insert(StreamStart::new(move |socket| async move { send.send(socket).await.unwrap() }));
             response
         }
     })
@@ -192,8 +194,8 @@ async fn a_taken_back_socket_keeps_none_of_hypers_memory() {
     let mut client = server.connect().await;
     client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\nabc").await.unwrap();
     let socket = timeout(BOUND, sockets.recv()).await.unwrap().unwrap();
-    let early: Vec<u8> = socket.early.try_into_mut().expect("nobody else holds the bytes").into();
-    assert_eq!((early.as_slice(), early.capacity()), (&b"abc"[..], 3));
+    let read_ahead: Vec<u8> = socket.read_ahead.try_into_mut().expect("nobody else holds the bytes").into();
+    assert_eq!((read_ahead.as_slice(), read_ahead.capacity()), (&b"abc"[..], 3));
     let head = String::from_utf8(socket.head.to_vec()).unwrap();
     assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.contains("\r\nconnection: close\r\n"), "{head}");
     assert!(!head.contains("transfer-encoding") && head.ends_with("\r\n\r\n"), "{head}");
@@ -201,44 +203,44 @@ async fn a_taken_back_socket_keeps_none_of_hypers_memory() {
 
 /// Nobody accepts while this test does not wait: the kernel keeps them all.
 #[tokio::test]
-async fn a_crowd_that_comes_at_once_finds_room() {
-    let server = listen(Config::default(), async |request| stream_or_text(&request)).await;
+async fn listen_backlog_holds_500_simultaneous_connects() {
+    let server = start_server(Config::default(), async |request| stream_or_text(&request)).await;
     let mut first = server.connect().await;
     first.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
-    all_of(first).await;
-    let come = || std::net::TcpStream::connect_timeout(&server.addr, Duration::from_millis(500));
-    let crowd: Vec<_> = (0..500).map(|_| come().expect("the queue is full")).collect();
+    read_all(first).await;
+    let connect = || std::net::TcpStream::connect_timeout(&server.addr, Duration::from_millis(500));
+    let clients: Vec<_> = (0..500).map(|_| connect().expect("the queue is full")).collect();
     let accepted = async {
         while server.metrics.accepted.get() < 501 {
             tokio::task::yield_now().await;
         }
     };
     timeout(BOUND, accepted).await.expect("some are not accepted");
-    drop(crowd);
+    drop(clients);
 }
 
 #[tokio::test]
-async fn a_request_with_a_body_starts_no_stream() {
-    let server = listen(Config::default(), async |request| stream_or_text(&request)).await;
+async fn request_with_body_is_400_and_starts_no_stream() {
+    let server = start_server(Config::default(), async |request| stream_or_text(&request)).await;
     let mut client = server.connect().await;
     let request = b"GET /stream HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbody";
     client.write_all(request).await.unwrap();
-    let got = all_of(client).await;
+    let got = read_all(client).await;
     assert!(got.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{got}");
 }
 
 #[tokio::test]
-async fn a_pipelining_client_that_does_not_read_is_bounded_and_ended() {
-    let config = Config { write_stall: Duration::from_millis(300), ..Config::default() };
+async fn pipelining_client_that_does_not_read_is_closed_after_write_timeout() {
+    let config = Config { write_timeout: Duration::from_millis(300), ..Config::default() };
     let answers = std::sync::Arc::new(Mutex::new(0_usize));
     let count = answers.clone();
     let body = Bytes::from(vec![b'x'; 64 * 1024]);
-    let server = listen(config, move |request: Request<Incoming>| {
+    let server = start_server(config, move |request: Request<Incoming>| {
         if request.uri().path() != "/stream" {
             *count.lock().unwrap() += 1;
         }
         let body = body.clone();
-        async move { if request.uri().path() == "/stream" { stream_or_text(&request) } else { text(body) } }
+        async move { if request.uri().path() == "/stream" { stream_or_text(&request) } else { text_response(body) } }
     })
     .await;
     let mut client = server.connect().await;
@@ -246,53 +248,53 @@ async fn a_pipelining_client_that_does_not_read_is_bounded_and_ended() {
     requests += "GET /stream HTTP/1.1\r\nHost: x\r\n\r\n";
     // The server stops reading too, so the rest of the requests may not fit the kernel: that is the point.
     let _ = timeout(BOUND, client.write_all(requests.as_bytes())).await.expect("the server neither reads nor ends");
-    server.empty().await;
+    server.wait_until_idle().await;
     // What the server worked ahead is what the two kernels' buffers hold, far from the 256 MiB that were asked for.
     let answered = *answers.lock().unwrap();
     assert!((1..1000).contains(&answered), "{answered} answers of 64 KiB for a client that reads none");
 }
 
 #[tokio::test]
-async fn a_response_to_a_client_that_stops_reading_ends() {
-    let config = Config { write_stall: Duration::from_millis(300), ..Config::default() };
+async fn blocked_response_is_reset_after_write_timeout() {
+    let config = Config { write_timeout: Duration::from_millis(300), ..Config::default() };
     let body = Bytes::from(vec![b'x'; 64 << 20]);
-    let server = listen(config, move |_| {
+    let server = start_server(config, move |_| {
         let body = body.clone();
-        async move { text(body) }
+        async move { text_response(body) }
     })
     .await;
     let mut client = server.connect().await;
     client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     client.readable().await.unwrap();
-    server.empty().await;
+    server.wait_until_idle().await;
     let mut got = Vec::new();
     let err = timeout(BOUND, client.read_to_end(&mut got)).await.unwrap().unwrap_err();
     assert_eq!(err.kind(), std::io::ErrorKind::ConnectionReset, "the kernel was to forget the rest");
 }
 
 #[tokio::test]
-async fn a_head_has_a_time_and_a_size() {
+async fn request_head_over_time_or_size_limit_is_rejected() {
     let config = Config { header_read_timeout: Duration::from_millis(200), ..Config::default() };
-    let server = listen(config, async |_| text("")).await;
+    let server = start_server(config, async |_| text_response("")).await;
     let mut slow = server.connect().await;
     slow.write_all(b"GET / HTTP/1.1\r\nHost").await.unwrap();
     let idle = server.connect().await;
     for client in [slow, idle] {
-        let got = all_of(client).await;
+        let got = read_all(client).await;
         assert!(got.is_empty() || got.starts_with("HTTP/1.1 408 "), "{got}");
     }
     let mut big = server.connect().await;
     let head = format!("GET / HTTP/1.1\r\nHost: x\r\nCookie: {}", "c".repeat(16 * 1024));
     big.write_all(&head.as_bytes()[..16 * 1024]).await.unwrap();
-    let got = all_of(big).await;
+    let got = read_all(big).await;
     assert!(got.starts_with("HTTP/1.1 431 ") && got.ends_with("\r\n\r\n"), "{got}");
-    server.empty().await;
+    server.wait_until_idle().await;
 }
 
 #[tokio::test]
 async fn connections_over_the_limit_are_closed_and_counted() {
     let config = Config { max_connections: 2, ..Config::default() };
-    let server = listen(config, async |_| text("hello")).await;
+    let server = start_server(config, async |_| text_response("hello")).await;
     let mut held = Vec::new();
     for _ in 0..2 {
         let mut client = server.connect().await;
@@ -301,40 +303,40 @@ async fn connections_over_the_limit_are_closed_and_counted() {
         client.read_exact(&mut first).await.unwrap();
         held.push(client);
     }
-    assert_eq!(all_of(server.connect().await).await, "");
-    assert_eq!((server.metrics.accepted.get(), server.metrics.refused.get()), (3, 1));
+    assert_eq!(read_all(server.connect().await).await, "");
+    assert_eq!((server.metrics.accepted.get(), server.metrics.rejected.get()), (3, 1));
     drop(held);
-    server.empty().await;
+    server.wait_until_idle().await;
     let mut client = server.connect().await;
     client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
-    assert!(all_of(client).await.ends_with("hello"));
+    assert!(read_all(client).await.ends_with("hello"));
 }
 
 #[tokio::test]
-async fn requests_carry_their_peer() {
-    let server = listen(Config::default(), async |request| {
-        text(request.extensions().get::<Peer>().unwrap().address.to_string())
+async fn request_extensions_contain_the_peer_address() {
+    let server = start_server(Config::default(), async |request| {
+        text_response(request.extensions().get::<Peer>().unwrap().address.to_string())
     })
     .await;
     let mut client = server.connect().await;
     let addr = client.local_addr().unwrap().to_string();
     client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
-    assert!(all_of(client).await.ends_with(&addr));
+    assert!(read_all(client).await.ends_with(&addr));
 }
 
 #[tokio::test]
-async fn a_stop_closes_idle_connections_and_lets_responses_end() {
+async fn drain_closes_idle_connections_and_completes_responses() {
     let (release, hold) = tokio::sync::oneshot::channel::<()>();
     let hold = std::sync::Arc::new(Mutex::new(Some(hold)));
     let (arrived, mut has_arrived) = mpsc::channel(2);
-    let server = listen(Config::default(), move |_| {
+    let server = start_server(Config::default(), move |_| {
         let (hold, arrived) = (hold.lock().unwrap().take(), arrived.clone());
         async move {
             arrived.send(()).await.unwrap();
             if let Some(hold) = hold {
                 hold.await.unwrap();
             }
-            text("done")
+            text_response("done")
         }
     })
     .await;
@@ -343,13 +345,13 @@ async fn a_stop_closes_idle_connections_and_lets_responses_end() {
     busy.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     has_arrived.recv().await.unwrap();
     server.tasks.stop().cancel();
-    assert_eq!(all_of(idle).await, "");
+    assert_eq!(read_all(idle).await, "");
     let mut late = server.connect().await;
     late.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-    let got = all_of(late).await;
+    let got = read_all(late).await;
     assert!(got.contains("connection: close") && got.ends_with("done"), "{got}");
     release.send(()).unwrap();
-    let got = all_of(busy).await;
+    let got = read_all(busy).await;
     assert!(got.contains("connection: close") && got.ends_with("done"), "{got}");
-    server.empty().await;
+    server.wait_until_idle().await;
 }

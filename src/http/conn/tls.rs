@@ -30,19 +30,19 @@ const UNSENT_BYTES: usize = 16 * 1024;
 
 /// A certificate and its key, from two files. Clones are the same one.
 #[derive(Clone)]
-pub struct Tls(Arc<Shared>);
+pub struct ReloadingTls(Arc<Shared>);
 
 struct Shared {
     /// In PEM: the certificate followed by those that vouch for it, and its key.
     paths: [PathBuf; 2],
     /// What the files were like when they were last taken, or found to be of no use.
-    judged: Mutex<[Vec<u8>; 2]>,
+    last_evaluated: Mutex<[Vec<u8>; 2]>,
     config: RwLock<Arc<ServerConfig>>,
 }
 
 /// Why a certificate and a key cannot be served with.
 #[derive(Debug, thiserror::Error)]
-pub enum BadTls {
+pub enum TlsError {
     /// A file.
     #[error("cannot read {}", .0.display())]
     Unreadable(PathBuf, #[source] io::Error),
@@ -57,50 +57,50 @@ pub enum BadTls {
     Unusable([PathBuf; 2], #[source] rustls::Error),
 }
 
-impl Tls {
+impl ReloadingTls {
     /// From two files in PEM: the certificate followed by those that vouch for it, and its key.
     ///
     /// # Errors
-    /// See [`BadTls`]. Nothing of a key is repeated.
-    pub fn read(certificate: &Path, key: &Path) -> Result<Tls, BadTls> {
+    /// See [`TlsError`]. Nothing of a key is repeated.
+    pub fn read(certificate: &Path, key: &Path) -> Result<ReloadingTls, TlsError> {
         let paths = [certificate.to_owned(), key.to_owned()];
-        let texts = texts(&paths)?;
-        let config = RwLock::new(config(&paths, &texts)?);
-        Ok(Tls(Arc::new(Shared { paths, judged: Mutex::new(texts), config })))
+        let contents = read_files(&paths)?;
+        let config = RwLock::new(server_config(&paths, &contents)?);
+        Ok(ReloadingTls(Arc::new(Shared { paths, last_evaluated: Mutex::new(contents), config })))
     }
 
     /// Looks at the files again and again, for ever. What is new there is for whoever connects from then on; what is of
     /// no use changes nothing. It counts at the second look that finds the same: a look may come between the two files.
-    pub async fn follow(self, every: Duration) -> Infallible {
+    pub async fn watch_files(self, interval: Duration) -> Infallible {
         let mut last = None;
         loop {
-            sleep(every).await;
+            sleep(interval).await;
             // Small files, mostly in memory: not worth a thread.
-            let found = texts(&self.0.paths);
+            let found = read_files(&self.0.paths);
             // A problem is told once, as a bad version is.
-            let version = found.as_ref().map_or_else(|problem| [told(problem).into(), Vec::new()], Clone::clone);
+            let version = found.as_ref().map_or_else(|error| [error_chain(error).into(), Vec::new()], Clone::clone);
             if last.as_ref() == Some(&version) {
-                self.judge(found, version);
+                self.evaluate(found, version);
             } else {
                 last = Some(version);
             }
         }
     }
 
-    fn judge(&self, found: Result<[Vec<u8>; 2], BadTls>, version: [Vec<u8>; 2]) {
-        let mut judged = self.0.judged.lock().unwrap_or_else(PoisonError::into_inner);
-        if *judged == version {
+    fn evaluate(&self, found: Result<[Vec<u8>; 2], TlsError>, version: [Vec<u8>; 2]) {
+        let mut last_evaluated = self.0.last_evaluated.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last_evaluated == version {
             return;
         }
-        *judged = version;
-        match found.and_then(|texts| config(&self.0.paths, &texts)) {
+        *last_evaluated = version;
+        match found.and_then(|contents| server_config(&self.0.paths, &contents)) {
             Ok(config) => {
                 *self.0.config.write().unwrap_or_else(PoisonError::into_inner) = config;
                 tracing::info!("the TLS certificate has changed: it is for those who connect from now on");
             }
-            Err(problem) => {
-                let problem = told(&problem);
-                tracing::error!(problem, "the new TLS certificate cannot be used: the one before is still served");
+            Err(error) => {
+                let error = error_chain(&error);
+                tracing::error!(error, "the new TLS certificate cannot be used: the one before is still served");
             }
         }
     }
@@ -114,34 +114,34 @@ impl Tls {
     }
 }
 
-fn texts(paths: &[PathBuf; 2]) -> Result<[Vec<u8>; 2], BadTls> {
-    let read = |path: &PathBuf| std::fs::read(path).map_err(|error| BadTls::Unreadable(path.clone(), error));
+fn read_files(paths: &[PathBuf; 2]) -> Result<[Vec<u8>; 2], TlsError> {
+    let read = |path: &PathBuf| std::fs::read(path).map_err(|error| TlsError::Unreadable(path.clone(), error));
     Ok([read(&paths[0])?, read(&paths[1])?])
 }
 
-fn config(paths: &[PathBuf; 2], [certificates, key]: &[Vec<u8>; 2]) -> Result<Arc<ServerConfig>, BadTls> {
+fn server_config(paths: &[PathBuf; 2], [certificates, key]: &[Vec<u8>; 2]) -> Result<Arc<ServerConfig>, TlsError> {
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificates).collect();
     let certificates = certificates.ok().filter(|all| !all.is_empty());
-    let certificates = certificates.ok_or_else(|| BadTls::NoCertificate(paths[0].clone()))?;
-    let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| BadTls::NoKey(paths[1].clone()))?;
+    let certificates = certificates.ok_or_else(|| TlsError::NoCertificate(paths[0].clone()))?;
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| TlsError::NoKey(paths[1].clone()))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let config = config.and_then(|config| config.with_no_client_auth().with_single_cert(certificates, key));
-    let mut config = config.map_err(|error| BadTls::Unusable(paths.clone(), error))?;
+    let mut config = config.map_err(|error| TlsError::Unusable(paths.clone(), error))?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
 
 /// With its cause.
-fn told(problem: &BadTls) -> String {
-    match std::error::Error::source(problem) {
-        Some(cause) => format!("{problem}: {cause}"),
-        None => problem.to_string(),
+fn error_chain(error: &TlsError) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
     }
 }
 
-impl fmt::Debug for Tls {
+impl fmt::Debug for ReloadingTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Tls").field(&self.0.paths).finish()
+        f.debug_tuple("ReloadingTls").field(&self.0.paths).finish()
     }
 }

@@ -3,7 +3,7 @@
 //! A task a stream would be woken and scheduled for each event, which costs a quarter of the system call beside it
 //! (docs/performance.md). So a stream that has read everything sits down here, and its own task sleeps until its client,
 //! its clock or a full kernel needs it. Always: who sits down reads once more afterwards, so that nothing falls between;
-//! everybody is told at least every [`ROUND`] steps, so that nobody falls off the log for having nothing to read.
+//! everybody is told at least every [`MAX_SILENT_ENTRIES`] steps, so that nobody falls off the log for having nothing to read.
 
 use std::{
     collections::HashMap,
@@ -17,59 +17,62 @@ use std::{
 
 use tokio::task::{unconstrained, yield_now};
 
-use crate::feed::{Audience, Feed, Shown};
+use crate::feed::{Feed, Group, SharedBatch};
 
 /// Streams that are told before other tasks of the core get their turn: a third of a millisecond of system calls.
-const TURN: usize = 64;
+const MEMBERS_PER_YIELD: usize = 64;
 /// Bytes that are prepared once for all, as much as a stream reads at a time: 64 KiB. More is read by each for itself.
-const SHOWN: usize = 64 << 10;
+const MAX_SHARED_BATCH_BYTES: usize = 64 << 10;
 /// Steps of which nothing passes a lens before its streams are told all the same: half of what a lens keeps framed.
-const ROUND: u64 = 512;
+const MAX_SILENT_ENTRIES: u64 = 512;
 /// Members that are gone are looked for when there are this many more than the last time...
-const SPARE: usize = 64;
+const PRUNE_SLACK: usize = 64;
 
 /// Somebody who can be told that there is something to read.
 pub(super) trait Member: Send + Sync {
     /// Sends what its audience is shown, if it is where that begins; else its own task is to read what there is.
-    fn tell(&self, shown: Option<&Shown>);
+    fn deliver(&self, batch: Option<&SharedBatch>);
 }
 
 /// The writers and who sits where.
 #[derive(Debug)]
-pub struct Fan {
-    shares: Box<[Share]>,
-    next: AtomicUsize,
-    running: AtomicUsize,
+pub struct FanOut {
+    shards: Box<[Shard]>,
+    next_shard: AtomicUsize,
+    running_writers: AtomicUsize,
 }
 
 /// A writer's streams.
 #[derive(Debug, Default)]
-struct Share(Mutex<Halls>);
+struct Shard(Mutex<ShardGroups>);
 
 /// By audience.
 #[derive(Debug, Default)]
-struct Halls {
-    all: HashMap<usize, Hall>,
+struct ShardGroups {
+    by_id: HashMap<usize, GroupMembers>,
     /// How many there were when empty ones were last looked for.
-    counted: usize,
+    len_at_last_prune: usize,
 }
 
 /// Those of an audience that one writer tells.
-struct Hall {
-    audience: Audience,
+struct GroupMembers {
+    group: Group,
     /// How far the audience has been looked at, and how far its members have been told.
-    seen: u64,
-    told: u64,
+    scanned_to: u64,
+    delivered_to: u64,
     members: Members,
     /// How many there were when those who are gone were last looked for.
-    counted: usize,
+    len_at_last_prune: usize,
     /// The members are being told, elsewhere.
-    busy: bool,
+    delivering: bool,
 }
 
-impl std::fmt::Debug for Hall {
+impl std::fmt::Debug for GroupMembers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hall").field("seen", &self.seen).field("members", &self.members.len()).finish_non_exhaustive()
+        f.debug_struct("GroupMembers")
+            .field("scanned_to", &self.scanned_to)
+            .field("members", &self.members.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -84,56 +87,65 @@ impl Drop for Running<'_> {
     }
 }
 
-impl Fan {
+impl FanOut {
     /// One share a core; nobody writes yet.
-    pub(super) fn new() -> Fan {
+    pub(super) fn new() -> FanOut {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let shares = (0..cores).map(|_| Share::default()).collect();
-        Fan { shares, next: AtomicUsize::new(0), running: AtomicUsize::new(0) }
+        let shards = (0..cores).map(|_| Shard::default()).collect();
+        FanOut { shards, next_shard: AtomicUsize::new(0), running_writers: AtomicUsize::new(0) }
     }
 
     /// How many writers there are to run.
-    pub fn writers(&self) -> usize {
-        self.shares.len()
+    pub fn writer_count(&self) -> usize {
+        self.shards.len()
     }
 
     /// Whether all of them run: who sat down before would not be told.
     pub(super) fn is_running(&self) -> bool {
-        self.running.load(Relaxed) == self.shares.len()
+        self.running_writers.load(Relaxed) == self.shards.len()
     }
 
-    pub(super) fn seat(&self, audience: Audience, member: Weak<dyn Member>) {
-        let share = &self.shares[self.next.fetch_add(1, Relaxed) % self.shares.len()];
-        let mut halls = share.lock();
-        if halls.all.len() >= 2 * halls.counted + SPARE {
-            halls.all.retain(|_, hall| hall.busy || hall.members.iter().any(|member| member.strong_count() > 0));
-            halls.counted = halls.all.len();
+    pub(super) fn join(&self, group: Group, member: Weak<dyn Member>) {
+        let shard = &self.shards[self.next_shard.fetch_add(1, Relaxed) % self.shards.len()];
+        let mut groups = shard.lock();
+        if groups.by_id.len() >= 2 * groups.len_at_last_prune + PRUNE_SLACK {
+            groups.by_id.retain(|_, group_members| {
+                group_members.delivering || group_members.members.iter().any(|member| member.strong_count() > 0)
+            });
+            groups.len_at_last_prune = groups.by_id.len();
         }
-        let hall = halls.all.entry(audience.key()).or_insert_with(|| {
-            let end = audience.end();
-            Hall { audience, seen: end, told: end, members: Vec::new(), counted: 0, busy: false }
+        let group_members = groups.by_id.entry(group.id()).or_insert_with(|| {
+            let end = group.end();
+            GroupMembers {
+                group,
+                scanned_to: end,
+                delivered_to: end,
+                members: Vec::new(),
+                len_at_last_prune: 0,
+                delivering: false,
+            }
         });
-        if hall.members.len() >= 2 * hall.counted + SPARE {
-            hall.members.retain(|member| member.strong_count() > 0);
-            hall.counted = hall.members.len();
+        if group_members.members.len() >= 2 * group_members.len_at_last_prune + PRUNE_SLACK {
+            group_members.members.retain(|member| member.strong_count() > 0);
+            group_members.len_at_last_prune = group_members.members.len();
         }
-        hall.members.push(member);
+        group_members.members.push(member);
     }
 
     /// Writes to the streams of one share, for ever.
-    pub async fn run(&self, share: usize, feed: Feed) -> Infallible {
-        self.running.fetch_add(1, Relaxed);
-        let _running = Running(&self.running);
-        let share = &self.shares[share];
-        let mut changes = feed.changes();
+    pub async fn run(&self, shard: usize, feed: Feed) -> Infallible {
+        self.running_writers.fetch_add(1, Relaxed);
+        let _running = Running(&self.running_writers);
+        let shard = &self.shards[shard];
+        let mut changes = feed.log_end();
         // Its own turns keep it fair; a budget would make writes fail that would not block.
         unconstrained(async {
             // The sender lives in `feed`.
             while changes.changed().await.is_ok() {
                 changes.borrow_and_update();
-                let halls: Vec<usize> = share.lock().all.keys().copied().collect();
-                for hall in halls {
-                    share.round(hall).await;
+                let groups: Vec<usize> = shard.lock().by_id.keys().copied().collect();
+                for group_members in groups {
+                    shard.deliver_to_group(group_members).await;
                 }
             }
             pending().await
@@ -142,51 +154,53 @@ impl Fan {
     }
 }
 
-impl Share {
-    fn lock(&self) -> MutexGuard<'_, Halls> {
+impl Shard {
+    fn lock(&self) -> MutexGuard<'_, ShardGroups> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells the members of one hall, if there is anything to tell.
-    async fn round(&self, key: usize) {
-        let Some((shown, mut members)) = self.members(key) else { return };
+    async fn deliver_to_group(&self, group_id: usize) {
+        let Some((batch, mut members)) = self.members_to_deliver(group_id) else { return };
         let mut at = 0;
         while let Some(member) = members.get(at) {
             match member.upgrade() {
-                Some(here) => {
-                    here.tell(shown.as_ref());
+                Some(live_member) => {
+                    live_member.deliver(batch.as_ref());
                     at += 1;
                 }
                 None => drop(members.swap_remove(at)),
             }
-            if at % TURN == TURN - 1 {
+            if at % MEMBERS_PER_YIELD == MEMBERS_PER_YIELD - 1 {
                 yield_now().await;
             }
         }
-        let mut halls = self.lock();
-        if let Some(hall) = halls.all.get_mut(&key) {
-            hall.busy = false;
-            hall.members.append(&mut members);
-            hall.counted = hall.members.len();
-            if hall.members.is_empty() {
-                halls.all.remove(&key);
+        let mut groups = self.lock();
+        if let Some(group_members) = groups.by_id.get_mut(&group_id) {
+            group_members.delivering = false;
+            group_members.members.append(&mut members);
+            group_members.len_at_last_prune = group_members.members.len();
+            if group_members.members.is_empty() {
+                groups.by_id.remove(&group_id);
             }
         }
     }
 
     /// The members who are to be told now. Who sits down meanwhile has read what they are told.
-    fn members(&self, key: usize) -> Option<(Option<Shown>, Members)> {
-        let mut halls = self.lock();
-        let hall = halls.all.get_mut(&key)?;
-        let (seen, news) = hall.audience.news(hall.seen);
-        hall.seen = seen;
-        if !news && seen - hall.told < ROUND {
+    fn members_to_deliver(&self, group_id: usize) -> Option<(Option<SharedBatch>, Members)> {
+        let mut groups = self.lock();
+        let group_members = groups.by_id.get_mut(&group_id)?;
+        let (scanned_to, has_relevant) = group_members.group.has_relevant_since(group_members.scanned_to);
+        group_members.scanned_to = scanned_to;
+        if !has_relevant && scanned_to - group_members.delivered_to < MAX_SILENT_ENTRIES {
             return None;
         }
         // Who has been told everything is where the last round ended.
-        let shown = hall.audience.shown(hall.told, SHOWN).filter(|_| news);
-        (hall.told, hall.busy) = (shown.as_ref().map_or(seen, Shown::end), true);
-        hall.seen = hall.told;
-        Some((shown, std::mem::take(&mut hall.members)))
+        let batch =
+            group_members.group.batch_from(group_members.delivered_to, MAX_SHARED_BATCH_BYTES).filter(|_| has_relevant);
+        (group_members.delivered_to, group_members.delivering) =
+            (batch.as_ref().map_or(scanned_to, SharedBatch::end), true);
+        group_members.scanned_to = group_members.delivered_to;
+        Some((batch, std::mem::take(&mut group_members.members)))
     }
 }

@@ -3,7 +3,10 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::sim::store::seconds;
+use crate::{
+    api::{LABEL_MANAGED, LABEL_POOL_STATUS, LABEL_TENANT, LABEL_WORKLOAD},
+    sim::store::seconds,
+};
 
 /// The node that everything runs on.
 const NODE: &str = "worker-1";
@@ -14,8 +17,7 @@ const ENVIRONMENT: u64 = 12;
 pub(super) fn instance(namespace: &str, name: &str, workload: &str, padding: u64, now: Timestamp) -> Value {
     let labels = json!({
         "app.kubernetes.io/managed-by": "boilerhouse", "app.kubernetes.io/name": workload,
-        "boilerhouse.dev/managed": "true", "boilerhouse.dev/pool-status": "warming",
-        "boilerhouse.dev/workload": workload,
+        LABEL_MANAGED: "true", LABEL_POOL_STATUS: "warming", LABEL_WORKLOAD: workload,
     });
     pod(namespace, name, workload, &labels, padding, now)
 }
@@ -35,7 +37,7 @@ pub(super) fn claim(namespace: &str, name: &str, tenant: &str, workload: &str, r
     }
     let fields = json!({"f:spec": {".": {}, "f:resume": {}, "f:tenantId": {}, "f:workloadRef": {}}});
     let metadata = json!({
-        "name": name, "namespace": namespace, "labels": {"boilerhouse.dev/tenant": tenant},
+        "name": name, "namespace": namespace, "labels": {LABEL_TENANT: tenant},
         "managedFields": [managed("boilerhouse-api", &fields, now)],
     });
     json!({"metadata": metadata, "spec": spec})
@@ -56,7 +58,7 @@ pub(super) fn ready(pod: &Value, now: Timestamp) -> Value {
     let started = &pod["status"]["startTime"];
     let statuses = containers(pod, &json!({"running": {"startedAt": started}}), true);
     let mut metadata = kubelet(pod, now);
-    metadata["labels"] = json!({"boilerhouse.dev/pool-status": "ready"});
+    metadata["labels"] = json!({LABEL_POOL_STATUS: "ready"});
     json!({"metadata": metadata, "status": {"conditions": conditions("True", now), "containerStatuses": statuses}})
 }
 

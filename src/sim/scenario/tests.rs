@@ -16,7 +16,7 @@ fn lived_through(seed: u64, steps: i64) -> (Store, Vec<u64>) {
     scenario.populate(&mut store);
     let mut revisions = vec![store.revision()];
     for step in 1..=steps {
-        store.tell_time(Timestamp::UNIX_EPOCH + step.seconds());
+        store.set_time(Timestamp::UNIX_EPOCH + step.seconds());
         scenario.step(&mut store);
         revisions.push(store.revision());
         if step % 500 == 0 {
@@ -27,10 +27,10 @@ fn lived_through(seed: u64, steps: i64) -> (Store, Vec<u64>) {
 }
 
 #[test]
-fn it_begins_with_eight_pods_and_three_claims() {
+fn scenario_starts_with_eight_pods_and_three_claims() {
     let store = lived(1, 0);
     let pods = store.list(ApiResource::Pods, None);
-    let managed: Vec<_> = pods.iter().filter(|pod| label(pod, "managed") == "true").collect();
+    let managed: Vec<_> = pods.iter().filter(|pod| label(pod, LABEL_MANAGED) == "true").collect();
     assert_eq!(managed.len(), 8);
     assert_eq!(pods.len(), managed.len() + 1);
     let claims = store.list(ApiResource::Claims, None);
@@ -42,14 +42,14 @@ fn it_begins_with_eight_pods_and_three_claims() {
 }
 
 #[test]
-fn a_seed_replays() {
+fn equal_seeds_produce_equal_histories() {
     let history = |seed| lived(seed, 300).history().iter().map(|c| c.after.clone()).collect::<Vec<_>>();
     assert_eq!(history(7), history(7));
     assert_ne!(history(7), history(8));
 }
 
 #[test]
-fn whatever_the_seed_the_three_things_come_within_twenty_seconds() {
+fn each_goal_recurs_within_20_s_for_every_seed() {
     for seed in 0..6 {
         let (mut last, mut seen) = ([0; 3], [0; 3]);
         let (store, revisions) = lived_through(seed, 600);
@@ -78,7 +78,7 @@ fn whatever_the_seed_the_three_things_come_within_twenty_seconds() {
 }
 
 #[test]
-fn every_way_to_be_claimed_and_every_phase_occurs() {
+fn every_claim_source_and_phase_occurs() {
     let mut seen = std::collections::BTreeSet::new();
     for seed in 0..2 {
         for change in lived(seed, 1500).history() {

@@ -17,7 +17,7 @@ fn names(list: &[Arc<Value>]) -> Vec<&str> {
 }
 
 #[test]
-fn every_write_is_one_revision_and_one_change() {
+fn each_write_creates_one_revision_and_one_change() {
     let mut store = store();
     let created = store.create(ApiResource::Pods, pod("a")).unwrap();
     assert_eq!(created["metadata"]["resourceVersion"], "102");
@@ -37,7 +37,7 @@ fn every_write_is_one_revision_and_one_change() {
 }
 
 #[test]
-fn a_writer_with_an_old_picture_is_refused() {
+fn write_with_a_stale_version_is_a_conflict() {
     let mut store = store();
     store.create(ApiResource::Pods, pod("a")).unwrap();
     let stale = json!({"metadata": {"resourceVersion": "7"}, "spec": {"a": 5}});
@@ -48,7 +48,7 @@ fn a_writer_with_an_old_picture_is_refused() {
 }
 
 #[test]
-fn the_past_can_be_listed_until_it_is_compacted() {
+fn past_versions_can_be_listed_until_compaction() {
     let mut store = store();
     for name in ["b", "a", "c"] {
         store.create(ApiResource::Pods, pod(name)).unwrap();
@@ -65,7 +65,7 @@ fn the_past_can_be_listed_until_it_is_compacted() {
 }
 
 #[test]
-fn forgetting_gives_memory_back_and_keeps_the_present() {
+fn forget_frees_history_and_keeps_current_objects() {
     let mut store = store();
     for name in ["a", "b"] {
         store.create(ApiResource::Pods, pod(name)).unwrap();
@@ -74,14 +74,14 @@ fn forgetting_gives_memory_back_and_keeps_the_present() {
     for count in 2..50 {
         store.patch(ApiResource::Pods, "n", "b", &json!({"spec": {"a": count}})).unwrap();
     }
-    store.forget(store.revision());
+    store.discard_before(store.revision());
     assert!(store.history().is_empty());
     assert_eq!(store.versions.values().map(Vec::len).sum::<usize>(), 2, "the namespace and pod b");
     assert_eq!(store.get(ApiResource::Pods, "n", "b").unwrap()["spec"]["a"], 49);
 }
 
 #[test]
-fn an_older_copy_goes_back_in_revisions_but_never_in_uids() {
+fn restored_copy_reuses_revisions_but_not_uids() {
     let mut store = store();
     let older = store.clone();
     let lost = store.create(ApiResource::Pods, pod("a")).unwrap();

@@ -35,14 +35,14 @@ fn told(error: &Error) -> String {
 }
 
 #[tokio::test]
-async fn the_current_context_is_the_default() {
+async fn current_context_is_the_default() {
     let (_dir, config) = file(TWO_CONTEXTS);
     let connection = connect(&config).await.unwrap();
     assert_eq!(format!("{connection:?}"), "Connection(home, boilerhouse, http://127.0.0.1:1)");
 }
 
 #[tokio::test]
-async fn what_is_missing_is_said_with_what_there_is() {
+async fn missing_context_error_lists_available_contexts() {
     let (_dir, config) = file(TWO_CONTEXTS);
     let error = connect(&Config { context: Some("prod".into()), ..config.clone() }).await.unwrap_err();
     assert_eq!(told(&error), "the kubeconfig has no context `prod`; it has `home`, `away`");
@@ -62,7 +62,7 @@ async fn what_is_missing_is_said_with_what_there_is() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_named_must_be_there_and_be_one() {
+async fn explicit_kubeconfig_must_exist_and_parse() {
     let (dir, config) = file("{nonsense");
     assert!(matches!(connect(&config).await, Err(Error::Malformed { .. })));
     let config = Config { kubeconfig: Some(dir.path().join("none")), ..config };
@@ -71,7 +71,7 @@ async fn a_file_that_is_named_must_be_there_and_be_one() {
 }
 
 #[tokio::test]
-async fn broken_credentials_are_said_without_them() {
+async fn credential_plugin_error_hides_the_token() {
     let plugin = "exec: {apiVersion: client.authentication.k8s.io/v1, command: sh, interactiveMode: Never, \
                   args: ['-c', 'echo canary-token; exit 3']}";
     let (_dir, config) = file(&TWO_CONTEXTS.replace("token: canary-token", plugin));
@@ -82,7 +82,7 @@ async fn broken_credentials_are_said_without_them() {
 }
 
 #[tokio::test]
-async fn a_kubeconfig_that_is_none_is_not_quoted() {
+async fn kubeconfig_parse_error_gives_position_without_content() {
     let misspelt = TWO_CONTEXTS.replace("user: {token: canary-token}", "user: {token: [canary-token]}");
     for (text, place) in [
         ("canary-token", "line 1, column 1"),
@@ -98,18 +98,18 @@ async fn a_kubeconfig_that_is_none_is_not_quoted() {
 }
 
 #[test]
-fn places_follow_kubectl() {
+fn kubeconfig_search_paths_match_kubectl() {
     let path = PathBuf::from;
     let home = || Some(path("/home/a"));
-    assert_eq!(places(Some(Path::new("/x")), Some("/y".into()), home()), [path("/x")]);
-    assert_eq!(places(None, Some("/y:/z:".into()), home()), [path("/y"), path("/z")]);
-    assert_eq!(places(None, Some("".into()), home()), [path("/home/a/.kube/config")]);
-    assert_eq!(places(None, None, home()), [path("/home/a/.kube/config")]);
-    assert_eq!(places(None, None, None), Vec::<PathBuf>::new());
+    assert_eq!(kubeconfig_paths(Some(Path::new("/x")), Some("/y".into()), home()), [path("/x")]);
+    assert_eq!(kubeconfig_paths(None, Some("/y:/z:".into()), home()), [path("/y"), path("/z")]);
+    assert_eq!(kubeconfig_paths(None, Some("".into()), home()), [path("/home/a/.kube/config")]);
+    assert_eq!(kubeconfig_paths(None, None, home()), [path("/home/a/.kube/config")]);
+    assert_eq!(kubeconfig_paths(None, None, None), Vec::<PathBuf>::new());
 }
 
 #[test]
-fn files_of_the_variable_may_be_missing_and_are_merged() {
+fn kubeconfig_variable_files_are_merged_and_may_be_missing() {
     let dir = tempfile::tempdir().unwrap();
     let (one, none) = (dir.path().join("one"), dir.path().join("none"));
     fs::write(&one, TWO_CONTEXTS).unwrap();
@@ -120,16 +120,16 @@ fn files_of_the_variable_may_be_missing_and_are_merged() {
 }
 
 /// What the real client stack says about a server, as the hub would tell it.
-async fn trouble(scheme: &str, port: u16) -> Trouble {
+async fn trouble(scheme: &str, port: u16) -> UpstreamError {
     let (_dir, config) = file(&TWO_CONTEXTS.replace("http://127.0.0.1:1'", &format!("{scheme}://127.0.0.1:{port}'")));
-    let Connection { client, server, .. } = connect(&config).await.unwrap();
-    let ask = Ask { verb: "list", resource: "pods".into(), namespace: "bh".into(), server: server.into() };
+    let ClusterConnection { client, server, .. } = connect(&config).await.unwrap();
+    let ask = RequestInfo { verb: "list", resource: "pods".into(), namespace: "bh".into(), server: server.into() };
     let error = client.send(http::Request::get("/api").body(Body::empty()).unwrap()).await.unwrap_err();
-    Trouble::of(&error, &ask)
+    UpstreamError::from_client_error(&error, &ask)
 }
 
 #[tokio::test]
-async fn a_closed_port_is_refused_and_a_server_without_tls_is_a_tls_trouble() {
+async fn closed_port_is_refused_and_plaintext_server_is_a_tls_error() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let plain = async {
@@ -143,7 +143,10 @@ async fn a_closed_port_is_refused_and_a_server_without_tls_is_a_tls_trouble() {
         told = tokio::time::timeout(Duration::from_secs(10), trouble("https", port)) => told.unwrap(),
         () = plain => unreachable!("it waits for ever"),
     };
-    assert!(matches!(told, Trouble::Tls { .. }), "{told:?}");
+    assert!(matches!(told, UpstreamError::Tls { .. }), "{told:?}");
     drop(listener);
-    assert_eq!(trouble("http", port).await, Trouble::Refused { server: format!("http://127.0.0.1:{port}").into() });
+    assert_eq!(
+        trouble("http", port).await,
+        UpstreamError::ConnectionRefused { server: format!("http://127.0.0.1:{port}").into() }
+    );
 }

@@ -17,7 +17,7 @@ const BLOCK: usize = 64;
 
 /// What stands in the string that begins with `text`'s first byte, a quote, if that is ASCII as it is meant: without
 /// escapes and control characters. `None` too for one at the very end of `text`.
-pub(super) fn plain(text: &[u8]) -> Option<&[u8]> {
+pub(super) fn plain_string(text: &[u8]) -> Option<&[u8]> {
     /// This byte in each place.
     const fn all(byte: u8) -> u64 {
         u64::from_ne_bytes([byte; 8])
@@ -35,9 +35,9 @@ pub(super) fn plain(text: &[u8]) -> Option<&[u8]> {
 }
 
 /// The length of the string that begins with `text`'s first byte, a quote; `None` when it has no end.
-pub(super) fn string(text: &[u8]) -> Option<usize> {
+pub(super) fn string_len(text: &[u8]) -> Option<usize> {
     // Most are short.
-    if let Some(inner) = plain(text) {
+    if let Some(inner) = plain_string(text) {
         return Some(inner.len() + 2);
     }
     let mut at = 1;
@@ -51,14 +51,14 @@ pub(super) fn string(text: &[u8]) -> Option<usize> {
 }
 
 /// The length of the object or array that begins with `text`'s first byte, a bracket; `None` when it has no end.
-pub(super) fn container(text: &[u8]) -> Option<usize> {
+pub(super) fn container_len(text: &[u8]) -> Option<usize> {
     dispatch!(Level::new(), simd => by_blocks(simd, text))
 }
 
 // What runs with the processor's own instructions must be inlined into where `dispatch!` allows them.
 #[inline(always)]
 fn by_blocks<S: Simd>(simd: S, text: &[u8]) -> Option<usize> {
-    let mut state = State { depth: 1, in_string: false, escaped: false, may_begin: true };
+    let mut state = State { depth: 1, in_string: false, escaped: false, string_may_start: true };
     let (blocks, rest) = text.get(1..)?.as_chunks();
     for (n, block) in blocks.iter().enumerate() {
         if let Some(end) = state.end(u8x64::simd_from(simd, *block)).ok()? {
@@ -78,16 +78,16 @@ struct State {
     /// The byte before is a backslash that counts.
     escaped: bool,
     /// The byte before is one that a string may follow.
-    may_begin: bool,
+    string_may_start: bool,
 }
 
 /// No length.
-struct Broken;
+struct Unbalanced;
 
 impl State {
     /// Goes through a block; the place behind the bracket that closes the last open one, if it is there.
     #[inline(always)]
-    fn end<S: Simd>(&mut self, block: u8x64<S>) -> Result<Option<usize>, Broken> {
+    fn end<S: Simd>(&mut self, block: u8x64<S>) -> Result<Option<usize>, Unbalanced> {
         let backslashes = block.simd_eq(b'\\').to_bitmask();
         let mut quotes = block.simd_eq(b'"').to_bitmask();
         if backslashes != 0 || self.escaped {
@@ -101,8 +101,8 @@ impl State {
         let separators = (block & !0x16).simd_eq(0x28).to_bitmask();
         let in_strings = self.in_strings(quotes);
         let before = opens | separators;
-        if quotes & in_strings & !behind(before, replace(&mut self.may_begin, is_last(before))) != 0 {
-            return Err(Broken);
+        if quotes & in_strings & !shifted(before, replace(&mut self.string_may_start, is_last(before))) != 0 {
+            return Err(Unbalanced);
         }
         let (opens, closes) = (opens & !in_strings, closes & !in_strings);
         if closes.count_ones() >= self.depth {
@@ -121,7 +121,7 @@ impl State {
     /// The places behind backslashes that count.
     #[inline(always)]
     fn escaped(&mut self, backslashes: u64) -> u64 {
-        let behind = behind(backslashes, self.escaped);
+        let behind = shifted(backslashes, self.escaped);
         if behind & backslashes == 0 {
             self.escaped = is_last(backslashes);
             return behind;
@@ -190,7 +190,7 @@ fn close(mut depth: u32, opens: u64, closes: u64) -> Closed {
 
 /// The places one on from these, with what comes over from the block before.
 #[inline(always)]
-fn behind(places: u64, from_before: bool) -> u64 {
+fn shifted(places: u64, from_before: bool) -> u64 {
     places << 1 | u64::from(from_before)
 }
 
@@ -252,7 +252,7 @@ mod tests {
 
         /// Rich in what could be misjudged, long enough for several blocks, and seldom JSON.
         #[test]
-        fn a_container_ends_nowhere_else_than_byte_by_byte(
+        fn container_end_matches_a_byte_by_byte_scan(
             bits in prop::collection::vec(
                 prop::sample::select(vec![
                     "{", "}", "[", "]", "\"", "\\", "\\\\", "\\\"", "\"a\":", ",", "\"{\"", "\u{e9}", "[]", "        ",
@@ -262,7 +262,7 @@ mod tests {
             ),
         ) {
             let text = format!("{{{}", bits.concat());
-            let end = container(text.as_bytes());
+            let end = container_len(text.as_bytes());
             if end.is_some() {
                 prop_assert_eq!(end, slow(text.as_bytes()));
             }
@@ -271,16 +271,16 @@ mod tests {
 
         /// Whatever stands in it, wherever it stands, and whatever follows.
         #[test]
-        fn a_container_of_json_ends_where_it_ends(before in any_json(), inner in any_json(), after in any_json()) {
+        fn container_end_is_correct_for_any_json(before in any_json(), inner in any_json(), after in any_json()) {
             let text = json!([before, {"\\": inner}, after]).to_string();
-            prop_assert_eq!(container(text.as_bytes()), Some(text.len()));
+            prop_assert_eq!(container_len(text.as_bytes()), Some(text.len()));
             let inner = json!({"\\": inner}).to_string();
             let from = json!([before]).to_string().len();
-            prop_assert_eq!(container(&text.as_bytes()[from..]), Some(inner.len()), "{} in {}", inner, text);
+            prop_assert_eq!(container_len(&text.as_bytes()[from..]), Some(inner.len()), "{} in {}", inner, text);
         }
 
         #[test]
-        fn a_plain_string_is_what_is_written(
+        fn plain_string_returns_only_unescaped_ascii(
             inner in prop::collection::vec(
                 prop_oneof![8 => 0x20_u8..0x7f, 1 => any::<u8>(), 1 => prop::sample::select(b"\"\\\x1f\x7f\x80".to_vec())],
                 0..40,
@@ -290,21 +290,21 @@ mod tests {
             let text = [b"\"", &inner[..], b"\"", after.as_bytes()].concat();
             let end = 1 + text[1..].iter().position(|byte| *byte == b'"').unwrap();
             let is_plain = text[1..end].iter().all(|byte| (0x20..0x80).contains(byte) && *byte != b'\\');
-            match plain(&text) {
+            match plain_string(&text) {
                 Some(found) => prop_assert_eq!(Some(found), is_plain.then(|| &text[1..end])),
                 None => prop_assert!(!is_plain || text.len() - end < 8),
             }
         }
 
         #[test]
-        fn a_string_ends_with_its_first_quote_that_is_not_escaped(text in r#""(a|\\\\|\\"|"|\{){0,40}"#) {
+        fn string_ends_at_its_first_unescaped_quote(text in r#""(a|\\\\|\\"|"|\{){0,40}"#) {
             let mut escaped = false;
             let end = text.bytes().enumerate().skip(1).find(|(_, byte)| {
                 let is_end = *byte == b'"' && !escaped;
                 escaped = *byte == b'\\' && !escaped;
                 is_end
             });
-            prop_assert_eq!(string(text.as_bytes()), end.map(|(at, _)| at + 1));
+            prop_assert_eq!(string_len(text.as_bytes()), end.map(|(at, _)| at + 1));
         }
     }
 }

@@ -36,8 +36,8 @@ pub(super) fn claim() -> Value {
     })
 }
 
-fn seen<T: Row>(object: &Value) -> Seen {
-    serde_json::from_str::<T>(&object.to_string()).unwrap().into_seen()
+fn seen<T: Decode>(object: &Value) -> Decoded {
+    serde_json::from_str::<T>(&object.to_string()).unwrap().into_decoded()
 }
 
 /// Every field of a view under its own name, labels apart, with what `Serialize` leaves out.
@@ -47,7 +47,7 @@ fn flat(view: &View) -> Vec<(&'static str, String)> {
         View::Instance(i) => vec![
             ("name", i.name.clone()),
             ("uid", i.uid.clone()),
-            ("rv", i.rv.to_string()),
+            ("rv", i.resource_version.to_string()),
             ("phase", i.phase.clone()),
             ("workload", text(&i.workload_ref)),
             ("tenant", text(&i.tenant_id)),
@@ -59,7 +59,7 @@ fn flat(view: &View) -> Vec<(&'static str, String)> {
         View::Claim(c) => vec![
             ("name", c.name.clone()),
             ("uid", c.uid.clone()),
-            ("rv", c.rv.to_string()),
+            ("rv", c.resource_version.to_string()),
             ("tenant", c.tenant_id.clone()),
             ("workload", c.workload_ref.clone()),
             ("phase", c.phase.clone()),
@@ -135,14 +135,14 @@ fn same_type(a: &Value, b: &Value) -> bool {
     std::mem::discriminant(a) == std::mem::discriminant(b)
 }
 
-fn replace_one<T: Row>(mut object: Value, spots: &[Spot], at: usize, value: Value) -> Result<(), TestCaseError> {
+fn replace_one<T: Decode>(mut object: Value, spots: &[Spot], at: usize, value: Value) -> Result<(), TestCaseError> {
     let before = seen::<T>(&object);
     let (pointer, decides, name) = spots[at % spots.len()];
     let place = object.pointer_mut(pointer).unwrap();
     prop_assume!(!same_type(place, &value));
     *place = value;
     let after = seen::<T>(&object);
-    prop_assert_eq!(&after.odd, &name.into_iter().collect::<Vec<_>>());
+    prop_assert_eq!(&after.malformed_fields, &name.into_iter().collect::<Vec<_>>());
     for ((field, old), (_, new)) in flat(&before.view).into_iter().zip(flat(&after.view)) {
         if decides.contains(&field) {
             prop_assert_ne!(old, new, "{} must not keep its value", field);
@@ -155,19 +155,19 @@ fn replace_one<T: Row>(mut object: Value, spots: &[Spot], at: usize, value: Valu
 
 proptest! {
     #[test]
-    fn an_odd_field_of_a_pod_harms_nothing_else(at in any::<usize>(), value in any_json()) {
-        replace_one::<PodRow>(pod(), POD_SPOTS, at, value)?;
+    fn malformed_pod_field_affects_no_other_field(at in any::<usize>(), value in any_json()) {
+        replace_one::<DecodedPod>(pod(), POD_SPOTS, at, value)?;
     }
 
     #[test]
-    fn an_odd_field_of_a_claim_harms_nothing_else(at in any::<usize>(), value in any_json()) {
-        replace_one::<ClaimRow>(claim(), CLAIM_SPOTS, at, value)?;
+    fn malformed_claim_field_affects_no_other_field(at in any::<usize>(), value in any_json()) {
+        replace_one::<DecodedClaim>(claim(), CLAIM_SPOTS, at, value)?;
     }
 }
 
 #[test]
-fn a_sound_pod() {
-    let Seen { view, odd } = seen::<PodRow>(&pod());
+fn valid_pod_decodes_completely() {
+    let Decoded { view, malformed_fields: odd } = seen::<DecodedPod>(&pod());
     assert_eq!(odd, Vec::<&str>::new());
     let View::Instance(instance) = view else { panic!("a pod is an instance") };
     assert_eq!(
@@ -181,12 +181,12 @@ fn a_sound_pod() {
             }
         })
     );
-    assert_eq!(instance.rv, 41);
+    assert_eq!(instance.resource_version, 41);
 }
 
 #[test]
-fn a_sound_claim() {
-    let Seen { view, odd } = seen::<ClaimRow>(&claim());
+fn valid_claim_decodes_completely() {
+    let Decoded { view, malformed_fields: odd } = seen::<DecodedClaim>(&claim());
     assert_eq!(odd, Vec::<&str>::new());
     let View::Claim(claim) = view else { panic!("a claim is a claim") };
     assert_eq!(
@@ -197,52 +197,54 @@ fn a_sound_claim() {
             "claimedAt": "2026-01-02T03:05:00Z", "detail": "fine", "labels": {"team": "a"}
         })
     );
-    assert_eq!((claim.rv, claim.last_activity.as_deref()), (42, Some("2026-01-02T04:00:00Z")));
+    assert_eq!((claim.resource_version, claim.last_activity.as_deref()), (42, Some("2026-01-02T04:00:00Z")));
 }
 
 #[test]
-fn bare_objects_have_their_defaults() {
+fn minimal_objects_get_default_values() {
     let bare = json!({"metadata": {"name": "n", "uid": "u", "resourceVersion": "1"}});
-    let pod = seen::<PodRow>(&bare);
-    assert_eq!(pod.odd, Vec::<&str>::new());
+    let pod = seen::<DecodedPod>(&bare);
+    assert_eq!(pod.malformed_fields, Vec::<&str>::new());
     assert_eq!(
         pod.view,
         View::Instance(Arc::new(Instance {
             name: "n".into(),
             uid: "u".into(),
             phase: "Unknown".into(),
-            rv: 1,
+            resource_version: 1,
             ..Instance::default()
         }))
     );
-    let claim = seen::<ClaimRow>(&bare);
-    assert_eq!(claim.odd, Vec::<&str>::new());
+    let claim = seen::<DecodedClaim>(&bare);
+    assert_eq!(claim.malformed_fields, Vec::<&str>::new());
     assert_eq!(
         claim.view,
         View::Claim(Arc::new(Claim {
             name: "n".into(),
             uid: "u".into(),
             phase: "Pending".into(),
-            rv: 1,
+            resource_version: 1,
             ..Claim::default()
         }))
     );
 }
 
 #[test]
-fn empty_strings_are_left_out() {
+fn empty_strings_are_omitted() {
     let mut object = pod();
     object["status"]["phase"] = json!("");
     object["status"]["podIP"] = json!("");
     object["metadata"]["labels"]["boilerhouse.dev/tenant"] = json!("");
-    let Seen { view: View::Instance(instance), odd } = seen::<PodRow>(&object) else { panic!("a pod") };
+    let Decoded { view: View::Instance(instance), malformed_fields: odd } = seen::<DecodedPod>(&object) else {
+        panic!("a pod")
+    };
     assert_eq!((instance.phase.as_str(), &instance.ip, &instance.tenant_id), ("Unknown", &None, &None));
     assert_eq!(instance.labels["boilerhouse.dev/tenant"], "");
     assert_eq!(odd, Vec::<&str>::new());
 }
 
 #[test]
-fn times_are_utc_whole_seconds() {
+fn times_are_normalized_to_utc_seconds() {
     for (written, read) in [
         (json!("2026-01-02T03:04:05Z"), "2026-01-02T03:04:05Z"),
         (json!("2026-01-02T03:04:05.999Z"), "2026-01-02T03:04:05Z"),
@@ -253,14 +255,16 @@ fn times_are_utc_whole_seconds() {
     ] {
         let mut object = pod();
         object["metadata"]["creationTimestamp"] = written.clone();
-        let Seen { view: View::Instance(instance), odd } = seen::<PodRow>(&object) else { panic!("a pod") };
+        let Decoded { view: View::Instance(instance), malformed_fields: odd } = seen::<DecodedPod>(&object) else {
+            panic!("a pod")
+        };
         assert_eq!(instance.created_at, read, "{written}");
         assert_eq!(odd.is_empty(), !read.is_empty(), "{written}");
     }
 }
 
 #[test]
-fn ports_out_of_range_take_the_endpoint_with_them() {
+fn invalid_port_removes_the_endpoint() {
     for (port, sound) in [
         (json!(1), true),
         (json!(65535), true),
@@ -272,48 +276,53 @@ fn ports_out_of_range_take_the_endpoint_with_them() {
     ] {
         let mut object = claim();
         object["status"]["endpoint"]["port"] = port.clone();
-        let Seen { view: View::Claim(claim), odd } = seen::<ClaimRow>(&object) else { panic!("a claim") };
+        let Decoded { view: View::Claim(claim), malformed_fields: odd } = seen::<DecodedClaim>(&object) else {
+            panic!("a claim")
+        };
         assert_eq!(claim.endpoint.is_some(), sound, "{port}");
         assert_eq!(odd, if sound { vec![] } else { vec!["status.endpoint"] }, "{port}");
     }
     let mut object = claim();
     object["status"]["endpoint"] = json!({});
-    assert_eq!(seen::<ClaimRow>(&object).odd, ["status.endpoint"]);
+    assert_eq!(seen::<DecodedClaim>(&object).malformed_fields, ["status.endpoint"]);
 }
 
 #[test]
-fn unknown_phases_and_sources_pass() {
+fn unknown_phases_and_sources_are_preserved() {
     let mut object = claim();
     object["status"]["phase"] = json!("Hibernating");
     object["status"]["source"] = json!("moon");
-    let Seen { view: View::Claim(claim), .. } = seen::<ClaimRow>(&object) else { panic!("a claim") };
+    let Decoded { view: View::Claim(claim), .. } = seen::<DecodedClaim>(&object) else { panic!("a claim") };
     assert_eq!((claim.phase.as_str(), claim.source.as_deref()), ("Hibernating", Some("moon")));
 }
 
 #[test]
-fn without_an_identity_there_is_no_row() {
+fn object_without_identity_fails_to_decode() {
     for pointer in ["name", "uid", "resourceVersion"] {
         for value in [json!(null), json!(7), json!({})] {
             let mut object = pod();
             object["metadata"][pointer] = value;
-            assert!(serde_json::from_value::<PodRow>(object).is_err(), "{pointer}");
+            assert!(serde_json::from_value::<DecodedPod>(object).is_err(), "{pointer}");
         }
     }
     for version in ["", "x", "-1", "1.5", "18446744073709551616"] {
         let mut object = pod();
         object["metadata"]["resourceVersion"] = json!(version);
-        assert!(serde_json::from_value::<PodRow>(object).is_err(), "{version}");
+        assert!(serde_json::from_value::<DecodedPod>(object).is_err(), "{version}");
     }
 }
 
 #[test]
-fn a_row_is_what_kube_runtime_asks_for() {
+fn rows_implement_the_kube_resource_traits() {
     use kube::ResourceExt;
-    let row: ClaimRow = serde_json::from_value(claim()).unwrap();
+    let row: DecodedClaim = serde_json::from_value(claim()).unwrap();
     assert_eq!(
         (row.name_any(), row.uid(), row.resource_version()),
         ("alice-web".into(), Some("u-2".into()), Some("42".into()))
     );
-    assert_eq!(ClaimRow::url_path(&(), Some("bh")), "/apis/boilerhouse.dev/v1alpha1/namespaces/bh/boilerhouseclaims");
-    assert_eq!(PodRow::url_path(&(), Some("bh")), "/api/v1/namespaces/bh/pods");
+    assert_eq!(
+        DecodedClaim::url_path(&(), Some("bh")),
+        "/apis/boilerhouse.dev/v1alpha1/namespaces/bh/boilerhouseclaims"
+    );
+    assert_eq!(DecodedPod::url_path(&(), Some("bh")), "/api/v1/namespaces/bh/pods");
 }

@@ -14,21 +14,21 @@ use serde::{
 };
 use serde_json::{Error, de::SliceRead};
 
-use super::{Row, json_skip};
+use super::{Decode, json_skip};
 
 /// Reads one line, without its newline.
 ///
 /// # Errors
 /// serde_json's, when it is not JSON or not an event of this resource.
-pub fn line<T: Row>(text: &[u8]) -> Result<WatchEvent<T>, Error> {
-    match change(text) {
+pub fn parse_watch_line<T: Decode>(text: &[u8]) -> Result<WatchEvent<T>, Error> {
+    match parse_fast(text) {
         Some(event) => Ok(event),
         None => serde_json::from_slice(text),
     }
 }
 
 /// A change whose type comes first, and nothing after its object.
-pub(super) fn change<T: Row>(text: &[u8]) -> Option<WatchEvent<T>> {
+pub(super) fn parse_fast<T: Decode>(text: &[u8]) -> Option<WatchEvent<T>> {
     let text = text.strip_prefix(br#"{"type":""#)?;
     let event = [
         (&br#"ADDED","object":"#[..], WatchEvent::Added as fn(T) -> _),
@@ -36,17 +36,17 @@ pub(super) fn change<T: Row>(text: &[u8]) -> Option<WatchEvent<T>> {
         (br#"DELETED","object":"#, WatchEvent::Deleted),
     ];
     let (object, event) = event.into_iter().find_map(|(prefix, event)| Some((text.strip_prefix(prefix)?, event)))?;
-    let mut json = Json { rest: object };
+    let mut json = FastJson { rest: object };
     let row = T::deserialize(&mut json).ok()?;
     (json.rest.trim_ascii() == b"}").then(|| event(row))
 }
 
 /// JSON that is still to be read.
-struct Json<'de> {
+struct FastJson<'de> {
     rest: &'de [u8],
 }
 
-impl<'de> Json<'de> {
+impl<'de> FastJson<'de> {
     /// The next byte that is not white space; 0 at the end.
     #[inline]
     fn peek(&mut self) -> u8 {
@@ -74,7 +74,7 @@ impl<'de> Json<'de> {
         if self.peek() != b'"' {
             return None;
         }
-        let inner = json_skip::plain(self.rest)?;
+        let inner = json_skip::plain_string(self.rest)?;
         self.rest = &self.rest[inner.len() + 2..];
         Some(inner)
     }
@@ -82,8 +82,8 @@ impl<'de> Json<'de> {
     /// The text of the next value. Only strings, objects and arrays are known by their first byte.
     fn value(&mut self) -> Result<&'de [u8], Error> {
         let length = match self.peek() {
-            b'"' => json_skip::string(self.rest),
-            b'{' | b'[' => json_skip::container(self.rest),
+            b'"' => json_skip::string_len(self.rest),
+            b'{' | b'[' => json_skip::container_len(self.rest),
             _ => self.rest.iter().position(|byte| matches!(byte, b',' | b'}' | b']' | b' ' | b'\t' | b'\n' | b'\r')),
         };
         let (value, rest) = self.rest.split_at(length.ok_or_else(|| Error::custom("a value has no end"))?);
@@ -92,7 +92,7 @@ impl<'de> Json<'de> {
     }
 }
 
-impl<'de> Deserializer<'de> for &mut Json<'de> {
+impl<'de> Deserializer<'de> for &mut FastJson<'de> {
     type Error = Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -100,7 +100,7 @@ impl<'de> Deserializer<'de> for &mut Json<'de> {
             return visitor.visit_borrowed_str(str::from_utf8(text).map_err(Error::custom)?);
         }
         if self.take(b'{') {
-            let mut members = Members { json: self, first: true, over: false };
+            let mut members = FastMembers { json: self, first: true, over: false };
             let value = visitor.visit_map(&mut members)?;
             return if members.over { Ok(value) } else { Err(Error::custom("an object is not read to its end")) };
         }
@@ -125,16 +125,16 @@ impl<'de> Deserializer<'de> for &mut Json<'de> {
 }
 
 /// The members of an object, after its opening bracket.
-struct Members<'j, 'de> {
-    json: &'j mut Json<'de>,
+struct FastMembers<'j, 'de> {
+    json: &'j mut FastJson<'de>,
     first: bool,
     over: bool,
 }
 
-impl<'de> Members<'_, 'de> {
+impl<'de> FastMembers<'_, 'de> {
     /// A key that is not plain, but could be read as it stands.
     #[cold]
-    fn odd_key(&mut self) -> Result<&'de [u8], Error> {
+    fn unusual_key(&mut self) -> Result<&'de [u8], Error> {
         let key = match self.json.peek() {
             b'"' => self.json.value()?,
             _ => return Err(Error::custom("a key is no string")),
@@ -147,7 +147,7 @@ impl<'de> Members<'_, 'de> {
     }
 }
 
-impl<'de> MapAccess<'de> for &mut Members<'_, 'de> {
+impl<'de> MapAccess<'de> for &mut FastMembers<'_, 'de> {
     type Error = Error;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
@@ -163,7 +163,7 @@ impl<'de> MapAccess<'de> for &mut Members<'_, 'de> {
         }
         let key = match self.json.plain() {
             Some(key) => key,
-            None => self.odd_key()?,
+            None => self.unusual_key()?,
         };
         seed.deserialize(BorrowedBytesDeserializer::new(key)).map(Some)
     }

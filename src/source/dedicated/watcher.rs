@@ -13,45 +13,46 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::Watchers;
+use super::DedicatedWatchers;
 use crate::{
-    event::{Resource, ResourceVersion, View},
+    api::MANAGED_SELECTOR,
+    event::{PerResource, Resource, ResourceVersion, View},
     feed::{Health, Writer},
-    source::{crd::MANAGED_SELECTOR, decode::Row},
+    source::decode::Decode,
 };
 
 /// One resource, for ever.
-pub(super) async fn follow<T: Row>(owner: &Watchers, writer: &Mutex<Writer>) -> Infallible {
-    let mut hub = Judge { histories: owner.hub.histories(), health: owner.hub.health() };
-    let mut watcher = Watcher { owner, writer, list: None, highest: 0, failed: None, relist: None };
+pub(super) async fn run_resource<T: Decode>(watchers: &DedicatedWatchers, writer: &Mutex<Writer>) -> Infallible {
+    let mut hub = HubSignals { history_resets: watchers.hub.history_resets(), health: watchers.hub.health() };
+    let mut watcher = Watcher { watchers, writer, list: None, highest: 0, failed: None, relist: None };
     loop {
         let selector = match T::KIND {
-            Resource::Instance => MANAGED_SELECTOR,
-            Resource::Claim => "",
+            Resource::Pods => MANAGED_SELECTOR,
+            Resource::Claims => "",
         };
-        let seconds = u32::try_from(owner.config.watch_time.as_secs()).unwrap_or(u32::MAX);
+        let seconds = u32::try_from(watchers.config.watch_timeout.as_secs()).unwrap_or(u32::MAX);
         let config = watcher::Config::default().labels(selector).timeout(seconds);
-        let api = Api::<T>::namespaced(owner.client.clone(), &owner.namespace);
+        let api = Api::<T>::namespaced(watchers.client.clone(), &watchers.namespace);
         let why = watcher.run(kube::runtime::watcher(api, config).boxed(), &mut hub).await;
         // What it knew of versions and of trouble outlives it; a list that it was collecting does not.
         watcher.list = None;
         let reason = match why {
-            Rebuild::Expired => "its version has expired",
-            Rebuild::Unreadable => "a line did not parse",
-            Rebuild::History => {
+            RebuildReason::Expired => "its version has expired",
+            RebuildReason::Unreadable => "a line did not parse",
+            RebuildReason::History => {
                 // The next list's versions are lower, and are meant to be.
                 watcher.highest = 0;
                 "the API server has another history"
             }
-            Rebuild::TooMany => "a list has no end",
+            RebuildReason::TooMany => "a list has no end",
         };
-        tracing::debug!(resource = T::KIND.resource(), reason, "a connection's own watcher is built anew");
-        watcher.before_a_list().await;
+        tracing::debug!(resource = T::KIND.plural(), reason, "a connection's own watcher is built anew");
+        watcher.relist_delay().await;
     }
 }
 
 /// What ends a watcher, so that another one must be built.
-enum Rebuild {
+enum RebuildReason {
     /// It would repeat an expired version for ever.
     Expired,
     /// A line did not parse: its change is lost unless everything is listed.
@@ -63,14 +64,14 @@ enum Rebuild {
 }
 
 /// What the hub finds out for everybody.
-struct Judge {
-    histories: watch::Receiver<u64>,
-    health: watch::Receiver<[Health; 2]>,
+struct HubSignals {
+    history_resets: watch::Receiver<u64>,
+    health: watch::Receiver<PerResource<Health>>,
 }
 
 /// One resource's kube-runtime watchers, one after the other.
 struct Watcher<'a> {
-    owner: &'a Watchers,
+    watchers: &'a DedicatedWatchers,
     writer: &'a Mutex<Writer>,
     /// The list that is being collected, and the permission to make it.
     list: Option<(Vec<View>, OwnedSemaphorePermit)>,
@@ -83,68 +84,68 @@ struct Watcher<'a> {
 }
 
 impl Watcher<'_> {
-    async fn run<T: Row>(
+    async fn run<T: Decode>(
         &mut self,
         mut events: BoxStream<'static, watcher::Result<Event<T>>>,
-        hub: &mut Judge,
-    ) -> Rebuild {
+        hub: &mut HubSignals,
+    ) -> RebuildReason {
         loop {
             // Not polled while the reader is behind: TCP then pushes back to the API server. A list goes on, though: it
             // is one step in the end, and others wait for its permit.
             if self.list.is_none() {
-                let room = self.writer.lock().await.room();
-                room.await;
+                let capacity = self.writer.lock().await.wait_for_capacity();
+                capacity.await;
             }
             let next = tokio::select! {
                 // What else there may be is of a history that has ended.
                 biased;
                 // The hub lives as long as the process does.
-                _ = hub.histories.changed() => return Rebuild::History,
+                _ = hub.history_resets.changed() => return RebuildReason::History,
                 _ = hub.health.changed() => {
                     // A watch that is started again and quiet says nothing, but the hub has found the upstream well.
-                    if hub.health.borrow_and_update()[T::KIND as usize] == Health::Live {
-                        self.works(T::KIND).await;
+                    if hub.health.borrow_and_update()[T::KIND] == Health::Live {
+                        self.mark_healthy(T::KIND).await;
                     }
                     continue;
                 }
-                next = timeout(self.owner.config.settle, events.next()) => next,
+                next = timeout(self.watchers.config.healthy_after_quiet, events.next()) => next,
             };
             match next {
-                Err(_) if self.list.is_none() => self.works(T::KIND).await,
+                Err(_) if self.list.is_none() => self.mark_healthy(T::KIND).await,
                 Err(_) => {}
                 Ok(Some(Ok(event))) => {
-                    if let Err(rebuild) = self.take(event).await {
+                    if let Err(rebuild) = self.on_event(event).await {
                         return rebuild;
                     }
                 }
                 Ok(Some(Err(error))) => {
                     // What the hub found before this is no comfort.
                     hub.health.mark_unchanged();
-                    if let Some(rebuild) = self.fail(T::KIND, &error).await {
+                    if let Some(rebuild) = self.on_error(T::KIND, &error).await {
                         return rebuild;
                     }
                 }
                 // It never ends by itself.
-                Ok(None) => return Rebuild::Expired,
+                Ok(None) => return RebuildReason::Expired,
             }
         }
     }
 
-    async fn take<T: Row>(&mut self, event: Event<T>) -> Result<(), Rebuild> {
+    async fn on_event<T: Decode>(&mut self, event: Event<T>) -> Result<(), RebuildReason> {
         match event {
             Event::Init => {
                 // It comes before any request is made, and nothing is until the next event is asked for.
-                let permit = self.owner.lists.clone().acquire_owned().await;
-                self.owner.metrics.lists.inc();
+                let permit = self.watchers.lists.clone().acquire_owned().await;
+                self.watchers.metrics.lists.inc();
                 self.list = permit.ok().map(|permit| (Vec::new(), permit));
             }
             Event::InitApply(row) => {
-                let view = slim(row.into_seen().view);
-                self.highest = self.highest.max(view.rv());
+                let view = strip_unused_fields(row.into_decoded().view);
+                self.highest = self.highest.max(view.resource_version());
                 if let Some((views, _)) = &mut self.list {
                     views.push(view);
-                    if views.len() > self.owner.config.list_objects {
-                        return Err(Rebuild::TooMany);
+                    if views.len() > self.watchers.config.list_objects {
+                        return Err(RebuildReason::TooMany);
                     }
                 }
             }
@@ -152,47 +153,47 @@ impl Watcher<'_> {
                 if let Some((views, _)) = self.list.take() {
                     self.writer.lock().await.replace(T::KIND, views, self.highest);
                 }
-                self.works(T::KIND).await;
+                self.mark_healthy(T::KIND).await;
             }
             Event::Apply(row) => {
-                let view = slim(row.into_seen().view);
-                self.highest = self.highest.max(view.rv());
+                let view = strip_unused_fields(row.into_decoded().view);
+                self.highest = self.highest.max(view.resource_version());
                 self.writer.lock().await.upsert(view);
-                self.works(T::KIND).await;
+                self.mark_healthy(T::KIND).await;
             }
             Event::Delete(row) => {
-                let view = slim(row.into_seen().view);
-                self.highest = self.highest.max(view.rv());
-                self.writer.lock().await.remove(view.kind(), view.name(), view.uid(), view.rv());
-                self.works(T::KIND).await;
+                let view = strip_unused_fields(row.into_decoded().view);
+                self.highest = self.highest.max(view.resource_version());
+                self.writer.lock().await.remove(view.resource(), view.name(), view.uid(), view.resource_version());
+                self.mark_healthy(T::KIND).await;
             }
         }
         Ok(())
     }
 
     /// Pauses, so that what makes a list necessary each time does not keep the API server busy.
-    async fn before_a_list(&mut self) {
-        let [first, longest] = self.owner.config.relist;
-        let recent = self.relist.filter(|(_, over)| over.elapsed() < self.owner.config.settle);
+    async fn relist_delay(&mut self) {
+        let [first, longest] = self.watchers.config.relist_backoff;
+        let recent = self.relist.filter(|(_, over)| over.elapsed() < self.watchers.config.healthy_after_quiet);
         let pause = recent.map_or(first, |(pause, _)| longest.min(pause * 2));
         sleep(pause).await;
         self.relist = Some((pause, Instant::now()));
     }
 
     /// What an error means, and the pause that kube-runtime does not make.
-    async fn fail(&mut self, kind: Resource, error: &watcher::Error) -> Option<Rebuild> {
-        self.owner.metrics.errors.inc();
+    async fn on_error(&mut self, resource: Resource, error: &watcher::Error) -> Option<RebuildReason> {
+        self.watchers.metrics.errors.inc();
         self.list = None;
         if let Some(rebuild) = rebuild(error) {
             return Some(rebuild);
         }
         match error {
             // An ERROR line with 410 is followed by a list, by itself and at once.
-            watcher::Error::WatchError(status) if is_expired(status) => self.before_a_list().await,
+            watcher::Error::WatchError(status) if is_expired(status) => self.relist_delay().await,
             // What breaks has worked: whether anything is down is for the next try to say.
             watcher::Error::WatchFailed(_) => {
-                self.works(kind).await;
-                sleep(self.owner.config.pause).await;
+                self.mark_healthy(resource).await;
+                sleep(self.watchers.config.error_delay).await;
             }
             watcher::Error::WatchError(_)
             | watcher::Error::WatchStartFailed(_)
@@ -200,24 +201,24 @@ impl Watcher<'_> {
             | watcher::Error::NoResourceVersion => {
                 let since = *self.failed.get_or_insert_with(Instant::now);
                 let reason = Arc::from("the connection's own watch failed");
-                self.writer.lock().await.health(kind, Health::Down { since, reason });
-                sleep(self.owner.config.pause).await;
+                self.writer.lock().await.set_health(resource, Health::Down { since, reason });
+                sleep(self.watchers.config.error_delay).await;
             }
         }
         None
     }
 
     /// It works, or has been quiet for so long that it must.
-    async fn works(&mut self, kind: Resource) {
+    async fn mark_healthy(&mut self, resource: Resource) {
         if self.failed.take().is_some() {
-            self.writer.lock().await.health(kind, Health::Live);
+            self.writer.lock().await.set_health(resource, Health::Live);
         }
     }
 }
 
 /// What `/ws` can tell of an object, and no more: this inventory is one connection's alone, and half of it would be
 /// labels. Versions stay, so that a change of something else is still a change.
-fn slim(mut view: View) -> View {
+fn strip_unused_fields(mut view: View) -> View {
     match &mut view {
         View::Instance(instance) => {
             let instance = Arc::make_mut(instance);
@@ -233,14 +234,14 @@ fn slim(mut view: View) -> View {
 }
 
 /// Whether the watcher cannot go on from this error without a loss or at all.
-fn rebuild(error: &watcher::Error) -> Option<Rebuild> {
+fn rebuild(error: &watcher::Error) -> Option<RebuildReason> {
     use kube::Error as Client;
     match error {
         watcher::Error::WatchStartFailed(Client::Api(status)) | watcher::Error::WatchFailed(Client::Api(status)) => {
-            is_expired(status).then_some(Rebuild::Expired)
+            is_expired(status).then_some(RebuildReason::Expired)
         }
         watcher::Error::WatchFailed(Client::SerdeError(_) | Client::LinesCodecMaxLineLengthExceeded)
-        | watcher::Error::NoResourceVersion => Some(Rebuild::Unreadable),
+        | watcher::Error::NoResourceVersion => Some(RebuildReason::Unreadable),
         watcher::Error::InitialListFailed(_)
         | watcher::Error::WatchStartFailed(_)
         | watcher::Error::WatchError(_)

@@ -1,15 +1,15 @@
 use super::*;
 
-fn ask(verb: &'static str, resource: &str) -> Ask {
-    Ask { verb, resource: resource.into(), namespace: "bh".into(), server: "https://10.0.0.1:6443".into() }
+fn ask(verb: &'static str, resource: &str) -> RequestInfo {
+    RequestInfo { verb, resource: resource.into(), namespace: "bh".into(), server: "https://10.0.0.1:6443".into() }
 }
 
-fn answer(code: u16, body: &str, ask: &Ask) -> Trouble {
-    Trouble::answered(StatusCode::from_u16(code).unwrap(), &HeaderMap::new(), body.as_bytes(), ask)
+fn answer(code: u16, body: &str, ask: &RequestInfo) -> UpstreamError {
+    UpstreamError::from_response(StatusCode::from_u16(code).unwrap(), &HeaderMap::new(), body.as_bytes(), ask)
 }
 
 #[test]
-fn answers_say_what_to_do() {
+fn response_errors_state_the_remedy() {
     let pods = ask("watch", "pods");
     assert_eq!(
         answer(403, "{}", &pods).to_string(),
@@ -18,17 +18,20 @@ fn answers_say_what_to_do() {
     );
     let claims = ask("list", "boilerhouseclaims.boilerhouse.dev");
     assert!(answer(404, "404 page not found", &claims).to_string().contains("boilerhouse-bridge crd | kubectl apply"));
-    assert_eq!(answer(404, "{}", &ask("get", "namespaces")), Trouble::NoNamespace("bh".into()));
+    assert_eq!(answer(404, "{}", &ask("get", "namespaces")), UpstreamError::NoNamespace("bh".into()));
     assert!(answer(401, "", &pods).to_string().contains("https://10.0.0.1:6443"));
-    assert_eq!(answer(410, "", &pods), Trouble::Expired);
+    assert_eq!(answer(410, "", &pods), UpstreamError::Expired);
 }
 
 #[test]
-fn unexpected_bodies_are_no_obstacle() {
+fn unexpected_bodies_still_produce_an_error_with_status() {
     for body in ["", "<html>", "{\"message\":7}", "null", "{\"message\":\"boom\",\"details\":null}"] {
-        assert!(matches!(answer(500, body, &ask("list", "pods")), Trouble::Answered { code: 500, .. }), "{body}");
+        assert!(
+            matches!(answer(500, body, &ask("list", "pods")), UpstreamError::ErrorStatus { code: 500, .. }),
+            "{body}"
+        );
     }
-    let Trouble::Answered { message, .. } =
+    let UpstreamError::ErrorStatus { message, .. } =
         answer(500, &format!("{{\"message\":\"{}\"}}", "ä".repeat(1000)), &ask("list", "pods"))
     else {
         panic!("an error answer")
@@ -37,36 +40,43 @@ fn unexpected_bodies_are_no_obstacle() {
 }
 
 #[test]
-fn patience_is_read_from_header_or_body() {
+fn retry_after_is_read_from_header_or_body() {
     let pods = ask("list", "pods");
-    let busy = |code, seconds: Option<u64>| Trouble::Busy { code, retry_after: seconds.map(Duration::from_secs) };
+    let busy =
+        |code, seconds: Option<u64>| UpstreamError::Throttled { code, retry_after: seconds.map(Duration::from_secs) };
     assert_eq!(answer(429, "", &pods), busy(429, None));
     assert_eq!(answer(429, r#"{"details":{"retryAfterSeconds":3}}"#, &pods), busy(429, Some(3)));
     let headers = HeaderMap::from_iter([(RETRY_AFTER, "7".parse().unwrap())]);
     for code in [429, 503, 409] {
         let status = StatusCode::from_u16(code).unwrap();
-        assert_eq!(Trouble::answered(status, &headers, b"", &pods), busy(code, Some(7)));
+        assert_eq!(UpstreamError::from_response(status, &headers, b"", &pods), busy(code, Some(7)));
     }
 }
 
 #[test]
-fn causes_are_found_however_deep() {
+fn nested_causes_are_classified() {
     let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
     let nested = kube::Error::Service(Box::new(io::Error::other(kube::Error::ReadEvents(refused))));
-    assert_eq!(Trouble::of(&nested, &ask("list", "pods")), Trouble::Refused { server: "https://10.0.0.1:6443".into() });
+    assert_eq!(
+        UpstreamError::from_client_error(&nested, &ask("list", "pods")),
+        UpstreamError::ConnectionRefused { server: "https://10.0.0.1:6443".into() }
+    );
     let tls = io::Error::other(io::Error::new(io::ErrorKind::InvalidData, rustls::Error::DecryptError));
-    assert!(matches!(Trouble::of(&kube::Error::ReadEvents(tls), &ask("list", "pods")), Trouble::Tls { .. }));
+    assert!(matches!(
+        UpstreamError::from_client_error(&kube::Error::ReadEvents(tls), &ask("list", "pods")),
+        UpstreamError::Tls { .. }
+    ));
 }
 
 #[test]
-fn nothing_for_listeners_names_an_address() {
+fn brief_error_contains_no_address() {
     let server: Arc<str> = "https://10.0.0.1:6443".into();
     for trouble in [
-        Trouble::Refused { server: server.clone() },
-        Trouble::Unreachable { server: server.clone(), detail: "x".into() },
-        Trouble::Unauthorized { server },
-        Trouble::Forbidden(ask("list", "pods")),
+        UpstreamError::ConnectionRefused { server: server.clone() },
+        UpstreamError::Unreachable { server: server.clone(), detail: "x".into() },
+        UpstreamError::Unauthorized { server },
+        UpstreamError::Forbidden(ask("list", "pods")),
     ] {
-        assert!(!trouble.brief().contains("10.0.0.1"));
+        assert!(!trouble.reason().contains("10.0.0.1"));
     }
 }

@@ -1,5 +1,5 @@
 //! What readers want to know of the past: the history before the log, and whether there are versions as high as theirs
-//! (architecture.md, the feed's contract, 3 and 5).
+//! (docs/architecture.md#feed-contract, item 3 and 5).
 //!
 //! Asked for at most so often and for everybody who waits at once: cursors come from clients, and must not become a way
 //! to load the API server. Kubernetes marks no end of what was missed, so a watch of the past counts as whole only when
@@ -14,15 +14,15 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     Config, Metrics,
-    api_client::{self, Api},
-    line_splitter::Lines,
+    api_client::{self, ResourceApi},
+    line_splitter::LineSplitter,
 };
 use crate::{
-    event::ResourceVersion,
-    feed::{Gap, Past},
+    event::PerResource,
+    feed::{BackfillHandle, Gap},
     source::{
-        decode::{ClaimRow, PodRow, Row},
-        error::Trouble,
+        decode::{Decode, DecodedClaim, DecodedPod},
+        error::UpstreamError,
     },
 };
 
@@ -30,85 +30,94 @@ use crate::{
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// Serves the past for as long as it is polled.
-pub(super) async fn run(client: &kube::Client, config: &Config, metrics: &Metrics, past: &Past) -> Infallible {
-    let pods = Api::<PodRow>::new(client, config, metrics);
-    let claims = Api::<ClaimRow>::new(client, config, metrics);
-    let (never, _) = tokio::join!(backfill(&pods, &claims, past), confirm(&pods, &claims, past));
+pub(super) async fn run(
+    client: &kube::Client,
+    config: &Config,
+    metrics: &Metrics,
+    past: &BackfillHandle,
+) -> Infallible {
+    let pods = ResourceApi::<DecodedPod>::new(client, config, metrics);
+    let claims = ResourceApi::<DecodedClaim>::new(client, config, metrics);
+    let (never, _) = tokio::join!(backfill(&pods, &claims, past), run_version_checks(&pods, &claims, past));
     never
 }
 
 /// How many rounds may begin within a minute.
-struct Budget {
-    most: usize,
-    begun: VecDeque<Instant>,
+struct RoundBudget {
+    max: usize,
+    started: VecDeque<Instant>,
 }
 
-impl Budget {
-    fn new(most: usize) -> Budget {
-        Budget { most, begun: VecDeque::new() }
+impl RoundBudget {
+    fn new(most: usize) -> RoundBudget {
+        RoundBudget { max: most, started: VecDeque::new() }
     }
 
     /// Whether one more may begin; if so, it has.
     fn take(&mut self) -> bool {
         let now = Instant::now();
-        while self.begun.front().is_some_and(|begun| *begun + MINUTE <= now) {
-            self.begun.pop_front();
+        while self.started.front().is_some_and(|begun| *begun + MINUTE <= now) {
+            self.started.pop_front();
         }
-        let may = self.begun.len() < self.most;
+        let may = self.started.len() < self.max;
         if may {
-            self.begun.push_back(now);
+            self.started.push_back(now);
         }
         may
     }
 }
 
-async fn backfill(pods: &Api<'_, PodRow>, claims: &Api<'_, ClaimRow>, past: &Past) -> Infallible {
+async fn backfill(
+    pods: &ResourceApi<'_, DecodedPod>,
+    claims: &ResourceApi<'_, DecodedClaim>,
+    past: &BackfillHandle,
+) -> Infallible {
     let config = pods.config;
-    let mut budget = Budget::new(config.backfills_a_minute);
+    let mut budget = RoundBudget::new(config.backfills_per_minute);
     loop {
-        past.wanted().await;
-        sleep(config.park).await;
-        let mut round = past.begin();
+        past.wait_for_request().await;
+        sleep(config.backfill_batch_delay).await;
+        let mut round = past.start_round();
         if !budget.take() {
             tracing::debug!("too many cursors older than the log: their clients get the current state");
-            past.give_up();
+            past.abandon_round();
             continue;
         }
         let filled = async {
             for gap in &mut round.gaps {
-                match gap.kind() {
-                    crate::event::Resource::Instance => fill(pods, gap).await?,
-                    crate::event::Resource::Claim => fill(claims, gap).await?,
+                match gap.resource() {
+                    crate::event::Resource::Pods => fill(pods, gap).await?,
+                    crate::event::Resource::Claims => fill(claims, gap).await?,
                 }
             }
-            Ok::<_, Trouble>(())
+            Ok::<_, UpstreamError>(())
         };
-        match timeout(config.backfill_time, filled).await {
-            Ok(Ok(())) => past.fill(round),
-            Ok(Err(trouble)) => {
-                tracing::info!("the past could not be read, clients get the current state: {trouble}");
-                past.give_up();
+        match timeout(config.backfill_timeout, filled).await {
+            Ok(Ok(())) => past.complete_round(round),
+            Ok(Err(error)) => {
+                tracing::info!("the past could not be read, clients get the current state: {error}");
+                past.abandon_round();
             }
             Err(_) => {
                 tracing::info!("reading the past took too long, clients get the current state");
-                past.give_up();
+                past.abandon_round();
             }
         }
     }
 }
 
 /// The state at the gap's start, then what happened up to its end.
-async fn fill<T: Row>(api: &Api<'_, T>, gap: &mut Gap) -> Result<(), Trouble> {
+async fn fill<T: Decode>(api: &ResourceApi<'_, T>, gap: &mut Gap) -> Result<(), UpstreamError> {
     let (views, rv) = api.list_at(Some(gap.from())).await?;
     if rv != gap.from() {
-        return Err(Trouble::Unreadable(format!("a list at version {rv} where {} was asked for", gap.from())));
+        return Err(UpstreamError::Decode(format!("a list at version {rv} where {} was asked for", gap.from())));
     }
     gap.list(views);
     // Without its history, what is left is the difference.
     let whole = match watch(api, gap).await {
         Ok(whole) => whole,
-        Err(trouble) => {
-            tracing::debug!(resource = T::KIND.resource(), "the past is told as a difference: {trouble}");
+        Err(error) => {
+            tracing::debug!(resource = T::KIND.plural(), "the past is told as a difference: {error}");
             false
         }
     };
@@ -117,11 +126,11 @@ async fn fill<T: Row>(api: &Api<'_, T>, gap: &mut Gap) -> Result<(), Trouble> {
 }
 
 /// Reads what happened. Whether that is all of it.
-async fn watch<T: Row>(api: &Api<'_, T>, gap: &mut Gap) -> Result<bool, Trouble> {
+async fn watch<T: Decode>(api: &ResourceApi<'_, T>, gap: &mut Gap) -> Result<bool, UpstreamError> {
     let config = api.config;
-    let (began, lasts) = (Instant::now(), config.backfill_watch);
+    let (began, lasts) = (Instant::now(), config.backfill_watch_timeout);
     let mut body = api.watch(gap.from(), lasts).await?.into_data_stream();
-    let mut lines = Lines::new(config.line_bytes);
+    let mut lines = LineSplitter::new(config.line_bytes);
     loop {
         let chunk = match timeout(lasts + config.watch_grace, body.next()).await {
             Ok(Some(Ok(chunk))) => chunk,
@@ -130,24 +139,24 @@ async fn watch<T: Row>(api: &Api<'_, T>, gap: &mut Gap) -> Result<bool, Trouble>
             Ok(None) => return Ok(began.elapsed() >= lasts),
         };
         lines.push(&chunk);
-        while let Some(line) = lines.next().map_err(|_| Trouble::Unreadable("a line that is too long".to_owned()))? {
-            if past_end(api, gap, &line)? {
+        while let Some(line) = lines.next().map_err(|_| UpstreamError::Decode("a line that is too long".to_owned()))? {
+            if apply_line(api, gap, &line)? {
                 return Ok(true);
             }
-            if gap.len() > config.backfill_steps {
-                return Err(Trouble::Unreadable(format!("more than {} changes", config.backfill_steps)));
+            if gap.len() > config.backfill_max_changes {
+                return Err(UpstreamError::Decode(format!("more than {} changes", config.backfill_max_changes)));
             }
         }
     }
 }
 
 /// Takes one line in. Whether it shows that all up to the gap's end has come.
-fn past_end<T: Row>(api: &Api<'_, T>, gap: &mut Gap, line: &[u8]) -> Result<bool, Trouble> {
+fn apply_line<T: Decode>(api: &ResourceApi<'_, T>, gap: &mut Gap, line: &[u8]) -> Result<bool, UpstreamError> {
     let to = gap.to();
-    let rv = match api_client::line::<T>(line)? {
+    let rv = match api_client::parse_line::<T>(line)? {
         WatchEvent::Added(row) | WatchEvent::Modified(row) => {
             let view = api.view(row);
-            let rv = view.rv();
+            let rv = view.resource_version();
             if rv <= to {
                 gap.upsert(view);
             }
@@ -155,38 +164,42 @@ fn past_end<T: Row>(api: &Api<'_, T>, gap: &mut Gap, line: &[u8]) -> Result<bool
         }
         WatchEvent::Deleted(row) => {
             let view = api.view(row);
-            if view.rv() <= to {
+            if view.resource_version() <= to {
                 gap.remove(&view);
             }
-            view.rv()
+            view.resource_version()
         }
         WatchEvent::Bookmark(bookmark) => bookmark.metadata.resource_version.parse().unwrap_or(0),
-        WatchEvent::Error(status) => return Err(Trouble::line(&status, &api.ask("watch"))),
+        WatchEvent::Error(status) => return Err(UpstreamError::from_watch_status(&status, &api.request_info("watch"))),
     };
     Ok(rv >= to)
 }
 
-async fn confirm(pods: &Api<'_, PodRow>, claims: &Api<'_, ClaimRow>, past: &Past) -> Infallible {
+async fn run_version_checks(
+    pods: &ResourceApi<'_, DecodedPod>,
+    claims: &ResourceApi<'_, DecodedClaim>,
+    past: &BackfillHandle,
+) -> Infallible {
     let config = pods.config;
-    let mut budget = Budget::new(config.confirms_a_minute);
+    let mut budget = RoundBudget::new(config.version_checks_per_minute);
     loop {
-        past.unsure().await;
-        past.begin_confirm();
+        past.wait_for_version_check().await;
+        past.start_version_check();
         if !budget.take() {
-            past.confirm(None);
+            past.complete_version_check(None);
             continue;
         }
         let mut tries = 0;
-        let versions: [ResourceVersion; 2] = loop {
-            match futures::future::try_join(pods.version(), claims.version()).await {
-                Ok((pods, claims)) => break [pods, claims],
-                Err(trouble) => {
+        let versions = loop {
+            match futures::future::try_join(pods.current_version(), claims.current_version()).await {
+                Ok((pods, claims)) => break PerResource::new(pods, claims),
+                Err(error) => {
                     // The hub says what is wrong; who waits goes on waiting, as nothing is known.
                     tries += 1;
-                    super::pause(config, tries, &trouble).await;
+                    super::back_off(config, tries, &error).await;
                 }
             }
         };
-        past.confirm(Some(versions));
+        past.complete_version_check(Some(versions));
     }
 }

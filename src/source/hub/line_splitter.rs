@@ -4,7 +4,7 @@ use bytes::BytesMut;
 
 /// Splits at newlines, holding back what is not yet complete.
 #[derive(Debug)]
-pub(super) struct Lines {
+pub(super) struct LineSplitter {
     rest: BytesMut,
     /// How much of `rest` is known to hold no newline: no byte is looked at twice.
     searched: usize,
@@ -13,12 +13,12 @@ pub(super) struct Lines {
 
 /// A line longer than its limit.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct TooLong;
+pub(super) struct LineTooLong;
 
-impl Lines {
+impl LineSplitter {
     /// Holds at most `limit` bytes back, besides one chunk.
-    pub(super) fn new(limit: usize) -> Lines {
-        Lines { rest: BytesMut::new(), searched: 0, limit }
+    pub(super) fn new(limit: usize) -> LineSplitter {
+        LineSplitter { rest: BytesMut::new(), searched: 0, limit }
     }
 
     pub(super) fn push(&mut self, chunk: &[u8]) {
@@ -29,20 +29,20 @@ impl Lines {
     ///
     /// # Errors
     /// When a line is longer than the limit; what follows cannot be made sense of.
-    pub(super) fn next(&mut self) -> Result<Option<BytesMut>, TooLong> {
+    pub(super) fn next(&mut self) -> Result<Option<BytesMut>, LineTooLong> {
         while let Some(at) = memchr::memchr(b'\n', &self.rest[self.searched..]) {
             let mut line = self.rest.split_to(self.searched + at + 1);
             self.searched = 0;
             line.truncate(line.len() - 1);
             if line.len() > self.limit {
-                return Err(TooLong);
+                return Err(LineTooLong);
             }
             if !line.is_empty() {
                 return Ok(Some(line));
             }
         }
         self.searched = self.rest.len();
-        if self.searched > self.limit { Err(TooLong) } else { Ok(None) }
+        if self.searched > self.limit { Err(LineTooLong) } else { Ok(None) }
     }
 }
 
@@ -54,11 +54,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn chunks_do_not_matter(text in "[ab\n]{0,60}", cuts in prop::collection::vec(0_usize..60, 0..8)) {
+        fn lines_are_independent_of_chunk_boundaries(text in "[ab\n]{0,60}", cuts in prop::collection::vec(0_usize..60, 0..8)) {
             let mut cuts: Vec<usize> = cuts.into_iter().filter(|cut| *cut <= text.len()).collect();
             cuts.extend([0, text.len()]);
             cuts.sort_unstable();
-            let mut lines = Lines::new(100);
+            let mut lines = LineSplitter::new(100);
             let mut got = Vec::new();
             for pair in cuts.windows(2) {
                 lines.push(&text.as_bytes()[pair[0]..pair[1]]);
@@ -73,13 +73,13 @@ mod tests {
     }
 
     #[test]
-    fn a_line_has_a_limit() {
-        let mut lines = Lines::new(4);
+    fn line_over_the_limit_is_an_error() {
+        let mut lines = LineSplitter::new(4);
         lines.push(b"1234\n12345");
         assert_eq!(lines.next().unwrap().unwrap(), "1234");
-        assert_eq!(lines.next(), Err(TooLong));
-        let mut lines = Lines::new(4);
+        assert_eq!(lines.next(), Err(LineTooLong));
+        let mut lines = LineSplitter::new(4);
         lines.push(b"12345\n");
-        assert_eq!(lines.next(), Err(TooLong));
+        assert_eq!(lines.next(), Err(LineTooLong));
     }
 }

@@ -17,24 +17,24 @@ use prometheus_client::{
 };
 use tokio::time::Instant;
 
-use crate::event::Resource;
+use crate::event::{PerResource, Resource};
 
 /// Counters and gauges of the hub, each by resource.
 #[derive(Debug)]
 pub struct Metrics {
     pub(super) lists: Family<ResourceLabel, Counter>,
     pub(super) watches: Family<ResourceLabel, Counter>,
-    pub(super) restarts: Family<Restart, Counter>,
+    pub(super) restarts: Family<InterruptionLabels, Counter>,
     pub(super) unreadable: Family<ResourceLabel, Counter>,
-    odd: Family<Odd, Counter>,
-    /// The labels of `odd`, which keeps them to itself: as many at most as projections have fields.
-    odd_fields: Mutex<BTreeSet<Odd>>,
+    malformed: Family<FieldLabels, Counter>,
+    /// The labels of `malformed`, which keeps them to itself: as many at most as projections have fields.
+    malformed_fields: Mutex<BTreeSet<FieldLabels>>,
     pub(super) stale: Family<ResourceLabel, Counter>,
     pub(super) probes: Family<ResourceLabel, Counter>,
     pub(super) live: Family<ResourceLabel, Gauge>,
     start: Instant,
     /// Milliseconds from `start` to the last byte.
-    heard: [AtomicU64; 2],
+    last_byte_ms: PerResource<AtomicU64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -43,13 +43,13 @@ pub(super) struct ResourceLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct Restart {
+pub(super) struct InterruptionLabels {
     pub(super) resource: &'static str,
     pub(super) reason: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
-struct Odd {
+struct FieldLabels {
     resource: &'static str,
     field: &'static str,
 }
@@ -61,13 +61,13 @@ impl Default for Metrics {
             watches: Family::default(),
             restarts: Family::default(),
             unreadable: Family::default(),
-            odd: Family::default(),
-            odd_fields: Mutex::default(),
+            malformed: Family::default(),
+            malformed_fields: Mutex::default(),
             stale: Family::default(),
             probes: Family::default(),
             live: Family::default(),
             start: Instant::now(),
-            heard: [AtomicU64::new(0), AtomicU64::new(0)],
+            last_byte_ms: PerResource::default(),
         }
     }
 }
@@ -75,23 +75,23 @@ impl Default for Metrics {
 impl Metrics {
     /// How long ago the last byte about a resource came; since the start where none has come yet.
     #[must_use]
-    pub fn age(&self, kind: Resource) -> Duration {
-        let heard = Duration::from_millis(self.heard[kind as usize].load(Ordering::Relaxed));
+    pub fn since_last_byte(&self, resource: Resource) -> Duration {
+        let heard = Duration::from_millis(self.last_byte_ms[resource].load(Ordering::Relaxed));
         self.start.elapsed().saturating_sub(heard)
     }
 
     /// A line for each resource of which fields had to be left out because of their type: which and how often. Names of
     /// fields, never of objects: who may not see an object may see this.
     #[must_use]
-    pub fn odd_fields(&self) -> Vec<String> {
-        let fields = self.odd_fields.lock().unwrap_or_else(PoisonError::into_inner);
-        let lines = Resource::ALL.into_iter().filter_map(|kind| {
-            let of_kind = fields.iter().filter(|odd| odd.resource == kind.resource());
-            let counts: Vec<_> = of_kind.map(|odd| (odd.field, self.odd.get_or_create(odd).get())).collect();
+    pub fn malformed_fields(&self) -> Vec<String> {
+        let fields = self.malformed_fields.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = Resource::ALL.into_iter().filter_map(|resource| {
+            let of_resource = fields.iter().filter(|odd| odd.resource == resource.plural());
+            let counts: Vec<_> = of_resource.map(|odd| (odd.field, self.malformed.get_or_create(odd).get())).collect();
             let all: u64 = counts.iter().map(|(_, count)| count).sum();
             let each: Vec<_> = counts.iter().map(|(field, count)| format!("{field} ({count})")).collect();
             let word = if all == 1 { "field" } else { "fields" };
-            (all > 0).then(|| format!("{}: {all} odd {word}: {}", kind.resource(), each.join(", ")))
+            (all > 0).then(|| format!("{}: {all} odd {word}: {}", resource.plural(), each.join(", ")))
         });
         lines.collect()
     }
@@ -102,7 +102,7 @@ impl Metrics {
         registry.register("upstream_watches", "Watches started", self.watches.clone());
         registry.register("upstream_restarts", "Ends of watches and failed requests, by reason", self.restarts.clone());
         registry.register("upstream_unreadable", "Answers that could not be parsed", self.unreadable.clone());
-        registry.register("upstream_odd_fields", "Fields left out because of their type", self.odd.clone());
+        registry.register("upstream_odd_fields", "Fields left out because of their type", self.malformed.clone());
         registry.register(
             "upstream_stale_lines",
             "Watch lines at or below a known version, skipped",
@@ -110,31 +110,32 @@ impl Metrics {
         );
         registry.register("upstream_probes", "Lists of one object sent into silence", self.probes.clone());
         registry.register("upstream_live", "Whether the resource is watched without a gap", self.live.clone());
-        registry.register_collector(Box::new(Age(self.clone())));
+        registry.register_collector(Box::new(LastByteCollector(self.clone())));
     }
 
     /// A field had to be left out because of its type.
-    pub(super) fn odd(&self, kind: Resource, field: &'static str) {
-        let odd = Odd { resource: kind.resource(), field };
-        self.odd.get_or_create(&odd).inc();
-        self.odd_fields.lock().unwrap_or_else(PoisonError::into_inner).insert(odd);
+    pub(super) fn record_malformed(&self, resource: Resource, field: &'static str) {
+        let odd = FieldLabels { resource: resource.plural(), field };
+        self.malformed.get_or_create(&odd).inc();
+        self.malformed_fields.lock().unwrap_or_else(PoisonError::into_inner).insert(odd);
     }
 
-    pub(super) fn heard(&self, kind: Resource, at: Instant) {
+    pub(super) fn record_received(&self, resource: Resource, at: Instant) {
         let since_start = at.saturating_duration_since(self.start).as_millis();
-        self.heard[kind as usize].store(u64::try_from(since_start).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.last_byte_ms[resource].store(u64::try_from(since_start).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 }
 
 /// Reads the age when it is asked for.
 #[derive(Debug)]
-struct Age(Arc<Metrics>);
+struct LastByteCollector(Arc<Metrics>);
 
-impl Collector for Age {
+impl Collector for LastByteCollector {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
         let ages = Family::<ResourceLabel, Gauge<f64, AtomicU64>>::default();
-        for kind in Resource::ALL {
-            ages.get_or_create(&ResourceLabel { resource: kind.resource() }).set(self.0.age(kind).as_secs_f64());
+        for resource in Resource::ALL {
+            ages.get_or_create(&ResourceLabel { resource: resource.plural() })
+                .set(self.0.since_last_byte(resource).as_secs_f64());
         }
         let metric = encoder.encode_descriptor(
             "upstream_last_byte_age_seconds",
@@ -151,14 +152,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn odd_fields_are_told_by_resource_with_their_counts() {
+    fn malformed_fields_are_reported_by_resource_with_counts() {
         let metrics = Metrics::default();
-        assert!(metrics.odd_fields().is_empty());
+        assert!(metrics.malformed_fields().is_empty());
         for field in ["status.podIP", "metadata.labels", "metadata.labels"] {
-            metrics.odd(Resource::Instance, field);
+            metrics.record_malformed(Resource::Pods, field);
         }
-        assert_eq!(metrics.odd_fields(), ["pods: 3 odd fields: metadata.labels (2), status.podIP (1)"]);
-        metrics.odd(Resource::Claim, "status");
-        assert_eq!(metrics.odd_fields()[1], "boilerhouseclaims: 1 odd field: status (1)");
+        assert_eq!(metrics.malformed_fields(), ["pods: 3 odd fields: metadata.labels (2), status.podIP (1)"]);
+        metrics.record_malformed(Resource::Claims, "status");
+        assert_eq!(metrics.malformed_fields()[1], "boilerhouseclaims: 1 odd field: status (1)");
     }
 }

@@ -1,8 +1,8 @@
-mod chaos;
-mod script;
+mod scripted_api;
+mod seeded_faults;
 
 use bytes::Bytes;
-use script::{Answer, Script, bookmark, expired, line, list, pod, said, versions, watch};
+use scripted_api::{Answer, Script, bookmark, expired, line, list, pod, said, versions, watch};
 use serde_json::json;
 
 use super::*;
@@ -11,35 +11,35 @@ fn config() -> Config {
     Config { namespace: "bh".into(), ..Config::default() }
 }
 
-fn is_live(fact: &Fact) -> bool {
-    matches!(fact, Fact::Health(_, Health::Live))
+fn is_live(fact: &SourceEvent) -> bool {
+    matches!(fact, SourceEvent::Health(_, Health::Live))
 }
 
-fn is_down(fact: &Fact) -> bool {
-    matches!(fact, Fact::Health(_, Health::Down { .. }))
+fn is_down(fact: &SourceEvent) -> bool {
+    matches!(fact, SourceEvent::Health(_, Health::Down { .. }))
 }
 
-fn is_replace(fact: &Fact) -> bool {
-    matches!(fact, Fact::Replace(..))
+fn is_replace(fact: &SourceEvent) -> bool {
+    matches!(fact, SourceEvent::Replace(..))
 }
 
 /// Facts in short: `=a1,b2@7` a list at 7, `+a8`, `-a9`, `b10` a bookmark, and the health.
-fn short(facts: &[Fact]) -> Vec<String> {
+fn short(facts: &[SourceEvent]) -> Vec<String> {
     let told =
         |views: &[View]| versions(views).iter().map(|(name, rv)| format!("{name}{rv}")).collect::<Vec<_>>().join(",");
     facts
         .iter()
-        .filter(|fact| !matches!(fact, Fact::Heard(_)))
+        .filter(|fact| !matches!(fact, SourceEvent::BytesReceived(_)))
         .map(|fact| match fact {
-            Fact::Heard(_) => String::new(),
-            Fact::Home(uid) => format!("home {uid}"),
-            Fact::Replace(_, views, rv) => format!("={}@{rv}", told(views)),
-            Fact::Upsert(view) => format!("+{}", told(std::slice::from_ref(view))),
-            Fact::Remove(view) => format!("-{}", told(std::slice::from_ref(view))),
-            Fact::Bookmark(_, rv) => format!("b{rv}"),
-            Fact::Health(_, Health::Connecting) => "connecting".to_owned(),
-            Fact::Health(_, Health::Live) => "live".to_owned(),
-            Fact::Health(_, Health::Down { reason, .. }) => format!("down: {reason}"),
+            SourceEvent::BytesReceived(_) => String::new(),
+            SourceEvent::Namespace(uid) => format!("home {uid}"),
+            SourceEvent::Replace(_, views, rv) => format!("={}@{rv}", told(views)),
+            SourceEvent::Upsert(view) => format!("+{}", told(std::slice::from_ref(view))),
+            SourceEvent::Remove(view) => format!("-{}", told(std::slice::from_ref(view))),
+            SourceEvent::Bookmark(_, rv) => format!("b{rv}"),
+            SourceEvent::Health(_, Health::Connecting) => "connecting".to_owned(),
+            SourceEvent::Health(_, Health::Live) => "live".to_owned(),
+            SourceEvent::Health(_, Health::Down { reason, .. }) => format!("down: {reason}"),
         })
         .collect()
 }
@@ -53,7 +53,7 @@ fn listed() -> Script {
 }
 
 #[tokio::test(start_paused = true)]
-async fn lists_then_watches() {
+async fn hub_lists_then_watches() {
     let script = listed();
     let (sender, answer) = watch();
     script.on("watch", answer);
@@ -64,7 +64,7 @@ async fn lists_then_watches() {
             sender.send(line(kind, &object)).await.unwrap();
         }
         sender.send(bookmark(20)).await.unwrap();
-        script.nth(1, |fact| matches!(fact, Fact::Bookmark(..))).await;
+        script.nth(1, |fact| matches!(fact, SourceEvent::Bookmark(..))).await;
     };
     script.follow(&config, test).await;
     assert_eq!(short(&script.facts()), ["=a5@10", "live", "+b11", "+a12", "-b13", "b20"]);
@@ -77,7 +77,7 @@ async fn lists_then_watches() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_list_comes_in_pages_and_starts_again_when_one_expires() {
+async fn paged_list_restarts_when_a_page_expires() {
     let script = Script::default();
     let page = |name, rv| {
         Answer::Json(
@@ -97,7 +97,7 @@ async fn a_list_comes_in_pages_and_starts_again_when_one_expires() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn lost_history_is_a_new_list_and_nothing_is_down() {
+async fn expired_history_relists_without_reporting_down() {
     for lost in [Answer::Json(410, expired()), said([line("ERROR", &expired())])] {
         let script = Script::default();
         script.on("list", list(10, &[pod("a", 5)]));
@@ -114,7 +114,7 @@ async fn lost_history_is_a_new_list_and_nothing_is_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_line_that_does_not_parse_loses_no_change() {
+async fn unparsable_line_relists_without_losing_a_change() {
     let script = Script::default();
     script.on("list", list(10, &[]));
     script.on("list", list(20, &[pod("a", 12)]));
@@ -128,7 +128,7 @@ async fn a_line_that_does_not_parse_loses_no_change() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_endless_line_ends_the_watch() {
+async fn line_over_the_limit_ends_the_watch() {
     let script = listed();
     script.on("watch", said([Ok(Bytes::from(vec![b'x'; 1001]))]));
     let config = Config { line_bytes: 1000, ..config() };
@@ -137,7 +137,7 @@ async fn an_endless_line_ends_the_watch() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watch_that_ends_goes_on_where_it_was() {
+async fn ended_watch_resumes_at_its_last_version() {
     let broken = || Err(std::io::ErrorKind::ConnectionReset.into());
     let half = || Ok(Bytes::from(&b"{\"type\":\"ADDED\",\"obj"[..]));
     for end in [vec![], vec![broken()], vec![half()], vec![half(), broken()]] {
@@ -156,7 +156,7 @@ async fn a_watch_that_ends_goes_on_where_it_was() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_black_hole_is_told_and_what_was_missed_comes_before_live() {
+async fn black_hole_is_reported_down_and_missed_changes_precede_live() {
     let script = listed();
     let (sender, answer) = watch();
     script.on("watch", answer);
@@ -167,10 +167,10 @@ async fn a_black_hole_is_told_and_what_was_missed_comes_before_live() {
         script.nth(1, is_live).await;
         tokio::time::advance(Duration::from_secs(3)).await;
         sender.send(line("ADDED", &pod("b", 11))).await.unwrap();
-        let (last_byte, _) = script.nth(1, |fact| matches!(fact, Fact::Upsert(_))).await;
+        let (last_byte, _) = script.nth(1, |fact| matches!(fact, SourceEvent::Upsert(_))).await;
         let (down_at, down) = script.nth(1, is_down).await;
         assert_eq!(down_at - last_byte, Duration::from_secs(20), "15 s of silence and 5 s for the probe");
-        assert!(matches!(down, Fact::Health(_, Health::Down { since, .. }) if since == last_byte));
+        assert!(matches!(down, SourceEvent::Health(_, Health::Down { since, .. }) if since == last_byte));
 
         let (sender, answer) = watch();
         script.only("watch", answer);
@@ -185,7 +185,7 @@ async fn a_black_hole_is_told_and_what_was_missed_comes_before_live() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watch_taken_up_again_is_live_once_quiet() {
+async fn resumed_watch_is_live_after_the_quiet_period() {
     let script = listed();
     script.on("watch", said([line("ADDED", &pod("b", 11))]));
     script.on("watch", Answer::Refused);
@@ -198,7 +198,7 @@ async fn a_watch_taken_up_again_is_live_once_quiet() {
         script.only("probe", list(99, &[]));
         let (asked, _) = script.asked("probe", 1).await;
         let (live, _) = script.nth(2, is_live).await;
-        assert_eq!(live - asked, config.settle);
+        assert_eq!(live - asked, config.catch_up_quiet_period);
         drop(sender);
     };
     script.follow(&config, test).await;
@@ -206,7 +206,7 @@ async fn a_watch_taken_up_again_is_live_once_quiet() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_quiet_watch_is_probed_and_stays() {
+async fn quiet_watch_is_probed_and_stays_open() {
     let script = listed();
     let (sender, answer) = watch();
     script.on("watch", answer);
@@ -227,7 +227,7 @@ async fn a_quiet_watch_is_probed_and_stays() {
 
 /// The answer to a probe was true when it was made; what the watch has told since is newer, and no sign of another history.
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_was_overtaken_takes_nobody_back() {
+async fn stale_probe_response_is_not_a_history_reset() {
     let script = listed();
     let (sender, answer) = watch();
     script.on("watch", answer);
@@ -239,7 +239,7 @@ async fn an_answer_that_was_overtaken_takes_nobody_back() {
         for object in [pod("b", 11), pod("c", 12)] {
             sender.send(line("ADDED", &object)).await.unwrap();
         }
-        script.nth(2, |fact| matches!(fact, Fact::Upsert(..))).await;
+        script.nth(2, |fact| matches!(fact, SourceEvent::Upsert(..))).await;
         let Answer::Json(_, body) = list(11, &[]) else { unreachable!() };
         probe.send(Ok(Bytes::from(body.to_string()))).await.unwrap();
         drop(probe);
@@ -247,7 +247,7 @@ async fn an_answer_that_was_overtaken_takes_nobody_back() {
         script.only("probe", list(12, &[]));
         script.asked("probe", 2).await;
         sender.send(line("ADDED", &pod("d", 13))).await.unwrap();
-        script.nth(3, |fact| matches!(fact, Fact::Upsert(..))).await;
+        script.nth(3, |fact| matches!(fact, SourceEvent::Upsert(..))).await;
     };
     script.follow(&config, test).await;
     assert_eq!(short(&script.facts()), ["=a5@10", "live", "+b11", "+c12", "+d13"]);
@@ -255,7 +255,7 @@ async fn an_answer_that_was_overtaken_takes_nobody_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_busy_server_is_not_a_dead_one() {
+async fn busy_server_is_not_reported_down() {
     let script = listed();
     script.only("probe", Answer::Patience(429, 1));
     let (_sender, answer) = watch();
@@ -266,7 +266,7 @@ async fn a_busy_server_is_not_a_dead_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_without_its_store_is_down() {
+async fn server_without_etcd_is_reported_down() {
     let script = listed();
     script.only("probe", Answer::Json(500, json!({"message": "etcdserver: leader changed", "code": 500})));
     let (_sender, answer) = watch();
@@ -277,7 +277,7 @@ async fn a_server_without_its_store_is_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_older_copy_is_noticed_and_listed() {
+async fn restored_backup_is_detected_and_relisted() {
     let script = Script::default();
     script.on("home", Answer::Json(200, json!({"metadata": {"name": "bh", "uid": "ns-1"}})));
     script.on("list", list(100, &[pod("a", 50)]));
@@ -294,7 +294,7 @@ async fn an_older_copy_is_noticed_and_listed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failures_are_told_once_a_change_and_paced() {
+async fn failures_are_reported_once_per_change_and_retries_are_delayed() {
     let script = Script::default();
     script.on("list", Answer::Refused);
     let config = config();
@@ -315,7 +315,7 @@ async fn failures_are_told_once_a_change_and_paced() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn watches_that_end_as_they_start_are_paced() {
+async fn watches_that_end_immediately_restart_with_delays() {
     let script = listed();
     for _ in 0..40 {
         script.on("watch", said([]));
@@ -328,7 +328,7 @@ async fn watches_that_end_as_they_start_are_paced() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn lists_whose_watch_has_expired_at_once_are_paced() {
+async fn lists_with_immediately_expired_watches_repeat_with_delays() {
     let script = listed();
     script.on("watch", Answer::Json(410, expired()));
     let config = config();
@@ -338,7 +338,7 @@ async fn lists_whose_watch_has_expired_at_once_are_paced() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn patience_is_granted_up_to_a_bound() {
+async fn retry_after_is_honored_up_to_30_s() {
     for (seconds, waited) in [(7, 7), (3600, 30)] {
         let script = listed();
         script.on("watch", Answer::Patience(429, seconds));
@@ -350,7 +350,7 @@ async fn patience_is_granted_up_to_a_bound() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_request_has_its_time() {
+async fn each_request_has_a_timeout() {
     let script = Script::default();
     let config = config();
     let start = Instant::now();
@@ -365,7 +365,7 @@ async fn every_request_has_its_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn time_never_goes_back() {
+async fn older_versions_are_ignored() {
     let script = listed();
     let (sender, answer) = watch();
     script.on("watch", answer);
@@ -376,14 +376,14 @@ async fn time_never_goes_back() {
         }
         sender.send(bookmark(12)).await.unwrap();
         sender.send(bookmark(14)).await.unwrap();
-        script.nth(1, |fact| matches!(fact, Fact::Bookmark(..))).await;
+        script.nth(1, |fact| matches!(fact, SourceEvent::Bookmark(..))).await;
     };
     script.follow(&config, test).await;
     assert_eq!(short(&script.facts()), ["=a5@10", "live", "+b12", "+d13", "b14"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_its_namespace_nothing_starts() {
+async fn missing_namespace_delays_the_first_list() {
     let script = listed();
     script.on("home", Answer::Json(404, json!({"code": 404})));
     let config = config();
@@ -401,19 +401,19 @@ async fn without_its_namespace_nothing_starts() {
 }
 
 #[test]
-fn pauses_double_up_to_the_cap_and_are_jittered() {
-    let (config, trouble) = (config(), Trouble::Ended);
+fn retry_delays_double_up_to_the_maximum_with_jitter() {
+    let (config, trouble) = (config(), UpstreamError::WatchEnded);
     let ms = |tries, random| config.pause(tries, &trouble, random).as_millis();
     assert_eq!([1, 2, 3, 4, 5, 50].map(|tries| ms(tries, u64::MAX)), [100, 200, 400, 800, 1000, 1000]);
     assert_eq!([1, 2, u32::MAX].map(|tries| ms(tries, 0)), [50, 100, 500]);
-    let busy = Trouble::Busy { code: 429, retry_after: Some(Duration::from_secs(9)) };
+    let busy = UpstreamError::Throttled { code: 429, retry_after: Some(Duration::from_secs(9)) };
     assert_eq!(config.pause(1, &busy, 0), Duration::from_secs(9));
 }
 
 #[test]
-fn what_cannot_be_read_is_not_repeated() {
+fn decode_error_contains_no_object_content() {
     let secret = br#"{"metadata":{"name":"n","uid":"u","resourceVersion":"canary"}}"#;
-    let Err(Trouble::Unreadable(told)) = api_client::parse::<PodRow>(secret) else { panic!("it is unreadable") };
+    let Err(UpstreamError::Decode(told)) = api_client::parse::<DecodedPod>(secret) else { panic!("it is unreadable") };
     assert!(!told.contains("canary"), "{told}");
     assert!(told.contains("column"), "{told}");
 }

@@ -1,56 +1,56 @@
 //! RFC 6455's rules for client frames as tables, each row in every split and held against the oracle as well.
-use super::{Close, FIN, Piece, Reader, tungstenite_compat};
+use super::{CloseReason, FIN, FrameReader, MessagePart, tungstenite_compat};
 
 /// Small, so that a test's bytes stay few; above 125, so that no control frame is too big by it.
 pub(super) const MAX: usize = 300;
 
 /// What one stream of bytes led to: pieces (data chunks joined a message), and how it ended.
 #[derive(Debug, PartialEq, Eq, Clone)]
-pub(super) enum Seen {
+pub(super) enum Observed {
     Text(String),
     Binary(Vec<u8>),
     Ping(Vec<u8>),
     Pong,
     Closed(Option<u16>),
-    Refused(Close),
+    Refused(CloseReason),
 }
-use Seen::{Binary, Closed, Ping, Pong, Refused, Text};
+use Observed::{Binary, Closed, Ping, Pong, Refused, Text};
 
 /// Reads `bytes` in portions of the given sizes, over and over.
-pub(super) fn read(bytes: &[u8], sizes: &[usize]) -> Vec<Seen> {
-    let (mut reader, mut seen, mut message) = (Reader::new(MAX), Vec::new(), None::<Vec<u8>>);
+pub(super) fn read(bytes: &[u8], sizes: &[usize]) -> Vec<Observed> {
+    let (mut reader, mut observed, mut message) = (FrameReader::new(MAX), Vec::new(), None::<Vec<u8>>);
     let mut bytes = bytes.to_vec();
     let (mut left, mut sizes) = (&mut bytes[..], sizes.iter().cycle());
-    while let Some(came) = left.split_off_mut(..(*sizes.next().unwrap()).min(left.len()))
-        && !came.is_empty()
+    while let Some(received) = left.split_off_mut(..(*sizes.next().unwrap()).min(left.len()))
+        && !received.is_empty()
     {
         let mut at = 0;
-        while at < came.len() {
-            let (used, piece) = match reader.read(&mut came[at..]) {
+        while at < received.len() {
+            let (used, part) = match reader.read(&mut received[at..]) {
                 Ok(read) => read,
                 Err(close) => {
-                    seen.push(Refused(close));
+                    observed.push(Refused(close));
                     break;
                 }
             };
             assert!(used > 0, "no progress");
             at += used;
-            match piece {
+            match part {
                 None => {}
-                Some(Piece::Ping(payload)) => seen.push(Ping(payload)),
-                Some(Piece::Pong) => seen.push(Pong),
-                Some(Piece::Close(code)) => seen.push(Closed(code)),
-                Some(Piece::Data { text, chunk, first, last }) => {
+                Some(MessagePart::Ping(payload)) => observed.push(Ping(payload)),
+                Some(MessagePart::Pong) => observed.push(Pong),
+                Some(MessagePart::Close(code)) => observed.push(Closed(code)),
+                Some(MessagePart::Data { text, chunk, first, last }) => {
                     assert_eq!(first, message.is_none());
                     message.get_or_insert_default().extend_from_slice(chunk);
-                    if let Some(whole) = message.take_if(|_| last) {
-                        seen.push(if text { Text(String::from_utf8(whole).unwrap()) } else { Binary(whole) });
+                    if let Some(complete) = message.take_if(|_| last) {
+                        observed.push(if text { Text(String::from_utf8(complete).unwrap()) } else { Binary(complete) });
                     }
                 }
             }
         }
     }
-    seen
+    observed
 }
 
 /// A masked frame: first byte, payload.
@@ -69,10 +69,10 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     out
 }
 
-fn check(rules: impl IntoIterator<Item = (&'static str, Vec<Vec<u8>>, Vec<Seen>)>) {
+fn check(rules: impl IntoIterator<Item = (&'static str, Vec<Vec<u8>>, Vec<Observed>)>) {
     for (rule, frames, expected) in rules {
         let bytes = frames.concat();
-        tungstenite_compat::agree(&bytes);
+        tungstenite_compat::assert_same(&bytes);
         for split in 1..=bytes.len() {
             assert_eq!(read(&bytes, &[split]), expected, "{rule}, {split} bytes at a time");
         }
@@ -80,7 +80,7 @@ fn check(rules: impl IntoIterator<Item = (&'static str, Vec<Vec<u8>>, Vec<Seen>)
 }
 
 #[test]
-fn what_is_right_is_read() {
+fn valid_frames_are_read() {
     let text = |words: &str| Text(words.to_owned());
     check([
         (
@@ -116,9 +116,9 @@ fn what_is_right_is_read() {
 }
 
 #[test]
-fn what_breaks_a_rule_is_refused() {
+fn invalid_frames_are_rejected() {
     let refused = |rule, close, frames: &[Vec<u8>]| (rule, frames.to_vec(), vec![Refused(close)]);
-    let (protocol, utf8, too_big) = (Close::Protocol, Close::Utf8, Close::TooBig);
+    let (protocol, utf8, too_big) = (CloseReason::Protocol, CloseReason::Utf8, CloseReason::TooBig);
     check([
         refused("not masked (5.1)", protocol, &[b"\x81\x01a".to_vec()]),
         refused("reserved bit 1 (5.2)", protocol, &[frame(0xc1, b"a")]),
@@ -141,35 +141,39 @@ fn what_breaks_a_rule_is_refused() {
 }
 
 #[test]
-fn what_breaks_a_rule_across_frames_is_refused() {
-    // Data chunks of a message that never ended are not among what was seen.
+fn invalid_frame_sequences_are_rejected() {
+    // Data chunks of a message that never ended are not among what was observed.
     let refused = |rule, close, frames: &[Vec<u8>]| (rule, frames.to_vec(), vec![Refused(close)]);
     check([
-        refused("binary in a text", Close::Protocol, &[frame(1, b"a"), frame(0x82, b"b")]),
-        refused("text in a binary", Close::Protocol, &[frame(2, b"a"), frame(1, b"b")]),
-        refused("sum too big", Close::TooBig, &[frame(2, &[0; 200]), frame(0, &[0; 101])[..6].to_vec()]),
-        refused("half a character, empty end", Close::Utf8, &[frame(1, b"\xe2\x82"), frame(0x80, b"")]),
-        refused("second fragment not UTF-8", Close::Utf8, &[frame(1, b"\xe2\x82"), frame(0x80, b"a")]),
+        refused("binary in a text", CloseReason::Protocol, &[frame(1, b"a"), frame(0x82, b"b")]),
+        refused("text in a binary", CloseReason::Protocol, &[frame(2, b"a"), frame(1, b"b")]),
+        refused("sum too big", CloseReason::TooBig, &[frame(2, &[0; 200]), frame(0, &[0; 101])[..6].to_vec()]),
+        refused("half a character, empty end", CloseReason::Utf8, &[frame(1, b"\xe2\x82"), frame(0x80, b"")]),
+        refused("second fragment not UTF-8", CloseReason::Utf8, &[frame(1, b"\xe2\x82"), frame(0x80, b"a")]),
     ]);
     let (ended, again) = (frame(0x81, b"a"), frame(0x80, b"b"));
-    check([("continuation of an ended message", vec![ended, again], vec![Text("a".into()), Refused(Close::Protocol)])]);
+    check([(
+        "continuation of an ended message",
+        vec![ended, again],
+        vec![Text("a".into()), Refused(CloseReason::Protocol)],
+    )]);
 }
 
 #[test]
-fn opcodes_and_close_codes() {
+fn reserved_opcodes_and_invalid_close_codes_are_rejected() {
     for opcode in [3, 4, 5, 6, 7, 11, 12, 13, 14, 15] {
-        check([("reserved opcode (5.2)", vec![frame(FIN | opcode, b"")], vec![Refused(Close::Protocol)])]);
+        check([("reserved opcode (5.2)", vec![frame(FIN | opcode, b"")], vec![Refused(CloseReason::Protocol)])]);
     }
     let valid = |code| matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999);
     for code in 0..=u16::MAX {
-        let expected = if valid(code) { Closed(Some(code)) } else { Refused(Close::Protocol) };
+        let expected = if valid(code) { Closed(Some(code)) } else { Refused(CloseReason::Protocol) };
         let bytes = frame(0x88, &code.to_be_bytes());
         assert_eq!(read(&bytes, &[bytes.len()]), [expected], "{code}");
-        tungstenite_compat::agree(&bytes);
+        tungstenite_compat::assert_same(&bytes);
     }
 }
 
 #[test]
-fn a_reader_is_small() {
-    assert!(size_of::<Reader>() <= 96, "{} bytes", size_of::<Reader>());
+fn frame_reader_is_at_most_96_bytes() {
+    assert!(size_of::<FrameReader>() <= 96, "{} bytes", size_of::<FrameReader>());
 }

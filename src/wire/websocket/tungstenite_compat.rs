@@ -1,6 +1,6 @@
 //! Our frames held against tungstenite's: what we read, by random and damaged streams, and what we write.
 //!
-//! Deliberate differences, all of them in [`agree`] and [`theirs`]:
+//! Deliberate differences, all of them in [`assert_same`] and [`read_with_tungstenite`]:
 //! - section 5.2, a 64-bit length with its top bit set: a protocol error for us, a message too big for tungstenite;
 //! - section 7.4.2, close code 1014: registered since, taken by us, invalid for tungstenite;
 //! - section 7.1.7, when: we refuse by a header, or at a wrong byte; tungstenite once the frame is complete.
@@ -23,20 +23,20 @@ use tokio_tungstenite::tungstenite::{
 };
 
 use super::{
-    Close,
-    rfc6455_cases::{MAX, Seen, read},
+    CloseReason,
+    rfc6455_cases::{MAX, Observed, read},
 };
 
 /// Bytes to read, then nothing more for now; what is written goes nowhere.
-struct Came<'a>(&'a [u8]);
+struct ScriptedInput<'a>(&'a [u8]);
 
-impl Read for Came<'_> {
+impl Read for ScriptedInput<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.0.is_empty() { Err(io::ErrorKind::WouldBlock.into()) } else { self.0.read(buffer) }
     }
 }
 
-impl Write for Came<'_> {
+impl Write for ScriptedInput<'_> {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         Ok(buffer.len())
     }
@@ -47,51 +47,51 @@ impl Write for Came<'_> {
 }
 
 /// What tungstenite sees in `bytes`.
-fn theirs(bytes: &[u8], role: Role, max: usize) -> Vec<Seen> {
+fn read_with_tungstenite(bytes: &[u8], role: Role, max: usize) -> Vec<Observed> {
     let config =
         WebSocketConfig::default().read_buffer_size(1024).max_message_size(Some(max)).max_frame_size(Some(max));
-    let mut socket = WebSocket::from_raw_socket(Came(bytes), role, Some(config));
-    let mut seen = Vec::new();
+    let mut socket = WebSocket::from_raw_socket(ScriptedInput(bytes), role, Some(config));
+    let mut observed = Vec::new();
     loop {
-        seen.push(match socket.read() {
-            Ok(Message::Text(text)) => Seen::Text(text.to_string()),
-            Ok(Message::Binary(bytes)) => Seen::Binary(bytes.to_vec()),
-            Ok(Message::Ping(payload)) => Seen::Ping(payload.to_vec()),
-            Ok(Message::Pong(_)) => Seen::Pong,
+        observed.push(match socket.read() {
+            Ok(Message::Text(text)) => Observed::Text(text.to_string()),
+            Ok(Message::Binary(bytes)) => Observed::Binary(bytes.to_vec()),
+            Ok(Message::Ping(payload)) => Observed::Ping(payload.to_vec()),
+            Ok(Message::Pong(_)) => Observed::Pong,
             // This is how tungstenite hands out an invalid code, the code itself being lost.
             Ok(Message::Close(Some(frame))) if frame.reason.as_str() == "Protocol violation" => {
-                Seen::Refused(Close::Protocol)
+                Observed::Refused(CloseReason::Protocol)
             }
-            Ok(Message::Close(frame)) => Seen::Closed(frame.map(|frame| frame.code.into())),
+            Ok(Message::Close(frame)) => Observed::Closed(frame.map(|frame| frame.code.into())),
             Ok(Message::Frame(_)) => unreachable!("reading never yields a raw frame"),
-            Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return seen,
+            Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return observed,
             Err(Error::Capacity(CapacityError::MessageTooLong { size, .. })) if size >> 63 == 0 => {
-                Seen::Refused(Close::TooBig)
+                Observed::Refused(CloseReason::TooBig)
             }
-            Err(Error::Capacity(_) | Error::Protocol(_)) => Seen::Refused(Close::Protocol),
-            Err(Error::Utf8(_)) => Seen::Refused(Close::Utf8),
+            Err(Error::Capacity(_) | Error::Protocol(_)) => Observed::Refused(CloseReason::Protocol),
+            Err(Error::Utf8(_)) => Observed::Refused(CloseReason::Utf8),
             Err(error) => panic!("tungstenite: {error}"),
         });
-        if matches!(seen.last(), Some(Seen::Closed(_) | Seen::Refused(_))) {
-            return seen;
+        if matches!(observed.last(), Some(Observed::Closed(_) | Observed::Refused(_))) {
+            return observed;
         }
     }
 }
 
 /// Reads `bytes` with both and panics where they differ; returns what both see.
-pub(super) fn agree(bytes: &[u8]) -> Vec<Seen> {
+pub(super) fn assert_same(bytes: &[u8]) -> Vec<Observed> {
     let ours = read(bytes, &[bytes.len()]);
-    let mut theirs_now = theirs(bytes, Role::Server, MAX);
-    if matches!(ours.last(), Some(Seen::Refused(_))) && ours.len() == theirs_now.len() + 1 {
+    let mut theirs = read_with_tungstenite(bytes, Role::Server, MAX);
+    if matches!(ours.last(), Some(Observed::Refused(_))) && ours.len() == theirs.len() + 1 {
         // We refused a frame that has not come to its end: whatever ends it, tungstenite must refuse it alike.
         let ended = [bytes, &[0; MAX]].concat();
-        theirs_now = theirs(&ended, Role::Server, MAX);
+        theirs = read_with_tungstenite(&ended, Role::Server, MAX);
     }
-    if let (Some(Seen::Closed(Some(1014))), Some(last)) = (ours.last(), theirs_now.last_mut()) {
-        assert_eq!(*last, Seen::Refused(Close::Protocol));
-        *last = Seen::Closed(Some(1014));
+    if let (Some(Observed::Closed(Some(1014))), Some(last)) = (ours.last(), theirs.last_mut()) {
+        assert_eq!(*last, Observed::Refused(CloseReason::Protocol));
+        *last = Observed::Closed(Some(1014));
     }
-    assert_eq!(ours, theirs_now, "ours, then tungstenite's");
+    assert_eq!(ours, theirs, "ours, then tungstenite's");
     ours
 }
 
@@ -222,25 +222,25 @@ fn bytes(mut frames: Vec<Frame>, damages: &[Damage]) -> Vec<u8> {
 }
 
 #[test]
-fn what_clients_send_is_read_as_tungstenite_reads_it() {
+fn client_frames_are_read_as_by_tungstenite() {
     const CASES: u32 = 20_000;
     let config = ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() };
-    let verdicts = std::cell::RefCell::new(BTreeMap::<String, u32>::new());
+    let outcomes = std::cell::RefCell::new(BTreeMap::<String, u32>::new());
     let streams = (frames(), prop_oneof![2 => vec(damage(), 1..3), 1 => Just(Vec::new())]);
     let tested = TestRunner::new(config).run(&(streams, vec(1usize..20, 1..5)), |((frames, damages), sizes)| {
         let bytes = bytes(frames, &damages);
-        let seen = agree(&bytes);
-        prop_assert_eq!(&seen, &read(&bytes, &[1]), "byte by byte");
-        prop_assert_eq!(&seen, &read(&bytes, &sizes), "in portions of {:?}", sizes);
+        let observed = assert_same(&bytes);
+        prop_assert_eq!(&observed, &read(&bytes, &[1]), "byte by byte");
+        prop_assert_eq!(&observed, &read(&bytes, &sizes), "in portions of {:?}", sizes);
         for at in (1..bytes.len()).filter(|_| bytes.len() <= 48) {
-            prop_assert_eq!(&seen, &read(&bytes, &[at, bytes.len() - at]), "split at {}", at);
+            prop_assert_eq!(&observed, &read(&bytes, &[at, bytes.len() - at]), "split at {}", at);
         }
-        let verdict = match seen.last() {
-            Some(Seen::Closed(_)) => "closed".to_owned(),
-            Some(Seen::Refused(close)) => format!("{close:?}"),
+        let outcome = match observed.last() {
+            Some(Observed::Closed(_)) => "closed".to_owned(),
+            Some(Observed::Refused(close)) => format!("{close:?}"),
             _ => "goes on".to_owned(),
         };
-        *verdicts.borrow_mut().entry(verdict).or_default() += 1;
+        *outcomes.borrow_mut().entry(outcome).or_default() += 1;
         Ok(())
     });
     match tested {
@@ -249,28 +249,28 @@ fn what_clients_send_is_read_as_tungstenite_reads_it() {
         Err(TestError::Abort(why)) => panic!("{why}"),
     }
     // The streams must lead everywhere, or agreement says little.
-    let verdicts = verdicts.into_inner();
-    for verdict in ["goes on", "closed", "Protocol", "Utf8", "TooBig"] {
-        let count = verdicts.get(verdict).copied().unwrap_or(0);
-        assert!(count >= CASES / 50, "{verdict}: only {count} of {verdicts:?}");
+    let outcomes = outcomes.into_inner();
+    for outcome in ["goes on", "closed", "Protocol", "Utf8", "TooBig"] {
+        let count = outcomes.get(outcome).copied().unwrap_or(0);
+        assert!(count >= CASES / 50, "{outcome}: only {count} of {outcomes:?}");
     }
 }
 
 #[test]
-fn what_we_write_is_read_by_tungstenite() {
+fn server_frames_are_read_by_tungstenite() {
     let (mut out, mut expected) = (Vec::new(), Vec::new());
     for len in [0, 1, 125, 126, 127, 65_535, 65_536, 100_000] {
         super::text(&mut out, &"x".repeat(len));
         super::binary(&mut out, &vec![0xff; len]);
         super::ping(&mut out);
         super::pong(&mut out, &vec![1; len.min(super::MAX_CONTROL_PAYLOAD)]);
-        expected.extend([Seen::Text("x".repeat(len)), Seen::Binary(vec![0xff; len])]);
-        expected.extend([Seen::Ping(Vec::new()), Seen::Pong]);
+        expected.extend([Observed::Text("x".repeat(len)), Observed::Binary(vec![0xff; len])]);
+        expected.extend([Observed::Ping(Vec::new()), Observed::Pong]);
     }
-    for why in [Close::Normal, Close::AccessRevoked, Close::UpstreamUnavailable] {
+    for why in [CloseReason::Normal, CloseReason::AccessRevoked, CloseReason::UpstreamUnavailable] {
         let mut out = out.clone();
         super::close(&mut out, why);
-        let expected: Vec<Seen> = expected.iter().cloned().chain([Seen::Closed(Some(why.code()))]).collect();
-        assert!(theirs(&out, Role::Client, 100_000) == expected, "{why:?}");
+        let expected: Vec<Observed> = expected.iter().cloned().chain([Observed::Closed(Some(why.code()))]).collect();
+        assert!(read_with_tungstenite(&out, Role::Client, 100_000) == expected, "{why:?}");
     }
 }

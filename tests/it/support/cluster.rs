@@ -14,8 +14,8 @@ use kube::Client;
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, OnceCell};
 
-use super::plane::ControlPlane;
-use super::simulated::{NAMESPACE, Simulated};
+use super::control_plane::ControlPlane;
+use super::sim_cluster::{NAMESPACE, SimCluster};
 
 /// The prefix of Boilerhouse's labels.
 const PREFIX: &str = "boilerhouse.dev/";
@@ -30,12 +30,12 @@ pub(crate) struct Cluster {
 }
 
 /// A control plane that nobody else has at the time.
-type Alone = Box<dyn DerefMut<Target = ControlPlane> + Send + Sync>;
+type ExclusiveControlPlane = Box<dyn DerefMut<Target = ControlPlane> + Send + Sync>;
 
 enum Server {
-    Real(Alone),
+    Real(ExclusiveControlPlane),
     Shared(&'static ControlPlane),
-    Simulated(Simulated),
+    Simulated(SimCluster),
 }
 
 impl Cluster {
@@ -49,30 +49,30 @@ impl Cluster {
             plane.start_api_server().await;
         }
         let client = plane.client().await;
-        Self::begin(Server::Real(Box::new(plane)), client).await
+        Self::with_server(Server::Real(Box::new(plane)), client).await
     }
 
     /// A control plane of the test's own, for those who would wait for the others as long as it takes to start one.
     pub(crate) async fn of(plane: ControlPlane) -> Self {
         let client = plane.client().await;
         // The inner box is what leads to a plane, as a lock does.
-        Self::begin(Server::Real(Box::new(Box::new(plane))), client).await
+        Self::with_server(Server::Real(Box::new(Box::new(plane))), client).await
     }
 
     /// The real control plane that all share who do not break it, and need not be alone.
     pub(crate) async fn shared() -> Self {
         let plane = ControlPlane::shared().await;
-        Self::begin(Server::Shared(plane), plane.client().await).await
+        Self::with_server(Server::Shared(plane), plane.client().await).await
     }
 
     /// A simulator of the test's own.
     pub(crate) async fn simulated() -> Self {
-        let simulated = Simulated::new().await;
+        let simulated = SimCluster::new().await;
         let client = simulated.sim.client(NAMESPACE);
-        Self::begin(Server::Simulated(simulated), client).await
+        Self::with_server(Server::Simulated(simulated), client).await
     }
 
-    async fn begin(server: Server, client: Client) -> Self {
+    async fn with_server(server: Server, client: Client) -> Self {
         let mut cluster = Self { server, client, namespace: String::new() };
         cluster.new_namespace().await;
         cluster
@@ -91,17 +91,17 @@ impl Cluster {
     }
 
     /// Keeps a copy of what etcd holds.
-    pub(crate) async fn keep(&mut self) {
-        self.breakable().keep_etcd().await;
+    pub(crate) async fn backup(&mut self) {
+        self.exclusive().backup_etcd().await;
     }
 
     /// Puts etcd back to the copy, under a new API server.
-    pub(crate) async fn put_back(&mut self) {
-        self.breakable().put_etcd_back().await;
+    pub(crate) async fn restore_backup(&mut self) {
+        self.exclusive().restore_etcd().await;
         self.client = self.plane().client().await;
     }
 
-    fn breakable(&mut self) -> &mut ControlPlane {
+    fn exclusive(&mut self) -> &mut ControlPlane {
         match &mut self.server {
             Server::Real(plane) => plane,
             Server::Shared(_) => panic!("{SHARED}"),
@@ -141,7 +141,7 @@ impl Cluster {
         match &mut self.server {
             Server::Real(plane) => plane.kill_api_server(),
             Server::Shared(_) => panic!("{SHARED}"),
-            Server::Simulated(Simulated { sim, .. }) => {
+            Server::Simulated(SimCluster { sim, .. }) => {
                 sim.down();
                 // The real one writes leases and the like when it starts; whoever was up to date is so no longer.
                 let name = format!("written-at-{}", sim.store(|store| store.revision()));
@@ -161,7 +161,7 @@ impl Cluster {
                 self.client = plane.client().await;
             }
             Server::Shared(_) => panic!("{SHARED}"),
-            Server::Simulated(Simulated { sim, .. }) => sim.up(),
+            Server::Simulated(SimCluster { sim, .. }) => sim.up(),
         }
     }
 

@@ -7,7 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::{
-    http::conn::{self, Start},
+    http::conn::{self, StreamStart},
     tasks::{self, Stopped, Tasks},
 };
 
@@ -21,107 +21,107 @@ async fn loopback() -> (TcpStream, TcpStream) {
 }
 
 /// Sends `message` to a client that does not read until the stream is over; gives what the client then finds.
-async fn stalled(message: Bytes) -> (Vec<u8>, std::io::Result<usize>) {
-    let config = Config { write_stall: Duration::from_millis(300), ..Config::default() };
-    let (script, shared) = (Script::default(), shared(config));
+async fn run_stalled_reader(message: Bytes) -> (Vec<u8>, std::io::Result<usize>) {
+    let config = Config { write_timeout: Duration::from_millis(300), ..Config::default() };
+    let (script, context) = (ScriptedOutbound::default(), stream_context(config));
     let (mut client, server) = loopback().await;
-    let stream = start(websocket(script.clone(), socket(Conn::Plain(server), b""), place(&shared)));
+    let stream = spawn_stream(websocket(script.clone(), socket(Conn::Plain(server), b""), acquire_permit(&context)));
     // The two kernels take what they take; the rest blocks.
     while !stream.is_finished() {
         if script.0.reads.lock().unwrap().is_empty() {
-            script.put(Read::Batch(vec![message.clone(); 4]));
+            script.push_result(ReadResult::Batch(vec![message.clone(); 4]));
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    assert_eq!(end(stream).await, Closed::Bridge(Close::SlowConsumer));
+    assert_eq!(stream_end(stream).await, StreamEnd::ByBridge(CloseReason::SlowConsumer));
     let mut got = Vec::new();
     let outcome = client.read_to_end(&mut got).await;
     (got, outcome)
 }
 
 #[tokio::test]
-async fn a_stalled_reader_is_reset_inside_a_frame() {
-    let (_, outcome) = stalled(text(&"x".repeat(32 << 20))).await;
+async fn stalled_reader_inside_a_frame_is_reset() {
+    let (_, outcome) = run_stalled_reader(text_frame(&"x".repeat(32 << 20))).await;
     assert_eq!(outcome.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset, "the kernel was to forget the rest");
 }
 
 #[tokio::test]
-async fn a_stalled_reader_is_told_only_between_frames() {
-    let (got, outcome) = stalled(text(&"x".repeat(2000))).await;
+async fn stalled_reader_gets_a_close_frame_only_between_frames() {
+    let (got, outcome) = run_stalled_reader(text_frame(&"x".repeat(2000))).await;
     // Whether the kernel has room for the close frame is its business; where the frame comes is ours.
     if outcome.is_ok() {
-        let whole =
+        let complete_frames =
             got[HEAD.len()..].strip_suffix(b"\x88\x0f\x03\xf5slow consumer").expect("no close frame at the end");
-        assert_eq!(whole.len() % 2004, 0, "the close frame came inside another");
+        assert_eq!(complete_frames.len() % 2004, 0, "the close frame came inside another");
     }
 }
 
 /// An SSE client has no close frame: the farewell is all it is told, and only between events.
 #[tokio::test]
-async fn a_stalled_event_stream_is_told_only_between_events() {
-    let config = Config { write_stall: Duration::from_millis(300), ..Config::default() };
-    let (script, shared) = (Script::default(), shared(config));
-    *script.0.farewell.lock().unwrap() = Some("last: ");
+async fn stalled_sse_reader_gets_a_closing_event_only_between_events() {
+    let config = Config { write_timeout: Duration::from_millis(300), ..Config::default() };
+    let (script, context) = (ScriptedOutbound::default(), stream_context(config));
+    *script.0.closing_prefix.lock().unwrap() = Some("last: ");
     let (mut client, server) = loopback().await;
-    let stream = start(sse(script.clone(), socket(Conn::Plain(server), b""), place(&shared)));
+    let stream = spawn_stream(sse(script.clone(), socket(Conn::Plain(server), b""), acquire_permit(&context)));
     let event = Bytes::from(format!("data: {}\n\n", "x".repeat(992)));
     while !stream.is_finished() {
         if script.0.reads.lock().unwrap().is_empty() {
-            script.put(Read::Batch(vec![event.clone(); 4]));
+            script.push_result(ReadResult::Batch(vec![event.clone(); 4]));
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    assert_eq!(end(stream).await, Closed::Bridge(Close::SlowConsumer));
+    assert_eq!(stream_end(stream).await, StreamEnd::ByBridge(CloseReason::SlowConsumer));
     let mut got = Vec::new();
     // As with a close frame: room is the kernel's business.
     if client.read_to_end(&mut got).await.is_ok() {
-        let whole = got[HEAD.len()..].strip_suffix(b"last: slow consumer;").expect("no farewell at the end");
-        assert_eq!(whole.len() % event.len(), 0, "the farewell came inside an event");
+        let complete_frames = got[HEAD.len()..].strip_suffix(b"last: slow consumer;").expect("no farewell at the end");
+        assert_eq!(complete_frames.len() % event.len(), 0, "the farewell came inside an event");
     }
 }
 
 #[tokio::test]
-async fn a_clients_reset_ends_the_stream() {
-    let (script, shared) = (Script::default(), shared(Config::default()));
+async fn client_reset_ends_the_stream_as_disconnected() {
+    let (script, context) = (ScriptedOutbound::default(), stream_context(Config::default()));
     let (mut client, server) = loopback().await;
-    let stream = start(websocket(script.clone(), socket(Conn::Plain(server), b""), place(&shared)));
-    past_head(&mut client).await;
+    let stream = spawn_stream(websocket(script.clone(), socket(Conn::Plain(server), b""), acquire_permit(&context)));
+    read_head(&mut client).await;
     client.set_zero_linger().unwrap();
     drop(client);
-    assert_eq!(end(stream).await, Closed::Gone);
+    assert_eq!(stream_end(stream).await, StreamEnd::Disconnected);
 }
 
 #[tokio::test]
-async fn a_conversation_over_tcp() {
-    let (script, shared) = (Script::default(), shared(Config::default()));
+async fn websocket_messages_round_trip_over_tcp() {
+    let (script, context) = (ScriptedOutbound::default(), stream_context(Config::default()));
     let (mut client, server) = loopback().await;
-    let stream = start(websocket(script.clone(), socket(Conn::Plain(server), b""), place(&shared)));
-    past_head(&mut client).await;
-    let mut client = frames(client).await;
+    let stream = spawn_stream(websocket(script.clone(), socket(Conn::Plain(server), b""), acquire_permit(&context)));
+    read_head(&mut client).await;
+    let mut client = websocket_client(client).await;
     for i in 0..100 {
-        script.text(&i.to_string());
+        script.push_text(&i.to_string());
         client.send(Message::text("noted")).await.unwrap();
-        assert_eq!(next(&mut client).await, Message::text(i.to_string()));
+        assert_eq!(next_message(&mut client).await, Message::text(i.to_string()));
     }
     client.close(None).await.unwrap();
-    assert_eq!(close_of(next(&mut client).await), (1000, String::new()));
+    assert_eq!(close_frame_of(next_message(&mut client).await), (1000, String::new()));
     assert!(client.next().await.is_none());
-    assert_eq!(end(stream).await, Closed::Client);
+    assert_eq!(stream_end(stream).await, StreamEnd::ClientClosed);
     assert_eq!(script.0.received.lock().unwrap().len(), 500);
 }
 
 /// Everything together, as a process runs it: accept, handshake, take-back, stream, signal, drain.
 #[tokio::test]
-async fn fifty_sockets_are_drained_by_a_signal() {
+async fn signal_drains_fifty_websockets_with_close_1012() {
     let tasks = Tasks::new(tasks::Config::default());
     let config = Config { drain_spread: Duration::from_millis(300), ..Config::default() };
-    let streams = Streams::new(config, Metrics::default(), tasks.stop().clone());
-    let (script, serving) = (Script::default(), streams.clone());
+    let streams = StreamContext::new(config, Metrics::default(), tasks.stop().clone());
+    let (script, service_context) = (ScriptedOutbound::default(), streams.clone());
     let service = tower::service_fn(move |request: Request<Incoming>| {
         let key = request.headers()["sec-websocket-key"].to_str().unwrap().to_owned();
         let mut response = websocket_head(&key).map(|()| Empty::<Bytes>::new());
-        let (script, place) = (script.clone(), place(&serving));
-        response.extensions_mut().insert(Start::new(|socket| websocket(script, socket, place)));
+        let (script, permit) = (script.clone(), acquire_permit(&service_context));
+        response.extensions_mut().insert(StreamStart::new(|socket| websocket(script, socket, permit)));
         async { Ok::<_, Infallible>(response) }
     });
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -133,19 +133,19 @@ async fn fifty_sockets_are_drained_by_a_signal() {
         let stream = TcpStream::connect(addr).await.unwrap();
         clients.push(tokio_tungstenite::client_async(format!("ws://{addr}/"), stream).await.unwrap().0);
     }
-    let asked = AtomicUsize::new(0);
+    let signal_requests = AtomicUsize::new(0);
     let stopped = tasks.run_until(async || {
         // The first signal is there, the second never comes.
-        if asked.fetch_add(1, Ordering::Relaxed) > 0 {
+        if signal_requests.fetch_add(1, Ordering::Relaxed) > 0 {
             std::future::pending().await
         }
     });
     let ends = futures::future::join_all(clients.iter_mut().map(async |client| {
-        assert_eq!(close_of(next(client).await), (1012, "draining".to_owned()));
+        assert_eq!(close_frame_of(next_message(client).await), (1012, "draining".to_owned()));
         assert!(client.next().await.is_none());
     }));
     let (stopped, _) = timeout(BOUND, futures::future::join(stopped, ends)).await.unwrap();
     assert_eq!(stopped.unwrap(), Stopped::Drained { cut: 0 });
-    let draining = streams.metrics.closed(Transport::WebSocket, Closed::Bridge(Close::Draining));
+    let draining = streams.metrics.closed(Transport::WebSocket, StreamEnd::ByBridge(CloseReason::Draining));
     assert_eq!((streams.metrics.opened(Transport::WebSocket), draining), (50, 50));
 }

@@ -9,23 +9,26 @@ use tokio_rustls::client::TlsStream;
 use super::*;
 use crate::{
     http::conn::{
-        self, Start,
-        tests::tls::{Certified, NAME},
+        self, StreamStart,
+        tests::tls::{SERVER_NAME, TestCertificate},
     },
     tasks::{self, Tasks},
 };
 
 /// A client of a listener whose every stream plays this script.
-async fn client(script: &Script, config: Config) -> (WebSocketStream<TlsStream<TcpStream>>, Arc<Streams>, Tasks) {
-    let certified = Certified::new();
+async fn client(
+    script: &ScriptedOutbound,
+    config: Config,
+) -> (WebSocketStream<TlsStream<TcpStream>>, Arc<StreamContext>, Tasks) {
+    let certified = TestCertificate::new();
     let tasks = Tasks::new(tasks::Config::default());
-    let streams = Streams::new(config, Metrics::default(), tasks.stop().clone());
-    let (script, serving) = (script.clone(), streams.clone());
+    let streams = StreamContext::new(config, Metrics::default(), tasks.stop().clone());
+    let (script, service_context) = (script.clone(), streams.clone());
     let service = tower::service_fn(move |request: Request<Incoming>| {
         let key = request.headers()["sec-websocket-key"].to_str().unwrap().to_owned();
         let mut response = websocket_head(&key).map(|()| Empty::<Bytes>::new());
-        let (script, place) = (script.clone(), place(&serving));
-        response.extensions_mut().insert(Start::new(|socket| websocket(script, socket, place)));
+        let (script, permit) = (script.clone(), acquire_permit(&service_context));
+        response.extensions_mut().insert(StreamStart::new(|socket| websocket(script, socket, permit)));
         async { Ok::<_, Infallible>(response) }
     });
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -37,57 +40,57 @@ async fn client(script: &Script, config: Config) -> (WebSocketStream<TlsStream<T
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let stream = certified.connect(socket.connect(addr).await.unwrap()).await.unwrap();
-    let socket = tokio_tungstenite::client_async(format!("wss://{NAME}/"), stream).await.unwrap().0;
+    let socket = tokio_tungstenite::client_async(format!("wss://{SERVER_NAME}/"), stream).await.unwrap().0;
     (socket, streams, tasks)
 }
 
-async fn over(streams: &Streams, closed: Closed) {
-    let over = async {
+async fn wait_for_end(streams: &StreamContext, closed: StreamEnd) {
+    let ended = async {
         while streams.metrics.closed(Transport::WebSocket, closed) == 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    timeout(BOUND, over).await.unwrap_or_else(|_| panic!("the stream does not end as {closed:?}"));
+    timeout(BOUND, ended).await.unwrap_or_else(|_| panic!("the stream does not end as {closed:?}"));
 }
 
 #[tokio::test]
-async fn a_conversation_over_tls() {
-    let script = Script::default();
+async fn websocket_messages_round_trip_over_tls() {
+    let script = ScriptedOutbound::default();
     // No ping helps what waits on its way.
-    let config = Config { ping: 10 * BOUND, ..Config::default() };
+    let config = Config { ping_interval: 10 * BOUND, ..Config::default() };
     let (mut client, streams, _tasks) = client(&script, config).await;
     for i in 0..100 {
-        script.text(&i.to_string());
+        script.push_text(&i.to_string());
         client.send(Message::text("noted")).await.unwrap();
-        assert_eq!(next(&mut client).await, Message::text(i.to_string()));
+        assert_eq!(next_message(&mut client).await, Message::text(i.to_string()));
     }
     // Far more than TLS takes in at once, in one frame and in many.
     let large = "x".repeat(3 << 20);
-    script.text(&large);
-    assert_eq!(next(&mut client).await, Message::text(large.as_str()));
-    script.put(Read::Batch((0..5000).map(|i| text(&i.to_string())).collect()));
+    script.push_text(&large);
+    assert_eq!(next_message(&mut client).await, Message::text(large.as_str()));
+    script.push_result(ReadResult::Batch((0..5000).map(|i| text_frame(&i.to_string())).collect()));
     for i in 0..5000 {
-        assert_eq!(next(&mut client).await, Message::text(i.to_string()));
+        assert_eq!(next_message(&mut client).await, Message::text(i.to_string()));
     }
     client.close(None).await.unwrap();
-    assert_eq!(close_of(next(&mut client).await), (1000, String::new()));
+    assert_eq!(close_frame_of(next_message(&mut client).await), (1000, String::new()));
     // TLS's own end, not an error.
     assert!(client.next().await.is_none());
-    over(&streams, Closed::Client).await;
+    wait_for_end(&streams, StreamEnd::ClientClosed).await;
     assert_eq!(script.0.received.lock().unwrap().len(), 500);
 }
 
 #[tokio::test]
-async fn a_stalled_reader_is_noticed_behind_tls() {
-    for message in [text(&"x".repeat(1 << 20)), text(&"x".repeat(100))] {
-        let config = Config { write_stall: Duration::from_millis(300), ..Config::default() };
-        let script = Script::default();
+async fn stalled_reader_over_tls_is_closed_as_slow_consumer() {
+    for message in [text_frame(&"x".repeat(1 << 20)), text_frame(&"x".repeat(100))] {
+        let config = Config { write_timeout: Duration::from_millis(300), ..Config::default() };
+        let script = ScriptedOutbound::default();
         let (mut client, streams, _tasks) = client(&script, config).await;
-        let closed = Closed::Bridge(Close::SlowConsumer);
+        let closed = StreamEnd::ByBridge(CloseReason::SlowConsumer);
         let stalled = async {
             while streams.metrics.closed(Transport::WebSocket, closed) == 0 {
                 if script.0.reads.lock().unwrap().is_empty() {
-                    script.put(Read::Batch(vec![message.clone(); 64]));
+                    script.push_result(ReadResult::Batch(vec![message.clone(); 64]));
                 }
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::source::decode::{
-    ClaimRow, PodRow, Seen,
+    Decoded, DecodedClaim, DecodedPod,
     tests::{CLAIM_SPOTS, POD_SPOTS, Spot, any_json, claim, pod},
 };
 
@@ -20,26 +20,26 @@ fn modified(object: &Value) -> String {
 }
 
 /// What kind of event it is, and what is seen of its object.
-fn told<T: Row>(event: WatchEvent<T>) -> (&'static str, Option<Seen>) {
+fn told<T: Decode>(event: WatchEvent<T>) -> (&'static str, Option<Decoded>) {
     match event {
-        WatchEvent::Added(row) => ("ADDED", Some(row.into_seen())),
-        WatchEvent::Modified(row) => ("MODIFIED", Some(row.into_seen())),
-        WatchEvent::Deleted(row) => ("DELETED", Some(row.into_seen())),
+        WatchEvent::Added(row) => ("ADDED", Some(row.into_decoded())),
+        WatchEvent::Modified(row) => ("MODIFIED", Some(row.into_decoded())),
+        WatchEvent::Deleted(row) => ("DELETED", Some(row.into_decoded())),
         WatchEvent::Bookmark(_) => ("BOOKMARK", None),
         WatchEvent::Error(_) => ("ERROR", None),
     }
 }
 
-fn by_serde<T: Row>(text: &str) -> Option<(&'static str, Option<Seen>)> {
+fn by_serde<T: Decode>(text: &str) -> Option<(&'static str, Option<Decoded>)> {
     serde_json::from_str(text).ok().map(told::<T>)
 }
 
-fn here<T: Row>(text: &str) -> Option<(&'static str, Option<Seen>)> {
-    change(text.as_bytes()).map(told::<T>)
+fn here<T: Decode>(text: &str) -> Option<(&'static str, Option<Decoded>)> {
+    parse_fast(text.as_bytes()).map(told::<T>)
 }
 
-fn either<T: Row>(text: &str) -> Option<(&'static str, Option<Seen>)> {
-    line(text.as_bytes()).ok().map(told::<T>)
+fn either<T: Decode>(text: &str) -> Option<(&'static str, Option<Decoded>)> {
+    parse_watch_line(text.as_bytes()).ok().map(told::<T>)
 }
 
 fn with(mut object: Value, spots: &[Spot], places: &[(usize, Value)]) -> String {
@@ -55,30 +55,30 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn odd_pods_are_read_as_by_serde(places in prop::collection::vec((any::<usize>(), any_json()), 0..4)) {
+    fn malformed_pods_decode_as_with_serde(places in prop::collection::vec((any::<usize>(), any_json()), 0..4)) {
         let text = with(pod(), POD_SPOTS, &places);
-        let serde = by_serde::<PodRow>(&text);
+        let serde = by_serde::<DecodedPod>(&text);
         prop_assert!(serde.is_some());
         if !text.contains('\\') {
-            prop_assert_eq!(&here::<PodRow>(&text), &serde);
+            prop_assert_eq!(&here::<DecodedPod>(&text), &serde);
         }
-        prop_assert_eq!(either::<PodRow>(&text), serde);
+        prop_assert_eq!(either::<DecodedPod>(&text), serde);
     }
 
     #[test]
-    fn odd_claims_are_read_as_by_serde(places in prop::collection::vec((any::<usize>(), any_json()), 0..4)) {
+    fn malformed_claims_decode_as_with_serde(places in prop::collection::vec((any::<usize>(), any_json()), 0..4)) {
         let text = with(claim(), CLAIM_SPOTS, &places);
-        let serde = by_serde::<ClaimRow>(&text);
+        let serde = by_serde::<DecodedClaim>(&text);
         prop_assert!(serde.is_some());
         if !text.contains('\\') {
-            prop_assert_eq!(&here::<ClaimRow>(&text), &serde);
+            prop_assert_eq!(&here::<DecodedClaim>(&text), &serde);
         }
-        prop_assert_eq!(either::<ClaimRow>(&text), serde);
+        prop_assert_eq!(either::<DecodedClaim>(&text), serde);
     }
 
     /// A line cut and gone on with another's bytes, or with garbage: what serde can read is read alike.
     #[test]
-    fn what_serde_reads_is_read_alike(
+    fn spliced_lines_decode_as_with_serde(
         from in any::<prop::sample::Index>(),
         gone in 0_usize..60,
         put in prop_oneof![
@@ -90,21 +90,21 @@ proptest! {
         let from = from.index(REAL.len());
         let to = (from + gone).min(REAL.len());
         let text = format!("{}{put}{}", &REAL[..from], &REAL[to..]);
-        if let Some(serde) = by_serde::<PodRow>(&text) {
-            prop_assert_eq!(either::<PodRow>(&text).unwrap(), serde);
+        if let Some(serde) = by_serde::<DecodedPod>(&text) {
+            prop_assert_eq!(either::<DecodedPod>(&text).unwrap(), serde);
         }
     }
 
     /// A byte that is not what it was changes nothing but the value that it stands in, or the line is refused.
     #[test]
-    fn a_wrong_byte_in_what_is_skipped_changes_nothing(at in any::<prop::sample::Index>(), byte in 0x20_u8..0x7f) {
+    fn corrupt_byte_in_skipped_data_changes_no_decoded_field(at in any::<prop::sample::Index>(), byte in 0x20_u8..0x7f) {
         let skipped = REAL.find("\"annotations\"").unwrap()..REAL.find("\"status\":{\"conditions\"").unwrap();
         let mut text = REAL.clone().into_bytes();
         text[skipped.start + at.index(skipped.len())] = byte;
         let text = String::from_utf8(text).unwrap();
-        if let Some(event) = either::<PodRow>(&text) {
+        if let Some(event) = either::<DecodedPod>(&text) {
             let (_, seen) = event;
-            let was = by_serde::<PodRow>(&REAL).unwrap().1.unwrap();
+            let was = by_serde::<DecodedPod>(&REAL).unwrap().1.unwrap();
             // The annotations' own key is among them, and so are the beginnings of `spec` and `managedFields`.
             prop_assert!(seen.is_some_and(|seen| seen.view == was.view), "{}", text);
         }
@@ -112,27 +112,27 @@ proptest! {
 }
 
 #[test]
-fn a_real_line_is_read_here() {
-    let event = here::<PodRow>(&REAL);
+fn recorded_line_uses_the_fast_decoder() {
+    let event = here::<DecodedPod>(&REAL);
     assert!(event.is_some());
-    assert_eq!(event, by_serde::<PodRow>(&REAL));
+    assert_eq!(event, by_serde::<DecodedPod>(&REAL));
 }
 
 #[test]
-fn a_line_that_is_cut_is_refused_wherever_it_is() {
+fn truncated_line_is_rejected_at_every_length() {
     let text = modified(&pod());
     for cut in 0..text.len() {
-        assert_eq!(either::<PodRow>(&text[..cut]), None, "at {cut}");
+        assert_eq!(either::<DecodedPod>(&text[..cut]), None, "at {cut}");
     }
     for cut in (0..REAL.len()).step_by(61) {
-        assert_eq!(either::<PodRow>(&REAL[..cut]), None, "at {cut}");
-        assert_eq!(either::<PodRow>(&format!("{}<html>", &REAL[..cut])), None, "at {cut}");
-        assert_eq!(either::<PodRow>(&format!("{}{}", &REAL[..cut], *REAL)).is_some(), cut == 0, "again at {cut}");
+        assert_eq!(either::<DecodedPod>(&REAL[..cut]), None, "at {cut}");
+        assert_eq!(either::<DecodedPod>(&format!("{}<html>", &REAL[..cut])), None, "at {cut}");
+        assert_eq!(either::<DecodedPod>(&format!("{}{}", &REAL[..cut], *REAL)).is_some(), cut == 0, "again at {cut}");
     }
 }
 
 #[test]
-fn a_line_whose_structure_is_broken_is_refused() {
+fn structurally_invalid_line_is_rejected() {
     let meta = r#""metadata":{"name":"n","uid":"u","resourceVersion":"1"}"#;
     for object in [
         "<html>",
@@ -164,17 +164,17 @@ fn a_line_whose_structure_is_broken_is_refused() {
         "1",
     ] {
         let text = format!(r#"{{"type":"ADDED","object":{}}}"#, object.replace("META", meta));
-        assert_eq!(by_serde::<PodRow>(&text), None, "{text}");
-        assert_eq!(either::<PodRow>(&text), None, "{text}");
+        assert_eq!(by_serde::<DecodedPod>(&text), None, "{text}");
+        assert_eq!(either::<DecodedPod>(&text), None, "{text}");
     }
     for end in ["", "}}", "},", "}]", "}{}", ",\"type\":\"ADDED\"}", ",\"object\":{}}"] {
         let text = format!(r#"{{"type":"ADDED","object":{{{meta}}}{end}"#);
-        assert_eq!(either::<PodRow>(&text), None, "{text}");
+        assert_eq!(either::<DecodedPod>(&text), None, "{text}");
     }
 }
 
 #[test]
-fn every_way_to_write_a_line_is_read_alike() {
+fn equivalent_encodings_of_a_line_decode_equally() {
     let meta = r#"{"name":"n","uid":"u","resourceVersion":"7","labels":{"a":"1","a\u0062":"2","a":"3"}}"#;
     let object = format!(r#"{{"metadata":{meta},"status":{{"phase":"R\u00e9\"\\","podIP":"\u0031"}}}}"#);
     let plain = r#"{"metadata":{"name":"n","uid":"u","resourceVersion":"7"}}"#;
@@ -197,9 +197,9 @@ fn every_way_to_write_a_line_is_read_alike() {
             false,
         ),
     ] {
-        let serde = by_serde::<PodRow>(&text);
+        let serde = by_serde::<DecodedPod>(&text);
         assert!(serde.is_some(), "{text}");
-        assert_eq!(here::<PodRow>(&text).is_some(), is_here, "{text}");
-        assert_eq!(either::<PodRow>(&text), serde, "{text}");
+        assert_eq!(here::<DecodedPod>(&text).is_some(), is_here, "{text}");
+        assert_eq!(either::<DecodedPod>(&text), serde, "{text}");
     }
 }

@@ -1,0 +1,280 @@
+//! Builders and a seeded random number generator for tests and benches. Not part of the product: compiled for unit tests
+//! and with the feature `test-support` only.
+//!
+//! One builder makes an object in both forms: the view (`event` types) and the JSON of the Kubernetes API.
+
+use std::{sync::Arc, time::Duration};
+
+use serde_json::{Map, Value, json};
+
+use crate::{
+    api::{LABEL_MANAGED, LABEL_POOL_STATUS, LABEL_TENANT, LABEL_WORKLOAD},
+    event::{Claim, Instance, ResourceVersion, View},
+};
+
+/// A managed Pod. The uid is `uid-<name>`, the phase `Running`, and nothing else is set at first.
+#[derive(Clone, Debug)]
+pub struct PodBuilder {
+    instance: Instance,
+    namespace: Option<String>,
+}
+
+impl PodBuilder {
+    /// A Pod of this name.
+    #[must_use]
+    pub fn new(name: &str) -> PodBuilder {
+        let instance = Instance {
+            name: name.to_owned(),
+            uid: format!("uid-{name}"),
+            phase: "Running".to_owned(),
+            ..Instance::default()
+        };
+        PodBuilder { instance, namespace: None }.label(LABEL_MANAGED, "true")
+    }
+
+    /// `metadata.uid`.
+    #[must_use]
+    pub fn uid(mut self, uid: &str) -> PodBuilder {
+        self.instance.uid = uid.to_owned();
+        self
+    }
+
+    /// `metadata.namespace`, in the JSON only.
+    #[must_use]
+    pub fn namespace(mut self, namespace: &str) -> PodBuilder {
+        self.namespace = Some(namespace.to_owned());
+        self
+    }
+
+    /// `status.phase`.
+    #[must_use]
+    pub fn phase(mut self, phase: &str) -> PodBuilder {
+        self.instance.phase = phase.to_owned();
+        self
+    }
+
+    /// `metadata.resourceVersion`; 0 leaves it out of the JSON, as for an object that does not exist yet.
+    #[must_use]
+    pub fn version(mut self, version: ResourceVersion) -> PodBuilder {
+        self.instance.resource_version = version;
+        self
+    }
+
+    /// A label that has no field of its own in the view.
+    #[must_use]
+    pub fn label(mut self, key: &str, value: &str) -> PodBuilder {
+        self.instance.labels.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// The label that names the workload, and the view's field.
+    #[must_use]
+    pub fn workload(mut self, workload: &str) -> PodBuilder {
+        self.instance.workload_ref = Some(workload.to_owned());
+        self.label(LABEL_WORKLOAD, workload)
+    }
+
+    /// The label that names the tenant, and the view's field.
+    #[must_use]
+    pub fn tenant(mut self, tenant: &str) -> PodBuilder {
+        self.instance.tenant_id = Some(tenant.to_owned());
+        self.label(LABEL_TENANT, tenant)
+    }
+
+    /// The label of the pool status (`warming`, `ready`, `acquired`), and the view's field.
+    #[must_use]
+    pub fn pool(mut self, status: &str) -> PodBuilder {
+        self.instance.pool_status = Some(status.to_owned());
+        self.label(LABEL_POOL_STATUS, status)
+    }
+
+    /// The view's type.
+    #[must_use]
+    pub fn instance(self) -> Arc<Instance> {
+        Arc::new(self.instance)
+    }
+
+    /// The view.
+    #[must_use]
+    pub fn view(self) -> View {
+        View::Instance(self.instance())
+    }
+
+    /// The object as the Kubernetes API sends it.
+    #[must_use]
+    pub fn json(self) -> Value {
+        let Instance { name, uid, phase, labels, resource_version, .. } = self.instance;
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": metadata(name, uid, self.namespace, resource_version, json!(labels)),
+            "spec": {"containers": [{"name": "main", "image": "example.invalid/none"}]},
+            "status": {"phase": phase},
+        })
+    }
+}
+
+/// A BoilerhouseClaim. The uid is `uid-<name>`, the tenant `alice`, the workload `web` and the phase `Pending` at first.
+#[derive(Clone, Debug)]
+pub struct ClaimBuilder {
+    claim: Claim,
+    namespace: Option<String>,
+}
+
+impl ClaimBuilder {
+    /// A claim of this name.
+    #[must_use]
+    pub fn new(name: &str) -> ClaimBuilder {
+        let claim = Claim {
+            name: name.to_owned(),
+            uid: format!("uid-{name}"),
+            tenant_id: "alice".to_owned(),
+            workload_ref: "web".to_owned(),
+            phase: "Pending".to_owned(),
+            ..Claim::default()
+        };
+        ClaimBuilder { claim, namespace: None }
+    }
+
+    /// `metadata.uid`.
+    #[must_use]
+    pub fn uid(mut self, uid: &str) -> ClaimBuilder {
+        self.claim.uid = uid.to_owned();
+        self
+    }
+
+    /// `metadata.namespace`, in the JSON only.
+    #[must_use]
+    pub fn namespace(mut self, namespace: &str) -> ClaimBuilder {
+        self.namespace = Some(namespace.to_owned());
+        self
+    }
+
+    /// `metadata.resourceVersion`; 0 leaves it out of the JSON, as for an object that does not exist yet.
+    #[must_use]
+    pub fn version(mut self, version: ResourceVersion) -> ClaimBuilder {
+        self.claim.resource_version = version;
+        self
+    }
+
+    /// A label.
+    #[must_use]
+    pub fn label(mut self, key: &str, value: &str) -> ClaimBuilder {
+        self.claim.labels.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// `spec.tenantId`.
+    #[must_use]
+    pub fn tenant(mut self, tenant: &str) -> ClaimBuilder {
+        self.claim.tenant_id = tenant.to_owned();
+        self
+    }
+
+    /// `spec.workloadRef`.
+    #[must_use]
+    pub fn workload(mut self, workload: &str) -> ClaimBuilder {
+        self.claim.workload_ref = workload.to_owned();
+        self
+    }
+
+    /// `status.phase`.
+    #[must_use]
+    pub fn phase(mut self, phase: &str) -> ClaimBuilder {
+        self.claim.phase = phase.to_owned();
+        self
+    }
+
+    /// `status.instanceId`.
+    #[must_use]
+    pub fn instance_id(mut self, instance: &str) -> ClaimBuilder {
+        self.claim.instance_id = Some(instance.to_owned());
+        self
+    }
+
+    /// `status.source`.
+    #[must_use]
+    pub fn source(mut self, source: &str) -> ClaimBuilder {
+        self.claim.source = Some(source.to_owned());
+        self
+    }
+
+    /// The view's type.
+    #[must_use]
+    pub fn claim(self) -> Arc<Claim> {
+        Arc::new(self.claim)
+    }
+
+    /// The view.
+    #[must_use]
+    pub fn view(self) -> View {
+        View::Claim(self.claim())
+    }
+
+    /// The object as the Kubernetes API sends it.
+    #[must_use]
+    pub fn json(self) -> Value {
+        let Claim { name, uid, tenant_id, workload_ref, phase, instance_id, source, labels, resource_version, .. } =
+            self.claim;
+        let mut status = Map::from_iter([("phase".to_owned(), json!(phase))]);
+        let optional = [("instanceId", instance_id), ("source", source)];
+        status.extend(optional.into_iter().filter_map(|(key, value)| Some((key.to_owned(), json!(value?)))));
+        json!({
+            "apiVersion": "boilerhouse.dev/v1alpha1", "kind": "BoilerhouseClaim",
+            "metadata": metadata(name, uid, self.namespace, resource_version, json!(labels)),
+            "spec": {"tenantId": tenant_id, "workloadRef": workload_ref},
+            "status": status,
+        })
+    }
+}
+
+fn metadata(name: String, uid: String, namespace: Option<String>, version: ResourceVersion, labels: Value) -> Value {
+    let mut metadata = Map::from_iter([("name".to_owned(), json!(name))]);
+    if let Some(namespace) = namespace {
+        metadata.insert("namespace".to_owned(), json!(namespace));
+    }
+    // The API server sets both when it creates the object.
+    if version != 0 {
+        metadata.insert("uid".to_owned(), json!(uid));
+        metadata.insert("resourceVersion".to_owned(), json!(version.to_string()));
+    }
+    if labels.as_object().is_some_and(|labels| !labels.is_empty()) {
+        metadata.insert("labels".to_owned(), labels);
+    }
+    Value::Object(metadata)
+}
+
+/// A random number generator (SplitMix64) whose sequence for a seed never changes: a printed seed replays a test.
+#[derive(Clone, Debug)]
+pub struct SeededRng(pub u64);
+
+impl SeededRng {
+    /// The next 64 bits.
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `bound`, which must not be 0.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    /// One of `items`, which must not be empty.
+    pub fn choose<'a, T>(&mut self, items: &'a [T]) -> &'a T {
+        &items[self.below(items.len() as u64) as usize]
+    }
+
+    /// A duration of whole milliseconds below `bound`.
+    pub fn duration_up_to(&mut self, bound: Duration) -> Duration {
+        let bound = u64::try_from(bound.as_millis()).unwrap_or(u64::MAX).max(1);
+        Duration::from_millis(self.below(bound))
+    }
+
+    /// A generator of its own, whose numbers do not move this one.
+    pub fn fork(&mut self) -> SeededRng {
+        SeededRng(self.below(u64::MAX))
+    }
+}

@@ -1,0 +1,357 @@
+//! Every GET to the letter (docs/protocol.md#snapshots and docs/protocol.md#errors), on a simulated cluster whose uids, times and versions are
+//! fixed, so that the golden files are exact, heads included: only `Date` and `Connection: close` are left out.
+
+use std::fmt::Write as _;
+
+use boilerhouse_bridge::sim::{ApiResource, SimConfig, store::Store};
+use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
+
+use crate::support::{
+    bridge_process::BridgeProcess,
+    golden,
+    http_client::{self, HttpResponse, TEST_TIMEOUT},
+    long_form,
+    sim_cluster::{NAMESPACE, SimCluster, kubeconfig},
+};
+
+/// The time of the simulated cluster.
+const START: &str = "2026-01-02T03:04:05Z";
+/// An origin that may read.
+const APP: &str = "https://app.example";
+/// What a WebSocket client sends.
+const UPGRADE: &[(&str, &str)] = &[
+    ("Connection", "Upgrade, close"),
+    ("Upgrade", "websocket"),
+    ("Sec-WebSocket-Version", "13"),
+    ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
+];
+
+/// One request: what it shows, method, target, headers. `{etag}` in a header is that of the last answer that had one.
+type Row<'a> = (&'a str, &'a str, &'a str, &'a [(&'a str, &'a str)]);
+
+fn config() -> SimConfig {
+    SimConfig { seed: 7, start: START.parse().unwrap(), ..SimConfig::default() }
+}
+
+/// A cluster with something of everything, made in no particular order, at one moment.
+async fn cluster() -> SimCluster {
+    let cluster = SimCluster::with(config()).await;
+    cluster.sim.store(|store| {
+        store.set_time(START.parse().unwrap());
+        fill(store);
+    });
+    cluster
+}
+
+fn fill(store: &mut Store) {
+    let pod = |name: &str, labels: Value, status: Value| json!({"metadata": {"name": name, "namespace": NAMESPACE, "labels": labels}, "status": status});
+    let of = |workload: &str, pool: &str| json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": workload, "boilerhouse.dev/pool-status": pool});
+    let mut taken = of("web", "acquired");
+    taken["boilerhouse.dev/tenant"] = json!("alice");
+    let running = |ip: &str| json!({"phase": "Running", "podIP": ip});
+    let pods = [
+        pod("web-taken", taken.clone(), running("10.0.0.4")),
+        pod("web-ready", of("web", "ready"), running("10.0.0.3")),
+        pod("db-warming", of("db", "warming"), json!({"phase": "Pending"})),
+        pod("db-odd", of("db", "on fire"), running("10.0.0.5")),
+        pod("a-bare-one", json!({"boilerhouse.dev/managed": "true"}), json!({"podIP": 7})),
+        pod("web-two-released", of("web", "acquired"), running("10.0.0.6")),
+        pod("web-two-active", of("web", "acquired"), json!({"phase": "Failed"})),
+        pod("stranger", json!({"app": "else"}), running("10.0.0.9")),
+    ];
+    let claim = |name: &str, tenant: &str, active: &str, status: Value| {
+        let mut claim = json!({
+            "metadata": {"name": name, "namespace": NAMESPACE},
+            "spec": {"tenantId": tenant, "workloadRef": "web"},
+        });
+        if !status.is_null() {
+            claim["status"] = status;
+        }
+        if !active.is_empty() {
+            claim["metadata"]["annotations"] = json!({"boilerhouse.dev/last-activity": active});
+        }
+        claim
+    };
+    let on = |pod: &str, phase: &str, at: &str| json!({"phase": phase, "instanceId": pod, "claimedAt": at});
+    let mut whole = on("web-taken", "Active", "2026-01-01T10:00:00Z");
+    whole["endpoint"] = json!({"host": "10.0.0.4", "port": 8080});
+    whole["source"] = json!("pool+data");
+    whole["detail"] = json!("warm \"and\" well");
+    let mut labelled = claim("alice-web", "alice", "2026-01-02T01:00:00Z", whole);
+    labelled["metadata"]["labels"] = json!({"team": "a"});
+    let claims = [
+        // Active wins over a newer one that is not.
+        claim("alice-older", "alice", "2026-01-02T02:00:00Z", on("web-taken", "Released", "2026-01-01T11:00:00Z")),
+        labelled,
+        // Of two that are not active, and of two that are, the newer wins.
+        claim("bob-1", "bob", "2026-01-01T12:00:00Z", on("web-two-released", "Released", "2026-01-01T08:00:00Z")),
+        claim("bob-2", "bob", "", on("web-two-released", "ReleaseFailed", "2026-01-01T09:00:00Z")),
+        claim("carol-2", "carol", "2026-01-01T21:00:00Z", on("web-two-active", "Active", "2026-01-01T20:00:00Z")),
+        claim("carol-1", "carol", "2026-01-01T23:00:00Z", on("web-two-active", "Active", "2026-01-01T19:00:00Z")),
+        // One that nobody has looked at, of a tenant whose name needs encoding; one of a Pod that is not there.
+        claim("odd", "team/ü 1%", "", Value::Null),
+        claim("lost", "Zoë", "2026-01-01T00:00:00Z", on("gone", "Error", "2026-01-01T00:00:00Z")),
+    ];
+    for (resource, objects) in [(ApiResource::Pods, Vec::from(pods)), (ApiResource::Claims, Vec::from(claims))] {
+        for object in objects {
+            store.create(resource, object).unwrap();
+        }
+    }
+}
+
+/// A path with this filter.
+fn params(path: &str, filter: &str) -> String {
+    let encoded: String = form_urlencoded::byte_serialize(filter.as_bytes()).collect();
+    format!("{path}?params={encoded}")
+}
+
+/// Asks all rows; the answers as a text.
+async fn transcript(bridge: &BridgeProcess, rows: &[Row<'_>]) -> String {
+    let (mut text, mut etag) = (String::new(), String::new());
+    for (title, method, target, headers) in rows {
+        let asked: Vec<_> = headers.iter().map(|(name, value)| (*name, value.replace("{etag}", &etag))).collect();
+        let mut sent = vec![("Host", "localhost:3000")];
+        sent.extend(asked.iter().map(|(name, value)| (*name, value.as_str())));
+        let answer = http_client::request(bridge.address, method, target, &sent).await;
+        if let Some(tag) = answer.header("etag") {
+            etag = tag.to_owned();
+        }
+        writeln!(text, "# {title}\n> {method} {target}").unwrap();
+        for (name, value) in headers.iter().filter(|header| !UPGRADE.contains(header)) {
+            writeln!(text, "> {name}: {value}").unwrap();
+        }
+        show(&mut text, &answer);
+    }
+    text
+}
+
+fn show(text: &mut String, answer: &HttpResponse) {
+    writeln!(text, "< {}", answer.status).unwrap();
+    let shown =
+        |(name, value): &&(String, String)| name != "date" && (name, value) != (&"connection".into(), &"close".into());
+    for (name, value) in answer.headers.iter().filter(shown) {
+        // What is left of it depends on how fast the test runs.
+        let value = if name == "ratelimit" { "\"default\";r=R;t=T" } else { value };
+        writeln!(text, "< {name}: {value}").unwrap();
+    }
+    writeln!(text, "{}\n", answer.body.trim_end()).unwrap();
+}
+
+#[tokio::test]
+async fn every_response_matches_the_golden_file() {
+    let cluster = cluster().await;
+    let bridge = cluster.bridge(&["--cors-origin", APP]).await;
+    let home = cluster.sim.store(|store| store.get(ApiResource::Namespaces, "", NAMESPACE).unwrap());
+    let id = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, home["metadata"]["uid"].as_str().unwrap().as_bytes());
+    let own = format!("/api/v1/pools?connectionId={id}");
+    let web = params("/api/v1/instances", r#"{"instances":{"workloadRef":"web","phase":"Running"}}"#);
+    let web_taken = params("/api/v1/instances/web-taken", r#"{"instances":{"workloadRef":"web"}}"#);
+    let not_taken = params("/api/v1/instances/web-taken", r#"{"instances":{"poolStatus":"ready"}}"#);
+    let labelled = params("/api/v1/tenants", r#"{"claims":{"labels":{"team":null}}}"#);
+    let lost = params("/api/v1/tenants/alice", r#"{"claims":{"phase":"Error"}}"#);
+    let pool = params("/api/v1/pools", r#"{"instances":{"workloadRef":"db"}}"#);
+    let counts = params("/api/v1/stats", r#"{"instances":{"poolStatus":"acquired"},"claims":{"tenantId":"bob"}}"#);
+    let unknown = params("/api/v1/instances", r#"{"instances":{"tenant":"alice"}}"#);
+    let foreign = "/api/v1/pools?connectionId=00000000-0000-5000-8000-000000000000";
+    let preflight: &[_] = &[
+        ("Origin", APP),
+        ("Access-Control-Request-Method", "GET"),
+        ("Access-Control-Request-Headers", "if-none-match"),
+    ];
+    let rows: &[Row] = &[
+        ("instances, by name, joined with the claim that speaks for each", "GET", "/api/v1/instances", &[]),
+        ("one of them", "GET", "/api/v1/instances/web-taken", &[]),
+        ("tenants, by id, their claims by name", "GET", "/api/v1/tenants", &[]),
+        ("one of them", "GET", "/api/v1/tenants/alice", &[]),
+        ("one whose id needs encoding", "GET", "/api/v1/tenants/team%2F%C3%BC%201%25", &[]),
+        ("one with a letter that does not", "GET", "/api/v1/tenants/Zo%c3%ab", &[]),
+        ("pools", "GET", "/api/v1/pools", &[]),
+        ("stats", "GET", "/api/v1/stats", &[]),
+        ("filtered instances", "GET", &web, &[]),
+        ("one of them, filtered", "GET", &web_taken, &[]),
+        ("one that is filtered out does not exist", "GET", &not_taken, &[]),
+        ("tenants, as far as their claims pass a filter", "GET", &labelled, &[]),
+        ("one whose claims are all filtered out", "GET", &lost, &[]),
+        ("filtered pools", "GET", &pool, &[]),
+        ("filtered stats", "GET", &counts, &[]),
+        ("health", "GET", "/api/v1/health", &[]),
+        ("live", "GET", "/livez", &[]),
+        ("ready", "GET", "/readyz", &[]),
+        ("ready, at length", "GET", "/readyz?verbose", &[]),
+        ("the page", "GET", "/", &[]),
+        ("HEAD is GET without the body", "HEAD", "/api/v1/pools", &[]),
+        ("the own connection by its id", "GET", &own, &[]),
+        ("another connection", "GET", foreign, &[]),
+        ("what the client has already", "GET", "/api/v1/pools", &[("If-None-Match", "{etag}")]),
+        ("in a list", "GET", "/api/v1/pools", &[("If-None-Match", "\"other\", {etag}")]),
+        ("weakly", "GET", "/api/v1/pools", &[("If-None-Match", "W/{etag}")]),
+        ("anything", "GET", "/api/v1/pools", &[("If-None-Match", "*")]),
+        ("in the second header", "GET", "/api/v1/pools", &[("If-None-Match", "\"a\""), ("If-None-Match", "{etag}")]),
+        ("by HEAD", "HEAD", "/api/v1/pools", &[("If-None-Match", "{etag}")]),
+        ("something else", "GET", "/api/v1/pools", &[("If-None-Match", "\"other\"")]),
+        ("an unknown parameter", "GET", "/api/v1/instances?limit=5", &[]),
+        ("an unknown parameter where none is known", "GET", "/api/v1/health?x", &[]),
+        ("a parameter twice", "GET", "/api/v1/instances?connectionId=a&connectionId=a", &[]),
+        ("params that are not JSON", "GET", "/api/v1/stats?params=phase=Running", &[]),
+        ("params with an unknown key", "GET", &unknown, &[]),
+        ("no such instance", "GET", "/api/v1/instances/none", &[]),
+        ("one that is not managed", "GET", "/api/v1/instances/stranger", &[]),
+        ("no such tenant", "GET", "/api/v1/tenants/none", &[]),
+        ("an id that is not UTF-8", "GET", "/api/v1/tenants/%ff", &[]),
+        ("no such path", "GET", "/api/v1/nothing?here", &[]),
+        ("a path too long", "GET", "/api/v1/instances/web-ready/logs", &[]),
+        ("another method", "POST", "/api/v1/instances", &[("Content-Length", "0")]),
+        ("another method, nowhere", "DELETE", "/nowhere", &[]),
+        ("a WebSocket, asked for without an upgrade", "GET", "/ws", &[]),
+        ("another version of it", "GET", "/ws", &[UPGRADE[0], UPGRADE[1], ("Sec-WebSocket-Version", "8"), UPGRADE[3]]),
+        ("a key too short", "GET", "/ws", &[UPGRADE[0], UPGRADE[1], UPGRADE[2], ("Sec-WebSocket-Key", "c2hvcnQ=")]),
+        ("an unknown type", "GET", "/ws?types=instance,pods", UPGRADE),
+        ("an unknown snapshot", "GET", "/ws?snapshot=half", UPGRADE),
+        ("a parameter that /ws does not have", "GET", "/ws?lastEventId=1", UPGRADE),
+        ("another connection's stream", "GET", &foreign.replace("/api/v1/pools", "/ws"), UPGRADE),
+        ("OPTIONS", "OPTIONS", "/api/v1/instances", &[]),
+        ("OPTIONS of nothing", "OPTIONS", "/nowhere", &[]),
+        ("from an allowed origin", "GET", "/api/v1/health", &[("Origin", APP)]),
+        ("an allowed origin's error", "GET", "/api/v1/instances/none", &[("Origin", APP)]),
+        ("an allowed origin's preflight", "OPTIONS", "/api/v1/instances", preflight),
+        ("a foreign origin's", "OPTIONS", "/api/v1/instances", &[("Origin", "https://evil.example"), preflight[1]]),
+        ("an origin that is none", "GET", "/api/v1/instances", &[("Origin", "null")]),
+    ];
+    golden::check("gets.txt", &transcript(&bridge, rows).await);
+}
+
+/// By hand, so that a blessed mistake is noticed: who is shown, in which order, and whose claim speaks.
+#[tokio::test]
+async fn instance_includes_times_of_its_claim() {
+    let cluster = cluster().await;
+    let bridge = cluster.bridge(&[]).await;
+    let instances = http_client::get(bridge.address, "/api/v1/instances").await.json();
+    let joined = instances.as_array().unwrap().iter().map(|instance| {
+        let field = |name: &str| instance[name].as_str().unwrap_or("-").to_owned();
+        [field("name"), field("claimedAt"), field("lastActivity")]
+    });
+    let joined: Vec<_> = joined.collect();
+    assert_eq!(
+        joined,
+        [
+            ["a-bare-one", "-", "-"],
+            ["db-odd", "-", "-"],
+            ["db-warming", "-", "-"],
+            ["web-ready", "-", "-"],
+            ["web-taken", "2026-01-01T10:00:00Z", "2026-01-02T01:00:00Z"],
+            ["web-two-active", "2026-01-01T20:00:00Z", "2026-01-01T21:00:00Z"],
+            ["web-two-released", "2026-01-01T09:00:00Z", "-"],
+        ]
+    );
+    let tenants = http_client::get(bridge.address, "/api/v1/tenants").await.json();
+    let tenants: Vec<_> = tenants
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|tenant| {
+            let claims = tenant["claims"].as_array().unwrap().iter().map(|claim| claim["name"].as_str().unwrap());
+            format!("{}: {}", tenant["tenantId"].as_str().unwrap(), claims.collect::<Vec<_>>().join(" "))
+        })
+        .collect();
+    assert_eq!(
+        tenants,
+        ["Zoë: lost", "alice: alice-older alice-web", "bob: bob-1 bob-2", "carol: carol-1 carol-2", "team/ü 1%: odd",]
+    );
+}
+
+/// A GET's tag and cursor change when, and only when, what they stand for does.
+#[tokio::test]
+async fn etags_and_cursors_change_only_with_the_state() {
+    let cluster = cluster().await;
+    let bridge = cluster.bridge(&[]).await;
+    let again = cluster.bridge(&[]).await;
+    let head = |answer: &HttpResponse| ["etag", "event-cursor"].map(|name| answer.header(name).unwrap().to_owned());
+    let before = head(&http_client::get(bridge.address, "/api/v1/pools").await);
+    assert_eq!(before, head(&http_client::get(again.address, "/api/v1/pools").await), "two replicas say the same");
+    let unseen = json!({"metadata": {"labels": {"new": "label"}}});
+    cluster.sim.store(|store| store.patch(ApiResource::Pods, NAMESPACE, "web-ready", &unseen)).unwrap();
+    let moved = wait_for(&bridge, "/api/v1/pools", |answer| head(answer)[1] != before[1]).await;
+    assert_eq!(head(&moved)[0], before[0], "the pools are what they were");
+    let ready = json!({"metadata": {"labels": {"boilerhouse.dev/pool-status": "ready"}}});
+    cluster.sim.store(|store| store.patch(ApiResource::Pods, NAMESPACE, "db-warming", &ready)).unwrap();
+    let changed = wait_for(&bridge, "/api/v1/pools", |answer| head(answer)[0] != before[0]).await;
+    assert_eq!(changed.json()[0], json!({"workloadRef": "db", "warming": 0, "ready": 1, "acquired": 0}));
+    let answer = http_client::request(bridge.address, "GET", "/api/v1/pools", &[("If-None-Match", &before[0])]).await;
+    assert_eq!(answer.status, 200);
+}
+
+/// A bridge whose API server is not there says so on every endpoint that needs it.
+#[tokio::test]
+async fn get_is_503_before_the_first_sync() {
+    // Port 1 (tcpmux) is nobody's.
+    let nowhere = kubeconfig("http://127.0.0.1:1");
+    let bridge = BridgeProcess::start(&nowhere.path().to_string_lossy(), NAMESPACE, &["--cors-origin", APP]).await;
+    // Which of the two lists has failed first is chance: both have been tried once there are two reasons.
+    wait_for(&bridge, "/readyz?verbose", |answer| answer.body.matches("down for").count() == 2).await;
+    let mut rows: Vec<Row> = vec![
+        ("instances", "GET", "/api/v1/instances", &[]),
+        ("one instance", "GET", "/api/v1/instances/a", &[]),
+        ("tenants", "GET", "/api/v1/tenants", &[]),
+        ("one tenant", "GET", "/api/v1/tenants/a", &[]),
+        ("pools", "GET", "/api/v1/pools", &[]),
+        ("stats", "GET", "/api/v1/stats", &[]),
+        ("stats, by HEAD", "HEAD", "/api/v1/stats", &[]),
+        ("stats, from an allowed origin", "GET", "/api/v1/stats", &[("Origin", APP)]),
+        ("health", "GET", "/api/v1/health", &[]),
+        ("live", "GET", "/livez", &[]),
+        ("ready", "GET", "/readyz", &[]),
+        ("ready, at length", "GET", "/readyz?verbose", &[]),
+        ("a mistake is told first", "GET", "/api/v1/stats?x", &[]),
+    ];
+    let text = transcript(&bridge, &rows).await;
+    let mut golden = String::new();
+    for line in text.lines() {
+        // How long it has been down is chance, and the length of what says so.
+        match line.split_once("down for ").and_then(|(before, rest)| Some((before, rest.split_once(" s: ")?.1))) {
+            Some((before, reason)) => writeln!(golden, "{before}down for N s: {reason}").unwrap(),
+            None => writeln!(golden, "{line}").unwrap(),
+        }
+    }
+    golden::check("gets-not-ready.txt", &golden);
+    if long_form() {
+        // The upgrade waits for the lists, 10 s, before it says the same.
+        rows = vec![("the stream", "GET", "/ws", UPGRADE)];
+        golden::check("gets-not-ready-ws.txt", &transcript(&bridge, &rows).await);
+    }
+}
+
+/// Names, types and units of what Prometheus is told.
+#[tokio::test]
+async fn metric_names_match_the_golden_file() {
+    let cluster = cluster().await;
+    let bridge = cluster.bridge(&[]).await;
+    let mut listener = bridge.listen("/ws").await;
+    listener.text().await;
+    let answer = http_client::get(bridge.address, "/metrics").await;
+    let kind = answer.header("content-type");
+    assert_eq!(kind, Some("application/openmetrics-text; version=1.0.0; charset=utf-8"));
+    assert!(answer.body.ends_with("# EOF\n"), "{}", answer.body);
+    let mut names: Vec<_> = answer.body.lines().filter(|line| line.starts_with("# TYPE ")).collect();
+    names.sort_unstable();
+    golden::check("metrics.txt", &(names.join("\n") + "\n"));
+    let samples = answer.body.lines().filter(|line| !line.starts_with('#'));
+    for sample in samples {
+        let value = sample.rsplit(' ').next().unwrap();
+        assert!(sample.starts_with("bridge_") && value.parse::<f64>().is_ok(), "{sample}");
+    }
+}
+
+/// Asks until the answer is such.
+async fn wait_for(bridge: &BridgeProcess, target: &str, mut such: impl FnMut(&HttpResponse) -> bool) -> HttpResponse {
+    let found = timeout(TEST_TIMEOUT, async {
+        loop {
+            let answer = http_client::get(bridge.address, target).await;
+            if such(&answer) {
+                return answer;
+            }
+            sleep(std::time::Duration::from_millis(20)).await;
+        }
+    });
+    found.await.unwrap_or_else(|_| panic!("{target} does not become so: {:#?}", bridge.log()))
+}

@@ -1,0 +1,337 @@
+//! What happens in a history: random writes, and every fault that the simulated API knows.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use boilerhouse_bridge::sim::fault::{Answer, ConnectionEnd, Fault, WatchFault};
+use boilerhouse_bridge::sim::store::Store;
+use boilerhouse_bridge::sim::{ApiResource, Verb};
+use serde_json::{Value, json};
+
+use super::cluster::Cluster;
+use super::history::NAMESPACE;
+use crate::support::rng::SeededRng;
+
+/// What can go wrong; `InjectedFault::ALL` is what the tally is held against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum InjectedFault {
+    CutEof,
+    CutReset,
+    BreakEof,
+    BreakReset,
+    HalfLine,
+    Garbage,
+    StallAll,
+    StallOne,
+    BlackHole,
+    Restored,
+    ExpiredLine,
+    ExpiredStatus,
+    ExpiredPage,
+    ChangedBetweenPages,
+    HalfList,
+    Restart,
+    Compaction,
+    TooMany,
+    ForbiddenOnce,
+    ForbiddenForAWhile,
+    UnauthorizedForAWhile,
+    Internal,
+    Unavailable,
+    RefusedOnce,
+    Hangs,
+    Down,
+    OutOfReachForLong,
+}
+
+impl InjectedFault {
+    pub(crate) const ALL: [InjectedFault; 27] = {
+        use InjectedFault::*;
+        [
+            CutEof,
+            CutReset,
+            BreakEof,
+            BreakReset,
+            HalfLine,
+            Garbage,
+            StallAll,
+            StallOne,
+            BlackHole,
+            Restored,
+            ExpiredLine,
+            ExpiredStatus,
+            ExpiredPage,
+            ChangedBetweenPages,
+            HalfList,
+            Restart,
+            Compaction,
+            TooMany,
+            ForbiddenOnce,
+            ForbiddenForAWhile,
+            UnauthorizedForAWhile,
+            Internal,
+            Unavailable,
+            RefusedOnce,
+            Hangs,
+            Down,
+            OutOfReachForLong,
+        ]
+    };
+
+    /// Whether it keeps everybody asking for a long time: a few of these go a long way.
+    fn lasts(self) -> bool {
+        use InjectedFault::*;
+        matches!(self, Down | BlackHole | OutOfReachForLong | ForbiddenForAWhile | UnauthorizedForAWhile)
+    }
+
+    /// Whether the watch history is as good as before.
+    pub(crate) fn keeps_history(self) -> bool {
+        use InjectedFault::*;
+        !matches!(
+            self,
+            Garbage
+                | Restored
+                | ExpiredLine
+                | ExpiredStatus
+                | ExpiredPage
+                | ChangedBetweenPages
+                | HalfList
+                | Restart
+                | Compaction
+        )
+    }
+}
+
+pub(crate) type FaultCounts = BTreeMap<InjectedFault, u64>;
+
+/// One random write; what the store refuses is none. Each write leaves a mark of its own in the object, so that every
+/// version says something else.
+pub(crate) fn write(store: &mut Store, rng: &mut SeededRng) {
+    let mark = store.revision();
+    let namespace = if rng.below(20) == 0 { "elsewhere" } else { NAMESPACE };
+    if rng.below(5) < 3 { pod(store, rng, namespace, mark) } else { claim(store, rng, namespace, mark) }
+}
+
+fn pod(store: &mut Store, rng: &mut SeededRng, namespace: &str, mark: u64) {
+    let name = format!("p{}", rng.below(6));
+    let managed = *rng.choose(&["true", "true", "true", "true", "true", "false"]);
+    let status = *rng.choose(&[Some("warming"), Some("ready"), Some("ready"), Some("acquired"), None]);
+    let tenant = *rng.choose(&[None, None, Some("alice"), Some("bob")]);
+    let labels = json!({
+        "boilerhouse.dev/managed": managed, "boilerhouse.dev/workload": format!("w{mark}"),
+        "boilerhouse.dev/pool-status": status, "boilerhouse.dev/tenant": tenant,
+    });
+    let phase = *rng.choose(&["Pending", "Running", "Succeeded", "Failed", ""]);
+    let ip = format!("10.0.0.{}", mark % 5);
+    let change = json!({"metadata": {"labels": labels}, "status": {"phase": phase, "podIP": ip}});
+    let _ = match rng.below(10) {
+        0 => store.terminate(ApiResource::Pods, namespace, &name, 30),
+        1 => store.delete(ApiResource::Pods, namespace, &name),
+        2 => {
+            let _ = store.delete(ApiResource::Pods, namespace, &name);
+            create(store, ApiResource::Pods, namespace, &name, &change)
+        }
+        _ if store.get(ApiResource::Pods, namespace, &name).is_none() => {
+            create(store, ApiResource::Pods, namespace, &name, &change)
+        }
+        _ => store.patch(ApiResource::Pods, namespace, &name, &change),
+    };
+}
+
+fn claim(store: &mut Store, rng: &mut SeededRng, namespace: &str, mark: u64) {
+    let name = format!("c{}", rng.below(4));
+    let spec = json!({"tenantId": format!("t{mark}"), "workloadRef": format!("w{mark}")});
+    let phase =
+        *rng.choose(&["Pending", "Active", "Active", "Releasing", "Released", "Released", "ReleaseFailed", "Error"]);
+    let source = *rng.choose(&[Some("pool"), Some("cold+data"), None]);
+    let status = json!({"phase": phase, "source": source});
+    let both = json!({"spec": spec, "status": status});
+    let _ = match rng.below(10) {
+        0 | 1 => store.delete(ApiResource::Claims, namespace, &name),
+        2 => {
+            let _ = store.delete(ApiResource::Claims, namespace, &name);
+            create(store, ApiResource::Claims, namespace, &name, &both)
+        }
+        _ if store.get(ApiResource::Claims, namespace, &name).is_none() => {
+            create(store, ApiResource::Claims, namespace, &name, &json!({ "spec": spec }))
+        }
+        // Nobody sees it.
+        3 if mark.is_multiple_of(2) => {
+            let unseen = json!({"metadata": {"annotations": {"boilerhouse.dev/last-activity": format!("{mark}")}}});
+            store.patch(ApiResource::Claims, namespace, &name, &unseen)
+        }
+        3 => store.patch(ApiResource::Claims, namespace, &name, &json!({ "spec": spec })),
+        _ => store.patch(ApiResource::Claims, namespace, &name, &both),
+    };
+}
+
+type Written = Result<Arc<Value>, boilerhouse_bridge::sim::store::Refused>;
+
+fn create(store: &mut Store, resource: ApiResource, namespace: &str, name: &str, rest: &Value) -> Written {
+    let mut object = rest.clone();
+    // A label without a value is none: a merge patch takes it away, a new object must not have it.
+    if let Some(labels) = object["metadata"]["labels"].as_object_mut() {
+        labels.retain(|_, value| !value.is_null());
+    }
+    object["metadata"]["name"] = json!(name);
+    object["metadata"]["namespace"] = json!(namespace);
+    store.create(resource, object)
+}
+
+/// One random trouble, from its beginning to its end, or armed for a request to come.
+pub(crate) async fn fault(cluster: &Cluster, rng: &mut SeededRng, among: &[InjectedFault]) -> InjectedFault {
+    let mut fault = *rng.choose(among);
+    if fault.lasts() && rng.below(3) > 0 {
+        fault = *rng.choose(among);
+    }
+    let sim = &cluster.sim;
+    let resource = *rng.choose(&[ApiResource::Pods, ApiResource::Claims]);
+    let verb = *rng.choose(&[Verb::List, Verb::Watch, Verb::Watch]);
+    let after = usize::try_from(rng.below(3)).unwrap();
+    let watch = |then| sim.arm(Fault::watch(after, then).on(resource));
+    let answer = |answer| sim.arm(Fault::answer(answer).on_verb(verb).on(resource));
+    match fault {
+        InjectedFault::CutEof => sim.cut_watches(ConnectionEnd::Eof),
+        InjectedFault::CutReset => sim.cut_watches(ConnectionEnd::Reset),
+        InjectedFault::BreakEof => watch(WatchFault::Cut(ConnectionEnd::Eof)),
+        InjectedFault::BreakReset => watch(WatchFault::Cut(ConnectionEnd::Reset)),
+        InjectedFault::HalfLine => watch(WatchFault::HalfLine),
+        InjectedFault::Garbage => watch(WatchFault::Garbage),
+        InjectedFault::StallAll => sim.stall_watches(),
+        InjectedFault::StallOne => watch(WatchFault::Stall),
+        InjectedFault::BlackHole => out_of_reach(cluster, rng, true, Duration::ZERO).await,
+        InjectedFault::Down => out_of_reach(cluster, rng, false, Duration::ZERO).await,
+        InjectedFault::OutOfReachForLong => {
+            let swallows = rng.below(2) == 0;
+            out_of_reach(cluster, rng, swallows, Duration::from_secs(70)).await;
+        }
+        InjectedFault::Restored => restored(cluster, rng).await,
+        InjectedFault::ExpiredLine => watch(WatchFault::Expired),
+        InjectedFault::ExpiredStatus => sim.arm(Fault::answer(Answer::Gone).on_verb(Verb::Watch).on(resource)),
+        InjectedFault::ExpiredPage => {
+            sim.arm(Fault::expire_page().on(resource));
+            watch(WatchFault::Expired);
+        }
+        InjectedFault::ChangedBetweenPages => {
+            sim.arm(changed(rng).on_verb(Verb::List).on(resource));
+            watch(WatchFault::Expired);
+        }
+        InjectedFault::HalfList => {
+            cluster.recorder.half_lists[usize::from(resource == ApiResource::Claims)].fetch_add(1, Ordering::Relaxed);
+            watch(WatchFault::Expired);
+        }
+        InjectedFault::Restart => sim.restart(),
+        InjectedFault::Compaction => sim.store(|store| {
+            store.compact(store.revision());
+            store.lose_watch_history();
+        }),
+        InjectedFault::TooMany => answer(Answer::TooManyRequests(*rng.choose(&[1, 7, 40]))),
+        InjectedFault::ForbiddenOnce => answer(Answer::Forbidden),
+        InjectedFault::ForbiddenForAWhile => {
+            sim.deny(verb, resource);
+            sim.cut_watches(*rng.choose(&[ConnectionEnd::Eof, ConnectionEnd::Reset]));
+            while_it_lasts(cluster, rng, Duration::from_secs(60)).await;
+            sim.allow_all();
+        }
+        InjectedFault::UnauthorizedForAWhile => {
+            sim.set_unauthorized(true);
+            sim.cut_watches(*rng.choose(&[ConnectionEnd::Eof, ConnectionEnd::Reset]));
+            while_it_lasts(cluster, rng, Duration::from_secs(60)).await;
+            sim.set_unauthorized(false);
+        }
+        InjectedFault::Internal => answer(Answer::Internal),
+        InjectedFault::Unavailable => answer(Answer::Unavailable),
+        InjectedFault::RefusedOnce => sim.arm(Fault::refuse().on_verb(verb).on(resource)),
+        InjectedFault::Hangs => sim.arm(Fault::hang().on_verb(verb).on(resource)),
+    }
+    fault
+}
+
+/// Something is written right after an answer; now and then history is compacted with it, so that the next page expires.
+fn changed(rng: &mut SeededRng) -> Fault {
+    let (seed, compacts) = (Mutex::new(rng.fork()), rng.below(2) == 0);
+    Fault::with_concurrent_change(move |store| {
+        write(store, &mut seed.lock().unwrap());
+        if compacts {
+            store.compact(store.revision());
+        }
+    })
+}
+
+async fn out_of_reach(cluster: &Cluster, rng: &mut SeededRng, swallows: bool, least: Duration) {
+    if swallows {
+        cluster.sim.black_hole()
+    } else {
+        cluster.sim.down()
+    }
+    cluster.sleep_slot(least).await;
+    while_it_lasts(cluster, rng, Duration::from_secs(59)).await;
+    cluster.sim.up();
+}
+
+/// Life goes on, unseen.
+async fn while_it_lasts(cluster: &Cluster, rng: &mut SeededRng, most: Duration) {
+    for _ in 0..rng.below(5) {
+        cluster.sleep_slot(rng.duration_up_to(most / 5)).await;
+        cluster.write(|store| write(store, rng));
+    }
+    cluster.sleep_slot(rng.duration_up_to(most / 5)).await;
+}
+
+/// etcd is put back. Everybody has heard of what is lost with it, and as long as the hub has not looked (15 s into the
+/// silence) less is written than was lost: a history that has grown past what was heard is the stated limit (docs/guarantees.md,
+/// G5).
+async fn restored(cluster: &Cluster, rng: &mut SeededRng) {
+    if cluster.sim.pending_faults() > 0 {
+        return;
+    }
+    // What stalled is known to be dead after 35 s.
+    cluster.sleep_slot(Duration::from_secs(60)).await;
+    label(cluster, "before");
+    let older = cluster.sim.store(|store| store.clone());
+    // The same version of the same life says one thing in this history and another in the next.
+    label(cluster, "lost");
+    for _ in 0..=rng.below(6) {
+        cluster.write(|store| write(store, rng));
+        cluster.sleep_slot(rng.duration_up_to(Duration::from_secs(2))).await;
+    }
+    // The last two, so that both resources' versions are known to have come this far.
+    cluster.write(|store| {
+        let mark = store.revision();
+        for (resource, name) in [(ApiResource::Pods, "p0"), (ApiResource::Claims, "c0")] {
+            let _ = store.delete(resource, NAMESPACE, name);
+            let labels = json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": format!("w{mark}")});
+            let rest = json!({"metadata": {"labels": labels}, "spec": {"tenantId": format!("t{mark}")}});
+            create(store, resource, NAMESPACE, name, &rest).unwrap();
+        }
+    });
+    let lost = cluster.sim.store(|store| store.revision());
+    cluster.sleep_slot(Duration::from_millis(1)).await;
+    // One write is two revisions at most; pods were heard of up to one before the last.
+    if !cluster.is_delivered(lost - 2).await {
+        return;
+    }
+    cluster.restore(older);
+    label(cluster, "found");
+    for _ in 0..rng.below(6) {
+        cluster.write(|store| {
+            if store.revision() + 2 < lost - 2 {
+                write(store, rng);
+            }
+        });
+        cluster.sleep_slot(rng.duration_up_to(Duration::from_secs(2))).await;
+    }
+    cluster.sleep_slot(Duration::from_secs(60)).await;
+}
+
+fn label(cluster: &Cluster, workload: &str) {
+    let labels = json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": workload});
+    let change = json!({"metadata": {"labels": labels}});
+    cluster.write(|store| {
+        if store.patch(ApiResource::Pods, NAMESPACE, "p5", &change).is_err() {
+            create(store, ApiResource::Pods, NAMESPACE, "p5", &change).unwrap();
+        }
+    });
+}

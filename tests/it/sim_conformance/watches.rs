@@ -1,0 +1,152 @@
+//! What a watch tells, and what it does not.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use kube::Client;
+use serde_json::json;
+use tokio::time::{Instant, timeout};
+
+use super::client::*;
+
+pub(super) async fn watch_sends_changes_after_its_version(client: &Client, ns: &str) {
+    let a = create_pod(client, ns, "a", json!({})).await;
+    let b = create_pod(client, ns, "b", json!({})).await;
+    let mut watch = Lines::open(client, &pods(ns, &from(&a))).await;
+    assert_eq!(watch.next().await, json!({"type": "ADDED", "object": b}), "exactly what came after its version");
+    let running = patched(client, &pods(ns, "/a/status"), &json!({"status": {"phase": "Running"}})).await;
+    assert_eq!(watch.next().await, json!({"type": "MODIFIED", "object": running}));
+    create_claim(client, ns, "a").await;
+    watch.silent().await;
+}
+
+pub(super) async fn watch_without_version_starts_with_current_objects(client: &Client, ns: &str) {
+    create_pod(client, ns, "b", json!({})).await;
+    create_pod(client, ns, "a", json!({})).await;
+    for version in ["", "&resourceVersion=0"] {
+        let mut watch = Lines::open(client, &pods(ns, &format!("?watch=1&timeoutSeconds=5{version}"))).await;
+        let mut told = [watch.next().await, watch.next().await];
+        told.sort_by_key(|line| line["object"]["metadata"]["name"].to_string());
+        assert_eq!([&told[0]["type"], &told[1]["type"]], ["ADDED", "ADDED"]);
+        assert_eq!([&told[0]["object"]["metadata"]["name"], &told[1]["object"]["metadata"]["name"]], ["a", "b"]);
+        let label = json!({"metadata": {"labels": {"v": version.len().to_string()}}});
+        let marked = patched(client, &pods(ns, "/a"), &label).await;
+        assert_eq!(watch.next().await, json!({"type": "MODIFIED", "object": marked}));
+    }
+}
+
+pub(super) async fn watch_at_a_future_version_sends_nothing(client: &Client, ns: &str) {
+    let a = create_pod(client, ns, "a", json!({})).await;
+    let future = format!("?watch=1&timeoutSeconds=6&resourceVersion={}", version(&a) + 1_000_000);
+    let mut watch = Lines::open(client, &pods(ns, &future)).await;
+    create_pod(client, ns, "b", json!({})).await;
+    watch.silent().await;
+}
+
+pub(super) async fn watch_at_an_expired_version_sends_an_error_line(client: &Client, ns: &str) {
+    let mut watch = Lines::open(client, &pods(ns, "?watch=1&resourceVersion=1&timeoutSeconds=10")).await;
+    let line = watch.next().await;
+    assert_eq!(line["type"], "ERROR");
+    let status = &line["object"];
+    assert_eq!((&status["code"], &status["reason"]), (&json!(410), &json!("Expired")));
+    assert!(status["message"].as_str().unwrap().starts_with("too old resource version: 1 ("), "{status}");
+    watch.end().await;
+}
+
+pub(super) async fn selector_watch_sends_objects_that_start_or_stop_matching(client: &Client, ns: &str) {
+    let first = create_pod(client, ns, "a", json!({"team": "red"})).await;
+    let query = format!("{}&labelSelector=team%3Dblue", from(&first));
+    let mut watch = Lines::open(client, &pods(ns, &query)).await;
+    let label = |team: &str| json!({"metadata": {"labels": {"team": team}}});
+    let joined = patched(client, &pods(ns, "/a"), &label("blue")).await;
+    assert_eq!(watch.next().await, json!({"type": "ADDED", "object": joined}));
+    let left = patched(client, &pods(ns, "/a"), &label("green")).await;
+    let deleted = watch.next().await;
+    assert_eq!(deleted["type"], "DELETED");
+    assert_eq!(deleted["object"]["metadata"]["labels"]["team"], "blue", "what it was when it was last ours");
+    assert_eq!(version(&deleted["object"]), version(&left), "with the version of what happened");
+    patched(client, &pods(ns, "/a"), &label("red")).await;
+    watch.silent().await;
+}
+
+pub(super) async fn watch_is_limited_to_its_namespace(client: &Client, ns: &str) {
+    let first = create_pod(client, ns, "a", json!({})).await;
+    let mut watch = Lines::open(client, &pods(ns, &from(&first))).await;
+    let mut everywhere = Lines::open(client, &format!("/api/v1/pods{}", from(&first))).await;
+    let other = format!("{ns}-b");
+    let home = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": other}});
+    let (code, _) = post(client, "/api/v1/namespaces", home).await;
+    assert_eq!(code, StatusCode::CREATED);
+    create_pod(client, &other, "x", json!({})).await;
+    let ours = create_pod(client, ns, "y", json!({})).await;
+    assert_eq!(watch.next().await["object"], ours);
+    // Other tests may share the API server: what matters is that both come, in the order of their versions.
+    let mut seen = Vec::new();
+    while seen.len() < 2 {
+        let line = everywhere.next().await;
+        let home = line["object"]["metadata"]["namespace"].as_str().unwrap().to_owned();
+        if home == ns || home == other {
+            seen.push(home);
+        }
+    }
+    assert_eq!(seen, [other.as_str(), ns]);
+    let (_, list) = get(client, "/api/v1/pods").await;
+    assert!(names(&list).contains(&"x") && names(&list).contains(&"y"));
+}
+
+pub(super) async fn watch_ends_at_its_timeout(client: &Client, ns: &str) {
+    let first = create_pod(client, ns, "a", json!({})).await;
+    let begun = Instant::now();
+    let query = format!("?watch=1&timeoutSeconds=2&resourceVersion={}", version(&first));
+    Lines::open(client, &pods(ns, &query)).await.end().await;
+    let lived = begun.elapsed();
+    assert!(lived >= Duration::from_millis(1900) && lived < Duration::from_secs(5), "{lived:?}");
+}
+
+pub(super) async fn final_bookmark_precedes_the_end(client: &Client, ns: &str) {
+    let first = create_pod(client, ns, "a", json!({})).await;
+    let query = format!("?watch=1&allowWatchBookmarks=true&timeoutSeconds=16&resourceVersion={}", version(&first));
+    let begun = Instant::now();
+    let mut watch = Lines::open(client, &pods(ns, &query)).await;
+    let second = create_pod(client, ns, "b", json!({})).await;
+    assert_eq!(watch.next().await["type"], "ADDED");
+    let mut told = version(&second);
+    let mut last = None;
+    while let Some(bookmark) = timeout(Duration::from_secs(20), watch.read()).await.unwrap() {
+        last = Some(begun.elapsed());
+        assert_eq!((&bookmark["type"], &bookmark["object"]["kind"]), (&json!("BOOKMARK"), &json!("Pod")));
+        assert_eq!(bookmark["object"]["apiVersion"], "v1");
+        assert!(version(&bookmark["object"]) >= told, "everything up to it has been told");
+        // The real one sometimes says it twice, a second apart.
+        told = version(&bookmark["object"]);
+    }
+    let came = last.expect("a bookmark");
+    assert!(came >= Duration::from_secs(12) && came < Duration::from_secs(17), "{came:?}");
+}
+
+pub(super) async fn watch_without_progress_gets_no_bookmark(client: &Client, ns: &str) {
+    let first = create_pod(client, ns, "a", json!({})).await;
+    let query =
+        format!("?watch=1&allowWatchBookmarks=true&timeoutSeconds=16&resourceVersion={}", version(&first) + 1000);
+    Lines::open(client, &pods(ns, &query)).await.end_within(Duration::from_secs(20)).await;
+}
+
+pub(super) async fn bookmarks_are_sent_only_on_request(client: &Client, ns: &str) {
+    let first = create_pod(client, ns, "a", json!({})).await;
+    let query = format!("?watch=1&timeoutSeconds=16&resourceVersion={}", version(&first));
+    let mut watch = Lines::open(client, &pods(ns, &query)).await;
+    create_pod(client, ns, "b", json!({})).await;
+    assert_eq!(watch.next().await["type"], "ADDED");
+    watch.end_within(Duration::from_secs(20)).await;
+}
+
+pub(super) async fn claim_watches_behave_like_pod_watches(client: &Client, ns: &str) {
+    let first = create_claim(client, ns, "a").await;
+    let mut watch = Lines::open(client, &claims(ns, &from(&first))).await;
+    let status =
+        json!({"status": {"phase": "Active", "source": "pool+data", "endpoint": {"host": "10.0.0.1", "port": 80}}});
+    let active = patched(client, &claims(ns, "/a/status"), &status).await;
+    assert_eq!(watch.next().await, json!({"type": "MODIFIED", "object": active}));
+    create_pod(client, ns, "a", json!({})).await;
+    watch.silent().await;
+}

@@ -1,0 +1,89 @@
+//! How a bridge leaves those who stream (docs/protocol.md#stream-endpoints, "Drain"): on both transports told why, when to come back,
+//! and not all at once.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::{Carrier, Client, ROWS};
+use crate::support::{
+    http_client::{self, TEST_TIMEOUT},
+    sim_cluster::SimCluster,
+};
+
+/// When it was told, and when it shall come back.
+async fn told(mut client: Client, named: bool) -> (Instant, u64) {
+    let closing: Value = match &mut client {
+        Client::WebSocket(listener) => {
+            let closing = listener.until(|event| event["type"] == "stream.closing").await.pop().unwrap();
+            let (after, close) = listener.closed(TEST_TIMEOUT).await;
+            assert_eq!((after, close), (0, Some((1012, "draining".to_owned()))));
+            serde_json::from_str(&closing).unwrap()
+        }
+        Client::Sse(events) => {
+            let mut blocks = events.rest().await;
+            let closing = blocks.pop().unwrap();
+            assert_eq!(closing.event.as_deref(), named.then_some("stream.closing"));
+            let closing = closing.json();
+            assert_eq!(blocks.pop().unwrap().retry, closing["retryAfterMs"].as_u64());
+            closing
+        }
+    };
+    assert_eq!((&closing["type"], &closing["reason"]), (&"stream.closing".into(), &"draining".into()));
+    (Instant::now(), closing["retryAfterMs"].as_u64().unwrap())
+}
+
+#[tokio::test]
+async fn drain_sends_the_reason_to_all_streams_over_the_drain_time() {
+    const DRAIN: Duration = Duration::from_secs(6);
+    const EACH: usize = 12;
+    let cluster = SimCluster::new().await;
+    let mut bridge = cluster.bridge(&["--drain", "6"]).await;
+    let mut clients = Vec::new();
+    for (path, carrier, ..) in ROWS {
+        for _ in 0..EACH {
+            let mut client = Client::open(&bridge, carrier, path).await;
+            client.event().await;
+            clients.push((carrier, tokio::spawn(told(client, carrier == Carrier::Named))));
+        }
+    }
+    let begun = Instant::now();
+    bridge.signal("TERM").await;
+    let (carriers, tasks): (Vec<_>, Vec<_>) = clients.into_iter().unzip();
+    let all: Vec<_> = join_all(tasks).await.into_iter().map(Result::unwrap).collect();
+    for websocket in [true, false] {
+        let of = carriers.iter().zip(&all).filter(|(carrier, _)| (**carrier == Carrier::WebSocket) == websocket);
+        let (mut times, mut waits): (Vec<_>, Vec<_>) = of.map(|(_, (at, wait))| (*at - begun, *wait)).unzip();
+        times.sort();
+        waits.sort_unstable();
+        println!("websocket {websocket}: told after {times:?}, to come back after {waits:?}");
+        // 24 at least: that all fall into one half of the time has a chance of one in 10^7.
+        let spread = times[times.len() - 1] - times[0];
+        assert!(spread > DRAIN / 4, "all within {spread:?}");
+        assert!(waits[0] >= 1000 && waits[waits.len() - 1] <= 3000 && waits[waits.len() - 1] - waits[0] > 500);
+    }
+    assert_eq!(bridge.ended(TEST_TIMEOUT).await.code(), Some(0));
+}
+
+/// A stream that is dropped on the way is given up, and what the bridge counts says how each ended.
+#[tokio::test]
+async fn closed_streams_are_counted_by_reason() {
+    let cluster = SimCluster::new().await;
+    let bridge = cluster.bridge(&[]).await;
+    let gone =
+        |transport: &str| format!(r#"bridge_connections_closed_total{{transport="{transport}",reason="client gone"}}"#);
+    for (path, carrier, ..) in ROWS {
+        let mut client = Client::open(&bridge, carrier, path).await;
+        client.event().await;
+    }
+    let counted = tokio::time::timeout(TEST_TIMEOUT, async {
+        while http_client::metric(bridge.address, &gone("sse")).await < 4
+            || http_client::metric(bridge.address, &gone("websocket")).await < 2
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    counted.await.expect("streams outlive their clients");
+}

@@ -1,0 +1,195 @@
+//! What a request is refused for: for good with a status that says what is accepted, for now in the way that brings the
+//! client back.
+
+use serde_json::json;
+
+use super::{Carrier, Client, ROWS};
+use crate::support::{
+    bridge_process::BridgeProcess,
+    http_client::{self, HttpResponse, WsClient},
+    sim_cluster::{NAMESPACE, SimCluster, kubeconfig},
+    sse_client::{SseClient, SseEvent},
+};
+
+/// A query, the parameter that the answer names, and words of its message.
+const MALFORMED: &[(&str, &str, &[&str])] = &[
+    ("types=pods", "types", &["unknown type 'pods'", "instance", "instance.state", "mqtt.message", "telemetry"]),
+    ("types=", "types", &["accepted are"]),
+    ("types=instance,", "types", &["accepted are"]),
+    ("snapshot=half", "snapshot", &["accepted are state, none"]),
+    ("snapshot=", "snapshot", &["accepted are state, none"]),
+    ("lastEventId=42", "lastEventId", &["not a cursor", "the id of an event", "Event-Cursor"]),
+    ("lastEventId=", "lastEventId", &["not a cursor"]),
+    ("lastEventId=%ff", "lastEventId", &["not a cursor"]),
+    ("params=%7B", "params", &["JSON"]),
+    ("params=%7B%22instances%22%3A%7B%22colour%22%3A%22red%22%7D%7D", "params", &["colour", "phase", "labels"]),
+    ("color=red", "color", &["unknown", "accepted are types, params, connectionId, snapshot, lastEventId"]),
+    ("snapshot=none&snapshot=none", "snapshot", &["more than once"]),
+];
+
+/// An answer to a request of the row's own kind.
+async fn ask(bridge: &BridgeProcess, carrier: Carrier, path: &str, headers: &[(&str, &str)]) -> HttpResponse {
+    let mut request = match carrier {
+        Carrier::WebSocket => http_client::upgrade(bridge.address, path),
+        Carrier::Unnamed | Carrier::Named => format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", bridge.address),
+    };
+    let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    request.insert_str(request.len() - 2, &format!("Connection: close\r\n{lines}"));
+    http_client::request_raw(bridge.address, &request).await
+}
+
+#[tokio::test]
+async fn malformed_parameter_is_400_with_accepted_values() {
+    let cluster = SimCluster::new().await;
+    let bridge = cluster.bridge(&[]).await;
+    for (path, carrier, ..) in ROWS {
+        for (query, parameter, words) in MALFORMED {
+            let path = format!("{path}?{query}");
+            let answer = ask(&bridge, carrier, &path, &[]).await;
+            assert_eq!((answer.status, &answer.json()["code"]), (400, &json!("BAD_REQUEST")), "{path}: {answer:?}");
+            assert_eq!(answer.json()["details"]["parameter"], *parameter, "{path}");
+            let message = answer.json()["message"].as_str().unwrap().to_owned();
+            assert!(words.iter().all(|word| message.contains(word)), "{path}: {message}");
+        }
+        let other = format!("{path}?connectionId=00000000-0000-5000-8000-000000000000");
+        let answer = ask(&bridge, carrier, &other, &[]).await;
+        assert_eq!((answer.status, &answer.json()["code"]), (404, &json!("NOT_FOUND")), "{path}: {answer:?}");
+        // A cursor in the header does not excuse what is wrong beside it.
+        let answer = ask(&bridge, carrier, &format!("{path}?lastEventId=42"), &[("Last-Event-ID", "42")]).await;
+        assert_eq!(answer.status, 400, "{path}: {answer:?}");
+    }
+}
+
+/// Who takes the wrong transport's path is told the right one, which exists.
+#[tokio::test]
+async fn wrong_transport_error_names_the_right_path() {
+    let cluster = SimCluster::new().await;
+    let bridge = cluster.bridge(&[]).await;
+    for (path, carrier, ..) in ROWS {
+        let (wrong, status) = match carrier {
+            Carrier::WebSocket => (Carrier::Unnamed, 426),
+            Carrier::Unnamed | Carrier::Named => (Carrier::WebSocket, 400),
+        };
+        let answer = ask(&bridge, wrong, path, &[]).await;
+        assert_eq!(answer.status, status, "{path}: {answer:?}");
+        let message = answer.json()["message"].as_str().unwrap().to_owned();
+        let named = ROWS.iter().find(|row| message.split_whitespace().any(|word| word == row.0));
+        let named = named.unwrap_or_else(|| panic!("{path}: {message}"));
+        assert_eq!(named.1 == Carrier::WebSocket, wrong == Carrier::WebSocket, "{path}: {message}");
+        Client::open(&bridge, named.1, named.0).await.event().await;
+    }
+}
+
+/// An event stream that ends at once and says why, and when to come back.
+async fn ended(bridge: &BridgeProcess, path: &str, named: bool, reason: &str) {
+    let mut events = SseClient::open(bridge.address, path, &[]).await;
+    let length = events.head.headers.iter().position(|(name, _)| name == "content-length");
+    events.head.headers.remove(length.expect("it has an end"));
+    super::has_the_head(&events);
+    let blocks = events.rest().await;
+    let [retry, closing] = &blocks[..] else { panic!("{blocks:?}") };
+    let ms = retry.retry.expect("no retry");
+    assert!((1000..=3000).contains(&ms), "{ms}");
+    let event = named.then(|| "stream.closing".to_owned());
+    let data = format!(r#"{{"type":"stream.closing","reason":"{reason}","retryAfterMs":{ms}}}"#);
+    assert_eq!((retry.data.as_str(), closing), ("", &SseEvent { event, data, ..SseEvent::default() }), "{path}");
+}
+
+/// What passes by itself, on every row: an EventSource is kept, a WebSocket client gets a status.
+async fn refused_for_now(bridge: &BridgeProcess, reason: &str, code: &str) {
+    for (path, carrier, ..) in ROWS {
+        if carrier == Carrier::WebSocket {
+            let answer = ask(bridge, carrier, path, &[]).await;
+            assert_eq!((answer.status, &answer.json()["code"]), (503, &json!(code)), "{path}: {answer:?}");
+            assert_eq!(answer.header("retry-after"), Some("1"), "{path}");
+        } else {
+            ended(bridge, path, carrier == Carrier::Named, reason).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn streams_over_the_limit_are_rejected_and_gets_are_answered() {
+    let cluster = SimCluster::new().await;
+    cluster.create_pod("pod");
+    let bridge = cluster.bridge(&["--max-connections", "3"]).await;
+    let mut websocket = bridge.listen("/api/websocket").await;
+    websocket.json().await;
+    let mut events = SseClient::open(bridge.address, "/api/sse", &[]).await;
+    events.event().await;
+    let mut own = bridge.listen("/ws").await;
+    own.json().await;
+    refused_for_now(&bridge, "too many connections", "TOO_MANY_CONNECTIONS").await;
+    assert_eq!(WsClient::try_connect(bridge.address, "/ws").await.unwrap_err(), 503);
+    for path in ["/livez", "/readyz", "/metrics", "/api/v1/instances", "/"] {
+        assert_eq!(http_client::get(bridge.address, path).await.status, 200, "{path}");
+    }
+    assert_eq!(http_client::metric(bridge.address, "bridge_streams_refused_total").await, ROWS.len() as u64 + 1);
+    // Those who are there do not notice.
+    cluster.create_pod("later");
+    assert_eq!(events.until(|event| event["type"] == "instance.state").await.len(), 1);
+    // A place that is given back is had again; a request that is refused for what it asks takes none.
+    drop(websocket);
+    for _ in 0..20 {
+        ask(&bridge, Carrier::Unnamed, "/api/sse?snapshot=half", &[]).await;
+        http_client::request(bridge.address, "HEAD", "/api/sse", &[]).await;
+    }
+    let found = tokio::time::timeout(http_client::TEST_TIMEOUT, async {
+        while WsClient::try_connect(bridge.address, "/api/websocket").await.is_err() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    });
+    found.await.expect("the place is lost");
+}
+
+#[tokio::test]
+async fn event_source_gets_a_retry_delay_before_the_first_sync() {
+    // Port 1 (tcpmux) is nobody's.
+    let nowhere = kubeconfig("http://127.0.0.1:1");
+    let bridge = BridgeProcess::start(&nowhere.path().to_string_lossy(), NAMESPACE, &[]).await;
+    for (path, carrier, ..) in ROWS.into_iter().filter(|row| row.1 != Carrier::WebSocket) {
+        ended(&bridge, path, carrier == Carrier::Named, "not ready").await;
+        // What is wrong for good is told first.
+        assert_eq!(http_client::get(bridge.address, &format!("{path}?snapshot=half")).await.status, 400, "{path}");
+    }
+    let connections = http_client::get(bridge.address, "/api/v1/connections").await;
+    assert_eq!((connections.status, &connections.json()["code"]), (503, &json!("NOT_READY")));
+}
+
+#[tokio::test]
+async fn new_streams_get_a_retry_delay_during_drain() {
+    let cluster = SimCluster::new().await;
+    let bridge = cluster.bridge(&["--drain", "60"]).await;
+    // Somebody has to be there, or it ends at once.
+    let mut stays = Vec::new();
+    for _ in 0..20 {
+        stays.push(SseClient::open(bridge.address, "/api/sse", &[]).await);
+    }
+    bridge.signal("TERM").await;
+    let draining = tokio::time::timeout(http_client::TEST_TIMEOUT, async {
+        while http_client::get(bridge.address, "/readyz").await.status == 200 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    });
+    draining.await.expect("still ready");
+    refused_for_now(&bridge, "draining", "UPSTREAM_UNAVAILABLE").await;
+}
+
+/// While the API server is away the full stream goes on, and begins, too: it says so itself.
+#[tokio::test]
+async fn streams_are_accepted_while_the_upstream_is_down() {
+    let cluster = SimCluster::new().await;
+    cluster.create_pod("pod");
+    let bridge = cluster.bridge(&[]).await;
+    let mut first = SseClient::open(bridge.address, "/events", &[]).await;
+    cluster.sim.down();
+    first.until(|event| event["type"] == "matrix-down").await;
+    for (path, carrier, _, snapshot) in ROWS {
+        let event = Client::open(&bridge, carrier, path).await.event().await.json();
+        if snapshot == "state" {
+            assert_eq!(event["instances"][0]["name"], "pod", "{path}");
+        } else {
+            assert_eq!(event["upstream"], "down", "{path}");
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! A client of event streams that shows every field of every block, as it came.
+
+use std::{collections::VecDeque, net::SocketAddr};
+
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+use super::http_client::{self, HttpResponse, TEST_TIMEOUT};
+
+/// An open event stream.
+#[derive(Debug)]
+pub(crate) struct SseClient {
+    stream: TcpStream,
+    /// The answer's head; its body is empty.
+    pub(crate) head: HttpResponse,
+    /// What has come and is no whole block yet.
+    partial: String,
+    blocks: VecDeque<SseEvent>,
+}
+
+/// What stands between two empty lines.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SseEvent {
+    pub(crate) retry: Option<u64>,
+    pub(crate) id: Option<String>,
+    pub(crate) event: Option<String>,
+    pub(crate) data: String,
+}
+
+impl SseEvent {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.data).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    fn parse(text: &str) -> SseEvent {
+        let mut block = SseEvent::default();
+        for line in text.lines() {
+            match line.split_once(": ").unwrap_or_else(|| panic!("no field: {line:?}")) {
+                ("retry", ms) => block.retry = Some(ms.parse().unwrap()),
+                ("id", id) => block.id = Some(id.to_owned()),
+                ("event", name) => block.event = Some(name.to_owned()),
+                ("data", data) if block.data.is_empty() => block.data = data.to_owned(),
+                ("", _) => {}
+                other => panic!("{other:?} in {text:?}"),
+            }
+        }
+        block
+    }
+}
+
+impl SseClient {
+    /// Sends the request and reads the head, which must come at once.
+    pub(crate) async fn open(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> SseClient {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let mut request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nAccept: text/event-stream\r\n");
+        for (name, value) in headers {
+            request += &format!("{name}: {value}\r\n");
+        }
+        stream.write_all((request + "\r\n").as_bytes()).await.unwrap();
+        let mut bytes = Vec::new();
+        let head = timeout(TEST_TIMEOUT, async {
+            while !bytes.ends_with(b"\r\n\r\n") {
+                bytes.push(stream.read_u8().await.unwrap());
+            }
+        });
+        head.await.expect("no head");
+        let head = http_client::parse(&String::from_utf8(bytes).unwrap());
+        SseClient { stream, head, partial: String::new(), blocks: VecDeque::new() }
+    }
+
+    /// The next block; none at the end of the stream.
+    pub(crate) async fn block(&mut self) -> Option<SseEvent> {
+        loop {
+            if let Some(block) = self.blocks.pop_front() {
+                return Some(block);
+            }
+            let mut bytes = Vec::new();
+            let read = timeout(TEST_TIMEOUT, self.stream.read_buf(&mut bytes)).await.expect("nothing comes").unwrap();
+            if read == 0 {
+                assert_eq!(self.partial, "", "the stream ends inside a block");
+                return None;
+            }
+            // What is told here is ASCII, so that no character is cut.
+            self.partial += std::str::from_utf8(&bytes).unwrap();
+            while let Some((block, rest)) = self.partial.split_once("\n\n") {
+                self.blocks.push_back(SseEvent::parse(block));
+                self.partial = rest.to_owned();
+            }
+        }
+    }
+
+    /// The next event, whatever else comes before it.
+    pub(crate) async fn event(&mut self) -> SseEvent {
+        loop {
+            let block = self.block().await.expect("the stream has ended");
+            if !block.data.is_empty() {
+                return block;
+            }
+        }
+    }
+
+    /// Events up to and including the first that satisfies `last`.
+    pub(crate) async fn until(&mut self, mut last: impl FnMut(&Value) -> bool) -> Vec<SseEvent> {
+        let mut events = Vec::new();
+        loop {
+            let event = self.event().await;
+            let done = last(&event.json());
+            events.push(event);
+            if done {
+                return events;
+            }
+        }
+    }
+
+    /// All that still comes.
+    pub(crate) async fn rest(&mut self) -> Vec<SseEvent> {
+        let mut blocks = Vec::new();
+        while let Some(block) = self.block().await {
+            blocks.push(block);
+        }
+        blocks
+    }
+}

@@ -1,0 +1,344 @@
+//! Whom the cluster lets in, as the bridge asks it: against the simulator and the real API server with RBAC.
+
+use std::sync::{Arc, Mutex};
+
+use boilerhouse_bridge::sim::{
+    ApiResource, Sim, SimConfig, Verb,
+    fault::{Answer, Fault},
+};
+use boilerhouse_bridge::source::{
+    error::UpstreamError,
+    review::{Config, Reviewer, User},
+};
+use http::{Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use kube::{Client, client::Body};
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::support::accounts::{Accounts, PROPAGATION_TIMEOUT, REQUIRED_ACCESS, RbacSubject, user_name};
+use crate::support::control_plane::ControlPlane;
+
+const AUDIENCE: &str = "boilerhouse-bridge";
+const NAMESPACE: &str = "boilerhouse";
+
+fn sim() -> Sim {
+    Sim::new(SimConfig { namespaces: vec![NAMESPACE.into(), "other".into()], ..SimConfig::default() })
+}
+
+fn config(namespace: &str) -> Config {
+    Config { namespace: namespace.into(), audience: AUDIENCE.into(), ..Config::default() }
+}
+
+/// A user of this name, of whom nothing else is known.
+fn named(name: &str) -> User {
+    User { name: name.to_owned(), uid: String::new(), groups: Vec::new(), extra: Default::default() }
+}
+
+/// Asks until this is said to be denied, or nothing.
+async fn becomes(review: &Reviewer, user: &User, denied: Option<&str>) {
+    let end = Instant::now() + PROPAGATION_TIMEOUT;
+    loop {
+        let now = review.first_denied(user).await.unwrap();
+        if now.as_deref() == denied {
+            return;
+        }
+        assert!(Instant::now() < end, "{}: {now:?}, not {denied:?}", user.name);
+        sleep(PROPAGATION_TIMEOUT / 100).await;
+    }
+}
+
+/// All that is true of both. `elsewhere` is another namespace.
+async fn judge(accounts: Accounts<'_>, client: Client, ns: &str, elsewhere: &str) {
+    let review = Reviewer::new(client, config(ns));
+    let uid = accounts.create_account(ns, "reader").await;
+    let token = accounts.create_token(ns, "reader", &["other", AUDIENCE]).await;
+    let reader = review.token(&token).await.unwrap().expect("somebody's token");
+    assert_eq!((&reader.name, &reader.uid), (&user_name(ns, "reader"), &uid));
+    assert!(reader.groups.contains(&format!("system:serviceaccounts:{ns}")), "{reader:?}");
+    assert_eq!(reader.extra["authentication.kubernetes.io/credential-id"].len(), 1, "{reader:?}");
+
+    let (own, other) =
+        (accounts.create_token(ns, "reader", &[]).await, accounts.create_token(ns, "reader", &["other"]).await);
+    let over = accounts.create_token_expiring_in(ns, "reader", AUDIENCE, -3600).await;
+    let (before, after) = (format!(" {token}"), format!("{token} "));
+    for nobodys in [&own, &other, &over, "garbage", "", " ", "\t", &before, &after] {
+        assert_eq!(review.token(nobodys).await.unwrap(), None, "{nobodys:?}");
+    }
+
+    assert_eq!(review.first_denied(&reader).await.unwrap().as_deref(), Some("list pods"));
+    accounts.bind(ns, RbacSubject::Account("reader"), &REQUIRED_ACCESS).await;
+    becomes(&review, &reader, None).await;
+    accounts.unbind(ns, RbacSubject::Account("reader")).await;
+    becomes(&review, &reader, Some("list pods")).await;
+
+    // Three of four do not do, wherever else there are all.
+    accounts.create_account(elsewhere, "partly").await;
+    accounts.bind(elsewhere, RbacSubject::Group(&format!("system:serviceaccounts:{ns}")), &REQUIRED_ACCESS).await;
+    for (missing, what) in REQUIRED_ACCESS.iter().zip(NEEDED_IN_WORDS) {
+        let account = format!("without-{}", what.replace(' ', "-"));
+        let rights: Vec<_> = REQUIRED_ACCESS.iter().filter(|right| *right != missing).copied().collect();
+        accounts.create_account(ns, &account).await;
+        accounts.bind(ns, RbacSubject::Account(&account), &rights).await;
+        becomes(&review, &named(&user_name(ns, &account)), Some(what)).await;
+    }
+    // Groups count as they do for the API server.
+    accounts.bind(ns, RbacSubject::Group(&format!("system:serviceaccounts:{ns}")), &REQUIRED_ACCESS).await;
+    becomes(&review, &reader, None).await;
+    assert_eq!(review.first_denied(&named(&reader.name)).await.unwrap().as_deref(), Some("list pods"));
+}
+
+/// As [`NEEDED`].
+const NEEDED_IN_WORDS: [&str; 4] = ["list pods", "watch pods", "list boilerhouseclaims", "watch boilerhouseclaims"];
+
+#[tokio::test(start_paused = true)]
+async fn reviews_decide_access_on_the_simulator() {
+    let sim = sim();
+    judge(Accounts::Simulated(&sim), sim.client(NAMESPACE), NAMESPACE, "other").await;
+}
+
+#[tokio::test]
+async fn reviews_decide_access_on_the_api_server() {
+    let plane = ControlPlane::shared().await;
+    let (ns, elsewhere) = (plane.namespace().await, plane.namespace().await);
+    judge(Accounts::Real(plane), plane.client().await, &ns, &elsewhere).await;
+}
+
+/// It asks as itself, and needs a right for that.
+#[tokio::test]
+async fn missing_review_permission_is_forbidden() {
+    let plane = ControlPlane::shared().await;
+    let unprivileged_client = Reviewer::new(Accounts::Real(plane).unprivileged_client().await, config("default"));
+    let sim = sim();
+    let simulated = Reviewer::new(Accounts::Simulated(&sim).unprivileged_client().await, config("default"));
+    for review in [unprivileged_client, simulated] {
+        assert!(matches!(review.token("garbage").await, Err(UpstreamError::Forbidden(_))));
+        assert!(matches!(review.first_denied(&named("jane")).await, Err(UpstreamError::Forbidden(_))));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn failed_review_produces_no_outcome() {
+    let sim = sim();
+    let accounts = Accounts::Simulated(&sim);
+    let token = accounts.create_token(NAMESPACE, "reader", &[AUDIENCE]).await;
+    accounts.bind(NAMESPACE, RbacSubject::Account("reader"), &REQUIRED_ACCESS).await;
+    let review = Reviewer::new(sim.client(NAMESPACE), config(NAMESPACE));
+    let limit = Config::default().timeout;
+
+    sim.set_reviews_available(false);
+    assert!(matches!(review.token(&token).await, Err(UpstreamError::ConnectionRefused { .. })));
+    assert!(matches!(review.first_denied(&named("jane")).await, Err(UpstreamError::ConnectionRefused { .. })));
+    sim.set_reviews_available(true);
+    assert!(review.token(&token).await.unwrap().is_some(), "and it is over when it is over");
+
+    for (answer, code) in [(Answer::Internal, 500), (Answer::Unavailable, 503)] {
+        sim.arm(Fault::answer(answer).on(ApiResource::TokenReviews));
+        let trouble = review.token(&token).await.unwrap_err();
+        assert!(matches!(trouble, UpstreamError::ErrorStatus { code: is, .. } if is == code), "{trouble}");
+    }
+    sim.arm(Fault::answer(Answer::TooManyRequests(7)).on(ApiResource::TokenReviews));
+    assert!(matches!(review.token(&token).await, Err(UpstreamError::Throttled { code: 429, .. })));
+    sim.arm(Fault::answer(Answer::Unauthorized).on(ApiResource::TokenReviews));
+    assert!(matches!(review.token(&token).await, Err(UpstreamError::Unauthorized { .. })));
+
+    let begun = Instant::now();
+    sim.arm(Fault::hang().on(ApiResource::TokenReviews));
+    assert!(matches!(review.token(&token).await, Err(UpstreamError::Timeout { .. })));
+    assert_eq!(begun.elapsed().as_secs(), limit.as_secs());
+    // One of four is enough, whichever.
+    for armed in 0..4 {
+        let reader = named(&user_name(NAMESPACE, "reader"));
+        assert_eq!(review.first_denied(&reader).await.unwrap(), None);
+        sim.arm(Fault::hang().on(ApiResource::AccessReviews));
+        let begun = Instant::now();
+        assert!(matches!(review.first_denied(&reader).await, Err(UpstreamError::Timeout { .. })), "{armed}");
+        assert_eq!(begun.elapsed().as_secs(), limit.as_secs());
+    }
+    assert_eq!(sim.pending_faults(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn blank_token_is_unknown_without_a_review() {
+    let sim = sim();
+    let review = Reviewer::new(sim.client(NAMESPACE), config(NAMESPACE));
+    for blank in ["", " ", "\t", "\u{a0}", " x", "x ", "x y"] {
+        assert_eq!(review.token(blank).await.unwrap(), None, "{blank:?}");
+    }
+    assert_eq!(sim.metrics().count(Verb::Create), 0);
+}
+
+/// An API server of a test's own making: it answers all with this, and keeps what it was asked.
+fn scripted(answer: impl Fn(&Value) -> (u16, Vec<u8>) + Clone + Send + 'static) -> (Client, Arc<Mutex<Vec<Value>>>) {
+    let asked: Arc<Mutex<Vec<Value>>> = Arc::default();
+    let kept = asked.clone();
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let (answer, kept) = (answer.clone(), kept.clone());
+        async move {
+            let body = request.into_body().collect().await?.to_bytes();
+            let body: Value = serde_json::from_slice(&body)?;
+            let (status, bytes) = answer(&body);
+            kept.lock().unwrap().push(body["spec"].clone());
+            let response = Response::builder().status(StatusCode::from_u16(status)?);
+            Ok::<_, tower::BoxError>(response.body(Body::from(bytes))?)
+        }
+    });
+    (Client::new(service, "default"), asked)
+}
+
+fn said(status: &Value) -> (u16, Vec<u8>) {
+    (201, json!({ "status": status }).to_string().into_bytes())
+}
+
+/// What no API server of ours says, but an authenticator behind one may: nobody comes in for want of a clear yes.
+#[tokio::test]
+async fn only_an_unambiguous_approval_is_accepted() {
+    let yes = json!({"authenticated": true, "audiences": [AUDIENCE], "user": {"username": "jane", "groups": ["dev"]}});
+    let without = |field: &str, value: Value| {
+        let mut status = yes.clone();
+        status[field] = value;
+        status
+    };
+    let no = [
+        without("authenticated", json!(false)),
+        without("audiences", json!([])),
+        without("audiences", json!(["other"])),
+        without("audiences", json!([format!("{AUDIENCE} ")])),
+        without("user", json!({})),
+        without("user", json!({"username": "", "groups": ["dev"]})),
+        without("user", json!({"username": "system:anonymous", "groups": ["system:unauthenticated"]})),
+        json!({"authenticated": true, "user": {"username": "jane"}}),
+        json!({"audiences": [AUDIENCE], "user": {"username": "jane"}}),
+        json!({}),
+    ];
+    for status in no {
+        let (client, _) = scripted(move |_| said(&status));
+        assert_eq!(Reviewer::new(client, config(NAMESPACE)).token("token").await, Ok(None));
+    }
+    let (client, asked) = scripted(move |_| said(&yes));
+    let jane = Reviewer::new(client, config(NAMESPACE)).token("token").await.unwrap().unwrap();
+    assert_eq!((jane.name.as_str(), &jane.groups), ("jane", &vec!["dev".to_owned()]));
+    assert_eq!(*asked.lock().unwrap(), [json!({"token": "token", "audiences": [AUDIENCE]})]);
+
+    for status in [json!({"allowed": false}), json!({"allowed": true, "denied": true}), json!({})] {
+        let (client, _) = scripted(move |_| said(&status));
+        let denied = Reviewer::new(client, config(NAMESPACE)).first_denied(&jane).await;
+        assert_eq!(denied, Ok(Some("list pods".to_owned())));
+    }
+    for unreadable in [&b"token"[..], b"{}", b"{\"status\": null}", b"{\"status\": {\"authenticated\": \"token\"}}"] {
+        let (client, _) = scripted(move |_| (201, unreadable.to_vec()));
+        let trouble = Reviewer::new(client, config(NAMESPACE)).token("token").await.unwrap_err();
+        assert!(matches!(trouble, UpstreamError::Decode(_)) && !trouble.to_string().contains("token"), "{trouble}");
+    }
+    let limits = Config { answer_bytes: 1000, ..config(NAMESPACE) };
+    let (client, _) = scripted(|_| (201, vec![b' '; 1001]));
+    assert!(matches!(Reviewer::new(client, limits).token("token").await, Err(UpstreamError::ConnectionLost(_))));
+}
+
+/// Authorizers other than RBAC may look at all of a user: OpenShift's at a token's scopes.
+#[tokio::test]
+async fn access_reviews_contain_all_user_attributes() {
+    let scopes = json!({"scopes.authorization.openshift.io": ["user:info"], "empty": null});
+    let info = json!({"username": "jane", "uid": "7", "groups": ["dev"], "extra": scopes});
+    let status = json!({"authenticated": true, "audiences": [AUDIENCE], "user": info, "allowed": true});
+    let (client, asked) = scripted(move |_| said(&status));
+    let review = Reviewer::new(client, config(NAMESPACE));
+    let jane = review.token("token").await.unwrap().unwrap();
+    assert_eq!(review.first_denied(&jane).await, Ok(None));
+    let mut asked = asked.lock().unwrap().split_off(1);
+    let resource = |spec: &mut Value| spec["resourceAttributes"].take();
+    let attributes: Vec<_> = asked.iter_mut().map(resource).collect();
+    let wanted = |verb: &str, group: &str, resource: &str| json!({"namespace": NAMESPACE, "verb": verb, "group": group, "resource": resource});
+    let claims = ("boilerhouse.dev", "boilerhouseclaims");
+    let expected =
+        [("list", "", "pods"), ("watch", "", "pods"), ("list", claims.0, claims.1), ("watch", claims.0, claims.1)];
+    assert_eq!(attributes, expected.map(|(verb, group, resource)| wanted(verb, group, resource)));
+    let extra = json!({"scopes.authorization.openshift.io": ["user:info"], "empty": []});
+    let whom = json!({"user": "jane", "uid": "7", "groups": ["dev"], "extra": extra, "resourceAttributes": null});
+    assert_eq!(asked, [whom.clone(), whom.clone(), whom.clone(), whom]);
+}
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Log;
+
+    fn make_writer(&'a self) -> Log {
+        self.clone()
+    }
+}
+
+/// Whatever is answered, and at every level: the log, the error and `Debug` say nothing of a token. The log tells of a
+/// change once, whatever the other question comes to.
+#[tokio::test]
+async fn review_errors_and_logs_contain_no_token() {
+    const CANARY: &str = "eyJhbGciOiJFUzI1NiJ9.canary.canary-of-a-token";
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(log.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let repeats = |code: u16| {
+        let message = format!("{}{CANARY} is refused", "x".repeat(280));
+        (code, json!({"kind": "Status", "message": message, "code": code}).to_string().into_bytes())
+    };
+    let (client, _) = scripted(move |body| match body["kind"].as_str() {
+        Some("TokenReview") => repeats(500),
+        _ => said(&json!({"allowed": true})),
+    });
+    let review = Reviewer::new(client, config(NAMESPACE));
+    for _ in 0..3 {
+        let trouble = review.token(CANARY).await.unwrap_err();
+        let told = format!("{trouble} {trouble:?} {review:?}");
+        assert!(told.contains("[token]") && !told.contains("canary"), "{told}");
+        assert_eq!(review.first_denied(&named("jane")).await, Ok(None));
+    }
+    let sim = sim();
+    let simulated = Reviewer::new(sim.client(NAMESPACE), config(NAMESPACE));
+    assert_eq!(simulated.token(CANARY).await, Ok(None));
+    sim.set_reviews_available(false);
+    simulated.token(CANARY).await.unwrap_err();
+    let text = log.text();
+    assert_eq!(text.matches("Kubernetes cannot be asked").count(), 2, "once for each of the two: {text}");
+    assert!(!text.contains("canary"), "{text}");
+    assert!(!format!("{sim:?}").contains("canary"));
+}
+
+/// A real connection, where there is more that could tell.
+#[tokio::test]
+async fn real_connection_logs_contain_no_token() {
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(log.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let plane = ControlPlane::shared().await;
+    let ns = plane.namespace().await;
+    let accounts = Accounts::Real(plane);
+    accounts.create_account(&ns, "reader").await;
+    let token = accounts.create_token(&ns, "reader", &[AUDIENCE]).await;
+    let review = Reviewer::new(plane.client().await, config(&ns));
+    let before = log.0.lock().unwrap().len();
+    let reader = review.token(&token).await.unwrap().unwrap();
+    assert_eq!(review.first_denied(&reader).await.unwrap().as_deref(), Some("list pods"));
+    assert_eq!(review.token("canary-of-a-token").await.unwrap(), None);
+    let text = log.text().split_off(before);
+    assert!(text.contains("TRACE"), "the log is there: {text}");
+    let payload = token.split('.').nth(1).unwrap();
+    assert!(!text.contains("canary") && !text.contains(payload), "{text}");
+}
