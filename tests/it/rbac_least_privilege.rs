@@ -17,46 +17,39 @@ use crate::support::{
 };
 
 const AUDIENCE: &str = "boilerhouse-bridge";
-/// Group, resource, verb: what the bridge's account is given in the namespace (docs/guarantees.md#security-rules). The Namespace
-/// is its own only.
-const IN_NAMESPACE: [(&str, &str, &str); 5] = [
-    ("", "pods", "list"),
-    ("", "pods", "watch"),
-    ("boilerhouse.dev", "boilerhouseclaims", "list"),
-    ("boilerhouse.dev", "boilerhouseclaims", "watch"),
-    ("", "namespaces", "get"),
-];
-/// What it is given in the whole cluster, where it accepts Kubernetes tokens: no more than `system:auth-delegator` has.
-const IN_CLUSTER: [(&str, &str, &str); 2] =
-    [("authentication.k8s.io", "tokenreviews", "create"), ("authorization.k8s.io", "subjectaccessreviews", "create")];
+/// The manifest that the documentation tells people to apply.
+const MANIFEST: &str = include_str!("../../deploy/rbac.yaml");
+/// The Namespace that the manifest names.
+const MANIFEST_NAMESPACE: &str = "boilerhouse";
+/// The name of the ServiceAccount in the manifest.
+const ACCOUNT: &str = "boilerhouse-bridge";
 
-fn rules(rights: &[(&str, &str, &str)], namespace: &str) -> Vec<Value> {
-    let rule = |(group, resource, verb): &(&str, &str, &str)| {
-        let mut rule = json!({"apiGroups": [group], "resources": [resource], "verbs": [verb]});
-        if *resource == "namespaces" {
-            rule["resourceNames"] = json!([namespace]);
-        }
-        rule
-    };
-    rights.iter().map(rule).collect()
+/// The objects of `deploy/rbac.yaml`, for another Namespace.
+fn manifest(namespace: &str) -> Vec<Value> {
+    let mut objects: Vec<Value> = serde_saphyr::from_multiple(MANIFEST).unwrap();
+    let mut replaced = 0;
+    for object in &mut objects {
+        replace_text(object, MANIFEST_NAMESPACE, namespace, &mut replaced);
+    }
+    assert_eq!(replaced, 6, "the manifest names its Namespace in three objects, one rule and two subjects");
+    objects
 }
 
-/// Gives the account `bridge` exactly that.
+fn replace_text(value: &mut Value, old: &str, new: &str, count: &mut usize) {
+    match value {
+        Value::String(text) if text == old => {
+            *text = new.to_owned();
+            *count += 1;
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| replace_text(item, old, new, count)),
+        Value::Object(fields) => fields.values_mut().for_each(|field| replace_text(field, old, new, count)),
+        _ => {}
+    }
+}
+
+/// Creates the objects of the manifest.
 async fn grant(plane: &ControlPlane, namespace: &str) {
-    let group = "rbac.authorization.k8s.io";
-    let version = format!("{group}/v1");
-    let subjects = json!([{"kind": "ServiceAccount", "name": "bridge", "namespace": namespace}]);
-    let name = json!({"name": "bridge", "namespace": namespace});
-    let cluster_name = json!({"name": "bridge"});
-    let role = |kind: &str| json!({"apiGroup": group, "kind": kind, "name": "bridge"});
-    let items = json!([
-        {"apiVersion": version, "kind": "Role", "metadata": name, "rules": rules(&IN_NAMESPACE, namespace)},
-        {"apiVersion": version, "kind": "RoleBinding", "metadata": name, "roleRef": role("Role"), "subjects": subjects},
-        {"apiVersion": version, "kind": "ClusterRole", "metadata": cluster_name, "rules": rules(&IN_CLUSTER, namespace)},
-        {"apiVersion": version, "kind": "ClusterRoleBinding", "metadata": cluster_name,
-         "roleRef": role("ClusterRole"), "subjects": subjects},
-    ]);
-    let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": manifest(namespace)});
     plane.kubectl(&["create", "-f", "-"], &list.to_string()).await.unwrap();
 }
 
@@ -96,16 +89,33 @@ fn used(plane: &ControlPlane, username: &str, starting: &Range<Timestamp>) -> (B
     (all, refused)
 }
 
-fn expected(namespace: &str) -> BTreeSet<Used> {
-    let owned =
-        |(group, resource, verb): &(&str, &str, &str)| (group.to_string(), resource.to_string(), verb.to_string());
-    let inside = IN_NAMESPACE.iter().map(|right| {
-        let name = if right.1 == "namespaces" { namespace } else { "" };
-        Used { right: owned(right), namespace: namespace.to_owned(), name: name.to_owned() }
-    });
-    let outside =
-        IN_CLUSTER.iter().map(|right| Used { right: owned(right), namespace: String::new(), name: String::new() });
-    inside.chain(outside).collect()
+/// What the manifest grants, one entry for each resource and verb.
+fn granted(namespace: &str) -> BTreeSet<Used> {
+    let texts = |value: &Value| -> Vec<String> {
+        value.as_array().into_iter().flatten().map(|item| item.as_str().unwrap().to_owned()).collect()
+    };
+    let mut all = BTreeSet::new();
+    for role in manifest(namespace) {
+        for rule in role["rules"].as_array().into_iter().flatten() {
+            let mut names = texts(&rule["resourceNames"]);
+            if names.is_empty() {
+                names.push(String::new());
+            }
+            for (group, resource) in texts(&rule["apiGroups"]).iter().zip(texts(&rule["resources"])) {
+                for verb in texts(&rule["verbs"]) {
+                    let right = (group.clone(), resource.clone(), verb);
+                    let namespace = role["metadata"]["namespace"].as_str().unwrap_or_default().to_owned();
+                    all.extend(names.iter().map(|name| Used {
+                        right: right.clone(),
+                        namespace: namespace.clone(),
+                        name: name.clone(),
+                    }));
+                }
+            }
+        }
+    }
+    assert_eq!(all.len(), 7, "{all:#?}");
+    all
 }
 
 async fn pod(plane: &ControlPlane, namespace: &str, name: &str) {
@@ -124,13 +134,12 @@ async fn used_permissions_equal_granted_permissions() {
     let mut plane = ControlPlane::start_with(&Options { audit: true, ..Options::default() }).await;
     let namespace = plane.namespace().await;
     let accounts = Accounts::Real(&plane);
-    accounts.create_account(&namespace, "bridge").await;
     grant(&plane, &namespace).await;
     accounts.create_account(&namespace, "reader").await;
     accounts.bind(&namespace, RbacSubject::Account("reader"), &REQUIRED_ACCESS).await;
     let bearer = format!("Bearer {}", accounts.create_token(&namespace, "reader", &[AUDIENCE]).await);
     let authorization = [("Authorization", bearer.as_str())];
-    let kubeconfig = plane.kubeconfig_of(&accounts.create_token(&namespace, "bridge", &[]).await);
+    let kubeconfig = plane.kubeconfig_of(&accounts.create_token(&namespace, ACCOUNT, &[]).await);
     let kubeconfig = kubeconfig.to_string_lossy().into_owned();
     let start = async || {
         let bridge = BridgeProcess::start(&kubeconfig, &namespace, &["--token-audience", AUDIENCE]).await;
@@ -172,12 +181,12 @@ async fn used_permissions_equal_granted_permissions() {
     // The log is written a little later than the answers.
     let end = Instant::now() + TEST_TIMEOUT;
     loop {
-        let (used, refused) = used(&plane, &user_name(&namespace, "bridge"), &starting);
+        let (used, refused) = used(&plane, &user_name(&namespace, ACCOUNT), &starting);
         assert_eq!(refused, Vec::<Value>::new(), "asked for what it may not");
-        if used == expected(&namespace) {
+        if used == granted(&namespace) {
             break;
         }
-        let more: Vec<_> = used.difference(&expected(&namespace)).map(|used| format!("{used:?}")).collect();
+        let more: Vec<_> = used.difference(&granted(&namespace)).map(|used| format!("{used:?}")).collect();
         assert!(more.is_empty(), "used, and not granted by the table: {more:#?}");
         assert!(Instant::now() < end, "granted, and not used: {used:#?}");
         sleep(Duration::from_millis(50)).await;
