@@ -3,7 +3,7 @@
 //!
 //! [`Sim`] is the handle: it makes kube clients, opens the [`store`], arms [`fault`]s and counts requests. Client-visible
 //! time is tokio's, so a test may pause it. Nothing is spawned: a watch is a stream that its client pulls. What it says
-//! is held against the real API server by `tests/it/truth.rs`. Knows the claims' schema, and nothing else of this crate.
+//! is held against the real API server by `tests/it/sim_conformance.rs`. Knows the claims' schema, and nothing else of this crate.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -53,31 +53,31 @@ async fn sockets_survive_an_api_server_outage_and_receive_the_diff() {
     let mut cluster = Cluster::real().await;
     cluster.create_pod("untouched", "workload=web").await;
     let mut matrix = WsMatrix::new(&mut cluster);
-    let mut crowd = matrix.listen("/ws").await;
+    let mut sockets = matrix.listen("/ws").await;
     for _ in 1..SOCKETS {
-        crowd.join(matrix.listen("/ws").await);
+        sockets.join(matrix.listen("/ws").await);
     }
-    matrix.expect(&mut crowd, &["instance.state untouched Pending workloadRef=web"], &[]).await;
+    matrix.expect(&mut sockets, &["instance.state untouched Pending workloadRef=web"], &[]).await;
 
     furnish(matrix.cluster, "a").await;
     furnish(matrix.cluster, "b").await;
     furnish(matrix.cluster, "c").await;
-    matrix.received(&mut crowd).await;
+    matrix.received(&mut sockets).await;
 
     matrix.while_disconnected(async |cluster| change(cluster, "a").await).await;
-    expect_change(&mut matrix, &mut crowd, "a").await;
+    expect_change(&mut matrix, &mut sockets, "a").await;
 
     matrix.pause().await;
     change(matrix.cluster, "b").await;
     matrix.cluster.down().await;
     matrix.cluster.up().await;
     matrix.resume().await;
-    expect_change(&mut matrix, &mut crowd, "b").await;
+    expect_change(&mut matrix, &mut sockets, "b").await;
 
     matrix.cluster.down().await;
     matrix.cluster.up().await;
     change(matrix.cluster, "c").await;
-    expect_change(&mut matrix, &mut crowd, "c").await;
+    expect_change(&mut matrix, &mut sockets, "c").await;
 }
 
 /// Objects to be changed, by the names of their fates.
@@ -112,7 +112,7 @@ async fn change(cluster: &Cluster, round: &str) {
 
 /// Everybody has been told exactly what became of each object, in its order. That a Pod is about to go is told where the
 /// API server had told it before it died, and not where only a list could tell.
-async fn expect_change(matrix: &mut WsMatrix<'_>, crowd: &mut Listeners, round: &str) {
+async fn expect_change(matrix: &mut WsMatrix<'_>, sockets: &mut Listeners, round: &str) {
     let expected = [
         ("fails", vec!["instance.state fails-? Failed"]),
         ("goes", vec!["instance.state goes-? Deleted"]),
@@ -136,7 +136,7 @@ async fn expect_change(matrix: &mut WsMatrix<'_>, crowd: &mut Listeners, round: 
         .map(|(fate, lines)| (format!("{fate}-{round}"), lines.into_iter().map(fill).collect()))
         .collect();
     let about_to_go = ["goes", "again"].map(|fate| format!("instance.state {fate}-{round} Pending"));
-    for (mode, received) in matrix.received(crowd).await {
+    for (mode, received) in matrix.received(sockets).await {
         let mut by_name: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for line in received {
             let name = line.split(' ').nth(1).unwrap().to_owned();
@@ -240,15 +240,15 @@ async fn sent_away_after_a_minute() {
     let mut cluster = Cluster::real().await;
     cluster.create_pod("a", "").await;
     let mut matrix = WsMatrix::new(&mut cluster);
-    let mut crowd = matrix.listen("/ws").await;
+    let mut sockets = matrix.listen("/ws").await;
     for _ in 1..SOCKETS {
-        crowd.join(matrix.listen("/ws").await);
+        sockets.join(matrix.listen("/ws").await);
     }
-    matrix.expect(&mut crowd, &["instance.state a Pending"], &[]).await;
+    matrix.expect(&mut sockets, &["instance.state a Pending"], &[]).await;
 
     let down = Instant::now();
     matrix.cluster.down().await;
-    let closes = crowd.clients.iter_mut().map(async |(mode, listener)| {
+    let closes = sockets.clients.iter_mut().map(async |(mode, listener)| {
         let close = listener.closed(UPSTREAM_LIMIT + TEST_TIMEOUT).await;
         assert_eq!(close, (0, Some((1013, "upstream unavailable".to_owned()))), "{mode:?}");
         assert!(down.elapsed() >= UPSTREAM_LIMIT, "{mode:?}: already after {:?}", down.elapsed());
@@ -271,11 +271,11 @@ async fn hundred_sockets_use_two_watches_and_gets_use_no_request() {
     let mut matrix = WsMatrix::of(&mut cluster, &[WatchMode::Shared]);
     matrix.cluster.create_pod("a", "workload=web").await;
     matrix.cluster.create_claim("x", "alice").await;
-    let mut crowd = matrix.listen("/ws").await;
+    let mut sockets = matrix.listen("/ws").await;
     for _ in 1..100 {
-        crowd.join(matrix.listen("/ws").await);
+        sockets.join(matrix.listen("/ws").await);
     }
-    matrix.expect(&mut crowd, &["instance.state a Pending workloadRef=web"], &[]).await;
+    matrix.expect(&mut sockets, &["instance.state a Pending workloadRef=web"], &[]).await;
     watches_become(matrix.cluster, [pods + 1, 1]).await;
 
     let bridge = matrix.bridges().await[0].1.address;
@@ -283,8 +283,8 @@ async fn hundred_sockets_use_two_watches_and_gets_use_no_request() {
     // The hub lists one object when a watch has been silent for 15 s, so it has to be quick: on a machine that has a
     // bad moment, at another try.
     for patience in (0..5).rev() {
-        matrix.expect(&mut crowd, &[], &[]).await;
-        let (began, before) = (Instant::now(), reads(matrix.cluster).await);
+        matrix.expect(&mut sockets, &[], &[]).await;
+        let (started, before) = (Instant::now(), reads(matrix.cluster).await);
         for path in paths.iter().cycle().take(100) {
             assert_eq!(http_client::get(bridge, &format!("/api/v1/{path}")).await.status, 200, "{path}");
         }
@@ -292,7 +292,7 @@ async fn hundred_sockets_use_two_watches_and_gets_use_no_request() {
         if before == after {
             break;
         }
-        let slow = began.elapsed() > Duration::from_secs(10);
+        let slow = started.elapsed() > Duration::from_secs(10);
         assert!(slow && patience > 0, "100 GETs cost requests: {before:?}, then {after:?}");
     }
     drop(matrix);

@@ -11,7 +11,7 @@ use crate::{
         http_client::TEST_TIMEOUT,
         sim_cluster::{NAMESPACE, SimCluster},
     },
-    tls::Certified,
+    tls::TlsFixture,
 };
 
 async fn run(args: &[&str]) -> (bool, String, String) {
@@ -68,7 +68,7 @@ async fn a_url_that_cannot_be_is_told_once() {
 
 #[tokio::test]
 async fn tls_is_measured_beside_its_own_floor() {
-    let certified = Certified::new();
+    let certified = TlsFixture::new();
     let [cert, key] = ["tls.crt", "tls.key"].map(|name| certified.file(name).to_string_lossy().into_owned());
     let args = "bench --connections 10 --rate 40 --seconds 1 --rounds 1 --storm --json";
     let all = [&args.split(' ').collect::<Vec<_>>()[..], &["--tls-cert", &cert, "--tls-key", &key]].concat();
@@ -95,7 +95,7 @@ async fn tls_is_measured_beside_its_own_floor() {
 
 #[tokio::test]
 async fn a_server_with_tls_is_measured_by_those_who_trust_it() {
-    let (cluster, certified, other) = (SimCluster::new().await, Certified::new(), Certified::new());
+    let (cluster, certified, other) = (SimCluster::new().await, TlsFixture::new(), TlsFixture::new());
     let bridge = certified.bridge(&cluster, &[], &[]).await;
     let [trusted, stranger] = [&certified, &other].map(|one| one.file("tls.crt").to_string_lossy().into_owned());
     let kubeconfig = cluster.kubeconfig();

@@ -47,9 +47,9 @@ async fn pages() -> u16 {
 }
 
 /// What a page learns, by probe.
-type Learnt<'a> = [(&'a str, &'a str); 20];
+type Readable<'a> = [(&'a str, &'a str); 20];
 
-const NOTHING: Learnt<'_> = [
+const NOTHING: Readable<'_> = [
     ("websocket", "error"),
     ("websocket of all", "error"),
     ("eventsource", "error"),
@@ -73,7 +73,7 @@ const NOTHING: Learnt<'_> = [
 ];
 
 /// It takes itself for the bridge's own page, since DNS says so: it can read what it gets, and gets only refusals.
-const REFUSALS: Learnt<'_> = [
+const REFUSALS: Readable<'_> = [
     ("websocket", "error"),
     ("websocket of all", "error"),
     ("eventsource", "error"),
@@ -97,7 +97,7 @@ const REFUSALS: Learnt<'_> = [
 ];
 
 /// A page in `CORS_ORIGIN`: what CORS lets it read, and no more. That it reads at all shows that the probes can.
-const ALLOWED: Learnt<'_> = [
+const ALLOWED: Readable<'_> = [
     ("websocket", "instance.state"),
     ("websocket of all", "state.initial"),
     ("eventsource", "state.initial"),
@@ -120,7 +120,7 @@ const ALLOWED: Learnt<'_> = [
     ("timing", "sizes or statuses"),
 ];
 
-const OWN: Learnt<'_> = [
+const OWN_ORIGIN: Readable<'_> = [
     ("websocket", "instance.state"),
     ("websocket of all", "state.initial"),
     ("eventsource", "state.initial"),
@@ -178,7 +178,7 @@ const SIGNED_IN: &[(&str, &str)] = &[
 ];
 
 /// The bridge's own page of a browser that has signed in: as without credentials, but for a wrong key that it sends itself.
-const SIGNED_IN_OWN: &[(&str, &str)] =
+const SIGNED_IN_OWN_ORIGIN: &[(&str, &str)] =
     &[("fetch with headers", "basic 401 \"code\":\"UNAUTHORIZED\""), ("ticket", "UNAUTHORIZED")];
 
 /// A page of a browser: where it comes from, how it calls the bridge, and what it learns.
@@ -190,13 +190,13 @@ struct Page {
     key: bool,
     /// The browser has signed in at the bridge.
     signed_in: bool,
-    learns: Learnt<'static>,
+    reads: Readable<'static>,
     but: &'static [(&'static str, &'static str)],
 }
 
 const KEY: &str = "the-key-of-the-bridge-0123456789";
 
-async fn learn(pages: &[Page]) {
+async fn check_pages(pages: &[Page]) {
     let asked = pages.iter().map(|page| {
         let mut asked = json!({"url": page.url, "base": page.base});
         if page.key {
@@ -211,8 +211,8 @@ async fn learn(pages: &[Page]) {
     let learnt = npm_client::output("cross_origin_probes.js", &[&json!(asked).to_string()]).await;
     let learnt: BTreeMap<String, BTreeMap<String, String>> = serde_json::from_str(&learnt).unwrap();
     assert_eq!(learnt.len(), pages.len());
-    for Page { name, learns, but, .. } in pages {
-        let mut expected: BTreeMap<_, _> = (*learns).into();
+    for Page { name, reads, but, .. } in pages {
+        let mut expected: BTreeMap<_, _> = (*reads).into();
         expected.extend(but.iter().copied());
         let learnt: BTreeMap<_, _> = learnt[*name].iter().map(|(probe, got)| (probe.as_str(), got.as_str())).collect();
         assert_eq!(learnt, expected, "{name}");
@@ -232,8 +232,8 @@ async fn cluster() -> SimCluster {
 fn others(base: &str, pages: u16, signed_in: bool) -> Vec<Page> {
     let rebound = base.replace("127.0.0.1", "evil.example");
     let page = |name, url: String| {
-        let (base, learns) = (base.to_owned(), NOTHING);
-        Page { name, url, base, key: false, signed_in, learns, but: &[] }
+        let (base, reads) = (base.to_owned(), NOTHING);
+        Page { name, url, base, key: false, signed_in, reads, but: &[] }
     };
     let mut others = vec![
         page("another port of the same machine", format!("http://127.0.0.1:{pages}/")),
@@ -241,7 +241,7 @@ fn others(base: &str, pages: u16, signed_in: bool) -> Vec<Page> {
         page("a page without an origin", format!("http://127.0.0.1:{pages}/sandboxed")),
     ];
     let rebinding = page("another site, rebound to the bridge", format!("{rebound}/livez"));
-    others.push(Page { base: rebound, signed_in: false, learns: REFUSALS, ..rebinding });
+    others.push(Page { base: rebound, signed_in: false, reads: REFUSALS, ..rebinding });
     others
 }
 
@@ -251,14 +251,14 @@ async fn foreign_pages_read_nothing() {
     let (cluster, pages) = (cluster().await, pages().await);
     let bridge = cluster.bridge(&["--cors-origin", &format!("http://app.example:{pages}")]).await;
     let base = format!("http://{}", bridge.address);
-    let page = |name, url, learns| {
+    let page = |name, url, reads| {
         let base = base.clone();
-        Page { name, url, base, key: false, signed_in: false, learns, but: &[] }
+        Page { name, url, base, key: false, signed_in: false, reads, but: &[] }
     };
     let mut table = others(&base, pages, false);
     table.push(page("an allowed site", format!("http://app.example:{pages}/"), ALLOWED));
-    table.push(page("the bridge's own", format!("{base}/livez"), OWN));
-    learn(&table).await;
+    table.push(page("the bridge's own", format!("{base}/livez"), OWN_ORIGIN));
+    check_pages(&table).await;
 }
 
 #[tokio::test]
@@ -272,13 +272,13 @@ async fn foreign_pages_read_nothing_with_a_key_signed_in_or_out() {
     bridge.wait_ready().await;
     let base = format!("http://{}", bridge.address);
     let page =
-        |name, url, key, signed_in, learns, but| Page { name, url, base: base.clone(), key, signed_in, learns, but };
+        |name, url, key, signed_in, reads, but| Page { name, url, base: base.clone(), key, signed_in, reads, but };
     let (app, same_machine) = (format!("http://app.example:{allowed}/"), format!("http://127.0.0.1:{allowed}/"));
     let mut table = others(&base, foreign, true);
     // A cookie of this machine is sent from each of its ports, but not from other sites (SameSite=Strict).
     table.push(page("an allowed site", app.clone(), false, true, ALLOWED, WITHOUT_KEY));
     table.push(page("an allowed site with the key", app, true, false, ALLOWED, WITH_KEY));
     table.push(page("an allowed port of this machine", same_machine, false, true, ALLOWED, SIGNED_IN));
-    table.push(page("the bridge's own", format!("{base}/livez"), false, true, OWN, SIGNED_IN_OWN));
-    learn(&table).await;
+    table.push(page("the bridge's own", format!("{base}/livez"), false, true, OWN_ORIGIN, SIGNED_IN_OWN_ORIGIN));
+    check_pages(&table).await;
 }

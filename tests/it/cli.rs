@@ -10,11 +10,11 @@ use tokio::{process::Command, time::timeout};
 use crate::support::{bridge_process, golden, http_client::TEST_TIMEOUT};
 
 /// An address that is no machine's (RFC 5737): binding it fails, and the error says which one was tried.
-const NOBODYS: &str = "192.0.2.1";
+const UNASSIGNED_ADDRESS: &str = "192.0.2.1";
 
 /// How a command ended.
 #[derive(Debug)]
-struct Ended {
+struct Exit {
     code: i32,
     stdout: String,
     stderr: String,
@@ -30,21 +30,21 @@ fn command(args: &[&str], variables: &[(&str, &str)]) -> Command {
     command
 }
 
-async fn run(args: &[&str], variables: &[(&str, &str)]) -> Ended {
+async fn run(args: &[&str], variables: &[(&str, &str)]) -> Exit {
     let child = command(args, variables).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let output =
         timeout(TEST_TIMEOUT, child.wait_with_output()).await.unwrap_or_else(|_| panic!("{args:?} goes on")).unwrap();
     let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
     assert!(!stdout.contains('\x1b') && !stderr.contains('\x1b'), "{args:?}: colour without a terminal: {stderr}");
-    Ended { code: output.status.code().unwrap(), stdout, stderr }
+    Exit { code: output.status.code().unwrap(), stdout, stderr }
 }
 
 /// Runs what must fail: with this code, nothing on stdout, and this as its last word.
 async fn fails(args: &[&str], variables: &[(&str, &str)], code: i32, word: &str) {
-    let ended = run(args, variables).await;
-    assert_eq!((ended.code, ended.stdout.as_str()), (code, ""), "{args:?} {variables:?}: {}", ended.stderr);
-    let said = ended.stderr.lines().any(|line| line == format!("error: {word}"));
-    assert!(said, "{args:?} {variables:?}:\n{}expected: error: {word}", ended.stderr);
+    let exit = run(args, variables).await;
+    assert_eq!((exit.code, exit.stdout.as_str()), (code, ""), "{args:?} {variables:?}: {}", exit.stderr);
+    let said = exit.stderr.lines().any(|line| line == format!("error: {word}"));
+    assert!(said, "{args:?} {variables:?}:\n{}expected: error: {word}", exit.stderr);
 }
 
 /// A file with this in it.
@@ -60,22 +60,22 @@ async fn help_output_matches_the_golden_file() {
     let mut text = String::new();
     for args in [&["--help"][..], &["serve", "--help"], &["demo", "--help"], &["bench", "--help"], &["crd", "--help"]] {
         // What the environment holds is not shown.
-        let ended = run(args, &[("PORT", "1234"), ("BOILERHOUSE_API_KEY", "canary")]).await;
-        assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{args:?}");
+        let exit = run(args, &[("PORT", "1234"), ("BOILERHOUSE_API_KEY", "canary")]).await;
+        assert_eq!((exit.code, exit.stderr.as_str()), (0, ""), "{args:?}");
         // Nor whether it holds anything, nor does a file that is not there keep anybody from help.
         let empty =
             run(args, &[("PORT", ""), ("BRIDGE_KEYS_FILE", ""), ("BRIDGE_CONFIG", "/nowhere/bridge.yaml")]).await;
-        assert_eq!((empty.code, empty.stderr.as_str(), empty.stdout), (0, "", ended.stdout.clone()), "{args:?}");
-        text += &format!("$ boilerhouse-bridge {}\n{}\n", args.join(" "), ended.stdout);
+        assert_eq!((empty.code, empty.stderr.as_str(), empty.stdout), (0, "", exit.stdout.clone()), "{args:?}");
+        text += &format!("$ boilerhouse-bridge {}\n{}\n", args.join(" "), exit.stdout);
     }
     golden::check("help.txt", &text);
     let without = run(&[], &[]).await;
     assert_eq!((without.code, without.stdout.as_str()), (2, ""));
     assert!(text.contains(&without.stderr), "{}", without.stderr);
     for args in [&["--version"][..], &["serve", "--version"]] {
-        let ended = run(args, &[]).await;
-        assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{args:?}");
-        assert!(ended.stdout.trim_end().ends_with(env!("CARGO_PKG_VERSION")), "{}", ended.stdout);
+        let exit = run(args, &[]).await;
+        assert_eq!((exit.code, exit.stderr.as_str()), (0, ""), "{args:?}");
+        assert!(exit.stdout.trim_end().ends_with(env!("CARGO_PKG_VERSION")), "{}", exit.stdout);
     }
 }
 
@@ -85,7 +85,7 @@ async fn help_output_matches_the_golden_file() {
 async fn non_loopback_host_requires_credentials_or_allow_anonymous() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    for host in ["0.0.0.0", "::", "0", "192.168.1.5", "10.0.0.7", NOBODYS, "fe80::1", "::ffff:10.0.0.7"] {
+    for host in ["0.0.0.0", "::", "0", "192.168.1.5", "10.0.0.7", UNASSIGNED_ADDRESS, "fe80::1", "::ffff:10.0.0.7"] {
         let word = format!(
             "--listen-host {host} would let anybody on the network read everything: set BOILERHOUSE_API_KEY, --keys-file \
              or --token-audience, or pass --allow-anonymous if that is meant"
@@ -195,8 +195,8 @@ async fn usage_errors_name_the_argument() {
 
 #[tokio::test]
 async fn flag_overrides_environment_and_environment_overrides_file() {
-    let (_file, path) = file(&format!("port: 4001\nlisten-host: {NOBODYS}\nallow-anonymous: true\n"));
-    let (_other, other) = file(&format!("port: 4002\nlisten-host: {NOBODYS}\nallow-anonymous: true\n"));
+    let (_file, path) = file(&format!("port: 4001\nlisten-host: {UNASSIGNED_ADDRESS}\nallow-anonymous: true\n"));
+    let (_other, other) = file(&format!("port: 4002\nlisten-host: {UNASSIGNED_ADDRESS}\nallow-anonymous: true\n"));
     let tried = |host: &str, port: &str| {
         format!(
             "cannot listen on {host} port {port}: Cannot assign requested address (os error 99); it must be an address of \
@@ -208,17 +208,17 @@ async fn flag_overrides_environment_and_environment_overrides_file() {
     let host: [&str; 2] = ["--listen-host", "192.0.2.3"];
     let environment = [("PORT", "4004"), ("LISTEN_HOST", "192.0.2.4"), ("BRIDGE_ALLOW_ANONYMOUS", "true")];
     fails(&[&["serve", "--allow-anonymous"][..], &host].concat(), &[], 1, &tried("192.0.2.3", "3000")).await;
-    fails(&serve, &[], 1, &tried(NOBODYS, "4001")).await;
-    fails(&["serve", &format!("--config={path}")], &[], 1, &tried(NOBODYS, "4001")).await;
-    fails(&["serve"], &[("BRIDGE_CONFIG", &path)], 1, &tried(NOBODYS, "4001")).await;
-    fails(&serve, &[("BRIDGE_CONFIG", &other)], 1, &tried(NOBODYS, "4001")).await;
+    fails(&serve, &[], 1, &tried(UNASSIGNED_ADDRESS, "4001")).await;
+    fails(&["serve", &format!("--config={path}")], &[], 1, &tried(UNASSIGNED_ADDRESS, "4001")).await;
+    fails(&["serve"], &[("BRIDGE_CONFIG", &path)], 1, &tried(UNASSIGNED_ADDRESS, "4001")).await;
+    fails(&serve, &[("BRIDGE_CONFIG", &other)], 1, &tried(UNASSIGNED_ADDRESS, "4001")).await;
     fails(&serve, &environment, 1, &tried("192.0.2.4", "4004")).await;
     fails(&["serve"], &environment, 1, &tried("192.0.2.4", "4004")).await;
-    fails(&[&serve[..], &port].concat(), &[], 1, &tried(NOBODYS, "4003")).await;
+    fails(&[&serve[..], &port].concat(), &[], 1, &tried(UNASSIGNED_ADDRESS, "4003")).await;
     fails(&[&serve[..], &port].concat(), &environment, 1, &tried("192.0.2.4", "4003")).await;
     fails(&[&serve[..], &port, &host].concat(), &environment, 1, &tried("192.0.2.3", "4003")).await;
     let word = format!(
-        "--listen-host {NOBODYS} would let anybody on the network read everything: set BOILERHOUSE_API_KEY, --keys-file \
+        "--listen-host {UNASSIGNED_ADDRESS} would let anybody on the network read everything: set BOILERHOUSE_API_KEY, --keys-file \
          or --token-audience, or pass --allow-anonymous if that is meant"
     );
     fails(&[&serve[..], &["--allow-anonymous=false"]].concat(), &[], 2, &word).await;
@@ -270,8 +270,8 @@ async fn config_file_is_validated_as_strictly_as_flags() {
     fails(&["serve"], &missing, 2, word).await;
     fails(&["serve", "--prot", "1"], &missing, 2, "unexpected argument '--prot' found").await;
     fails(&["demo", "--config", "x"], &missing, 2, "unexpected argument '--config' found").await;
-    let ended = run(&["crd"], &missing).await;
-    assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
+    let exit = run(&["crd"], &missing).await;
+    assert_eq!((exit.code, exit.stderr.as_str()), (0, ""));
 }
 
 #[tokio::test]
@@ -283,10 +283,10 @@ async fn missing_cluster_error_lists_the_searched_paths() {
     fails(&serve, &[], 5, &word).await;
     let word = format!("no kubeconfig found (looked at `/nowhere/a`, `/nowhere/b`) {advice}");
     fails(&serve, &[("KUBECONFIG", "/nowhere/a:/nowhere/b")], 5, &word).await;
-    let ended = run(&[&serve[..], &["--kubeconfig", "/nowhere/c"]].concat(), &[]).await;
-    assert_eq!(ended.code, 5, "{}", ended.stderr);
+    let exit = run(&[&serve[..], &["--kubeconfig", "/nowhere/c"]].concat(), &[]).await;
+    assert_eq!(exit.code, 5, "{}", exit.stderr);
     let word = "error: cannot read the kubeconfig /nowhere/c: No such file or directory (os error 2)\n";
-    assert!(ended.stderr.ends_with(word), "{}", ended.stderr);
+    assert!(exit.stderr.ends_with(word), "{}", exit.stderr);
     let context = |name| format!("{{name: {name}, context: {{cluster: c, user: u}}}}");
     let (_file, path) = file(&format!(
         "{{apiVersion: v1, kind: Config, contexts: [{}, {}], clusters: [{{name: c, cluster: {{server: 'http://127.0.0.1:1'}}}}], \
@@ -302,15 +302,15 @@ async fn missing_cluster_error_lists_the_searched_paths() {
     // The environment wins over the file, here as well.
     let (_config, config) = file("kubeconfig: /nowhere/d\n");
     fails(&[&serve[..], &["--config", &config]].concat(), &[("KUBECONFIG", &path)], 5, word).await;
-    let ended = run(&[&serve[..], &["--config", &config]].concat(), &[("KUBECONFIG", "")]).await;
-    assert!(ended.stderr.contains("cannot read the kubeconfig /nowhere/d: "), "{}", ended.stderr);
+    let exit = run(&[&serve[..], &["--config", &config]].concat(), &[("KUBECONFIG", "")]).await;
+    assert!(exit.stderr.contains("cannot read the kubeconfig /nowhere/d: "), "{}", exit.stderr);
 }
 
 #[tokio::test]
 async fn crd_command_prints_the_committed_file() {
-    let ended = run(&["crd"], &[]).await;
-    assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
-    golden::check("../../crds/boilerhouseclaims.yaml", &ended.stdout);
+    let exit = run(&["crd"], &[]).await;
+    assert_eq!((exit.code, exit.stderr.as_str()), (0, ""));
+    golden::check("../../crds/boilerhouseclaims.yaml", &exit.stdout);
 }
 
 #[tokio::test]

@@ -23,9 +23,9 @@ use crate::support::long_form;
 use crate::support::rng::SeededRng;
 
 /// Connections with watchers of their own, in these tests.
-const OWN: u64 = 3;
+const DEDICATED: u64 = 3;
 /// How soon the API server must be rid of a connection's watches (issue 4: 5 s).
-const GONE_BOUND: Duration = Duration::from_secs(5);
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a peer may be silent (docs/protocol.md#boilerhouse-stream).
 const SILENCE: Duration = Duration::from_secs(45);
 /// Pause between two looks at a state that is waited for.
@@ -39,14 +39,14 @@ async fn plane() -> MutexGuard<'static, ControlPlane> {
     static PLANE: OnceCell<Mutex<ControlPlane>> = OnceCell::const_new();
     let start = async || {
         let plane = ControlPlane::start().await;
-        take_any_claim(&plane).await;
+        read_claim_event(&plane).await;
         Mutex::new(plane)
     };
     PLANE.get_or_init(start).await.lock().await
 }
 
 /// Takes the schema of claims away, and waits until that has come into force.
-async fn take_any_claim(plane: &ControlPlane) {
+async fn read_claim_event(plane: &ControlPlane) {
     let cluster = Cluster::new(plane).await;
     let crd = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/boilerhouseclaims.boilerhouse.dev";
     let mut definition = cluster.call(Method::GET, crd, &Value::Null).await;
@@ -195,17 +195,17 @@ impl Cluster {
 
 /// What a listener is told up to both parts of the mark: of pods, and of claims. The two resources are watched apart, so
 /// nothing says how they interleave.
-async fn told(listener: &mut WsClient, mark: &str) -> [Vec<String>; 2] {
-    let mut told = [Vec::new(), Vec::new()];
+async fn received(listener: &mut WsClient, mark: &str) -> [Vec<String>; 2] {
+    let mut received = [Vec::new(), Vec::new()];
     let mut over = [false; 2];
     while over != [true; 2] {
         let text = listener.text().await;
         let event: Value = serde_json::from_str(&text).unwrap();
         let of_claim = usize::from(event["type"].as_str().unwrap().starts_with("tenant."));
         over[of_claim] |= event["name"] == mark;
-        told[of_claim].push(text);
+        received[of_claim].push(text);
     }
-    told
+    received
 }
 
 #[tokio::test]
@@ -217,16 +217,16 @@ async fn dedicated_connection_uses_two_watches_and_shared_uses_none() {
     let hub = without + 2;
     watches_become(&plane, hub, TEST_TIMEOUT).await;
     let mut own = Vec::new();
-    for n in 1..=OWN {
+    for n in 1..=DEDICATED {
         own.push(bridge.listen("/ws").await);
         watches_become(&plane, hub + 2 * n, TEST_TIMEOUT).await;
     }
-    let all = hub + 2 * OWN;
+    let all = hub + 2 * DEDICATED;
     let mut others = [bridge.listen("/ws").await, bridge.listen("/ws").await, bridge.listen("/ws").await];
     cluster.mark("first").await;
     for listener in own.iter_mut().chain(&mut others) {
         // What watches had been needed for this are there.
-        told(listener, "first").await;
+        received(listener, "first").await;
     }
     watches_become(&plane, all, TEST_TIMEOUT).await;
 
@@ -253,12 +253,12 @@ async fn dedicated_connection_uses_two_watches_and_shared_uses_none() {
         let mut next = bridge.listen("/ws?snapshot=none").await;
         watches_become(&plane, hub + 4, TEST_TIMEOUT).await;
         cluster.mark(&mark).await;
-        told(&mut next, &mark).await;
+        received(&mut next, &mark).await;
         for listener in own.iter_mut().chain(&mut others) {
-            told(listener, &mark).await;
+            received(listener, &mark).await;
         }
         drop(next);
-        watches_become(&plane, hub + 2, GONE_BOUND).await;
+        watches_become(&plane, hub + 2, RELEASE_TIMEOUT).await;
     }
 }
 
@@ -284,11 +284,11 @@ enum Victim {
 impl Ending {
     fn earliest(self) -> Duration {
         // It was last heard of a moment before it was looked at.
-        if self == Ending::Silence { SILENCE - GONE_BOUND } else { Duration::ZERO }
+        if self == Ending::Silence { SILENCE - RELEASE_TIMEOUT } else { Duration::ZERO }
     }
 
     fn bound(self) -> Duration {
-        if self == Ending::Silence { SILENCE + GONE_BOUND } else { GONE_BOUND }
+        if self == Ending::Silence { SILENCE + RELEASE_TIMEOUT } else { RELEASE_TIMEOUT }
     }
 }
 
@@ -338,17 +338,17 @@ async fn dedicated_and_shared_connections_send_equal_events() {
     cluster.mark("present").await;
     let mut listeners = Vec::new();
     let before = watches(&plane).await;
-    for _ in 0..2 * OWN {
+    for _ in 0..2 * DEDICATED {
         listeners.push(bridge.listen("/ws").await);
     }
-    watches_become(&plane, before + 2 * OWN, TEST_TIMEOUT).await;
+    watches_become(&plane, before + 2 * DEDICATED, TEST_TIMEOUT).await;
     let changes = async {
         for _ in 0..CHANGES {
             cluster.change(&mut rng, &mut alive).await;
         }
         cluster.mark("over").await;
     };
-    let listen = join_all(listeners.iter_mut().map(|listener| told(listener, "over")));
+    let listen = join_all(listeners.iter_mut().map(|listener| received(listener, "over")));
     let ((), all) = tokio::join!(changes, listen);
     let (first, others) = all.split_first().unwrap();
     for (n, other) in others.iter().enumerate() {

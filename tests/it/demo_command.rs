@@ -16,7 +16,7 @@ const ALL_TYPES: Duration = Duration::from_secs(30);
 const END: Duration = Duration::from_secs(3);
 /// Events of a story that are compared, and how many of them two listeners must have in common: the second begins to
 /// listen some steps after the first.
-const TOLD: usize = 60;
+const COMPARED: usize = 60;
 const COMMON: usize = 30;
 
 async fn demo(args: &[&str]) -> BridgeProcess {
@@ -26,7 +26,7 @@ async fn demo(args: &[&str]) -> BridgeProcess {
 #[tokio::test]
 async fn wscat_receives_all_four_types_and_ctrl_c_stops_the_demo() {
     let mut bridge = demo(&["--speed", "5"]).await;
-    let began = Instant::now();
+    let started = Instant::now();
     let mut command = npm_client::node("node_modules/wscat/bin/wscat", &["-c", &format!("ws://{}/ws", bridge.address)]);
     // At the end of its input wscat leaves.
     let mut wscat = command.stdin(Stdio::piped()).spawn().unwrap();
@@ -34,7 +34,7 @@ async fn wscat_receives_all_four_types_and_ctrl_c_stops_the_demo() {
     let mut lines = BufReader::new(wscat.stdout.take().unwrap()).lines();
     let mut types = BTreeSet::new();
     while types.len() < 4 {
-        let line = timeout_at(began + ALL_TYPES, lines.next_line()).await;
+        let line = timeout_at(started + ALL_TYPES, lines.next_line()).await;
         let line = line.unwrap_or_else(|_| panic!("only {types:?}: {:#?}", bridge.log())).unwrap().unwrap();
         let event: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
         types.insert(event["type"].as_str().unwrap().to_owned());
@@ -107,15 +107,15 @@ async fn beginning(bridge: &BridgeProcess) -> Vec<(String, String)> {
 async fn story(bridge: &BridgeProcess) -> Vec<String> {
     // One resource only: the order between the two is chance.
     let mut listener = bridge.listen("/ws?snapshot=none&types=instance,pool").await;
-    let mut told = Vec::new();
-    while told.len() < TOLD {
-        told.push(listener.text().await);
+    let mut received = Vec::new();
+    while received.len() < COMPARED {
+        received.push(listener.text().await);
     }
-    told
+    received
 }
 
 /// How long the longest stretch is that ends one story and begins the other.
 fn overlap(a: &[String], b: &[String]) -> usize {
-    let ends_begin = |a: &[String], b: &[String]| (0..=TOLD).rev().find(|len| a.ends_with(&b[..*len])).unwrap_or(0);
+    let ends_begin = |a: &[String], b: &[String]| (0..=COMPARED).rev().find(|len| a.ends_with(&b[..*len])).unwrap_or(0);
     ends_begin(a, b).max(ends_begin(b, a))
 }

@@ -71,7 +71,7 @@ async fn drain_closes_fifty_sockets_over_time_and_answers_new_requests() {
     let address = bridge.address;
     let clients = wait_for_the_end(&bridge, 50).await;
     let mut served = bridge.listen("/ws?snapshot=none").await;
-    let begun = Instant::now();
+    let started = Instant::now();
     bridge.signal("TERM").await;
 
     draining(address).await;
@@ -94,16 +94,16 @@ async fn drain_closes_fifty_sockets_over_time_and_answers_new_requests() {
     assert_eq!(close, Some((1012, "draining".to_owned())));
     assert!(events <= 1, "{events} events");
 
-    let told = join_all(clients).await.into_iter().map(|told| told.unwrap() - begun);
-    let mut told: Vec<Duration> = told.collect();
-    told.sort();
-    println!("told after {told:?}");
+    let received = join_all(clients).await.into_iter().map(|received| received.unwrap() - started);
+    let mut received: Vec<Duration> = received.collect();
+    received.sort();
+    println!("told after {received:?}");
     // Each of the 50 falls into the first tenth with a chance of one in eight: 25 of them in one of 10^9 runs.
-    assert!(told[24] > DRAIN / 10, "half of them were told by {:?}", told[24]);
-    assert!(told[49] - told[0] > DRAIN / 4, "all within {:?}", told[49] - told[0]);
+    assert!(received[24] > DRAIN / 10, "half of them were told by {:?}", received[24]);
+    assert!(received[49] - received[0] > DRAIN / 4, "all within {:?}", received[49] - received[0]);
     let status = bridge.ended(TEST_TIMEOUT).await;
     assert_eq!(status.code(), Some(0));
-    assert!(begun.elapsed() < DRAIN + LATE, "it took {:?}", begun.elapsed());
+    assert!(started.elapsed() < DRAIN + LATE, "it took {:?}", started.elapsed());
 }
 
 /// Ends a bridge that drains for a minute and has open sockets.
@@ -116,10 +116,10 @@ async fn signalled_twice(first: &str, second: &str) -> (ExitStatus, Vec<String>)
     }
     bridge.signal(first).await;
     draining(bridge.address).await;
-    let begun = Instant::now();
+    let started = Instant::now();
     bridge.signal(second).await;
     let status = bridge.ended(TEST_TIMEOUT).await;
-    assert!(begun.elapsed() < LATE, "it took {:?}", begun.elapsed());
+    assert!(started.elapsed() < LATE, "it took {:?}", started.elapsed());
     (status, bridge.log())
 }
 
@@ -137,8 +137,8 @@ async fn interrupt_drains_like_terminate() {
     let mut bridge = cluster.bridge(&["--drain", "5"]).await;
     let clients = wait_for_the_end(&bridge, 10).await;
     bridge.signal("INT").await;
-    for told in join_all(clients).await {
-        told.unwrap();
+    for received in join_all(clients).await {
+        received.unwrap();
     }
     assert_eq!(bridge.ended(TEST_TIMEOUT).await.code(), Some(130));
 }
@@ -150,13 +150,13 @@ async fn stalled_client_does_not_delay_the_drain() {
     let clients = wait_for_the_end(&bridge, 10).await;
     let stalls = Instant::now();
     let mut stalled = stalled(&cluster, &bridge).await;
-    let begun = Instant::now();
+    let started = Instant::now();
     bridge.signal("TERM").await;
-    for told in join_all(clients).await {
-        told.unwrap();
+    for received in join_all(clients).await {
+        received.unwrap();
     }
     assert_eq!(bridge.ended(TEST_TIMEOUT).await.code(), Some(0));
-    assert!(begun.elapsed() < Duration::from_secs(5) + LATE, "it took {:?}", begun.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(5) + LATE, "it took {:?}", started.elapsed());
     // On a machine so slow that it had stood still for long enough to be ended for that, there was nobody to be cut.
     if stalls.elapsed() < WRITE_STALL {
         let cut = || bridge.log().iter().any(|line| line.contains("cut=1")).then_some(());
@@ -172,13 +172,13 @@ async fn zero_drain_time_still_sends_close_frames() {
     let cluster = SimCluster::new().await;
     let mut bridge = cluster.bridge(&["--drain", "0"]).await;
     let clients = wait_for_the_end(&bridge, 50).await;
-    let begun = Instant::now();
+    let started = Instant::now();
     bridge.signal("TERM").await;
-    for told in join_all(clients).await {
-        told.unwrap();
+    for received in join_all(clients).await {
+        received.unwrap();
     }
     assert_eq!(bridge.ended(TEST_TIMEOUT).await.code(), Some(0));
-    assert!(begun.elapsed() < LATE, "it took {:?}", begun.elapsed());
+    assert!(started.elapsed() < LATE, "it took {:?}", started.elapsed());
 }
 
 #[tokio::test]
@@ -187,9 +187,9 @@ async fn drain_without_streams_ends_immediately() {
     let mut bridge = cluster.bridge(&["--drain", "60"]).await;
     // Connections kept alive for a next request are nobody.
     let idle = TcpStream::connect(bridge.address).await.unwrap();
-    let begun = Instant::now();
+    let started = Instant::now();
     bridge.signal("TERM").await;
     assert_eq!(bridge.ended(TEST_TIMEOUT).await.code(), Some(0));
-    assert!(begun.elapsed() < LATE, "it took {:?}", begun.elapsed());
+    assert!(started.elapsed() < LATE, "it took {:?}", started.elapsed());
     drop(idle);
 }

@@ -266,7 +266,7 @@ async fn cursor_is_valid_only_for_its_filter() {
     };
     cluster.pod_phase("b", "Running");
     cluster.pod_phase("a", "Failed");
-    let told = |message: &Value| {
+    let received = |message: &Value| {
         let name = message["name"].as_str().unwrap_or("-");
         format!("{} {name} {}", message["type"].as_str().unwrap(), message["cause"].as_str().unwrap_or("-"))
     };
@@ -279,7 +279,7 @@ async fn cursor_is_valid_only_for_its_filter() {
         while messages.len() < 3 {
             let message = listener.json().await;
             if message["type"] != "pool.depth" {
-                messages.push(told(&message));
+                messages.push(received(&message));
             }
         }
         assert_eq!(messages, ["heartbeat - -", "instance.state b -", "instance.state a filtered"], "{params}");

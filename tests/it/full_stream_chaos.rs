@@ -34,15 +34,15 @@ struct Client {
     /// By uid, as `state.initial` and the events say.
     fold: BTreeMap<String, Value>,
     /// By uid: version and type of what was told.
-    told: BTreeMap<String, Vec<(String, String)>>,
+    received: BTreeMap<String, Vec<(String, String)>>,
     coalesced: usize,
     /// Reasons of `state.initial`.
-    pictures: Vec<String>,
+    snapshot_reasons: Vec<String>,
     connections: usize,
 }
 
 impl Client {
-    fn take(&mut self, event: &Value) {
+    fn apply(&mut self, event: &Value) {
         let text = |key: &str| event[key].as_str();
         let kind = text("type").unwrap();
         if event["coalesced"] == true {
@@ -50,7 +50,7 @@ impl Client {
         }
         match kind {
             "state.initial" => {
-                self.pictures.push(text("reason").unwrap().to_owned());
+                self.snapshot_reasons.push(text("reason").unwrap().to_owned());
                 self.fold.clear();
                 let views = ["instances", "claims"].into_iter().flat_map(|array| event[array].as_array().unwrap());
                 for view in views {
@@ -79,14 +79,14 @@ impl Client {
         let key = event["key"].as_str().unwrap();
         let mut parts = key.splitn(3, '.');
         let [uid, rv, kind] = [(); 3].map(|()| parts.next().unwrap());
-        self.told.entry(uid.to_owned()).or_default().push((rv.to_owned(), kind.to_owned()));
+        self.received.entry(uid.to_owned()).or_default().push((rv.to_owned(), kind.to_owned()));
     }
 
     /// Connects and reads for so long.
     async fn visit(&mut self, address: SocketAddr, sse: bool, long: Duration) {
         let Some(mut on) = FullStreamClient::connect(address, sse, "", self.last.as_deref()).await else { return };
         self.connections += 1;
-        on.read_for(long, |event| self.take(&event)).await;
+        on.read_for(long, |event| self.apply(&event)).await;
     }
 
     /// Reads until it holds what the cluster holds.
@@ -104,9 +104,10 @@ impl Client {
         // In the book's words, which only the finished book has for all.
         let word = |rv: &str| if ledger.knows(rv) { rv.to_owned() } else { "end".to_owned() };
         let line = |(rv, kind): &(String, String)| format!("{} {kind}", word(rv));
-        let lines = |(uid, told): (&String, &Vec<(String, String)>)| (uid.clone(), told.iter().map(line).collect());
+        let lines =
+            |(uid, received): (&String, &Vec<(String, String)>)| (uid.clone(), received.iter().map(line).collect());
         assert_eq!(
-            self.told.iter().map(lines).collect::<BTreeMap<_, Vec<_>>>(),
+            self.received.iter().map(lines).collect::<BTreeMap<_, Vec<_>>>(),
             ledger.expected(),
             "every transition once"
         );
@@ -130,8 +131,8 @@ async fn disconnects_under_100_writes_per_second_lose_and_repeat_nothing() {
     let bridges = replicas(&cluster, &["--own-watchers", "0"]).await;
     let (ledger, mut client, mut rng) = (WriteLedger::default(), Client::default(), SeededRng(5));
     client.visit(bridges[0].address, true, Duration::from_millis(300)).await;
-    assert_eq!(client.pictures, ["connect"]);
-    let began = Instant::now();
+    assert_eq!(client.snapshot_reasons, ["connect"]);
+    let started = Instant::now();
     let writing = async {
         let writers = (0..WRITERS).map(|n| Writer::new(n as u64).run(&cluster, &ledger, PAUSE));
         futures::future::join_all(writers).await;
@@ -144,11 +145,11 @@ async fn disconnects_under_100_writes_per_second_lose_and_repeat_nothing() {
         }
     };
     tokio::select! { () = writing => unreachable!("writers go on"), () = reading => {} }
-    let (writes, took) = (ledger.writes(), began.elapsed());
+    let (writes, took) = (ledger.writes(), started.elapsed());
     ledger.finish(&cluster).await;
     client.settle(bridges[0].address, &ledger).await;
     client.exact(&ledger);
-    assert_eq!(client.pictures, ["connect"], "no further picture");
+    assert_eq!(client.snapshot_reasons, ["connect"], "no further picture");
     assert!(client.connections > cuts, "{} connections", client.connections);
     let rate = writes as f64 / took.as_secs_f64();
     println!("{writes} writes at {rate:.0} a second, {} connections", client.connections);
@@ -194,7 +195,7 @@ async fn killed_processes_lead_to_history_or_diff_without_loss() {
         client.settle(bridges[1].address, &ledger).await;
         assert!(client.coalesced > before, "it was a difference, and is marked so (both: {both})");
     }
-    assert_eq!(client.pictures, ["connect"], "no further picture");
+    assert_eq!(client.snapshot_reasons, ["connect"], "no further picture");
 }
 
 /// On a control plane whose API server knows of a compaction at once; that the usual one answers the same when it comes to
@@ -210,7 +211,7 @@ async fn lost_history_is_reported_as_expired_or_foreign() {
     client.visit(bridges[0].address, true, Duration::from_millis(300)).await;
     writer.some(&cluster, &ledger, 20).await;
     client.settle(bridges[1].address, &ledger).await;
-    assert_eq!(client.pictures, ["connect"]);
+    assert_eq!(client.snapshot_reasons, ["connect"]);
 
     // Across a compaction, with nobody there who knows the history: the state, with the reason.
     drop(bridges);
@@ -218,7 +219,7 @@ async fn lost_history_is_reported_as_expired_or_foreign() {
     cluster.plane().compact().await;
     bridges = replicas(&cluster, &["--own-watchers", "0"]).await;
     client.settle(bridges[0].address, &ledger).await;
-    assert_eq!(client.pictures, ["connect", "expired"]);
+    assert_eq!(client.snapshot_reasons, ["connect", "expired"]);
 
     // An older copy put back: noticed by itself, under a client that is there and for one that comes.
     cluster.backup().await;
@@ -227,12 +228,12 @@ async fn lost_history_is_reported_as_expired_or_foreign() {
     client.settle(bridges[0].address, &ledger).await;
     cluster.restore_backup().await;
     let foreign = async {
-        while client.pictures.len() < 3 {
+        while client.snapshot_reasons.len() < 3 {
             client.visit(bridges[0].address, true, Duration::from_millis(300)).await;
         }
     };
     tokio::time::timeout(2 * TEST_TIMEOUT, foreign).await.expect("it is noticed");
-    assert_eq!(client.pictures, ["connect", "expired", "foreign"]);
+    assert_eq!(client.snapshot_reasons, ["connect", "expired", "foreign"]);
     let end = Instant::now() + TEST_TIMEOUT;
     while client.fold != kept {
         assert!(Instant::now() < end, "the older state: {:#?}\n{kept:#?}", client.fold);

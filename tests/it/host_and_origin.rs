@@ -156,8 +156,8 @@ const PASSED: &[(&str, &str, &[&str], Option<&str>)] = &[
     ("{path}", "1.1", &["Host: {own}", "Origin: HTTPS://App.Example:443"], Some("HTTPS://App.Example:443")),
 ];
 
-struct Asked {
-    what: String,
+struct Exchange {
+    description: String,
     answer: HttpResponse,
 }
 
@@ -170,12 +170,19 @@ fn fill(text: &str, own: SocketAddr, path: &str) -> String {
         .replace("{unnamed}", UNNAMED)
 }
 
-async fn ask(own: SocketAddr, method: &str, target: &str, version: &str, headers: &[&str], more: &str) -> Asked {
-    let what = format!("{method} {target} HTTP/{version} {headers:?} {more:?}");
+async fn exchange(
+    own: SocketAddr,
+    method: &str,
+    target: &str,
+    version: &str,
+    headers: &[&str],
+    more: &str,
+) -> Exchange {
+    let description = format!("{method} {target} HTTP/{version} {headers:?} {more:?}");
     let lines: String = headers.iter().map(|line| fill(line, own, "") + "\r\n").collect();
     let more = if more.is_empty() { "Connection: close\r\n" } else { more };
     let answer = http_client::request_raw(own, &format!("{method} {target} HTTP/{version}\r\n{lines}{more}\r\n")).await;
-    Asked { what, answer }
+    Exchange { description, answer }
 }
 
 async fn bridge() -> (SimCluster, crate::support::bridge_process::BridgeProcess) {
@@ -199,19 +206,19 @@ async fn foreign_hosts_and_origins_get_403_on_every_endpoint() {
     }
     let mut answers = stream::iter(requests)
         .map(|(method, target, version, headers, more, message)| async move {
-            (method, message, ask(own, method, &target, version, headers, more).await)
+            (method, message, exchange(own, method, &target, version, headers, more).await)
         })
         .buffer_unordered(AT_A_TIME);
     let mut count = 0;
-    while let Some((method, message, Asked { what, answer })) = answers.next().await {
+    while let Some((method, message, Exchange { description, answer })) = answers.next().await {
         count += 1;
-        assert_eq!(answer.status, 403, "{what}: {answer:?}");
+        assert_eq!(answer.status, 403, "{description}: {answer:?}");
         let message = fill(message, own, "");
         let body = json!({"code": "FORBIDDEN", "message": message, "error": message});
         if method == "HEAD" {
-            assert_eq!(answer.body, "", "{what}");
+            assert_eq!(answer.body, "", "{description}");
         } else {
-            assert_eq!(answer.json(), body, "{what}");
+            assert_eq!(answer.json(), body, "{description}");
         }
         for (name, value) in &answer.headers {
             let expected = match name.as_str() {
@@ -220,9 +227,9 @@ async fn foreign_hosts_and_origins_get_403_on_every_endpoint() {
                 "x-content-type-options" => "nosniff",
                 "connection" => "close",
                 "content-length" | "date" => continue,
-                other => panic!("{what}: {other}: {value}"),
+                other => panic!("{description}: {other}: {value}"),
             };
-            assert_eq!(value, expected, "{what}: {name}");
+            assert_eq!(value, expected, "{description}: {name}");
         }
     }
     assert_eq!(count, REFUSED.len() * (ENDPOINTS.len() * METHODS.len() + 1));
@@ -234,37 +241,37 @@ async fn permitted_hosts_and_origins_pass_on_every_endpoint() {
     let own = bridge.address;
     for (target, version, headers, cross) in PASSED {
         for (path, status) in ENDPOINTS {
-            let asked = ask(own, "GET", &fill(target, own, path), version, headers, "").await;
+            let asked = exchange(own, "GET", &fill(target, own, path), version, headers, "").await;
             passed(&asked, *status, *cross);
         }
         if *version == "1.1" {
-            let asked = ask(own, "GET", &fill(target, own, "/ws"), version, headers, UPGRADE).await;
+            let asked = exchange(own, "GET", &fill(target, own, "/ws"), version, headers, UPGRADE).await;
             passed(&asked, 101, *cross);
         }
-        let asked = ask(own, "OPTIONS", &fill(target, own, "/api/v1/pools"), version, headers, "").await;
+        let asked = exchange(own, "OPTIONS", &fill(target, own, "/api/v1/pools"), version, headers, "").await;
         passed(&asked, 204, *cross);
-        let asked = ask(own, "POST", &fill(target, own, "/api/v1/pools"), version, headers, "").await;
+        let asked = exchange(own, "POST", &fill(target, own, "/api/v1/pools"), version, headers, "").await;
         passed(&asked, 405, *cross);
     }
 }
 
-fn passed(Asked { what, answer }: &Asked, status: u16, cross: Option<&str>) {
-    assert_eq!(answer.status, status, "{what}: {answer:?}");
-    let told = |name: &str| {
+fn passed(Exchange { description, answer }: &Exchange, status: u16, cross: Option<&str>) {
+    assert_eq!(answer.status, status, "{description}: {answer:?}");
+    let received = |name: &str| {
         let values = answer.headers.iter().filter(|(have, _)| have == name).map(|(_, value)| value.as_str());
         values.collect::<Vec<_>>()
     };
-    assert_eq!(told("vary"), ["Origin"], "{what}");
-    assert_eq!(told("access-control-allow-origin"), Vec::from_iter(cross), "{what}");
+    assert_eq!(received("vary"), ["Origin"], "{description}");
+    assert_eq!(received("access-control-allow-origin"), Vec::from_iter(cross), "{description}");
     let others = [
         ("access-control-allow-credentials", "true"),
         ("access-control-expose-headers", "Event-Cursor, ETag, Retry-After, RateLimit, RateLimit-Policy"),
     ];
     for (name, value) in others {
-        assert_eq!(told(name), Vec::from_iter(cross.map(|_| value)), "{what}");
+        assert_eq!(received(name), Vec::from_iter(cross.map(|_| value)), "{description}");
     }
     for name in ["access-control-allow-methods", "access-control-allow-headers", "access-control-max-age"] {
-        assert!(told(name).is_empty(), "{what}: only a preflight is told {name}");
+        assert!(received(name).is_empty(), "{description}: only a preflight is told {name}");
     }
 }
 
@@ -277,7 +284,8 @@ async fn connect_method_is_rejected() {
         [("{own}", "{own}", 405), ("evil.example:80", "evil.example:80", 403), ("evil.example:80", "{own}", 403)]
     {
         let host = format!("Host: {host}");
-        let Asked { what, answer } = ask(own, "CONNECT", &fill(target, own, ""), "1.1", &[&host], "").await;
-        assert_eq!(answer.status, status, "{what}: {answer:?}");
+        let Exchange { description, answer } =
+            exchange(own, "CONNECT", &fill(target, own, ""), "1.1", &[&host], "").await;
+        assert_eq!(answer.status, status, "{description}: {answer:?}");
     }
 }

@@ -77,8 +77,8 @@ const FILTERS: usize = 120;
 const CLAIMS: usize = 100;
 const DETAIL_BYTES: usize = 10 << 10;
 /// What a bridge keeps rendered for all of them (docs/performance.md), and how much more it may grow by meanwhile.
-const LENS_BYTES: u64 = 32 << 20;
-const ELSE_BYTES: u64 = 32 << 20;
+const PROJECTION_CACHE_BYTES: u64 = 32 << 20;
+const OTHER_BYTES: u64 = 32 << 20;
 
 #[tokio::test]
 async fn distinct_filters_stay_within_the_cache_budget() {
@@ -111,13 +111,13 @@ async fn distinct_filters_stay_within_the_cache_budget() {
     let grown = bridge.memory().saturating_sub(before);
     let kept = http_client::metric(bridge.address, "bridge_feed_lens_bytes").await;
     println!("{} MiB more for {FILTERS} filters, of which {} MiB are kept rendered", grown >> 20, kept >> 20);
-    assert!(kept <= LENS_BYTES, "{kept}");
-    assert!(grown <= LENS_BYTES + ELSE_BYTES, "{grown}");
+    assert!(kept <= PROJECTION_CACHE_BYTES, "{kept}");
+    assert!(grown <= PROJECTION_CACHE_BYTES + OTHER_BYTES, "{grown}");
     assert_eq!(http_client::metric(bridge.address, "bridge_feed_lenses").await, FILTERS as u64);
 }
 
 /// Clients under a rolling restart, and the seconds over which each replica sends them away.
-const CROWD: usize = 1_000;
+const CLIENTS: usize = 1_000;
 const DRAIN: u64 = 5;
 
 /// What one client has.
@@ -126,7 +126,7 @@ struct Held {
     last: Option<String>,
     keys: Vec<String>,
     pictures: usize,
-    told_to_go: Vec<Instant>,
+    closing_received: Vec<Instant>,
 }
 
 /// Follows the stream, wherever it is served, until the flag is set and every key is there.
@@ -155,7 +155,7 @@ async fn follow(
                 match event["type"].as_str().unwrap() {
                     "state.initial" => held.pictures += 1,
                     "stream.closing" => {
-                        held.told_to_go.push(Instant::now());
+                        held.closing_received.push(Instant::now());
                         pause = Duration::from_millis(event["retryAfterMs"].as_u64().unwrap());
                     }
                     "instance.state" => held.keys.push(event["key"].as_str().unwrap().to_owned()),
@@ -173,15 +173,16 @@ async fn follow(
 
 #[tokio::test]
 async fn rolling_restart_under_a_thousand_clients_loses_no_event() {
-    support::ensure_file_limit(4 * CROWD as u64);
+    support::ensure_file_limit(4 * CLIENTS as u64);
     let cluster = SimCluster::new().await;
     let drain = DRAIN.to_string();
     let args = ["--own-watchers", "0", "--drain", &drain];
     let mut bridges = [cluster.bridge(&args).await, cluster.bridge(&args).await];
     let replicas = Arc::new(Mutex::new(bridges.iter().map(|bridge| bridge.address).collect::<Vec<_>>()));
     let (done, all) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
-    let clients: Vec<_> =
-        (0..CROWD as u64).map(|seed| tokio::spawn(follow(seed, replicas.clone(), done.clone(), all.clone()))).collect();
+    let clients: Vec<_> = (0..CLIENTS as u64)
+        .map(|seed| tokio::spawn(follow(seed, replicas.clone(), done.clone(), all.clone())))
+        .collect();
     let streams = async || {
         let mut open = 0;
         for bridge in &bridges {
@@ -190,12 +191,12 @@ async fn rolling_restart_under_a_thousand_clients_loses_no_event() {
         open
     };
     let connected = async {
-        while streams().await < CROWD as u64 {
+        while streams().await < CLIENTS as u64 {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
     timeout(2 * TEST_TIMEOUT, connected).await.expect("all are there");
-    let (before, began) = (cluster.sim().metrics(), Instant::now());
+    let (before, started) = (cluster.sim().metrics(), Instant::now());
 
     let mut written = 0;
     let mut write = || {
@@ -237,15 +238,15 @@ async fn rolling_restart_under_a_thousand_clients_loses_no_event() {
     }
     done.store(true, Ordering::Relaxed);
     let all = all.lock().unwrap().clone();
-    let mut told_to_go = Vec::new();
+    let mut closing_received = Vec::new();
     for client in clients {
         let held = timeout(2 * TEST_TIMEOUT, client).await.expect("it has everything").unwrap();
         assert_eq!(held.keys, all, "each once, in order");
         assert_eq!(held.pictures, 1, "no further picture");
-        told_to_go.extend(held.told_to_go);
+        closing_received.extend(held.closing_received);
     }
-    told_to_go.sort();
-    let spread = *told_to_go.last().unwrap() - told_to_go[0];
+    closing_received.sort();
+    let spread = *closing_received.last().unwrap() - closing_received[0];
     assert!(spread >= Duration::from_secs(DRAIN), "twice over most of the drain time: {spread:?}");
     let after = cluster.sim().metrics();
     let count = |verb| after.count(verb) - before.count(verb);
@@ -255,12 +256,12 @@ async fn rolling_restart_under_a_thousand_clients_loses_no_event() {
     for bridge in &bridges {
         pasts += http_client::metric(bridge.address, "bridge_feed_backfills_total").await;
     }
-    let elapsed = began.elapsed().as_secs();
+    let elapsed = started.elapsed().as_secs();
     let (lists, watches) = (4 + 4 * (elapsed / 15 + 1) + 2 * pasts, 4 + 4 * (elapsed / 30 + 1) + 2 * pasts);
     println!(
-        "{} events to each of {CROWD}, {} goodbyes over {spread:?}, {} lists, {} watches, {pasts} pasts in {elapsed} s",
+        "{} events to each of {CLIENTS}, {} goodbyes over {spread:?}, {} lists, {} watches, {pasts} pasts in {elapsed} s",
         all.len(),
-        told_to_go.len(),
+        closing_received.len(),
         count(Verb::List),
         count(Verb::Watch)
     );

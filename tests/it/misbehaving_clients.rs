@@ -21,7 +21,7 @@ use crate::support::{
 };
 
 /// The clients that behave.
-const GOOD: usize = 100;
+const HEALTHY: usize = 100;
 /// What one client that stops reading may cost, in the kernel and in the process (issue 3).
 const STALLED_BYTES: u64 = 64 * 1024;
 /// What the kernel takes in of a connection that nobody reads: twice its default, which grows only under a reader.
@@ -33,7 +33,7 @@ const WRITE_STALL: Duration = Duration::from_secs(10);
 struct Fixture {
     cluster: SimCluster,
     bridge: BridgeProcess,
-    good: Vec<JoinHandle<usize>>,
+    healthy: Vec<JoinHandle<usize>>,
     step: usize,
 }
 
@@ -50,11 +50,11 @@ impl Fixture {
             }
         });
         known.await.expect("the Pod is not there");
-        let mut good = Vec::new();
-        for _ in 0..GOOD {
-            good.push(tokio::spawn(sees_everything(bridge.listen("/ws?snapshot=none").await)));
+        let mut healthy = Vec::new();
+        for _ in 0..HEALTHY {
+            healthy.push(tokio::spawn(sees_everything(bridge.listen("/ws?snapshot=none").await)));
         }
-        Fixture { cluster, bridge, good, step: 0 }
+        Fixture { cluster, bridge, healthy, step: 0 }
     }
 
     /// The Pod changes this often.
@@ -70,8 +70,8 @@ impl Fixture {
     /// The last change: every good client has seen all of them, in order, once, and nothing else.
     async fn end(mut self) -> BridgeProcess {
         self.cluster.pod_phase("pod", LAST);
-        for good in &mut self.good {
-            assert_eq!(timeout(TEST_TIMEOUT, good).await.expect("a good client waits").unwrap(), self.step);
+        for healthy in &mut self.healthy {
+            assert_eq!(timeout(TEST_TIMEOUT, healthy).await.expect("a good client waits").unwrap(), self.step);
         }
         assert_eq!(http_client::metric(self.bridge.address, "bridge_connection_panics_total").await, 0);
         self.bridge
@@ -124,7 +124,7 @@ async fn stalled_reader_is_closed_after_10_s_without_affecting_others() {
     // The log and the allocator grow once for everybody: that is nobody's cost.
     fixture.change(2000).await;
     let before = fixture.bridge.memory();
-    let begun = Instant::now();
+    let started = Instant::now();
     // Answered at once, always: a GET of the state waits for the bridge's own watch to know what any client has been told,
     // and on a machine that is busy enough that is 503 after a second, of which too few come to fill anything.
     let get = format!("GET /api/v1/health HTTP/1.1\r\nHost: {address}\r\n\r\n");
@@ -145,8 +145,8 @@ async fn stalled_reader_is_closed_after_10_s_without_affecting_others() {
     let (mut kernel, mut worst, mut memory) = (0, 0, before);
     let mut burst = 20;
     while fixture.slow_consumers().await < STALLED as u64 {
-        assert!(begun.elapsed() < WRITE_STALL + TEST_TIMEOUT, "only {} are closed", fixture.slow_consumers().await);
-        assert!(fixture.slow_consumers().await == 0 || begun.elapsed() >= WRITE_STALL, "closed too early");
+        assert!(started.elapsed() < WRITE_STALL + TEST_TIMEOUT, "only {} are closed", fixture.slow_consumers().await);
+        assert!(fixture.slow_consumers().await == 0 || started.elapsed() >= WRITE_STALL, "closed too early");
         // A thousand changes at once are more than any buffer holds; then they go on slowly.
         fixture.change(if burst > 0 { 50 } else { 1 }).await;
         burst -= i32::from(burst > 0);
@@ -161,14 +161,14 @@ async fn stalled_reader_is_closed_after_10_s_without_affecting_others() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let process = memory - before;
-    let ended = begun.elapsed();
+    let ended = started.elapsed();
     println!("{STALLED} stalled: kernel {kernel} bytes in all, {worst} at worst; process {process}; over at {ended:?}");
     println!("{PIPELINING} pipelining: {asked} bytes of requests and {answered} of answers wait at worst");
     assert!(answered > 0 && answered <= STALLED_BYTES && asked <= RECEIVE_BUFFER, "more waits for those who only ask");
     assert!(kernel > 0 && worst <= STALLED_BYTES, "one of them holds {worst} bytes of the kernel");
     assert!(kernel + process <= (STALLED + PIPELINING) as u64 * STALLED_BYTES, "{kernel} + {process} bytes");
     for end in join_all(pipelining).await {
-        let took = end.unwrap() - begun;
+        let took = end.unwrap() - started;
         assert!(
             took >= WRITE_STALL && took < WRITE_STALL + TEST_TIMEOUT,
             "a client that only asks was ended after {took:?}"
@@ -185,7 +185,7 @@ fn port(stream: &TcpStream) -> u16 {
 /// A client that says nothing hears a ping every 15 s; under full it is gone after 45.
 async fn is_pinged(address: SocketAddr, full: bool) {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let begun = Instant::now();
+    let started = Instant::now();
     stream.write_all(http_client::upgrade(address, "/ws?types=tenant").as_bytes()).await.unwrap();
     let head = read_head(&mut stream).await;
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
@@ -193,12 +193,12 @@ async fn is_pinged(address: SocketAddr, full: bool) {
     let bound = Duration::from_secs(15) + TEST_TIMEOUT;
     timeout(bound, stream.read_exact(&mut ping)).await.expect("no ping").unwrap();
     assert_eq!(ping, *b"\x89\x00");
-    assert!(begun.elapsed() >= Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert!(started.elapsed() >= Duration::from_secs(15), "{:?}", started.elapsed());
     if full {
         let mut rest = Vec::new();
         timeout(bound, stream.read_to_end(&mut rest)).await.expect("a silent client is kept").unwrap();
         assert_eq!(rest, b"\x89\x00\x88\x06\x03\xf5idle");
-        assert!(begun.elapsed() >= Duration::from_secs(45), "{:?}", begun.elapsed());
+        assert!(started.elapsed() >= Duration::from_secs(45), "{:?}", started.elapsed());
     }
 }
 
@@ -228,9 +228,9 @@ async fn stream_over_the_limit_is_rejected_and_others_continue() {
         );
     };
     // The last GET may still be on its way out.
-    open(GOOD).await;
+    open(HEALTHY).await;
     let mut held = Vec::new();
-    for _ in GOOD..110 {
+    for _ in HEALTHY..110 {
         held.push(fixture.bridge.listen("/ws").await);
     }
     for _ in 0..20 {
@@ -240,7 +240,7 @@ async fn stream_over_the_limit_is_rejected_and_others_continue() {
     }
     fixture.change(50).await;
     drop(held);
-    open(GOOD).await;
+    open(HEALTHY).await;
     let refused = http_client::metric(address, "bridge_streams_refused_total").await;
     assert_eq!(refused, 20);
     let mut late = fixture.bridge.listen("/ws").await;

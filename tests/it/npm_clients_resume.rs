@@ -32,7 +32,7 @@ const AT_ONCE: Duration = Duration::from_secs(5);
 
 /// One of these clients, and what it is to see.
 struct Client {
-    talker: NpmClient,
+    process: NpmClient,
     path: &'static str,
     named: bool,
     /// `state.initial` comes first.
@@ -41,13 +41,13 @@ struct Client {
 
 impl Client {
     fn event_source(address: SocketAddr, (path, named, state): (&'static str, bool, bool)) -> Client {
-        let talker = NpmClient::start("eventsource.mjs", &format!("http://{address}{path}"));
-        Client { talker, path, named, state }
+        let process = NpmClient::start("eventsource.mjs", &format!("http://{address}{path}"));
+        Client { process, path, named, state }
     }
 
     fn websocket(address: SocketAddr, path: &'static str) -> Client {
-        let talker = NpmClient::start("websocket.mjs", &format!("ws://{address}{path}"));
-        Client { talker, path, named: false, state: path == "/api/websocket" }
+        let process = NpmClient::start("websocket.mjs", &format!("ws://{address}{path}"));
+        Client { process, path, named: false, state: path == "/api/websocket" }
     }
 
     fn all(address: SocketAddr) -> Vec<Client> {
@@ -61,31 +61,31 @@ impl Client {
     }
 
     /// Reads on until it is told something of this type.
-    async fn told(&mut self, kind: &str) {
-        self.talker.until(|line| line["event"]["data"]["type"] == kind).await;
+    async fn wait_for_event(&mut self, kind: &str) {
+        self.process.until(|line| line["event"]["data"]["type"] == kind).await;
     }
 
     /// Reads on until it is served: what a stream opens with.
     async fn served(&mut self) {
         let first = ["state.initial", "heartbeat"];
-        self.talker.until(|line| first.iter().any(|kind| line["event"]["data"]["type"] == *kind)).await;
+        self.process.until(|line| first.iter().any(|kind| line["event"]["data"]["type"] == *kind)).await;
     }
 
     /// Reads on until it is sent away for this reason, each transport in its way.
-    async fn sent_away(&mut self, reason: &str) {
+    async fn wait_for_close(&mut self, reason: &str) {
         let event_source = self.is_event_source();
-        self.talker
+        self.process
             .until(|line| {
                 let closing = &line["event"]["data"];
-                let said = closing["type"] == "stream.closing" && closing["reason"] == reason;
-                said || !event_source && line["closed"]["error"].as_str().is_some_and(|error| error.contains("503"))
+                let output = closing["type"] == "stream.closing" && closing["reason"] == reason;
+                output || !event_source && line["closed"]["error"].as_str().is_some_and(|error| error.contains("503"))
             })
             .await;
     }
 
     /// `name phase` of each `instance.state`, in order.
     fn instances(&self) -> Vec<String> {
-        let events = self.talker.lines.iter().map(|line| &line["event"]["data"]);
+        let events = self.process.lines.iter().map(|line| &line["event"]["data"]);
         let states = events.filter(|event| event["type"] == "instance.state");
         states
             .map(|event| format!("{} {}", event["name"].as_str().unwrap(), event["phase"].as_str().unwrap()))
@@ -93,14 +93,14 @@ impl Client {
     }
 
     fn connections(&self) -> usize {
-        self.talker.lines.iter().filter(|line| !line["asked"].is_null()).count()
+        self.process.lines.iter().filter(|line| !line["asked"].is_null()).count()
     }
 
     /// Holds against the contract all that it has seen: heads, names, where it asked to go on.
     fn check(&self) {
         let path = self.path;
         let mut last = Value::Null;
-        for line in &self.talker.lines {
+        for line in &self.process.lines {
             if let Value::Object(asked) = &line["asked"] {
                 // Left out at first, so absent here.
                 assert_eq!(asked.get("lastEventId").unwrap_or(&Value::Null), &last, "{path}");
@@ -128,9 +128,9 @@ impl Client {
     }
 
     /// How often it has been told the whole state.
-    fn pictures(&self) -> usize {
+    fn snapshot_count(&self) -> usize {
         let is_state = |line: &&Value| line["event"]["data"]["type"] == "state.initial";
-        self.talker.lines.iter().filter(is_state).count()
+        self.process.lines.iter().filter(is_state).count()
     }
 }
 
@@ -152,7 +152,7 @@ fn retry(body: &str) -> (u64, &str) {
 }
 
 /// All rows say what will pass by itself as a stream that ends at once.
-async fn all_send_away(address: SocketAddr, reason: &str) {
+async fn check_all_reject(address: SocketAddr, reason: &str) {
     for (path, named, _) in SSE {
         let answer = http_client::get(address, path).await;
         assert_eq!(answer.status, 200, "{path}: {answer:?}");
@@ -204,12 +204,12 @@ async fn npm_clients_resume_after_a_cut_at_any_byte() {
         let last = format!("pod-{round}-{}", PODS - 1);
         for client in &mut clients {
             let is_last = |event: &Value| event["name"] == last.as_str() && event["phase"] == "Running";
-            client.talker.until(|line| is_last(&line["event"]["data"])).await;
+            client.process.until(|line| is_last(&line["event"]["data"])).await;
         }
     }
     for client in &clients {
         assert_eq!(client.instances(), happened, "{}", client.path);
-        assert_eq!(client.pictures(), usize::from(client.state), "{}", client.path);
+        assert_eq!(client.snapshot_count(), usize::from(client.state), "{}", client.path);
         assert!(client.connections() >= least, "{} was hardly cut off: {}", client.path, client.connections());
         client.check();
         println!("{}: {} connections", client.path, client.connections());
@@ -221,12 +221,12 @@ async fn npm_clients_reconnect_until_the_bridge_is_ready() {
     let cluster = SimCluster::new().await;
     cluster.sim().down();
     let bridge = BridgeProcess::start(&cluster.kubeconfig(), NAMESPACE, &[]).await;
-    all_send_away(bridge.address, "not ready").await;
+    check_all_reject(bridge.address, "not ready").await;
     let mut clients: Vec<_> = SSE.into_iter().map(|row| Client::event_source(bridge.address, row)).collect();
     for client in &mut clients {
         // It is not the first time only that it comes back.
-        client.sent_away("not ready").await;
-        client.sent_away("not ready").await;
+        client.wait_for_close("not ready").await;
+        client.wait_for_close("not ready").await;
     }
     cluster.sim().up();
     for client in &mut clients {
@@ -244,11 +244,11 @@ async fn npm_clients_reconnect_until_a_stream_is_free() {
     for _ in 0..places {
         others.push(bridge.listen("/api/websocket").await);
     }
-    all_send_away(bridge.address, "too many connections").await;
+    check_all_reject(bridge.address, "too many connections").await;
     let mut clients = Client::all(bridge.address);
     for client in &mut clients {
-        client.sent_away("too many connections").await;
-        client.sent_away("too many connections").await;
+        client.wait_for_close("too many connections").await;
+        client.wait_for_close("too many connections").await;
     }
     drop(others);
     for client in &mut clients {
@@ -279,26 +279,26 @@ async fn npm_clients_move_to_another_replica_during_drain() {
         }
     });
     draining.await.expect("still ready");
-    all_send_away(old.address, "draining").await;
+    check_all_reject(old.address, "draining").await;
     cluster.create_pod("meanwhile");
     // Who comes now is sent away at once; who is there is told, and comes back to the same.
     let mut late = Client::all(door.address);
     for client in &mut late {
-        client.sent_away("draining").await;
+        client.wait_for_close("draining").await;
     }
     door.set_target(Some(new.address));
     for client in &mut before {
-        client.told("stream.closing").await;
+        client.wait_for_event("stream.closing").await;
         client.served().await;
     }
     cluster.create_pod("news");
     for client in before.iter_mut().chain(&mut late) {
-        client.talker.until(|line| line["event"]["data"]["name"] == "news").await;
+        client.process.until(|line| line["event"]["data"]["name"] == "news").await;
         client.check();
     }
     for client in &before {
         assert_eq!(client.instances(), ["meanwhile Unknown", "news Unknown"], "{}", client.path);
-        assert_eq!(client.pictures(), usize::from(client.state), "{}", client.path);
+        assert_eq!(client.snapshot_count(), usize::from(client.state), "{}", client.path);
     }
 }
 
@@ -309,7 +309,7 @@ async fn opening(
     last: Option<&str>,
     enough: &str,
 ) -> (http_client::HttpResponse, Duration) {
-    let began = Instant::now();
+    let started = Instant::now();
     let mut stream = TcpStream::connect(address).await.unwrap();
     let last = last.map_or(String::new(), |id| format!("Last-Event-ID: {id}\r\n"));
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n{last}\r\n");
@@ -323,7 +323,7 @@ async fn opening(
     let came = reading.await;
     let text = String::from_utf8(bytes).unwrap();
     came.unwrap_or_else(|_| panic!("{path}: {enough:?} does not come: {text}"));
-    (http_client::parse(&text), began.elapsed())
+    (http_client::parse(&text), started.elapsed())
 }
 
 #[tokio::test]
@@ -376,6 +376,6 @@ async fn response_head_is_sent_before_the_backfill() {
     }
     // It is worth the wait.
     let waiting = opening(bridge.address, "/api/sse", Some(&id), r#""name":"pod""#);
-    let (told, ()) = tokio::join!(waiting, async { cluster.sim().up() });
-    assert!(!told.0.body.contains("state.initial"), "{told:?}");
+    let (received, ()) = tokio::join!(waiting, async { cluster.sim().up() });
+    assert!(!received.0.body.contains("state.initial"), "{received:?}");
 }

@@ -56,7 +56,7 @@ struct Cluster {
 
 /// What an event is about.
 #[derive(Debug)]
-struct Told {
+struct DeliveredEvent {
     name: String,
     change: u64,
     text: String,
@@ -132,14 +132,18 @@ impl Cluster {
     }
 
     /// Whether what a GET says of an object is what some change made of it that is not older than the one told.
-    fn check(&self, told: &Told, found: Option<u64>) {
+    fn check(&self, delivered: &DeliveredEvent, found: Option<u64>) {
         let deletions = self.deletions.lock().unwrap();
-        let deletions = deletions.get(&told.name).map_or(&[][..], Vec::as_slice);
+        let deletions = deletions.get(&delivered.name).map_or(&[][..], Vec::as_slice);
         let good = match found {
-            Some(change) => change >= told.change,
-            None => deletions.iter().any(|change| *change >= told.change),
+            Some(change) => change >= delivered.change,
+            None => deletions.iter().any(|change| *change >= delivered.change),
         };
-        assert!(good, "told of change {} ({}), then found {found:?}; deletions: {deletions:?}", told.change, told.text);
+        assert!(
+            good,
+            "told of change {} ({}), then found {found:?}; deletions: {deletions:?}",
+            delivered.change, delivered.text
+        );
     }
 }
 
@@ -152,14 +156,14 @@ fn change(tenant: &Value) -> u64 {
     number.unwrap_or_else(|| panic!("no tenant of ours: {tenant}")).parse().unwrap()
 }
 
-impl Told {
-    fn new(text: &str) -> Told {
+impl DeliveredEvent {
+    fn new(text: &str) -> DeliveredEvent {
         let event: Value = serde_json::from_str(text).unwrap();
         let named = change(&event["tenantId"]);
         // A claim's end is told as a release with the last tenant it had: whether it is gone or only released at that
         // change cannot be known from the event, so the earlier one must do.
         let change = if event["phase"] == "Deleted" { named + 1 } else { named };
-        Told { name: event["name"].as_str().unwrap().to_owned(), change, text: text.to_owned() }
+        DeliveredEvent { name: event["name"].as_str().unwrap().to_owned(), change, text: text.to_owned() }
     }
 
     /// What the snapshot says of the object: which change made it so, or that it is not there.
@@ -184,11 +188,11 @@ impl Told {
 async fn refetch(mut listener: WsClient, bridge: SocketAddr, cluster: Arc<Cluster>, left: Arc<AtomicU64>) {
     let mut gets = JoinSet::new();
     while left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
-        let told = Told::new(&listener.text().await);
+        let delivered = DeliveredEvent::new(&listener.text().await);
         let cluster = cluster.clone();
         gets.spawn(async move {
-            let found = told.find(bridge).await;
-            cluster.check(&told, found);
+            let found = delivered.find(bridge).await;
+            cluster.check(&delivered, found);
         });
     }
     while let Some(get) = gets.join_next().await {
@@ -269,16 +273,16 @@ async fn get_reflects_deletions_found_by_a_list() {
         sim.restart();
         sim.up();
         for _ in 0..4 {
-            let told = Told::new(&listener.text().await);
-            assert!(told.text.contains("Deleted") || told.text.contains("tenant.released"), "{told:?}");
-            assert_eq!(told.find(bridge.address).await, None, "{told:?}");
+            let delivered = DeliveredEvent::new(&listener.text().await);
+            assert!(delivered.text.contains("Deleted") || delivered.text.contains("tenant.released"), "{delivered:?}");
+            assert_eq!(delivered.find(bridge.address).await, None, "{delivered:?}");
         }
     }
 }
 
 /// Things go on happening while a GET waits: for those it does not wait, or under load it would for ever.
 #[tokio::test(start_paused = true)]
-async fn get_waits_only_for_events_delivered_before_it() {
+async fn get_waits_only_for_previously_delivered_events() {
     let (mut hub, feed) = Feed::new(feed::Config::default());
     let pod = |rv| {
         View::Instance(Arc::new(Instance {
@@ -313,7 +317,7 @@ async fn get_waits_only_for_events_delivered_before_it() {
 
 /// What cannot be waited for is not shown.
 #[tokio::test]
-async fn get_is_503_when_it_would_be_older_than_an_event() {
+async fn get_is_503_if_older_than_a_delivered_event() {
     let sim = Sim::new(SimConfig::default());
     let late = DelayedClient::new(0..=0);
     let client = sim.client(NAMESPACE);
@@ -322,7 +326,7 @@ async fn get_is_503_when_it_would_be_older_than_an_event() {
     let mut listener = WsClient::connect(bridge.address, "/ws").await;
     late.set(TOO_LATE);
     cluster.pod(0, 1, false).await;
-    let told = Told::new(&listener.text().await);
+    let delivered = DeliveredEvent::new(&listener.text().await);
     let start = Instant::now();
     let answer = http_client::get(bridge.address, "/api/v1/instances").await;
     assert_eq!((answer.status, &answer.json()["code"]), (503, &json!("NOT_READY")), "{}", answer.body);
@@ -333,5 +337,5 @@ async fn get_is_503_when_it_would_be_older_than_an_event() {
     while http_client::get(bridge.address, "/api/v1/instances").await.status != 200 {
         assert!(Instant::now() < end, "still 503");
     }
-    assert_eq!(told.find(bridge.address).await, Some(1));
+    assert_eq!(delivered.find(bridge.address).await, Some(1));
 }

@@ -60,15 +60,15 @@ impl Drop for Replica {
 
 /// Events up to one that is wanted.
 async fn read_until(on: &mut Subscription, is: impl Fn(&Value) -> bool) -> Vec<Value> {
-    let mut told: Vec<Value> = Vec::new();
+    let mut received: Vec<Value> = Vec::new();
     let reading = async {
         loop {
             match on.read(1 << 16) {
                 ReadResult::Batch(batch) => {
                     let bytes = batch.concat();
                     let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-                    told.extend(lines.map(|line| serde_json::from_slice::<Value>(line).unwrap()));
-                    if told.iter().any(&is) {
+                    received.extend(lines.map(|line| serde_json::from_slice::<Value>(line).unwrap()));
+                    if received.iter().any(&is) {
                         return;
                     }
                 }
@@ -78,8 +78,8 @@ async fn read_until(on: &mut Subscription, is: impl Fn(&Value) -> bool) -> Vec<V
         }
     };
     let found = timeout(BOUND, reading).await.is_ok();
-    assert!(found, "not told: {told:#?}");
-    told
+    assert!(found, "not told: {received:#?}");
+    received
 }
 
 fn create(sim: &Sim, name: &str) {
@@ -92,8 +92,8 @@ fn delete(sim: &Sim, name: &str) {
     sim.store(|store| store.delete(ApiResource::Pods, NAMESPACE, name)).unwrap();
 }
 
-fn names(told: &[Value]) -> Vec<String> {
-    let states = told.iter().filter(|event| event["type"] == "instance.state");
+fn names(received: &[Value]) -> Vec<String> {
+    let states = received.iter().filter(|event| event["type"] == "instance.state");
     states.map(|event| format!("{} {}", event["name"].as_str().unwrap(), event["phase"].as_str().unwrap())).collect()
 }
 
@@ -102,16 +102,16 @@ fn is(name: &'static str, phase: &'static str) -> impl Fn(&Value) -> bool {
 }
 
 /// The newest id.
-fn id(told: &[Value]) -> String {
-    told.iter().rev().find_map(|event| event["id"].as_str()).unwrap().to_owned()
+fn id(received: &[Value]) -> String {
+    received.iter().rev().find_map(|event| event["id"].as_str()).unwrap().to_owned()
 }
 
-fn has(told: &[Value], kind: &str) -> bool {
-    told.iter().any(|event| event["type"] == kind)
+fn has(received: &[Value], kind: &str) -> bool {
+    received.iter().any(|event| event["type"] == kind)
 }
 
-fn coalesced(told: &[Value]) -> bool {
-    told.iter().any(|event| event["coalesced"] == true)
+fn coalesced(received: &[Value]) -> bool {
+    received.iter().any(|event| event["coalesced"] == true)
 }
 
 #[tokio::test(start_paused = true)]
@@ -132,10 +132,10 @@ async fn thousand_resumes_after_a_restart_use_one_list_and_one_watch() {
     let (lists, watches) = (sim.metrics().count(Verb::List), sim.metrics().count(Verb::Watch));
     let clients = (0..1000).map(|n| (n, second.resume(if n % 2 == 0 { &before } else { &later })));
     for (n, mut on) in clients.collect::<Vec<_>>() {
-        let told = read_until(&mut on, is("a", "Deleted")).await;
+        let received = read_until(&mut on, is("a", "Deleted")).await;
         let all = ["a Unknown", "b Unknown", "transient Unknown", "transient Deleted", "a Deleted"];
-        assert_eq!(names(&told), all[if n % 2 == 0 { 0 } else { 2 }..]);
-        assert!(!has(&told, "state.initial") && !coalesced(&told), "{told:#?}");
+        assert_eq!(names(&received), all[if n % 2 == 0 { 0 } else { 2 }..]);
+        assert!(!has(&received, "state.initial") && !coalesced(&received), "{received:#?}");
     }
     let (more_lists, more_watches) =
         (sim.metrics().count(Verb::List) - lists, sim.metrics().count(Verb::Watch) - watches);
@@ -155,14 +155,14 @@ async fn lost_watch_history_sends_a_diff_and_lost_list_sends_the_state() {
     // A restarted API server has the exact list still, but no history to watch.
     sim.restart();
     let second = Replica::start(&sim).await;
-    let told = read_until(&mut second.resume(&cursor), is("b", "Unknown")).await;
-    assert_eq!(names(&told), ["a Deleted", "b Unknown"]);
-    assert!(coalesced(&told) && !has(&told, "state.initial"), "{told:#?}");
+    let received = read_until(&mut second.resume(&cursor), is("b", "Unknown")).await;
+    assert_eq!(names(&received), ["a Deleted", "b Unknown"]);
+    assert!(coalesced(&received) && !has(&received, "state.initial"), "{received:#?}");
     drop(second);
     sim.store(|store| store.compact(store.revision()));
     let third = Replica::start(&sim).await;
-    let told = read_until(&mut third.resume(&cursor), |event| event["type"] == "state.initial").await;
-    assert_eq!(told.last().unwrap()["reason"], "expired");
+    let received = read_until(&mut third.resume(&cursor), |event| event["type"] == "state.initial").await;
+    assert_eq!(received.last().unwrap()["reason"], "expired");
 }
 
 #[tokio::test(start_paused = true)]
@@ -172,7 +172,7 @@ async fn forged_cursor_is_foreign_and_costs_a_bounded_number_of_lists() {
     let mut on = replica.listen(StartAt::Live);
     let cursor = Cursor::decode(&id(&read_until(&mut on, |event| event["type"] == "heartbeat").await)).unwrap();
     let lists = sim.metrics().count(Verb::List);
-    let began = tokio::time::Instant::now();
+    let started = tokio::time::Instant::now();
     for round in 0..40 {
         let forged = (0..10).map(|n| Cursor {
             versions: PerResource::new(
@@ -182,18 +182,18 @@ async fn forged_cursor_is_foreign_and_costs_a_bounded_number_of_lists() {
             ..cursor
         });
         for mut on in forged.map(|cursor| replica.listen(StartAt::Cursor(cursor))).collect::<Vec<_>>() {
-            let told = read_until(&mut on, |event| event["type"] == "state.initial").await;
-            assert_eq!(told.last().unwrap()["reason"], "foreign");
+            let received = read_until(&mut on, |event| event["type"] == "state.initial").await;
+            assert_eq!(received.last().unwrap()["reason"], "foreign");
         }
     }
-    let minutes = began.elapsed().as_secs() / 60 + 1;
-    let probes = began.elapsed().as_secs() / 15 + 1;
+    let minutes = started.elapsed().as_secs() / 60 + 1;
+    let probes = started.elapsed().as_secs() / 15 + 1;
     let more = sim.metrics().count(Verb::List) - lists;
     // Two resources each; the hub asks by itself, too, when nothing has come for 15 s.
     assert!(more <= 2 * (12 * minutes + probes), "{more} lists in {minutes} minutes");
     // Too old: each costs a round, of which six may begin within a minute.
     let lists = sim.metrics().count(Verb::List);
-    let began = tokio::time::Instant::now();
+    let started = tokio::time::Instant::now();
     for n in 0..100 {
         let forged = Cursor { versions: PerResource::new(1 + n % cursor.versions[Resource::Pods], 1), ..cursor };
         read_until(&mut replica.listen(StartAt::Cursor(forged)), |event| {
@@ -201,8 +201,8 @@ async fn forged_cursor_is_foreign_and_costs_a_bounded_number_of_lists() {
         })
         .await;
     }
-    let minutes = began.elapsed().as_secs() / 60 + 1;
-    let probes = began.elapsed().as_secs() / 15 + 1;
+    let minutes = started.elapsed().as_secs() / 60 + 1;
+    let probes = started.elapsed().as_secs() / 15 + 1;
     let more = sim.metrics().count(Verb::List) - lists;
     assert!(more <= 2 * (6 * minutes + probes), "{more} lists in {minutes} minutes");
 }
@@ -216,9 +216,9 @@ async fn lagging_replica_accepts_a_cursor_of_a_leading_replica() {
     let cursor = id(&read_until(&mut on, is("a", "Unknown")).await);
     let mut on = lags.resume(&cursor);
     create(&sim, "b");
-    let told = read_until(&mut on, is("b", "Unknown")).await;
-    assert_eq!(names(&told), ["b Unknown"]);
-    assert!(!has(&told, "state.initial") && !coalesced(&told), "{told:#?}");
+    let received = read_until(&mut on, is("b", "Unknown")).await;
+    assert_eq!(names(&received), ["b Unknown"]);
+    assert!(!has(&received, "state.initial") && !coalesced(&received), "{received:#?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -226,7 +226,7 @@ async fn cursor_stays_valid_after_half_an_hour_without_changes() {
     let sim = Sim::new(SimConfig::default());
     let replica = Replica::start(&sim).await;
     let mut quiet = replica.listen(StartAt::Live);
-    let lens = Projection { filter: nobody(), ..Projection::everything(EventFormat::Full) };
+    let lens = Projection { filter: match_nothing(), ..Projection::everything(EventFormat::Full) };
     let lens = replica.feed.projection_cache(lens, Framing { format: FrameFormat::JsonLines, edgeplane_names: false });
     let mut unmatched = replica.feed.subscribe(lens.clone(), StartAt::Live).unwrap();
     for on in [&mut quiet, &mut unmatched] {
@@ -237,8 +237,8 @@ async fn cursor_stays_valid_after_half_an_hour_without_changes() {
     let greeted = id(&read_until(&mut short, |event| event["type"] == "heartbeat").await);
     drop(short);
     create(&sim, "meanwhile");
-    let told = read_until(&mut replica.resume(&greeted), is("meanwhile", "Unknown")).await;
-    assert!(!has(&told, "state.initial"), "{told:#?}");
+    let received = read_until(&mut replica.resume(&greeted), is("meanwhile", "Unknown")).await;
+    assert!(!has(&received, "state.initial"), "{received:#?}");
     // Half an hour: other objects of the cluster move the API server's version on, ours do not change.
     for minute in 0..30 {
         tokio::time::sleep(Duration::from_secs(60)).await;
@@ -257,15 +257,15 @@ async fn cursor_stays_valid_after_half_an_hour_without_changes() {
     drop(replica);
     let replica = Replica::start(&sim).await;
     create(&sim, "news");
-    let told = read_until(&mut replica.resume(&quiet), is("news", "Unknown")).await;
-    assert_eq!(names(&told), ["news Unknown"]);
-    assert!(!has(&told, "state.initial"), "{told:#?}");
+    let received = read_until(&mut replica.resume(&quiet), is("news", "Unknown")).await;
+    assert_eq!(names(&received), ["news Unknown"]);
+    assert!(!has(&received, "state.initial"), "{received:#?}");
     let cursor = Cursor::decode(&unmatched).unwrap();
     let mut on = replica
         .feed
         .subscribe(
             replica.feed.projection_cache(
-                Projection { filter: nobody(), ..Projection::everything(EventFormat::Full) },
+                Projection { filter: match_nothing(), ..Projection::everything(EventFormat::Full) },
                 Framing { format: FrameFormat::JsonLines, edgeplane_names: false },
             ),
             StartAt::Cursor(cursor),
@@ -274,13 +274,13 @@ async fn cursor_stays_valid_after_half_an_hour_without_changes() {
     let labels = json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/tenant": "nobody"});
     let pod = json!({"metadata": {"name": "match", "namespace": NAMESPACE, "labels": labels}});
     sim.store(|store| store.create(ApiResource::Pods, pod)).unwrap();
-    let told = read_until(&mut on, is("match", "Unknown")).await;
-    assert!(!has(&told, "state.initial") && !coalesced(&told), "{told:#?}");
+    let received = read_until(&mut on, is("match", "Unknown")).await;
+    assert!(!has(&received, "state.initial") && !coalesced(&received), "{received:#?}");
 }
 
 /// A filter that nothing matches for a long time.
-fn nobody() -> boilerhouse_bridge::event::projection::Filter {
+fn match_nothing() -> boilerhouse_bridge::event::projection::Filter {
     use boilerhouse_bridge::event::projection::{Filter, ObjectFilter};
-    let nobody = || ObjectFilter { tenant_id: Some("nobody".into()), ..ObjectFilter::default() };
-    Filter { instances: nobody(), claims: nobody() }
+    let match_nothing = || ObjectFilter { tenant_id: Some("nobody".into()), ..ObjectFilter::default() };
+    Filter { instances: match_nothing(), claims: match_nothing() }
 }

@@ -35,7 +35,7 @@ const REPLAYED: [u64; 2] = [10, 200];
 /// Steps of a history: writes, pauses, troubles and restarts.
 const STEPS: u64 = 70;
 /// How often everybody is looked at before it counts as never at rest: faults stall for 35 s at most, each after another.
-const LOOKS_AT_REST: u32 = 40;
+const MAX_SETTLE_CHECKS: u32 = 40;
 /// Everybody has been told of a change by then (G9); where one replica lags, it first has to hear of it.
 const CONVERGED: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(32)];
 
@@ -127,7 +127,7 @@ fn clients(rng: &mut SeededRng) -> Vec<ClientBehavior> {
 async fn settle(deployment: &Arc<SimulatedDeployment>, rng: &mut SeededRng, seed: u64) -> ValidatedRun {
     deployment.settling.store(true, Ordering::Relaxed);
     let mut outcome = Err("a replica never came to life".to_owned());
-    for _ in 0..LOOKS_AT_REST {
+    for _ in 0..MAX_SETTLE_CHECKS {
         deployment.cluster.sleep_slot(Duration::from_secs(30)).await;
         // An armed fault may have written something.
         deployment.cluster.write(|_| {});
@@ -207,7 +207,7 @@ fn run(seeds: impl Iterator<Item = u64>, all: &Mutex<All>) {
 
 #[test]
 fn every_client_receives_every_event_once_on_any_replica() {
-    let (began, seeds) = (std::time::Instant::now(), seeds_of(SEEDS));
+    let (started, seeds) = (std::time::Instant::now(), seeds_of(SEEDS));
     let all = Mutex::new(All::default());
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
@@ -232,7 +232,7 @@ fn every_client_receives_every_event_once_on_any_replica() {
     ];
     let reasons = ["connect", "expired", "foreign", "filter", "lagged"].map(|reason| (reason, all.initials(reason)));
     let received = numbers.map(|(name, number, _)| format!("{number} {name}")).join(", ");
-    println!("{count} histories in {:?}: {received}; {reasons:?}; {:?}", began.elapsed(), all.faults);
+    println!("{count} histories in {:?}: {received}; {reasons:?}; {:?}", started.elapsed(), all.faults);
     if count > 1 {
         for (name, number, least) in numbers {
             assert!(number > 0 && number >= least * count, "{name} only {number} times");

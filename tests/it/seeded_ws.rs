@@ -34,7 +34,7 @@ mod validator;
 /// How many seeds the ordinary run takes, and the full one.
 const SEEDS: [u64; 2] = [160, 2_000];
 /// The same, of those with troubles that keep the history.
-const KEPT_SEEDS: [u64; 2] = [40, 200];
+const RETAINED_SEEDS: [u64; 2] = [40, 200];
 /// Threads that share them: the machines this runs on have two cores.
 pub(crate) const THREADS: u64 = 2;
 /// Steps of a history: writes, pauses and troubles.
@@ -123,9 +123,9 @@ fn run_seed(seed: u64, among: &[InjectedFault]) -> (History, Vec<Record>, Done) 
 /// On each engine: one from the start, one that comes late, one without a burst, and one that is slow.
 fn readers(rng: &mut SeededRng) -> Vec<Reader> {
     let mut readers = Vec::new();
-    for engine in [WatchMode::Shared, WatchMode::Dedicated] {
+    for mode in [WatchMode::Shared, WatchMode::Dedicated] {
         let steady = Reader {
-            engine,
+            mode,
             initial_events: true,
             starts_after: Duration::ZERO,
             max_session: NO_LIMIT,
@@ -155,7 +155,7 @@ fn readers(rng: &mut SeededRng) -> Vec<Reader> {
 /// Waits until everybody has been told everything, and holds all connections against the truth.
 async fn settle(deployment: &Arc<SimulatedDeployment>, readers: usize, seed: u64) -> (History, Vec<Record>) {
     deployment.settling.store(true, Ordering::Relaxed);
-    let began = Instant::now();
+    let started = Instant::now();
     loop {
         sleep(Duration::from_secs(5)).await;
         // An armed fault may have written something.
@@ -163,7 +163,7 @@ async fn settle(deployment: &Arc<SimulatedDeployment>, readers: usize, seed: u64
         let outcome = records.iter().try_for_each(|record| {
             let complete = record.end == End::Open;
             validate(&history, record, complete)
-                .map_err(|why| format!("{:?} {:?}: {why}", record.engine, record.start))?;
+                .map_err(|why| format!("{:?} {:?}: {why}", record.mode, record.start))?;
             if complete && matches!(record.start, Start::Burst(_)) { fold(&history, &record.received) } else { Ok(()) }
         });
         let there = records.iter().filter(|record| record.end == End::Open).count();
@@ -173,7 +173,7 @@ async fn settle(deployment: &Arc<SimulatedDeployment>, readers: usize, seed: u64
                 assert!(wrong.is_empty(), "seed {seed}: {wrong:?}");
                 return (history, records);
             }
-            _ if began.elapsed() < REST => {}
+            _ if started.elapsed() < REST => {}
             Ok(()) => panic!("seed {seed}: only {there} readers are connected"),
             Err(why) => panic!("seed {seed}: {why}"),
         }
@@ -204,7 +204,7 @@ fn run(seeds: impl Iterator<Item = u64>, among: &[InjectedFault]) -> Done {
 
 #[test]
 fn every_client_receives_exactly_the_store_history() {
-    let (began, seeds) = (std::time::Instant::now(), seeds_of(SEEDS));
+    let (started, seeds) = (std::time::Instant::now(), seeds_of(SEEDS));
     let all = Mutex::new(Done::default());
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
@@ -217,7 +217,7 @@ fn every_client_receives_exactly_the_store_history() {
     });
     let all = all.into_inner().unwrap();
     let count = u64::try_from(seeds.count()).unwrap();
-    println!("{count} histories in {:?}: {all:?}", began.elapsed());
+    println!("{count} histories in {:?}: {all:?}", started.elapsed());
     if count > 1 {
         for fault in InjectedFault::ALL {
             let met = all.faults.get(&fault).copied().unwrap_or_default();
@@ -236,7 +236,7 @@ fn every_client_receives_exactly_the_store_history() {
 #[test]
 fn retained_history_is_sent_version_by_version_without_relists() {
     let kept: Vec<InjectedFault> = InjectedFault::ALL.into_iter().filter(|fault| fault.keeps_history()).collect();
-    let count = KEPT_SEEDS[usize::from(crate::support::long_form())];
+    let count = RETAINED_SEEDS[usize::from(crate::support::long_form())];
     // Other seeds than above.
     let done = run((0..count).map(|seed| seed + (1 << 32)), &kept);
     assert_eq!(done.lists, 0, "{done:?}");

@@ -1,4 +1,4 @@
-//! What Kubernetes does, as functions that run against any API server: [`BEHAVIOURS`].
+//! What Kubernetes does, as functions that run against any API server: [`BEHAVIORS`].
 //!
 //! Run against the simulator (with paused time) and against the real kube-apiserver, so that the two cannot drift
 //! apart. Each behaviour has a namespace of its own, and says what is true on both. A pod is never
@@ -21,16 +21,16 @@ mod reviews;
 mod watches;
 
 /// A behaviour, pointed at a client and an empty namespace that exists.
-pub(crate) type Behaviour = for<'a> fn(&'a Client, &'a str) -> BoxFuture<'a, ()>;
+pub(crate) type Behavior = for<'a> fn(&'a Client, &'a str) -> BoxFuture<'a, ()>;
 
-macro_rules! behaviours {
+macro_rules! behaviors {
     ($($file:ident::$name:ident),* $(,)?) => {
         &[$((stringify!($name), |client, namespace| Box::pin($file::$name(client, namespace)))),*]
     };
 }
 
 /// Every behaviour by its name.
-pub(crate) const BEHAVIOURS: &[(&str, Behaviour)] = behaviours![
+pub(crate) const BEHAVIORS: &[(&str, Behavior)] = behaviors![
     objects::created_objects_have_identity,
     objects::errors_are_status_objects,
     lists::pod_list_items_have_no_kind,
@@ -62,11 +62,11 @@ pub(crate) const BEHAVIOURS: &[(&str, Behaviour)] = behaviours![
 
 #[tokio::test(start_paused = true)]
 async fn simulator_shows_every_behavior() {
-    for (index, (name, behaviour)) in BEHAVIOURS.iter().enumerate() {
+    for (index, (name, behavior)) in BEHAVIORS.iter().enumerate() {
         let namespace = format!("truth-{index}");
         let sim = Sim::new(SimConfig { namespaces: vec![namespace.clone(), "other".into()], ..SimConfig::default() });
         println!("{name}");
-        behaviour(&sim.client(&namespace), &namespace).await;
+        behavior(&sim.client(&namespace), &namespace).await;
         assert_eq!(sim.metrics().open(), 0, "{name} left a watch open");
     }
 }
@@ -79,9 +79,9 @@ async fn real_api_server_shows_every_behavior() {
     let plane = &plane;
     client::watchable(&plane.client().await).await;
     // All at once: most of their time they wait, for silence or for a bookmark.
-    let failed = join_all(BEHAVIOURS.iter().map(|(name, behaviour)| async move {
+    let failed = join_all(BEHAVIORS.iter().map(|(name, behavior)| async move {
         let (client, namespace) = (plane.client().await, plane.namespace().await);
-        let outcome = AssertUnwindSafe(behaviour(&client, &namespace)).catch_unwind().await;
+        let outcome = AssertUnwindSafe(behavior(&client, &namespace)).catch_unwind().await;
         outcome.err().map(|_| *name)
     }));
     let failed: Vec<_> = failed.await.into_iter().flatten().collect();

@@ -55,7 +55,7 @@ async fn next(events: &mut Events) -> Option<Result<String, Error>> {
     timeout(PATIENCE, events.next()).await.expect("something within ten seconds")
 }
 
-async fn told(events: &mut Events) -> String {
+async fn next_event(events: &mut Events) -> String {
     next(events).await.expect("an event, not the end").unwrap()
 }
 
@@ -83,14 +83,14 @@ async fn cut_watch_ends_or_fails_and_can_resume() {
     let from = sim.store(|store| store.revision());
     let mut events = watch(&pods, from, 60).await;
     sim.store(|store| add(store, "a"));
-    assert_eq!(told(&mut events).await, "+a");
+    assert_eq!(next_event(&mut events).await, "+a");
     sim.cut_watches(ConnectionEnd::Eof);
     assert!(next(&mut events).await.is_none());
     let mut events = watch(&pods, from + 1, 60).await;
     sim.cut_watches(ConnectionEnd::Reset);
     assert!(matches!(next(&mut events).await, Some(Err(Error::ReadEvents(_)))));
     sim.store(|store| add(store, "b"));
-    assert_eq!(told(&mut watch(&pods, from + 1, 60).await).await, "+b", "the history is still there");
+    assert_eq!(next_event(&mut watch(&pods, from + 1, 60).await).await, "+b", "the history is still there");
 }
 
 #[tokio::test(start_paused = true)]
@@ -132,14 +132,14 @@ async fn stalled_watch_sends_nothing_and_stays_open() {
     let mut armed = watch(&pods(&sim), from, 30).await;
     let mut live = watch(&pods(&sim), from, 30).await;
     sim.store(|store| add(store, "a"));
-    assert_eq!(told(&mut live).await, "+a");
+    assert_eq!(next_event(&mut live).await, "+a");
     sim.stall_watches();
     sim.store(|store| add(store, "b"));
     sim.cut_watches(ConnectionEnd::Reset);
     silent(&mut armed).await;
     silent(&mut live).await;
     assert_eq!(sim.metrics().open(), 2, "the server does not know that they are dead either");
-    assert_eq!(told(&mut watch(&pods(&sim), from, 30).await).await, "+a", "new ones are well");
+    assert_eq!(next_event(&mut watch(&pods(&sim), from, 30).await).await, "+a", "new ones are well");
 }
 
 #[tokio::test(start_paused = true)]
@@ -154,12 +154,12 @@ async fn restart_loses_watch_history_but_keeps_exact_lists() {
     sim.store(|store| add(store, "b"));
     sim.restart();
     assert!(next(&mut events).await.unwrap().is_err(), "what was not read is lost with the connection");
-    assert_eq!(told(&mut watch(&pods, old, 60).await).await, "!410");
+    assert_eq!(next_event(&mut watch(&pods, old, 60).await).await, "!410");
     assert_eq!(exact(&pods, old).await.unwrap(), ["a"]);
     let now = sim.store(|store| store.revision());
     let mut events = watch(&pods, now, 60).await;
     sim.store(|store| add(store, "c"));
-    assert_eq!(told(&mut events).await, "+c", "a watch from the restart on works");
+    assert_eq!(next_event(&mut events).await, "+c", "a watch from the restart on works");
     sim.store(|store| store.compact(store.revision()));
     assert_eq!(code(exact(&pods, old).await), 410);
 }
@@ -259,7 +259,7 @@ async fn stopped_server_refuses_and_black_hole_never_answers() {
     assert!(timeout(Duration::from_secs(3600), pods.list(&ListParams::default())).await.is_err());
     sim.up();
     silent(&mut events).await;
-    assert_eq!(told(&mut watch(&pods, from, 60).await).await, "+a");
+    assert_eq!(next_event(&mut watch(&pods, from, 60).await).await, "+a");
     sim.arm(Fault::refuse());
     assert!(pods.list(&ListParams::default()).await.is_err());
     sim.arm(Fault::hang());
@@ -301,7 +301,7 @@ async fn injected_change_occurs_between_list_and_watch() {
     let second = pods.list(&ListParams::default().continue_token(&token)).await.unwrap();
     assert_eq!(second.items[0].labels().get("v"), None, "the page shows the list's version");
     let from = second.metadata.resource_version.unwrap().parse().unwrap();
-    assert_eq!(told(&mut watch(&pods, from, 60).await).await, "~b");
+    assert_eq!(next_event(&mut watch(&pods, from, 60).await).await, "~b");
 }
 
 #[tokio::test(start_paused = true)]
@@ -310,7 +310,7 @@ async fn bookmarks_arrive_once_a_minute_only_after_changes() {
     let client = sim.client(NAMESPACE);
     let pods: Api<Pod> = Api::default_namespaced(client);
     let from = sim.store(|store| store.revision());
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut events = watch(&pods, from, 290).await;
     let mut marks = Vec::new();
     let writer = async {
@@ -322,13 +322,13 @@ async fn bookmarks_arrive_once_a_minute_only_after_changes() {
     };
     let reader = async {
         while let Some(event) = events.next().await {
-            marks.push((begun.elapsed().as_secs(), event.unwrap()));
+            marks.push((started.elapsed().as_secs(), event.unwrap()));
         }
     };
     tokio::join!(writer, reader);
     let mark = format!("@{}", from + 1);
     assert_eq!(marks, [120, 180, 240, 288].map(|second| (second, mark.clone())));
-    assert_eq!(begun.elapsed().as_secs(), 290);
+    assert_eq!(started.elapsed().as_secs(), 290);
 }
 
 #[tokio::test(start_paused = true)]

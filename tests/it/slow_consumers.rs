@@ -34,14 +34,14 @@ struct Fixture {
 
 /// What a client has been told.
 #[derive(Default)]
-struct Told {
-    pictures: Vec<Picture>,
+struct Received {
+    snapshots: Vec<Snapshot>,
     /// Phases by uid: the pictures and the events, folded.
     fold: BTreeMap<String, String>,
 }
 
 /// A `state.initial` and what followed it.
-struct Picture {
+struct Snapshot {
     reason: String,
     /// Phases by uid.
     state: BTreeMap<String, String>,
@@ -101,7 +101,7 @@ impl Fixture {
         format!("{:0>400}", self.changes)
     }
 
-    /// What there is, as [`Told::fold`] says it.
+    /// What there is, as [`Received::fold`] says it.
     fn state(&self) -> BTreeMap<String, String> {
         let pods = self.cluster.sim().store(|store| store.list(ApiResource::Pods, Some(NAMESPACE)));
         let text = |value: &Value| value.as_str().unwrap().to_owned();
@@ -120,7 +120,7 @@ impl Fixture {
     }
 }
 
-impl Told {
+impl Received {
     /// Takes the next event in; its phase, if it has one.
     async fn read(&mut self, on: &mut FullStreamClient) -> Option<String> {
         let event = timeout(TEST_TIMEOUT, on.next()).await.expect("nothing comes").expect("the stream has ended");
@@ -130,7 +130,7 @@ impl Told {
                 let views = event["instances"].as_array().unwrap();
                 self.fold = views.iter().map(|view| (text(&view["uid"]), text(&view["phase"]))).collect();
                 let (reason, state) = (text(&event["reason"]), self.fold.clone());
-                self.pictures.push(Picture { reason, state, events: Vec::new() });
+                self.snapshots.push(Snapshot { reason, state, events: Vec::new() });
                 None
             }
             "instance.state" => {
@@ -138,7 +138,7 @@ impl Told {
                 let (key, uid, phase) = (text(&event["key"]), text(&event["instance"]["uid"]), text(&event["phase"]));
                 let event = Event { key, uid, phase };
                 event.apply(&mut self.fold);
-                self.pictures.last_mut().expect("a picture comes first").events.push(event.clone());
+                self.snapshots.last_mut().expect("a picture comes first").events.push(event.clone());
                 Some(event.phase)
             }
             _ => None,
@@ -151,14 +151,14 @@ impl Told {
     }
 
     fn reasons(&self) -> Vec<&str> {
-        self.pictures.iter().map(|picture| picture.reason.as_str()).collect()
+        self.snapshots.iter().map(|picture| picture.reason.as_str()).collect()
     }
 
     /// After each picture nothing is missing, repeated or out of order, the first event being the one that the picture
     /// does not show; and the last events are the last of all.
-    fn is_part_of(&self, whole: &Picture) {
+    fn is_part_of(&self, whole: &Snapshot) {
         let (mut state, mut rest) = (whole.state.clone(), &whole.events[..]);
-        for Picture { state: shown, events, .. } in &self.pictures {
+        for Snapshot { state: shown, events, .. } in &self.snapshots {
             while let Some((next, after)) = rest.split_first()
                 && state != *shown
             {
@@ -166,9 +166,9 @@ impl Told {
                 rest = after;
             }
             assert_eq!(state, *shown, "there has never been such a state after the one before");
-            let (told, after) = rest.split_at(events.len());
-            assert_eq!(events, told);
-            told.iter().for_each(|event| event.apply(&mut state));
+            let (received, after) = rest.split_at(events.len());
+            assert_eq!(events, received);
+            received.iter().for_each(|event| event.apply(&mut state));
             rest = after;
         }
         assert_eq!(rest, [], "the end is missing");
@@ -180,36 +180,36 @@ async fn slow_reader_gets_state_initial_with_reason_lagged() {
     let mut fixture = Fixture::new(stream::Config::default()).await;
     let query = "types=instance.state";
     let mut good =
-        (FullStreamClient::connect(fixture.bridge.address, false, query, None).await.unwrap(), Told::default());
-    let mut slow = ["SSE", "WebSocket"].map(|carrier| (carrier, Told::default()));
+        (FullStreamClient::connect(fixture.bridge.address, false, query, None).await.unwrap(), Received::default());
+    let mut slow = ["SSE", "WebSocket"].map(|carrier| (carrier, Received::default()));
     let mut sockets = [fixture.small_buffer_socket(true).await, fixture.small_buffer_socket(false).await];
     let mut last = String::new();
     for _ in 0..BURSTS {
         last = fixture.burst();
         good.1.until(&mut good.0, &last).await;
-        for ((_, told), on) in slow.iter_mut().zip(&mut sockets) {
-            told.read(on).await;
+        for ((_, received), on) in slow.iter_mut().zip(&mut sockets) {
+            received.read(on).await;
         }
     }
     assert_eq!(good.1.fold, fixture.state());
-    for ((_, told), on) in slow.iter_mut().zip(&mut sockets) {
-        told.until(on, &last).await;
+    for ((_, received), on) in slow.iter_mut().zip(&mut sockets) {
+        received.until(on, &last).await;
     }
     // From the picture on they are told what everybody is told.
     last = fixture.burst();
     good.1.until(&mut good.0, &last).await;
     assert_eq!(good.1.reasons(), ["connect"], "who reads at once notices nothing");
-    for ((carrier, told), on) in slow.iter_mut().zip(&mut sockets) {
-        told.until(on, &last).await;
-        println!("{carrier}: {:?}", told.pictures.iter().map(|p| (&p.reason, p.events.len())).collect::<Vec<_>>());
-        assert_eq!(told.fold, fixture.state(), "{carrier}");
-        let (first, others) = told.pictures.split_first().unwrap();
+    for ((carrier, received), on) in slow.iter_mut().zip(&mut sockets) {
+        received.until(on, &last).await;
+        println!("{carrier}: {:?}", received.snapshots.iter().map(|p| (&p.reason, p.events.len())).collect::<Vec<_>>());
+        assert_eq!(received.fold, fixture.state(), "{carrier}");
+        let (first, others) = received.snapshots.split_first().unwrap();
         assert!(first.reason == "connect" && !first.events.is_empty(), "{carrier}");
         assert!(!others.is_empty() && others.iter().all(|picture| picture.reason == "lagged"), "{carrier}");
-        told.is_part_of(&good.1.pictures[0]);
+        received.is_part_of(&good.1.snapshots[0]);
         assert!(others.last().unwrap().events.len() >= BURST, "{carrier}: it goes on from the picture");
     }
-    let lagged: usize = slow.iter().map(|(_, told)| told.pictures.len() - 1).sum();
+    let lagged: usize = slow.iter().map(|(_, received)| received.snapshots.len() - 1).sum();
     assert_eq!(fixture.metric("bridge_feed_lagged_total").await, lagged as u64);
     assert_eq!(fixture.slow_consumers().await, [0, 0]);
 }
@@ -226,7 +226,7 @@ async fn stalled_reader_is_closed_and_its_buffers_are_released() {
     let stall = config.write_timeout;
     let mut fixture = Fixture::new(config).await;
     let address = fixture.bridge.address;
-    let begun = Instant::now();
+    let started = Instant::now();
     let streams =
         [http_client::small_buffer_socket(address, "").await, http_client::small_buffer_socket(address, "").await];
     let ports = streams.each_ref().map(|stream| stream.local_addr().unwrap().port());
@@ -234,19 +234,19 @@ async fn stalled_reader_is_closed_and_its_buffers_are_released() {
     for (stream, sse) in streams.into_iter().zip([true, false]) {
         stalled.push(FullStreamClient::over(stream, sse, "", None).await.expect("it is let in"));
     }
-    let (mut on, mut told) = (fixture.small_buffer_socket(true).await, Told::default());
+    let (mut on, mut received) = (fixture.small_buffer_socket(true).await, Received::default());
     let mut last = String::new();
     let mut ended = [0, 0];
     while ended != [1, 1] {
-        assert!(begun.elapsed() < stall + TEST_TIMEOUT, "{ended:?} are ended");
+        assert!(started.elapsed() < stall + TEST_TIMEOUT, "{ended:?} are ended");
         last = fixture.burst();
         // Slow, but not stalled.
-        told.read(&mut on).await;
+        received.read(&mut on).await;
         advance(STEP).await;
         ended = fixture.slow_consumers().await;
-        assert!(ended == [0, 0] || begun.elapsed() >= stall, "ended too early");
+        assert!(ended == [0, 0] || started.elapsed() >= stall, "ended too early");
     }
-    println!("ended after {:?}", begun.elapsed());
+    println!("ended after {:?}", started.elapsed());
     let open = proc_net_tcp::queues_by_client_port(address);
     assert!(ports.iter().all(|port| !open.contains_key(port)), "the kernel keeps a connection: {open:?}");
     assert_eq!(fixture.metric("bridge_feed_subscriptions").await, 1);
@@ -256,8 +256,8 @@ async fn stalled_reader_is_closed_and_its_buffers_are_released() {
         let mut next = FullStreamClient::connect(address, sse, "", None).await.expect("there is a place");
         assert_eq!(timeout(TEST_TIMEOUT, next.next()).await.expect("in time").unwrap()["type"], "state.initial");
     }
-    told.until(&mut on, &last).await;
-    assert_eq!(told.fold, fixture.state(), "who reads little has it all");
+    received.until(&mut on, &last).await;
+    assert_eq!(received.fold, fixture.state(), "who reads little has it all");
     for mut on in stalled {
         // What was in the kernel may still come, then the end, which it must not take for a silence.
         let end = async { while on.text().await.is_some() {} };

@@ -98,13 +98,13 @@ async fn each_endpoint_has_its_defaults_and_all_send_equal_events() {
     }
     // The same event, to the byte, whatever carries it.
     cluster.create_pod("later");
-    let mut told = BTreeMap::<String, Vec<&str>>::new();
+    let mut received = BTreeMap::<String, Vec<&str>>::new();
     for (path, carrier, _, client) in &mut clients {
         let event = client.next("instance.state").await;
         named(&event, *carrier, "instance.state", "instance.state");
-        told.entry(event.data).or_default().push(path);
+        received.entry(event.data).or_default().push(path);
     }
-    assert_eq!(told.len(), 1, "{told:#?}");
+    assert_eq!(received.len(), 1, "{received:#?}");
     cluster.sim.down();
     for (_, carrier, matrix, client) in &mut clients {
         let word = if *matrix { "matrix-down" } else { "upstream.down" };

@@ -74,28 +74,28 @@ async fn events_state_the_remaining_quota_and_a_pause_loses_nothing() {
         assert_eq!((&first["rate_limit"]["limit"], &first["rate_limit"]["remaining"]), (&json!(3), &json!(3)), "{row}");
         clients.push((row, client));
     }
-    let began = Timestamp::now();
+    let started = Timestamp::now();
     for name in ["a", "b", "c", "d", "e"] {
         cluster.create_pod(name);
     }
     for (row, client) in &mut clients {
         let (mut resets, mut last) = (Vec::new(), String::new());
         for (name, left) in [("a", 2), ("b", 1), ("c", 0)] {
-            let (told, remaining, event) = client.pod().await;
-            assert_eq!((told.as_str(), remaining), (name, left), "{row}");
+            let (received, remaining, event) = client.pod().await;
+            assert_eq!((received.as_str(), remaining), (name, left), "{row}");
             resets.push(event["rate_limit"]["reset_at"].as_str().unwrap().parse::<Timestamp>().unwrap());
             last = event["id"].as_str().unwrap().to_owned();
         }
         assert!(resets.iter().all(|reset| *reset == resets[0]), "one window: {resets:?}");
-        let (earliest, latest) = (began + 60.seconds(), Timestamp::now() + 60.seconds());
+        let (earliest, latest) = (started + 60.seconds(), Timestamp::now() + 60.seconds());
         // What is told has milliseconds, the clock has more.
         assert!(earliest - 1.millisecond() <= resets[0] && resets[0] <= latest, "{resets:?} in {earliest} to {latest}");
 
         // Where it pauses is a place like any other: whoever goes on from there with a window of his own misses nothing.
         let mut other = Client::open(bridge.address, row, &format!("lastEventId={last}")).await;
         for (name, left) in [("d", 2), ("e", 1)] {
-            let (told, remaining, _) = other.pod().await;
-            assert_eq!((told.as_str(), remaining), (name, left), "{row}");
+            let (received, remaining, _) = other.pod().await;
+            assert_eq!((received.as_str(), remaining), (name, left), "{row}");
         }
     }
     if long_form() {
@@ -105,10 +105,10 @@ async fn events_state_the_remaining_quota_and_a_pause_loses_nothing() {
             let heartbeat = client.next().await;
             assert_eq!((&heartbeat["type"], &heartbeat["rate_limit"]["remaining"]), (&json!("heartbeat"), &json!(0)));
             for (name, left) in [("d", 2), ("e", 1)] {
-                let (told, remaining, event) = client.pod().await;
-                assert_eq!((told.as_str(), remaining), (name, left), "{row}: {event}");
+                let (received, remaining, event) = client.pod().await;
+                assert_eq!((received.as_str(), remaining), (name, left), "{row}: {event}");
             }
-            assert!(Timestamp::now() >= began + 60.seconds() - 1.millisecond(), "{row} did not wait");
+            assert!(Timestamp::now() >= started + 60.seconds() - 1.millisecond(), "{row} did not wait");
         });
         join_all(waits).await;
     }

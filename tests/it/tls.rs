@@ -29,13 +29,13 @@ use crate::support::{
 const KEY: &str = "a-key-of-thirty-two-characters-x";
 
 /// A certificate for 127.0.0.1, its key, and a client that trusts it.
-pub(crate) struct Certified {
+pub(crate) struct TlsFixture {
     folder: tempfile::TempDir,
     connector: TlsConnector,
 }
 
-impl Certified {
-    pub(crate) fn new() -> Certified {
+impl TlsFixture {
+    pub(crate) fn new() -> TlsFixture {
         let folder = tempfile::tempdir().unwrap();
         let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
         std::fs::write(folder.path().join("tls.crt"), made.cert.pem()).unwrap();
@@ -45,7 +45,7 @@ impl Certified {
         let config = ClientConfig::builder_with_provider(Arc::new(default_provider()));
         let config = config.with_safe_default_protocol_versions().unwrap();
         let config = config.with_root_certificates(trusted).with_no_client_auth();
-        Certified { folder, connector: TlsConnector::from(Arc::new(config)) }
+        TlsFixture { folder, connector: TlsConnector::from(Arc::new(config)) }
     }
 
     pub(crate) fn file(&self, name: &str) -> PathBuf {
@@ -71,7 +71,7 @@ impl Certified {
         all.extend(args);
         let bridge = BridgeProcess::run_with(&all, variables).await;
         let ready = timeout(TEST_TIMEOUT, async {
-            while self.ask(bridge.address, "GET", "/readyz", &[]).await.status != 200 {
+            while self.request(bridge.address, "GET", "/readyz", &[]).await.status != 200 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         });
@@ -86,7 +86,7 @@ impl Certified {
     }
 
     /// Sends a request and reads the answer to TLS's own end, without which it might have been cut short.
-    pub(crate) async fn ask(
+    pub(crate) async fn request(
         &self,
         address: SocketAddr,
         method: &str,
@@ -129,7 +129,7 @@ async fn json_of(socket: &mut WebSocketStream<TlsStream<TcpStream>>) -> Value {
 
 #[tokio::test]
 async fn all_endpoints_are_served_over_tls() {
-    let (cluster, certified) = (SimCluster::new().await, Certified::new());
+    let (cluster, certified) = (SimCluster::new().await, TlsFixture::new());
     let bridge = certified.bridge(&cluster, &[], &[]).await;
     let said = format!("listening on https://{0}, events on wss://{0}/ws", bridge.address);
     assert!(bridge.log().iter().any(|line| line.contains(&said)), "{:#?}", bridge.log());
@@ -156,12 +156,12 @@ async fn all_endpoints_are_served_over_tls() {
     while json_of(&mut full).await["name"] != "b" {}
     read(&mut sse, &mut events, r#""name":"b""#).await;
     // An event told is never newer than a GET (docs/protocol.md#boilerhouse-stream).
-    let instances = certified.ask(bridge.address, "GET", "/api/v1/instances", &[]).await;
+    let instances = certified.request(bridge.address, "GET", "/api/v1/instances", &[]).await;
     let names: Vec<_> = instances.json().as_array().unwrap().iter().map(|one| one["name"].clone()).collect();
     assert_eq!(names, [json!("a"), json!("b")]);
     let origin = format!("https://{}", bridge.address);
     for (origin, status) in [(origin.as_str(), 200), ("https://evil.example", 403)] {
-        let answer = certified.ask(bridge.address, "GET", "/api/v1/stats", &[("Origin", origin)]).await;
+        let answer = certified.request(bridge.address, "GET", "/api/v1/stats", &[("Origin", origin)]).await;
         assert_eq!(answer.status, status, "{origin}");
     }
 
@@ -183,24 +183,24 @@ async fn all_endpoints_are_served_over_tls() {
 
 #[tokio::test]
 async fn tls_session_cookie_is_secure_only() {
-    let (cluster, certified) = (SimCluster::new().await, Certified::new());
+    let (cluster, certified) = (SimCluster::new().await, TlsFixture::new());
     let bridge = certified.bridge(&cluster, &[], &[("BOILERHOUSE_API_KEY", KEY)]).await;
     let bearer = format!("Bearer {KEY}");
-    let answer = certified.ask(bridge.address, "POST", "/api/v1/session", &[("Authorization", &bearer)]).await;
+    let answer = certified.request(bridge.address, "POST", "/api/v1/session", &[("Authorization", &bearer)]).await;
     assert_eq!(answer.status, 200, "{}", answer.body);
     let cookie = answer.header("set-cookie").unwrap();
     assert!(cookie.starts_with("__Host-") && cookie.contains("; Secure"), "{cookie}");
     let pair = cookie.split(';').next().unwrap();
     let plain = pair.strip_prefix("__Host-").unwrap();
     for (cookie, status) in [(pair, 200), (plain, 401)] {
-        let answer = certified.ask(bridge.address, "GET", "/api/v1/instances", &[("Cookie", cookie)]).await;
+        let answer = certified.request(bridge.address, "GET", "/api/v1/instances", &[("Cookie", cookie)]).await;
         assert_eq!(answer.status, status, "{cookie}: {}", answer.body);
     }
 }
 
 #[tokio::test]
 async fn npm_clients_connect_over_tls() {
-    let (cluster, certified) = (SimCluster::new().await, Certified::new());
+    let (cluster, certified) = (SimCluster::new().await, TlsFixture::new());
     let bridge = certified.bridge(&cluster, &[], &[]).await;
     let trusted = certified.file("tls.crt");
     let mut clients = [("eventsource.mjs", "https", "/api/sse"), ("websocket.mjs", "wss", "/api/websocket")].map(
@@ -219,7 +219,7 @@ async fn npm_clients_connect_over_tls() {
 
 #[tokio::test]
 async fn unusable_tls_pair_fails_at_start_with_a_clear_error() {
-    let (certified, other) = (Certified::new(), Certified::new());
+    let (certified, other) = (TlsFixture::new(), TlsFixture::new());
     let [certificate, key, others_key] = [certified.file("tls.crt"), certified.file("tls.key"), other.file("tls.key")]
         .map(|path| path.to_string_lossy().into_owned());
     let missing = certified.file("missing").to_string_lossy().into_owned();

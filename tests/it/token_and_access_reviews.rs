@@ -50,7 +50,7 @@ async fn becomes(review: &Reviewer, user: &User, denied: Option<&str>) {
 }
 
 /// All that is true of both. `elsewhere` is another namespace.
-async fn judge(accounts: Accounts<'_>, client: Client, ns: &str, elsewhere: &str) {
+async fn check_reviews(accounts: Accounts<'_>, client: Client, ns: &str, elsewhere: &str) {
     let review = Reviewer::new(client, config(ns));
     let uid = accounts.create_account(ns, "reader").await;
     let token = accounts.create_token(ns, "reader", &["other", AUDIENCE]).await;
@@ -89,20 +89,20 @@ async fn judge(accounts: Accounts<'_>, client: Client, ns: &str, elsewhere: &str
     assert_eq!(review.first_denied(&named(&reader.name)).await.unwrap().as_deref(), Some("list pods"));
 }
 
-/// As [`NEEDED`].
+/// As [`REQUIRED_ACCESS`].
 const NEEDED_IN_WORDS: [&str; 4] = ["list pods", "watch pods", "list boilerhouseclaims", "watch boilerhouseclaims"];
 
 #[tokio::test(start_paused = true)]
 async fn reviews_decide_access_on_the_simulator() {
     let sim = sim();
-    judge(Accounts::Simulated(&sim), sim.client(NAMESPACE), NAMESPACE, "other").await;
+    check_reviews(Accounts::Simulated(&sim), sim.client(NAMESPACE), NAMESPACE, "other").await;
 }
 
 #[tokio::test]
 async fn reviews_decide_access_on_the_api_server() {
     let plane = ControlPlane::shared().await;
     let (ns, elsewhere) = (plane.namespace().await, plane.namespace().await);
-    judge(Accounts::Real(plane), plane.client().await, &ns, &elsewhere).await;
+    check_reviews(Accounts::Real(plane), plane.client().await, &ns, &elsewhere).await;
 }
 
 /// It asks as itself, and needs a right for that.
@@ -143,18 +143,18 @@ async fn failed_review_produces_no_outcome() {
     sim.arm(Fault::answer(Answer::Unauthorized).on(ApiResource::TokenReviews));
     assert!(matches!(review.token(&token).await, Err(UpstreamError::Unauthorized { .. })));
 
-    let begun = Instant::now();
+    let started = Instant::now();
     sim.arm(Fault::hang().on(ApiResource::TokenReviews));
     assert!(matches!(review.token(&token).await, Err(UpstreamError::Timeout { .. })));
-    assert_eq!(begun.elapsed().as_secs(), limit.as_secs());
+    assert_eq!(started.elapsed().as_secs(), limit.as_secs());
     // One of four is enough, whichever.
     for armed in 0..4 {
         let reader = named(&user_name(NAMESPACE, "reader"));
         assert_eq!(review.first_denied(&reader).await.unwrap(), None);
         sim.arm(Fault::hang().on(ApiResource::AccessReviews));
-        let begun = Instant::now();
+        let started = Instant::now();
         assert!(matches!(review.first_denied(&reader).await, Err(UpstreamError::Timeout { .. })), "{armed}");
-        assert_eq!(begun.elapsed().as_secs(), limit.as_secs());
+        assert_eq!(started.elapsed().as_secs(), limit.as_secs());
     }
     assert_eq!(sim.pending_faults(), 0);
 }
@@ -187,7 +187,7 @@ fn scripted(answer: impl Fn(&Value) -> (u16, Vec<u8>) + Clone + Send + 'static) 
     (Client::new(service, "default"), asked)
 }
 
-fn said(status: &Value) -> (u16, Vec<u8>) {
+fn reply(status: &Value) -> (u16, Vec<u8>) {
     (201, json!({ "status": status }).to_string().into_bytes())
 }
 
@@ -213,16 +213,16 @@ async fn only_an_unambiguous_approval_is_accepted() {
         json!({}),
     ];
     for status in no {
-        let (client, _) = scripted(move |_| said(&status));
+        let (client, _) = scripted(move |_| reply(&status));
         assert_eq!(Reviewer::new(client, config(NAMESPACE)).token("token").await, Ok(None));
     }
-    let (client, asked) = scripted(move |_| said(&yes));
+    let (client, asked) = scripted(move |_| reply(&yes));
     let jane = Reviewer::new(client, config(NAMESPACE)).token("token").await.unwrap().unwrap();
     assert_eq!((jane.name.as_str(), &jane.groups), ("jane", &vec!["dev".to_owned()]));
     assert_eq!(*asked.lock().unwrap(), [json!({"token": "token", "audiences": [AUDIENCE]})]);
 
     for status in [json!({"allowed": false}), json!({"allowed": true, "denied": true}), json!({})] {
-        let (client, _) = scripted(move |_| said(&status));
+        let (client, _) = scripted(move |_| reply(&status));
         let denied = Reviewer::new(client, config(NAMESPACE)).first_denied(&jane).await;
         assert_eq!(denied, Ok(Some("list pods".to_owned())));
     }
@@ -242,7 +242,7 @@ async fn access_reviews_contain_all_user_attributes() {
     let scopes = json!({"scopes.authorization.openshift.io": ["user:info"], "empty": null});
     let info = json!({"username": "jane", "uid": "7", "groups": ["dev"], "extra": scopes});
     let status = json!({"authenticated": true, "audiences": [AUDIENCE], "user": info, "allowed": true});
-    let (client, asked) = scripted(move |_| said(&status));
+    let (client, asked) = scripted(move |_| reply(&status));
     let review = Reviewer::new(client, config(NAMESPACE));
     let jane = review.token("token").await.unwrap().unwrap();
     assert_eq!(review.first_denied(&jane).await, Ok(None));
@@ -301,13 +301,13 @@ async fn review_errors_and_logs_contain_no_token() {
     };
     let (client, _) = scripted(move |body| match body["kind"].as_str() {
         Some("TokenReview") => repeats(500),
-        _ => said(&json!({"allowed": true})),
+        _ => reply(&json!({"allowed": true})),
     });
     let review = Reviewer::new(client, config(NAMESPACE));
     for _ in 0..3 {
         let trouble = review.token(CANARY).await.unwrap_err();
-        let told = format!("{trouble} {trouble:?} {review:?}");
-        assert!(told.contains("[token]") && !told.contains("canary"), "{told}");
+        let received = format!("{trouble} {trouble:?} {review:?}");
+        assert!(received.contains("[token]") && !received.contains("canary"), "{received}");
         assert_eq!(review.first_denied(&named("jane")).await, Ok(None));
     }
     let sim = sim();

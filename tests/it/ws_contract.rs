@@ -41,7 +41,7 @@ async fn ws_contract_holds_on_the_simulator() {
     let mut cluster = Cluster::simulated().await;
     for (name, promise) in PROMISES {
         println!("{name}");
-        keep(&mut cluster, promise).await;
+        check_promise(&mut cluster, promise).await;
     }
 }
 
@@ -50,11 +50,11 @@ async fn ws_contract_holds_on_the_real_api_server() {
     let mut cluster = Cluster::real().await;
     for (name, promise) in PROMISES {
         println!("{name}");
-        keep(&mut cluster, promise).await;
+        check_promise(&mut cluster, promise).await;
     }
 }
 
-async fn keep(cluster: &mut Cluster, promise: &Promise) {
+async fn check_promise(cluster: &mut Cluster, promise: &Promise) {
     cluster.new_namespace().await;
     promise(WsMatrix::new(cluster)).await;
 }

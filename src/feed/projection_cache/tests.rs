@@ -33,24 +33,24 @@ fn small(rv: ResourceVersion) -> View {
 }
 
 /// A lens that shows every Pod, and that nobody else has.
-fn of_its_own(feed: &Feed, number: usize) -> Arc<ProjectionCache> {
+fn distinct_projection(feed: &Feed, number: usize) -> Arc<ProjectionCache> {
     let filter = Filter::parse(&json!({"claims": {"name": format!("claim-{number}")}}).to_string()).unwrap();
     feed.projection_cache(Projection { filter, ..Projection::everything(EventFormat::Full) }, LINES)
 }
 
 /// Reads all there is.
-fn told(reader: &mut Subscription, max_bytes: usize) -> Vec<Value> {
-    let mut told = Vec::new();
+fn received(reader: &mut Subscription, max_bytes: usize) -> Vec<Value> {
+    let mut received = Vec::new();
     while let ReadResult::Batch(batch) = reader.read(max_bytes) {
         let batch = batch.concat();
         let lines = batch.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-        told.extend(lines.map(|line| serde_json::from_slice::<Value>(line).unwrap()));
+        received.extend(lines.map(|line| serde_json::from_slice::<Value>(line).unwrap()));
     }
-    told
+    received
 }
 
-fn versions(told: &[Value]) -> Vec<u64> {
-    told.iter().filter_map(|event| event["instance"]["ip"].as_str()).map(|ip| ip.parse().unwrap()).collect()
+fn versions(received: &[Value]) -> Vec<u64> {
+    received.iter().filter_map(|event| event["instance"]["ip"].as_str()).map(|ip| ip.parse().unwrap()).collect()
 }
 
 #[test]
@@ -63,10 +63,10 @@ fn reader_receives_frames_evicted_from_the_cache() {
     for rv in 2..=400 {
         writer.upsert(large(rv));
         if rv == 60 {
-            told(&mut first, 1 << 20);
+            received(&mut first, 1 << 20);
         }
     }
-    assert_eq!(versions(&told(&mut reader, 8 << 10)), (2..=400).collect::<Vec<_>>(), "no silent gap");
+    assert_eq!(versions(&received(&mut reader, 8 << 10)), (2..=400).collect::<Vec<_>>(), "no silent gap");
 }
 
 #[test]
@@ -81,16 +81,16 @@ fn projection_caches_stay_within_the_budget_and_deliver_all_events() {
         most = most.max(kept);
     };
     let from = StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: PerResource::default() };
-    let mut readers: Vec<_> = (0..400).map(|n| feed.subscribe(of_its_own(&feed, n), from).unwrap()).collect();
+    let mut readers: Vec<_> = (0..400).map(|n| feed.subscribe(distinct_projection(&feed, n), from).unwrap()).collect();
     for reader in &mut readers {
-        let first = told(reader, 1 << 20);
+        let first = received(reader, 1 << 20);
         assert!(first.len() == 1 && first[0]["instances"][0]["name"] == "a", "{first:?}");
         look();
     }
     for rv in 3..=20 {
         writer.upsert(large(rv));
         for reader in &mut readers {
-            assert_eq!(versions(&told(reader, 1 << 20)), [rv]);
+            assert_eq!(versions(&received(reader, 1 << 20)), [rv]);
             look();
         }
     }
@@ -103,7 +103,7 @@ fn projection_caches_stay_within_the_budget_and_deliver_all_events() {
 fn initial_state_in_use_is_shared_without_cache_budget() {
     let (mut writer, feed) = ready(Config { projection_cache_bytes: 0, ..Config::default() });
     writer.upsert(large(2));
-    let cache = of_its_own(&feed, 0);
+    let cache = distinct_projection(&feed, 0);
     let state =
         || cache.initial(&feed.shared, SnapshotReason::Connect, PerResource::default()).expect("there is a state");
     let (first, second) = (state(), state());
@@ -119,12 +119,12 @@ async fn cached_initial_state_is_dropped_after_a_change() {
     let (mut writer, feed) = ready(Config::default());
     writer.upsert(large(2));
     let from = StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: PerResource::default() };
-    let mut reader = feed.subscribe(of_its_own(&feed, 0), from).unwrap();
-    told(&mut reader, 1 << 20);
+    let mut reader = feed.subscribe(distinct_projection(&feed, 0), from).unwrap();
+    received(&mut reader, 1 << 20);
     assert!(feed.metrics().projection_cache_bytes.get() > 3000, "the state");
     tokio::time::advance(std::time::Duration::from_secs(2)).await;
     writer.upsert(small(3));
-    assert_eq!(told(&mut reader, 1 << 20).len(), 1);
+    assert_eq!(received(&mut reader, 1 << 20).len(), 1);
     assert!(feed.metrics().projection_cache_bytes.get() < 3000, "a small frame");
 }
 
@@ -137,14 +137,14 @@ fn unmatched_entries_cost_one_frame_and_readers_continue() {
     for rv in 2..=100 {
         readers.push(feed.subscribe(cache.clone(), StartAt::Live).unwrap());
         writer.upsert(large(rv));
-        told(&mut readers[0], 1 << 20);
+        received(&mut readers[0], 1 << 20);
     }
     assert_eq!(usize::try_from(feed.metrics().projection_cache_bytes.get()), Ok(2 * size_of::<Frame>()));
     writer.upsert(small(101));
     for reader in &mut readers {
-        let mut told = told(reader, 1 << 20);
-        told.retain(|event| event["type"] != "heartbeat");
-        assert_eq!((told.len(), told[0]["key"].as_str()), (1, Some("b.101.instance.state")));
-        assert_eq!(reader.cursor().as_deref(), told[0]["id"].as_str());
+        let mut received = received(reader, 1 << 20);
+        received.retain(|event| event["type"] != "heartbeat");
+        assert_eq!((received.len(), received[0]["key"].as_str()), (1, Some("b.101.instance.state")));
+        assert_eq!(reader.cursor().as_deref(), received[0]["id"].as_str());
     }
 }

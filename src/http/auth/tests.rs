@@ -46,8 +46,8 @@ struct Cluster {
     takes_ms: AtomicU64,
     /// Tokens that were asked about.
     review_count: AtomicU64,
-    /// Nothing is said of tokens that begin with `odd`.
-    odd: AtomicBool,
+    /// Nothing is said of tokens that begin with `fails_for_some`.
+    fails_for_some: AtomicBool,
 }
 
 impl Cluster {
@@ -58,8 +58,8 @@ impl Cluster {
                 let user =
                     KubernetesUser { name: "jane".into(), groups: vec!["dev".into()], ..KubernetesUser::default() };
                 one.review_count.fetch_add(1, SeqCst);
-                let odd = one.odd.load(SeqCst) && token.expose().starts_with("odd");
-                let down = odd || one.down.load(SeqCst);
+                let fails_for_some = one.fails_for_some.load(SeqCst) && token.expose().starts_with("odd");
+                let down = fails_for_some || one.down.load(SeqCst);
                 let user = (!token.expose().starts_with("guess")).then_some(user);
                 let answer = if down { Err(ReviewUnavailable) } else { Ok(user) };
                 let takes = Duration::from_millis(one.takes_ms.load(SeqCst));

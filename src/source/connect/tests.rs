@@ -24,7 +24,7 @@ fn file(text: &str) -> (tempfile::TempDir, Config) {
 }
 
 /// The whole chain, as cli prints it.
-fn told(error: &Error) -> String {
+fn message(error: &Error) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
@@ -45,20 +45,24 @@ async fn current_context_is_the_default() {
 async fn missing_context_error_lists_available_contexts() {
     let (_dir, config) = file(TWO_CONTEXTS);
     let error = connect(&Config { context: Some("prod".into()), ..config.clone() }).await.unwrap_err();
-    assert_eq!(told(&error), "the kubeconfig has no context `prod`; it has `home`, `away`");
+    assert_eq!(message(&error), "the kubeconfig has no context `prod`; it has `home`, `away`");
     let error = connect(&Config { context: Some("away".into()), ..config }).await.unwrap_err();
-    assert!(told(&error).contains("`proxy-url`"), "{error}");
+    assert!(message(&error).contains("`proxy-url`"), "{error}");
 
     let (_dir, config) = file(&TWO_CONTEXTS.replace("current-context: home", ""));
     let error = connect(&config).await.unwrap_err();
     assert_eq!(
-        told(&error),
+        message(&error),
         "the kubeconfig names no current context; choose one with --context: it has `home`, `away`"
     );
 
     let (_dir, config) = file(&TWO_CONTEXTS.replace("name: c, cluster", "name: d, cluster"));
     let error = connect(&config).await.unwrap_err();
-    assert!(told(&error).starts_with("the context `home` of the kubeconfig cannot be used: "), "{}", told(&error));
+    assert!(
+        message(&error).starts_with("the context `home` of the kubeconfig cannot be used: "),
+        "{}",
+        message(&error)
+    );
 }
 
 #[tokio::test]
@@ -67,7 +71,7 @@ async fn explicit_kubeconfig_must_exist_and_parse() {
     assert!(matches!(connect(&config).await, Err(Error::Malformed { .. })));
     let config = Config { kubeconfig: Some(dir.path().join("none")), ..config };
     let error = connect(&config).await.unwrap_err();
-    assert!(told(&error).contains("none"), "{}", told(&error));
+    assert!(message(&error).contains("none"), "{}", message(&error));
 }
 
 #[tokio::test]
@@ -76,9 +80,9 @@ async fn credential_plugin_error_hides_the_token() {
                   args: ['-c', 'echo canary-token; exit 3']}";
     let (_dir, config) = file(&TWO_CONTEXTS.replace("token: canary-token", plugin));
     let error = connect(&config).await.unwrap_err();
-    let told = told(&error);
-    assert!(told.contains("credential plugin") && told.contains("exit status: 3"), "{told}");
-    assert!(!format!("{told} {error:?}").contains("canary"), "{error:?}");
+    let message = message(&error);
+    assert!(message.contains("credential plugin") && message.contains("exit status: 3"), "{message}");
+    assert!(!format!("{message} {error:?}").contains("canary"), "{error:?}");
 }
 
 #[tokio::test]
@@ -91,9 +95,9 @@ async fn kubeconfig_parse_error_gives_position_without_content() {
     ] {
         let (_dir, config) = file(text);
         let error = connect(&config).await.unwrap_err();
-        let told = told(&error);
-        assert!(told.ends_with(&format!("cannot be understood: something is wrong at {place}")), "{told}");
-        assert!(!format!("{told} {error:?}").contains("canary"), "{error:?}");
+        let message = message(&error);
+        assert!(message.ends_with(&format!("cannot be understood: something is wrong at {place}")), "{message}");
+        assert!(!format!("{message} {error:?}").contains("canary"), "{error:?}");
     }
 }
 
@@ -120,7 +124,7 @@ fn kubeconfig_variable_files_are_merged_and_may_be_missing() {
 }
 
 /// What the real client stack says about a server, as the hub would tell it.
-async fn trouble(scheme: &str, port: u16) -> UpstreamError {
+async fn connect_error(scheme: &str, port: u16) -> UpstreamError {
     let (_dir, config) = file(&TWO_CONTEXTS.replace("http://127.0.0.1:1'", &format!("{scheme}://127.0.0.1:{port}'")));
     let ClusterConnection { client, server, .. } = connect(&config).await.unwrap();
     let ask = RequestInfo { verb: "list", resource: "pods".into(), namespace: "bh".into(), server: server.into() };
@@ -139,14 +143,14 @@ async fn closed_port_is_refused_and_plaintext_server_is_a_tls_error() {
         let _ = socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
         std::future::pending().await
     };
-    let told = tokio::select! {
-        told = tokio::time::timeout(Duration::from_secs(10), trouble("https", port)) => told.unwrap(),
+    let message = tokio::select! {
+        message = tokio::time::timeout(Duration::from_secs(10), connect_error("https", port)) => message.unwrap(),
         () = plain => unreachable!("it waits for ever"),
     };
-    assert!(matches!(told, UpstreamError::Tls { .. }), "{told:?}");
+    assert!(matches!(message, UpstreamError::Tls { .. }), "{message:?}");
     drop(listener);
     assert_eq!(
-        trouble("http", port).await,
+        connect_error("http", port).await,
         UpstreamError::ConnectionRefused { server: format!("http://127.0.0.1:{port}").into() }
     );
 }

@@ -36,7 +36,7 @@ pub(super) fn claim() -> Value {
     })
 }
 
-fn seen<T: Decode>(object: &Value) -> Decoded {
+fn decoded<T: Decode>(object: &Value) -> Decoded {
     serde_json::from_str::<T>(&object.to_string()).unwrap().into_decoded()
 }
 
@@ -136,12 +136,12 @@ fn same_type(a: &Value, b: &Value) -> bool {
 }
 
 fn replace_one<T: Decode>(mut object: Value, spots: &[Spot], at: usize, value: Value) -> Result<(), TestCaseError> {
-    let before = seen::<T>(&object);
+    let before = decoded::<T>(&object);
     let (pointer, decides, name) = spots[at % spots.len()];
     let place = object.pointer_mut(pointer).unwrap();
     prop_assume!(!same_type(place, &value));
     *place = value;
-    let after = seen::<T>(&object);
+    let after = decoded::<T>(&object);
     prop_assert_eq!(&after.malformed_fields, &name.into_iter().collect::<Vec<_>>());
     for ((field, old), (_, new)) in flat(&before.view).into_iter().zip(flat(&after.view)) {
         if decides.contains(&field) {
@@ -167,8 +167,8 @@ proptest! {
 
 #[test]
 fn valid_pod_decodes_completely() {
-    let Decoded { view, malformed_fields: odd } = seen::<DecodedPod>(&pod());
-    assert_eq!(odd, Vec::<&str>::new());
+    let Decoded { view, malformed_fields: malformed } = decoded::<DecodedPod>(&pod());
+    assert_eq!(malformed, Vec::<&str>::new());
     let View::Instance(instance) = view else { panic!("a pod is an instance") };
     assert_eq!(
         serde_json::to_value(&*instance).unwrap(),
@@ -186,8 +186,8 @@ fn valid_pod_decodes_completely() {
 
 #[test]
 fn valid_claim_decodes_completely() {
-    let Decoded { view, malformed_fields: odd } = seen::<DecodedClaim>(&claim());
-    assert_eq!(odd, Vec::<&str>::new());
+    let Decoded { view, malformed_fields: malformed } = decoded::<DecodedClaim>(&claim());
+    assert_eq!(malformed, Vec::<&str>::new());
     let View::Claim(claim) = view else { panic!("a claim is a claim") };
     assert_eq!(
         serde_json::to_value(&*claim).unwrap(),
@@ -203,7 +203,7 @@ fn valid_claim_decodes_completely() {
 #[test]
 fn minimal_objects_get_default_values() {
     let bare = json!({"metadata": {"name": "n", "uid": "u", "resourceVersion": "1"}});
-    let pod = seen::<DecodedPod>(&bare);
+    let pod = decoded::<DecodedPod>(&bare);
     assert_eq!(pod.malformed_fields, Vec::<&str>::new());
     assert_eq!(
         pod.view,
@@ -215,7 +215,7 @@ fn minimal_objects_get_default_values() {
             ..Instance::default()
         }))
     );
-    let claim = seen::<DecodedClaim>(&bare);
+    let claim = decoded::<DecodedClaim>(&bare);
     assert_eq!(claim.malformed_fields, Vec::<&str>::new());
     assert_eq!(
         claim.view,
@@ -235,12 +235,12 @@ fn empty_strings_are_omitted() {
     object["status"]["phase"] = json!("");
     object["status"]["podIP"] = json!("");
     object["metadata"]["labels"]["boilerhouse.dev/tenant"] = json!("");
-    let Decoded { view: View::Instance(instance), malformed_fields: odd } = seen::<DecodedPod>(&object) else {
+    let Decoded { view: View::Instance(instance), malformed_fields: malformed } = decoded::<DecodedPod>(&object) else {
         panic!("a pod")
     };
     assert_eq!((instance.phase.as_str(), &instance.ip, &instance.tenant_id), ("Unknown", &None, &None));
     assert_eq!(instance.labels["boilerhouse.dev/tenant"], "");
-    assert_eq!(odd, Vec::<&str>::new());
+    assert_eq!(malformed, Vec::<&str>::new());
 }
 
 #[test]
@@ -255,11 +255,12 @@ fn times_are_normalized_to_utc_seconds() {
     ] {
         let mut object = pod();
         object["metadata"]["creationTimestamp"] = written.clone();
-        let Decoded { view: View::Instance(instance), malformed_fields: odd } = seen::<DecodedPod>(&object) else {
+        let Decoded { view: View::Instance(instance), malformed_fields: malformed } = decoded::<DecodedPod>(&object)
+        else {
             panic!("a pod")
         };
         assert_eq!(instance.created_at, read, "{written}");
-        assert_eq!(odd.is_empty(), !read.is_empty(), "{written}");
+        assert_eq!(malformed.is_empty(), !read.is_empty(), "{written}");
     }
 }
 
@@ -276,15 +277,15 @@ fn invalid_port_removes_the_endpoint() {
     ] {
         let mut object = claim();
         object["status"]["endpoint"]["port"] = port.clone();
-        let Decoded { view: View::Claim(claim), malformed_fields: odd } = seen::<DecodedClaim>(&object) else {
+        let Decoded { view: View::Claim(claim), malformed_fields: malformed } = decoded::<DecodedClaim>(&object) else {
             panic!("a claim")
         };
         assert_eq!(claim.endpoint.is_some(), sound, "{port}");
-        assert_eq!(odd, if sound { vec![] } else { vec!["status.endpoint"] }, "{port}");
+        assert_eq!(malformed, if sound { vec![] } else { vec!["status.endpoint"] }, "{port}");
     }
     let mut object = claim();
     object["status"]["endpoint"] = json!({});
-    assert_eq!(seen::<DecodedClaim>(&object).malformed_fields, ["status.endpoint"]);
+    assert_eq!(decoded::<DecodedClaim>(&object).malformed_fields, ["status.endpoint"]);
 }
 
 #[test]
@@ -292,7 +293,7 @@ fn unknown_phases_and_sources_are_preserved() {
     let mut object = claim();
     object["status"]["phase"] = json!("Hibernating");
     object["status"]["source"] = json!("moon");
-    let Decoded { view: View::Claim(claim), .. } = seen::<DecodedClaim>(&object) else { panic!("a claim") };
+    let Decoded { view: View::Claim(claim), .. } = decoded::<DecodedClaim>(&object) else { panic!("a claim") };
     assert_eq!((claim.phase.as_str(), claim.source.as_deref()), ("Hibernating", Some("moon")));
 }
 

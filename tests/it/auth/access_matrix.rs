@@ -6,7 +6,7 @@ mod fixture;
 use futures::{StreamExt, stream};
 use serde_json::{Value, json};
 
-use self::fixture::{Fixture, Seen};
+use self::fixture::{Fixture, Observed};
 
 /// Requests that are under way at a time.
 const AT_A_TIME: usize = 16;
@@ -15,7 +15,7 @@ const CELLS: usize = 500;
 
 /// What an `Origin` is told under a `Host`: `pass`, `cors` (it passes, and is named in the answer), or which of both is
 /// refused. The rest of a request is looked at only where it passes.
-const DOORS: &str = "
+const ORIGINS: &str = "
     Origin    loopback  ip      allowed  rebinding
     none      pass      pass    pass     host
     same      pass      pass    pass     host
@@ -110,7 +110,7 @@ fn refusal(word: &str) -> (u16, &'static str, &'static str) {
 }
 
 /// What an endpoint says to whoever sees these tenants. `*` stands for what differs from run to run.
-fn whole(path: &str, tenants: &[&str], fixture: &Fixture) -> (u16, Value) {
+fn full_response(path: &str, tenants: &[&str], fixture: &Fixture) -> (u16, Value) {
     let pods: Vec<Value> = tenants.iter().map(|tenant| pod(tenant, fixture)).collect();
     let claims: Vec<Value> = tenants.iter().map(|tenant| claim(tenant, fixture)).collect();
     let both = tenants.len() == 2;
@@ -163,7 +163,7 @@ fn whole(path: &str, tenants: &[&str], fixture: &Fixture) -> (u16, Value) {
 }
 
 fn pod(tenant: &str, fixture: &Fixture) -> Value {
-    let [uid, created_at] = fixture.life(tenant, "pod");
+    let [uid, created_at] = fixture.uid_and_times(tenant, "pod");
     json!({
         "name": format!("{tenant}-pod"), "uid": uid, "phase": "Unknown", "workloadRef": "web", "tenantId": tenant,
         "poolStatus": "acquired", "createdAt": created_at,
@@ -175,7 +175,7 @@ fn pod(tenant: &str, fixture: &Fixture) -> Value {
 }
 
 fn claim(tenant: &str, fixture: &Fixture) -> Value {
-    let [uid, _] = fixture.life(tenant, "claim");
+    let [uid, _] = fixture.uid_and_times(tenant, "claim");
     json!({
         "name": format!("{tenant}-claim"), "uid": uid, "tenantId": tenant, "workloadRef": "web", "phase": "Active",
         "instanceId": format!("{tenant}-pod"),
@@ -193,8 +193,8 @@ fn behind(word: &str, method: &str, path: &str, fixture: &Fixture) -> (u16, Valu
         ("all", "POST", "/api/v1/pools") => {
             error(405, "METHOD_NOT_ALLOWED", "POST is not possible here: GET, HEAD, OPTIONS are")
         }
-        ("all", ..) => whole(path, &["alice", "bob"], fixture),
-        ("alice", ..) => whole(path, &["alice"], fixture),
+        ("all", ..) => full_response(path, &["alice", "bob"], fixture),
+        ("alice", ..) => full_response(path, &["alice"], fixture),
         ("param", ..) => {
             let takes = if path == "/api/v1/health" { "this endpoint takes none" } else { "accepted are verbose" };
             let (status, mut body) = error(400, "BAD_REQUEST", &format!("parameter 'token': unknown; {takes}"));
@@ -224,12 +224,12 @@ fn grid(text: &'static str) -> impl Iterator<Item = (&'static str, Vec<(&'static
 async fn each_cell_gets_the_status_and_body_of_the_table() {
     let fixture = &Fixture::new().await;
     let mut cells = Vec::new();
-    for (origin, doors) in grid(DOORS) {
-        for (host, door) in doors {
+    for (origin, origins) in grid(ORIGINS) {
+        for (host, origin_host) in origins {
             for (credential, words) in grid(CREDENTIALS) {
                 for (class, method, path) in ENDPOINTS {
                     let (_, word) = words.iter().find(|(name, _)| name == class).unwrap();
-                    cells.push((origin, host, door, credential, *word, *method, *path));
+                    cells.push((origin, host, origin_host, credential, *word, *method, *path));
                 }
             }
         }
@@ -237,10 +237,10 @@ async fn each_cell_gets_the_status_and_body_of_the_table() {
     assert_eq!(cells.len(), 5 * 4 * 20 * ENDPOINTS.len());
     assert!(cells.len() >= CELLS, "{} cells", cells.len());
     let mut answers = stream::iter(cells.into_iter().enumerate())
-        .map(|(number, (origin, host, door, credential, word, method, path))| async move {
+        .map(|(number, (origin, host, origin_host, credential, word, method, path))| async move {
             let what = format!("{credential}: {method} {path} from {origin} at {host}");
             let asked = fixture.request(number, credential, method, path, origin, host);
-            let (status, body) = match door {
+            let (status, body) = match origin_host {
                 "host" => {
                     let message = "host 'evil.example' is not served here: add it to --allowed-hosts to allow it";
                     error(403, "FORBIDDEN", message)
@@ -251,10 +251,10 @@ async fn each_cell_gets_the_status_and_body_of_the_table() {
                 }
                 _ => behind(word, method, path, fixture),
             };
-            let cors = (door == "cors").then(|| asked.origin.clone().unwrap());
+            let cors = (origin_host == "cors").then(|| asked.origin.clone().unwrap());
             let events = body.as_array().map_or(1, Vec::len);
             let seen = asked.send(events).await;
-            (what, seen, Seen { status, body, cors })
+            (what, seen, Observed { status, body, cors })
         })
         .buffer_unordered(AT_A_TIME);
     let mut wrong = Vec::new();

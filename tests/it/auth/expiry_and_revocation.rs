@@ -13,7 +13,7 @@ use crate::support::{
 };
 
 /// Ends that are due are told this soon: docs/protocol.md allows a second, a busy machine needs more.
-const SOON: Duration = Duration::from_secs(3);
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(3);
 
 #[tokio::test]
 async fn credential_expiry_is_announced_and_closes_its_streams() {
@@ -48,7 +48,7 @@ async fn credential_expiry_is_announced_and_closes_its_streams() {
     let expired = || Some((1008, "credential expired".to_owned()));
     // The full stream is told, in `stream.closing`; the plain one has no such word.
     assert_eq!(closed, [(1, expired()), (1, expired()), (0, expired())]);
-    assert!(!late.is_negative() && late.unsigned_abs() <= SOON, "{late:?}");
+    assert!(!late.is_negative() && late.unsigned_abs() <= RELOAD_TIMEOUT, "{late:?}");
     let rest = sse.rest().await;
     let last = rest.last().unwrap();
     assert_eq!(last.event.as_deref(), Some("stream.closing"));
@@ -141,8 +141,8 @@ async fn invalid_keys_file_keeps_loaded_keys_and_is_not_quoted() {
         [("keys: [{name: alice, key: canary}]", "line 1"), ("", "it has no list of keys")].into_iter().enumerate()
     {
         keys.write_text(text);
-        let told = || bridge.log().into_iter().filter(|line| line.contains("the keys file cannot be used")).nth(at);
-        let line = http_client::poll_until(told).await;
+        let received = || bridge.log().into_iter().filter(|line| line.contains("the keys file cannot be used")).nth(at);
+        let line = http_client::poll_until(received).await;
         assert!(line.contains(problem) && !line.contains("canary"), "{line}");
     }
     assert_eq!(http_client::get(bridge.address, "/api/v1/stats").await.status, 401, "there are tenants");

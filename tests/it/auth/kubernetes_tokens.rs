@@ -24,7 +24,7 @@ const FLAGS: &[&str] = &["--token-audience", AUDIENCE, "--ws-auth", "required"];
 /// Rights that are taken end a stream within this time (issue 7: 30 s; they are looked at every 20 s, and once more after a no).
 const REVOKED_WITHIN: Duration = Duration::from_secs(30);
 /// Whoever has streams has been looked at within this time.
-const LOOKED_AT_WITHIN: Duration = Duration::from_secs(22);
+const REVIEWED_WITHIN: Duration = Duration::from_secs(22);
 
 /// A stage of this test: people, a bridge that accepts their tokens, and the namespace of both.
 struct TokenFixture<'a> {
@@ -158,7 +158,7 @@ async fn check_access_revocation(fixture: TokenFixture<'_>) {
 async fn check_token_expiry(fixture: TokenFixture<'_>) {
     let address = fixture.bridge.address;
     fixture.admitted(&fixture.reader("reader").await).await;
-    let begun = Timestamp::now();
+    let started = Timestamp::now();
     let token = fixture.accounts.create_token_expiring_in(&fixture.namespace, "reader", AUDIENCE, 6).await;
     let bearer = format!("Bearer {token}");
     let mut socket = WsClient::with(address, "/api/websocket", &[("Authorization", &bearer)]).await.unwrap();
@@ -166,7 +166,7 @@ async fn check_token_expiry(fixture: TokenFixture<'_>) {
     let expiring = socket.json().await;
     assert_eq!(expiring["type"], "auth.expiring");
     let end: Timestamp = expiring["expiresAt"].as_str().unwrap().parse().unwrap();
-    assert!((5..=7).contains(&(end.as_second() - begun.as_second())), "{begun} {expiring}");
+    assert!((5..=7).contains(&(end.as_second() - started.as_second())), "{started} {expiring}");
     let (_, close) = socket.closed(TEST_TIMEOUT).await;
     let late = end.duration_until(Timestamp::now());
     assert_eq!(close, Some((1008, "credential expired".to_owned())));
@@ -234,7 +234,7 @@ async fn check_refused_reviews() {
         assert!(answer.status == 200 && Instant::now() < end, "{} {}", answer.status, answer.body);
     }
     // Its end would be a panic in here.
-    let lived = timeout(LOOKED_AT_WITHIN.saturating_sub(refused.elapsed()), socket.until(|_| false)).await;
+    let lived = timeout(REVIEWED_WITHIN.saturating_sub(refused.elapsed()), socket.until(|_| false)).await;
     assert!(lived.is_err());
     let pod = json!({
         "metadata": {"name": "later", "labels": {"boilerhouse.dev/managed": "true"}},
@@ -280,10 +280,10 @@ async fn unavailable_reviews_keep_streams_open_and_reject_new_tokens() {
 
     cluster.sim.set_reviews_available(true);
     fixture.admitted(&newcomer).await;
-    let said = fixture.bridge.log().join("\n");
+    let output = fixture.bridge.log().join("\n");
     for word in ["Kubernetes cannot be asked", "Kubernetes answers again"] {
-        assert_eq!(said.matches(word).count(), 1, "{word}: {said}");
+        assert_eq!(output.matches(word).count(), 1, "{word}: {output}");
     }
     let secret = newcomer.rsplit('.').nth(1).unwrap();
-    assert!(!said.contains(secret), "{said}");
+    assert!(!output.contains(secret), "{output}");
 }

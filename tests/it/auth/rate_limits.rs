@@ -120,9 +120,9 @@ async fn get(bridge: &InProcessBridge, path: &str, headers: &[(&str, &str)]) -> 
 
 /// A refusal, whole: status, headers, body.
 fn assert_refused(answer: &HttpResponse, budget: &str, quota: u32, wait: u64, what: &str) {
-    let told = ["ratelimit-policy", "ratelimit", "retry-after"].map(|name| answer.header(name).unwrap_or_default());
+    let received = ["ratelimit-policy", "ratelimit", "retry-after"].map(|name| answer.header(name).unwrap_or_default());
     let (policy, left) = (format!("\"{budget}\";q={quota};w=60"), format!("\"{budget}\";r=0;t={wait}"));
-    assert_eq!((answer.status, told), (429, [policy.as_str(), &left, &wait.to_string()]), "{}", answer.body);
+    assert_eq!((answer.status, received), (429, [policy.as_str(), &left, &wait.to_string()]), "{}", answer.body);
     let message = format!("{what}: more than {quota} a minute; try again in {wait} s");
     assert_eq!(answer.json(), json!({"code": "RATE_LIMIT_EXCEEDED", "message": message, "error": message}));
 }
@@ -230,8 +230,8 @@ async fn forwarded_addresses_count_only_from_trusted_proxies() {
         let from = async |address: &str| get(&bridge, "/api/v1/stats", &[("X-Forwarded-For", address)]).await;
         for number in 0..20 {
             // Behind a proxy that is not trusted, whatever is said counts for nothing: it is one address.
-            let said = if apart { "192.0.2.1".to_owned() } else { format!("192.0.2.{number}") };
-            assert_eq!(from(&said).await.status, 200, "{number} {trusted}");
+            let output = if apart { "192.0.2.1".to_owned() } else { format!("192.0.2.{number}") };
+            assert_eq!(from(&output).await.status, 200, "{number} {trusted}");
         }
         assert_refused(&from("192.0.2.1").await, "default", 20, 3, "too many requests");
         let other = from("198.51.100.7").await.status;

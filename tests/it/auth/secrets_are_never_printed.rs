@@ -14,7 +14,7 @@ use crate::{
         sim_cluster::{self, NAMESPACE, SimCluster},
         sse_client::SseClient,
     },
-    tls::Certified,
+    tls::TlsFixture,
 };
 
 /// Part of every secret here.
@@ -153,7 +153,7 @@ async fn secrets_do_not_appear_in_any_output() {
     let of_file = json!({"sha256": sha256("canary-of-the-file"), "tenantId": "alice"});
     let keys = KeysFile::new(&[key("alice", &of_file)]);
     let (_signing, signing) = file(SIGNING);
-    let certified = Certified::new();
+    let certified = TlsFixture::new();
     let private = std::fs::read_to_string(certified.file("tls.key")).unwrap();
     let mut secrets = Secrets(vec![CANARY.to_owned(), "%63anary".to_owned()]);
     // Of a weak secret, the hash is as good as the secret.
@@ -197,7 +197,7 @@ async fn secrets_do_not_appear_in_any_output() {
     keys.write(&[key("alice", &of_file)]);
     let tls = certified.bridge(&cluster, &more, &variables).await;
     let address = tls.address;
-    use_everything(&mut secrets, async |method, path, headers| certified.ask(address, method, path, headers).await)
+    use_everything(&mut secrets, async |method, path, headers| certified.request(address, method, path, headers).await)
         .await;
     // What no client should send: TLS that is none, with a credential in it.
     http_client::send_raw(address, b"GET /livez HTTP/1.1\r\nAuthorization: Bearer canary\r\n\r\n").await;
@@ -207,7 +207,7 @@ async fn secrets_do_not_appear_in_any_output() {
 /// Secrets that cannot be used are not quoted.
 #[tokio::test]
 async fn unusable_secrets_are_not_printed_at_start() {
-    let (certified, unreached) = (Certified::new(), sim_cluster::kubeconfig("http://127.0.0.1:1"));
+    let (certified, unreached) = (TlsFixture::new(), sim_cluster::kubeconfig("http://127.0.0.1:1"));
     let certificate = certified.file("tls.crt").to_string_lossy().into_owned();
     let pem = "-----BEGIN PRIVATE KEY-----\ncanarycanarycanarycanary\n-----END PRIVATE KEY-----\n";
     let files =

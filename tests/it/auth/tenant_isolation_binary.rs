@@ -33,8 +33,8 @@ const STEPS: usize = 40;
 /// of a connection wait longer each time.
 const RESTARTED: u64 = 2;
 /// The tenant that looks, the other one, and what belongs to neither.
-const OWN: &str = "alice";
-const OTHER: &str = "mallory";
+const OWN_TENANT: &str = "alice";
+const OTHER_TENANT: &str = "mallory";
 const NEITHER: &str = "spare";
 /// As long as the other's, and nobody's.
 const ABSENT: &str = "nothing";
@@ -114,7 +114,7 @@ struct TwoTenantCluster {
     owners: BTreeMap<(ApiResource, String), &'static str>,
     /// uids of what has never been the looking tenant's, in this history and in the last one, and of what has.
     hidden: [BTreeSet<String>; 2],
-    shown: BTreeSet<String>,
+    visible: BTreeSet<String>,
 }
 
 impl TwoTenantCluster {
@@ -122,10 +122,11 @@ impl TwoTenantCluster {
         let resource = *self.rng.choose(&[ApiResource::Pods, ApiResource::Claims]);
         let slot = self.rng.below(3);
         // Some change hands; the others' names say whose they are.
-        let (name, owner) = match *self.rng.choose(&[OWN, OTHER, OTHER, NEITHER, "shared", "shared"]) {
-            "shared" => (format!("shared-{slot}"), *self.rng.choose(&[OWN, OTHER, NEITHER])),
-            owner => (format!("{owner}-{slot}"), owner),
-        };
+        let (name, owner) =
+            match *self.rng.choose(&[OWN_TENANT, OTHER_TENANT, OTHER_TENANT, NEITHER, "shared", "shared"]) {
+                "shared" => (format!("shared-{slot}"), *self.rng.choose(&[OWN_TENANT, OTHER_TENANT, NEITHER])),
+                owner => (format!("{owner}-{slot}"), owner),
+            };
         let there = self.owners.contains_key(&(resource, name.clone()));
         if there && self.rng.below(5) == 0 {
             self.cluster.sim.store(|store| store.delete(resource, NAMESPACE, &name)).unwrap();
@@ -148,10 +149,10 @@ impl TwoTenantCluster {
         });
         let uid = written.unwrap()["metadata"]["uid"].as_str().unwrap().to_owned();
         self.owners.insert((resource, name.to_owned()), owner);
-        if owner == OWN {
+        if owner == OWN_TENANT {
             self.hidden[0].remove(&uid);
-            self.shown.insert(uid);
-        } else if !self.shown.contains(&uid) {
+            self.visible.insert(uid);
+        } else if !self.visible.contains(&uid) {
             self.hidden[0].insert(uid);
         }
     }
@@ -159,7 +160,7 @@ impl TwoTenantCluster {
     /// An object all of whose words are its owner's, but for its name; a claim may name anybody's Pod.
     fn object(&mut self, resource: ApiResource, name: &str, owner: &str) -> Value {
         let rng = &mut self.rng;
-        let mut word = |what: &str| format!("{owner}-{what}-{}", rng.below(3));
+        let mut word = |description: &str| format!("{owner}-{description}-{}", rng.below(3));
         let labels = json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": word("workload"),
                             format!("{owner}.example/label"): word("label")});
         let [phase, ip, source, at, detail, active] =
@@ -173,12 +174,12 @@ impl TwoTenantCluster {
             return json!({"metadata": metadata, "spec": {}, "status": {"phase": phase, "podIP": ip}});
         }
         metadata["annotations"] = json!({"boilerhouse.dev/last-activity": active});
-        let pod = format!("{}-{}", rng.choose(&[OWN, "shared", owner]), rng.below(3));
+        let pod = format!("{}-{}", rng.choose(&[OWN_TENANT, "shared", owner]), rng.below(3));
         let phase = *rng.choose(&["Active", "Active", "Pending", "Released"]);
         // A claim without a tenant cannot be.
         let tenant = if owner == NEITHER { "spare-tenant" } else { owner };
         // A claim that names another's Pod would tell of that by its own words.
-        let pod = if owner == OWN { format!("{OWN}-{}", rng.below(3)) } else { pod };
+        let pod = if owner == OWN_TENANT { format!("{OWN_TENANT}-{}", rng.below(3)) } else { pod };
         json!({
             "metadata": metadata, "spec": {"tenantId": tenant, "workloadRef": format!("{owner}-workload")},
             "status": {"phase": phase, "instanceId": pod, "source": source, "claimedAt": at, "detail": detail,
@@ -190,7 +191,7 @@ impl TwoTenantCluster {
     fn mark(&mut self, history: u64) {
         for (resource, kind) in [(ApiResource::Pods, "pod"), (ApiResource::Claims, "claim")] {
             let name = format!("mark-{kind}-{history}-");
-            self.put(resource, &name, OWN);
+            self.put(resource, &name, OWN_TENANT);
             let active = json!({"status": {"phase": "Active"}});
             self.cluster.sim.store(|store| store.patch(resource, NAMESPACE, &name, &active)).unwrap();
         }
@@ -205,24 +206,27 @@ impl TwoTenantCluster {
     }
 
     fn names(&self, resource: ApiResource) -> Vec<&str> {
-        let own = self.owners.iter().filter(|((of, _), owner)| *of == resource && **owner == OWN);
+        let own = self.owners.iter().filter(|((of, _), owner)| *of == resource && **owner == OWN_TENANT);
         own.map(|((_, name), _)| name.as_str()).collect()
     }
 
     /// No word and no uid of others stands there.
-    fn check(&self, what: &str, text: &str) {
-        for word in [OTHER, NEITHER, "pool.depth"] {
-            assert!(!text.contains(word), "{what} tells of {word}: {text}");
+    fn check(&self, description: &str, text: &str) {
+        for word in [OTHER_TENANT, NEITHER, "pool.depth"] {
+            assert!(!text.contains(word), "{description} tells of {word}: {text}");
         }
         for uid in self.hidden.iter().flatten() {
-            assert!(!text.contains(uid.as_str()), "{what} tells of {uid}, which has never been {OWN}'s: {text}");
+            assert!(
+                !text.contains(uid.as_str()),
+                "{description} tells of {uid}, which has never been {OWN_TENANT}'s: {text}"
+            );
         }
     }
 }
 
 /// A GET with the tenant's key. What differs for other reasons than what is there is left out.
-async fn look(bridge: &BridgeProcess, path: &str) -> HttpResponse {
-    let mut answer = request(bridge.address, "GET", path, &[("Authorization", &bearer(OWN))]).await;
+async fn fetch(bridge: &BridgeProcess, path: &str) -> HttpResponse {
+    let mut answer = request(bridge.address, "GET", path, &[("Authorization", &bearer(OWN_TENANT))]).await;
     answer.headers.retain(|(name, _)| !["date", "event-cursor", "ratelimit"].contains(&name.as_str()));
     answer
 }
@@ -244,13 +248,13 @@ async fn check_all_endpoints(bridge: &BridgeProcess, model: &TwoTenantCluster) {
         "/api/v1/instances?params=%7B%22instances%22:%7B%22labels%22:%7B%22boilerhouse.dev/managed%22:null%7D%7D%7D",
     ];
     for path in everything {
-        model.check(path, &format!("{:?}", look(bridge, path).await));
+        model.check(path, &format!("{:?}", fetch(bridge, path).await));
     }
     let names = |answer: &HttpResponse| -> Vec<String> {
         answer.json().as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap().to_owned()).collect()
     };
-    assert_eq!(names(&look(bridge, "/api/v1/instances").await), model.names(ApiResource::Pods));
-    let tenants = look(bridge, "/api/v1/tenants").await.json();
+    assert_eq!(names(&fetch(bridge, "/api/v1/instances").await), model.names(ApiResource::Pods));
+    let tenants = fetch(bridge, "/api/v1/tenants").await.json();
     assert_eq!(tenants.as_array().unwrap().len(), 1, "{tenants}");
     let claims = tenants[0]["claims"].as_array().unwrap().iter().map(|claim| claim["name"].as_str().unwrap());
     assert_eq!(claims.collect::<Vec<_>>(), model.names(ApiResource::Claims));
@@ -269,8 +273,8 @@ async fn check_all_endpoints(bridge: &BridgeProcess, model: &TwoTenantCluster) {
         "/api/v1/stats?params=%7B%22claims%22:%7B%22tenantId%22:%22{}%22%7D%7D",
     ];
     for path in asks {
-        let [others, nobodys] = [OTHER, ABSENT].map(|name| async move {
-            format!("{:?}", look(bridge, &path.replace("{}", name)).await).replace(name, "{}")
+        let [others, nobodys] = [OTHER_TENANT, ABSENT].map(|name| async move {
+            format!("{:?}", fetch(bridge, &path.replace("{}", name)).await).replace(name, "{}")
         });
         assert_eq!(others.await, nobodys.await, "{path}");
     }
@@ -278,19 +282,19 @@ async fn check_all_endpoints(bridge: &BridgeProcess, model: &TwoTenantCluster) {
 
 #[tokio::test]
 async fn no_endpoint_reveals_another_tenant() {
-    let all = [three_keys(), vec![key(OTHER, &json!({"tenantId": OTHER}))]].concat();
+    let all = [three_keys(), vec![key(OTHER_TENANT, &json!({"tenantId": OTHER_TENANT}))]].concat();
     let keys = KeysFile::new(&all);
     let mut model = TwoTenantCluster {
         cluster: SimCluster::new().await,
         rng: SeededRng(7),
         owners: BTreeMap::new(),
         hidden: Default::default(),
-        shown: BTreeSet::new(),
+        visible: BTreeSet::new(),
     };
     let rates = ["--own-watchers", "2", "--request-rate", "1000000"];
     let bridge = model.cluster.bridge(&[&["--keys-file", &keys.path()][..], &rates].concat()).await;
-    let (authorization, cookie) = (bearer(OWN), cookie(&bridge, OWN).await);
-    let by_ticket = format!("/api/sse?token={}", ticket(&bridge, OWN).await);
+    let (authorization, cookie) = (bearer(OWN_TENANT), cookie(&bridge, OWN_TENANT).await);
+    let by_ticket = format!("/api/sse?token={}", ticket(&bridge, OWN_TENANT).await);
     let by_key = ("Authorization", authorization.as_str());
     let both: &[&str] = &["pod", "claim"];
     let filter =

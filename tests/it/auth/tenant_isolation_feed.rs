@@ -22,10 +22,10 @@ const HISTORIES: [u64; 2] = [1_000, 250];
 /// Happenings in a history.
 const STEPS: usize = 30;
 /// The GETs are asked after every so many of them.
-const LOOK_EVERY: u64 = 5;
+const CHECK_EVERY: u64 = 5;
 /// The tenant that looks, and the other one.
-const OWN: &str = "alice";
-const OTHER: &str = "mallory";
+const OWN_TENANT: &str = "alice";
+const OTHER_TENANT: &str = "mallory";
 /// What each tenant's lens is tried with.
 const FRAMINGS: [(EventFormat, Framing); 3] = [
     (EventFormat::Boilerhouse, Framing::WEBSOCKET),
@@ -78,8 +78,8 @@ fn script(rng: &mut SeededRng) -> Vec<ScriptedChange> {
 /// A view whose words are its owner's, but for its name and uid, which stay when it changes hands.
 fn view(kind: Resource, slot: u64, life: u64, rv: ResourceVersion, owner: Owner, rng: &mut SeededRng) -> View {
     let word = match owner {
-        Owner::Own => OWN,
-        Owner::Other => OTHER,
+        Owner::Own => OWN_TENANT,
+        Owner::Other => OTHER_TENANT,
         Owner::Nobody => "spare",
     };
     let some = |rng: &mut SeededRng, what: &str| (rng.below(3) > 0).then(|| format!("{word}-{what}-{}", rng.below(3)));
@@ -139,13 +139,13 @@ struct Reader {
 }
 
 fn projections() -> Vec<(Projection, Framing)> {
-    let scope = Scope::Tenant(OWN.to_owned());
+    let scope = Scope::Tenant(OWN_TENANT.to_owned());
     let mut projections: Vec<_> = FRAMINGS
         .into_iter()
         .map(|(format, framing)| (Projection { scope: scope.clone(), ..Projection::everything(format) }, framing))
         .collect();
     // Filters that ask for the other tenant, and that match both.
-    let other = ObjectFilter { tenant_id: Some(OTHER.to_owned()), ..ObjectFilter::default() };
+    let other = ObjectFilter { tenant_id: Some(OTHER_TENANT.to_owned()), ..ObjectFilter::default() };
     let active = ObjectFilter { phase: Some("Active".to_owned()), ..ObjectFilter::default() };
     for wanted in [other, active] {
         let filter = Filter { instances: wanted.clone(), claims: wanted };
@@ -221,8 +221,8 @@ impl TwoTenantFeed {
             }
         }
         self.listen();
-        if rv.is_multiple_of(LOOK_EVERY) {
-            self.look().await;
+        if rv.is_multiple_of(CHECK_EVERY) {
+            self.check_snapshots().await;
         }
     }
 
@@ -232,7 +232,7 @@ impl TwoTenantFeed {
             while let ReadResult::Batch(frames) = reader.on.read(4096) {
                 for frame in frames {
                     if reader.framing.format == FrameFormat::JsonLines {
-                        reader.take(std::str::from_utf8(&frame).unwrap());
+                        reader.apply_line(std::str::from_utf8(&frame).unwrap());
                     }
                     self.received.extend_from_slice(&frame);
                 }
@@ -242,7 +242,7 @@ impl TwoTenantFeed {
     }
 
     /// The GETs' answers.
-    async fn look(&mut self) {
+    async fn check_snapshots(&mut self) {
         let snapshot = self.feed.snapshot().await.unwrap();
         for (projection, _) in projections() {
             let answers = [
@@ -268,7 +268,7 @@ impl TwoTenantFeed {
                     View::Claim(claim) => (Some(claim.tenant_id.as_str()), &claim.phase),
                 };
                 let wanted = &reader.projection.filter.instances;
-                tenant == Some(OWN)
+                tenant == Some(OWN_TENANT)
                     && wanted.tenant_id.as_deref().is_none_or(|want| tenant == Some(want))
                     && wanted.phase.as_ref().is_none_or(|want| want == phase)
             };
@@ -284,7 +284,7 @@ impl TwoTenantFeed {
 }
 
 impl Reader {
-    fn take(&mut self, line: &str) {
+    fn apply_line(&mut self, line: &str) {
         if self.projection.format != EventFormat::Full {
             return;
         }
@@ -352,10 +352,10 @@ async fn tenant_stream_contains_no_byte_of_another_tenant() {
     let histories = if support::long_form() { HISTORIES[0] } else { HISTORIES[1] };
     for seed in 0..histories {
         let one = received(seed, seed + 1_000_000).await;
-        assert!(!contains(&one, OTHER) && !contains(&one, "spare"), "seed {seed}: another's word is told");
+        assert!(!contains(&one, OTHER_TENANT) && !contains(&one, "spare"), "seed {seed}: another's word is told");
         let two = received(seed, seed + 2_000_000).await;
         assert!(one == two, "seed {seed}: what the other tenant does inside its objects shows");
-        heard_of += u64::from(contains(&one, OWN));
+        heard_of += u64::from(contains(&one, OWN_TENANT));
         deleted += u64::from(contains(&one, r#""cause":"deleted""#));
         filtered += u64::from(contains(&one, r#""cause":"filtered""#));
     }
@@ -384,7 +384,7 @@ fn reassigned_pod_leaves_the_first_tenant_and_enters_the_second() {
             ..Instance::default()
         }))
     };
-    writer.replace(Resource::Pods, vec![pod(OWN, 5)], 5);
+    writer.replace(Resource::Pods, vec![pod(OWN_TENANT, 5)], 5);
     writer.replace(Resource::Claims, Vec::new(), 5);
     let subscribe = |tenant: &str| {
         let projection =
@@ -406,8 +406,8 @@ fn reassigned_pod_leaves_the_first_tenant_and_enters_the_second() {
             })
             .collect::<Vec<_>>()
     };
-    let (mut first, mut second) = (subscribe(OWN), subscribe(OTHER));
-    writer.upsert(pod(OTHER, 6));
+    let (mut first, mut second) = (subscribe(OWN_TENANT), subscribe(OTHER_TENANT));
+    writer.upsert(pod(OTHER_TENANT, 6));
     let time = "1970-01-01T00:00:00.000Z";
     let view = |tenant: &str| {
         serde_json::json!({
@@ -417,18 +417,18 @@ fn reassigned_pod_leaves_the_first_tenant_and_enters_the_second() {
     };
     let left = serde_json::json!({
         "type": "instance.state", "time": time, "name": "pod", "phase": "Deleted", "previousPhase": "alice-phase",
-        "tenantId": OWN, "instance": view(OWN), "cause": "filtered", "key": "u.6.instance.state",
+        "tenantId": OWN_TENANT, "instance": view(OWN_TENANT), "cause": "filtered", "key": "u.6.instance.state",
     });
     assert_eq!(told(&mut first), [left]);
     let came = serde_json::json!({
-        "type": "instance.state", "time": time, "name": "pod", "phase": "mallory-phase", "tenantId": OTHER,
-        "instance": view(OTHER), "key": "u.6.instance.state",
+        "type": "instance.state", "time": time, "name": "pod", "phase": "mallory-phase", "tenantId": OTHER_TENANT,
+        "instance": view(OTHER_TENANT), "key": "u.6.instance.state",
     });
     let ready = serde_json::json!({
         "type": "pool.instance.ready", "time": time, "name": "pod", "uid": "u", "key": "u.6.pool.instance.ready",
     });
     assert_eq!(told(&mut second), [came, ready]);
-    writer.upsert(pod(OTHER, 7));
+    writer.upsert(pod(OTHER_TENANT, 7));
     writer.remove(Resource::Pods, "pod", "u", 8);
     assert!(told(&mut first).is_empty(), "what becomes of it is the second's business");
 }
@@ -441,7 +441,7 @@ fn cursor_of_another_scope_restarts_with_state_initial() {
     for kind in Resource::ALL {
         writer.replace(kind, Vec::new(), 5);
     }
-    let scopes = [Scope::All, Scope::Tenant(OWN.to_owned()), Scope::Tenant(OTHER.to_owned())];
+    let scopes = [Scope::All, Scope::Tenant(OWN_TENANT.to_owned()), Scope::Tenant(OTHER_TENANT.to_owned())];
     for made in &scopes {
         for used in &scopes {
             let projection =

@@ -64,10 +64,10 @@ async fn reassigned_pod_is_deleted_for_the_first_tenant() {
     let from_socket = from_socket.iter().map(|text| serde_json::from_str::<Value>(text).unwrap());
     let from_sse = sse.until(|event| event["name"] == "mark").await;
     let from_sse = from_sse.iter().map(SseEvent::json);
-    for told in [from_socket.collect::<Vec<_>>(), from_sse.collect()] {
-        let told: Vec<_> = told.into_iter().filter(|event| event["type"] != "heartbeat").collect();
-        assert_eq!(held(told[0].clone()), gone);
-        assert_eq!(told.len(), 2, "{told:?}");
+    for received in [from_socket.collect::<Vec<_>>(), from_sse.collect()] {
+        let received: Vec<_> = received.into_iter().filter(|event| event["type"] != "heartbeat").collect();
+        assert_eq!(held(received[0].clone()), gone);
+        assert_eq!(received.len(), 2, "{received:?}");
     }
     let came = json!({"type": "instance.state", "name": "alice-pod", "phase": "Bobs", "workloadRef": "bobs",
                       "tenantId": "bob"});

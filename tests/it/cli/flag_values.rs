@@ -1,7 +1,7 @@
 //! What every flag makes of an empty, a zero, a negative, a huge and a wrong value, in each of the places where a value
 //! can stand: the flag itself, its variable, the file.
 
-use super::{NOBODYS, fails, file, run};
+use super::{UNASSIGNED_ADDRESS, fails, file, run};
 
 /// Flags that are numbers, their variables, and what is accepted.
 const NUMBERS: &[(&str, &str, &str)] = &[
@@ -92,17 +92,17 @@ async fn empty_value_equals_an_unset_value() {
     let mut variables: Vec<(&str, &str)> = flags.iter().map(|(_, variable)| (*variable, "")).collect();
     variables.push(("BOILERHOUSE_API_KEY", ""));
     let word = format!(
-        "--listen-host {NOBODYS} would let anybody on the network read everything: set BOILERHOUSE_API_KEY, --keys-file \
+        "--listen-host {UNASSIGNED_ADDRESS} would let anybody on the network read everything: set BOILERHOUSE_API_KEY, --keys-file \
          or --token-audience, or pass --allow-anonymous if that is meant"
     );
-    fails(&["serve", "--listen-host", NOBODYS], &variables, 2, &word).await;
+    fails(&["serve", "--listen-host", UNASSIGNED_ADDRESS], &variables, 2, &word).await;
     let word = format!(
-        "cannot listen on {NOBODYS} port 3000: Cannot assign requested address (os error 99); it must be an address of \
+        "cannot listen on {UNASSIGNED_ADDRESS} port 3000: Cannot assign requested address (os error 99); it must be an address of \
          this machine, or a name of one"
     );
-    fails(&["serve", "--listen-host", NOBODYS, "--allow-anonymous"], &variables, 1, &word).await;
-    let ended = run(&serve, &[("BOILERHOUSE_API_KEY", "")]).await;
-    assert!(ended.stderr.contains("BOILERHOUSE_API_KEY is empty, which is as if it were not set"), "{}", ended.stderr);
+    fails(&["serve", "--listen-host", UNASSIGNED_ADDRESS, "--allow-anonymous"], &variables, 1, &word).await;
+    let exit = run(&serve, &[("BOILERHOUSE_API_KEY", "")]).await;
+    assert!(exit.stderr.contains("BOILERHOUSE_API_KEY is empty, which is as if it were not set"), "{}", exit.stderr);
     // A list may be empty where it is a flag, too.
     for flag in ["--cors-origin", "--allowed-hosts", "--trusted-proxies"] {
         fails(&[&serve[..], &[flag, ""]].concat(), &[], 5, NO_CLUSTER).await;
@@ -130,8 +130,8 @@ async fn invalid_allowed_host_is_rejected() {
         );
         refused_everywhere("--allowed-hosts <NAME>", "BRIDGE_ALLOWED_HOSTS", value, &word).await;
     }
-    let ended = run(&["serve", "--allowed-hosts", "*.example"], &[]).await;
-    assert!(ended.code == 2 && ended.stderr.contains("'*.example' is not a host name: "), "{}", ended.stderr);
+    let exit = run(&["serve", "--allowed-hosts", "*.example"], &[]).await;
+    assert!(exit.code == 2 && exit.stderr.contains("'*.example' is not a host name: "), "{}", exit.stderr);
     let hosts = ["--allowed-hosts", "bridge.example, Other.example", "--allowed-hosts", "bridge.ns.svc."];
     fails(&[&["serve", "--port=0"][..], &hosts].concat(), &[], 5, NO_CLUSTER).await;
 }
@@ -151,6 +151,6 @@ async fn incomplete_tls_pair_is_rejected() {
     }
     // The halves may come from different places.
     let (_file, path) = file("tls-cert: /nowhere/tls.crt\n");
-    let ended = run(&["serve", "--config", &path, "--tls-key", "/nowhere/tls.key"], &[]).await;
-    assert!(ended.stderr.contains("cannot serve TLS"), "{}", ended.stderr);
+    let exit = run(&["serve", "--config", &path, "--tls-key", "/nowhere/tls.key"], &[]).await;
+    assert!(exit.stderr.contains("cannot serve TLS"), "{}", exit.stderr);
 }

@@ -19,8 +19,8 @@ use crate::support::{ensure_file_limit, long_form};
 /// Files that the test process has open besides, other tests running.
 const OTHER_FILES: u64 = 4000;
 /// Connections at once.
-const CROWD: usize = 60;
-const FULL_CROWD: usize = 500;
+const CONNECTIONS: usize = 60;
+const LONG_FORM_CONNECTIONS: usize = 500;
 /// How many may be sent away with 503 `NOT_READY` first: a few.
 const SENT_AWAY: usize = 5;
 /// Pods and claims that each lists.
@@ -50,9 +50,9 @@ async fn rejected(plane: &ControlPlane) -> f64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_lists_are_bounded_under_many_connections() {
-    let crowd = if long_form() { FULL_CROWD } else { CROWD };
+    let connections = if long_form() { LONG_FORM_CONNECTIONS } else { CONNECTIONS };
     // A client's and the bridge's end of its connection, and two watches.
-    ensure_file_limit(4 * crowd as u64 + OTHER_FILES);
+    ensure_file_limit(4 * connections as u64 + OTHER_FILES);
     let plane = plane().await;
     let cluster = Cluster::new(&plane).await;
     for n in 0..OBJECTS {
@@ -67,26 +67,26 @@ async fn concurrent_lists_are_bounded_under_many_connections() {
     };
     let client = connect::connect(&config).await.unwrap().client;
     let lists = Arc::new(ListCounter::default());
-    let own = dedicated::Config { max_connections: crowd, ..dedicated::Config::default() };
+    let own = dedicated::Config { max_connections: connections, ..dedicated::Config::default() };
     let config = Config { dedicated: own, ..Config::default() };
     let bridge = InProcessBridge::start(&cluster.namespace, client.clone(), &lists.client(client), config).await;
 
-    let mut served = join_all((0..crowd).map(|_| tokio::spawn(connect(bridge.address)))).await;
+    let mut served = join_all((0..connections).map(|_| tokio::spawn(connect(bridge.address)))).await;
     let times = served.iter().map(|one| one.as_ref().unwrap().1);
     let (slowest, refused) = (times.max().unwrap(), served.iter().map(|one| one.as_ref().unwrap().2).sum::<usize>());
     println!(
-        "{crowd} served, the last after {slowest:?}; {refused} times 503; at most {} lists at a time",
+        "{connections} served, the last after {slowest:?}; {refused} times 503; at most {} lists at a time",
         lists.max_concurrent()
     );
     assert_eq!(lists.max_concurrent(), dedicated::Config::default().max_concurrent_lists as u64, "lists at a time");
-    assert!(lists.total() >= 2 * crowd as u64, "each has listed both resources: {}", lists.total());
+    assert!(lists.total() >= 2 * connections as u64, "each has listed both resources: {}", lists.total());
     assert!(refused <= SENT_AWAY, "{refused} times 503");
-    watches_become(&plane, before.0 + 2 + 2 * crowd as u64, TEST_TIMEOUT).await;
+    watches_become(&plane, before.0 + 2 + 2 * connections as u64, TEST_TIMEOUT).await;
 
     cluster.create_pod("late", &json!({"boilerhouse.dev/managed": "true"})).await;
     for one in &mut served {
-        let told = one.as_mut().unwrap().0.until(|event| event["name"] == "late").await;
-        assert_eq!(told.len(), OBJECTS + 1);
+        let received = one.as_mut().unwrap().0.until(|event| event["name"] == "late").await;
+        assert_eq!(received.len(), OBJECTS + 1);
     }
     assert!((rejected(&plane).await - before.1).abs() < 0.5, "the API server has refused some");
     drop(served);

@@ -22,7 +22,7 @@ use crate::support::sim_cluster::SimCluster;
 const NAMESPACE: &str = "boilerhouse";
 
 /// Messages up to the one about `last`, as they came.
-async fn told(listener: &mut WsClient, last: &str) -> Vec<Value> {
+async fn received(listener: &mut WsClient, last: &str) -> Vec<Value> {
     let texts = listener.until(|event| event["name"] == last).await;
     texts.iter().map(|text| serde_json::from_str(text).unwrap()).collect()
 }
@@ -93,7 +93,7 @@ async fn malformed_fields_are_omitted_from_objects() {
         json!({"type": "instance.state", "name": "last-pod", "phase": "Unknown", "tenantId": "alice"}),
     ];
     for listener in &mut listeners {
-        assert_eq!(told(listener, "last-pod").await, pods);
+        assert_eq!(received(listener, "last-pod").await, pods);
     }
 
     patch(ApiResource::Claims, "listed", json!({"spec": "none", "status": {"phase": "Active"}}));
@@ -109,7 +109,7 @@ async fn malformed_fields_are_omitted_from_objects() {
         json!({"type": "tenant.claimed", "name": "last-claim", "tenantId": "bob"}),
     ];
     for listener in &mut listeners {
-        assert_eq!(told(listener, "last-claim").await, claims);
+        assert_eq!(received(listener, "last-claim").await, claims);
     }
 
     let listed = state(bridge.address, "/api/v1/instances/listed").await;
@@ -182,7 +182,7 @@ async fn real_api_server_serves_claims_with_malformed_fields() {
         json!({"type": "tenant.claimed", "name": "last", "tenantId": "bob", "workloadRef": "web"}),
     ];
     for listener in &mut listeners {
-        assert_eq!(told(listener, "last").await, expected);
+        assert_eq!(received(listener, "last").await, expected);
     }
     let lines = verbose(bridge.address).await;
     assert!(lines.len() == 1 && lines[0].starts_with("boilerhouseclaims: "), "{lines:?}");

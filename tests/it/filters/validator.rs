@@ -47,9 +47,9 @@ impl<'a> FilterValidator<'a> {
             "claim.state" => self.state(1, message, &message["claim"])?,
             kind @ ("pool.instance.ready" | "tenant.claimed" | "tenant.released") => {
                 let resource = usize::from(kind != "pool.instance.ready");
-                let heard = format!("{kind} {}", text(message, "uid"));
+                let received = format!("{kind} {}", text(message, "uid"));
                 let edges = self.edges.as_mut().ok_or("an edge before anything else")?;
-                if edges[resource].pop_front().as_ref() != Some(&heard) {
+                if edges[resource].pop_front().as_ref() != Some(&received) {
                     return wrong("another edge was to come");
                 }
             }

@@ -85,19 +85,19 @@ impl LedgerState {
         let mut lines = vec![if plural == "pods" { "instance.state" } else { "claim.state" }];
         lines.extend(edge(plural, old.as_ref(), &view));
         self.versions.insert(version.clone());
-        let told = self.expected.entry(uid).or_default();
-        told.extend(lines.into_iter().map(|line| format!("{version} {line}")));
+        let received = self.expected.entry(uid).or_default();
+        received.extend(lines.into_iter().map(|line| format!("{version} {line}")));
     }
 
     fn delete(&mut self, uid: &str) {
         let Some(old) = self.state.remove(uid) else { return };
-        let told = self.expected.entry(uid.to_owned()).or_default();
+        let received = self.expected.entry(uid.to_owned()).or_default();
         if old["createdAt"].is_string() {
-            told.push("end instance.state".into());
+            received.push("end instance.state".into());
         } else {
-            told.push("end claim.state".into());
+            received.push("end claim.state".into());
             if old["phase"] != "Released" {
-                told.push("end tenant.released".into());
+                received.push("end tenant.released".into());
             }
         }
     }

@@ -9,7 +9,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Fixture, GOOD};
+use super::{Fixture, HEALTHY};
 use crate::support::{
     self,
     http_client::{self, TEST_TIMEOUT},
@@ -29,9 +29,9 @@ async fn idle_connections_are_closed_after_5_s_without_affecting_others() {
     let address = fixture.bridge.address;
     let mut ends = Vec::new();
     for index in 0..idle {
-        let begun = Instant::now();
+        let started = Instant::now();
         let stream = TcpStream::connect(address).await.unwrap();
-        ends.push(tokio::spawn(idles(stream, index, begun)));
+        ends.push(tokio::spawn(idles(stream, index, started)));
         if index % 10 == 0 {
             fixture.change(1).await;
         }
@@ -60,12 +60,12 @@ async fn idle_connections_at_the_limit_do_not_affect_open_streams() {
     support::ensure_file_limit(limit as u64 + 1000);
     let mut fixture = Fixture::new(&["--max-connections", &streams.to_string()]).await;
     let address = fixture.bridge.address;
-    let begun = Instant::now();
+    let started = Instant::now();
     // The rest of the limit, and some more: what is over is ended without a word. Sent in batches that the kernel keeps until
     // they are accepted; an answer to who comes next says that they are.
     let mut idle = Vec::new();
     while idle.len() < limit {
-        if idle.len() + GOOD < limit {
+        if idle.len() + HEALTHY < limit {
             assert_eq!(http_client::get(address, "/livez").await.status, 200);
         }
         for _ in 0..BATCH.min(limit - idle.len()) {
@@ -77,27 +77,27 @@ async fn idle_connections_at_the_limit_do_not_affect_open_streams() {
     let refused = timeout(TEST_TIMEOUT, async {
         // Those that may stay say nothing; whoever is sent away is read to the end.
         let (mut refused, mut byte) = (0, [0]);
-        for stream in idle.iter_mut().rev().take(GOOD) {
+        for stream in idle.iter_mut().rev().take(HEALTHY) {
             refused += usize::from(matches!(stream.read(&mut byte).await, Ok(0) | Err(_)));
         }
         refused
     });
     let refused = refused.await.expect("they are kept");
     fixture.change(50).await;
-    for end in join_all(idle.into_iter().enumerate().map(|(index, stream)| idles(stream, 2 * index, begun))).await {
+    for end in join_all(idle.into_iter().enumerate().map(|(index, stream)| idles(stream, 2 * index, started))).await {
         assert!(end < HEADER_TIMEOUT + TEST_TIMEOUT, "ended after {end:?}");
     }
-    assert_eq!(refused, GOOD, "of the last that came");
+    assert_eq!(refused, HEALTHY, "of the last that came");
     let answer = http_client::get(address, "/api/v1/instances").await;
     assert_eq!(answer.status, 200, "there is room again: {}", answer.body);
     let refused = http_client::metric(address, "bridge_connections_refused_total").await;
-    assert!(refused >= GOOD as u64 && refused < limit as u64, "{refused}");
+    assert!(refused >= HEALTHY as u64 && refused < limit as u64, "{refused}");
     println!("{refused} of {limit} were over the limit");
     fixture.end().await;
 }
 
 /// Some say nothing, some half a head, some a byte now and then; how long they are let.
-async fn idles(mut stream: TcpStream, index: usize, begun: Instant) -> Duration {
+async fn idles(mut stream: TcpStream, index: usize, started: Instant) -> Duration {
     let mut answer = Vec::new();
     if index % 2 == 1 {
         stream.write_all(b"GET /ws HTTP/1.1\r\nHost: lo").await.unwrap();
@@ -113,5 +113,5 @@ async fn idles(mut stream: TcpStream, index: usize, begun: Instant) -> Duration 
     }
     let answer = String::from_utf8(answer).unwrap();
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408 "), "{answer}");
-    begun.elapsed()
+    started.elapsed()
 }

@@ -21,7 +21,7 @@ use crate::support::rng::SeededRng;
 
 /// A client: what it asked for, what it holds, and what it has been told.
 pub(super) struct Client {
-    lens: Projection,
+    projection: Projection,
     pub(super) on: Option<Subscription>,
     pub(super) cursor: Option<Cursor>,
     pub(super) fold: BTreeMap<String, (Resource, Value)>,
@@ -48,9 +48,9 @@ impl Client {
             1 => EventTypes::parse("claim,tenant", EventFormat::Full).unwrap(),
             _ => EventTypes::all(EventFormat::Full),
         };
-        let lens = Projection { scope: Scope::All, filter, types, format: EventFormat::Full };
+        let projection = Projection { scope: Scope::All, filter, types, format: EventFormat::Full };
         Client {
-            lens,
+            projection,
             on: None,
             cursor: None,
             fold: BTreeMap::new(),
@@ -64,8 +64,8 @@ impl Client {
     }
 
     pub(super) fn connect(&mut self, replica: &Replica) {
-        let lens = replica.feed.projection_cache(
-            self.lens.clone(),
+        let projection = replica.feed.projection_cache(
+            self.projection.clone(),
             Framing { format: FrameFormat::Sse { named: false }, edgeplane_names: false },
         );
         let cursor = self.cursor.map(|cursor| self.mutation.map_or(cursor, |mutation| mutation.mutate_cursor(cursor)));
@@ -73,7 +73,7 @@ impl Client {
             StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: Default::default() },
             StartAt::Cursor,
         );
-        let on = replica.feed.subscribe(lens, from).expect("a synced feed");
+        let on = replica.feed.subscribe(projection, from).expect("a synced feed");
         self.resumes += u64::from(self.cursor.is_some());
         self.since = self.since.take().filter(|_| self.cursor.is_some());
         self.on = Some(on);
@@ -123,12 +123,12 @@ impl Client {
             }
         }
         for event in &events {
-            self.take(event, history);
+            self.apply(event, history);
         }
         true
     }
 
-    fn take(&mut self, event: &Value, history: &ObjectHistory) {
+    fn apply(&mut self, event: &Value, history: &ObjectHistory) {
         let text = |key: &str| event[key].as_str();
         assert!(!(self.calm && event["coalesced"] == true), "nothing was skipped: {event}");
         match text("type").unwrap() {
@@ -189,9 +189,9 @@ impl Client {
                     "id went back: {before:?} then {cursor:?}"
                 );
             }
-            if let Some(told) = self.since.take() {
+            if let Some(received) = self.since.take() {
                 assert_eq!(
-                    told,
+                    received,
                     self.expected(before.versions, cursor.versions, history),
                     "from {before:?} to {cursor:?}"
                 );
@@ -208,10 +208,10 @@ impl Client {
         let is = |want: &Option<String>, have: Option<&str>| want.as_deref().is_none_or(|want| have == Some(want));
         match view {
             Some(View::Instance(i)) => {
-                is(&self.lens.filter.instances.tenant_id, i.tenant_id.as_deref())
-                    && is(&self.lens.filter.instances.pool_status, i.pool_status.as_deref())
+                is(&self.projection.filter.instances.tenant_id, i.tenant_id.as_deref())
+                    && is(&self.projection.filter.instances.pool_status, i.pool_status.as_deref())
             }
-            Some(View::Claim(c)) => is(&self.lens.filter.claims.tenant_id, Some(&c.tenant_id)),
+            Some(View::Claim(c)) => is(&self.projection.filter.claims.tenant_id, Some(&c.tenant_id)),
             None => false,
         }
     }
@@ -221,7 +221,7 @@ impl Client {
         rv: PerResource<ResourceVersion>,
         history: &ObjectHistory,
     ) -> BTreeMap<String, (Resource, Value)> {
-        let kinds = self.lens.types.resources();
+        let kinds = self.projection.types.resources();
         let mut state = BTreeMap::new();
         for kind in Resource::ALL.into_iter().filter(|kind| kinds[*kind]) {
             for view in history.list(kind, rv[kind]).into_values().filter(|view| self.shows(Some(view))) {
@@ -241,7 +241,7 @@ impl Client {
         up_to: PerResource<ResourceVersion>,
         history: &ObjectHistory,
     ) -> BTreeSet<String> {
-        let kinds = self.lens.types.resources();
+        let kinds = self.projection.types.resources();
         let mut keys = BTreeSet::new();
         for kind in Resource::ALL.into_iter().filter(|kind| kinds[*kind]) {
             for h in history.of(kind, after[kind], up_to[kind]) {

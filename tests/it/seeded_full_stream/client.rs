@@ -13,10 +13,10 @@ use futures::FutureExt;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::seeded_ws::latency::TimeSlot;
 use super::deployment::{SimulatedDeployment, clock};
 use super::projections::PROJECTIONS;
 use super::record::{Entry, ReceivedEvent, Start};
+use crate::seeded_ws::latency::TimeSlot;
 use crate::support::rng::SeededRng;
 
 /// How long a client waits before it comes again, at most; now and then it is the longer.
@@ -26,7 +26,7 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How long a client waits for a replica that is not ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes that all of an audience are shown at once, at most, as in the bridge.
-const SHOWN: usize = 64 << 10;
+const MAX_BATCH_BYTES: usize = 64 << 10;
 
 /// Who reads, and how.
 #[derive(Clone, Copy, Debug)]
@@ -79,7 +79,7 @@ impl GroupMember {
         if !news {
             return GroupUpdate::None;
         }
-        let shown = self.audience.batch_from(self.received, SHOWN);
+        let shown = self.audience.batch_from(self.received, MAX_BATCH_BYTES);
         self.received = shown.as_ref().map_or(seen, SharedBatch::end);
         self.seen = self.received;
         shown
@@ -133,7 +133,7 @@ impl Client {
 
     fn after(&self, time: Duration) -> Instant {
         // The replicas' phases are 1 to 4, the script's is 0.
-        TimeSlot::next(self.deployment.begun, time, 10 + 5 * self.index as u64)
+        TimeSlot::next(self.deployment.started, time, 10 + 5 * self.index as u64)
     }
 
     async fn sleep_slot(&self, time: Duration) {
@@ -157,11 +157,11 @@ impl Client {
         }
         // Off the moment at which it became ready.
         self.sleep_slot(Duration::ZERO).await;
-        let Some((start, from)) = self.choose() else { return };
+        let Some((start, from)) = self.choose_start() else { return };
         let projection = self.projection();
         let Ok(subscription) = feed.subscribe(
             feed.projection_cache(
-                PROJECTIONS[projection].lens(),
+                PROJECTIONS[projection].to_projection(),
                 Framing { format: FrameFormat::JsonLines, edgeplane_names: false },
             ),
             from,
@@ -184,7 +184,7 @@ impl Client {
     }
 
     /// How it connects; not at all while that could not be told right.
-    fn choose(&mut self) -> Option<(Start, StartAt)> {
+    fn choose_start(&mut self) -> Option<(Start, StartAt)> {
         if let Some(last) = &self.last {
             let cursor = Cursor::decode(&last.id).unwrap();
             if self.deployment.may_be_of_lost_history(&cursor, last.at)
@@ -222,29 +222,29 @@ impl Client {
     ) {
         let max_session = self.rng.duration_up_to(self.behavior.max_session);
         let ends = self.after(max_session);
-        let mut beats = self.after(HEARTBEAT);
+        let mut next_heartbeat = self.after(HEARTBEAT);
         let mut member = None;
         loop {
             let leaves = Instant::now() >= ends && !self.is_settling();
             if leaves || alive.has_changed().is_err() {
                 break;
             }
-            let is_due = Instant::now() >= beats;
+            let is_due = Instant::now() >= next_heartbeat;
             if is_due {
-                beats = self.after(HEARTBEAT);
+                next_heartbeat = self.after(HEARTBEAT);
             }
             match subscription.read(self.behavior.batch_bytes) {
                 ReadResult::Batch(frames) => {
-                    self.take(&frames.concat(), projection, false);
+                    self.record_lines(&frames.concat(), projection, false);
                     if is_due {
                         // Of whom something is on its way, too.
-                        self.beat(&mut subscription, projection, false);
+                        self.read_heartbeat(&mut subscription, projection, false);
                     }
                     self.pause(&mut alive).await;
                 }
                 ReadResult::Idle => {
                     if is_due {
-                        self.beat(&mut subscription, projection, true);
+                        self.read_heartbeat(&mut subscription, projection, true);
                     }
                     if self.behavior.joins_group && member.is_none() {
                         member = GroupMember::of(&mut subscription, feed);
@@ -253,7 +253,7 @@ impl Client {
                             continue;
                         }
                     }
-                    let wakes = if self.is_settling() { beats } else { beats.min(ends) };
+                    let wakes = if self.is_settling() { next_heartbeat } else { next_heartbeat.min(ends) };
                     self.wait(&mut subscription, &mut member, projection, wakes, &mut alive).await;
                 }
                 ReadResult::End(close) => panic!("the full stream does not end: {close:?}"),
@@ -264,7 +264,7 @@ impl Client {
             let all = frames.concat();
             let lines: Vec<&[u8]> = all.split_inclusive(|byte| *byte == b'\n').collect();
             let arrived = self.rng.below(lines.len() as u64 + 1) as usize;
-            self.take(&lines[..arrived].concat(), projection, false);
+            self.record_lines(&lines[..arrived].concat(), projection, false);
         }
     }
 
@@ -303,7 +303,7 @@ impl Client {
             match member.news(subscription) {
                 GroupUpdate::None => {}
                 GroupUpdate::Shown(lines) => {
-                    self.take(&lines, projection, false);
+                    self.record_lines(&lines, projection, false);
                     self.pause(alive).await;
                 }
                 GroupUpdate::MustRead => return,
@@ -326,13 +326,13 @@ impl Client {
         }
     }
 
-    fn beat(&mut self, subscription: &mut Subscription, projection: usize, idle: bool) {
+    fn read_heartbeat(&mut self, subscription: &mut Subscription, projection: usize, idle: bool) {
         if let Some(heartbeat) = subscription.heartbeat() {
-            self.take(&heartbeat, projection, idle);
+            self.record_lines(&heartbeat, projection, idle);
         }
     }
 
-    fn take(&mut self, lines: &[u8], projection: usize, idle: bool) {
+    fn record_lines(&mut self, lines: &[u8], projection: usize, idle: bool) {
         for line in lines.split_inclusive(|byte| *byte == b'\n') {
             let received = ReceivedEvent::parse(line, clock(), idle);
             if received.name() == "state.initial" {

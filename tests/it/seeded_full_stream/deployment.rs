@@ -17,27 +17,27 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::expected_history::{EpochSwitch, ExpectedHistory};
+use super::record::Entry;
+use super::replica_timeline::{ReplicaTimeline, Setup};
 use crate::seeded_ws::api_recorder::RecorderLog;
 use crate::seeded_ws::cluster::{Cluster, HistoryReset};
 use crate::seeded_ws::history::NAMESPACE;
 use crate::seeded_ws::latency::{Latency, TimeSlot};
-use super::expected_history::{EpochSwitch, ExpectedHistory};
-use super::record::Entry;
-use super::replica_timeline::{ReplicaTimeline, Setup};
 use crate::support::rng::SeededRng;
 
 /// Everybody knows by then that an older copy was restored.
-const KNOWN: Duration = Duration::from_secs(60);
+const RESET_DETECTED_WITHIN: Duration = Duration::from_secs(60);
 
 thread_local! {
     /// A history has its thread to itself.
-    static BEGUN: Cell<Option<Instant>> = const { Cell::new(None) };
+    static STARTED_AT: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
 /// Milliseconds since the history's beginning.
 pub(super) fn clock() -> u64 {
-    let begun = BEGUN.get().expect("a history has begun");
-    u64::try_from(begun.elapsed().as_millis()).unwrap()
+    let started = STARTED_AT.get().expect("a history has begun");
+    u64::try_from(started.elapsed().as_millis()).unwrap()
 }
 
 /// One life of a bridge.
@@ -50,16 +50,16 @@ struct Replica {
     _tasks: JoinSet<()>,
 }
 
-type Lives = Mutex<Vec<(Setup, Arc<Mutex<RecorderLog>>)>>;
+type Incarnations = Mutex<Vec<(Setup, Arc<Mutex<RecorderLog>>)>>;
 
 #[derive(Debug)]
 pub(super) struct SimulatedDeployment {
     pub(super) cluster: Cluster,
-    pub(super) begun: Instant,
+    pub(super) started: Instant,
     config: feed::Config,
     replicas: [Mutex<Replica>; 2],
     /// Every life of every replica.
-    incarnations: Lives,
+    incarnations: Incarnations,
     pub(super) records: Mutex<Vec<Vec<Entry>>>,
     /// From now on nobody is slow, and nobody leaves.
     pub(super) settling: AtomicBool,
@@ -70,9 +70,9 @@ pub(super) const SMALL_LOG: usize = 24;
 
 impl SimulatedDeployment {
     pub(super) fn new(seed: u64, rng: &mut SeededRng, fill: impl FnOnce(&mut Store)) -> Arc<SimulatedDeployment> {
-        let begun = Instant::now();
-        BEGUN.set(Some(begun));
-        let cluster = Cluster::on_beat(seed, begun, fill);
+        let started = Instant::now();
+        STARTED_AT.set(Some(started));
+        let cluster = Cluster::on_time_slots(seed, started, fill);
         cluster.write(|_| {});
         let items = *rng.choose(&[SMALL_LOG, 1 << 16, 1 << 16]);
         let log = Limits { items, ..Limits::default() };
@@ -81,10 +81,10 @@ impl SimulatedDeployment {
         let config =
             feed::Config { log, initial_state_part_bytes: part_bytes, wall_clock_ms: clock, ..feed::Config::default() };
         let incarnations = Mutex::default();
-        let replicas = [0_u64, 1].map(|which| Mutex::new(start(&cluster, &incarnations, begun, which, config, rng)));
+        let replicas = [0_u64, 1].map(|which| Mutex::new(start(&cluster, &incarnations, started, which, config, rng)));
         let deployment = SimulatedDeployment {
             cluster,
-            begun,
+            started,
             config,
             replicas,
             incarnations,
@@ -98,7 +98,7 @@ impl SimulatedDeployment {
     /// A bridge is killed, and another one comes in its place.
     pub(super) fn restart(&self, which: usize, rng: &mut SeededRng) {
         let mut replica = self.replicas[which].lock().unwrap();
-        *replica = start(&self.cluster, &self.incarnations, self.begun, which as u64, self.config, rng);
+        *replica = start(&self.cluster, &self.incarnations, self.started, which as u64, self.config, rng);
         drop(replica);
         self.listen();
     }
@@ -133,11 +133,14 @@ impl SimulatedDeployment {
 
     pub(super) fn timelines(&self) -> Vec<ReplicaTimeline> {
         let incarnations = self.incarnations.lock().unwrap();
-        incarnations.iter().map(|(setup, log)| ReplicaTimeline::of(&log.lock().unwrap(), *setup, self.begun)).collect()
+        incarnations
+            .iter()
+            .map(|(setup, log)| ReplicaTimeline::of(&log.lock().unwrap(), *setup, self.started))
+            .collect()
     }
 
     pub(super) fn history(&self) -> ExpectedHistory {
-        let ms = |at: Instant| u64::try_from(at.duration_since(self.begun).as_millis()).unwrap();
+        let ms = |at: Instant| u64::try_from(at.duration_since(self.started).as_millis()).unwrap();
         let switches =
             self.cluster.resets().into_iter().map(|reset| EpochSwitch { shared: reset.at, at: ms(reset.when) });
         let written = self.cluster.written().into_iter().map(|(epoch, rv, at)| (epoch, rv, ms(at)));
@@ -152,34 +155,35 @@ impl SimulatedDeployment {
             || self.current_timelines().iter().all(|timeline| {
                 Resource::ALL
                     .into_iter()
-                    .all(|kind| timeline.place(kind, u64::MAX).is_some_and(|(epoch, _)| epoch == resets.len()))
+                    .all(|kind| timeline.position(kind, u64::MAX).is_some_and(|(epoch, _)| epoch == resets.len()))
             })
     }
 
     fn current_timelines(&self) -> Vec<ReplicaTimeline> {
         let (incarnations, numbers) = (self.incarnations.lock().unwrap(), self.numbers());
         let of = |number: usize| {
-            ReplicaTimeline::of(&incarnations[number].1.lock().unwrap(), incarnations[number].0, self.begun)
+            ReplicaTimeline::of(&incarnations[number].1.lock().unwrap(), incarnations[number].0, self.started)
         };
         numbers.map(of).into()
     }
 
     /// Whether a cursor may be of a lost history that has been grown past: the stated limit of G5.
     pub(super) fn may_be_of_lost_history(&self, cursor: &Cursor, got: u64) -> bool {
-        let got = self.begun + Duration::from_millis(got);
+        let got = self.started + Duration::from_millis(got);
         let newest = self.cluster.sim.store(|store| store.revision());
         // What is written within the time that it takes to find out.
         let soon = newest + 20;
-        let may_be_lost =
-            |reset: &HistoryReset| got <= reset.when + KNOWN && cursor.versions.iter().any(|rv| *rv > reset.at);
+        let may_be_lost = |reset: &HistoryReset| {
+            got <= reset.when + RESET_DETECTED_WITHIN && cursor.versions.iter().any(|rv| *rv > reset.at)
+        };
         self.cluster.resets().iter().any(may_be_lost) && cursor.versions.iter().all(|rv| *rv <= soon)
     }
 }
 
 fn start(
     cluster: &Cluster,
-    incarnations: &Lives,
-    begun: Instant,
+    incarnations: &Incarnations,
+    started: Instant,
     which: u64,
     config: feed::Config,
     rng: &mut SeededRng,
@@ -189,8 +193,8 @@ fn start(
         rng.duration_up_to(most)
     };
     let lag = [lag(rng), lag(rng)];
-    let beat = TimeSlot { begun, phases: [1 + 2 * which, 2 + 2 * which], lag };
-    let (client, responses) = cluster.client(Latency::beat(beat));
+    let slot = TimeSlot { started, phases: [1 + 2 * which, 2 + 2 * which], lag };
+    let (client, responses) = cluster.client(Latency::slot(slot));
     let (writer, feed) = Feed::new(config);
     // Pauses without a jitter, on the beat.
     let watching = hub::Config { namespace: NAMESPACE.into(), jitter: |_| u64::MAX, ..hub::Config::default() };

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use boilerhouse_bridge::event::{Resource, ResourceVersion};
 use serde_json::Value;
 
-use crate::seeded_ws::history::History;
 use super::projections::{ExpectedObject, PROJECTIONS};
+use crate::seeded_ws::history::History;
 
 /// All objects of one resource, by name.
 pub(super) type State = BTreeMap<String, Arc<ExpectedObject>>;
@@ -42,7 +42,7 @@ pub(super) struct EpochSwitch {
     pub(super) at: u64,
 }
 
-type Seen = HashMap<(usize, usize, Resource), Rc<Vec<VisibleChange>>>;
+type VisibleCache = HashMap<(usize, usize, Resource), Rc<Vec<VisibleChange>>>;
 
 #[derive(Debug)]
 pub(super) struct ExpectedHistory {
@@ -51,7 +51,7 @@ pub(super) struct ExpectedHistory {
     /// When what had been written: epoch, revision, milliseconds.
     written: Vec<(usize, ResourceVersion, u64)>,
     nothing: State,
-    seen: RefCell<Seen>,
+    visible_cache: RefCell<VisibleCache>,
 }
 
 impl ExpectedHistory {
@@ -62,7 +62,7 @@ impl ExpectedHistory {
     ) -> ExpectedHistory {
         let epochs =
             (0..history.epochs.len()).map(|epoch| Resource::ALL.map(|kind| chapter(history, epoch, kind))).collect();
-        ExpectedHistory { epochs, switches, written, nothing: State::new(), seen: RefCell::default() }
+        ExpectedHistory { epochs, switches, written, nothing: State::new(), visible_cache: RefCell::default() }
     }
 
     /// The history that etcd had then.
@@ -106,16 +106,16 @@ impl ExpectedHistory {
 
     /// Every version of which a client sees something.
     pub(super) fn visible(&self, projection: usize, epoch: usize, kind: Resource) -> Rc<Vec<VisibleChange>> {
-        let mut seen = self.seen.borrow_mut();
+        let mut visible_cache = self.visible_cache.borrow_mut();
         let fresh = || {
             let chapter = &self.epochs[epoch][kind as usize];
             let each = chapter.versions.iter().zip(&chapter.changes).map(|(rv, (before, after))| VisibleChange {
                 rv: *rv,
-                events: PROJECTIONS[projection].tell(before.as_deref(), after.as_deref(), *rv),
+                events: PROJECTIONS[projection].events_of(before.as_deref(), after.as_deref(), *rv),
             });
             Rc::new(each.filter(|visible| !visible.events.is_empty()).collect())
         };
-        seen.entry((projection, epoch, kind)).or_insert_with(fresh).clone()
+        visible_cache.entry((projection, epoch, kind)).or_insert_with(fresh).clone()
     }
 
     /// The first version after one of which a client sees something.
@@ -156,7 +156,7 @@ impl ExpectedHistory {
         let changed = fresh
             .filter(|(known, object)| known.map(|known| known.snapshot.rv) != object.map(|object| object.snapshot.rv));
         let say = |(before, after): (Option<&Arc<ExpectedObject>>, Option<&Arc<ExpectedObject>>)| {
-            PROJECTIONS[projection].tell(before.map(|object| &**object), after.map(|object| &**object), to)
+            PROJECTIONS[projection].events_of(before.map(|object| &**object), after.map(|object| &**object), to)
         };
         let marked = |event: Arc<Value>| {
             let mut event = (*event).clone();

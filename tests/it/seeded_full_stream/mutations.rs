@@ -163,7 +163,7 @@ const MUTATIONS: [(&str, Mutator); 34] = [
         let is_fresh = |nth: usize| !matches!(valid.on[nth].2, Start::Resume { .. });
         let nth = valid.any(rng, |nth, received| received.idle && is_fresh(nth) && moved(nth, kind).is_some())?;
         // What is told at the same moment may be behind it.
-        let place = valid.validator.timelines[valid.on[nth].0].place(kind, valid.received(nth)?.at)?;
+        let place = valid.validator.timelines[valid.on[nth].0].position(kind, valid.received(nth)?.at)?;
         let was = moved(nth, kind).filter(|was| place.0 == 0 && *was < place.1 && valid.in_one_history())?;
         move_id(mutated, nth, kind, was);
         Some(())
@@ -179,12 +179,12 @@ const MUTATIONS: [(&str, Mutator); 34] = [
     ("a snapshot lacks its tail", |valid, mutated, rng| {
         let array = *rng.choose(&["instances", "claims"]);
         let full = |received: &ReceivedEvent| received.body[array].as_array().is_some_and(|all| !all.is_empty());
-        let nth = valid.any(rng, |nth, received| full(received) && valid.is_whole(nth))?;
+        let nth = valid.any(rng, |nth, received| full(received) && valid.is_complete(nth))?;
         edit(mutated, nth, |_, body| drop(body[array].as_array_mut().unwrap().pop()));
         Some(())
     }),
     ("a part of a snapshot is lost", |valid, mutated, rng| {
-        mutated.remove(valid.any(rng, |nth, received| received.body["more"] == true && valid.is_whole(nth))?);
+        mutated.remove(valid.any(rng, |nth, received| received.body["more"] == true && valid.is_complete(nth))?);
         Some(())
     }),
     ("a snapshot is of two moments", |valid, mutated, rng| {

@@ -1,5 +1,5 @@
 //! What a client asks for, and what it is to be told of a change: docs/protocol.md#objects, 3 and 4 once more, by hand and
-//! on the raw objects. Calling `event::render` or `Lens::shows` would blind the validator to their errors.
+//! on the raw objects. Calling `event::render` or `Projection::includes` would blind the validator to their errors.
 
 use std::sync::Arc;
 
@@ -64,7 +64,7 @@ const TYPES: [(Resource, &[&str]); 2] = [
 ];
 
 impl ExpectedProjection {
-    pub(super) fn lens(&self) -> Projection {
+    pub(super) fn to_projection(&self) -> Projection {
         let mut filter = Filter::default();
         for (kind, key, value) in self.wants {
             let wanted = if *kind == Resource::Pods { &mut filter.instances } else { &mut filter.claims };
@@ -114,7 +114,7 @@ impl ExpectedProjection {
     }
 
     /// The events of one change of one life, without id and time; `rv` is its version, in a difference the list's.
-    pub(super) fn tell(
+    pub(super) fn events_of(
         &self,
         before: Option<&ExpectedObject>,
         after: Option<&ExpectedObject>,

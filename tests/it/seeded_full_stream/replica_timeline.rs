@@ -43,7 +43,7 @@ pub(super) struct Setup {
 pub(super) struct ReplicaTimeline {
     pub(super) setup: Setup,
     /// How far it was, and in which history, from when on.
-    places: [Vec<(u64, usize, ResourceVersion)>; 2],
+    positions: [Vec<(u64, usize, ResourceVersion)>; 2],
     pub(super) relists: [Vec<Relist>; 2],
     /// Lists of the past: when, and at which version.
     pub(super) pasts: [Vec<(u64, ResourceVersion)>; 2],
@@ -52,24 +52,24 @@ pub(super) struct ReplicaTimeline {
     /// When something went wrong.
     pub(super) failed: [Vec<u64>; 2],
     /// When watches began.
-    pub(super) began: [Vec<u64>; 2],
+    pub(super) watch_starts: [Vec<u64>; 2],
     /// When bytes came.
     pub(super) bytes: [Vec<u64>; 2],
 }
 
 impl ReplicaTimeline {
-    pub(super) fn of(log: &RecorderLog, setup: Setup, begun: Instant) -> ReplicaTimeline {
-        let ms = |at: &Instant| u64::try_from(at.duration_since(begun).as_millis()).unwrap();
+    pub(super) fn of(log: &RecorderLog, setup: Setup, started: Instant) -> ReplicaTimeline {
+        let ms = |at: &Instant| u64::try_from(at.duration_since(started).as_millis()).unwrap();
         let all = |times: &Vec<Instant>| times.iter().map(ms).collect();
         let mut timeline = ReplicaTimeline {
             setup,
-            places: Default::default(),
+            positions: Default::default(),
             relists: Default::default(),
             pasts: Default::default(),
             unlisted: Default::default(),
             unwatched: Default::default(),
             failed: log.failed.each_ref().map(all),
-            began: log.began.each_ref().map(all),
+            watch_starts: log.watch_starts.each_ref().map(all),
             bytes: log.bytes.each_ref().map(all),
         };
         for (k, responses) in log.responses.iter().enumerate() {
@@ -80,7 +80,7 @@ impl ReplicaTimeline {
                     ResponseKind::Line(rv) | ResponseKind::Bookmark(rv) => {
                         known = known.max(Some(rv));
                         listed_at = None;
-                        timeline.places[k].push((at, one.epoch, known.unwrap()));
+                        timeline.positions[k].push((at, one.epoch, known.unwrap()));
                     }
                     ResponseKind::List(rv) => {
                         if let Some(known) = known {
@@ -90,7 +90,7 @@ impl ReplicaTimeline {
                             timeline.relists[k].push(Relist { at, epoch: one.epoch, rv, since });
                         }
                         known = Some(rv);
-                        timeline.places[k].push((at, one.epoch, rv));
+                        timeline.positions[k].push((at, one.epoch, rv));
                     }
                     ResponseKind::Gone | ResponseKind::Garbage => timeline.failed[k].push(at),
                     ResponseKind::Past(rv) => timeline.pasts[k].push((at, rv)),
@@ -104,43 +104,46 @@ impl ReplicaTimeline {
     }
 
     /// How far it had come before then, and in which history.
-    pub(super) fn place(&self, kind: Resource, before: u64) -> Option<(usize, ResourceVersion)> {
-        let places = &self.places[kind as usize];
-        let next = places.partition_point(|(at, ..)| *at < before);
-        next.checked_sub(1).map(|nth| (places[nth].1, places[nth].2))
+    pub(super) fn position(&self, kind: Resource, before: u64) -> Option<(usize, ResourceVersion)> {
+        let positions = &self.positions[kind as usize];
+        let next = positions.partition_point(|(at, ..)| *at < before);
+        next.checked_sub(1).map(|nth| (positions[nth].1, positions[nth].2))
     }
 
     /// The version of its first list.
     pub(super) fn first(&self, kind: Resource) -> Option<ResourceVersion> {
-        self.places[kind as usize].first().map(|(_, _, rv)| *rv)
+        self.positions[kind as usize].first().map(|(_, _, rv)| *rv)
     }
 
     /// The last list before then: when it was read, and its version.
     pub(super) fn listed_before(&self, kind: Resource, at: u64) -> Option<(u64, ResourceVersion)> {
         let k = kind as usize;
-        let first = self.places[k].first().map(|place| (place.0, place.2));
+        let first = self.positions[k].first().map(|position| (position.0, position.2));
         let lists = first.into_iter().chain(self.relists[k].iter().map(|relist| (relist.at, relist.rv)));
         lists.filter(|(listed, _)| *listed <= at).max()
     }
 
     /// Whether the watch that began then told anything after another moment.
     pub(super) fn has_delivered(&self, kind: Resource, began: u64, after: u64) -> bool {
-        let next = self.began[kind as usize].iter().find(|next| **next > began).copied().unwrap_or(u64::MAX);
-        self.places[kind as usize].iter().any(|place| place.0 > after && place.0 < next)
+        let next = self.watch_starts[kind as usize].iter().find(|next| **next > began).copied().unwrap_or(u64::MAX);
+        self.positions[kind as usize].iter().any(|position| position.0 > after && position.0 < next)
     }
 
     /// Every version at which it has been by then, in the past, too: there its log may begin.
     pub(super) fn versions(&self, kind: Resource, at: u64) -> Vec<ResourceVersion> {
-        let places = self.places[kind as usize].iter().map(|place| (place.0, place.2));
-        let all = places.chain(self.pasts[kind as usize].iter().copied());
+        let positions = self.positions[kind as usize].iter().map(|position| (position.0, position.2));
+        let all = positions.chain(self.pasts[kind as usize].iter().copied());
         all.filter(|(when, _)| *when <= at).map(|(_, rv)| rv).collect()
     }
 
     /// Whether its log may have grown in a time: by what was heard, by its own words of the upstream, by depths of pools.
     pub(super) fn has_grown(&self, from: u64, to: u64) -> bool {
         let time = from.saturating_sub(POOLS)..=to;
-        let responses = self.places.iter().flatten().map(|(at, ..)| at);
-        responses.chain(self.failed.iter().flatten()).chain(self.began.iter().flatten()).any(|at| time.contains(at))
+        let responses = self.positions.iter().flatten().map(|(at, ..)| at);
+        responses
+            .chain(self.failed.iter().flatten())
+            .chain(self.watch_starts.iter().flatten())
+            .any(|at| time.contains(at))
     }
 
     /// Whether versions went back in a time.

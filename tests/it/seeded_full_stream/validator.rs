@@ -72,7 +72,7 @@ struct Open {
     at: u64,
     start: Start,
     /// Whether its first line has come.
-    begun: bool,
+    started: bool,
     /// What has come of a `state.initial` in parts.
     parts: Option<ReceivedState>,
     /// Whether a whole one has come.
@@ -139,14 +139,14 @@ impl StreamValidator {
 }
 
 fn shortened(entry: &Entry) -> String {
-    let said = match entry {
+    let output = match entry {
         Entry::Event(received) => {
             let at = received.id.as_ref().and_then(|id| Cursor::decode(id)).map(|cursor| cursor.versions.into_array());
             format!("at {}, id {at:?}, idle {}, {}", received.at, received.idle, received.body)
         }
         other => format!("{other:?}"),
     };
-    said.chars().take(600).collect()
+    output.chars().take(600).collect()
 }
 
 impl Client<'_> {
@@ -188,7 +188,7 @@ impl Client<'_> {
         }
         self.undo.clear();
         let start = start.clone();
-        self.open = Some(Open { replica, at, start, begun: false, parts: None, is_pictured: false, down: [None; 2] });
+        self.open = Some(Open { replica, at, start, started: false, parts: None, is_pictured: false, down: [None; 2] });
         Ok(())
     }
 
@@ -198,7 +198,7 @@ impl Client<'_> {
         if open.parts.is_some() && name != "state.initial" {
             return Err("in the middle of a state.initial".to_owned());
         }
-        if !std::mem::replace(&mut open.begun, true) {
+        if !std::mem::replace(&mut open.started, true) {
             self.opens(received)?;
         }
         if name != "heartbeat" && name != "state.initial" && moment(received.time.as_deref())? > received.at {
@@ -241,9 +241,9 @@ impl Client<'_> {
             let is = |fits: &dyn Fn(Resource, ResourceVersion) -> bool| {
                 self.needed().any(|kind| cursor[kind as usize].is_some_and(|rv| fits(kind, rv)))
             };
-            let first = |kind| timeline.place(kind, u64::MAX).and(timeline.first(kind));
+            let first = |kind| timeline.position(kind, u64::MAX).and(timeline.first(kind));
             let is_old = is(&|kind, rv| first(kind).is_some_and(|first| rv < first));
-            let is_ahead = is(&|kind, rv| timeline.place(kind, at).is_some_and(|(_, place)| rv > place));
+            let is_ahead = is(&|kind, rv| timeline.position(kind, at).is_some_and(|(_, place)| rv > place));
             self.coverage.resumed += 1;
             self.coverage.backfilled += u64::from(is_old);
             self.coverage.ahead += u64::from(is_ahead);
@@ -265,7 +265,7 @@ impl Client<'_> {
     /// Everything has come to rest: the client has all there is.
     fn complete(&self) -> Validation {
         let open = self.open.as_ref().ok_or("nobody is there")?;
-        if !open.begun || open.parts.is_some() {
+        if !open.started || open.parts.is_some() {
             return Err("it has not begun".to_owned());
         }
         let history = &self.validator.history;

@@ -73,7 +73,7 @@ pub(crate) struct RecorderLog {
     /// When requests failed that had been made, and watches broke.
     pub(crate) failed: [Vec<Instant>; 2],
     /// When watches began.
-    pub(crate) began: [Vec<Instant>; 2],
+    pub(crate) watch_starts: [Vec<Instant>; 2],
     /// When bytes came.
     pub(crate) bytes: [Vec<Instant>; 2],
     /// Tokens of pages of the past.
@@ -103,7 +103,7 @@ impl RecorderLog {
     }
 
     fn works(&mut self, kind: Resource) {
-        self.began[kind as usize].push(Instant::now());
+        self.watch_starts[kind as usize].push(Instant::now());
         if let Some(fault) = &mut self.faults[kind as usize] {
             fault.over.get_or_insert_with(Instant::now);
         }
@@ -144,11 +144,11 @@ pub(crate) fn client(sim: &Sim, shared: &Arc<RecorderState>, pace: Latency) -> (
         async move {
             let uri = request.uri().to_string();
             *request.uri_mut() = uri.replace("limit=500", "limit=3").parse()?;
-            let ask = RecordedRequest::of(&uri, &recorder.log.lock().unwrap().past_pages);
+            let request_info = RecordedRequest::of(&uri, &recorder.log.lock().unwrap().past_pages);
             // One that is refused, or given up unanswered, has failed since it was made.
-            pace.request(ask.kind).await;
-            let mut asked = PendingRequest { log: recorder.clone(), ask, answered: false, at: Instant::now() };
-            let (response, answered) = recorder.answer(ask, api.call(request).await?).await?;
+            pace.request(request_info.kind).await;
+            let mut asked = PendingRequest { log: recorder.clone(), request_info, answered: false, at: Instant::now() };
+            let (response, answered) = recorder.answer(request_info, api.call(request).await?).await?;
             asked.answered = answered;
             Ok::<_, BoxError>(response)
         }
@@ -208,14 +208,14 @@ struct ApiRecorder {
 /// A request on its way.
 struct PendingRequest {
     log: ApiRecorder,
-    ask: RecordedRequest,
+    request_info: RecordedRequest,
     answered: bool,
     at: Instant,
 }
 
 impl Drop for PendingRequest {
     fn drop(&mut self) {
-        let RecordedRequest { kind, verb, is_past } = self.ask;
+        let RecordedRequest { kind, verb, is_past } = self.request_info;
         let mine = Resource::ALL.into_iter().filter(|mine| !self.answered && kind.is_none_or(|kind| kind == *mine));
         for kind in mine {
             match (is_past, verb) {
@@ -255,25 +255,25 @@ impl Metadata {
 
 impl ApiRecorder {
     /// Looks into an answer, and says whether it is one.
-    async fn answer<B>(&self, ask: RecordedRequest, response: Response<B>) -> Result<(Answer, bool), BoxError>
+    async fn answer<B>(&self, request_info: RecordedRequest, response: Response<B>) -> Result<(Answer, bool), BoxError>
     where
         B: hyper::body::Body<Data = Bytes, Error = io::Error> + Send + 'static,
     {
-        let Some(kind) = ask.kind else {
+        let Some(kind) = request_info.kind else {
             let answered = response.status().is_success();
             return Ok((response.map(|body| body.map_err(BoxError::from).boxed_unsync()), answered));
         };
         self.byte(kind);
-        if response.status() == 410 && !ask.is_past {
+        if response.status() == 410 && !request_info.is_past {
             self.note(kind, ResponseKind::Gone);
         }
         if !response.status().is_success() {
             return Ok((response.map(|body| body.map_err(BoxError::from).boxed_unsync()), false));
         }
-        match ask.verb {
-            Verb::Watch if ask.is_past => Ok((self.watch_past(kind, response), true)),
+        match request_info.verb {
+            Verb::Watch if request_info.is_past => Ok((self.watch_past(kind, response), true)),
             Verb::Watch => Ok((self.watch(kind, response), true)),
-            Verb::List | Verb::Probe => self.list(kind, ask, response).await,
+            Verb::List | Verb::Probe => self.list(kind, request_info, response).await,
         }
     }
 
@@ -303,7 +303,7 @@ impl ApiRecorder {
         B: hyper::body::Body<Data = Bytes, Error = io::Error> + Send + 'static,
     {
         let mut reading =
-            PastWatch { recorder: self.clone(), kind, began: Instant::now(), is_lost: false, ended: false };
+            PastWatch { recorder: self.clone(), kind, started: Instant::now(), is_lost: false, ended: false };
         let listen = move |frame: Option<io::Result<Frame<Bytes>>>| {
             let frame = reading.frame(frame);
             async move { frame.map(|frame| frame.map_err(BoxError::from)) }
@@ -317,7 +317,7 @@ impl ApiRecorder {
     async fn list<B>(
         &self,
         kind: Resource,
-        ask: RecordedRequest,
+        request_info: RecordedRequest,
         response: Response<B>,
     ) -> Result<(Answer, bool), BoxError>
     where
@@ -325,7 +325,7 @@ impl ApiRecorder {
     {
         let (head, body) = response.into_parts();
         let body = body.collect().await?.to_bytes();
-        let is_probe = ask.verb == Verb::Probe;
+        let is_probe = request_info.verb == Verb::Probe;
         let half_lists = &self.shared.half_lists[kind as usize];
         if !is_probe && half_lists.load(Ordering::Relaxed) > 0 {
             half_lists.fetch_sub(1, Ordering::Relaxed);
@@ -338,9 +338,9 @@ impl ApiRecorder {
         let more = page.metadata.r#continue.filter(|more| !more.is_empty());
         match more {
             _ if is_probe => self.note(kind, ResponseKind::Probe(version)),
-            Some(more) if ask.is_past => drop(self.log.lock().unwrap().past_pages.insert(more)),
+            Some(more) if request_info.is_past => drop(self.log.lock().unwrap().past_pages.insert(more)),
             Some(_) => {}
-            None if ask.is_past => self.note(kind, ResponseKind::Past(version)),
+            None if request_info.is_past => self.note(kind, ResponseKind::Past(version)),
             None => self.note(kind, ResponseKind::List(version)),
         }
         let whole = Full::new(body).map_err(|never: Infallible| match never {});
@@ -378,7 +378,7 @@ impl ApiRecorder {
 struct PastWatch {
     recorder: ApiRecorder,
     kind: Resource,
-    began: Instant,
+    started: Instant,
     is_lost: bool,
     ended: bool,
 }
@@ -397,7 +397,8 @@ impl PastWatch {
 impl Drop for PastWatch {
     fn drop(&mut self) {
         // Whoever has read enough drops it sooner.
-        let in_order = if self.ended { self.began.elapsed() >= PAST_LASTS } else { self.began.elapsed() <= PAST_LASTS };
+        let in_order =
+            if self.ended { self.started.elapsed() >= PAST_LASTS } else { self.started.elapsed() <= PAST_LASTS };
         if self.is_lost || !in_order {
             self.recorder.note(self.kind, ResponseKind::PastUnwatched);
         }

@@ -22,7 +22,7 @@ pub(crate) struct HistoryReset {
 }
 
 /// How long everybody is waited for before an older copy is restored.
-const HEARD: Duration = Duration::from_secs(60);
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What all bridges of a history watch.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ pub(crate) struct Cluster {
     /// When what had been written: how many histories ended before, revision.
     written: Mutex<Vec<(usize, ResourceVersion, Instant)>>,
     /// Where everything has moments of its own: since when.
-    beat: Option<Instant>,
+    slot: Option<Instant>,
     /// Those whose hearing is waited for before an older copy is restored.
     listeners: Mutex<Vec<Arc<Mutex<RecorderLog>>>>,
 }
@@ -53,14 +53,14 @@ impl Cluster {
             past: Mutex::default(),
             resets: Mutex::default(),
             written: Mutex::default(),
-            beat: None,
+            slot: None,
             listeners: Mutex::default(),
         }
     }
 
     /// The same; what its script does, it does on the beat.
-    pub(crate) fn on_beat(seed: u64, begun: Instant, fill: impl FnOnce(&mut Store)) -> Cluster {
-        Cluster { beat: Some(begun), ..Cluster::new(seed, fill) }
+    pub(crate) fn on_time_slots(seed: u64, started: Instant, fill: impl FnOnce(&mut Store)) -> Cluster {
+        Cluster { slot: Some(started), ..Cluster::new(seed, fill) }
     }
 
     /// A client and what it hears.
@@ -87,9 +87,9 @@ impl Cluster {
 
     /// Some time passes.
     pub(crate) async fn sleep_slot(&self, time: Duration) {
-        match self.beat {
+        match self.slot {
             None => sleep(time).await,
-            Some(begun) => sleep_until(TimeSlot::next(begun, time, 0)).await,
+            Some(started) => sleep_until(TimeSlot::next(started, time, 0)).await,
         }
     }
 
@@ -97,7 +97,7 @@ impl Cluster {
     pub(crate) async fn is_delivered(&self, rv: ResourceVersion) -> bool {
         let (began, logs) = (Instant::now(), self.listeners.lock().unwrap().clone());
         while !logs.iter().all(|log| log.lock().unwrap().has_received(rv)) {
-            if began.elapsed() > HEARD {
+            if began.elapsed() > DELIVERY_TIMEOUT {
                 return false;
             }
             self.sleep_slot(Duration::from_millis(50)).await;

@@ -58,7 +58,7 @@ struct Session {
 /// Who reads, and how.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reader {
-    pub(super) engine: WatchMode,
+    pub(super) mode: WatchMode,
     pub(super) initial_events: bool,
     /// When it comes.
     pub(super) starts_after: Duration,
@@ -87,7 +87,7 @@ impl SimulatedDeployment {
         fill: impl FnOnce(&mut Store),
     ) -> Arc<SimulatedDeployment> {
         let cluster = Cluster::new(seed, fill);
-        let (client, hub_log) = cluster.client(Latency::way(1));
+        let (client, hub_log) = cluster.client(Latency::fixed(1));
         let (writer, feed) = Feed::new(feed::Config { log, wall_clock_ms: clock, ..feed::Config::default() });
         let config = hub::Config {
             namespace: NAMESPACE.into(),
@@ -130,12 +130,12 @@ impl SimulatedDeployment {
     /// One reader, who comes again whenever its connection has ended.
     pub(super) async fn read(self: Arc<SimulatedDeployment>, index: usize, reader: Reader, mut rng: SeededRng) {
         sleep(reader.starts_after).await;
-        let way = Latency::way(2 + index as u64);
+        let way = Latency::fixed(2 + index as u64);
         loop {
             self.feed.wait_synced().await;
             let max_session =
                 if self.settling.load(Ordering::Relaxed) { NO_LIMIT } else { rng.duration_up_to(reader.max_session) };
-            match reader.engine {
+            match reader.mode {
                 WatchMode::Shared => {
                     let (feed, log) = (self.feed.clone(), self.hub_log.clone());
                     self.session(index, reader, &feed, log, max_session, &mut rng).await;
@@ -186,13 +186,8 @@ impl SimulatedDeployment {
         let mut subscription = feed.subscribe(lens, from).unwrap();
         let responses = log.lock().unwrap().responses.each_ref().map(Vec::len);
         let start = if reader.initial_events { Start::Burst(responses) } else { Start::Live(responses) };
-        let record = Record {
-            engine: reader.engine,
-            responses: Default::default(),
-            start,
-            received: Vec::new(),
-            end: End::Open,
-        };
+        let record =
+            Record { mode: reader.mode, responses: Default::default(), start, received: Vec::new(), end: End::Open };
         let session = Arc::new(Mutex::new(Session { record, log, feed: feed.clone() }));
         self.sessions.lock().unwrap().entry(index).or_default().push(session.clone());
         let reading = async {
@@ -215,9 +210,9 @@ impl SimulatedDeployment {
         let engines = [&session.log, &self.hub_log];
         let reason = engines.iter().any(|log| log.lock().unwrap().is_failing_for(UPSTREAM_LIMIT));
         if end == End::Closed(CloseReason::UpstreamUnavailable) && !reason {
-            let (engine, logs) = (reader.engine, engines.map(|log| log.lock().unwrap().faults));
+            let (mode, logs) = (reader.mode, engines.map(|log| log.lock().unwrap().faults));
             let at = Instant::now();
-            self.wrong.lock().unwrap().push(format!("{engine:?}: sent away at {at:?} without a reason: {logs:?}"));
+            self.wrong.lock().unwrap().push(format!("{mode:?}: sent away at {at:?} without a reason: {logs:?}"));
         }
     }
 }

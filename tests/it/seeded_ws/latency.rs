@@ -9,15 +9,15 @@ use tokio::time::{Instant, sleep, sleep_until};
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Latency {
     /// How long a request takes, another time for each client.
-    way: Duration,
-    beat: Option<TimeSlot>,
+    delay: Duration,
+    slot: Option<TimeSlot>,
 }
 
 /// A client with moments of its own: at each, one thing of one resource reaches one end. Whoever is woken by it is woken
 /// by nothing else.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TimeSlot {
-    pub(crate) begun: Instant,
+    pub(crate) started: Instant,
     /// Milliseconds behind the beat, pods and claims.
     pub(crate) phases: [u64; 2],
     /// How much later than that each thing comes that a watch tells.
@@ -25,24 +25,24 @@ pub(crate) struct TimeSlot {
 }
 
 impl Latency {
-    pub(crate) fn way(ms: u64) -> Latency {
-        Latency { way: Duration::from_millis(ms), beat: None }
+    pub(crate) fn fixed(ms: u64) -> Latency {
+        Latency { delay: Duration::from_millis(ms), slot: None }
     }
 
-    pub(crate) fn beat(beat: TimeSlot) -> Latency {
-        Latency { way: Duration::ZERO, beat: Some(beat) }
+    pub(crate) fn slot(slot: TimeSlot) -> Latency {
+        Latency { delay: Duration::ZERO, slot: Some(slot) }
     }
 
     pub(crate) async fn request(self, kind: Option<Resource>) {
-        match self.beat {
-            None => sleep(self.way).await,
-            Some(beat) => beat.wait(kind.unwrap_or(Resource::Pods), Duration::ZERO).await,
+        match self.slot {
+            None => sleep(self.delay).await,
+            Some(slot) => slot.wait(kind.unwrap_or(Resource::Pods), Duration::ZERO).await,
         }
     }
 
     pub(crate) async fn line(self, kind: Resource) {
-        if let Some(beat) = self.beat {
-            beat.wait(kind, beat.lag[kind as usize]).await;
+        if let Some(slot) = self.slot {
+            slot.wait(kind, slot.lag[kind as usize]).await;
         }
     }
 }
@@ -52,13 +52,13 @@ impl TimeSlot {
     const MS: u128 = 50;
 
     /// The first moment of a phase, after now, when so much time has passed.
-    pub(crate) fn next(begun: Instant, time: Duration, phase: u64) -> Instant {
-        let at = (begun.elapsed() + time).as_millis().max(begun.elapsed().as_millis() + 1);
+    pub(crate) fn next(started: Instant, time: Duration, phase: u64) -> Instant {
+        let at = (started.elapsed() + time).as_millis().max(started.elapsed().as_millis() + 1);
         let beats = (at + Self::MS - 1 - u128::from(phase)).div_euclid(Self::MS);
-        begun + Duration::from_millis(u64::try_from(beats * Self::MS).unwrap() + phase)
+        started + Duration::from_millis(u64::try_from(beats * Self::MS).unwrap() + phase)
     }
 
     async fn wait(self, kind: Resource, time: Duration) {
-        sleep_until(TimeSlot::next(self.begun, time, self.phases[kind as usize])).await;
+        sleep_until(TimeSlot::next(self.started, time, self.phases[kind as usize])).await;
     }
 }

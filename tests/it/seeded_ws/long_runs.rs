@@ -18,13 +18,13 @@ use crate::support::rng::SeededRng;
 /// One reader on each engine, from the beginning to the end.
 const READERS: [Reader; 2] = [reader(WatchMode::Shared), reader(WatchMode::Dedicated)];
 /// A black hole is known so soon after the last byte (docs/guarantees.md, G10).
-const KNOWN: Duration = Duration::from_secs(40);
+const DETECTED_WITHIN: Duration = Duration::from_secs(40);
 /// So long after that, `/ws` clients are sent away (docs/protocol.md#boilerhouse-stream).
-const SENT_AWAY: Duration = Duration::from_secs(60);
+const CLOSED_AFTER: Duration = Duration::from_secs(60);
 
-const fn reader(engine: WatchMode) -> Reader {
+const fn reader(mode: WatchMode) -> Reader {
     Reader {
-        engine,
+        mode,
         initial_events: true,
         starts_after: Duration::ZERO,
         max_session: NO_LIMIT,
@@ -100,8 +100,8 @@ async fn black_hole(after: Duration, busy: bool) {
         sleep(Duration::from_secs(1)).await;
         deployment.write(|store| script::write(store, &mut rng));
     }
-    let begun = Instant::now();
-    while begun.elapsed() < after {
+    let started = Instant::now();
+    while started.elapsed() < after {
         sleep(Duration::from_secs(1)).await;
         if busy {
             deployment.write(|store| script::write(store, &mut rng));
@@ -112,13 +112,16 @@ async fn black_hole(after: Duration, busy: bool) {
     let is_down =
         |all: &PerResource<Health>| all.iter().map(|health| matches!(health, Health::Down { .. })).collect::<Vec<_>>();
     let first = {
-        timeout(KNOWN, health.wait_for(|all| is_down(all).contains(&true))).await.expect("known within 40 s").unwrap();
+        timeout(DETECTED_WITHIN, health.wait_for(|all| is_down(all).contains(&true)))
+            .await
+            .expect("known within 40 s")
+            .unwrap();
         Instant::now()
     };
-    timeout(KNOWN, health.wait_for(|all| !is_down(all).contains(&false))).await.expect("of both").unwrap();
+    timeout(DETECTED_WITHIN, health.wait_for(|all| !is_down(all).contains(&false))).await.expect("of both").unwrap();
     let last_byte = deployment.hub_log.lock().unwrap().last_byte.map(Option::unwrap);
     let known = last_byte.map(|byte| byte.elapsed());
-    assert!(known.iter().all(|known| *known <= KNOWN), "{after:?} {busy}: known only after {known:?}");
+    assert!(known.iter().all(|known| *known <= DETECTED_WITHIN), "{after:?} {busy}: known only after {known:?}");
     let ended = async {
         loop {
             let ends: Vec<End> = deployment.records().iter().take(2).map(|record| record.end).collect();
@@ -128,11 +131,11 @@ async fn black_hole(after: Duration, busy: bool) {
             sleep(Duration::from_millis(10)).await;
         }
     };
-    let ends = timeout(2 * SENT_AWAY, ended).await.expect("both are sent away");
+    let ends = timeout(2 * CLOSED_AFTER, ended).await.expect("both are sent away");
     assert_eq!(ends, [End::Closed(CloseReason::UpstreamUnavailable); 2]);
     let waited = first.elapsed();
     assert!(
-        waited >= SENT_AWAY && waited < SENT_AWAY + Duration::from_millis(100),
+        waited >= CLOSED_AFTER && waited < CLOSED_AFTER + Duration::from_millis(100),
         "{after:?} {busy}: after {waited:?}"
     );
     deployment.sim.up();

@@ -241,7 +241,7 @@ fn validator_rejects_every_mutation() {
             validate(&history, record, true).unwrap();
             for (name, mutator) in MUTATIONS {
                 let mut mutated = record.clone();
-                if mutator(&valid, &mut mutated, &mut rng).is_some() && mutated.told_or_heard_differs(record) {
+                if mutator(&valid, &mut mutated, &mut rng).is_some() && mutated.differs_from(record) {
                     *applied.entry(name).or_default() += 1;
                     assert!(validate(&history, &mutated, true).is_err(), "seed {seed}: {name}, and nobody noticed");
                 }
@@ -255,7 +255,7 @@ fn validator_rejects_every_mutation() {
 }
 
 impl Record {
-    fn told_or_heard_differs(&self, other: &Record) -> bool {
+    fn differs_from(&self, other: &Record) -> bool {
         self.received != other.received || self.responses != other.responses
     }
 }

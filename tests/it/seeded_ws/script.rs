@@ -260,24 +260,24 @@ fn changed(rng: &mut SeededRng) -> Fault {
     })
 }
 
-async fn out_of_reach(cluster: &Cluster, rng: &mut SeededRng, swallows: bool, least: Duration) {
+async fn out_of_reach(cluster: &Cluster, rng: &mut SeededRng, swallows: bool, min: Duration) {
     if swallows {
         cluster.sim.black_hole()
     } else {
         cluster.sim.down()
     }
-    cluster.sleep_slot(least).await;
+    cluster.sleep_slot(min).await;
     while_it_lasts(cluster, rng, Duration::from_secs(59)).await;
     cluster.sim.up();
 }
 
 /// Life goes on, unseen.
-async fn while_it_lasts(cluster: &Cluster, rng: &mut SeededRng, most: Duration) {
+async fn while_it_lasts(cluster: &Cluster, rng: &mut SeededRng, max: Duration) {
     for _ in 0..rng.below(5) {
-        cluster.sleep_slot(rng.duration_up_to(most / 5)).await;
+        cluster.sleep_slot(rng.duration_up_to(max / 5)).await;
         cluster.write(|store| write(store, rng));
     }
-    cluster.sleep_slot(rng.duration_up_to(most / 5)).await;
+    cluster.sleep_slot(rng.duration_up_to(max / 5)).await;
 }
 
 /// etcd is put back. Everybody has heard of what is lost with it, and as long as the hub has not looked (15 s into the

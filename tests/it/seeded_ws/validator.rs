@@ -41,7 +41,7 @@ pub(super) enum End {
 /// One connection from its first message to its last.
 #[derive(Clone, Debug)]
 pub(super) struct Record {
-    pub(super) engine: WatchMode,
+    pub(super) mode: WatchMode,
     pub(super) responses: [Vec<RecordedResponse>; 2],
     pub(super) start: Start,
     pub(super) received: Vec<WsEvent>,
@@ -56,13 +56,13 @@ pub(super) struct Record {
 ///
 /// # Errors
 /// A sentence that names the first list without a reason.
-pub(super) fn lists_have_reasons(engine: WatchMode, responses: &[RecordedResponse]) -> Result<(), String> {
+pub(super) fn lists_have_reasons(mode: WatchMode, responses: &[RecordedResponse]) -> Result<(), String> {
     let (mut reason, mut first, mut known, mut epoch) = (false, true, 0, 0);
     // The hub tells own watchers that versions went back, once for each resource.
     let mut signals = 0;
     for RecordedResponse { epoch: at, what, .. } in responses {
         if *at != epoch {
-            (epoch, signals) = (*at, if engine == WatchMode::Dedicated { 2 } else { 0 });
+            (epoch, signals) = (*at, if mode == WatchMode::Dedicated { 2 } else { 0 });
         }
         match what {
             ResponseKind::Line(rv) | ResponseKind::Bookmark(rv) => {
@@ -73,9 +73,7 @@ pub(super) fn lists_have_reasons(engine: WatchMode, responses: &[RecordedRespons
             ResponseKind::List(rv) => {
                 if !reason && !first {
                     if signals == 0 {
-                        return Err(format!(
-                            "{engine:?} listed again at {rv} though the watch could go on from {known}"
-                        ));
+                        return Err(format!("{mode:?} listed again at {rv} though the watch could go on from {known}"));
                     }
                     signals -= 1;
                 }
@@ -94,7 +92,7 @@ pub(super) fn lists_have_reasons(engine: WatchMode, responses: &[RecordedRespons
 /// A sentence about the first message that is wrong.
 pub(super) fn validate(history: &History, record: &Record, complete: bool) -> Result<(), String> {
     for kind in Resource::ALL {
-        lists_have_reasons(record.engine, &record.responses[kind as usize])?;
+        lists_have_reasons(record.mode, &record.responses[kind as usize])?;
     }
     let (Start::Live(at) | Start::Burst(at)) = record.start;
     let mut worst = String::new();
@@ -175,7 +173,7 @@ fn missing_is_explained(record: &Record, missing: usize) -> bool {
     match record.end {
         End::Open | End::Left => true,
         // An own watcher waits for its reader.
-        End::Closed(CloseReason::Lagged) => record.engine == WatchMode::Shared,
+        End::Closed(CloseReason::Lagged) => record.mode == WatchMode::Shared,
         // It reads everything there is before it is sent away; one line, which says at most two messages, may be on its way.
         End::Closed(CloseReason::UpstreamUnavailable) => missing <= 2,
         End::Closed(_) => false,

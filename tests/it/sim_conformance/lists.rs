@@ -110,12 +110,12 @@ pub(super) async fn past_versions_can_be_listed(client: &Client, ns: &str) {
 pub(super) async fn list_at_a_future_version_times_out(client: &Client, ns: &str) {
     let (_, list) = get(client, &pods(ns, "")).await;
     for how in ["", "&resourceVersionMatch=NotOlderThan", "&resourceVersionMatch=Exact"] {
-        let begun = Instant::now();
+        let started = Instant::now();
         let future = pods(ns, &format!("?resourceVersion={}{how}", version(&list) + 1_000_000));
         let (code, status) = get(client, &future).await;
         assert_eq!((code, &status["reason"]), (StatusCode::GATEWAY_TIMEOUT, &json!("Timeout")), "{how} {status}");
         assert_eq!(status["details"]["causes"][0]["reason"], "ResourceVersionTooLarge");
-        let waited = begun.elapsed();
+        let waited = started.elapsed();
         assert!(waited >= Duration::from_millis(2900), "{how}: it waits for about 3 s, not {waited:?}");
     }
 }

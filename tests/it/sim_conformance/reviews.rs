@@ -1,4 +1,4 @@
-//! What tokens and users are answered to be, as functions that run against any API server: [`BEHAVIOURS`].
+//! What tokens and users are answered to be, as functions that run against any API server: [`BEHAVIORS`].
 
 use std::panic::AssertUnwindSafe;
 
@@ -23,15 +23,15 @@ const ACCESS: &str = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
 const OURS: &str = "boilerhouse-bridge";
 
 /// A behaviour, pointed at people, a client and an empty namespace that exists.
-type Behaviour = for<'a> fn(Accounts<'a>, &'a Client, &'a str) -> BoxFuture<'a, ()>;
+type Behavior = for<'a> fn(Accounts<'a>, &'a Client, &'a str) -> BoxFuture<'a, ()>;
 
-macro_rules! behaviours {
+macro_rules! behaviors {
     ($($name:ident),* $(,)?) => {
         &[$((stringify!($name), |accounts, client, namespace| Box::pin($name(accounts, client, namespace)))),*]
     };
 }
 
-const BEHAVIOURS: &[(&str, Behaviour)] = behaviours![
+const BEHAVIORS: &[(&str, Behavior)] = behaviors![
     token_is_authenticated_for_its_audiences,
     token_for_another_audience_is_not_authenticated,
     malformed_token_is_not_authenticated,
@@ -47,20 +47,20 @@ const BEHAVIOURS: &[(&str, Behaviour)] = behaviours![
 
 #[tokio::test(start_paused = true)]
 async fn simulator_shows_every_review_behavior() {
-    for (index, (name, behaviour)) in BEHAVIOURS.iter().enumerate() {
+    for (index, (name, behavior)) in BEHAVIORS.iter().enumerate() {
         let namespace = format!("truth-{index}");
         let sim = Sim::new(SimConfig { namespaces: vec![namespace.clone()], ..SimConfig::default() });
         println!("{name}");
-        behaviour(Accounts::Simulated(&sim), &sim.client(&namespace), &namespace).await;
+        behavior(Accounts::Simulated(&sim), &sim.client(&namespace), &namespace).await;
     }
 }
 
 #[tokio::test]
 async fn real_api_server_shows_every_review_behavior() {
     let plane = ControlPlane::shared().await;
-    let failed = join_all(BEHAVIOURS.iter().map(|(name, behaviour)| async move {
+    let failed = join_all(BEHAVIORS.iter().map(|(name, behavior)| async move {
         let (client, namespace) = (plane.client().await, plane.namespace().await);
-        let outcome = AssertUnwindSafe(behaviour(Accounts::Real(plane), &client, &namespace)).catch_unwind().await;
+        let outcome = AssertUnwindSafe(behavior(Accounts::Real(plane), &client, &namespace)).catch_unwind().await;
         outcome.err().map(|_| *name)
     }));
     let failed: Vec<_> = failed.await.into_iter().flatten().collect();
@@ -88,7 +88,7 @@ async fn token(client: &Client, token: &str, audiences: &[&str]) -> Value {
 }
 
 /// A refusal: nothing says so but what is not there.
-fn is_nobodys(status: &Value, why: &str) {
+fn is_unauthenticated(status: &Value, why: &str) {
     assert_eq!((status.get("authenticated"), status.get("audiences")), (None, None), "{status}");
     assert_eq!(status["user"], json!({}), "{status}");
     assert!(status["error"].as_str().unwrap().contains(why), "{status}");
@@ -116,14 +116,14 @@ async fn token_for_another_audience_is_not_authenticated(accounts: Accounts<'_>,
     accounts.create_account(ns, "a").await;
     let (ours, own) = (accounts.create_token(ns, "a", &[OURS]).await, accounts.create_token(ns, "a", &[]).await);
     let why = format!("token audiences [\"{OURS}\"] is invalid for the target audiences [\"other\" \"third\"]");
-    is_nobodys(&token(client, &ours, &["other", "third"]).await, &why);
-    is_nobodys(&token(client, &ours, &[]).await, OWN_AUDIENCE);
-    is_nobodys(&token(client, &own, &[OURS]).await, OWN_AUDIENCE);
+    is_unauthenticated(&token(client, &ours, &["other", "third"]).await, &why);
+    is_unauthenticated(&token(client, &ours, &[]).await, OWN_AUDIENCE);
+    is_unauthenticated(&token(client, &own, &[OURS]).await, OWN_AUDIENCE);
 }
 
 async fn malformed_token_is_not_authenticated(_: Accounts<'_>, client: &Client, _: &str) {
     for text in ["garbage", "a.b.c", "garbage ", "\tgarbage", "gar bage", "é"] {
-        is_nobodys(&token(client, text, &[OURS]).await, "invalid bearer token");
+        is_unauthenticated(&token(client, text, &[OURS]).await, "invalid bearer token");
     }
     for spec in [json!({"token": ""}), json!({"audiences": [OURS]}), json!({})] {
         let (code, status) = post(client, TOKENS, json!({ "spec": spec })).await;
@@ -153,7 +153,7 @@ async fn expired_token_is_accepted_for_one_more_minute(accounts: Accounts<'_>, c
         let status = token(client, &accounts.create_token_expiring_in(ns, "a", OURS, end).await, &[OURS]).await;
         assert_eq!(status["authenticated"] == true, believed, "{end} s: {status}");
         if !believed {
-            is_nobodys(&status, "expired");
+            is_unauthenticated(&status, "expired");
         }
     }
 }
@@ -168,7 +168,7 @@ async fn token_ends_with_its_service_account(accounts: Accounts<'_>, client: &Cl
     loop {
         let status = token(client, &ours, &[OURS]).await;
         if status["authenticated"] != true {
-            return is_nobodys(&status, "");
+            return is_unauthenticated(&status, "");
         }
         assert!(Instant::now() < end, "{status}");
         sleep(PROPAGATION_TIMEOUT / 100).await;

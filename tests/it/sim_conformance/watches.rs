@@ -25,10 +25,13 @@ pub(super) async fn watch_without_version_starts_with_current_objects(client: &C
     create_pod(client, ns, "a", json!({})).await;
     for version in ["", "&resourceVersion=0"] {
         let mut watch = Lines::open(client, &pods(ns, &format!("?watch=1&timeoutSeconds=5{version}"))).await;
-        let mut told = [watch.next().await, watch.next().await];
-        told.sort_by_key(|line| line["object"]["metadata"]["name"].to_string());
-        assert_eq!([&told[0]["type"], &told[1]["type"]], ["ADDED", "ADDED"]);
-        assert_eq!([&told[0]["object"]["metadata"]["name"], &told[1]["object"]["metadata"]["name"]], ["a", "b"]);
+        let mut received = [watch.next().await, watch.next().await];
+        received.sort_by_key(|line| line["object"]["metadata"]["name"].to_string());
+        assert_eq!([&received[0]["type"], &received[1]["type"]], ["ADDED", "ADDED"]);
+        assert_eq!(
+            [&received[0]["object"]["metadata"]["name"], &received[1]["object"]["metadata"]["name"]],
+            ["a", "b"]
+        );
         let label = json!({"metadata": {"labels": {"v": version.len().to_string()}}});
         let marked = patched(client, &pods(ns, "/a"), &label).await;
         assert_eq!(watch.next().await, json!({"type": "MODIFIED", "object": marked}));
@@ -96,29 +99,29 @@ pub(super) async fn watch_is_limited_to_its_namespace(client: &Client, ns: &str)
 
 pub(super) async fn watch_ends_at_its_timeout(client: &Client, ns: &str) {
     let first = create_pod(client, ns, "a", json!({})).await;
-    let begun = Instant::now();
+    let started = Instant::now();
     let query = format!("?watch=1&timeoutSeconds=2&resourceVersion={}", version(&first));
     Lines::open(client, &pods(ns, &query)).await.end().await;
-    let lived = begun.elapsed();
+    let lived = started.elapsed();
     assert!(lived >= Duration::from_millis(1900) && lived < Duration::from_secs(5), "{lived:?}");
 }
 
 pub(super) async fn final_bookmark_precedes_the_end(client: &Client, ns: &str) {
     let first = create_pod(client, ns, "a", json!({})).await;
     let query = format!("?watch=1&allowWatchBookmarks=true&timeoutSeconds=16&resourceVersion={}", version(&first));
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut watch = Lines::open(client, &pods(ns, &query)).await;
     let second = create_pod(client, ns, "b", json!({})).await;
     assert_eq!(watch.next().await["type"], "ADDED");
-    let mut told = version(&second);
+    let mut received = version(&second);
     let mut last = None;
     while let Some(bookmark) = timeout(Duration::from_secs(20), watch.read()).await.unwrap() {
-        last = Some(begun.elapsed());
+        last = Some(started.elapsed());
         assert_eq!((&bookmark["type"], &bookmark["object"]["kind"]), (&json!("BOOKMARK"), &json!("Pod")));
         assert_eq!(bookmark["object"]["apiVersion"], "v1");
-        assert!(version(&bookmark["object"]) >= told, "everything up to it has been told");
+        assert!(version(&bookmark["object"]) >= received, "everything up to it has been told");
         // The real one sometimes says it twice, a second apart.
-        told = version(&bookmark["object"]);
+        received = version(&bookmark["object"]);
     }
     let came = last.expect("a bookmark");
     assert!(came >= Duration::from_secs(12) && came < Duration::from_secs(17), "{came:?}");

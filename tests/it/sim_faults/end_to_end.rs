@@ -13,7 +13,7 @@ use kube::runtime::watcher;
 use kube::{Client, Config, ResourceExt};
 use tokio::time::{Instant, timeout};
 
-use super::{NAMESPACE, PATIENCE, add, label, next, pods, sim, told, watch};
+use super::{NAMESPACE, PATIENCE, add, label, next, next_event, pods, sim, watch};
 
 /// What a kube-runtime watcher leads to: the names that are there.
 async fn settle(sim: &Sim, names: &Arc<Mutex<Vec<String>>>) {
@@ -122,7 +122,7 @@ async fn simulated_api_is_served_over_tcp() {
         let from = list.metadata.resource_version.unwrap().parse().unwrap();
         let mut events = watch(&pods, from, 60).await;
         sim.store(|store| label(store, "a", "1"));
-        assert_eq!(told(&mut events).await, "~a");
+        assert_eq!(next_event(&mut events).await, "~a");
         sim.cut_watches(ConnectionEnd::Reset);
         assert!(!matches!(next(&mut events).await, Some(Ok(_))), "a broken connection");
         sim.down();

@@ -14,7 +14,7 @@ use crate::support::{
 };
 
 /// When it was told, and when it shall come back.
-async fn told(mut client: Client, named: bool) -> (Instant, u64) {
+async fn wait_for_closing(mut client: Client, named: bool) -> (Instant, u64) {
     let closing: Value = match &mut client {
         Client::WebSocket(listener) => {
             let closing = listener.until(|event| event["type"] == "stream.closing").await.pop().unwrap();
@@ -46,16 +46,16 @@ async fn drain_sends_the_reason_to_all_streams_over_the_drain_time() {
         for _ in 0..EACH {
             let mut client = Client::open(&bridge, carrier, path).await;
             client.event().await;
-            clients.push((carrier, tokio::spawn(told(client, carrier == Carrier::Named))));
+            clients.push((carrier, tokio::spawn(wait_for_closing(client, carrier == Carrier::Named))));
         }
     }
-    let begun = Instant::now();
+    let started = Instant::now();
     bridge.signal("TERM").await;
     let (carriers, tasks): (Vec<_>, Vec<_>) = clients.into_iter().unzip();
     let all: Vec<_> = join_all(tasks).await.into_iter().map(Result::unwrap).collect();
     for websocket in [true, false] {
         let of = carriers.iter().zip(&all).filter(|(carrier, _)| (**carrier == Carrier::WebSocket) == websocket);
-        let (mut times, mut waits): (Vec<_>, Vec<_>) = of.map(|(_, (at, wait))| (*at - begun, *wait)).unzip();
+        let (mut times, mut waits): (Vec<_>, Vec<_>) = of.map(|(_, (at, wait))| (*at - started, *wait)).unzip();
         times.sort();
         waits.sort_unstable();
         println!("websocket {websocket}: told after {times:?}, to come back after {waits:?}");

@@ -102,12 +102,12 @@ struct Transcript {
 }
 
 impl Transcript {
-    fn title(&mut self, what: &str) {
-        writeln!(self.text, "# {what}").unwrap();
+    fn title(&mut self, description: &str) {
+        writeln!(self.text, "# {description}").unwrap();
     }
 
     /// The next events; some come in any order.
-    async fn take(&mut self, count: usize) -> Vec<String> {
+    async fn record(&mut self, count: usize) -> Vec<String> {
         let mut types = Vec::new();
         let mut events = Vec::new();
         for _ in 0..count {
@@ -172,28 +172,28 @@ async fn conversations_match_the_golden_files_on_both_transports() {
             text += &show(&events.block().await.unwrap());
         }
         let mut transcript = Transcript { client, text };
-        assert_eq!(transcript.take(1).await, ["state.initial"]);
+        assert_eq!(transcript.record(1).await, ["state.initial"]);
         both.push((name, transcript));
     }
-    for (what, change, types) in STEPS {
+    for (description, change, types) in STEPS {
         cluster.sim.store(|store| {
             store.set_time(START.parse().unwrap());
             change(store);
         });
         for (_, transcript) in &mut both {
-            transcript.title(what);
-            assert_eq!(transcript.take(types.len()).await, *types, "{what}");
+            transcript.title(description);
+            assert_eq!(transcript.record(types.len()).await, *types, "{description}");
         }
     }
     cluster.sim.down();
     for (_, transcript) in &mut both {
         transcript.title("the API server is away");
-        transcript.take(2).await;
+        transcript.record(2).await;
     }
     cluster.sim.up();
     for (_, transcript) in &mut both {
         transcript.title("and back");
-        transcript.take(2).await;
+        transcript.record(2).await;
     }
     bridge.signal("TERM").await;
     for (name, mut transcript) in both {

@@ -28,7 +28,7 @@ const MALFORMED: &[(&str, &str, &[&str])] = &[
 ];
 
 /// An answer to a request of the row's own kind.
-async fn ask(bridge: &BridgeProcess, carrier: Carrier, path: &str, headers: &[(&str, &str)]) -> HttpResponse {
+async fn request_with(bridge: &BridgeProcess, carrier: Carrier, path: &str, headers: &[(&str, &str)]) -> HttpResponse {
     let mut request = match carrier {
         Carrier::WebSocket => http_client::upgrade(bridge.address, path),
         Carrier::Unnamed | Carrier::Named => format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", bridge.address),
@@ -45,17 +45,18 @@ async fn malformed_parameter_is_400_with_accepted_values() {
     for (path, carrier, ..) in ROWS {
         for (query, parameter, words) in MALFORMED {
             let path = format!("{path}?{query}");
-            let answer = ask(&bridge, carrier, &path, &[]).await;
+            let answer = request_with(&bridge, carrier, &path, &[]).await;
             assert_eq!((answer.status, &answer.json()["code"]), (400, &json!("BAD_REQUEST")), "{path}: {answer:?}");
             assert_eq!(answer.json()["details"]["parameter"], *parameter, "{path}");
             let message = answer.json()["message"].as_str().unwrap().to_owned();
             assert!(words.iter().all(|word| message.contains(word)), "{path}: {message}");
         }
         let other = format!("{path}?connectionId=00000000-0000-5000-8000-000000000000");
-        let answer = ask(&bridge, carrier, &other, &[]).await;
+        let answer = request_with(&bridge, carrier, &other, &[]).await;
         assert_eq!((answer.status, &answer.json()["code"]), (404, &json!("NOT_FOUND")), "{path}: {answer:?}");
         // A cursor in the header does not excuse what is wrong beside it.
-        let answer = ask(&bridge, carrier, &format!("{path}?lastEventId=42"), &[("Last-Event-ID", "42")]).await;
+        let answer =
+            request_with(&bridge, carrier, &format!("{path}?lastEventId=42"), &[("Last-Event-ID", "42")]).await;
         assert_eq!(answer.status, 400, "{path}: {answer:?}");
     }
 }
@@ -70,7 +71,7 @@ async fn wrong_transport_error_names_the_right_path() {
             Carrier::WebSocket => (Carrier::Unnamed, 426),
             Carrier::Unnamed | Carrier::Named => (Carrier::WebSocket, 400),
         };
-        let answer = ask(&bridge, wrong, path, &[]).await;
+        let answer = request_with(&bridge, wrong, path, &[]).await;
         assert_eq!(answer.status, status, "{path}: {answer:?}");
         let message = answer.json()["message"].as_str().unwrap().to_owned();
         let named = ROWS.iter().find(|row| message.split_whitespace().any(|word| word == row.0));
@@ -81,7 +82,7 @@ async fn wrong_transport_error_names_the_right_path() {
 }
 
 /// An event stream that ends at once and says why, and when to come back.
-async fn ended(bridge: &BridgeProcess, path: &str, named: bool, reason: &str) {
+async fn check_closing(bridge: &BridgeProcess, path: &str, named: bool, reason: &str) {
     let mut events = SseClient::open(bridge.address, path, &[]).await;
     let length = events.head.headers.iter().position(|(name, _)| name == "content-length");
     events.head.headers.remove(length.expect("it has an end"));
@@ -96,14 +97,14 @@ async fn ended(bridge: &BridgeProcess, path: &str, named: bool, reason: &str) {
 }
 
 /// What passes by itself, on every row: an EventSource is kept, a WebSocket client gets a status.
-async fn refused_for_now(bridge: &BridgeProcess, reason: &str, code: &str) {
+async fn check_temporary_rejection(bridge: &BridgeProcess, reason: &str, code: &str) {
     for (path, carrier, ..) in ROWS {
         if carrier == Carrier::WebSocket {
-            let answer = ask(bridge, carrier, path, &[]).await;
+            let answer = request_with(bridge, carrier, path, &[]).await;
             assert_eq!((answer.status, &answer.json()["code"]), (503, &json!(code)), "{path}: {answer:?}");
             assert_eq!(answer.header("retry-after"), Some("1"), "{path}");
         } else {
-            ended(bridge, path, carrier == Carrier::Named, reason).await;
+            check_closing(bridge, path, carrier == Carrier::Named, reason).await;
         }
     }
 }
@@ -119,7 +120,7 @@ async fn streams_over_the_limit_are_rejected_and_gets_are_answered() {
     events.event().await;
     let mut own = bridge.listen("/ws").await;
     own.json().await;
-    refused_for_now(&bridge, "too many connections", "TOO_MANY_CONNECTIONS").await;
+    check_temporary_rejection(&bridge, "too many connections", "TOO_MANY_CONNECTIONS").await;
     assert_eq!(WsClient::try_connect(bridge.address, "/ws").await.unwrap_err(), 503);
     for path in ["/livez", "/readyz", "/metrics", "/api/v1/instances", "/"] {
         assert_eq!(http_client::get(bridge.address, path).await.status, 200, "{path}");
@@ -131,7 +132,7 @@ async fn streams_over_the_limit_are_rejected_and_gets_are_answered() {
     // A place that is given back is had again; a request that is refused for what it asks takes none.
     drop(websocket);
     for _ in 0..20 {
-        ask(&bridge, Carrier::Unnamed, "/api/sse?snapshot=half", &[]).await;
+        request_with(&bridge, Carrier::Unnamed, "/api/sse?snapshot=half", &[]).await;
         http_client::request(bridge.address, "HEAD", "/api/sse", &[]).await;
     }
     let found = tokio::time::timeout(http_client::TEST_TIMEOUT, async {
@@ -148,7 +149,7 @@ async fn event_source_gets_a_retry_delay_before_the_first_sync() {
     let nowhere = kubeconfig("http://127.0.0.1:1");
     let bridge = BridgeProcess::start(&nowhere.path().to_string_lossy(), NAMESPACE, &[]).await;
     for (path, carrier, ..) in ROWS.into_iter().filter(|row| row.1 != Carrier::WebSocket) {
-        ended(&bridge, path, carrier == Carrier::Named, "not ready").await;
+        check_closing(&bridge, path, carrier == Carrier::Named, "not ready").await;
         // What is wrong for good is told first.
         assert_eq!(http_client::get(bridge.address, &format!("{path}?snapshot=half")).await.status, 400, "{path}");
     }
@@ -172,7 +173,7 @@ async fn new_streams_get_a_retry_delay_during_drain() {
         }
     });
     draining.await.expect("still ready");
-    refused_for_now(&bridge, "draining", "UPSTREAM_UNAVAILABLE").await;
+    check_temporary_rejection(&bridge, "draining", "UPSTREAM_UNAVAILABLE").await;
 }
 
 /// While the API server is away the full stream goes on, and begins, too: it says so itself.

@@ -33,17 +33,17 @@ async fn history() -> (SimCluster, BridgeProcess, [String; 3]) {
 
 /// The first two events that are about the stream or about objects: no pool's depth.
 async fn two(client: &mut Client) -> [String; 2] {
-    let mut told = Vec::new();
-    while told.len() < 2 {
+    let mut received = Vec::new();
+    while received.len() < 2 {
         let event = client.event().await.json();
         match event["type"].as_str().unwrap() {
             "pool.depth" => {}
-            "instance.state" => told.push(event["name"].as_str().unwrap().to_owned()),
-            "state.initial" => told.push(format!("state.initial {}", event["reason"].as_str().unwrap())),
-            kind => told.push(kind.to_owned()),
+            "instance.state" => received.push(event["name"].as_str().unwrap().to_owned()),
+            "state.initial" => received.push(format!("state.initial {}", event["reason"].as_str().unwrap())),
+            kind => received.push(kind.to_owned()),
         }
     }
-    told.try_into().unwrap()
+    received.try_into().unwrap()
 }
 
 #[tokio::test]
@@ -95,15 +95,15 @@ async fn last_event_id_header_overrides_the_query() {
             open.push((format!("{what} at {path}"), Client::Sse(Box::new(events)), *expected));
         }
     }
-    let mut told = Vec::new();
+    let mut received = Vec::new();
     for (what, mut client, expected) in open {
-        told.push(tokio::spawn(async move { (what, two(&mut client).await, expected) }));
+        received.push(tokio::spawn(async move { (what, two(&mut client).await, expected) }));
     }
     // Whoever has missed something gets it before this.
     cluster.create_pod("d");
-    for told in told {
-        let (what, told, expected) = told.await.unwrap();
-        assert_eq!(told, expected, "{what}");
+    for received in received {
+        let (what, received, expected) = received.await.unwrap();
+        assert_eq!(received, expected, "{what}");
     }
 }
 
@@ -121,9 +121,10 @@ async fn stream_resumes_from_the_cursor_of_a_get() {
     };
     other.until(known).await;
     let mut events = SseClient::open(bridge.address, &format!("/api/events/stream?lastEventId={cursor}"), &[]).await;
-    let told = events.until(|event| event["type"] == "instance.state").await;
-    let told: Vec<_> = told.iter().map(|event| (event.json()["type"].clone(), event.json()["name"].clone())).collect();
-    assert_eq!(told, [(json!("heartbeat"), json!(null)), (json!("instance.state"), json!("between"))]);
+    let received = events.until(|event| event["type"] == "instance.state").await;
+    let received: Vec<_> =
+        received.iter().map(|event| (event.json()["type"].clone(), event.json()["name"].clone())).collect();
+    assert_eq!(received, [(json!("heartbeat"), json!(null)), (json!("instance.state"), json!("between"))]);
     // A narrower stream may go on from it, a wider one not from a narrow one's.
     let mut small_buffer_socket =
         WsClient::connect(bridge.address, &format!("/events/ws?types=claim&lastEventId={cursor}")).await;

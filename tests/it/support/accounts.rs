@@ -114,43 +114,43 @@ impl Accounts<'_> {
     }
 
     /// Lets somebody do this in the namespace, and waits until the API server knows.
-    pub(crate) async fn bind(&self, namespace: &str, who: RbacSubject<'_>, rights: &[(Verb, ApiResource)]) {
+    pub(crate) async fn bind(&self, namespace: &str, grantee: RbacSubject<'_>, rights: &[(Verb, ApiResource)]) {
         match self {
             Self::Real(plane) => {
                 let rules: Vec<_> = rights.iter().map(|(verb, resource)| rule(*verb, *resource)).collect();
-                let name = json!({"name": who.name()});
+                let name = json!({"name": grantee.name()});
                 let path = rbac(namespace, "roles");
                 plane.call(Method::POST, &path, &json!({"metadata": name, "rules": rules})).await;
                 let group = "rbac.authorization.k8s.io";
-                let subject = match who {
+                let subject = match grantee {
                     RbacSubject::Account(name) => {
                         json!({"kind": "ServiceAccount", "name": name, "namespace": namespace})
                     }
                     RbacSubject::Group(name) => json!({"kind": "Group", "name": name, "apiGroup": group}),
                 };
-                let role = json!({"apiGroup": group, "kind": "Role", "name": who.name()});
+                let role = json!({"apiGroup": group, "kind": "Role", "name": grantee.name()});
                 let binding = json!({"metadata": name, "roleRef": role, "subjects": [subject]});
                 plane.call(Method::POST, &rbac(namespace, "rolebindings"), &binding).await;
             }
             Self::Simulated(sim) => {
                 for (verb, resource) in rights.iter().copied() {
-                    let (subject, namespace) = (who.subject(namespace), namespace.to_owned());
+                    let (subject, namespace) = (grantee.subject(namespace), namespace.to_owned());
                     sim.grant(Rule { subject, namespace, verb, resource });
                 }
             }
         }
     }
 
-    /// Takes what was given to somebody. The API server knows a little later ([`KNOWN_BOUND`]).
-    pub(crate) async fn unbind(&self, namespace: &str, who: RbacSubject<'_>) {
+    /// Takes what was given to somebody. The API server knows a little later ([`PROPAGATION_TIMEOUT`]).
+    pub(crate) async fn unbind(&self, namespace: &str, grantee: RbacSubject<'_>) {
         match self {
             Self::Real(plane) => {
                 for plural in ["rolebindings", "roles"] {
-                    let path = format!("{}/{}", rbac(namespace, plural), who.name());
+                    let path = format!("{}/{}", rbac(namespace, plural), grantee.name());
                     plane.call(Method::DELETE, &path, &Value::Null).await;
                 }
             }
-            Self::Simulated(sim) => sim.revoke_grants(&who.subject(namespace)),
+            Self::Simulated(sim) => sim.revoke_grants(&grantee.subject(namespace)),
         }
     }
 

@@ -34,7 +34,7 @@ use process::{Server, binaries, free_port, orphan_killer, text};
 /// The token of a user in `system:masters`, who may do everything.
 pub(crate) const ADMIN_TOKEN: &str = "admin-token";
 /// The token of a user who is known, and may do nothing.
-pub(crate) const UNPRIVILEGED_TOKEN: &str = "stranger-token";
+pub(crate) const UNPRIVILEGED_TOKEN: &str = "unprivileged-token";
 
 /// The claims' CRD as users apply it.
 pub(crate) const CRD_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/crds/boilerhouseclaims.yaml");

@@ -92,7 +92,7 @@ impl NpmClient {
                 }
             }
         });
-        let heard = listening.await.is_ok();
-        assert!(heard, "{} does not say it: {:#?}", self.url, self.lines);
+        let received = listening.await.is_ok();
+        assert!(received, "{} does not say it: {:#?}", self.url, self.lines);
     }
 }

@@ -19,9 +19,9 @@ impl SeededRng {
         &of[self.below(of.len() as u64) as usize]
     }
 
-    /// A time of whole milliseconds below `most`.
-    pub(crate) fn duration_up_to(&mut self, most: Duration) -> Duration {
-        Duration::from_millis(self.below(u64::try_from(most.as_millis()).unwrap().max(1)))
+    /// A time of whole milliseconds below `limit`.
+    pub(crate) fn duration_up_to(&mut self, limit: Duration) -> Duration {
+        Duration::from_millis(self.below(u64::try_from(limit.as_millis()).unwrap().max(1)))
     }
 
     /// Another one, whose rolls do not move this one.

@@ -11,7 +11,7 @@ struct Cluster {
     tokens: Arc<AtomicU64>,
     users: Arc<AtomicU64>,
     at_once: Arc<AtomicU64>,
-    most_at_once: Arc<AtomicU64>,
+    max_concurrent: Arc<AtomicU64>,
     down: Arc<AtomicU64>,
 }
 
@@ -31,7 +31,7 @@ impl Cluster {
     async fn token(self, token: Secret) -> Result<Option<KubernetesUser>, ReviewUnavailable> {
         self.tokens.fetch_add(1, SeqCst);
         let at_once = self.at_once.fetch_add(1, SeqCst) + 1;
-        self.most_at_once.fetch_max(at_once, SeqCst);
+        self.max_concurrent.fetch_max(at_once, SeqCst);
         tokio::time::sleep(Duration::from_millis(10)).await;
         self.at_once.fetch_sub(1, SeqCst);
         if self.down.load(SeqCst) > 0 {
@@ -106,7 +106,7 @@ async fn concurrent_reviews_and_cache_entries_are_bounded() {
     let cache = ReviewCache::new(config, cluster.reviews());
     let subjects: Vec<ReviewSubject> = (0..100).map(|n| token(&format!("user-{n}"))).collect();
     join_all(subjects.iter().map(|subject| cache.get(subject))).await;
-    assert_eq!(cluster.most_at_once.load(SeqCst), 3);
+    assert_eq!(cluster.max_concurrent.load(SeqCst), 3);
     cache.get(&token("one more")).await.unwrap();
     assert!(cache.entries.lock().unwrap().len() <= 10);
 }

@@ -5,7 +5,7 @@ use tokio::time::sleep;
 
 use super::*;
 
-const CROWD: usize = 1_000;
+const STREAMS: usize = 1_000;
 
 /// Streams of these tokens, of which all are good now.
 async fn streams(auth: &Authenticator, tokens: impl Iterator<Item = String>) -> Vec<CredentialWatch> {
@@ -39,13 +39,13 @@ async fn ends(auth: &Authenticator, watches: &mut [CredentialWatch], within: Dur
 async fn hanging_cluster_ends_all_streams_after_five_minutes() {
     let cluster = Arc::new(Cluster::default());
     let auth = auth(&cluster);
-    let mut watches = streams(&auth, (0..CROWD).map(|n| format!("user-{n}"))).await;
+    let mut watches = streams(&auth, (0..STREAMS).map(|n| format!("user-{n}"))).await;
     cluster.review_count.store(0, SeqCst);
     cluster.down.store(true, SeqCst);
     cluster.takes_ms.store(5_000, SeqCst);
     let seconds = ends(&auth, &mut watches, Duration::from_secs(3_600)).await;
-    assert_eq!(seconds.len(), CROWD);
-    assert!(seconds[0] >= 300 && seconds[CROWD - 1] <= 321, "{} to {}", seconds[0], seconds[CROWD - 1]);
+    assert_eq!(seconds.len(), STREAMS);
+    assert!(seconds[0] >= 300 && seconds[STREAMS - 1] <= 321, "{} to {}", seconds[0], seconds[STREAMS - 1]);
     // Every 20 s a few find out for all.
     let review_count = cluster.review_count.load(SeqCst);
     assert!(review_count <= 17 * 16, "{review_count}");
@@ -56,29 +56,29 @@ async fn hanging_cluster_ends_all_streams_after_five_minutes() {
 async fn slow_cluster_ends_all_revoked_streams_within_30_s() {
     let cluster = Arc::new(Cluster::default());
     let auth = auth(&cluster);
-    let mut watches = streams(&auth, (0..CROWD).map(|n| format!("user-{n}"))).await;
+    let mut watches = streams(&auth, (0..STREAMS).map(|n| format!("user-{n}"))).await;
     cluster.takes_ms.store(150, SeqCst);
     // Early in a pass: who has just been asked about is asked about again a whole pass later.
     let taken = sleep(Duration::from_secs(101)).map(|()| cluster.denied.store(true, SeqCst));
     let (seconds, ()) = join(ends(&auth, &mut watches, Duration::from_secs(3_600)), taken).await;
-    assert_eq!(seconds.len(), CROWD);
-    assert!(seconds[0] >= 101 && seconds[CROWD - 1] <= 131, "{} to {}", seconds[0], seconds[CROWD - 1]);
+    assert_eq!(seconds.len(), STREAMS);
+    assert!(seconds[0] >= 101 && seconds[STREAMS - 1] <= 131, "{} to {}", seconds[0], seconds[STREAMS - 1]);
 }
 
 /// Those about whom nobody can be asked end, and hold nobody else up.
 #[tokio::test(start_paused = true)]
 async fn failing_reviews_of_some_users_do_not_end_other_streams() {
-    const ODD: usize = 40;
+    const FAILING: usize = 40;
     let cluster = Arc::new(Cluster::default());
     let auth = auth(&cluster);
-    let names = (0..CROWD).map(|n| if n < ODD { format!("odd-{n}") } else { format!("user-{n}") });
+    let names = (0..STREAMS).map(|n| if n < FAILING { format!("odd-{n}") } else { format!("user-{n}") });
     let mut watches = streams(&auth, names).await;
-    cluster.odd.store(true, SeqCst);
+    cluster.fails_for_some.store(true, SeqCst);
     cluster.takes_ms.store(100, SeqCst);
     let seconds = ends(&auth, &mut watches, Duration::from_secs(400)).await;
-    assert_eq!(seconds.len(), ODD);
-    assert!(seconds[0] >= 300 && seconds[ODD - 1] <= 321, "{seconds:?}");
+    assert_eq!(seconds.len(), FAILING);
+    assert!(seconds[0] >= 300 && seconds[FAILING - 1] <= 321, "{seconds:?}");
     cluster.denied.store(true, SeqCst);
-    let seconds = ends(&auth, &mut watches[ODD..], Duration::from_secs(30)).await;
-    assert_eq!(seconds.len(), CROWD - ODD);
+    let seconds = ends(&auth, &mut watches[FAILING..], Duration::from_secs(30)).await;
+    assert_eq!(seconds.len(), STREAMS - FAILING);
 }

@@ -20,7 +20,7 @@ fn modified(object: &Value) -> String {
 }
 
 /// What kind of event it is, and what is seen of its object.
-fn told<T: Decode>(event: WatchEvent<T>) -> (&'static str, Option<Decoded>) {
+fn decoded_by_watcher<T: Decode>(event: WatchEvent<T>) -> (&'static str, Option<Decoded>) {
     match event {
         WatchEvent::Added(row) => ("ADDED", Some(row.into_decoded())),
         WatchEvent::Modified(row) => ("MODIFIED", Some(row.into_decoded())),
@@ -31,19 +31,19 @@ fn told<T: Decode>(event: WatchEvent<T>) -> (&'static str, Option<Decoded>) {
 }
 
 fn by_serde<T: Decode>(text: &str) -> Option<(&'static str, Option<Decoded>)> {
-    serde_json::from_str(text).ok().map(told::<T>)
+    serde_json::from_str(text).ok().map(decoded_by_watcher::<T>)
 }
 
 fn here<T: Decode>(text: &str) -> Option<(&'static str, Option<Decoded>)> {
-    parse_fast(text.as_bytes()).map(told::<T>)
+    parse_fast(text.as_bytes()).map(decoded_by_watcher::<T>)
 }
 
 fn either<T: Decode>(text: &str) -> Option<(&'static str, Option<Decoded>)> {
-    parse_watch_line(text.as_bytes()).ok().map(told::<T>)
+    parse_watch_line(text.as_bytes()).ok().map(decoded_by_watcher::<T>)
 }
 
-fn with(mut object: Value, spots: &[Spot], places: &[(usize, Value)]) -> String {
-    for (at, value) in places {
+fn with(mut object: Value, spots: &[Spot], positions: &[(usize, Value)]) -> String {
+    for (at, value) in positions {
         if let Some(place) = object.pointer_mut(spots[at % spots.len()].0) {
             *place = value.clone();
         }
@@ -55,8 +55,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn malformed_pods_decode_as_with_serde(places in prop::collection::vec((any::<usize>(), any_json()), 0..4)) {
-        let text = with(pod(), POD_SPOTS, &places);
+    fn malformed_pods_decode_as_with_serde(positions in prop::collection::vec((any::<usize>(), any_json()), 0..4)) {
+        let text = with(pod(), POD_SPOTS, &positions);
         let serde = by_serde::<DecodedPod>(&text);
         prop_assert!(serde.is_some());
         if !text.contains('\\') {
@@ -66,8 +66,8 @@ proptest! {
     }
 
     #[test]
-    fn malformed_claims_decode_as_with_serde(places in prop::collection::vec((any::<usize>(), any_json()), 0..4)) {
-        let text = with(claim(), CLAIM_SPOTS, &places);
+    fn malformed_claims_decode_as_with_serde(positions in prop::collection::vec((any::<usize>(), any_json()), 0..4)) {
+        let text = with(claim(), CLAIM_SPOTS, &positions);
         let serde = by_serde::<DecodedClaim>(&text);
         prop_assert!(serde.is_some());
         if !text.contains('\\') {

@@ -47,7 +47,7 @@ pub(super) struct Fixture {
 
 /// What has come of a request. JSON where it was, with `*` for what differs from run to run; a stream's first events.
 #[derive(Debug, PartialEq)]
-pub(super) struct Seen {
+pub(super) struct Observed {
     pub(super) status: u16,
     pub(super) body: Value,
     pub(super) cors: Option<String>,
@@ -139,9 +139,9 @@ impl Fixture {
     }
 
     /// uid and time of creation of a tenant's Pod or claim.
-    pub(super) fn life(&self, tenant: &str, what: &str) -> [Value; 2] {
-        let resource = if what == "pod" { ApiResource::Pods } else { ApiResource::Claims };
-        let object = self.cluster.sim.store(|store| store.get(resource, NAMESPACE, &format!("{tenant}-{what}")));
+    pub(super) fn uid_and_times(&self, tenant: &str, description: &str) -> [Value; 2] {
+        let resource = if description == "pod" { ApiResource::Pods } else { ApiResource::Claims };
+        let object = self.cluster.sim.store(|store| store.get(resource, NAMESPACE, &format!("{tenant}-{description}")));
         let metadata = &object.unwrap()["metadata"];
         [metadata["uid"].clone(), metadata["creationTimestamp"].clone()]
     }
@@ -231,7 +231,7 @@ async fn tokens(cluster: &SimCluster) -> BTreeMap<&'static str, String> {
     tokens
 }
 
-impl fmt::Display for Seen {
+impl fmt::Display for Observed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {:?}", self.status, self.body, self.cors)
     }
@@ -239,12 +239,12 @@ impl fmt::Display for Seen {
 
 impl Request {
     /// Sends it, and reads the answer to its end; of a stream, so many events.
-    pub(super) async fn send(&self, events: usize) -> Seen {
+    pub(super) async fn send(&self, events: usize) -> Observed {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         stream.write_all(self.text.as_bytes()).await.unwrap();
         let mut bytes = Vec::new();
         let reading = timeout(TEST_TIMEOUT, async {
-            while streamed(&bytes).is_none_or(|told| told.len() < events) {
+            while streamed(&bytes).is_none_or(|received| received.len() < events) {
                 if stream.read_buf(&mut bytes).await.unwrap() == 0 {
                     break;
                 }
@@ -254,12 +254,12 @@ impl Request {
         let answer = http_client::parse(&String::from_utf8_lossy(&bytes));
         let cors = answer.header("access-control-allow-origin").map(str::to_owned);
         let body = match streamed(&bytes) {
-            Some(told) => told.into(),
+            Some(received) => received.into(),
             // Numbers that nobody can know; that they are there is enough.
             None if answer.body.starts_with("# HELP bridge_") => json!("# HELP bridge_"),
             None => serde_json::from_str(&answer.body).unwrap_or(json!(answer.body)),
         };
-        Seen { status: answer.status, body: held(body), cors }
+        Observed { status: answer.status, body: held(body), cors }
     }
 }
 

@@ -95,7 +95,7 @@ impl<'a> ValidRecord<'a> {
     }
 
     /// Whether all parts came of the picture that a line is one of.
-    pub(super) fn is_whole(&self, nth: usize) -> bool {
+    pub(super) fn is_complete(&self, nth: usize) -> bool {
         let end = self.record[nth..].iter().find_map(|entry| match entry {
             Entry::Event(received) => received.id.as_ref().map(|_| true),
             Entry::Connect { .. } | Entry::Cut { .. } => Some(false),
@@ -121,7 +121,7 @@ impl<'a> ValidRecord<'a> {
     }
 
     /// A true picture at the last id before a line, with any reason.
-    pub(super) fn picture(&self, nth: usize, reason: &str) -> Option<Entry> {
+    pub(super) fn state_initial(&self, nth: usize, reason: &str) -> Option<Entry> {
         let (projection, cursor) = (self.on[nth].1, self.before[nth]?);
         let fold = |kind: Resource| -> Vec<&Value> {
             let rv = cursor.versions[kind];
@@ -230,6 +230,6 @@ pub(super) fn false_reason(
             && (!resumed || is_resume(nth))
     };
     let nth = valid.any(rng, fits).filter(|_| valid.in_one_history())?;
-    mutated.insert(nth + 1, valid.picture(nth, reason)?);
+    mutated.insert(nth + 1, valid.state_initial(nth, reason)?);
     Some(())
 }

@@ -20,8 +20,8 @@ impl Client<'_> {
         let mut expected = None;
         for position in &self.positions[k] {
             let continued = !position.pending.is_empty();
-            let begun = if continued { vec![position.clone()] } else { self.begin(position, kind, received, next) };
-            for mut position in begun {
+            let started = if continued { vec![position.clone()] } else { self.begin(position, kind, received, next) };
+            for mut position in started {
                 let Some(first) = position.pending.pop_front() else { continue };
                 if first != received.body || position.pending.is_empty() != is_last {
                     expected.get_or_insert((first, position.pending.is_empty(), position.end));
@@ -43,7 +43,7 @@ impl Client<'_> {
             });
         }
         self.positions[k] = after;
-        self.take(k, &received.body);
+        self.apply_event(k, &received.body);
         received.id.as_ref().map_or(Ok(()), |id| self.reach(id, received.at))
     }
 
@@ -56,12 +56,12 @@ impl Client<'_> {
         next: &[Entry],
     ) -> Vec<CandidatePosition> {
         let history = &self.validator.history;
-        let begun =
+        let started =
             |events: Vec<Arc<Value>>, end| CandidatePosition { pending: events.into(), end, ..position.clone() };
         if !received.is_coalesced() {
             let visible = history.visible(self.projection, position.epoch, kind);
             let next = visible.get(visible.partition_point(|one| one.rv <= position.rv));
-            return next.map(|one| begun(one.events.clone(), one.rv)).into_iter().collect();
+            return next.map(|one| started(one.events.clone(), one.rv)).into_iter().collect();
         }
         // A difference ends with an id, and that is its version.
         let rest = next.iter().map_while(|entry| match entry {
@@ -72,7 +72,7 @@ impl Client<'_> {
         let to = end.and_then(|id| Cursor::decode(id)).map(|cursor| cursor.versions[kind]);
         let known = self.differences(position, kind, to, received.at).into_iter();
         known
-            .map(|(since, to)| begun(history.difference(self.projection, position.epoch, kind, since, to), to))
+            .map(|(since, to)| started(history.difference(self.projection, position.epoch, kind, since, to), to))
             .collect()
     }
 
@@ -112,7 +112,7 @@ impl Client<'_> {
     }
 
     /// What an event does to the client's picture.
-    fn take(&mut self, k: usize, body: &Value) {
+    fn apply_event(&mut self, k: usize, body: &Value) {
         let view = &body[["instance", "claim"][k]];
         let (Some(fold), Some(uid)) = (&mut self.fold, view["uid"].as_str()) else { return };
         let was = match body["phase"].as_str() {

@@ -23,7 +23,7 @@ const BUDGET_TIME: u64 = 65_000;
 pub(super) struct ReceivedState {
     reason: String,
     /// When its first part came.
-    begun: u64,
+    started: u64,
     objects: Fold,
     pools: Pools,
 }
@@ -33,25 +33,25 @@ impl Client<'_> {
         let body = &received.body;
         let reason = body["reason"].as_str().ok_or("no reason")?.to_owned();
         let open = self.open.as_mut().unwrap();
-        let mut picture = open.parts.take().unwrap_or_else(|| ReceivedState {
+        let mut state = open.parts.take().unwrap_or_else(|| ReceivedState {
             reason: reason.clone(),
-            begun: received.at,
+            started: received.at,
             ..ReceivedState::default()
         });
-        if picture.reason != reason {
-            return Err(format!("it began with {}", picture.reason));
+        if state.reason != reason {
+            return Err(format!("it began with {}", state.reason));
         }
         for (k, array) in ["instances", "claims"].into_iter().enumerate() {
             for view in body[array].as_array().ok_or("an array is missing")? {
                 let uid = view["uid"].as_str().ok_or("an object without uid")?.to_owned();
-                if picture.objects[k].insert(uid, Arc::new(view.clone())).is_some() {
+                if state.objects[k].insert(uid, Arc::new(view.clone())).is_some() {
                     return Err("an object stands in it twice".to_owned());
                 }
             }
         }
         for pool in body["pools"].as_array().ok_or("an array is missing")? {
             let (workload, counts) = pool_of(pool)?;
-            if picture.pools.insert(workload, counts).is_some() {
+            if state.pools.insert(workload, counts).is_some() {
                 return Err("a pool stands in it twice".to_owned());
             }
         }
@@ -59,17 +59,17 @@ impl Client<'_> {
         let more = body.get("more") == Some(&Value::Bool(true));
         match (&received.id, more) {
             (None, true) => {
-                open.parts = Some(picture);
+                open.parts = Some(state);
                 Ok(())
             }
-            (Some(id), false) => self.initial_started_at(received.at, id, picture),
+            (Some(id), false) => self.initial_started_at(received.at, id, state),
             _ => Err("exactly the last part has an id".to_owned()),
         }
     }
 
     /// A whole picture.
-    fn initial_started_at(&mut self, at: u64, id: &str, picture: ReceivedState) -> Validation {
-        let ReceivedState { reason, begun, objects, pools } = picture;
+    fn initial_started_at(&mut self, at: u64, id: &str, state: ReceivedState) -> Validation {
+        let ReceivedState { reason, started, objects, pools } = state;
         self.justify(&reason, at)?;
         let versions = self.versions(id)?;
         if reason == "connect" || reason == "foreign" {
@@ -104,7 +104,7 @@ impl Client<'_> {
         self.positions = positions;
         self.fold = Some(objects);
         self.pools = Some(pools);
-        self.initial_started_at = begun;
+        self.initial_started_at = started;
         let open = self.open.as_mut().unwrap();
         open.is_pictured = true;
         // What was said of the upstream while the client was behind is not said again: heartbeats do.

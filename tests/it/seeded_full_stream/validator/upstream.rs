@@ -34,14 +34,14 @@ impl Client<'_> {
         let at = moment(received.body["timestamp"].as_str())?;
         let timeline = self.timeline();
         let last = |bytes: &Vec<u64>| bytes[..bytes.partition_point(|byte| *byte <= at)].last().copied();
-        let responses = timeline.bytes.iter().filter_map(last).min().unwrap_or(0);
+        let last_byte_at = timeline.bytes.iter().filter_map(last).min().unwrap_or(0);
         // Those of a difference are written once for all, and wait for who is slow.
         if at > received.at
             || (at < received.at && !received.is_coalesced())
-            || age < at - responses
+            || age < at - last_byte_at
             || (upstream == "live" && age > HONEST)
         {
-            return Err(format!("the last byte came at {responses}"));
+            return Err(format!("the last byte came at {last_byte_at}"));
         }
         self.reach(id, received.at)?;
         if received.idle { self.is_fresh(versions, received.at) } else { Ok(()) }
@@ -67,7 +67,7 @@ impl Client<'_> {
         for kind in self.needed() {
             let k = kind as usize;
             // What comes at the same moment may be behind it.
-            let Some((epoch, rv)) = self.timeline().place(kind, at) else { continue };
+            let Some((epoch, rv)) = self.timeline().position(kind, at) else { continue };
             if self.positions[k].iter().any(|position| position.epoch == epoch) && versions[k] < Some(rv) {
                 return Err(format!("its replica has come to {rv} of {}", kind.plural()));
             }
@@ -110,18 +110,19 @@ impl Client<'_> {
         if is_down {
             return if timeline.may_be_down(kind, at) { Ok(()) } else { Err("nothing is wrong".to_owned()) };
         }
-        let began = *timeline.began[k].iter().rev().find(|began| **began <= at).ok_or("no watch has begun")?;
+        let started =
+            *timeline.watch_starts[k].iter().rev().find(|started| **started <= at).ok_or("no watch has begun")?;
         // A replica that is told of things late cannot know what it has missed.
         if timeline.setup.lag_ms > SETTLE {
             return Ok(());
         }
         // Behind a list there is nothing that a watch could have missed; and of what a dead watch says nobody knows.
-        let listed = timeline.listed_before(kind, began).filter(|(listed, _)| began - listed <= HOME);
-        if !timeline.has_delivered(kind, began, at) {
+        let listed = timeline.listed_before(kind, started).filter(|(listed, _)| started - listed <= HOME);
+        if !timeline.has_delivered(kind, started, at) {
             return Ok(());
         }
         let received = |position: &CandidatePosition| {
-            let written = self.validator.history.written_before(position.epoch, began);
+            let written = self.validator.history.written_before(position.epoch, started);
             let missed = listed.map_or(written, |(_, rv)| rv);
             let next = self.validator.history.next_visible(self.projection, position.epoch, kind, position.rv);
             next.is_none_or(|next| next > missed)

@@ -11,7 +11,7 @@ use super::{ADMIN_TOKEN, Options, UNPRIVILEGED_TOKEN};
 
 /// The users, the audit policy, and the key pair that signs service accounts' tokens.
 pub(crate) fn write_credentials(dir: &Path) {
-    let users = format!("{ADMIN_TOKEN},admin,1,\"system:masters\"\n{UNPRIVILEGED_TOKEN},stranger,2\n");
+    let users = format!("{ADMIN_TOKEN},admin,1,\"system:masters\"\n{UNPRIVILEGED_TOKEN},unprivileged,2\n");
     std::fs::write(dir.join("users.csv"), users).unwrap();
     let policy = json!({"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
         "rules": [{"level": "Metadata"}]});
