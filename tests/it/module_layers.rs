@@ -208,16 +208,15 @@ fn is_within(name: &str, module: &str) -> bool {
     name == module || name.strip_prefix(module).is_some_and(|rest| rest.starts_with("::"))
 }
 
-/// The paths that a file names from `crate`, `super` or `self`, with the name that a `use` binds each to.
+/// The paths that a file names, with the name that a `use` binds each to.
 fn paths(tokens: &[String]) -> Vec<(Vec<String>, Option<String>)> {
     let mut found = Vec::new();
     let mut at = 0;
     while at < tokens.len() {
         let is_use = tokens[at] == "use";
         let start = if is_use { at + 1 } else { at };
-        let is_root = ["crate", "super", "self", "boilerhouse_bridge"]
-            .iter()
-            .any(|root| tokens.get(start).is_some_and(|token| token == root));
+        // Any identifier may start a path: `absolute` keeps `crate`, `super`, `self` and the file's own children.
+        let is_root = tokens.get(start).is_some_and(|token| token.starts_with(|c: char| c.is_alphabetic() || c == '_'));
         // The end of a longer path, or the path of a visibility: `pub(in crate::source)`.
         let follows = start > 0 && ["::", "in"].contains(&tokens[start - 1].as_str()) && !is_use;
         if (is_root && tokens.get(start + 1).is_some_and(|token| token == "::") && !follows) || is_use {
@@ -327,7 +326,7 @@ fn absolute(sources: &Sources, file: &str, path: &[String]) -> Option<Vec<String
                 rest = &rest[1..];
             }
         }
-        // `use child::Item` in a parent.
+        // `child::Item` in a parent.
         first => {
             let child = module.iter().cloned().chain([first.to_owned()]).collect::<Vec<_>>().join("::");
             if !sources.contains_key(&child) {
@@ -487,6 +486,10 @@ fn a_planted_cycle_is_found_and_printed() {
         [("feed", facade), ("feed::state", "use super::Writer;"), ("feed::writer", "use super::state::{self, State};")];
     let found = cycles_in(&hidden);
     assert!(found.len() == 1 && found[0].starts_with("feed::state → feed::writer → feed::state"), "{found:?}");
+
+    let child = [("cli", "mod serve; struct Error; fn f() { serve::run(); }"), ("cli::serve", "use super::Error;")];
+    let found = cycles_in(&child);
+    assert!(found.len() == 1 && found[0].starts_with("cli → cli::serve → cli"), "{found:?}");
 
     let tests_only = [("ring", "#[cfg(test)] mod tests { use crate::wire::x; }"), ("wire", "use crate::ring::y;")];
     assert_eq!(cycles_in(&tests_only), [""; 0], "test modules may import anything");
