@@ -1,29 +1,34 @@
-//! The command line: arguments, environment, terminal, exit codes; and the composition roots, which alone know
-//! everything (docs/protocol.md#command-line).
+//! The command line: arguments, environment variables, terminal output and exit codes
+//! (docs/protocol.md#command-line).
+//!
+//! The subcommands build the process from its parts. No other module imports this one.
 
 mod access;
 mod bench;
 mod config;
 mod demo;
+mod exit;
+mod file_limit;
+mod logging;
 mod parsers;
+mod process_metrics;
 mod serve;
 mod server;
 
-use std::{
-    io::{self, IsTerminal, Write},
-    ops::RangeInclusive,
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Arg, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, builder::Resettable};
 
+use self::exit::{CliError, print};
 use crate::api;
 
-/// Turns what happens to a Boilerhouse platform's Kubernetes objects into a live stream of JSON events.
+/// Send the changes of a Boilerhouse platform's Kubernetes objects as a live stream of JSON events.
 #[derive(Debug, Parser)]
 #[command(name = "boilerhouse-bridge", version, max_term_width = 100, propagate_version = true)]
-#[command(after_help = "Flags win over the environment, the environment over --config, --config over the defaults.")]
+#[command(
+    after_help = "Flags override environment variables, these override the --config file, and the file overrides the defaults."
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -31,84 +36,49 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Watch a cluster's namespace and serve what happens there.
+    /// Watch a namespace of a Kubernetes cluster and serve its events.
     Serve(Box<serve::Serve>),
-    /// Serve a simulated cluster in which something always happens. Needs no Kubernetes.
+    /// Serve the events of a simulated cluster that changes all the time. Needs no Kubernetes.
     Demo(demo::Demo),
     /// Measure a stream's cost and lateness, beside the bare system call. Without a URL it needs nothing else.
     Bench(Box<bench::Bench>),
-    /// Print the CustomResourceDefinition of BoilerhouseClaims, to be piped into `kubectl apply -f -`.
+    /// Print the CustomResourceDefinition of BoilerhouseClaims, as input for `kubectl apply -f -`.
     Crd,
 }
 
-/// Why the program ends with something else than 0.
-#[derive(Debug)]
-struct CliError {
-    code: u8,
-    error: anyhow::Error,
-}
-
-/// Ports to listen on; 0 is any that is free.
-const PORTS: RangeInclusive<u64> = 0..=u16::MAX as u64;
-/// Limits a minute: none at all would let nobody in, and the type has no more.
-const RATES: RangeInclusive<u64> = 1..=u32::MAX as u64;
-/// Most streams that can be asked for: Linux lets a process open 1,048,576 files (`fs.nr_open`), and each stream is one.
-const MAX_CONNECTIONS: u64 = 1_000_000;
-
-/// Exit codes (docs/protocol.md#command-line).
-mod exit {
-    pub(super) const FAILED: u8 = 1;
-    pub(super) const USAGE: u8 = 2;
-    pub(super) const CANNOT_CONNECT: u8 = 5;
-    pub(super) const INTERRUPTED: u8 = 130;
-}
-
-impl CliError {
-    /// The arguments do not make sense together.
-    fn usage(message: impl Into<String>) -> CliError {
-        CliError { code: exit::USAGE, error: anyhow::Error::msg(message.into()) }
-    }
-}
-
-impl<E: Into<anyhow::Error>> From<E> for CliError {
-    fn from(error: E) -> CliError {
-        CliError { code: exit::FAILED, error: error.into() }
-    }
-}
-
-/// Runs the command that the arguments ask for.
+/// Runs the subcommand that the arguments name, and returns its exit code.
 #[must_use]
 pub fn main() -> ExitCode {
-    // The only provider that is compiled in; a second call changes nothing.
+    // `ring` is the only provider that is compiled in. A second call changes nothing.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let args: Vec<_> = std::env::args_os().collect();
     let outcome = match command().try_get_matches_from(&args) {
         Ok(matches) => config::apply_config_file(command(), args, matches).and_then(|matches| run(&matches)),
         Err(error) => {
-            // clap writes help to stdout and mistakes to stderr, and knows which of the two this is.
+            // clap writes help to stdout and usage errors to stderr.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(exit::USAGE));
         }
     };
     match outcome {
         Ok(code) => ExitCode::from(code),
-        Err(error) => print_error(&error),
+        Err(error) => error.print(),
     }
 }
 
-/// The command, with what all flags have in common.
+/// The command, with the settings that all flags share.
 fn command() -> clap::Command {
     Cli::command().mut_subcommands(|command| command.mut_args(adjust_flag))
 }
 
 fn adjust_flag(arg: Arg) -> Arg {
-    // Help names the variables, not what they hold: that may be long, and is nobody's business on a shared screen.
+    // Help shows the names of variables, not their values: a value may be long, or a secret on a shared screen.
     let arg = arg.hide_env_values(true);
-    // `-1` is then a wrong value rather than an unknown flag.
+    // `-1` is then reported as a wrong value, not as an unknown flag.
     let values = arg.get_action().takes_values();
     let arg = arg.allow_negative_numbers(values);
     match arg.get_env().map(|name| (name.to_string_lossy().into_owned(), std::env::var_os(name))) {
-        // An empty variable is as none: that is how a chart's value that nobody set arrives. Help still names it.
+        // An empty variable counts as unset: a chart passes a value that is not set in this way. Help still names it.
         Some((name, Some(value))) if value.is_empty() => {
             let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
             arg.env(Resettable::Reset).help(format!("{help} [env: {name}]"))
@@ -123,7 +93,7 @@ fn run(matches: &ArgMatches) -> Result<u8, CliError> {
         Command::Demo(demo) => runtime()?.block_on(demo.run()),
         Command::Bench(bench) => bench.run(),
         Command::Crd => {
-            let yaml = api::crd_yaml().context("the definition could not be written as YAML")?;
+            let yaml = api::crd_yaml().context("cannot write the CustomResourceDefinition as YAML")?;
             print(&yaml)?;
             Ok(0)
         }
@@ -131,45 +101,7 @@ fn run(matches: &ArgMatches) -> Result<u8, CliError> {
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no runtime could be started")
-}
-
-/// Writes a result to stdout. A closed pipe is success: the reader has what it wanted.
-fn print(text: &str) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        outcome => outcome,
-    }
-}
-
-/// An error with its causes. Some libraries' errors end with their cause already, which is then not said again.
-fn format_error_chain(error: &anyhow::Error) -> String {
-    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.as_str() {
-        "" => cause,
-        chain if chain.ends_with(&cause) => text,
-        chain => format!("{chain}: {cause}"),
-    })
-}
-
-fn print_error(error: &CliError) -> ExitCode {
-    let mut stderr = io::stderr().lock();
-    let (bold, plain) = if colour() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
-    // When stderr is gone there is nobody left to tell.
-    let _ = writeln!(stderr, "{bold}error:{plain} {}", format_error_chain(&error.error));
-    ExitCode::from(error.code)
-}
-
-/// Logs to stderr at this level; coloured on a terminal only.
-fn init_logging(level: tracing::Level) {
-    // kube_client logs whole bodies when one does not parse: objects do not belong into logs.
-    let filter = format!("{level},kube_client=error,hyper=warn,hyper_util=warn,rustls=warn,tower=warn");
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour()).with_writer(io::stderr).try_init();
-}
-
-/// Whether stderr may be coloured: on a terminal whose user has not asked for none (<https://no-color.org>).
-fn colour() -> bool {
-    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the async runtime")
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Who may connect, what they see and how much: the flags of `serve`, and what is made of them.
+//! Flags of `serve` for credentials, browser origins, proxies, TLS and rate limits (docs/protocol.md#access).
 
 use std::{num::NonZeroU32, path::PathBuf, str::FromStr, sync::Arc};
 
@@ -8,8 +8,8 @@ use futures::FutureExt;
 use tracing::warn;
 
 use super::{
-    CliError, MAX_CONNECTIONS, RATES,
-    parsers::{List, integer_in},
+    exit::CliError,
+    parsers::{List, MAX_CONNECTIONS, RATES, integer_in},
 };
 use crate::{
     http::{
@@ -28,13 +28,14 @@ use crate::{
     source::review::{self, Reviewer},
 };
 
-/// Characters of a key that is worth its name: a shorter one can be guessed from its hash, if not by asking.
+/// Minimum length of an API key in characters, below which the bridge logs a warning: a shorter key can be found from its
+/// hash by trial.
 const MIN_KEY_CHARS: usize = 16;
 
-/// Flags about who may connect.
+/// Flags for credentials, origins, proxies, TLS and limits.
 #[derive(Debug, Args)]
 pub(super) struct AccessArgs {
-    /// Let anybody who reaches the port read everything, beyond loopback too
+    /// Allow requests without credentials on addresses other than loopback
     #[arg(long, env = "BRIDGE_ALLOW_ANONYMOUS", num_args = 0..=1, require_equals = true, value_name = "true|false")]
     #[arg(
         default_value_t = false,
@@ -44,60 +45,62 @@ pub(super) struct AccessArgs {
     )]
     allow_anonymous: bool,
 
-    /// API keys, by their hashes; read again when it changes. BOILERHOUSE_API_KEY is one more key
+    /// Path of the file with hashed API keys; reloaded when it changes. BOILERHOUSE_API_KEY adds one key
     #[arg(long, env = "BRIDGE_KEYS_FILE", value_name = "FILE")]
     keys_file: Option<PathBuf>,
 
-    /// Accept Kubernetes tokens that are made for this audience, of users who may list and watch
+    /// Audience of accepted Kubernetes tokens. Their users need list and watch permission on both resources
     #[arg(long, env = "BRIDGE_TOKEN_AUDIENCE", value_name = "AUDIENCE")]
     token_audience: Option<String>,
 
-    /// Whether /ws needs a credential. It always does once a key sees one tenant only
+    /// Whether /ws requires a credential. It always does while a key is limited to one tenant
     #[arg(long, env = "BRIDGE_WS_AUTH", value_enum, default_value_t = WsAuth::Open, value_name = "open|required")]
     #[arg(hide_possible_values = true)]
     ws_auth: WsAuth,
 
-    /// What signs sessions and tickets, the same for all replicas; else each replica knows its own only
+    /// Path of the key that signs session cookies and stream tickets. Use the same key on all replicas; without it, a replica
+    /// accepts only the cookies and tickets that it issued
     #[arg(long, env = "BRIDGE_SESSION_KEY_FILE", value_name = "FILE")]
     session_key_file: Option<PathBuf>,
 
-    /// Web origins that may read, besides the bridge's own (comma list), like `https://app.example`; `*` for all, where
-    /// credentials are asked for
+    /// Web origins that may read responses, beside the bridge's own (comma-separated), such as `https://app.example`; `*`
+    /// allows all origins and requires credentials
     #[arg(long, env = "CORS_ORIGIN", value_name = "ORIGIN")]
     cors_origin: Vec<List<CorsOrigin>>,
 
-    /// Names, besides localhost and IP addresses, by which clients may call this bridge (comma list)
+    /// Host names that requests may use, beside localhost and IP addresses (comma-separated)
     #[arg(long, env = "BRIDGE_ALLOWED_HOSTS", value_name = "NAME")]
     allowed_hosts: Vec<List<HostName>>,
 
-    /// Networks whose X-Forwarded-For and X-Forwarded-Proto are believed (comma list), like `10.0.0.0/8`
+    /// Networks of proxies whose X-Forwarded-For and X-Forwarded-Proto headers are used (comma-separated), such as
+    /// `10.0.0.0/8`
     #[arg(long, env = "BRIDGE_TRUSTED_PROXIES", value_name = "NETWORK")]
     trusted_proxies: Vec<List<IpNetwork>>,
 
-    /// Certificate in PEM, to serve https and wss
+    /// Path of the TLS certificate in PEM format, to serve https and wss
     #[arg(long, env = "BRIDGE_TLS_CERT", value_name = "FILE")]
     tls_cert: Option<PathBuf>,
 
-    /// Its private key in PEM
+    /// Path of the certificate's private key in PEM format
     #[arg(long, env = "BRIDGE_TLS_KEY", value_name = "FILE")]
     tls_key: Option<PathBuf>,
 
-    /// GETs a minute for each principal
+    /// Maximum number of GET requests per minute for each principal
     #[arg(long, env = "BRIDGE_REQUEST_RATE", value_name = "N", default_value_t = rate_limit::Config::default().requests)]
     #[arg(value_parser = integer_in::<NonZeroU32>(RATES))]
     request_rate: NonZeroU32,
 
-    /// New streams a minute for each principal; any number without it
+    /// Maximum number of new streams per minute for each principal. Without it there is no limit
     #[arg(long, env = "BRIDGE_CONNECT_RATE", value_name = "N", value_parser = integer_in::<NonZeroU32>(RATES))]
     connect_rate: Option<NonZeroU32>,
 
-    /// Open streams for each principal; any number without it
+    /// Maximum number of open streams for each principal. Without it there is no limit
     #[arg(long, env = "BRIDGE_MAX_CONNECTIONS_PER_PRINCIPAL", value_name = "N")]
     #[arg(value_parser = integer_in::<NonZeroU32>(1..=MAX_CONNECTIONS))]
     max_connections_per_principal: Option<NonZeroU32>,
 }
 
-/// A place of `--cors-origin`.
+/// One element of `--cors-origin`.
 #[derive(Clone, Debug)]
 enum CorsOrigin {
     Any,
@@ -119,7 +122,7 @@ enum WsAuth {
     Required,
 }
 
-/// What the flags came to.
+/// The flags, checked and loaded.
 pub(super) struct ResolvedAccess {
     pub(super) allowed: GuardConfig,
     pub(super) limits: rate_limit::Config,
@@ -132,42 +135,53 @@ pub(super) struct ResolvedAccess {
 }
 
 impl AccessArgs {
-    /// Refuses what would be unsafe or cannot be used, before anything is opened; `loopback`: only this machine can connect.
+    /// Checks the flags and loads the files that they name, before a port is opened. `loopback` says that only this machine
+    /// can connect.
+    ///
+    /// # Errors
+    /// A usage error for a combination that is unsafe or contradictory; a failure for a file that cannot be used.
     pub(super) fn resolve(self, listen_host: &str, loopback: bool) -> Result<ResolvedAccess, CliError> {
         let environment = env_api_key()?;
         let audience = self.token_audience.map(|audience| audience.trim().to_owned());
         if audience.as_deref() == Some("") {
-            return Err(CliError::usage("--token-audience is empty: every token of the cluster would do"));
+            return Err(CliError::usage(
+                "--token-audience is empty, so that every token of the cluster would be accepted: name an audience",
+            ));
         }
         let closed = environment.is_some() || self.keys_file.is_some() || audience.is_some();
         if !closed && !loopback && !self.allow_anonymous {
             return Err(CliError::usage(format!(
-                "--listen-host {listen_host} would let anybody on the network read everything: set BOILERHOUSE_API_KEY, \
-                 --keys-file or --token-audience, or pass --allow-anonymous if that is meant"
+                "--listen-host {listen_host} would give the network access without credentials: set BOILERHOUSE_API_KEY, \
+                 --keys-file or --token-audience, or pass --allow-anonymous"
             )));
         }
         if !closed && self.ws_auth == WsAuth::Required {
-            let message = "--ws-auth required needs credentials: BOILERHOUSE_API_KEY, --keys-file or --token-audience";
+            let message =
+                "--ws-auth required needs credentials: set BOILERHOUSE_API_KEY, --keys-file or --token-audience";
             return Err(CliError::usage(message));
         }
         let allowed = allowed(flatten_lists(self.cors_origin), flatten_lists(self.allowed_hosts), closed)?;
         let tls = match (self.tls_cert, self.tls_key) {
             (Some(certificate), Some(key)) => Some((certificate, key)),
             (None, None) => None,
-            // Not left to clap, for which what the file says is a default, and a default requires nothing.
-            (Some(_), None) => return Err(CliError::usage("--tls-cert needs --tls-key, its private key")),
-            (None, Some(_)) => return Err(CliError::usage("--tls-key needs --tls-cert, its certificate")),
+            // clap cannot check this: it takes the values of the config file for defaults, and a default requires nothing.
+            (Some(_), None) => {
+                return Err(CliError::usage("--tls-cert needs --tls-key: set the path of the private key"));
+            }
+            (None, Some(_)) => {
+                return Err(CliError::usage("--tls-key needs --tls-cert: set the path of the certificate"));
+            }
         };
         if !closed && !loopback {
-            warn!("anybody who reaches this port can read everything (--allow-anonymous)");
+            warn!("clients without credentials can read everything on this address (--allow-anonymous)");
         }
         if closed && !loopback && self.ws_auth == WsAuth::Open {
-            warn!("/ws needs no credential until a key sees one tenant only: --ws-auth required is for all others");
+            warn!("/ws is open without a credential; --ws-auth required closes it");
         }
-        let seal = self.session_key_file.as_ref().map(|path| {
+        let signer = self.session_key_file.as_ref().map(|path| {
             let key = std::fs::read(path).map_err(anyhow::Error::from);
-            let seal = key.and_then(|key| Ok(TokenSigner::from_key(&key)?));
-            seal.with_context(|| format!("the session key file {} cannot be used", path.display()))
+            let signer = key.and_then(|key| Ok(TokenSigner::from_key(&key)?));
+            signer.with_context(|| format!("cannot use the session key file {}", path.display()))
         });
         let tls = tls.map(|(certificate, key)| ReloadingTls::read(&certificate, &key).context("cannot serve TLS"));
         let limits = rate_limit::Config {
@@ -178,7 +192,7 @@ impl AccessArgs {
         };
         let ws_auth = self.ws_auth == WsAuth::Required;
         let config = auth::Config { ws_auth, require_credentials: allowed.any_origin, ..auth::Config::default() };
-        let sources = CredentialSources { environment, file: self.keys_file, signer: seal.transpose()? };
+        let sources = CredentialSources { environment, file: self.keys_file, signer: signer.transpose()? };
         let auth_metrics = auth::Metrics::default();
         Ok(ResolvedAccess {
             auth: Authenticator::new(config, sources, auth_metrics.clone())?,
@@ -193,7 +207,7 @@ impl AccessArgs {
 }
 
 impl ResolvedAccess {
-    /// What a demo has: everybody at this machine may read.
+    /// Returns the access of `demo`: no credentials, loopback only.
     pub(super) fn open() -> anyhow::Result<ResolvedAccess> {
         let auth_metrics = auth::Metrics::default();
         Ok(ResolvedAccess {
@@ -207,38 +221,40 @@ impl ResolvedAccess {
         })
     }
 
-    /// With the cluster's help.
+    /// Adds Kubernetes tokens, which the API server reviews.
     pub(super) fn with_reviews(self, review: Reviewer) -> ResolvedAccess {
         ResolvedAccess { auth: self.auth.with_reviews(review_backend(review)), ..self }
     }
 }
 
-/// The key of the environment. An empty variable is as none, as with all others, but worth a word.
+/// Reads the API key of the environment. An empty variable counts as unset, with a warning.
 fn env_api_key() -> Result<Option<Secret>, CliError> {
     let name = ApiKeys::ENVIRONMENT;
     let Some(key) = std::env::var_os(name) else { return Ok(None) };
     if key.is_empty() {
-        warn!("{name} is empty, which is as if it were not set");
+        warn!("{name} is empty, so it counts as unset");
         return Ok(None);
     }
-    let key = key.into_string().map_err(|_| CliError::usage(format!("{name} is not UTF-8")))?;
+    let key = key
+        .into_string()
+        .map_err(|_| CliError::usage(format!("{name} is not UTF-8: set a key of ASCII characters")))?;
     match key.trim() {
-        "" => Err(CliError::usage(format!("{name} is blank, and would let nobody in: unset it where no key is meant"))),
+        "" => Err(CliError::usage(format!("{name} holds only white space: set a key, or unset the variable"))),
         key if key.contains(char::is_whitespace) => {
-            Err(CliError::usage(format!("{name} has white space in it, which no client can send")))
+            Err(CliError::usage(format!("{name} contains white space, which no client can send: set a key without it")))
         }
         key => {
             if key.chars().count() < MIN_KEY_CHARS {
-                warn!("{name} is short enough to be guessed: take 32 random characters");
+                warn!("{name} is short enough to be guessed; use 32 random characters");
             }
             Ok(Some(Secret::new(key)))
         }
     }
 }
 
-/// What a list that may be given several times has in it.
+/// Joins the lists of a flag that was given several times.
 fn flatten_lists<T>(lists: Vec<List<T>>) -> Vec<T> {
-    lists.into_iter().flat_map(|List(places)| places).collect()
+    lists.into_iter().flat_map(|List(elements)| elements).collect()
 }
 
 fn allowed(origins: Vec<CorsOrigin>, hosts: Vec<HostName>, closed: bool) -> Result<GuardConfig, CliError> {
@@ -248,7 +264,7 @@ fn allowed(origins: Vec<CorsOrigin>, hosts: Vec<HostName>, closed: bool) -> Resu
             CorsOrigin::Origin(origin) => allowed.origins.push(origin),
             CorsOrigin::Any if closed => allowed.any_origin = true,
             CorsOrigin::Any => {
-                let message = "CORS_ORIGIN=* is possible only with credentials: name the origins instead";
+                let message = "CORS_ORIGIN=* requires credentials: name the origins instead";
                 return Err(CliError::usage(message));
             }
         }
@@ -256,22 +272,22 @@ fn allowed(origins: Vec<CorsOrigin>, hosts: Vec<HostName>, closed: bool) -> Resu
     Ok(allowed)
 }
 
-/// Hands the cluster's answers to whoever decides by them.
+/// Connects the reviews of the API server to authentication, as functions: `http` does not import `source`.
 fn review_backend(review: Reviewer) -> ReviewBackend {
     let for_users = review.clone();
     ReviewBackend {
         token: Box::new(move |token| {
             let review = review.clone();
-            let ask = async move {
-                // Why not is in the log already.
+            let request = async move {
+                // `Reviewer` has logged the error.
                 let user = review.token(token.expose()).await.map_err(|_| ReviewUnavailable)?;
                 Ok(user.map(|review::User { name, uid, groups, extra }| KubernetesUser { name, uid, groups, extra }))
             };
-            ask.boxed()
+            request.boxed()
         }),
         access: Box::new(move |user: Arc<KubernetesUser>| {
             let review = for_users.clone();
-            let ask = async move {
+            let request = async move {
                 let KubernetesUser { name, uid, groups, extra } = (*user).clone();
                 let user = review::User { name, uid, groups, extra };
                 let denied = review.first_denied(&user).await.map_err(|_| ReviewUnavailable)?;
@@ -279,7 +295,7 @@ fn review_backend(review: Reviewer) -> ReviewBackend {
                     review_cache::AccessDecision::Denied(what.into())
                 }))
             };
-            ask.boxed()
+            request.boxed()
         }),
     }
 }

@@ -1,5 +1,5 @@
-//! `--config`: a YAML file whose keys are flags. What it says becomes the default of those flags, so that clap's own
-//! order does the rest: flags, then environment, then file, then the built-in defaults.
+//! `--config`: a YAML file whose keys are flags. Its values become the defaults of those flags, so that clap's own order
+//! applies: flags, then environment variables, then the file, then the built-in defaults.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,12 +15,13 @@ use serde::{
     de::{DeserializeSeed, Deserializer, MapAccess, Visitor},
 };
 
-use super::CliError;
+use super::exit::CliError;
 
-/// Environment name of `--config`.
+/// Environment variable of `--config`.
 pub(super) const ENV: &str = "BRIDGE_CONFIG";
 
-/// What the arguments and the file come to. `matches` is what the arguments came to without it.
+/// Parses the arguments again with the values of the file that `--config` names. `matches` is the result of the arguments
+/// alone, and is returned when there is no such file.
 pub(super) fn apply_config_file(
     command: Command,
     args: Vec<OsString>,
@@ -30,16 +31,19 @@ pub(super) fn apply_config_file(
     let Some(path) = serve.get_one::<PathBuf>("config") else { return Ok(matches) };
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the config file {}", path.display()));
     let text = text.map_err(|error| CliError { error, ..CliError::usage("") })?;
-    parse(command, args, &text).map_err(|problem| CliError::usage(format!("{}: {problem}", path.display())))
+    parse(command, args, &text).map_err(|error| CliError::usage(format!("{}: {error}", path.display())))
 }
 
 fn parse(command: Command, args: Vec<OsString>, text: &str) -> Result<ArgMatches, String> {
     let serve = command.find_subcommand("serve").ok_or("there is no serve command")?;
-    let mut ids = BTreeMap::new();
+    let (mut ids, mut flags) = (BTreeMap::new(), Vec::new());
     let mut lists = BTreeSet::new();
     for arg in serve.get_arguments() {
         let Some(flag) = arg.get_long().filter(|long| !["config", "help", "version"].contains(long)) else { continue };
-        ids.insert(flag.to_owned(), arg.get_id().clone());
+        flags.push(flag.to_owned());
+        for name in arg.get_all_aliases().into_iter().flatten().chain([flag]) {
+            ids.insert(name.to_owned(), arg.get_id().clone());
+        }
         if matches!(arg.get_action(), ArgAction::Append) {
             lists.insert(flag.to_owned());
         }
@@ -47,17 +51,18 @@ fn parse(command: Command, args: Vec<OsString>, text: &str) -> Result<ArgMatches
     let mut command = command;
     for (flag, value) in parse_values(text, &lists)? {
         let Some(id) = ids.get(&flag) else {
-            let accepted: Vec<&str> = ids.keys().map(String::as_str).collect();
-            return Err(format!("unknown key '{flag}': accepted are {}", accepted.join(", ")));
+            flags.sort_unstable();
+            return Err(format!("unknown key '{flag}': accepted are {}", flags.join(", ")));
         };
-        // The one variable that clap does not know of, as it may name several files.
-        let elsewhere = flag == "kubeconfig" && std::env::var_os("KUBECONFIG").is_some_and(|names| !names.is_empty());
-        // An empty value is none, as in the environment.
-        if !value.is_empty() && !elsewhere {
+        // clap does not read this variable, because it may name several files.
+        let is_overridden =
+            flag == "kubeconfig" && std::env::var_os("KUBECONFIG").is_some_and(|names| !names.is_empty());
+        // An empty value counts as unset, as in the environment.
+        if !value.is_empty() && !is_overridden {
             command = command.mut_subcommand("serve", |serve| serve.mut_arg(id, |arg| arg.default_value(value)));
         }
     }
-    // Without the file the arguments made sense, so what is wrong now is in it.
+    // The arguments alone were accepted, so the error is in the file.
     command.try_get_matches_from(args).map_err(|error| {
         let text = error.to_string();
         let text = text.split("\n\nFor more information").next().unwrap_or(&text);
@@ -65,26 +70,26 @@ fn parse(command: Command, args: Vec<OsString>, text: &str) -> Result<ArgMatches
     })
 }
 
-/// Reads `flag: value`; for these flags the value may be a list.
+/// Parses `flag: value` lines. The value of a flag in `lists` may be a list.
 fn parse_values(text: &str, lists: &BTreeSet<String>) -> Result<BTreeMap<String, String>, String> {
     let read = |file: serde_saphyr::Deserializer<'_, '_>| FlagValues { lists }.deserialize(file);
-    serde_saphyr::with_deserializer_from_str(text, read).map_err(|problem| {
-        // Its own words are for people who write parsers.
-        let at = problem.location().map(|at| format!(" at line {}, column {}", at.line(), at.column()));
+    serde_saphyr::with_deserializer_from_str(text, read).map_err(|error| {
+        // The parser's own message uses terms of YAML parsers, so only its location is reported.
+        let at = error.location().map(|at| format!(" at line {}, column {}", at.line(), at.column()));
         format!(
-            "something is wrong{}: expected each flag once, on a line like `port: 3000` or `allowed-hosts: [a.example, \
+            "the file cannot be parsed{}: expected each flag once, on a line like `port: 3000` or `allowed-hosts: [a.example, \
              b.example]`",
             at.unwrap_or_default()
         )
     })
 }
 
-/// The values as the file has them: `1.50` is those four characters, whatever number YAML takes it for.
+/// Reads values as the text in the file: `1.50` stays these four characters, although YAML reads it as a number.
 struct FlagValues<'a> {
     lists: &'a BTreeSet<String>,
 }
 
-/// A value of a list flag.
+/// The value of a list flag.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum ScalarOrList {
@@ -148,6 +153,8 @@ mod tests {
         assert!(port("port: many", &[]).is_err());
         let unknown = port("prot: 4000", &[]).unwrap_err();
         assert!(unknown.contains("unknown key 'prot'") && unknown.contains("port"), "{unknown}");
+        assert!(!unknown.contains("own-watchers"), "former names are not offered: {unknown}");
+        assert_eq!(port("own-watchers: 3", &[]), Ok(3000), "the former name of a flag is accepted");
     }
 
     #[test]

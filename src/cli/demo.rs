@@ -1,15 +1,15 @@
-//! `demo`: the whole bridge on a simulated cluster in the same process.
+//! `demo`: the bridge with a simulated cluster in the same process.
 
 use std::time::Duration;
 
 use clap::Args;
 
 use super::{
-    CliError, PORTS,
     access::ResolvedAccess,
-    init_logging,
-    parsers::{integer_in, log_level},
-    print, server,
+    exit::{CliError, print},
+    logging::{self, LogFormat},
+    parsers::{PORTS, integer_in, log_level},
+    server,
 };
 use crate::{
     feed::{self, Feed},
@@ -21,70 +21,75 @@ use crate::{
     source::{dedicated, hub},
 };
 
-/// Fastest and slowest scenario: a thousand events a second, and one in two minutes.
+/// Accepted `--speed`: 1 is about one change a second, so from about one change in 100 s to 1,000 changes a second.
 const SPEEDS: std::ops::RangeInclusive<f64> = 0.01..=1000.0;
-/// A demo's listeners are few and at the same desk: they need not leave one by one.
+/// Drain time: a demo has few clients on the same machine, so that their reconnects need not be spread.
 const DRAIN: Duration = Duration::from_secs(1);
 
 /// Arguments of `demo`.
 #[derive(Debug, Args)]
 pub(super) struct Demo {
-    /// Port to listen on, on loopback; 0 takes a free one
+    /// Port to listen on, on loopback; 0 takes a free port
     #[arg(long, env = "PORT", default_value_t = 3000, value_parser = integer_in::<u16>(PORTS))]
     port: u16,
 
-    /// How fast things happen: 1 is about one a second
+    /// Speed of the changes; 1 is about one change a second
     #[arg(long, default_value_t = 1.0, value_parser = speed)]
     speed: f64,
 
-    /// Another number, another story; the same number, the same story
+    /// Seed of the random changes. The same seed repeats the same changes
     #[arg(long, default_value_t = 1, value_parser = integer_in::<u64>(0..=u64::MAX))]
     seed: u64,
 
-    /// What to log: error, warn, info, debug, trace
+    /// Log level: error, warn, info, debug or trace. RUST_LOG, if set, replaces it by a filter for each module
     #[arg(long, env = "LOG_LEVEL", default_value = "warn", value_name = "LEVEL", value_parser = log_level)]
     log_level: tracing::Level,
+
+    /// Log format: one readable line or one JSON object for each event
+    #[arg(long, env = "BRIDGE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text, value_name = "text|json")]
+    #[arg(hide_possible_values = true)]
+    log_format: LogFormat,
 }
 
 impl Demo {
     pub(super) async fn run(self) -> Result<u8, CliError> {
-        init_logging(self.log_level);
+        logging::init(self.log_level, self.log_format)?;
         let access = ResolvedAccess::open()?;
         let (listener, address) = server::bind("127.0.0.1", self.port).await?;
         let scenario = ScenarioConfig::default();
         let namespace = scenario.namespace.clone();
         let sim = Sim::new(SimConfig { seed: self.seed, ..SimConfig::default() });
-        let mut story = Scenario::new(self.seed, scenario);
-        // Before anybody looks, so that the first answer shows a cluster at work.
-        sim.store(|store| story.populate(store));
+        let mut scenario = Scenario::new(self.seed, scenario);
+        // Before the first list, so that the first response shows a cluster with objects.
+        sim.store(|store| scenario.populate(store));
 
         let (writer, feed) = Feed::new(feed::Config::default());
         let tasks = server::tasks(DRAIN);
         let mut registry = server::registry();
         let metrics = std::sync::Arc::new(hub::Metrics::default());
-        metrics.register(&mut registry);
+        metrics.register(server::bridge_metrics(&mut registry));
         let config = hub::Config {
             namespace: namespace.as_str().into(),
             server: "the simulated cluster".into(),
             ..hub::Config::default()
         };
         let client = sim.client(&namespace);
-        let own_metrics = dedicated::Metrics::default();
-        own_metrics.register(&mut registry);
+        let dedicated_metrics = dedicated::Metrics::default();
+        dedicated_metrics.register(server::bridge_metrics(&mut registry));
         let watchers = dedicated::DedicatedWatchers::new(
             &client,
             &namespace,
             feed.clone(),
             dedicated::Config::default(),
-            own_metrics,
+            dedicated_metrics,
         );
         let readiness_details = server::readiness_details(metrics.clone());
         let watch = hub::run(client, config, writer, metrics);
         tasks.spawn("hub", async move { Ok::<_, std::convert::Infallible>(watch.await) });
         let (stop, speed) = (tasks.stop().clone(), self.speed);
         tasks.spawn("scenario", async move {
-            story.run(&sim, speed, stop.cancelled()).await;
-            // It ends when the process does; returning first would look like a failure.
+            scenario.run(&sim, speed, stop.cancelled()).await;
+            // The end of a process task counts as a failure, so this one waits for the end of the process.
             std::future::pending::<Result<(), std::convert::Infallible>>().await
         });
 

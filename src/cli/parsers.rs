@@ -1,13 +1,19 @@
-//! What a flag's text may be. A mistake is answered with what is accepted, in the same words for all flags.
+//! Value parsers of flags. An error says what is accepted, in the same words for all flags.
 
 use std::{ops::RangeInclusive, str::FromStr};
 
 use tracing::Level;
 
-/// Longest DNS label, in characters (RFC 1123, section 2.1, by way of RFC 1035).
+/// Ports to listen on; 0 takes a free port.
+pub(super) const PORTS: RangeInclusive<u64> = 0..=u16::MAX as u64;
+/// Rate limits per minute. 0 would reject every request; the upper bound is that of the type.
+pub(super) const RATES: RangeInclusive<u64> = 1..=u32::MAX as u64;
+/// Maximum of `--max-connections`. Linux lets a process open 1,048,576 files (`fs.nr_open`), and each stream is one file.
+pub(super) const MAX_CONNECTIONS: u64 = 1_000_000;
+/// Maximum length of a DNS label, in characters (RFC 1123, section 2.1, which refers to RFC 1035).
 const MAX_DNS_LABEL: usize = 63;
 
-/// Several values, separated by commas. What is empty between them does not count, so that a list may be empty.
+/// Values separated by commas. Empty elements are skipped, so that a list may be empty.
 #[derive(Clone, Debug, Default)]
 pub(super) struct List<T>(pub(super) Vec<T>);
 
@@ -15,12 +21,12 @@ impl<T: FromStr> FromStr for List<T> {
     type Err = T::Err;
 
     fn from_str(text: &str) -> Result<List<T>, T::Err> {
-        let places = text.split(',').map(str::trim).filter(|place| !place.is_empty());
-        places.map(str::parse).collect::<Result<_, _>>().map(List)
+        let elements = text.split(',').map(str::trim).filter(|element| !element.is_empty());
+        elements.map(str::parse).collect::<Result<_, _>>().map(List)
     }
 }
 
-/// Reads a whole number of this range.
+/// Returns a parser of integers in a range.
 pub(super) fn integer_in<T: FromStr>(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<T, String> + Clone {
     move |text| {
         let number = text.parse().ok().filter(|number| range.contains(number));
@@ -29,7 +35,7 @@ pub(super) fn integer_in<T: FromStr>(range: RangeInclusive<u64>) -> impl Fn(&str
     }
 }
 
-/// Reads the name of a namespace: a DNS label, as Kubernetes has it (RFC 1123).
+/// Parses the name of a namespace: a DNS label, as Kubernetes requires it (RFC 1123).
 pub(super) fn namespace(text: &str) -> Result<String, String> {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     let inside = text.chars().all(|c| plain(c) || c == '-');
@@ -37,12 +43,12 @@ pub(super) fn namespace(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     Err(format!(
-        "expected the name of a namespace: lower case letters, digits and '-', which neither begins nor ends it, {MAX_DNS_LABEL} \
-         characters at most"
+        "expected the name of a namespace: at most {MAX_DNS_LABEL} lower case letters, digits and '-'; '-' may not be the first \
+         or last character"
     ))
 }
 
-/// Reads a log level.
+/// Parses a log level.
 pub(super) fn log_level(text: &str) -> Result<Level, String> {
     text.parse().map_err(|_| "expected error, warn, info, debug or trace".to_owned())
 }

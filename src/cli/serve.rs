@@ -1,4 +1,4 @@
-//! `serve`: the bridge itself.
+//! `serve`: watches a namespace of a cluster and serves its events.
 
 use std::{num::NonZeroU32, path::PathBuf, sync::Arc, time::Duration};
 
@@ -6,10 +6,10 @@ use clap::Args;
 use tracing::info;
 
 use super::{
-    CliError, MAX_CONNECTIONS, PORTS, RATES,
     access::AccessArgs,
-    exit, init_logging,
-    parsers::{integer_in, log_level, namespace},
+    exit::{CANNOT_CONNECT, CliError},
+    logging::{self, LogFormat},
+    parsers::{MAX_CONNECTIONS, PORTS, RATES, integer_in, log_level, namespace},
     server,
 };
 use crate::{
@@ -24,36 +24,39 @@ use crate::{
 /// Arguments of `serve`.
 #[derive(Debug, Args)]
 pub(super) struct Serve {
-    /// File with values for these flags, in YAML: `port: 3000`
+    /// Path of a YAML file with values for these flags, such as `port: 3000`
     #[arg(long, env = super::config::ENV, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// Port to listen on; 0 takes a free one
+    /// Port to listen on; 0 takes a free port
     #[arg(long, env = "PORT", default_value_t = 3000, value_parser = integer_in::<u16>(PORTS))]
     pub(super) port: u16,
 
-    /// Address to listen on. Beyond loopback only with credentials, or --allow-anonymous
+    /// Address to listen on. An address other than loopback requires credentials or --allow-anonymous
     #[arg(long, env = "LISTEN_HOST", default_value = "127.0.0.1", value_name = "HOST")]
     listen_host: String,
 
     #[command(flatten)]
     access: AccessArgs,
 
-    /// How many /ws connections have Kubernetes watchers of their own; later ones share the bridge's
-    #[arg(long, env = "BRIDGE_OWN_WATCHERS", default_value_t = 50, value_name = "N")]
+    /// Maximum number of /ws connections with Kubernetes watchers of their own. Further connections share the watches of
+    /// the bridge and receive the same events
+    #[arg(long, alias = "own-watchers", env = dedicated_watchers_env(), default_value_t = 50, value_name = "N")]
     #[arg(value_parser = integer_in::<usize>(0..=MAX_CONNECTIONS))]
-    own_watchers: usize,
+    dedicated_watchers: usize,
 
-    /// Most streams at a time; who comes then is told to come back
+    /// Maximum number of open streams. Further WebSocket requests get 503 with `Retry-After`; SSE requests get a
+    /// `stream.closing` event with a retry delay
     #[arg(long, env = "BRIDGE_MAX_CONNECTIONS", default_value_t = 10_000, value_name = "N")]
     #[arg(value_parser = integer_in::<usize>(1..=MAX_CONNECTIONS))]
     max_connections: usize,
 
-    /// Most events a minute for each client, whose stream then pauses; not on /ws. Without it there is no limit
+    /// Maximum number of events per minute for each client, except on /ws; a stream pauses at the limit. Without it there
+    /// is no limit
     #[arg(long, env = "BRIDGE_STREAM_RATE", value_name = "N", value_parser = integer_in::<NonZeroU32>(RATES))]
     stream_rate: Option<NonZeroU32>,
 
-    /// Seconds over which clients are sent away when the bridge ends
+    /// Seconds over which open streams are closed on shutdown
     #[arg(long, env = "BRIDGE_DRAIN", default_value_t = 10, value_name = "SECONDS")]
     #[arg(value_parser = integer_in::<u64>(0..=3600))]
     drain: u64,
@@ -62,22 +65,35 @@ pub(super) struct Serve {
     #[arg(short, long, env = "K8S_NAMESPACE", default_value = "boilerhouse", value_parser = namespace)]
     namespace: String,
 
-    /// Kubeconfig file; else what KUBECONFIG names, else ~/.kube/config, else the Pod's service account
+    /// Path of the kubeconfig. Without it: the files in KUBECONFIG, then ~/.kube/config, then the service account of the
+    /// Pod
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
 
-    /// Context of the kubeconfig
+    /// Name of the kubeconfig context. Without it: the current context
     #[arg(long, env = "BRIDGE_CONTEXT", value_name = "NAME")]
     context: Option<String>,
 
-    /// What to log: error, warn, info, debug, trace
+    /// Log level: error, warn, info, debug or trace. RUST_LOG, if set, replaces it by a filter for each module
     #[arg(long, env = "LOG_LEVEL", default_value = "info", value_name = "LEVEL", value_parser = log_level)]
     log_level: tracing::Level,
+
+    /// Log format: one readable line or one JSON object for each event
+    #[arg(long, env = "BRIDGE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text, value_name = "text|json")]
+    #[arg(hide_possible_values = true)]
+    log_format: LogFormat,
+}
+
+/// Returns the variable of `--dedicated-watchers`. The name that it had before is read when the new one is not set.
+fn dedicated_watchers_env() -> &'static str {
+    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let [new, old] = ["BRIDGE_DEDICATED_WATCHERS", "BRIDGE_OWN_WATCHERS"];
+    if !is_set(new) && is_set(old) { old } else { new }
 }
 
 impl Serve {
     pub(super) async fn run(self) -> Result<u8, CliError> {
-        init_logging(self.log_level);
+        logging::init(self.log_level, self.log_format)?;
         let loopback = self.is_loopback().await?;
         let mut access = self.access.resolve(&self.listen_host, loopback)?;
         let drain = Duration::from_secs(self.drain);
@@ -88,30 +104,30 @@ impl Serve {
             namespace: self.namespace,
             ..connect::Config::default()
         };
-        let connection = connect::connect(&config)
-            .await
-            .map_err(|error| CliError { code: exit::CANNOT_CONNECT, error: error.into() })?;
+        let connection =
+            connect::connect(&config).await.map_err(|error| CliError { code: CANNOT_CONNECT, error: error.into() })?;
         info!(context = connection.context, server = connection.server, namespace = connection.namespace, "watching");
 
         let (writer, feed) = Feed::new(feed::Config::default());
         let tasks = server::tasks(drain);
         let mut registry = server::registry();
         let metrics = Arc::new(hub::Metrics::default());
-        metrics.register(&mut registry);
+        metrics.register(server::bridge_metrics(&mut registry));
         let config = hub::Config {
             namespace: connection.namespace.as_str().into(),
             server: connection.server.as_str().into(),
             ..hub::Config::default()
         };
-        let own_metrics = dedicated::Metrics::default();
-        own_metrics.register(&mut registry);
-        let own_config = dedicated::Config { max_connections: self.own_watchers, ..dedicated::Config::default() };
+        let dedicated_metrics = dedicated::Metrics::default();
+        dedicated_metrics.register(server::bridge_metrics(&mut registry));
+        let dedicated_config =
+            dedicated::Config { max_connections: self.dedicated_watchers, ..dedicated::Config::default() };
         let watchers = dedicated::DedicatedWatchers::new(
             &connection.client,
             &connection.namespace,
             feed.clone(),
-            own_config,
-            own_metrics,
+            dedicated_config,
+            dedicated_metrics,
         );
         let readiness_details = server::readiness_details(metrics.clone());
         if let Some(audience) = access.audience.take() {
@@ -142,12 +158,12 @@ impl Serve {
         server::serve(setup, listener).await
     }
 
-    /// Whether only this machine can connect to where we listen.
+    /// Returns whether only this machine can connect: every address of `--listen-host` is a loopback address.
     async fn is_loopback(&self) -> Result<bool, CliError> {
         let addresses = tokio::net::lookup_host((self.listen_host.as_str(), self.port)).await;
         let mut addresses = addresses.map_err(|error| {
             CliError::usage(format!(
-                "--listen-host '{}' is neither an address nor a known name: {error}",
+                "--listen-host '{}' is not an IP address or a name that can be resolved: {error}",
                 self.listen_host
             ))
         })?;

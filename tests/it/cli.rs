@@ -1,5 +1,6 @@
-//! The binary as a user runs it (docs/protocol.md#command-line): help, mistakes, exit codes, what wins over what. Everything in
-//! here ends by itself. Nothing listens: where an address shows, it is one that cannot be bound.
+//! The binary as a user runs it (docs/protocol.md#command-line): help, usage errors, exit codes, and the precedence of
+//! flags, environment variables and the config file. Each command ends by itself. None of them listens: the addresses in
+//! this file cannot be bound.
 
 mod flag_values;
 
@@ -9,10 +10,10 @@ use tokio::{process::Command, time::timeout};
 
 use crate::support::{bridge_process, golden, http_client::TEST_TIMEOUT};
 
-/// An address that is no machine's (RFC 5737): binding it fails, and the error says which one was tried.
+/// An address for documentation (RFC 5737). No machine has it, so binding it fails, and the error names it.
 const UNASSIGNED_ADDRESS: &str = "192.0.2.1";
 
-/// How a command ended.
+/// The exit code and output of a command.
 #[derive(Debug)]
 struct Exit {
     code: i32,
@@ -20,7 +21,7 @@ struct Exit {
     stderr: String,
 }
 
-/// The binary at home nowhere, so that no kubeconfig is found.
+/// The binary with a home directory that does not exist, so that it finds no kubeconfig.
 fn command(args: &[&str], variables: &[(&str, &str)]) -> Command {
     let mut command = bridge_process::command(args);
     for name in ["COLUMNS", "KUBERNETES_SERVICE_HOST", "CLICOLOR_FORCE"] {
@@ -32,22 +33,24 @@ fn command(args: &[&str], variables: &[(&str, &str)]) -> Command {
 
 async fn run(args: &[&str], variables: &[(&str, &str)]) -> Exit {
     let child = command(args, variables).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let output =
-        timeout(TEST_TIMEOUT, child.wait_with_output()).await.unwrap_or_else(|_| panic!("{args:?} goes on")).unwrap();
+    let output = timeout(TEST_TIMEOUT, child.wait_with_output())
+        .await
+        .unwrap_or_else(|_| panic!("{args:?} does not end"))
+        .unwrap();
     let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
-    assert!(!stdout.contains('\x1b') && !stderr.contains('\x1b'), "{args:?}: colour without a terminal: {stderr}");
+    assert!(!stdout.contains('\x1b') && !stderr.contains('\x1b'), "{args:?}: color without a terminal: {stderr}");
     Exit { code: output.status.code().unwrap(), stdout, stderr }
 }
 
-/// Runs what must fail: with this code, nothing on stdout, and this as its last word.
-async fn fails(args: &[&str], variables: &[(&str, &str)], code: i32, word: &str) {
+/// Runs a command that must fail with an exit code and an error line, and print nothing to stdout.
+async fn fails(args: &[&str], variables: &[(&str, &str)], code: i32, error: &str) {
     let exit = run(args, variables).await;
     assert_eq!((exit.code, exit.stdout.as_str()), (code, ""), "{args:?} {variables:?}: {}", exit.stderr);
-    let said = exit.stderr.lines().any(|line| line == format!("error: {word}"));
-    assert!(said, "{args:?} {variables:?}:\n{}expected: error: {word}", exit.stderr);
+    let has_line = exit.stderr.lines().any(|line| line == format!("error: {error}"));
+    assert!(has_line, "{args:?} {variables:?}:\n{}expected: error: {error}", exit.stderr);
 }
 
-/// A file with this in it.
+/// A temporary file with this content, and its path.
 fn file(text: &str) -> (tempfile::NamedTempFile, String) {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), text).unwrap();
@@ -59,10 +62,10 @@ fn file(text: &str) -> (tempfile::NamedTempFile, String) {
 async fn help_output_matches_the_golden_file() {
     let mut text = String::new();
     for args in [&["--help"][..], &["serve", "--help"], &["demo", "--help"], &["bench", "--help"], &["crd", "--help"]] {
-        // What the environment holds is not shown.
+        // Help does not show the values of variables.
         let exit = run(args, &[("PORT", "1234"), ("BOILERHOUSE_API_KEY", "canary")]).await;
         assert_eq!((exit.code, exit.stderr.as_str()), (0, ""), "{args:?}");
-        // Nor whether it holds anything, nor does a file that is not there keep anybody from help.
+        // Help is the same with empty variables and with a config file that does not exist.
         let empty =
             run(args, &[("PORT", ""), ("BRIDGE_KEYS_FILE", ""), ("BRIDGE_CONFIG", "/nowhere/bridge.yaml")]).await;
         assert_eq!((empty.code, empty.stderr.as_str(), empty.stdout), (0, "", exit.stdout.clone()), "{args:?}");
@@ -79,25 +82,25 @@ async fn help_output_matches_the_golden_file() {
     }
 }
 
-/// The refusal comes before anything is opened: neither the port, which is taken, nor the kubeconfig, which is not
-/// there, is complained of.
+/// The check comes before anything is opened: the error is neither about the port, which is in use, nor about the
+/// kubeconfig, which does not exist.
 #[tokio::test]
 async fn non_loopback_host_requires_credentials_or_allow_anonymous() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     for host in ["0.0.0.0", "::", "0", "192.168.1.5", "10.0.0.7", UNASSIGNED_ADDRESS, "fe80::1", "::ffff:10.0.0.7"] {
-        let word = format!(
-            "--listen-host {host} would let anybody on the network read everything: set BOILERHOUSE_API_KEY, --keys-file \
-             or --token-audience, or pass --allow-anonymous if that is meant"
+        let error = format!(
+            "--listen-host {host} would give the network access without credentials: set BOILERHOUSE_API_KEY, --keys-file \
+             or --token-audience, or pass --allow-anonymous"
         );
         let serve = ["serve", "--port", &port, "--kubeconfig", "/nowhere/config"];
-        fails(&[&serve[..], &["--listen-host", host]].concat(), &[], 2, &word).await;
-        fails(&serve, &[("LISTEN_HOST", host)], 2, &word).await;
-        fails(&serve, &[("LISTEN_HOST", host), ("BRIDGE_ALLOW_ANONYMOUS", "false")], 2, &word).await;
+        fails(&[&serve[..], &["--listen-host", host]].concat(), &[], 2, &error).await;
+        fails(&serve, &[("LISTEN_HOST", host)], 2, &error).await;
+        fails(&serve, &[("LISTEN_HOST", host), ("BRIDGE_ALLOW_ANONYMOUS", "false")], 2, &error).await;
     }
-    // With the word it goes on, to the next thing that is wrong.
+    // With --allow-anonymous the next error is reported.
     let in_use = format!(
-        "cannot listen on 0.0.0.0 port {port}: another program has it; choose another with --port (0 takes a free one)"
+        "cannot listen on 0.0.0.0 port {port}: another program uses it; choose another port with --port (0 takes a free port)"
     );
     let serve = ["serve", "--port", &port, "--listen-host", "0.0.0.0"];
     fails(&[&serve[..], &["--allow-anonymous"]].concat(), &[], 1, &in_use).await;
@@ -112,41 +115,41 @@ async fn non_loopback_host_requires_credentials_or_allow_anonymous() {
 
 #[tokio::test]
 async fn contradictory_auth_options_are_rejected() {
-    let word = "BOILERHOUSE_API_KEY is blank, and would let nobody in: unset it where no key is meant";
-    fails(&["serve"], &[("BOILERHOUSE_API_KEY", "\n")], 2, word).await;
-    let word = "BOILERHOUSE_API_KEY has white space in it, which no client can send";
-    fails(&["serve"], &[("BOILERHOUSE_API_KEY", "ca nary")], 2, word).await;
-    let word = "--ws-auth required needs credentials: BOILERHOUSE_API_KEY, --keys-file or --token-audience";
-    fails(&["serve", "--ws-auth", "required"], &[], 2, word).await;
-    let word = "--token-audience is empty: every token of the cluster would do";
-    fails(&["serve", "--token-audience", ""], &[], 2, word).await;
-    let word = "CORS_ORIGIN=* is possible only with credentials: name the origins instead";
-    fails(&["serve"], &[("CORS_ORIGIN", "*")], 2, word).await;
-    fails(&["serve", "--cors-origin", "https://app.example, *"], &[], 2, word).await;
+    let error = "BOILERHOUSE_API_KEY holds only white space: set a key, or unset the variable";
+    fails(&["serve"], &[("BOILERHOUSE_API_KEY", "\n")], 2, error).await;
+    let error = "BOILERHOUSE_API_KEY contains white space, which no client can send: set a key without it";
+    fails(&["serve"], &[("BOILERHOUSE_API_KEY", "ca nary")], 2, error).await;
+    let error = "--ws-auth required needs credentials: set BOILERHOUSE_API_KEY, --keys-file or --token-audience";
+    fails(&["serve", "--ws-auth", "required"], &[], 2, error).await;
+    let error = "--token-audience is empty, so that every token of the cluster would be accepted: name an audience";
+    fails(&["serve", "--token-audience", ""], &[], 2, error).await;
+    let error = "CORS_ORIGIN=* requires credentials: name the origins instead";
+    fails(&["serve"], &[("CORS_ORIGIN", "*")], 2, error).await;
+    fails(&["serve", "--cors-origin", "https://app.example, *"], &[], 2, error).await;
 }
 
-/// Before anything is opened: neither the port, which is taken, nor the kubeconfig, which is not there, is complained of.
+/// The error is neither about the port, which is in use, nor about the kubeconfig, which does not exist.
 #[tokio::test]
 async fn unusable_credentials_fail_before_anything_is_opened() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let serve = ["serve", "--port", &port, "--kubeconfig", "/nowhere/config"];
-    for (text, problem) in [
+    for (text, reason) in [
         ("", "it has no list of keys (`keys: []` says that there are none)"),
         ("keys:\n", "it has no list of keys (`keys: []` says that there are none)"),
         ("keys: [{name: '', sha256: ''}]", "key 1: its name must be 1 to 100 printable characters"),
     ] {
         let (_file, path) = file(text);
-        let word = format!("the keys file {path} cannot be used: {problem}");
-        fails(&[&serve[..], &["--keys-file", &path]].concat(), &[], 1, &word).await;
+        let error = format!("the keys file {path} cannot be used: {reason}");
+        fails(&[&serve[..], &["--keys-file", &path]].concat(), &[], 1, &error).await;
     }
-    let word = "the keys file /nowhere/keys cannot be used: it cannot be read: No such file or directory (os error 2)";
-    fails(&[&serve[..], &["--keys-file", "/nowhere/keys"]].concat(), &[], 1, word).await;
+    let error = "the keys file /nowhere/keys cannot be used: it cannot be read: No such file or directory (os error 2)";
+    fails(&[&serve[..], &["--keys-file", "/nowhere/keys"]].concat(), &[], 1, error).await;
     let (_file, path) = file("short");
-    let word = format!(
-        "the session key file {path} cannot be used: it must hold at least 32 bytes (`head -c 32 /dev/urandom | base64`)"
+    let error = format!(
+        "cannot use the session key file {path}: it must hold at least 32 bytes (`head -c 32 /dev/urandom | base64`)"
     );
-    fails(&[&serve[..], &["--session-key-file", &path]].concat(), &[], 1, &word).await;
+    fails(&[&serve[..], &["--session-key-file", &path]].concat(), &[], 1, &error).await;
 }
 
 #[tokio::test]
@@ -188,8 +191,8 @@ async fn usage_errors_name_the_argument() {
              https://host[:port]",
         ),
     ];
-    for (args, word) in table {
-        fails(args, &[], 2, word).await;
+    for (args, error) in table {
+        fails(args, &[], 2, error).await;
     }
 }
 
@@ -197,7 +200,7 @@ async fn usage_errors_name_the_argument() {
 async fn flag_overrides_environment_and_environment_overrides_file() {
     let (_file, path) = file(&format!("port: 4001\nlisten-host: {UNASSIGNED_ADDRESS}\nallow-anonymous: true\n"));
     let (_other, other) = file(&format!("port: 4002\nlisten-host: {UNASSIGNED_ADDRESS}\nallow-anonymous: true\n"));
-    let tried = |host: &str, port: &str| {
+    let bind_error = |host: &str, port: &str| {
         format!(
             "cannot listen on {host} port {port}: Cannot assign requested address (os error 99); it must be an address of \
              this machine, or a name of one"
@@ -207,28 +210,28 @@ async fn flag_overrides_environment_and_environment_overrides_file() {
     let port: [&str; 2] = ["--port", "4003"];
     let host: [&str; 2] = ["--listen-host", "192.0.2.3"];
     let environment = [("PORT", "4004"), ("LISTEN_HOST", "192.0.2.4"), ("BRIDGE_ALLOW_ANONYMOUS", "true")];
-    fails(&[&["serve", "--allow-anonymous"][..], &host].concat(), &[], 1, &tried("192.0.2.3", "3000")).await;
-    fails(&serve, &[], 1, &tried(UNASSIGNED_ADDRESS, "4001")).await;
-    fails(&["serve", &format!("--config={path}")], &[], 1, &tried(UNASSIGNED_ADDRESS, "4001")).await;
-    fails(&["serve"], &[("BRIDGE_CONFIG", &path)], 1, &tried(UNASSIGNED_ADDRESS, "4001")).await;
-    fails(&serve, &[("BRIDGE_CONFIG", &other)], 1, &tried(UNASSIGNED_ADDRESS, "4001")).await;
-    fails(&serve, &environment, 1, &tried("192.0.2.4", "4004")).await;
-    fails(&["serve"], &environment, 1, &tried("192.0.2.4", "4004")).await;
-    fails(&[&serve[..], &port].concat(), &[], 1, &tried(UNASSIGNED_ADDRESS, "4003")).await;
-    fails(&[&serve[..], &port].concat(), &environment, 1, &tried("192.0.2.4", "4003")).await;
-    fails(&[&serve[..], &port, &host].concat(), &environment, 1, &tried("192.0.2.3", "4003")).await;
-    let word = format!(
-        "--listen-host {UNASSIGNED_ADDRESS} would let anybody on the network read everything: set BOILERHOUSE_API_KEY, --keys-file \
-         or --token-audience, or pass --allow-anonymous if that is meant"
+    fails(&[&["serve", "--allow-anonymous"][..], &host].concat(), &[], 1, &bind_error("192.0.2.3", "3000")).await;
+    fails(&serve, &[], 1, &bind_error(UNASSIGNED_ADDRESS, "4001")).await;
+    fails(&["serve", &format!("--config={path}")], &[], 1, &bind_error(UNASSIGNED_ADDRESS, "4001")).await;
+    fails(&["serve"], &[("BRIDGE_CONFIG", &path)], 1, &bind_error(UNASSIGNED_ADDRESS, "4001")).await;
+    fails(&serve, &[("BRIDGE_CONFIG", &other)], 1, &bind_error(UNASSIGNED_ADDRESS, "4001")).await;
+    fails(&serve, &environment, 1, &bind_error("192.0.2.4", "4004")).await;
+    fails(&["serve"], &environment, 1, &bind_error("192.0.2.4", "4004")).await;
+    fails(&[&serve[..], &port].concat(), &[], 1, &bind_error(UNASSIGNED_ADDRESS, "4003")).await;
+    fails(&[&serve[..], &port].concat(), &environment, 1, &bind_error("192.0.2.4", "4003")).await;
+    fails(&[&serve[..], &port, &host].concat(), &environment, 1, &bind_error("192.0.2.3", "4003")).await;
+    let error = format!(
+        "--listen-host {UNASSIGNED_ADDRESS} would give the network access without credentials: set BOILERHOUSE_API_KEY, --keys-file \
+         or --token-audience, or pass --allow-anonymous"
     );
-    fails(&[&serve[..], &["--allow-anonymous=false"]].concat(), &[], 2, &word).await;
-    fails(&serve, &[("BRIDGE_ALLOW_ANONYMOUS", "false")], 2, &word).await;
+    fails(&[&serve[..], &["--allow-anonymous=false"]].concat(), &[], 2, &error).await;
+    fails(&serve, &[("BRIDGE_ALLOW_ANONYMOUS", "false")], 2, &error).await;
 }
 
 #[tokio::test]
 async fn config_file_is_validated_as_strictly_as_flags() {
-    let keys = "allow-anonymous, allowed-hosts, connect-rate, context, cors-origin, drain, keys-file, kubeconfig, \
-                listen-host, log-level, max-connections, max-connections-per-principal, namespace, own-watchers, port, \
+    let keys = "allow-anonymous, allowed-hosts, connect-rate, context, cors-origin, dedicated-watchers, drain, keys-file, \
+                kubeconfig, listen-host, log-format, log-level, max-connections, max-connections-per-principal, namespace, port, \
                 request-rate, session-key-file, stream-rate, tls-cert, tls-key, token-audience, trusted-proxies, ws-auth";
     let port = "expected a whole number from 0 to 65535";
     let table = [
@@ -243,9 +246,9 @@ async fn config_file_is_validated_as_strictly_as_flags() {
                 .to_owned(),
         ),
     ];
-    for (text, word) in table {
+    for (text, error) in table {
         let (_file, path) = file(text);
-        fails(&["serve", "--config", &path], &[], 2, &format!("{path}: {word}")).await;
+        fails(&["serve", "--config", &path], &[], 2, &format!("{path}: {error}")).await;
     }
     let table = [
         ("- port\n", "line 1, column 1"),
@@ -257,17 +260,17 @@ async fn config_file_is_validated_as_strictly_as_flags() {
     ];
     for (text, place) in table {
         let (_file, path) = file(text);
-        let word = format!(
-            "{path}: something is wrong at {place}: expected each flag once, on a line like `port: 3000` or \
+        let error = format!(
+            "{path}: the file cannot be parsed at {place}: expected each flag once, on a line like `port: 3000` or \
              `allowed-hosts: [a.example, b.example]`"
         );
-        fails(&["serve", "--config", &path], &[], 2, &word).await;
+        fails(&["serve", "--config", &path], &[], 2, &error).await;
     }
-    let word = "cannot read the config file /nowhere/bridge.yaml: No such file or directory (os error 2)";
-    fails(&["serve", "--config", "/nowhere/bridge.yaml"], &[], 2, word).await;
-    // Whoever takes no file is not kept from anything by one that is not there.
+    let error = "cannot read the config file /nowhere/bridge.yaml: No such file or directory (os error 2)";
+    fails(&["serve", "--config", "/nowhere/bridge.yaml"], &[], 2, error).await;
+    // A subcommand without --config ignores the variable.
     let missing = [("BRIDGE_CONFIG", "/nowhere/bridge.yaml")];
-    fails(&["serve"], &missing, 2, word).await;
+    fails(&["serve"], &missing, 2, error).await;
     fails(&["serve", "--prot", "1"], &missing, 2, "unexpected argument '--prot' found").await;
     fails(&["demo", "--config", "x"], &missing, 2, "unexpected argument '--config' found").await;
     let exit = run(&["crd"], &missing).await;
@@ -279,14 +282,14 @@ async fn missing_cluster_error_lists_the_searched_paths() {
     let serve = ["serve", "--port", "0"];
     let advice = "and this is not a Pod with a service account; name a file with --kubeconfig or KUBECONFIG, or try \
                   `boilerhouse-bridge demo`, which needs no cluster";
-    let word = format!("no kubeconfig found (looked at `/nowhere/.kube/config`) {advice}");
-    fails(&serve, &[], 5, &word).await;
-    let word = format!("no kubeconfig found (looked at `/nowhere/a`, `/nowhere/b`) {advice}");
-    fails(&serve, &[("KUBECONFIG", "/nowhere/a:/nowhere/b")], 5, &word).await;
+    let error = format!("no kubeconfig found (looked at `/nowhere/.kube/config`) {advice}");
+    fails(&serve, &[], 5, &error).await;
+    let error = format!("no kubeconfig found (looked at `/nowhere/a`, `/nowhere/b`) {advice}");
+    fails(&serve, &[("KUBECONFIG", "/nowhere/a:/nowhere/b")], 5, &error).await;
     let exit = run(&[&serve[..], &["--kubeconfig", "/nowhere/c"]].concat(), &[]).await;
     assert_eq!(exit.code, 5, "{}", exit.stderr);
-    let word = "error: cannot read the kubeconfig /nowhere/c: No such file or directory (os error 2)\n";
-    assert!(exit.stderr.ends_with(word), "{}", exit.stderr);
+    let error = "error: cannot read the kubeconfig /nowhere/c: No such file or directory (os error 2)\n";
+    assert!(exit.stderr.ends_with(error), "{}", exit.stderr);
     let context = |name| format!("{{name: {name}, context: {{cluster: c, user: u}}}}");
     let (_file, path) = file(&format!(
         "{{apiVersion: v1, kind: Config, contexts: [{}, {}], clusters: [{{name: c, cluster: {{server: 'http://127.0.0.1:1'}}}}], \
@@ -294,14 +297,14 @@ async fn missing_cluster_error_lists_the_searched_paths() {
         context("one"),
         context("two"),
     ));
-    let word = "the kubeconfig has no context `three`; it has `one`, `two`";
-    fails(&[&serve[..], &["--kubeconfig", &path, "--context", "three"]].concat(), &[], 5, word).await;
-    let word = "the kubeconfig names no current context; choose one with --context: it has `one`, `two`";
-    fails(&[&serve[..], &["--kubeconfig", &path]].concat(), &[], 5, word).await;
-    fails(&serve, &[("KUBECONFIG", &path)], 5, word).await;
-    // The environment wins over the file, here as well.
+    let error = "the kubeconfig has no context `three`; it has `one`, `two`";
+    fails(&[&serve[..], &["--kubeconfig", &path, "--context", "three"]].concat(), &[], 5, error).await;
+    let error = "the kubeconfig names no current context; choose one with --context: it has `one`, `two`";
+    fails(&[&serve[..], &["--kubeconfig", &path]].concat(), &[], 5, error).await;
+    fails(&serve, &[("KUBECONFIG", &path)], 5, error).await;
+    // KUBECONFIG overrides the config file as well.
     let (_config, config) = file("kubeconfig: /nowhere/d\n");
-    fails(&[&serve[..], &["--config", &config]].concat(), &[("KUBECONFIG", &path)], 5, word).await;
+    fails(&[&serve[..], &["--config", &config]].concat(), &[("KUBECONFIG", &path)], 5, error).await;
     let exit = run(&[&serve[..], &["--config", &config]].concat(), &[("KUBECONFIG", "")]).await;
     assert!(exit.stderr.contains("cannot read the kubeconfig /nowhere/d: "), "{}", exit.stderr);
 }
@@ -319,12 +322,12 @@ async fn closed_pipe_succeeds_and_full_disk_fails() {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         let child = command(args, &[]).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
-        let output = timeout(TEST_TIMEOUT, child.wait_with_output()).await.expect("it goes on").unwrap();
+        let output = timeout(TEST_TIMEOUT, child.wait_with_output()).await.expect("the command ends").unwrap();
         assert!(output.status.success() && output.stderr.is_empty(), "{args:?}: {output:?}");
     }
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
     let child = command(&["crd"], &[]).stdout(full).stderr(Stdio::piped()).spawn().unwrap();
-    let output = timeout(TEST_TIMEOUT, child.wait_with_output()).await.expect("it goes on").unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!((output.status.code(), said.as_str()), (Some(1), "error: No space left on device (os error 28)\n"));
+    let output = timeout(TEST_TIMEOUT, child.wait_with_output()).await.expect("the command ends").unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), stderr.as_str()), (Some(1), "error: No space left on device (os error 28)\n"));
 }

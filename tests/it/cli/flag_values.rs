@@ -1,9 +1,9 @@
-//! What every flag makes of an empty, a zero, a negative, a huge and a wrong value, in each of the places where a value
-//! can stand: the flag itself, its variable, the file.
+//! Empty, zero, negative, huge and invalid values of every flag, in each place of a value: the flag itself, its environment
+//! variable, and the config file.
 
 use super::{UNASSIGNED_ADDRESS, fails, file, run};
 
-/// Flags that are numbers, their variables, and what is accepted.
+/// Numeric flags, their variables, and their accepted ranges.
 const NUMBERS: &[(&str, &str, &str)] = &[
     ("--port <PORT>", "PORT", "0 to 65535"),
     ("--request-rate <N>", "BRIDGE_REQUEST_RATE", "1 to 4294967295"),
@@ -11,11 +11,11 @@ const NUMBERS: &[(&str, &str, &str)] = &[
     ("--stream-rate <N>", "BRIDGE_STREAM_RATE", "1 to 4294967295"),
     ("--max-connections <N>", "BRIDGE_MAX_CONNECTIONS", "1 to 1000000"),
     ("--max-connections-per-principal <N>", "BRIDGE_MAX_CONNECTIONS_PER_PRINCIPAL", "1 to 1000000"),
-    ("--own-watchers <N>", "BRIDGE_OWN_WATCHERS", "0 to 1000000"),
+    ("--dedicated-watchers <N>", "BRIDGE_DEDICATED_WATCHERS", "0 to 1000000"),
     ("--drain <SECONDS>", "BRIDGE_DRAIN", "0 to 3600"),
 ];
 
-/// Flags of other kinds and their variables.
+/// Other flags and their variables.
 const OTHERS: &[(&str, &str)] = &[
     ("config", "BRIDGE_CONFIG"),
     ("listen-host", "LISTEN_HOST"),
@@ -33,36 +33,37 @@ const OTHERS: &[(&str, &str)] = &[
     ("kubeconfig", "KUBECONFIG"),
     ("context", "BRIDGE_CONTEXT"),
     ("log-level", "LOG_LEVEL"),
+    ("log-format", "BRIDGE_LOG_FORMAT"),
 ];
 
-/// How far `serve` comes without a mistake: it listens, and finds no cluster.
+/// The error of `serve` when all flags are valid: it listens, and finds no cluster.
 const NO_CLUSTER: &str = "no kubeconfig found (looked at `/nowhere/.kube/config`) and this is not a Pod with a service \
                           account; name a file with --kubeconfig or KUBECONFIG, or try `boilerhouse-bridge demo`, which \
                           needs no cluster";
 
-/// Fails with this complaint about this value, wherever it stands.
-async fn refused_everywhere(flag: &str, variable: &str, value: &str, complaint: &str) {
+/// Checks that a value is rejected with this reason as a flag, as a variable and in the config file.
+async fn rejected_everywhere(flag: &str, variable: &str, value: &str, reason: &str) {
     let name = flag.split(' ').next().unwrap();
-    let word = format!("invalid value '{value}' for '{flag}': {complaint}");
-    fails(&["serve", &format!("{name}={value}")], &[], 2, &word).await;
-    fails(&["serve"], &[(variable, value)], 2, &word).await;
+    let error = format!("invalid value '{value}' for '{flag}': {reason}");
+    fails(&["serve", &format!("{name}={value}")], &[], 2, &error).await;
+    fails(&["serve"], &[(variable, value)], 2, &error).await;
     let key = name.trim_start_matches('-');
     let (_file, path) = file(&format!("{key}: {value}\n"));
-    fails(&["serve", "--config", &path], &[], 2, &format!("{path}: {word}")).await;
+    fails(&["serve", "--config", &path], &[], 2, &format!("{path}: {error}")).await;
 }
 
 #[tokio::test]
 async fn invalid_number_error_states_the_accepted_range() {
     for (flag, variable, range) in NUMBERS {
-        let complaint = format!("expected a whole number from {range}");
+        let reason = format!("expected a whole number from {range}");
         let zero = (!range.starts_with('0')).then_some("0");
         for value in ["-1", "1.5", "99999999999999999999999", "many"].into_iter().chain(zero) {
-            refused_everywhere(flag, variable, value, &complaint).await;
+            rejected_everywhere(flag, variable, value, &reason).await;
         }
         let name = flag.split(' ').next().unwrap();
-        // Also where the value is an argument of its own, and where there is none.
-        fails(&["serve", name, "-1"], &[], 2, &format!("invalid value '-1' for '{flag}': {complaint}")).await;
-        fails(&["serve", name, ""], &[], 2, &format!("invalid value '' for '{flag}': {complaint}")).await;
+        // The value as an argument of its own, and an empty value.
+        fails(&["serve", name, "-1"], &[], 2, &format!("invalid value '-1' for '{flag}': {reason}")).await;
+        fails(&["serve", name, ""], &[], 2, &format!("invalid value '' for '{flag}': {reason}")).await;
     }
     let seed = "expected a whole number from 0 to 18446744073709551615";
     fails(&["demo", "--seed", "-1"], &[], 2, &format!("invalid value '-1' for '--seed <SEED>': {seed}")).await;
@@ -72,7 +73,7 @@ async fn invalid_number_error_states_the_accepted_range() {
     fails(&["demo"], &[("PORT", "x")], 2, port).await;
 }
 
-/// A chart's value that nobody set arrives as an empty variable, or as an empty line of the file.
+/// A chart passes a value that is not set as an empty variable or as an empty line of the file.
 #[tokio::test]
 async fn empty_value_equals_an_unset_value() {
     let numbers =
@@ -88,22 +89,22 @@ async fn empty_value_equals_an_unset_value() {
             }
         }
     }
-    // All of them at once, where the default shows; and no credential is one that would open the network to everybody.
+    // All of them at once: the defaults apply, and an empty credential does not allow access without credentials.
     let mut variables: Vec<(&str, &str)> = flags.iter().map(|(_, variable)| (*variable, "")).collect();
     variables.push(("BOILERHOUSE_API_KEY", ""));
-    let word = format!(
-        "--listen-host {UNASSIGNED_ADDRESS} would let anybody on the network read everything: set BOILERHOUSE_API_KEY, --keys-file \
-         or --token-audience, or pass --allow-anonymous if that is meant"
+    let error = format!(
+        "--listen-host {UNASSIGNED_ADDRESS} would give the network access without credentials: set BOILERHOUSE_API_KEY, --keys-file \
+         or --token-audience, or pass --allow-anonymous"
     );
-    fails(&["serve", "--listen-host", UNASSIGNED_ADDRESS], &variables, 2, &word).await;
-    let word = format!(
+    fails(&["serve", "--listen-host", UNASSIGNED_ADDRESS], &variables, 2, &error).await;
+    let error = format!(
         "cannot listen on {UNASSIGNED_ADDRESS} port 3000: Cannot assign requested address (os error 99); it must be an address of \
          this machine, or a name of one"
     );
-    fails(&["serve", "--listen-host", UNASSIGNED_ADDRESS, "--allow-anonymous"], &variables, 1, &word).await;
+    fails(&["serve", "--listen-host", UNASSIGNED_ADDRESS, "--allow-anonymous"], &variables, 1, &error).await;
     let exit = run(&serve, &[("BOILERHOUSE_API_KEY", "")]).await;
-    assert!(exit.stderr.contains("BOILERHOUSE_API_KEY is empty, which is as if it were not set"), "{}", exit.stderr);
-    // A list may be empty where it is a flag, too.
+    assert!(exit.stderr.contains("BOILERHOUSE_API_KEY is empty, so it counts as unset"), "{}", exit.stderr);
+    // The list of a flag may be empty.
     for flag in ["--cors-origin", "--allowed-hosts", "--trusted-proxies"] {
         fails(&[&serve[..], &[flag, ""]].concat(), &[], 5, NO_CLUSTER).await;
         fails(&[&serve[..], &[&format!("{flag}= , ,")]].concat(), &[], 5, NO_CLUSTER).await;
@@ -112,23 +113,23 @@ async fn empty_value_equals_an_unset_value() {
 
 #[tokio::test]
 async fn invalid_namespace_is_rejected() {
-    let word = "expected the name of a namespace: lower case letters, digits and '-', which neither begins nor ends it, 63 \
-                characters at most";
+    let error = "expected the name of a namespace: at most 63 lower case letters, digits and '-'; '-' may not be the first or last \
+                character";
     for value in ["Bad Name/x", "kube.system", "-1", "1.5", "a_b", &"x".repeat(64)] {
-        refused_everywhere("--namespace <NAMESPACE>", "K8S_NAMESPACE", value, word).await;
+        rejected_everywhere("--namespace <NAMESPACE>", "K8S_NAMESPACE", value, error).await;
     }
-    fails(&["serve", "-n", ""], &[], 2, &format!("invalid value '' for '--namespace <NAMESPACE>': {word}")).await;
+    fails(&["serve", "-n", ""], &[], 2, &format!("invalid value '' for '--namespace <NAMESPACE>': {error}")).await;
     fails(&["serve", "--port=0", "-n", "team-7"], &[], 5, NO_CLUSTER).await;
 }
 
 #[tokio::test]
 async fn invalid_allowed_host_is_rejected() {
     for value in ["bridge.example:8080", "https://bridge.example", "bridge.example/", "a b", "bridge..example"] {
-        let word = format!(
+        let error = format!(
             "'{value}' is not a host name: expected one like bridge.example, without scheme, port or wildcard (it is good \
              for every port; IP addresses and localhost always pass)"
         );
-        refused_everywhere("--allowed-hosts <NAME>", "BRIDGE_ALLOWED_HOSTS", value, &word).await;
+        rejected_everywhere("--allowed-hosts <NAME>", "BRIDGE_ALLOWED_HOSTS", value, &error).await;
     }
     let exit = run(&["serve", "--allowed-hosts", "*.example"], &[]).await;
     assert!(exit.code == 2 && exit.stderr.contains("'*.example' is not a host name: "), "{}", exit.stderr);
@@ -136,21 +137,50 @@ async fn invalid_allowed_host_is_rejected() {
     fails(&[&["serve", "--port=0"][..], &hosts].concat(), &[], 5, NO_CLUSTER).await;
 }
 
-/// A bridge that was meant to serve https does not serve http: half a pair is refused wherever the half stands.
+/// A bridge that is configured for https must not serve http: one flag of the pair alone is rejected in every place.
 #[tokio::test]
 async fn incomplete_tls_pair_is_rejected() {
     let table = [
-        ("tls-cert", "BRIDGE_TLS_CERT", "--tls-cert needs --tls-key, its private key"),
-        ("tls-key", "BRIDGE_TLS_KEY", "--tls-key needs --tls-cert, its certificate"),
+        ("tls-cert", "BRIDGE_TLS_CERT", "--tls-cert needs --tls-key: set the path of the private key"),
+        ("tls-key", "BRIDGE_TLS_KEY", "--tls-key needs --tls-cert: set the path of the certificate"),
     ];
-    for (flag, variable, word) in table {
-        fails(&["serve", &format!("--{flag}=half.pem")], &[], 2, word).await;
-        fails(&["serve"], &[(variable, "half.pem")], 2, word).await;
+    for (flag, variable, error) in table {
+        fails(&["serve", &format!("--{flag}=half.pem")], &[], 2, error).await;
+        fails(&["serve"], &[(variable, "half.pem")], 2, error).await;
         let (_file, path) = file(&format!("{flag}: half.pem\n"));
-        fails(&["serve", "--config", &path], &[], 2, word).await;
+        fails(&["serve", "--config", &path], &[], 2, error).await;
     }
-    // The halves may come from different places.
+    // The two flags may come from different places.
     let (_file, path) = file("tls-cert: /nowhere/tls.crt\n");
     let exit = run(&["serve", "--config", &path, "--tls-key", "/nowhere/tls.key"], &[]).await;
     assert!(exit.stderr.contains("cannot serve TLS"), "{}", exit.stderr);
+}
+
+/// The former name of `--dedicated-watchers`, in each place of a value.
+#[tokio::test]
+async fn former_flag_name_is_accepted() {
+    let serve = ["serve", "--port=0"];
+    fails(&[&serve[..], &["--own-watchers", "3"]].concat(), &[], 5, NO_CLUSTER).await;
+    fails(&serve, &[("BRIDGE_OWN_WATCHERS", "3")], 5, NO_CLUSTER).await;
+    let error = "invalid value '-1' for '--dedicated-watchers <N>': expected a whole number from 0 to 1000000";
+    fails(&serve, &[("BRIDGE_OWN_WATCHERS", "-1")], 2, error).await;
+    fails(&serve, &[("BRIDGE_OWN_WATCHERS", "-1"), ("BRIDGE_DEDICATED_WATCHERS", "1")], 5, NO_CLUSTER).await;
+    let (_file, path) = file("own-watchers: 3\n");
+    fails(&[&serve[..], &["--config", &path]].concat(), &[], 5, NO_CLUSTER).await;
+}
+
+#[tokio::test]
+async fn log_filter_and_format_are_validated() {
+    let serve = ["serve", "--port=0"];
+    let exit = run(&serve, &[("RUST_LOG", "boilerhouse_bridge=loud")]).await;
+    assert!(exit.code == 2 && exit.stderr.contains("RUST_LOG is not a log filter"), "{}", exit.stderr);
+    fails(&serve, &[("RUST_LOG", "debug")], 5, NO_CLUSTER).await;
+    fails(&serve, &[("RUST_LOG", "")], 5, NO_CLUSTER).await;
+    let exit = run(&[&serve[..], &["--log-format", "xml"]].concat(), &[]).await;
+    assert!(exit.code == 2 && exit.stderr.contains("possible values: text, json"), "{}", exit.stderr);
+    // A warning of the access flags is the first log line.
+    let exit = run(&[&serve[..], &["--log-format", "json"]].concat(), &[("BOILERHOUSE_API_KEY", "")]).await;
+    let line: serde_json::Value = serde_json::from_str(exit.stderr.lines().next().unwrap()).unwrap();
+    assert_eq!(line["level"], "WARN", "{line}");
+    assert!(line["message"].as_str().unwrap().contains("counts as unset") && line["timestamp"].is_string(), "{line}");
 }

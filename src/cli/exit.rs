@@ -1,0 +1,64 @@
+//! How a command ends: exit codes, errors, and results on stdout (docs/protocol.md#command-line).
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use super::logging::{color, escape};
+
+/// The command failed.
+pub(super) const FAILED: u8 = 1;
+/// The arguments are wrong.
+pub(super) const USAGE: u8 = 2;
+/// The API server could not be reached, or no kubeconfig was found.
+pub(super) const CANNOT_CONNECT: u8 = 5;
+/// SIGINT ended the command.
+pub(super) const INTERRUPTED: u8 = 130;
+
+/// Why the program ends with an exit code other than 0.
+#[derive(Debug)]
+pub(super) struct CliError {
+    pub(super) code: u8,
+    pub(super) error: anyhow::Error,
+}
+
+impl CliError {
+    /// The arguments, or their combination, cannot be used.
+    pub(super) fn usage(message: impl Into<String>) -> CliError {
+        CliError { code: USAGE, error: anyhow::Error::msg(message.into()) }
+    }
+
+    /// Prints the error with its causes to stderr.
+    pub(super) fn print(&self) -> ExitCode {
+        let (bold, plain) = if color() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
+        // Nothing can be reported when stderr is closed.
+        let _ = writeln!(io::stderr().lock(), "{bold}error:{plain} {}", escape(&format_error_chain(&self.error)));
+        ExitCode::from(self.code)
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for CliError {
+    fn from(error: E) -> CliError {
+        CliError { code: FAILED, error: error.into() }
+    }
+}
+
+/// Joins an error and its causes with colons. The errors of some libraries end with their cause already; such a cause is
+/// not repeated.
+fn format_error_chain(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.as_str() {
+        "" => cause,
+        chain if chain.ends_with(&cause) => text,
+        chain => format!("{chain}: {cause}"),
+    })
+}
+
+/// Writes a result to stdout. A closed pipe is success: the reader has read what it needs.
+pub(super) fn print(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        outcome => outcome,
+    }
+}
