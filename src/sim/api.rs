@@ -22,11 +22,14 @@ use tokio::time::{Instant, timeout_at};
 use tower::BoxError;
 
 use super::fault::{self, ConcurrentChange, Effect, NetworkState};
-use super::query::{ListOptions, ResourcePath};
+use super::handle::{Sim, SimState};
+use super::list_options::ListOptions;
+use super::path::ResourcePath;
+use super::resource::{ApiResource, Verb};
 use super::status::StatusError;
-use super::store::{Revision, Store};
+use super::store::{self, Revision, Store};
 use super::watch::{self, Watch};
-use super::{ApiResource, Sim, SimState, Verb, review, write};
+use super::{review, write};
 
 /// Largest request body in bytes, the real API server's own limit.
 const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
@@ -38,9 +41,17 @@ pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 #[derive(Clone, Debug)]
 pub struct Service(Sim);
 
-impl Service {
-    pub(super) fn new(sim: Sim) -> Self {
-        Self(sim)
+impl Sim {
+    /// A kube client of this API. Must be called inside a tokio runtime, as kube's client buffers its requests in a task.
+    #[must_use]
+    pub fn client(&self, namespace: &str) -> kube::Client {
+        kube::Client::new(self.service(), namespace)
+    }
+
+    /// The API as a tower service, for a client stack of one's own.
+    #[must_use]
+    pub fn service(&self) -> Service {
+        Service(self.clone())
     }
 }
 
@@ -96,7 +107,7 @@ async fn answer(sim: &Sim, request: &http::request::Parts, body: &[u8]) -> io::R
     match effect {
         Some(Effect::Refuse) => Err(refused()),
         Some(Effect::Hang) => std::future::pending().await,
-        Some(Effect::Answer(answer)) => Ok(error_response(&answer.to_error(&sim.0.config.user, verb, &target))),
+        Some(Effect::Answer(answer)) => Ok(error_response(&answer.to_error(&sim.config().user, verb, &target))),
         Some(Effect::ExpirePage) => {
             Ok(error_response(&StatusError::page_expired(inconsistent_continue_token(&options))))
         }
@@ -154,7 +165,7 @@ impl Call<'_> {
             return Err(StatusError::unauthorized());
         }
         if state.denied.contains(&(self.verb, self.target.resource)) {
-            return Err(StatusError::forbidden(&self.sim.0.config.user, self.verb, &self.target));
+            return Err(StatusError::forbidden(&self.sim.config().user, self.verb, &self.target));
         }
         Ok(())
     }
@@ -166,7 +177,7 @@ impl Call<'_> {
             let name = target.name.as_deref().unwrap_or_default();
             let namespace = target.namespace.as_deref().unwrap_or_default();
             let object = self.sim.lock().store.get(target.resource, namespace, name);
-            let missing = || StatusError::refused(&super::store::Refused::NotFound, target.resource, name);
+            let missing = || StatusError::refused(&store::Refused::NotFound, target.resource, name);
             return Ok(json_response(StatusCode::OK, &object.ok_or_else(missing)?));
         }
         let (headers, body) = (&self.request.headers, self.body);
@@ -194,8 +205,8 @@ impl Call<'_> {
 
     /// A list at a revision that has not come yet waits for it a little.
     async fn wait_for(&self, asked: Revision) -> Result<(), StatusError> {
-        let mut changed = self.sim.0.changed.subscribe();
-        let deadline = Instant::now() + self.sim.0.config.future_version_timeout;
+        let mut changed = self.sim.changed();
+        let deadline = Instant::now() + self.sim.config().future_version_timeout;
         loop {
             let current = self.sim.lock().store.revision();
             if asked <= current {

@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use http::StatusCode;
 
-use super::query::{ListOptions, ResourcePath};
+use super::list_options::ListOptions;
+use super::path::ResourcePath;
+use super::resource::{ApiResource, Verb};
 use super::status::StatusError;
 use super::store::Store;
-use super::{ApiResource, Verb};
 
 /// Something that will go wrong once.
 #[derive(Clone, Debug)]

@@ -1,6 +1,6 @@
 //! Whose a token is, and what a user may: TokenReview and SubjectAccessReview, as kube-apiserver 1.36 answers them.
 //!
-//! What is known is set through the handle ([`Sim::issue`], [`Sim::grant`]). Pure.
+//! What is known is set through the handle ([`Sim::issue`](super::Sim::issue), [`Sim::grant`](super::Sim::grant)). Pure.
 //! Left out: the 10 s for which the real one believes a token that it has seen, and authorizers other than RBAC.
 
 use std::{
@@ -12,7 +12,11 @@ use std::{
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::{ApiResource, Sim, Verb, status::StatusError, write};
+use super::{
+    resource::{ApiResource, Verb},
+    status::StatusError,
+    write,
+};
 
 /// The API server's own audience: what a review without audiences is about.
 pub const OWN_AUDIENCE: &str = "https://kubernetes.default.svc";
@@ -55,34 +59,6 @@ pub struct Rule {
 pub(super) struct ReviewState {
     tokens: BTreeMap<String, Identity>,
     rules: BTreeSet<Rule>,
-}
-
-impl Sim {
-    /// From now on this token is this identity's.
-    pub fn issue(&self, token: &str, identity: Identity) {
-        self.lock().review_state.issue(token, identity);
-    }
-
-    /// From now on this token is nobody's, whenever it would have ended.
-    pub fn revoke(&self, token: &str) {
-        self.lock().review_state.revoke(token);
-    }
-
-    /// From now on somebody may do something. It is what SubjectAccessReviews are answered by, and no more: those who ask
-    /// this API may do what is not denied to them ([`Sim::deny`]).
-    pub fn grant(&self, rule: Rule) {
-        self.lock().review_state.grant(rule);
-    }
-
-    /// Takes every [`Sim::grant`] to this user or group back.
-    pub fn revoke_grants(&self, subject: &str) {
-        self.lock().review_state.revoke_grants(subject);
-    }
-
-    /// Whether reviews are answered, as they are at first; connections for them are refused otherwise.
-    pub fn set_reviews_available(&self, available: bool) {
-        self.lock().reviews_available = available;
-    }
 }
 
 impl ReviewState {

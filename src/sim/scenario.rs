@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::handle::Sim;
+use super::resource::ApiResource;
 use super::store::{self, Store};
-use super::{ApiResource, Sim};
 use crate::api::{ANNOTATION_LAST_ACTIVITY, LABEL_MANAGED, LABEL_POOL_STATUS, LABEL_TENANT, LABEL_WORKLOAD};
 
 mod fixtures;

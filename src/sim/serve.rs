@@ -7,7 +7,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use super::Sim;
+use super::handle::Sim;
 
 impl Sim {
     /// Serves until `stop`, at most [`SimConfig::max_connections`](super::SimConfig::max_connections) connections at
@@ -17,7 +17,7 @@ impl Sim {
         tokio::pin!(stop);
         loop {
             while connections.try_join_next().is_some() {}
-            let full = connections.len() >= self.0.config.max_connections;
+            let full = connections.len() >= self.config().max_connections;
             tokio::select! {
                 () = &mut stop => return,
                 _ = connections.join_next(), if full => {}

@@ -3,9 +3,9 @@
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::query::ResourcePath;
+use super::path::ResourcePath;
+use super::resource::{ApiResource, Verb};
 use super::store::{Refused, Revision};
-use super::{ApiResource, Verb};
 
 /// A `Status` object that says no.
 #[derive(Clone, Debug, PartialEq)]

@@ -12,7 +12,7 @@ use jiff::{Timestamp, ToSpan};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::ApiResource;
+use super::resource::ApiResource;
 
 /// A revision of the store; an object's resourceVersion is one, written in decimal.
 pub type Revision = u64;

@@ -15,10 +15,12 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::fault::{ConnectionEnd, WatchFault};
-use super::query::{ListOptions, ResourcePath, Selector};
+use super::handle::{Sim, SimState};
+use super::list_options::{ListOptions, Selector};
+use super::path::ResourcePath;
+use super::resource::ApiResource;
 use super::status::StatusError;
 use super::store::{Change, Revision};
-use super::{ApiResource, Sim, SimState};
 
 /// An open watch.
 pub(super) struct Watch {
@@ -79,7 +81,7 @@ impl Watch {
         options: &ListOptions,
         fault: Option<(usize, WatchFault)>,
     ) -> Self {
-        let (now, config) = (Instant::now(), &sim.0.config);
+        let (now, config) = (Instant::now(), sim.config());
         let asked = options.timeout_seconds.filter(|seconds| *seconds > 0).map(std::time::Duration::from_secs);
         let timeout = asked.unwrap_or(config.watch_timeout);
         let wants_bookmarks = options.bookmarks && timeout >= config.bookmark_min_watch;
@@ -93,7 +95,7 @@ impl Watch {
         *state.metrics.open_watches.entry(target.resource).or_default() += 1;
         Self {
             guard: OpenWatchGuard { sim: sim.clone(), resource: target.resource },
-            changed: sim.0.changed.subscribe(),
+            changed: sim.changed(),
             target: target.clone(),
             selector: options.selector.clone(),
             position,
@@ -230,7 +232,7 @@ impl Watch {
     }
 
     fn next_bookmark(&self, now: Instant) -> Option<Instant> {
-        let config = &self.guard.sim.0.config;
+        let config = self.guard.sim.config();
         let last = self.deadline.checked_sub(config.bookmark_lead)?;
         (last > now).then(|| last.min(now + config.bookmark_interval))
     }

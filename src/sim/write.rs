@@ -7,8 +7,8 @@
 use http::{StatusCode, header};
 use serde_json::{Value, json};
 
-use super::ApiResource;
-use super::query::ResourcePath;
+use super::path::ResourcePath;
+use super::resource::ApiResource;
 use super::status::StatusError;
 use super::store::{self, Refused, Store};
 use crate::api::BoilerhouseClaim;

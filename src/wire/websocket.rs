@@ -5,27 +5,20 @@
 use base64::{Engine, prelude::BASE64_STANDARD};
 use sha1::{Digest, Sha1};
 
-use super::CloseReason;
+use self::opcodes::{BINARY, CLOSE, FIN, PING, PONG, TEXT};
+use super::close::CloseReason;
 
+mod opcodes;
 mod reader;
 #[cfg(test)]
 mod rfc6455_cases;
 #[cfg(test)]
 mod tungstenite_compat;
 
-pub use reader::{FrameReader, MessagePart};
-
-/// A control frame's payload is at most this many bytes (RFC 6455 section 5.5).
-pub const MAX_CONTROL_PAYLOAD: usize = 125;
-
-const FIN: u8 = 0x80;
-const RESERVED_BITS: u8 = 0x70;
-const CONTINUATION: u8 = 0x0;
-const TEXT: u8 = 0x1;
-const BINARY: u8 = 0x2;
-const CLOSE: u8 = 0x8;
-const PING: u8 = 0x9;
-const PONG: u8 = 0xA;
+pub use self::{
+    opcodes::MAX_CONTROL_PAYLOAD,
+    reader::{FrameReader, MessagePart},
+};
 
 /// `Sec-WebSocket-Accept` for a client's `Sec-WebSocket-Key` (RFC 6455 section 4.2.2, point 5.4).
 ///

@@ -4,8 +4,11 @@
 //! its way; an idle one owns no memory besides itself. What RFC 6455 forbids is refused as soon as the header is complete, text
 //! that is not UTF-8 at its first wrong byte. The one leniency: a length in more bytes than it needs is taken, against section
 //! 5.2, as tungstenite takes it; there are clients that send it and nothing depends on it.
-use super::{BINARY, CLOSE, CONTINUATION, CloseReason, FIN, MAX_CONTROL_PAYLOAD, PING, PONG, RESERVED_BITS, TEXT};
-use crate::wire::utf8::{NotUtf8, Utf8Validator};
+use super::opcodes::{BINARY, CLOSE, CONTINUATION, FIN, MAX_CONTROL_PAYLOAD, PING, PONG, RESERVED_BITS, TEXT};
+use crate::wire::{
+    close::CloseReason,
+    utf8::{NotUtf8, Utf8Validator},
+};
 
 /// A client's frames, from the first byte after the handshake on.
 ///

@@ -1,64 +1,9 @@
-//! What a request asks for: path, verb, selectors and options, parsed as kube-apiserver parses them. Pure.
-//!
-//! Served are Pods, BoilerhouseClaims, Namespaces and reviews; selectors by equality and existence. What is not served is refused
-//! with a reason rather than ignored, so that no test passes because a parameter was overlooked.
+//! The query parameters of lists and watches.
 
-use http::Method;
 use serde_json::Value;
 
 use super::status::StatusError;
 use super::store::Revision;
-use super::{ApiResource, Verb};
-
-/// A path of the API, taken apart.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ResourcePath {
-    pub(super) resource: ApiResource,
-    pub(super) namespace: Option<String>,
-    pub(super) name: Option<String>,
-    pub(super) status: bool,
-}
-
-impl ResourcePath {
-    /// Finds the resource behind a path, if this API serves one there.
-    pub(super) fn parse(path: &str) -> Option<Self> {
-        let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
-        let (group, version, rest) = match parts.as_slice() {
-            ["api", version, rest @ ..] => ("", *version, rest),
-            ["apis", group, version, rest @ ..] => (*group, *version, rest),
-            _ => return None,
-        };
-        let (namespace, rest) = match rest {
-            ["namespaces", namespace, rest @ ..] if !rest.is_empty() => (Some((*namespace).to_owned()), rest),
-            _ => (None, rest),
-        };
-        let (plural, name, status) = match rest {
-            [plural] => (plural, None, false),
-            [plural, name] => (plural, Some((*name).to_owned()), false),
-            [plural, name, "status"] => (plural, Some((*name).to_owned()), true),
-            _ => return None,
-        };
-        let resource = ApiResource::ALL.into_iter().find(|r| r.group() == group && r.plural() == *plural)?;
-        let there = resource.version() == version && !(resource.is_review() && name.is_some());
-        let reachable = resource.namespaced() == namespace.is_some() || (name.is_none() && resource.namespaced());
-        (there && reachable).then_some(Self { resource, namespace, name, status })
-    }
-
-    /// The verb that RBAC sees.
-    pub(super) fn verb(&self, method: &Method, watch: bool) -> Option<Verb> {
-        Some(match (method.as_str(), self.name.is_some()) {
-            (method, _) if self.resource.is_review() && method != "POST" => return None,
-            ("GET", true) if !watch => Verb::Get,
-            ("GET", false) if !watch => Verb::List,
-            ("GET", false) => Verb::Watch,
-            ("POST", false) => Verb::Create,
-            ("PUT", true) => Verb::Update,
-            ("PATCH", true) => Verb::Patch,
-            ("DELETE", true) => Verb::Delete,
-            _ => return None,
-        })
-    }
-}
 
 /// The parameters of a list or watch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -207,32 +152,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn path_parser_resolves_resources() {
-        let target = |path| ResourcePath::parse(path).map(|t| (t.resource, t.namespace, t.name, t.status));
-        let (pods, claims, n, a) = (ApiResource::Pods, ApiResource::Claims, Some("n".to_owned()), Some("a".to_owned()));
-        assert_eq!(target("/api/v1/pods"), Some((pods, None, None, false)));
-        assert_eq!(target("/api/v1/namespaces/n/pods/a/status"), Some((pods, n.clone(), a.clone(), true)));
-        let path = "/apis/boilerhouse.dev/v1alpha1/namespaces/n/boilerhouseclaims/a";
-        assert_eq!(target(path), Some((claims, n, a.clone(), false)));
-        assert_eq!(target("/api/v1/namespaces/a"), Some((ApiResource::Namespaces, None, a, false)));
-        assert_eq!(target("/api/v1/namespaces"), Some((ApiResource::Namespaces, None, None, false)));
-        let path = "/apis/authentication.k8s.io/v1/tokenreviews";
-        assert_eq!(target(path), Some((ApiResource::TokenReviews, None, None, false)));
-        let nowhere = [
-            "/api/v1/pods/a",
-            "/api/v1/namespaces/n/nodes",
-            "/apis/x.dev/v1alpha1/boilerhouseclaims",
-            "/",
-            "/api/v2/pods",
-            "/apis/boilerhouse.dev/v1/boilerhouseclaims",
-            "/apis/authentication.k8s.io/v1/tokenreviews/a",
-        ];
-        for nothing in nowhere {
-            assert_eq!(target(nothing), None, "{nothing}");
-        }
-    }
 
     #[test]
     fn selectors_match_labels_and_fields() {

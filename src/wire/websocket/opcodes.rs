@@ -1,0 +1,13 @@
+//! Opcodes, bit masks and limits of RFC 6455 frames.
+
+/// A control frame's payload is at most this many bytes (RFC 6455 section 5.5).
+pub const MAX_CONTROL_PAYLOAD: usize = 125;
+
+pub(super) const FIN: u8 = 0x80;
+pub(super) const RESERVED_BITS: u8 = 0x70;
+pub(super) const CONTINUATION: u8 = 0x0;
+pub(super) const TEXT: u8 = 0x1;
+pub(super) const BINARY: u8 = 0x2;
+pub(super) const CLOSE: u8 = 0x8;
+pub(super) const PING: u8 = 0x9;
+pub(super) const PONG: u8 = 0xA;
