@@ -1,38 +1,38 @@
-//! Why the bridge ends a stream: close codes and texts.
+//! The reasons for which the bridge ends a stream, with close code and text.
 
-/// Every way in which the bridge ends a stream (docs/protocol.md#stream-endpoints, "Close codes").
+/// Why the bridge ends a stream (docs/protocol.md#stream-endpoints, "Close codes").
 ///
-/// A WebSocket client gets code and reason in its close frame, an SSE client gets the reason in `stream.closing`.
+/// A WebSocket client receives code and text in the close frame. An SSE client receives the text in `stream.closing`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CloseReason {
-    /// The client closed, and this answers it.
+    /// The client sent a close frame. The bridge answers it.
     Normal,
-    /// The client broke RFC 6455.
+    /// The client violated RFC 6455.
     Protocol,
     /// A text message or a close reason of the client is not UTF-8.
     Utf8,
-    /// A message of the client is longer than the reader allows.
+    /// A message of the client is longer than the reader accepts.
     TooBig,
     /// The credential that opened the stream has expired.
     CredentialExpired,
-    /// The rights that opened the stream have been taken away.
+    /// The access that opened the stream was revoked.
     AccessRevoked,
     /// A defect of the bridge.
     Internal,
-    /// The bridge shuts down; another one, or the same one restarted, will serve.
+    /// The bridge shuts down. The client can connect to another replica, or to this one after its restart.
     Draining,
-    /// A write made no progress for too long.
+    /// A write to the client made no progress for the write timeout.
     SlowConsumer,
-    /// Neither a pong nor any other byte came for too long.
+    /// The client sent neither a pong nor any other byte for the idle timeout.
     Idle,
-    /// Kubernetes has been out of reach for too long (only `/ws`).
+    /// The API server was unreachable for longer than `/ws` allows (only `/ws`).
     UpstreamUnavailable,
-    /// The client fell off the log and its contract has no way to tell it so (only `/ws`).
+    /// The log evicted entries that the client had not read. `/ws` has no event to report it (only `/ws`).
     Lagged,
 }
 
 impl CloseReason {
-    /// The close code of RFC 6455 section 7.4.1, or of IANA's registry for 1012 and 1013.
+    /// Returns the close code. The codes are from RFC 6455 section 7.4.1; 1012 and 1013 are from the IANA registry.
     pub fn code(self) -> u16 {
         match self {
             Self::Normal => 1000,
@@ -46,8 +46,9 @@ impl CloseReason {
         }
     }
 
-    /// The reason in words that clients may compare; empty for [`CloseReason::Normal`]. At most 123 bytes, what fits a close
-    /// frame beside its code (RFC 6455 section 5.5).
+    /// Returns the text of the reason, which clients may compare; it is empty for [`CloseReason::Normal`].
+    ///
+    /// The text has at most 123 bytes, because a close frame holds 125 bytes with the code (RFC 6455 section 5.5).
     pub fn text(self) -> &'static str {
         match self {
             Self::Normal => "",
@@ -72,7 +73,7 @@ mod tests {
 
     #[test]
     fn close_codes_and_reasons_match_the_protocol() {
-        let contract: [(CloseReason, u16, &str); 12] = [
+        let expected: [(CloseReason, u16, &str); 12] = [
             (Normal, 1000, ""),
             (Protocol, 1002, "protocol error"),
             (Utf8, 1007, "not utf-8"),
@@ -86,8 +87,8 @@ mod tests {
             (UpstreamUnavailable, 1013, "upstream unavailable"),
             (Lagged, 1013, "lagged"),
         ];
-        for (close, code, reason) in contract {
-            assert_eq!((close.code(), close.text()), (code, reason), "{close:?}");
+        for (reason, code, text) in expected {
+            assert_eq!((reason.code(), reason.text()), (code, text), "{reason:?}");
         }
     }
 }
