@@ -1,4 +1,7 @@
-//! The handle of the simulated API.
+//! [`Sim`], the handle of the simulated API: configuration, state, injected faults and counters.
+//!
+//! Owns: the state of the simulated cluster behind one lock, and the channel that wakes watches.
+//! Guarantees: watches see a change of the store completely or not at all.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,30 +16,30 @@ use super::resource::{ApiResource, Verb};
 use super::review::{Identity, ReviewState, Rule};
 use super::store::{Revision, Store};
 
-/// Times, bounds and the beginning. The defaults are the real API server's.
+/// Initial state, times and limits. The default times are those of the real API server.
 #[derive(Clone, Debug)]
 pub struct SimConfig {
-    /// What uids are made from.
+    /// Seed of the uids.
     pub seed: u64,
-    /// Namespaces that exist from the beginning.
+    /// Namespaces that exist at the start.
     pub namespaces: Vec<String>,
-    /// The revision before the first write: a real cluster is never at 0, and versions below are expired.
+    /// The revision before the first write (1000). A real cluster is never at 0, and revisions below this one are expired.
     pub first_revision: Revision,
-    /// The time at the beginning, from which tokio's clock counts on.
+    /// The time at the start. tokio's clock counts from it.
     pub start: Timestamp,
-    /// Who the client is, in the words of a 403.
+    /// The user in the message of a 403.
     pub user: String,
-    /// Time between bookmarks: about a minute.
+    /// Time between bookmarks: 60 s.
     pub bookmark_interval: Duration,
-    /// How long before a watch's timeout its last bookmark comes.
+    /// Time between the last bookmark of a watch and its timeout: 2 s.
     pub bookmark_lead: Duration,
-    /// Watches asked for less than this get no bookmark at all.
+    /// Minimum timeout of a watch that receives bookmarks: 12 s.
     pub bookmark_min_watch: Duration,
-    /// How long a watch lives that asks for no timeout: the real one draws 30 to 60 minutes.
+    /// Duration of a watch without a requested timeout: 30 minutes. The real API server chooses 30 to 60 minutes at random.
     pub watch_timeout: Duration,
-    /// How long a list waits for a revision that has not come yet.
+    /// Time that a list waits for a revision that does not exist yet: 3 s.
     pub future_version_timeout: Duration,
-    /// Most connections that [`Sim::serve`] holds at once; more wait in the listener's queue.
+    /// Maximum number of connections of [`Sim::serve`] (4096). Further connections wait in the listener's queue.
     pub max_connections: usize,
 }
 
@@ -58,30 +61,30 @@ impl Default for SimConfig {
     }
 }
 
-/// What has been asked for, and which watches are open.
+/// Counters of requests and open watches. They are for tests, and not part of the bridge's metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Metrics {
-    /// Requests that reached the API, refused ones included.
+    /// Number of requests that reached the API, including those that were answered with an error.
     pub requests: BTreeMap<(Verb, ApiResource), u64>,
-    /// Watches open now, silent ones included, until their client drops them.
+    /// Number of open watches, including silent ones. A watch is open until its client drops it.
     pub open_watches: BTreeMap<ApiResource, u64>,
 }
 
 impl Metrics {
-    /// How many requests of a verb there were, over all resources.
+    /// Returns the number of requests with a verb, over all resources.
     #[must_use]
     pub fn count(&self, verb: Verb) -> u64 {
         self.requests.iter().filter(|((v, _), _)| *v == verb).map(|(_, count)| count).sum()
     }
 
-    /// How many watches are open, over all resources.
+    /// Returns the number of open watches, over all resources.
     #[must_use]
     pub fn open(&self) -> u64 {
         self.open_watches.values().sum()
     }
 }
 
-/// The handle to a simulated API; its clones are the same one.
+/// A handle to a simulated API. All clones refer to the same API.
 #[derive(Clone, Debug)]
 pub struct Sim(Arc<Inner>);
 
@@ -100,26 +103,26 @@ pub(super) struct SimState {
     pub(super) faults: Vec<Fault>,
     pub(super) denied: Vec<(Verb, ApiResource)>,
     pub(super) unauthorized: bool,
-    /// Whose tokens there are, and who may what.
+    /// The tokens and grants.
     pub(super) review_state: ReviewState,
     /// Whether reviews are answered.
     pub(super) reviews_available: bool,
-    /// Whether the claims' CRD is installed.
+    /// Whether the CRD of claims is installed.
     pub(super) crd: bool,
-    /// How often all watches were ended, and how the last time.
+    /// Number of times that all watches were ended, and how they ended the last time.
     pub(super) cuts: (u64, ConnectionEnd),
-    /// How often all watches were silenced.
+    /// Number of times that all watches were silenced.
     pub(super) stalls: u64,
     pub(super) metrics: Metrics,
 }
 
 impl Sim {
-    /// An API with nothing in it but its namespaces.
+    /// Creates an API that contains its namespaces only.
     #[must_use]
     pub fn new(config: SimConfig) -> Self {
         let mut store = Store::new(config.seed, config.first_revision, config.start);
         for name in &config.namespaces {
-            // A name that is listed twice exists once; nothing else can be refused here.
+            // The only possible error is that the configuration lists a name twice. The namespace then exists once.
             let _ = store.create(
                 ApiResource::Namespaces,
                 serde_json::json!({"metadata": {"name": name}, "status": {"phase": "Active"}}),
@@ -143,68 +146,71 @@ impl Sim {
         Self(Arc::new(Inner { config, started: Instant::now(), state: Mutex::new(state), changed }))
     }
 
-    /// The time of the simulated cluster.
+    /// Returns the time of the simulated cluster.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         let elapsed = self.0.started.elapsed();
         self.0.config.start.saturating_add(elapsed).unwrap_or(self.0.config.start)
     }
 
-    /// Looks into the store or writes to it; watches see all of it at once when `body` returns. Must not wait or call
-    /// back into this handle.
+    /// Calls `body` with the store, to read it or to write to it. Watches receive all writes after `body` returns.
+    ///
+    /// `body` must not block and must not use this handle, because the lock of the state is held.
     pub fn store<R>(&self, body: impl FnOnce(&mut Store) -> R) -> R {
         self.change(|state| body(&mut state.store))
     }
 
-    /// What has been asked for so far.
+    /// Returns the counters.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
         self.lock().metrics.clone()
     }
 
-    /// Arms a fault for the next request that it fits; several wait in the order they were armed.
+    /// Arms a fault for the next request that matches it. If several faults match, the one that was armed first is used.
     pub fn arm(&self, fault: Fault) {
         self.lock().faults.push(fault);
     }
 
-    /// How many armed faults have not been met yet.
+    /// Returns the number of armed faults that no request has matched yet.
     #[must_use]
     pub fn pending_faults(&self) -> usize {
         self.lock().faults.len()
     }
 
-    /// From now on a verb on a resource is answered with 403. Open watches go on, as they do in Kubernetes.
+    /// Answers requests with this verb on this resource with 403, until [`Sim::allow_all`]. As in Kubernetes, open watches
+    /// continue.
     pub fn deny(&self, verb: Verb, resource: ApiResource) {
         self.lock().denied.push((verb, resource));
     }
 
-    /// From now on every request is answered with 401, or no longer.
+    /// Sets whether every request is answered with 401. The initial value is `false`.
     pub fn set_unauthorized(&self, unauthorized: bool) {
         self.lock().unauthorized = unauthorized;
     }
 
-    /// Whether the claims' CRD is installed, as it is at first; without it their paths do not exist.
+    /// Sets whether the CRD of claims is installed. The initial value is `true`. Without the CRD, the paths of claims do not
+    /// exist.
     pub fn set_crd(&self, installed: bool) {
         self.lock().crd = installed;
     }
 
-    /// Takes every [`Sim::deny`] back.
+    /// Reverts every [`Sim::deny`].
     pub fn allow_all(&self) {
         self.lock().denied.clear();
     }
 
-    /// Refuses every connection and resets every open watch, until [`Sim::up`].
+    /// Refuses all connections and resets all open watches, until [`Sim::up`].
     pub fn down(&self) {
         self.change(|state| state.network = NetworkState::Refusing);
         self.cut_watches(ConnectionEnd::Reset);
     }
 
-    /// Requests are answered again. What a black hole has swallowed stays silent.
+    /// Answers requests again. Watches and requests that [`Sim::black_hole`] has silenced stay silent.
     pub fn up(&self) {
         self.change(|state| state.network = NetworkState::Up);
     }
 
-    /// Swallows everything: open watches fall silent for good, new requests are never answered, until [`Sim::up`].
+    /// Silences the network: open watches send nothing more and do not end. Requests before [`Sim::up`] are never answered.
     pub fn black_hole(&self) {
         self.change(|state| {
             state.network = NetworkState::BlackHole;
@@ -212,55 +218,56 @@ impl Sim {
         });
     }
 
-    /// The API server dies and is back: every watch is reset and the watch history is gone; exact lists go on working.
+    /// Simulates a restart of the API server: all watches are reset, and the watch history is lost. Exact lists still work.
     pub fn restart(&self) {
         self.change(|state| state.store.lose_watch_history());
         self.cut_watches(ConnectionEnd::Reset);
     }
 
-    /// etcd is put back to an older copy (a clone of the store) and the API server restarted. Returns the lost branch.
+    /// Restores etcd from an older copy (a clone of the store) and restarts the API server. Returns the replaced store.
     pub fn restore(&self, older: Store) -> Store {
         let lost = self.change(|state| state.store.restore(older));
         self.cut_watches(ConnectionEnd::Reset);
         lost
     }
 
-    /// Ends every open watch.
+    /// Ends all open watches.
     pub fn cut_watches(&self, how: ConnectionEnd) {
         self.change(|state| state.cuts = (state.cuts.0 + 1, how));
     }
 
-    /// Silences every open watch for good: neither events nor an end. New watches are well.
+    /// Silences all open watches: they send nothing more and do not end. New watches are not affected.
     pub fn stall_watches(&self) {
         self.change(|state| state.stalls += 1);
     }
 
-    /// From now on this token is this identity's.
+    /// Issues a token for an identity.
     pub fn issue(&self, token: &str, identity: Identity) {
         self.lock().review_state.issue(token, identity);
     }
 
-    /// From now on this token is nobody's, whenever it would have ended.
+    /// Revokes a token, whatever its expiry is.
     pub fn revoke(&self, token: &str) {
         self.lock().review_state.revoke(token);
     }
 
-    /// From now on somebody may do something. It is what SubjectAccessReviews are answered by, and no more: those who ask
-    /// this API may do what is not denied to them ([`Sim::deny`]).
+    /// Adds a grant. Only the answers to SubjectAccessReviews depend on grants: requests to the simulated API itself are
+    /// allowed unless [`Sim::deny`] denies them.
     pub fn grant(&self, rule: Rule) {
         self.lock().review_state.grant(rule);
     }
 
-    /// Takes every [`Sim::grant`] to this user or group back.
+    /// Removes all grants of this user or group.
     pub fn revoke_grants(&self, subject: &str) {
         self.lock().review_state.revoke_grants(subject);
     }
 
-    /// Whether reviews are answered, as they are at first; connections for them are refused otherwise.
+    /// Sets whether reviews are answered. The initial value is `true`. Otherwise their connections are refused.
     pub fn set_reviews_available(&self, available: bool) {
         self.lock().reviews_available = available;
     }
 
+    /// Returns the configuration.
     pub(super) fn config(&self) -> &SimConfig {
         &self.0.config
     }
@@ -270,7 +277,7 @@ impl Sim {
         self.0.changed.subscribe()
     }
 
-    /// Changes the state and wakes every watch.
+    /// Changes the state, at the current time of the cluster, and wakes all watches.
     pub(super) fn change<R>(&self, body: impl FnOnce(&mut SimState) -> R) -> R {
         let now = self.now();
         let result = {
@@ -282,8 +289,9 @@ impl Sim {
         result
     }
 
+    /// Locks the state. The caller must not await while it holds the guard.
     pub(super) fn lock(&self) -> MutexGuard<'_, SimState> {
-        // A test that panics while it holds the store must not hide its own message behind a poisoned lock.
+        // If a test panics while it holds the lock, the first panic must be reported instead of a poisoned lock.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,8 @@
-//! The query parameters of lists and watches.
+//! The query parameters of lists and watches, parsed as kube-apiserver parses them. Pure.
+//!
+//! Guarantees: parameters that the simulator does not support are rejected instead of ignored, so that no test passes
+//! because a parameter had no effect. Label selectors support equality and existence. Field selectors support the name and
+//! the namespace.
 
 use serde_json::Value;
 
@@ -10,16 +14,24 @@ use super::store::Revision;
 pub(super) struct ListOptions {
     pub(super) watch: bool,
     pub(super) selector: Selector,
+    /// `resourceVersion`.
     pub(super) version: Option<Revision>,
+    /// Whether the list must be at exactly `version`.
     pub(super) exact: bool,
+    /// Maximum number of items; 0 for no limit.
     pub(super) limit: usize,
+    /// `continue`.
     pub(super) page: Option<String>,
+    /// `allowWatchBookmarks`.
     pub(super) bookmarks: bool,
     pub(super) timeout_seconds: Option<u64>,
 }
 
 impl ListOptions {
-    /// Parses a query string; refuses what kube-apiserver refuses.
+    /// Parses a query string.
+    ///
+    /// # Errors
+    /// Returns the status with which kube-apiserver rejects the parameters.
     pub(super) fn parse(query: &str) -> Result<Self, StatusError> {
         let mut options = Self::default();
         let (mut version_match, mut version, mut initial) = (None, None, false);
@@ -51,16 +63,17 @@ impl ListOptions {
         Ok(options)
     }
 
+    /// Checks the combination of parameters. The texts are those of kube-apiserver.
     fn check(&self, version_match: Option<&str>, initial: bool) -> Result<(), StatusError> {
         if initial {
-            let why = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
-            return Err(StatusError::bad_options("sendInitialEvents", why));
+            let reason = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
+            return Err(StatusError::bad_options("sendInitialEvents", reason));
         }
         if self.page.is_some() && self.version.is_some_and(|version| version > 0) {
             return Err(StatusError::bad_request("specifying resource version is not allowed when using continue"));
         }
         let Some(version_match) = version_match else { return Ok(()) };
-        let why = if self.watch {
+        let reason = if self.watch {
             "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"
         } else if self.version.is_none() {
             "resourceVersionMatch is forbidden unless resourceVersion is provided"
@@ -73,11 +86,11 @@ impl ListOptions {
         } else {
             return Ok(());
         };
-        Err(StatusError::bad_options("resourceVersionMatch", why))
+        Err(StatusError::bad_options("resourceVersionMatch", reason))
     }
 }
 
-/// What an object must be like; all requirements together.
+/// A label and field selector. An object must meet all requirements.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Selector(Vec<Requirement>);
 
@@ -115,8 +128,10 @@ impl Selector {
             } else if let Some(key) = part.strip_prefix('!') {
                 Requirement::Absent(key.trim().into())
             } else if part.is_empty() || part.contains([' ', '(', '<', '>']) {
-                let why = format!("unable to parse requirement: {part:?} (this API knows equality and existence)");
-                return Err(StatusError::bad_request(&why));
+                let message = format!(
+                    "unable to parse requirement: {part:?} (the simulated API supports equality and existence only)"
+                );
+                return Err(StatusError::bad_request(&message));
             } else {
                 Requirement::Present(part.into())
             };
@@ -155,8 +170,8 @@ mod tests {
 
     #[test]
     fn selectors_match_labels_and_fields() {
-        let object = json!({"metadata": {"name": "a", "labels": {"app": "web", "odd": 7}}});
-        let table = [
+        let object = json!({"metadata": {"name": "a", "labels": {"app": "web", "number": 7}}});
+        let rows = [
             ("labelSelector=app%3Dweb", true),
             ("labelSelector=app%3D%3Dweb", true),
             ("labelSelector=app%3Ddb", false),
@@ -168,7 +183,7 @@ mod tests {
             ("fieldSelector=metadata.name%3Da", true),
             ("fieldSelector=metadata.name%3Db&labelSelector=app", false),
         ];
-        for (query, expected) in table {
+        for (query, expected) in rows {
             assert_eq!(ListOptions::parse(query).unwrap().selector.matches(&object), expected, "{query}");
         }
         assert!(ListOptions::parse("labelSelector=app%20in%20(a)").is_err());
@@ -180,16 +195,16 @@ mod tests {
         assert!(ListOptions::parse("resourceVersion=5&limit=1").unwrap().exact);
         assert!(!ListOptions::parse("resourceVersion=5").unwrap().exact);
         assert!(!ListOptions::parse("resourceVersion=5&limit=1&resourceVersionMatch=NotOlderThan").unwrap().exact);
-        for refused in [
+        for query in [
             "resourceVersionMatch=Exact",
             "resourceVersionMatch=Exact&resourceVersion=0",
             "resourceVersionMatch=Sometimes&resourceVersion=5",
             "resourceVersionMatch=Exact&resourceVersion=5&watch=true",
         ] {
-            assert_eq!(ListOptions::parse(refused).unwrap_err().code.as_u16(), 422, "{refused}");
+            assert_eq!(ListOptions::parse(query).unwrap_err().code.as_u16(), 422, "{query}");
         }
-        for refused in ["resourceVersion=x", "continue=x&resourceVersion=5", "limit=x"] {
-            assert_eq!(ListOptions::parse(refused).unwrap_err().code.as_u16(), 400, "{refused}");
+        for query in ["resourceVersion=x", "continue=x&resourceVersion=5", "limit=x"] {
+            assert_eq!(ListOptions::parse(query).unwrap_err().code.as_u16(), 400, "{query}");
         }
     }
 }

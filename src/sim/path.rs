@@ -1,20 +1,21 @@
-//! The path of a request.
+//! The path of a request: URL → resource, namespace, name and verb, as kube-apiserver parses it. Pure.
 
 use http::Method;
 
 use super::resource::{ApiResource, Verb};
 
-/// A path of the API, taken apart.
+/// The parts of a path of the API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ResourcePath {
     pub(super) resource: ApiResource,
     pub(super) namespace: Option<String>,
     pub(super) name: Option<String>,
+    /// Whether the path ends with the subresource `status`.
     pub(super) status: bool,
 }
 
 impl ResourcePath {
-    /// Finds the resource behind a path, if this API serves one there.
+    /// Parses a path. Returns `None` if the simulated API serves no resource there.
     pub(super) fn parse(path: &str) -> Option<Self> {
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
         let (group, version, rest) = match parts.as_slice() {
@@ -33,12 +34,13 @@ impl ResourcePath {
             _ => return None,
         };
         let resource = ApiResource::ALL.into_iter().find(|r| r.group() == group && r.plural() == *plural)?;
-        let there = resource.version() == version && !(resource.is_review() && name.is_some());
-        let reachable = resource.namespaced() == namespace.is_some() || (name.is_none() && resource.namespaced());
-        (there && reachable).then_some(Self { resource, namespace, name, status })
+        let exists = resource.version() == version && !(resource.is_review() && name.is_some());
+        // The collection of a namespaced resource also exists without a namespace: it is the list of all namespaces.
+        let is_addressable = resource.namespaced() == namespace.is_some() || (name.is_none() && resource.namespaced());
+        (exists && is_addressable).then_some(Self { resource, namespace, name, status })
     }
 
-    /// The verb that RBAC sees.
+    /// Returns the verb of RBAC for a request with this method. Returns `None` if the path does not support the method.
     pub(super) fn verb(&self, method: &Method, watch: bool) -> Option<Verb> {
         Some(match (method.as_str(), self.name.is_some()) {
             (method, _) if self.resource.is_review() && method != "POST" => return None,
@@ -60,17 +62,17 @@ mod tests {
 
     #[test]
     fn path_parser_resolves_resources() {
-        let target = |path| ResourcePath::parse(path).map(|t| (t.resource, t.namespace, t.name, t.status));
+        let parse = |path| ResourcePath::parse(path).map(|t| (t.resource, t.namespace, t.name, t.status));
         let (pods, claims, n, a) = (ApiResource::Pods, ApiResource::Claims, Some("n".to_owned()), Some("a".to_owned()));
-        assert_eq!(target("/api/v1/pods"), Some((pods, None, None, false)));
-        assert_eq!(target("/api/v1/namespaces/n/pods/a/status"), Some((pods, n.clone(), a.clone(), true)));
+        assert_eq!(parse("/api/v1/pods"), Some((pods, None, None, false)));
+        assert_eq!(parse("/api/v1/namespaces/n/pods/a/status"), Some((pods, n.clone(), a.clone(), true)));
         let path = "/apis/boilerhouse.dev/v1alpha1/namespaces/n/boilerhouseclaims/a";
-        assert_eq!(target(path), Some((claims, n, a.clone(), false)));
-        assert_eq!(target("/api/v1/namespaces/a"), Some((ApiResource::Namespaces, None, a, false)));
-        assert_eq!(target("/api/v1/namespaces"), Some((ApiResource::Namespaces, None, None, false)));
+        assert_eq!(parse(path), Some((claims, n, a.clone(), false)));
+        assert_eq!(parse("/api/v1/namespaces/a"), Some((ApiResource::Namespaces, None, a, false)));
+        assert_eq!(parse("/api/v1/namespaces"), Some((ApiResource::Namespaces, None, None, false)));
         let path = "/apis/authentication.k8s.io/v1/tokenreviews";
-        assert_eq!(target(path), Some((ApiResource::TokenReviews, None, None, false)));
-        let nowhere = [
+        assert_eq!(parse(path), Some((ApiResource::TokenReviews, None, None, false)));
+        let unserved = [
             "/api/v1/pods/a",
             "/api/v1/namespaces/n/nodes",
             "/apis/x.dev/v1alpha1/boilerhouseclaims",
@@ -79,8 +81,8 @@ mod tests {
             "/apis/boilerhouse.dev/v1/boilerhouseclaims",
             "/apis/authentication.k8s.io/v1/tokenreviews/a",
         ];
-        for nothing in nowhere {
-            assert_eq!(target(nothing), None, "{nothing}");
+        for path in unserved {
+            assert_eq!(parse(path), None, "no resource is served at {path}");
         }
     }
 }

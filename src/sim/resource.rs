@@ -2,7 +2,7 @@
 
 use crate::api::{GROUP, PLURAL, VERSION};
 
-/// The resources that are served.
+/// A resource of the simulated API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ApiResource {
     /// `pods`
@@ -11,9 +11,9 @@ pub enum ApiResource {
     Claims,
     /// `namespaces`
     Namespaces,
-    /// `tokenreviews.authentication.k8s.io`, which can only be created and are not kept.
+    /// `tokenreviews.authentication.k8s.io`. They can only be created, and are not stored.
     TokenReviews,
-    /// `subjectaccessreviews.authorization.k8s.io`, which can only be created and are not kept.
+    /// `subjectaccessreviews.authorization.k8s.io`. They can only be created, and are not stored.
     AccessReviews,
 }
 
@@ -61,7 +61,7 @@ impl ApiResource {
         }
     }
 
-    /// The name with its group, as messages have it.
+    /// Returns the plural with the API group, as in the messages of the API server.
     pub(super) fn qualified(self) -> String {
         match self.group() {
             "" => self.plural().to_owned(),
@@ -73,15 +73,15 @@ impl ApiResource {
         matches!(self, Self::Pods | Self::Claims)
     }
 
-    /// A question, which is answered and not kept.
+    /// Returns whether it is a review: a request that is answered and not stored.
     pub(super) fn is_review(self) -> bool {
         matches!(self, Self::TokenReviews | Self::AccessReviews)
     }
 }
 
-/// What RBAC calls the ways to use a resource.
+/// A verb of RBAC: a kind of request on a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[expect(missing_docs, reason = "the names are the meaning")]
+#[expect(missing_docs, reason = "the names are those of RBAC")]
 pub enum Verb {
     Get,
     List,
