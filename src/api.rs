@@ -1,6 +1,8 @@
-//! Kubernetes API types of this project: the `BoilerhouseClaim` custom resource and the label keys.
+//! Kubernetes API types of this project: the `BoilerhouseClaim` custom resource, and the keys of labels and annotations.
 //!
-//! It imports no other module of this crate, so that `source` and `sim` share the types without importing each other.
+//! Owns: no state. `crds/boilerhouseclaims.yaml` is generated from the types.
+//! Must not import: other modules of this crate. `source` and `sim` share the types without importing each other.
+//! Implements `docs/protocol.md#objects`.
 
 mod claim;
 mod labels;

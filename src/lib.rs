@@ -1,23 +1,51 @@
-//! boilerhouse-bridge: what happens to a Boilerhouse platform's Kubernetes objects, as a live stream of JSON events.
+//! `boilerhouse-bridge` watches a Boilerhouse platform's Kubernetes objects and sends small JSON events over WebSocket and
+//! SSE. Snapshot GETs return the current state.
 //!
-//! Facts flow one way, left to right:
+//! # Data flow
+//!
+//! Data flows in one direction:
 //!
 //! ```text
-//!  Kubernetes ─► source/hub ─► source/decode ─► Writer  ─► feed: inventory + log of steps ─► lens ─┬─► WebSocket
-//!                                                           (old view, new view)       (render,    ├─► SSE
-//!                                                                                       frame)     └─► snapshot GETs
+//!  Kubernetes API server
+//!    │ list, watch                                 ┌──────────────── feed ────────────────┐
+//!    ▼                                             │                                      │
+//!  source/hub ──► source/decode ──► feed::Writer ─►│ inventory    current state           │
+//!  (one list-and-watch    (JSON → view)            │ ring log     changes (old, new view) │
+//!   per resource)                                  └──────────────────┬───────────────────┘
+//!                                                                     │ log entry + projection
+//!                                                   projection cache: render and frame once
+//!                                                                     │ bytes, shared by equal projections
+//!                                          ┌──────────────────────────┼──────────────────────────┐
+//!                                          ▼                          ▼                          ▼
+//!                                      WebSocket                     SSE                   snapshot GETs
 //! ```
 //!
-//! Reading order: [`event`] (what is said), [`ring`] and [`feed`] (in which order, and who has read how far), [`wire`]
-//! (how it looks in bytes), [`source`] (where facts come from), [`http`] (who listens), [`cli`] (how it is put
-//! together), [`tasks`] (who runs), [`sim`] (a cluster for demos and tests).
+//! A dedicated watcher of one `/ws` connection writes to a feed of its own, which uses the same rendering and transport.
 //!
-//! Always true, and tested in `tests/it`:
-//! - Imports follow the data: `event ← wire ← feed ← {source, http}`, `ring ← feed`, `* ← cli`; source and http meet only
-//!   at feed (`tests/it/module_layers.rs`).
-//! - One resourceVersion is one step of the log. What a client sees of it is a pure function of step and lens.
-//! - A client is told of every gap: by `state.initial` with a reason, or by `coalesced`.
-//! - Every buffer, queue, retry and wait has a bound with a name.
+//! # Reading order
+//!
+//! | Module | Question |
+//! |---|---|
+//! | [`event`] | What is an event, and which client receives it? Start at [`event::render`]. |
+//! | [`ring`], [`feed`] | In which order are changes stored, and how far has each subscription read? |
+//! | [`wire`] | Which bytes does a client receive? |
+//! | [`source`] | How does the bridge read Kubernetes, and what does it do when a watch fails? |
+//! | [`http`] | How are clients accepted, authenticated and served? |
+//! | [`cli`] | Which flags exist, and how are the modules combined? |
+//! | [`tasks`] | Which tasks run, and how does the process shut down? |
+//! | [`api`], [`sim`] | Which Kubernetes types does the project define? How is a cluster simulated for `demo` and tests? |
+//!
+//! `docs/architecture.md#data-flow` follows one change through these modules.
+//! `docs/development.md#add-an-event-type` lists the files to change for a new event type.
+//!
+//! # Rules that the tests check
+//!
+//! - Imports follow the data: `{event, wire, ring} ← feed ← {source, http} ← cli`. `source` and `http` meet only at `feed`,
+//!   and no files import each other in a cycle (`docs/architecture.md#module-layers`, `tests/it/module_layers.rs`).
+//! - One resourceVersion is one log entry. The events of a client are a pure function of the log entry and the projection.
+//! - A client is informed of every gap: by `state.initial` with a reason, or by `coalesced`
+//!   (`docs/guarantees.md#guarantees`).
+//! - Every buffer, queue, retry and wait has a bound with a name (`docs/limits.md`).
 
 pub mod api;
 pub mod cli;

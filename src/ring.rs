@@ -1,32 +1,38 @@
-//! A bounded ring of shared items with positions that never repeat.
+//! A bounded in-memory log of shared items, with positions that never repeat.
 //!
-//! Readers hold positions, not items: however slow one is, it costs nothing here. What it missed is known by
-//! comparing its position with [`RingLog::first_position`]. Nothing here knows what an item is, or reads a clock.
+//! Owns: the items that the limits allow.
+//! Guarantees:
+//! - A reader holds a position and no item. A slow reader therefore uses no memory of the log.
+//! - A reader has missed items if its position is before [`RingLog::first_position`].
+//! - An item keeps its position, also when older items are evicted or added.
+//!
+//! Must not import: other modules of this crate, and clocks. The caller passes the time.
 
 use std::{collections::VecDeque, sync::Arc};
 
-/// Positions start here, so that older items can be put in front.
+/// Position of the first item of a new log. Positions below it are for older items that [`RingLog::prepend`] adds.
 const FIRST_POSITION: u64 = 1 << 32;
 
-/// What the ring may hold. Whichever bound is reached first evicts the oldest items.
+/// The limits of a log. The limit that is reached first evicts the oldest items.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Number of items.
+    /// Maximum number of items.
     pub items: usize,
-    /// Bytes, as charged by whoever pushes.
+    /// Maximum number of bytes, as charged by the caller of [`RingLog::push`].
     pub bytes: usize,
-    /// Age in milliseconds.
+    /// Maximum age in milliseconds.
     pub age_ms: u64,
 }
 
 impl Default for Limits {
-    /// 64 Ki items and 64 MiB for at most 10 minutes: long enough for any reconnect, small enough for any pod.
+    /// 64 Ki items, 64 MiB and 10 minutes. Ten minutes cover the reconnect of a client, and 64 MiB fit the memory of a
+    /// small Pod.
     fn default() -> Self {
         Limits { items: 64 << 10, bytes: 64 << 20, age_ms: 600_000 }
     }
 }
 
-/// The ring.
+/// The bounded log. See the module documentation.
 #[derive(Debug)]
 pub struct RingLog<T> {
     entries: VecDeque<Entry<T>>,
@@ -43,60 +49,61 @@ struct Entry<T> {
 }
 
 impl<T> RingLog<T> {
-    /// An empty ring.
+    /// Creates an empty log.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         RingLog { entries: VecDeque::new(), first: FIRST_POSITION, bytes: 0, limits }
     }
 
-    /// Position of the oldest item held; equal to [`RingLog::end_position`] when there is none.
+    /// Returns the position of the oldest item. It equals [`RingLog::end_position`] if the log is empty.
     #[must_use]
     pub fn first_position(&self) -> u64 {
         self.first
     }
 
-    /// Position that the next item will have.
+    /// Returns the position of the next item that is pushed.
     #[must_use]
     pub fn end_position(&self) -> u64 {
         self.first + self.entries.len() as u64
     }
 
-    /// Bytes held, as charged.
+    /// Returns the sum of the bytes charged for the items.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Appends an item that is charged `bytes` and was made at `now_ms`.
+    /// Appends an item that is charged `bytes` and was created at `now_ms`. The caller must then call [`RingLog::evict`].
     pub fn push(&mut self, item: Arc<T>, bytes: usize, now_ms: u64) {
         self.entries.push_back(Entry { item, bytes, at_ms: now_ms });
         self.bytes += bytes;
     }
 
-    /// Puts items with their charges in front of all others, made at `now_ms`. False when there is no room for them: then
-    /// nothing is taken.
+    /// Adds items with their charges before the oldest item, with the creation time `now_ms`. Returns `false` and adds none
+    /// of them if they exceed the limit of items or bytes.
     pub fn prepend(&mut self, items: Vec<(Arc<T>, usize)>, now_ms: u64) -> bool {
         let bytes: usize = items.iter().map(|(_, bytes)| bytes).sum();
-        let has_room = self.entries.len() + items.len() <= self.limits.items
+        let fits = self.entries.len() + items.len() <= self.limits.items
             && self.bytes.saturating_add(bytes) <= self.limits.bytes
             && self.first >= items.len() as u64;
-        if has_room {
+        if fits {
             self.first -= items.len() as u64;
             self.bytes += bytes;
             for (item, bytes) in items.into_iter().rev() {
                 self.entries.push_front(Entry { item, bytes, at_ms: now_ms });
             }
         }
-        has_room
+        fits
     }
 
-    /// Takes out the oldest item if a limit is exceeded; call until `None`. The newest item always stays.
+    /// Removes and returns the oldest item if a limit is exceeded. The caller must repeat the call until it returns `None`.
+    /// The newest item is never evicted.
     pub fn evict(&mut self, now_ms: u64) -> Option<Arc<T>> {
         let oldest = self.entries.front()?;
-        let over = self.entries.len() > self.limits.items
+        let is_exceeded = self.entries.len() > self.limits.items
             || self.bytes > self.limits.bytes
             || now_ms.saturating_sub(oldest.at_ms) > self.limits.age_ms;
-        if !over || self.entries.len() == 1 {
+        if !is_exceeded || self.entries.len() == 1 {
             return None;
         }
         let evicted = self.entries.pop_front()?;
@@ -105,31 +112,32 @@ impl<T> RingLog<T> {
         Some(evicted.item)
     }
 
-    /// Forgets what is before a position: its only reader has read it.
+    /// Removes the items before a position. A log with one reader calls it when the reader has read them.
     pub fn discard_before(&mut self, position: u64) {
         while self.first < position
-            && let Some(evicted) = self.entries.pop_front()
+            && let Some(removed) = self.entries.pop_front()
         {
             self.first += 1;
-            self.bytes -= evicted.bytes;
+            self.bytes -= removed.bytes;
         }
     }
 
-    /// Forgets everything; positions go on.
+    /// Removes all items. Later items continue with the next position.
     pub fn clear(&mut self) {
         self.first = self.end_position();
         self.entries.clear();
         self.bytes = 0;
     }
 
-    /// At most `max` items from a position on; `None` when items after the position are gone.
+    /// Returns at most `max` items, starting at a position. Returns `None` if the item at the position was evicted.
     #[must_use]
     pub fn read_from(&self, position: u64, max: usize) -> Option<impl Iterator<Item = &Arc<T>>> {
         let skip = usize::try_from(position.checked_sub(self.first)?).ok()?;
         Some(self.entries.iter().skip(skip).take(max).map(|entry| &entry.item))
     }
 
-    /// The first position whose item does not satisfy `before`, which holds for a prefix of the ring.
+    /// Returns the first position whose item does not satisfy `before`. All items that satisfy it must come before the
+    /// others.
     #[must_use]
     pub fn partition_point(&self, mut before: impl FnMut(&T) -> bool) -> u64 {
         self.first + self.entries.partition_point(|entry| before(&entry.item)) as u64
@@ -150,7 +158,7 @@ mod tests {
             log.push(Arc::new(item), 10, 0);
             while log.evict(0).is_some() {}
         }
-        assert!(log.read_from(start, 9).is_none(), "the first item is gone");
+        assert!(log.read_from(start, 9).is_none(), "the first item must be evicted");
         let rest: Vec<i32> = log.read_from(start + 1, 9).unwrap().map(|i| **i).collect();
         assert_eq!(rest, [1, 2]);
         assert_eq!(log.read_from(log.end_position(), 9).unwrap().count(), 0);
@@ -159,7 +167,7 @@ mod tests {
 
     #[test]
     fn each_limit_evicts_old_items() {
-        let full = |limits, now_ms| {
+        let evicted = |limits, now_ms| {
             let mut log = RingLog::new(limits);
             for _ in 0..4 {
                 log.push(Arc::new(()), 10, 0);
@@ -167,10 +175,10 @@ mod tests {
             std::iter::from_fn(|| log.evict(now_ms)).count()
         };
         let wide = Limits { items: 99, bytes: 999, age_ms: 99 };
-        assert_eq!(full(wide, 0), 0);
-        assert_eq!(full(Limits { items: 3, ..wide }, 0), 1);
-        assert_eq!(full(Limits { bytes: 20, ..wide }, 0), 2);
-        assert_eq!(full(wide, 100), 3, "the newest stays");
+        assert_eq!(evicted(wide, 0), 0, "no limit is exceeded");
+        assert_eq!(evicted(Limits { items: 3, ..wide }, 0), 1, "one item too many");
+        assert_eq!(evicted(Limits { bytes: 20, ..wide }, 0), 2, "20 bytes too many");
+        assert_eq!(evicted(wide, 100), 3, "all items are too old, and the newest is never evicted");
     }
 
     proptest! {
@@ -181,12 +189,12 @@ mod tests {
             let mut pushed = 0u64;
             for op in ops {
                 if op == 1 && log.first_position() > origin {
-                    // What was dropped comes back, as far as there is room.
+                    // The newer half of the evicted items is added again if it fits the limits.
                     let from = origin + (log.first_position() - origin) / 2;
                     let items = (from..log.first_position()).map(|at| (Arc::new(at - origin), 1)).collect();
                     let first = log.first_position();
-                    let taken = log.prepend(items, 0);
-                    prop_assert_eq!(log.first_position(), if taken { from } else { first });
+                    let added = log.prepend(items, 0);
+                    prop_assert_eq!(log.first_position(), if added { from } else { first });
                 } else if op == 0 {
                     log.clear();
                 } else {

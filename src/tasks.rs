@@ -1,9 +1,15 @@
-//! Who is running, and how it ends. The only module that spawns.
+//! Supervision of tasks and shutdown. Every task of the process is spawned here, except the blocking encodings of GETs and
+//! the connections of the simulator.
 //!
-//! Two kinds of tasks. A *process task* (the hub, the accept loop) runs for as long as the process: the first that ends
-//! by itself ends everything and is the exit reason. A *connection task* ends when it likes; its panic is counted and
-//! touches nobody else. Ending has two moments: `stop` asks the connections to leave, and once they are gone or the
-//! drain time is over, what is left of the process tasks is dropped where it waits. It does not know what tasks do.
+//! Owns: the process tasks and the connection tasks.
+//! - A *process task* (the hub, the accept loop) runs until shutdown. The first one that ends by itself ends the process,
+//!   and is the exit reason.
+//! - A *connection task* may end at any time. Its panic is counted and has no effect on other tasks.
+//!
+//! Guarantees: shutdown has two steps. First, `stop` asks the connection tasks to end. When all have ended, or at the drain
+//! deadline, the process tasks are dropped at their next await.
+//!
+//! Must not import: other modules of this crate.
 use std::{
     any::Any,
     fmt,
@@ -17,15 +23,15 @@ use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// A cause that a task hands over when it fails.
+/// The error with which a task fails.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// How patient the end is.
+/// Time limits of the shutdown.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Connections have this long to leave after the signal (docs/protocol.md#stream-endpoints, "Drain": 10 s).
+    /// Time for the connection tasks to end after the signal (docs/protocol.md#stream-endpoints, "Drain": 10 s).
     pub drain: Duration,
-    /// Process tasks are dropped at their next await. Only one that never comes to it is waited for, this long: 1 s.
+    /// Time to wait for process tasks that do not reach an await: 1 s. Other process tasks are dropped at their next await.
     pub abort_timeout: Duration,
 }
 
@@ -35,46 +41,46 @@ impl Default for Config {
     }
 }
 
-/// An orderly end, asked for by a signal.
+/// How a shutdown ended that a signal requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stopped {
-    /// All has ended, but for `cut` connections that the drain time was too short for.
+    /// All connection tasks ended within the drain time, except `cut` of them.
     Drained {
-        /// Connections still open at the deadline.
+        /// Number of connections that were still open at the deadline.
         cut: usize,
     },
-    /// A second signal came: nothing was waited for.
+    /// A second signal ended the process without waiting.
     Immediately,
 }
 
 /// The unexpected end of a process task.
 #[derive(Debug, thiserror::Error)]
 pub enum TaskExit {
-    /// It returned, which no process task does by itself.
-    #[error("{name} ended without a reason")]
+    /// The task returned. A process task must not return.
+    #[error("{name} ended unexpectedly")]
     Returned {
-        /// The task's name.
+        /// The name of the task.
         name: &'static str,
     },
-    /// It failed.
+    /// The task failed.
     #[error("{name} failed")]
     Failed {
-        /// The task's name.
+        /// The name of the task.
         name: &'static str,
-        /// What it said.
+        /// The error of the task.
         source: BoxError,
     },
-    /// It panicked.
+    /// The task panicked.
     #[error("{name} panicked: {message}")]
     Panicked {
-        /// The task's name.
+        /// The name of the task.
         name: &'static str,
-        /// The panic's message.
+        /// The message of the panic.
         message: String,
     },
 }
 
-/// What this module counts.
+/// The metrics of this module.
 #[derive(Debug, Default)]
 pub struct Metrics {
     /// Connection tasks that panicked.
@@ -82,31 +88,31 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Makes the counters known to `registry`.
+    /// Registers the counters with `registry`.
     pub fn register(&self, registry: &mut Registry) {
         registry.register("connection_panics", "Connections that ended in a panic", self.panics.clone());
     }
 }
 
-/// A handle to the tasks of one process: cheap to clone, the same tasks behind each clone.
+/// A handle to the tasks of one process. All clones refer to the same tasks.
 #[derive(Clone)]
 pub struct Tasks(Arc<Inner>);
 
 struct Inner {
     config: Config,
     metrics: Metrics,
-    /// Connections: leave. Raised by a signal or by the first unexpected end.
+    /// Asks connection tasks to end. A signal or the first unexpected end of a process task cancels it.
     stop: CancellationToken,
-    /// Process tasks: be dropped. Raised when the connections are gone.
+    /// Drops the process tasks. It is cancelled after the drain.
     abort: CancellationToken,
     process: TaskTracker,
     connections: TaskTracker,
-    /// The first unexpected end; later ones are its consequences.
+    /// The first unexpected end of a process task. Later ones are consequences of it and are not recorded.
     first_exit: Mutex<Option<TaskExit>>,
 }
 
 impl Tasks {
-    /// No tasks yet.
+    /// Creates a handle without tasks.
     pub fn new(config: Config) -> Self {
         let inner = Inner {
             config,
@@ -117,13 +123,13 @@ impl Tasks {
             connections: TaskTracker::new(),
             first_exit: Mutex::new(None),
         };
-        // A closed tracker only means that waiting for it ends when it is empty; it still takes tasks.
+        // `TaskTracker::wait` returns only for a closed tracker. A closed tracker still accepts tasks.
         inner.process.close();
         inner.connections.close();
         Self(Arc::new(inner))
     }
 
-    /// Runs a process task. It is not told of the end: it is dropped where it waits, after the connections.
+    /// Spawns a process task. On shutdown the task is dropped at its next await, after the drain of the connections.
     pub fn spawn<T, E>(&self, name: &'static str, task: impl Future<Output = Result<T, E>> + Send + 'static)
     where
         T: Send,
@@ -147,10 +153,10 @@ impl Tasks {
         spawn_tracked(tracked);
     }
 
-    /// Runs a connection task: counted, and on its own in its panic. It should watch [`Tasks::stop`].
+    /// Spawns a connection task. The task should end when [`Tasks::stop`] is cancelled. A panic ends this task only.
     pub fn connection(&self, task: impl Future<Output = ()> + Send + 'static) {
         let inner = self.0.clone();
-        // Combinators, not an async block: that would hold `task` twice, once as captured and once as awaited.
+        // Combinators instead of an async block, because an async block would hold `task` twice: captured and awaited.
         let counted = AssertUnwindSafe(task).catch_unwind().map(move |outcome| {
             if outcome.is_err() {
                 inner.metrics.panics.inc();
@@ -159,27 +165,26 @@ impl Tasks {
         spawn_tracked(self.0.connections.track_future(counted));
     }
 
-    /// How many connection tasks run.
+    /// Returns the number of running connection tasks.
     pub fn connections(&self) -> usize {
         self.0.connections.len()
     }
 
-    /// Cancelled when the process begins to end: connections then leave within the drain time.
+    /// Returns the token that is cancelled at the start of the shutdown. Connection tasks then have the drain time to end.
     pub fn stop(&self) -> &CancellationToken {
         &self.0.stop
     }
 
-    /// What has been counted.
+    /// Returns the metrics.
     pub fn metrics(&self) -> &Metrics {
         &self.0.metrics
     }
 
-    /// Waits for `signal` or for the first unexpected end of a process task, then stops everything: connections are
-    /// asked to leave and have the drain time, then process tasks are dropped. `signal` is called again while that
-    /// happens: a second one returns at once.
+    /// Waits for `signal` or for the first unexpected end of a process task, and then shuts down: connection tasks have the
+    /// drain time to end, then process tasks are dropped. A second `signal` during the shutdown returns immediately.
     ///
     /// # Errors
-    /// The first unexpected end of a process task, before the signal or while connections leave.
+    /// Returns the first unexpected end of a process task, before the signal or during the drain.
     pub async fn run_until(&self, mut signal: impl AsyncFnMut()) -> Result<Stopped, TaskExit> {
         let inner = &self.0;
         tokio::select! {
@@ -194,15 +199,16 @@ impl Tasks {
         self.first_exit().map_or(Ok(Stopped::Drained { cut }), Err)
     }
 
-    /// Waits for the connections as long as they have, then ends the process tasks. Returns the connections left.
+    /// Waits for the connection tasks, at most for the drain time, and then drops the process tasks. Returns the number of
+    /// connection tasks that have not ended.
     async fn drain(&self) -> usize {
         let inner = &self.0;
-        // What is over time shows in the count below.
+        // The count below shows whether the drain time was enough.
         let _ = timeout(inner.config.drain, inner.connections.wait()).await;
         let cut = inner.connections.len();
         inner.abort.cancel();
         if timeout(inner.config.abort_timeout, inner.process.wait()).await.is_err() {
-            tracing::warn!(tasks = inner.process.len(), "tasks did not end and are left behind");
+            tracing::warn!(tasks = inner.process.len(), "process tasks did not end within the abort timeout");
         }
         cut
     }
@@ -221,7 +227,7 @@ impl fmt::Debug for Tasks {
     }
 }
 
-/// The one spawn of the crate. The handle is not needed: the tracker knows the task, and its panic is caught inside.
+/// Spawns a task. The join handle is not needed: the tracker waits for the task, and the task catches its own panic.
 #[allow(clippy::disallowed_methods, reason = "this module is the owner that the lint asks for")]
 fn spawn_tracked(task: impl Future<Output = ()> + Send + 'static) {
     drop(tokio::spawn(task));
@@ -229,7 +235,7 @@ fn spawn_tracked(task: impl Future<Output = ()> + Send + 'static) {
 
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("not a message").to_owned()
+    text.unwrap_or("the panic has no text").to_owned()
 }
 
 #[cfg(test)]
@@ -240,7 +246,7 @@ mod tests {
 
     use super::*;
 
-    /// Signals that the test sends by hand; bounded like any queue.
+    /// Returns the two ends of a queue of signals, which holds two.
     fn signals() -> (mpsc::Sender<()>, mpsc::Receiver<()>) {
         mpsc::channel(2)
     }
@@ -264,50 +270,50 @@ mod tests {
             let _alive = alive;
             pending::<Result<Infallible, io::Error>>().await
         });
-        let (left, mut has_left) = oneshot::channel();
+        let (end, mut ended) = oneshot::channel();
         let stop = tasks.stop().clone();
         tasks.connection(async move {
             stop.cancelled().await;
-            left.send(()).unwrap();
+            end.send(()).unwrap();
         });
         assert_eq!(tasks.connections(), 1);
         send.send(()).await.unwrap();
         let stopped = tasks.run_until(async || next(&mut receive).await).await.unwrap();
         assert_eq!(stopped, Stopped::Drained { cut: 0 });
-        has_left.try_recv().unwrap();
-        assert!(dropped.await.is_err(), "the process task must have been dropped");
+        ended.try_recv().expect("the connection task must end before run_until returns");
+        assert!(dropped.await.is_err(), "the process task must be dropped");
     }
 
     #[tokio::test]
     async fn first_ended_process_task_is_the_exit_reason() {
         let tasks = short();
-        tasks.spawn("quiet", pending::<Result<(), io::Error>>());
-        tasks.spawn("loud", async { Err::<(), _>(io::Error::other("no more")) });
+        tasks.spawn("running", pending::<Result<(), io::Error>>());
+        tasks.spawn("failing", async { Err::<(), _>(io::Error::other("disk full")) });
         let exit = tasks.run_until(async || pending().await).await.unwrap_err();
         let source = std::error::Error::source(&exit).map(ToString::to_string);
-        assert_eq!((exit.to_string().as_str(), source.as_deref()), ("loud failed", Some("no more")));
+        assert_eq!((exit.to_string().as_str(), source.as_deref()), ("failing failed", Some("disk full")));
 
         let tasks = short();
-        tasks.spawn("done", async { Ok::<_, io::Error>(()) });
+        tasks.spawn("returning", async { Ok::<_, io::Error>(()) });
         let exit = tasks.run_until(async || pending().await).await.unwrap_err();
-        assert!(matches!(exit, TaskExit::Returned { name: "done" }), "{exit}");
+        assert!(matches!(exit, TaskExit::Returned { name: "returning" }), "expected TaskExit::Returned: {exit:?}");
 
         let tasks = short();
-        tasks.spawn("wild", async {
-            assert_eq!(1, 2, "sums");
+        tasks.spawn("panicking", async {
+            assert_eq!(1, 2, "an assertion that fails");
             Ok::<_, io::Error>(())
         });
         let exit = tasks.run_until(async || pending().await).await.unwrap_err();
-        assert!(exit.to_string().starts_with("wild panicked: assertion"), "{exit}");
+        assert!(exit.to_string().starts_with("panicking panicked: assertion"), "expected the panic's message: {exit}");
     }
 
     #[tokio::test]
     async fn connection_panic_is_counted_and_isolated() {
         let tasks = Tasks::new(Config::default());
-        let (done, is_done) = oneshot::channel();
-        tasks.connection(async { panic!("one client's misfortune") });
+        let (done, other_done) = oneshot::channel();
+        tasks.connection(async { panic!("a connection task panics") });
         tasks.connection(async { done.send(()).unwrap() });
-        is_done.await.unwrap();
+        other_done.await.unwrap();
         let (send, mut receive) = signals();
         send.send(()).await.unwrap();
         let stopped = tasks.run_until(async || next(&mut receive).await).await.unwrap();
@@ -335,6 +341,7 @@ mod tests {
         let started = Instant::now();
         let stopped = tasks.run_until(async || next(&mut receive).await).await.unwrap();
         assert_eq!(stopped, Stopped::Immediately);
-        assert!(started.elapsed() < Duration::from_secs(5), "the drain time of 10 s was waited for");
+        let waited = started.elapsed();
+        assert!(waited < Duration::from_secs(5), "must not wait for the drain time of 10 s, waited {waited:?}");
     }
 }

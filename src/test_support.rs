@@ -1,7 +1,7 @@
-//! Builders and a seeded random number generator for tests and benches. Not part of the product: compiled for unit tests
-//! and with the feature `test-support` only.
+//! Builders of objects and a seeded random number generator for tests and benches. It is not part of the product: it is
+//! compiled for unit tests and with the feature `test-support` only.
 //!
-//! One builder makes an object in both forms: the view (`event` types) and the JSON of the Kubernetes API.
+//! Guarantees: a builder returns the same object in both forms: the view (`event` types) and the JSON of the Kubernetes API.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::{
     event::{Claim, Instance, ResourceVersion, View},
 };
 
-/// A managed Pod. The uid is `uid-<name>`, the phase `Running`, and nothing else is set at first.
+/// Builds a managed Pod. The defaults are the uid `uid-<name>`, the phase `Running`, and no other field.
 #[derive(Clone, Debug)]
 pub struct PodBuilder {
     instance: Instance,
@@ -20,7 +20,7 @@ pub struct PodBuilder {
 }
 
 impl PodBuilder {
-    /// A Pod of this name.
+    /// Creates a builder of a Pod with this name.
     #[must_use]
     pub fn new(name: &str) -> PodBuilder {
         let instance = Instance {
@@ -32,75 +32,75 @@ impl PodBuilder {
         PodBuilder { instance, namespace: None }.label(LABEL_MANAGED, "true")
     }
 
-    /// `metadata.uid`.
+    /// Sets `metadata.uid`.
     #[must_use]
     pub fn uid(mut self, uid: &str) -> PodBuilder {
         self.instance.uid = uid.to_owned();
         self
     }
 
-    /// `metadata.namespace`, in the JSON only.
+    /// Sets `metadata.namespace`, in the JSON only.
     #[must_use]
     pub fn namespace(mut self, namespace: &str) -> PodBuilder {
         self.namespace = Some(namespace.to_owned());
         self
     }
 
-    /// `status.phase`.
+    /// Sets `status.phase`.
     #[must_use]
     pub fn phase(mut self, phase: &str) -> PodBuilder {
         self.instance.phase = phase.to_owned();
         self
     }
 
-    /// `metadata.resourceVersion`; 0 leaves it out of the JSON, as for an object that does not exist yet.
+    /// Sets `metadata.resourceVersion`. With 0, the JSON has neither it nor the uid, as an object that is to be created.
     #[must_use]
     pub fn version(mut self, version: ResourceVersion) -> PodBuilder {
         self.instance.resource_version = version;
         self
     }
 
-    /// A label that has no field of its own in the view.
+    /// Adds a label without setting a field of the view.
     #[must_use]
     pub fn label(mut self, key: &str, value: &str) -> PodBuilder {
         self.instance.labels.insert(key.to_owned(), value.to_owned());
         self
     }
 
-    /// The label that names the workload, and the view's field.
+    /// Sets the label of the workload, and the field of the view.
     #[must_use]
     pub fn workload(mut self, workload: &str) -> PodBuilder {
         self.instance.workload_ref = Some(workload.to_owned());
         self.label(LABEL_WORKLOAD, workload)
     }
 
-    /// The label that names the tenant, and the view's field.
+    /// Sets the label of the tenant, and the field of the view.
     #[must_use]
     pub fn tenant(mut self, tenant: &str) -> PodBuilder {
         self.instance.tenant_id = Some(tenant.to_owned());
         self.label(LABEL_TENANT, tenant)
     }
 
-    /// The label of the pool status (`warming`, `ready`, `acquired`), and the view's field.
+    /// Sets the label of the pool status (`warming`, `ready`, `acquired`), and the field of the view.
     #[must_use]
     pub fn pool(mut self, status: &str) -> PodBuilder {
         self.instance.pool_status = Some(status.to_owned());
         self.label(LABEL_POOL_STATUS, status)
     }
 
-    /// The view's type.
+    /// Returns the instance.
     #[must_use]
     pub fn instance(self) -> Arc<Instance> {
         Arc::new(self.instance)
     }
 
-    /// The view.
+    /// Returns the view.
     #[must_use]
     pub fn view(self) -> View {
         View::Instance(self.instance())
     }
 
-    /// The object as the Kubernetes API sends it.
+    /// Returns the JSON of the object in the Kubernetes API.
     #[must_use]
     pub fn json(self) -> Value {
         let Instance { name, uid, phase, labels, resource_version, .. } = self.instance;
@@ -113,7 +113,8 @@ impl PodBuilder {
     }
 }
 
-/// A BoilerhouseClaim. The uid is `uid-<name>`, the tenant `alice`, the workload `web` and the phase `Pending` at first.
+/// Builds a BoilerhouseClaim. The defaults are the uid `uid-<name>`, the tenant `alice`, the workload `web` and the phase
+/// `Pending`.
 #[derive(Clone, Debug)]
 pub struct ClaimBuilder {
     claim: Claim,
@@ -121,7 +122,7 @@ pub struct ClaimBuilder {
 }
 
 impl ClaimBuilder {
-    /// A claim of this name.
+    /// Creates a builder of a claim with this name.
     #[must_use]
     pub fn new(name: &str) -> ClaimBuilder {
         let claim = Claim {
@@ -135,82 +136,82 @@ impl ClaimBuilder {
         ClaimBuilder { claim, namespace: None }
     }
 
-    /// `metadata.uid`.
+    /// Sets `metadata.uid`.
     #[must_use]
     pub fn uid(mut self, uid: &str) -> ClaimBuilder {
         self.claim.uid = uid.to_owned();
         self
     }
 
-    /// `metadata.namespace`, in the JSON only.
+    /// Sets `metadata.namespace`, in the JSON only.
     #[must_use]
     pub fn namespace(mut self, namespace: &str) -> ClaimBuilder {
         self.namespace = Some(namespace.to_owned());
         self
     }
 
-    /// `metadata.resourceVersion`; 0 leaves it out of the JSON, as for an object that does not exist yet.
+    /// Sets `metadata.resourceVersion`. With 0, the JSON has neither it nor the uid, as an object that is to be created.
     #[must_use]
     pub fn version(mut self, version: ResourceVersion) -> ClaimBuilder {
         self.claim.resource_version = version;
         self
     }
 
-    /// A label.
+    /// Adds a label.
     #[must_use]
     pub fn label(mut self, key: &str, value: &str) -> ClaimBuilder {
         self.claim.labels.insert(key.to_owned(), value.to_owned());
         self
     }
 
-    /// `spec.tenantId`.
+    /// Sets `spec.tenantId`.
     #[must_use]
     pub fn tenant(mut self, tenant: &str) -> ClaimBuilder {
         self.claim.tenant_id = tenant.to_owned();
         self
     }
 
-    /// `spec.workloadRef`.
+    /// Sets `spec.workloadRef`.
     #[must_use]
     pub fn workload(mut self, workload: &str) -> ClaimBuilder {
         self.claim.workload_ref = workload.to_owned();
         self
     }
 
-    /// `status.phase`.
+    /// Sets `status.phase`.
     #[must_use]
     pub fn phase(mut self, phase: &str) -> ClaimBuilder {
         self.claim.phase = phase.to_owned();
         self
     }
 
-    /// `status.instanceId`.
+    /// Sets `status.instanceId`.
     #[must_use]
     pub fn instance_id(mut self, instance: &str) -> ClaimBuilder {
         self.claim.instance_id = Some(instance.to_owned());
         self
     }
 
-    /// `status.source`.
+    /// Sets `status.source`.
     #[must_use]
     pub fn source(mut self, source: &str) -> ClaimBuilder {
         self.claim.source = Some(source.to_owned());
         self
     }
 
-    /// The view's type.
+    /// Returns the claim.
     #[must_use]
     pub fn claim(self) -> Arc<Claim> {
         Arc::new(self.claim)
     }
 
-    /// The view.
+    /// Returns the view.
     #[must_use]
     pub fn view(self) -> View {
         View::Claim(self.claim())
     }
 
-    /// The object as the Kubernetes API sends it.
+    /// Returns the JSON of the object in the Kubernetes API.
     #[must_use]
     pub fn json(self) -> Value {
         let Claim { name, uid, tenant_id, workload_ref, phase, instance_id, source, labels, resource_version, .. } =
@@ -232,7 +233,7 @@ fn metadata(name: String, uid: String, namespace: Option<String>, version: Resou
     if let Some(namespace) = namespace {
         metadata.insert("namespace".to_owned(), json!(namespace));
     }
-    // The API server sets both when it creates the object.
+    // The API server sets both fields when it creates the object.
     if version != 0 {
         metadata.insert("uid".to_owned(), json!(uid));
         metadata.insert("resourceVersion".to_owned(), json!(version.to_string()));
@@ -243,12 +244,12 @@ fn metadata(name: String, uid: String, namespace: Option<String>, version: Resou
     Value::Object(metadata)
 }
 
-/// A random number generator (SplitMix64) whose sequence for a seed never changes: a printed seed replays a test.
+/// A random number generator (SplitMix64). The sequence of a seed never changes, so that a printed seed repeats a test.
 #[derive(Clone, Debug)]
 pub struct SeededRng(pub u64);
 
 impl SeededRng {
-    /// The next 64 bits.
+    /// Returns the next 64 bits.
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -257,23 +258,23 @@ impl SeededRng {
         z ^ (z >> 31)
     }
 
-    /// A number below `bound`, which must not be 0.
+    /// Returns a number below `bound`, which must not be 0.
     pub fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 
-    /// One of `items`, which must not be empty.
+    /// Returns one of `items`, which must not be empty.
     pub fn choose<'a, T>(&mut self, items: &'a [T]) -> &'a T {
         &items[self.below(items.len() as u64) as usize]
     }
 
-    /// A duration of whole milliseconds below `bound`.
+    /// Returns a duration below `bound`, in whole milliseconds.
     pub fn duration_up_to(&mut self, bound: Duration) -> Duration {
         let bound = u64::try_from(bound.as_millis()).unwrap_or(u64::MAX).max(1);
         Duration::from_millis(self.below(bound))
     }
 
-    /// A generator of its own, whose numbers do not move this one.
+    /// Returns an independent generator. Its numbers do not advance this one.
     pub fn fork(&mut self) -> SeededRng {
         SeededRng(self.below(u64::MAX))
     }

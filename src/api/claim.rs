@@ -3,6 +3,9 @@
 //! The Boilerhouse operator owns the real CRD. This one is compatible with it (docs/protocol.md#objects) and serves
 //! tests, demos and clusters without the operator. The bridge never reads claims through these strict types:
 //! `source::decode` reads them and accepts objects that this schema rejects.
+//!
+//! The doc comments of the types and fields are the descriptions in the CRD. The CRD is part of the contract: a changed
+//! comment changes `crds/boilerhouseclaims.yaml`.
 
 use kube::{CustomResource, CustomResourceExt};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -13,7 +16,7 @@ use serde_json::{Number, Value};
 pub const GROUP: &str = "boilerhouse.dev";
 /// Version of the custom resources.
 pub const VERSION: &str = "v1alpha1";
-/// Plural, as it stands in URLs.
+/// Plural of the resource, as in URLs.
 pub const PLURAL: &str = "boilerhouseclaims";
 
 /// What a tenant asks for: an instance of a workload.
@@ -116,23 +119,26 @@ pub struct Endpoint {
     pub port: u16,
 }
 
-/// The CustomResourceDefinition as YAML, the text of `crds/boilerhouseclaims.yaml`.
+/// Returns the CustomResourceDefinition as YAML: the text of `crds/boilerhouseclaims.yaml`.
 ///
 /// # Errors
-/// When the definition cannot be written as YAML, which would be a defect of this crate.
+/// Returns an error if the definition cannot be written as YAML. That would be a defect of this crate.
 pub fn crd_yaml() -> Result<String, serde_saphyr::ser::Error> {
     let mut definition = serde_json::json!(BoilerhouseClaim::crd());
     normalize_schema(&mut definition);
     serde_saphyr::to_string(&definition)
 }
 
-/// JSON Schema's `uint16` is no format that Kubernetes knows.
+/// Returns the schema of a port. The derived schema has the format `uint16`, which Kubernetes does not support.
 fn port(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "integer", "minimum": 1, "maximum": u16::MAX })
 }
 
-/// What the derived schema gets wrong: an API server refuses null where there is an `enum`, be it nullable or list null
-/// (measured on 1.36), so that none is promised; and whole numbers are not written as fractions.
+/// Corrects two parts of the derived schema.
+///
+/// 1. It removes `nullable` beside an `enum`: an API server rejects null there, also if the field is nullable or the enum
+///    lists null (measured on 1.36).
+/// 2. It writes whole numbers without a fraction.
 fn normalize_schema(value: &mut Value) {
     match value {
         Value::Object(fields) => {
@@ -143,9 +149,9 @@ fn normalize_schema(value: &mut Value) {
         }
         Value::Array(items) => items.iter_mut().for_each(normalize_schema),
         Value::Number(number) => {
-            if let Some(whole) = number.as_f64().filter(|number| number.fract() == 0.0) {
-                // Bounds of ports are far below what a double holds exactly.
-                *number = Number::from(whole as i64);
+            if let Some(integer) = number.as_f64().filter(|number| number.fract() == 0.0) {
+                // The only numbers are bounds of ports, which a double represents exactly.
+                *number = Number::from(integer as i64);
             }
         }
         Value::Null | Value::Bool(_) | Value::String(_) => {}

@@ -1,7 +1,10 @@
-//! The cursor: how far a reader has come in each resource, opaque to clients (docs/protocol.md#full-stream).
+//! The cursor: how far a client has been served in each resource, as an opaque text. Implements
+//! `docs/protocol.md#full-stream`.
 //!
-//! It holds everything a resume needs, so that nothing is stored anywhere and every replica understands it. It is not
-//! signed: rights are checked at each request, so a forged one yields nothing that a fresh stream would not.
+//! Guarantees:
+//! - A cursor holds everything that a resume needs. The bridge stores no cursor, and every replica accepts it.
+//! - A forged cursor yields nothing that a new stream would not. Cursors are therefore not signed: the bridge checks the
+//!   rights at each request.
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 
@@ -9,26 +12,27 @@ use uuid::Uuid;
 
 use super::{PerResource, ResourceVersion, hash::sha256_prefix};
 
-/// First byte of the encoding; another layout gets another number.
+/// Version of the encoding, in the upper 6 bits of the first byte. Another layout must have another number.
 const ENCODING_VERSION: u8 = 1;
 
-/// A position in both resources' histories, and what it is a position of.
+/// How far a client has been served in both resources, in which namespace and under which projection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Cursor {
-    /// The namespace's uid, hashed: one history of objects.
+    /// Hash of the Namespace's uid: [`NamespaceId::hash`].
     pub namespace_hash: u64,
-    /// Rights and filter it was made under, hashed.
+    /// Hash of scope and filter: [`Projection::fingerprint`](super::projection::Projection::fingerprint).
     pub projection_hash: u64,
-    /// The resources it speaks of.
+    /// The resources that the cursor covers.
     pub resources: PerResource<bool>,
-    /// How far: versions up to and including these were served. Zero for a resource that is not covered.
+    /// The client was served all versions up to and including these. Zero for a resource that is not covered.
     pub versions: PerResource<ResourceVersion>,
 }
 
-/// Where a history of objects lives: one namespace of one cluster, known by its uid.
+/// Identifies one namespace of one cluster by the uid of the Namespace. A Namespace that is created again has another uid
+/// and another history of objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NamespaceId {
-    /// What cursors carry.
+    /// Hash of the uid, as in cursors.
     pub hash: u64,
     /// `connectionId`: UUID version 5, OID namespace, of the uid (docs/protocol.md#snapshots).
     pub connection_id: Uuid,
@@ -43,14 +47,15 @@ impl NamespaceId {
     }
 }
 
-/// The larger of each component.
+/// Returns the newer version of each resource.
 #[must_use]
 pub fn max_versions(a: PerResource<ResourceVersion>, b: PerResource<ResourceVersion>) -> PerResource<ResourceVersion> {
     PerResource::from_fn(|resource| a[resource].max(b[resource]))
 }
 
 impl Cursor {
-    /// The cursor of a reader that has been served up to `versions`, in the resources that it covers.
+    /// Returns the cursor of a client that was served up to `versions`. The versions of other resources than `resources`
+    /// become 0.
     #[must_use]
     pub fn new(
         namespace: NamespaceId,
@@ -62,10 +67,12 @@ impl Cursor {
         Cursor { namespace_hash: namespace.hash, projection_hash, resources, versions }
     }
 
-    /// The text of it: 26 to 46 characters of base64url.
+    /// Returns the text of the cursor: 26 to 50 characters of base64url without padding.
+    ///
+    /// The text encodes 19 to 37 bytes: 1 for version and coverage, 8 for each hash, 1 to 10 for each version.
     #[must_use]
     pub fn encode(&self) -> String {
-        let mut bytes = Vec::with_capacity(38);
+        let mut bytes = Vec::with_capacity(37);
         let [pods, claims] = self.resources.map(u8::from).into_array();
         bytes.push(ENCODING_VERSION << 2 | pods | claims << 1);
         bytes.extend_from_slice(&self.namespace_hash.to_be_bytes());
@@ -81,7 +88,7 @@ impl Cursor {
         BASE64_URL_SAFE_NO_PAD.encode(bytes)
     }
 
-    /// Reads what [`Cursor::encode`] wrote; `None` for anything else.
+    /// Reads the text of [`Cursor::encode`]. Returns `None` for every other text.
     #[must_use]
     pub fn decode(text: &str) -> Option<Cursor> {
         let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).ok()?;
@@ -102,6 +109,8 @@ impl Cursor {
     }
 }
 
+/// Reads a LEB128 number of at most 10 bytes. Returns the number and the bytes after it, or `None` if it does not end or
+/// does not fit 64 bits.
 fn decode_varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let mut value = 0u64;
     for (i, &byte) in bytes.iter().enumerate().take(10) {
@@ -145,9 +154,19 @@ mod tests {
     #[test]
     fn decode_rejects_invalid_cursors() {
         let (resources, versions) = (PerResource::new(true, true), PerResource::new(300, 70_000));
-        let good = Cursor { namespace_hash: 7, projection_hash: 9, resources, versions }.encode();
-        for bad in ["", "42", "%%%", &good[..good.len() - 1], &format!("{good}AA"), &format!("F{}", &good[1..])] {
-            assert_eq!(Cursor::decode(bad), None, "{bad}");
+        let valid = Cursor { namespace_hash: 7, projection_hash: 9, resources, versions }.encode();
+        for text in ["", "42", "%%%", &valid[..valid.len() - 1], &format!("{valid}AA"), &format!("F{}", &valid[1..])] {
+            assert_eq!(Cursor::decode(text), None, "must be rejected: {text}");
+        }
+    }
+
+    #[test]
+    fn encoded_length_is_between_26_and_50_characters() {
+        for (version, length) in [(0, 26), (u64::MAX, 50)] {
+            let versions = PerResource::new(version, version);
+            let resources = PerResource::new(true, true);
+            let cursor = Cursor { namespace_hash: version, projection_hash: version, resources, versions };
+            assert_eq!(cursor.encode().len(), length, "versions of {version}");
         }
     }
 }

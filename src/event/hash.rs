@@ -1,6 +1,6 @@
-//! A short, stable hash for ids.
+//! A short, stable hash.
 //!
-//! Guarantees: the same bytes give the same number on every replica and in every version. Cursors contain these numbers.
+//! Guarantees: equal bytes give equal numbers on every replica and in every release. Cursors contain these numbers.
 
 use sha2::{Digest, Sha256};
 

@@ -1,4 +1,4 @@
-//! A step: what one resourceVersion changed, or a notice. The log is made of these.
+//! Log entries: the elements of the ring log. An entry is a change set or an ephemeral event.
 
 use std::sync::Arc;
 
@@ -6,84 +6,85 @@ use serde::Serialize;
 
 use super::{PerResource, Resource, ResourceVersion, View};
 
-/// One object before and after. At least one side is there, and both sides are one life (one uid).
+/// The old and the new view of one object. At least one side is present, and both sides have the same uid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// What was known of it before; `None`: first seen.
+    /// The view before the change; `None` if the object was created.
     pub old: Option<View>,
-    /// What is known of it now; `None`: deleted.
+    /// The view after the change; `None` if the object was deleted.
     pub new: Option<View>,
 }
 
-/// One entry of the log.
+/// One entry of the ring log.
 #[derive(Clone, Debug)]
 pub struct LogEntry {
-    /// Both resources' versions once it is applied, as this replica interleaved them.
+    /// The versions of both resources after this entry. Each replica interleaves the two resources in its own way.
     pub versions_after: PerResource<ResourceVersion>,
-    /// When this replica saw it, milliseconds since the Unix epoch.
+    /// When this replica received it, in milliseconds since the Unix epoch.
     pub observed_at_ms: u64,
-    /// What it tells.
+    /// The content.
     pub kind: EntryKind,
 }
 
-/// What a step tells.
+/// The content of a log entry.
 #[derive(Clone, Debug)]
 pub enum EntryKind {
-    /// The objects moved on to another version.
+    /// Changes of objects, which have a resourceVersion.
     ChangeSet(ChangeSet),
-    /// Something that has no version: told to whoever is there, and not again.
+    /// An event without a resourceVersion. It reaches the streams that are open, and it is not sent again.
     Ephemeral(EphemeralEvent),
 }
 
-/// What one resourceVersion changed; for the difference of a re-list, all that a list found changed.
+/// All changes of one resourceVersion; after a re-list, all differences that the list shows.
 #[derive(Clone, Debug)]
 pub struct ChangeSet {
-    /// The resource whose version this is.
+    /// The resource of `version`.
     pub resource: Resource,
-    /// The version reached by it.
+    /// The resourceVersion after the changes.
     pub version: ResourceVersion,
-    /// In a difference deletions come first, then changes in resourceVersion order.
+    /// After a re-list, deletions come first, then the other changes in resourceVersion order.
     pub changes: Box<[Change]>,
-    /// Computed from the difference to this earlier version of the resource: states between may have been skipped,
-    /// and objects that lived only between are not in it. So it is true for whoever was at `since`, and for nobody
-    /// who was between.
+    /// Set if the changes are the difference to this earlier version of the resource. States between the two versions may
+    /// be missing, and so are objects that existed only in between. The difference is therefore correct for clients at
+    /// this version, and not for clients between the two versions.
     pub coalesced_from: Option<ResourceVersion>,
-    /// The history before it is another one (an older copy of etcd was restored): versions went back.
+    /// Set if resourceVersions went backwards, because etcd was restored from an older backup. Versions before this entry
+    /// belong to another history.
     pub history_reset: bool,
 }
 
-/// An event without a version: latest wins.
+/// An event without a resourceVersion. The newest one of a kind replaces older ones.
 #[derive(Clone, Debug)]
 pub enum EphemeralEvent {
     /// `upstream.down` (with a reason) or `upstream.up`.
     Upstream {
-        /// The resource that is concerned.
+        /// The resource that is down or up.
         resource: Resource,
-        /// Why it is down; `None`: it is up again.
+        /// Why it is down; `None` if it is up again.
         down_reason: Option<Arc<str>>,
-        /// When its last byte came before it went down, milliseconds since the Unix epoch.
+        /// When the last byte arrived before the resource went down, in milliseconds since the Unix epoch.
         last_byte_ms: u64,
     },
     /// `pool.depth`.
     PoolDepth(PoolDepth),
 }
 
-/// Instances of a workload by pool status (docs/protocol.md#objects).
+/// Number of instances of one workload by pool status (docs/protocol.md#objects).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PoolDepth {
     /// The workload.
     pub workload_ref: String,
-    /// Instances whose status is `warming`.
+    /// Instances with pool status `warming`.
     pub warming: u64,
-    /// Instances whose status is `ready`.
+    /// Instances with pool status `ready`.
     pub ready: u64,
-    /// Instances whose status is `acquired`.
+    /// Instances with pool status `acquired`.
     pub acquired: u64,
 }
 
 impl Change {
-    /// The side that is there, the new one first.
+    /// Returns the new view, or the old view if the object was deleted.
     #[must_use]
     pub fn any_side(&self) -> Option<&View> {
         self.new.as_ref().or(self.old.as_ref())
@@ -91,8 +92,9 @@ impl Change {
 }
 
 impl LogEntry {
-    /// Bytes charged for keeping it: itself, and the views it alone holds (the old side of each change; the new side
-    /// is the inventory's until it becomes somebody's old side).
+    /// Returns the bytes that are charged for holding the entry: its own size, and the old view of each change.
+    ///
+    /// The new view is charged to the inventory. It becomes the old view of the object's next change and is charged there.
     #[must_use]
     pub fn charged_bytes(&self) -> usize {
         let changes = self.change_set().map_or(&[][..], |change_set| &change_set.changes);
@@ -100,7 +102,7 @@ impl LogEntry {
         size_of::<LogEntry>() + old.sum::<usize>()
     }
 
-    /// The version it is, unless it is a notice.
+    /// Returns the change set, or `None` for an ephemeral event.
     #[must_use]
     pub fn change_set(&self) -> Option<&ChangeSet> {
         match &self.kind {

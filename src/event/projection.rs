@@ -1,4 +1,7 @@
-//! A lens: what a group of clients looks through. Rights, filter, types and format, as plain values.
+//! The projection: scope, filter, event types and event format of a client, as plain values.
+//!
+//! Guarantees: a log entry and a projection determine the events of a client. Equal projections give equal events.
+//! Implements the types of `docs/protocol.md#full-stream` and the matching of `params` (`docs/protocol.md#stream-endpoints`).
 
 mod filter_params;
 
@@ -11,27 +14,27 @@ use super::{
     view::Labels,
 };
 
-/// What the client may see at all (docs/protocol.md#access). What is not in it does not exist for the client.
+/// The objects that a principal is authorized to see (docs/protocol.md#access). For the client, other objects do not exist.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Scope {
     /// Everything in the namespace.
     #[default]
     All,
-    /// The instances and claims of this tenant; no pools, which are counted over all tenants.
+    /// The instances and claims of this tenant. Pools are excluded, because they count the instances of all tenants.
     Tenant(String),
 }
 
-/// Which layout of events the client reads.
+/// The format of the events that a client receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EventFormat {
-    /// `/ws`: four types, bare keys, no ids (docs/protocol.md#boilerhouse-stream).
+    /// `/ws`: four event types with few keys and without ids (docs/protocol.md#boilerhouse-stream).
     Boilerhouse,
-    /// Everything needed to hold the state (docs/protocol.md#full-stream).
+    /// All event types, with everything that a client needs to compute the current state (docs/protocol.md#full-stream).
     Full,
 }
 
-/// Equality filters, ANDed; `params` of docs/protocol.md#stream-endpoints.
+/// The equality filters of `params` (docs/protocol.md#stream-endpoints). An object must match all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Filter {
@@ -41,7 +44,8 @@ pub struct Filter {
     pub claims: ObjectFilter,
 }
 
-/// The filters on one kind of view. A key that the kind does not have matches nothing; parsing keeps such keys out.
+/// The filters on the views of one resource. A filter on a key that the resource does not have matches no object; the
+/// parser rejects such keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ObjectFilter {
@@ -63,25 +67,41 @@ pub struct ObjectFilter {
     /// `source` equals (claims).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// Labels that must be there, with this value; `None`: with any.
+    /// Labels that the object must have, with this value; `None` accepts every value.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, Option<String>>,
 }
 
-/// Rights, filter, types and format: two clients with equal lenses read equal bytes.
+/// Scope, filter, event types and event format. Two clients with equal projections receive equal events.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Projection {
-    /// Rights.
+    /// The objects that the principal is authorized to see.
     pub scope: Scope,
-    /// Filter.
+    /// The objects that the client asked for.
     pub filter: Filter,
-    /// Wanted event types.
+    /// The event types that the client asked for.
     pub types: EventTypes,
-    /// Layout.
+    /// The format of the events.
     pub format: EventFormat,
 }
 
-/// The event types about objects.
+/// The event types that a client can select with `types`. Control events, such as `heartbeat`, are not among them.
+///
+/// # Add an event type
+///
+/// `docs/development.md#add-an-event-type` has the decisions to make first and the details of each step. Change these
+/// files, in this order:
+///
+/// 1. `docs/protocol.md`: the row in the table of `docs/protocol.md#full-stream`.
+/// 2. This file: the variant, [`EventType::ALL`], [`EventType::name`], [`EventType::resource`]. The compiler reports each
+///    `match` without an arm, and a wrong order of `ALL`.
+/// 3. `src/event/log_entry.rs`: a variant of [`EphemeralEvent`](super::EphemeralEvent), if the type is ephemeral.
+/// 4. `src/event/view.rs` and `src/source/decode.rs`: only if the type needs a field that the view does not have.
+/// 5. `src/event/render.rs`: the event, with the check of projection and scope.
+/// 6. `src/feed`: the code that appends an ephemeral event, or the array of `state.initial` for a state event.
+/// 7. `src/http/stream_rate.rs`: `is_control`, if the type does not count for `--stream-rate`.
+/// 8. The tests' oracle, the lists of types in the tests, and the golden files.
+/// 9. `docs/reference.md`, `docs/limits.md` and `CHANGELOG.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventType {
     /// `instance.state`
@@ -96,18 +116,29 @@ pub enum EventType {
     TenantReleased,
     /// `pool.depth`
     PoolDepth,
-    /// `telemetry`
+    /// `telemetry`. Planned (docs/protocol.md#telemetry): `types` accepts it, and the bridge sends no such event yet.
     Telemetry,
-    /// `mqtt.message`
+    /// `mqtt.message`. Planned (docs/protocol.md#mqtt): `types` accepts it, and the bridge sends no such event yet.
     MqttMessage,
 }
 
 /// A set of event types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct EventTypes(u8);
+pub struct EventTypes(u16);
+
+// Each type has one bit of `EventTypes`, at the position of its discriminant. Without this check, a type beyond the last
+// bit would share the bit of another type in release builds, where the shift wraps around.
+const _: () = {
+    assert!(EventType::ALL.len() <= u16::BITS as usize, "EventTypes has too few bits for all event types: widen it");
+    let mut index = 0;
+    while index < EventType::ALL.len() {
+        assert!(EventType::ALL[index] as usize == index, "EventType::ALL must list every type in declaration order");
+        index += 1;
+    }
+};
 
 impl EventType {
-    /// All of them, in the order of docs/protocol.md#full-stream.
+    /// All event types, in the order of docs/protocol.md#full-stream, which is the order of declaration.
     pub const ALL: [EventType; 8] = [
         EventType::InstanceState,
         EventType::PoolInstanceReady,
@@ -119,7 +150,7 @@ impl EventType {
         EventType::MqttMessage,
     ];
 
-    /// As it stands in `type`.
+    /// Returns the value of the event's `type` key.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -134,13 +165,13 @@ impl EventType {
         }
     }
 
-    /// The part before the first dot.
+    /// Returns the part of the name before the first dot. `types` accepts it for all types of the family.
     #[must_use]
     pub fn family(self) -> &'static str {
         self.name().split_once('.').map_or(self.name(), |(family, _)| family)
     }
 
-    /// The resource it tells of, if its events have a place in one's history.
+    /// Returns the resource whose history contains the events of this type, or `None` for ephemeral events.
     #[must_use]
     pub fn resource(self) -> Option<Resource> {
         match self {
@@ -150,7 +181,12 @@ impl EventType {
         }
     }
 
-    /// Whether `/ws` has it (docs/protocol.md#boilerhouse-stream).
+    /// The bit of this type in [`EventTypes`].
+    const fn bit(self) -> u16 {
+        1 << self as u16
+    }
+
+    /// Returns whether `/ws` sends this type (docs/protocol.md#boilerhouse-stream).
     fn in_boilerhouse_format(self) -> bool {
         matches!(
             self,
@@ -163,46 +199,48 @@ impl EventType {
 }
 
 impl EventFormat {
-    /// The types that this format knows.
+    /// Returns the event types of this format, in the order of [`EventType::ALL`].
     pub fn types(self) -> impl Iterator<Item = EventType> {
         EventType::ALL.into_iter().filter(move |t| self == EventFormat::Full || t.in_boilerhouse_format())
     }
 }
 
 impl EventTypes {
-    /// Every type of the format.
+    /// Returns the set of all event types of the format.
     #[must_use]
     pub fn all(format: EventFormat) -> EventTypes {
         format.types().collect()
     }
 
-    /// Reads a comma list of families or exact types.
+    /// Parses a comma-separated list of families and names of event types.
     ///
     /// # Errors
-    /// A sentence that names the unknown word and lists what this format accepts.
+    /// Returns a message that contains the unknown word and lists the words that this format accepts.
     pub fn parse(list: &str, format: EventFormat) -> Result<EventTypes, String> {
         let mut requested = EventTypes(0);
         for word in list.split(',').map(str::trim) {
-            let named = format.types().filter(|t| t.name() == word || t.family() == word);
-            let found: EventTypes = named.collect();
-            if found.0 == 0 {
+            let matching: EventTypes = format.types().filter(|t| t.name() == word || t.family() == word).collect();
+            if matching.0 == 0 {
                 let mut accepted: Vec<&str> = format.types().flat_map(|t| [t.family(), t.name()]).collect();
                 accepted.sort_unstable();
                 accepted.dedup();
-                return Err(format!("unknown type '{word}': accepted are {}, comma-separated", accepted.join(", ")));
+                return Err(format!(
+                    "unknown type '{word}'; accepted types (comma-separated): {}",
+                    accepted.join(", ")
+                ));
             }
-            requested.0 |= found.0;
+            requested.0 |= matching.0;
         }
         Ok(requested)
     }
 
-    /// Whether it is in the set.
+    /// Returns whether the type is in the set.
     #[must_use]
     pub fn contains(self, event_type: EventType) -> bool {
-        self.0 & (1 << event_type as u8) != 0
+        self.0 & event_type.bit() != 0
     }
 
-    /// The resources needed to tell of these types.
+    /// Returns the resources that the events of these types come from.
     #[must_use]
     pub fn resources(self) -> PerResource<bool> {
         PerResource::from_fn(|resource| {
@@ -213,12 +251,12 @@ impl EventTypes {
 
 impl FromIterator<EventType> for EventTypes {
     fn from_iter<I: IntoIterator<Item = EventType>>(types: I) -> EventTypes {
-        EventTypes(types.into_iter().fold(0, |set, t| set | 1 << t as u8))
+        EventTypes(types.into_iter().fold(0, |set, event_type| set | event_type.bit()))
     }
 }
 
 impl Scope {
-    /// Whether the view may be seen.
+    /// Returns whether the principal is authorized to see the object.
     #[must_use]
     pub fn allows(&self, view: &View) -> bool {
         match view {
@@ -227,7 +265,7 @@ impl Scope {
         }
     }
 
-    /// Whether the instance may be seen.
+    /// Returns whether the principal is authorized to see the instance.
     #[must_use]
     pub fn allows_instance(&self, instance: &Instance) -> bool {
         match self {
@@ -236,7 +274,7 @@ impl Scope {
         }
     }
 
-    /// Whether the claim may be seen.
+    /// Returns whether the principal is authorized to see the claim.
     #[must_use]
     pub fn allows_claim(&self, claim: &Claim) -> bool {
         match self {
@@ -247,13 +285,13 @@ impl Scope {
 }
 
 impl Projection {
-    /// Everything, in the given format.
+    /// Returns the projection of all objects and all event types in the given format.
     #[must_use]
     pub fn everything(format: EventFormat) -> Projection {
         Projection { scope: Scope::All, filter: Filter::default(), types: EventTypes::all(format), format }
     }
 
-    /// Whether the view may be seen and is wanted.
+    /// Returns whether the object is in the scope and matches the filter.
     #[must_use]
     pub fn includes(&self, view: &View) -> bool {
         match view {
@@ -262,35 +300,39 @@ impl Projection {
         }
     }
 
-    /// Whether the instance may be seen and is wanted.
+    /// Returns whether the instance is in the scope and matches the filter.
     #[must_use]
     pub fn includes_instance(&self, instance: &Instance) -> bool {
         self.scope.allows_instance(instance) && self.filter.instances.matches_instance(instance)
     }
 
-    /// Whether the claim may be seen and is wanted.
+    /// Returns whether the claim is in the scope and matches the filter.
     #[must_use]
     pub fn includes_claim(&self, claim: &Claim) -> bool {
         self.scope.allows_claim(claim) && self.filter.claims.matches_claim(claim)
     }
 
-    /// Whether the pool of this workload may be seen and is wanted: pools are counted over all instances of a workload,
-    /// and only a filter by `workloadRef` chooses among them.
+    /// Returns whether the pool of this workload is in the scope and matches the filter.
+    ///
+    /// A pool counts all instances of a workload, so a tenant's scope includes no pool. Of the filters, only `workloadRef`
+    /// applies to pools.
     #[must_use]
     pub fn includes_pool(&self, workload_ref: &str) -> bool {
-        let wanted = self.filter.instances.workload_ref.as_deref();
-        self.scope == Scope::All && wanted.is_none_or(|want| want == workload_ref)
+        let filter = self.filter.instances.workload_ref.as_deref();
+        self.scope == Scope::All && filter.is_none_or(|filter| filter == workload_ref)
     }
 
-    /// Rights and filter as a number: what a [`Cursor`] is bound to. Types are apart: a cursor says which resources
-    /// it covers.
+    /// Returns the hash of scope and filter. A [`Cursor`] is valid only under the fingerprint that it contains.
+    ///
+    /// Event types are not part of it, because a cursor contains the resources that it covers. The hash is part of every
+    /// cursor and must never change: renaming a field or variant of [`Scope`], [`Filter`] or [`ObjectFilter`] changes it.
     #[must_use]
     pub fn fingerprint(&self) -> u64 {
         let text = serde_json::to_vec(&(&self.scope, &self.filter)).unwrap_or_default();
         sha256_prefix(&text)
     }
 
-    /// The cursor of a client of this lens that has been served up to `versions`.
+    /// Returns the cursor of a client of this projection that was served up to `versions`.
     #[must_use]
     pub fn cursor_at(&self, namespace: NamespaceId, versions: PerResource<ResourceVersion>) -> Cursor {
         Cursor::new(namespace, self.fingerprint(), self.types.resources(), versions)
@@ -319,10 +361,12 @@ impl ObjectFilter {
     }
 }
 
-fn equals_if_set(want: &Option<String>, have: Option<&String>) -> bool {
-    want.as_ref().is_none_or(|want| have == Some(want))
+fn equals_if_set(filter: &Option<String>, value: Option<&String>) -> bool {
+    filter.as_ref().is_none_or(|filter| value == Some(filter))
 }
 
-fn labels_match(want: &BTreeMap<String, Option<String>>, have: &Labels) -> bool {
-    want.iter().all(|(key, value)| have.get(key).is_some_and(|have| value.as_ref().is_none_or(|want| want == have)))
+fn labels_match(filter: &BTreeMap<String, Option<String>>, labels: &Labels) -> bool {
+    filter
+        .iter()
+        .all(|(key, filter)| labels.get(key).is_some_and(|value| filter.as_ref().is_none_or(|filter| filter == value)))
 }

@@ -1,6 +1,10 @@
-//! From a step and a lens to events: the one place where it is decided what a client is told of a change.
+//! Renders events: (log entry, projection) → the events of a client. No other module decides what a client receives.
 //!
-//! Pure, and the same for every transport. Edges are computed per life (uid): a [`Change`] never joins two lives.
+//! Guarantees:
+//! - The functions are pure, and the events are the same for every transport.
+//! - A transition belongs to one uid, because a [`Change`] never joins two objects with different uids.
+//!
+//! Implements `docs/protocol.md#boilerhouse-stream` and `docs/protocol.md#full-stream`.
 
 use jiff::fmt::temporal::DateTimePrinter;
 use serde::Serialize;
@@ -10,17 +14,18 @@ use super::{
     projection::{EventFormat, EventType, Projection},
 };
 
-/// One event, with the keys of docs/protocol.md#boilerhouse-stream and docs/protocol.md#full-stream that its type and format have.
+/// One event about an object. Its type and format determine which keys are present (docs/protocol.md#boilerhouse-stream,
+/// docs/protocol.md#full-stream).
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Event<'a> {
     /// `type`.
     #[serde(rename = "type")]
     pub event_type: &'static str,
-    /// The cursor, on the last event of a step only. Set by whoever knows how far the client is.
+    /// The cursor, on the last event of a log entry only. The caller of this module sets it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<&'a str>,
-    /// When this replica saw the change, RFC 3339 with milliseconds.
+    /// When this replica received the change: RFC 3339 with milliseconds. The caller of this module sets it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time: Option<&'a str>,
     /// The object's name.
@@ -44,50 +49,50 @@ pub struct Event<'a> {
     claim: Option<&'a Claim>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cause: Option<&'static str>,
-    /// `<uid>.<resourceVersion>.<type>`: what a receiver deduplicates by.
+    /// `<uid>.<resourceVersion>.<type>`: the key by which a receiver removes duplicates.
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<String>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     coalesced: bool,
 }
 
-/// A sign of life that moves the cursor on (docs/protocol.md#full-stream). With `coalesced` it stands for a difference in which
-/// the client sees no change: states between may have been skipped (G3).
+/// The periodic event that advances the client's cursor (docs/protocol.md#full-stream).
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Heartbeat<'a> {
-    /// How far the client has been served.
+    /// The cursor: how far the client was served.
     pub id: &'a str,
-    /// When, RFC 3339 with milliseconds.
+    /// When the event was made: RFC 3339 with milliseconds.
     pub timestamp: &'a str,
     /// `live` or `down`.
     pub upstream: &'static str,
-    /// Milliseconds since the last byte of the quieter resource.
+    /// Milliseconds since the last byte from the API server, of the resource with the older last byte.
     pub upstream_age_ms: u64,
-    /// Whether something may have come and gone unseen.
+    /// Set if the cursor passes a difference that contains no event for this client. States between the two versions may
+    /// be missing (docs/guarantees.md#guarantees, G3).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub coalesced: bool,
 }
 
-/// A notice as an event.
+/// The JSON of an ephemeral event, without its type.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
 pub enum EphemeralBody<'a> {
     /// `upstream.down`, `upstream.up`.
     Upstream {
-        /// When this replica saw it.
+        /// When this replica observed it: RFC 3339 with milliseconds.
         time: &'a str,
         /// The plural of the resource.
         resource: &'static str,
-        /// Why it is down.
+        /// Why the resource is down; absent in `upstream.up`.
         #[serde(skip_serializing_if = "Option::is_none")]
         reason: Option<&'a str>,
-        /// When its last byte came.
+        /// When the last byte arrived before the resource went down.
         since: String,
     },
     /// `pool.depth`.
     PoolDepth {
-        /// When this replica saw it.
+        /// When this replica computed the counts: RFC 3339 with milliseconds.
         time: &'a str,
         /// The counts.
         #[serde(flatten)]
@@ -95,7 +100,9 @@ pub enum EphemeralBody<'a> {
     },
 }
 
-/// A notice's type and body, if a client of this lens is told of it. Control events always pass.
+/// Returns type and body of an ephemeral event, or `None` if a client of this projection does not receive it.
+///
+/// `/ws` clients receive no ephemeral event. On the full stream, every client receives `upstream.*`.
 #[must_use]
 pub fn render_ephemeral<'a>(
     event: &'a EphemeralEvent,
@@ -108,24 +115,24 @@ pub fn render_ephemeral<'a>(
     match event {
         EphemeralEvent::Upstream { resource, down_reason, last_byte_ms } => {
             let name = if down_reason.is_some() { "upstream.down" } else { "upstream.up" };
-            let since = self::format_timestamp(*last_byte_ms);
+            let since = format_timestamp(*last_byte_ms);
             Some((
                 name,
                 EphemeralBody::Upstream { time, resource: resource.plural(), reason: down_reason.as_deref(), since },
             ))
         }
         EphemeralEvent::PoolDepth(pool) => {
-            let passes =
+            let is_included =
                 projection.types.contains(EventType::PoolDepth) && projection.includes_pool(&pool.workload_ref);
-            passes.then_some((EventType::PoolDepth.name(), EphemeralBody::PoolDepth { time, pool }))
+            is_included.then_some((EventType::PoolDepth.name(), EphemeralBody::PoolDepth { time, pool }))
         }
     }
 }
 
-/// The events that a client of this lens is told of a version, in order.
+/// Calls `emit` with each event of a change set that a client of this projection receives, in order.
 pub fn render_change_set<'a>(change_set: &'a ChangeSet, projection: &Projection, mut emit: impl FnMut(Event<'a>)) {
     for change in &change_set.changes {
-        // In a difference each object keeps its own version, which is the same on every replica.
+        // In a difference, the key has the object's own version, because that version is the same on every replica.
         let version = change.new.as_ref().map_or(change_set.version, View::resource_version);
         render_change(change, projection, |mut event| {
             if projection.format == EventFormat::Full {
@@ -138,7 +145,8 @@ pub fn render_change_set<'a>(change_set: &'a ChangeSet, projection: &Projection,
     }
 }
 
-/// The events with which `/ws` opens: the object as it is, then the edges that make it so (docs/protocol.md#boilerhouse-stream).
+/// Calls `emit` with the events of one object in the initial state of `/ws`: the state event, then the transition that
+/// leads from no object to this state (docs/protocol.md#boilerhouse-stream).
 pub fn render_initial<'a>(view: &'a View, projection: &Projection, mut emit: impl FnMut(Event<'a>)) {
     if !projection.includes(view) {
         return;
@@ -155,8 +163,10 @@ pub fn render_initial<'a>(view: &'a View, projection: &Projection, mut emit: imp
     }
 }
 
-/// Rights come first, and each side is judged by itself: what may not be seen is as if it were not there, and no word
-/// of it reaches the events. The filter then chooses among what may be seen.
+/// Calls `emit` with the events of one change.
+///
+/// The scope is applied first, to each side by itself: a side outside the scope counts as absent, and none of its fields
+/// reaches an event. The filter is then applied to the visible sides.
 fn render_change<'a>(change: &'a Change, projection: &Projection, mut emit: impl FnMut(Event<'a>)) {
     let visible = |side: &'a Option<View>| side.as_ref().filter(|view| projection.scope.allows(view));
     let (old, new) = (visible(&change.old), visible(&change.new));
@@ -174,8 +184,10 @@ fn render_change<'a>(change: &'a Change, projection: &Projection, mut emit: impl
     }
 }
 
-/// The state event: what the client knew (`old`) against what it may know now (`new`); whether the object `still_exists` is
-/// what its `Deleted` says.
+/// Returns the state event of a change, if there is one.
+///
+/// `old` and `new` are the sides that the projection includes. An event without `new` has the phase `Deleted`; its cause is
+/// `filtered` if the object `still_exists`, and `deleted` otherwise.
 fn state_event<'a>(
     old: Option<&'a View>,
     new: Option<&'a View>,
@@ -214,12 +226,12 @@ fn state_event<'a>(
     Some(event)
 }
 
-/// The transition between two sides of one life, if there is one (docs/protocol.md#boilerhouse-stream).
+/// Returns the transition between two visible sides of one object, if there is one (docs/protocol.md#boilerhouse-stream).
 fn transition(old: Option<&View>, new: Option<&View>) -> Option<EventType> {
     match (old, new) {
         (old, Some(View::Instance(new))) => {
-            let was = matches!(old, Some(View::Instance(old)) if old.is_ready());
-            (new.is_ready() && !was).then_some(EventType::PoolInstanceReady)
+            let was_ready = matches!(old, Some(View::Instance(old)) if old.is_ready());
+            (new.is_ready() && !was_ready).then_some(EventType::PoolInstanceReady)
         }
         (old, Some(View::Claim(new))) => {
             let old = match old {
@@ -306,7 +318,8 @@ fn non_empty(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }
 
-/// `time` of an event: RFC 3339 in UTC with milliseconds.
+/// Returns a time in milliseconds since the Unix epoch as RFC 3339 in UTC with milliseconds. A time out of the range of
+/// RFC 3339 becomes the Unix epoch.
 #[must_use]
 pub fn format_timestamp(at_ms: u64) -> String {
     const PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(3));

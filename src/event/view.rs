@@ -1,4 +1,6 @@
-//! Views: the facts of docs/protocol.md#objects, as they stand on the wire.
+//! Views: the published fields of one object, with their JSON keys.
+//!
+//! Guarantees: the serialized form is the JSON of `docs/protocol.md#objects`, and nothing else of an object is published.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -15,9 +17,9 @@ pub type Labels = BTreeMap<String, String>;
 pub struct Instance {
     /// `metadata.name`.
     pub name: String,
-    /// `metadata.uid`: one life of the name.
+    /// `metadata.uid`. A new uid under an old name is a new object.
     pub uid: String,
-    /// `status.phase`; `Unknown` where empty.
+    /// `status.phase`; `Unknown` if it is empty.
     pub phase: String,
     /// Label `boilerhouse.dev/workload`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -36,7 +38,7 @@ pub struct Instance {
     /// `metadata.labels`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: Labels,
-    /// `metadata.resourceVersion`, not part of the view.
+    /// `metadata.resourceVersion`. It is not part of the JSON.
     #[serde(skip)]
     pub resource_version: ResourceVersion,
 }
@@ -47,13 +49,13 @@ pub struct Instance {
 pub struct Claim {
     /// `metadata.name`.
     pub name: String,
-    /// `metadata.uid`: one life of the name.
+    /// `metadata.uid`. A new uid under an old name is a new object.
     pub uid: String,
     /// `spec.tenantId`.
     pub tenant_id: String,
     /// `spec.workloadRef`.
     pub workload_ref: String,
-    /// `status.phase`, an open string; `Pending` where there is no status yet.
+    /// `status.phase`, an open string; `Pending` if there is no status yet.
     pub phase: String,
     /// `status.instanceId`: the name of a Pod.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -64,7 +66,7 @@ pub struct Claim {
     /// `status.source`, an open string.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// `status.claimedAt`, as written.
+    /// `status.claimedAt`, unchanged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub claimed_at: Option<String>,
     /// `status.detail`.
@@ -73,15 +75,16 @@ pub struct Claim {
     /// `metadata.labels`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: Labels,
-    /// Annotation `boilerhouse.dev/last-activity`: joined into instances by the snapshot GETs, not part of the view.
+    /// Annotation `boilerhouse.dev/last-activity`. Snapshot GETs add it to the claim's instance. It is not part of the
+    /// JSON of a claim.
     #[serde(skip)]
     pub last_activity: Option<String>,
-    /// `metadata.resourceVersion`, not part of the view.
+    /// `metadata.resourceVersion`. It is not part of the JSON.
     #[serde(skip)]
     pub resource_version: ResourceVersion,
 }
 
-/// Where a tenant reaches its instance.
+/// The address at which a tenant reaches its instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Endpoint {
     /// DNS name or IP address.
@@ -90,7 +93,7 @@ pub struct Endpoint {
     pub port: u16,
 }
 
-/// A view of either resource, shared.
+/// The view of one object of either resource. Clones share the object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum View {
     /// A managed Pod.
@@ -100,7 +103,8 @@ pub enum View {
 }
 
 impl Instance {
-    /// Bytes charged for holding it: the struct and its strings, without allocator overhead. Its JSON is shorter.
+    /// Returns the bytes that are charged for holding the view: the struct and its strings, without allocator overhead.
+    /// The JSON of the view is shorter.
     #[must_use]
     pub fn charged_bytes(&self) -> usize {
         let optional = [&self.workload_ref, &self.tenant_id, &self.pool_status, &self.ip];
@@ -111,7 +115,7 @@ impl Instance {
             + labels_len(&self.labels)
     }
 
-    /// See [`View::same_on_wire`]. What is most likely to differ comes first.
+    /// See [`View::same_on_wire`]. The fields that change most often are compared first.
     fn same_on_wire(&self, other: &Instance) -> bool {
         let Instance {
             name,
@@ -136,7 +140,7 @@ impl Instance {
             && *created_at == other.created_at
     }
 
-    /// Whether the pool may hand it out (docs/protocol.md#objects: any value but `ready` is not ready).
+    /// Returns whether the pool status is `ready`. Every other value counts as not ready (docs/protocol.md#objects).
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.pool_status.as_deref() == Some("ready")
@@ -144,7 +148,8 @@ impl Instance {
 }
 
 impl Claim {
-    /// Bytes charged for holding it: the struct and its strings, without allocator overhead. Its JSON is shorter.
+    /// Returns the bytes that are charged for holding the view: the struct and its strings, without allocator overhead.
+    /// The JSON of the view is shorter.
     #[must_use]
     pub fn charged_bytes(&self) -> usize {
         let optional = [&self.instance_id, &self.source, &self.claimed_at, &self.detail, &self.last_activity];
@@ -156,7 +161,7 @@ impl Claim {
             + labels_len(&self.labels)
     }
 
-    /// See [`View::same_on_wire`]. What is most likely to differ comes first.
+    /// See [`View::same_on_wire`]. The fields that change most often are compared first.
     fn same_on_wire(&self, other: &Claim) -> bool {
         let Claim {
             name,
@@ -186,13 +191,13 @@ impl Claim {
             && *name == other.name
     }
 
-    /// Whether a tenant holds an instance through it.
+    /// Returns whether the phase is `Active`: the tenant has an instance.
     #[must_use]
     pub fn is_active(&self) -> bool {
         self.phase == "Active"
     }
 
-    /// Whether it was given back.
+    /// Returns whether the phase is `Released`: the tenant has returned the instance.
     #[must_use]
     pub fn is_released(&self) -> bool {
         self.phase == "Released"
@@ -200,7 +205,7 @@ impl Claim {
 }
 
 impl View {
-    /// Which resource it is a view of.
+    /// Returns the resource that the object belongs to.
     #[must_use]
     pub fn resource(&self) -> Resource {
         match self {
@@ -209,7 +214,7 @@ impl View {
         }
     }
 
-    /// `metadata.name`.
+    /// Returns `metadata.name`.
     #[must_use]
     pub fn name(&self) -> &str {
         match self {
@@ -218,7 +223,7 @@ impl View {
         }
     }
 
-    /// `metadata.uid`.
+    /// Returns `metadata.uid`.
     #[must_use]
     pub fn uid(&self) -> &str {
         match self {
@@ -227,7 +232,7 @@ impl View {
         }
     }
 
-    /// `metadata.resourceVersion`.
+    /// Returns `metadata.resourceVersion`.
     #[must_use]
     pub fn resource_version(&self) -> ResourceVersion {
         match self {
@@ -236,7 +241,8 @@ impl View {
         }
     }
 
-    /// Whether the two look the same on the wire: everything but the resourceVersion and what only GETs join.
+    /// Returns whether both views have the same JSON. It ignores the resourceVersion and `Claim::last_activity`, which are
+    /// not part of the JSON.
     #[must_use]
     pub fn same_on_wire(&self, other: &View) -> bool {
         match (self, other) {
@@ -246,7 +252,7 @@ impl View {
         }
     }
 
-    /// Bytes charged for holding it.
+    /// Returns the bytes that are charged for holding the view.
     #[must_use]
     pub fn charged_bytes(&self) -> usize {
         match self {
@@ -256,7 +262,7 @@ impl View {
     }
 }
 
-/// Bytes charged for a label beside its two strings: a map node's share.
+/// Bytes charged for a label in addition to its two strings: its share of a map node.
 const LABEL_OVERHEAD_BYTES: usize = 48;
 
 fn optional_len(s: &Option<String>) -> usize {
@@ -298,12 +304,12 @@ mod tests {
         for (n, change) in instances.into_iter().enumerate() {
             let mut other = instance.clone();
             change(&mut other);
-            let alike = serde_json::to_value(&other).unwrap() == serde_json::to_value(&instance).unwrap();
-            assert_eq!(alike, n == 0, "field {n}");
+            let equal = serde_json::to_value(&other).unwrap() == serde_json::to_value(&instance).unwrap();
+            assert_eq!(equal, n == 0, "only field 0, the resourceVersion, is not in the JSON: field {n}");
             assert_eq!(
                 View::Instance(Arc::new(other)).same_on_wire(&View::Instance(Arc::new(instance.clone()))),
-                alike,
-                "field {n}"
+                equal,
+                "same_on_wire must agree with the JSON: field {n}"
             );
         }
         let claims: [fn(&mut Claim); 13] = [
@@ -335,12 +341,12 @@ mod tests {
         for (n, change) in claims.into_iter().enumerate() {
             let mut other = claim.clone();
             change(&mut other);
-            let alike = serde_json::to_value(&other).unwrap() == serde_json::to_value(&claim).unwrap();
-            assert_eq!(alike, n < 2, "field {n}");
+            let equal = serde_json::to_value(&other).unwrap() == serde_json::to_value(&claim).unwrap();
+            assert_eq!(equal, n < 2, "only fields 0 and 1 are not in the JSON: field {n}");
             assert_eq!(
                 View::Claim(Arc::new(other)).same_on_wire(&View::Claim(Arc::new(claim.clone()))),
-                alike,
-                "field {n}"
+                equal,
+                "same_on_wire must agree with the JSON: field {n}"
             );
         }
     }

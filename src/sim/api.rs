@@ -1,6 +1,7 @@
-//! The API as a tower service: one request in, one response out.
+//! The simulated API as a tower service.
 //!
-//! Order of what may answer: the network, the path, an armed fault, authentication, authorization, the resource itself.
+//! Guarantees: a request passes these steps in this order, and the first one that has an answer gives it: the state of the
+//! network, the path, an armed fault, authentication, authorization, the resource.
 
 use std::future::Future;
 use std::io;
@@ -22,25 +23,37 @@ use tokio::time::{Instant, timeout_at};
 use tower::BoxError;
 
 use super::fault::{self, ConcurrentChange, Effect, NetworkState};
-use super::query::{ListOptions, ResourcePath};
+use super::handle::{Sim, SimState};
+use super::list_options::ListOptions;
+use super::path::ResourcePath;
+use super::resource::{ApiResource, Verb};
 use super::status::StatusError;
-use super::store::{Revision, Store};
+use super::store::{self, Revision, Store};
 use super::watch::{self, Watch};
-use super::{ApiResource, Sim, SimState, Verb, review, write};
+use super::{review, write};
 
-/// Largest request body in bytes, the real API server's own limit.
+/// Maximum size of a request body in bytes. It is the limit of the real API server.
 const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
 
-/// A response's body: whole, or a watch that goes on.
+/// The body of a response: complete, or the stream of a watch.
 pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// The simulated API as a tower service.
 #[derive(Clone, Debug)]
 pub struct Service(Sim);
 
-impl Service {
-    pub(super) fn new(sim: Sim) -> Self {
-        Self(sim)
+impl Sim {
+    /// Returns a kube client of this API. It must be called inside a tokio runtime, because kube's client spawns a task that
+    /// buffers its requests.
+    #[must_use]
+    pub fn client(&self, namespace: &str) -> kube::Client {
+        kube::Client::new(self.service(), namespace)
+    }
+
+    /// Returns the API as a tower service.
+    #[must_use]
+    pub fn service(&self) -> Service {
+        Service(self.clone())
     }
 }
 
@@ -67,6 +80,10 @@ where
     }
 }
 
+/// Answers one request.
+///
+/// # Errors
+/// Returns an I/O error if the connection is refused.
 async fn answer(sim: &Sim, request: &http::request::Parts, body: &[u8]) -> io::Result<Response<Body>> {
     let network = sim.lock().network;
     match network {
@@ -77,40 +94,40 @@ async fn answer(sim: &Sim, request: &http::request::Parts, body: &[u8]) -> io::R
     if request.uri.path() == "/version" {
         return Ok(json_response(StatusCode::OK, &version()));
     }
-    let installed = |target: &ResourcePath| target.resource != ApiResource::Claims || sim.lock().crd;
-    let Some(target) = ResourcePath::parse(request.uri.path()).filter(installed) else {
+    let installed = |path: &ResourcePath| path.resource != ApiResource::Claims || sim.lock().crd;
+    let Some(path) = ResourcePath::parse(request.uri.path()).filter(installed) else {
         return Ok(no_such_path());
     };
-    let (verb, options) = match parse(request, &target) {
+    let (verb, options) = match parse(request, &path) {
         Ok(parsed) => parsed,
         Err(error) => return Ok(error_response(&error)),
     };
     let effect = {
         let mut state = sim.lock();
-        *state.metrics.requests.entry((verb, target.resource)).or_default() += 1;
-        fault::take(&mut state.faults, verb, target.resource, &options)
+        *state.metrics.requests.entry((verb, path.resource)).or_default() += 1;
+        fault::take_matching(&mut state.faults, verb, path.resource, &options)
     };
-    if target.resource.is_review() && !sim.lock().reviews_available {
+    if path.resource.is_review() && !sim.lock().reviews_available {
         return Err(refused());
     }
     match effect {
         Some(Effect::Refuse) => Err(refused()),
         Some(Effect::Hang) => std::future::pending().await,
-        Some(Effect::Answer(answer)) => Ok(error_response(&answer.to_error(&sim.0.config.user, verb, &target))),
+        Some(Effect::Answer(answer)) => Ok(error_response(&answer.to_error(&sim.config().user, verb, &path))),
         Some(Effect::ExpirePage) => {
             Ok(error_response(&StatusError::page_expired(inconsistent_continue_token(&options))))
         }
         Some(Effect::ConcurrentChange(change)) => {
-            let call = Call { sim, target, verb, options, request, body, watch_fault: None };
+            let call = Call { sim, path, verb, options, request, body, watch_fault: None };
             let response = call.run().await;
             apply_concurrent_change(sim, &change);
             Ok(response)
         }
         Some(Effect::Watch { after, then }) => {
             let watch_fault = Some((after, then));
-            Ok(Call { sim, target, verb, options, request, body, watch_fault }.run().await)
+            Ok(Call { sim, path, verb, options, request, body, watch_fault }.run().await)
         }
-        None => Ok(Call { sim, target, verb, options, request, body, watch_fault: None }.run().await),
+        None => Ok(Call { sim, path, verb, options, request, body, watch_fault: None }.run().await),
     }
 }
 
@@ -118,18 +135,18 @@ fn apply_concurrent_change(sim: &Sim, change: &ConcurrentChange) {
     sim.store(|store| change(store));
 }
 
-fn parse(request: &http::request::Parts, target: &ResourcePath) -> Result<(Verb, ListOptions), StatusError> {
+fn parse(request: &http::request::Parts, path: &ResourcePath) -> Result<(Verb, ListOptions), StatusError> {
     let query = request.uri.query().unwrap_or_default();
-    let listing = request.method == Method::GET && target.name.is_none();
+    let listing = request.method == Method::GET && path.name.is_none();
     let options = if listing { ListOptions::parse(query)? } else { ListOptions::default() };
-    let verb = target.verb(&request.method, options.watch).ok_or_else(StatusError::no_such_method)?;
+    let verb = path.verb(&request.method, options.watch).ok_or_else(StatusError::no_such_method)?;
     Ok((verb, options))
 }
 
-/// A request that has been understood.
+/// A parsed request.
 struct Call<'a> {
     sim: &'a Sim,
-    target: ResourcePath,
+    path: ResourcePath,
     verb: Verb,
     options: ListOptions,
     request: &'a http::request::Parts,
@@ -153,56 +170,56 @@ impl Call<'_> {
         if state.unauthorized {
             return Err(StatusError::unauthorized());
         }
-        if state.denied.contains(&(self.verb, self.target.resource)) {
-            return Err(StatusError::forbidden(&self.sim.0.config.user, self.verb, &self.target));
+        if state.denied.contains(&(self.verb, self.path.resource)) {
+            return Err(StatusError::forbidden(&self.sim.config().user, self.verb, &self.path));
         }
         Ok(())
     }
 
-    /// Get and the writes.
+    /// Handles a GET of one object, and all writes.
     fn get_or_write(&self) -> Result<Response<Body>, StatusError> {
-        let target = &self.target;
+        let path = &self.path;
         if self.verb == Verb::Get {
-            let name = target.name.as_deref().unwrap_or_default();
-            let namespace = target.namespace.as_deref().unwrap_or_default();
-            let object = self.sim.lock().store.get(target.resource, namespace, name);
-            let missing = || StatusError::refused(&super::store::Refused::NotFound, target.resource, name);
-            return Ok(json_response(StatusCode::OK, &object.ok_or_else(missing)?));
+            let name = path.name.as_deref().unwrap_or_default();
+            let namespace = path.namespace.as_deref().unwrap_or_default();
+            let object = self.sim.lock().store.get(path.resource, namespace, name);
+            let not_found = || StatusError::from_store(&store::StoreError::NotFound, path.resource, name);
+            return Ok(json_response(StatusCode::OK, &object.ok_or_else(not_found)?));
         }
         let (headers, body) = (&self.request.headers, self.body);
-        if target.resource.is_review() {
+        if path.resource.is_review() {
             let now = self.sim.now();
-            let answer = review::answer(&self.sim.lock().review_state, target.resource, now, body)?;
+            let answer = review::answer(&self.sim.lock().review_state, path.resource, now, body)?;
             return Ok(json_response(StatusCode::CREATED, &answer));
         }
         let object = self.sim.store(|store| match self.verb {
-            Verb::Create => write::create(store, target, body),
-            Verb::Delete => write::delete(store, target, body),
-            verb => write::change(store, target, headers, verb == Verb::Update, body),
+            Verb::Create => write::create(store, path, body),
+            Verb::Delete => write::delete(store, path, body),
+            verb => write::change(store, path, headers, verb == Verb::Update, body),
         })?;
         let code = if self.verb == Verb::Create { StatusCode::CREATED } else { StatusCode::OK };
         Ok(json_response(code, &object))
     }
 
     async fn list(&self) -> Result<Response<Body>, StatusError> {
-        if let Some(asked) = self.options.version {
-            self.wait_for(asked).await?;
+        if let Some(requested) = self.options.version {
+            self.wait_for(requested).await?;
         }
-        let list = list(&self.sim.lock().store, &self.target, &self.options)?;
+        let list = list(&self.sim.lock().store, &self.path, &self.options)?;
         Ok(json_response(StatusCode::OK, &list))
     }
 
-    /// A list at a revision that has not come yet waits for it a little.
-    async fn wait_for(&self, asked: Revision) -> Result<(), StatusError> {
-        let mut changed = self.sim.0.changed.subscribe();
-        let deadline = Instant::now() + self.sim.0.config.future_version_timeout;
+    /// Waits until the store has reached a revision, at most `future_version_timeout`.
+    async fn wait_for(&self, requested: Revision) -> Result<(), StatusError> {
+        let mut changed = self.sim.changed();
+        let deadline = Instant::now() + self.sim.config().future_version_timeout;
         loop {
             let current = self.sim.lock().store.revision();
-            if asked <= current {
+            if requested <= current {
                 return Ok(());
             }
             if timeout_at(deadline, changed.changed()).await.is_err() {
-                return Err(StatusError::future(asked, current));
+                return Err(StatusError::future(requested, current));
             }
         }
     }
@@ -217,7 +234,7 @@ impl Call<'_> {
                 respond(StatusCode::OK, stream_body(stream::iter([Ok(line)])))
             }
             None => {
-                let watch = Watch::open(self.sim, &mut state, &self.target, &self.options, self.watch_fault);
+                let watch = Watch::open(self.sim, &mut state, &self.path, &self.options, self.watch_fault);
                 drop(state);
                 respond(StatusCode::OK, stream_body(watch.lines()))
             }
@@ -225,22 +242,22 @@ impl Call<'_> {
     }
 }
 
-/// A list as it goes over the wire.
+/// The answer to a list.
 struct List {
     resource: ApiResource,
     metadata: Value,
     items: Vec<Arc<Value>>,
 }
 
-fn list(store: &Store, target: &ResourcePath, options: &ListOptions) -> Result<List, StatusError> {
+fn list(store: &Store, path: &ResourcePath, options: &ListOptions) -> Result<List, StatusError> {
     let page = options.page.as_deref().map(Page::decode).transpose()?;
     let at = match &page {
         Some(page) => page.revision.unwrap_or(store.revision()),
         None if options.exact => options.version.unwrap_or(store.revision()),
         None => store.revision(),
     };
-    let listed = store.list_at(target.resource, target.namespace.as_deref(), at);
-    let mut items = listed.map_err(|_| match options.page {
+    let objects = store.list_at(path.resource, path.namespace.as_deref(), at);
+    let mut items = objects.map_err(|_| match options.page {
         Some(_) => StatusError::page_expired(inconsistent_continue_token(options)),
         None => StatusError::list_expired(),
     })?;
@@ -255,15 +272,16 @@ fn list(store: &Store, target: &ResourcePath, options: &ListOptions) -> Result<L
         if let Some(last) = items.last() {
             metadata["continue"] = json!(Page { revision: Some(at), after: position(last) }.encode());
         }
-        // The real one counts in etcd, where selectors are not known, and so says nothing under a selector.
+        // The real API server counts in etcd, which does not evaluate selectors. It omits the count with a selector.
         if options.selector.is_empty() {
             metadata["remainingItemCount"] = json!(remaining);
         }
     }
-    Ok(List { resource: target.resource, metadata, items })
+    Ok(List { resource: path.resource, metadata, items })
 }
 
-/// Where in a list a page begins. Without a revision it goes on at the newest one, inconsistently.
+/// The start of a page of a list: the content of a continue token. Without a revision, the list continues at the newest
+/// revision and is then inconsistent.
 struct Page {
     revision: Option<Revision>,
     after: (String, String),
@@ -286,7 +304,7 @@ impl Page {
     }
 }
 
-/// The token with which a client may go on where its own has expired.
+/// Returns the token with which a client can continue at the newest revision after its own token has expired.
 fn inconsistent_continue_token(options: &ListOptions) -> String {
     let page = options.page.as_deref().and_then(|page| Page::decode(page).ok());
     page.map(|page| Page { revision: None, ..page }.encode()).unwrap_or_default()
@@ -309,7 +327,7 @@ impl Serialize for List {
     }
 }
 
-/// An object inside a list: built-in types leave out their kind and apiVersion there, custom ones do not.
+/// An object inside a list. Objects of built-in types have no kind and apiVersion there, custom resources have them.
 struct Item<'a>(&'a Value, ApiResource);
 
 impl Serialize for Item<'_> {
@@ -328,7 +346,7 @@ fn version() -> Value {
     })
 }
 
-/// What is not served at all is no `Status`: so looks a cluster without the claims' CRD.
+/// Returns the answer for a path without a resource. It is not a `Status`. A cluster without the CRD of claims answers so.
 fn no_such_path() -> Response<Body> {
     let text = Full::new(Bytes::from_static(b"404 page not found\n"));
     let mut response = respond(StatusCode::NOT_FOUND, text.map_err(|never| match never {}).boxed_unsync());
@@ -350,7 +368,7 @@ fn error_response(error: &StatusError) -> Response<Body> {
 }
 
 fn json_response(code: StatusCode, body: &impl Serialize) -> Response<Body> {
-    // Values have string keys only, so that writing them cannot fail.
+    // Serializing cannot fail, because a `Value` has string keys only.
     let bytes = serde_json::to_vec(body).unwrap_or_default();
     respond(code, Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync())
 }

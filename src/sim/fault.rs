@@ -1,18 +1,20 @@
-//! What can go wrong, as values: armed with [`Sim::arm`](super::Sim::arm) for the next request they fit.
+//! Faults as values. [`Sim::arm`](super::Sim::arm) injects a fault into the next request that matches it.
 //!
-//! Faults that strike everything at once (down, black hole, restart, restore, cut, stall) are methods of the handle.
+//! Faults that affect all requests and watches (down, black hole, restart, restore, cut, stall) are methods of
+//! [`Sim`](super::Sim).
 
 use std::fmt;
 use std::sync::Arc;
 
 use http::StatusCode;
 
-use super::query::{ListOptions, ResourcePath};
+use super::list_options::ListOptions;
+use super::path::ResourcePath;
+use super::resource::{ApiResource, Verb};
 use super::status::StatusError;
 use super::store::Store;
-use super::{ApiResource, Verb};
 
-/// Something that will go wrong once.
+/// A fault that is injected once.
 #[derive(Clone, Debug)]
 pub struct Fault {
     verb: Option<Verb>,
@@ -20,16 +22,16 @@ pub struct Fault {
     effect: Effect,
 }
 
-/// An answer instead of the right one.
+/// An error status instead of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// 429 with `Retry-After` in seconds.
     TooManyRequests(u32),
     /// 401
     Unauthorized,
-    /// 403, worded as RBAC does.
+    /// 403 with the message of RBAC.
     Forbidden,
-    /// 410; on a watch this is what some servers and proxies send instead of an ERROR line.
+    /// 410. Some servers and proxies answer a watch with it instead of an ERROR line.
     Gone,
     /// 500
     Internal,
@@ -40,24 +42,24 @@ pub enum Answer {
 /// How a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionEnd {
-    /// As a body that is complete.
+    /// The body ends as if it were complete.
     Eof,
-    /// As a connection that breaks.
+    /// The connection is reset.
     Reset,
 }
 
-/// What becomes of a watch.
+/// A fault of a watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatchFault {
-    /// It ends.
+    /// The watch ends.
     Cut(ConnectionEnd),
-    /// It ends in the middle of the next event's line.
+    /// The watch ends in the middle of the next event's line.
     HalfLine,
-    /// The next event's line does not parse and so is lost; the watch goes on.
+    /// The line of the next event is invalid JSON, so that the event is lost. The watch continues.
     Garbage,
-    /// It falls silent for good.
+    /// The watch sends no more bytes and does not end.
     Stall,
-    /// It gets the ERROR line with code 410, and ends.
+    /// The watch sends an ERROR line with code 410, and ends.
     Expired,
 }
 
@@ -66,15 +68,19 @@ pub(super) enum Effect {
     Answer(Answer),
     Refuse,
     Hang,
-    Watch { after: usize, then: WatchFault },
+    /// The fault `then`, after `after` events.
+    Watch {
+        after: usize,
+        then: WatchFault,
+    },
     ExpirePage,
     ConcurrentChange(ConcurrentChange),
 }
 
-/// A change to make right after an answer has been computed.
+/// A change of the store, made immediately after an answer is computed.
 pub(super) type ConcurrentChange = Arc<dyn Fn(&mut Store) + Send + Sync>;
 
-/// Whether requests reach the API.
+/// Whether requests reach the simulated API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NetworkState {
     Up,
@@ -83,49 +89,49 @@ pub(super) enum NetworkState {
 }
 
 impl Fault {
-    /// The request is answered with a refusal.
+    /// Answers the request with an error status.
     #[must_use]
     pub fn answer(answer: Answer) -> Self {
         Self::new(None, Effect::Answer(answer))
     }
 
-    /// The connection is refused.
+    /// Refuses the connection.
     #[must_use]
     pub fn refuse() -> Self {
         Self::new(None, Effect::Refuse)
     }
 
-    /// The request is never answered.
+    /// Never answers the request.
     #[must_use]
     pub fn hang() -> Self {
         Self::new(None, Effect::Hang)
     }
 
-    /// A watch breaks after that many events.
+    /// Injects a fault into a watch after that many events.
     #[must_use]
     pub fn watch(after: usize, then: WatchFault) -> Self {
         Self::new(Some(Verb::Watch), Effect::Watch { after, then })
     }
 
-    /// A list's next page (a request with a continue token) is answered with 410.
+    /// Answers the next page of a list (a request with a continue token) with 410.
     #[must_use]
     pub fn expire_page() -> Self {
         Self::new(Some(Verb::List), Effect::ExpirePage)
     }
 
-    /// The store changes right after the answer has been computed: between two pages, between a list and its watch.
+    /// Changes the store immediately after the answer is computed: between two pages, or between a list and its watch.
     #[must_use]
     pub fn with_concurrent_change(change: impl Fn(&mut Store) + Send + Sync + 'static) -> Self {
         Self::new(None, Effect::ConcurrentChange(Arc::new(change)))
     }
 
-    /// The fault waits for a request of this verb.
+    /// Restricts the fault to requests with this verb.
     #[must_use]
     pub fn on_verb(self, verb: Verb) -> Self {
         Self { verb: Some(verb), ..self }
     }
 
-    /// The fault waits for a request for this resource.
+    /// Restricts the fault to requests for this resource.
     #[must_use]
     pub fn on(self, resource: ApiResource) -> Self {
         Self { resource: Some(resource), ..self }
@@ -136,14 +142,14 @@ impl Fault {
     }
 
     fn matches(&self, verb: Verb, resource: ApiResource, options: &ListOptions) -> bool {
-        self.verb.is_none_or(|wanted| wanted == verb)
-            && self.resource.is_none_or(|wanted| wanted == resource)
+        self.verb.is_none_or(|expected| expected == verb)
+            && self.resource.is_none_or(|expected| expected == resource)
             && (!matches!(self.effect, Effect::ExpirePage) || options.page.is_some())
     }
 }
 
-/// Takes the first fault that fits a request out of the armed ones.
-pub(super) fn take(
+/// Removes the first fault that matches a request, and returns its effect.
+pub(super) fn take_matching(
     faults: &mut Vec<Fault>,
     verb: Verb,
     resource: ApiResource,
@@ -154,14 +160,15 @@ pub(super) fn take(
 }
 
 impl Answer {
-    pub(super) fn to_error(self, user: &str, verb: Verb, target: &ResourcePath) -> StatusError {
+    /// Returns the status of the answer.
+    pub(super) fn to_error(self, user: &str, verb: Verb, path: &ResourcePath) -> StatusError {
         match self {
             Self::TooManyRequests(seconds) => {
                 let message = "too many requests, please try again later";
                 StatusError::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", message).retry_after(seconds)
             }
             Self::Unauthorized => StatusError::unauthorized(),
-            Self::Forbidden => StatusError::forbidden(user, verb, target),
+            Self::Forbidden => StatusError::forbidden(user, verb, path),
             Self::Gone => StatusError::list_expired(),
             Self::Internal => {
                 let message = "Internal error occurred: etcdserver: request timed out";

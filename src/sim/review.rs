@@ -1,7 +1,10 @@
-//! Whose a token is, and what a user may: TokenReview and SubjectAccessReview, as kube-apiserver 1.36 answers them.
+//! TokenReview and SubjectAccessReview, as kube-apiserver 1.36 answers them. Pure.
 //!
-//! What is known is set through the handle ([`Sim::issue`], [`Sim::grant`]). Pure.
-//! Left out: the 10 s for which the real one believes a token that it has seen, and authorizers other than RBAC.
+//! Owns: the tokens and the grants. Tests set them with [`Sim::issue`](super::Sim::issue) and
+//! [`Sim::grant`](super::Sim::grant).
+//!
+//! Not implemented: the cache of the real API server, which accepts a token for 10 s after its first use, and authorizers
+//! other than RBAC.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,77 +15,53 @@ use std::{
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::{ApiResource, Sim, Verb, status::StatusError, write};
+use super::{
+    resource::{ApiResource, Verb},
+    status::StatusError,
+    write,
+};
 
-/// The API server's own audience: what a review without audiences is about.
+/// The audience of the API server itself. It is the audience of reviews and tokens that list none.
 pub const OWN_AUDIENCE: &str = "https://kubernetes.default.svc";
-/// How long after its end a token is still believed, for the sake of clocks that differ (go-jose's leeway; measured on
-/// 1.36.3: 55 s after its end yes, 62 s after it no).
+/// Time after its expiry for which a token is still accepted, because clocks differ. It is the leeway of go-jose; measured
+/// on 1.36.3, a token was accepted 55 s after its expiry, and not 62 s after it.
 pub const LEEWAY: Duration = Duration::from_secs(60);
 
-/// Whom a token belongs to, for whom it was made, and until when.
+/// The user of a token, its audiences and its expiry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
     /// `status.user.username`
     pub user: String,
     /// `status.user.uid`
     pub uid: String,
-    /// `status.user.groups`; `system:authenticated` comes by itself.
+    /// `status.user.groups`. The API adds `system:authenticated`.
     pub groups: Vec<String>,
     /// `status.user.extra`
     pub extra: BTreeMap<String, Vec<String>>,
-    /// For whom it was made; for none: for the API server.
+    /// The audiences of the token. An empty list is [`OWN_AUDIENCE`].
     pub audiences: Vec<String>,
-    /// Its end, which is believed [`LEEWAY`] later.
+    /// The expiry of the token. The token is rejected [`LEEWAY`] after it.
     pub expires_at: Option<Timestamp>,
 }
 
-/// That a user or a group may do something to a resource in one namespace.
+/// A grant of RBAC: a user or a group may use a verb on a resource in one namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rule {
     /// The user or the group.
     pub subject: String,
-    /// In this namespace.
+    /// The namespace of the grant.
     pub namespace: String,
-    /// What may be done.
+    /// The granted verb.
     pub verb: Verb,
-    /// To what.
+    /// The resource of the grant.
     pub resource: ApiResource,
 }
 
-/// All that reviews are answered by.
+/// The tokens and grants that determine the answers to reviews.
 #[derive(Default)]
 pub(super) struct ReviewState {
     tokens: BTreeMap<String, Identity>,
     rules: BTreeSet<Rule>,
-}
-
-impl Sim {
-    /// From now on this token is this identity's.
-    pub fn issue(&self, token: &str, identity: Identity) {
-        self.lock().review_state.issue(token, identity);
-    }
-
-    /// From now on this token is nobody's, whenever it would have ended.
-    pub fn revoke(&self, token: &str) {
-        self.lock().review_state.revoke(token);
-    }
-
-    /// From now on somebody may do something. It is what SubjectAccessReviews are answered by, and no more: those who ask
-    /// this API may do what is not denied to them ([`Sim::deny`]).
-    pub fn grant(&self, rule: Rule) {
-        self.lock().review_state.grant(rule);
-    }
-
-    /// Takes every [`Sim::grant`] to this user or group back.
-    pub fn revoke_grants(&self, subject: &str) {
-        self.lock().review_state.revoke_grants(subject);
-    }
-
-    /// Whether reviews are answered, as they are at first; connections for them are refused otherwise.
-    pub fn set_reviews_available(&self, available: bool) {
-        self.lock().reviews_available = available;
-    }
 }
 
 impl ReviewState {
@@ -102,46 +81,46 @@ impl ReviewState {
         self.rules.retain(|rule| rule.subject != subject);
     }
 
-    /// The `status` of a TokenReview.
+    /// Returns the `status` of a TokenReview.
     fn token(&self, spec: &Value, now: Timestamp) -> Result<Value, StatusError> {
         let token = spec["token"].as_str().filter(|token| !token.is_empty());
         let token =
             token.ok_or_else(|| StatusError::bad_request("token is required for TokenReview in authentication"))?;
-        let refusal = |error: &str| Ok(json!({"user": {}, "error": error}));
-        let asked = or_own(strings(&spec["audiences"]));
-        // The real one makes a request's header of it and reads that: where nothing is left, it finds its anonymous user,
-        // for any audience.
+        let unauthenticated = |error: &str| Ok(json!({"user": {}, "error": error}));
+        let requested = or_own(strings(&spec["audiences"]));
+        // The real API server writes the token into a header and reads the second word of the header. If that word is
+        // empty, the token authenticates as the anonymous user, for every audience.
         let header = format!("Bearer {token}");
         let token = header.trim().split(' ').nth(1).unwrap_or_default();
         if token.is_empty() {
-            let nobody = json!({"username": "system:anonymous", "groups": ["system:unauthenticated"]});
-            return Ok(json!({"authenticated": true, "user": nobody, "audiences": asked}));
+            let anonymous = json!({"username": "system:anonymous", "groups": ["system:unauthenticated"]});
+            return Ok(json!({"authenticated": true, "user": anonymous, "audiences": requested}));
         }
-        let Some(identity) = self.tokens.get(token) else { return refusal("invalid bearer token") };
-        let over = |end: Timestamp| end.saturating_add(LEEWAY).is_ok_and(|end| end <= now);
-        if identity.expires_at.is_some_and(over) {
-            return refusal("[invalid bearer token, service account token has expired]");
+        let Some(identity) = self.tokens.get(token) else { return unauthenticated("invalid bearer token") };
+        let is_expired = |expiry: Timestamp| expiry.saturating_add(LEEWAY).is_ok_and(|end| end <= now);
+        if identity.expires_at.is_some_and(is_expired) {
+            return unauthenticated("[invalid bearer token, service account token has expired]");
         }
-        let made_for = or_own(identity.audiences.clone());
-        let both: Vec<_> = asked.iter().filter(|audience| made_for.contains(audience)).collect();
-        if both.is_empty() {
-            let (made_for, asked) = (quoted(&made_for), quoted(&asked));
-            return refusal(&format!(
-                "[invalid bearer token, token audiences [{made_for}] is invalid for the target audiences [{asked}]]"
+        let issued_for = or_own(identity.audiences.clone());
+        let common: Vec<_> = requested.iter().filter(|audience| issued_for.contains(audience)).collect();
+        if common.is_empty() {
+            let (issued_for, requested) = (quoted(&issued_for), quoted(&requested));
+            return unauthenticated(&format!(
+                "[invalid bearer token, token audiences [{issued_for}] is invalid for the target audiences [{requested}]]"
             ));
         }
-        Ok(json!({"authenticated": true, "user": identity.info(), "audiences": both}))
+        Ok(json!({"authenticated": true, "user": identity.info(), "audiences": common}))
     }
 
-    /// The `status` of a SubjectAccessReview.
+    /// Returns the `status` of a SubjectAccessReview.
     fn access(&self, spec: &Value) -> Result<Value, StatusError> {
         let mut subjects = strings(&spec["groups"]);
         subjects.extend(spec["user"].as_str().filter(|user| !user.is_empty()).map(str::to_owned));
-        let invalid = |why: &str| StatusError::invalid(ApiResource::AccessReviews, "", why);
+        let invalid = |reason: &str| StatusError::invalid(ApiResource::AccessReviews, "", reason);
         if subjects.is_empty() {
             return Err(invalid("spec.user: Invalid value: \"\": at least one of user or group must be specified"));
         }
-        let Some(asked) = spec["resourceAttributes"].as_object() else {
+        let Some(attributes) = spec["resourceAttributes"].as_object() else {
             return Err(invalid(
                 "spec.resourceAttributes: Invalid value: null: exactly one of nonResourceAttributes or \
                  resourceAttributes must be specified",
@@ -150,12 +129,12 @@ impl ReviewState {
         if subjects.iter().any(|subject| subject == "system:masters") {
             return Ok(json!({"allowed": true}));
         }
-        let asked = |field: &str| asked.get(field).and_then(Value::as_str).unwrap_or_default();
+        let attribute = |field: &str| attributes.get(field).and_then(Value::as_str).unwrap_or_default();
         let grants = |rule: &&Rule| {
             subjects.contains(&rule.subject)
-                && rule.namespace == asked("namespace")
-                && rule.verb.as_str() == asked("verb")
-                && (rule.resource.group(), rule.resource.plural()) == (asked("group"), asked("resource"))
+                && rule.namespace == attribute("namespace")
+                && rule.verb.as_str() == attribute("verb")
+                && (rule.resource.group(), rule.resource.plural()) == (attribute("group"), attribute("resource"))
         };
         Ok(match self.rules.iter().find(grants) {
             Some(Rule { subject, namespace, .. }) => {
@@ -169,6 +148,7 @@ impl ReviewState {
 }
 
 impl Identity {
+    /// Returns `status.user` of a TokenReview.
     fn info(&self) -> Value {
         let mut groups = self.groups.clone();
         groups.push("system:authenticated".to_owned());
@@ -184,7 +164,7 @@ impl Identity {
     }
 }
 
-/// The review with its answer.
+/// Parses a review and returns it with its `status`.
 pub(super) fn answer(
     state: &ReviewState,
     resource: ApiResource,
@@ -215,7 +195,7 @@ fn quoted(audiences: &[String]) -> String {
 }
 
 impl fmt::Debug for ReviewState {
-    /// Without the tokens.
+    /// Prints the number of tokens instead of the tokens.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ReviewState").field("tokens", &self.tokens.len()).field("rules", &self.rules).finish()
     }

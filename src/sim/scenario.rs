@@ -1,40 +1,46 @@
-//! A cluster that lives: pools warm and fill, tenants claim and release, pods fail and are replaced.
+//! Seeded changes of a cluster, for `demo` and tests: pools are filled, tenants claim and release instances, Pods fail and
+//! are replaced.
 //!
-//! One [`Scenario::step`] is one thing that happens. What can happen is read from the store, what does happen is drawn
-//! from a seeded generator, so that a seed replays and a hand that meddles with the objects does no harm. Whatever has
-//! not happened for a while (a pod turning ready, a claim becoming Active, one becoming Released) goes first.
+//! Owns: a random number generator.
+//! Guarantees:
+//! - Each [`Scenario::step`] performs one action. The possible actions depend on the store, and the generator selects one.
+//!   The same seed over the same store repeats the same actions, and other writes to the store are allowed.
+//! - Each [`Goal`] (a Pod becomes ready, a claim becomes Active, a claim becomes Released) is reached at least every 20
+//!   steps. An overdue goal has priority.
 
 use std::future::Future;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::handle::Sim;
+use super::resource::ApiResource;
 use super::store::{self, Store};
-use super::{ApiResource, Sim};
 use crate::api::{ANNOTATION_LAST_ACTIVITY, LABEL_MANAGED, LABEL_POOL_STATUS, LABEL_TENANT, LABEL_WORKLOAD};
 
 mod fixtures;
 
-/// Steps after which something that has not happened goes first; a chain of at most five steps leads to each, and there
-/// are three, so that all of them come within 20.
+/// Steps after which a goal is overdue. At most five steps lead to each of the three goals, so that each goal is reached
+/// within 20 steps.
 const OVERDUE_STEPS: u32 = 8;
-/// How many steps the store remembers at least when [`Scenario::run`] gives memory back: five minutes of them, twice.
+/// Interval in steps at which [`Scenario::run`] frees memory. The store keeps the history of at least one interval and at
+/// most two: 5 to 10 minutes at speed 1.
 const MEMORY_STEPS: u32 = 300;
-/// How many managed pods there are at the beginning.
+/// Number of managed Pods at the start.
 const FIRST_PODS: usize = 8;
-/// Above this many claims releasing is favoured, so that the cluster breathes instead of filling up.
+/// Number of claims above which a release becomes more likely, so that the number of claims does not grow to its maximum.
 const MANY_CLAIMS: usize = 4;
 
-/// Who lives in the cluster.
+/// The content of the cluster.
 #[derive(Clone, Debug)]
 pub struct ScenarioConfig {
-    /// The namespace of everything; it has to exist.
+    /// The namespace of all objects. It must exist.
     pub namespace: String,
-    /// The workloads, each with a pool of its own.
+    /// The workloads. Each one has a pool.
     pub workloads: Vec<String>,
-    /// How many instances each pool keeps warm.
+    /// Number of unclaimed instances (warming or ready) that each pool is filled to.
     pub pool_size: usize,
-    /// The tenants; each has at most one claim.
+    /// The tenants. Each one has at most one claim.
     pub tenants: Vec<String>,
 }
 
@@ -50,16 +56,17 @@ impl Default for ScenarioConfig {
     }
 }
 
-/// The generator of what happens.
+/// The generator of actions.
 #[derive(Clone, Debug)]
 pub struct Scenario {
     config: ScenarioConfig,
+    /// The state of the random number generator.
     random: u64,
     /// Steps since each [`Goal`] was last reached.
     since: [u32; 3],
 }
 
-/// What must happen again and again.
+/// An event that must recur.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Goal {
     Ready,
@@ -67,33 +74,48 @@ enum Goal {
     Released,
 }
 
-/// One thing that can happen, to the object of that name.
+/// A possible action, with the name of its object, workload or tenant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Action {
+    /// A Pod of a workload is created.
     Warm(String),
+    /// A Pod becomes Running, or becomes ready.
     Advance(String),
+    /// A Pod fails.
     Fail(String),
+    /// A ready Pod is deleted gracefully, so that another one becomes ready.
     Rotate(String),
+    /// A Pod is deleted gracefully.
     Terminate(String),
+    /// A terminating Pod disappears.
     Remove(String),
-    Stir(String),
+    /// A Pod that is not managed changes.
+    ChangeUnmanaged(String),
+    /// A tenant creates a claim.
     Claim(String),
+    /// A claim gets an instance.
     Activate(String),
+    /// A claim's tenant is active.
     Touch(String),
+    /// A claim becomes Releasing.
     Release(String),
+    /// A claim becomes Released.
     Finish(String),
+    /// A Released claim becomes Pending again.
     Reclaim(String),
-    Reap(String),
+    /// A claim is deleted.
+    DeleteClaim(String),
 }
 
 impl Scenario {
-    /// A scenario; the same seed over the same store does the same things.
+    /// Creates a scenario. The same seed over the same store performs the same actions.
     #[must_use]
     pub fn new(seed: u64, config: ScenarioConfig) -> Self {
         Self { config, random: seed, since: [0; 3] }
     }
 
-    /// The beginning: about eight pods in three workloads, three of them claimed, and one that is not managed.
+    /// Creates the objects of the start: eight managed Pods (with the default configuration, of three workloads, and three of
+    /// them claimed), and one Pod that is not managed.
     pub fn populate(&mut self, store: &mut Store) {
         for workload in self.config.workloads.clone() {
             let name = self.warm(store, &workload);
@@ -119,7 +141,7 @@ impl Scenario {
         self.since = [0; 3];
     }
 
-    /// Makes one thing happen, at the time that the store was last told.
+    /// Performs one action, at the current time of the store.
     pub fn step(&mut self, store: &mut Store) {
         for steps in &mut self.since {
             *steps += 1;
@@ -134,14 +156,16 @@ impl Scenario {
         }
     }
 
-    /// Lets an API that has been [populated](Self::populate) live until `stop`: at speed 1 about one step a second. The
-    /// store's memory is bounded: it remembers five to ten minutes of this.
+    /// Performs steps until `stop` completes: at speed 1, about one step per second. [`Scenario::populate`] must be called
+    /// first.
+    ///
+    /// The memory of the store is bounded: it keeps the history of 300 to 600 steps (`MEMORY_STEPS`).
     pub async fn run(mut self, sim: &Sim, speed: f64, stop: impl Future<Output = ()>) {
         let pause = Duration::from_secs_f64(1.0 / speed.clamp(0.01, 1000.0));
         let (mut steps, mut mark) = (0_u32, 0);
         tokio::pin!(stop);
         loop {
-            // A tenth either way, so that it does not look like a metronome.
+            // Each pause differs from the average by up to 10 %, so that changes are not perfectly regular.
             let jitter = 0.9 + 0.2 * f64::from(u16::try_from(self.next_random() & 0xffff).unwrap_or(0)) / 65_536.0;
             tokio::select! {
                 () = &mut stop => return,
@@ -158,7 +182,7 @@ impl Scenario {
         }
     }
 
-    /// Everything that could happen now, with its weight.
+    /// Returns the actions that are possible now, with their weights.
     fn possible_actions(&self, store: &Store) -> Vec<(u32, Action)> {
         let namespace = Some(self.config.namespace.as_str());
         let (pods, claims) = (store.list(ApiResource::Pods, namespace), store.list(ApiResource::Claims, namespace));
@@ -167,23 +191,23 @@ impl Scenario {
             self.pod_actions(pod, &claims, &mut actions);
         }
         for workload in &self.config.workloads {
-            let pooled =
+            let is_unclaimed =
                 |pod: &Value| label(pod, LABEL_WORKLOAD) == workload && pool(pod) != "acquired" && is_alive(pod);
-            if pods.iter().filter(|pod| pooled(pod)).count() < self.config.pool_size {
+            if pods.iter().filter(|pod| is_unclaimed(pod)).count() < self.config.pool_size {
                 actions.push((6, Action::Warm(workload.clone())));
             }
         }
-        let crowded = u32::from(claims.len() > MANY_CLAIMS);
+        let has_many_claims = u32::from(claims.len() > MANY_CLAIMS);
         for claim in &claims {
             let name = text(&claim["metadata"]["name"]);
             match text(&claim["status"]["phase"]).as_str() {
                 "" | "Pending" => actions.push((10, Action::Activate(name))),
                 "Active" => {
-                    actions.extend([(2, Action::Touch(name.clone())), (1 + 3 * crowded, Action::Release(name))])
+                    actions.extend([(2, Action::Touch(name.clone())), (1 + 3 * has_many_claims, Action::Release(name))])
                 }
                 "Releasing" => actions.push((8, Action::Finish(name))),
-                "Released" => actions.extend([(1, Action::Reclaim(name.clone())), (4, Action::Reap(name))]),
-                _ => actions.push((4, Action::Reap(name))),
+                "Released" => actions.extend([(1, Action::Reclaim(name.clone())), (4, Action::DeleteClaim(name))]),
+                _ => actions.push((4, Action::DeleteClaim(name))),
             }
         }
         for tenant in &self.config.tenants {
@@ -197,36 +221,38 @@ impl Scenario {
     fn pod_actions(&self, pod: &Value, claims: &[std::sync::Arc<Value>], actions: &mut Vec<(u32, Action)>) {
         let name = text(&pod["metadata"]["name"]);
         if label(pod, LABEL_MANAGED) != "true" {
-            return actions.push((1, Action::Stir(name)));
+            return actions.push((1, Action::ChangeUnmanaged(name)));
         }
         if !pod["metadata"]["deletionTimestamp"].is_null() {
             return actions.push((8, Action::Remove(name)));
         }
         let tenant = label(pod, LABEL_TENANT);
-        let wanted = claims.iter().any(|claim| {
+        let is_claimed = claims.iter().any(|claim| {
             let phase = text(&claim["status"]["phase"]);
             claim["spec"]["tenantId"] == tenant && matches!(phase.as_str(), "" | "Pending" | "Active" | "Releasing")
         });
         match (text(&pod["status"]["phase"]).as_str(), pool(pod)) {
             ("Failed", _) => actions.push((6, Action::Terminate(name))),
             (_, "warming") => actions.push((8, Action::Advance(name))),
-            (_, "acquired") if !wanted => actions.push((6, Action::Terminate(name))),
-            // Failing is rare beside everything else; twelve pods of this weight make it one step in twenty.
+            (_, "acquired") if !is_claimed => actions.push((6, Action::Terminate(name))),
+            // Failures must be rare. With twelve Pods of this weight, about one step in twenty is a failure.
             _ if self.random.is_multiple_of(8) => actions.push((1, Action::Fail(name))),
-            // Weight nothing: only where every pool is full and a Pod has to turn ready all the same.
+            // The weight 0 excludes it from the random choice. `closest_action` selects it if all pools are full and
+            // `Goal::Ready` is overdue.
             (_, "ready") => actions.push((0, Action::Rotate(name))),
             _ => {}
         }
     }
 
+    /// Selects an action at random, with a probability in proportion to its weight.
     fn choose(&mut self, possible: &[(u32, Action)]) -> Option<Action> {
         let total: u32 = possible.iter().map(|(weight, _)| weight).sum();
-        let mut ticket = u32::try_from(self.next_random() % u64::from(total.max(1))).unwrap_or(0);
+        let mut remaining = u32::try_from(self.next_random() % u64::from(total.max(1))).unwrap_or(0);
         for (weight, action) in possible {
-            if ticket < *weight {
+            if remaining < *weight {
                 return Some(action.clone());
             }
-            ticket -= weight;
+            remaining -= weight;
         }
         None
     }
@@ -241,7 +267,7 @@ impl Scenario {
                 drop(store.terminate(ApiResource::Pods, &self.config.namespace, pod, 30))
             }
             Action::Remove(pod) => drop(store.delete(ApiResource::Pods, &self.config.namespace, pod)),
-            Action::Stir(pod) => self.patch_pod(store, pod, &fixtures::stirred(&now)),
+            Action::ChangeUnmanaged(pod) => self.patch_pod(store, pod, &fixtures::unrelated_change(&now)),
             Action::Claim(tenant) => drop(self.claim(store, tenant)),
             Action::Activate(claim) => self.activate(store, claim),
             Action::Touch(claim) => {
@@ -254,15 +280,15 @@ impl Scenario {
                 self.since[Goal::Released as usize] = 0;
             }
             Action::Reclaim(claim) => {
-                let fresh = json!({"phase": "Pending", "instanceId": null, "endpoint": null, "source": null,
-                                   "claimedAt": null, "detail": null});
-                self.patch_claim(store, claim, &json!({"spec": {"resume": true}, "status": fresh}));
+                let status = json!({"phase": "Pending", "instanceId": null, "endpoint": null, "source": null,
+                                    "claimedAt": null, "detail": null});
+                self.patch_claim(store, claim, &json!({"spec": {"resume": true}, "status": status}));
             }
-            Action::Reap(claim) => drop(store.delete(ApiResource::Claims, &self.config.namespace, claim)),
+            Action::DeleteClaim(claim) => drop(store.delete(ApiResource::Claims, &self.config.namespace, claim)),
         }
     }
 
-    /// A new pod of a pool, Pending and warming.
+    /// Creates a Pod of a pool, Pending and warming, and returns its name.
     fn warm(&mut self, store: &mut Store, workload: &str) -> String {
         let name = format!("{workload}-{:05x}", self.next_random() & 0xf_ffff);
         let padding = self.next_random() % 40;
@@ -271,7 +297,7 @@ impl Scenario {
         name
     }
 
-    /// Pending becomes Running, Running becomes ready.
+    /// Changes a Pending Pod to Running, or a Running Pod to ready.
     fn advance(&mut self, store: &mut Store, name: &str) {
         let Some(pod) = store.get(ApiResource::Pods, &self.config.namespace, name) else { return };
         let now = store.now();
@@ -284,17 +310,19 @@ impl Scenario {
         }
     }
 
+    /// Makes a Pod fail, and the claim that it serves.
     fn fail(&mut self, store: &mut Store, name: &str) {
         let Some(pod) = store.get(ApiResource::Pods, &self.config.namespace, name) else { return };
         self.patch_pod(store, name, &fixtures::failed(&pod, store.now()));
         for claim in store.list(ApiResource::Claims, Some(&self.config.namespace)) {
             if claim["status"]["instanceId"] == name && claim["status"]["phase"] == "Active" {
-                let broken = json!({"status": {"phase": "Error", "detail": format!("instance {name} failed")}});
-                self.patch_claim(store, &text(&claim["metadata"]["name"]), &broken);
+                let error = json!({"status": {"phase": "Error", "detail": format!("instance {name} failed")}});
+                self.patch_claim(store, &text(&claim["metadata"]["name"]), &error);
             }
         }
     }
 
+    /// Creates a claim of a tenant on a random workload, and returns its name.
     fn claim(&mut self, store: &mut Store, tenant: &str) -> String {
         let index = usize::try_from(self.next_random()).unwrap_or(0) % self.config.workloads.len().max(1);
         let workload = self.config.workloads.get(index).cloned().unwrap_or_default();
@@ -308,17 +336,17 @@ impl Scenario {
         name
     }
 
-    /// Finds a Pod for a claim (the tenant's own, one of the pool, or a cold one) and makes the claim Active.
+    /// Assigns a Pod to a claim (the Pod that the tenant has already, one of the pool, or a new one), and makes it Active.
     fn activate(&mut self, store: &mut Store, name: &str) {
         let Some(claim) = store.get(ApiResource::Claims, &self.config.namespace, name) else { return };
         let (tenant, workload) = (text(&claim["spec"]["tenantId"]), text(&claim["spec"]["workloadRef"]));
         let data = if claim["spec"]["resume"] == true { "+data" } else { "" };
         let pods = store.list(ApiResource::Pods, Some(&self.config.namespace));
-        let mine = pods.iter().filter(|pod| is_alive(pod) && label(pod, LABEL_WORKLOAD) == workload);
-        let mine: Vec<_> = mine.filter(|pod| pod["status"]["phase"] == "Running").collect();
+        let alive = pods.iter().filter(|pod| is_alive(pod) && label(pod, LABEL_WORKLOAD) == workload);
+        let running: Vec<_> = alive.filter(|pod| pod["status"]["phase"] == "Running").collect();
         let cold = self.next_random().is_multiple_of(5);
-        let existing = mine.iter().find(|pod| label(pod, LABEL_TENANT) == tenant);
-        let pooled = mine.iter().find(|pod| pool(pod) == "ready" && !cold);
+        let existing = running.iter().find(|pod| label(pod, LABEL_TENANT) == tenant);
+        let pooled = running.iter().find(|pod| pool(pod) == "ready" && !cold);
         let (pod, source) = match (existing, pooled) {
             (Some(pod), _) => (text(&pod["metadata"]["name"]), "existing".to_owned()),
             (None, Some(pod)) => (text(&pod["metadata"]["name"]), format!("pool{data}")),
@@ -339,7 +367,7 @@ impl Scenario {
         self.since[Goal::Active as usize] = 0;
     }
 
-    // The writes below cannot be refused but for what a meddling hand did in between, and then there is nothing to do.
+    // The writes below fail only if another writer changed the object in between. The action then has no effect.
 
     fn create(&self, store: &mut Store, resource: ApiResource, object: Value) {
         drop(store.create(resource, object));
@@ -353,7 +381,7 @@ impl Scenario {
         drop(store.patch(ApiResource::Claims, &self.config.namespace, name, patch));
     }
 
-    /// The next number of the generator (SplitMix64).
+    /// Returns the next number of the generator (SplitMix64). The scenario is product code, and cannot use `test_support`.
     fn next_random(&mut self) -> u64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.random;
@@ -363,7 +391,7 @@ impl Scenario {
     }
 }
 
-/// What brings a goal nearest: its last step where that is possible, else the one before, and so on.
+/// Returns the possible action with the fewest further steps to a goal.
 fn closest_action(goal: Goal, possible: &[(u32, Action)]) -> Option<Action> {
     let distance = |action: &Action| match (goal, action) {
         (Goal::Ready, Action::Advance(_))
@@ -375,7 +403,7 @@ fn closest_action(goal: Goal, possible: &[(u32, Action)]) -> Option<Action> {
         (Goal::Ready, Action::Rotate(_))
         | (Goal::Active, Action::Reclaim(_))
         | (Goal::Released, Action::Activate(_)) => Some(2),
-        (Goal::Active, Action::Reap(_)) | (Goal::Released, Action::Claim(_)) => Some(3),
+        (Goal::Active, Action::DeleteClaim(_)) | (Goal::Released, Action::Claim(_)) => Some(3),
         _ => None,
     };
     let ranked = possible.iter().filter_map(|(_, action)| distance(action).map(|distance| (distance, action)));
@@ -390,6 +418,7 @@ fn pool(pod: &Value) -> &str {
     label(pod, LABEL_POOL_STATUS)
 }
 
+/// Returns whether the Pod neither terminates nor has failed.
 fn is_alive(pod: &Value) -> bool {
     pod["metadata"]["deletionTimestamp"].is_null() && pod["status"]["phase"] != "Failed"
 }

@@ -1,4 +1,7 @@
-//! The same API over a listener, plain HTTP/1.1, for clients in other processes.
+//! The simulated API over a TCP listener, with HTTP/1.1 and without TLS, for clients in other processes.
+//!
+//! Owns: the connections, at most [`SimConfig::max_connections`](super::SimConfig::max_connections) at once. Each connection
+//! has one task, which ends with the future of [`Sim::serve`].
 
 use std::future::Future;
 
@@ -7,29 +10,31 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use super::Sim;
+use super::handle::Sim;
 
 impl Sim {
-    /// Serves until `stop`, at most [`SimConfig::max_connections`](super::SimConfig::max_connections) connections at
-    /// once. Open connections are dropped with the returned future.
+    /// Serves the API until `stop` completes. Further connections wait in the listener's queue when
+    /// [`SimConfig::max_connections`](super::SimConfig::max_connections) are open. Dropping the returned future closes all
+    /// connections.
     pub async fn serve(&self, listener: TcpListener, stop: impl Future<Output = ()>) {
         let mut connections = JoinSet::new();
         tokio::pin!(stop);
         loop {
             while connections.try_join_next().is_some() {}
-            let full = connections.len() >= self.0.config.max_connections;
+            let full = connections.len() >= self.config().max_connections;
             tokio::select! {
                 () = &mut stop => return,
                 _ = connections.join_next(), if full => {}
                 accepted = listener.accept(), if !full => {
-                    // A connection that could not be accepted is its client's loss; the listener goes on.
+                    // A failed accept concerns one client only.
                     let Ok((socket, _)) = accepted else { continue };
-                    // As the real one (Go's default): else an event waits for the last one's acknowledgement, up to 40 ms.
+                    // The real API server sets it as well (the default of Go). Without it, an event waits up to 40 ms for
+                    // the acknowledgement of the previous one.
                     let Ok(()) = socket.set_nodelay(true) else { continue };
                     let service = TowerToHyperService::new(self.service());
                     let mut http = hyper::server::conn::http1::Builder::new();
                     http.timer(TokioTimer::new());
-                    // Its errors are resets and cuts, which are what this API is for.
+                    // Errors are resets and cuts of the connection. Faults cause them on purpose.
                     connections.spawn(async move { drop(http.serve_connection(TokioIo::new(socket), service).await) });
                 }
             }

@@ -1,24 +1,25 @@
-//! Refusals as kube-apiserver 1.36 words them: `Status` objects with its reasons, messages and details.
+//! Errors of the simulated API: `Status` objects with the reasons, messages and details of kube-apiserver 1.36.
 
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::query::ResourcePath;
-use super::store::{Refused, Revision};
-use super::{ApiResource, Verb};
+use super::path::ResourcePath;
+use super::resource::{ApiResource, Verb};
+use super::store::{Revision, StoreError};
 
-/// A `Status` object that says no.
+/// A `Status` object with the status `Failure`.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct StatusError {
     pub(super) code: StatusCode,
     reason: &'static str,
     message: String,
     details: Option<Value>,
+    /// The continue token in the metadata.
     page: Option<String>,
 }
 
 impl StatusError {
-    /// A refusal with nothing but its code, reason and message.
+    /// Creates an error with code, reason and message only.
     pub(super) fn new(code: StatusCode, reason: &'static str, message: &str) -> Self {
         Self { code, reason, message: message.to_owned(), details: None, page: None }
     }
@@ -27,12 +28,12 @@ impl StatusError {
         Self { details: Some(details), ..self }
     }
 
-    /// The wait in whole seconds that goes into details and the `Retry-After` header.
+    /// Sets the time after which the client may retry, in whole seconds: for the details and the header `Retry-After`.
     pub(super) fn retry_after(self, seconds: u32) -> Self {
         self.details(json!({"retryAfterSeconds": seconds}))
     }
 
-    /// What the header `Retry-After` says, if anything.
+    /// Returns the value of the header `Retry-After` in seconds, or `None` for no header.
     pub(super) fn retry_after_seconds(&self) -> Option<u64> {
         self.details.as_ref().and_then(|details| details["retryAfterSeconds"].as_u64()).filter(|seconds| *seconds > 0)
     }
@@ -48,9 +49,9 @@ impl StatusError {
         ))
     }
 
-    pub(super) fn bad_options(field: &str, why: &str) -> Self {
-        let message = format!("ListOptions.meta.k8s.io \"\" is invalid: {field}: Forbidden: {why}");
-        let cause = json!({"reason": "FieldValueForbidden", "message": format!("Forbidden: {why}"), "field": field});
+    pub(super) fn bad_options(field: &str, reason: &str) -> Self {
+        let message = format!("ListOptions.meta.k8s.io \"\" is invalid: {field}: Forbidden: {reason}");
+        let cause = json!({"reason": "FieldValueForbidden", "message": format!("Forbidden: {reason}"), "field": field});
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", &message)
             .details(json!({"group": "meta.k8s.io", "kind": "ListOptions", "causes": [cause]}))
     }
@@ -64,95 +65,96 @@ impl StatusError {
         Self::new(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized")
     }
 
-    /// RBAC's refusal, which names the user, the verb, the resource and where.
-    pub(super) fn forbidden(user: &str, verb: Verb, target: &ResourcePath) -> Self {
-        let (resource, group) = (target.resource, target.resource.group());
-        let full = if target.status { format!("{}/status", resource.plural()) } else { resource.plural().to_owned() };
-        // A Namespace lies in itself, as far as authorization is concerned.
-        let namespace = target.namespace.as_ref().or(target.name.as_ref().filter(|_| !resource.namespaced()));
+    /// The error of RBAC, with the user, the verb, the resource and the namespace.
+    pub(super) fn forbidden(user: &str, verb: Verb, path: &ResourcePath) -> Self {
+        let (resource, group) = (path.resource, path.resource.group());
+        let full = if path.status { format!("{}/status", resource.plural()) } else { resource.plural().to_owned() };
+        // For authorization, the namespace of a Namespace object is its own name.
+        let namespace = path.namespace.as_ref().or(path.name.as_ref().filter(|_| !resource.namespaced()));
         let place = match namespace {
             Some(namespace) => format!("in the namespace {namespace:?}"),
             None => "at the cluster scope".to_owned(),
         };
         let verb = verb.as_str();
-        let subject = target.name.as_ref().map(|name| format!(" {name:?}")).unwrap_or_default();
+        let subject = path.name.as_ref().map(|name| format!(" {name:?}")).unwrap_or_default();
         let message = format!(
             "{}{subject} is forbidden: User {user:?} cannot {verb} resource {full:?} in API group {group:?} {place}",
             resource.qualified()
         );
-        let details = named(resource, target.name.as_deref().unwrap_or_default());
+        let details = named(resource, path.name.as_deref().unwrap_or_default());
         Self::new(StatusCode::FORBIDDEN, "Forbidden", &message).details(details)
     }
 
-    /// A list at a revision that is not there yet.
-    pub(super) fn future(asked: Revision, current: Revision) -> Self {
-        let message = format!("Timeout: Too large resource version: {asked}, current: {current}");
+    /// A list at a revision that does not exist yet.
+    pub(super) fn future(requested: Revision, current: Revision) -> Self {
+        let message = format!("Timeout: Too large resource version: {requested}, current: {current}");
         let cause = json!({"reason": "ResourceVersionTooLarge", "message": "Too large resource version"});
         Self::new(StatusCode::GATEWAY_TIMEOUT, "Timeout", &message)
             .details(json!({"causes": [cause], "retryAfterSeconds": 1}))
     }
 
-    /// A list at a revision that is gone.
+    /// A list at a compacted revision.
     pub(super) fn list_expired() -> Self {
         Self::new(StatusCode::GONE, "Expired", "The resourceVersion for the provided list is too old.")
     }
 
-    /// A page whose revision is gone; `page` continues at the newest revision instead.
+    /// A page of a list at a compacted revision. The token `page` continues at the newest revision instead.
     pub(super) fn page_expired(page: String) -> Self {
         let message = "The provided continue parameter is too old to display a consistent list result. \
             Start a new list, or continue inconsistently with the token in this response.";
         Self { page: Some(page), ..Self::new(StatusCode::GONE, "Expired", message) }
     }
 
-    /// A watch from before the watch window.
-    pub(super) fn watch_expired(asked: Revision, window: Revision) -> Self {
-        Self::new(StatusCode::GONE, "Expired", &format!("too old resource version: {asked} ({window})"))
+    /// A watch from a revision before the watch window.
+    pub(super) fn watch_expired(requested: Revision, window: Revision) -> Self {
+        Self::new(StatusCode::GONE, "Expired", &format!("too old resource version: {requested} ({window})"))
     }
 
-    /// What the store refused about an object.
-    pub(super) fn refused(refused: &Refused, resource: ApiResource, name: &str) -> Self {
+    /// An error of the store about an object.
+    pub(super) fn from_store(error: &StoreError, resource: ApiResource, name: &str) -> Self {
         let qualified = resource.qualified();
         let details = named(resource, name);
-        match refused {
-            Refused::NotFound => {
+        match error {
+            StoreError::NotFound => {
                 Self::new(StatusCode::NOT_FOUND, "NotFound", &format!("{qualified} {name:?} not found"))
                     .details(details)
             }
-            Refused::NoNamespace(namespace) => {
+            StoreError::NoNamespace(namespace) => {
                 let details = named(ApiResource::Namespaces, namespace);
                 Self::new(StatusCode::NOT_FOUND, "NotFound", &format!("namespaces {namespace:?} not found"))
                     .details(details)
             }
-            Refused::Exists => {
+            StoreError::Exists => {
                 Self::new(StatusCode::CONFLICT, "AlreadyExists", &format!("{qualified} {name:?} already exists"))
                     .details(details)
             }
-            Refused::Conflict => {
-                let why = "the object has been modified; please apply your changes to the latest version and try again";
-                let message = format!("Operation cannot be fulfilled on {qualified} {name:?}: {why}");
+            StoreError::Conflict => {
+                let reason =
+                    "the object has been modified; please apply your changes to the latest version and try again";
+                let message = format!("Operation cannot be fulfilled on {qualified} {name:?}: {reason}");
                 Self::new(StatusCode::CONFLICT, "Conflict", &message).details(details)
             }
-            Refused::Uid(uid) => {
+            StoreError::Uid(uid) => {
                 Self::invalid(resource, name, &format!("metadata.uid: Invalid value: {uid:?}: field is immutable"))
             }
-            Refused::Malformed(why) => Self::invalid(resource, name, why),
-            Refused::Compacted(_) => Self::list_expired(),
+            StoreError::Malformed(reason) => Self::invalid(resource, name, reason),
+            StoreError::Compacted(_) => Self::list_expired(),
         }
     }
 
-    /// An object that its schema refuses.
-    pub(super) fn invalid(resource: ApiResource, name: &str, why: &str) -> Self {
+    /// An object that does not fit its schema.
+    pub(super) fn invalid(resource: ApiResource, name: &str, reason: &str) -> Self {
         let kind = match resource.group() {
             "" => resource.kind().to_owned(),
             group => format!("{}.{group}", resource.kind()),
         };
         let mut details = named(resource, name);
         details["kind"] = json!(resource.kind());
-        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", &format!("{kind} {name:?} is invalid: {why}"))
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", &format!("{kind} {name:?} is invalid: {reason}"))
             .details(details)
     }
 
-    /// A watch from a version that is no number: the real one calls that its own error, without a reason.
+    /// A watch from a version that is not a number. kube-apiserver reports it as an internal error without a reason.
     pub(super) fn bad_watch_version(version: &str) -> Self {
         let message = format!(
             "resourceVersion: Invalid value: {version:?}: strconv.ParseUint: parsing {version:?}: invalid syntax"
@@ -160,7 +162,7 @@ impl StatusError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "", &message)
     }
 
-    /// The object as it goes over the wire.
+    /// Returns the JSON of the `Status` object.
     pub(super) fn to_json(&self) -> Value {
         let mut metadata = json!({});
         if let Some(page) = &self.page {
@@ -180,7 +182,7 @@ impl StatusError {
     }
 }
 
-/// The details that name an object; empty fields are left out, as Kubernetes does.
+/// Returns the details that identify an object. As in Kubernetes, empty fields are left out.
 fn named(resource: ApiResource, name: &str) -> Value {
     let mut details = json!({"kind": resource.plural()});
     if !name.is_empty() {

@@ -1,9 +1,13 @@
-//! What etcd holds: objects with their full history, under one revision counter that all resources share.
+//! The simulated etcd: objects with their history, under one revision counter for all resources.
 //!
-//! Pure: time is what the owner last told it, uids come from a seed. Every write is one revision and one [`Change`];
-//! the list of changes is what a validator takes for the truth. The watch window (what an API server's watch cache
-//! still knows) and the compaction mark (what etcd still knows) are apart, because a restart loses only the first.
-//! Knows nothing of HTTP, selectors or subresources.
+//! Owns: all versions of all objects, and the list of changes.
+//! Guarantees:
+//! - Each write creates one revision and one [`Change`]. Tests validate recorded streams against the list of changes.
+//! - It is pure: the owner sets the time ([`Store::set_time`]), and uids come from a seed.
+//! - The watch window (the history in the API server's watch cache) and the compaction mark (the history in etcd) are
+//!   separate, because a restart of the API server loses only the first.
+//!
+//! It does not implement HTTP, selectors and subresources.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,58 +16,58 @@ use jiff::{Timestamp, ToSpan};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::ApiResource;
+use super::resource::ApiResource;
 
-/// A revision of the store; an object's resourceVersion is one, written in decimal.
+/// A revision of the store. The resourceVersion of an object is a revision in decimal.
 pub type Revision = u64;
 
 /// One write: the object before and after it.
 #[derive(Clone, Debug)]
 pub struct Change {
-    /// The revision that the write made.
+    /// The revision of the write.
     pub revision: Revision,
-    /// What kind of object was written.
+    /// The resource of the object.
     pub resource: ApiResource,
-    /// Its namespace, empty for what has none.
+    /// The namespace of the object; empty for an object without a namespace.
     pub namespace: String,
-    /// Its name.
+    /// The name of the object.
     pub name: String,
-    /// The object before, absent when it was created.
+    /// The object before the write; `None` if the write created it.
     pub before: Option<Arc<Value>>,
-    /// The object after, absent when it was deleted.
+    /// The object after the write; `None` if the write deleted it.
     pub after: Option<Arc<Value>>,
 }
 
-/// Why the store refused.
+/// Why the store rejected a request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// There is no object of that name.
+pub enum StoreError {
+    /// No object has this name.
     #[error("not found")]
     NotFound,
     /// The namespace of a new object does not exist.
     #[error("namespace {0:?} not found")]
     NoNamespace(String),
-    /// There is already an object of that name.
+    /// An object has this name already.
     #[error("already exists")]
     Exists,
-    /// The object has another resourceVersion than the writer believes.
+    /// The write contains another resourceVersion than the object has.
     #[error("conflict")]
     Conflict,
-    /// The writer believes in another uid.
-    #[error("uid {0:?} is another object's")]
+    /// The write contains another uid than the object has.
+    #[error("uid {0:?} belongs to another object")]
     Uid(String),
-    /// The object lacks a name, or is no object.
+    /// The object has no name, no namespace or no metadata.
     #[error("{0}")]
     Malformed(&'static str),
-    /// The revision has been compacted away.
+    /// The revision was compacted.
     #[error("revision {0} is compacted")]
     Compacted(Revision),
 }
 
-/// Namespace and name of an object, and what it is.
+/// Resource, namespace and name of an object.
 type Key = (ApiResource, String, String);
 
-/// An object from one revision on; `None` where it was deleted.
+/// A revision, and the object since then; `None` if the revision deleted it.
 type Version = (Revision, Option<Arc<Value>>);
 
 /// All objects and their history.
@@ -74,7 +78,7 @@ pub struct Store {
     uids: u64,
     revision: Revision,
     watch_window: Revision,
-    /// Changes up to here are no longer in memory.
+    /// Changes up to this revision are no longer in memory.
     discarded_up_to: Revision,
     compacted: Revision,
     versions: BTreeMap<Key, Vec<Version>>,
@@ -82,7 +86,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// An empty store at revision `first`. Two stores of one seed that see the same writes hand out the same uids.
+    /// Creates an empty store at revision `first`. Two stores with the same seed and the same writes have the same uids.
     #[must_use]
     pub fn new(seed: u64, first: Revision, now: Timestamp) -> Self {
         let (versions, changes) = (BTreeMap::new(), Vec::new());
@@ -99,101 +103,102 @@ impl Store {
         }
     }
 
-    /// Sets the time that later writes carry.
+    /// Sets the time of later writes.
     pub fn set_time(&mut self, now: Timestamp) {
         self.now = now;
     }
 
-    /// The time last told.
+    /// Returns the time that was set last.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         self.now
     }
 
-    /// The newest revision.
+    /// Returns the newest revision.
     #[must_use]
     pub fn revision(&self) -> Revision {
         self.revision
     }
 
-    /// A watch can start at this revision or later; earlier it is expired.
+    /// Returns the oldest revision at which a watch can start. An older one is expired.
     #[must_use]
     pub fn watch_window(&self) -> Revision {
         self.watch_window
     }
 
-    /// Exact lists work at this revision or later.
+    /// Returns the oldest revision of an exact list. An older one is compacted.
     #[must_use]
     pub fn compacted(&self) -> Revision {
         self.compacted
     }
 
-    /// Every change still kept, in order of revision; all since the beginning unless [`Store::discard_before`] was called.
+    /// Returns the changes in memory, in order of revision: all of them, unless [`Store::discard_before`] was called.
     #[must_use]
     pub fn history(&self) -> &[Change] {
         &self.changes
     }
 
-    /// Up to here [`Store::since`] no longer knows what happened.
+    /// Returns the revision up to which changes were discarded. [`Store::since`] is complete from it on.
     pub(super) fn discarded_up_to(&self) -> Revision {
         self.discarded_up_to
     }
 
-    /// The changes after a revision.
+    /// Returns the changes after a revision.
     #[must_use]
     pub fn since(&self, revision: Revision) -> &[Change] {
         &self.changes[self.changes.partition_point(|change| change.revision <= revision)..]
     }
 
-    /// The object as it is now.
+    /// Returns the current state of an object.
     #[must_use]
     pub fn get(&self, resource: ApiResource, namespace: &str, name: &str) -> Option<Arc<Value>> {
         let versions = self.versions.get(&key(resource, namespace, name))?;
         versions.last().and_then(|(_, object)| object.clone())
     }
 
-    /// All objects of a resource now, by namespace and name; `None` means every namespace.
+    /// Returns all current objects of a resource, ordered by namespace and name. `None` is all namespaces.
     #[must_use]
     pub fn list(&self, resource: ApiResource, namespace: Option<&str>) -> Vec<Arc<Value>> {
         self.list_at(resource, namespace, self.revision).unwrap_or_default()
     }
 
-    /// The same at an earlier revision.
+    /// Returns the same at a given revision.
     ///
     /// # Errors
-    /// [`Refused::Compacted`] where the revision is older than the compaction mark.
+    /// [`StoreError::Compacted`] if the revision is older than the compaction mark.
     pub fn list_at(
         &self,
         resource: ApiResource,
         namespace: Option<&str>,
         at: Revision,
-    ) -> Result<Vec<Arc<Value>>, Refused> {
+    ) -> Result<Vec<Arc<Value>>, StoreError> {
         if at < self.compacted {
-            return Err(Refused::Compacted(at));
+            return Err(StoreError::Compacted(at));
         }
         let start = (resource, namespace.unwrap_or_default().to_owned(), String::new());
-        let mine = |key: &Key| key.0 == resource && namespace.is_none_or(|namespace| key.1 == namespace);
-        let range = self.versions.range(start..).take_while(|(key, _)| mine(key));
+        let is_listed = |key: &Key| key.0 == resource && namespace.is_none_or(|namespace| key.1 == namespace);
+        let range = self.versions.range(start..).take_while(|(key, _)| is_listed(key));
         Ok(range.filter_map(|(_, versions)| version_at(versions, at)).collect())
     }
 
-    /// Creates an object; `metadata.name` must be there, and `metadata.namespace` where the resource has namespaces.
-    /// Gives it uid, creationTimestamp, generation and resourceVersion; everything else stays as it came.
+    /// Creates an object. `metadata.name` is required, and `metadata.namespace` too if the resource is namespaced.
+    ///
+    /// The store sets uid, creationTimestamp, generation and resourceVersion, and changes no other field.
     ///
     /// # Errors
-    /// [`Refused::Exists`], [`Refused::NoNamespace`], [`Refused::Malformed`].
-    pub fn create(&mut self, resource: ApiResource, mut object: Value) -> Result<Arc<Value>, Refused> {
-        let name = text(&object, "name").ok_or(Refused::Malformed("name or generateName is required"))?;
+    /// [`StoreError::Exists`], [`StoreError::NoNamespace`], [`StoreError::Malformed`].
+    pub fn create(&mut self, resource: ApiResource, mut object: Value) -> Result<Arc<Value>, StoreError> {
+        let name = text(&object, "name").ok_or(StoreError::Malformed("name or generateName is required"))?;
         let namespace = if resource.namespaced() {
-            text(&object, "namespace").ok_or(Refused::Malformed("an object of this resource needs a namespace"))?
+            text(&object, "namespace").ok_or(StoreError::Malformed("an object of this resource needs a namespace"))?
         } else {
             String::new()
         };
         if self.get(resource, &namespace, &name).is_some() {
-            return Err(Refused::Exists);
+            return Err(StoreError::Exists);
         }
         if resource.namespaced() && self.get(ApiResource::Namespaces, "", &namespace).is_none() {
-            return Err(Refused::NoNamespace(namespace));
+            return Err(StoreError::NoNamespace(namespace));
         }
         self.uids += 1;
         let uid = Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{}/{}", self.seed, self.uids).as_bytes());
@@ -208,33 +213,35 @@ impl Store {
         Ok(self.write((resource, namespace, name), None, object))
     }
 
-    /// Changes an object in place. What identifies it (name, namespace, uid, creationTimestamp) stays as it was. A change
-    /// of `spec` raises the generation; a change of nothing makes no revision.
+    /// Changes an object in place. Its identity (name, namespace, uid, creationTimestamp) does not change.
+    ///
+    /// A change of `spec` increments the generation. A call that changes nothing creates no revision.
     ///
     /// # Errors
-    /// [`Refused::NotFound`]; [`Refused::Conflict`] and [`Refused::Uid`] where the change sets another resourceVersion or uid.
+    /// [`StoreError::NotFound`]; [`StoreError::Conflict`] or [`StoreError::Uid`] if `change` sets another resourceVersion or uid;
+    /// [`StoreError::Malformed`] if it removes the metadata.
     pub fn modify(
         &mut self,
         resource: ApiResource,
         namespace: &str,
         name: &str,
         change: impl FnOnce(&mut Value),
-    ) -> Result<Arc<Value>, Refused> {
-        let before = self.get(resource, namespace, name).ok_or(Refused::NotFound)?;
+    ) -> Result<Arc<Value>, StoreError> {
+        let before = self.get(resource, namespace, name).ok_or(StoreError::NotFound)?;
         let mut after = (*before).clone();
         change(&mut after);
         if !after["metadata"].is_object() {
-            return Err(Refused::Malformed("an object needs metadata"));
+            return Err(StoreError::Malformed("an object needs metadata"));
         }
         let differs = |field: &str| {
             let (new, old) = (&after["metadata"][field], &before["metadata"][field]);
             !new.is_null() && new != old
         };
         if differs("uid") {
-            return Err(Refused::Uid(text(&after, "uid").unwrap_or_default()));
+            return Err(StoreError::Uid(text(&after, "uid").unwrap_or_default()));
         }
         if differs("resourceVersion") {
-            return Err(Refused::Conflict);
+            return Err(StoreError::Conflict);
         }
         for field in ["uid", "resourceVersion", "name", "namespace", "creationTimestamp", "generation"] {
             match before["metadata"].get(field) {
@@ -248,14 +255,14 @@ impl Store {
         if after == *before {
             return Ok(before);
         }
-        let dying = |object: &Value| object["metadata"].get("deletionTimestamp").is_some();
-        if after.get("spec") != before.get("spec") || (dying(&after) && !dying(&before)) {
+        let is_terminating = |object: &Value| object["metadata"].get("deletionTimestamp").is_some();
+        if after.get("spec") != before.get("spec") || (is_terminating(&after) && !is_terminating(&before)) {
             after["metadata"]["generation"] = json!(before["metadata"]["generation"].as_u64().unwrap_or(0) + 1);
         }
         Ok(self.write(key(resource, namespace, name), Some(before), after))
     }
 
-    /// Applies a JSON merge patch (RFC 7386) to the whole object, status included: the hand of kubelet and controllers.
+    /// Applies a JSON merge patch (RFC 7386) to the complete object with its status, as kubelet and controllers do.
     ///
     /// # Errors
     /// As [`Store::modify`].
@@ -265,21 +272,22 @@ impl Store {
         namespace: &str,
         name: &str,
         patch: &Value,
-    ) -> Result<Arc<Value>, Refused> {
+    ) -> Result<Arc<Value>, StoreError> {
         self.modify(resource, namespace, name, |object| merge(object, patch))
     }
 
-    /// Marks an object as being deleted: the MODIFIED that a graceful delete begins with. [`Store::delete`] ends it.
+    /// Starts a graceful deletion: sets `deletionTimestamp`, which watches receive as MODIFIED. [`Store::delete`] completes
+    /// it.
     ///
     /// # Errors
-    /// [`Refused::NotFound`].
+    /// [`StoreError::NotFound`].
     pub fn terminate(
         &mut self,
         resource: ApiResource,
         namespace: &str,
         name: &str,
         grace_seconds: u32,
-    ) -> Result<Arc<Value>, Refused> {
+    ) -> Result<Arc<Value>, StoreError> {
         let end = self.now.saturating_add(i64::from(grace_seconds).seconds()).unwrap_or(self.now);
         self.modify(resource, namespace, name, |object| {
             object["metadata"]["deletionTimestamp"] = json!(seconds(end));
@@ -287,27 +295,27 @@ impl Store {
         })
     }
 
-    /// Removes an object at once, and gives back how it was.
+    /// Deletes an object immediately, and returns its last state.
     ///
     /// # Errors
-    /// [`Refused::NotFound`].
-    pub fn delete(&mut self, resource: ApiResource, namespace: &str, name: &str) -> Result<Arc<Value>, Refused> {
-        let before = self.get(resource, namespace, name).ok_or(Refused::NotFound)?;
+    /// [`StoreError::NotFound`].
+    pub fn delete(&mut self, resource: ApiResource, namespace: &str, name: &str) -> Result<Arc<Value>, StoreError> {
+        let before = self.get(resource, namespace, name).ok_or(StoreError::NotFound)?;
         self.record(key(resource, namespace, name), Some(before.clone()), None);
         Ok(before)
     }
 
-    /// Forgets the watch history up to now, as a restart of the API server does; exact lists go on working.
+    /// Discards the watch history up to now, as a restart of the API server does. Exact lists still work.
     pub fn lose_watch_history(&mut self) {
         self.watch_window = self.revision;
     }
 
-    /// Compacts: exact lists before `revision` are refused from now on. The history stays readable.
+    /// Compacts the store: exact lists before `revision` are rejected from now on. [`Store::history`] stays complete.
     pub fn compact(&mut self, revision: Revision) {
         self.compacted = self.compacted.max(revision.min(self.revision));
     }
 
-    /// Compacts, and gives the memory of everything before `revision` back. For scenarios that run for days.
+    /// Compacts the store, and frees the memory of everything before `revision`. Scenarios that run for days need it.
     pub fn discard_before(&mut self, revision: Revision) {
         self.compact(revision);
         let mark = self.compacted;
@@ -321,8 +329,9 @@ impl Store {
         });
     }
 
-    /// Puts an older copy in this store's place and returns what was lost. Revisions go back and will be given out again;
-    /// uids will not. Watch history is gone, because the API server is restarted with it.
+    /// Replaces this store by an older copy, and returns the replaced store.
+    ///
+    /// Revisions go back and are used again, uids are not. The watch history is lost, because the API server restarts.
     pub fn restore(&mut self, older: Self) -> Self {
         let lost = std::mem::replace(self, older);
         self.now = lost.now;
@@ -364,7 +373,7 @@ pub(super) fn merge(target: &mut Value, patch: &Value) {
     }
 }
 
-/// A time as Kubernetes writes it: UTC, whole seconds.
+/// Returns a time in the format of Kubernetes: UTC, whole seconds.
 pub(super) fn seconds(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }

@@ -1,7 +1,8 @@
-//! One watch: a stream of lines that its client pulls, so that it needs no task and follows tokio's clock.
+//! One watch: a stream of lines that the client polls. It needs no task and follows tokio's clock.
 //!
-//! It reads the store's history from its own position. Selectors work as in the API server: an object that comes into
-//! the selection is ADDED, one that leaves it is DELETED with its previous content and the event's resourceVersion.
+//! Owns: its position in the history of the store.
+//! Guarantees: selectors work as in the API server. An object that starts to match is ADDED. An object that no longer
+//! matches is DELETED, with its previous content and the resourceVersion of the change.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,22 +16,24 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::fault::{ConnectionEnd, WatchFault};
-use super::query::{ListOptions, ResourcePath, Selector};
+use super::handle::{Sim, SimState};
+use super::list_options::{ListOptions, Selector};
+use super::path::ResourcePath;
+use super::resource::ApiResource;
 use super::status::StatusError;
 use super::store::{Change, Revision};
-use super::{ApiResource, Sim, SimState};
 
 /// An open watch.
 pub(super) struct Watch {
     guard: OpenWatchGuard,
     changed: watch::Receiver<()>,
-    target: ResourcePath,
+    path: ResourcePath,
     selector: Selector,
-    /// Everything up to here has been told or passed over.
+    /// All changes up to this revision are sent, or do not match.
     position: Revision,
-    /// Bookmarks come only once the version has moved past this.
+    /// A bookmark is sent only for a revision after this one.
     start_version: Revision,
-    /// The state at the beginning, where the watch asked for it.
+    /// The objects of the initial state, if the watch started without a version.
     initial: VecDeque<Arc<Value>>,
     fault: Option<(usize, WatchFault)>,
     deadline: Instant,
@@ -40,23 +43,26 @@ pub(super) struct Watch {
     ended: bool,
 }
 
-/// What a watch does next.
+/// The next action of a watch.
 enum WatchStep {
     Line(Bytes),
+    /// Wait for a change of the store, at most until this time.
     Wait(Instant),
+    /// Send nothing more, and do not end.
     Silence,
     Reset,
     End,
 }
 
-/// What the store has for a watch, to be written down outside the lock.
+/// An event of a watch. It is serialized outside the lock of the state.
 enum PendingEvent {
     Event(&'static str, Arc<Value>),
-    Left(Arc<Value>, Revision),
+    /// The object no longer matches the selector, since this revision.
+    NoLongerMatches(Arc<Value>, Revision),
     Bookmark(Revision),
 }
 
-/// Counts a watch as open for as long as it lives.
+/// Counts a watch as open until it is dropped.
 struct OpenWatchGuard {
     sim: Sim,
     resource: ApiResource,
@@ -71,44 +77,44 @@ impl Drop for OpenWatchGuard {
 }
 
 impl Watch {
-    /// Opens a watch, and counts it. `state` is the locked state of `sim`.
+    /// Opens a watch and counts it as open. `state` must be the locked state of `sim`.
     pub(super) fn open(
         sim: &Sim,
         state: &mut SimState,
-        target: &ResourcePath,
+        path: &ResourcePath,
         options: &ListOptions,
         fault: Option<(usize, WatchFault)>,
     ) -> Self {
-        let (now, config) = (Instant::now(), &sim.0.config);
-        let asked = options.timeout_seconds.filter(|seconds| *seconds > 0).map(std::time::Duration::from_secs);
-        let timeout = asked.unwrap_or(config.watch_timeout);
-        let wants_bookmarks = options.bookmarks && timeout >= config.bookmark_min_watch;
+        let (now, config) = (Instant::now(), sim.config());
+        let requested = options.timeout_seconds.filter(|seconds| *seconds > 0).map(std::time::Duration::from_secs);
+        let timeout = requested.unwrap_or(config.watch_timeout);
+        let has_bookmarks = options.bookmarks && timeout >= config.bookmark_min_watch;
         let first_bookmark = config.bookmark_interval.min(timeout.saturating_sub(config.bookmark_lead));
-        let asked_version = options.version.filter(|version| *version > 0);
-        let initial = match asked_version {
+        let requested_version = options.version.filter(|version| *version > 0);
+        let initial = match requested_version {
             Some(_) => VecDeque::new(),
-            None => state.store.list(target.resource, target.namespace.as_deref()).into(),
+            None => state.store.list(path.resource, path.namespace.as_deref()).into(),
         };
-        let position = asked_version.unwrap_or(state.store.revision());
-        *state.metrics.open_watches.entry(target.resource).or_default() += 1;
+        let position = requested_version.unwrap_or(state.store.revision());
+        *state.metrics.open_watches.entry(path.resource).or_default() += 1;
         Self {
-            guard: OpenWatchGuard { sim: sim.clone(), resource: target.resource },
-            changed: sim.0.changed.subscribe(),
-            target: target.clone(),
+            guard: OpenWatchGuard { sim: sim.clone(), resource: path.resource },
+            changed: sim.changed(),
+            path: path.clone(),
             selector: options.selector.clone(),
             position,
             start_version: position,
             initial: initial.into_iter().filter(|object| options.selector.matches(object)).collect(),
             fault,
             deadline: now + timeout,
-            bookmark_at: wants_bookmarks.then(|| now + first_bookmark),
+            bookmark_at: has_bookmarks.then(|| now + first_bookmark),
             cuts: state.cuts.0,
             stalls: state.stalls,
             ended: false,
         }
     }
 
-    /// The lines of the watch, until it ends.
+    /// Returns the lines of the watch, until it ends.
     pub(super) fn lines(self) -> impl Stream<Item = io::Result<Bytes>> + Send {
         stream::unfold(self, |mut watch| async move { watch.next().await.map(|line| (line, watch)) })
     }
@@ -151,14 +157,15 @@ impl Watch {
         let sim = self.guard.sim.clone();
         let pending = {
             let state = sim.lock();
-            // Silence first: what a black hole swallowed does not see the reset either.
+            // Silence comes first: a watch in a black hole receives no reset either.
             if state.stalls != self.stalls {
                 return WatchStep::Silence;
             }
             match state.cuts {
                 (cuts, ConnectionEnd::Eof) if cuts != self.cuts => return WatchStep::End,
                 (cuts, ConnectionEnd::Reset) if cuts != self.cuts => return WatchStep::Reset,
-                // It is too slow: the API server ends such a watch, too, rather than skip a change.
+                // The watch is too slow, and its next change was discarded. The API server also ends such a watch instead of
+                // skipping a change.
                 _ if self.position < state.store.discarded_up_to() => return WatchStep::End,
                 _ => self.next_pending(&state, now),
             }
@@ -166,7 +173,7 @@ impl Watch {
         match pending {
             Some(PendingEvent::Bookmark(revision)) => WatchStep::Line(line("BOOKMARK", &self.bookmark(revision))),
             Some(PendingEvent::Event(kind, object)) => self.emit(&line(kind, &object)),
-            Some(PendingEvent::Left(object, revision)) => {
+            Some(PendingEvent::NoLongerMatches(object, revision)) => {
                 let mut object = (*object).clone();
                 object["metadata"]["resourceVersion"] = json!(revision.to_string());
                 self.emit(&line("DELETED", &object))
@@ -176,7 +183,7 @@ impl Watch {
         }
     }
 
-    /// The next thing to tell, in order: the initial state, the changes since, a bookmark that is due.
+    /// Returns the next event. The order is: the initial state, the changes since then, a bookmark that is due.
     fn next_pending(&mut self, state: &SimState, now: Instant) -> Option<PendingEvent> {
         if let Some(object) = self.initial.pop_front() {
             return Some(PendingEvent::Event("ADDED", object));
@@ -195,9 +202,10 @@ impl Watch {
         None
     }
 
+    /// Returns the event of a change, or `None` if the watch does not cover the object.
     fn classify(&self, change: &Change) -> Option<PendingEvent> {
-        let here = |namespace: &String| *namespace == change.namespace;
-        if change.resource != self.target.resource || !self.target.namespace.as_ref().is_none_or(here) {
+        let is_same_namespace = |namespace: &String| *namespace == change.namespace;
+        if change.resource != self.path.resource || !self.path.namespace.as_ref().is_none_or(is_same_namespace) {
             return None;
         }
         let before = change.before.as_ref().filter(|object| self.selector.matches(object));
@@ -206,11 +214,11 @@ impl Watch {
             (None, None) => None,
             (None, Some(after)) => Some(PendingEvent::Event("ADDED", after.clone())),
             (Some(_), Some(after)) => Some(PendingEvent::Event("MODIFIED", after.clone())),
-            (Some(before), None) => Some(PendingEvent::Left(before.clone(), change.revision)),
+            (Some(before), None) => Some(PendingEvent::NoLongerMatches(before.clone(), change.revision)),
         }
     }
 
-    /// A line on its way to the client, where a fault may meet it.
+    /// Returns the step that sends the line of an event, with the fault of the watch if it is due.
     fn emit(&mut self, line: &Bytes) -> WatchStep {
         match &mut self.fault {
             Some((0, WatchFault::HalfLine)) => {
@@ -229,14 +237,15 @@ impl Watch {
         }
     }
 
+    /// Returns the time of the bookmark after `now`. The last bookmark is sent `bookmark_lead` before the deadline.
     fn next_bookmark(&self, now: Instant) -> Option<Instant> {
-        let config = &self.guard.sim.0.config;
+        let config = self.guard.sim.config();
         let last = self.deadline.checked_sub(config.bookmark_lead)?;
         (last > now).then(|| last.min(now + config.bookmark_interval))
     }
 
     fn bookmark(&self, revision: Revision) -> Value {
-        let resource = self.target.resource;
+        let resource = self.path.resource;
         let metadata = json!({"resourceVersion": revision.to_string()});
         let mut object = json!({"kind": resource.kind(), "apiVersion": resource.api_version(), "metadata": metadata});
         if resource == ApiResource::Pods {
@@ -247,7 +256,7 @@ impl Watch {
     }
 }
 
-/// A watch that is told at once that its version is too old, or any other failure.
+/// Returns the ERROR line of a watch.
 pub(super) fn error_line(error: &StatusError) -> Bytes {
     line("ERROR", &error.to_json())
 }
@@ -258,7 +267,7 @@ fn line(event_type: &'static str, object: &Value) -> Bytes {
         r#type: &'static str,
         object: &'a Value,
     }
-    // Values have string keys only, so that writing them cannot fail.
+    // Serializing cannot fail, because a `Value` has string keys only.
     let mut line = serde_json::to_vec(&Line { r#type: event_type, object }).unwrap_or_default();
     line.push(b'\n');
     line.into()
@@ -273,7 +282,7 @@ mod tests {
     use crate::sim::SimConfig;
 
     #[tokio::test]
-    async fn watch_behind_forgotten_history_ends_without_skipping_a_change() {
+    async fn watch_ends_if_its_next_change_was_discarded() {
         let sim = Sim::new(SimConfig::default());
         let write = |name: &str| {
             let pod = json!({"metadata": {"name": name, "namespace": "n"}});
@@ -286,10 +295,10 @@ mod tests {
         let mut watch = sim.service().oneshot(request).await.unwrap().into_body();
         write("a");
         let line = watch.frame().await.unwrap().unwrap().into_data().unwrap();
-        assert!(line.starts_with(b"{\"type\":\"ADDED\""), "{line:?}");
+        assert!(line.starts_with(b"{\"type\":\"ADDED\""), "expected an ADDED event: {line:?}");
         write("b");
         write("c");
         sim.store(|store| store.discard_before(from + 2));
-        assert!(watch.frame().await.is_none(), "c must not come without b");
+        assert!(watch.frame().await.is_none(), "the watch must end instead of sending c without b");
     }
 }

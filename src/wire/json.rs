@@ -1,8 +1,9 @@
-//! JSON exactly as `serde_json::to_string` writes it, at a third of the price: a string is looked at eight bytes at a time
-//! and copied whole.
+//! A JSON serializer that takes a third of the time of `serde_json::to_string` for events.
 //!
-//! Only how strings, lists and objects are put together is written here. Numbers, and strings in which something must be
-//! escaped, are left to serde_json.
+//! Guarantees: the text is byte for byte that of `serde_json::to_string`.
+//!
+//! It is faster because it checks strings for characters to escape eight bytes at once, and then copies them as they are.
+//! It writes strings, lists and objects itself. serde_json writes numbers, and strings that need an escape.
 
 use std::mem::replace;
 
@@ -12,49 +13,51 @@ use serde::{
 };
 use serde_json::{Error, Result};
 
-/// What is made room for at first, in bytes: as much as most events are long.
+/// Size of the first allocation in bytes. Most events fit it.
 const INITIAL_CAPACITY: usize = 1024;
 
-/// The value as JSON.
+/// Returns the value as JSON.
 ///
 /// # Errors
-/// What is no JSON (an object's key that is no string, what its own `Serialize` refuses), and what no event has: bytes,
-/// 128-bit numbers, and variants with content that carry their name.
+/// Returns an error for values that JSON cannot represent: a key of an object that is no string, or an error of the value's
+/// own `Serialize`. It also rejects types that no event contains: bytes, 128-bit numbers, and enum variants with content
+/// that are serialized with their name.
 pub fn to_string<T: Serialize + ?Sized>(value: &T) -> Result<String> {
     let mut out = String::with_capacity(INITIAL_CAPACITY);
     value.serialize(JsonSerializer(&mut out))?;
     Ok(out)
 }
 
-/// Appends one value.
+/// Appends one value to the text.
 struct JsonSerializer<'o>(&'o mut String);
 
-/// A list or an object that is begun.
+/// Appends the parts of a list or an object.
 struct CompoundWriter<'o> {
     out: &'o mut String,
-    /// Stands before the next part: the opening bracket, then commas.
+    /// The character before the next part: the opening bracket first, then a comma.
     next: char,
     brackets: [char; 2],
 }
 
-/// Whether all bytes of a string stand for themselves: no quote, no backslash and no control character is among them.
+/// Returns whether the string needs no escape: it contains no quote, no backslash and no control character.
 fn needs_no_escape(text: &[u8]) -> bool {
     let (eights, rest) = text.as_chunks();
     let escapes = |all: u64, bytes: &[u8; 8]| all | escape_mask(u64::from_le_bytes(*bytes));
-    // What is left over is looked at together with what was before it.
+    // The last eight bytes are checked as one block, which overlaps the block before it.
     match text.last_chunk() {
         Some(last) => escapes(eights.iter().fold(0, escapes), last) == 0,
         None => rest.iter().all(|byte| !matches!(byte, b'"' | b'\\' | 0..b' ')),
     }
 }
 
-/// Not 0 if any of eight bytes must be escaped.
+/// Returns a number other than 0 if one of eight bytes must be escaped.
 fn escape_mask(bytes: u64) -> u64 {
     const fn all(byte: u8) -> u64 {
         u64::from_ne_bytes([byte; 8])
     }
     let zero = |bytes: u64| bytes.wrapping_sub(all(1));
-    // The highest bit of the first such byte; behind it, borrowing may set others. Those of ASCII only have none set.
+    // The subtraction sets the highest bit of the first matching byte. Its borrow may set that bit in later bytes, which
+    // does not matter. `!bytes` removes the bytes that are not ASCII, because their highest bit is set from the start.
     (zero(bytes ^ all(b'"')) | zero(bytes ^ all(b'\\')) | bytes.wrapping_sub(all(b' '))) & !bytes & all(0x80)
 }
 
@@ -64,7 +67,7 @@ impl<'o> JsonSerializer<'o> {
     }
 }
 
-/// What is left to serde_json.
+/// Implements methods of [`Serializer`] with serde_json.
 macro_rules! delegate_to_serde_json {
     ($($name:ident: $type:ty),*) => {$(
         fn $name(self, value: $type) -> Result<()> {
@@ -103,7 +106,7 @@ impl<'o> Serializer for JsonSerializer<'o> {
     }
 
     fn serialize_bytes(self, _: &[u8]) -> Result<()> {
-        Err(Error::custom("bytes"))
+        Err(Error::custom("bytes are not supported"))
     }
 
     fn serialize_none(self) -> Result<()> {
@@ -189,7 +192,7 @@ impl CompoundWriter<'_> {
     }
 
     fn close(self) -> Result<()> {
-        // Nothing was in it.
+        // The opening bracket is still to be written if there was no part.
         if self.next == self.brackets[0] {
             self.out.push(self.next);
         }
@@ -229,9 +232,13 @@ impl SerializeMap for CompoundWriter<'_> {
     type Error = Error;
 
     fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<()> {
-        let at = self.out.len() + 1;
+        let start = self.out.len() + 1;
         self.part(key)?;
-        if self.out.as_bytes()[at] == b'"' { Ok(()) } else { Err(Error::custom("a key is no string")) }
+        if self.out.as_bytes()[start] == b'"' {
+            Ok(())
+        } else {
+            Err(Error::custom("a key of an object is not a string"))
+        }
     }
 
     fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
@@ -249,7 +256,7 @@ impl SerializeStruct for CompoundWriter<'_> {
     type Error = Error;
 
     fn serialize_field<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<()> {
-        debug_assert!(needs_no_escape(key.as_bytes()), "{key} is a field's name");
+        debug_assert!(needs_no_escape(key.as_bytes()), "a field name must need no escape: {key}");
         self.out.push(replace(&mut self.next, ','));
         self.out.push('"');
         self.out.push_str(key);
@@ -288,7 +295,8 @@ mod tests {
         })
     }
 
-    /// Mostly plain, of every length; and what must be escaped, and what looks like it in a byte's lower bits.
+    /// Generates plain texts of many lengths, texts with a character to escape, and texts with a character whose lower 7
+    /// bits equal those of one to escape.
     fn any_text() -> impl Strategy<Value = String> {
         let escaped = "[\"\\\\\u{0}-\u{1f}\u{7f}-\u{ff}\u{2028}\u{1f600}]";
         prop_oneof![
@@ -298,7 +306,7 @@ mod tests {
         ]
     }
 
-    /// Every way in which events are put together.
+    /// A message with every kind of value that events contain.
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Message<'a> {
@@ -375,8 +383,8 @@ mod tests {
 
     #[test]
     fn unsupported_types_are_rejected() {
-        assert!(to_string(&BTreeMap::from([(1, 2)])).is_err(), "serde_json would make the key a string");
-        assert!(to_string(&Ok::<u8, u8>(1)).is_err());
-        assert!(to_string(&1_u128).is_err());
+        assert!(to_string(&BTreeMap::from([(1, 2)])).is_err(), "a key that is a number, which serde_json accepts");
+        assert!(to_string(&Ok::<u8, u8>(1)).is_err(), "a variant with content");
+        assert!(to_string(&1_u128).is_err(), "a number of 128 bits");
     }
 }

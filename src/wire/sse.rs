@@ -1,14 +1,15 @@
-//! Server-sent events: the lines of the HTML standard's event stream (section 9.2, "Server-sent events").
+//! Server-sent events: the event stream format of the HTML standard (section 9.2, "Server-sent events").
 //!
-//! Every function appends one whole block, its blank line included, so that blocks can be shared and joined at will. Whatever
-//! the arguments hold, they cannot end a line early: a field stays one field, a block stays one block.
+//! Guarantees:
+//! - Each function appends one complete block with its blank line. Blocks can therefore be shared and concatenated.
+//! - No argument can end a line, a field or a block, whatever characters it contains.
 
 use memchr::memchr2;
 
-/// Appends an event: its id, its name where it has one (an event without is what `onmessage` sees), and its data.
+/// Appends an event with id, name and data. An `EventSource` delivers an event without a name to `onmessage`.
 ///
-/// A line end in `data` (`\n`, `\r\n` or a lone `\r`, which the standard reads alike) becomes a new `data:` line: the client sees
-/// `\n`. Line ends in `name` and `id` are left out, and so is U+0000, for which a client would ignore the whole id.
+/// A line end in `data` (`\n`, `\r\n` or a single `\r`, which are equal in the standard) starts a new `data:` line, and the
+/// client receives `\n`. Line ends and U+0000 are removed from `name` and `id`, because a client ignores an id with U+0000.
 pub fn event(out: &mut Vec<u8>, name: Option<&str>, id: Option<&str>, data: &str) {
     out.reserve(data.len() + name.map_or(0, str::len) + id.map_or(0, str::len) + 32);
     if let Some(id) = id {
@@ -21,12 +22,12 @@ pub fn event(out: &mut Vec<u8>, name: Option<&str>, id: Option<&str>, data: &str
     out.push(b'\n');
 }
 
-/// Appends how long the client shall wait before it reconnects, in milliseconds.
+/// Appends the time in milliseconds that the client waits before it reconnects.
 pub fn retry(out: &mut Vec<u8>, ms: u128) {
     out.extend_from_slice(format!("retry: {ms}\n\n").as_bytes());
 }
 
-/// Appends a comment, which no client shows to anyone; of use against proxies that end quiet connections.
+/// Appends a comment, which clients ignore. It keeps proxies from closing a quiet connection.
 pub fn comment(out: &mut Vec<u8>, text: &str) {
     lines(out, ": ", text);
     out.push(b'\n');
@@ -76,8 +77,8 @@ mod tests {
         assert_eq!(written(|out| comment(out, "a\ndata: b")), ": a\n: data: b\n\n");
     }
 
-    /// What a client makes of a stream, by the standard's section 9.2.6: (type, last event id, data) of each event, and
-    /// the reconnection time.
+    /// Parses a stream as a client does (section 9.2.6 of the standard). Returns (type, last event id, data) of each event,
+    /// and the reconnection time.
     fn parse(stream: &str) -> (Vec<(String, String, String)>, Option<u64>) {
         let (mut events, mut wait) = (Vec::new(), None);
         let (mut name, mut id, mut data) = (String::new(), String::new(), String::new());
@@ -103,8 +104,8 @@ mod tests {
         (events, wait)
     }
 
-    /// Text that is rich in what could break out of a field.
-    fn nasty() -> impl Strategy<Value = String> {
+    /// Generates texts with many characters that could end a field.
+    fn text_with_delimiters() -> impl Strategy<Value = String> {
         let bits = prop::sample::select(vec!["\r", "\n", "\r\n", ":", " ", "data", "id: 9", "\0", "é😀", "{\"a\":1}"]);
         prop::collection::vec(bits, 0..6).prop_map(|bits| bits.concat())
     }
@@ -114,7 +115,11 @@ mod tests {
 
         #[test]
         fn encoded_stream_round_trips_through_a_parser(
-            name in prop::option::of(nasty()), id in nasty(), data in nasty(), text in nasty(), ms in any::<u64>(),
+            name in prop::option::of(text_with_delimiters()),
+            id in text_with_delimiters(),
+            data in text_with_delimiters(),
+            text in text_with_delimiters(),
+            ms in any::<u64>(),
         ) {
             let stream = written(|out| {
                 retry(out, ms.into());
@@ -122,10 +127,10 @@ mod tests {
                 comment(out, &text);
                 event(out, None, None, "after");
             });
-            let clean = |text: &str| text.replace(['\r', '\n', '\0'], "");
-            let id = clean(&id);
+            let one_line = |text: &str| text.replace(['\r', '\n', '\0'], "");
+            let id = one_line(&id);
             let received = data.replace("\r\n", "\n").replace('\r', "\n");
-            let first = (clean(&name.unwrap_or_default()), id.clone(), received);
+            let first = (one_line(&name.unwrap_or_default()), id.clone(), received);
             prop_assert_eq!(parse(&stream), (vec![first, (String::new(), id, "after".to_owned())], Some(ms)));
         }
     }

@@ -1,19 +1,25 @@
-//! UTF-8 checked as it comes: in any split, refused at the first byte that cannot be part of a character.
+//! Incremental validation of UTF-8.
+//!
+//! Guarantees: the result does not depend on where the text is split. Invalid text is rejected at the first byte that
+//! cannot be part of a character.
 
-/// What is remembered between two pieces of one text: a character that has begun, at most 3 of its bytes.
+/// The state between two parts of one text: at most 3 bytes of an incomplete character.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Utf8Validator {
-    // The fourth byte is there only while it is being looked at: with it a character is whole or wrong.
+    // The fourth byte is set only inside `push`: with four bytes, a character is complete or invalid.
     partial: [u8; 4],
     len: u8,
 }
 
-/// The text cannot be UTF-8 any more, whatever follows.
+/// The text is not UTF-8. No further bytes can make it valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct NotUtf8;
 
 impl Utf8Validator {
-    /// Looks at the next part of the text.
+    /// Validates the next part of the text.
+    ///
+    /// # Errors
+    /// Returns [`NotUtf8`] if the text so far is not the start of a valid text.
     pub(super) fn push(&mut self, mut part: &[u8]) -> Result<(), NotUtf8> {
         while !self.is_complete() {
             let Some((&byte, rest)) = part.split_first() else { return Ok(()) };
@@ -38,7 +44,7 @@ impl Utf8Validator {
         }
     }
 
-    /// Whether the text may end here: not in the middle of a character.
+    /// Returns whether the text may end here, which is not inside a character.
     pub(super) fn is_complete(&self) -> bool {
         self.len == 0
     }
@@ -64,23 +70,23 @@ mod tests {
 
     #[test]
     fn invalid_text_is_rejected_at_its_first_invalid_byte() {
-        // (bytes, how many of them may still be the beginning of a text)
-        let wrong: [(&[u8], usize); 9] = [
-            (b"\x80", 0),                 // a continuation without a beginning
-            (b"ab\xff", 2),               // never a byte of UTF-8
-            (b"\xc0\xaf", 0),             // overlong in two bytes
-            (b"\xe0\x80\xaf", 1),         // overlong in three
-            (b"\xf0\x80\x80\xaf", 1),     // overlong in four
-            (b"\xed\xa0\x80", 1),         // half a surrogate pair
-            (b"\xf4\x90\x80\x80", 1),     // past U+10FFFF
-            (b"\xe2\x82a", 2),            // cut off by another character
-            (b"\xf0\x9f\x98\xe2\x82", 3), // cut off one byte before its end
+        // (bytes, number of bytes that can be the start of a valid text)
+        let rows: [(&[u8], usize); 9] = [
+            (b"\x80", 0),                 // a continuation byte without a first byte
+            (b"ab\xff", 2),               // not a byte of UTF-8
+            (b"\xc0\xaf", 0),             // overlong, two bytes
+            (b"\xe0\x80\xaf", 1),         // overlong, three bytes
+            (b"\xf0\x80\x80\xaf", 1),     // overlong, four bytes
+            (b"\xed\xa0\x80", 1),         // half of a surrogate pair
+            (b"\xf4\x90\x80\x80", 1),     // greater than U+10FFFF
+            (b"\xe2\x82a", 2),            // interrupted by another character
+            (b"\xf0\x9f\x98\xe2\x82", 3), // interrupted one byte before the end
         ];
-        for (bytes, good) in wrong {
-            assert_eq!(Utf8Validator::default().push(bytes), Err(NotUtf8), "{bytes:x?} at once");
+        for (bytes, valid) in rows {
+            assert_eq!(Utf8Validator::default().push(bytes), Err(NotUtf8), "{bytes:x?} in one part");
             let mut utf8 = Utf8Validator::default();
-            let taken = bytes.iter().take_while(|&&byte| utf8.push(&[byte]).is_ok()).count();
-            assert_eq!(taken, good, "{bytes:x?} byte by byte");
+            let accepted = bytes.iter().take_while(|&&byte| utf8.push(&[byte]).is_ok()).count();
+            assert_eq!(accepted, valid, "{bytes:x?} byte by byte");
         }
     }
 

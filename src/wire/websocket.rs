@@ -1,35 +1,30 @@
-//! The server's side of RFC 6455, without I/O: frames to append to a buffer, and [`FrameReader`] for what clients send.
+//! The server side of RFC 6455 without I/O: functions that append frames to a buffer, and [`FrameReader`] for the bytes of
+//! clients.
 //!
-//! Every message written is one frame, unmasked (section 5.1), without extensions. Frames are appended, so that a batch of
-//! messages is one buffer and one write.
+//! Guarantees:
+//! - Each message is one unmasked frame (section 5.1) without extensions.
+//! - Frames are appended, so that a batch of messages is one buffer and one write.
 use base64::{Engine, prelude::BASE64_STANDARD};
 use sha1::{Digest, Sha1};
 
-use super::CloseReason;
+use self::opcodes::{BINARY, CLOSE, FIN, PING, PONG, TEXT};
+use super::close::CloseReason;
 
+mod opcodes;
 mod reader;
 #[cfg(test)]
 mod rfc6455_cases;
 #[cfg(test)]
 mod tungstenite_compat;
 
-pub use reader::{FrameReader, MessagePart};
+pub use self::{
+    opcodes::MAX_CONTROL_PAYLOAD,
+    reader::{FrameReader, MessagePart},
+};
 
-/// A control frame's payload is at most this many bytes (RFC 6455 section 5.5).
-pub const MAX_CONTROL_PAYLOAD: usize = 125;
-
-const FIN: u8 = 0x80;
-const RESERVED_BITS: u8 = 0x70;
-const CONTINUATION: u8 = 0x0;
-const TEXT: u8 = 0x1;
-const BINARY: u8 = 0x2;
-const CLOSE: u8 = 0x8;
-const PING: u8 = 0x9;
-const PONG: u8 = 0xA;
-
-/// `Sec-WebSocket-Accept` for a client's `Sec-WebSocket-Key` (RFC 6455 section 4.2.2, point 5.4).
+/// Returns `Sec-WebSocket-Accept` for the client's `Sec-WebSocket-Key` (RFC 6455 section 4.2.2, point 5.4).
 ///
-/// `key` is the header's value without surrounding white space; whether it is one at all is the handshake's question.
+/// `key` is the value of the header without surrounding white space. The handshake must check that it is a valid key.
 pub fn accept_key(key: &str) -> String {
     let digest = Sha1::new().chain_update(key).chain_update("258EAFA5-E914-47DA-95CA-C5AB0DC85B11").finalize();
     BASE64_STANDARD.encode(digest)
@@ -45,18 +40,18 @@ pub fn binary(out: &mut Vec<u8>, message: &[u8]) {
     frame(out, BINARY, message);
 }
 
-/// Appends a ping without payload: any byte of the client shows that it is there, so there is nothing to match.
+/// Appends a ping without payload. Any byte from the client shows that it is alive, so no pong has to be matched.
 pub fn ping(out: &mut Vec<u8>) {
     frame(out, PING, &[]);
 }
 
-/// Appends the answer to a ping. `payload` is what [`MessagePart::Ping`] held: at most [`MAX_CONTROL_PAYLOAD`] bytes.
+/// Appends the answer to a ping. `payload` is the payload of [`MessagePart::Ping`], at most [`MAX_CONTROL_PAYLOAD`] bytes.
 pub fn pong(out: &mut Vec<u8>, payload: &[u8]) {
     debug_assert!(payload.len() <= MAX_CONTROL_PAYLOAD);
     frame(out, PONG, payload);
 }
 
-/// Appends a close frame with its code and reason. Nothing may be appended after it (RFC 6455 section 5.5.1).
+/// Appends a close frame with code and text of `reason`. It must be the last frame (RFC 6455 section 5.5.1).
 pub fn close(out: &mut Vec<u8>, reason: CloseReason) {
     let mut payload = reason.code().to_be_bytes().to_vec();
     payload.extend_from_slice(reason.text().as_bytes());
@@ -116,8 +111,8 @@ mod tests {
         for (len, head) in heads {
             let mut out = Vec::new();
             binary(&mut out, &vec![7; len]);
-            assert!(out.starts_with(head), "{len}");
-            assert_eq!(out.len(), head.len() + len);
+            assert!(out.starts_with(head), "head of a frame of {len} bytes: expected {head:x?}");
+            assert_eq!(out.len(), head.len() + len, "length of a frame of {len} bytes");
         }
     }
 }

@@ -307,21 +307,21 @@ async fn malformed_filter_is_rejected_with_accepted_values() {
     let bridge = cluster.bridge(&[]).await;
     let rows: &[(&str, &str)] = &[
         ("", "not JSON"),
-        ("phase=Running", r#"accepted is {"instances":{…},"claims":{…}}, URL-encoded"#),
-        ("[]", "the whole is an array: accepted is an object"),
-        (r#"{"pods":{}}"#, "unknown key 'pods': accepted are instances, claims"),
+        ("phase=Running", r#"expected {"instances":{…},"claims":{…}}, URL-encoded"#),
+        ("[]", "the value is an array; expected an object"),
+        (r#"{"pods":{}}"#, "unknown key 'pods'; accepted keys: instances, claims"),
         (
             r#"{"instances":{"source":"pool"}}"#,
-            "unknown key 'source' under instances: accepted are name, phase, workloadRef, tenantId, poolStatus, labels",
+            "unknown key 'source' under instances; accepted keys: name, phase, workloadRef, tenantId, poolStatus, labels",
         ),
         (
             r#"{"claims":{"ready":"yes"}}"#,
-            "unknown key 'ready' under claims: accepted are name, phase, tenantId, workloadRef, source, labels",
+            "unknown key 'ready' under claims; accepted keys: name, phase, tenantId, workloadRef, source, labels",
         ),
-        (r#"{"claims":{"phase":["Active"]}}"#, "claims.phase is an array: accepted is a string"),
+        (r#"{"claims":{"phase":["Active"]}}"#, "claims.phase is an array; expected a string"),
         (
             r#"{"instances":{"labels":{"team":1}}}"#,
-            "instances.labels has 'team' as a number: accepted are a string, and null",
+            "instances.labels has 'team' as a number; expected a string, or null",
         ),
         (r#"{"claims":{"phase":"Active","phase":"Error"}}"#, "claims has 'phase' more than once"),
     ];

@@ -1,8 +1,10 @@
-//! `params` of docs/protocol.md#stream-endpoints: a filter as clients write it, `{"instances":{…},"claims":{…}}`.
+//! The parser of `params` (docs/protocol.md#stream-endpoints): `{"instances":{…},"claims":{…}}` becomes a [`Filter`].
 //!
-//! Strict, because a filter that is misunderstood shows too much or nothing: every mistake is a sentence that says where
-//! it is and what is accepted there. A filter has one form however it was written, so that equal filters share a lens
-//! and a cursor: keys have an order, an empty object is the same as none, a key stands once.
+//! Guarantees:
+//! - The parser rejects everything that it does not know, because a filter that is read in another way than the client
+//!   means shows too many objects or none. Each error contains the place and what is accepted there.
+//! - Filters with the same meaning become equal values, so that they share a projection cache and a cursor. The order of
+//!   keys does not matter, an empty object equals an absent one, and a key occurs once.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -14,30 +16,31 @@ use serde::{
 use super::{Filter, ObjectFilter};
 use crate::event::{PerResource, Resource};
 
-/// The longest text that is read, in bytes: 8 KiB, room for a hundred labels and no more than fits a request's head.
+/// Maximum length of the text in bytes: 8 KiB. It is enough for a hundred labels, and it fits the head of a request.
 const MAX_BYTES: usize = 8 << 10;
 
-/// What stands directly under `params`, for each resource.
+/// The key of each resource at the top level of `params`.
 const RESOURCE_KEYS: PerResource<&str> = PerResource::new("instances", "claims");
 
 impl Filter {
-    /// Reads `params`, whose URL encoding is already undone. At most 8 KiB.
+    /// Parses the decoded value of `params`, at most 8 KiB.
     ///
     /// # Errors
-    /// A sentence that says what is wrong, where, and what is accepted there.
+    /// Returns a message with the place, the reason, and what is accepted there.
     pub fn parse(text: &str) -> Result<Filter, String> {
         if text.len() > MAX_BYTES {
-            return Err(format!("{} bytes long: accepted are up to {MAX_BYTES}", text.len()));
+            return Err(format!("{} bytes long; the maximum is {MAX_BYTES} bytes", text.len()));
         }
         let node = serde_json::from_str(text)
-            .map_err(|e| format!(r#"not JSON ({e}): accepted is {{"instances":{{…}},"claims":{{…}}}}, URL-encoded"#))?;
+            .map_err(|e| format!(r#"not JSON ({e}); expected {{"instances":{{…}},"claims":{{…}}}}, URL-encoded"#))?;
         let mut filter = Filter::default();
-        for (key, node) in object_members("the whole", node)? {
+        for (key, node) in object_members("the value", node)? {
             match Resource::ALL.into_iter().find(|resource| RESOURCE_KEYS[*resource] == key) {
                 Some(Resource::Pods) => filter.instances = parse_object_filter(Resource::Pods, node)?,
                 Some(Resource::Claims) => filter.claims = parse_object_filter(Resource::Claims, node)?,
                 None => {
-                    return Err(format!("unknown key '{key}': accepted are {}", RESOURCE_KEYS.into_array().join(", ")));
+                    let accepted = RESOURCE_KEYS.into_array().join(", ");
+                    return Err(format!("unknown key '{key}'; accepted keys: {accepted}"));
                 }
             }
         }
@@ -45,7 +48,7 @@ impl Filter {
     }
 }
 
-/// The keys that filter this kind of object.
+/// Returns the keys that filter the objects of this resource.
 fn filter_keys(resource: Resource) -> [&'static str; 6] {
     match resource {
         Resource::Pods => ["name", "phase", "workloadRef", "tenantId", "poolStatus", "labels"],
@@ -58,7 +61,7 @@ fn parse_object_filter(resource: Resource, node: JsonNode) -> Result<ObjectFilte
     let mut filter = ObjectFilter::default();
     for (key, node) in object_members(under, node)? {
         if !accepted.contains(&key.as_str()) {
-            return Err(format!("unknown key '{key}' under {under}: accepted are {}", accepted.join(", ")));
+            return Err(format!("unknown key '{key}' under {under}; accepted keys: {}", accepted.join(", ")));
         }
         let place = format!("{under}.{key}");
         let field = match key.as_str() {
@@ -68,14 +71,14 @@ fn parse_object_filter(resource: Resource, node: JsonNode) -> Result<ObjectFilte
             "tenantId" => &mut filter.tenant_id,
             "poolStatus" => &mut filter.pool_status,
             "source" => &mut filter.source,
-            // `labels`: the only other one that is accepted.
+            // Only `labels` is left of the accepted keys.
             _ => {
                 filter.labels = labels(&place, node)?;
                 continue;
             }
         };
         let JsonNode::Text(value) = node else {
-            return Err(format!("{place} is {}: accepted is a string", node.type_name()));
+            return Err(format!("{place} is {}; expected a string", node.type_name()));
         };
         *field = Some(value);
     }
@@ -86,34 +89,34 @@ fn labels(place: &str, node: JsonNode) -> Result<BTreeMap<String, Option<String>
     let value = |(key, node): (String, JsonNode)| match node {
         JsonNode::Text(value) => Ok((key, Some(value))),
         JsonNode::Null => Ok((key, None)),
-        JsonNode::Object(_) | JsonNode::Other(_) => Err(format!(
-            "{place} has '{key}' as {}: accepted are a string, and null where any value will do",
-            node.type_name()
-        )),
+        JsonNode::Object(_) | JsonNode::Other(_) => {
+            Err(format!("{place} has '{key}' as {}; expected a string, or null for any value", node.type_name()))
+        }
     };
     object_members(place, node)?.into_iter().map(value).collect()
 }
 
-/// The members of what must be an object, each key once: of two values one would be dropped without a word.
+/// Returns the members of `node`, which must be an object with each key once. Of two values for a key, one would otherwise
+/// be dropped without an error.
 fn object_members(place: &str, node: JsonNode) -> Result<Vec<(String, JsonNode)>, String> {
     let JsonNode::Object(members) = node else {
-        return Err(format!("{place} is {}: accepted is an object, {{…}}", node.type_name()));
+        return Err(format!("{place} is {}; expected an object, {{…}}", node.type_name()));
     };
     let mut keys: Vec<&str> = members.iter().map(|(key, _)| key.as_str()).collect();
     keys.sort_unstable();
     match keys.windows(2).find(|two| two[0] == two[1]) {
-        Some(two) => Err(format!("{place} has '{}' more than once: accepted is each key once", two[0])),
+        Some(two) => Err(format!("{place} has '{}' more than once; write each key once", two[0])),
         None => Ok(members),
     }
 }
 
-/// JSON as far as filters have it, with every member of an object, even those whose key stands twice.
+/// A JSON value, reduced to what filters contain. An object has all its members, also those with the same key.
 #[derive(Debug)]
 enum JsonNode {
     Text(String),
     Null,
     Object(Vec<(String, JsonNode)>),
-    /// What no filter has, in words.
+    /// A value of a type that no filter contains: the name of the type.
     Other(&'static str),
 }
 
@@ -140,7 +143,7 @@ impl<'de> Visitor<'de> for JsonNodeVisitor {
     type Value = JsonNode;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON")
+        f.write_str("a JSON value")
     }
 
     fn visit_str<E>(self, text: &str) -> Result<JsonNode, E> {
@@ -225,7 +228,7 @@ mod tests {
         let none = hash(Filter::default());
         let empty = ["{}", r#"{"instances":{}}"#, r#"{"claims":{"labels":{}},"instances":{"labels":{}}}"#];
         for text in empty {
-            assert_eq!(Filter::parse(text).map(hash), Ok(none), "{text}");
+            assert_eq!(Filter::parse(text).map(hash), Ok(none), "must have the hash of no filter: {text}");
         }
         let one = r#"{"instances":{"phase":"Running","labels":{"a":"1","b":null}}}"#;
         let other = r#" {"claims":{}, "instances":{"labels":{"b":null,"\u0061":"1"},"phase":"Running"}} "#;
@@ -235,52 +238,60 @@ mod tests {
             r#"{"instances":{"phase":"Running","labels":{"a":"1","b":""}}}"#,
             r#"{"instances":{"phase":"Running","labels":{"a":"1"}}}"#,
         ] {
-            assert_ne!(Filter::parse(one).map(hash), Filter::parse(different).map(hash), "{different}");
+            let hashes = (Filter::parse(one).map(hash), Filter::parse(different).map(hash));
+            assert_ne!(hashes.0, hashes.1, "must have another hash: {different}");
         }
     }
 
     #[test]
     fn parse_error_names_location_and_accepted_values() {
         let long = format!(r#"{{"instances":{{"name":"{}"}}}}"#, "x".repeat(MAX_BYTES));
-        let instances = "accepted are name, phase, workloadRef, tenantId, poolStatus, labels";
-        let claims = "accepted are name, phase, tenantId, workloadRef, source, labels";
+        let instances = "accepted keys: name, phase, workloadRef, tenantId, poolStatus, labels";
+        let claims = "accepted keys: name, phase, tenantId, workloadRef, source, labels";
         let rows: &[(&str, &str, &str)] = &[
-            ("", "not JSON (EOF", r#"accepted is {"instances":{…},"claims":{…}}, URL-encoded"#),
-            ("phase=Running", "not JSON (", "accepted is {"),
-            (r#"{"instances":{}} x"#, "not JSON (trailing", "accepted is {"),
-            (r#"{"instances":{"name":"\ud800"}}"#, "not JSON (", "accepted is {"),
-            ("[]", "the whole is an array", "accepted is an object"),
-            ("null", "the whole is null", "accepted is an object"),
-            ("7", "the whole is a number", "accepted is an object"),
-            (r#""instances""#, "the whole is a string", "accepted is an object"),
-            (r#"{"pods":{}}"#, "unknown key 'pods'", "accepted are instances, claims"),
-            (r#"{"instance":{}}"#, "unknown key 'instance'", "accepted are instances, claims"),
-            (r#"{"phase":"Running"}"#, "unknown key 'phase'", "accepted are instances, claims"),
-            (r#"{"instances":[]}"#, "instances is an array", "accepted is an object"),
-            (r#"{"claims":null}"#, "claims is null", "accepted is an object"),
+            ("", "not JSON (EOF", r#"expected {"instances":{…},"claims":{…}}, URL-encoded"#),
+            ("phase=Running", "not JSON (", "expected {"),
+            (r#"{"instances":{}} x"#, "not JSON (trailing", "expected {"),
+            (r#"{"instances":{"name":"\ud800"}}"#, "not JSON (", "expected {"),
+            ("[]", "the value is an array", "expected an object"),
+            ("null", "the value is null", "expected an object"),
+            ("7", "the value is a number", "expected an object"),
+            (r#""instances""#, "the value is a string", "expected an object"),
+            (r#"{"pods":{}}"#, "unknown key 'pods'", "accepted keys: instances, claims"),
+            (r#"{"instance":{}}"#, "unknown key 'instance'", "accepted keys: instances, claims"),
+            (r#"{"phase":"Running"}"#, "unknown key 'phase'", "accepted keys: instances, claims"),
+            (r#"{"instances":[]}"#, "instances is an array", "expected an object"),
+            (r#"{"claims":null}"#, "claims is null", "expected an object"),
             (r#"{"instances":{"tenant":"a"}}"#, "unknown key 'tenant' under instances", instances),
             (r#"{"instances":{"source":"pool"}}"#, "unknown key 'source' under instances", instances),
             (r#"{"instances":{"workload_ref":"a"}}"#, "unknown key 'workload_ref' under instances", instances),
             (r#"{"claims":{"poolStatus":"ready"}}"#, "unknown key 'poolStatus' under claims", claims),
-            (r#"{"instances":{"phase":null}}"#, "instances.phase is null", "accepted is a string"),
-            (r#"{"instances":{"phase":["Running"]}}"#, "instances.phase is an array", "accepted is a string"),
-            (r#"{"claims":{"name":-1}}"#, "claims.name is a number", "accepted is a string"),
-            (r#"{"claims":{"name":1.5}}"#, "claims.name is a number", "accepted is a string"),
-            (r#"{"claims":{"name":true}}"#, "claims.name is a boolean", "accepted is a string"),
-            (r#"{"claims":{"name":{}}}"#, "claims.name is an object", "accepted is a string"),
-            (r#"{"claims":{"labels":"a=b"}}"#, "claims.labels is a string", "accepted is an object"),
-            (r#"{"claims":{"labels":{"a":1}}}"#, "claims.labels has 'a' as a number", "a string, and null"),
-            (r#"{"claims":{"labels":{"a":{}}}}"#, "claims.labels has 'a' as an object", "a string, and null"),
-            (r#"{"claims":{},"claims":{}}"#, "the whole has 'claims' more than once", "each key once"),
-            (r#"{"claims":{"name":"a","n\u0061me":"b"}}"#, "claims has 'name' more than once", "each key once"),
-            (r#"{"claims":{"labels":{"a":"1","a":null}}}"#, "claims.labels has 'a' more than once", "each key once"),
-            (&long, "bytes long", "accepted are up to 8192"),
+            (r#"{"instances":{"phase":null}}"#, "instances.phase is null", "expected a string"),
+            (r#"{"instances":{"phase":["Running"]}}"#, "instances.phase is an array", "expected a string"),
+            (r#"{"claims":{"name":-1}}"#, "claims.name is a number", "expected a string"),
+            (r#"{"claims":{"name":1.5}}"#, "claims.name is a number", "expected a string"),
+            (r#"{"claims":{"name":true}}"#, "claims.name is a boolean", "expected a string"),
+            (r#"{"claims":{"name":{}}}"#, "claims.name is an object", "expected a string"),
+            (r#"{"claims":{"labels":"a=b"}}"#, "claims.labels is a string", "expected an object"),
+            (r#"{"claims":{"labels":{"a":1}}}"#, "claims.labels has 'a' as a number", "a string, or null"),
+            (r#"{"claims":{"labels":{"a":{}}}}"#, "claims.labels has 'a' as an object", "a string, or null"),
+            (r#"{"claims":{},"claims":{}}"#, "the value has 'claims' more than once", "write each key once"),
+            (r#"{"claims":{"name":"a","n\u0061me":"b"}}"#, "claims has 'name' more than once", "write each key once"),
+            (
+                r#"{"claims":{"labels":{"a":"1","a":null}}}"#,
+                "claims.labels has 'a' more than once",
+                "write each key once",
+            ),
+            (&long, "bytes long", "the maximum is 8192 bytes"),
         ];
-        for (text, problem, accepted) in rows {
-            let sentence = Filter::parse(text).unwrap_err();
-            assert!(sentence.contains(problem) && sentence.contains(accepted), "{text}: {sentence}");
+        for (text, reason, accepted) in rows {
+            let error = Filter::parse(text).unwrap_err();
+            assert!(
+                error.contains(reason) && error.contains(accepted),
+                "{text}: expected {reason:?} and {accepted:?}: {error}"
+            );
         }
-        // Depth is bounded, too.
+        // The depth is bounded as well.
         assert!(Filter::parse(&"[".repeat(MAX_BYTES)).unwrap_err().contains("recursion"));
     }
 
@@ -317,7 +328,10 @@ mod tests {
                     let again = serde_json::to_string(&filter).unwrap();
                     prop_assert_eq!(Filter::parse(&again), Ok(filter));
                 }
-                Err(sentence) => prop_assert!(sentence.contains("accepted"), "{}", sentence),
+                Err(error) => {
+                    let hints = ["; accepted keys: ", "; expected ", "; write each key once", "; the maximum is "];
+                    prop_assert!(hints.iter().any(|hint| error.contains(hint)), "no hint what is accepted: {}", error);
+                }
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Objects as they look in a real cluster: Pods of 5 to 14 KB with all that a bridge has to skip, and claims.
+//! Objects as in a real cluster: claims, and Pods of 5 to 14 KB with all the fields that a bridge must skip.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -8,12 +8,12 @@ use crate::{
     sim::store::seconds,
 };
 
-/// The node that everything runs on.
+/// The node of all Pods.
 const NODE: &str = "worker-1";
-/// Environment variables that every container has, before the padding.
+/// Number of environment variables of every container, without the padding.
 const ENVIRONMENT: u64 = 12;
 
-/// A Pod that Boilerhouse manages, just created: warming, Pending. `padding` more variables make it larger.
+/// Returns a new Pod that Boilerhouse manages: warming, Pending. It has `padding` more variables, so that sizes differ.
 pub(super) fn instance(namespace: &str, name: &str, workload: &str, padding: u64, now: Timestamp) -> Value {
     let labels = json!({
         "app.kubernetes.io/managed-by": "boilerhouse", "app.kubernetes.io/name": workload,
@@ -22,14 +22,14 @@ pub(super) fn instance(namespace: &str, name: &str, workload: &str, padding: u64
     pod(namespace, name, workload, &labels, padding, now)
 }
 
-/// A Pod of somebody else.
+/// Returns a Pod that Boilerhouse does not manage.
 pub(super) fn unmanaged(namespace: &str, name: &str, now: Timestamp) -> Value {
     let mut agent = pod(namespace, name, "metrics-agent", &json!({"app": "metrics-agent"}), 20, now);
     agent["status"]["phase"] = json!("Running");
     agent
 }
 
-/// A claim that asks, without a status yet.
+/// Returns a new claim, without a status.
 pub(super) fn claim(namespace: &str, name: &str, tenant: &str, workload: &str, resume: bool, now: Timestamp) -> Value {
     let mut spec = json!({"tenantId": tenant, "workloadRef": workload});
     if resume {
@@ -43,7 +43,7 @@ pub(super) fn claim(namespace: &str, name: &str, tenant: &str, workload: &str, r
     json!({"metadata": metadata, "spec": spec})
 }
 
-/// The kubelet has started the containers.
+/// Returns the patch with which the kubelet reports that the containers run.
 pub(super) fn running(pod: &Value, address: &str, now: Timestamp) -> Value {
     let statuses = containers(pod, &json!({"running": {"startedAt": seconds(now)}}), false);
     json!({"status": {
@@ -53,7 +53,7 @@ pub(super) fn running(pod: &Value, address: &str, now: Timestamp) -> Value {
     }, "metadata": kubelet(pod, now)})
 }
 
-/// The readiness probe has passed and the operator has put the Pod into the pool.
+/// Returns the patch after the readiness probe has passed: the Pod is Ready, and the operator adds it to the pool.
 pub(super) fn ready(pod: &Value, now: Timestamp) -> Value {
     let started = &pod["status"]["startTime"];
     let statuses = containers(pod, &json!({"running": {"startedAt": started}}), true);
@@ -62,7 +62,7 @@ pub(super) fn ready(pod: &Value, now: Timestamp) -> Value {
     json!({"metadata": metadata, "status": {"conditions": conditions("True", now), "containerStatuses": statuses}})
 }
 
-/// A container has ended with an error and is not started again.
+/// Returns the patch with which the kubelet reports that a container failed and is not restarted.
 pub(super) fn failed(pod: &Value, now: Timestamp) -> Value {
     let ended = json!({"exitCode": 137, "reason": "OOMKilled", "finishedAt": seconds(now)});
     let statuses = containers(pod, &json!({"terminated": ended}), false);
@@ -72,8 +72,8 @@ pub(super) fn failed(pod: &Value, now: Timestamp) -> Value {
     }})
 }
 
-/// What changes in a Pod when nothing that matters happens to it.
-pub(super) fn stirred(now: &str) -> Value {
+/// Returns a patch that changes no published field.
+pub(super) fn unrelated_change(now: &str) -> Value {
     json!({"metadata": {"annotations": {"example.com/last-scrape": now}}})
 }
 
@@ -141,7 +141,7 @@ fn containers(pod: &Value, state: &Value, ready: bool) -> Value {
     }])
 }
 
-/// The kubelet takes note of what it owns; its entry is the last one.
+/// Returns the metadata with the kubelet's entry in `managedFields`, which is the last entry.
 fn kubelet(pod: &Value, now: Timestamp) -> Value {
     let owned = ["Ready", "ContainersReady", "Initialized", "PodReadyToStartContainers"];
     let conditions: serde_json::Map<String, Value> = owned

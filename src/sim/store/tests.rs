@@ -1,4 +1,4 @@
-//! The rules of the store, one by one.
+//! Unit tests of the store.
 
 use super::*;
 
@@ -8,6 +8,7 @@ fn store() -> Store {
     store
 }
 
+/// A Pod with a `spec` for patches. [`crate::test_support::PodBuilder`] has no such field.
 fn pod(name: &str) -> Value {
     json!({"metadata": {"name": name, "namespace": "n"}, "spec": {"a": 1}})
 }
@@ -22,16 +23,16 @@ fn each_write_creates_one_revision_and_one_change() {
     let created = store.create(ApiResource::Pods, pod("a")).unwrap();
     assert_eq!(created["metadata"]["resourceVersion"], "102");
     assert_eq!(created["metadata"]["creationTimestamp"], "1970-01-01T00:00:00Z");
-    assert_eq!(store.create(ApiResource::Pods, pod("a")), Err(Refused::Exists));
+    assert_eq!(store.create(ApiResource::Pods, pod("a")), Err(StoreError::Exists));
     let patched = store.patch(ApiResource::Pods, "n", "a", &json!({"spec": {"a": null, "b": 2}})).unwrap();
     assert_eq!(patched["spec"], json!({"b": 2}));
     assert_eq!(patched["metadata"]["generation"], 2);
     let same = store.patch(ApiResource::Pods, "n", "a", &json!({"spec": {"b": 2}})).unwrap();
-    assert_eq!(same["metadata"]["resourceVersion"], "103", "nothing changed, nothing written");
+    assert_eq!(same["metadata"]["resourceVersion"], "103", "a patch without a change must create no revision");
     store.terminate(ApiResource::Pods, "n", "a", 30).unwrap();
     store.delete(ApiResource::Pods, "n", "a").unwrap();
-    let steps: Vec<_> = store.since(101).iter().map(|c| (c.before.is_some(), c.after.is_some())).collect();
-    assert_eq!(steps, [(false, true), (true, true), (true, true), (true, false)]);
+    let changes: Vec<_> = store.since(101).iter().map(|c| (c.before.is_some(), c.after.is_some())).collect();
+    assert_eq!(changes, [(false, true), (true, true), (true, true), (true, false)]);
     let again = store.create(ApiResource::Pods, pod("a")).unwrap();
     assert_ne!(again["metadata"]["uid"], created["metadata"]["uid"]);
 }
@@ -41,10 +42,10 @@ fn write_with_a_stale_version_is_a_conflict() {
     let mut store = store();
     store.create(ApiResource::Pods, pod("a")).unwrap();
     let stale = json!({"metadata": {"resourceVersion": "7"}, "spec": {"a": 5}});
-    assert_eq!(store.patch(ApiResource::Pods, "n", "a", &stale), Err(Refused::Conflict));
-    assert_eq!(store.patch(ApiResource::Pods, "n", "b", &json!({})), Err(Refused::NotFound));
-    let nowhere = json!({"metadata": {"name": "a", "namespace": "m"}});
-    assert_eq!(store.create(ApiResource::Pods, nowhere), Err(Refused::NoNamespace("m".into())));
+    assert_eq!(store.patch(ApiResource::Pods, "n", "a", &stale), Err(StoreError::Conflict));
+    assert_eq!(store.patch(ApiResource::Pods, "n", "b", &json!({})), Err(StoreError::NotFound));
+    let other_namespace = json!({"metadata": {"name": "a", "namespace": "m"}});
+    assert_eq!(store.create(ApiResource::Pods, other_namespace), Err(StoreError::NoNamespace("m".into())));
 }
 
 #[test]
@@ -59,13 +60,13 @@ fn past_versions_can_be_listed_until_compaction() {
     store.lose_watch_history();
     assert_eq!((store.watch_window(), store.compacted()), (105, 100));
     store.compact(104);
-    assert_eq!(store.list_at(ApiResource::Pods, None, 103), Err(Refused::Compacted(103)));
+    assert_eq!(store.list_at(ApiResource::Pods, None, 103), Err(StoreError::Compacted(103)));
     assert_eq!(names(&store.list_at(ApiResource::Pods, None, 104).unwrap()), ["a", "b", "c"]);
-    assert_eq!(store.history().len(), 5, "the validator's truth survives compaction");
+    assert_eq!(store.history().len(), 5, "compaction must keep the list of changes");
 }
 
 #[test]
-fn forget_frees_history_and_keeps_current_objects() {
+fn discard_before_frees_history_and_keeps_current_objects() {
     let mut store = store();
     for name in ["a", "b"] {
         store.create(ApiResource::Pods, pod(name)).unwrap();
@@ -76,7 +77,7 @@ fn forget_frees_history_and_keeps_current_objects() {
     }
     store.discard_before(store.revision());
     assert!(store.history().is_empty());
-    assert_eq!(store.versions.values().map(Vec::len).sum::<usize>(), 2, "the namespace and pod b");
+    assert_eq!(store.versions.values().map(Vec::len).sum::<usize>(), 2, "only the namespace and Pod b are left");
     assert_eq!(store.get(ApiResource::Pods, "n", "b").unwrap()["spec"]["a"], 49);
 }
 

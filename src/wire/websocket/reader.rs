@@ -1,21 +1,28 @@
-//! Client frames, read as the bytes come, in any split, without I/O and without a buffer for messages.
+//! Incremental reader for the frames of clients, without I/O and without a buffer for messages.
 //!
-//! A reader remembers a header that has begun, where it is in a message, and a control frame's payload while that is on
-//! its way; an idle one owns no memory besides itself. What RFC 6455 forbids is refused as soon as the header is complete, text
-//! that is not UTF-8 at its first wrong byte. The one leniency: a length in more bytes than it needs is taken, against section
-//! 5.2, as tungstenite takes it; there are clients that send it and nothing depends on it.
-use super::{BINARY, CLOSE, CONTINUATION, CloseReason, FIN, MAX_CONTROL_PAYLOAD, PING, PONG, RESERVED_BITS, TEXT};
-use crate::wire::utf8::{NotUtf8, Utf8Validator};
+//! Owns: an incomplete header, the position in a message, and the payload of an incomplete control frame. An idle reader
+//! allocates no memory.
+//! Guarantees:
+//! - The result does not depend on where the bytes are split.
+//! - A frame that RFC 6455 forbids is rejected when its header is complete. Text that is not UTF-8 is rejected at its first
+//!   invalid byte.
+//! - One exception to section 5.2: a length in more bytes than needed is accepted, as in tungstenite. Some clients send it,
+//!   and nothing depends on it.
+use super::opcodes::{BINARY, CLOSE, CONTINUATION, FIN, MAX_CONTROL_PAYLOAD, PING, PONG, RESERVED_BITS, TEXT};
+use crate::wire::{
+    close::CloseReason,
+    utf8::{NotUtf8, Utf8Validator},
+};
 
-/// A client's frames, from the first byte after the handshake on.
+/// Reads the frames of one client, starting with the first byte after the handshake.
 ///
 /// ```
 /// # use boilerhouse_bridge::wire::{CloseReason, websocket::{FrameReader, MessagePart}};
 /// # fn read(bytes: &mut [u8], reader: &mut FrameReader) -> Result<(), CloseReason> {
-/// let mut at = 0;
-/// while at < bytes.len() {
-///     let (used, part) = reader.read(&mut bytes[at..])?;
-///     at += used;
+/// let mut read_to = 0;
+/// while read_to < bytes.len() {
+///     let (used, part) = reader.read(&mut bytes[read_to..])?;
+///     read_to += used;
 ///     if let Some(MessagePart::Close(_)) = part { /* answer with CloseReason::Normal, and end */ }
 /// }
 /// # Ok(()) }
@@ -23,33 +30,33 @@ use crate::wire::utf8::{NotUtf8, Utf8Validator};
 /// ```
 #[derive(Debug)]
 pub struct FrameReader {
-    /// A message's fragments together are at most this many bytes.
+    /// Maximum size of a message in bytes, all fragments together.
     max_message: u64,
-    /// The message of which more fragments must come; control frames may come before them.
+    /// The message whose next fragment must follow. Control frames may come before the fragment.
     unfinished: Option<Message>,
     phase: Phase,
 }
 
-/// What [`FrameReader::read`] found.
+/// A result of [`FrameReader::read`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum MessagePart<'a> {
-    /// Some bytes of a message, unmasked. They may be none (an empty message, an empty fragment), and a text may be split
-    /// inside a character: only the chunks of a whole message together are sure to be UTF-8.
+    /// Bytes of a message, unmasked. The chunk may be empty (an empty message, an empty fragment). A text may be split
+    /// inside a character: only all chunks of a message together are valid UTF-8.
     Data {
-        /// Whether the message is text rather than binary.
+        /// `true` for a text message, `false` for a binary message.
         text: bool,
-        /// The bytes, in place.
+        /// The bytes, unmasked in the buffer of the caller.
         chunk: &'a [u8],
-        /// Whether the message begins with this chunk.
+        /// Whether this is the first chunk of the message.
         first: bool,
-        /// Whether the message ends with this chunk.
+        /// Whether this is the last chunk of the message.
         last: bool,
     },
-    /// To be answered with a pong of the same payload, at most [`MAX_CONTROL_PAYLOAD`] bytes.
+    /// A ping. The caller must answer with a pong of the same payload, at most [`MAX_CONTROL_PAYLOAD`] bytes.
     Ping(Vec<u8>),
-    /// The client is there; its payload answers nothing of ours.
+    /// A pong. Its payload has no meaning, because the bridge's pings have none.
     Pong,
-    /// The client ends the stream, with a valid code or none. What comes after is swallowed.
+    /// A close frame, with a valid code or without a code. The reader ignores all bytes after it.
     Close(Option<u16>),
 }
 
@@ -66,51 +73,54 @@ enum Phase {
         opcode: u8,
         received: Vec<u8>,
     },
-    /// After a close frame or an error nothing that comes means anything (RFC 6455 sections 5.5.1 and 7.1.7).
+    /// After a close frame or an error. Further bytes are ignored (RFC 6455 sections 5.5.1 and 7.1.7).
     Finished,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Message {
-    /// The state of the UTF-8 check; binary has none.
+    /// The UTF-8 validator of a text message; `None` for a binary message.
     text: Option<Utf8Validator>,
-    /// Bytes, counted a frame at a time when its header is complete.
+    /// Bytes of the frames whose header is complete.
     len: u64,
-    /// No chunk of it was handed out yet.
+    /// Whether the next chunk is the first one of the message.
     is_first_part: bool,
 }
 
-/// The part of a frame's payload that has not come yet.
+/// The part of a frame's payload that was not received yet.
 #[derive(Debug)]
 struct Payload {
     left: u64,
-    /// Rotated so that its first byte is for the next byte of the payload.
+    /// The mask, rotated so that its first byte applies to the next byte of the payload.
     mask: [u8; 4],
 }
 
-/// As much of a header as has come.
+/// The received part of a header.
 #[derive(Debug, Clone, Copy, Default)]
 struct Header {
     bytes: [u8; LONGEST_HEADER],
     len: u8,
 }
 
-/// Two bytes, a length of eight, a mask of four (RFC 6455 section 5.2).
+/// Maximum size of a header in bytes: 2, an extended length of 8, and a mask of 4 (RFC 6455 section 5.2).
 const LONGEST_HEADER: usize = 14;
 
 impl FrameReader {
-    /// A reader that takes messages of up to `max_message` bytes, their fragments counted together.
+    /// Creates a reader that accepts messages of up to `max_message` bytes, all fragments together.
     pub fn new(max_message: usize) -> Self {
         Self { max_message: max_message as u64, unfinished: None, phase: Phase::Header(Header::default()) }
     }
 
-    /// Reads on in `bytes`, up to the next part; says how many of them it used, at least one. To be called until all are
-    /// used; a part never waits for a byte beyond its own. Payloads are unmasked in place.
+    /// Reads `bytes` up to the next part. Returns the number of bytes used, at least one, and the part if there is one.
+    ///
+    /// The caller must call it until all bytes are used. A part is returned as soon as its last byte is read. Payloads are
+    /// unmasked in place.
     ///
     /// # Errors
-    /// How the stream must be closed: [`CloseReason::Protocol`], [`CloseReason::Utf8`] or [`CloseReason::TooBig`]. Where one frame breaks several
-    /// rules the first of this order counts: opcode and form of the length, size of the frame, mask, reserved bits, control
-    /// frames' own rules, fragmentation, size of the message, UTF-8.
+    /// Returns the reason with which the stream must be closed: [`CloseReason::Protocol`], [`CloseReason::Utf8`] or
+    /// [`CloseReason::TooBig`]. If a frame violates several rules, the first one in this order counts: opcode and form of
+    /// the length, size of the frame, mask, reserved bits, rules of control frames, fragmentation, size of the message,
+    /// UTF-8.
     pub fn read<'a>(&mut self, bytes: &'a mut [u8]) -> Result<(usize, Option<MessagePart<'a>>), CloseReason> {
         let result = self.advance(bytes);
         if matches!(result, Err(_) | Ok((_, Some(MessagePart::Close(_))))) {
@@ -135,7 +145,7 @@ impl FrameReader {
             Phase::Finished => Ok((used + rest.len(), None)),
             Phase::Data { payload, .. } if rest.is_empty() && payload.left > 0 => Ok((used, None)),
             Phase::Data { payload, fin, message } => {
-                let chunk = payload.take(rest);
+                let chunk = payload.unmask(rest);
                 used += chunk.len();
                 let (ended, fin) = (payload.left == 0, *fin);
                 let part = message.part(chunk, ended && fin)?;
@@ -146,7 +156,7 @@ impl FrameReader {
                 Ok((used, Some(part)))
             }
             Phase::Control { payload, opcode, received } => {
-                let chunk = payload.take(rest);
+                let chunk = payload.unmask(rest);
                 used += chunk.len();
                 received.extend_from_slice(chunk);
                 if payload.left > 0 {
@@ -163,12 +173,12 @@ impl FrameReader {
         }
     }
 
-    /// Judges a complete header by itself and by what came before it.
+    /// Validates a complete header, also against the frames before it, and returns the phase of its payload.
     fn start_payload(&self, header: &Header) -> Result<Phase, CloseReason> {
         let (opcode, len) = (header.bytes[0] & 0x0F, header.payload_len());
         let fin = header.bytes[0] & FIN != 0;
-        let known = matches!(opcode, CONTINUATION | TEXT | BINARY | CLOSE | PING | PONG);
-        if !known || len >> 63 != 0 {
+        let is_defined = matches!(opcode, CONTINUATION | TEXT | BINARY | CLOSE | PING | PONG);
+        if !is_defined || len >> 63 != 0 {
             return Err(CloseReason::Protocol);
         }
         if len > self.max_message {
@@ -207,7 +217,7 @@ impl Message {
     }
 }
 
-/// What a close frame says: nothing, or a code and a reason in UTF-8 (RFC 6455 section 5.5.1).
+/// Returns the code of a close frame. The payload is empty, or a code and a reason in UTF-8 (RFC 6455 section 5.5.1).
 fn close_code(payload: &[u8]) -> Result<Option<u16>, CloseReason> {
     let Some((code, reason)) = payload.split_first_chunk() else {
         return if payload.is_empty() { Ok(None) } else { Err(CloseReason::Protocol) };
@@ -215,8 +225,8 @@ fn close_code(payload: &[u8]) -> Result<Option<u16>, CloseReason> {
     if std::str::from_utf8(reason).is_err() {
         return Err(CloseReason::Utf8);
     }
-    // RFC 6455 section 7.4: 1004 to 1006 and 1015 never travel, the rest up to 2999 is for registered codes only. 1012 to
-    // 1014 came into IANA's registry after the RFC.
+    // RFC 6455 section 7.4: a frame must not contain 1004 to 1006 and 1015. Other codes up to 2999 are for registered codes
+    // only. IANA registered 1012 to 1014 after the RFC.
     match u16::from_be_bytes(*code) {
         code @ (1000..=1003 | 1007..=1014 | 3000..=4999) => Ok(Some(code)),
         _ => Err(CloseReason::Protocol),
@@ -224,8 +234,8 @@ fn close_code(payload: &[u8]) -> Result<Option<u16>, CloseReason> {
 }
 
 impl Payload {
-    /// Unmasks what `bytes` hold of this payload.
-    fn take<'a>(&mut self, bytes: &'a mut [u8]) -> &'a [u8] {
+    /// Unmasks and returns the bytes at the start of `bytes` that belong to this payload.
+    fn unmask<'a>(&mut self, bytes: &'a mut [u8]) -> &'a [u8] {
         let len = usize::try_from(self.left).map_or(bytes.len(), |left| left.min(bytes.len()));
         let chunk = &mut bytes[..len];
         let (words, tail) = chunk.as_chunks_mut::<4>();
@@ -240,7 +250,7 @@ impl Payload {
 }
 
 impl Header {
-    /// Takes what `bytes` hold of this header; says how many.
+    /// Copies the bytes at the start of `bytes` that belong to this header. Returns their number.
     fn fill(&mut self, bytes: &[u8]) -> usize {
         let before = self.len;
         for &byte in bytes {
@@ -261,7 +271,7 @@ impl Header {
         self.bytes[1] & 0x80 != 0
     }
 
-    /// Where the mask begins: behind the length, of which there are three forms (RFC 6455 section 5.2).
+    /// Returns the offset of the mask. It follows the length, which has three forms (RFC 6455 section 5.2).
     fn mask_at(&self) -> usize {
         match self.bytes[1] & 0x7F {
             126 => 4,
@@ -276,8 +286,8 @@ impl Header {
     }
 
     fn payload_len(&self) -> u64 {
-        let longer = &self.bytes[2..self.mask_at()];
+        let extended = &self.bytes[2..self.mask_at()];
         let short = u64::from(self.bytes[1] & 0x7F);
-        if longer.is_empty() { short } else { longer.iter().fold(0, |len, &byte| len << 8 | u64::from(byte)) }
+        if extended.is_empty() { short } else { extended.iter().fold(0, |len, &byte| len << 8 | u64::from(byte)) }
     }
 }

@@ -1,9 +1,11 @@
-//! Our frames held against tungstenite's: what we read, by random and damaged streams, and what we write.
+//! Comparison with tungstenite: [`FrameReader`](super::FrameReader) on random and damaged streams, and the written frames.
 //!
-//! Deliberate differences, all of them in [`assert_same`] and [`read_with_tungstenite`]:
-//! - section 5.2, a 64-bit length with its top bit set: a protocol error for us, a message too big for tungstenite;
-//! - section 7.4.2, close code 1014: registered since, taken by us, invalid for tungstenite;
-//! - section 7.1.7, when: we refuse by a header, or at a wrong byte; tungstenite once the frame is complete.
+//! These differences are intended. [`assert_same`] and [`read_with_tungstenite`] handle all of them:
+//! - Section 5.2, a 64-bit length with the highest bit set: `FrameReader` reports a protocol error, tungstenite a message
+//!   that is too big.
+//! - Section 7.4.2, close code 1014: `FrameReader` accepts it, because IANA has registered it. tungstenite rejects it.
+//! - Section 7.1.7, time of the error: `FrameReader` rejects a frame after its header or at the first invalid byte,
+//!   tungstenite after the complete frame.
 use std::{
     collections::BTreeMap,
     io::{self, Read, Write},
@@ -27,7 +29,7 @@ use super::{
     rfc6455_cases::{MAX, Observed, read},
 };
 
-/// Bytes to read, then nothing more for now; what is written goes nowhere.
+/// A socket that returns the bytes and then `WouldBlock`. It discards written bytes.
 struct ScriptedInput<'a>(&'a [u8]);
 
 impl Read for ScriptedInput<'_> {
@@ -46,7 +48,7 @@ impl Write for ScriptedInput<'_> {
     }
 }
 
-/// What tungstenite sees in `bytes`.
+/// Reads `bytes` with tungstenite.
 fn read_with_tungstenite(bytes: &[u8], role: Role, max: usize) -> Vec<Observed> {
     let config =
         WebSocketConfig::default().read_buffer_size(1024).max_message_size(Some(max)).max_frame_size(Some(max));
@@ -58,50 +60,50 @@ fn read_with_tungstenite(bytes: &[u8], role: Role, max: usize) -> Vec<Observed> 
             Ok(Message::Binary(bytes)) => Observed::Binary(bytes.to_vec()),
             Ok(Message::Ping(payload)) => Observed::Ping(payload.to_vec()),
             Ok(Message::Pong(_)) => Observed::Pong,
-            // This is how tungstenite hands out an invalid code, the code itself being lost.
+            // tungstenite reports an invalid close code in this way. It does not report the code itself.
             Ok(Message::Close(Some(frame))) if frame.reason.as_str() == "Protocol violation" => {
-                Observed::Refused(CloseReason::Protocol)
+                Observed::Rejected(CloseReason::Protocol)
             }
             Ok(Message::Close(frame)) => Observed::Closed(frame.map(|frame| frame.code.into())),
-            Ok(Message::Frame(_)) => unreachable!("reading never yields a raw frame"),
+            Ok(Message::Frame(_)) => unreachable!("`read` returns no raw frames"),
             Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return observed,
             Err(Error::Capacity(CapacityError::MessageTooLong { size, .. })) if size >> 63 == 0 => {
-                Observed::Refused(CloseReason::TooBig)
+                Observed::Rejected(CloseReason::TooBig)
             }
-            Err(Error::Capacity(_) | Error::Protocol(_)) => Observed::Refused(CloseReason::Protocol),
-            Err(Error::Utf8(_)) => Observed::Refused(CloseReason::Utf8),
+            Err(Error::Capacity(_) | Error::Protocol(_)) => Observed::Rejected(CloseReason::Protocol),
+            Err(Error::Utf8(_)) => Observed::Rejected(CloseReason::Utf8),
             Err(error) => panic!("tungstenite: {error}"),
         });
-        if matches!(observed.last(), Some(Observed::Closed(_) | Observed::Refused(_))) {
+        if matches!(observed.last(), Some(Observed::Closed(_) | Observed::Rejected(_))) {
             return observed;
         }
     }
 }
 
-/// Reads `bytes` with both and panics where they differ; returns what both see.
+/// Reads `bytes` with both readers, panics if the results differ, and returns the result.
 pub(super) fn assert_same(bytes: &[u8]) -> Vec<Observed> {
     let ours = read(bytes, &[bytes.len()]);
     let mut theirs = read_with_tungstenite(bytes, Role::Server, MAX);
-    if matches!(ours.last(), Some(Observed::Refused(_))) && ours.len() == theirs.len() + 1 {
-        // We refused a frame that has not come to its end: whatever ends it, tungstenite must refuse it alike.
-        let ended = [bytes, &[0; MAX]].concat();
-        theirs = read_with_tungstenite(&ended, Role::Server, MAX);
+    if matches!(ours.last(), Some(Observed::Rejected(_))) && ours.len() == theirs.len() + 1 {
+        // `FrameReader` rejected an incomplete frame. tungstenite must reject it too, once the frame is complete.
+        let completed = [bytes, &[0; MAX]].concat();
+        theirs = read_with_tungstenite(&completed, Role::Server, MAX);
     }
     if let (Some(Observed::Closed(Some(1014))), Some(last)) = (ours.last(), theirs.last_mut()) {
-        assert_eq!(*last, Observed::Refused(CloseReason::Protocol));
+        assert_eq!(*last, Observed::Rejected(CloseReason::Protocol));
         *last = Observed::Closed(Some(1014));
     }
-    assert_eq!(ours, theirs, "ours, then tungstenite's");
+    assert_eq!(ours, theirs, "FrameReader (left) and tungstenite (right) must agree");
     ours
 }
 
-/// A client's frame, right or wrong.
+/// A frame of a client, valid or invalid.
 #[derive(Debug, Clone)]
 struct Frame {
     first: u8,
     payload: Vec<u8>,
     mask: Option<[u8; 4]>,
-    /// The least number of bytes for the length: 0, 2 or 8.
+    /// The minimum number of bytes for the extended length: 0, 2 or 8.
     length_bytes: usize,
 }
 
@@ -127,7 +129,7 @@ impl Frame {
     }
 }
 
-/// Frames as a client should send them: messages in fragments cut anywhere, control frames between them.
+/// Generates frames of a correct client: messages in fragments of any length, with control frames in between.
 fn frames() -> impl Strategy<Value = Vec<Frame>> {
     let text = vec(select(vec!["a", "é", "€", "😀", "\u{7ff}", "\u{ffff}", "word "]), 0..8)
         .prop_map(|words| (0x1, words.concat().into_bytes()));
@@ -151,7 +153,7 @@ fn frames() -> impl Strategy<Value = Vec<Frame>> {
     let code = prop_oneof![select(vec![999, 1000, 1001, 1004, 1005, 1014, 1015, 2999, 3000, 4999, 5000]), any::<u16>()];
     let reason = select(vec![&b""[..], b"bye", "ciao é".as_bytes(), b"\xff"]);
     let close = option::weighted(0.9, (code, reason))
-        .prop_map(|said| (0x88, said.map_or(Vec::new(), |(code, reason)| [&code.to_be_bytes()[..], reason].concat())));
+        .prop_map(|body| (0x88, body.map_or(Vec::new(), |(code, reason)| [&code.to_be_bytes()[..], reason].concat())));
     let parts = (vec(message, 1..4), vec((any::<Index>(), small), 0..3), option::weighted(0.3, close)).prop_map(
         |(messages, small, close)| {
             let mut parts = messages.concat();
@@ -169,10 +171,10 @@ fn frames() -> impl Strategy<Value = Vec<Frame>> {
     })
 }
 
-/// What goes wrong on the way.
+/// A change to a stream that makes it invalid in most cases.
 #[derive(Debug, Clone)]
 enum Damage {
-    Lose(Index),
+    Remove(Index),
     Repeat(Index),
     Unmask(Index),
     Head(Index, u8),
@@ -182,7 +184,7 @@ enum Damage {
 
 fn damage() -> impl Strategy<Value = Damage> {
     prop_oneof![
-        any::<Index>().prop_map(Damage::Lose),
+        any::<Index>().prop_map(Damage::Remove),
         any::<Index>().prop_map(Damage::Repeat),
         any::<Index>().prop_map(Damage::Unmask),
         (any::<Index>(), any::<u8>()).prop_map(|(at, first)| Damage::Head(at, first)),
@@ -199,7 +201,7 @@ fn bytes(mut frames: Vec<Frame>, damages: &[Damage]) -> Vec<u8> {
         }
         let len = frames.len();
         match damage {
-            Damage::Lose(at) => drop(frames.remove(at.index(len))),
+            Damage::Remove(at) => drop(frames.remove(at.index(len))),
             Damage::Repeat(at) => frames.push(frames[at.index(len)].clone()),
             Damage::Unmask(at) => frames[at.index(len)].mask = None,
             Damage::Head(at, first) => frames[at.index(len)].first = *first,
@@ -215,7 +217,7 @@ fn bytes(mut frames: Vec<Frame>, damages: &[Damage]) -> Vec<u8> {
         match damage {
             Damage::Flip(at, bit) => *at.get_mut(&mut bytes) ^= 1 << bit,
             Damage::Cut(at) => bytes.truncate(at.index(bytes.len())),
-            Damage::Lose(_) | Damage::Repeat(_) | Damage::Unmask(_) | Damage::Head(..) => {}
+            Damage::Remove(_) | Damage::Repeat(_) | Damage::Unmask(_) | Damage::Head(..) => {}
         }
     }
     bytes
@@ -231,28 +233,32 @@ fn client_frames_are_read_as_by_tungstenite() {
         let bytes = bytes(frames, &damages);
         let observed = assert_same(&bytes);
         prop_assert_eq!(&observed, &read(&bytes, &[1]), "byte by byte");
-        prop_assert_eq!(&observed, &read(&bytes, &sizes), "in portions of {:?}", sizes);
+        prop_assert_eq!(&observed, &read(&bytes, &sizes), "in parts of {:?} bytes", sizes);
         for at in (1..bytes.len()).filter(|_| bytes.len() <= 48) {
             prop_assert_eq!(&observed, &read(&bytes, &[at, bytes.len() - at]), "split at {}", at);
         }
         let outcome = match observed.last() {
             Some(Observed::Closed(_)) => "closed".to_owned(),
-            Some(Observed::Refused(close)) => format!("{close:?}"),
-            _ => "goes on".to_owned(),
+            Some(Observed::Rejected(close)) => format!("{close:?}"),
+            _ => "open".to_owned(),
         };
         *outcomes.borrow_mut().entry(outcome).or_default() += 1;
         Ok(())
     });
     match tested {
         Ok(()) => {}
-        Err(TestError::Fail(why, input)) => panic!("{why}\n{input:?}"),
-        Err(TestError::Abort(why)) => panic!("{why}"),
+        Err(TestError::Fail(reason, input)) => panic!("{reason}\n{input:?}"),
+        Err(TestError::Abort(reason)) => panic!("{reason}"),
     }
-    // The streams must lead everywhere, or agreement says little.
+    // Without streams of each outcome, the comparison would prove little.
     let outcomes = outcomes.into_inner();
-    for outcome in ["goes on", "closed", "Protocol", "Utf8", "TooBig"] {
+    for outcome in ["open", "closed", "Protocol", "Utf8", "TooBig"] {
         let count = outcomes.get(outcome).copied().unwrap_or(0);
-        assert!(count >= CASES / 50, "{outcome}: only {count} of {outcomes:?}");
+        assert!(
+            count >= CASES / 50,
+            "{outcome}: expected at least {} streams, found {count} in {outcomes:?}",
+            CASES / 50
+        );
     }
 }
 
@@ -267,10 +273,13 @@ fn server_frames_are_read_by_tungstenite() {
         expected.extend([Observed::Text("x".repeat(len)), Observed::Binary(vec![0xff; len])]);
         expected.extend([Observed::Ping(Vec::new()), Observed::Pong]);
     }
-    for why in [CloseReason::Normal, CloseReason::AccessRevoked, CloseReason::UpstreamUnavailable] {
+    for reason in [CloseReason::Normal, CloseReason::AccessRevoked, CloseReason::UpstreamUnavailable] {
         let mut out = out.clone();
-        super::close(&mut out, why);
-        let expected: Vec<Observed> = expected.iter().cloned().chain([Observed::Closed(Some(why.code()))]).collect();
-        assert!(read_with_tungstenite(&out, Role::Client, 100_000) == expected, "{why:?}");
+        super::close(&mut out, reason);
+        let expected: Vec<Observed> = expected.iter().cloned().chain([Observed::Closed(Some(reason.code()))]).collect();
+        assert!(
+            read_with_tungstenite(&out, Role::Client, 100_000) == expected,
+            "frames before a close with {reason:?}"
+        );
     }
 }

@@ -167,7 +167,7 @@ fn claim(store: &mut Store, rng: &mut SeededRng, namespace: &str, mark: u64) {
     };
 }
 
-type Written = Result<Arc<Value>, boilerhouse_bridge::sim::store::Refused>;
+type Written = Result<Arc<Value>, boilerhouse_bridge::sim::store::StoreError>;
 
 fn create(store: &mut Store, resource: ApiResource, namespace: &str, name: &str, rest: &Value) -> Written {
     let mut object = rest.clone();

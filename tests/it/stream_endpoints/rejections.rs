@@ -14,8 +14,8 @@ use crate::support::{
 /// A query, the parameter that the answer names, and words of its message.
 const MALFORMED: &[(&str, &str, &[&str])] = &[
     ("types=pods", "types", &["unknown type 'pods'", "instance", "instance.state", "mqtt.message", "telemetry"]),
-    ("types=", "types", &["accepted are"]),
-    ("types=instance,", "types", &["accepted are"]),
+    ("types=", "types", &["accepted types"]),
+    ("types=instance,", "types", &["accepted types"]),
     ("snapshot=half", "snapshot", &["accepted are state, none"]),
     ("snapshot=", "snapshot", &["accepted are state, none"]),
     ("lastEventId=42", "lastEventId", &["not a cursor", "the id of an event", "Event-Cursor"]),

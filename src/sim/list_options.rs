@@ -1,80 +1,37 @@
-//! What a request asks for: path, verb, selectors and options, parsed as kube-apiserver parses them. Pure.
+//! The query parameters of lists and watches, parsed as kube-apiserver parses them. Pure.
 //!
-//! Served are Pods, BoilerhouseClaims, Namespaces and reviews; selectors by equality and existence. What is not served is refused
-//! with a reason rather than ignored, so that no test passes because a parameter was overlooked.
+//! Guarantees: parameters that the simulator does not support are rejected instead of ignored, so that no test passes
+//! because a parameter had no effect. Label selectors support equality and existence. Field selectors support the name and
+//! the namespace.
 
-use http::Method;
 use serde_json::Value;
 
 use super::status::StatusError;
 use super::store::Revision;
-use super::{ApiResource, Verb};
-
-/// A path of the API, taken apart.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ResourcePath {
-    pub(super) resource: ApiResource,
-    pub(super) namespace: Option<String>,
-    pub(super) name: Option<String>,
-    pub(super) status: bool,
-}
-
-impl ResourcePath {
-    /// Finds the resource behind a path, if this API serves one there.
-    pub(super) fn parse(path: &str) -> Option<Self> {
-        let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
-        let (group, version, rest) = match parts.as_slice() {
-            ["api", version, rest @ ..] => ("", *version, rest),
-            ["apis", group, version, rest @ ..] => (*group, *version, rest),
-            _ => return None,
-        };
-        let (namespace, rest) = match rest {
-            ["namespaces", namespace, rest @ ..] if !rest.is_empty() => (Some((*namespace).to_owned()), rest),
-            _ => (None, rest),
-        };
-        let (plural, name, status) = match rest {
-            [plural] => (plural, None, false),
-            [plural, name] => (plural, Some((*name).to_owned()), false),
-            [plural, name, "status"] => (plural, Some((*name).to_owned()), true),
-            _ => return None,
-        };
-        let resource = ApiResource::ALL.into_iter().find(|r| r.group() == group && r.plural() == *plural)?;
-        let there = resource.version() == version && !(resource.is_review() && name.is_some());
-        let reachable = resource.namespaced() == namespace.is_some() || (name.is_none() && resource.namespaced());
-        (there && reachable).then_some(Self { resource, namespace, name, status })
-    }
-
-    /// The verb that RBAC sees.
-    pub(super) fn verb(&self, method: &Method, watch: bool) -> Option<Verb> {
-        Some(match (method.as_str(), self.name.is_some()) {
-            (method, _) if self.resource.is_review() && method != "POST" => return None,
-            ("GET", true) if !watch => Verb::Get,
-            ("GET", false) if !watch => Verb::List,
-            ("GET", false) => Verb::Watch,
-            ("POST", false) => Verb::Create,
-            ("PUT", true) => Verb::Update,
-            ("PATCH", true) => Verb::Patch,
-            ("DELETE", true) => Verb::Delete,
-            _ => return None,
-        })
-    }
-}
 
 /// The parameters of a list or watch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ListOptions {
     pub(super) watch: bool,
     pub(super) selector: Selector,
+    /// `resourceVersion`.
     pub(super) version: Option<Revision>,
+    /// Whether the list must be at exactly `version`.
     pub(super) exact: bool,
+    /// Maximum number of items; 0 for no limit.
     pub(super) limit: usize,
+    /// `continue`.
     pub(super) page: Option<String>,
+    /// `allowWatchBookmarks`.
     pub(super) bookmarks: bool,
     pub(super) timeout_seconds: Option<u64>,
 }
 
 impl ListOptions {
-    /// Parses a query string; refuses what kube-apiserver refuses.
+    /// Parses a query string.
+    ///
+    /// # Errors
+    /// Returns the status with which kube-apiserver rejects the parameters.
     pub(super) fn parse(query: &str) -> Result<Self, StatusError> {
         let mut options = Self::default();
         let (mut version_match, mut version, mut initial) = (None, None, false);
@@ -106,16 +63,17 @@ impl ListOptions {
         Ok(options)
     }
 
+    /// Checks the combination of parameters. The texts are those of kube-apiserver.
     fn check(&self, version_match: Option<&str>, initial: bool) -> Result<(), StatusError> {
         if initial {
-            let why = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
-            return Err(StatusError::bad_options("sendInitialEvents", why));
+            let reason = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
+            return Err(StatusError::bad_options("sendInitialEvents", reason));
         }
         if self.page.is_some() && self.version.is_some_and(|version| version > 0) {
             return Err(StatusError::bad_request("specifying resource version is not allowed when using continue"));
         }
         let Some(version_match) = version_match else { return Ok(()) };
-        let why = if self.watch {
+        let reason = if self.watch {
             "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"
         } else if self.version.is_none() {
             "resourceVersionMatch is forbidden unless resourceVersion is provided"
@@ -128,11 +86,11 @@ impl ListOptions {
         } else {
             return Ok(());
         };
-        Err(StatusError::bad_options("resourceVersionMatch", why))
+        Err(StatusError::bad_options("resourceVersionMatch", reason))
     }
 }
 
-/// What an object must be like; all requirements together.
+/// A label and field selector. An object must meet all requirements.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Selector(Vec<Requirement>);
 
@@ -170,8 +128,10 @@ impl Selector {
             } else if let Some(key) = part.strip_prefix('!') {
                 Requirement::Absent(key.trim().into())
             } else if part.is_empty() || part.contains([' ', '(', '<', '>']) {
-                let why = format!("unable to parse requirement: {part:?} (this API knows equality and existence)");
-                return Err(StatusError::bad_request(&why));
+                let message = format!(
+                    "unable to parse requirement: {part:?} (the simulated API supports equality and existence only)"
+                );
+                return Err(StatusError::bad_request(&message));
             } else {
                 Requirement::Present(part.into())
             };
@@ -209,35 +169,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn path_parser_resolves_resources() {
-        let target = |path| ResourcePath::parse(path).map(|t| (t.resource, t.namespace, t.name, t.status));
-        let (pods, claims, n, a) = (ApiResource::Pods, ApiResource::Claims, Some("n".to_owned()), Some("a".to_owned()));
-        assert_eq!(target("/api/v1/pods"), Some((pods, None, None, false)));
-        assert_eq!(target("/api/v1/namespaces/n/pods/a/status"), Some((pods, n.clone(), a.clone(), true)));
-        let path = "/apis/boilerhouse.dev/v1alpha1/namespaces/n/boilerhouseclaims/a";
-        assert_eq!(target(path), Some((claims, n, a.clone(), false)));
-        assert_eq!(target("/api/v1/namespaces/a"), Some((ApiResource::Namespaces, None, a, false)));
-        assert_eq!(target("/api/v1/namespaces"), Some((ApiResource::Namespaces, None, None, false)));
-        let path = "/apis/authentication.k8s.io/v1/tokenreviews";
-        assert_eq!(target(path), Some((ApiResource::TokenReviews, None, None, false)));
-        let nowhere = [
-            "/api/v1/pods/a",
-            "/api/v1/namespaces/n/nodes",
-            "/apis/x.dev/v1alpha1/boilerhouseclaims",
-            "/",
-            "/api/v2/pods",
-            "/apis/boilerhouse.dev/v1/boilerhouseclaims",
-            "/apis/authentication.k8s.io/v1/tokenreviews/a",
-        ];
-        for nothing in nowhere {
-            assert_eq!(target(nothing), None, "{nothing}");
-        }
-    }
-
-    #[test]
     fn selectors_match_labels_and_fields() {
-        let object = json!({"metadata": {"name": "a", "labels": {"app": "web", "odd": 7}}});
-        let table = [
+        let object = json!({"metadata": {"name": "a", "labels": {"app": "web", "number": 7}}});
+        let rows = [
             ("labelSelector=app%3Dweb", true),
             ("labelSelector=app%3D%3Dweb", true),
             ("labelSelector=app%3Ddb", false),
@@ -249,7 +183,7 @@ mod tests {
             ("fieldSelector=metadata.name%3Da", true),
             ("fieldSelector=metadata.name%3Db&labelSelector=app", false),
         ];
-        for (query, expected) in table {
+        for (query, expected) in rows {
             assert_eq!(ListOptions::parse(query).unwrap().selector.matches(&object), expected, "{query}");
         }
         assert!(ListOptions::parse("labelSelector=app%20in%20(a)").is_err());
@@ -261,16 +195,16 @@ mod tests {
         assert!(ListOptions::parse("resourceVersion=5&limit=1").unwrap().exact);
         assert!(!ListOptions::parse("resourceVersion=5").unwrap().exact);
         assert!(!ListOptions::parse("resourceVersion=5&limit=1&resourceVersionMatch=NotOlderThan").unwrap().exact);
-        for refused in [
+        for query in [
             "resourceVersionMatch=Exact",
             "resourceVersionMatch=Exact&resourceVersion=0",
             "resourceVersionMatch=Sometimes&resourceVersion=5",
             "resourceVersionMatch=Exact&resourceVersion=5&watch=true",
         ] {
-            assert_eq!(ListOptions::parse(refused).unwrap_err().code.as_u16(), 422, "{refused}");
+            assert_eq!(ListOptions::parse(query).unwrap_err().code.as_u16(), 422, "{query}");
         }
-        for refused in ["resourceVersion=x", "continue=x&resourceVersion=5", "limit=x"] {
-            assert_eq!(ListOptions::parse(refused).unwrap_err().code.as_u16(), 400, "{refused}");
+        for query in ["resourceVersion=x", "continue=x&resourceVersion=5", "limit=x"] {
+            assert_eq!(ListOptions::parse(query).unwrap_err().code.as_u16(), 400, "{query}");
         }
     }
 }
