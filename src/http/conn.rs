@@ -1,8 +1,8 @@
 //! TCP and TLS sockets, HTTP/1 connections, and the hijack of a socket for a stream (docs/architecture.md#sockets).
 //!
-//! hyper parses requests and writes ordinary responses. A response that carries a [`StreamStart`] is not passed to hyper.
-//! When all earlier responses are in the kernel, the connection task takes the socket from hyper and frees hyper's
-//! buffers. The stream then runs on the socket in a task of its own.
+//! hyper parses requests and writes ordinary responses. A response that carries a [`StreamStart`] is not passed to
+//! hyper. When all earlier responses are in the kernel, the connection task takes the socket from hyper and frees
+//! hyper's buffers. The stream then runs on the socket in a task of its own.
 //!
 //! Owns: the listener, and each socket until its stream starts.
 //!

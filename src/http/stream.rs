@@ -36,7 +36,7 @@ pub use self::{
     endpoint::{Endpoint, Transport},
     fan_out::FanOut,
     head::{sse_head, websocket_head},
-    metrics::{Metrics, RejectReason},
+    metrics::Metrics,
     outbound::Outbound,
     permit::{StreamContext, StreamPermit},
     run::{sse, websocket},

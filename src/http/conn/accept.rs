@@ -76,7 +76,7 @@ pub struct Config {
     /// Maximum number of connections that the kernel queues until they are accepted. Default: 4096; the kernel's own
     /// maximum is `net.core.somaxconn`.
     ///
-    /// The standard library asks for 128. When more clients reconnect at once, they wait 1 s until their kernels send the
+    /// The standard library uses 128. When more clients reconnect at once, they wait 1 s until their kernels send the
     /// first packet again.
     pub backlog: i32,
     /// Pause after a failed `accept`, which mostly means that no file descriptor is free. Default: 100 ms.
@@ -245,8 +245,8 @@ pub(super) async fn serve_connection<S, B>(
     })
     .await;
     let Some((head, start)) = handoff else { return };
-    // `into_parts` discards unwritten bytes. There are none, because the slot returns a stream only after a flush of the
-    // socket.
+    // `into_parts` discards unwritten bytes. There are none, because the slot returns a stream only after a flush of
+    // the socket.
     let parts = hyper.into_parts();
     // Copied, so that the stream does not keep hyper's buffer of up to 16 KiB for a few bytes.
     let read_ahead = Bytes::copy_from_slice(&parts.read_buf);

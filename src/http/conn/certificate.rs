@@ -6,7 +6,8 @@ const TAG_VERSION: u8 = 0xa0;
 const TAG_UTC_TIME: u8 = 0x17;
 const TAG_GENERALIZED_TIME: u8 = 0x18;
 
-/// Returns `notAfter` of a certificate in DER, in seconds since 1970. Returns `None` for bytes that are not a certificate.
+/// Returns `notAfter` of a certificate in DER, in seconds since 1970. Returns `None` for bytes that are not a
+/// certificate.
 pub(super) fn not_after(der: &[u8]) -> Option<i64> {
     let certificate = element(der)?.content;
     let mut fields = element(certificate)?.content;

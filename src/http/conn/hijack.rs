@@ -1,4 +1,4 @@
-//! The service that hyper calls: it keeps a response that starts a stream away from hyper.
+//! The service that hyper calls. It does not pass a response that starts a stream to hyper.
 //!
 //! Guarantees: such a response is stored in the [`HandoffSlot`], and its future never completes. hyper therefore writes
 //! nothing of it.
@@ -45,8 +45,8 @@ where
         if request.version() < Version::HTTP_11 {
             request.headers_mut().remove(UPGRADE);
         }
-        // A stream would read the bytes of a request body as its input. A request with a body therefore starts no stream:
-        // it gets 400.
+        // A stream would read the bytes of a request body as its input. A request with a body therefore starts no
+        // stream: it gets 400.
         let has_no_body = request.body().is_end_stream();
         let slot = self.slot.clone();
         slot.mark_request();

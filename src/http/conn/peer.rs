@@ -7,6 +7,6 @@ use std::net::SocketAddr;
 pub struct Peer {
     /// The address of the other end of the TCP connection.
     pub address: SocketAddr,
-    /// True if the TCP connection is encrypted. It says nothing about the hops before a proxy.
+    /// True if the TCP connection is encrypted. It does not describe the hops between the client and a proxy.
     pub tls: bool,
 }

@@ -138,7 +138,7 @@ async fn pipelined_gets_are_answered_before_the_upgrade_response() {
     server.wait_until_idle().await;
 }
 
-/// A connection that is closed without a response would not tell the client that the process drains.
+/// A connection that is closed without a response gives the client no notice of the drain.
 #[tokio::test]
 async fn connection_accepted_before_drain_gets_one_response() {
     let server = start_server(Config::default(), async |request| stream_or_text(&request)).await;
@@ -157,8 +157,8 @@ async fn connection_accepted_before_drain_gets_one_response() {
     server.wait_until_idle().await;
 }
 
-/// hyper reads the next request while the last response is still in its buffer if that response came before the end of its
-/// request's body, and if hyper copies its writes into one buffer (as over TLS).
+/// hyper reads the next request while the last response is still in its buffer if that response came before the end of
+/// its request's body, and if hyper copies its writes into one buffer (as over TLS).
 #[tokio::test]
 async fn hijack_waits_until_hyper_has_flushed_earlier_responses() {
     let tasks = Tasks::new(tasks::Config::default());
@@ -313,17 +313,17 @@ async fn request_head_over_time_or_size_limit_is_rejected() {
 async fn connections_over_the_limit_are_closed_and_counted() {
     let config = Config { max_connections: 2, ..Config::default() };
     let server = start_server(config, async |_| text_response("hello")).await;
-    let mut held = Vec::new();
+    let mut open = Vec::new();
     for _ in 0..2 {
         let mut client = server.connect().await;
         client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
         let mut first = [0; 12];
         client.read_exact(&mut first).await.unwrap();
-        held.push(client);
+        open.push(client);
     }
     assert_eq!(read_all(server.connect().await).await, "");
     assert_eq!((server.metrics.accepted(), server.metrics.rejected(RejectReason::Limit)), (3, 1));
-    drop(held);
+    drop(open);
     server.wait_until_idle().await;
     let mut client = server.connect().await;
     client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();

@@ -29,8 +29,8 @@ use tokio_rustls::{
 
 use super::{certificate::not_after, metrics::Metrics};
 
-/// Maximum number of bytes that TLS buffers while the kernel accepts none: one record (RFC 8446 section 5.1). A socket that
-/// becomes writable accepts at least as many bytes at once.
+/// Maximum number of bytes that TLS buffers while the kernel accepts none: one record (RFC 8446 section 5.1). A socket
+/// that becomes writable accepts at least as many bytes at once.
 ///
 /// rustls's default is 64 KiB, which is as much memory as a stalled client may cost in all.
 const UNSENT_BYTES: usize = 16 * 1024;
@@ -76,11 +76,11 @@ impl ReloadingTls {
         Ok(ReloadingTls(Arc::new(Shared { paths, last_evaluated: Mutex::new(contents), config })))
     }
 
-    /// Reads the files every `interval` until shutdown. New connections use a changed certificate; unusable files change
-    /// nothing.
+    /// Reads the files every `interval` until shutdown. New connections use a changed certificate; unusable files
+    /// change nothing.
     ///
-    /// A change counts at the second read that finds it, because the first read can happen between the replacement of the
-    /// two files.
+    /// A change counts at the second read that finds it, because the first read can happen between the replacement of
+    /// the two files.
     pub async fn watch_files(self, interval: Duration, metrics: Metrics) -> Infallible {
         metrics.set_certificate_expiry(expiry(&self.last_evaluated()));
         let mut last = None;

@@ -1,8 +1,8 @@
 //! The I/O object that hyper reads and writes: a socket whose writes time out.
 //!
 //! Guarantees:
-//! - A write, flush or shutdown that makes no progress for the write timeout fails with `TimedOut`, and the connection is
-//!   reset. A client that does not read therefore cannot keep a response open.
+//! - A write, flush or shutdown that makes no progress for the write timeout fails with `TimedOut`, and the connection
+//!   is reset. A client that does not read therefore cannot keep a response open.
 //! - Each completed flush is recorded in the [`HandoffSlot`].
 
 use std::{

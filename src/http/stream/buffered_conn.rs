@@ -21,7 +21,8 @@ use crate::http::conn::Conn;
 /// Maximum number of bytes of one read. A client's frames are small, and all streams of a thread share the buffer.
 const READ_BUFFER_BYTES: usize = 16 * 1024;
 
-/// Maximum number of buffers of one vectored write: 1 KiB of stack. More buffers would hardly reduce the cost per buffer.
+/// Maximum number of buffers of one vectored write: 1 KiB of stack. More buffers would hardly reduce the cost per
+/// buffer.
 const MAX_SLICES: usize = 64;
 
 thread_local! {
@@ -40,7 +41,8 @@ pub(super) enum IoEvent {
     Closed,
 }
 
-/// Calls `f` with the first `len` bytes of the read buffer of the thread, which [`BufferedConn::poll`] has just reported.
+/// Calls `f` with the first `len` bytes of the read buffer of the thread, which [`BufferedConn::poll`] has just
+/// reported.
 pub(super) fn with_read_buffer<T>(len: usize, f: impl FnOnce(&mut [u8]) -> T) -> T {
     READ_BUFFER.with_borrow_mut(|buffer| f(&mut buffer[..len]))
 }
@@ -209,12 +211,12 @@ impl BufferedConn {
         }
     }
 
-    /// Closes the connection. If bytes are still queued, the connection is reset, so that the kernel discards its unsent
-    /// bytes.
+    /// Closes the connection. If bytes are still queued, the connection is reset, so that the kernel discards its
+    /// unsent bytes.
     pub(super) fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.is_drained() {
-            // The shutdown fails only on a connection that is already closed. If TLS's `close_notify` cannot be written at
-            // once, it is omitted.
+            // The shutdown fails only on a connection that is already closed. If TLS's `close_notify` cannot be written
+            // at once, it is omitted.
             let _ = Pin::new(&mut self.conn).poll_shutdown(cx);
             return Poll::Ready(());
         }

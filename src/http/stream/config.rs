@@ -18,7 +18,7 @@ pub struct Config {
     pub write_timeout: Duration,
     /// Maximum wait for the peer's answer to a close frame. Default: 1 s, a few round trips.
     pub close_timeout: Duration,
-    /// Time over which streams are closed when the process drains, each at a random moment, so that their clients do not
+    /// Time over which streams are closed when the process drains, each at a random time, so that their clients do not
     /// reconnect at once.
     ///
     /// Default: 8 s. Of the drain time of 10 s (docs/protocol.md#stream-endpoints, "Drain") it leaves 2 s for the last

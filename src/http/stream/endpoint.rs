@@ -11,7 +11,7 @@ pub enum Transport {
 
 impl Transport {
     /// Returns the value of the label `transport`.
-    pub(super) fn label(self) -> &'static str {
+    pub fn label(self) -> &'static str {
         match self {
             Self::WebSocket => "websocket",
             Self::Sse => "sse",

@@ -1,9 +1,9 @@
-//! Shards: one for each processor core. The task of a shard delivers shared batches to the streams of the shard, one after
-//! the other.
+//! Shards: one for each processor core. The task of a shard delivers shared batches to the streams of the shard, one
+//! after the other.
 //!
-//! Without shards each event would wake and schedule the task of each stream, which costs a quarter of the system call that
-//! the task then makes (docs/performance.md#cost-of-a-delivery). A stream without unread entries therefore joins its
-//! fan-out group here. Its own task then wakes only for input, a deadline or a full socket buffer.
+//! Without shards each event would wake and schedule the task of each stream, which costs a quarter of the system call
+//! that the task then makes (docs/performance.md#cost-of-a-delivery). A stream without unread entries therefore joins
+//! its fan-out group here. Its own task then wakes only for input, a deadline or a full socket buffer.
 //!
 //! Owns: the members of all fan-out groups.
 //!
@@ -31,11 +31,11 @@ use crate::feed::{Feed, Group, SharedBatch};
 const MEMBERS_PER_YIELD: usize = 64;
 /// Maximum size of a shared batch: 64 KiB, as of one read. If more is unread, each member reads for itself.
 const MAX_SHARED_BATCH_BYTES: usize = 64 << 10;
-/// Maximum number of log entries without an event for a group, before its members advance nevertheless. It is half of the
-/// frames that a projection cache holds.
+/// Maximum number of log entries without an event for a group, before its members advance nevertheless. It is half of
+/// the frames that a projection cache holds.
 const MAX_SILENT_ENTRIES: u64 = 512;
-/// Closed members and empty groups are removed when the number of members or groups exceeds twice the number at the last
-/// prune by this slack.
+/// Closed members and empty groups are removed when the number of members or groups exceeds twice the number at the
+/// last prune by this slack.
 const PRUNE_SLACK: usize = 64;
 
 /// A stream, as a shard sees it.

@@ -1,7 +1,7 @@
 //! Metrics of streams.
 //!
-//! Guarantees: a delivery updates no metric. Each stream counts its written bytes for itself and adds them to the metric
-//! at each ping interval and at its end.
+//! Guarantees: a delivery updates no metric. Each stream counts its written bytes for itself and adds them to the
+//! metric at each ping interval and at its end.
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -13,45 +13,6 @@ use super::{
     end::StreamEnd,
     endpoint::{Endpoint, Transport},
 };
-
-/// Why a request for a stream was rejected, although a later one can succeed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RejectReason {
-    /// The first lists are not complete.
-    NotReady,
-    /// The process drains.
-    Draining,
-    /// [`super::Config::max_streams`] streams are open.
-    MaxStreams,
-    /// The maximum number of streams of the principal is open.
-    MaxStreamsPerPrincipal,
-    /// A rate budget of the caller is used up.
-    Rate,
-    /// The credential cannot be checked now.
-    CredentialCheckUnavailable,
-}
-
-impl RejectReason {
-    const ALL: [RejectReason; 6] = [
-        Self::NotReady,
-        Self::Draining,
-        Self::MaxStreams,
-        Self::MaxStreamsPerPrincipal,
-        Self::Rate,
-        Self::CredentialCheckUnavailable,
-    ];
-
-    fn label(self) -> &'static str {
-        match self {
-            Self::NotReady => "not_ready",
-            Self::Draining => "draining",
-            Self::MaxStreams => "max_streams",
-            Self::MaxStreamsPerPrincipal => "max_streams_per_principal",
-            Self::Rate => "rate",
-            Self::CredentialCheckUnavailable => "credential_check_unavailable",
-        }
-    }
-}
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TransportLabels {
@@ -65,7 +26,7 @@ struct EndpointLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabels {
+struct EndLabels {
     transport: &'static str,
     endpoint: &'static str,
     reason: &'static str,
@@ -75,8 +36,8 @@ fn labels(endpoint: &Endpoint) -> EndpointLabels {
     EndpointLabels { transport: endpoint.transport.label(), endpoint: endpoint.path }
 }
 
-fn reason_labels(endpoint: &Endpoint, reason: &'static str) -> ReasonLabels {
-    ReasonLabels { transport: endpoint.transport.label(), endpoint: endpoint.path, reason }
+fn end_labels(endpoint: &Endpoint, end: StreamEnd) -> EndLabels {
+    EndLabels { transport: endpoint.transport.label(), endpoint: endpoint.path, reason: end.label() }
 }
 
 /// Metrics of all streams. Clones count together.
@@ -84,8 +45,7 @@ fn reason_labels(endpoint: &Endpoint, reason: &'static str) -> ReasonLabels {
 pub struct Metrics {
     open: Family<EndpointLabels, Gauge>,
     opened: Family<EndpointLabels, Counter>,
-    closed: Family<ReasonLabels, Counter>,
-    rejected: Family<ReasonLabels, Counter>,
+    closed: Family<EndLabels, Counter>,
     bytes_sent: Family<TransportLabels, Counter>,
 }
 
@@ -96,13 +56,8 @@ impl Metrics {
         registry.register("streams_opened", "Streams started", self.opened.clone());
         registry.register("streams_closed", "Streams ended, by reason", self.closed.clone());
         registry.register(
-            "streams_rejected",
-            "Stream requests that were rejected and can be repeated later, by reason",
-            self.rejected.clone(),
-        );
-        registry.register(
             "stream_bytes_sent",
-            "Bytes written to streams, response heads included, TLS not; updated every 15 s and at the end of a stream",
+            "Bytes written to streams, without TLS overhead; updated every 15 s and at the end of a stream",
             self.bytes_sent.clone(),
         );
     }
@@ -112,10 +67,7 @@ impl Metrics {
         drop(self.open.get_or_create(&labels(endpoint)));
         drop(self.opened.get_or_create(&labels(endpoint)));
         for end in StreamEnd::ALL {
-            drop(self.closed.get_or_create(&reason_labels(endpoint, end.label())));
-        }
-        for reason in RejectReason::ALL {
-            drop(self.rejected.get_or_create(&reason_labels(endpoint, reason.label())));
+            drop(self.closed.get_or_create(&end_labels(endpoint, end)));
         }
         drop(self.bytes_sent.get_or_create(&TransportLabels { transport: endpoint.transport.label() }));
     }
@@ -132,23 +84,12 @@ impl Metrics {
 
     /// Returns the number of streams of this endpoint that have ended in this way.
     pub fn closed(&self, endpoint: &Endpoint, end: StreamEnd) -> u64 {
-        self.closed.get_or_create(&reason_labels(endpoint, end.label())).get()
-    }
-
-    /// Returns the number of requests for a stream of this endpoint that were rejected for this reason.
-    pub fn rejected(&self, endpoint: &Endpoint, reason: RejectReason) -> u64 {
-        self.rejected.get_or_create(&reason_labels(endpoint, reason.label())).get()
+        self.closed.get_or_create(&end_labels(endpoint, end)).get()
     }
 
     /// Returns the number of bytes written to streams of this transport, as far as they are reported.
     pub fn bytes_sent(&self, transport: Transport) -> u64 {
         self.bytes_sent.get_or_create(&TransportLabels { transport: transport.label() }).get()
-    }
-
-    /// Counts a rejected request for a stream. [`super::StreamContext::try_acquire`] counts
-    /// [`RejectReason::MaxStreams`] itself.
-    pub fn record_rejected(&self, endpoint: &Endpoint, reason: RejectReason) {
-        self.rejected.get_or_create(&reason_labels(endpoint, reason.label())).inc();
     }
 
     pub(super) fn record_opened(&self, endpoint: &Endpoint) {
@@ -162,7 +103,7 @@ impl Metrics {
     }
 
     pub(super) fn record_closed(&self, endpoint: &Endpoint, end: StreamEnd) {
-        self.closed.get_or_create(&reason_labels(endpoint, end.label())).inc();
+        self.closed.get_or_create(&end_labels(endpoint, end)).inc();
     }
 
     pub(super) fn record_sent(&self, endpoint: &Endpoint, bytes: u32) {

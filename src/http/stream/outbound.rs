@@ -33,14 +33,14 @@ pub trait Outbound: Send {
 
     /// Returns the fan-out group of this stream, if it has one.
     ///
-    /// From this call on a shard reads the log for all members of the group, so that [`Outbound::poll_readable`] does not
-    /// have to report new entries.
+    /// From this call on a shard reads the log for all members of the group, so that [`Outbound::poll_readable`] does
+    /// not have to report new entries.
     fn group(&mut self) -> Option<Group> {
         None
     }
 
-    /// Accepts a shared batch in place of a read, if the batch starts at the position of this stream. Returns true if the
-    /// position has moved to the end of the batch.
+    /// Accepts a shared batch in place of a read, if the batch starts at the position of this stream. Returns true if
+    /// the position has moved to the end of the batch.
     fn accept_batch(&mut self, _batch: &SharedBatch) -> bool {
         false
     }
@@ -54,8 +54,8 @@ pub trait Outbound: Send {
         None
     }
 
-    /// Returns the frame of an event about the stream itself, made of its name and its JSON. Returns `None` if the event
-    /// format of the stream has no such events.
+    /// Returns the frame of an event about the stream itself, made of its name and its JSON. Returns `None` if the
+    /// event format of the stream has no such events.
     fn control_event(&mut self, _name: &'static str, _json: &str) -> Option<Bytes> {
         None
     }

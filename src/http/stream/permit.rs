@@ -12,12 +12,7 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    config::Config,
-    endpoint::Endpoint,
-    fan_out::FanOut,
-    metrics::{Metrics, RejectReason},
-};
+use super::{config::Config, endpoint::Endpoint, fan_out::FanOut, metrics::Metrics};
 
 /// What all streams of a listener share.
 #[derive(Debug)]
@@ -34,8 +29,8 @@ pub struct StreamContext {
     open_streams: AtomicUsize,
 }
 
-/// The right to be one of at most [`Config::max_streams`] streams. A request acquires it before any other work; dropping
-/// it releases it.
+/// The right to be one of at most [`Config::max_streams`] streams. A request acquires it before any other work;
+/// dropping it releases it.
 #[derive(Debug)]
 pub struct StreamPermit {
     context: Arc<StreamContext>,
@@ -48,14 +43,10 @@ impl StreamContext {
         Arc::new(Self { config, metrics, stop, fan_out: FanOut::new(), open_streams: AtomicUsize::new(0) })
     }
 
-    /// Returns a permit for one more stream of `endpoint`. Returns `None` if [`Config::max_streams`] permits exist, and
-    /// counts the rejection.
+    /// Returns a permit for one more stream of `endpoint`, or `None` if [`Config::max_streams`] permits exist.
     pub fn try_acquire(self: &Arc<Self>, endpoint: &'static Endpoint) -> Option<StreamPermit> {
         let increment = |open| (open < self.config.max_streams).then_some(open + 1);
-        if self.open_streams.fetch_update(Relaxed, Relaxed, increment).is_err() {
-            self.metrics.record_rejected(endpoint, RejectReason::MaxStreams);
-            return None;
-        }
+        self.open_streams.fetch_update(Relaxed, Relaxed, increment).ok()?;
         Some(StreamPermit { context: self.clone(), endpoint })
     }
 }

@@ -1,8 +1,8 @@
 //! The state machine of one stream, from the response head to the end: events, pings, deadlines, closing.
 //!
 //! Guarantees:
-//! - All deadlines follow from the state, so that one timer covers the nearest one. The stream's task moves the timer only
-//!   to an earlier time or after it has fired, and never because of a write.
+//! - All deadlines follow from the state, so that one timer covers the nearest one. The stream's task moves the timer
+//!   only to an earlier time or after it has fired, and never because of a write.
 //! - A close frame is sent only between frames. The content of frames is not inspected.
 
 use std::{
@@ -29,8 +29,8 @@ use crate::{
     },
 };
 
-/// Maximum number of batches that a stream sends before other tasks run. It is enough for a burst and too little to delay
-/// other streams.
+/// Maximum number of batches that a stream sends before other tasks run. It is enough for a burst and too little to
+/// delay other streams.
 const BATCHES_PER_TURN: usize = 4;
 
 /// The phase of a stream.
@@ -360,7 +360,8 @@ impl StreamProtocol {
         if self.conn.blocked_since().is_some() {
             return;
         }
-        // A read moves the cursor past entries without an event for the stream. The heartbeat then has the newest cursor.
+        // A read moves the cursor past entries without an event for the stream. The heartbeat then has the newest
+        // cursor.
         self.queue_next(out, config);
         if self.is_closing() {
             // Nothing follows a close frame (RFC 6455 section 5.5.1).

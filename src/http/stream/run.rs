@@ -23,8 +23,8 @@ pub fn websocket<O: Outbound + 'static>(
     run(out, StreamProtocol::new(socket, Some(reader), &permit.config), permit)
 }
 
-/// Runs an SSE stream until it ends. Bytes that the client sends are read and dropped; the client's end of file ends the
-/// stream.
+/// Runs an SSE stream until it ends. Bytes that the client sends are read and dropped; the client's end of file ends
+/// the stream.
 pub fn sse<O: Outbound + 'static>(
     out: O,
     socket: HijackedSocket,

@@ -1,7 +1,7 @@
 //! The task of one stream, and the stream as a member of its fan-out group.
 //!
-//! The stream's own task and the task of its shard ([`super::fan_out`]) both write to the socket. Each of them holds the
-//! lock of the complete state while it does.
+//! The stream's own task and the task of its shard ([`super::fan_out`]) both write to the socket. Each of them holds
+//! the lock of the complete state while it does.
 //!
 //! Guarantees:
 //! - A shard writes only shared batches, and only if nothing else waits on the socket. All other work stays with the
@@ -81,8 +81,8 @@ impl<O: Outbound + 'static> StreamTask<O> {
         f(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner), &self.permit.config)
     }
 
-    /// Joins the fan-out group, if the outbound has one. Returns true if the stream has joined now; the caller must then
-    /// read once more, because entries can have been appended meanwhile.
+    /// Joins the fan-out group, if the outbound has one. Returns true if the stream has joined now; the caller must
+    /// then read once more, because entries can have been appended meanwhile.
     fn join_fan_out(self: &Arc<Self>) -> bool {
         self.with_state(|state, _| {
             let Some(out) = state.out.as_mut().filter(|_| self.permit.fan_out.is_running()) else { return false };
@@ -212,8 +212,8 @@ impl<O: Outbound> StreamState<O> {
         }
     }
 
-    /// Is ready when there can be more to send. While a write is blocked, it only checks whether the stream must end, for
-    /// example because its credential has expired.
+    /// Is ready when there can be more to send. While a write is blocked, it only checks whether the stream must end,
+    /// for example because its credential has expired.
     fn poll_readable(&mut self, cx: &mut Context<'_>, outcome: &SendOutcome, config: &Config) -> Poll<()> {
         match outcome {
             SendOutcome::Drained => self.out.poll_readable(cx),

@@ -1,5 +1,5 @@
-//! Streams over pipes with simulated time, and over sockets (`tcp`, `tls`) where the behavior of the kernel matters. The
-//! client's frames come from tungstenite.
+//! Streams over pipes with simulated time, and over sockets (`tcp`, `tls`) where the behavior of the kernel matters.
+//! The client's frames come from tungstenite.
 
 mod closing;
 mod fan_out;
@@ -32,8 +32,8 @@ use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Config, Endpoint, Metrics, Outbound, RejectReason, StreamContext, StreamEnd, StreamPermit, Transport, sse,
-    websocket, websocket_head,
+    Config, Endpoint, Metrics, Outbound, StreamContext, StreamEnd, StreamPermit, Transport, sse, websocket,
+    websocket_head,
 };
 use crate::{
     feed::{Group, ReadResult, SharedBatch},
@@ -195,8 +195,8 @@ async fn queued_frames_are_one_write_with_the_response_head() {
     assert_eq!(stream_end(stream).await, StreamEnd::Disconnected);
 }
 
-/// The process is stopped (SIGSTOP, a suspended laptop) while the peer is active. The test needs real time and a socket:
-/// the idle limit and the peer's pongs must both be due when the stream's task runs again.
+/// The process is stopped (SIGSTOP, a suspended laptop) while the peer is active. The test needs real time and a
+/// socket: the idle limit and the peer's pongs must both be due when the stream's task runs again.
 #[tokio::test]
 async fn frozen_process_does_not_close_an_active_peer_as_idle() {
     const IDLE: Duration = Duration::from_millis(300);
@@ -473,18 +473,18 @@ fn label_sets_of_an_endpoint_exist_with_value_0() {
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
     let samples: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
     assert!(samples.iter().all(|sample| sample.ends_with(" 0")), "{text}");
-    assert_eq!(samples.len(), 2 + StreamEnd::ALL.len() + 6 + 1, "{text}");
+    assert_eq!(samples.len(), 2 + StreamEnd::ALL.len() + 1, "{text}");
     for expected in [
         r#"streams{transport="sse",endpoint="/sse"} 0"#,
         r#"streams_closed_total{transport="sse",endpoint="/sse",reason="slow_consumer"} 0"#,
-        r#"streams_rejected_total{transport="sse",endpoint="/sse",reason="max_streams"} 0"#,
         r#"stream_bytes_sent_total{transport="sse"} 0"#,
     ] {
         assert!(samples.contains(&expected), "{expected} is missing in:\n{text}");
     }
 }
 
-/// The memory of an idle connection is bounded (docs/performance.md#goals: 1.7 KiB in all, with tokio and the allocator).
+/// The memory of an idle connection is bounded (docs/performance.md#goals: 1.7 KiB in all, with tokio and the
+/// allocator).
 #[tokio::test]
 async fn stream_future_is_at_most_768_bytes() {
     let (_client, server) = tokio::io::duplex(1);

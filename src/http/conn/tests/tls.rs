@@ -113,7 +113,8 @@ async fn request_extensions_mark_tls_connections() {
     assert!(received.ends_with("\r\n\r\ntrue"), "{received}");
 }
 
-/// A client that does not complete the handshake is disconnected after `header_read_timeout`, and does not delay others.
+/// A client that does not complete the handshake is disconnected after `header_read_timeout`, and does not delay
+/// others.
 #[tokio::test]
 async fn tls_handshake_is_closed_after_header_read_timeout() {
     let certified = TestCertificate::new();

@@ -70,8 +70,6 @@ async fn stream_permit_is_released_when_its_stream_ends() {
     assert_eq!(stream_end(stream).await, StreamEnd::Disconnected);
     let released = context.try_acquire(&SSE);
     assert!(released.is_some() && context.try_acquire(&SSE).is_none());
-    let rejected = [&WEBSOCKET, &SSE].map(|endpoint| context.metrics.rejected(endpoint, RejectReason::MaxStreams));
-    assert_eq!(rejected, [1, 2]);
 }
 
 #[test]
@@ -155,8 +153,8 @@ async fn close_found_by_a_ping_sends_nothing_after_the_close_frame() {
     }
 }
 
-/// A client that reads slowly keeps its stream until its credential expires. It then has the write timeout to read the last
-/// frames.
+/// A client that reads slowly keeps its stream until its credential expires. It then has the write timeout to read the
+/// last frames.
 #[tokio::test(start_paused = true)]
 async fn blocked_stream_closes_when_its_credential_expires() {
     let context = stream_context(Config::default());

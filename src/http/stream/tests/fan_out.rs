@@ -39,7 +39,8 @@ fn subscription(feed: &Feed, format: EventFormat, params: &str) -> Subscription 
     feed.subscribe(projection_cache, StartAt::Live).unwrap()
 }
 
-/// Starts a stream over a pipe of `capacity` bytes. It has sent its head and its first frames, and has joined its group.
+/// Starts a stream over a pipe of `capacity` bytes. It has sent its head and its first frames, and has joined its
+/// group.
 async fn stream(
     out: impl Outbound + 'static,
     streams: &Arc<StreamContext>,

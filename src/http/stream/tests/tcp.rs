@@ -21,8 +21,8 @@ async fn loopback() -> (TcpStream, TcpStream) {
     (client.unwrap(), server)
 }
 
-/// Sends `message` repeatedly to a client that does not read before the stream has ended. Returns the bytes that the client
-/// reads afterwards, and the outcome of that read.
+/// Sends `message` repeatedly to a client that does not read before the stream has ended. Returns the bytes that the
+/// client reads afterwards, and the outcome of that read.
 async fn run_stalled_reader(message: Bytes) -> (Vec<u8>, std::io::Result<usize>) {
     let config = Config { write_timeout: Duration::from_millis(300), ..Config::default() };
     let (script, context) = (ScriptedOutbound::default(), stream_context(config));
