@@ -19,7 +19,10 @@ use std::{
 };
 
 use futures::FutureExt as _;
-use prometheus_client::{metrics::counter::Counter, registry::Registry};
+use prometheus_client::{
+    metrics::{counter::Counter, gauge::Gauge},
+    registry::Registry,
+};
 use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -85,12 +88,15 @@ pub enum TaskExit {
 pub struct Metrics {
     /// Connection tasks that panicked.
     pub panics: Counter,
+    /// Connection tasks that run.
+    pub connections: Gauge,
 }
 
 impl Metrics {
     /// Registers the counters with `registry`.
     pub fn register(&self, registry: &mut Registry) {
-        registry.register("connection_panics", "Connections that ended in a panic", self.panics.clone());
+        registry.register("http_connections", "Open TCP connections, streams included", self.connections.clone());
+        registry.register("http_connection_panics", "Connection tasks that panicked", self.panics.clone());
     }
 }
 
@@ -156,8 +162,10 @@ impl Tasks {
     /// Spawns a connection task. The task should end when [`Tasks::stop`] is cancelled. A panic ends this task only.
     pub fn connection(&self, task: impl Future<Output = ()> + Send + 'static) {
         let inner = self.0.clone();
+        inner.metrics.connections.inc();
         // Combinators instead of an async block, because an async block would hold `task` twice: captured and awaited.
         let counted = AssertUnwindSafe(task).catch_unwind().map(move |outcome| {
+            inner.metrics.connections.dec();
             if outcome.is_err() {
                 inner.metrics.panics.inc();
             }

@@ -15,13 +15,13 @@ use warp::reply::Response;
 
 use super::{
     auth,
-    conn::StreamStart,
+    conn::{StreamStart, stream_start},
     error::{ApiError, ErrorCode},
     request::{ApiRequest, QueryParams},
-    stream::{self, Outbound, StreamPermit},
+    stream::{self, Outbound, StreamPermit, Transport, control},
     stream_credential::WithCredential,
     stream_rate::RateLimited,
-    unavailable::{self, Unavailable},
+    unavailable::Unavailable,
     upgrade,
 };
 use crate::{
@@ -40,7 +40,8 @@ const ACCEPTED: &[&str] =
 /// One streaming endpoint.
 #[derive(Debug)]
 pub(super) struct StreamEndpoint {
-    path: &'static str,
+    /// The path and the transport.
+    endpoint: stream::Endpoint,
     framing: Framing,
     /// What comes first where the request does not say.
     snapshot: &'static str,
@@ -48,7 +49,7 @@ pub(super) struct StreamEndpoint {
     counterpart: &'static str,
 }
 
-const ENDPOINTS: [StreamEndpoint; 6] = [
+static ENDPOINTS: [StreamEndpoint; 6] = [
     StreamEndpoint::new("/api/websocket", FrameFormat::WebSocket, false, "state", "/api/sse"),
     StreamEndpoint::new("/api/sse", FrameFormat::Sse { named: false }, false, "state", "/api/websocket"),
     StreamEndpoint::new("/api/events/stream", FrameFormat::Sse { named: true }, false, "none", "/api/websocket"),
@@ -65,14 +66,18 @@ impl StreamEndpoint {
         snapshot: &'static str,
         counterpart: &'static str,
     ) -> StreamEndpoint {
-        StreamEndpoint { path, framing: Framing { format, edgeplane_names }, snapshot, counterpart }
+        let transport = match format {
+            FrameFormat::WebSocket => Transport::WebSocket,
+            FrameFormat::Sse { .. } | FrameFormat::JsonLines => Transport::Sse,
+        };
+        let endpoint = stream::Endpoint { path, transport };
+        StreamEndpoint { endpoint, framing: Framing { format, edgeplane_names }, snapshot, counterpart }
     }
 
     /// The row at this path.
     pub(super) fn find(path: &str) -> Option<&'static StreamEndpoint> {
-        static TABLE: &[StreamEndpoint] = &ENDPOINTS;
         let path = path.strip_suffix('/').unwrap_or(path);
-        TABLE.iter().find(|endpoint| endpoint.path == path)
+        ENDPOINTS.iter().find(|row| row.endpoint.path == path)
     }
 
     fn is_websocket(&self) -> bool {
@@ -142,18 +147,23 @@ impl StreamEndpoint {
         let framing = self.framing;
         StreamStart::new(move |mut socket| {
             // It shares the first write with the head and the first events.
-            let retry = unavailable::retry_field(framing, permit.config.retry_delay());
+            let retry = control::retry_field(framing, permit.config.retry_delay());
             socket.head = [&socket.head[..], &retry].concat().into();
             stream::sse(out, socket, permit)
         })
     }
 }
 
+/// The endpoints of the table, for metrics.
+pub(super) fn endpoints() -> impl Iterator<Item = &'static stream::Endpoint> {
+    ENDPOINTS.iter().map(|row| &row.endpoint)
+}
+
 /// Serves a row.
 pub(super) async fn serve_stream(endpoint: &'static StreamEndpoint, request: ApiRequest) -> Result<Response, ApiError> {
     let (app, head) = (&request.app, endpoint.head(&request)?);
     let retry = app.streams.config.retry_delay();
-    let Some(permit) = app.streams.try_acquire() else {
+    let Some(permit) = app.streams.try_acquire(&endpoint.endpoint) else {
         return endpoint.unavailable_response(Unavailable::TooManyStreams, retry);
     };
     let slot = match app.rate_limits.open_stream(&request.principal.caller) {
@@ -174,7 +184,7 @@ pub(super) async fn serve_stream(endpoint: &'static StreamEndpoint, request: Api
     }
     request.resolve_connection(&parameters)?;
     if request.method == Method::HEAD {
-        return Ok(upgrade::response(head, None));
+        return Ok(stream_start::response(head, None));
     }
     // Ready a moment ago, it refuses nothing else: what is wrong with a cursor is told on the stream.
     let rate = app.config.stream_rate;
@@ -191,7 +201,7 @@ pub(super) async fn serve_stream(endpoint: &'static StreamEndpoint, request: Api
             endpoint.start(WithCredential::new(rate_limited, watch, slot), permit)
         }
     };
-    Ok(upgrade::response(head, Some(start)))
+    Ok(stream_start::response(head, Some(start)))
 }
 
 /// What `Last-Event-ID` says. One that is no cursor must not be a 400, which would end an EventSource for good.
@@ -232,7 +242,7 @@ impl Outbound for Subscription {
     }
 
     fn closing_event(&mut self, close: CloseReason, retry: Duration) -> Option<Bytes> {
-        Some(unavailable::closing_event(self.framing()?, close.text(), retry))
+        Some(control::closing_event(self.framing()?, close.text(), retry))
     }
 }
 
@@ -271,7 +281,7 @@ mod tests {
         let socket = HijackedSocket { conn: Conn::Duplex(server), head: Bytes::new(), read_ahead: Bytes::new() };
         let streams =
             StreamContext::new(stream::Config::default(), stream::Metrics::default(), CancellationToken::new());
-        let permit = streams.try_acquire().unwrap();
+        let permit = streams.try_acquire(&endpoint.endpoint).unwrap();
         #[allow(clippy::disallowed_methods, reason = "it ends with its client")]
         drop(if endpoint.is_websocket() {
             tokio::spawn(stream::websocket(subscription, socket, permit))

@@ -52,6 +52,9 @@ pub fn service(
 > + Clone
 + Send
 + 'static {
+    for endpoint in events::endpoints().chain([&ws::ENDPOINT]) {
+        app.streams.metrics.create_label_sets(endpoint);
+    }
     warp::service(routes(app))
 }
 

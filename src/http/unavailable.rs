@@ -5,19 +5,16 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{HeaderValue, header};
 use warp::reply::Response;
 
 use super::{
+    conn::stream_start,
     error::{ApiError, ErrorCode},
     rate_limit::BudgetStatus,
-    stream, upgrade,
+    stream::{self, control::closing_event},
 };
-use crate::{
-    feed::{FrameFormat, Framing},
-    wire::sse,
-};
+use crate::feed::Framing;
 
 /// Who is sent away keeps no connection that others need.
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
@@ -78,27 +75,9 @@ impl Unavailable {
 
     /// The answer to a request for an event stream that is framed so.
     pub(super) fn to_sse_response(self, framing: Framing, retry: Duration) -> Response {
-        let mut response = upgrade::response(stream::sse_head(), None);
+        let mut response = stream_start::response(stream::sse_head(), None);
         response.headers_mut().insert(header::CONNECTION, CLOSE);
         *response.body_mut() = closing_event(framing, self.reason(), retry).into();
         response
     }
-}
-
-/// When to come back, as a browser's EventSource takes it; nothing where the transport has no such word.
-pub(super) fn retry_field(framing: Framing, retry: Duration) -> Vec<u8> {
-    let mut out = Vec::new();
-    if let FrameFormat::Sse { .. } = framing.format {
-        sse::retry(&mut out, retry.as_millis());
-    }
-    out
-}
-
-/// `stream.closing`: the last event of a stream that the bridge ends. `reason` needs no escaping in JSON.
-pub(super) fn closing_event(framing: Framing, reason: &'static str, retry: Duration) -> Bytes {
-    let (name, ms) = ("stream.closing", retry.as_millis());
-    let mut out = retry_field(framing, retry);
-    let json = format!(r#"{{"type":"{name}","reason":"{reason}","retryAfterMs":{ms}}}"#);
-    framing.append_frame(&mut out, name, None, &json);
-    out.into()
 }

@@ -1,10 +1,8 @@
-//! The upgrade to a WebSocket: what a request must have, and the answer that starts a stream.
+//! The upgrade to a WebSocket: what a request must have.
 
 use http::{HeaderMap, HeaderValue, Method, header};
-use warp::reply::Response;
 
 use super::{
-    conn::StreamStart,
     error::{ApiError, ErrorCode},
     request::ApiRequest,
 };
@@ -44,17 +42,6 @@ pub(super) fn key<'a>(request: &'a ApiRequest, hint: &str) -> Result<&'a str, Ap
     } else {
         Err(ApiError::new(ErrorCode::BadRequest, "Sec-WebSocket-Key must be 16 bytes in base64"))
     }
-}
-
-/// A response with this head; `start` is what runs behind it.
-pub(super) fn response(head: http::Response<()>, start: Option<StreamStart>) -> Response {
-    let (head, ()) = head.into_parts();
-    let mut response = Response::default();
-    (*response.status_mut(), *response.headers_mut()) = (head.status, head.headers);
-    if let Some(start) = start {
-        response.extensions_mut().insert(start);
-    }
-    response
 }
 
 fn lists(headers: &HeaderMap, name: header::HeaderName, word: &str) -> bool {

@@ -4,7 +4,7 @@ use tokio::time::{Instant, timeout_at};
 use warp::reply::Response;
 
 use super::{
-    conn::StreamStart,
+    conn::{StreamStart, stream_start},
     error::{ApiError, ErrorCode},
     request::ApiRequest,
     stream,
@@ -20,9 +20,13 @@ use crate::{
     feed::{Feed, Framing, ResumeError, SnapshotReason, StartAt, Subscription},
 };
 
+/// The endpoint, for metrics.
+pub(super) static ENDPOINT: stream::Endpoint =
+    stream::Endpoint { path: "/ws", transport: stream::Transport::WebSocket };
+
 pub(super) async fn ws(request: ApiRequest) -> Result<Response, ApiError> {
     let key = upgrade::key(&request, "connect with a WebSocket client")?;
-    let permit = request.app.streams.try_acquire().ok_or_else(|| Unavailable::TooManyStreams.to_error())?;
+    let permit = request.app.streams.try_acquire(&ENDPOINT).ok_or_else(|| Unavailable::TooManyStreams.to_error())?;
     let slot = request.app.rate_limits.open_stream(&request.principal.caller).map_err(Unavailable::to_error)?;
     let parameters = request.parameters(&["types", "connectionId", "snapshot"])?;
     let types = match parameters.get("types") {
@@ -71,7 +75,7 @@ pub(super) async fn ws(request: ApiRequest) -> Result<Response, ApiError> {
             })
         }
     };
-    Ok(upgrade::response(stream::websocket_head(key), Some(start)))
+    Ok(stream_start::response(stream::websocket_head(key), Some(start)))
 }
 
 fn subscribe(feed: &Feed, projection: Projection, start_at: StartAt) -> Result<Subscription, ApiError> {

@@ -34,6 +34,8 @@ const NARROWER: &[(&str, &[&str])] = &[
     ("source::review", &["api", "source::error"]),
     // Connections do not depend on what is served over them.
     ("http::conn", &["http::conn", "tasks"]),
+    // Streams do not depend on events, principals or endpoints: what they send comes from an `Outbound`.
+    ("http::stream", &["http::stream", "http::conn", "feed", "wire"]),
     ("http::auth", &["event", "wire", "http::auth", "http::caller", "http::forwarded", "http::rate_limit"]),
 ];
 
