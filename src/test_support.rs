@@ -312,6 +312,7 @@ impl ReplayHint {
 }
 
 impl Drop for ReplayHint {
+    #[expect(clippy::print_stderr, reason = "libtest prints it with the failure")]
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("replays with: {}", self.command());

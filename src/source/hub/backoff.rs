@@ -7,15 +7,15 @@ use tokio::time::sleep;
 use super::config::Config;
 use crate::source::error::UpstreamError;
 
-/// Waits before the next attempt, after `failures` failures in a row of which `error` is the last one.
+/// Waits before the next attempt. `error` is the last one of `failures` failures in a row. Cancel safe.
 pub(super) async fn back_off(config: &Config, failures: u32, error: &UpstreamError) {
     sleep(delay(config, failures, error, (config.jitter)(failures))).await;
 }
 
 /// Returns the delay after `failures` failures in a row.
 ///
-/// It doubles from `backoff_min` to `backoff_max`, then `random` reduces it to between its half and its full length, so
-/// that replicas do not retry all at once. A `Retry-After` of the API server, up to `retry_after_max`, makes it longer.
+/// The delay doubles from `backoff_min` to `backoff_max`. `random` then reduces it to between its half and its full length,
+/// so that replicas do not retry all at once. A `Retry-After` of the API server, up to `retry_after_max`, makes it longer.
 fn delay(config: &Config, failures: u32, error: &UpstreamError, random: u64) -> Duration {
     let doubled = config.backoff_min.saturating_mul(1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX));
     let capped = doubled.min(config.backoff_max);

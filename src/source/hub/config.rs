@@ -24,7 +24,8 @@ pub struct Config {
     pub page_timeout: Duration,
     /// Maximum time until a watch starts. An API server usually answers at once; 15 s allows for a slow load balancer.
     pub start_timeout: Duration,
-    /// `timeoutSeconds` of a watch, in whole seconds. It must be more than 12 s: below, API servers send no bookmark.
+    /// `timeoutSeconds` of a watch, in whole seconds. It must be more than 12 s, because API servers send no
+    /// bookmark to shorter watches.
     pub watch_timeout: Duration,
     /// Time after `watch_timeout` at which the connection of a watch counts as dead.
     pub watch_grace: Duration,

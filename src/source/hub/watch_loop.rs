@@ -77,7 +77,7 @@ pub(super) struct WatchLoop<'a, T> {
     /// Failures in a row since a watch worked.
     failures: u32,
     health: Health,
-    /// The last logged error, until the resource is live again.
+    /// The last logged error, until the resource is live.
     last_logged: Option<UpstreamError>,
 }
 
