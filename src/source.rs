@@ -1,8 +1,11 @@
-//! Kubernetes, read: objects become views, watches become a feed's Writer calls. Nothing here knows who listens.
+//! The Kubernetes side of the bridge: it decodes objects into views and writes lists and watches to a feed.
+//!
+//! Must not import: `http`, `sim`, and readers of the feed (docs/architecture.md#source).
 
 pub mod connect;
 pub mod decode;
 pub mod dedicated;
 pub mod error;
 pub mod hub;
+mod resource_family;
 pub mod review;

@@ -279,3 +279,56 @@ impl SeededRng {
         SeededRng(self.below(u64::MAX))
     }
 }
+
+/// Returns the seeds that a seeded test must run: only the one of the variable `BRIDGE_SEED`, or all of `seeds` without it.
+///
+/// # Panics
+/// When `BRIDGE_SEED` is not a decimal number.
+#[must_use]
+pub fn seeds_to_run(seeds: std::ops::Range<u64>) -> Vec<u64> {
+    match std::env::var("BRIDGE_SEED") {
+        Ok(seed) => vec![seed.parse().unwrap_or_else(|_| panic!("BRIDGE_SEED must be a decimal number, not {seed:?}"))],
+        Err(_) => seeds.collect(),
+    }
+}
+
+/// Prints the command that repeats a seeded unit test, if the test panics while this value exists.
+#[derive(Debug)]
+pub struct ReplayHint {
+    seed: u64,
+    test: String,
+}
+
+impl ReplayHint {
+    /// Creates the hint for a test function; `module` is the `module_path!()` of the test.
+    #[must_use]
+    pub fn new(seed: u64, module: &str, function: &str) -> ReplayHint {
+        let module = module.split_once("::").map_or("", |(_, path)| path);
+        ReplayHint { seed, test: format!("{module}::{function}") }
+    }
+
+    fn command(&self) -> String {
+        format!("BRIDGE_SEED={} cargo test --lib {}", self.seed, self.test)
+    }
+}
+
+impl Drop for ReplayHint {
+    #[expect(clippy::print_stderr, reason = "libtest prints it with the failure")]
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("replays with: {}", self.command());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replay_hint_names_the_seed_and_the_test_path() {
+        let hint = ReplayHint::new(7, module_path!(), "replay_hint_names_the_seed_and_the_test_path");
+        let path = "test_support::tests::replay_hint_names_the_seed_and_the_test_path";
+        assert_eq!(hint.command(), format!("BRIDGE_SEED=7 cargo test --lib {path}"));
+    }
+}

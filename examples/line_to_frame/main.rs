@@ -14,7 +14,7 @@ use boilerhouse_bridge::{
         projection::{EventFormat, Projection},
     },
     feed::{self, Feed, FrameFormat, Framing, ReadResult, StartAt, Subscription, Writer},
-    source::decode::{self, Decode, DecodedPod},
+    source::decode::{Decode, DecodedPod, watch_line::parse_watch_line},
 };
 use k8s_openapi::api::core::v1::Pod;
 use kube::core::WatchEvent;
@@ -62,7 +62,7 @@ fn each<T>(mut line: Line, count: u64, mut read: impl FnMut(&[u8]) -> T) {
 }
 
 fn view(line: &[u8]) -> View {
-    match decode::parse_watch_line::<DecodedPod>(line) {
+    match parse_watch_line::<DecodedPod>(line) {
         Ok(WatchEvent::Modified(row)) => row.into_decoded().view,
         _ => panic!("the line tells of a change"),
     }

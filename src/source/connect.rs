@@ -1,7 +1,7 @@
-//! The way to the API server: kubeconfig or service account, and a client that notices when nobody answers.
+//! Connections to a cluster: finds the kubeconfig or the service account, and builds the client (docs/architecture.md#source).
 //!
-//! Nothing is sent from here but what a credential plugin does. The client never retries by itself: who asks knows
-//! better when to ask again.
+//! Guarantees: connections that no longer deliver anything are detected by TCP keep-alive and a TCP user timeout. The client
+//! never retries; its callers decide. This module sends nothing itself, but a credential plugin may.
 
 use std::{
     env,
@@ -26,25 +26,25 @@ use tower::{BoxError, ServiceBuilder};
 
 use super::error::{RequestInfo, UpstreamError};
 
-/// What the context is called when the bridge runs with a Pod's service account.
+/// The name of the context if the bridge uses the service account of its Pod.
 const IN_CLUSTER: &str = "in-cluster";
 
-/// What to connect to and how.
+/// Which cluster to connect to, and the timeouts of its connections.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// `--kubeconfig`; otherwise `KUBECONFIG`, then `~/.kube/config`, then the Pod's service account.
+    /// `--kubeconfig`. Without it: `KUBECONFIG`, then `~/.kube/config`, then the service account of the Pod.
     pub kubeconfig: Option<PathBuf>,
-    /// `--context`; otherwise the kubeconfig's current one.
+    /// `--context`. Without it: the current context of the kubeconfig.
     pub context: Option<String>,
-    /// `--namespace`, `K8S_NAMESPACE`: the only one that is looked at.
+    /// `--namespace`, `K8S_NAMESPACE`: the only watched namespace.
     pub namespace: String,
-    /// How long a TCP connection may take to be made. Less than the hub waits for a watch to start.
+    /// Maximum time to open a TCP connection. It is less than the `start_timeout` of the hub.
     pub connect_timeout: Duration,
-    /// Silence on a connection before TCP asks whether the peer is there, and between three such questions.
+    /// Silence before the first TCP keep-alive probe. Three probes are sent, half this time apart.
     pub keepalive: Duration,
-    /// How long bytes may stay unacknowledged before the connection is given up (RFC 5482; Linux only).
+    /// Maximum time that sent bytes stay unacknowledged before the connection is closed (RFC 5482; Linux only).
     pub user_timeout: Duration,
-    /// How long an unused connection is kept. Short, so that one that died unnoticed is rarely picked up.
+    /// Time that an unused connection stays open. It is short, so that a dead connection is rarely reused.
     pub pool_idle: Duration,
 }
 
@@ -62,16 +62,16 @@ impl Default for Config {
     }
 }
 
-/// A way to one cluster.
+/// A client for one watched namespace of one cluster.
 #[derive(Clone)]
 pub struct ClusterConnection {
-    /// Clones share the connections.
+    /// The client. Its clones share the connections.
     pub client: Client,
-    /// The kubeconfig context's name, or `in-cluster`.
+    /// Name of the kubeconfig context, or `in-cluster`.
     pub context: String,
-    /// The namespace to watch.
+    /// Name of the watched namespace.
     pub namespace: String,
-    /// The API server's URL, for messages.
+    /// URL of the API server, for messages only.
     pub server: String,
 }
 
@@ -82,82 +82,81 @@ impl std::fmt::Debug for ClusterConnection {
     }
 }
 
-/// Why there is no way to a cluster.
+/// Why no client for a cluster can be built.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// Nothing to go by.
+    /// No kubeconfig and no service account.
     #[error(
         "no kubeconfig found (looked at {searched}) and this is not a Pod with a service account; name a file with \
          --kubeconfig or KUBECONFIG, or try `boilerhouse-bridge demo`, which needs no cluster"
     )]
     NotFound {
-        /// The files looked for.
+        /// The paths that were searched.
         searched: String,
     },
     /// A kubeconfig that cannot be read or merged.
     #[error("cannot read the kubeconfig {}", .path.display())]
     Read {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The cause.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A kubeconfig that is none. Where, and not what stands there: tokens do.
-    #[error("the kubeconfig {} cannot be understood: something is wrong at line {line}, column {column}", .path.display())]
+    /// A kubeconfig that cannot be parsed. The text contains the position and no content, which may be a token.
+    #[error("cannot parse the kubeconfig {}: error at line {line}, column {column}", .path.display())]
     Malformed {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// From 1; 0 where it is not known.
+        /// Counted from 1; 0 if it is unknown.
         line: u64,
-        /// From 1.
+        /// Counted from 1; 0 if it is unknown.
         column: u64,
     },
-    /// `--context` names none.
+    /// `--context` names no context of the kubeconfig.
     #[error("the kubeconfig has no context `{wanted}`; it has {known}")]
     UnknownContext {
-        /// The one asked for.
+        /// The name in `--context`.
         wanted: String,
-        /// Those that exist.
+        /// The existing contexts.
         known: String,
     },
     /// No `current-context` and no `--context`.
     #[error("the kubeconfig names no current context; choose one with --context: it has {known}")]
     NoContext {
-        /// Those that exist.
+        /// The existing contexts.
         known: String,
     },
-    /// A context with missing or broken parts.
-    #[error("the context `{context}` of the kubeconfig cannot be used")]
+    /// A context with missing or invalid parts.
+    #[error("cannot use the context `{context}` of the kubeconfig")]
     Unusable {
-        /// Its name.
+        /// Name of the context.
         context: String,
-        /// What is wrong with it.
+        /// The cause.
         #[source]
         source: KubeconfigError,
     },
     /// A Pod without a usable service account.
-    #[error("this Pod's service account cannot be used; is `automountServiceAccountToken` off?")]
+    #[error("cannot use the service account of this Pod; check that `automountServiceAccountToken` is not false")]
     InCluster(#[source] InClusterError),
-    /// A `proxy-url`.
-    #[error(
-        "the context `{context}` goes through a proxy (`proxy-url`), which is not supported; use a context without one"
-    )]
+    /// A context with `proxy-url`.
+    #[error("cannot use the context `{context}`: `proxy-url` is not supported; use a context without it")]
     Proxy {
-        /// The context's name.
+        /// Name of the context.
         context: String,
     },
-    /// Credentials or certificates that do not work.
+    /// Invalid credentials or certificates.
     #[error("{0}")]
     Upstream(UpstreamError),
 }
 
-/// Finds the cluster and builds its client. Sends nothing to it: whether it answers is the hub's to find out and to say.
+/// Finds the configuration of the cluster and builds its client. It sends nothing; the hub finds out whether the API server
+/// responds.
 ///
 /// # Errors
-/// When there is no configuration, or it cannot be used; each says what to do.
+/// When there is no configuration, or it cannot be used. Each error states what to do.
 pub async fn connect(config: &Config) -> Result<ClusterConnection, Error> {
-    // A provider that is already there stays; it is the same one.
+    // An error means that a provider is installed already. It is always the same one.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let (kube, context) = load_config(config).await?;
     let server = kube.cluster_url.to_string().trim_end_matches('/').to_owned();
@@ -167,12 +166,13 @@ pub async fn connect(config: &Config) -> Result<ClusterConnection, Error> {
     Ok(ClusterConnection { client, context, namespace: config.namespace.clone(), server })
 }
 
+/// Returns the configuration of the cluster and the name of its context.
 async fn load_config(config: &Config) -> Result<(KubeConfig, String), Error> {
-    let places = kubeconfig_paths(config.kubeconfig.as_deref(), env::var_os("KUBECONFIG"), env::home_dir());
-    let Some(kubeconfig) = read(&places, config.kubeconfig.is_some())? else {
+    let paths = kubeconfig_paths(config.kubeconfig.as_deref(), env::var_os("KUBECONFIG"), env::home_dir());
+    let Some(kubeconfig) = read(&paths, config.kubeconfig.is_some())? else {
         return match env::var_os("KUBERNETES_SERVICE_HOST") {
             Some(_) => Ok((KubeConfig::incluster().map_err(Error::InCluster)?, IN_CLUSTER.to_owned())),
-            None => Err(Error::NotFound { searched: quoted_list(places.iter().map(|path| path.display())) }),
+            None => Err(Error::NotFound { searched: quoted_list(paths.iter().map(|path| path.display())) }),
         };
     };
     let context = context(&kubeconfig, config.context.as_deref())?;
@@ -185,12 +185,13 @@ async fn load_config(config: &Config) -> Result<(KubeConfig, String), Error> {
         return Err(Error::Proxy { context });
     }
     if kube.proxy_url.take().is_some() {
-        tracing::warn!("HTTPS_PROXY is not used for Kubernetes");
+        tracing::warn!("HTTPS_PROXY ignored: connections to Kubernetes do not use a proxy");
     }
     Ok((kube, context))
 }
 
-/// Where a kubeconfig may be: an explicit file alone, else the files of `KUBECONFIG`, else the one at home.
+/// Returns the possible paths of the kubeconfig: only the explicit file, or the files of `KUBECONFIG`, or the file in the home
+/// directory.
 fn kubeconfig_paths(explicit: Option<&Path>, variable: Option<OsString>, home: Option<PathBuf>) -> Vec<PathBuf> {
     if let Some(path) = explicit {
         return vec![path.to_owned()];
@@ -202,16 +203,16 @@ fn kubeconfig_paths(explicit: Option<&Path>, variable: Option<OsString>, home: O
     }
 }
 
-/// All of them merged as kubectl does: files that do not exist are passed over, unless asked for by name.
-fn read(places: &[PathBuf], must_exist: bool) -> Result<Option<Kubeconfig>, Error> {
+/// Reads and merges the files as kubectl does. Files that do not exist are skipped, unless `must_exist` is set.
+fn read(paths: &[PathBuf], must_exist: bool) -> Result<Option<Kubeconfig>, Error> {
     let mut merged: Option<Kubeconfig> = None;
-    for path in places {
+    for path in paths {
         let error = |source| match source {
             KubeconfigError::Parse(error) => {
                 let (line, column) = error.location().map_or((0, 0), |at| (at.line(), at.column()));
                 Error::Malformed { path: path.clone(), line, column }
             }
-            // Its own text names the file once more.
+            // The text of `ReadConfig` repeats the path.
             KubeconfigError::ReadConfig(cause, _) => Error::Read { path: path.clone(), source: cause.into() },
             source => Error::Read { path: path.clone(), source: source.into() },
         };
@@ -229,6 +230,7 @@ fn read(places: &[PathBuf], must_exist: bool) -> Result<Option<Kubeconfig>, Erro
     Ok(merged)
 }
 
+/// Returns the name of the context to use: `wanted`, or the current one.
 fn context(kubeconfig: &Kubeconfig, wanted: Option<&str>) -> Result<String, Error> {
     let known = || match kubeconfig.contexts.as_slice() {
         [] => "none".to_owned(),
@@ -254,7 +256,7 @@ fn quoted_list(items: impl Iterator<Item = impl std::fmt::Display>) -> String {
     items.map(|item| format!("`{item}`")).collect::<Vec<_>>().join(", ")
 }
 
-/// kube's own stack has no TCP keep-alive and no user timeout, so this one is put together from its layers.
+/// Builds the client from the layers of kube. The default client of kube has no TCP keep-alive and no user timeout.
 fn client(mut kube: KubeConfig, config: &Config) -> Result<Client, kube::Error> {
     kube.headers
         .push((USER_AGENT, HeaderValue::from_static(concat!("boilerhouse-bridge/", env!("CARGO_PKG_VERSION")))));
@@ -281,7 +283,8 @@ fn client(mut kube: KubeConfig, config: &Config) -> Result<Client, kube::Error> 
     Ok(Client::new(service, config.namespace.clone()))
 }
 
-/// A client that cannot be built has broken credentials or a broken certificate.
+/// Classifies an error of building the client. Nothing was sent yet, so an error without another class is an invalid
+/// certificate.
 fn classify_build_error(error: &kube::Error, request_info: &RequestInfo) -> UpstreamError {
     match UpstreamError::from_client_error(error, request_info) {
         UpstreamError::Unreachable { server, detail } => UpstreamError::Tls { server, detail },

@@ -1,12 +1,14 @@
-//! Kubernetes objects become views (docs/protocol.md#objects), in one pass over the JSON and without keeping the rest.
+//! Decodes Kubernetes objects into views (docs/protocol.md#objects), in one pass over the JSON.
 //!
-//! An object is never refused because a field is odd: all but `name`, `uid` and `resourceVersion` may be missing,
-//! null or of another type; such a field is absent from the view and named in `malformed_fields`. One row type a resource serves
-//! lists, watches and `kube::runtime::watcher`. It knows nothing of requests, feeds or time.
+//! Guarantees: a malformed field never rejects its object. Only `name`, `uid` and `resourceVersion` are required. Any other
+//! field may be missing, null or of another type; such a field is absent from the view and named in `malformed_fields`. One
+//! type per resource serves lists, watches and `kube::runtime::watcher`. Fields that no view contains are not stored.
+//!
+//! Must not import: requests, feeds, clocks.
 
 mod json_skip;
 mod lenient;
-mod watch_line;
+pub mod watch_line;
 
 use std::{fmt::Debug, sync::Arc};
 
@@ -16,7 +18,6 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 pub(super) use self::lenient::resource_version;
 use self::lenient::{Lenient, LenientStruct, Port, StringMap, UtcSeconds};
-pub use self::watch_line::parse_watch_line;
 use crate::{
     api::{BoilerhouseClaim, LABEL_POOL_STATUS, LABEL_TENANT, LABEL_WORKLOAD},
     event::{
@@ -25,55 +26,60 @@ use crate::{
     },
 };
 
-/// What the phase of a Pod without one reads (docs/protocol.md#objects).
+/// The phase of a Pod without a phase (docs/protocol.md#objects).
 const NO_POD_PHASE: &str = "Unknown";
-/// What the phase of a claim without a status reads (docs/protocol.md#objects).
+/// The phase of a claim without a status (docs/protocol.md#objects).
 const NO_CLAIM_PHASE: &str = "Pending";
 
-/// A row of a list or a line of a watch: what is kept of an object.
+/// An object of a list or of a watch line, reduced to its view.
 pub trait Decode:
     Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
 {
-    /// Which resource it is.
-    const KIND: event::Resource;
+    /// The resource of the object.
+    const RESOURCE: event::Resource;
 
-    /// The view, and the names of the fields that were of a wrong type.
+    /// The names that `malformed_fields` can contain, in alphabetical order.
+    const FIELDS: &'static [&'static str];
+
+    /// Returns the view and the names of the malformed fields.
     fn into_decoded(self) -> Decoded;
 }
 
-/// An object as the bridge sees it.
+/// The decoded form of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decoded {
     /// The view.
     pub view: View,
-    /// JSON paths of the fields left out because of their type; empty for a sound object.
+    /// JSON paths of the fields that were left out because of their type. Empty for a valid object.
     pub malformed_fields: Vec<&'static str>,
 }
 
-/// A Pod, projected.
+/// A decoded Pod.
 #[derive(Clone, Debug, Deserialize, Resource)]
 #[resource(inherit = Pod)]
 #[serde(from = "RawPod")]
 pub struct DecodedPod {
-    /// Name, uid and resourceVersion only: what `kube::Resource` asks for.
+    /// Name, uid and resourceVersion only, for `kube::Resource`.
     pub metadata: ObjectMeta,
-    /// What is kept.
+    /// The view and the malformed fields.
     pub decoded: Decoded,
 }
 
-/// A BoilerhouseClaim, projected.
+/// A decoded BoilerhouseClaim.
 #[derive(Clone, Debug, Deserialize, Resource)]
 #[resource(inherit = BoilerhouseClaim)]
 #[serde(from = "RawClaim")]
 pub struct DecodedClaim {
-    /// Name, uid and resourceVersion only: what `kube::Resource` asks for.
+    /// Name, uid and resourceVersion only, for `kube::Resource`.
     pub metadata: ObjectMeta,
-    /// What is kept.
+    /// The view and the malformed fields.
     pub decoded: Decoded,
 }
 
 impl Decode for DecodedPod {
-    const KIND: event::Resource = event::Resource::Pods;
+    const RESOURCE: event::Resource = event::Resource::Pods;
+    const FIELDS: &'static [&'static str] =
+        &["metadata.creationTimestamp", "metadata.labels", "status", "status.phase", "status.podIP"];
 
     fn into_decoded(self) -> Decoded {
         self.decoded
@@ -81,7 +87,21 @@ impl Decode for DecodedPod {
 }
 
 impl Decode for DecodedClaim {
-    const KIND: event::Resource = event::Resource::Claims;
+    const RESOURCE: event::Resource = event::Resource::Claims;
+    const FIELDS: &'static [&'static str] = &[
+        "metadata.annotations",
+        "metadata.labels",
+        "spec",
+        "spec.tenantId",
+        "spec.workloadRef",
+        "status",
+        "status.claimedAt",
+        "status.detail",
+        "status.endpoint",
+        "status.instanceId",
+        "status.phase",
+        "status.source",
+    ];
 
     fn into_decoded(self) -> Decoded {
         self.decoded
@@ -122,7 +142,7 @@ struct RawMeta {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct RawAnnotations {
-    // The text of `api::ANNOTATION_LAST_ACTIVITY`: serde accepts only a literal here.
+    // The value of `api::ANNOTATION_LAST_ACTIVITY`. serde accepts only a literal here.
     #[serde(rename = "boilerhouse.dev/last-activity")]
     last_activity: Lenient<String>,
 }
@@ -181,7 +201,7 @@ impl From<RawPod> for DecodedPod {
             tenant_id: label(LABEL_TENANT),
             pool_status: label(LABEL_POOL_STATUS),
             ip: status.pod_ip.non_empty("status.podIP", &mut malformed),
-            created_at: created(raw.metadata.creation_timestamp, &mut malformed),
+            created_at: created_at(raw.metadata.creation_timestamp, &mut malformed),
             labels,
             resource_version: raw.metadata.resource_version,
         };
@@ -230,12 +250,12 @@ impl RawMeta {
     }
 }
 
-/// `createdAt` stands in every view, so an object without one has an empty one.
-fn created(raw: Lenient<UtcSeconds>, malformed: &mut Vec<&'static str>) -> String {
+/// Returns `createdAt`. Every view of an instance has it, so it is empty if the object has no creation timestamp.
+fn created_at(raw: Lenient<UtcSeconds>, malformed: &mut Vec<&'static str>) -> String {
     raw.value("metadata.creationTimestamp", malformed).map(|UtcSeconds(text)| text).unwrap_or_default()
 }
 
-/// An endpoint with half its parts helps nobody: both, or it is absent.
+/// Returns the endpoint if both its parts are valid. One part alone is of no use to a client.
 fn endpoint(raw: Lenient<RawEndpoint>, malformed: &mut Vec<&'static str>) -> Option<Endpoint> {
     let raw = raw.value("status.endpoint", malformed)?;
     let mut parts = Vec::new();

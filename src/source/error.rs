@@ -1,6 +1,7 @@
-//! What stands between the bridge and the API server, in words that say what to do about it.
+//! One classification of everything that can fail between the bridge and the API server.
 //!
-//! `Display` is for the operator's log; `reason` is for anybody who listens and names no address, path or file.
+//! Guarantees: `Display` is for the operator's log and states what to do. `reason` is for clients and contains no address,
+//! path or file name. Neither contains the content of a response, except the message of a Status object.
 
 use std::{error::Error as StdError, io, sync::Arc, time::Duration};
 
@@ -9,144 +10,149 @@ use kube::client::AuthError;
 use serde::Deserialize;
 use thiserror::Error;
 
-/// Errors nest a handful deep; a chain that is longer is not looked through to its end.
+/// Maximum depth of the chain of causes that is searched. Real errors nest about five levels deep.
 const MAX_CAUSES: usize = 16;
 
-/// Bytes of an error answer's message that are kept: enough for a sentence, whatever a proxy in between sends.
+/// Maximum bytes of the message of an error response. It is enough for a sentence; a proxy may send any amount.
 const MAX_MESSAGE: usize = 300;
 
-/// What was asked of whom: the words an error message needs.
+/// What an error message states about a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestInfo {
-    /// RBAC's verb: `get`, `list`, `watch`.
+    /// The verb of RBAC: `get`, `list`, `watch`, `create`.
     pub verb: &'static str,
-    /// The plural, with its group where it has one, or with its name: what `kubectl` takes.
+    /// The resource as `kubectl` accepts it: the plural, with the group or with the name of an object.
     pub resource: Arc<str>,
     /// The watched namespace.
     pub namespace: Arc<str>,
-    /// The API server's URL, for people.
+    /// URL of the API server.
     pub server: Arc<str>,
 }
 
-/// Why a request failed or a watch came to its end.
+/// Why a request failed or a watch ended.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum UpstreamError {
-    /// No process listens there.
-    #[error("nothing listens at {server}: is the cluster running, and is this the right context (--context)?")]
+    /// No process listens at the address.
+    #[error(
+        "cannot connect to {server}: connection refused; check that the cluster runs and that --context is correct"
+    )]
     ConnectionRefused {
-        /// The API server's URL.
+        /// URL of the API server.
         server: Arc<str>,
     },
-    /// No connection, for another reason: no route, no such name, no answer to the connection request.
-    #[error("cannot reach {server}: {detail}")]
+    /// No connection for another reason: no route, unknown host name, no response to the connection request.
+    #[error("cannot connect to {server}: {detail}; check the network and the server's address in the kubeconfig")]
     Unreachable {
-        /// The API server's URL.
+        /// URL of the API server.
         server: Arc<str>,
         /// The innermost cause.
         detail: String,
     },
-    /// The handshake failed.
+    /// The TLS handshake failed.
     #[error(
-        "no trusted connection to {server}: {detail}; check `certificate-authority-data`, the client certificate's \
-         expiry and the server's name in the kubeconfig"
+        "cannot open a trusted connection to {server}: {detail}; check `certificate-authority-data`, the client \
+         certificate's expiry and the server's name in the kubeconfig"
     )]
     Tls {
-        /// The API server's URL.
+        /// URL of the API server.
         server: Arc<str>,
-        /// What rustls says.
+        /// The error of rustls.
         detail: String,
     },
     /// The credentials of the kubeconfig could not be obtained.
-    #[error("no credentials for the API server: {0}")]
+    #[error("cannot get credentials for the API server: {0}")]
     Credentials(String),
     /// 401.
-    #[error(
-        "{server} does not accept the credentials of this context (401): renew them, then check with `kubectl auth whoami`"
-    )]
+    #[error("{server} rejects the credentials of this context: 401; renew them, then check with `kubectl auth whoami`")]
     Unauthorized {
-        /// The API server's URL.
+        /// URL of the API server.
         server: Arc<str>,
     },
     /// 403.
     #[error(
-        "not allowed to {} {} in namespace {}: grant it to this account, then check with `kubectl auth can-i {} {} -n {}`",
+        "cannot {} {} in namespace {}: 403; grant it to this account, then check with `kubectl auth can-i {} {} -n {}`",
         .0.verb, .0.resource, .0.namespace, .0.verb, .0.resource, .0.namespace
     )]
     Forbidden(RequestInfo),
     /// 404 on the Namespace.
-    #[error("there is no namespace {0}: create it (`kubectl create namespace {0}`) or choose another with --namespace")]
+    #[error(
+        "namespace {0} does not exist: 404; create it (`kubectl create namespace {0}`) or choose another with --namespace"
+    )]
     NoNamespace(Arc<str>),
     /// 404 on the claims.
     #[error(
-        "the cluster has no BoilerhouseClaim resource: install the Boilerhouse operator, or \
+        "the cluster has no BoilerhouseClaim resource: 404; install the Boilerhouse operator, or run \
          `boilerhouse-bridge crd | kubectl apply -f -`"
     )]
     NoCrd,
-    /// 410, as a status or as a line of a watch: the history asked for is gone.
-    #[error("the API server no longer has the history asked for (410)")]
+    /// 410, as a status or as an `ERROR` line of a watch: the API server no longer has the requested history.
+    #[error("the requested history has expired on the API server (410)")]
     Expired,
-    /// 429, or another refusal that will pass by itself.
-    #[error("the API server asks for patience ({code})")]
+    /// 429, or another status with `Retry-After`: a temporary rejection.
+    #[error("the API server throttles requests or is overloaded ({code})")]
     Throttled {
         /// The HTTP status.
         code: u16,
-        /// What `Retry-After` says.
+        /// The delay that `Retry-After` or the Status object requests.
         retry_after: Option<Duration>,
     },
     /// Any other status.
-    #[error("the API server answered {code} to {} {}: {message}", .request_info.verb, .request_info.resource)]
+    #[error("cannot {} {}: {code} {message}", .request_info.verb, .request_info.resource)]
     ErrorStatus {
         /// The HTTP status.
         code: u16,
-        /// The Status object's message, shortened.
+        /// The message of the Status object, truncated to 300 bytes.
         message: String,
-        /// What was asked.
+        /// The request.
         request_info: RequestInfo,
     },
-    /// An `ERROR` line of a watch, for another reason than lost history.
-    #[error("the watch ended with error {code}: {message}")]
+    /// An `ERROR` line of a watch, for another reason than expired history.
+    #[error("the watch ended with an error: {code} {message}")]
     WatchError {
-        /// The Status object's code.
+        /// The code of the Status object.
         code: u16,
-        /// The Status object's message, shortened.
+        /// The message of the Status object, truncated to 300 bytes.
         message: String,
     },
-    /// No answer in the time that the request has.
-    #[error("{} gave no answer to {} {} within {} s", .request_info.server, .request_info.verb, .request_info.resource, .limit.as_secs_f32())]
+    /// No complete response within the time limit of the request.
+    #[error(
+        "cannot {} {}: no response from {} within {} s",
+        .request_info.verb, .request_info.resource, .request_info.server, .limit.as_secs_f32()
+    )]
     Timeout {
-        /// What was asked.
+        /// The request.
         request_info: RequestInfo,
-        /// How long it was waited for.
+        /// The time limit.
         limit: Duration,
     },
-    /// The watch did not end at its own time: nothing comes through that connection any more.
-    #[error("the watch outlived its time: its connection is dead")]
+    /// The watch did not end at its `timeoutSeconds`, so its connection no longer delivers anything.
+    #[error("the watch did not end at its timeout: its connection is dead")]
     WatchOverdue,
-    /// The watch ended in good order.
+    /// The API server ended the watch in the regular way.
     #[error("the watch ended")]
     WatchEnded,
-    /// The connection broke in the middle of an answer.
-    #[error("the connection broke: {0}")]
+    /// The connection ended in the middle of a response.
+    #[error("the connection to the API server was lost: {0}")]
     ConnectionLost(String),
-    /// An answer that is not what it should be. Says where, never what stands there.
-    #[error("an answer of the API server cannot be read: {0}")]
+    /// A response or a watch line that cannot be parsed. The text gives the position and never the content.
+    #[error("cannot parse a response of the API server: {0}")]
     Decode(String),
-    /// Its version is lower than one already seen: an older copy of etcd was restored, or it is another cluster.
-    #[error("the API server went back in time, from version {known} to {now}")]
+    /// The version is lower than an earlier one: etcd was restored from an older backup, or another cluster answers.
+    #[error("the resourceVersion of the API server went back from {known} to {now}: history reset")]
     VersionWentBack {
-        /// The highest version seen.
+        /// The highest version received before.
         known: u64,
-        /// The version it says it is at.
+        /// The version of the latest response.
         now: u64,
     },
 }
 
 impl UpstreamError {
-    /// From what kube's client says when there is no answer.
+    /// Classifies an error of kube's client: no response was received.
     #[must_use]
     pub fn from_client_error(error: &kube::Error, request_info: &RequestInfo) -> UpstreamError {
         if let kube::Error::Auth(error) = error {
-            return UpstreamError::Credentials(credentials(error));
+            return UpstreamError::Credentials(describe_auth_error(error));
         }
         let server = request_info.server.clone();
         let mut innermost = String::new();
@@ -154,7 +160,7 @@ impl UpstreamError {
         for _ in 0..MAX_CAUSES {
             let Some(error) = cause else { break };
             if let Some(error) = error.downcast_ref::<AuthError>() {
-                return UpstreamError::Credentials(credentials(error));
+                return UpstreamError::Credentials(describe_auth_error(error));
             }
             let io = error.downcast_ref::<io::Error>();
             if let Some(tls) = error.downcast_ref::<rustls::Error>() {
@@ -164,7 +170,7 @@ impl UpstreamError {
                 return UpstreamError::ConnectionRefused { server };
             }
             innermost = truncate_message(&error.to_string());
-            // An io::Error hides what it wraps from `source`, and hyper-rustls wraps one in another.
+            // `io::Error::source` skips the wrapped error itself, and hyper-rustls wraps one `io::Error` in another.
             cause = match io.and_then(io::Error::get_ref) {
                 Some(wrapped) => Some(wrapped),
                 None => error.source(),
@@ -173,7 +179,7 @@ impl UpstreamError {
         UpstreamError::Unreachable { server, detail: innermost }
     }
 
-    /// From an answer whose status is not a success.
+    /// Classifies a response whose status is not a success.
     #[must_use]
     pub fn from_response(
         status: StatusCode,
@@ -181,20 +187,21 @@ impl UpstreamError {
         body: &[u8],
         request_info: &RequestInfo,
     ) -> UpstreamError {
-        let said: StatusBody = serde_json::from_slice(body).unwrap_or_default();
+        let status_body: StatusBody = serde_json::from_slice(body).unwrap_or_default();
         let header = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-        let seconds = header.or_else(|| said.details.map(|d| d.retry_after_seconds).filter(|seconds| *seconds > 0));
-        UpstreamError::status(status.as_u16(), &said.message, seconds.map(Duration::from_secs), request_info)
+        let seconds =
+            header.or_else(|| status_body.details.map(|d| d.retry_after_seconds).filter(|seconds| *seconds > 0));
+        UpstreamError::status(status.as_u16(), &status_body.message, seconds.map(Duration::from_secs), request_info)
     }
 
-    /// From JSON that is not what it should be. Says where, never what stands there: that may be anybody's secret.
+    /// Classifies an error of the JSON parser. It keeps the position and not the content, which may be a secret.
     #[must_use]
     pub fn from_json_error(error: &serde_json::Error) -> UpstreamError {
         let (line, column) = (error.line(), error.column());
         UpstreamError::Decode(format!("{:?} error at line {line} column {column}", error.classify()))
     }
 
-    /// From an `ERROR` line of a watch.
+    /// Classifies an `ERROR` line of a watch.
     #[must_use]
     pub fn from_watch_status(status: &kube::core::Status, request_info: &RequestInfo) -> UpstreamError {
         let seconds = status.details.as_ref().map(|d| d.retry_after_seconds).filter(|seconds| *seconds > 0);
@@ -223,32 +230,65 @@ impl UpstreamError {
         }
     }
 
-    /// A few words for whoever listens to the streams: a stable vocabulary, also a label of the metrics.
+    /// All values of [`UpstreamError::label`].
+    pub const LABELS: [&'static str; 18] = [
+        "connection_refused",
+        "unreachable",
+        "tls",
+        "no_credentials",
+        "unauthorized",
+        "forbidden",
+        "no_namespace",
+        "no_crd",
+        "history_expired",
+        "too_many_requests",
+        "error_answer",
+        "watch_error",
+        "no_answer",
+        "watch_overdue",
+        "watch_ended",
+        "connection_cut",
+        "unreadable_answer",
+        "older_history",
+    ];
+
+    /// Returns the reason for clients: a few words of the fixed vocabulary of docs/protocol.md#full-stream.
     #[must_use]
     pub fn reason(&self) -> &'static str {
+        self.names().0
+    }
+
+    /// Returns the reason as the value of a metric label.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        self.names().1
+    }
+
+    /// Returns [`UpstreamError::reason`] and [`UpstreamError::label`].
+    fn names(&self) -> (&'static str, &'static str) {
         match self {
-            UpstreamError::ConnectionRefused { .. } => "connection refused",
-            UpstreamError::Unreachable { .. } => "unreachable",
-            UpstreamError::Tls { .. } => "tls",
-            UpstreamError::Credentials(_) => "no credentials",
-            UpstreamError::Unauthorized { .. } => "unauthorized",
-            UpstreamError::Forbidden(_) => "forbidden",
-            UpstreamError::NoNamespace(_) => "no namespace",
-            UpstreamError::NoCrd => "no BoilerhouseClaim resource",
-            UpstreamError::Expired => "history expired",
-            UpstreamError::Throttled { .. } => "too many requests",
-            UpstreamError::ErrorStatus { .. } => "error answer",
-            UpstreamError::WatchError { .. } => "watch error",
-            UpstreamError::Timeout { .. } => "no answer",
-            UpstreamError::WatchOverdue => "watch overdue",
-            UpstreamError::WatchEnded => "watch ended",
-            UpstreamError::ConnectionLost(_) => "connection cut",
-            UpstreamError::Decode(_) => "unreadable answer",
-            UpstreamError::VersionWentBack { .. } => "older history",
+            UpstreamError::ConnectionRefused { .. } => ("connection refused", "connection_refused"),
+            UpstreamError::Unreachable { .. } => ("unreachable", "unreachable"),
+            UpstreamError::Tls { .. } => ("tls", "tls"),
+            UpstreamError::Credentials(_) => ("no credentials", "no_credentials"),
+            UpstreamError::Unauthorized { .. } => ("unauthorized", "unauthorized"),
+            UpstreamError::Forbidden(_) => ("forbidden", "forbidden"),
+            UpstreamError::NoNamespace(_) => ("no namespace", "no_namespace"),
+            UpstreamError::NoCrd => ("no BoilerhouseClaim resource", "no_crd"),
+            UpstreamError::Expired => ("history expired", "history_expired"),
+            UpstreamError::Throttled { .. } => ("too many requests", "too_many_requests"),
+            UpstreamError::ErrorStatus { .. } => ("error answer", "error_answer"),
+            UpstreamError::WatchError { .. } => ("watch error", "watch_error"),
+            UpstreamError::Timeout { .. } => ("no answer", "no_answer"),
+            UpstreamError::WatchOverdue => ("watch overdue", "watch_overdue"),
+            UpstreamError::WatchEnded => ("watch ended", "watch_ended"),
+            UpstreamError::ConnectionLost(_) => ("connection cut", "connection_cut"),
+            UpstreamError::Decode(_) => ("unreadable answer", "unreadable_answer"),
+            UpstreamError::VersionWentBack { .. } => ("older history", "older_history"),
         }
     }
 
-    /// Whether a watch may come to this in good health: the next try decides if anything is down.
+    /// Returns whether a healthy watch can end with this error. The next attempt then shows whether the upstream is down.
     #[must_use]
     pub fn is_expected(&self) -> bool {
         matches!(
@@ -263,7 +303,7 @@ impl UpstreamError {
         )
     }
 
-    /// Whether only a new list helps: watching on from the known version would fail again, or would miss a change.
+    /// Returns whether only a new list helps: a watch from the last version would fail again, or would miss a change.
     #[must_use]
     pub fn requires_relist(&self) -> bool {
         match self {
@@ -278,7 +318,7 @@ impl UpstreamError {
     }
 }
 
-/// The parts of a Status object that are told on.
+/// The parts of a Status object that this module uses.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct StatusBody {
@@ -292,17 +332,19 @@ struct Details {
     retry_after_seconds: u64,
 }
 
-/// In words. A plugin's command line, environment and output may hold a token, so none of them is repeated.
-fn credentials(error: &AuthError) -> String {
+/// Describes a failure to get credentials. A plugin's command line, environment and output may contain a token, so the text
+/// contains none of them.
+fn describe_auth_error(error: &AuthError) -> String {
     match error {
         AuthError::AuthExecRun { out, .. } => {
-            format!("the context's credential plugin failed ({}); `kubectl get pods` shows what it says", out.status)
+            format!("the context's credential plugin failed ({}); run `kubectl get pods` to see its output", out.status)
         }
-        AuthError::AuthExecParse(_) => "the context's credential plugin prints no ExecCredential".to_owned(),
+        AuthError::AuthExecParse(_) => "the context's credential plugin does not print an ExecCredential".to_owned(),
         other => truncate_message(&other.to_string()),
     }
 }
 
+/// Returns the message without surrounding white space, cut after [`MAX_MESSAGE`] bytes at a character boundary.
 fn truncate_message(message: &str) -> String {
     let end = message.char_indices().map(|(at, _)| at).find(|at| *at > MAX_MESSAGE).unwrap_or(message.len());
     message[..end].trim().to_owned()

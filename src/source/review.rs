@@ -1,8 +1,14 @@
-//! Asks the cluster about those who ask us: whose token it is, and whether that user may read what we read.
+//! TokenReviews and SubjectAccessReviews: which user a token belongs to, and whether that user may read what the bridge reads
+//! (docs/protocol.md#access).
 //!
-//! Always: a token is reviewed for our own audience, and an answer without that audience, or without a clear yes about
-//! somebody in particular, is a no; a user's rights are asked for with all that the cluster says of the user, as
-//! authorizers other than RBAC may look at it; a token stands in no log and no error. It does not know who wants to know, or for how long that is believed.
+//! Guarantees:
+//! - A token is reviewed for the audience of the bridge. A response without that audience denies the token, and so does a
+//!   response that does not name an authenticated user.
+//! - A SubjectAccessReview contains everything that the cluster reported about the user, because authorizers other than RBAC
+//!   may use it.
+//! - No log line and no error contains a token.
+//!
+//! Must not import: the cache of review outcomes, which is in `http::auth`.
 
 use std::{
     collections::BTreeMap,
@@ -17,25 +23,30 @@ use futures::future::try_join_all;
 use http::{Request, header::CONTENT_TYPE};
 use http_body_util::{BodyExt, Limited};
 use kube::{Client, client::Body};
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    registry::Registry,
+};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::error::{RequestInfo, UpstreamError};
 use crate::api;
 
-/// What is asked about, and of whom.
+/// Configuration and bounds of reviews.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The watched namespace.
+    /// Name of the watched namespace.
     pub namespace: Arc<str>,
-    /// The API server's URL, for people.
+    /// URL of the API server, for messages only.
     pub server: Arc<str>,
-    /// The audience that tokens must be made for (`--token-audience`).
+    /// The audience that a token must have (`--token-audience`).
     pub audience: String,
-    /// How long an answer may take: 5 s, as somebody waits for it.
+    /// Maximum time of one review. The default is 5 s, because a client waits for the response.
     pub timeout: Duration,
-    /// Bytes of an answer: 256 KiB, a user with thousands of groups.
+    /// Maximum bytes of a response. The default of 256 KiB is enough for a user with thousands of groups.
     pub answer_bytes: usize,
 }
 
@@ -51,7 +62,7 @@ impl Default for Config {
     }
 }
 
-/// A user as the cluster knows one.
+/// A user of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
     /// `status.user.username`.
@@ -60,15 +71,15 @@ pub struct User {
     pub uid: String,
     /// `status.user.groups`.
     pub groups: Vec<String>,
-    /// `status.user.extra`: what RBAC does not look at, but other authorizers do (a token's scopes, for one).
+    /// `status.user.extra`, such as the scopes of a token. RBAC ignores it, other authorizers use it.
     pub extra: BTreeMap<String, Vec<String>>,
 }
 
-/// The group of those who are nobody in particular. A token that is blank to the API server is authenticated, as theirs
-/// and for whatever audience (measured on 1.36.3).
+/// The group of unauthenticated users. The API server authenticates a blank token as a member of it, for any audience
+/// (measured on 1.36.3, docs/kubernetes-behavior.md#token-and-access-reviews).
 const UNAUTHENTICATED_GROUP: &str = "system:unauthenticated";
 
-/// The four things that the bridge does for its clients, so whoever reads of it must be allowed to do them.
+/// The rights that a user needs: verb, API group, resource. The bridge does the same for its clients.
 const REQUIRED_ACCESS: [(&str, &str, &str); 4] = [
     ("list", "", "pods"),
     ("watch", "", "pods"),
@@ -76,24 +87,79 @@ const REQUIRED_ACCESS: [(&str, &str, &str); 4] = [
     ("watch", api::GROUP, api::PLURAL),
 ];
 
-/// Reviews of tokens and users.
+/// Sends reviews to the API server.
 #[derive(Clone)]
 pub struct Reviewer {
     client: Client,
     config: Config,
-    /// Whether the last question of each kind was answered: the log tells of changes only.
+    metrics: Metrics,
+    /// Whether the last review of each kind got a response. Only changes are logged.
     reachable: Arc<[AtomicBool; 2]>,
 }
 
-/// A kind of question.
 #[derive(Clone, Copy, Debug)]
 enum ReviewKind {
     Token,
     Access,
 }
 
+/// Counts and durations of reviews.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    reviews: Family<OutcomeLabels, Counter>,
+    duration: Family<KindLabels, Histogram, fn() -> Histogram>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    kind: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: &'static str,
+}
+
+/// Upper bounds of the buckets of `auth_review_duration_seconds`, in seconds. A review takes at most 5 s (`timeout`).
+const REVIEW_SECONDS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let metrics = Metrics {
+            reviews: Family::default(),
+            duration: Family::new_with_constructor(|| Histogram::new(REVIEW_SECONDS)),
+        };
+        for kind in [ReviewKind::Token, ReviewKind::Access].map(ReviewKind::label) {
+            for outcome in ["allowed", "denied", "error"] {
+                drop(metrics.reviews.get_or_create(&OutcomeLabels { kind, outcome }));
+            }
+            drop(metrics.duration.get_or_create(&KindLabels { kind }));
+        }
+        metrics
+    }
+}
+
+impl Metrics {
+    /// Registers all metrics. The caller sets the registry's prefix.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "auth_reviews",
+            "TokenReviews and SubjectAccessReviews sent to the API server, by outcome",
+            self.reviews.clone(),
+        );
+        registry.register("auth_review_duration_seconds", "Time of a review", self.duration.clone());
+    }
+
+    fn record(&self, kind: ReviewKind, outcome: &'static str, duration: Duration) {
+        let kind = kind.label();
+        self.reviews.get_or_create(&OutcomeLabels { kind, outcome }).inc();
+        self.duration.get_or_create(&KindLabels { kind }).observe(duration.as_secs_f64());
+    }
+}
+
 #[derive(Deserialize)]
-struct Answer<S> {
+struct Review<S> {
     status: S,
 }
 
@@ -111,7 +177,7 @@ struct UserInfo {
     username: String,
     uid: String,
     groups: Vec<String>,
-    /// A value without strings is `null`, as the API server is written in Go.
+    /// A value without strings is `null`, because the API server is written in Go.
     extra: BTreeMap<String, Option<Vec<String>>>,
 }
 
@@ -122,70 +188,103 @@ struct AccessStatus {
     denied: bool,
 }
 
+impl TokenStatus {
+    /// Returns whether the token belongs to a named user and has this audience.
+    fn is_accepted(&self, audience: &String) -> bool {
+        let is_named =
+            !self.user.username.is_empty() && !self.user.groups.iter().any(|group| group == UNAUTHENTICATED_GROUP);
+        self.authenticated && self.audiences.contains(audience) && is_named
+    }
+}
+
+impl AccessStatus {
+    fn is_allowed(&self) -> bool {
+        self.allowed && !self.denied
+    }
+}
+
 impl Reviewer {
-    /// Asks through this client.
+    /// Creates a reviewer that uses this client.
     #[must_use]
     pub fn new(client: Client, config: Config) -> Reviewer {
-        Reviewer { client, config, reachable: Arc::new([AtomicBool::new(true), AtomicBool::new(true)]) }
+        let reachable = Arc::new([AtomicBool::new(true), AtomicBool::new(true)]);
+        Reviewer { client, config, metrics: Metrics::default(), reachable }
     }
 
-    /// Whose token it is; `None`: nobody's, or not made for our audience.
+    /// Counts the reviews in these metrics.
+    #[must_use]
+    pub fn with_metrics(self, metrics: Metrics) -> Reviewer {
+        Reviewer { metrics, ..self }
+    }
+
+    /// Returns the user of a token, or `None` if the token is invalid or has another audience.
     ///
     /// # Errors
-    /// When the cluster does not say.
+    /// When the review fails, so that the user is unknown.
     pub async fn token(&self, token: &str) -> Result<Option<User>, UpstreamError> {
         if token.is_empty() || token.contains(char::is_whitespace) {
             return Ok(None);
         }
         let spec = json!({ "token": token, "audiences": [self.config.audience] });
-        let TokenStatus { authenticated, audiences, user } = self.review(ReviewKind::Token, spec, token).await?;
-        let UserInfo { username: name, uid, groups, extra } = user;
-        let somebody = !name.is_empty() && !groups.iter().any(|group| group == UNAUTHENTICATED_GROUP);
-        let ours = authenticated && audiences.contains(&self.config.audience);
+        let is_accepted = |status: &TokenStatus| status.is_accepted(&self.config.audience);
+        let status = self.review(ReviewKind::Token, spec, token, is_accepted).await?;
+        if !is_accepted(&status) {
+            return Ok(None);
+        }
+        let UserInfo { username: name, uid, groups, extra } = status.user;
         let extra = extra.into_iter().map(|(key, values)| (key, values.unwrap_or_default())).collect();
-        Ok((ours && somebody).then_some(User { name, uid, groups, extra }))
+        Ok(Some(User { name, uid, groups, extra }))
     }
 
-    /// The first of what is needed that a user may not do, as `list pods`.
+    /// Returns the first required right that the user does not have, such as `list pods`.
     ///
     /// # Errors
-    /// When the cluster does not say.
+    /// When a review fails, so that the rights are unknown.
     pub async fn first_denied(&self, user: &User) -> Result<Option<String>, UpstreamError> {
-        let asked = REQUIRED_ACCESS.map(|(verb, group, resource)| async move {
+        let reviews = REQUIRED_ACCESS.map(|(verb, group, resource)| async move {
             let attributes =
                 json!({ "namespace": &*self.config.namespace, "verb": verb, "group": group, "resource": resource });
             let User { name, uid, groups, extra } = user;
             let spec =
                 json!({ "user": name, "uid": uid, "groups": groups, "extra": extra, "resourceAttributes": attributes });
-            let AccessStatus { allowed, denied } = self.review(ReviewKind::Access, spec, "").await?;
-            Ok((!allowed || denied).then(|| format!("{verb} {resource}")))
+            let status = self.review(ReviewKind::Access, spec, "", AccessStatus::is_allowed).await?;
+            Ok((!status.is_allowed()).then(|| format!("{verb} {resource}")))
         });
-        let answers: Vec<Option<String>> = try_join_all(asked).await?;
-        Ok(answers.into_iter().flatten().next())
+        let denied: Vec<Option<String>> = try_join_all(reviews).await?;
+        Ok(denied.into_iter().flatten().next())
     }
 
-    /// `secret`: what must not be told on, wherever an answer repeats it.
+    /// Sends a review, and counts and logs its outcome. `secret` is removed from every error text.
     async fn review<S: DeserializeOwned>(
         &self,
-        question: ReviewKind,
+        kind: ReviewKind,
         spec: Value,
         secret: &str,
+        is_allowed: impl Fn(&S) -> bool,
     ) -> Result<S, UpstreamError> {
         let Config { namespace, server, timeout: limit, .. } = &self.config;
-        let (group, kind, plural) = question.names();
+        let (group, object_kind, plural) = kind.api_names();
         let resource = format!("{plural}.{group}").into();
         let request_info =
             RequestInfo { verb: "create", resource, namespace: namespace.clone(), server: server.clone() };
         let request = Request::post(format!("/apis/{group}/v1/{plural}")).header(CONTENT_TYPE, "application/json");
-        let body = json!({ "apiVersion": format!("{group}/v1"), "kind": kind, "spec": spec });
+        let body = json!({ "apiVersion": format!("{group}/v1"), "kind": object_kind, "spec": spec });
         let request = request.body(Body::from(body.to_string().into_bytes()));
-        let answer = timeout(*limit, async {
+        let start = Instant::now();
+        let review = timeout(*limit, async {
             let request = request.map_err(|error| UpstreamError::Decode(error.to_string()))?;
             self.send(&request_info, request, secret).await
         });
-        let answer = answer.await.unwrap_or_else(|_| Err(UpstreamError::Timeout { request_info, limit: *limit }));
-        self.log_transition(question, &answer);
-        answer.map(|Answer { status }| status)
+        let review = review.await.unwrap_or_else(|_| Err(UpstreamError::Timeout { request_info, limit: *limit }));
+        let status = review.map(|Review { status }: Review<S>| status);
+        let outcome = match &status {
+            Ok(status) if is_allowed(status) => "allowed",
+            Ok(_) => "denied",
+            Err(_) => "error",
+        };
+        self.metrics.record(kind, outcome, start.elapsed());
+        self.log_transition(kind, &status);
+        status
     }
 
     async fn send<S: DeserializeOwned>(
@@ -193,46 +292,52 @@ impl Reviewer {
         request_info: &RequestInfo,
         request: Request<Body>,
         secret: &str,
-    ) -> Result<Answer<S>, UpstreamError> {
+    ) -> Result<Review<S>, UpstreamError> {
         let response =
             self.client.send(request).await.map_err(|error| UpstreamError::from_client_error(&error, request_info))?;
         let (head, body) = response.into_parts();
         let body = Limited::new(body, self.config.answer_bytes).collect().await;
         let body = body.map_err(|error| UpstreamError::ConnectionLost(error.to_string()))?.to_bytes();
         if !head.status.is_success() {
-            // Who refuses may say what was asked, and a part of what is said gets into the log.
+            // The message of an error may repeat the request, and a part of the message is logged.
             let mut text = String::from_utf8_lossy(&body).into_owned();
             if !secret.is_empty() {
                 text = text.replace(secret, "[token]");
             }
             return Err(UpstreamError::from_response(head.status, &head.headers, text.as_bytes(), request_info));
         }
-        // The answer to a TokenReview repeats the token: where it cannot be read is said, not what stands there.
+        // The response to a TokenReview repeats the token, so a parse error contains the position only.
         serde_json::from_slice(&body).map_err(|error| UpstreamError::from_json_error(&error))
     }
 
-    fn log_transition<T>(&self, question: ReviewKind, answer: &Result<T, UpstreamError>) {
-        let was = self.reachable[question as usize].swap(answer.is_ok(), Ordering::Relaxed);
-        let (_, asked, _) = question.names();
-        match answer {
-            // The two rights are cluster-wide, and a role for just them comes with Kubernetes.
-            Err(UpstreamError::Forbidden(_)) if was => tracing::warn!(
-                asked,
-                "not allowed to request_info Kubernetes about tokens: bind the ClusterRole system:auth-delegator to this account; \
-                 until then nobody comes in with a token"
+    fn log_transition<T>(&self, kind: ReviewKind, status: &Result<T, UpstreamError>) {
+        let was_reachable = self.reachable[kind as usize].swap(status.is_ok(), Ordering::Relaxed);
+        let (_, review, _) = kind.api_names();
+        match status {
+            // The two rights are cluster-wide. Kubernetes has a ClusterRole that contains only these two.
+            Err(UpstreamError::Forbidden(_)) if was_reachable => tracing::warn!(
+                review,
+                "reviews are forbidden: bind the ClusterRole system:auth-delegator to this account; until then no new \
+                 token is accepted"
             ),
-            Err(error) if was => {
-                tracing::warn!(asked, reason = %error, "Kubernetes cannot be asked: nobody new comes in with a token");
-            }
-            Ok(_) if !was => tracing::info!(asked, "Kubernetes answers again"),
+            Err(error) if was_reachable => tracing::warn!(review, %error, "reviews fail; no new token is accepted"),
+            Ok(_) if !was_reachable => tracing::info!(review, "reviews work again"),
             Ok(_) | Err(_) => {}
         }
     }
 }
 
 impl ReviewKind {
-    /// API group, kind and plural.
-    fn names(self) -> (&'static str, &'static str, &'static str) {
+    /// Returns the value of the metric label `kind`.
+    fn label(self) -> &'static str {
+        match self {
+            ReviewKind::Token => "token",
+            ReviewKind::Access => "access",
+        }
+    }
+
+    /// Returns the API group, the kind and the plural of the resource.
+    fn api_names(self) -> (&'static str, &'static str, &'static str) {
         match self {
             ReviewKind::Token => ("authentication.k8s.io", "TokenReview", "tokenreviews"),
             ReviewKind::Access => ("authorization.k8s.io", "SubjectAccessReview", "subjectaccessreviews"),

@@ -23,8 +23,8 @@ fn file(text: &str) -> (tempfile::TempDir, Config) {
     (dir, Config { kubeconfig: Some(path), ..Config::default() })
 }
 
-/// The whole chain, as cli prints it.
-fn message(error: &Error) -> String {
+/// The error with all its causes, as `cli` prints it.
+fn full_text(error: &Error) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
@@ -45,23 +45,23 @@ async fn current_context_is_the_default() {
 async fn missing_context_error_lists_available_contexts() {
     let (_dir, config) = file(TWO_CONTEXTS);
     let error = connect(&Config { context: Some("prod".into()), ..config.clone() }).await.unwrap_err();
-    assert_eq!(message(&error), "the kubeconfig has no context `prod`; it has `home`, `away`");
+    assert_eq!(full_text(&error), "the kubeconfig has no context `prod`; it has `home`, `away`");
     let error = connect(&Config { context: Some("away".into()), ..config }).await.unwrap_err();
-    assert!(message(&error).contains("`proxy-url`"), "{error}");
+    assert!(full_text(&error).contains("`proxy-url`"), "{error}");
 
     let (_dir, config) = file(&TWO_CONTEXTS.replace("current-context: home", ""));
     let error = connect(&config).await.unwrap_err();
     assert_eq!(
-        message(&error),
+        full_text(&error),
         "the kubeconfig names no current context; choose one with --context: it has `home`, `away`"
     );
 
     let (_dir, config) = file(&TWO_CONTEXTS.replace("name: c, cluster", "name: d, cluster"));
     let error = connect(&config).await.unwrap_err();
     assert!(
-        message(&error).starts_with("the context `home` of the kubeconfig cannot be used: "),
+        full_text(&error).starts_with("cannot use the context `home` of the kubeconfig: "),
         "{}",
-        message(&error)
+        full_text(&error)
     );
 }
 
@@ -71,7 +71,7 @@ async fn explicit_kubeconfig_must_exist_and_parse() {
     assert!(matches!(connect(&config).await, Err(Error::Malformed { .. })));
     let config = Config { kubeconfig: Some(dir.path().join("none")), ..config };
     let error = connect(&config).await.unwrap_err();
-    assert!(message(&error).contains("none"), "{}", message(&error));
+    assert!(full_text(&error).contains("none"), "{}", full_text(&error));
 }
 
 #[tokio::test]
@@ -80,24 +80,24 @@ async fn credential_plugin_error_hides_the_token() {
                   args: ['-c', 'echo canary-token; exit 3']}";
     let (_dir, config) = file(&TWO_CONTEXTS.replace("token: canary-token", plugin));
     let error = connect(&config).await.unwrap_err();
-    let message = message(&error);
-    assert!(message.contains("credential plugin") && message.contains("exit status: 3"), "{message}");
-    assert!(!format!("{message} {error:?}").contains("canary"), "{error:?}");
+    let text = full_text(&error);
+    assert!(text.contains("credential plugin") && text.contains("exit status: 3"), "{text}");
+    assert!(!format!("{text} {error:?}").contains("canary"), "{error:?}");
 }
 
 #[tokio::test]
 async fn kubeconfig_parse_error_gives_position_without_content() {
-    let misspelt = TWO_CONTEXTS.replace("user: {token: canary-token}", "user: {token: [canary-token]}");
+    let wrong_type = TWO_CONTEXTS.replace("user: {token: canary-token}", "user: {token: [canary-token]}");
     for (text, place) in [
         ("canary-token", "line 1, column 1"),
-        (&misspelt, "line 12, column 27"),
+        (&wrong_type, "line 12, column 27"),
         ("users:\n- {name: u, user: {token: 'canary-token}}", "line 2, column 27"),
     ] {
         let (_dir, config) = file(text);
         let error = connect(&config).await.unwrap_err();
-        let message = message(&error);
-        assert!(message.ends_with(&format!("cannot be understood: something is wrong at {place}")), "{message}");
-        assert!(!format!("{message} {error:?}").contains("canary"), "{error:?}");
+        let text = full_text(&error);
+        assert!(text.ends_with(&format!("error at {place}")), "{text}");
+        assert!(!format!("{text} {error:?}").contains("canary"), "{error:?}");
     }
 }
 
@@ -123,34 +123,35 @@ fn kubeconfig_variable_files_are_merged_and_may_be_missing() {
     assert!(matches!(read(&[none], true), Err(Error::Read { .. })));
 }
 
-/// What the real client stack says about a server, as the hub would tell it.
-async fn connect_error(scheme: &str, port: u16) -> UpstreamError {
+/// The error of a request with the real client to a server at this port.
+async fn request_error(scheme: &str, port: u16) -> UpstreamError {
     let (_dir, config) = file(&TWO_CONTEXTS.replace("http://127.0.0.1:1'", &format!("{scheme}://127.0.0.1:{port}'")));
     let ClusterConnection { client, server, .. } = connect(&config).await.unwrap();
-    let ask = RequestInfo { verb: "list", resource: "pods".into(), namespace: "bh".into(), server: server.into() };
+    let request_info =
+        RequestInfo { verb: "list", resource: "pods".into(), namespace: "bh".into(), server: server.into() };
     let error = client.send(http::Request::get("/api").body(Body::empty()).unwrap()).await.unwrap_err();
-    UpstreamError::from_client_error(&error, &ask)
+    UpstreamError::from_client_error(&error, &request_info)
 }
 
 #[tokio::test]
 async fn closed_port_is_refused_and_plaintext_server_is_a_tls_error() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let plain = async {
+    let plaintext_server = async {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let (mut socket, _) = listener.accept().await.unwrap();
         let _ = socket.read(&mut [0; 512]).await;
         let _ = socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
         std::future::pending().await
     };
-    let message = tokio::select! {
-        message = tokio::time::timeout(Duration::from_secs(10), connect_error("https", port)) => message.unwrap(),
-        () = plain => unreachable!("it waits for ever"),
+    let error = tokio::select! {
+        result = tokio::time::timeout(Duration::from_secs(10), request_error("https", port)) => result.unwrap(),
+        () = plaintext_server => unreachable!("the server never ends"),
     };
-    assert!(matches!(message, UpstreamError::Tls { .. }), "{message:?}");
+    assert!(matches!(error, UpstreamError::Tls { .. }), "expected a TLS error: {error:?}");
     drop(listener);
     assert_eq!(
-        connect_error("http", port).await,
+        request_error("http", port).await,
         UpstreamError::ConnectionRefused { server: format!("http://127.0.0.1:{port}").into() }
     );
 }

@@ -1,24 +1,26 @@
-//! How long a JSON value is, found without reading it: a watch line is mostly what nobody wants.
+//! Finds the length of a JSON value without parsing it. Most of a watch line is data that no view contains.
 //!
-//! Exact for compact JSON, as API servers write it. Of all else only so much is noticed as shows that the structure is
-//! broken: brackets and strings must end, and a string must begin where one may, or a quote too many would turn texts
-//! into structure. What has no length here is for a real parser to judge.
+//! Guarantees: the length is exact for compact JSON, as API servers write it. Other text is checked only for a broken
+//! structure: brackets and strings must end, and a string must start where JSON allows one. Without that rule, one extra
+//! quote would turn text into structure. A value without a length here must be parsed by a complete parser.
 //!
-//! Objects and arrays are taken 64 bytes at a time, with the widest vectors that the processor has. A set of places in
-//! such a block is a `u64`: bit n of it is the place n.
+//! Objects and arrays are processed in blocks of 64 bytes, with the widest vectors of the processor. A `u64` is a set of
+//! places in a block: bit n is the place n.
 
 use std::mem::replace;
 
 use fearless_simd::{Level, Simd, dispatch, prelude::*, u8x64};
 use memchr::memchr2;
 
-/// Bytes looked at together: as many as a `u64` has bits.
+/// Bytes of a block: the number of bits of a `u64`.
 const BLOCK: usize = 64;
 
-/// What stands in the string that begins with `text`'s first byte, a quote, if that is ASCII as it is meant: without
-/// escapes and control characters. `None` too for one at the very end of `text`.
+/// Returns the content of the string at the start of `text` if it is plain: ASCII without escapes and control characters.
+///
+/// The first byte of `text` must be a quote. The search reads 8 bytes at once, so the result may be `None` for a string that
+/// ends within the last 7 bytes of `text`.
 pub(super) fn plain_string(text: &[u8]) -> Option<&[u8]> {
-    /// This byte in each place.
+    /// A word with this byte in each place.
     const fn all(byte: u8) -> u64 {
         u64::from_ne_bytes([byte; 8])
     }
@@ -26,7 +28,7 @@ pub(super) fn plain_string(text: &[u8]) -> Option<&[u8]> {
     let end = text.as_chunks().0.iter().enumerate().find_map(|(n, bytes)| {
         let bytes = u64::from_le_bytes(*bytes);
         let zero = |bytes: u64| bytes.wrapping_sub(all(1));
-        // The highest bit of a byte says that it is special. Up to the first that is so, none borrows from the next.
+        // The highest bit of a byte is set if the byte is special. No subtraction borrows before the first special byte.
         let special = zero(bytes ^ all(b'"')) | zero(bytes ^ all(b'\\')) | bytes.wrapping_sub(all(b' ')) | bytes;
         let special = special & all(0x80);
         (special != 0).then(|| n * 8 + special.trailing_zeros() as usize / 8)
@@ -34,9 +36,9 @@ pub(super) fn plain_string(text: &[u8]) -> Option<&[u8]> {
     (text[end] == b'"').then(|| &text[..end])
 }
 
-/// The length of the string that begins with `text`'s first byte, a quote; `None` when it has no end.
+/// Returns the length of the string at the start of `text`, or `None` if it has no end. The first byte must be a quote.
 pub(super) fn string_len(text: &[u8]) -> Option<usize> {
-    // Most are short.
+    // Most strings are short and plain.
     if let Some(inner) = plain_string(text) {
         return Some(inner.len() + 2);
     }
@@ -50,54 +52,56 @@ pub(super) fn string_len(text: &[u8]) -> Option<usize> {
     }
 }
 
-/// The length of the object or array that begins with `text`'s first byte, a bracket; `None` when it has no end.
+/// Returns the length of the object or array at the start of `text`, or `None` if it has no end.
+///
+/// The first byte must be an opening bracket.
 pub(super) fn container_len(text: &[u8]) -> Option<usize> {
-    dispatch!(Level::new(), simd => by_blocks(simd, text))
+    dispatch!(Level::new(), simd => len_by_blocks(simd, text))
 }
 
-// What runs with the processor's own instructions must be inlined into where `dispatch!` allows them.
+// Code with vector instructions must be inlined into `dispatch!`, which enables them.
 #[inline(always)]
-fn by_blocks<S: Simd>(simd: S, text: &[u8]) -> Option<usize> {
+fn len_by_blocks<S: Simd>(simd: S, text: &[u8]) -> Option<usize> {
     let mut state = State { depth: 1, in_string: false, escaped: false, string_may_start: true };
     let (blocks, rest) = text.get(1..)?.as_chunks();
     for (n, block) in blocks.iter().enumerate() {
-        if let Some(end) = state.end(u8x64::simd_from(simd, *block)).ok()? {
+        if let Some(end) = state.find_end(u8x64::simd_from(simd, *block)).ok()? {
             return Some(1 + n * BLOCK + end);
         }
     }
     let mut last = [b' '; BLOCK];
     last[..rest.len()].copy_from_slice(rest);
-    state.end(u8x64::simd_from(simd, last)).ok()?.map(|end| 1 + blocks.len() * BLOCK + end)
+    state.find_end(u8x64::simd_from(simd, last)).ok()?.map(|end| 1 + blocks.len() * BLOCK + end)
 }
 
-/// Where a block begins.
+/// The state at the start of a block.
 struct State {
-    /// Brackets that are open.
+    /// Number of open brackets.
     depth: u32,
     in_string: bool,
-    /// The byte before is a backslash that counts.
+    /// The previous byte is a backslash that escapes the next one.
     escaped: bool,
-    /// The byte before is one that a string may follow.
+    /// A string may follow the previous byte.
     string_may_start: bool,
 }
 
-/// No length.
+/// The structure is broken, so there is no length.
 struct Unbalanced;
 
 impl State {
-    /// Goes through a block; the place behind the bracket that closes the last open one, if it is there.
+    /// Processes a block. Returns the place after the bracket that closes the last open one, if it is in this block.
     #[inline(always)]
-    fn end<S: Simd>(&mut self, block: u8x64<S>) -> Result<Option<usize>, Unbalanced> {
+    fn find_end<S: Simd>(&mut self, block: u8x64<S>) -> Result<Option<usize>, Unbalanced> {
         let backslashes = block.simd_eq(b'\\').to_bitmask();
         let mut quotes = block.simd_eq(b'"').to_bitmask();
         if backslashes != 0 || self.escaped {
-            quotes &= !self.escaped(backslashes);
+            quotes &= !self.escaped_places(backslashes);
         }
-        // The two kinds of brackets differ by this one bit.
+        // `[` and `{`, and `]` and `}`, differ in this bit only.
         let brackets = block | 0x20;
         let opens = brackets.simd_eq(b'{').to_bitmask();
         let closes = brackets.simd_eq(b'}').to_bitmask();
-        // Comma and colon, and with them six bytes that are before no string of compact JSON anyway.
+        // The mask matches comma, colon, and six other bytes. In compact JSON, none of the six comes before a string.
         let separators = (block & !0x16).simd_eq(0x28).to_bitmask();
         let in_strings = self.in_strings(quotes);
         let before = opens | separators;
@@ -106,7 +110,7 @@ impl State {
         }
         let (opens, closes) = (opens & !in_strings, closes & !in_strings);
         if closes.count_ones() >= self.depth {
-            return Ok(match close(self.depth, opens, closes) {
+            return Ok(match count_brackets(self.depth, opens, closes) {
                 Closed::At(end) => Some(end),
                 Closed::Not { depth } => {
                     self.depth = depth;
@@ -118,60 +122,61 @@ impl State {
         Ok(None)
     }
 
-    /// The places behind backslashes that count.
+    /// Returns the places after backslashes that escape.
     #[inline(always)]
-    fn escaped(&mut self, backslashes: u64) -> u64 {
-        let behind = shifted(backslashes, self.escaped);
-        if behind & backslashes == 0 {
+    fn escaped_places(&mut self, backslashes: u64) -> u64 {
+        let following = shifted(backslashes, self.escaped);
+        if following & backslashes == 0 {
             self.escaped = is_last(backslashes);
-            return behind;
+            return following;
         }
         let escaped;
         (escaped, self.escaped) = escaped_in_runs(backslashes, self.escaped);
         escaped
     }
 
-    /// The places from each opening quote up to its closing one: those with an odd number of quotes up to them.
+    /// Returns the places from each opening quote to the place before its closing quote. The number of quotes up to each of
+    /// them is odd.
     #[inline(always)]
     fn in_strings(&mut self, quotes: u64) -> u64 {
-        let mut odd = quotes;
+        let mut parity = quotes;
         for shift in [1, 2, 4, 8, 16, 32] {
-            odd ^= odd << shift;
+            parity ^= parity << shift;
         }
-        let in_strings = if self.in_string { !odd } else { odd };
+        let in_strings = if self.in_string { !parity } else { parity };
         self.in_string = is_last(in_strings);
         in_strings
     }
 }
 
-// What is seldom needed is given values: a reference to the state would keep it in memory all the way.
+// The cold functions take values: a reference to the state would force it into memory in the hot path.
 
-/// The places behind backslashes that count, where those stand side by side and one may be escaped itself; and whether
-/// the last place is such a backslash.
+/// Returns the places after backslashes that escape, for adjacent backslashes that may be escaped themselves. Returns also
+/// whether the last place is such a backslash.
 #[cold]
 fn escaped_in_runs(backslashes: u64, first_is_escaped: bool) -> (u64, bool) {
     let mut escaped = u64::from(first_is_escaped);
     let mut rest = backslashes & !escaped;
-    let mut last_counts = false;
+    let mut last_escapes = false;
     while rest != 0 {
         let first = rest & rest.wrapping_neg();
-        last_counts = is_last(first);
+        last_escapes = is_last(first);
         escaped |= first << 1;
         rest &= !(first | first << 1);
     }
-    (escaped, last_counts)
+    (escaped, last_escapes)
 }
 
 enum Closed {
-    /// The place behind the bracket that closes the last open one.
+    /// The place after the bracket that closes the last open one.
     At(usize),
-    /// So many brackets are open at the end.
+    /// Brackets are still open at the end of the block: `depth` of them.
     Not { depth: u32 },
 }
 
-/// Bracket by bracket.
+/// Counts the brackets of a block one by one.
 #[cold]
-fn close(mut depth: u32, opens: u64, closes: u64) -> Closed {
+fn count_brackets(mut depth: u32, opens: u64, closes: u64) -> Closed {
     let mut brackets = opens | closes;
     while brackets != 0 {
         let place = brackets.trailing_zeros();
@@ -188,13 +193,13 @@ fn close(mut depth: u32, opens: u64, closes: u64) -> Closed {
     Closed::Not { depth }
 }
 
-/// The places one on from these, with what comes over from the block before.
+/// Returns the places after the given ones. `from_before`: the last place of the previous block is one of them.
 #[inline(always)]
 fn shifted(places: u64, from_before: bool) -> u64 {
     places << 1 | u64::from(from_before)
 }
 
-/// Whether the last place is among them.
+/// Returns whether the last place of the block is in the set.
 #[inline(always)]
 fn is_last(places: u64) -> bool {
     places >> 63 == 1
@@ -208,8 +213,8 @@ mod tests {
     use super::*;
     use crate::source::decode::tests::any_json;
 
-    /// Byte by byte.
-    fn slow(text: &[u8]) -> Option<usize> {
+    /// The reference implementation, byte by byte.
+    fn slow_len(text: &[u8]) -> Option<usize> {
         let (mut depth, mut in_string, mut escaped) = (0, false, false);
         for (at, byte) in text.iter().enumerate() {
             let is_escaped = escaped;
@@ -229,31 +234,31 @@ mod tests {
         None
     }
 
-    /// With each width of vectors that this processor has.
+    /// The results with each vector width that this processor supports.
     #[cfg(target_arch = "x86_64")]
     fn with_every_width(text: &[u8]) -> Vec<Option<usize>> {
         let level = Level::new();
         let ends = [
-            level.as_sse2().map(|simd| by_blocks(simd, text)),
-            level.as_sse4_2().map(|simd| by_blocks(simd, text)),
-            level.as_avx2().map(|simd| by_blocks(simd, text)),
-            level.as_avx512().map(|simd| by_blocks(simd, text)),
+            level.as_sse2().map(|simd| len_by_blocks(simd, text)),
+            level.as_sse4_2().map(|simd| len_by_blocks(simd, text)),
+            level.as_avx2().map(|simd| len_by_blocks(simd, text)),
+            level.as_avx512().map(|simd| len_by_blocks(simd, text)),
         ];
         ends.into_iter().flatten().collect()
     }
 
     #[cfg(not(target_arch = "x86_64"))]
     fn with_every_width(text: &[u8]) -> Vec<Option<usize>> {
-        vec![container(text)]
+        vec![container_len(text)]
     }
 
     proptest! {
         #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Rich in what could be misjudged, long enough for several blocks, and seldom JSON.
+        /// The text has many brackets, quotes and escapes, is long enough for several blocks, and is seldom valid JSON.
         #[test]
         fn container_end_matches_a_byte_by_byte_scan(
-            bits in prop::collection::vec(
+            parts in prop::collection::vec(
                 prop::sample::select(vec![
                     "{", "}", "[", "]", "\"", "\\", "\\\\", "\\\"", "\"a\":", ",", "\"{\"", "\u{e9}", "[]", "        ",
                     "aaaaaaaaaaaaaaaaaaaaaaa", "\"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"",
@@ -261,22 +266,22 @@ mod tests {
                 0..200,
             ),
         ) {
-            let text = format!("{{{}", bits.concat());
+            let text = format!("{{{}", parts.concat());
             let end = container_len(text.as_bytes());
             if end.is_some() {
-                prop_assert_eq!(end, slow(text.as_bytes()));
+                prop_assert_eq!(end, slow_len(text.as_bytes()));
             }
             prop_assert!(with_every_width(text.as_bytes()).into_iter().all(|other| other == end));
         }
 
-        /// Whatever stands in it, wherever it stands, and whatever follows.
+        /// Any JSON inside, before and after the value.
         #[test]
         fn container_end_is_correct_for_any_json(before in any_json(), inner in any_json(), after in any_json()) {
             let text = json!([before, {"\\": inner}, after]).to_string();
             prop_assert_eq!(container_len(text.as_bytes()), Some(text.len()));
             let inner = json!({"\\": inner}).to_string();
             let from = json!([before]).to_string().len();
-            prop_assert_eq!(container_len(&text.as_bytes()[from..]), Some(inner.len()), "{} in {}", inner, text);
+            prop_assert_eq!(container_len(&text.as_bytes()[from..]), Some(inner.len()), "the length of {} in {}", inner, text);
         }
 
         #[test]

@@ -1,6 +1,6 @@
-//! Values that may be of any type: what is wanted, or absent, or odd, but never a parse error.
+//! Deserialization of JSON values that may have any type: the expected value, absent, or malformed, but no parse error.
 //!
-//! Each type is read in one pass by a visitor that skips what it does not want, so that nothing is buffered.
+//! Guarantees: each value is read in one pass by a visitor that skips all other data, so nothing is buffered.
 
 use std::{collections::BTreeMap, fmt, marker::PhantomData};
 
@@ -11,56 +11,61 @@ use serde::{
 
 use crate::event::ResourceVersion;
 
-/// A value of a wished type, or not.
+/// A value that may be missing or of another type.
 #[derive(Debug, Default)]
 pub(super) enum Lenient<T> {
-    /// The key is not there.
+    /// The key is missing.
     #[default]
     Absent,
-    /// It is there, null or of another type.
+    /// The value is null or of another type.
     Malformed,
-    /// It is there.
+    /// The value has the expected type.
     Value(T),
 }
 
-/// What can be made of a JSON value; what is not overridden is odd.
+/// The JSON values that a type accepts. Without an implementation of a method, a value of that JSON type is malformed.
 pub(super) trait FromJsonValue: Sized {
+    /// Converts a string.
     fn from_text(_: &str) -> Option<Self> {
         None
     }
 
+    /// Converts a number that is not negative and has no fraction.
     fn from_number(_: u64) -> Option<Self> {
         None
     }
 
+    /// Converts an object.
+    ///
     /// # Errors
-    /// Only those of the JSON itself.
+    /// Only if the JSON itself is invalid.
     fn from_map<'de, A: MapAccess<'de>>(mut map: A) -> Result<Option<Self>, A::Error> {
         while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
         Ok(None)
     }
 }
 
-/// A struct whose every field is `Lenient` and defaulted, so that any JSON object fits it.
+/// A struct that accepts every JSON object, because each of its fields is `Lenient` and has a default.
 pub(super) trait LenientStruct: DeserializeOwned {}
 
 /// A port number, 1 to 65535.
 pub(super) struct Port(pub(super) u16);
 
-/// An RFC 3339 time, in UTC and whole seconds.
+/// An RFC 3339 time in UTC and whole seconds.
 pub(super) struct UtcSeconds(pub(super) String);
 
-/// How a [`UtcSeconds`] is written, a 0 for each digit.
+/// The format of a [`UtcSeconds`]; each 0 stands for a digit.
 const UTC_SECONDS_PATTERN: &[u8; 20] = b"0000-00-00T00:00:00Z";
 
-/// The entries of a map whose values are strings, and whether there were others.
+/// The entries of a map whose values are strings.
 pub(super) struct StringMap {
     entries: BTreeMap<String, String>,
+    /// Whether the map has entries with values of another type.
     has_malformed: bool,
 }
 
 impl<T> Lenient<T> {
-    /// The value; a wrong type is noted under `name`.
+    /// Returns the value. If it is malformed, adds `name` to `malformed`.
     pub(super) fn value(self, name: &'static str, malformed: &mut Vec<&'static str>) -> Option<T> {
         match self {
             Lenient::Absent => None,
@@ -74,27 +79,27 @@ impl<T> Lenient<T> {
 }
 
 impl Lenient<String> {
-    /// The value unless it is empty: an optional key is left out then (docs/protocol.md, `?`).
+    /// Returns the value unless it is empty. An optional key of a view is left out then (docs/protocol.md#objects).
     pub(super) fn non_empty(self, name: &'static str, malformed: &mut Vec<&'static str>) -> Option<String> {
         self.value(name, malformed).filter(|text| !text.is_empty())
     }
 }
 
 impl Lenient<StringMap> {
-    /// The entries that are strings; any other is noted under `name`.
+    /// Returns the entries that are strings. If there are others, adds `name` to `malformed`.
     pub(super) fn string_map(self, name: &'static str, malformed: &mut Vec<&'static str>) -> BTreeMap<String, String> {
-        let Some(texts) = self.value(name, malformed) else { return BTreeMap::new() };
-        if texts.has_malformed {
+        let Some(map) = self.value(name, malformed) else { return BTreeMap::new() };
+        if map.has_malformed {
             malformed.push(name);
         }
-        texts.entries
+        map.entries
     }
 }
 
-/// A resourceVersion: a decimal integer in a string (KEP-5504).
+/// Deserializes a resourceVersion: a decimal integer in a string (KEP-5504).
 ///
 /// # Errors
-/// When it is anything else: without its version an object has no place in the order.
+/// When the value is anything else. An object without a version has no place in the order of events.
 pub(in crate::source) fn resource_version<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<ResourceVersion, D::Error> {
@@ -103,11 +108,11 @@ pub(in crate::source) fn resource_version<'de, D: Deserializer<'de>>(
         type Value = ResourceVersion;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a resourceVersion")
+            f.write_str("a resourceVersion in a string")
         }
 
         fn visit_str<E: Error>(self, text: &str) -> Result<ResourceVersion, E> {
-            text.parse().map_err(|_| E::custom("a resourceVersion that is not a decimal integer"))
+            text.parse().map_err(|_| E::custom("the resourceVersion is not a decimal integer"))
         }
     }
     deserializer.deserialize_str(Decimal)
@@ -127,29 +132,29 @@ impl FromJsonValue for Port {
 
 impl FromJsonValue for UtcSeconds {
     fn from_text(text: &str) -> Option<Self> {
-        let moment: jiff::Timestamp = text.parse().ok()?;
-        // As API servers write it, it is what it would be written as. A leap second is another one.
-        let same = |(byte, shape): (u8, u8)| if shape == b'0' { byte.is_ascii_digit() } else { byte == shape };
+        let time: jiff::Timestamp = text.parse().ok()?;
+        // Fast path: a text in the format of API servers is already in the result's format. A leap second is normalized.
+        let matches = |(byte, pattern): (u8, u8)| if pattern == b'0' { byte.is_ascii_digit() } else { byte == pattern };
         if text.len() == UTC_SECONDS_PATTERN.len()
-            && text.bytes().zip(*UTC_SECONDS_PATTERN).all(same)
+            && text.bytes().zip(*UTC_SECONDS_PATTERN).all(matches)
             && !text.ends_with("60Z")
         {
             return Some(UtcSeconds(text.to_owned()));
         }
-        Some(UtcSeconds(jiff::Timestamp::from_second(moment.as_second()).ok()?.to_string()))
+        Some(UtcSeconds(jiff::Timestamp::from_second(time.as_second()).ok()?.to_string()))
     }
 }
 
 impl FromJsonValue for StringMap {
     fn from_map<'de, A: MapAccess<'de>>(mut map: A) -> Result<Option<Self>, A::Error> {
-        let mut texts = StringMap { entries: BTreeMap::new(), has_malformed: false };
+        let mut strings = StringMap { entries: BTreeMap::new(), has_malformed: false };
         while let Some((key, value)) = map.next_entry::<String, Lenient<String>>()? {
             match value {
-                Lenient::Value(value) => drop(texts.entries.insert(key, value)),
-                Lenient::Malformed | Lenient::Absent => texts.has_malformed = true,
+                Lenient::Value(value) => drop(strings.entries.insert(key, value)),
+                Lenient::Malformed | Lenient::Absent => strings.has_malformed = true,
             }
         }
-        Ok(Some(texts))
+        Ok(Some(strings))
     }
 }
 
@@ -161,18 +166,18 @@ impl<T: LenientStruct> FromJsonValue for T {
 
 impl<'de, T: FromJsonValue> Deserialize<'de> for Lenient<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Any(PhantomData))
+        deserializer.deserialize_any(AnyValue(PhantomData))
     }
 }
 
-/// Accepts every JSON value.
-struct Any<T>(PhantomData<T>);
+/// A visitor that accepts every JSON value.
+struct AnyValue<T>(PhantomData<T>);
 
-impl<'de, T: FromJsonValue> Visitor<'de> for Any<T> {
+impl<'de, T: FromJsonValue> Visitor<'de> for AnyValue<T> {
     type Value = Lenient<T>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("anything")
+        f.write_str("any value")
     }
 
     fn visit_unit<E>(self) -> Result<Self::Value, E> {

@@ -3,6 +3,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
+/// A Pod with every decoded field and some others. `test_support::PodBuilder` has fewer fields.
 pub(super) fn pod() -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",
@@ -20,6 +21,7 @@ pub(super) fn pod() -> Value {
     })
 }
 
+/// A claim with every decoded field and some others. `test_support::ClaimBuilder` has fewer fields.
 pub(super) fn claim() -> Value {
     json!({
         "apiVersion": "boilerhouse.dev/v1alpha1", "kind": "BoilerhouseClaim",
@@ -36,12 +38,12 @@ pub(super) fn claim() -> Value {
     })
 }
 
-fn decoded<T: Decode>(object: &Value) -> Decoded {
+fn decode<T: Decode>(object: &Value) -> Decoded {
     serde_json::from_str::<T>(&object.to_string()).unwrap().into_decoded()
 }
 
-/// Every field of a view under its own name, labels apart, with what `Serialize` leaves out.
-fn flat(view: &View) -> Vec<(&'static str, String)> {
+/// Every field of a view by name, including the fields that are not serialized. Labels are separate entries.
+fn fields_of(view: &View) -> Vec<(&'static str, String)> {
     let text = |v: &Option<String>| format!("{v:?}");
     match view {
         View::Instance(i) => vec![
@@ -74,10 +76,10 @@ fn flat(view: &View) -> Vec<(&'static str, String)> {
     }
 }
 
-/// JSON pointer, the view's fields that it decides, the name under which it is counted.
-pub(super) type Spot = (&'static str, &'static [&'static str], Option<&'static str>);
+/// A JSON pointer, the fields of the view that depend on it, and its name in `malformed_fields`.
+pub(super) type Place = (&'static str, &'static [&'static str], Option<&'static str>);
 
-pub(super) const POD_SPOTS: &[Spot] = &[
+pub(super) const POD_PLACES: &[Place] = &[
     ("/metadata/creationTimestamp", &["created"], Some("metadata.creationTimestamp")),
     ("/metadata/labels", &["workload", "tenant", "pool", "managed"], Some("metadata.labels")),
     ("/metadata/labels/boilerhouse.dev~1workload", &["workload"], Some("metadata.labels")),
@@ -94,7 +96,7 @@ pub(super) const POD_SPOTS: &[Spot] = &[
     ("/status/conditions", &[], None),
 ];
 
-pub(super) const CLAIM_SPOTS: &[Spot] = &[
+pub(super) const CLAIM_PLACES: &[Place] = &[
     ("/metadata/labels", &["labels"], Some("metadata.labels")),
     ("/metadata/annotations", &["activity"], Some("metadata.annotations")),
     ("/metadata/annotations/boilerhouse.dev~1last-activity", &["activity"], Some("metadata.annotations")),
@@ -135,41 +137,53 @@ fn same_type(a: &Value, b: &Value) -> bool {
     std::mem::discriminant(a) == std::mem::discriminant(b)
 }
 
-fn replace_one<T: Decode>(mut object: Value, spots: &[Spot], at: usize, value: Value) -> Result<(), TestCaseError> {
-    let before = decoded::<T>(&object);
-    let (pointer, decides, name) = spots[at % spots.len()];
+/// Replaces one value by one of another type, and checks that only the fields that depend on it change.
+fn replace_one<T: Decode>(mut object: Value, places: &[Place], at: usize, value: Value) -> Result<(), TestCaseError> {
+    let before = decode::<T>(&object);
+    let (pointer, dependent, name) = places[at % places.len()];
     let place = object.pointer_mut(pointer).unwrap();
     prop_assume!(!same_type(place, &value));
     *place = value;
-    let after = decoded::<T>(&object);
+    let after = decode::<T>(&object);
     prop_assert_eq!(&after.malformed_fields, &name.into_iter().collect::<Vec<_>>());
-    for ((field, old), (_, new)) in flat(&before.view).into_iter().zip(flat(&after.view)) {
-        if decides.contains(&field) {
-            prop_assert_ne!(old, new, "{} must not keep its value", field);
+    prop_assert!(after.malformed_fields.iter().all(|field| T::FIELDS.contains(field)), "{:?} is not in FIELDS", name);
+    for ((field, old), (_, new)) in fields_of(&before.view).into_iter().zip(fields_of(&after.view)) {
+        if dependent.contains(&field) {
+            prop_assert_ne!(old, new, "{} must change", field);
         } else {
-            prop_assert_eq!(old, new, "{} was harmed", field);
+            prop_assert_eq!(old, new, "{} must not change", field);
         }
     }
     Ok(())
 }
 
+#[test]
+fn fields_are_sorted_and_cover_all_malformed_fields() {
+    for (fields, places) in [(DecodedPod::FIELDS, POD_PLACES), (DecodedClaim::FIELDS, CLAIM_PLACES)] {
+        let mut expected: Vec<&str> = places.iter().filter_map(|(_, _, name)| *name).collect();
+        expected.sort_unstable();
+        expected.dedup();
+        assert_eq!(fields, expected);
+    }
+}
+
 proptest! {
     #[test]
     fn malformed_pod_field_affects_no_other_field(at in any::<usize>(), value in any_json()) {
-        replace_one::<DecodedPod>(pod(), POD_SPOTS, at, value)?;
+        replace_one::<DecodedPod>(pod(), POD_PLACES, at, value)?;
     }
 
     #[test]
     fn malformed_claim_field_affects_no_other_field(at in any::<usize>(), value in any_json()) {
-        replace_one::<DecodedClaim>(claim(), CLAIM_SPOTS, at, value)?;
+        replace_one::<DecodedClaim>(claim(), CLAIM_PLACES, at, value)?;
     }
 }
 
 #[test]
 fn valid_pod_decodes_completely() {
-    let Decoded { view, malformed_fields: malformed } = decoded::<DecodedPod>(&pod());
-    assert_eq!(malformed, Vec::<&str>::new());
-    let View::Instance(instance) = view else { panic!("a pod is an instance") };
+    let Decoded { view, malformed_fields } = decode::<DecodedPod>(&pod());
+    assert_eq!(malformed_fields, Vec::<&str>::new());
+    let View::Instance(instance) = view else { panic!("a Pod must decode to an instance") };
     assert_eq!(
         serde_json::to_value(&*instance).unwrap(),
         json!({
@@ -186,9 +200,9 @@ fn valid_pod_decodes_completely() {
 
 #[test]
 fn valid_claim_decodes_completely() {
-    let Decoded { view, malformed_fields: malformed } = decoded::<DecodedClaim>(&claim());
-    assert_eq!(malformed, Vec::<&str>::new());
-    let View::Claim(claim) = view else { panic!("a claim is a claim") };
+    let Decoded { view, malformed_fields } = decode::<DecodedClaim>(&claim());
+    assert_eq!(malformed_fields, Vec::<&str>::new());
+    let View::Claim(claim) = view else { panic!("a claim must decode to a claim") };
     assert_eq!(
         serde_json::to_value(&*claim).unwrap(),
         json!({
@@ -202,8 +216,8 @@ fn valid_claim_decodes_completely() {
 
 #[test]
 fn minimal_objects_get_default_values() {
-    let bare = json!({"metadata": {"name": "n", "uid": "u", "resourceVersion": "1"}});
-    let pod = decoded::<DecodedPod>(&bare);
+    let minimal = json!({"metadata": {"name": "n", "uid": "u", "resourceVersion": "1"}});
+    let pod = decode::<DecodedPod>(&minimal);
     assert_eq!(pod.malformed_fields, Vec::<&str>::new());
     assert_eq!(
         pod.view,
@@ -215,7 +229,7 @@ fn minimal_objects_get_default_values() {
             ..Instance::default()
         }))
     );
-    let claim = decoded::<DecodedClaim>(&bare);
+    let claim = decode::<DecodedClaim>(&minimal);
     assert_eq!(claim.malformed_fields, Vec::<&str>::new());
     assert_eq!(
         claim.view,
@@ -235,17 +249,17 @@ fn empty_strings_are_omitted() {
     object["status"]["phase"] = json!("");
     object["status"]["podIP"] = json!("");
     object["metadata"]["labels"]["boilerhouse.dev/tenant"] = json!("");
-    let Decoded { view: View::Instance(instance), malformed_fields: malformed } = decoded::<DecodedPod>(&object) else {
-        panic!("a pod")
+    let Decoded { view: View::Instance(instance), malformed_fields } = decode::<DecodedPod>(&object) else {
+        panic!("a Pod must decode to an instance")
     };
     assert_eq!((instance.phase.as_str(), &instance.ip, &instance.tenant_id), ("Unknown", &None, &None));
     assert_eq!(instance.labels["boilerhouse.dev/tenant"], "");
-    assert_eq!(malformed, Vec::<&str>::new());
+    assert_eq!(malformed_fields, Vec::<&str>::new());
 }
 
 #[test]
 fn times_are_normalized_to_utc_seconds() {
-    for (written, read) in [
+    for (text, expected) in [
         (json!("2026-01-02T03:04:05Z"), "2026-01-02T03:04:05Z"),
         (json!("2026-01-02T03:04:05.999Z"), "2026-01-02T03:04:05Z"),
         (json!("2026-01-02T03:04:05+02:00"), "2026-01-02T01:04:05Z"),
@@ -254,19 +268,18 @@ fn times_are_normalized_to_utc_seconds() {
         (json!(1_767_323_045), ""),
     ] {
         let mut object = pod();
-        object["metadata"]["creationTimestamp"] = written.clone();
-        let Decoded { view: View::Instance(instance), malformed_fields: malformed } = decoded::<DecodedPod>(&object)
-        else {
-            panic!("a pod")
+        object["metadata"]["creationTimestamp"] = text.clone();
+        let Decoded { view: View::Instance(instance), malformed_fields } = decode::<DecodedPod>(&object) else {
+            panic!("a Pod must decode to an instance")
         };
-        assert_eq!(instance.created_at, read, "{written}");
-        assert_eq!(malformed.is_empty(), !read.is_empty(), "{written}");
+        assert_eq!(instance.created_at, expected, "createdAt of {text}");
+        assert_eq!(malformed_fields.is_empty(), !expected.is_empty(), "malformed fields of {text}");
     }
 }
 
 #[test]
 fn invalid_port_removes_the_endpoint() {
-    for (port, sound) in [
+    for (port, is_valid) in [
         (json!(1), true),
         (json!(65535), true),
         (json!(0), false),
@@ -277,15 +290,15 @@ fn invalid_port_removes_the_endpoint() {
     ] {
         let mut object = claim();
         object["status"]["endpoint"]["port"] = port.clone();
-        let Decoded { view: View::Claim(claim), malformed_fields: malformed } = decoded::<DecodedClaim>(&object) else {
-            panic!("a claim")
+        let Decoded { view: View::Claim(claim), malformed_fields } = decode::<DecodedClaim>(&object) else {
+            panic!("a claim must decode to a claim")
         };
-        assert_eq!(claim.endpoint.is_some(), sound, "{port}");
-        assert_eq!(malformed, if sound { vec![] } else { vec!["status.endpoint"] }, "{port}");
+        assert_eq!(claim.endpoint.is_some(), is_valid, "the endpoint with port {port}");
+        assert_eq!(malformed_fields, if is_valid { vec![] } else { vec!["status.endpoint"] }, "{port}");
     }
     let mut object = claim();
     object["status"]["endpoint"] = json!({});
-    assert_eq!(decoded::<DecodedClaim>(&object).malformed_fields, ["status.endpoint"]);
+    assert_eq!(decode::<DecodedClaim>(&object).malformed_fields, ["status.endpoint"]);
 }
 
 #[test]
@@ -293,7 +306,9 @@ fn unknown_phases_and_sources_are_preserved() {
     let mut object = claim();
     object["status"]["phase"] = json!("Hibernating");
     object["status"]["source"] = json!("moon");
-    let Decoded { view: View::Claim(claim), .. } = decoded::<DecodedClaim>(&object) else { panic!("a claim") };
+    let Decoded { view: View::Claim(claim), .. } = decode::<DecodedClaim>(&object) else {
+        panic!("a claim must decode to a claim")
+    };
     assert_eq!((claim.phase.as_str(), claim.source.as_deref()), ("Hibernating", Some("moon")));
 }
 
@@ -303,22 +318,25 @@ fn object_without_identity_fails_to_decode() {
         for value in [json!(null), json!(7), json!({})] {
             let mut object = pod();
             object["metadata"][pointer] = value;
-            assert!(serde_json::from_value::<DecodedPod>(object).is_err(), "{pointer}");
+            assert!(
+                serde_json::from_value::<DecodedPod>(object).is_err(),
+                "an object with malformed {pointer} must fail"
+            );
         }
     }
     for version in ["", "x", "-1", "1.5", "18446744073709551616"] {
         let mut object = pod();
         object["metadata"]["resourceVersion"] = json!(version);
-        assert!(serde_json::from_value::<DecodedPod>(object).is_err(), "{version}");
+        assert!(serde_json::from_value::<DecodedPod>(object).is_err(), "an object with version {version:?} must fail");
     }
 }
 
 #[test]
-fn rows_implement_the_kube_resource_traits() {
+fn decoded_objects_implement_the_kube_resource_traits() {
     use kube::ResourceExt;
-    let row: DecodedClaim = serde_json::from_value(claim()).unwrap();
+    let object: DecodedClaim = serde_json::from_value(claim()).unwrap();
     assert_eq!(
-        (row.name_any(), row.uid(), row.resource_version()),
+        (object.name_any(), object.uid(), object.resource_version()),
         ("alice-web".into(), Some("u-2".into()), Some("42".into()))
     );
     assert_eq!(

@@ -1,8 +1,8 @@
-//! A line of a watch, of which only the few fields that are wanted are read.
+//! The parser of watch lines. It reads only the few fields that a view needs.
 //!
-//! serde_json is the judge: a change as API servers write it, in which nothing is odd, is read here, at a fraction of the
-//! price; all else is left to it, and so are its values and its errors. What is skipped is looked at only as far as
-//! `skip` does it.
+//! Guarantees: the result equals the result of serde_json for every line that serde_json accepts. A change in the format of
+//! API servers takes the fast path, at a fraction of the cost. serde_json parses every other line, and returns the errors.
+//! The fast path checks skipped data only as far as `json_skip` does.
 
 use std::mem::replace;
 
@@ -16,10 +16,10 @@ use serde_json::{Error, de::SliceRead};
 
 use super::{Decode, json_skip};
 
-/// Reads one line, without its newline.
+/// Parses one watch line, without its newline.
 ///
 /// # Errors
-/// serde_json's, when it is not JSON or not an event of this resource.
+/// The error of serde_json, if the line is not JSON or not a watch event of this resource.
 pub fn parse_watch_line<T: Decode>(text: &[u8]) -> Result<WatchEvent<T>, Error> {
     match parse_fast(text) {
         Some(event) => Ok(event),
@@ -27,27 +27,27 @@ pub fn parse_watch_line<T: Decode>(text: &[u8]) -> Result<WatchEvent<T>, Error> 
     }
 }
 
-/// A change whose type comes first, and nothing after its object.
+/// Parses a change whose `type` comes first and whose object comes last. Returns `None` for any other line.
 pub(super) fn parse_fast<T: Decode>(text: &[u8]) -> Option<WatchEvent<T>> {
     let text = text.strip_prefix(br#"{"type":""#)?;
-    let event = [
+    let prefixes = [
         (&br#"ADDED","object":"#[..], WatchEvent::Added as fn(T) -> _),
         (br#"MODIFIED","object":"#, WatchEvent::Modified),
         (br#"DELETED","object":"#, WatchEvent::Deleted),
     ];
-    let (object, event) = event.into_iter().find_map(|(prefix, event)| Some((text.strip_prefix(prefix)?, event)))?;
+    let (object, event) = prefixes.into_iter().find_map(|(prefix, event)| Some((text.strip_prefix(prefix)?, event)))?;
     let mut json = FastJson { rest: object };
-    let row = T::deserialize(&mut json).ok()?;
-    (json.rest.trim_ascii() == b"}").then(|| event(row))
+    let object = T::deserialize(&mut json).ok()?;
+    (json.rest.trim_ascii() == b"}").then(|| event(object))
 }
 
-/// JSON that is still to be read.
+/// A deserializer of JSON text. `rest` is the text that has not been read.
 struct FastJson<'de> {
     rest: &'de [u8],
 }
 
 impl<'de> FastJson<'de> {
-    /// The next byte that is not white space; 0 at the end.
+    /// Skips white space and returns the next byte, without consuming it; 0 at the end.
     #[inline]
     fn peek(&mut self) -> u8 {
         loop {
@@ -59,18 +59,18 @@ impl<'de> FastJson<'de> {
         }
     }
 
-    /// Whether the next byte is this one, which is taken then.
+    /// Consumes the next byte if it is this one, and returns whether it was.
     #[inline]
-    fn take(&mut self, byte: u8) -> bool {
-        let is = self.peek() == byte;
-        if is {
+    fn consume(&mut self, byte: u8) -> bool {
+        let is_next = self.peek() == byte;
+        if is_next {
             self.rest = &self.rest[1..];
         }
-        is
+        is_next
     }
 
-    /// What the next value says, which is taken then, if it is a string that stands for itself.
-    fn plain(&mut self) -> Option<&'de [u8]> {
+    /// Consumes the next value if it is a plain string (see [`json_skip::plain_string`]), and returns its content.
+    fn plain_string(&mut self) -> Option<&'de [u8]> {
         if self.peek() != b'"' {
             return None;
         }
@@ -79,14 +79,14 @@ impl<'de> FastJson<'de> {
         Some(inner)
     }
 
-    /// The text of the next value. Only strings, objects and arrays are known by their first byte.
+    /// Consumes the next value and returns its text. Numbers, booleans and null end at a delimiter and are not checked.
     fn value(&mut self) -> Result<&'de [u8], Error> {
         let length = match self.peek() {
             b'"' => json_skip::string_len(self.rest),
             b'{' | b'[' => json_skip::container_len(self.rest),
             _ => self.rest.iter().position(|byte| matches!(byte, b',' | b'}' | b']' | b' ' | b'\t' | b'\n' | b'\r')),
         };
-        let (value, rest) = self.rest.split_at(length.ok_or_else(|| Error::custom("a value has no end"))?);
+        let (value, rest) = self.rest.split_at(length.ok_or_else(|| Error::custom("unterminated value"))?);
         self.rest = rest;
         Ok(value)
     }
@@ -96,13 +96,13 @@ impl<'de> Deserializer<'de> for &mut FastJson<'de> {
     type Error = Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        if let Some(text) = self.plain() {
+        if let Some(text) = self.plain_string() {
             return visitor.visit_borrowed_str(str::from_utf8(text).map_err(Error::custom)?);
         }
-        if self.take(b'{') {
-            let mut members = FastMembers { json: self, first: true, over: false };
+        if self.consume(b'{') {
+            let mut members = FastMembers { json: self, is_first: true, is_finished: false };
             let value = visitor.visit_map(&mut members)?;
-            return if members.over { Ok(value) } else { Err(Error::custom("an object is not read to its end")) };
+            return if members.is_finished { Ok(value) } else { Err(Error::custom("unread members of an object")) };
         }
         let mut json = serde_json::Deserializer::new(SliceRead::new(self.value()?));
         let value = json.deserialize_any(visitor)?;
@@ -127,21 +127,21 @@ impl<'de> Deserializer<'de> for &mut FastJson<'de> {
 /// The members of an object, after its opening bracket.
 struct FastMembers<'j, 'de> {
     json: &'j mut FastJson<'de>,
-    first: bool,
-    over: bool,
+    is_first: bool,
+    is_finished: bool,
 }
 
 impl<'de> FastMembers<'_, 'de> {
-    /// A key that is not plain, but could be read as it stands.
+    /// Returns a key that is not a plain string but has no escapes, such as one with non-ASCII characters.
     #[cold]
     fn unusual_key(&mut self) -> Result<&'de [u8], Error> {
         let key = match self.json.peek() {
             b'"' => self.json.value()?,
-            _ => return Err(Error::custom("a key is no string")),
+            _ => return Err(Error::custom("a key is not a string")),
         };
         let key = str::from_utf8(&key[1..key.len() - 1]).map_err(Error::custom)?;
         if key.contains('\\') {
-            return Err(Error::custom("a key with an escape"));
+            return Err(Error::custom("a key contains an escape"));
         }
         Ok(key.as_bytes())
     }
@@ -151,17 +151,17 @@ impl<'de> MapAccess<'de> for &mut FastMembers<'_, 'de> {
     type Error = Error;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
-        let first = replace(&mut self.first, false);
-        if first || !self.json.take(b',') {
-            if self.json.take(b'}') {
-                self.over = true;
+        let is_first = replace(&mut self.is_first, false);
+        if is_first || !self.json.consume(b',') {
+            if self.json.consume(b'}') {
+                self.is_finished = true;
                 return Ok(None);
             }
-            if !first {
-                return Err(Error::custom("no comma between two members"));
+            if !is_first {
+                return Err(Error::custom("missing comma between two members"));
             }
         }
-        let key = match self.json.plain() {
+        let key = match self.json.plain_string() {
             Some(key) => key,
             None => self.unusual_key()?,
         };
@@ -169,8 +169,8 @@ impl<'de> MapAccess<'de> for &mut FastMembers<'_, 'de> {
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Error> {
-        if !self.json.take(b':') {
-            return Err(Error::custom("no colon behind a key"));
+        if !self.json.consume(b':') {
+            return Err(Error::custom("missing colon after a key"));
         }
         seed.deserialize(&mut *self.json)
     }

@@ -1,4 +1,6 @@
-//! The hub's requests: get the Namespace, list, probe, start a watch. Each has a time and a size that it may take.
+//! The requests of the hub: get the Namespace, list, probe, start a watch.
+//!
+//! Guarantees: each request has a time limit and each response a size limit (docs/limits.md). Nothing is retried here.
 
 use std::{marker::PhantomData, time::Duration};
 
@@ -18,32 +20,32 @@ use kube::{
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::time::{Instant, timeout};
 
-use super::{Config, Metrics, metrics::ResourceLabel};
+use super::{config::Config, metrics::Metrics};
 use crate::{
     api::MANAGED_SELECTOR,
     event::{Resource, ResourceVersion, View},
     source::{
-        decode::{self, Decode, Decoded, resource_version},
+        decode::{Decode, Decoded, resource_version, watch_line::parse_watch_line},
         error::{RequestInfo, UpstreamError},
     },
 };
 
-/// Bytes of an error answer that are read: a Status is a few hundred.
+/// Maximum bytes that are read of an error response. A Status object has a few hundred.
 const ERROR_BYTES: usize = 64 << 10;
 
-/// Requests about one resource.
+/// The requests about one resource.
 pub(super) struct ResourceApi<'a, T> {
     client: &'a Client,
     pub(super) config: &'a Config,
     pub(super) metrics: &'a Metrics,
     request: Request,
-    row: PhantomData<fn() -> T>,
+    object: PhantomData<fn() -> T>,
 }
 
 #[derive(Deserialize)]
 struct Page<T> {
     metadata: ListMeta,
-    /// Null in a list of nothing.
+    /// Null in an empty list.
     items: Option<Vec<T>>,
 }
 
@@ -56,7 +58,7 @@ struct ListMeta {
     next: Option<String>,
 }
 
-/// Only a list's metadata.
+/// A list of which only the metadata is read.
 #[derive(Deserialize)]
 struct ListHead {
     metadata: ListMeta,
@@ -75,16 +77,12 @@ struct UidMetadata {
 impl<'a, T: Decode> ResourceApi<'a, T> {
     pub(super) fn new(client: &'a Client, config: &'a Config, metrics: &'a Metrics) -> Self {
         let request = Request::new(T::url_path(&(), Some(&config.namespace)));
-        ResourceApi { client, config, metrics, request, row: PhantomData }
+        ResourceApi { client, config, metrics, request, object: PhantomData }
     }
 
-    pub(super) fn resource_label(&self) -> ResourceLabel {
-        ResourceLabel { resource: T::KIND.plural() }
-    }
-
-    /// What is asked, for messages.
+    /// Describes a request with this verb, for error messages.
     pub(super) fn request_info(&self, verb: &'static str) -> RequestInfo {
-        let resource = match T::KIND {
+        let resource = match T::RESOURCE {
             Resource::Pods => "pods",
             Resource::Claims => "boilerhouseclaims.boilerhouse.dev",
         };
@@ -92,7 +90,7 @@ impl<'a, T: Decode> ResourceApi<'a, T> {
         RequestInfo { verb, resource: resource.into(), namespace: namespace.clone(), server: server.clone() }
     }
 
-    /// The uid of the watched Namespace. Needs the verb `get` on that one object.
+    /// Returns the uid of the watched Namespace. It needs the right to `get` that object.
     pub(super) async fn namespace_uid(&self) -> Result<String, UpstreamError> {
         let namespace = &self.config.namespace;
         let request_info =
@@ -104,12 +102,12 @@ impl<'a, T: Decode> ResourceApi<'a, T> {
         Ok(parse::<ObjectUid>(&body)?.metadata.uid)
     }
 
-    /// Everything there is and the version it is true at, as of now (a quorum read).
+    /// Returns all objects and the version of the list, as of now (a quorum read).
     pub(super) async fn list(&self) -> Result<(Vec<View>, ResourceVersion), UpstreamError> {
         self.list_at(None).await
     }
 
-    /// The same as of exactly this earlier version, where there is one.
+    /// Returns all objects and the version of the list, at exactly this earlier version if one is given.
     pub(super) async fn list_at(
         &self,
         exact: Option<ResourceVersion>,
@@ -120,38 +118,42 @@ impl<'a, T: Decode> ResourceApi<'a, T> {
         if let Some(exact) = exact {
             params = params.at(&exact.to_string()).matching(VersionMatch::Exact);
         }
+        let start = Instant::now();
         loop {
             let body =
                 self.read(&self.request_info("list"), self.request.list(&params), page_bytes, page_timeout).await?;
-            self.metrics.lists.get_or_create(&self.resource_label()).inc();
-            self.metrics.record_received(T::KIND, Instant::now());
+            self.metrics.list_pages[T::RESOURCE].inc();
+            self.metrics.record_received(T::RESOURCE);
             let page: Page<T> = parse(&body)?;
-            views.extend(page.items.unwrap_or_default().into_iter().map(|row| self.view(row)));
+            views.extend(page.items.unwrap_or_default().into_iter().map(|object| self.view(object)));
             if views.len() > list_objects {
-                return Err(UpstreamError::Decode(format!("a list of more than {list_objects} objects")));
+                return Err(UpstreamError::Decode(format!("more than {list_objects} objects in a list")));
             }
             match page.metadata.next {
-                // The token says at which version the list goes on.
+                // The continue token contains the version, so the next page must not repeat it.
                 Some(next) if !next.is_empty() => {
                     params = ListParams { limit: Some(page_objects), continue_token: Some(next), ..self.params() };
                 }
-                _ => return Ok((views, page.metadata.resource_version)),
+                _ => {
+                    self.metrics.list_duration[T::RESOURCE].observe(start.elapsed().as_secs_f64());
+                    return Ok((views, page.metadata.resource_version));
+                }
             }
         }
     }
 
-    /// The version that the API server is at now, by a list of one object.
+    /// Returns the current version of the API server, by a list of one object (a probe).
     pub(super) async fn current_version(&self) -> Result<ResourceVersion, UpstreamError> {
-        self.metrics.probes.get_or_create(&self.resource_label()).inc();
+        self.metrics.probes[T::RESOURCE].inc();
         let request = self.request.list(&ListParams { limit: Some(1), ..self.params() });
         let body =
             self.read(&self.request_info("list"), request, self.config.line_bytes, self.config.probe_timeout).await?;
         Ok(parse::<ListHead>(&body)?.metadata.resource_version)
     }
 
-    /// Starts a watch, for so long, of what comes after `from`.
-    pub(super) async fn watch(&self, from: ResourceVersion, lasts: Duration) -> Result<Body, UpstreamError> {
-        let seconds = u32::try_from(lasts.as_secs()).unwrap_or(u32::MAX);
+    /// Starts a watch of the changes after `from` that ends after `duration`, in whole seconds.
+    pub(super) async fn watch(&self, from: ResourceVersion, duration: Duration) -> Result<Body, UpstreamError> {
+        let seconds = u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
         let params = WatchParams {
             label_selector: self.params().label_selector,
             timeout: Some(seconds),
@@ -164,28 +166,34 @@ impl<'a, T: Decode> ResourceApi<'a, T> {
         let response = timeout(limit, start)
             .await
             .map_err(|_| UpstreamError::Timeout { request_info: request_info.clone(), limit })??;
-        self.metrics.watches.get_or_create(&self.resource_label()).inc();
+        self.metrics.watches_started[T::RESOURCE].inc();
         Ok(response.into_body())
     }
 
-    /// The view of a row; its odd fields are counted.
-    pub(super) fn view(&self, row: T) -> View {
-        let Decoded { view, malformed_fields: odd } = row.into_decoded();
-        for field in odd {
-            tracing::debug!(resource = T::KIND.plural(), name = view.name(), field, "left out: its type is odd");
-            self.metrics.record_malformed(T::KIND, field);
+    /// Returns the error for a watch line longer than `line_bytes`.
+    pub(super) fn line_too_long(&self) -> UpstreamError {
+        UpstreamError::Decode(format!("more than {} bytes in a watch line", self.config.line_bytes))
+    }
+
+    /// Returns the view of an object, and counts its malformed fields.
+    pub(super) fn view(&self, object: T) -> View {
+        let Decoded { view, malformed_fields } = object.into_decoded();
+        for field in malformed_fields {
+            tracing::debug!(resource = T::RESOURCE.plural(), name = view.name(), field, "malformed field left out");
+            self.metrics.record_malformed(T::RESOURCE, field);
         }
         view
     }
 
     fn params(&self) -> ListParams {
-        let label_selector = match T::KIND {
+        let label_selector = match T::RESOURCE {
             Resource::Pods => Some(MANAGED_SELECTOR.to_owned()),
             Resource::Claims => None,
         };
         ListParams { label_selector, ..ListParams::default() }
     }
 
+    /// Sends a request and reads its response, of at most `bytes`, within `limit`.
     async fn read(
         &self,
         request_info: &RequestInfo,
@@ -193,10 +201,11 @@ impl<'a, T: Decode> ResourceApi<'a, T> {
         bytes: usize,
         limit: Duration,
     ) -> Result<Bytes, UpstreamError> {
-        let whole = async { collect(self.send(request_info, request).await?.into_body(), bytes).await };
-        timeout(limit, whole).await.map_err(|_| UpstreamError::Timeout { request_info: request_info.clone(), limit })?
+        let body = async { collect(self.send(request_info, request).await?.into_body(), bytes).await };
+        timeout(limit, body).await.map_err(|_| UpstreamError::Timeout { request_info: request_info.clone(), limit })?
     }
 
+    /// Sends a request and returns its response if the status is a success.
     async fn send(
         &self,
         request_info: &RequestInfo,
@@ -213,27 +222,29 @@ impl<'a, T: Decode> ResourceApi<'a, T> {
             return Ok(response);
         }
         let (head, body) = response.into_parts();
-        // What an error answer says is a help, not a need.
+        // The status alone classifies the error; a body that cannot be read only shortens the message.
         let body = collect(body, ERROR_BYTES).await.unwrap_or_default();
         Err(UpstreamError::from_response(head.status, &head.headers, &body, request_info))
     }
 }
 
+/// Reads a body of at most `bytes`.
 async fn collect(body: Body, bytes: usize) -> Result<Bytes, UpstreamError> {
     match Limited::new(body, bytes).collect().await {
-        Ok(whole) => Ok(whole.to_bytes()),
+        Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => {
-            Err(UpstreamError::Decode(format!("an answer of more than {bytes} bytes")))
+            Err(UpstreamError::Decode(format!("more than {bytes} bytes in a response")))
         }
         Err(error) => Err(UpstreamError::ConnectionLost(error.to_string())),
     }
 }
 
+/// Parses a complete JSON text.
 pub(super) fn parse<D: DeserializeOwned>(text: &[u8]) -> Result<D, UpstreamError> {
     serde_json::from_slice(text).map_err(|error| UpstreamError::from_json_error(&error))
 }
 
-/// One line of a watch.
+/// Parses one watch line, without its newline.
 pub(super) fn parse_line<T: Decode>(text: &[u8]) -> Result<WatchEvent<T>, UpstreamError> {
-    decode::parse_watch_line(text).map_err(|error| UpstreamError::from_json_error(&error))
+    parse_watch_line(text).map_err(|error| UpstreamError::from_json_error(&error))
 }

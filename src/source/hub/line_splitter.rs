@@ -1,34 +1,38 @@
-//! Lines out of chunks: what a watch sends, one JSON object a line.
+//! Splits the chunks of a watch into lines. A watch sends one JSON object per line.
+//!
+//! Guarantees: each byte is searched once. At most the limit and one chunk are buffered.
 
 use bytes::BytesMut;
 
-/// Splits at newlines, holding back what is not yet complete.
+/// Splits at newlines and buffers the incomplete last line.
 #[derive(Debug)]
 pub(super) struct LineSplitter {
     rest: BytesMut,
-    /// How much of `rest` is known to hold no newline: no byte is looked at twice.
+    /// Length of the prefix of `rest` that was searched and contains no newline.
     searched: usize,
+    /// Maximum bytes of a line.
     limit: usize,
 }
 
-/// A line longer than its limit.
+/// A line longer than the limit.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct LineTooLong;
 
 impl LineSplitter {
-    /// Holds at most `limit` bytes back, besides one chunk.
+    /// Creates a splitter for lines of at most `limit` bytes.
     pub(super) fn new(limit: usize) -> LineSplitter {
         LineSplitter { rest: BytesMut::new(), searched: 0, limit }
     }
 
+    /// Appends a chunk.
     pub(super) fn push(&mut self, chunk: &[u8]) {
         self.rest.extend_from_slice(chunk);
     }
 
-    /// The next complete line that is not empty, without its newline.
+    /// Returns the next complete line that is not empty, without its newline.
     ///
     /// # Errors
-    /// When a line is longer than the limit; what follows cannot be made sense of.
+    /// When a line is longer than the limit. The splitter must not be used afterwards.
     pub(super) fn next(&mut self) -> Result<Option<BytesMut>, LineTooLong> {
         while let Some(at) = memchr::memchr(b'\n', &self.rest[self.searched..]) {
             let mut line = self.rest.split_to(self.searched + at + 1);
@@ -59,16 +63,16 @@ mod tests {
             cuts.extend([0, text.len()]);
             cuts.sort_unstable();
             let mut lines = LineSplitter::new(100);
-            let mut got = Vec::new();
+            let mut found = Vec::new();
             for pair in cuts.windows(2) {
                 lines.push(&text.as_bytes()[pair[0]..pair[1]]);
                 while let Some(line) = lines.next().unwrap() {
-                    got.push(String::from_utf8(line.to_vec()).unwrap());
+                    found.push(String::from_utf8(line.to_vec()).unwrap());
                 }
             }
             let complete = text.rfind('\n').map_or("", |end| &text[..end]);
-            let want: Vec<String> = complete.split('\n').filter(|line| !line.is_empty()).map(str::to_owned).collect();
-            prop_assert_eq!(got, want);
+            let expected: Vec<String> = complete.split('\n').filter(|line| !line.is_empty()).map(str::to_owned).collect();
+            prop_assert_eq!(found, expected);
         }
     }
 

@@ -1,54 +1,75 @@
-//! What the hub counts, and how old its last byte is.
+//! Metrics of the hub, each by resource.
+//!
+//! Guarantees: every label set that can occur exists from the start, with the value 0. An update in the path of a watch
+//! line takes no lock and no hash lookup. Label values come from this program, never from an object.
 
 use std::{
-    collections::BTreeSet,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
+    sync::atomic::AtomicU64,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
-use tokio::time::Instant;
 
-use crate::event::{PerResource, Resource};
+use crate::{
+    event::{PerResource, Resource},
+    source::{
+        decode::{Decode, DecodedClaim, DecodedPod},
+        error::UpstreamError,
+        resource_family::ResourceFamily,
+    },
+};
 
-/// Counters and gauges of the hub, each by resource.
+/// Upper bounds of the buckets of `upstream_list_duration_seconds`, in seconds. One page may take 30 s (`page_timeout`).
+const LIST_SECONDS: [f64; 11] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+/// Counters, gauges and a histogram of the hub.
 #[derive(Debug)]
 pub struct Metrics {
-    pub(super) lists: Family<ResourceLabel, Counter>,
-    pub(super) watches: Family<ResourceLabel, Counter>,
-    pub(super) restarts: Family<InterruptionLabels, Counter>,
-    pub(super) unreadable: Family<ResourceLabel, Counter>,
-    malformed: Family<FieldLabels, Counter>,
-    /// The labels of `malformed`, which keeps them to itself: as many at most as projections have fields.
-    malformed_fields: Mutex<BTreeSet<FieldLabels>>,
-    pub(super) stale: Family<ResourceLabel, Counter>,
-    pub(super) probes: Family<ResourceLabel, Counter>,
-    pub(super) live: Family<ResourceLabel, Gauge>,
-    start: Instant,
-    /// Milliseconds from `start` to the last byte.
-    last_byte_ms: PerResource<AtomicU64>,
+    pub(super) list_pages: ResourceFamily<Counter>,
+    pub(super) list_duration: ResourceFamily<Histogram>,
+    pub(super) watches_started: ResourceFamily<Counter>,
+    pub(super) decode_errors: ResourceFamily<Counter>,
+    pub(super) stale_events: ResourceFamily<Counter>,
+    pub(super) probes: ResourceFamily<Counter>,
+    pub(super) up: ResourceFamily<Gauge>,
+    pub(super) synced: ResourceFamily<Gauge>,
+    resource_version: ResourceFamily<Gauge>,
+    last_received: ResourceFamily<Gauge<f64, AtomicU64>>,
+    interruptions: Family<InterruptionLabels, Counter>,
+    event_family: Family<EventLabels, Counter>,
+    pub(super) events: PerResource<EventCounters>,
+    malformed_family: Family<FieldLabels, Counter>,
+    /// The counters of `malformed_family` by field, in the order of [`Decode::FIELDS`].
+    malformed: PerResource<Vec<(&'static str, Counter)>>,
+}
+
+/// Counters of watch lines, by the type of their event.
+#[derive(Debug)]
+pub(super) struct EventCounters {
+    pub(super) added: Counter,
+    pub(super) modified: Counter,
+    pub(super) deleted: Counter,
+    pub(super) bookmark: Counter,
+    pub(super) error: Counter,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct ResourceLabel {
-    pub(super) resource: &'static str,
+struct InterruptionLabels {
+    resource: &'static str,
+    reason: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct InterruptionLabels {
-    pub(super) resource: &'static str,
-    pub(super) reason: &'static str,
+struct EventLabels {
+    resource: &'static str,
+    r#type: &'static str,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FieldLabels {
     resource: &'static str,
     field: &'static str,
@@ -56,100 +77,162 @@ struct FieldLabels {
 
 impl Default for Metrics {
     fn default() -> Self {
+        let interruptions = Family::<InterruptionLabels, Counter>::default();
+        for resource in Resource::ALL.map(Resource::plural) {
+            for reason in UpstreamError::LABELS {
+                drop(interruptions.get_or_create(&InterruptionLabels { resource, reason }));
+            }
+        }
+        let event_family = Family::<EventLabels, Counter>::default();
+        let events = PerResource::from_fn(|resource| {
+            let counter =
+                |r#type| event_family.get_or_create_owned(&EventLabels { resource: resource.plural(), r#type });
+            EventCounters {
+                added: counter("added"),
+                modified: counter("modified"),
+                deleted: counter("deleted"),
+                bookmark: counter("bookmark"),
+                error: counter("error"),
+            }
+        });
+        let malformed_family = Family::<FieldLabels, Counter>::default();
+        let malformed = PerResource::new(DecodedPod::FIELDS, DecodedClaim::FIELDS);
+        let malformed = PerResource::from_fn(|resource| {
+            let counter =
+                |field| malformed_family.get_or_create_owned(&FieldLabels { resource: resource.plural(), field });
+            malformed[resource].iter().map(|field| (*field, counter(*field))).collect()
+        });
+        let last_received = ResourceFamily::<Gauge<f64, _>>::default();
+        for resource in Resource::ALL {
+            last_received[resource].set(unix_seconds());
+        }
         Metrics {
-            lists: Family::default(),
-            watches: Family::default(),
-            restarts: Family::default(),
-            unreadable: Family::default(),
-            malformed: Family::default(),
-            malformed_fields: Mutex::default(),
-            stale: Family::default(),
-            probes: Family::default(),
-            live: Family::default(),
-            start: Instant::now(),
-            last_byte_ms: PerResource::default(),
+            list_pages: ResourceFamily::default(),
+            list_duration: ResourceFamily::new(|| Histogram::new(LIST_SECONDS)),
+            watches_started: ResourceFamily::default(),
+            decode_errors: ResourceFamily::default(),
+            stale_events: ResourceFamily::default(),
+            probes: ResourceFamily::default(),
+            up: ResourceFamily::default(),
+            synced: ResourceFamily::default(),
+            resource_version: ResourceFamily::default(),
+            last_received,
+            interruptions,
+            event_family,
+            events,
+            malformed_family,
+            malformed,
         }
     }
 }
 
 impl Metrics {
-    /// How long ago the last byte about a resource came; since the start where none has come yet.
-    #[must_use]
-    pub fn since_last_byte(&self, resource: Resource) -> Duration {
-        let heard = Duration::from_millis(self.last_byte_ms[resource].load(Ordering::Relaxed));
-        self.start.elapsed().saturating_sub(heard)
-    }
-
-    /// A line for each resource of which fields had to be left out because of their type: which and how often. Names of
-    /// fields, never of objects: who may not see an object may see this.
+    /// Returns one line for each resource with malformed fields: how many, and the count of each field.
+    ///
+    /// `/readyz?verbose` prints the lines. They contain names of fields and never names of objects, because a client that
+    /// must not see an object may see this text.
     #[must_use]
     pub fn malformed_fields(&self) -> Vec<String> {
-        let fields = self.malformed_fields.lock().unwrap_or_else(PoisonError::into_inner);
         let lines = Resource::ALL.into_iter().filter_map(|resource| {
-            let of_resource = fields.iter().filter(|odd| odd.resource == resource.plural());
-            let counts: Vec<_> = of_resource.map(|odd| (odd.field, self.malformed.get_or_create(odd).get())).collect();
-            let all: u64 = counts.iter().map(|(_, count)| count).sum();
+            let counts: Vec<_> = self.malformed[resource]
+                .iter()
+                .map(|(field, counter)| (*field, counter.get()))
+                .filter(|(_, count)| *count > 0)
+                .collect();
+            let total: u64 = counts.iter().map(|(_, count)| count).sum();
             let each: Vec<_> = counts.iter().map(|(field, count)| format!("{field} ({count})")).collect();
-            let word = if all == 1 { "field" } else { "fields" };
-            (all > 0).then(|| format!("{}: {all} odd {word}: {}", resource.plural(), each.join(", ")))
+            let noun = if total == 1 { "field" } else { "fields" };
+            // "odd" is the word of the response of `/readyz?verbose`; clients may parse it.
+            (total > 0).then(|| format!("{}: {total} odd {noun}: {}", resource.plural(), each.join(", ")))
         });
         lines.collect()
     }
 
-    /// Names them in a registry, whose prefix the caller has set.
-    pub fn register(self: &Arc<Self>, registry: &mut Registry) {
-        registry.register("upstream_lists", "Pages of lists read", self.lists.clone());
-        registry.register("upstream_watches", "Watches started", self.watches.clone());
-        registry.register("upstream_restarts", "Ends of watches and failed requests, by reason", self.restarts.clone());
-        registry.register("upstream_unreadable", "Answers that could not be parsed", self.unreadable.clone());
-        registry.register("upstream_odd_fields", "Fields left out because of their type", self.malformed.clone());
-        registry.register(
-            "upstream_stale_lines",
-            "Watch lines at or below a known version, skipped",
-            self.stale.clone(),
+    /// Registers all metrics. The caller sets the registry's prefix.
+    pub fn register(&self, registry: &mut Registry) {
+        self.up.register(registry, "upstream_up", "1 while the resource is watched without a gap");
+        self.synced.register(registry, "upstream_synced", "1 after the first complete list of the resource");
+        self.last_received.register(
+            registry,
+            "upstream_last_received_timestamp_seconds",
+            "Unix time of the last byte received about the resource, or of the start before the first byte",
         );
-        registry.register("upstream_probes", "Lists of one object sent into silence", self.probes.clone());
-        registry.register("upstream_live", "Whether the resource is watched without a gap", self.live.clone());
-        registry.register_collector(Box::new(LastByteCollector(self.clone())));
+        self.resource_version.register(
+            registry,
+            "upstream_resource_version",
+            "Newest resourceVersion of the resource that was processed",
+        );
+        registry.register("upstream_events", "Watch lines processed, by event type", self.event_family.clone());
+        self.list_pages.register(registry, "upstream_list_pages", "Pages of lists read");
+        self.list_duration.register(
+            registry,
+            "upstream_list_duration_seconds",
+            "Time from the first request to the last byte of a complete list, all pages included",
+        );
+        self.watches_started.register(registry, "upstream_watches_started", "Watches started");
+        registry.register(
+            "upstream_interruptions",
+            "Ends of watches and failed requests, by reason",
+            self.interruptions.clone(),
+        );
+        self.decode_errors.register(
+            registry,
+            "upstream_decode_errors",
+            "Responses and watch lines that could not be parsed",
+        );
+        registry.register(
+            "upstream_malformed_fields",
+            "Fields left out of an object because of a wrong JSON type",
+            self.malformed_family.clone(),
+        );
+        self.stale_events.register(
+            registry,
+            "upstream_stale_events",
+            "Watch lines skipped because their resourceVersion was not newer",
+        );
+        self.probes.register(registry, "upstream_probes", "LIST limit=1 requests to check a silent API server");
     }
 
-    /// A field had to be left out because of its type.
+    /// Counts a field that was left out because of its type.
     pub(super) fn record_malformed(&self, resource: Resource, field: &'static str) {
-        let odd = FieldLabels { resource: resource.plural(), field };
-        self.malformed.get_or_create(&odd).inc();
-        self.malformed_fields.lock().unwrap_or_else(PoisonError::into_inner).insert(odd);
+        if let Some((_, counter)) = self.malformed[resource].iter().find(|(name, _)| *name == field) {
+            counter.inc();
+        }
     }
 
-    pub(super) fn record_received(&self, resource: Resource, at: Instant) {
-        let since_start = at.saturating_duration_since(self.start).as_millis();
-        self.last_byte_ms[resource].store(u64::try_from(since_start).unwrap_or(u64::MAX), Ordering::Relaxed);
+    /// Counts the end of a watch or a failed request.
+    pub(super) fn record_interruption(&self, resource: Resource, error: &UpstreamError) {
+        let labels = InterruptionLabels { resource: resource.plural(), reason: error.label() };
+        self.interruptions.get_or_create(&labels).inc();
+    }
+
+    /// Sets the time of the last byte to now.
+    pub(super) fn record_received(&self, resource: Resource) {
+        self.last_received[resource].set(unix_seconds());
+    }
+
+    /// Sets the newest processed version.
+    pub(super) fn record_version(&self, resource: Resource, version: u64) {
+        self.resource_version[resource].set(i64::try_from(version).unwrap_or(i64::MAX));
     }
 }
 
-/// Reads the age when it is asked for.
-#[derive(Debug)]
-struct LastByteCollector(Arc<Metrics>);
-
-impl Collector for LastByteCollector {
-    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        let ages = Family::<ResourceLabel, Gauge<f64, AtomicU64>>::default();
-        for resource in Resource::ALL {
-            ages.get_or_create(&ResourceLabel { resource: resource.plural() })
-                .set(self.0.since_last_byte(resource).as_secs_f64());
-        }
-        let metric = encoder.encode_descriptor(
-            "upstream_last_byte_age_seconds",
-            "Time since the last byte about a resource came",
-            None,
-            ages.metric_type(),
-        )?;
-        ages.encode(metric)
-    }
+fn unix_seconds() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 #[cfg(test)]
 mod tests {
+    use prometheus_client::encoding::text::encode;
+
     use super::*;
+
+    fn encoded(metrics: &Metrics) -> String {
+        let (mut registry, mut text) = (Registry::default(), String::new());
+        metrics.register(&mut registry);
+        encode(&mut text, &registry).unwrap();
+        text
+    }
 
     #[test]
     fn malformed_fields_are_reported_by_resource_with_counts() {
@@ -161,5 +244,31 @@ mod tests {
         assert_eq!(metrics.malformed_fields(), ["pods: 3 odd fields: metadata.labels (2), status.podIP (1)"]);
         metrics.record_malformed(Resource::Claims, "status");
         assert_eq!(metrics.malformed_fields()[1], "boilerhouseclaims: 1 odd field: status (1)");
+    }
+
+    #[test]
+    fn every_family_has_both_resources_before_its_first_event() {
+        let text = encoded(&Metrics::default());
+        let families: Vec<&str> =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        assert_eq!(families.len(), 13, "{text}");
+        for family in families {
+            for resource in Resource::ALL.map(Resource::plural) {
+                let of_family =
+                    |line: &&str| line.starts_with(family) && line.contains(&format!("resource=\"{resource}\""));
+                assert!(text.lines().any(|line| of_family(&line)), "{family} of {resource} is missing: {text}");
+            }
+        }
+        let sample = |name: &str| text.lines().filter(|line| line.starts_with(name)).count();
+        assert_eq!(sample("upstream_interruptions_total{"), 2 * UpstreamError::LABELS.len());
+        assert_eq!(sample("upstream_events_total{"), 2 * 5);
+    }
+
+    #[test]
+    fn last_received_is_the_current_unix_time() {
+        let metrics = Metrics::default();
+        let before = unix_seconds();
+        metrics.record_received(Resource::Pods);
+        assert!((before..=unix_seconds()).contains(&metrics.last_received[Resource::Pods].get()));
     }
 }

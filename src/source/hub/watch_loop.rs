@@ -1,4 +1,13 @@
-//! One resource, followed: list, watch, and what to do when either fails. `NextStep` is the phase; an `UpstreamError` ends it.
+//! The list-and-watch loop of one resource: list, watch, and what each error leads to.
+//!
+//! Owns: the last version, the failures in a row and the health of the resource.
+//!
+//! Guarantees:
+//! - Versions never go back, except by a list that found a history reset.
+//! - After an error the resource is live only when the missed changes have been written.
+//! - An error never ends the loop.
+//!
+//! `NextStep` is the state of the loop; an `UpstreamError` ends each step.
 
 use std::{convert::Infallible, pin::pin, sync::Arc};
 
@@ -12,11 +21,10 @@ use tokio::{
 };
 
 use super::{
-    EventSink, SourceEvent,
     api_client::{self, ResourceApi},
-    back_off, emit,
-    line_splitter::{LineSplitter, LineTooLong},
-    metrics::InterruptionLabels,
+    backoff::back_off,
+    event::{EventSink, SourceEvent, emit},
+    line_splitter::LineSplitter,
 };
 use crate::{
     event::ResourceVersion,
@@ -24,60 +32,60 @@ use crate::{
     source::{decode::Decode, error::UpstreamError},
 };
 
-/// Routine troubles in a row that are answered at once and count as nothing: a watch is cut, and the next one finds its
-/// history gone, as after a restart of the API server.
+/// Maximum number of expected errors in a row that are retried at once and do not count as an outage. A restart of the API
+/// server causes two: the watch is cut, and the next watch finds its history expired.
 const EXPECTED_FAILURES: u32 = 2;
 
-/// What to do next.
+/// The next step of the loop.
 enum NextStep {
     List,
     Watch,
 }
 
-/// A watch taken up again after trouble is live only when what was missed has come.
+/// Whether a resumed watch has delivered the changes that were missed during an error.
 enum CatchUp {
-    /// Nothing was missed.
+    /// Nothing is missing.
     Done,
-    /// The API server is being asked for its version.
+    /// The API server was asked for its current version.
     Probing,
-    /// That version must be reached, or the watch be quiet until then.
+    /// The watch must reach `version`, or receive nothing until `quiet`.
     Until { version: ResourceVersion, quiet: Instant },
 }
 
-/// A watch while it is read.
+/// The state of a watch while it is read.
 struct WatchRead<'a> {
     lines: LineSplitter,
     catch_up: CatchUp,
-    /// A list of one object, on its way.
+    /// The pending request for the current version.
     probe: Option<BoxFuture<'a, Result<ResourceVersion, UpstreamError>>>,
-    /// When the last one was sent, and what was known then: what has come since may be newer than its answer.
+    /// When the last probe was sent, and the last version at that time. Lines received since then may be newer than the
+    /// response to the probe.
     last_probe: (Instant, ResourceVersion),
     /// When the connection counts as dead.
     end_by: Instant,
 }
 
-/// Follows one resource.
+/// Lists and watches one resource.
 pub(super) struct WatchLoop<'a, T> {
     api: &'a ResourceApi<'a, T>,
-    out: EventSink<'a>,
-    /// The newest version told.
+    sink: EventSink<'a>,
+    /// The newest version that was written.
     last_version: ResourceVersion,
-    /// That version comes from a list just made: the next watch can have missed nothing.
+    /// The last step was a list, so the next watch cannot have missed a change.
     just_listed: bool,
-    /// When the last byte came.
     last_byte_at: Instant,
-    /// Failures since a watch last worked.
+    /// Failures in a row since a watch worked.
     failures: u32,
     health: Health,
-    /// The trouble that was logged last, until it is over.
+    /// The last logged error, until the resource is live.
     last_logged: Option<UpstreamError>,
 }
 
 impl<'a, T: Decode> WatchLoop<'a, T> {
-    pub(super) fn new(api: &'a ResourceApi<'a, T>, out: EventSink<'a>) -> Self {
+    pub(super) fn new(api: &'a ResourceApi<'a, T>, sink: EventSink<'a>) -> Self {
         WatchLoop {
             api,
-            out,
+            sink,
             last_version: 0,
             just_listed: false,
             last_byte_at: Instant::now(),
@@ -87,6 +95,7 @@ impl<'a, T: Decode> WatchLoop<'a, T> {
         }
     }
 
+    /// Runs the loop until the future is dropped.
     pub(super) async fn run(mut self) -> Infallible {
         let mut next = NextStep::List;
         loop {
@@ -109,15 +118,16 @@ impl<'a, T: Decode> WatchLoop<'a, T> {
     }
 
     async fn list(&mut self) -> Result<(), UpstreamError> {
-        let (views, rv) = self.api.list().await?;
+        let (views, version) = self.api.list().await?;
         self.record_received();
-        if rv < self.last_version {
-            // It may be another cluster behind the old address: ask again whose history this is.
-            emit(self.out, SourceEvent::Namespace(self.api.namespace_uid().await?));
+        if version < self.last_version {
+            // Another cluster may answer at the same address, so the namespace id is read again.
+            emit(self.sink, SourceEvent::Namespace(self.api.namespace_uid().await?));
         }
-        self.last_version = rv;
+        self.set_last_version(version);
         self.just_listed = true;
-        emit(self.out, SourceEvent::Replace(T::KIND, views, rv));
+        emit(self.sink, SourceEvent::Replace(T::RESOURCE, views, version));
+        self.api.metrics.synced[T::RESOURCE].set(1);
         Ok(())
     }
 
@@ -133,37 +143,37 @@ impl<'a, T: Decode> WatchLoop<'a, T> {
         error
     }
 
-    /// Reads a watch to its end.
+    /// Reads a watch until it ends, and returns why.
     async fn read(&mut self, body: Body) -> UpstreamError {
         let api = self.api;
         let mut body = body.into_data_stream();
-        let mut reading = self.start_read();
-        let mut timer = pin!(sleep_until(self.next_wake(&reading)));
+        let mut read = self.start_read();
+        let mut timer = pin!(sleep_until(self.next_wake(&read)));
         loop {
-            let heard = tokio::select! {
+            let result = tokio::select! {
                 biased;
                 chunk = body.next() => match chunk {
                     Some(Ok(chunk)) => {
-                        let heard = self.on_chunk(&mut reading, &chunk);
-                        // A stream that always has more must leave the other resource its turn.
+                        let result = self.on_chunk(&mut read, &chunk);
+                        // Yields now and then: a body that always has data must not starve the loop of the other resource.
                         consume_budget().await;
-                        heard
+                        result
                     }
-                    Some(Err(error)) => Err(UpstreamError::ConnectionLost(cause(&error))),
+                    Some(Err(error)) => Err(UpstreamError::ConnectionLost(innermost_cause(&error))),
                     None => Err(UpstreamError::WatchEnded),
                 },
-                answer = answer(&mut reading.probe) => {
-                    let heard = self.on_probe(&mut reading, answer);
-                    timer.as_mut().reset(self.next_wake(&reading));
-                    heard
+                response = probe_response(&mut read.probe) => {
+                    let result = self.on_probe(&mut read, response);
+                    timer.as_mut().reset(self.next_wake(&read));
+                    result
                 }
                 () = timer.as_mut() => {
-                    let heard = self.on_timer(&mut reading, api);
-                    timer.as_mut().reset(self.next_wake(&reading));
-                    heard
+                    let result = self.on_timer(&mut read, api);
+                    timer.as_mut().reset(self.next_wake(&read));
+                    result
                 }
             };
-            if let Err(error) = heard {
+            if let Err(error) = result {
                 return error;
             }
         }
@@ -172,185 +182,187 @@ impl<'a, T: Decode> WatchLoop<'a, T> {
     fn start_read(&mut self) -> WatchRead<'a> {
         let (api, now) = (self.api, Instant::now());
         self.record_received();
-        let missed = !self.just_listed && self.health != Health::Live;
+        let may_have_missed = !self.just_listed && self.health != Health::Live;
         self.just_listed = false;
-        if !missed {
+        if !may_have_missed {
             self.mark_live();
         }
         WatchRead {
             lines: LineSplitter::new(api.config.line_bytes),
-            catch_up: if missed { CatchUp::Probing } else { CatchUp::Done },
-            probe: missed.then(|| api.current_version().boxed()),
+            catch_up: if may_have_missed { CatchUp::Probing } else { CatchUp::Done },
+            probe: may_have_missed.then(|| api.current_version().boxed()),
             last_probe: (now, self.last_version),
             end_by: now + api.config.watch_timeout + api.config.watch_grace,
         }
     }
 
-    fn on_chunk(&mut self, reading: &mut WatchRead<'_>, chunk: &Bytes) -> Result<(), UpstreamError> {
+    fn on_chunk(&mut self, read: &mut WatchRead<'_>, chunk: &Bytes) -> Result<(), UpstreamError> {
         self.record_received();
-        reading.lines.push(chunk);
-        loop {
-            match reading.lines.next() {
-                Ok(Some(line)) => self.on_line(&line)?,
-                Ok(None) => break,
-                Err(LineTooLong) => {
-                    let limit = self.api.config.line_bytes;
-                    return Err(UpstreamError::Decode(format!("a line of more than {limit} bytes")));
-                }
-            }
+        read.lines.push(chunk);
+        while let Some(line) = read.lines.next().map_err(|_| self.api.line_too_long())? {
+            self.on_line(&line)?;
         }
-        if let CatchUp::Until { version, ref mut quiet } = reading.catch_up {
+        if let CatchUp::Until { version, ref mut quiet } = read.catch_up {
             *quiet = self.last_byte_at + self.api.config.catch_up_quiet_period;
-            self.set_caught_up(reading, self.last_version >= version);
+            self.set_caught_up(read, self.last_version >= version);
         }
         Ok(())
     }
 
     fn on_line(&mut self, line: &[u8]) -> Result<(), UpstreamError> {
-        let view = |row| self.api.view(row);
-        let fact = match api_client::parse_line::<T>(line)? {
-            WatchEvent::Added(row) | WatchEvent::Modified(row) => SourceEvent::Upsert(view(row)),
-            WatchEvent::Deleted(row) => SourceEvent::Remove(view(row)),
+        let (api, counters) = (self.api, &self.api.metrics.events[T::RESOURCE]);
+        let (version, event) = match api_client::parse_line::<T>(line)? {
+            WatchEvent::Added(object) => {
+                counters.added.inc();
+                let view = api.view(object);
+                (view.resource_version(), SourceEvent::Upsert(view))
+            }
+            WatchEvent::Modified(object) => {
+                counters.modified.inc();
+                let view = api.view(object);
+                (view.resource_version(), SourceEvent::Upsert(view))
+            }
+            WatchEvent::Deleted(object) => {
+                counters.deleted.inc();
+                let view = api.view(object);
+                (view.resource_version(), SourceEvent::Remove(view))
+            }
             WatchEvent::Bookmark(bookmark) => {
-                let rv = bookmark.metadata.resource_version.parse();
-                SourceEvent::Bookmark(
-                    T::KIND,
-                    rv.map_err(|_| UpstreamError::Decode("a bookmark's version".to_owned()))?,
-                )
+                counters.bookmark.inc();
+                let version = bookmark.metadata.resource_version.parse();
+                let version = version.map_err(|_| UpstreamError::Decode("the version of a bookmark".to_owned()))?;
+                (version, SourceEvent::Bookmark(T::RESOURCE, version))
             }
             WatchEvent::Error(status) => {
-                return Err(UpstreamError::from_watch_status(&status, &self.api.request_info("watch")));
+                counters.error.inc();
+                return Err(UpstreamError::from_watch_status(&status, &api.request_info("watch")));
             }
         };
-        let (rv, is_bookmark) = match &fact {
-            SourceEvent::Upsert(view) | SourceEvent::Remove(view) => (view.resource_version(), false),
-            SourceEvent::Bookmark(_, rv) => (*rv, true),
-            SourceEvent::Namespace(_)
-            | SourceEvent::Replace(..)
-            | SourceEvent::BytesReceived(_)
-            | SourceEvent::Health(..) => return Ok(()),
-        };
-        if rv > self.last_version {
-            self.last_version = rv;
-            emit(self.out, fact);
-        } else if !is_bookmark {
-            // No API server does this; whoever does must not make time go back (docs/guarantees.md, G1 and G2).
-            self.api.metrics.stale.get_or_create(&self.api.resource_label()).inc();
+        if version > self.last_version {
+            self.set_last_version(version);
+            emit(self.sink, event);
+        } else if !matches!(event, SourceEvent::Bookmark(..)) {
+            // API servers do not send older versions. If one did, the order would break (docs/guarantees.md, G1 and G2).
+            api.metrics.stale_events[T::RESOURCE].inc();
         }
         Ok(())
     }
 
     fn on_probe(
         &mut self,
-        reading: &mut WatchRead<'_>,
-        answer: Result<ResourceVersion, UpstreamError>,
+        read: &mut WatchRead<'_>,
+        response: Result<ResourceVersion, UpstreamError>,
     ) -> Result<(), UpstreamError> {
-        reading.probe = None;
-        let now = match answer {
+        read.probe = None;
+        let now = match response {
             Ok(version) => version,
-            // Too busy to list is not gone.
+            // An API server that is too busy for a list still answers.
             Err(UpstreamError::Throttled { .. }) => return Ok(()),
             Err(error) => return Err(error),
         };
         self.record_received();
-        let (_, known) = reading.last_probe;
+        let (_, known) = read.last_probe;
         if now < known {
             return Err(UpstreamError::VersionWentBack { known, now });
         }
-        if matches!(reading.catch_up, CatchUp::Probing) {
-            reading.catch_up =
+        if matches!(read.catch_up, CatchUp::Probing) {
+            read.catch_up =
                 CatchUp::Until { version: now, quiet: self.last_byte_at + self.api.config.catch_up_quiet_period };
-            self.set_caught_up(reading, self.last_version >= now);
+            self.set_caught_up(read, self.last_version >= now);
         }
         Ok(())
     }
 
-    fn on_timer(&mut self, reading: &mut WatchRead<'a>, api: &'a ResourceApi<'a, T>) -> Result<(), UpstreamError> {
+    fn on_timer(&mut self, read: &mut WatchRead<'a>, api: &'a ResourceApi<'a, T>) -> Result<(), UpstreamError> {
         let now = Instant::now();
-        if now >= reading.end_by {
+        if now >= read.end_by {
             return Err(UpstreamError::WatchOverdue);
         }
-        if let CatchUp::Until { quiet, .. } = reading.catch_up {
-            self.set_caught_up(reading, now >= quiet);
+        if let CatchUp::Until { quiet, .. } = read.catch_up {
+            self.set_caught_up(read, now >= quiet);
         }
-        if reading.probe.is_none()
-            && now >= self.last_byte_at.max(reading.last_probe.0) + api.config.probe_after_silence
-        {
-            reading.last_probe = (now, self.last_version);
-            reading.probe = Some(api.current_version().boxed());
+        if read.probe.is_none() && now >= self.last_byte_at.max(read.last_probe.0) + api.config.probe_after_silence {
+            read.last_probe = (now, self.last_version);
+            read.probe = Some(api.current_version().boxed());
         }
         Ok(())
     }
 
-    /// When there may be something to do though no byte came. Too early is harmless: bytes only put it off.
-    fn next_wake(&self, reading: &WatchRead<'_>) -> Instant {
-        let silent = match reading.probe {
-            Some(_) => reading.end_by,
-            None => self.last_byte_at.max(reading.last_probe.0) + self.api.config.probe_after_silence,
+    /// Returns when `on_timer` may have work although no byte was received. A call that is too early is harmless: received
+    /// bytes only move the deadlines later.
+    fn next_wake(&self, read: &WatchRead<'_>) -> Instant {
+        let silent = match read.probe {
+            Some(_) => read.end_by,
+            None => self.last_byte_at.max(read.last_probe.0) + self.api.config.probe_after_silence,
         };
-        let quiet = match reading.catch_up {
+        let quiet = match read.catch_up {
             CatchUp::Until { quiet, .. } => quiet,
-            CatchUp::Done | CatchUp::Probing => reading.end_by,
+            CatchUp::Done | CatchUp::Probing => read.end_by,
         };
-        reading.end_by.min(silent).min(quiet)
+        read.end_by.min(silent).min(quiet)
     }
 
-    fn set_caught_up(&mut self, reading: &mut WatchRead<'_>, is: bool) {
-        if is {
-            reading.catch_up = CatchUp::Done;
+    fn set_caught_up(&mut self, read: &mut WatchRead<'_>, is_caught_up: bool) {
+        if is_caught_up {
+            read.catch_up = CatchUp::Done;
             self.mark_live();
         }
     }
 
+    fn set_last_version(&mut self, version: ResourceVersion) {
+        self.last_version = version;
+        self.api.metrics.record_version(T::RESOURCE, version);
+    }
+
     fn record_received(&mut self) {
         self.last_byte_at = Instant::now();
-        self.api.metrics.record_received(T::KIND, self.last_byte_at);
-        emit(self.out, SourceEvent::BytesReceived(T::KIND));
+        self.api.metrics.record_received(T::RESOURCE);
+        emit(self.sink, SourceEvent::BytesReceived(T::RESOURCE));
     }
 
     fn mark_live(&mut self) {
         self.last_logged = None;
         if self.health != Health::Live {
-            tracing::info!(resource = T::KIND.plural(), version = self.last_version, "live");
+            tracing::info!(resource = T::RESOURCE.plural(), version = self.last_version, "live");
             self.set_health(Health::Live);
         }
     }
 
-    /// What a failure means: nothing yet where it is routine, else that the upstream is down, and a pause.
+    /// Counts and logs an error. Unless it is expected, reports the upstream as down and waits before the next attempt.
     async fn on_error(&mut self, error: &UpstreamError) {
-        let (resource, reason) = (T::KIND.plural(), error.reason());
-        self.api.metrics.restarts.get_or_create(&InterruptionLabels { resource, reason }).inc();
+        let (resource, reason) = (T::RESOURCE.plural(), error.reason());
+        self.api.metrics.record_interruption(T::RESOURCE, error);
         if let UpstreamError::Decode(_) = error {
-            self.api.metrics.unreadable.get_or_create(&self.api.resource_label()).inc();
+            self.api.metrics.decode_errors[T::RESOURCE].inc();
         }
         self.just_listed = false;
         self.failures = self.failures.saturating_add(1);
-        let routine = error.is_expected() && self.failures <= EXPECTED_FAILURES;
-        let quiet = routine
+        let is_expected = error.is_expected() && self.failures <= EXPECTED_FAILURES;
+        let is_silent = is_expected
             && matches!(error, UpstreamError::WatchEnded | UpstreamError::ConnectionLost(_) | UpstreamError::Expired);
-        if !quiet && self.last_logged.as_ref() != Some(error) {
-            tracing::warn!(resource, "{error}");
+        if !is_silent && self.last_logged.as_ref() != Some(error) {
+            tracing::warn!(resource, %error, "list or watch failed");
             self.last_logged = Some(error.clone());
         }
-        if routine {
+        if is_expected {
             return;
         }
-        let told = matches!(&self.health, Health::Down { reason: told, .. } if **told == *reason);
-        if !told {
+        let is_reported = matches!(&self.health, Health::Down { reason: reported, .. } if **reported == *reason);
+        if !is_reported {
             self.set_health(Health::Down { since: self.last_byte_at, reason: Arc::from(reason) });
         }
         back_off(self.api.config, self.failures, error).await;
     }
 
     fn set_health(&mut self, health: Health) {
-        self.api.metrics.live.get_or_create(&self.api.resource_label()).set(i64::from(health == Health::Live));
+        self.api.metrics.up[T::RESOURCE].set(i64::from(health == Health::Live));
         self.health = health.clone();
-        emit(self.out, SourceEvent::Health(T::KIND, health));
+        emit(self.sink, SourceEvent::Health(T::RESOURCE, health));
     }
 }
 
-/// The answer to a probe, if there is one under way; otherwise never.
-async fn answer(
+/// Waits for the response to the pending probe; forever if there is none. Cancel safe: the probe stays pending.
+async fn probe_response(
     probe: &mut Option<BoxFuture<'_, Result<ResourceVersion, UpstreamError>>>,
 ) -> Result<ResourceVersion, UpstreamError> {
     match probe {
@@ -359,8 +371,8 @@ async fn answer(
     }
 }
 
-/// The innermost words of an error: the outer ones only say that a body was read.
-fn cause(error: &kube::Error) -> String {
+/// Returns the text of the innermost cause. The outer errors only state that a body was read.
+fn innermost_cause(error: &kube::Error) -> String {
     let mut innermost: &dyn std::error::Error = error;
     while let Some(source) = innermost.source() {
         innermost = source;

@@ -117,7 +117,7 @@ async fn malformed_fields_are_omitted_from_objects() {
     assert_eq!((&listed["labels"], &listed["ip"]), (&labels, &json!("10.0.0.2")), "{listed}");
     let metrics = http_client::get(bridge.address, "/metrics").await.body;
     let count = |field: &str| {
-        let wanted = format!("bridge_upstream_odd_fields_total{{resource=\"pods\",field=\"{field}\"}} ");
+        let wanted = format!("bridge_upstream_malformed_fields_total{{resource=\"pods\",field=\"{field}\"}} ");
         metrics.lines().find_map(|line| line.strip_prefix(&wanted)?.parse::<u64>().ok())
     };
     // The hub's own count: the list, and one change in which the labels were still odd.
@@ -139,7 +139,7 @@ async fn repeated_expiry_relists_with_growing_delays() {
     let sim = simulated.sim();
     let bridge = simulated.bridge(&["--own-watchers", "1"]).await;
     let mut listener = bridge.listen("/ws").await;
-    let lists = || http_client::metric(bridge.address, "bridge_own_watcher_lists_total");
+    let lists = || http_client::metric(bridge.address, r#"bridge_dedicated_watcher_lists_total{resource="pods"}"#);
     let both = timeout(TEST_TIMEOUT, async {
         while sim.metrics().open() != 4 {
             sleep(POLL).await;

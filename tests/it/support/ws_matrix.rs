@@ -161,7 +161,7 @@ impl Listeners {
 /// How many connections the bridge says have watchers of their own.
 async fn dedicated_watcher_count(bridge: &BridgeProcess) -> u64 {
     let metrics = http_client::get(bridge.address, "/metrics").await.body;
-    let gauge = metrics.lines().find_map(|line| line.strip_prefix("bridge_own_watchers "));
+    let gauge = metrics.lines().find_map(|line| line.strip_prefix("bridge_dedicated_watcher_connections "));
     gauge.unwrap_or_else(|| panic!("no such metric: {metrics}")).parse().unwrap()
 }
 

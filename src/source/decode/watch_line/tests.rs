@@ -6,45 +6,47 @@ use serde_json::Value;
 use super::*;
 use crate::source::decode::{
     Decoded, DecodedClaim, DecodedPod,
-    tests::{CLAIM_SPOTS, POD_SPOTS, Spot, any_json, claim, pod},
+    tests::{CLAIM_PLACES, POD_PLACES, Place, any_json, claim, pod},
 };
 
-/// The line that `tests/scripts/instructions` measures.
+/// The recorded line whose cost `tests/scripts/instructions` measures.
 #[path = "../../../../examples/line_to_frame/line.rs"]
-mod real;
+mod recorded_line;
 
-static REAL: LazyLock<String> = LazyLock::new(|| String::from_utf8(real::Line::new().next().to_vec()).unwrap());
+static RECORDED: LazyLock<String> =
+    LazyLock::new(|| String::from_utf8(recorded_line::Line::new().next().to_vec()).unwrap());
 
 fn modified(object: &Value) -> String {
     format!(r#"{{"type":"MODIFIED","object":{object}}}"#)
 }
 
-/// What kind of event it is, and what is seen of its object.
-fn decoded_by_watcher<T: Decode>(event: WatchEvent<T>) -> (&'static str, Option<Decoded>) {
+/// The type of an event, and the decoded object.
+fn summary<T: Decode>(event: WatchEvent<T>) -> (&'static str, Option<Decoded>) {
     match event {
-        WatchEvent::Added(row) => ("ADDED", Some(row.into_decoded())),
-        WatchEvent::Modified(row) => ("MODIFIED", Some(row.into_decoded())),
-        WatchEvent::Deleted(row) => ("DELETED", Some(row.into_decoded())),
+        WatchEvent::Added(object) => ("ADDED", Some(object.into_decoded())),
+        WatchEvent::Modified(object) => ("MODIFIED", Some(object.into_decoded())),
+        WatchEvent::Deleted(object) => ("DELETED", Some(object.into_decoded())),
         WatchEvent::Bookmark(_) => ("BOOKMARK", None),
         WatchEvent::Error(_) => ("ERROR", None),
     }
 }
 
-fn by_serde<T: Decode>(text: &str) -> Option<(&'static str, Option<Decoded>)> {
-    serde_json::from_str(text).ok().map(decoded_by_watcher::<T>)
+fn with_serde<T: Decode>(text: &str) -> Option<(&'static str, Option<Decoded>)> {
+    serde_json::from_str(text).ok().map(summary::<T>)
 }
 
-fn here<T: Decode>(text: &str) -> Option<(&'static str, Option<Decoded>)> {
-    parse_fast(text.as_bytes()).map(decoded_by_watcher::<T>)
+fn fast<T: Decode>(text: &str) -> Option<(&'static str, Option<Decoded>)> {
+    parse_fast(text.as_bytes()).map(summary::<T>)
 }
 
-fn either<T: Decode>(text: &str) -> Option<(&'static str, Option<Decoded>)> {
-    parse_watch_line(text.as_bytes()).ok().map(decoded_by_watcher::<T>)
+fn complete<T: Decode>(text: &str) -> Option<(&'static str, Option<Decoded>)> {
+    parse_watch_line(text.as_bytes()).ok().map(summary::<T>)
 }
 
-fn with(mut object: Value, spots: &[Spot], positions: &[(usize, Value)]) -> String {
-    for (at, value) in positions {
-        if let Some(place) = object.pointer_mut(spots[at % spots.len()].0) {
+/// A line with an object in which some values are replaced.
+fn line_with(mut object: Value, targets: &[Place], values: &[(usize, Value)]) -> String {
+    for (at, value) in values {
+        if let Some(place) = object.pointer_mut(targets[at % targets.len()].0) {
             *place = value.clone();
         }
     }
@@ -55,79 +57,82 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn malformed_pods_decode_as_with_serde(positions in prop::collection::vec((any::<usize>(), any_json()), 0..4)) {
-        let text = with(pod(), POD_SPOTS, &positions);
-        let serde = by_serde::<DecodedPod>(&text);
+    fn malformed_pods_decode_as_with_serde(values in prop::collection::vec((any::<usize>(), any_json()), 0..4)) {
+        let text = line_with(pod(), POD_PLACES, &values);
+        let serde = with_serde::<DecodedPod>(&text);
         prop_assert!(serde.is_some());
         if !text.contains('\\') {
-            prop_assert_eq!(&here::<DecodedPod>(&text), &serde);
+            prop_assert_eq!(&fast::<DecodedPod>(&text), &serde);
         }
-        prop_assert_eq!(either::<DecodedPod>(&text), serde);
+        prop_assert_eq!(complete::<DecodedPod>(&text), serde);
     }
 
     #[test]
-    fn malformed_claims_decode_as_with_serde(positions in prop::collection::vec((any::<usize>(), any_json()), 0..4)) {
-        let text = with(claim(), CLAIM_SPOTS, &positions);
-        let serde = by_serde::<DecodedClaim>(&text);
+    fn malformed_claims_decode_as_with_serde(values in prop::collection::vec((any::<usize>(), any_json()), 0..4)) {
+        let text = line_with(claim(), CLAIM_PLACES, &values);
+        let serde = with_serde::<DecodedClaim>(&text);
         prop_assert!(serde.is_some());
         if !text.contains('\\') {
-            prop_assert_eq!(&here::<DecodedClaim>(&text), &serde);
+            prop_assert_eq!(&fast::<DecodedClaim>(&text), &serde);
         }
-        prop_assert_eq!(either::<DecodedClaim>(&text), serde);
+        prop_assert_eq!(complete::<DecodedClaim>(&text), serde);
     }
 
-    /// A line cut and gone on with another's bytes, or with garbage: what serde can read is read alike.
+    /// Some bytes of a line are removed, and other bytes may be inserted. If serde parses the result, both parsers agree.
     #[test]
     fn spliced_lines_decode_as_with_serde(
         from in any::<prop::sample::Index>(),
-        gone in 0_usize..60,
-        put in prop_oneof![
+        removed in 0_usize..60,
+        inserted in prop_oneof![
             Just(String::new()),
             "[]\\[{}\",:\\\\ a1]{0,8}",
             prop::sample::select(vec!["<html>", "{\"phase\":\"x\"}", "null", "\"status\":", "\t", "\\u0000"]).prop_map(str::to_owned),
         ],
     ) {
-        let from = from.index(REAL.len());
-        let to = (from + gone).min(REAL.len());
-        let text = format!("{}{put}{}", &REAL[..from], &REAL[to..]);
-        if let Some(serde) = by_serde::<DecodedPod>(&text) {
-            prop_assert_eq!(either::<DecodedPod>(&text).unwrap(), serde);
+        let from = from.index(RECORDED.len());
+        let to = (from + removed).min(RECORDED.len());
+        let text = format!("{}{inserted}{}", &RECORDED[..from], &RECORDED[to..]);
+        if let Some(serde) = with_serde::<DecodedPod>(&text) {
+            prop_assert_eq!(complete::<DecodedPod>(&text).unwrap(), serde);
         }
     }
 
-    /// A byte that is not what it was changes nothing but the value that it stands in, or the line is refused.
+    /// A changed byte in skipped data either leaves the view unchanged, or the line is rejected.
     #[test]
     fn corrupt_byte_in_skipped_data_changes_no_decoded_field(at in any::<prop::sample::Index>(), byte in 0x20_u8..0x7f) {
-        let skipped = REAL.find("\"annotations\"").unwrap()..REAL.find("\"status\":{\"conditions\"").unwrap();
-        let mut text = REAL.clone().into_bytes();
+        let skipped = RECORDED.find("\"annotations\"").unwrap()..RECORDED.find("\"status\":{\"conditions\"").unwrap();
+        let mut text = RECORDED.clone().into_bytes();
         text[skipped.start + at.index(skipped.len())] = byte;
         let text = String::from_utf8(text).unwrap();
-        if let Some(event) = either::<DecodedPod>(&text) {
-            let (_, seen) = event;
-            let was = by_serde::<DecodedPod>(&REAL).unwrap().1.unwrap();
-            // The annotations' own key is among them, and so are the beginnings of `spec` and `managedFields`.
-            prop_assert!(seen.is_some_and(|seen| seen.view == was.view), "{}", text);
+        if let Some((_, decoded)) = complete::<DecodedPod>(&text) {
+            let expected = with_serde::<DecodedPod>(&RECORDED).unwrap().1.unwrap();
+            // The skipped range includes the key `annotations` and the start of `spec` and `managedFields`.
+            prop_assert!(decoded.is_some_and(|decoded| decoded.view == expected.view), "the view must not change: {}", text);
         }
     }
 }
 
 #[test]
 fn recorded_line_uses_the_fast_decoder() {
-    let event = here::<DecodedPod>(&REAL);
+    let event = fast::<DecodedPod>(&RECORDED);
     assert!(event.is_some());
-    assert_eq!(event, by_serde::<DecodedPod>(&REAL));
+    assert_eq!(event, with_serde::<DecodedPod>(&RECORDED));
 }
 
 #[test]
 fn truncated_line_is_rejected_at_every_length() {
     let text = modified(&pod());
     for cut in 0..text.len() {
-        assert_eq!(either::<DecodedPod>(&text[..cut]), None, "at {cut}");
+        assert_eq!(complete::<DecodedPod>(&text[..cut]), None, "cut at {cut}");
     }
-    for cut in (0..REAL.len()).step_by(61) {
-        assert_eq!(either::<DecodedPod>(&REAL[..cut]), None, "at {cut}");
-        assert_eq!(either::<DecodedPod>(&format!("{}<html>", &REAL[..cut])), None, "at {cut}");
-        assert_eq!(either::<DecodedPod>(&format!("{}{}", &REAL[..cut], *REAL)).is_some(), cut == 0, "again at {cut}");
+    for cut in (0..RECORDED.len()).step_by(61) {
+        assert_eq!(complete::<DecodedPod>(&RECORDED[..cut]), None, "cut at {cut}");
+        assert_eq!(complete::<DecodedPod>(&format!("{}<html>", &RECORDED[..cut])), None, "cut at {cut}");
+        assert_eq!(
+            complete::<DecodedPod>(&format!("{}{}", &RECORDED[..cut], *RECORDED)).is_some(),
+            cut == 0,
+            "repeated after a cut at {cut}"
+        );
     }
 }
 
@@ -164,12 +169,12 @@ fn structurally_invalid_line_is_rejected() {
         "1",
     ] {
         let text = format!(r#"{{"type":"ADDED","object":{}}}"#, object.replace("META", meta));
-        assert_eq!(by_serde::<DecodedPod>(&text), None, "{text}");
-        assert_eq!(either::<DecodedPod>(&text), None, "{text}");
+        assert_eq!(with_serde::<DecodedPod>(&text), None, "{text}");
+        assert_eq!(complete::<DecodedPod>(&text), None, "{text}");
     }
     for end in ["", "}}", "},", "}]", "}{}", ",\"type\":\"ADDED\"}", ",\"object\":{}}"] {
         let text = format!(r#"{{"type":"ADDED","object":{{{meta}}}{end}"#);
-        assert_eq!(either::<DecodedPod>(&text), None, "{text}");
+        assert_eq!(complete::<DecodedPod>(&text), None, "{text}");
     }
 }
 
@@ -178,7 +183,7 @@ fn equivalent_encodings_of_a_line_decode_equally() {
     let meta = r#"{"name":"n","uid":"u","resourceVersion":"7","labels":{"a":"1","a\u0062":"2","a":"3"}}"#;
     let object = format!(r#"{{"metadata":{meta},"status":{{"phase":"R\u00e9\"\\","podIP":"\u0031"}}}}"#);
     let plain = r#"{"metadata":{"name":"n","uid":"u","resourceVersion":"7"}}"#;
-    for (text, is_here) in [
+    for (text, is_fast) in [
         (format!(r#"{{"type":"ADDED","object":{object}}}"#), false),
         (format!(r#"{{"type":"ADDED","object":{plain}}}"#), true),
         (format!(r#"{{"type":"DELETED","object":{plain}}}"#), true),
@@ -197,9 +202,9 @@ fn equivalent_encodings_of_a_line_decode_equally() {
             false,
         ),
     ] {
-        let serde = by_serde::<DecodedPod>(&text);
+        let serde = with_serde::<DecodedPod>(&text);
         assert!(serde.is_some(), "{text}");
-        assert_eq!(here::<DecodedPod>(&text).is_some(), is_here, "{text}");
-        assert_eq!(either::<DecodedPod>(&text), serde, "{text}");
+        assert_eq!(fast::<DecodedPod>(&text).is_some(), is_fast, "{text}");
+        assert_eq!(complete::<DecodedPod>(&text), serde, "{text}");
     }
 }

@@ -1,4 +1,4 @@
-//! An API server that says what the test tells it to, and a record of what the hub made of it.
+//! An API server with scripted responses, and a record of the requests and the events of the hub.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -19,57 +19,63 @@ use tokio::{
 };
 
 use super::super::*;
-use crate::source::hub::{api_client::ResourceApi, watch_loop::WatchLoop};
+use crate::{
+    event::{ResourceVersion, View},
+    test_support::PodBuilder,
+};
 
-/// Longer than anything here waits for, in paused time.
-const BOUND: Duration = Duration::from_secs(600);
+/// Maximum time that a test waits, in paused time.
+const TEST_TIMEOUT: Duration = Duration::from_secs(600);
 
-type AnswerBody = UnsyncBoxBody<Bytes, io::Error>;
+type ResponseBody = UnsyncBoxBody<Bytes, io::Error>;
 
-pub(super) enum Answer {
+pub(super) enum ScriptedResponse {
     Json(u16, Value),
-    Patience(u16, u64),
-    /// What comes is what the sender sends; the end of the sender is the end of the body.
+    /// A status with `Retry-After` in seconds.
+    RetryAfter(u16, u64),
+    /// The body has what the sender sends, and ends with the sender.
     Stream(mpsc::Receiver<io::Result<Bytes>>),
+    /// No response.
     Hang,
+    /// The connection is refused.
     Refused,
 }
 
-pub(super) struct Asked {
-    pub(super) at: Instant,
-    pub(super) what: &'static str,
-    pub(super) query: String,
+struct RecordedRequest {
+    at: Instant,
+    kind: &'static str,
+    query: String,
 }
 
-/// Answers by what is asked (`home`, `list`, `more`, `probe`, `watch`), and for ever the last one said of each.
+/// Responds by the kind of request: `namespace`, `list`, `next page`, `probe`, `watch`, `other`. The last response of a kind
+/// is repeated, except a stream.
 #[derive(Clone, Default)]
-pub(super) struct Script {
+pub(super) struct ScriptedApi {
     state: Arc<Mutex<State>>,
     changed: Arc<Notify>,
 }
 
 #[derive(Default)]
 struct State {
-    answers: HashMap<&'static str, VecDeque<Answer>>,
-    asked: Vec<Asked>,
-    facts: Vec<(Instant, SourceEvent)>,
+    responses: HashMap<&'static str, VecDeque<ScriptedResponse>>,
+    requests: Vec<RecordedRequest>,
+    events: Vec<(Instant, SourceEvent)>,
 }
 
-pub(super) fn pod(name: &str, rv: ResourceVersion) -> Value {
-    json!({"metadata": {"name": name, "uid": format!("uid-{name}"), "resourceVersion": rv.to_string()},
-           "status": {"phase": "Running"}})
+pub(super) fn pod(name: &str, version: ResourceVersion) -> Value {
+    PodBuilder::new(name).version(version).json()
 }
 
-pub(super) fn list(rv: ResourceVersion, items: &[Value]) -> Answer {
-    Answer::Json(200, json!({"metadata": {"resourceVersion": rv.to_string()}, "items": items}))
+pub(super) fn list(version: ResourceVersion, items: &[Value]) -> ScriptedResponse {
+    ScriptedResponse::Json(200, json!({"metadata": {"resourceVersion": version.to_string()}, "items": items}))
 }
 
 pub(super) fn line(kind: &str, object: &Value) -> io::Result<Bytes> {
     Ok(Bytes::from(format!("{}\n", json!({"type": kind, "object": object}))))
 }
 
-pub(super) fn bookmark(rv: ResourceVersion) -> io::Result<Bytes> {
-    line("BOOKMARK", &json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"resourceVersion": rv.to_string()}}))
+pub(super) fn bookmark(version: ResourceVersion) -> io::Result<Bytes> {
+    line("BOOKMARK", &json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"resourceVersion": version.to_string()}}))
 }
 
 pub(super) fn expired() -> Value {
@@ -77,154 +83,159 @@ pub(super) fn expired() -> Value {
            "message": "too old resource version"})
 }
 
-/// A watch and the way to speak through it.
-pub(super) fn watch() -> (mpsc::Sender<io::Result<Bytes>>, Answer) {
+/// An open watch, and the sender of its lines.
+pub(super) fn watch() -> (mpsc::Sender<io::Result<Bytes>>, ScriptedResponse) {
     let (sender, receiver) = mpsc::channel(16);
-    (sender, Answer::Stream(receiver))
+    (sender, ScriptedResponse::Stream(receiver))
 }
 
-/// A watch that says all this and ends.
-pub(super) fn said(lines: impl IntoIterator<Item = io::Result<Bytes>>) -> Answer {
-    let (sender, answer) = watch();
+/// A watch that sends these lines and ends.
+pub(super) fn ended_watch(lines: impl IntoIterator<Item = io::Result<Bytes>>) -> ScriptedResponse {
+    let (sender, response) = watch();
     for line in lines {
         sender.try_send(line).unwrap();
     }
-    answer
+    response
 }
 
 pub(super) fn versions(views: &[View]) -> Vec<(String, ResourceVersion)> {
     views.iter().map(|view| (view.name().to_owned(), view.resource_version())).collect()
 }
 
-impl Script {
-    /// The next answer to `what`, after those already said.
-    pub(super) fn on(&self, what: &'static str, answer: Answer) {
-        self.state.lock().unwrap().answers.entry(what).or_default().push_back(answer);
+impl ScriptedApi {
+    /// Adds a response to requests of this kind, after those added before.
+    pub(super) fn respond(&self, kind: &'static str, response: ScriptedResponse) {
+        self.state.lock().unwrap().responses.entry(kind).or_default().push_back(response);
     }
 
-    /// Forgets the answers to `what` and gives this one from now on.
-    pub(super) fn only(&self, what: &'static str, answer: Answer) {
-        self.state.lock().unwrap().answers.insert(what, VecDeque::from([answer]));
+    /// Replaces all responses to requests of this kind.
+    pub(super) fn respond_only(&self, kind: &'static str, response: ScriptedResponse) {
+        self.state.lock().unwrap().responses.insert(kind, VecDeque::from([response]));
     }
 
     pub(super) fn client(&self) -> Client {
-        let script = self.clone();
+        let api = self.clone();
         let service = tower::service_fn(move |request: Request<kube::client::Body>| {
-            let script = script.clone();
-            async move { script.answer(request.uri()).await }
+            let api = api.clone();
+            async move { api.handle(request.uri()).await }
         });
         Client::new(service, "bh")
     }
 
-    async fn answer(&self, uri: &http::Uri) -> io::Result<Response<AnswerBody>> {
+    async fn handle(&self, uri: &http::Uri) -> io::Result<Response<ResponseBody>> {
         let query = uri.query().unwrap_or_default().to_owned();
-        let what = match uri.path() {
-            "/api/v1/namespaces/bh" => "home",
+        let kind = match uri.path() {
+            "/api/v1/namespaces/bh" => "namespace",
             "/api/v1/namespaces/bh/pods" if query.contains("watch=true") => "watch",
-            "/api/v1/namespaces/bh/pods" if query.contains("continue=") => "more",
+            "/api/v1/namespaces/bh/pods" if query.contains("continue=") => "next page",
             "/api/v1/namespaces/bh/pods" if query.contains("limit=1&") || query.ends_with("limit=1") => "probe",
             "/api/v1/namespaces/bh/pods" => "list",
             _ => "other",
         };
-        let answer = {
+        let response = {
             let mut state = self.state.lock().unwrap();
-            state.asked.push(Asked { at: Instant::now(), what, query });
-            let answers = state.answers.entry(what).or_default();
-            match answers.front() {
-                Some(Answer::Stream(_)) => answers.pop_front(),
-                Some(_) if answers.len() > 1 => answers.pop_front(),
-                Some(Answer::Json(code, value)) => Some(Answer::Json(*code, value.clone())),
-                Some(Answer::Patience(code, seconds)) => Some(Answer::Patience(*code, *seconds)),
-                Some(Answer::Refused) => Some(Answer::Refused),
-                Some(Answer::Hang) | None => None,
+            state.requests.push(RecordedRequest { at: Instant::now(), kind, query });
+            let responses = state.responses.entry(kind).or_default();
+            match responses.front() {
+                Some(ScriptedResponse::Stream(_)) => responses.pop_front(),
+                Some(_) if responses.len() > 1 => responses.pop_front(),
+                Some(ScriptedResponse::Json(code, value)) => Some(ScriptedResponse::Json(*code, value.clone())),
+                Some(ScriptedResponse::RetryAfter(code, seconds)) => {
+                    Some(ScriptedResponse::RetryAfter(*code, *seconds))
+                }
+                Some(ScriptedResponse::Refused) => Some(ScriptedResponse::Refused),
+                Some(ScriptedResponse::Hang) | None => None,
             }
         };
         self.changed.notify_waiters();
         let full = |text: String| Full::from(text).map_err(|never: Infallible| match never {}).boxed_unsync();
-        match answer.unwrap_or(Answer::Hang) {
-            Answer::Json(code, value) => Ok(Response::builder().status(code).body(full(value.to_string())).unwrap()),
-            Answer::Patience(code, seconds) => {
+        match response.unwrap_or(ScriptedResponse::Hang) {
+            ScriptedResponse::Json(code, value) => {
+                Ok(Response::builder().status(code).body(full(value.to_string())).unwrap())
+            }
+            ScriptedResponse::RetryAfter(code, seconds) => {
                 Ok(Response::builder().status(code).header("Retry-After", seconds).body(full(String::new())).unwrap())
             }
-            Answer::Stream(receiver) => {
+            ScriptedResponse::Stream(receiver) => {
                 let chunks = stream::unfold(receiver, |mut receiver| async {
                     let chunk = receiver.recv().await?;
                     Some((chunk, receiver))
                 });
                 Ok(Response::new(BodyExt::boxed_unsync(StreamBody::new(chunks.map(|chunk| chunk.map(Frame::data))))))
             }
-            Answer::Hang => std::future::pending().await,
-            Answer::Refused => Err(io::ErrorKind::ConnectionRefused.into()),
+            ScriptedResponse::Hang => std::future::pending().await,
+            ScriptedResponse::Refused => Err(io::ErrorKind::ConnectionRefused.into()),
         }
     }
 
-    fn take(&self, fact: SourceEvent) {
-        self.state.lock().unwrap().facts.push((Instant::now(), fact));
+    fn record(&self, event: SourceEvent) {
+        self.state.lock().unwrap().events.push((Instant::now(), event));
         self.changed.notify_waiters();
     }
 
-    /// Follows the pods while the test goes on.
-    pub(super) async fn follow(&self, config: &Config, test: impl Future<Output = ()>) {
+    /// Runs the watch loop of Pods until the test is done.
+    pub(super) async fn run_watch_loop(&self, config: &Config, test: impl Future<Output = ()>) {
         let (client, metrics) = (self.client(), Metrics::default());
         let api = ResourceApi::<DecodedPod>::new(&client, config, &metrics);
-        let out = Mutex::new(|fact| self.take(fact));
+        let sink = Mutex::new(|event| self.record(event));
         tokio::select! {
-            never = WatchLoop::new(&api, &out).run() => match never {},
+            never = WatchLoop::new(&api, &sink).run() => match never {},
             () = test => (),
         }
     }
 
-    /// Runs the whole hub while the test goes on.
-    pub(super) async fn follow_both(&self, config: &Config, test: impl Future<Output = ()>) {
+    /// Runs the complete hub until the test is done.
+    pub(super) async fn run_hub(&self, config: &Config, test: impl Future<Output = ()>) {
         let (client, metrics) = (self.client(), Metrics::default());
-        let out = Mutex::new(|fact| self.take(fact));
+        let sink = Mutex::new(|event| self.record(event));
         tokio::select! {
-            never = watch_all(&client, config, &metrics, &out) => match never {},
+            never = watch_all(&client, config, &metrics, &sink) => match never {},
             () = test => (),
         }
     }
 
-    /// Waits until something can be made of the facts.
-    pub(super) async fn until<R>(&self, find: impl Fn(&[(Instant, SourceEvent)]) -> Option<R>) -> R {
-        let found = timeout(BOUND, async {
+    /// Waits for the `n`th event (from 1) for which `matches` is true, and returns its time and the event.
+    pub(super) async fn wait_for_event(
+        &self,
+        n: usize,
+        matches: impl Fn(&SourceEvent) -> bool,
+    ) -> (Instant, SourceEvent) {
+        let found =
+            self.wait_until(|state| state.events.iter().filter(|(_, event)| matches(event)).nth(n - 1).cloned()).await;
+        found.unwrap_or_else(|| panic!("expected {n} matching events within {TEST_TIMEOUT:?}: {:#?}", self.events()))
+    }
+
+    /// Waits for the `n`th request (from 1) of this kind, and returns its time and query.
+    pub(super) async fn wait_for_request(&self, kind: &str, n: usize) -> (Instant, String) {
+        let find = |state: &State| {
+            let request = state.requests.iter().filter(|request| request.kind == kind).nth(n - 1)?;
+            Some((request.at, request.query.clone()))
+        };
+        let found = self.wait_until(find).await;
+        found.unwrap_or_else(|| panic!("expected {n} {kind} requests within {TEST_TIMEOUT:?}: {:?}", self.events()))
+    }
+
+    /// Waits until `find` returns a value, or returns `None` after [`TEST_TIMEOUT`].
+    async fn wait_until<R>(&self, find: impl Fn(&State) -> Option<R>) -> Option<R> {
+        let found = timeout(TEST_TIMEOUT, async {
             loop {
                 let changed = self.changed.notified();
-                if let Some(found) = find(&self.state.lock().unwrap().facts) {
+                if let Some(found) = find(&self.state.lock().unwrap()) {
                     return found;
                 }
                 changed.await;
             }
         });
-        match found.await {
-            Ok(found) => found,
-            Err(_) => panic!("not within {BOUND:?}: {:#?}", self.state.lock().unwrap().facts),
-        }
+        found.await.ok()
     }
 
-    /// When the `n`th fact of this shape came (from 1), and which it was.
-    pub(super) async fn nth(&self, n: usize, is: impl Fn(&SourceEvent) -> bool) -> (Instant, SourceEvent) {
-        self.until(|facts| facts.iter().filter(|(_, fact)| is(fact)).nth(n - 1).cloned()).await
+    /// Returns the number of requests of this kind.
+    pub(super) fn request_count(&self, kind: &str) -> usize {
+        self.state.lock().unwrap().requests.iter().filter(|request| request.kind == kind).count()
     }
 
-    /// Waits until `what` was asked `n` times.
-    pub(super) async fn asked(&self, what: &str, n: usize) -> (Instant, String) {
-        let asked = timeout(BOUND, async {
-            loop {
-                let changed = self.changed.notified();
-                if let Some(found) = self.state.lock().unwrap().asked.iter().filter(|a| a.what == what).nth(n - 1) {
-                    return (found.at, found.query.clone());
-                }
-                changed.await;
-            }
-        });
-        asked.await.unwrap_or_else(|_| panic!("{what} was not asked {n} times: {:?}", self.facts()))
-    }
-
-    pub(super) fn count(&self, what: &str) -> usize {
-        self.state.lock().unwrap().asked.iter().filter(|asked| asked.what == what).count()
-    }
-
-    pub(super) fn facts(&self) -> Vec<SourceEvent> {
-        self.state.lock().unwrap().facts.iter().map(|(_, fact)| fact.clone()).collect()
+    /// Returns all events of the hub.
+    pub(super) fn events(&self) -> Vec<SourceEvent> {
+        self.state.lock().unwrap().events.iter().map(|(_, event)| event.clone()).collect()
     }
 }

@@ -1,0 +1,93 @@
+//! Configuration and bounds of the hub.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::Arc,
+    time::Duration,
+};
+
+/// What the hub watches, and its bounds.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of the watched namespace. The hub requests nothing outside it except its Namespace object.
+    pub namespace: Arc<str>,
+    /// URL of the API server, for messages only.
+    pub server: Arc<str>,
+    /// Objects in one page of a list. kubectl and client-go use the same number. A page of Pods is then about 7 MB.
+    pub page_objects: u32,
+    /// Maximum bytes of one page. A longer page is a decode error. The default is nine times the size of 500 Pods of
+    /// 14 KB.
+    pub page_bytes: usize,
+    /// Maximum objects in one list. It bounds the memory if a server never ends its pages.
+    pub list_objects: usize,
+    /// Maximum time for one page of a list, or for the Namespace, from the request to the last byte.
+    pub page_timeout: Duration,
+    /// Maximum time until a watch starts. An API server usually answers at once; 15 s allows for a slow load balancer.
+    pub start_timeout: Duration,
+    /// `timeoutSeconds` of a watch, in whole seconds. It must be more than 12 s, because API servers send no
+    /// bookmark to shorter watches.
+    pub watch_timeout: Duration,
+    /// Time after `watch_timeout` at which the connection of a watch counts as dead.
+    pub watch_grace: Duration,
+    /// Maximum bytes of one watch line. etcd limits an object to 1.5 MiB; a MODIFIED line holds one object.
+    pub line_bytes: usize,
+    /// Silence of a watch after which the hub sends one `LIST limit=1` (a probe).
+    pub probe_after_silence: Duration,
+    /// Maximum time for the response to a probe.
+    pub probe_timeout: Duration,
+    /// Silence after which a resumed watch has delivered all missed changes. The API server sends them at once.
+    pub catch_up_quiet_period: Duration,
+    /// A watch that ends sooner, without a change, counts as failed, because something ends it at its start.
+    pub min_watch_duration: Duration,
+    /// Delay before the first retry.
+    pub backoff_min: Duration,
+    /// Maximum delay between retries. It is short, because clients see the upstream as down during the delay.
+    pub backoff_max: Duration,
+    /// Maximum delay that a `Retry-After` header can request.
+    pub retry_after_max: Duration,
+    /// Time for which the hub collects clients with cursors older than the log, so that one backfill serves them all.
+    pub backfill_batch_delay: Duration,
+    /// Duration of the watch of a backfill, in whole seconds. The watch ends earlier if it reaches the start of the log.
+    pub backfill_watch_timeout: Duration,
+    /// Maximum time of one backfill.
+    pub backfill_timeout: Duration,
+    /// Maximum changes that a backfill adds for one resource. The default is the default size of the log.
+    pub backfill_max_changes: usize,
+    /// Maximum number of backfills that start within a minute.
+    pub backfills_per_minute: usize,
+    /// Maximum number of version checks, for cursors ahead of this replica, that start within a minute.
+    pub version_checks_per_minute: usize,
+    /// Returns random bits for the delay after the given number of failures.
+    pub jitter: fn(u32) -> u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            namespace: "boilerhouse".into(),
+            server: "the API server".into(),
+            page_objects: 500,
+            page_bytes: 64 << 20,
+            list_objects: 500_000,
+            page_timeout: Duration::from_secs(30),
+            start_timeout: Duration::from_secs(15),
+            watch_timeout: Duration::from_secs(30),
+            watch_grace: Duration::from_secs(5),
+            line_bytes: 4 << 20,
+            probe_after_silence: Duration::from_secs(15),
+            probe_timeout: Duration::from_secs(5),
+            catch_up_quiet_period: Duration::from_secs(1),
+            min_watch_duration: Duration::from_secs(1),
+            backoff_min: Duration::from_millis(100),
+            backoff_max: Duration::from_secs(1),
+            retry_after_max: Duration::from_secs(30),
+            backfill_batch_delay: Duration::from_secs(1),
+            backfill_watch_timeout: Duration::from_secs(2),
+            backfill_timeout: Duration::from_secs(10),
+            backfill_max_changes: 64 << 10,
+            backfills_per_minute: 6,
+            version_checks_per_minute: 12,
+            jitter: |failures| RandomState::new().hash_one(failures),
+        }
+    }
+}
