@@ -7,62 +7,8 @@
 
 use std::{pin::pin, sync::Arc};
 
-use super::{Shared, inventory::Inventory, state::State};
+use super::{backfill_requests::BackfillRequests, inventory::Inventory, state::Shared};
 use crate::event::{ChangeSet, EntryKind, LogEntry, PerResource, Resource, ResourceVersion, View};
-
-/// Who waits for what, and what came of it.
-#[derive(Debug, Default)]
-pub(super) struct BackfillRequests {
-    /// The oldest versions asked for, while somebody waits for a round to begin.
-    oldest_requested: Option<PerResource<ResourceVersion>>,
-    backfills: RoundCounter,
-    /// Somebody waits for a confirmation to begin.
-    version_check_requested: bool,
-    version_checks: RoundCounter,
-    /// The newest versions that the API server is known to have had, in this history.
-    checked_versions: PerResource<ResourceVersion>,
-}
-
-#[derive(Debug, Default)]
-struct RoundCounter {
-    started: u64,
-    ended: u64,
-}
-
-impl BackfillRequests {
-    /// Asks for the time after `rv`. Returns the round that will tell it.
-    pub(super) fn request_backfill(&mut self, rv: PerResource<ResourceVersion>) -> u64 {
-        self.oldest_requested = Some(
-            self.oldest_requested
-                .map_or(rv, |oldest| PerResource::from_fn(|resource| oldest[resource].min(rv[resource]))),
-        );
-        self.backfills.started + 1
-    }
-
-    pub(super) fn backfill_done(&self, round: u64) -> bool {
-        self.backfills.ended >= round
-    }
-
-    /// Asks which versions there are. Returns the round that will tell it.
-    pub(super) fn request_version_check(&mut self) -> u64 {
-        self.version_check_requested = true;
-        self.version_checks.started + 1
-    }
-
-    /// The versions that there are, once that round has told them.
-    pub(super) fn version_check_result(&self, round: u64) -> Option<PerResource<ResourceVersion>> {
-        (self.version_checks.ended >= round).then_some(self.checked_versions)
-    }
-
-    pub(super) fn checked_versions(&self) -> PerResource<ResourceVersion> {
-        self.checked_versions
-    }
-
-    /// Versions of another history say nothing.
-    pub(super) fn reset(&mut self) {
-        self.checked_versions = PerResource::default();
-    }
-}
 
 /// The source's hand for the past. The writer's is for what is new: neither is in the other's way.
 #[derive(Debug)]
@@ -100,13 +46,13 @@ impl BackfillHandle {
 
     /// Resolves when somebody waits for history.
     pub async fn wait_for_request(&self) {
-        self.until(|wanted| wanted.oldest_requested.is_some()).await;
+        self.until(|wanted| wanted.is_backfill_requested()).await;
     }
 
     /// Resolves when somebody has a cursor ahead of this replica, and it should be found out whether there is such a
     /// version.
     pub async fn wait_for_version_check(&self) {
-        self.until(|wanted| wanted.version_check_requested).await;
+        self.until(|wanted| wanted.is_version_check_requested()).await;
     }
 
     async fn until(&self, holds: impl Fn(&BackfillRequests) -> bool) {
@@ -126,8 +72,7 @@ impl BackfillHandle {
     #[must_use]
     pub fn start_round(&self) -> BackfillRound {
         let mut state = self.shared.state();
-        state.backfill_requests.backfills.started += 1;
-        let below = state.backfill_requests.oldest_requested.take().unwrap_or(state.log_base_versions);
+        let below = state.backfill_requests.start_backfill().unwrap_or(state.log_base_versions);
         let (base, first, history) = (state.log_base_versions, state.log.first_position(), state.history_epoch);
         let mut end = state.inventory.clone();
         let steps: Vec<Arc<LogEntry>> = state.log.read_from(first, usize::MAX).into_iter().flatten().cloned().collect();
@@ -161,7 +106,7 @@ impl BackfillHandle {
         // Any order between the two resources is true; that of the numbers is nearest to what happened.
         versions.sort_by_key(|version| version.version);
         self.shared.update(|state, now_ms| {
-            state.backfill_requests.backfills.ended += 1;
+            state.backfill_requests.end_backfill();
             if state.log.first_position() != first || state.history_epoch != history {
                 return;
             }
@@ -182,22 +127,19 @@ impl BackfillHandle {
 
     /// Ends the round without having found anything.
     pub fn abandon_round(&self) {
-        self.shared.update(|state, _| state.backfill_requests.backfills.ended += 1);
+        self.shared.update(|state, _| state.backfill_requests.end_backfill());
     }
 
     /// Begins a confirmation: whoever asks from now on waits for the next one.
     pub fn start_version_check(&self) {
-        let wanted = &mut self.shared.state().backfill_requests;
-        wanted.version_check_requested = false;
-        wanted.version_checks.started += 1;
+        self.shared.state().backfill_requests.start_version_check();
     }
 
     /// Ends a confirmation with the versions that the API server has; `None` when it is not to be asked.
     pub fn complete_version_check(&self, versions: Option<PerResource<ResourceVersion>>) {
         self.shared.update(|state, _| {
-            let State { backfill_requests: wanted, latest_versions: newest, .. } = state;
-            wanted.version_checks.ended += 1;
-            wanted.checked_versions = versions.unwrap_or(*newest);
+            let versions = versions.unwrap_or(state.latest_versions);
+            state.backfill_requests.end_version_check(versions);
         });
     }
 }

@@ -2,39 +2,21 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
-use super::{ProjectionCache, Shared};
-use crate::event::{PerResource, ResourceVersion};
+use super::{
+    inner::Inner,
+    projection_cache::{ProjectionCache, SharedBatch},
+};
 
 /// A lens of a feed, from the side of those who look through it.
 #[derive(Clone, Debug)]
 pub struct Group {
-    shared: Arc<Shared>,
+    inner: Arc<Inner>,
     cache: Arc<ProjectionCache>,
 }
 
-/// What is shown to everybody of an audience who is at one position.
-#[derive(Clone, Debug)]
-pub struct SharedBatch {
-    pub(super) from: u64,
-    pub(super) to: u64,
-    pub(super) versions_after: PerResource<ResourceVersion>,
-    /// Complete frames.
-    pub bytes: Bytes,
-}
-
-impl SharedBatch {
-    /// The position after it.
-    #[must_use]
-    pub fn end(&self) -> u64 {
-        self.to
-    }
-}
-
 impl Group {
-    pub(super) fn new(shared: Arc<Shared>, cache: Arc<ProjectionCache>) -> Group {
-        Group { shared, cache }
+    pub(super) fn new(inner: Arc<Inner>, cache: Arc<ProjectionCache>) -> Group {
+        Group { inner, cache }
     }
 
     /// The same number for the same audience, as long as one of both is there.
@@ -46,14 +28,14 @@ impl Group {
     /// The position up to which there are steps now.
     #[must_use]
     pub fn end(&self) -> u64 {
-        *self.shared.log_end.borrow()
+        *self.inner.log_end.borrow()
     }
 
     /// How far the log goes from a position, and whether anything on the way concerns this audience. The steps are
     /// rendered by it, once for all.
     #[must_use]
     pub fn has_relevant_since(&self, from: u64) -> (u64, bool) {
-        self.cache.has_relevant_since(&self.shared, from)
+        self.inner.has_relevant_since(&self.cache, from)
     }
 
     /// What everybody is shown who is at this position, if it is at most `max_bytes` and no more than frames.

@@ -3,29 +3,10 @@
 //! Counts change with every pod, so they are told only so often. A pool that has changed is told even where it is by then
 //! as it was told last: somebody may have come in between and hold what it was in between.
 
-use std::{collections::BTreeSet, convert::Infallible};
+use std::collections::BTreeSet;
 
-use tokio::time::sleep;
-
-use super::{Feed, state::State};
-use crate::event::{Change, EphemeralEvent, PoolDepth, View};
-
-impl Feed {
-    /// Tells of pool depths as they change, at most once in [`Config::pool_depth_interval`](super::Config::pool_depth_interval) each, the
-    /// last always. For as long as it is polled.
-    pub async fn publish_pool_depths(self) -> Infallible {
-        let mut log_end = self.shared.log_end.subscribe();
-        self.wait_synced().await;
-        loop {
-            // The sender lives in `self.shared`, so this cannot fail while we are here.
-            let _ = log_end.changed().await;
-            if !self.shared.state().dirty_pools.is_empty() {
-                self.shared.update(State::append_pool_depths);
-                sleep(self.shared.config.pool_depth_interval).await;
-            }
-        }
-    }
-}
+use super::inventory::Inventory;
+use crate::event::{Change, PoolDepth, View};
 
 /// The workloads whose pools have changed since their depths were last appended. No more than there are workloads.
 #[derive(Debug, Default)]
@@ -46,20 +27,12 @@ impl DirtyPools {
         self.0.is_empty()
     }
 
-    fn take(&mut self) -> BTreeSet<String> {
-        std::mem::take(&mut self.0)
-    }
-}
-
-impl State {
-    fn append_pool_depths(&mut self, now_ms: u64) {
-        let mut dirty = self.dirty_pools.take();
-        let pools: Vec<PoolDepth> =
-            self.inventory.pools().into_iter().filter(|p| dirty.remove(&p.workload_ref)).collect();
+    /// Takes the depths of the pools that have changed: first those without instances, then the others.
+    pub(super) fn take(&mut self, inventory: &Inventory) -> Vec<PoolDepth> {
+        let mut dirty = std::mem::take(&mut self.0);
+        let pools: Vec<PoolDepth> = inventory.pools().into_iter().filter(|p| dirty.remove(&p.workload_ref)).collect();
         let removed = dirty.into_iter().map(|workload_ref| PoolDepth { workload_ref, ..PoolDepth::default() });
-        for pool in removed.chain(pools) {
-            self.append_ephemeral(now_ms, EphemeralEvent::PoolDepth(pool));
-        }
+        removed.chain(pools).collect()
     }
 }
 

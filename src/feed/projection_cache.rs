@@ -2,11 +2,13 @@
 //!
 //! What it keeps of them ([`frame_cache`]) is not needed for correctness: whoever reads behind that renders for himself.
 
+mod encode_initial;
 mod frame_cache;
 mod initial_state;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use prometheus_client::metrics::gauge::Gauge;
 use serde::Serialize;
 
@@ -15,7 +17,7 @@ pub(super) use self::{
     frame_cache::{Frame, MAX_FRAMES},
     initial_state::InitialState,
 };
-use super::{Config, Framing, Shared, Snapshot, SnapshotReason, group::SharedBatch};
+use super::{framing::Framing, state::Shared};
 use crate::{
     event::{
         ChangeSet, Cursor, EntryKind, EphemeralEvent, LogEntry, NamespaceId, PerResource, Resource, ResourceVersion,
@@ -35,11 +37,14 @@ pub struct ProjectionCache {
     frame_cache: Mutex<FrameCache>,
     /// Held while the current state is encoded, which is done by one at a time.
     encode_lock: Mutex<()>,
+    /// How many are in use.
+    in_use: Gauge,
 }
 
 impl ProjectionCache {
     /// Counts what it keeps in `all`, beside what other lenses do.
-    pub(super) fn new(projection: Projection, framing: Framing, all: Gauge) -> ProjectionCache {
+    pub(super) fn new(projection: Projection, framing: Framing, all: Gauge, in_use: Gauge) -> ProjectionCache {
+        in_use.inc();
         let hash = projection.fingerprint();
         ProjectionCache {
             projection,
@@ -47,6 +52,7 @@ impl ProjectionCache {
             hash,
             frame_cache: Mutex::new(FrameCache::new(all)),
             encode_lock: Mutex::default(),
+            in_use,
         }
     }
 
@@ -79,7 +85,6 @@ impl ProjectionCache {
         let kept = self.catch_up(shared, namespace, from)?;
         let frames = (from >= kept.first()).then(|| take_up_to(kept.frames_from(from).cloned(), max_bytes));
         drop(kept);
-        shared.projections.trim();
         frames.or_else(|| self.render_uncached(shared, namespace, from, max_bytes))
     }
 
@@ -92,7 +97,6 @@ impl ProjectionCache {
             let concerns = kept.frames_from(from).any(|frame| !frame.is_empty_for_all());
             (kept.end(), concerns)
         });
-        shared.projections.trim();
         news.unwrap_or_else(|| (*shared.log_end.borrow(), true))
     }
 
@@ -264,6 +268,30 @@ impl ProjectionCache {
     pub(super) fn covers(&self, rv: PerResource<ResourceVersion>, floor: PerResource<ResourceVersion>) -> bool {
         let required = self.projection.types.resources();
         Resource::ALL.into_iter().all(|resource| !required[resource] || rv[resource] >= floor[resource])
+    }
+}
+
+impl Drop for ProjectionCache {
+    fn drop(&mut self) {
+        self.in_use.dec();
+    }
+}
+
+/// What is shown to everybody of an audience who is at one position.
+#[derive(Clone, Debug)]
+pub struct SharedBatch {
+    pub(super) from: u64,
+    pub(super) to: u64,
+    pub(super) versions_after: PerResource<ResourceVersion>,
+    /// Complete frames.
+    pub bytes: Bytes,
+}
+
+impl SharedBatch {
+    /// The position after it.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.to
     }
 }
 

@@ -11,7 +11,10 @@ use std::{
 
 use prometheus_client::metrics::gauge::Gauge;
 
-use super::{Framing, ProjectionCache, projection_cache::MAX_FRAMES};
+use super::{
+    framing::Framing,
+    projection_cache::{MAX_FRAMES, ProjectionCache},
+};
 use crate::event::projection::Projection;
 
 type All = HashMap<(Projection, Framing), Weak<ProjectionCache>>;
@@ -23,30 +26,33 @@ pub(super) struct ProjectionRegistry {
     budget_bytes: i64,
     /// ...and do keep.
     cached_bytes: Gauge,
+    in_use: Gauge,
 }
 
 impl ProjectionRegistry {
     /// Counts what is kept in `kept`, where nothing else is counted.
-    pub(super) fn new(budget: usize, kept: Gauge) -> ProjectionRegistry {
+    pub(super) fn new(budget: usize, cached_bytes: Gauge, in_use: Gauge) -> ProjectionRegistry {
         ProjectionRegistry {
             all: Mutex::default(),
             budget_bytes: i64::try_from(budget).unwrap_or(i64::MAX),
-            cached_bytes: kept,
+            cached_bytes,
+            in_use,
         }
     }
 
     /// The one that is equal to this, and how many there are now.
-    pub(super) fn get(&self, projection: Projection, framing: Framing) -> (Arc<ProjectionCache>, usize) {
+    pub(super) fn get(&self, projection: Projection, framing: Framing) -> Arc<ProjectionCache> {
         let mut all = self.lock();
         let key = (projection, framing);
         if let Some(shared) = all.get(&key).and_then(Weak::upgrade) {
-            return (shared, all.len());
+            return shared;
         }
         // Dead entries go when a new lens comes, so the map is bounded by the lenses in use.
         all.retain(|_, projection| projection.strong_count() > 0);
-        let shared = Arc::new(ProjectionCache::new(key.0.clone(), framing, self.cached_bytes.clone()));
+        let shared =
+            Arc::new(ProjectionCache::new(key.0.clone(), framing, self.cached_bytes.clone(), self.in_use.clone()));
         all.insert(key, Arc::downgrade(&shared));
-        (shared, all.len())
+        shared
     }
 
     /// Makes room where the budget is exceeded: initial states go first, then frames, of those who have most of them.

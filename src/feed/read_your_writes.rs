@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use super::{inventory::Inventory, state::State};
+use super::inventory::Inventory;
 use crate::event::{LogEntry, PerResource, Resource, ResourceVersion, View};
 
 /// Deletions that are kept. They matter until the hub knows of them, which is a moment, and only after a list.
@@ -16,6 +16,15 @@ const MAX_TOMBSTONES: usize = 1024;
 pub(super) struct DeliveredWatermark {
     versions: PerResource<ResourceVersion>,
     tombstones: VecDeque<Tombstone>,
+}
+
+/// What a change made of a dedicated feed.
+pub(super) struct DedicatedProgress<'a> {
+    pub(super) versions_before: PerResource<ResourceVersion>,
+    pub(super) synced_before: PerResource<bool>,
+    pub(super) versions: PerResource<ResourceVersion>,
+    pub(super) synced: PerResource<bool>,
+    pub(super) inventory: &'a Inventory,
 }
 
 /// An object that a list no longer showed.
@@ -43,22 +52,15 @@ impl Tombstone {
 }
 
 impl DeliveredWatermark {
-    /// Notes what a change of a single reader's feed is about to tell him. `single` is that feed's state after it,
-    /// `newest` and `synced` what they were before, `hub` the inventory that GETs are answered from.
-    pub(super) fn record(
-        &mut self,
-        hub: &Inventory,
-        single: &State,
-        (newest, synced): (PerResource<ResourceVersion>, PerResource<bool>),
-        step: Option<&LogEntry>,
-    ) {
+    /// Notes what a change of a single reader's feed is about to tell him. `hub` is the inventory that GETs are answered from.
+    pub(super) fn record(&mut self, hub: &Inventory, single: &DedicatedProgress<'_>, step: Option<&LogEntry>) {
         for resource in Resource::ALL {
-            if single.latest_versions[resource] != newest[resource] {
-                self.versions[resource] = self.versions[resource].max(single.latest_versions[resource]);
+            if single.versions[resource] != single.versions_before[resource] {
+                self.versions[resource] = self.versions[resource].max(single.versions[resource]);
             }
-            if single.synced[resource] && !synced[resource] {
+            if single.synced[resource] && !single.synced_before[resource] {
                 // A first list tells by what it lacks: nothing will say later that those are gone.
-                let at = single.latest_versions[resource];
+                let at = single.versions[resource];
                 let lacks =
                     |view: &View| single.inventory.get(resource, view.name()).is_none_or(|v| v.uid() != view.uid());
                 for view in hub
@@ -115,7 +117,7 @@ mod tests {
 
     use crate::{
         event::{Instance, NamespaceId, Resource, ResourceVersion, View},
-        feed::{Config, Feed, ResumeError, Writer},
+        feed::{Config, Feed, NotSynced, Writer},
     };
 
     fn pod(name: &str, rv: ResourceVersion) -> View {
@@ -137,7 +139,7 @@ mod tests {
         (writer, feed)
     }
 
-    async fn get(feed: &Feed) -> Result<usize, ResumeError> {
+    async fn get(feed: &Feed) -> Result<usize, NotSynced> {
         feed.snapshot().await.map(|snapshot| snapshot.inventory.instances.len())
     }
 
@@ -146,7 +148,7 @@ mod tests {
         let (mut writer, feed) = hub(vec![pod("a", 3), pod("b", 4)]);
         let (mut own, _single) = feed.dedicated();
         own.replace(Resource::Pods, vec![pod("b", 4)], 4);
-        assert_eq!(get(&feed).await, Err(ResumeError::NotSynced), "a is gone, and the hub does not know yet");
+        assert_eq!(get(&feed).await, Err(NotSynced), "a is gone, and the hub does not know yet");
         writer.remove(Resource::Pods, "a", "u-a", 6);
         assert_eq!(get(&feed).await, Ok(1));
     }
@@ -158,11 +160,11 @@ mod tests {
         own.replace(Resource::Pods, vec![pod("a", 3), pod("b", 5)], 5);
         // A list made while the Pod had lost its label; then the label is back, for the hub and for the own watcher.
         own.replace(Resource::Pods, vec![pod("b", 5)], 5);
-        assert_eq!(get(&feed).await, Err(ResumeError::NotSynced));
+        assert_eq!(get(&feed).await, Err(NotSynced));
         writer.upsert(pod("a", 7));
         own.upsert(pod("a", 7));
         assert_eq!(get(&feed).await, Ok(2));
-        assert!(feed.shared.state().delivered.tombstones.is_empty(), "and is not kept");
+        assert!(feed.inner.state().delivered.tombstones.is_empty(), "and is not kept");
     }
 
     #[tokio::test(start_paused = true)]
@@ -170,7 +172,7 @@ mod tests {
         let (mut writer, feed) = hub(vec![pod("a", 3)]);
         let (mut own, _single) = feed.dedicated();
         own.replace(Resource::Pods, vec![pod("a", 900)], 900);
-        assert_eq!(get(&feed).await, Err(ResumeError::NotSynced));
+        assert_eq!(get(&feed).await, Err(NotSynced));
         writer.bookmark(Resource::Pods, 1000);
         assert_eq!(get(&feed).await, Ok(1));
         writer.replace(Resource::Pods, vec![pod("a", 3)], 500);
@@ -178,6 +180,6 @@ mod tests {
         own.upsert(pod("a", 1001));
         assert_eq!(get(&feed).await, Ok(1));
         own.replace(Resource::Pods, vec![pod("a", 501)], 501);
-        assert_eq!(get(&feed).await, Err(ResumeError::NotSynced), "the new history counts again");
+        assert_eq!(get(&feed).await, Err(NotSynced), "the new history counts again");
     }
 }

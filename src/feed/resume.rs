@@ -4,8 +4,24 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{ResumeError, Shared, SnapshotReason, required_resources, state::State};
+use super::{
+    state::{Shared, State},
+    types::{SnapshotReason, required_resources},
+};
 use crate::event::{Cursor, LogEntry, NamespaceId, PerResource, ResourceVersion, projection::Projection};
+
+/// Why a cursor cannot be resumed from here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ResumeError {
+    /// Older than the log reaches back.
+    BeforeLog,
+    /// In the middle of a difference, which tells its holder nothing true.
+    InsideCoalesced,
+    /// Of another namespace, or not a cursor.
+    ForeignHistory,
+    /// Made under another filter or other rights, or not covering a needed resource.
+    ProjectionMismatch,
+}
 
 /// The first position that the cursor does not cover.
 pub(super) fn locate(

@@ -17,8 +17,12 @@ use tokio::{
 };
 
 use super::{
-    Config, Health, Metrics, ResumeError, SourceState, backfill::BackfillRequests, inventory::Inventory,
-    pool_depth::DirtyPools, projection_registry::ProjectionRegistry, read_your_writes::DeliveredWatermark,
+    backfill_requests::BackfillRequests,
+    inventory::Inventory,
+    metrics::Metrics,
+    pool_depth::DirtyPools,
+    read_your_writes::{DedicatedProgress, DeliveredWatermark},
+    types::{Config, Health, NotSynced, SourceState},
 };
 use crate::{
     event::{
@@ -44,7 +48,6 @@ pub(super) struct Shared {
     pub(super) capacity_freed: Notify,
     /// A reader wants to know something of the past.
     pub(super) backfill_requested: Notify,
-    pub(super) projections: ProjectionRegistry,
     pub(super) metrics: Metrics,
 }
 
@@ -76,8 +79,27 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn synced_namespace(&self) -> Result<NamespaceId, ResumeError> {
-        self.namespace.filter(|_| self.synced == PerResource::new(true, true)).ok_or(ResumeError::NotSynced)
+    fn new(config: &Config) -> State {
+        State {
+            namespace: None,
+            inventory: Arc::default(),
+            log: RingLog::new(config.log),
+            log_base_versions: PerResource::default(),
+            latest_versions: PerResource::default(),
+            synced: PerResource::default(),
+            down_at: PerResource::default(),
+            down_since_ms: PerResource::default(),
+            delivered: DeliveredWatermark::default(),
+            backfill_requests: BackfillRequests::default(),
+            history_start_versions: PerResource::default(),
+            dirty_pools: DirtyPools::default(),
+            history_epoch: 0,
+            source_state: (SourceState::default(), (config.wall_clock_ms)()),
+        }
+    }
+
+    pub(super) fn synced_namespace(&self) -> Result<NamespaceId, NotSynced> {
+        self.namespace.filter(|_| self.synced == PerResource::new(true, true)).ok_or(NotSynced)
     }
 
     pub(super) fn has_reached(&self, told: &DeliveredWatermark) -> bool {
@@ -114,10 +136,16 @@ impl State {
         self.append(now_ms, EntryKind::Ephemeral(notice));
     }
 
-    pub(super) fn append(&mut self, now_ms: u64, kind: EntryKind) {
+    fn append(&mut self, now_ms: u64, kind: EntryKind) {
         let step = LogEntry { versions_after: self.latest_versions, observed_at_ms: now_ms, kind };
         let cost = step.charged_bytes();
         self.log.push(Arc::new(step), cost, now_ms);
+    }
+
+    pub(super) fn append_pool_depths(&mut self, now_ms: u64) {
+        for pool in self.dirty_pools.take(&self.inventory) {
+            self.append_ephemeral(now_ms, EphemeralEvent::PoolDepth(pool));
+        }
     }
 
     /// Drops what the log may no longer hold.
@@ -136,6 +164,22 @@ impl State {
 }
 
 impl Shared {
+    pub(super) fn new(config: Config, hub_feed: Option<Arc<Shared>>, metrics: Metrics) -> Shared {
+        let state = State::new(&config);
+        Shared {
+            config,
+            log_end: watch::Sender::new(state.log.end_position()),
+            health: watch::Sender::default(),
+            last_byte_ms: PerResource::default(),
+            history_resets: watch::Sender::default(),
+            hub_feed,
+            capacity_freed: Notify::new(),
+            backfill_requested: Notify::new(),
+            state: Mutex::new(state),
+            metrics,
+        }
+    }
+
     /// Changes the state, and lets everybody know.
     pub(super) fn update(&self, apply: impl FnOnce(&mut State, u64)) {
         let now_ms = (self.config.wall_clock_ms)();
@@ -148,7 +192,14 @@ impl Shared {
             Some(hub) => {
                 let hub = &mut *hub.state();
                 if state.history_epoch == hub.history_epoch {
-                    hub.delivered.record(&hub.inventory, &state, was, step.as_deref());
+                    let progress = DedicatedProgress {
+                        versions_before: was.0,
+                        synced_before: was.1,
+                        versions: state.latest_versions,
+                        synced: state.synced,
+                        inventory: &state.inventory,
+                    };
+                    hub.delivered.record(&hub.inventory, &progress, step.as_deref());
                 }
             }
             None => {

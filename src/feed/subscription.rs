@@ -12,30 +12,20 @@ use bytes::Bytes;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Framing, ProjectionCache, ResumeError, Shared, SnapshotReason, StartAt, projection_cache,
-    projection_cache::InitialState,
-    required_resources,
-    resume::{PendingBackfill, PendingOutcome, is_inside_coalesced, locate},
+    framing::Framing,
+    inner::Inner,
+    projection_cache::{self, InitialState, ProjectionCache},
+    resume::{PendingBackfill, PendingOutcome, ResumeError, is_inside_coalesced, locate},
+    types::{NotSynced, ReadResult, SnapshotReason, StartAt, required_resources},
 };
 use crate::{
     event::{NamespaceId, PerResource, ResourceVersion, cursor, projection::EventFormat},
     wire::CloseReason,
 };
 
-/// What a read yields.
-#[derive(Debug)]
-pub enum ReadResult {
-    /// Complete frames, to be written in order.
-    Batch(Vec<Bytes>),
-    /// Nothing to tell until [`Subscription::readable`] resolves.
-    Idle,
-    /// The stream ends here, for this reason.
-    End(CloseReason),
-}
-
 /// A client's place in a feed. Costs the same however far behind it is.
 pub struct Subscription {
-    shared: Arc<Shared>,
+    inner: Arc<Inner>,
     cache: Arc<ProjectionCache>,
     namespace: NamespaceId,
     phase: Phase,
@@ -72,12 +62,12 @@ enum Phase {
 
 impl Subscription {
     pub(super) fn start(
-        shared: Arc<Shared>,
+        inner: Arc<Inner>,
         cache: Arc<ProjectionCache>,
         from: StartAt,
-    ) -> Result<Subscription, ResumeError> {
-        let log_end = shared.log_end.subscribe();
-        let mut state = shared.state();
+    ) -> Result<Subscription, NotSynced> {
+        let log_end = inner.log_end.subscribe();
+        let mut state = inner.state();
         let namespace = state.synced_namespace()?;
         let (phase, position, served) = match from {
             StartAt::Live => (Phase::Live, state.log.end_position(), state.latest_versions),
@@ -92,9 +82,9 @@ impl Subscription {
                             &mut state,
                             &cache.projection,
                             cursor.versions,
-                            shared.config.backfill_wait_timeout,
+                            inner.config.backfill_wait_timeout,
                         );
-                        shared.backfill_requested.notify_waiters();
+                        inner.backfill_requested.notify_waiters();
                         (Phase::PendingBackfill(Box::new(parked)), state.log.end_position())
                     }
                     Err(ResumeError::InsideCoalesced) => {
@@ -107,7 +97,6 @@ impl Subscription {
                         Phase::SnapshotPending(SnapshotReason::Foreign, PerResource::default()),
                         state.log.end_position(),
                     ),
-                    Err(ResumeError::NotSynced) => return Err(ResumeError::NotSynced),
                 };
                 (phase, at, cursor.versions)
             }
@@ -115,9 +104,9 @@ impl Subscription {
         let history = state.history_epoch;
         drop(state);
         let greet = cache.projection.format == EventFormat::Full && !matches!(phase, Phase::SnapshotPending(..));
-        shared.metrics.subscriptions.inc();
+        inner.metrics.subscriptions.inc();
         Ok(Subscription {
-            shared,
+            inner,
             cache,
             namespace,
             phase,
@@ -145,7 +134,7 @@ impl Subscription {
         loop {
             let frames = match &mut self.phase {
                 Phase::PendingBackfill(parked) => {
-                    match parked.poll(&self.shared, &self.cache.projection, self.delivered_versions) {
+                    match parked.poll(&self.inner, &self.cache.projection, self.delivered_versions) {
                         PendingOutcome::Waiting => {
                             self.wake_at = Some(parked.deadline);
                             return ReadResult::Idle;
@@ -160,7 +149,7 @@ impl Subscription {
                 }
                 Phase::SnapshotPending(reason, at_least) => {
                     let floor = *at_least;
-                    let Some(initial) = self.cache.initial(&self.shared, *reason, floor) else {
+                    let Some(initial) = self.inner.initial(&self.cache, *reason, floor) else {
                         if self.cursor_beyond_history(floor) {
                             self.restart_with_snapshot(SnapshotReason::Foreign);
                             continue;
@@ -203,15 +192,15 @@ impl Subscription {
                 Some(_) if matches!(self.phase, Phase::SnapshotPending(..)) => {}
                 Some(_) => return self.idle(),
                 None if self.cache.projection.format == EventFormat::Boilerhouse => {
-                    self.shared.metrics.lagged.inc();
+                    self.inner.metrics.lagged.inc();
                     return ReadResult::End(CloseReason::Lagged);
                 }
                 // What it had not read yet went with its history.
-                None if self.shared.state().history_epoch != self.history_epoch => {
+                None if self.inner.state().history_epoch != self.history_epoch => {
                     self.restart_with_snapshot(SnapshotReason::Foreign)
                 }
                 None => {
-                    self.shared.metrics.lagged.inc();
+                    self.inner.metrics.lagged.inc();
                     self.phase = Phase::SnapshotPending(SnapshotReason::Lagged, self.delivered_versions);
                 }
             }
@@ -230,7 +219,7 @@ impl Subscription {
             Phase::SnapshotPending(..) | Phase::SendingSnapshot(..) => None,
             Phase::PendingBackfill(_) => Some(self.delivered_versions),
             Phase::CatchUp(_) | Phase::Live => {
-                let state = self.shared.state();
+                let state = self.inner.state();
                 if self.position == state.log.end_position() {
                     // Bookmarks move a quiet stream's cursor on (G6), but only past what was read.
                     self.delivered_versions = cursor::max_versions(self.delivered_versions, state.latest_versions);
@@ -249,7 +238,7 @@ impl Subscription {
         }
         let mut out = Vec::new();
         let reached = self.advance_delivered()?;
-        self.cache.heartbeat(&mut out, &self.shared, self.namespace, reached, false);
+        self.cache.heartbeat(&mut out, &self.inner, self.namespace, reached, false);
         Some(out.into())
     }
 
@@ -262,7 +251,7 @@ impl Subscription {
     /// Milliseconds since the Unix epoch, by the feed's clock.
     #[must_use]
     pub fn now_ms(&self) -> u64 {
-        (self.shared.config.wall_clock_ms)()
+        (self.inner.config.wall_clock_ms)()
     }
 
     /// Replaces the client's picture: the next read yields the current state with this reason.
@@ -275,7 +264,7 @@ impl Subscription {
     /// Whether a client that is ahead of this replica is at versions that do not exist. Replicas differ by moments, so this
     /// is found out only after a while, and once for all who wait (docs/architecture.md#feed-contract, item 3).
     fn cursor_beyond_history(&mut self, floor: PerResource<ResourceVersion>) -> bool {
-        let mut state = self.shared.state();
+        let mut state = self.inner.state();
         if self
             .cache
             .covers(cursor::max_versions(state.latest_versions, state.backfill_requests.checked_versions()), floor)
@@ -287,12 +276,12 @@ impl Subscription {
             return state.backfill_requests.version_check_result(self.version_check).is_some();
         }
         let now = Instant::now();
-        let limit = *self.wake_at.get_or_insert_with(|| now + self.shared.config.ahead_cursor_wait);
+        let limit = *self.wake_at.get_or_insert_with(|| now + self.inner.config.ahead_cursor_wait);
         if now >= limit {
             self.wake_at = None;
             self.version_check = state.backfill_requests.request_version_check();
             drop(state);
-            self.shared.backfill_requested.notify_waiters();
+            self.inner.backfill_requested.notify_waiters();
         }
         false
     }
@@ -302,9 +291,9 @@ impl Subscription {
         let mut frames = Vec::new();
         let mut bytes = 0;
         loop {
-            let steps = projection_cache::read_entries(&self.shared, self.position)?;
+            let steps = projection_cache::read_entries(&self.inner, self.position)?;
             if steps.is_empty() {
-                let newest = self.shared.state().latest_versions;
+                let newest = self.inner.state().latest_versions;
                 if self.finish_catch_up(floor, newest) {
                     frames.extend(self.pools());
                 }
@@ -329,7 +318,7 @@ impl Subscription {
                 // Notices of before say nothing about now.
                 if version.is_some_and(|version| version.version > floor[version.resource]) {
                     let frame = self.cache.render_entry(
-                        &self.shared,
+                        &self.inner,
                         self.namespace,
                         &step,
                         self.position,
@@ -351,7 +340,7 @@ impl Subscription {
     /// All pools: those that changed while the client was away were told to others.
     fn pools(&self) -> Option<Bytes> {
         let mut out = Vec::new();
-        self.cache.pools(&mut out, &self.shared);
+        self.cache.pools(&mut out, &self.inner);
         (!out.is_empty()).then(|| out.into())
     }
 
@@ -373,11 +362,11 @@ impl Subscription {
     fn live(&mut self, max_bytes: usize) -> Option<Vec<Bytes>> {
         let mut out = Vec::new();
         while out.is_empty() {
-            if self.shared.hub_feed.is_some() {
-                self.shared.state().log.discard_before(self.position);
-                self.shared.capacity_freed.notify_waiters();
+            if self.inner.hub_feed.is_some() {
+                self.inner.state().log.discard_before(self.position);
+                self.inner.capacity_freed.notify_waiters();
             }
-            let frames = self.cache.frames(&self.shared, self.namespace, self.position, max_bytes)?;
+            let frames = self.inner.frames(&self.cache, self.namespace, self.position, max_bytes)?;
             if frames.is_empty() {
                 break;
             }
@@ -407,10 +396,10 @@ impl Subscription {
     /// Nothing to say; but a `/ws` client must not stay connected to a dead upstream for long.
     fn idle(&mut self) -> ReadResult {
         if self.cache.projection.format == EventFormat::Boilerhouse {
-            let hub_down = self.shared.hub_feed.as_ref().map_or(PerResource::default(), |hub| hub.state().down_at);
-            let down_at = self.shared.state().down_at;
+            let hub_down = self.inner.hub_feed.as_ref().map_or(PerResource::default(), |hub| hub.state().down_at);
+            let down_at = self.inner.state().down_at;
             let down = down_at.into_array().into_iter().chain(hub_down.into_array()).flatten().min();
-            self.wake_at = down.map(|at| at + self.shared.config.max_upstream_downtime);
+            self.wake_at = down.map(|at| at + self.inner.config.max_upstream_downtime);
             if self.wake_at.is_some_and(|limit| limit <= Instant::now()) {
                 return ReadResult::End(CloseReason::UpstreamUnavailable);
             }
@@ -432,6 +421,6 @@ impl fmt::Debug for Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.shared.metrics.subscriptions.dec();
+        self.inner.metrics.subscriptions.dec();
     }
 }

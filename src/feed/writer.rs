@@ -7,7 +7,11 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{BackfillHandle, Health, Shared, SourceState};
+use super::{
+    backfill::BackfillHandle,
+    state::Shared,
+    types::{Health, SourceState},
+};
 use crate::event::{EphemeralEvent, NamespaceId, PerResource, Resource, ResourceVersion, View};
 
 /// The only way in. Not `Clone`: one source a feed, so that one order is kept.

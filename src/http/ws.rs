@@ -4,20 +4,15 @@ use tokio::time::{Instant, timeout_at};
 use warp::reply::Response;
 
 use super::{
-    conn::StreamStart,
-    error::{ApiError, ErrorCode},
-    request::ApiRequest,
-    stream,
-    stream_credential::WithCredential,
-    unavailable::Unavailable,
-    upgrade,
+    conn::StreamStart, error::ApiError, request::ApiRequest, stream, stream_credential::WithCredential,
+    unavailable::Unavailable, upgrade,
 };
 use crate::{
     event::{
         PerResource,
         projection::{EventFormat, EventTypes, Projection},
     },
-    feed::{Feed, Framing, ResumeError, SnapshotReason, StartAt, Subscription},
+    feed::{Feed, Framing, NotSynced, SnapshotReason, StartAt, Subscription},
 };
 
 pub(super) async fn ws(request: ApiRequest) -> Result<Response, ApiError> {
@@ -75,13 +70,7 @@ pub(super) async fn ws(request: ApiRequest) -> Result<Response, ApiError> {
 }
 
 fn subscribe(feed: &Feed, projection: Projection, start_at: StartAt) -> Result<Subscription, ApiError> {
-    feed.subscribe(feed.projection_cache(projection, Framing::WEBSOCKET), start_at).map_err(|refused| match refused {
-        ResumeError::NotSynced => not_ready(feed),
-        ResumeError::BeforeLog
-        | ResumeError::InsideCoalesced
-        | ResumeError::ForeignHistory
-        | ResumeError::ProjectionMismatch => ApiError::new(ErrorCode::Internal, "the stream could not begin"),
-    })
+    feed.subscribe(feed.projection_cache(projection, Framing::WEBSOCKET), start_at).map_err(|NotSynced| not_ready(feed))
 }
 
 /// What keeps a connection out, by the feed that all share.

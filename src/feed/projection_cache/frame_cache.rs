@@ -11,8 +11,11 @@ use std::{
 use bytes::Bytes;
 use prometheus_client::metrics::gauge::Gauge;
 
-use super::{InitialState, SnapshotReason};
-use crate::event::{PerResource, ResourceVersion};
+use super::initial_state::InitialState;
+use crate::{
+    event::{PerResource, ResourceVersion},
+    feed::types::SnapshotReason,
+};
 
 /// Frames that a lens keeps: more than any reader that keeps up is ever behind.
 pub(in crate::feed) const MAX_FRAMES: usize = 1024;

@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     event::{Instance, PerResource, Resource, View, projection::Filter},
-    feed::{Config, Feed, FrameFormat, ReadResult, StartAt, Subscription, Writer},
+    feed::{Config, Feed, FrameFormat, ReadResult, SnapshotReason, StartAt, Subscription, Writer},
 };
 
 const LINES: Framing = Framing { format: FrameFormat::JsonLines, edgeplane_names: false };
@@ -105,7 +105,7 @@ fn initial_state_in_use_is_shared_without_cache_budget() {
     writer.upsert(large(2));
     let cache = of_its_own(&feed, 0);
     let state =
-        || cache.initial(&feed.shared, SnapshotReason::Connect, PerResource::default()).expect("there is a state");
+        || feed.inner.initial(&cache, SnapshotReason::Connect, PerResource::default()).expect("there is a state");
     let (first, second) = (state(), state());
     assert!(Arc::ptr_eq(&first, &second));
     assert_eq!(feed.metrics().projection_cache_bytes.get(), 0);

@@ -8,15 +8,15 @@ use std::{
 use tokio::time::{sleep_until, timeout_at};
 
 use super::{Phase, Subscription};
-use crate::feed::{Group, SharedBatch};
+use crate::feed::{group::Group, projection_cache::SharedBatch};
 
 impl Subscription {
-    /// Resolves when a read may yield something else than [`super::ReadResult::Idle`].
+    /// Resolves when a read may yield something else than [`crate::feed::ReadResult::Idle`].
     pub async fn readable(&mut self) {
         poll_fn(|cx| self.poll_readable(cx)).await;
     }
 
-    /// Ready when a read may yield something else than [`super::ReadResult::Idle`]; of what an [`Group`] is shown it need not be.
+    /// Ready when a read may yield something else than [`crate::feed::ReadResult::Idle`]; of what an [`Group`] is shown it need not be.
     pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let told = self.in_fan_out && matches!(self.phase, Phase::Live);
         if told && self.wake_at.is_none() {
@@ -43,10 +43,10 @@ impl Subscription {
     /// Those who are shown what this one is shown, for whoever tells them all; `None` where there is nobody else, and
     /// while this one still has something else to be told. From now on whoever asked tells this one, too.
     pub fn join_group(&mut self) -> Option<Group> {
-        let shared = matches!(self.phase, Phase::Live) && self.shared.hub_feed.is_none();
+        let shared = matches!(self.phase, Phase::Live) && self.inner.hub_feed.is_none();
         shared.then(|| {
             self.in_fan_out = true;
-            Group::new(self.shared.clone(), self.cache.clone())
+            Group::new(self.inner.clone(), self.cache.clone())
         })
     }
 
@@ -71,7 +71,7 @@ mod tests {
             NamespaceId, PerResource, Resource,
             projection::{EventFormat, Projection},
         },
-        feed::{Config, Feed, Framing, StartAt, subscription::ReadResult},
+        feed::{Config, Feed, Framing, ReadResult, StartAt},
     };
 
     /// A moment that somebody waited for, and that has passed, would be waited for over and over, at a processor's cost.
