@@ -1,12 +1,24 @@
-//! The feed: one order of changes, the current state, and who has read how far.
+//! The feed: the ordered log of changes, the current state and the subscriptions of one watched namespace.
 //!
-//! Facts come in through the one [`Writer`]; clients read through [`Subscription`]s, each a position in the log and a
-//! lens. Always true: the inventory is what the log's end says; `latest_versions` never go back within a history; what a
-//! client is served is a function of the log, its lens and its cursor. Under the lock there is pushing and cloning of
-//! `Arc`s only. Nothing here knows where facts come from, what a socket is, or who a client is.
+//! A source writes through the only [`Writer`]. Clients read through [`Subscription`]s: each has a position in the log
+//! and a projection.
+//!
+//! *Owns* the state and its lock, the ring log, the inventory, and the rendered bytes that subscriptions share.
+//!
+//! *Guarantees:*
+//! - The inventory is the state at the end of the log.
+//! - The latest versions never go back, except by a history reset.
+//! - What a client receives is a function of the log, its projection and its cursor.
+//! - Under the lock the code appends entries and clones `Arc`s. It does not render or encode there.
+//!
+//! *Must not import* sources, sockets or principals: a subscription receives a projection, not a client.
+//!
+//! The contract is docs/architecture.md#feed-contract. The files import each other in the order of
+//! docs/architecture.md#module-layers.
 
 mod backfill;
 mod backfill_requests;
+mod collector;
 mod framing;
 mod group;
 mod handle;
@@ -25,11 +37,10 @@ mod types;
 mod writer;
 
 pub use self::{
-    backfill::{BackfillHandle, BackfillRound, Gap},
+    backfill::{BackfillFailure, BackfillHandle, BackfillRound, Gap},
     framing::{FrameFormat, Framing},
     group::Group,
     handle::Feed,
-    metrics::Metrics,
     projection_cache::{ProjectionCache, SharedBatch},
     snapshot::Snapshot,
     subscription::Subscription,

@@ -102,7 +102,7 @@ pub(super) async fn serve(setup: ServerSetup, listener: TcpListener) -> Result<u
     let ServerSetup { connection, max_connections, rate, tasks, drain, .. } = setup;
     let stream_metrics = stream::Metrics::default();
     let conn_metrics = conn::Metrics::default();
-    feed.metrics().register(&mut registry);
+    feed.register_metrics(&mut registry);
     stream_metrics.register(&mut registry);
     conn_metrics.register(&mut registry);
     tasks.metrics().register(&mut registry);

@@ -1,4 +1,6 @@
-//! The state of a feed and the projections in use.
+//! The state of a feed together with its projection registry.
+//!
+//! *Guarantees:* each read that can fill a projection cache trims all caches to their common budget afterwards.
 
 use std::{ops::Deref, sync::Arc};
 
@@ -10,6 +12,7 @@ use super::{
 };
 use crate::event::{NamespaceId, PerResource, ResourceVersion};
 
+/// What the readers of a feed share. The writer holds the state only.
 #[derive(Debug)]
 pub(super) struct Inner {
     pub(super) shared: Arc<Shared>,
@@ -26,6 +29,7 @@ impl Deref for Inner {
 }
 
 impl Inner {
+    /// See [`ProjectionCache::frames`].
     pub(super) fn frames(
         &self,
         cache: &ProjectionCache,
@@ -38,17 +42,19 @@ impl Inner {
         frames
     }
 
-    pub(super) fn initial(
+    /// See [`ProjectionCache::initial_state`].
+    pub(super) fn initial_state(
         &self,
         cache: &ProjectionCache,
         reason: SnapshotReason,
-        at_least: PerResource<ResourceVersion>,
+        not_before: PerResource<ResourceVersion>,
     ) -> Option<Arc<InitialState>> {
-        let initial = cache.initial(&self.shared, reason, at_least);
+        let initial = cache.initial_state(&self.shared, reason, not_before);
         self.projections.trim();
         initial
     }
 
+    /// See [`ProjectionCache::has_relevant_since`].
     pub(super) fn has_relevant_since(&self, cache: &ProjectionCache, from: u64) -> (u64, bool) {
         let relevant = cache.has_relevant_since(&self.shared, from);
         self.projections.trim();

@@ -1,4 +1,7 @@
-//! Types that the files of the feed share.
+//! Types that the files of the feed share: its configuration, the health of a source, and what a subscription starts
+//! with and reads.
+//!
+//! *Must not import* any other file of the feed.
 
 use std::{
     sync::Arc,
@@ -15,30 +18,32 @@ use crate::{
     wire::CloseReason,
 };
 
-/// Bounds of a feed.
+/// Bounds and intervals of a feed.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// What the log may hold.
+    /// Bounds of the log.
     pub log: ring::Limits,
-    /// How long the upstream may be down before `/ws` clients are sent away, so that they see it (docs/protocol.md#boilerhouse-stream).
+    /// How long the upstream may be down before `/ws` streams are closed, so that their clients detect the outage
+    /// (docs/protocol.md#boilerhouse-stream). Default: 60 s.
     pub max_upstream_downtime: Duration,
-    /// How long a snapshot GET waits for the feed to reach what somebody has been told (docs/protocol.md#boilerhouse-stream).
+    /// How long a snapshot GET waits until the feed has reached everything that this replica has delivered
+    /// (docs/protocol.md#boilerhouse-stream). Default: 1 s.
     pub read_your_writes_timeout: Duration,
-    /// How often the depths of the pools are told (docs/protocol.md#full-stream: 4 times a second).
+    /// Interval of `pool.depth` events (docs/protocol.md#full-stream: at most 4 per second). Default: 250 ms.
     pub pool_depth_interval: Duration,
-    /// About how many bytes an initial state has before it comes in parts (docs/protocol.md#full-stream: 256 KiB, and a part ends
-    /// with the object that passes this).
+    /// Target size of one part of an initial state in bytes. A part ends with the object that exceeds it, so the
+    /// default of 240 KiB keeps parts near the 256 KiB of docs/protocol.md#full-stream.
     pub initial_state_part_bytes: usize,
-    /// How many bytes of what has been rendered all lenses together may keep for their readers, so that a client is not
-    /// paid for by how it looks: 32 MiB, half of the log.
+    /// Bytes that the projection caches may hold together, so that the number of different filters does not determine
+    /// the memory. Default: 32 MiB, half of the log.
     pub projection_cache_bytes: usize,
-    /// How long a client whose cursor is older than the log waits for it to be extended backwards, before it is told the
-    /// current state instead: two rounds, as one may be under way.
+    /// How long a subscription whose cursor is older than the log waits for a backfill. After that it sends the current
+    /// state. Default: 30 s, which is two rounds, because one round may already be running.
     pub backfill_wait_timeout: Duration,
-    /// How long a client whose cursor is ahead of this replica waits before the API server is asked whether there is such
-    /// a version (docs/protocol.md#full-stream: 2 s).
+    /// How long a subscription whose cursor is ahead of this replica waits before it requests a version check
+    /// (docs/protocol.md#full-stream). Default: 2 s.
     pub ahead_cursor_wait: Duration,
-    /// Milliseconds since the Unix epoch, for `time`.
+    /// Returns the current time in milliseconds since the Unix epoch. Events carry it as `time`.
     pub wall_clock_ms: fn() -> u64,
 }
 
@@ -63,40 +68,40 @@ fn system_clock() -> u64 {
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// What a source says of itself, for one resource.
+/// The health of a source for one resource.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Health {
-    /// Not yet listed for the first time.
+    /// The first list is not complete yet.
     #[default]
     Connecting,
-    /// Listed, and watched without a gap since.
+    /// The resource is listed, and has been watched without a gap since then.
     Live,
-    /// Re-watching failed, or the watch has been silent past the idle limit.
+    /// The watch could not be resumed, or was silent for longer than its limit.
     Down {
-        /// When its last byte came.
+        /// When the last byte was received.
         since: Instant,
-        /// A sentence for people.
+        /// The reason, in words for operators.
         reason: Arc<str>,
     },
 }
 
-/// How a source is as a whole: `state` of `/api/v1/connections` (docs/protocol.md#snapshots).
+/// The health of a source for both resources together: `state` of `/api/v1/connections` (docs/protocol.md#snapshots).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SourceState {
-    /// Not all has been listed yet.
+    /// The first list of at least one resource is not complete yet.
     #[default]
     Syncing,
-    /// All is listed and watched.
+    /// Both resources are listed and watched.
     Live,
-    /// Some resource cannot be watched.
+    /// At least one resource cannot be watched.
     Down,
 }
 
 impl SourceState {
-    pub(super) fn from_health(all: &PerResource<Health>) -> SourceState {
-        if all.iter().any(|health| matches!(health, Health::Down { .. })) {
+    pub(super) fn from_health(health: &PerResource<Health>) -> SourceState {
+        if health.iter().any(|health| matches!(health, Health::Down { .. })) {
             SourceState::Down
-        } else if all.iter().any(|health| *health == Health::Connecting) {
+        } else if health.iter().any(|health| *health == Health::Connecting) {
             SourceState::Syncing
         } else {
             SourceState::Live
@@ -107,37 +112,37 @@ impl SourceState {
 /// Where a subscription starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartAt {
-    /// Transitions from this moment on.
+    /// At the end of the log, without an initial state.
     Live,
-    /// The current state first, once it has reached these versions: a client must not be taken back in time.
+    /// With the current state, as soon as it has reached the versions that the client already has.
     Snapshot {
         /// `reason` of `state.initial`.
         reason: SnapshotReason,
-        /// The state is sent when it is not older than these versions.
+        /// The state is sent when no resource is older than these versions.
         not_before: PerResource<ResourceVersion>,
     },
-    /// Exactly what came after the cursor, where the log has it; otherwise the current state, with the reason
+    /// After the cursor, where the log has the history after it; otherwise with the current state and the reason
     /// (docs/protocol.md#full-stream).
     Cursor(Cursor),
 }
 
-/// Why a client's picture is (re)placed: `reason` of `state.initial` (docs/protocol.md#full-stream).
+/// Why a client receives the current state: `reason` of `state.initial` (docs/protocol.md#full-stream).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SnapshotReason {
-    /// It has just come.
+    /// The client connected without a cursor.
     Connect,
-    /// Its cursor is older than the log.
+    /// The history after its cursor is no longer available.
     Expired,
-    /// Its cursor is of another cluster or another history, or is none.
+    /// Its cursor belongs to another cluster or another history, or could not be decoded.
     Foreign,
-    /// Its cursor was made under another filter or other rights, or does not cover a resource.
+    /// Its cursor belongs to another filter or other rights, or does not cover a resource that the projection needs.
     Filter,
-    /// It read too slowly.
+    /// The log evicted entries that the client had not read.
     Lagged,
 }
 
 impl SnapshotReason {
-    /// As it stands in `reason`.
+    /// Returns the text of `reason`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -150,24 +155,24 @@ impl SnapshotReason {
     }
 }
 
-/// No complete state yet.
+/// The feed cannot serve a complete state yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("the first lists are not complete yet")]
+#[error("the current state is not complete yet; retry later")]
 pub struct NotSynced;
 
-/// What a read yields.
+/// The result of one read of a subscription.
 #[derive(Debug)]
 pub enum ReadResult {
-    /// Complete frames, to be written in order.
+    /// Complete frames, to be written in this order.
     Batch(Vec<Bytes>),
-    /// Nothing to tell until [`Subscription::readable`](super::Subscription::readable) resolves.
+    /// Nothing to send until [`Subscription::readable`](super::Subscription::readable) resolves.
     Idle,
     /// The stream ends here, for this reason.
     End(CloseReason),
 }
 
-/// The resources that a lens tells of: a cursor of it must cover them.
+/// Returns the resources of the projection's event types. A cursor of the projection must cover them.
 pub(super) fn required_resources(projection: &Projection) -> impl Iterator<Item = Resource> {
-    let kinds = projection.types.resources();
-    Resource::ALL.into_iter().filter(move |resource| kinds[*resource])
+    let required = projection.types.resources();
+    Resource::ALL.into_iter().filter(move |resource| required[*resource])
 }

@@ -1,4 +1,7 @@
-//! The current state as a lens shows it: encoded once for all who come at about the same time.
+//! The encoder of initial states (docs/protocol.md#boilerhouse-stream, docs/protocol.md#full-stream).
+//!
+//! *Guarantees:* subscriptions of one projection that start at about the same time share one encoding. Encoding does not
+//! hold the lock of the feed.
 
 use std::sync::Arc;
 
@@ -25,55 +28,55 @@ use crate::{
 };
 
 impl ProjectionCache {
-    /// The state now, or as it was a moment ago if the log goes on from it; `None` while it is older than `at_least`.
-    pub(in crate::feed) fn initial(
+    /// Returns the current state, or a recent one from which the log continues. `None` while the state is below
+    /// `not_before`, or not complete.
+    pub(in crate::feed) fn initial_state(
         &self,
         shared: &Shared,
         reason: SnapshotReason,
-        at_least: PerResource<ResourceVersion>,
+        not_before: PerResource<ResourceVersion>,
     ) -> Option<Arc<InitialState>> {
-        // Whoever comes meanwhile waits for it rather than encoding the same.
-        let _building = lock(&self.encode_lock);
-        let last = self.frame_cache().initial(reason);
+        // A subscription that starts meanwhile waits here, and then finds the state in the cache.
+        let _guard = lock(&self.encode_lock);
+        let cached = self.frame_cache().initial_state(reason);
         let state = shared.state();
-        if let Some(last) = last.filter(|last| last.is_reusable(&state) && self.covers(last.versions, at_least)) {
-            return Some(last);
+        if let Some(cached) =
+            cached.filter(|cached| cached.is_reusable(&state) && self.covers(cached.versions, not_before))
+        {
+            return Some(cached);
         }
-        if !self.covers(state.latest_versions, at_least) {
+        if !self.covers(state.latest_versions, not_before) {
             return None;
         }
-        let namespace = state.synced_namespace().ok()?;
-        let (inventory, rv, position) = (state.inventory.clone(), state.latest_versions, state.log.end_position());
-        let history = state.history_epoch;
+        let snapshot = Snapshot {
+            namespace: state.synced_namespace().ok()?,
+            inventory: state.inventory.clone(),
+            versions: state.latest_versions,
+            position: state.log.end_position(),
+        };
+        let history_epoch = state.history_epoch;
         drop(state);
-        let snapshot = Snapshot { namespace, inventory, versions: rv, position };
-        let initial = Arc::new(self.build(shared, &snapshot, reason, history));
+        let initial = Arc::new(self.encode(shared, &snapshot, reason, history_epoch));
         if shared.hub_feed.is_none() {
             self.frame_cache().store_initial(reason, &initial);
         }
         Some(initial)
     }
 
-    fn build(&self, shared: &Shared, snapshot: &Snapshot, reason: SnapshotReason, history: u64) -> InitialState {
-        shared.metrics.snapshots.inc();
-        let started = Instant::now();
+    fn encode(&self, shared: &Shared, snapshot: &Snapshot, reason: SnapshotReason, history_epoch: u64) -> InitialState {
+        let encoded_at = Instant::now();
         let parts = match self.projection.format {
             EventFormat::Boilerhouse => self.encode_burst(snapshot, shared.config.initial_state_part_bytes),
-            EventFormat::Full => self.state_initial(&shared.config, snapshot, reason),
+            EventFormat::Full => self.encode_state_initial(&shared.config, snapshot, reason),
         };
-        let Snapshot { namespace, position, versions: rv, .. } = *snapshot;
-        InitialState {
-            namespace,
-            parts,
-            position,
-            versions: rv,
-            history_epoch: history,
-            built: started,
-            cost: started.elapsed(),
-        }
+        let encode_time = encoded_at.elapsed();
+        shared.metrics.initial_states_encoded.inc();
+        shared.metrics.initial_state_encode_seconds.observe(encode_time.as_secs_f64());
+        let Snapshot { namespace, position, versions, .. } = *snapshot;
+        InitialState { namespace, parts, position, versions, history_epoch, encoded_at, encode_time }
     }
 
-    /// `/ws`: the state as events.
+    /// Encodes the state as events, for `/ws`.
     fn encode_burst(&self, snapshot: &Snapshot, part_bytes: usize) -> Vec<Bytes> {
         let mut parts = Vec::new();
         let mut bytes = Vec::new();
@@ -91,37 +94,31 @@ impl ProjectionCache {
         parts
     }
 
-    /// The full stream: the state as one or more `state.initial`.
-    fn state_initial(&self, config: &Config, snapshot: &Snapshot, reason: SnapshotReason) -> Vec<Bytes> {
+    /// Encodes the state as one or more `state.initial` events, for the full stream.
+    fn encode_state_initial(&self, config: &Config, snapshot: &Snapshot, reason: SnapshotReason) -> Vec<Bytes> {
+        let projection = &self.projection;
         let id = self.cursor(snapshot.namespace, snapshot.versions);
         let snapshot_at = render::format_timestamp((config.wall_clock_ms)());
         let connection_id = snapshot.namespace.connection_id.to_string();
-        let (pods, claims) = (
-            self.projection.types.contains(EventType::InstanceState),
-            self.projection.types.contains(EventType::ClaimState),
-        );
-        let instances = snapshot.inventory.instances.values().filter(|i| pods && self.projection.includes_instance(i));
-        let claims = snapshot.inventory.claims.values().filter(|c| claims && self.projection.includes_claim(c));
-        let pools = if self.projection.types.contains(EventType::PoolDepth) {
-            snapshot.pools(&self.projection)
-        } else {
-            Vec::new()
-        };
+        let with_instances = projection.types.contains(EventType::InstanceState);
+        let with_claims = projection.types.contains(EventType::ClaimState);
+        let instances =
+            snapshot.inventory.instances.values().filter(|i| with_instances && projection.includes_instance(i));
+        let claims = snapshot.inventory.claims.values().filter(|c| with_claims && projection.includes_claim(c));
+        let pools =
+            if projection.types.contains(EventType::PoolDepth) { snapshot.pools(projection) } else { Vec::new() };
 
+        let part_bytes = config.initial_state_part_bytes;
         let mut parts = vec![Part::default()];
         for instance in instances {
-            Part::with_capacity_for(&mut parts, instance.charged_bytes(), config.initial_state_part_bytes)
-                .instances
-                .push(instance);
+            Part::with_capacity_for(&mut parts, instance.charged_bytes(), part_bytes).instances.push(instance);
         }
         for claim in claims {
-            Part::with_capacity_for(&mut parts, claim.charged_bytes(), config.initial_state_part_bytes)
-                .claims
-                .push(claim);
+            Part::with_capacity_for(&mut parts, claim.charged_bytes(), part_bytes).claims.push(claim);
         }
         let last = parts.len() - 1;
-        let message = |(at, part): (usize, Part<'_>)| {
-            let id = (at == last).then_some(id.as_str());
+        let message = |(index, part): (usize, Part<'_>)| {
+            let id = (index == last).then_some(id.as_str());
             let body = StateInitial {
                 id,
                 snapshot_at: &snapshot_at,
@@ -129,8 +126,8 @@ impl ProjectionCache {
                 connection_id: &connection_id,
                 instances: &part.instances,
                 claims: &part.claims,
-                pools: if at == last { &pools } else { &[] },
-                more: at != last,
+                pools: if index == last { &pools } else { &[] },
+                more: index != last,
             };
             let mut bytes = Vec::new();
             self.append_body(&mut bytes, "state.initial", id, body);
@@ -140,6 +137,7 @@ impl ProjectionCache {
     }
 }
 
+/// The body of `state.initial`.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct StateInitial<'a> {

@@ -1,4 +1,4 @@
-//! An encoded initial state, and its parts while it is encoded.
+//! An encoded initial state, and the parts into which it is divided.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,55 +10,62 @@ use crate::{
     feed::state::State,
 };
 
-/// An initial state is rebuilt when it is older than this many times what building it took...
+/// After a change, an initial state is reused for at most this many times the time of its encoding...
 const REUSE_FACTOR: u32 = 10;
-/// ...but never reused when it is older than this (docs/architecture.md#feed-contract, item 6), unless nothing has changed.
+/// ...and for at most this time (docs/architecture.md#feed-contract, item 6).
 const REUSE_LIMIT: Duration = Duration::from_secs(1);
 
-/// An encoded state, and where the log goes on from it.
+/// An encoded initial state, and the position of the log after it.
 #[derive(Debug)]
 pub(in crate::feed) struct InitialState {
     pub(in crate::feed) namespace: NamespaceId,
     pub(in crate::feed) parts: Vec<Bytes>,
     pub(in crate::feed) position: u64,
     pub(in crate::feed) versions: PerResource<ResourceVersion>,
-    /// How many histories had ended before.
     pub(in crate::feed) history_epoch: u64,
-    pub(super) built: Instant,
-    pub(super) cost: Duration,
+    pub(super) encoded_at: Instant,
+    pub(super) encode_time: Duration,
 }
 
 impl InitialState {
-    /// Bytes charged for keeping it.
-    pub(super) fn bytes(&self) -> usize {
+    /// Returns the bytes charged for caching it.
+    pub(super) fn charged_bytes(&self) -> usize {
         size_of::<InitialState>() + self.parts.iter().map(|part| size_of::<Bytes>() + part.len()).sum::<usize>()
     }
 
-    /// Whether nobody is given it any more once something has changed.
+    /// Returns whether it must not be reused after a change of the state.
     pub(super) fn is_stale(&self) -> bool {
-        let age = self.built.elapsed();
-        age >= REUSE_LIMIT || age >= self.cost * REUSE_FACTOR
+        let age = self.encoded_at.elapsed();
+        age >= REUSE_LIMIT || age >= self.encode_time * REUSE_FACTOR
     }
 
+    /// Returns whether it may be sent now: nothing has changed, or it is not stale and the log continues from it.
     pub(super) fn is_reusable(&self, state: &State) -> bool {
         self.position == state.log.end_position() || (!self.is_stale() && self.position >= state.log.first_position())
     }
 }
 
+/// The objects of one part of `state.initial`.
 #[derive(Default)]
 pub(super) struct Part<'a> {
     pub(super) instances: Vec<&'a Arc<Instance>>,
     pub(super) claims: Vec<&'a Arc<Claim>>,
-    bytes: usize,
+    charged_bytes: usize,
 }
 
 impl<'a> Part<'a> {
-    pub(super) fn with_capacity_for<'p>(parts: &'p mut Vec<Part<'a>>, bytes: usize, most: usize) -> &'p mut Part<'a> {
-        if parts.last().is_none_or(|part| part.bytes > 0 && part.bytes + bytes > most) {
+    /// Returns the part for an object that is charged `bytes`: the last part, or a new one if the last part has objects
+    /// and would exceed `max_bytes`.
+    pub(super) fn with_capacity_for<'p>(
+        parts: &'p mut Vec<Part<'a>>,
+        bytes: usize,
+        max_bytes: usize,
+    ) -> &'p mut Part<'a> {
+        if parts.last().is_none_or(|part| part.charged_bytes > 0 && part.charged_bytes + bytes > max_bytes) {
             parts.push(Part::default());
         }
-        let at = parts.len() - 1;
-        parts[at].bytes += bytes;
-        &mut parts[at]
+        let last = parts.len() - 1;
+        parts[last].charged_bytes += bytes;
+        &mut parts[last]
     }
 }

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     event::PerResource,
-    feed::{BackfillHandle, Gap},
+    feed::{BackfillFailure, BackfillHandle, Gap},
     source::{
         decode::{Decode, DecodedClaim, DecodedPod},
         error::UpstreamError,
@@ -80,7 +80,7 @@ async fn backfill(
         let mut round = past.start_round();
         if !budget.take() {
             tracing::debug!("too many cursors older than the log: their clients get the current state");
-            past.abandon_round();
+            past.abandon_round(BackfillFailure::Budget);
             continue;
         }
         let filled = async {
@@ -96,11 +96,11 @@ async fn backfill(
             Ok(Ok(())) => past.complete_round(round),
             Ok(Err(error)) => {
                 tracing::info!("the past could not be read, clients get the current state: {error}");
-                past.abandon_round();
+                past.abandon_round(BackfillFailure::Failed);
             }
             Err(_) => {
                 tracing::info!("reading the past took too long, clients get the current state");
-                past.abandon_round();
+                past.abandon_round(BackfillFailure::Timeout);
             }
         }
     }
