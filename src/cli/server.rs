@@ -101,7 +101,7 @@ pub(super) async fn serve(setup: ServerSetup, listener: TcpListener) -> Result<u
     let stream_metrics = stream::Metrics::default();
     let conn_metrics = conn::Metrics::default();
     let bridge = bridge_metrics(&mut registry);
-    feed.metrics().register(bridge);
+    feed.register_metrics(bridge);
     stream_metrics.register(bridge);
     conn_metrics.register(bridge);
     tasks.metrics().register(bridge);

@@ -1,86 +1,46 @@
-//! The past: what readers want to know that the log does not hold, and how a source tells it (docs/architecture.md, the feed's
-//! contract, 3 and 5).
+//! Backfill rounds and version checks: what a source does for subscriptions that need history before the log, or whose
+//! cursors are ahead of this replica (docs/architecture.md#feed-contract, items 3 and 5).
 //!
-//! Readers ask and wait, at no cost; whoever asks before a round begins shares it. A source takes a round, asks the API
-//! server, and puts what it finds in front of the log, for all. Rounds are counted, so that a reader knows which answer
-//! is his. What cannot be shown to meet the log's start ends in a difference that says since when.
+//! *Guarantees:*
+//! - One round answers all subscriptions that requested it before it started. A waiting subscription costs no task.
+//! - What a round finds is prepended to the log, for all subscriptions.
+//! - Where the history cannot be shown to reach the start of the log, the rest is one difference that names the version
+//!   from which it was computed.
 
 use std::{pin::pin, sync::Arc};
 
-use super::{Shared, inventory::Inventory, state::State};
-use crate::event::{ChangeSet, EntryKind, LogEntry, PerResource, Resource, ResourceVersion, View};
+use super::{backfill_requests::BackfillRequests, inventory::Inventory, state::Shared};
+use crate::event::{Change, ChangeSet, EntryKind, LogEntry, PerResource, Resource, ResourceVersion, View};
 
-/// Who waits for what, and what came of it.
-#[derive(Debug, Default)]
-pub(super) struct BackfillRequests {
-    /// The oldest versions asked for, while somebody waits for a round to begin.
-    oldest_requested: Option<PerResource<ResourceVersion>>,
-    backfills: RoundCounter,
-    /// Somebody waits for a confirmation to begin.
-    version_check_requested: bool,
-    version_checks: RoundCounter,
-    /// The newest versions that the API server is known to have had, in this history.
-    checked_versions: PerResource<ResourceVersion>,
-}
-
-#[derive(Debug, Default)]
-struct RoundCounter {
-    started: u64,
-    ended: u64,
-}
-
-impl BackfillRequests {
-    /// Asks for the time after `rv`. Returns the round that will tell it.
-    pub(super) fn request_backfill(&mut self, rv: PerResource<ResourceVersion>) -> u64 {
-        self.oldest_requested = Some(
-            self.oldest_requested
-                .map_or(rv, |oldest| PerResource::from_fn(|resource| oldest[resource].min(rv[resource]))),
-        );
-        self.backfills.started + 1
-    }
-
-    pub(super) fn backfill_done(&self, round: u64) -> bool {
-        self.backfills.ended >= round
-    }
-
-    /// Asks which versions there are. Returns the round that will tell it.
-    pub(super) fn request_version_check(&mut self) -> u64 {
-        self.version_check_requested = true;
-        self.version_checks.started + 1
-    }
-
-    /// The versions that there are, once that round has told them.
-    pub(super) fn version_check_result(&self, round: u64) -> Option<PerResource<ResourceVersion>> {
-        (self.version_checks.ended >= round).then_some(self.checked_versions)
-    }
-
-    pub(super) fn checked_versions(&self) -> PerResource<ResourceVersion> {
-        self.checked_versions
-    }
-
-    /// Versions of another history say nothing.
-    pub(super) fn reset(&mut self) {
-        self.checked_versions = PerResource::default();
-    }
-}
-
-/// The source's hand for the past. The writer's is for what is new: neither is in the other's way.
+/// The source's handle for backfills. It is separate from the [`Writer`](super::Writer), so that a round does not delay
+/// new changes.
 #[derive(Debug)]
 pub struct BackfillHandle {
     shared: Arc<Shared>,
 }
 
-/// What lies between the oldest cursor asked for and the log's start.
+/// The history between the oldest requested versions and the start of the log.
 #[derive(Debug)]
 pub struct BackfillRound {
-    /// One for each resource of which something is missing.
+    /// One gap for each resource whose history is missing.
     pub gaps: Vec<Gap>,
-    first: u64,
+    first_position: u64,
     history_epoch: u64,
     log_base_versions: PerResource<ResourceVersion>,
 }
 
-/// The time of one resource that the log does not hold.
+/// Why a round was abandoned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackfillFailure {
+    /// A request to the API server failed.
+    Failed,
+    /// The round took too long.
+    Timeout,
+    /// Too many rounds were started within a minute.
+    Budget,
+}
+
+/// The missing history of one resource.
 #[derive(Debug)]
 pub struct Gap {
     resource: Resource,
@@ -88,7 +48,9 @@ pub struct Gap {
     to: ResourceVersion,
     /// The state at `to`.
     end: Arc<Inventory>,
+    /// The state after the last change set.
     state: Inventory,
+    /// The version of `state`.
     at: ResourceVersion,
     change_sets: Vec<ChangeSet>,
 }
@@ -98,165 +60,183 @@ impl BackfillHandle {
         BackfillHandle { shared }
     }
 
-    /// Resolves when somebody waits for history.
+    /// Waits until a subscription requests a backfill. Cancel safe.
     pub async fn wait_for_request(&self) {
-        self.until(|wanted| wanted.oldest_requested.is_some()).await;
+        self.wait_until(BackfillRequests::is_backfill_requested).await;
     }
 
-    /// Resolves when somebody has a cursor ahead of this replica, and it should be found out whether there is such a
-    /// version.
+    /// Waits until a subscription whose cursor is ahead of this replica requests a version check. Cancel safe.
     pub async fn wait_for_version_check(&self) {
-        self.until(|wanted| wanted.version_check_requested).await;
+        self.wait_until(BackfillRequests::is_version_check_requested).await;
     }
 
-    async fn until(&self, holds: impl Fn(&BackfillRequests) -> bool) {
-        let mut asked = pin!(self.shared.backfill_requested.notified());
+    async fn wait_until(&self, is_requested: impl Fn(&BackfillRequests) -> bool) {
+        let mut requested = pin!(self.shared.backfill_requested.notified());
         loop {
-            // Registered before looking, so that a question in between is not missed.
-            asked.as_mut().enable();
-            if holds(&self.shared.state().backfill_requests) {
+            // Registers before the check, so that a request in between is not missed.
+            requested.as_mut().enable();
+            if is_requested(&self.shared.state().backfill_requests) {
                 return;
             }
-            asked.as_mut().await;
-            asked.set(self.shared.backfill_requested.notified());
+            requested.as_mut().await;
+            requested.set(self.shared.backfill_requested.notified());
         }
     }
 
-    /// Begins a round: whoever asks from now on waits for the next one.
+    /// Starts a round for all requests so far. Later requests wait for the next round.
     #[must_use]
     pub fn start_round(&self) -> BackfillRound {
         let mut state = self.shared.state();
-        state.backfill_requests.backfills.started += 1;
-        let below = state.backfill_requests.oldest_requested.take().unwrap_or(state.log_base_versions);
-        let (base, first, history) = (state.log_base_versions, state.log.first_position(), state.history_epoch);
+        let oldest = state.backfill_requests.start_backfill().unwrap_or(state.log_base_versions);
+        let (log_base_versions, history_epoch) = (state.log_base_versions, state.history_epoch);
+        let first_position = state.log.first_position();
         let mut end = state.inventory.clone();
-        let steps: Vec<Arc<LogEntry>> = state.log.read_from(first, usize::MAX).into_iter().flatten().cloned().collect();
+        let entries: Vec<Arc<LogEntry>> =
+            state.log.read_from(first_position, usize::MAX).into_iter().flatten().cloned().collect();
         drop(state);
-        let state = Arc::make_mut(&mut end);
-        for change in steps.iter().rev().filter_map(|step| step.change_set()).flat_map(|v| v.changes.iter().rev()) {
-            state.revert(change);
+        // The state before the log: the current state without the changes of all entries.
+        let inventory = Arc::make_mut(&mut end);
+        let change_sets = entries.iter().rev().filter_map(|entry| entry.change_set());
+        for change in change_sets.flat_map(|change_set| change_set.changes.iter().rev()) {
+            inventory.revert(change);
         }
-        let missing = Resource::ALL.into_iter().filter(|resource| below[*resource] < base[*resource]);
+        let missing = Resource::ALL.into_iter().filter(|resource| oldest[*resource] < log_base_versions[*resource]);
         let gap = |resource| Gap {
             resource,
-            from: below[resource],
-            to: base[resource],
+            from: oldest[resource],
+            to: log_base_versions[resource],
             end: end.clone(),
             state: Inventory::default(),
-            at: below[resource],
+            at: oldest[resource],
             change_sets: Vec::new(),
         };
-        BackfillRound { gaps: missing.map(gap).collect(), first, history_epoch: history, log_base_versions: base }
+        BackfillRound { gaps: missing.map(gap).collect(), first_position, history_epoch, log_base_versions }
     }
 
-    /// Ends the round with what was found, the gaps all closed.
-    pub fn complete_round(&self, backfill: BackfillRound) {
-        let BackfillRound { gaps, first, history_epoch: history, log_base_versions: base } = backfill;
-        let mut from = base;
-        let mut versions = Vec::new();
+    /// Ends the round and prepends its history to the log. All gaps must be closed. The history is dropped if the log
+    /// has no capacity for it, or if the start of the log or the history has changed since the round started.
+    pub fn complete_round(&self, round: BackfillRound) {
+        let BackfillRound { gaps, first_position, history_epoch, log_base_versions } = round;
+        let mut base = log_base_versions;
+        let mut change_sets = Vec::new();
         for gap in gaps {
-            from[gap.resource] = gap.from;
-            versions.extend(gap.change_sets);
+            base[gap.resource] = gap.from;
+            change_sets.extend(gap.change_sets);
         }
-        // Any order between the two resources is true; that of the numbers is nearest to what happened.
-        versions.sort_by_key(|version| version.version);
+        // Every order between the two resources is correct. The order of the versions is nearest to the real one.
+        change_sets.sort_by_key(|change_set| change_set.version);
         self.shared.update(|state, now_ms| {
-            state.backfill_requests.backfills.ended += 1;
-            if state.log.first_position() != first || state.history_epoch != history {
+            state.backfill_requests.end_backfill();
+            let metrics = &self.shared.metrics;
+            if state.history_epoch != history_epoch {
+                metrics.backfills_failed.inc();
                 return;
             }
-            let mut after = from;
-            let step = |version: ChangeSet| {
-                after[version.resource] = version.version;
-                let step =
-                    LogEntry { versions_after: after, observed_at_ms: now_ms, kind: EntryKind::ChangeSet(version) };
-                let cost = step.charged_bytes();
-                (Arc::new(step), cost)
+            let mut versions_after = base;
+            let entry = |change_set: ChangeSet| {
+                versions_after[change_set.resource] = change_set.version;
+                let entry = LogEntry { versions_after, observed_at_ms: now_ms, kind: EntryKind::ChangeSet(change_set) };
+                let bytes = entry.charged_bytes();
+                (Arc::new(entry), bytes)
             };
-            if state.log.prepend(versions.into_iter().map(step).collect(), now_ms) {
-                state.log_base_versions = from;
-                self.shared.metrics.backfills.inc();
+            let prepended = state.log.first_position() == first_position
+                && state.log.prepend(change_sets.into_iter().map(entry).collect(), now_ms);
+            if prepended {
+                state.log_base_versions = base;
+                metrics.backfills_filled.inc();
+            } else {
+                metrics.backfills_no_room.inc();
             }
         });
     }
 
-    /// Ends the round without having found anything.
-    pub fn abandon_round(&self) {
-        self.shared.update(|state, _| state.backfill_requests.backfills.ended += 1);
+    /// Ends the round without history. The waiting subscriptions send the current state.
+    pub fn abandon_round(&self, failure: BackfillFailure) {
+        self.shared.update(|state, _| state.backfill_requests.end_backfill());
+        let metrics = &self.shared.metrics;
+        match failure {
+            BackfillFailure::Failed => metrics.backfills_failed.inc(),
+            BackfillFailure::Timeout => metrics.backfills_timeout.inc(),
+            BackfillFailure::Budget => metrics.backfills_budget.inc(),
+        };
     }
 
-    /// Begins a confirmation: whoever asks from now on waits for the next one.
+    /// Starts a version check for all requests so far. Later requests wait for the next one.
     pub fn start_version_check(&self) {
-        let wanted = &mut self.shared.state().backfill_requests;
-        wanted.version_check_requested = false;
-        wanted.version_checks.started += 1;
+        self.shared.state().backfill_requests.start_version_check();
     }
 
-    /// Ends a confirmation with the versions that the API server has; `None` when it is not to be asked.
+    /// Ends a version check with the newest versions of the API server. `None` means that too many checks were started
+    /// within a minute: the versions of this replica count then.
     pub fn complete_version_check(&self, versions: Option<PerResource<ResourceVersion>>) {
         self.shared.update(|state, _| {
-            let State { backfill_requests: wanted, latest_versions: newest, .. } = state;
-            wanted.version_checks.ended += 1;
-            wanted.checked_versions = versions.unwrap_or(*newest);
+            let versions = versions.unwrap_or(state.latest_versions);
+            state.backfill_requests.end_version_check(versions);
         });
+        let metrics = &self.shared.metrics;
+        let outcome =
+            if versions.is_some() { &metrics.version_checks_completed } else { &metrics.version_checks_budget };
+        outcome.inc();
     }
 }
 
 impl Gap {
-    /// The resource.
+    /// Returns the resource.
     #[must_use]
     pub fn resource(&self) -> Resource {
         self.resource
     }
 
-    /// The version after which something is missing.
+    /// Returns the version after which the history is missing.
     #[must_use]
     pub fn from(&self) -> ResourceVersion {
         self.from
     }
 
-    /// The version up to which, and including which, it is missing.
+    /// Returns the last version of the missing history.
     #[must_use]
     pub fn to(&self) -> ResourceVersion {
         self.to
     }
 
-    /// Takes the state at [`Gap::from`].
+    /// Sets the state at [`Gap::from`] to a complete list.
     pub fn list(&mut self, views: Vec<View>) {
         self.state = Inventory::default();
         self.state.replace(self.resource, views);
     }
 
-    /// Takes an object that was added or modified. Versions come in order, none after [`Gap::to`].
+    /// Applies an object that was added or modified. Versions must not decrease or exceed [`Gap::to`].
     pub fn upsert(&mut self, view: View) {
-        let rv = view.resource_version();
+        let version = view.resource_version();
         let changes = self.state.upsert(view);
         if !changes.is_empty() {
-            let since = (changes.len() > 1).then_some(self.at);
-            self.push(rv, changes, since);
+            // Two changes: the deletion of the object with the old uid was not reported.
+            let coalesced_from = (changes.len() > 1).then_some(self.at);
+            self.push(version, changes, coalesced_from);
         }
     }
 
-    /// Takes an object that was deleted, at its version.
+    /// Applies an object that was deleted, at the version of the deletion.
     pub fn remove(&mut self, view: &View) {
         if let Some(change) = self.state.remove(self.resource, view.name(), view.uid()) {
             self.push(view.resource_version(), vec![change], None);
         }
     }
 
-    /// Steps taken so far.
+    /// Returns the number of change sets so far.
     #[must_use]
     pub fn len(&self) -> usize {
         self.change_sets.len()
     }
 
-    /// Whether no step has been taken.
+    /// Returns whether there is no change set yet.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.change_sets.is_empty()
     }
 
-    /// Ends it: with a difference, unless what has come `is_complete` and leads to the state at the log's start.
+    /// Closes the gap. Unless the changes so far are complete and lead to the state at the start of the log, it appends
+    /// the difference to that state.
     pub fn close(&mut self, is_complete: bool) {
         let reaches_log_start = match self.resource {
             Resource::Pods => self.state.instances == self.end.instances,
@@ -267,19 +247,18 @@ impl Gap {
         }
         let end = self.end.views().filter(|view| view.resource() == self.resource).collect();
         let changes = self.state.replace(self.resource, end);
-        let (to, since) = (self.to, self.at);
-        self.push(to, changes, Some(since));
+        let (to, from) = (self.to, self.at);
+        self.push(to, changes, Some(from));
     }
 
-    fn push(&mut self, rv: ResourceVersion, changes: Vec<crate::event::Change>, since: Option<ResourceVersion>) {
-        self.at = rv;
-        let version = ChangeSet {
+    fn push(&mut self, version: ResourceVersion, changes: Vec<Change>, coalesced_from: Option<ResourceVersion>) {
+        self.at = version;
+        self.change_sets.push(ChangeSet {
             resource: self.resource,
-            version: rv,
+            version,
             changes: changes.into(),
-            coalesced_from: since,
+            coalesced_from,
             history_reset: false,
-        };
-        self.change_sets.push(version);
+        });
     }
 }

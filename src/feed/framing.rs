@@ -1,35 +1,36 @@
-//! How events are laid on the wire: what a lens's frames look like to those who carry them.
+//! The framing of events for a transport.
 
 use crate::wire::{sse, websocket};
 
-/// How events are laid on the wire.
+/// How the events of a subscription are framed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Framing {
-    /// What carries them.
+    /// The format of one frame.
     pub format: FrameFormat,
-    /// EdgePlane's words: `upstream.down` and `upstream.up` are `matrix-down` and `matrix-up`, named on SSE.
+    /// Uses EdgePlane's event names: `matrix-down` and `matrix-up` for `upstream.down` and `upstream.up`. On SSE these
+    /// two always have an `event:` field.
     pub edgeplane_names: bool,
 }
 
-/// What carries events.
+/// The format of one event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FrameFormat {
-    /// One text message an event.
+    /// One WebSocket text message.
     WebSocket,
-    /// An event stream; where `named`, events carry their type as `event:`.
+    /// One SSE block.
     Sse {
-        /// Whether `event:` is written.
+        /// Whether the block has an `event:` field with the event type.
         named: bool,
     },
-    /// One line of JSON an event, for whoever frames them himself.
+    /// One line of JSON, for readers that frame the events themselves.
     JsonLines,
 }
 
 impl Framing {
-    /// A WebSocket without further ado.
+    /// WebSocket text messages with the event names of the protocol.
     pub const WEBSOCKET: Framing = Framing { format: FrameFormat::WebSocket, edgeplane_names: false };
 
-    /// Lays one event on the wire.
+    /// Appends the frame of one event to `out`. `name` is its event type, `id` its cursor, if it has one.
     pub fn append_frame(self, out: &mut Vec<u8>, name: &str, id: Option<&str>, json: &str) {
         match self.format {
             FrameFormat::WebSocket => websocket::text(out, json),
@@ -43,6 +44,7 @@ impl Framing {
         }
     }
 
+    /// Returns the event type as this framing writes it.
     pub(super) fn name(self, name: &'static str) -> &'static str {
         match name {
             "upstream.down" if self.edgeplane_names => "matrix-down",

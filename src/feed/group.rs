@@ -1,62 +1,45 @@
-//! Those who look through one lens, for whoever tells all of them when there is something to read.
+//! A fan-out group as the transport sees it: all live subscriptions of one projection.
 
 use std::sync::Arc;
 
-use bytes::Bytes;
+use super::{
+    inner::Inner,
+    projection_cache::{ProjectionCache, SharedBatch},
+};
 
-use super::{ProjectionCache, Shared};
-use crate::event::{PerResource, ResourceVersion};
-
-/// A lens of a feed, from the side of those who look through it.
+/// The log as all subscriptions of one projection read it.
 #[derive(Clone, Debug)]
 pub struct Group {
-    shared: Arc<Shared>,
+    inner: Arc<Inner>,
     cache: Arc<ProjectionCache>,
 }
 
-/// What is shown to everybody of an audience who is at one position.
-#[derive(Clone, Debug)]
-pub struct SharedBatch {
-    pub(super) from: u64,
-    pub(super) to: u64,
-    pub(super) versions_after: PerResource<ResourceVersion>,
-    /// Complete frames.
-    pub bytes: Bytes,
-}
-
-impl SharedBatch {
-    /// The position after it.
-    #[must_use]
-    pub fn end(&self) -> u64 {
-        self.to
-    }
-}
-
 impl Group {
-    pub(super) fn new(shared: Arc<Shared>, cache: Arc<ProjectionCache>) -> Group {
-        Group { shared, cache }
+    pub(super) fn new(inner: Arc<Inner>, cache: Arc<ProjectionCache>) -> Group {
+        Group { inner, cache }
     }
 
-    /// The same number for the same audience, as long as one of both is there.
+    /// Returns a number that equal groups share. It is unique while one of them exists.
     #[must_use]
     pub fn id(&self) -> usize {
         Arc::as_ptr(&self.cache).addr()
     }
 
-    /// The position up to which there are steps now.
+    /// Returns the end position of the log.
     #[must_use]
     pub fn end(&self) -> u64 {
-        *self.shared.log_end.borrow()
+        *self.inner.log_end.borrow()
     }
 
-    /// How far the log goes from a position, and whether anything on the way concerns this audience. The steps are
-    /// rendered by it, once for all.
+    /// Returns the end of the log, and whether an entry from `from` up to it is relevant for the group. It renders the
+    /// entries, once for all members.
     #[must_use]
     pub fn has_relevant_since(&self, from: u64) -> (u64, bool) {
-        self.cache.has_relevant_since(&self.shared, from)
+        self.inner.has_relevant_since(&self.cache, from)
     }
 
-    /// What everybody is shown who is at this position, if it is at most `max_bytes` and no more than frames.
+    /// Returns the bytes that every member at this position receives. `None` if there are none, if they exceed
+    /// `max_bytes`, or if each subscription must read by itself.
     #[must_use]
     pub fn batch_from(&self, from: u64, max_bytes: usize) -> Option<SharedBatch> {
         self.cache.shared_batch(from, max_bytes)

@@ -1,7 +1,11 @@
-//! The current state: every view by name, and what a new list or a single change makes of it.
+//! The current state: all views by name, and the changes that a list or a single object makes to it.
 //!
-//! Keyed by name, which is unique at any one time and gives the order of the burst and of the GETs; a name found with
-//! another uid is two lives, and becomes a deletion and a first sight.
+//! *Owns* the views and the counts of the pools.
+//!
+//! *Guarantees:*
+//! - A name is unique at any time. Views are in the order of their names, as initial states and GETs send them.
+//! - The two sides of a change have the same uid. A new uid under a known name is two changes: a deletion and a creation.
+//! - The pool counts are those of the instances that are in it.
 
 mod by_name;
 
@@ -10,18 +14,18 @@ use std::collections::BTreeMap;
 pub use self::by_name::{ByName, HasName};
 use crate::event::{Change, Claim, Instance, PoolDepth, Resource, View};
 
-/// Both resources by name. Cheap to clone while nobody changes it: the feed shares it behind an `Arc`.
+/// The views of both resources. The feed shares it in an `Arc`, and a change clones it if a reader still holds it.
 #[derive(Clone, Debug, Default)]
 pub struct Inventory {
     /// Managed Pods.
     pub instances: ByName<Instance>,
     /// Claims.
     pub claims: ByName<Claim>,
-    /// Instances of each workload by pool status; a workload without instances is not in it.
+    /// The counts of each workload. A workload without instances has no entry.
     pool_counts: BTreeMap<String, PoolCounts>,
 }
 
-/// The counts of one workload.
+/// The instances of one workload: all of them, and those of each pool status.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct PoolCounts {
     instances: u64,
@@ -31,7 +35,7 @@ struct PoolCounts {
 }
 
 impl PoolCounts {
-    fn of(&mut self, status: Option<&str>) -> Option<&mut u64> {
+    fn of_status(&mut self, status: Option<&str>) -> Option<&mut u64> {
         match status {
             Some("warming") => Some(&mut self.warming),
             Some("ready") => Some(&mut self.ready),
@@ -42,7 +46,7 @@ impl PoolCounts {
 }
 
 impl Inventory {
-    /// What is known under this name.
+    /// Returns the view with this name.
     #[must_use]
     pub fn get(&self, resource: Resource, name: &str) -> Option<View> {
         match resource {
@@ -51,30 +55,30 @@ impl Inventory {
         }
     }
 
-    /// All views, pods by name, then claims by name.
+    /// Iterates over all views: Pods by name, then claims by name.
     pub fn views(&self) -> impl Iterator<Item = View> {
         let instances = self.instances.values().cloned().map(View::Instance);
         instances.chain(self.claims.values().cloned().map(View::Claim))
     }
 
-    /// Instances of each workload by pool status, by workloadRef; those without a workload belong to no pool.
+    /// Returns the depth of each pool, in the order of the workloads. An instance without a workload is in no pool.
     #[must_use]
     pub fn pools(&self) -> Vec<PoolDepth> {
-        let pool = |(workload_ref, depth): (&String, &PoolCounts)| PoolDepth {
+        let pool = |(workload_ref, counts): (&String, &PoolCounts)| PoolDepth {
             workload_ref: workload_ref.clone(),
-            warming: depth.warming,
-            ready: depth.ready,
-            acquired: depth.acquired,
+            warming: counts.warming,
+            ready: counts.ready,
+            acquired: counts.acquired,
         };
         self.pool_counts.iter().map(pool).collect()
     }
 
-    /// Takes an added or modified object in. Empty when it is not newer than what is known; two changes when the name
-    /// has begun another life.
+    /// Applies an object that was added or modified. Returns no change if the object is not newer than the stored view,
+    /// and two changes if the stored view has another uid.
     pub fn upsert(&mut self, view: View) -> Vec<Change> {
         match self.insert(view.clone()) {
-            Some(known) if known.uid() == view.uid() && known.resource_version() >= view.resource_version() => {
-                self.insert(known);
+            Some(old) if old.uid() == view.uid() && old.resource_version() >= view.resource_version() => {
+                self.insert(old);
                 Vec::new()
             }
             Some(old) if old.uid() != view.uid() => {
@@ -84,15 +88,15 @@ impl Inventory {
         }
     }
 
-    /// Takes a deleted object out, if it is still the life that is known.
+    /// Applies a deletion. Returns `None` if no view has this name and uid.
     pub fn remove(&mut self, resource: Resource, name: &str, uid: &str) -> Option<Change> {
         let old = self.get(resource, name).filter(|old| old.uid() == uid)?;
         self.remove_view(&old);
         Some(Change { old: Some(old), new: None })
     }
 
-    /// Puts a complete list in place of one resource and returns the difference: deletions by name, then what is new or
-    /// changed in resourceVersion order.
+    /// Replaces all views of one resource by a complete list. Returns the difference: deletions by name, then created and
+    /// changed objects in resourceVersion order.
     pub fn replace(&mut self, resource: Resource, views: Vec<View>) -> Vec<Change> {
         let mut before: BTreeMap<String, View> = match resource {
             Resource::Pods => {
@@ -111,7 +115,8 @@ impl Inventory {
                 }
                 None => None,
             };
-            // The whole view: in a restored older copy the same version is given out again, for another change.
+            // Compares complete views, not versions: after etcd was restored from an older backup, the API server assigns
+            // the same versions again to other changes.
             let unchanged = old.as_ref() == Some(&view);
             self.insert(view.clone());
             if !unchanged {
@@ -123,7 +128,7 @@ impl Inventory {
         removed.chain(added_or_changed).collect()
     }
 
-    /// Takes a change back.
+    /// Undoes a change.
     pub fn revert(&mut self, change: &Change) {
         if let Some(new) = &change.new {
             self.remove_view(new);
@@ -133,7 +138,7 @@ impl Inventory {
         }
     }
 
-    /// Puts a view in place of what is known under its name, and returns that.
+    /// Stores a view and returns the one that had its name.
     fn insert(&mut self, view: View) -> Option<View> {
         match view {
             View::Instance(instance) => {
@@ -159,15 +164,16 @@ impl Inventory {
 
     fn adjust_counts(&mut self, instance: &Instance, by: i64) {
         let Some(workload_ref) = &instance.workload_ref else { return };
-        let depth = match self.pool_counts.get_mut(workload_ref) {
-            Some(depth) => depth,
+        // Two lookups, but a key is allocated only for a new workload.
+        let counts = match self.pool_counts.get_mut(workload_ref) {
+            Some(counts) => counts,
             None => self.pool_counts.entry(workload_ref.clone()).or_default(),
         };
-        depth.instances = depth.instances.saturating_add_signed(by);
-        if let Some(count) = depth.of(instance.pool_status.as_deref()) {
+        counts.instances = counts.instances.saturating_add_signed(by);
+        if let Some(count) = counts.of_status(instance.pool_status.as_deref()) {
             *count = count.saturating_add_signed(by);
         }
-        if depth.instances == 0 {
+        if counts.instances == 0 {
             self.pool_counts.remove(workload_ref);
         }
     }
@@ -175,21 +181,15 @@ impl Inventory {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::event::ResourceVersion;
+    use crate::{event::ResourceVersion, test_support::PodBuilder};
 
-    fn pod(name: &str, uid: &str, rv: ResourceVersion) -> View {
-        View::Instance(Arc::new(Instance {
-            name: name.into(),
-            uid: uid.into(),
-            resource_version: rv,
-            ..Instance::default()
-        }))
+    fn pod(name: &str, uid: &str, version: ResourceVersion) -> View {
+        PodBuilder::new(name).uid(uid).version(version).view()
     }
 
-    fn told(changes: &[Change]) -> Vec<(Option<ResourceVersion>, Option<ResourceVersion>)> {
+    /// The versions of both sides of each change.
+    fn versions(changes: &[Change]) -> Vec<(Option<ResourceVersion>, Option<ResourceVersion>)> {
         changes
             .iter()
             .map(|c| (c.old.as_ref().map(View::resource_version), c.new.as_ref().map(View::resource_version)))
@@ -202,57 +202,43 @@ mod tests {
         assert_eq!(state.replace(Resource::Pods, vec![pod("a", "1", 5), pod("b", "2", 6), pod("c", "3", 7)]).len(), 3);
         let changes = state.replace(Resource::Pods, vec![pod("b", "2", 12), pod("c", "9", 11), pod("d", "4", 10)]);
         assert_eq!(
-            told(&changes),
+            versions(&changes),
             [(Some(5), None), (Some(7), None), (None, Some(10)), (None, Some(11)), (Some(6), Some(12))],
-            "a is gone, c is another life, d is new, b has changed"
+            "a is deleted, c has a new uid, d is created, b is modified"
         );
-        let same = state.replace(Resource::Pods, vec![pod("b", "2", 12), pod("c", "9", 11), pod("d", "4", 10)]);
-        assert!(same.is_empty(), "the same list says nothing");
+        let changes = state.replace(Resource::Pods, vec![pod("b", "2", 12), pod("c", "9", 11), pod("d", "4", 10)]);
+        assert!(changes.is_empty(), "an equal list is no change: {changes:?}");
     }
 
     #[test]
     fn equal_version_with_different_content_is_a_change() {
-        let running = Instance {
-            name: "a".into(),
-            uid: "1".into(),
-            resource_version: 5,
-            phase: "Running".into(),
-            ..Instance::default()
-        };
         let mut state = Inventory::default();
         state.replace(Resource::Pods, vec![pod("a", "1", 5)]);
-        let changes = state.replace(Resource::Pods, vec![View::Instance(Arc::new(running))]);
-        assert_eq!(told(&changes), [(Some(5), Some(5))]);
+        let pending = PodBuilder::new("a").uid("1").version(5).phase("Pending").view();
+        let changes = state.replace(Resource::Pods, vec![pending]);
+        assert_eq!(versions(&changes), [(Some(5), Some(5))]);
     }
 
     #[test]
     fn new_uid_under_the_same_name_deletes_the_old_object() {
         let mut state = Inventory::default();
         state.upsert(pod("a", "1", 5));
-        assert_eq!(told(&state.upsert(pod("a", "2", 8))), [(Some(5), None), (None, Some(8))]);
-        assert!(state.upsert(pod("a", "2", 8)).is_empty(), "not newer");
-        assert!(state.upsert(pod("a", "2", 7)).is_empty(), "older");
+        assert_eq!(versions(&state.upsert(pod("a", "2", 8))), [(Some(5), None), (None, Some(8))]);
+        assert!(state.upsert(pod("a", "2", 8)).is_empty(), "an equal version is not newer");
+        assert!(state.upsert(pod("a", "2", 7)).is_empty(), "a lower version is not newer");
         assert_eq!(state.get(Resource::Pods, "a").map(|view| view.resource_version()), Some(8));
-        assert!(state.remove(Resource::Pods, "a", "1").is_none(), "the first life ended already");
-        assert_eq!(told(&state.remove(Resource::Pods, "a", "2").into_iter().collect::<Vec<_>>()), [(Some(8), None)]);
+        assert!(state.remove(Resource::Pods, "a", "1").is_none(), "the object with uid 1 is already deleted");
+        let change = state.remove(Resource::Pods, "a", "2");
+        assert_eq!(versions(&change.into_iter().collect::<Vec<_>>()), [(Some(8), None)]);
         assert!(state.views().next().is_none());
     }
+
     #[test]
     fn pool_counts_ignore_versions_that_are_not_newer() {
-        let pod = |rv, status: &str| {
-            let (workload_ref, pool_status) = (Some("web".to_owned()), Some(status.to_owned()));
-            let name = "a".to_owned();
-            View::Instance(Arc::new(Instance {
-                name,
-                workload_ref,
-                pool_status,
-                resource_version: rv,
-                ..Instance::default()
-            }))
-        };
+        let pod = |version, status| PodBuilder::new("a").workload("web").pool(status).version(version).view();
         let mut state = Inventory::default();
-        for (rv, status) in [(5, "warming"), (6, "ready"), (4, "acquired"), (6, "warming")] {
-            state.upsert(pod(rv, status));
+        for (version, status) in [(5, "warming"), (6, "ready"), (4, "acquired"), (6, "warming")] {
+            state.upsert(pod(version, status));
         }
         assert_eq!(state.pools(), [PoolDepth { workload_ref: "web".into(), ready: 1, ..PoolDepth::default() }]);
     }

@@ -1,38 +1,21 @@
-//! `pool.depth`: how many instances of each workload wait, are ready, are taken (docs/protocol.md#full-stream).
+//! The pools whose depth changed since the last `pool.depth` events (docs/protocol.md#full-stream).
 //!
-//! Counts change with every pod, so they are told only so often. A pool that has changed is told even where it is by then
-//! as it was told last: somebody may have come in between and hold what it was in between.
+//! *Owns* data only. `Feed::publish_pool_depths` publishes the depths at an interval, because every Pod changes them.
+//!
+//! *Guarantees:* a pool that changed is published even if its counts are again those of the last event. A client that
+//! connected in between may hold the intermediate counts.
 
-use std::{collections::BTreeSet, convert::Infallible};
+use std::collections::BTreeSet;
 
-use tokio::time::sleep;
+use super::inventory::Inventory;
+use crate::event::{Change, PoolDepth, View};
 
-use super::{Feed, state::State};
-use crate::event::{Change, EphemeralEvent, PoolDepth, View};
-
-impl Feed {
-    /// Tells of pool depths as they change, at most once in [`Config::pool_depth_interval`](super::Config::pool_depth_interval) each, the
-    /// last always. For as long as it is polled.
-    pub async fn publish_pool_depths(self) -> Infallible {
-        let mut log_end = self.shared.log_end.subscribe();
-        self.wait_synced().await;
-        loop {
-            // The sender lives in `self.shared`, so this cannot fail while we are here.
-            let _ = log_end.changed().await;
-            if !self.shared.state().dirty_pools.is_empty() {
-                self.shared.update(State::append_pool_depths);
-                sleep(self.shared.config.pool_depth_interval).await;
-            }
-        }
-    }
-}
-
-/// The workloads whose pools have changed since their depths were last appended. No more than there are workloads.
+/// The workloads whose pools have changed since [`DirtyPools::take`]. Bounded by the number of workloads.
 #[derive(Debug, Default)]
 pub(super) struct DirtyPools(BTreeSet<String>);
 
 impl DirtyPools {
-    /// Marks the pools that these changes concern.
+    /// Marks the pools whose counts these changes affect.
     pub(super) fn mark(&mut self, changes: &[Change]) {
         for Change { old, new } in changes {
             let [old, new] = [old, new].map(|side| side.as_ref().and_then(pool_key));
@@ -46,24 +29,16 @@ impl DirtyPools {
         self.0.is_empty()
     }
 
-    fn take(&mut self) -> BTreeSet<String> {
-        std::mem::take(&mut self.0)
+    /// Unmarks all pools and returns their depths: first the pools without instances, then the others.
+    pub(super) fn take(&mut self, inventory: &Inventory) -> Vec<PoolDepth> {
+        let mut dirty = std::mem::take(&mut self.0);
+        let pools: Vec<PoolDepth> = inventory.pools().into_iter().filter(|p| dirty.remove(&p.workload_ref)).collect();
+        let empty = dirty.into_iter().map(|workload_ref| PoolDepth { workload_ref, ..PoolDepth::default() });
+        empty.chain(pools).collect()
     }
 }
 
-impl State {
-    fn append_pool_depths(&mut self, now_ms: u64) {
-        let mut dirty = self.dirty_pools.take();
-        let pools: Vec<PoolDepth> =
-            self.inventory.pools().into_iter().filter(|p| dirty.remove(&p.workload_ref)).collect();
-        let removed = dirty.into_iter().map(|workload_ref| PoolDepth { workload_ref, ..PoolDepth::default() });
-        for pool in removed.chain(pools) {
-            self.append_ephemeral(now_ms, EphemeralEvent::PoolDepth(pool));
-        }
-    }
-}
-
-/// The workload and the status by which an instance counts.
+/// Returns the workload and the pool status by which an instance is counted.
 fn pool_key(view: &View) -> Option<(&str, Option<&str>)> {
     match view {
         View::Instance(instance) => Some((instance.workload_ref.as_deref()?, instance.pool_status.as_deref())),
@@ -73,34 +48,29 @@ fn pool_key(view: &View) -> Option<(&str, Option<&str>)> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::time::Duration;
 
     use serde_json::Value;
+    use tokio::time::sleep;
 
     use crate::{
         event::{
-            Instance, NamespaceId, Resource, View,
+            NamespaceId, Resource, ResourceVersion, View,
             projection::{EventFormat, Projection},
         },
         feed::{Config, Feed, FrameFormat, Framing, ReadResult, StartAt},
+        test_support::PodBuilder,
     };
 
-    fn pod(name: &str, status: &str, rv: u64) -> View {
-        View::Instance(Arc::new(Instance {
-            name: name.into(),
-            uid: name.into(),
-            workload_ref: Some("w".into()),
-            pool_status: Some(status.into()),
-            resource_version: rv,
-            ..Instance::default()
-        }))
+    fn pod(status: &str, version: ResourceVersion) -> View {
+        PodBuilder::new("a").workload("w").pool(status).version(version).view()
     }
 
     #[tokio::test(start_paused = true)]
     async fn pool_depths_are_published_every_250_ms_including_the_last() {
         let (mut writer, feed) = Feed::new(Config::default());
         writer.set_namespace(NamespaceId::from_uid("u"));
-        writer.replace(Resource::Pods, vec![pod("a", "warming", 1)], 1);
+        writer.replace(Resource::Pods, vec![pod("warming", 1)], 1);
         writer.replace(Resource::Claims, Vec::new(), 1);
         let cache = feed.projection_cache(
             Projection::everything(EventFormat::Full),
@@ -108,13 +78,13 @@ mod tests {
         );
         let mut reader = feed.subscribe(cache, StartAt::Live).unwrap();
         let writes = async {
-            for rv in 2..=100 {
-                let status = if rv % 2 == 0 { "ready" } else { "warming" };
-                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-                writer.upsert(pod("a", status, rv));
+            for version in 2..=100 {
+                let status = if version % 2 == 0 { "ready" } else { "warming" };
+                sleep(Duration::from_millis(10)).await;
+                writer.upsert(pod(status, version));
             }
-            writer.upsert(pod("a", "acquired", 101));
-            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+            writer.upsert(pod("acquired", 101));
+            sleep(Duration::from_secs(1)).await;
         };
         tokio::select! { never = feed.clone().publish_pool_depths() => match never {}, () = writes => {} }
         let mut depths = Vec::new();
@@ -126,7 +96,7 @@ mod tests {
                 }
             }
         }
-        assert!((2..=6).contains(&depths.len()), "one second of changes: {depths:?}");
+        assert!((2..=6).contains(&depths.len()), "one second of changes, one event each 250 ms: {depths:?}");
         assert_eq!(depths.last(), Some(&(0.into(), 0.into(), 1.into())));
     }
 }

@@ -1,12 +1,20 @@
-//! A lens in use: renders and frames each step once for all who look the same way, and shares the bytes.
+//! The projection cache: renders and frames each log entry once for all subscriptions with the same projection and
+//! framing, which share the bytes.
 //!
-//! What it keeps of them ([`frame_cache`]) is not needed for correctness: whoever reads behind that renders for himself.
+//! *Owns* the cached frames ([`frame_cache`]) and the last initial state of one projection ([`initial_state`]).
+//!
+//! *Guarantees:* correctness does not depend on the cache. If the frames at a position are no longer cached, the entries
+//! are rendered again for that one read.
+//!
+//! The methods that fill the cache do not keep the common byte budget: `feed/inner.rs` trims after each of them.
 
+mod encode_initial;
 mod frame_cache;
 mod initial_state;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use prometheus_client::metrics::gauge::Gauge;
 use serde::Serialize;
 
@@ -15,7 +23,7 @@ pub(super) use self::{
     frame_cache::{Frame, MAX_FRAMES},
     initial_state::InitialState,
 };
-use super::{Config, Framing, Shared, Snapshot, SnapshotReason, group::SharedBatch};
+use super::{framing::Framing, state::Shared};
 use crate::{
     event::{
         ChangeSet, Cursor, EntryKind, EphemeralEvent, LogEntry, NamespaceId, PerResource, Resource, ResourceVersion,
@@ -25,47 +33,73 @@ use crate::{
     wire::json,
 };
 
-/// A lens with the bytes that its readers share.
+/// Entries read from the log at once. It bounds the work under the lock of the feed.
+const ENTRIES_PER_READ: usize = 256;
+
+/// A projection in use, with the bytes that its subscriptions share.
 #[derive(Debug)]
 pub struct ProjectionCache {
     pub(super) projection: Projection,
     pub(super) framing: Framing,
-    /// [`Projection::fingerprint`], which stands in each cursor.
-    hash: u64,
+    /// [`Projection::fingerprint`], which is part of each cursor.
+    fingerprint: u64,
     frame_cache: Mutex<FrameCache>,
-    /// Held while the current state is encoded, which is done by one at a time.
+    /// Held while an initial state is encoded, so that one task encodes it and the others reuse it.
     encode_lock: Mutex<()>,
+    /// The number of projections in use.
+    in_use: Gauge,
+}
+
+/// The bytes that every member of a fan-out group at one position receives.
+#[derive(Clone, Debug)]
+pub struct SharedBatch {
+    pub(super) from: u64,
+    pub(super) to: u64,
+    pub(super) versions_after: PerResource<ResourceVersion>,
+    /// Complete frames.
+    pub bytes: Bytes,
+}
+
+impl SharedBatch {
+    /// Returns the position after the batch.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.to
+    }
 }
 
 impl ProjectionCache {
-    /// Counts what it keeps in `all`, beside what other lenses do.
-    pub(super) fn new(projection: Projection, framing: Framing, all: Gauge) -> ProjectionCache {
-        let hash = projection.fingerprint();
+    /// Creates an empty cache. It adds its bytes to `cached_bytes` and itself to `in_use`, until it is dropped.
+    pub(super) fn new(projection: Projection, framing: Framing, cached_bytes: Gauge, in_use: Gauge) -> ProjectionCache {
+        in_use.inc();
+        let fingerprint = projection.fingerprint();
         ProjectionCache {
             projection,
             framing,
-            hash,
-            frame_cache: Mutex::new(FrameCache::new(all)),
+            fingerprint,
+            frame_cache: Mutex::new(FrameCache::new(cached_bytes)),
             encode_lock: Mutex::default(),
+            in_use,
         }
     }
 
-    /// Lets go of all but so many frames; who is being sent a state still has it.
-    pub(super) fn shrink_to(&self, frames: usize) {
-        self.frame_cache().shrink(frames);
+    /// Drops the cached initial state, and all frames but this number of newest ones. A subscription that is sending the
+    /// initial state still holds it.
+    pub(super) fn shrink_to(&self, max_frames: usize) {
+        self.frame_cache().shrink(max_frames);
     }
 
     fn frame_cache(&self) -> MutexGuard<'_, FrameCache> {
         lock(&self.frame_cache)
     }
 
-    /// The cursor of a client of this lens that has been served up to `rv`.
-    pub(super) fn cursor(&self, namespace: NamespaceId, rv: PerResource<ResourceVersion>) -> String {
-        Cursor::new(namespace, self.hash, self.projection.types.resources(), rv).encode()
+    /// Returns the cursor of a client of this projection that has received everything up to these versions.
+    pub(super) fn cursor(&self, namespace: NamespaceId, versions: PerResource<ResourceVersion>) -> String {
+        Cursor::new(namespace, self.fingerprint, self.projection.types.resources(), versions).encode()
     }
 
-    /// The frames from a position of the log on, until about `max_bytes` of them are there; `None` when the log no
-    /// longer reaches back to it.
+    /// Returns the frames from a position of the log on: about `max_bytes` of them, at least one. `None` means that the
+    /// log has evicted the entry at the position.
     pub(super) fn frames(
         &self,
         shared: &Shared,
@@ -76,71 +110,70 @@ impl ProjectionCache {
         if shared.hub_feed.is_some() {
             return self.render_uncached(shared, namespace, from, max_bytes);
         }
-        let kept = self.catch_up(shared, namespace, from)?;
-        let frames = (from >= kept.first()).then(|| take_up_to(kept.frames_from(from).cloned(), max_bytes));
-        drop(kept);
-        shared.projections.trim();
+        let cache = self.catch_up(shared, namespace, from)?;
+        let frames = (from >= cache.first()).then(|| take_up_to(cache.frames_from(from).cloned(), max_bytes));
+        drop(cache);
         frames.or_else(|| self.render_uncached(shared, namespace, from, max_bytes))
     }
 
-    /// How far the log goes from a position, and whether anything on the way concerns those who look through the lens.
-    /// Where it cannot be known here, something does.
+    /// Returns the end of the log, and whether an entry from `from` up to it is relevant for this projection. If the
+    /// cache cannot decide, the answer is `true`.
     pub(super) fn has_relevant_since(&self, shared: &Shared, from: u64) -> (u64, bool) {
         let namespace = shared.state().synced_namespace();
-        let kept = namespace.ok().and_then(|namespace| self.catch_up(shared, namespace, from));
-        let news = kept.filter(|kept| from >= kept.first()).map(|kept| {
-            let concerns = kept.frames_from(from).any(|frame| !frame.is_empty_for_all());
-            (kept.end(), concerns)
+        let cache = namespace.ok().and_then(|namespace| self.catch_up(shared, namespace, from));
+        let relevant = cache.filter(|cache| from >= cache.first()).map(|cache| {
+            let is_relevant = cache.frames_from(from).any(|frame| !frame.is_empty_for_all());
+            (cache.end(), is_relevant)
         });
-        shared.projections.trim();
-        news.unwrap_or_else(|| (*shared.log_end.borrow(), true))
+        relevant.unwrap_or_else(|| (*shared.log_end.borrow(), true))
     }
 
-    /// What is shown to all who are at a position, as one piece of at most `max_bytes`.
+    /// Returns all cached frames from a position on as one batch. `None` if there is nothing to send, if the batch
+    /// exceeds `max_bytes`, or if each subscription must process a frame by itself.
     pub(super) fn shared_batch(&self, from: u64, max_bytes: usize) -> Option<SharedBatch> {
-        let kept = self.frame_cache();
-        if from < kept.first() {
+        let cache = self.frame_cache();
+        if from < cache.first() {
             return None;
         }
-        let new = kept.frames_from(from);
-        if new.clone().any(|frame| frame.per_client) {
+        let frames = cache.frames_from(from);
+        if frames.clone().any(|frame| frame.per_client) {
             return None;
         }
-        let after = new.clone().last()?.versions_after;
-        let bytes: usize = new.clone().map(|frame| frame.bytes.len()).sum();
-        let mut told = new.map(|frame| &frame.bytes).filter(|bytes| !bytes.is_empty());
-        let bytes = match (told.next()?, told.next()) {
-            _ if bytes > max_bytes => return None,
+        let versions_after = frames.clone().last()?.versions_after;
+        let total_bytes: usize = frames.clone().map(|frame| frame.bytes.len()).sum();
+        let mut non_empty = frames.map(|frame| &frame.bytes).filter(|bytes| !bytes.is_empty());
+        let bytes = match (non_empty.next()?, non_empty.next()) {
+            _ if total_bytes > max_bytes => return None,
             (only, None) => only.clone(),
             (first, Some(second)) => {
-                [first, second].into_iter().chain(told).flatten().copied().collect::<Vec<u8>>().into()
+                [first, second].into_iter().chain(non_empty).flatten().copied().collect::<Vec<u8>>().into()
             }
         };
-        Some(SharedBatch { from, to: kept.end(), versions_after: after, bytes })
+        Some(SharedBatch { from, to: cache.end(), versions_after, bytes })
     }
 
-    /// What is kept, with the newest steps framed, if the log goes on from it or from a position. What is at the position
-    /// may no longer be kept.
+    /// Renders the newest entries of the log into the cache and returns the cache. `None` means that the log has evicted
+    /// an entry that is needed. The frame at `from` may have been evicted from the cache.
     fn catch_up(&self, shared: &Shared, namespace: NamespaceId, from: u64) -> Option<MutexGuard<'_, FrameCache>> {
-        let mut kept = self.frame_cache();
-        if from > kept.end() {
-            kept.reset_to(from);
+        let mut cache = self.frame_cache();
+        if from > cache.end() {
+            cache.reset_to(from);
         }
-        // Most readers come when another has framed everything: they need not ask for the feed's lock.
-        while from >= kept.first() && kept.end() < *shared.log_end.borrow() {
-            let steps = read_entries(shared, kept.end())?;
-            if steps.is_empty() {
+        // For most reads another subscription has rendered everything. They do not need the lock of the feed.
+        while from >= cache.first() && cache.end() < *shared.log_end.borrow() {
+            let entries = read_entries(shared, cache.end())?;
+            if entries.is_empty() {
                 break;
             }
-            for (step, to) in steps.iter().zip(kept.end() + 1..) {
-                let frame = self.render_entry(shared, namespace, step, to, step.versions_after);
-                kept.push(frame);
+            for (entry, to) in entries.iter().zip(cache.end() + 1..) {
+                let frame = self.render_entry(shared, namespace, entry, to, entry.versions_after);
+                cache.push(frame);
             }
         }
-        Some(kept)
+        Some(cache)
     }
 
-    /// Frames for one reader, rendered until `max_bytes` are there.
+    /// Renders entries for one read, until there are `max_bytes`.
     fn render_uncached(
         &self,
         shared: &Shared,
@@ -148,66 +181,72 @@ impl ProjectionCache {
         from: u64,
         max_bytes: usize,
     ) -> Option<Vec<Frame>> {
-        let steps = read_entries(shared, from)?;
-        let frames = steps
+        let entries = read_entries(shared, from)?;
+        let frames = entries
             .iter()
             .zip(from + 1..)
-            .map(|(step, to)| self.render_entry(shared, namespace, step, to, step.versions_after));
+            .map(|(entry, to)| self.render_entry(shared, namespace, entry, to, entry.versions_after));
         Some(take_up_to(frames, max_bytes))
     }
 
-    /// One step as frames, the cursor `at` on the last event that passes; the log goes on at `to`.
+    /// Renders one entry. The last event that passes the projection carries the cursor at `versions`. `to` is the
+    /// position after the entry.
     pub(super) fn render_entry(
         &self,
         shared: &Shared,
         namespace: NamespaceId,
-        step: &LogEntry,
+        entry: &LogEntry,
         to: u64,
-        at: PerResource<ResourceVersion>,
+        versions: PerResource<ResourceVersion>,
     ) -> Frame {
         shared.metrics.renders.inc();
         let mut bytes = Vec::new();
-        match &step.kind {
-            EntryKind::ChangeSet(version) => {
-                self.version(&mut bytes, shared, namespace, step.observed_at_ms, version, at)
+        match &entry.kind {
+            EntryKind::ChangeSet(change_set) => {
+                self.append_change_set(&mut bytes, shared, namespace, entry.observed_at_ms, change_set, versions)
             }
-            EntryKind::Ephemeral(notice) => {
-                let time = render::format_timestamp(step.observed_at_ms);
-                if let Some((name, body)) = render::render_ephemeral(notice, &self.projection, &time) {
+            EntryKind::Ephemeral(event) => {
+                let time = render::format_timestamp(entry.observed_at_ms);
+                if let Some((name, body)) = render::render_ephemeral(event, &self.projection, &time) {
                     self.append_body(&mut bytes, name, None, body);
                 }
             }
         }
-        let restart = step.change_set().is_some_and(|version| version.history_reset);
-        let own = restart || matches!(step.kind, EntryKind::Ephemeral(EphemeralEvent::Upstream { .. }));
-        Frame { to, bytes: bytes.into(), versions_after: at, history_reset: restart, per_client: own }
+        let history_reset = entry.change_set().is_some_and(|change_set| change_set.history_reset);
+        let per_client = history_reset || matches!(entry.kind, EntryKind::Ephemeral(EphemeralEvent::Upstream { .. }));
+        Frame { to, bytes: bytes.into(), versions_after: versions, history_reset, per_client }
     }
 
-    fn version(
+    fn append_change_set(
         &self,
         out: &mut Vec<u8>,
         shared: &Shared,
         namespace: NamespaceId,
-        at_ms: u64,
-        version: &ChangeSet,
-        at: PerResource<ResourceVersion>,
+        observed_at_ms: u64,
+        change_set: &ChangeSet,
+        versions: PerResource<ResourceVersion>,
     ) {
         let full = self.projection.format == EventFormat::Full;
-        let time = full.then(|| render::format_timestamp(at_ms));
-        // Each is put when the next one comes: only the last has an `id`.
+        let time = full.then(|| render::format_timestamp(observed_at_ms));
+        // Each event is appended when the next one is rendered: only the last one has an `id`.
         let mut last = None;
-        render::render_change_set(version, &self.projection, |event| {
-            if let Some(before) = last.replace(event) {
-                self.append_event(out, before, None, time.as_deref());
+        render::render_change_set(change_set, &self.projection, |event| {
+            if let Some(previous) = last.replace(event) {
+                self.append_event(out, previous, None, time.as_deref());
             }
         });
         match last {
             Some(last) => {
-                self.append_event(out, last, full.then(|| self.cursor(namespace, at)).as_deref(), time.as_deref())
+                let id = full.then(|| self.cursor(namespace, versions));
+                self.append_event(out, last, id.as_deref(), time.as_deref());
             }
-            // G3: something may have come and gone unseen, and the client is told so.
-            None if full && version.coalesced_from.is_some() && self.projection.types.resources()[version.resource] => {
-                self.heartbeat(out, shared, namespace, at, true);
+            // G3: an object may have been created and deleted in between. The client is informed, even if no event of
+            // the difference passes its projection.
+            None if full
+                && change_set.coalesced_from.is_some()
+                && self.projection.types.resources()[change_set.resource] =>
+            {
+                self.append_heartbeat(out, shared, namespace, versions, true);
             }
             None => {}
         }
@@ -225,24 +264,24 @@ impl ProjectionCache {
         self.framing.append_frame(out, event.event_type, id, &json);
     }
 
-    /// A heartbeat of a client that has been served up to `at`.
-    pub(super) fn heartbeat(
+    /// Appends a heartbeat of a client that has received everything up to these versions.
+    pub(super) fn append_heartbeat(
         &self,
         out: &mut Vec<u8>,
         shared: &Shared,
         namespace: NamespaceId,
-        at: PerResource<ResourceVersion>,
+        versions: PerResource<ResourceVersion>,
         coalesced: bool,
     ) {
-        let id = self.cursor(namespace, at);
+        let id = self.cursor(namespace, versions);
         let timestamp = render::format_timestamp((shared.config.wall_clock_ms)());
         let (upstream, upstream_age_ms) = shared.upstream_status();
         let body = render::Heartbeat { id: &id, timestamp: &timestamp, upstream, upstream_age_ms, coalesced };
         self.append_body(out, "heartbeat", Some(&id), body);
     }
 
-    /// All pools that the lens shows, as `pool.depth`.
-    pub(super) fn pools(&self, out: &mut Vec<u8>, shared: &Shared) {
+    /// Appends a `pool.depth` event for each pool that the projection includes.
+    pub(super) fn append_pool_depths(&self, out: &mut Vec<u8>, shared: &Shared) {
         let inventory = shared.state().inventory.clone();
         let time = render::format_timestamp((shared.config.wall_clock_ms)());
         for pool in inventory.pools() {
@@ -255,40 +294,45 @@ impl ProjectionCache {
     }
 
     fn append_body(&self, out: &mut Vec<u8>, name: &'static str, id: Option<&str>, body: impl Serialize) {
-        let kind = self.framing.name(name);
-        let json = json::to_string(&Message { kind, body }).expect("events have string keys only");
-        self.framing.append_frame(out, kind, id, &json);
+        let event_type = self.framing.name(name);
+        let json = json::to_string(&TypedBody { event_type, body }).expect("events have string keys only");
+        self.framing.append_frame(out, event_type, id, &json);
     }
 
-    /// Whether a state at `rv` is not older than `floor` in any resource that the lens needs.
-    pub(super) fn covers(&self, rv: PerResource<ResourceVersion>, floor: PerResource<ResourceVersion>) -> bool {
+    /// Returns whether `versions` are not below `floor` for any resource that the projection needs.
+    pub(super) fn covers(&self, versions: PerResource<ResourceVersion>, floor: PerResource<ResourceVersion>) -> bool {
         let required = self.projection.types.resources();
-        Resource::ALL.into_iter().all(|resource| !required[resource] || rv[resource] >= floor[resource])
+        Resource::ALL.into_iter().all(|resource| !required[resource] || versions[resource] >= floor[resource])
     }
 }
 
-/// An event that does not carry its type itself.
+impl Drop for ProjectionCache {
+    fn drop(&mut self) {
+        self.in_use.dec();
+    }
+}
+
+/// An event whose body does not contain its type.
 #[derive(Serialize)]
-struct Message<T> {
+struct TypedBody<T> {
     #[serde(rename = "type")]
-    kind: &'static str,
+    event_type: &'static str,
     #[serde(flatten)]
     body: T,
 }
-
-/// Steps fetched from the log at once: bounds what is cloned under its lock.
-const ENTRIES_PER_READ: usize = 256;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Reads at most [`ENTRIES_PER_READ`] entries from a position on. `None` means that the log has evicted the first one.
 pub(super) fn read_entries(shared: &Shared, from: u64) -> Option<Vec<Arc<LogEntry>>> {
-    let state: MutexGuard<'_, _> = shared.state();
-    let steps = state.log.read_from(from, ENTRIES_PER_READ)?.cloned().collect();
-    Some(steps)
+    let state = shared.state();
+    let entries = state.log.read_from(from, ENTRIES_PER_READ)?.cloned().collect();
+    Some(entries)
 }
 
+/// Collects frames while they have at most `max_bytes` together. The first frame with bytes may be larger.
 fn take_up_to(frames: impl Iterator<Item = Frame>, max_bytes: usize) -> Vec<Frame> {
     let mut bytes = 0;
     let mut taken = Vec::new();

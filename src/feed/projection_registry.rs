@@ -1,8 +1,11 @@
-//! The lenses in use, and how much they keep for their readers, all together.
+//! The projections in use, and the common byte budget of their caches.
 //!
-//! Equal lenses are one, so they render once. Always: when a read or a new state is done, what all lenses keep is within the
-//! budget, however many lenses there are. Whoever puts too much in makes room, half of the budget at once. The lock of all
-//! lenses comes before that of one.
+//! *Owns* weak references to the caches: a cache lives while a subscription uses it.
+//!
+//! *Guarantees:*
+//! - Equal projections with equal framing share one cache, so each entry is rendered once for them.
+//! - After [`ProjectionRegistry::trim`] all caches together are within the budget, for any number of projections.
+//! - The lock of the registry is taken before the lock of a cache.
 
 use std::{
     collections::HashMap,
@@ -11,45 +14,53 @@ use std::{
 
 use prometheus_client::metrics::gauge::Gauge;
 
-use super::{Framing, ProjectionCache, projection_cache::MAX_FRAMES};
+use super::{
+    framing::Framing,
+    projection_cache::{MAX_FRAMES, ProjectionCache},
+};
 use crate::event::projection::Projection;
 
-type All = HashMap<(Projection, Framing), Weak<ProjectionCache>>;
+type Caches = HashMap<(Projection, Framing), Weak<ProjectionCache>>;
 
+/// The projections in use.
 #[derive(Debug)]
 pub(super) struct ProjectionRegistry {
-    all: Mutex<All>,
-    /// Bytes that they may keep...
+    caches: Mutex<Caches>,
+    /// Maximum number of bytes that the caches may hold.
     budget_bytes: i64,
-    /// ...and do keep.
+    /// Bytes that the caches hold.
     cached_bytes: Gauge,
+    /// The number of caches.
+    in_use: Gauge,
 }
 
 impl ProjectionRegistry {
-    /// Counts what is kept in `kept`, where nothing else is counted.
-    pub(super) fn new(budget: usize, kept: Gauge) -> ProjectionRegistry {
+    /// Creates an empty registry. Nothing else may count in these gauges.
+    pub(super) fn new(budget_bytes: usize, cached_bytes: Gauge, in_use: Gauge) -> ProjectionRegistry {
         ProjectionRegistry {
-            all: Mutex::default(),
-            budget_bytes: i64::try_from(budget).unwrap_or(i64::MAX),
-            cached_bytes: kept,
+            caches: Mutex::default(),
+            budget_bytes: i64::try_from(budget_bytes).unwrap_or(i64::MAX),
+            cached_bytes,
+            in_use,
         }
     }
 
-    /// The one that is equal to this, and how many there are now.
-    pub(super) fn get(&self, projection: Projection, framing: Framing) -> (Arc<ProjectionCache>, usize) {
-        let mut all = self.lock();
+    /// Returns the cache of this projection. It is created if no subscription uses an equal one.
+    pub(super) fn get(&self, projection: Projection, framing: Framing) -> Arc<ProjectionCache> {
+        let mut caches = self.lock();
         let key = (projection, framing);
-        if let Some(shared) = all.get(&key).and_then(Weak::upgrade) {
-            return (shared, all.len());
+        if let Some(cache) = caches.get(&key).and_then(Weak::upgrade) {
+            return cache;
         }
-        // Dead entries go when a new lens comes, so the map is bounded by the lenses in use.
-        all.retain(|_, projection| projection.strong_count() > 0);
-        let shared = Arc::new(ProjectionCache::new(key.0.clone(), framing, self.cached_bytes.clone()));
-        all.insert(key, Arc::downgrade(&shared));
-        (shared, all.len())
+        // Removes unused entries whenever one is added, so the map is bounded by the number of projections in use.
+        caches.retain(|_, cache| cache.strong_count() > 0);
+        let cache =
+            Arc::new(ProjectionCache::new(key.0.clone(), framing, self.cached_bytes.clone(), self.in_use.clone()));
+        caches.insert(key, Arc::downgrade(&cache));
+        cache
     }
 
-    /// Makes room where the budget is exceeded: initial states go first, then frames, of those who have most of them.
+    /// Evicts cached bytes if they exceed the budget.
     #[inline]
     pub(super) fn trim(&self) {
         if self.cached_bytes.get() > self.budget_bytes {
@@ -57,22 +68,24 @@ impl ProjectionRegistry {
         }
     }
 
+    /// Evicts to the budget or, if that takes more than dropping the initial states, to half of it. The caches with the
+    /// most frames lose frames first.
     fn evict_to_budget(&self) {
-        let all = self.lock();
-        let (mut enough, mut frames) = (self.budget_bytes, MAX_FRAMES);
-        // Another may have made room meanwhile.
-        while self.cached_bytes.get() > enough {
-            for projection in all.values().filter_map(Weak::upgrade) {
-                projection.shrink_to(frames);
+        let caches = self.lock();
+        let (mut target_bytes, mut max_frames) = (self.budget_bytes, MAX_FRAMES);
+        // The condition may be false at once: another task may have evicted meanwhile.
+        while self.cached_bytes.get() > target_bytes {
+            for cache in caches.values().filter_map(Weak::upgrade) {
+                cache.shrink_to(max_frames);
             }
-            if frames == 0 {
+            if max_frames == 0 {
                 return;
             }
-            (enough, frames) = (self.budget_bytes / 2, frames / 2);
+            (target_bytes, max_frames) = (self.budget_bytes / 2, max_frames / 2);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, All> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Caches> {
+        self.caches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,7 @@
-//! A snapshot: the whole state as one cut, and what the GETs draw from it.
+//! A snapshot: the complete state at one position of the log, and the answers of the snapshot GETs
+//! (docs/protocol.md#snapshots).
+//!
+//! *Guarantees:* an answer contains only objects that the projection includes.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -13,17 +16,17 @@ use crate::event::{
 /// The state at one position of the log.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
-    /// The namespace it is of.
+    /// The watched namespace.
     pub namespace: NamespaceId,
     /// The objects.
     pub inventory: Arc<Inventory>,
-    /// The versions it is true at.
+    /// The versions of both resources in this state.
     pub versions: PerResource<ResourceVersion>,
-    /// The position of the log that follows it.
+    /// The position of the first log entry after this state.
     pub position: u64,
 }
 
-/// An instance with what only the GETs know: what is joined from its claim (docs/protocol.md#objects).
+/// An instance with two fields of its claim. Only GETs send them (docs/protocol.md#objects).
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct InstanceWithActivity<'a> {
@@ -43,7 +46,7 @@ pub struct Tenant<'a> {
     claims: Vec<&'a Claim>,
 }
 
-/// Counts for `GET /api/v1/stats`.
+/// The body of `GET /api/v1/stats`.
 #[derive(Debug, Serialize)]
 pub struct Stats<'a> {
     instances: PhaseCounts<'a>,
@@ -58,55 +61,55 @@ struct PhaseCounts<'a> {
 }
 
 impl Snapshot {
-    /// The instances that the lens shows, by name, joined with their claims.
+    /// Returns the instances that the projection includes, by name, with the fields of their claims.
     #[must_use]
     pub fn instances(&self, projection: &Projection) -> Vec<InstanceWithActivity<'_>> {
         let claims = self.claims_by_instance(&projection.scope);
-        let shown = self.inventory.instances.values().filter(|i| projection.includes_instance(i));
-        shown.map(|instance| with_activity(instance, claims.get(instance.name.as_str()).copied())).collect()
+        let included = self.inventory.instances.values().filter(|i| projection.includes_instance(i));
+        included.map(|instance| with_activity(instance, claims.get(instance.name.as_str()).copied())).collect()
     }
 
-    /// The tenants with their claims as the lens shows them, by tenantId, claims by name.
+    /// Returns the claims that the projection includes, grouped by `tenantId`. Claims are in the order of their names.
     #[must_use]
     pub fn tenants(&self, projection: &Projection) -> Vec<Tenant<'_>> {
         let mut tenants: BTreeMap<&str, Vec<&Claim>> = BTreeMap::new();
-        for claim in self.shown_claims(projection) {
+        for claim in self.included_claims(projection) {
             tenants.entry(&claim.tenant_id).or_default().push(claim);
         }
         tenants.into_iter().map(|(tenant_id, claims)| Tenant { tenant_id, claims }).collect()
     }
 
-    /// The pools that the lens shows, by workloadRef.
+    /// Returns the pools that the projection includes, by `workloadRef`.
     #[must_use]
     pub fn pools(&self, projection: &Projection) -> Vec<PoolDepth> {
         self.inventory.pools().into_iter().filter(|pool| projection.includes_pool(&pool.workload_ref)).collect()
     }
 
-    /// Counts by phase of what the lens shows.
+    /// Returns the counts by phase of the objects that the projection includes.
     #[must_use]
     pub fn stats(&self, projection: &Projection) -> Stats<'_> {
         let instances = self.inventory.instances.values().filter(|i| projection.includes_instance(i));
         Stats {
             instances: count(instances.map(|i| i.phase.as_str())),
-            claims: count(self.shown_claims(projection).map(|c| c.phase.as_str())),
+            claims: count(self.included_claims(projection).map(|c| c.phase.as_str())),
         }
     }
 
-    fn shown_claims(&self, projection: &Projection) -> impl Iterator<Item = &Claim> {
+    fn included_claims(&self, projection: &Projection) -> impl Iterator<Item = &Claim> {
         self.inventory.claims.values().filter(|c| projection.includes_claim(c)).map(|c| &**c)
     }
 
-    /// The claim that speaks for an instance: the Active one, then the newest `claimedAt`. Of all that may be seen: a
-    /// filter on claims chooses claims, and says nothing about instances.
+    /// Returns the claim of each instance. An Active claim has precedence, then the newest `claimedAt`. All claims in the
+    /// scope count, also those that the filter excludes: a filter on claims selects claims, not the fields of instances.
     fn claims_by_instance(&self, scope: &Scope) -> BTreeMap<&str, &Claim> {
         let mut best: BTreeMap<&str, &Claim> = BTreeMap::new();
         for claim in self.inventory.claims.values().filter(|claim| scope.allows_claim(claim)) {
             let Some(instance) = claim.instance_id.as_deref() else { continue };
             let rank = |claim: &Claim| (claim.is_active(), claim.claimed_at.clone());
             best.entry(instance)
-                .and_modify(|held| {
-                    if rank(claim) > rank(held) {
-                        *held = claim
+                .and_modify(|current| {
+                    if rank(claim) > rank(current) {
+                        *current = claim
                     }
                 })
                 .or_insert(claim);
@@ -116,7 +119,7 @@ impl Snapshot {
 }
 
 impl InstanceWithActivity<'_> {
-    /// The instance's name.
+    /// Returns the name of the instance.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.instance.name
@@ -124,7 +127,7 @@ impl InstanceWithActivity<'_> {
 }
 
 impl Tenant<'_> {
-    /// The tenant.
+    /// Returns the `tenantId`.
     #[must_use]
     pub fn tenant_id(&self) -> &str {
         self.tenant_id

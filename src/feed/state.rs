@@ -1,7 +1,13 @@
-//! What readers and the writer share: the state behind its lock, and how every change of it goes.
+//! The state behind the lock, the values beside it, and the only function that changes the state.
 //!
-//! One function changes the state: it keeps the log within its limits, notes what a single reader is told, counts, and
-//! wakes whoever waits. The lock of the hub's state is only ever taken inside a single feed's.
+//! *Owns* the lock, the log, the inventory, the watch channels and the wake-ups of one feed.
+//!
+//! *Guarantees:*
+//! - Every change of the state goes through [`Shared::update`]. It evicts old entries of the log, records what a
+//!   dedicated feed delivers, counts, and wakes the subscriptions.
+//! - The lock of the hub's state is taken only inside the lock of a dedicated feed's state, never the other way round.
+//!
+//! *Must not import* anything that renders: `feed/projection_cache.rs` reads this state.
 
 use std::{
     sync::{
@@ -17,8 +23,12 @@ use tokio::{
 };
 
 use super::{
-    Config, Health, Metrics, ResumeError, SourceState, backfill::BackfillRequests, inventory::Inventory,
-    pool_depth::DirtyPools, projection_registry::ProjectionRegistry, read_your_writes::DeliveredWatermark,
+    backfill_requests::BackfillRequests,
+    inventory::Inventory,
+    metrics::Metrics,
+    pool_depth::DirtyPools,
+    read_your_writes::{DedicatedProgress, DeliveredWatermark},
+    types::{Config, Health, NotSynced, SourceState},
 };
 use crate::{
     event::{
@@ -27,166 +37,239 @@ use crate::{
     ring::RingLog,
 };
 
+/// What the writer, the source and the subscriptions of one feed share.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) config: Config,
     pub(super) state: Mutex<State>,
-    /// Where the log ends; also sent when the health changes.
+    /// The end position of the log. It is also sent when the health changes.
     pub(super) log_end: watch::Sender<u64>,
     pub(super) health: watch::Sender<PerResource<Health>>,
-    /// When each resource's last byte came, by [`Config::wall_clock_ms`].
+    /// When the last byte of each resource was received, by [`Config::wall_clock_ms`].
     pub(super) last_byte_ms: PerResource<AtomicU64>,
-    /// Counts the histories that have ended: each time versions went back.
+    /// The number of history resets.
     pub(super) history_resets: watch::Sender<u64>,
-    /// For a feed with a single reader: the feed of everybody else.
+    /// In a dedicated feed: the hub's feed.
     pub(super) hub_feed: Option<Arc<Shared>>,
-    /// The single reader has read on: its writer may have room.
+    /// Notified when the reader of a dedicated feed has read entries, so that the log may have capacity again.
     pub(super) capacity_freed: Notify,
-    /// A reader wants to know something of the past.
+    /// Notified when a subscription requests a backfill or a version check.
     pub(super) backfill_requested: Notify,
-    pub(super) projections: ProjectionRegistry,
     pub(super) metrics: Metrics,
 }
 
+/// The state of a feed.
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) namespace: Option<NamespaceId>,
+    /// The state at the end of the log.
     pub(super) inventory: Arc<Inventory>,
     pub(super) log: RingLog<LogEntry>,
-    /// Versions that the state before the log's first step had: a resume must not start below.
+    /// The versions before the first entry of the log. A resume cannot start below them.
     pub(super) log_base_versions: PerResource<ResourceVersion>,
     pub(super) latest_versions: PerResource<ResourceVersion>,
+    /// Which resources have been listed.
     pub(super) synced: PerResource<bool>,
-    /// When it was first said to be down, while it is.
+    /// When each resource was reported as down, while it is down.
     pub(super) down_at: PerResource<Option<Instant>>,
-    /// When the last byte before that came.
+    /// When the last byte before that was received, in milliseconds since the Unix epoch.
     pub(super) down_since_ms: PerResource<u64>,
-    /// What clients of other feeds of the same upstream may have been told.
+    /// In the hub's feed: what dedicated feeds have delivered.
     pub(super) delivered: DeliveredWatermark,
-    /// What readers want to know that the log does not hold.
+    /// What subscriptions wait for.
     pub(super) backfill_requests: BackfillRequests,
-    /// Cursors below these versions are of a history that has ended.
+    /// The versions at which the current history started. A cursor below them belongs to an earlier history.
     pub(super) history_start_versions: PerResource<ResourceVersion>,
-    /// Counts the histories that have ended; in a single reader's feed, as the hub had counted at the last list.
+    /// The number of history resets. In a dedicated feed: that of the hub's feed at the last list.
     pub(super) history_epoch: u64,
-    /// The workloads whose pools have changed since that was last told. No more than there are, and only for the hub.
+    /// In the hub's feed: the pools whose depth must be published.
     pub(super) dirty_pools: DirtyPools,
-    /// How the source is as a whole, and since when.
+    /// The state of the source, and when it changed, in milliseconds since the Unix epoch.
     pub(super) source_state: (SourceState, u64),
 }
 
 impl State {
-    pub(super) fn synced_namespace(&self) -> Result<NamespaceId, ResumeError> {
-        self.namespace.filter(|_| self.synced == PerResource::new(true, true)).ok_or(ResumeError::NotSynced)
+    fn new(config: &Config) -> State {
+        State {
+            namespace: None,
+            inventory: Arc::default(),
+            log: RingLog::new(config.log),
+            log_base_versions: PerResource::default(),
+            latest_versions: PerResource::default(),
+            synced: PerResource::default(),
+            down_at: PerResource::default(),
+            down_since_ms: PerResource::default(),
+            delivered: DeliveredWatermark::default(),
+            backfill_requests: BackfillRequests::default(),
+            history_start_versions: PerResource::default(),
+            history_epoch: 0,
+            dirty_pools: DirtyPools::default(),
+            source_state: (SourceState::default(), (config.wall_clock_ms)()),
+        }
     }
 
-    pub(super) fn has_reached(&self, told: &DeliveredWatermark) -> bool {
-        told.is_covered_by(&self.delivered, self.latest_versions, &self.inventory)
+    /// Returns the namespace as soon as both resources have been listed.
+    pub(super) fn synced_namespace(&self) -> Result<NamespaceId, NotSynced> {
+        self.namespace.filter(|_| self.synced == PerResource::new(true, true)).ok_or(NotSynced)
     }
 
-    /// Appends a version to the log.
+    /// Returns whether the state contains everything that was delivered up to this watermark.
+    pub(super) fn has_reached(&self, delivered: &DeliveredWatermark) -> bool {
+        delivered.is_covered_by(&self.delivered, self.latest_versions, &self.inventory)
+    }
+
+    /// Appends a change set to the log and advances the latest version of its resource.
     pub(super) fn append_change_set(
         &mut self,
         now_ms: u64,
         resource: Resource,
-        rv: ResourceVersion,
+        version: ResourceVersion,
         changes: Vec<Change>,
-        since: Option<ResourceVersion>,
-        restart: bool,
+        coalesced_from: Option<ResourceVersion>,
+        history_reset: bool,
     ) {
-        let newest = &mut self.latest_versions[resource];
-        *newest = rv.max(*newest);
-        let rv = *newest;
+        let latest = &mut self.latest_versions[resource];
+        *latest = version.max(*latest);
+        let version = *latest;
         self.append(
             now_ms,
             EntryKind::ChangeSet(ChangeSet {
                 resource,
-                version: rv,
+                version,
                 changes: changes.into(),
-                coalesced_from: since,
-                history_reset: restart,
+                coalesced_from,
+                history_reset,
             }),
         );
     }
 
-    /// Appends a notice to the log.
-    pub(super) fn append_ephemeral(&mut self, now_ms: u64, notice: EphemeralEvent) {
-        self.append(now_ms, EntryKind::Ephemeral(notice));
+    /// Appends an ephemeral event to the log.
+    pub(super) fn append_ephemeral(&mut self, now_ms: u64, event: EphemeralEvent) {
+        self.append(now_ms, EntryKind::Ephemeral(event));
     }
 
-    pub(super) fn append(&mut self, now_ms: u64, kind: EntryKind) {
-        let step = LogEntry { versions_after: self.latest_versions, observed_at_ms: now_ms, kind };
-        let cost = step.charged_bytes();
-        self.log.push(Arc::new(step), cost, now_ms);
+    fn append(&mut self, now_ms: u64, kind: EntryKind) {
+        let entry = LogEntry { versions_after: self.latest_versions, observed_at_ms: now_ms, kind };
+        let bytes = entry.charged_bytes();
+        self.log.push(Arc::new(entry), bytes, now_ms);
     }
 
-    /// Drops what the log may no longer hold.
-    pub(super) fn evict(&mut self, now_ms: u64) {
-        while let Some(gone) = self.log.evict(now_ms) {
-            if let Some(version) = gone.change_set() {
-                let base = &mut self.log_base_versions[version.resource];
-                *base = version.version.max(*base);
+    /// Appends the depth of each pool that has changed.
+    pub(super) fn append_pool_depths(&mut self, now_ms: u64) {
+        for pool in self.dirty_pools.take(&self.inventory) {
+            self.append_ephemeral(now_ms, EphemeralEvent::PoolDepth(pool));
+        }
+    }
+
+    /// Evicts the entries that exceed the limits of the log.
+    fn evict(&mut self, now_ms: u64) {
+        while let Some(evicted) = self.log.evict(now_ms) {
+            if let Some(change_set) = evicted.change_set() {
+                let base = &mut self.log_base_versions[change_set.resource];
+                *base = change_set.version.max(*base);
             }
         }
     }
 
+    /// Returns whether a resource has been down for at least this time.
     pub(super) fn down_longer_than(&self, limit: Duration) -> bool {
         self.down_at.iter().flatten().any(|at| *at + limit <= Instant::now())
     }
 }
 
 impl Shared {
-    /// Changes the state, and lets everybody know.
+    /// Creates an empty state. `hub_feed` makes it the state of a dedicated feed.
+    pub(super) fn new(config: Config, hub_feed: Option<Arc<Shared>>, metrics: Metrics) -> Shared {
+        let state = State::new(&config);
+        Shared {
+            config,
+            log_end: watch::Sender::new(state.log.end_position()),
+            health: watch::Sender::default(),
+            last_byte_ms: PerResource::default(),
+            history_resets: watch::Sender::default(),
+            hub_feed,
+            capacity_freed: Notify::new(),
+            backfill_requested: Notify::new(),
+            state: Mutex::new(state),
+            metrics,
+        }
+    }
+
+    /// Changes the state and wakes all subscriptions. `apply` gets the state and the current time in milliseconds, and
+    /// appends at most one change set, or any number of ephemeral events.
     pub(super) fn update(&self, apply: impl FnOnce(&mut State, u64)) {
         let now_ms = (self.config.wall_clock_ms)();
         let mut state = self.state();
-        let (before, was) = (state.log.end_position(), (state.latest_versions, state.synced));
+        let end_before = state.log.end_position();
+        let (versions_before, synced_before) = (state.latest_versions, state.synced);
         apply(&mut state, now_ms);
-        let step = state.log.read_from(before, 1).and_then(|mut steps| steps.next().cloned());
+        let entry = state.log.read_from(end_before, 1).and_then(|mut entries| entries.next().cloned());
+        let change_set = entry.as_deref().and_then(LogEntry::change_set);
         match &self.hub_feed {
-            // Before the reader can see any of it. The hub's lock is only ever taken inside a single feed's.
-            Some(hub) => {
-                let hub = &mut *hub.state();
+            // Recorded before the reader of the dedicated feed can read the change.
+            Some(hub_feed) => {
+                let hub = &mut *hub_feed.state();
                 if state.history_epoch == hub.history_epoch {
-                    hub.delivered.record(&hub.inventory, &state, was, step.as_deref());
+                    let progress = DedicatedProgress {
+                        versions_before,
+                        synced_before,
+                        versions: state.latest_versions,
+                        synced: state.synced,
+                        inventory: &state.inventory,
+                    };
+                    let dropped = hub.delivered.record(&hub.inventory, &progress, entry.as_deref());
+                    self.metrics.tombstones_dropped.inc_by(dropped);
                 }
             }
             None => {
-                if let Some(version) = step.as_deref().and_then(LogEntry::change_set) {
-                    state.dirty_pools.mark(&version.changes);
+                if let Some(change_set) = change_set {
+                    state.dirty_pools.mark(&change_set.changes);
                 }
-                let State { delivered: told, latest_versions: newest, inventory, .. } = &mut *state;
-                told.prune(*newest, inventory);
+                let State { delivered, latest_versions, inventory, .. } = &mut *state;
+                delivered.prune(*latest_versions, inventory);
                 state.evict(now_ms);
-                self.metrics.log_steps.set((state.log.end_position() - state.log.first_position()).cast_signed());
-                self.metrics.log_bytes.set(state.log.bytes().cast_signed() as i64);
             }
         }
         let end = state.log.end_position();
         drop(state);
-        self.metrics.steps.inc_by(end - before);
-        if let Some(version) = step.as_deref().and_then(LogEntry::change_set) {
-            self.metrics.coalesced.inc_by(u64::from(version.coalesced_from.is_some()));
-            if version.history_reset {
-                self.history_resets.send_modify(|count| *count += 1);
-            }
+        if self.hub_feed.is_none() {
+            self.count(end - end_before, change_set);
+        }
+        if change_set.is_some_and(|change_set| change_set.history_reset) {
+            self.history_resets.send_modify(|count| *count += 1);
         }
         self.log_end.send_replace(end);
     }
 
-    /// Whether a single reader's feed may take in more.
+    /// Counts the entries of one update of the hub's feed: one change set, or ephemeral events.
+    fn count(&self, entries: u64, change_set: Option<&ChangeSet>) {
+        let Some(change_set) = change_set else {
+            self.metrics.ephemeral_events.inc_by(entries);
+            return;
+        };
+        self.metrics.change_sets.inc_by(entries);
+        if change_set.coalesced_from.is_some() {
+            self.metrics.coalesced[change_set.resource].inc();
+        }
+        if change_set.history_reset {
+            self.metrics.history_resets.inc();
+        }
+    }
+
+    /// Returns whether the log of a dedicated feed has capacity for another entry.
     pub(super) fn has_capacity(&self) -> bool {
         let (state, limits) = (self.state(), self.config.log);
         state.log.end_position() - state.log.first_position() < limits.items as u64 && state.log.bytes() < limits.bytes
     }
 
-    /// Whether both resources are live, and how long ago the quieter one was heard, in milliseconds.
+    /// Returns `live` or `down`, and the milliseconds since the last byte of the resource that has been silent longer.
     pub(super) fn upstream_status(&self) -> (&'static str, u64) {
         let live = self.health.borrow().iter().all(|health| *health == Health::Live);
-        let heard = self.last_byte_ms.iter().map(|at| at.load(Ordering::Relaxed)).min().unwrap_or(0);
-        (if live { "live" } else { "down" }, (self.config.wall_clock_ms)().saturating_sub(heard))
+        let last_byte = self.last_byte_ms.iter().map(|at| at.load(Ordering::Relaxed)).min().unwrap_or(0);
+        (if live { "live" } else { "down" }, (self.config.wall_clock_ms)().saturating_sub(last_byte))
     }
 
+    /// Locks the state.
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,8 +1,13 @@
-//! One reader: a position in the log, a lens, and what its client already has.
+//! A subscription: one reader of a feed.
 //!
-//! A resumed client is served per resource, because replicas interleave pods and claims differently: it starts at the
-//! first step that its cursor does not cover and skips what is at or below its two numbers until both are passed
-//! (docs/architecture.md#feed-contract, item 2). Its ids never move back in either.
+//! *Owns* a position in the log, a projection, and the versions delivered to the client so far.
+//!
+//! *Guarantees:*
+//! - It uses the same memory however many entries it has not read.
+//! - A resume starts at the first entry that the cursor does not cover. It skips everything at or below the two versions
+//!   of the cursor until both are passed, because replicas interleave Pods and claims differently
+//!   (docs/architecture.md#feed-contract, item 2).
+//! - The versions in its cursors never go back, for either resource.
 
 mod wake;
 
@@ -12,130 +17,124 @@ use bytes::Bytes;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Framing, ProjectionCache, ResumeError, Shared, SnapshotReason, StartAt, projection_cache,
-    projection_cache::InitialState,
-    required_resources,
-    resume::{PendingBackfill, PendingOutcome, is_inside_coalesced, locate},
+    framing::Framing,
+    inner::Inner,
+    projection_cache::{self, InitialState, ProjectionCache},
+    resume::{PendingBackfill, PendingOutcome, ResumeError, is_inside_coalesced, locate},
+    types::{NotSynced, ReadResult, SnapshotReason, StartAt, required_resources},
 };
 use crate::{
     event::{NamespaceId, PerResource, ResourceVersion, cursor, projection::EventFormat},
     wire::CloseReason,
 };
 
-/// What a read yields.
-#[derive(Debug)]
-pub enum ReadResult {
-    /// Complete frames, to be written in order.
-    Batch(Vec<Bytes>),
-    /// Nothing to tell until [`Subscription::readable`] resolves.
-    Idle,
-    /// The stream ends here, for this reason.
-    End(CloseReason),
-}
-
-/// A client's place in a feed. Costs the same however far behind it is.
+/// The position of one client in a feed.
 pub struct Subscription {
-    shared: Arc<Shared>,
+    inner: Arc<Inner>,
     cache: Arc<ProjectionCache>,
     namespace: NamespaceId,
     phase: Phase,
     position: u64,
-    /// Versions up to which this client has been served, and in which history.
+    /// The versions up to which the client has received everything, in the history of `history_epoch`.
     delivered_versions: PerResource<ResourceVersion>,
     history_epoch: u64,
     log_end: watch::Receiver<u64>,
-    /// When a read may yield something though nothing has changed.
+    /// When a read may have a result although the log has not changed.
     wake_at: Option<Instant>,
-    /// The confirmation that this client waits for, if it does (0: none).
+    /// The number of the version check for which the client waits; 0: none.
     version_check: u64,
-    /// What comes before anything else: a heartbeat, where no `state.initial` opens the stream.
+    /// The first read returns a heartbeat. Streams that do not start with `state.initial` start with one.
     heartbeat_first: bool,
-    /// Somebody else tells it what its audience is shown.
+    /// Its fan-out group delivers new entries to it.
     in_fan_out: bool,
-    /// What it waits with, where it waits by itself.
+    /// What it waits for, if it waits by itself.
     wake_future: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 #[derive(Debug)]
 enum Phase {
-    /// The log does not reach back to its cursor, but soon may.
+    /// The cursor is older than the log, and a backfill is requested.
     PendingBackfill(Box<PendingBackfill>),
-    /// The current state comes next, once it is not older than these versions.
+    /// The current state is next, as soon as it is not older than these versions.
     SnapshotPending(SnapshotReason, PerResource<ResourceVersion>),
-    /// The current state is on its way: this many parts have been handed out.
+    /// The current state is being sent: this number of its parts has been returned.
     SendingSnapshot(Arc<InitialState>, usize),
-    /// Some of what the log holds is known to the client: up to these versions.
+    /// The client already has what is at or below these versions. Entries are rendered for it alone.
     CatchUp(PerResource<ResourceVersion>),
-    /// The client's picture is the log's at its position.
+    /// The client has everything before the position. It receives the shared frames of its projection.
     Live,
 }
 
 impl Subscription {
+    /// Creates a subscription. A cursor that cannot be resumed leads to the current state with the reason.
+    ///
+    /// # Errors
+    /// [`NotSynced`] before both resources have been listed.
     pub(super) fn start(
-        shared: Arc<Shared>,
+        inner: Arc<Inner>,
         cache: Arc<ProjectionCache>,
-        from: StartAt,
-    ) -> Result<Subscription, ResumeError> {
-        let log_end = shared.log_end.subscribe();
-        let mut state = shared.state();
+        start_at: StartAt,
+    ) -> Result<Subscription, NotSynced> {
+        let log_end = inner.log_end.subscribe();
+        let mut state = inner.state();
         let namespace = state.synced_namespace()?;
-        let (phase, position, served) = match from {
-            StartAt::Live => (Phase::Live, state.log.end_position(), state.latest_versions),
+        let end = state.log.end_position();
+        let (phase, position, delivered_versions) = match start_at {
+            StartAt::Live => (Phase::Live, end, state.latest_versions),
             StartAt::Snapshot { reason, not_before } => {
-                (Phase::SnapshotPending(reason, not_before), state.log.end_position(), PerResource::default())
+                (Phase::SnapshotPending(reason, not_before), end, PerResource::default())
             }
             StartAt::Cursor(cursor) => {
-                let (phase, at) = match locate(&state, namespace, &cache.projection, &cursor) {
-                    Ok(at) => (Phase::CatchUp(cursor.versions), at),
+                let (phase, position) = match locate(&state, namespace, &cache.projection, &cursor) {
+                    Ok(position) => (Phase::CatchUp(cursor.versions), position),
                     Err(ResumeError::BeforeLog) => {
-                        let parked = PendingBackfill::new(
+                        let pending = PendingBackfill::new(
                             &mut state,
                             &cache.projection,
                             cursor.versions,
-                            shared.config.backfill_wait_timeout,
+                            inner.config.backfill_wait_timeout,
+                            inner.metrics.backfill_waiting.clone(),
                         );
-                        shared.backfill_requested.notify_waiters();
-                        (Phase::PendingBackfill(Box::new(parked)), state.log.end_position())
+                        inner.backfill_requested.notify_waiters();
+                        (Phase::PendingBackfill(Box::new(pending)), end)
                     }
                     Err(ResumeError::InsideCoalesced) => {
-                        (Phase::SnapshotPending(SnapshotReason::Expired, cursor.versions), state.log.end_position())
+                        (Phase::SnapshotPending(SnapshotReason::Expired, cursor.versions), end)
                     }
                     Err(ResumeError::ProjectionMismatch) => {
-                        (Phase::SnapshotPending(SnapshotReason::Filter, cursor.versions), state.log.end_position())
+                        (Phase::SnapshotPending(SnapshotReason::Filter, cursor.versions), end)
                     }
-                    Err(ResumeError::ForeignHistory) => (
-                        Phase::SnapshotPending(SnapshotReason::Foreign, PerResource::default()),
-                        state.log.end_position(),
-                    ),
-                    Err(ResumeError::NotSynced) => return Err(ResumeError::NotSynced),
+                    Err(ResumeError::ForeignHistory) => {
+                        (Phase::SnapshotPending(SnapshotReason::Foreign, PerResource::default()), end)
+                    }
                 };
-                (phase, at, cursor.versions)
+                (phase, position, cursor.versions)
             }
         };
-        let history = state.history_epoch;
+        let history_epoch = state.history_epoch;
         drop(state);
-        let greet = cache.projection.format == EventFormat::Full && !matches!(phase, Phase::SnapshotPending(..));
-        shared.metrics.subscriptions.inc();
+        let heartbeat_first =
+            cache.projection.format == EventFormat::Full && !matches!(phase, Phase::SnapshotPending(..));
         Ok(Subscription {
-            shared,
+            inner,
             cache,
             namespace,
             phase,
             position,
-            delivered_versions: served,
-            history_epoch: history,
+            delivered_versions,
+            history_epoch,
             log_end,
             wake_at: None,
             version_check: 0,
-            heartbeat_first: greet,
+            heartbeat_first,
             in_fan_out: false,
             wake_future: None,
         })
     }
 
-    /// The next frames: at most about `max_bytes` of them, but always whole steps or whole parts.
+    /// Returns the next frames: about `max_bytes` of them, always complete entries or complete parts of an initial state.
     pub fn read(&mut self, max_bytes: usize) -> ReadResult {
-        // What it waited for may be another moment now.
+        // Created again by the next wait: this read may change `wake_at`.
         self.wake_future = None;
         if std::mem::take(&mut self.heartbeat_first)
             && let Some(heartbeat) = self.heartbeat()
@@ -144,10 +143,10 @@ impl Subscription {
         }
         loop {
             let frames = match &mut self.phase {
-                Phase::PendingBackfill(parked) => {
-                    match parked.poll(&self.shared, &self.cache.projection, self.delivered_versions) {
+                Phase::PendingBackfill(pending) => {
+                    match pending.poll(&self.inner, &self.cache.projection, self.delivered_versions) {
                         PendingOutcome::Waiting => {
-                            self.wake_at = Some(parked.deadline);
+                            self.wake_at = Some(pending.deadline);
                             return ReadResult::Idle;
                         }
                         PendingOutcome::Resume(position) => {
@@ -158,9 +157,9 @@ impl Subscription {
                     self.wake_at = None;
                     continue;
                 }
-                Phase::SnapshotPending(reason, at_least) => {
-                    let floor = *at_least;
-                    let Some(initial) = self.cache.initial(&self.shared, *reason, floor) else {
+                Phase::SnapshotPending(reason, not_before) => {
+                    let floor = *not_before;
+                    let Some(initial) = self.inner.initial_state(&self.cache, *reason, floor) else {
                         if self.cursor_beyond_history(floor) {
                             self.restart_with_snapshot(SnapshotReason::Foreign);
                             continue;
@@ -191,7 +190,7 @@ impl Subscription {
                         self.restart_with_snapshot(SnapshotReason::Foreign);
                     }
                     if frames.as_ref().is_some_and(Vec::is_empty) && !matches!(self.phase, Phase::CatchUp(_)) {
-                        // Another phase has begun, with what it has to tell.
+                        // The next phase may have something to send.
                         continue;
                     }
                     frames
@@ -203,26 +202,26 @@ impl Subscription {
                 Some(_) if matches!(self.phase, Phase::SnapshotPending(..)) => {}
                 Some(_) => return self.idle(),
                 None if self.cache.projection.format == EventFormat::Boilerhouse => {
-                    self.shared.metrics.lagged.inc();
+                    self.inner.metrics.lagged.inc();
                     return ReadResult::End(CloseReason::Lagged);
                 }
-                // What it had not read yet went with its history.
-                None if self.shared.state().history_epoch != self.history_epoch => {
+                // A history reset cleared the log, with entries that the client had not read.
+                None if self.inner.state().history_epoch != self.history_epoch => {
                     self.restart_with_snapshot(SnapshotReason::Foreign)
                 }
                 None => {
-                    self.shared.metrics.lagged.inc();
+                    self.inner.metrics.lagged.inc();
                     self.phase = Phase::SnapshotPending(SnapshotReason::Lagged, self.delivered_versions);
                 }
             }
         }
     }
 
-    /// The cursor up to which this client has been served; `None` while its picture is not whole.
+    /// Returns the cursor up to which the client has received everything; `None` while it has no complete state.
     #[must_use]
     pub fn cursor(&mut self) -> Option<String> {
-        let reached = self.advance_delivered()?;
-        Some(self.cache.cursor(self.namespace, reached))
+        let versions = self.advance_delivered()?;
+        Some(self.cache.cursor(self.namespace, versions))
     }
 
     fn advance_delivered(&mut self) -> Option<PerResource<ResourceVersion>> {
@@ -230,9 +229,9 @@ impl Subscription {
             Phase::SnapshotPending(..) | Phase::SendingSnapshot(..) => None,
             Phase::PendingBackfill(_) => Some(self.delivered_versions),
             Phase::CatchUp(_) | Phase::Live => {
-                let state = self.shared.state();
+                let state = self.inner.state();
                 if self.position == state.log.end_position() {
-                    // Bookmarks move a quiet stream's cursor on (G6), but only past what was read.
+                    // Bookmarks advance the cursor of a quiet stream (G6), but only if the client has read everything.
                     self.delivered_versions = cursor::max_versions(self.delivered_versions, state.latest_versions);
                 }
                 Some(self.delivered_versions)
@@ -240,46 +239,48 @@ impl Subscription {
         }
     }
 
-    /// A heartbeat with this client's own cursor (docs/protocol.md#full-stream); `None` on `/ws`, and while the picture is not
-    /// whole.
+    /// Returns a heartbeat with the client's own cursor (docs/protocol.md#full-stream); `None` on `/ws`, and while the
+    /// client has no complete state.
     #[must_use]
     pub fn heartbeat(&mut self) -> Option<Bytes> {
         if self.cache.projection.format == EventFormat::Boilerhouse {
             return None;
         }
         let mut out = Vec::new();
-        let reached = self.advance_delivered()?;
-        self.cache.heartbeat(&mut out, &self.shared, self.namespace, reached, false);
+        let versions = self.advance_delivered()?;
+        self.cache.append_heartbeat(&mut out, &self.inner, self.namespace, versions, false);
         Some(out.into())
     }
 
-    /// How a transport lays its own events beside these on the wire; `None` on `/ws`, which has none.
+    /// Returns the framing for events that the transport adds to the stream; `None` on `/ws`, which has no such events.
     #[must_use]
     pub fn framing(&self) -> Option<Framing> {
         (self.cache.projection.format == EventFormat::Full).then_some(self.cache.framing)
     }
 
-    /// Milliseconds since the Unix epoch, by the feed's clock.
+    /// Returns the time of the feed's clock in milliseconds since the Unix epoch.
     #[must_use]
     pub fn now_ms(&self) -> u64 {
-        (self.shared.config.wall_clock_ms)()
+        (self.inner.config.wall_clock_ms)()
     }
 
-    /// Replaces the client's picture: the next read yields the current state with this reason.
+    /// Restarts the stream: the next read returns the current state with this reason. Unless the reason is
+    /// [`SnapshotReason::Foreign`], the state is not older than what the client has received.
     pub fn restart_with_snapshot(&mut self, reason: SnapshotReason) {
-        let at_least = if reason == SnapshotReason::Foreign { PerResource::default() } else { self.delivered_versions };
-        self.phase = Phase::SnapshotPending(reason, at_least);
+        let not_before =
+            if reason == SnapshotReason::Foreign { PerResource::default() } else { self.delivered_versions };
+        self.phase = Phase::SnapshotPending(reason, not_before);
         (self.wake_at, self.version_check) = (None, 0);
     }
 
-    /// Whether a client that is ahead of this replica is at versions that do not exist. Replicas differ by moments, so this
-    /// is found out only after a while, and once for all who wait (docs/architecture.md#feed-contract, item 3).
+    /// Returns whether the client's versions are beyond those of the API server, so that they are of another history.
+    ///
+    /// Replicas differ by milliseconds, so it waits for `ahead_cursor_wait` first. Then one version check answers for
+    /// all waiting subscriptions (docs/architecture.md#feed-contract, item 3).
     fn cursor_beyond_history(&mut self, floor: PerResource<ResourceVersion>) -> bool {
-        let mut state = self.shared.state();
-        if self
-            .cache
-            .covers(cursor::max_versions(state.latest_versions, state.backfill_requests.checked_versions()), floor)
-        {
+        let mut state = self.inner.state();
+        let existing = cursor::max_versions(state.latest_versions, state.backfill_requests.checked_versions());
+        if self.cache.covers(existing, floor) {
             (self.wake_at, self.version_check) = (None, 0);
             return false;
         }
@@ -287,51 +288,53 @@ impl Subscription {
             return state.backfill_requests.version_check_result(self.version_check).is_some();
         }
         let now = Instant::now();
-        let limit = *self.wake_at.get_or_insert_with(|| now + self.shared.config.ahead_cursor_wait);
-        if now >= limit {
+        let deadline = *self.wake_at.get_or_insert_with(|| now + self.inner.config.ahead_cursor_wait);
+        if now >= deadline {
             self.wake_at = None;
             self.version_check = state.backfill_requests.request_version_check();
             drop(state);
-            self.shared.backfill_requested.notify_waiters();
+            self.inner.backfill_requested.notify_waiters();
         }
         false
     }
 
-    /// Steps on behalf of a client that has some of them: rendered for it alone.
+    /// Renders entries for this client alone, without those that it already has. `None` means that the log has evicted
+    /// the next entry.
     fn catch_up(&mut self, floor: PerResource<ResourceVersion>, max_bytes: usize) -> Option<Vec<Bytes>> {
         let mut frames = Vec::new();
         let mut bytes = 0;
         loop {
-            let steps = projection_cache::read_entries(&self.shared, self.position)?;
-            if steps.is_empty() {
-                let newest = self.shared.state().latest_versions;
-                if self.finish_catch_up(floor, newest) {
-                    frames.extend(self.pools());
+            let entries = projection_cache::read_entries(&self.inner, self.position)?;
+            if entries.is_empty() {
+                let latest = self.inner.state().latest_versions;
+                if self.finish_catch_up(floor, latest) {
+                    frames.extend(self.pool_depths());
                 }
                 return Some(frames);
             }
-            for step in steps {
+            for entry in entries {
                 if bytes > max_bytes {
                     return Some(frames);
                 }
-                let version = step.change_set();
-                if version.is_some_and(|version| version.history_reset) && self.on_history_reset() {
+                let change_set = entry.change_set();
+                if change_set.is_some_and(|change_set| change_set.history_reset) && self.on_history_reset() {
                     return Some(frames);
                 }
-                let concerns = version
-                    .is_some_and(|v| required_resources(&self.cache.projection).any(|resource| resource == v.resource));
-                if concerns && is_inside_coalesced(&step, floor) {
+                let is_required = change_set.is_some_and(|change_set| {
+                    required_resources(&self.cache.projection).any(|resource| resource == change_set.resource)
+                });
+                if is_required && is_inside_coalesced(&entry, floor) {
                     self.restart_with_snapshot(SnapshotReason::Expired);
                     return Some(frames);
                 }
                 self.position += 1;
-                self.delivered_versions = cursor::max_versions(self.delivered_versions, step.versions_after);
-                // Notices of before say nothing about now.
-                if version.is_some_and(|version| version.version > floor[version.resource]) {
+                self.delivered_versions = cursor::max_versions(self.delivered_versions, entry.versions_after);
+                // Ephemeral events of the past are skipped: only the newest one counts.
+                if change_set.is_some_and(|change_set| change_set.version > floor[change_set.resource]) {
                     let frame = self.cache.render_entry(
-                        &self.shared,
+                        &self.inner,
                         self.namespace,
-                        &step,
+                        &entry,
                         self.position,
                         self.delivered_versions,
                     );
@@ -340,44 +343,45 @@ impl Subscription {
                         frames.push(frame.bytes);
                     }
                 }
-                if self.finish_catch_up(floor, step.versions_after) {
-                    frames.extend(self.pools());
+                if self.finish_catch_up(floor, entry.versions_after) {
+                    frames.extend(self.pool_depths());
                     return Some(frames);
                 }
             }
         }
     }
 
-    /// All pools: those that changed while the client was away were told to others.
-    fn pools(&self) -> Option<Bytes> {
+    /// Returns the depths of all pools: the client missed the events of those that changed while it was disconnected.
+    fn pool_depths(&self) -> Option<Bytes> {
         let mut out = Vec::new();
-        self.cache.pools(&mut out, &self.shared);
+        self.cache.append_pool_depths(&mut out, &self.inner);
         (!out.is_empty()).then(|| out.into())
     }
 
-    /// Goes live once the log has passed the floor in every resource that the lens needs.
-    fn finish_catch_up(&mut self, floor: PerResource<ResourceVersion>, reached: PerResource<ResourceVersion>) -> bool {
-        let passed = self.cache.covers(reached, floor);
-        if passed {
+    /// Ends the catch-up if `versions` have reached the floor for all resources that the projection needs.
+    fn finish_catch_up(&mut self, floor: PerResource<ResourceVersion>, versions: PerResource<ResourceVersion>) -> bool {
+        let is_finished = self.cache.covers(versions, floor);
+        if is_finished {
             self.go_live();
         }
-        passed
+        is_finished
     }
 
-    /// What it waited for is there, so it waits for that no more: a moment that has passed would wake it for ever.
+    /// Enters [`Phase::Live`]. It clears `wake_at`: a deadline in the past would wake the stream again and again.
     fn go_live(&mut self) {
         self.phase = Phase::Live;
         (self.wake_at, self.version_check) = (None, 0);
     }
 
+    /// Reads the shared frames of the projection. `None` means that the log has evicted the next entry.
     fn live(&mut self, max_bytes: usize) -> Option<Vec<Bytes>> {
         let mut out = Vec::new();
         while out.is_empty() {
-            if self.shared.hub_feed.is_some() {
-                self.shared.state().log.discard_before(self.position);
-                self.shared.capacity_freed.notify_waiters();
+            if self.inner.hub_feed.is_some() {
+                self.inner.state().log.discard_before(self.position);
+                self.inner.capacity_freed.notify_waiters();
             }
-            let frames = self.cache.frames(&self.shared, self.namespace, self.position, max_bytes)?;
+            let frames = self.inner.frames(&self.cache, self.namespace, self.position, max_bytes)?;
             if frames.is_empty() {
                 break;
             }
@@ -395,7 +399,8 @@ impl Subscription {
         Some(out)
     }
 
-    /// Another history begins here: whoever holds a cursor starts over; `/ws` takes the difference.
+    /// Processes a history reset. On the full stream it restarts with the current state and returns true, because
+    /// cursors of two histories are not comparable. `/ws` has no cursor and receives the difference.
     fn on_history_reset(&mut self) -> bool {
         let full = self.cache.projection.format == EventFormat::Full;
         if full {
@@ -404,14 +409,14 @@ impl Subscription {
         full
     }
 
-    /// Nothing to say; but a `/ws` client must not stay connected to a dead upstream for long.
+    /// Returns `Idle`; on `/ws`, `End` if the upstream has been down for `max_upstream_downtime`.
     fn idle(&mut self) -> ReadResult {
         if self.cache.projection.format == EventFormat::Boilerhouse {
-            let hub_down = self.shared.hub_feed.as_ref().map_or(PerResource::default(), |hub| hub.state().down_at);
-            let down_at = self.shared.state().down_at;
+            let hub_down = self.inner.hub_feed.as_ref().map_or(PerResource::default(), |hub| hub.state().down_at);
+            let down_at = self.inner.state().down_at;
             let down = down_at.into_array().into_iter().chain(hub_down.into_array()).flatten().min();
-            self.wake_at = down.map(|at| at + self.shared.config.max_upstream_downtime);
-            if self.wake_at.is_some_and(|limit| limit <= Instant::now()) {
+            self.wake_at = down.map(|at| at + self.inner.config.max_upstream_downtime);
+            if self.wake_at.is_some_and(|deadline| deadline <= Instant::now()) {
                 return ReadResult::End(CloseReason::UpstreamUnavailable);
             }
         }
@@ -427,11 +432,5 @@ impl fmt::Debug for Subscription {
             .field("position", position)
             .field("delivered_versions", delivered_versions)
             .finish()
-    }
-}
-
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        self.shared.metrics.subscriptions.dec();
     }
 }

@@ -1,4 +1,8 @@
-//! The feed's one writer: what a source says becomes steps of the log and the state at its end.
+//! The writer: it turns the lists, watch events and health of a source into log entries and the current state.
+//!
+//! *Guarantees:*
+//! - A feed has one writer, so there is one order of changes.
+//! - One resourceVersion becomes one log entry (docs/architecture.md#feed-contract, item 1).
 
 use std::{
     pin::pin,
@@ -7,10 +11,14 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{BackfillHandle, Health, Shared, SourceState};
+use super::{
+    backfill::BackfillHandle,
+    state::Shared,
+    types::{Health, SourceState},
+};
 use crate::event::{EphemeralEvent, NamespaceId, PerResource, Resource, ResourceVersion, View};
 
-/// The only way in. Not `Clone`: one source a feed, so that one order is kept.
+/// The only handle that adds to a feed. It is not `Clone`, so that a feed has one source and one order.
 #[derive(Debug)]
 pub struct Writer {
     shared: Arc<Shared>,
@@ -21,157 +29,159 @@ impl Writer {
         Writer { shared }
     }
 
-    /// The hand for what readers want to know of the past.
+    /// Returns the handle for backfills and version checks.
     #[must_use]
     pub fn backfill_handle(&self) -> BackfillHandle {
         BackfillHandle::new(self.shared.clone())
     }
 
-    /// Says which Namespace all this is about. Nothing is served before.
+    /// Sets the watched Namespace. The feed serves nothing before.
     pub fn set_namespace(&mut self, namespace: NamespaceId) {
         self.shared.update(|state, _| {
             state.namespace = Some(namespace);
         });
     }
 
-    /// A complete list at version `rv`. The first one of a resource makes the state; a later one is a difference and one
-    /// step that says since when. A version lower than one already known means another history (an older copy of etcd).
-    pub fn replace(&mut self, resource: Resource, views: Vec<View>, rv: ResourceVersion) {
-        let for_many = self.shared.hub_feed.is_none();
-        // A list is of the history that the hub knows by now, or the hub will find that out and count on.
-        let history = self.shared.hub_feed.as_ref().map(|hub| hub.state().history_epoch);
+    /// Applies a complete list at this version.
+    ///
+    /// The first list of a resource becomes its state. A later list becomes one log entry with the difference, which
+    /// names the version from which it was computed. A version lower than the latest one is a history reset: etcd was
+    /// restored from an older backup.
+    pub fn replace(&mut self, resource: Resource, views: Vec<View>, version: ResourceVersion) {
+        let is_hub = self.shared.hub_feed.is_none();
+        // A list belongs to the current history of the hub. If it belongs to a newer one, the hub will detect that reset
+        // and increment its epoch.
+        let hub_epoch = self.shared.hub_feed.as_ref().map(|hub| hub.state().history_epoch);
         self.shared.update(|state, now_ms| {
             let changes = Arc::make_mut(&mut state.inventory).replace(resource, views);
             if !state.synced[resource] {
                 state.synced[resource] = true;
-                state.log_base_versions[resource] = rv;
-                state.latest_versions[resource] = rv;
-                state.history_epoch = history.unwrap_or(state.history_epoch);
+                state.log_base_versions[resource] = version;
+                state.latest_versions[resource] = version;
+                state.history_epoch = hub_epoch.unwrap_or(state.history_epoch);
                 if state.synced == PerResource::new(true, true) {
-                    // Steps from before the other resource was known would have no place in its history, and nobody has
-                    // been served yet.
+                    // An entry from before the first list of the other resource has no version of that resource. No
+                    // subscription has started yet, so none misses these entries.
                     state.log.clear();
                     state.log_base_versions = state.latest_versions;
                 }
                 return;
             }
-            let since = state.latest_versions[resource];
-            let restart = rv < since;
-            if restart {
-                // Cursors are no positions in two histories at once. A single reader has none, and reads on.
-                if for_many {
+            let latest = state.latest_versions[resource];
+            let history_reset = version < latest;
+            if history_reset {
+                // No cursor may refer to entries of two histories. The reader of a dedicated feed has no cursor, and
+                // reads its log to the end.
+                if is_hub {
                     state.log.clear();
                 }
                 state.delivered.reset(resource);
                 state.history_epoch += 1;
                 state.log_base_versions = state.latest_versions;
-                state.log_base_versions[resource] = rv;
-                state.latest_versions[resource] = rv;
+                state.log_base_versions[resource] = version;
+                state.latest_versions[resource] = version;
                 state.history_start_versions = state.log_base_versions;
                 state.backfill_requests.reset();
             }
-            // Without any change, too: an object may have come and gone in between, and whoever was in between
-            // may know of it.
-            if rv != since || !changes.is_empty() {
-                state.append_change_set(now_ms, resource, rv, changes, Some(since), restart);
+            // A difference without changes is appended as well: an object may have been created and deleted in between,
+            // and a client whose cursor is in between may hold it.
+            if version != latest || !changes.is_empty() {
+                state.append_change_set(now_ms, resource, version, changes, Some(latest), history_reset);
             }
-            state.history_epoch = history.unwrap_or(state.history_epoch);
+            state.history_epoch = hub_epoch.unwrap_or(state.history_epoch);
         });
     }
 
-    /// An object was added or modified.
+    /// Applies an object that was added or modified. An object that is not newer than the stored view is ignored.
     pub fn upsert(&mut self, view: View) {
         self.shared.update(|state, now_ms| {
-            let (resource, rv) = (view.resource(), view.resource_version());
+            let (resource, version) = (view.resource(), view.resource_version());
             let changes = Arc::make_mut(&mut state.inventory).upsert(view);
             if !changes.is_empty() {
-                // Two changes: the end of a life was never told. Something between was missed.
-                let since = (changes.len() > 1).then_some(state.latest_versions[resource]);
-                state.append_change_set(now_ms, resource, rv, changes, since, false);
+                // Two changes: the deletion of the object with the old uid was not reported, so something was missed.
+                let coalesced_from = (changes.len() > 1).then_some(state.latest_versions[resource]);
+                state.append_change_set(now_ms, resource, version, changes, coalesced_from, false);
             }
         });
     }
 
-    /// An object was deleted, or stopped being watched, at version `rv`.
-    pub fn remove(&mut self, resource: Resource, name: &str, uid: &str, rv: ResourceVersion) {
+    /// Applies the deletion of an object at this version. An object that no longer matches the watch counts as deleted.
+    pub fn remove(&mut self, resource: Resource, name: &str, uid: &str, version: ResourceVersion) {
         self.shared.update(|state, now_ms| {
             let change = Arc::make_mut(&mut state.inventory).remove(resource, name, uid);
             match change {
-                Some(change) => state.append_change_set(now_ms, resource, rv, vec![change], None, false),
-                None => state.latest_versions[resource] = state.latest_versions[resource].max(rv),
+                Some(change) => state.append_change_set(now_ms, resource, version, vec![change], None, false),
+                None => state.latest_versions[resource] = state.latest_versions[resource].max(version),
             }
         });
     }
 
-    /// Everything of this resource up to `rv` has been told.
-    pub fn bookmark(&mut self, resource: Resource, rv: ResourceVersion) {
+    /// Advances the latest version of a resource: the source has written all changes up to this version.
+    pub fn bookmark(&mut self, resource: Resource, version: ResourceVersion) {
         self.shared.update(|state, _| {
-            let newest = &mut state.latest_versions[resource];
-            *newest = rv.max(*newest);
+            let latest = &mut state.latest_versions[resource];
+            *latest = version.max(*latest);
         });
     }
 
-    /// Resolves when a single reader has made room for more; others never keep a writer waiting. The writer itself is not
-    /// kept meanwhile.
+    /// Waits until the log of a dedicated feed has capacity. For the hub's feed it resolves at once: slow readers never
+    /// delay its writer. The future does not borrow the writer. Cancel safe.
     pub fn wait_for_capacity(&self) -> impl Future<Output = ()> + Send + use<> {
         let shared = self.shared.clone();
         async move {
-            let mut read_on = pin!(shared.capacity_freed.notified());
+            let mut freed = pin!(shared.capacity_freed.notified());
             loop {
-                // Registered before looking, so that reading on in between is not missed.
-                read_on.as_mut().enable();
+                // Registers before the check, so that a read in between is not missed.
+                freed.as_mut().enable();
                 if shared.hub_feed.is_none() || shared.has_capacity() {
                     return;
                 }
-                read_on.as_mut().await;
-                read_on.set(shared.capacity_freed.notified());
+                freed.as_mut().await;
+                freed.set(shared.capacity_freed.notified());
             }
         }
     }
 
-    /// For a single reader's feed: lets the reader look at the hub's health, which counts for it, too.
+    /// Wakes the reader of a dedicated feed after a change of the hub's health, because that counts for it as well.
     pub fn notify_hub_health(&mut self) {
         self.shared.update(|_, _| {});
     }
 
-    /// A byte about this resource has come.
+    /// Records the current time as the time of the last byte of this resource.
     pub fn record_received(&self, resource: Resource) {
         self.shared.last_byte_ms[resource].store((self.shared.config.wall_clock_ms)(), Ordering::Relaxed);
     }
 
-    /// The source's own condition. Going down and coming up again is told to whoever listens.
+    /// Sets the health of one resource. When it goes down or comes up again after the first list, this appends an
+    /// `upstream.down` or `upstream.up` event.
     pub fn set_health(&mut self, resource: Resource, health: Health) {
-        let mut all = self.shared.health.borrow().clone();
-        all[resource] = health;
+        let mut healths = self.shared.health.borrow().clone();
+        healths[resource] = health;
         self.shared.update(|state, now_ms| {
-            let condition = SourceState::from_health(&all);
-            if state.source_state.0 != condition {
-                state.source_state = (condition, now_ms);
+            let source_state = SourceState::from_health(&healths);
+            if state.source_state.0 != source_state {
+                state.source_state = (source_state, now_ms);
             }
-            match (&all[resource], state.down_at[resource]) {
+            match (&healths[resource], state.down_at[resource]) {
                 (Health::Down { since, reason }, None) => {
                     let silent_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
-                    let since_ms = now_ms.saturating_sub(silent_ms);
+                    let last_byte_ms = now_ms.saturating_sub(silent_ms);
                     state.down_at[resource] = Some(Instant::now());
-                    state.down_since_ms[resource] = since_ms;
+                    state.down_since_ms[resource] = last_byte_ms;
                     if state.synced[resource] {
                         state.append_ephemeral(
                             now_ms,
-                            EphemeralEvent::Upstream {
-                                resource,
-                                down_reason: Some(reason.clone()),
-                                last_byte_ms: since_ms,
-                            },
+                            EphemeralEvent::Upstream { resource, down_reason: Some(reason.clone()), last_byte_ms },
                         );
                     }
                 }
                 (Health::Live, Some(_)) => {
                     state.down_at[resource] = None;
                     if state.synced[resource] {
-                        let since_ms = state.down_since_ms[resource];
+                        let last_byte_ms = state.down_since_ms[resource];
                         state.append_ephemeral(
                             now_ms,
-                            EphemeralEvent::Upstream { resource, down_reason: None, last_byte_ms: since_ms },
+                            EphemeralEvent::Upstream { resource, down_reason: None, last_byte_ms },
                         );
                     }
                 }
@@ -179,7 +189,7 @@ impl Writer {
                 (Health::Connecting, _) => state.down_at[resource] = None,
             }
         });
-        self.shared.health.send_replace(all);
+        self.shared.health.send_replace(healths);
     }
 }
 
@@ -189,19 +199,19 @@ mod tests {
 
     use super::*;
 
-    /// A clock that shows how often it has been looked at.
-    fn count() -> u64 {
-        static LOOKS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
-        LOOKS.fetch_add(1, Ordering::Relaxed)
+    /// A clock that advances by 1 ms with each call.
+    fn ticking_clock() -> u64 {
+        static CALLS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+        CALLS.fetch_add(1, Ordering::Relaxed)
     }
 
     #[tokio::test]
     async fn source_state_is_that_of_the_worse_resource_since_its_last_change() {
-        let (mut writer, feed) = Feed::new(Config { wall_clock_ms: count, ..Config::default() });
-        let down = || Health::Down { since: Instant::now(), reason: "gone".into() };
+        let (mut writer, feed) = Feed::new(Config { wall_clock_ms: ticking_clock, ..Config::default() });
+        let down = || Health::Down { since: Instant::now(), reason: "unreachable".into() };
         let mut since = feed.source_state().1;
         assert_eq!(feed.source_state(), (SourceState::Syncing, since));
-        for (resource, health, condition, changed) in [
+        for (resource, health, expected, changed) in [
             (Resource::Pods, Health::Live, SourceState::Syncing, false),
             (Resource::Claims, down(), SourceState::Down, true),
             (Resource::Pods, down(), SourceState::Down, false),
@@ -210,8 +220,8 @@ mod tests {
             (Resource::Pods, Health::Connecting, SourceState::Syncing, true),
         ] {
             writer.set_health(resource, health.clone());
-            let (now, at) = feed.source_state();
-            assert_eq!((now, at > since), (condition, changed), "{resource:?} {health:?}");
+            let (state, at) = feed.source_state();
+            assert_eq!((state, at > since), (expected, changed), "{resource:?} {health:?}");
             since = at;
         }
     }

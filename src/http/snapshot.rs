@@ -18,7 +18,7 @@ use crate::{
         projection::{EventFormat, Projection},
         render,
     },
-    feed::{Health, ResumeError, Snapshot, SourceState},
+    feed::{Health, NotSynced, Snapshot, SourceState},
     wire::json,
 };
 
@@ -163,13 +163,12 @@ async fn load_snapshot(request: &ApiRequest) -> Result<(Snapshot, Projection), A
     let parameters = request.parameters(ACCEPTED)?;
     let projection = Projection { filter: parameters.filter()?, ..request.base_projection(EventFormat::Full) };
     request.resolve_connection(&parameters)?;
-    let snapshot = request.app.feed.snapshot().await.map_err(|refused| match refused {
-        ResumeError::NotSynced => ApiError::not_ready("the state is not complete yet: try again in a moment"),
-        ResumeError::BeforeLog
-        | ResumeError::InsideCoalesced
-        | ResumeError::ForeignHistory
-        | ResumeError::ProjectionMismatch => ApiError::new(ErrorCode::Internal, "the state could not be read"),
-    })?;
+    let snapshot = request
+        .app
+        .feed
+        .snapshot()
+        .await
+        .map_err(|NotSynced| ApiError::not_ready("the state is not complete yet: try again in a moment"))?;
     Ok((snapshot, projection))
 }
 

@@ -5,7 +5,7 @@ use warp::reply::Response;
 
 use super::{
     conn::{StreamStart, stream_start},
-    error::{ApiError, ErrorCode},
+    error::ApiError,
     request::ApiRequest,
     stream,
     stream_credential::WithCredential,
@@ -17,7 +17,7 @@ use crate::{
         PerResource,
         projection::{EventFormat, EventTypes, Projection},
     },
-    feed::{Feed, Framing, ResumeError, SnapshotReason, StartAt, Subscription},
+    feed::{Feed, Framing, NotSynced, SnapshotReason, StartAt, Subscription},
 };
 
 /// The endpoint, for metrics.
@@ -79,13 +79,7 @@ pub(super) async fn ws(request: ApiRequest) -> Result<Response, ApiError> {
 }
 
 fn subscribe(feed: &Feed, projection: Projection, start_at: StartAt) -> Result<Subscription, ApiError> {
-    feed.subscribe(feed.projection_cache(projection, Framing::WEBSOCKET), start_at).map_err(|refused| match refused {
-        ResumeError::NotSynced => not_ready(feed),
-        ResumeError::BeforeLog
-        | ResumeError::InsideCoalesced
-        | ResumeError::ForeignHistory
-        | ResumeError::ProjectionMismatch => ApiError::new(ErrorCode::Internal, "the stream could not begin"),
-    })
+    feed.subscribe(feed.projection_cache(projection, Framing::WEBSOCKET), start_at).map_err(|NotSynced| not_ready(feed))
 }
 
 /// What keeps a connection out, by the feed that all share.

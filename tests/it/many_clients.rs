@@ -62,7 +62,7 @@ async fn ten_thousand_pods_arrive_in_parts_encoded_once() {
     assert!(all[0].iter().all(|part| part.len() <= PART_BYTES));
     let names = parts.iter().flat_map(|part| part["instances"].as_array().unwrap()).map(|i| i["name"].to_string());
     assert_eq!(names.collect::<BTreeSet<_>>().len(), PODS);
-    assert_eq!(http_client::metric(bridge.address, "bridge_feed_snapshots_built_total").await, 1);
+    assert_eq!(http_client::metric(bridge.address, "bridge_feed_initial_states_encoded_total").await, 1);
 
     let url = format!("ws://{}/api/websocket", bridge.address);
     let python = tokio::process::Command::new("tests/python/run").args(["first", &url]).stdin(Stdio::null()).output();
@@ -109,11 +109,11 @@ async fn distinct_filters_stay_within_the_cache_budget() {
         }
     }
     let grown = bridge.memory().saturating_sub(before);
-    let kept = http_client::metric(bridge.address, "bridge_feed_lens_bytes").await;
+    let kept = http_client::metric(bridge.address, "bridge_feed_projection_cache_bytes").await;
     println!("{} MiB more for {FILTERS} filters, of which {} MiB are kept rendered", grown >> 20, kept >> 20);
     assert!(kept <= PROJECTION_CACHE_BYTES, "{kept}");
     assert!(grown <= PROJECTION_CACHE_BYTES + OTHER_BYTES, "{grown}");
-    assert_eq!(http_client::metric(bridge.address, "bridge_feed_lenses").await, FILTERS as u64);
+    assert_eq!(http_client::metric(bridge.address, "bridge_feed_projections").await, FILTERS as u64);
 }
 
 /// Clients under a rolling restart, and the seconds over which each replica sends them away.
@@ -254,7 +254,7 @@ async fn rolling_restart_under_a_thousand_clients_loses_no_event() {
     // asked of the past, for all who waited for it together.
     let mut pasts = 0;
     for bridge in &bridges {
-        pasts += http_client::metric(bridge.address, "bridge_feed_backfills_total").await;
+        pasts += http_client::metric(bridge.address, r#"bridge_feed_backfills_total{outcome="filled"}"#).await;
     }
     let elapsed = started.elapsed().as_secs();
     let (lists, watches) = (4 + 4 * (elapsed / 15 + 1) + 2 * pasts, 4 + 4 * (elapsed / 30 + 1) + 2 * pasts);

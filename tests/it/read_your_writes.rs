@@ -16,7 +16,7 @@ use std::time::Duration;
 use boilerhouse_bridge::sim::{ApiResource, Sim, SimConfig};
 use boilerhouse_bridge::{
     event::{Instance, NamespaceId, PerResource, Resource, View},
-    feed::{self, Feed, ResumeError},
+    feed::{self, Feed, NotSynced},
     source::{dedicated, hub},
 };
 use http::{Method, Request};
@@ -308,9 +308,9 @@ async fn get_waits_only_for_previously_delivered_events() {
     hub.upsert(pod(10));
     assert_eq!(get.await.unwrap().versions, PerResource::new(10, 5));
     let late = feed.snapshot().await.unwrap_err();
-    assert_eq!(late, ResumeError::NotSynced, "a GET that comes now waits for 30, and for the deletion");
+    assert_eq!(late, NotSynced, "a GET that comes now waits for 30, and for the deletion");
     hub.upsert(pod(30));
-    assert_eq!(feed.snapshot().await.unwrap_err(), ResumeError::NotSynced, "the deletion is still to come");
+    assert_eq!(feed.snapshot().await.unwrap_err(), NotSynced, "the deletion is still to come");
     hub.remove(Resource::Pods, "a", "a", 31);
     assert_eq!(feed.snapshot().await.unwrap().versions, PerResource::new(31, 5));
 }

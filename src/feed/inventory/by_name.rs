@@ -1,15 +1,16 @@
-//! Views of one resource by name, in the order of their names, which are not stored beside them.
+//! Shared views of one resource in the order of their names. The key of a view is the name inside the view, so that no
+//! name is stored twice.
 //!
-//! A copy counts references and allocates next to nothing: one is made under the feed's lock whenever something changes
-//! while somebody still reads the state as it was.
+//! *Guarantees:* a clone increments reference counts and copies no view. The writer makes one under the lock of the feed
+//! if a reader still holds the state before a change.
 
 use std::{borrow::Borrow, cmp::Ordering, collections::BTreeSet, sync::Arc};
 
 use crate::event::{Claim, Instance};
 
-/// What has a name that is its own at any one time.
+/// An object whose name is unique among the objects of its resource.
 pub trait HasName {
-    /// The name.
+    /// Returns the name.
     fn name(&self) -> &str;
 }
 
@@ -30,46 +31,46 @@ impl HasName for Claim {
 pub struct ByName<T: HasName>(BTreeSet<NameKey<T>>);
 
 impl<T: HasName> ByName<T> {
-    /// The one of this name.
+    /// Returns the view with this name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Arc<T>> {
         self.0.get(name).map(|entry| &entry.0)
     }
 
-    /// Puts one in, in place of that of the same name, which is returned.
+    /// Stores a view and returns the one that had its name.
     pub fn insert(&mut self, view: Arc<T>) -> Option<Arc<T>> {
         self.0.replace(NameKey(view)).map(|entry| entry.0)
     }
 
-    /// Takes the one of this name out.
+    /// Removes and returns the view with this name.
     pub fn remove(&mut self, name: &str) -> Option<Arc<T>> {
         self.0.take(name).map(|entry| entry.0)
     }
 
-    /// All, by name.
+    /// Iterates over all views by name.
     pub fn values(&self) -> impl Iterator<Item = &Arc<T>> {
         self.0.iter().map(|entry| &entry.0)
     }
 
-    /// Takes all out, by name.
+    /// Removes all views and iterates over them by name.
     pub fn drain(&mut self) -> impl Iterator<Item = Arc<T>> + use<T> {
         std::mem::take(&mut self.0).into_iter().map(|entry| entry.0)
     }
 
-    /// How many there are.
+    /// Returns the number of views.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is none.
+    /// Returns whether there is no view.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-// By hand: the views need not be `Clone`, and nothing of them is copied.
+// Not derived: a derived `Clone` would require `T: Clone`, but the views are shared, not copied.
 impl<T: HasName> Clone for ByName<T> {
     fn clone(&self) -> Self {
         ByName(self.0.clone())
@@ -82,7 +83,7 @@ impl<T: HasName> Default for ByName<T> {
     }
 }
 
-/// As whole views, not as names.
+/// Compares complete views, unlike [`NameKey`].
 impl<T: HasName + Eq> PartialEq for ByName<T> {
     fn eq(&self, other: &Self) -> bool {
         self.values().eq(other.values())
@@ -91,7 +92,7 @@ impl<T: HasName + Eq> PartialEq for ByName<T> {
 
 impl<T: HasName + Eq> Eq for ByName<T> {}
 
-/// Compares by name alone.
+/// A view that is compared by its name only.
 #[derive(Debug)]
 struct NameKey<T: HasName>(Arc<T>);
 
@@ -130,9 +131,10 @@ impl<T: HasName> Eq for NameKey<T> {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_support::PodBuilder;
 
     fn pod(name: &str, uid: &str) -> Arc<Instance> {
-        Arc::new(Instance { name: name.into(), uid: uid.into(), ..Instance::default() })
+        PodBuilder::new(name).uid(uid).instance()
     }
 
     #[test]
@@ -145,7 +147,7 @@ mod tests {
         assert_eq!(pods.insert(pod("b", "2")), Some(pod("b", "1")));
         let uids: Vec<_> = pods.values().map(|pod| format!("{}{}", pod.name, pod.uid)).collect();
         assert_eq!(uids, ["a1", "b2", "c1"]);
-        assert!(copy != pods, "another life of a name is another state");
+        assert!(copy != pods, "the same name with another uid is another state");
         assert_eq!(pods.remove("b"), Some(pod("b", "2")));
         assert_eq!((pods.get("b"), copy.get("b"), pods.len()), (None, Some(&pod("b", "1")), 2));
         assert!(Arc::ptr_eq(copy.get("a").unwrap(), pods.get("a").unwrap()));

@@ -1,7 +1,8 @@
-//! What a lens keeps for its readers: the frames of the newest steps, and the last initial state.
+//! The cached bytes of one projection: the frames of the newest log entries, and the last initial state.
 //!
-//! Always: every byte of it is charged, in a sum over all lenses of the feed. Steps of which nothing passes are one entry
-//! however many they are, so a filter that little passes costs little.
+//! *Guarantees:*
+//! - Every cached byte is charged to the sum over all projections of the feed.
+//! - Adjacent entries without an event for the projection share one frame. A filter that few entries pass costs little.
 
 use std::{
     collections::{VecDeque, vec_deque},
@@ -11,55 +12,62 @@ use std::{
 use bytes::Bytes;
 use prometheus_client::metrics::gauge::Gauge;
 
-use super::{InitialState, SnapshotReason};
-use crate::event::{PerResource, ResourceVersion};
+use super::initial_state::InitialState;
+use crate::{
+    event::{PerResource, ResourceVersion},
+    feed::types::SnapshotReason,
+};
 
-/// Frames that a lens keeps: more than any reader that keeps up is ever behind.
+/// Maximum number of cached frames. A subscription that keeps up is never that far behind.
 pub(in crate::feed) const MAX_FRAMES: usize = 1024;
-/// Bytes of frames that a lens keeps.
+/// Maximum bytes of cached frames. One frame may be larger.
 const MAX_FRAMES_BYTES: usize = 256 << 10;
-/// Bytes charged for a frame beside its own: its place in a queue that may have grown to twice what is in it.
-const FRAME_COST: usize = 2 * size_of::<Frame>();
+/// Bytes charged for a frame in addition to its own: its slot in a queue whose capacity may be twice its length.
+const FRAME_OVERHEAD_BYTES: usize = 2 * size_of::<Frame>();
 
-/// The frames of one step, or of several of which nothing passes the lens: those have no bytes.
+/// The framed events of one log entry, or of several entries without an event for the projection. The latter have no
+/// bytes.
 #[derive(Clone, Debug)]
 pub(in crate::feed) struct Frame {
-    /// The position after it.
+    /// The position after the entry.
     pub(in crate::feed) to: u64,
     pub(in crate::feed) bytes: Bytes,
     pub(in crate::feed) versions_after: PerResource<ResourceVersion>,
     pub(in crate::feed) history_reset: bool,
-    /// Whoever looks through the lens must see for himself what this means for him: another history, or the upstream.
+    /// Each subscription must process the entry by itself: it is a history reset, or concerns the upstream.
     pub(in crate::feed) per_client: bool,
 }
 
 impl Frame {
-    /// Whether there is nothing in it for anybody.
+    /// Returns whether the entry has no effect on any subscription of the projection.
     pub(super) fn is_empty_for_all(&self) -> bool {
         self.bytes.is_empty() && !self.per_client
     }
 
-    fn cost(&self) -> usize {
-        FRAME_COST + self.bytes.len()
+    fn charged_bytes(&self) -> usize {
+        FRAME_OVERHEAD_BYTES + self.bytes.len()
     }
 }
 
-/// What is kept, and charged.
+/// The cached bytes of one projection and their charge.
 #[derive(Debug)]
 pub(super) struct FrameCache {
-    /// Positions: of the first step framed, and after the last one.
+    /// The position of the first cached entry.
     first: u64,
+    /// The position after the last cached entry.
     end: u64,
     frames: VecDeque<Frame>,
-    /// Of the frames.
-    bytes: usize,
-    initial: Option<CachedInitialState>,
+    /// Bytes charged for the frames.
+    frame_bytes: usize,
+    initial_state: Option<CachedInitialState>,
+    /// The part of `cached_bytes` that this cache has added.
     charged: usize,
-    /// What all lenses have charged.
-    all: Gauge,
+    /// The sum over all projections.
+    cached_bytes: Gauge,
 }
 
-/// The last initial state. It can be found for as long as somebody is being sent it, too, which costs nothing here.
+/// The last initial state. While a subscription sends it, it can be reused even if it is no longer cached. The
+/// subscription holds it then, so this costs no memory.
 #[derive(Debug)]
 struct CachedInitialState {
     reason: SnapshotReason,
@@ -68,23 +76,31 @@ struct CachedInitialState {
 }
 
 impl FrameCache {
-    pub(super) fn new(all: Gauge) -> FrameCache {
-        FrameCache { first: 0, end: 0, frames: VecDeque::new(), bytes: 0, initial: None, charged: 0, all }
+    pub(super) fn new(cached_bytes: Gauge) -> FrameCache {
+        FrameCache {
+            first: 0,
+            end: 0,
+            frames: VecDeque::new(),
+            frame_bytes: 0,
+            initial_state: None,
+            charged: 0,
+            cached_bytes,
+        }
     }
 
-    /// The position of the first step framed.
+    /// Returns the position of the first cached entry.
     pub(super) fn first(&self) -> u64 {
         self.first
     }
 
-    /// The position after the last one.
+    /// Returns the position after the last cached entry.
     pub(super) fn end(&self) -> u64 {
         self.end
     }
 
-    /// The frames from a position on; the first may begin before it, if it is empty.
+    /// Returns the frames from a position on. If the first one is empty, it may start before the position.
     pub(super) fn frames_from(&self, from: u64) -> vec_deque::Iter<'_, Frame> {
-        // From the end, where nearly all readers are.
+        // Searches from the end, because most subscriptions are there.
         let mut first = self.frames.len();
         while first > 0 && self.frames[first - 1].to > from {
             first -= 1;
@@ -92,28 +108,28 @@ impl FrameCache {
         self.frames.range(first..)
     }
 
-    /// Forgets all frames and begins anew at a position.
-    pub(super) fn reset_to(&mut self, at: u64) {
-        (self.first, self.end, self.frames, self.bytes) = (at, at, VecDeque::new(), 0);
+    /// Drops all frames and starts at another position.
+    pub(super) fn reset_to(&mut self, position: u64) {
+        (self.first, self.end, self.frames, self.frame_bytes) = (position, position, VecDeque::new(), 0);
         self.update_charge();
     }
 
-    /// Takes the frame of the step at the end.
+    /// Appends the frame of the entry at the end.
     #[inline]
     pub(super) fn push(&mut self, frame: Frame) {
         self.end = frame.to;
         match self.frames.back_mut() {
             Some(last) if last.is_empty_for_all() && frame.is_empty_for_all() => *last = frame,
             _ => {
-                self.bytes += frame.cost();
+                self.frame_bytes += frame.charged_bytes();
                 self.frames.push_back(frame);
             }
         }
-        while self.frames.len() > MAX_FRAMES || (self.bytes > MAX_FRAMES_BYTES && self.frames.len() > 1) {
+        while self.frames.len() > MAX_FRAMES || (self.frame_bytes > MAX_FRAMES_BYTES && self.frames.len() > 1) {
             self.drop_oldest();
         }
-        // Something has changed, so it will not be given to anybody any more.
-        if let Some(last) = &mut self.initial
+        // The state has changed, so a stale initial state cannot be reused any more.
+        if let Some(last) = &mut self.initial_state
             && last.cached.as_ref().is_some_and(|initial| initial.is_stale())
         {
             last.cached = None;
@@ -121,25 +137,25 @@ impl FrameCache {
         self.update_charge();
     }
 
-    /// The last initial state with this reason, if it is still there.
-    pub(super) fn initial(&self, reason: SnapshotReason) -> Option<Arc<InitialState>> {
-        self.initial.as_ref().filter(|last| last.reason == reason)?.initial.upgrade()
+    /// Returns the last initial state, if it has this reason and still exists.
+    pub(super) fn initial_state(&self, reason: SnapshotReason) -> Option<Arc<InitialState>> {
+        self.initial_state.as_ref().filter(|last| last.reason == reason)?.initial.upgrade()
     }
 
-    /// Keeps an initial state in place of the last one.
+    /// Caches an initial state instead of the last one.
     pub(super) fn store_initial(&mut self, reason: SnapshotReason, initial: &Arc<InitialState>) {
         let last = CachedInitialState { reason, initial: Arc::downgrade(initial), cached: Some(initial.clone()) };
-        self.initial = Some(last);
+        self.initial_state = Some(last);
         self.update_charge();
     }
 
-    /// Lets go of the initial state, and of all but the newest frames, so many.
-    pub(super) fn shrink(&mut self, but: usize) {
-        if let Some(last) = &mut self.initial {
+    /// Drops the initial state, and all frames but this number of newest ones.
+    pub(super) fn shrink(&mut self, max_frames: usize) {
+        if let Some(last) = &mut self.initial_state {
             last.cached = None;
         }
-        if self.frames.len() > but {
-            while self.frames.len() > but {
+        if self.frames.len() > max_frames {
+            while self.frames.len() > max_frames {
                 self.drop_oldest();
             }
             self.frames.shrink_to_fit();
@@ -148,17 +164,17 @@ impl FrameCache {
     }
 
     fn drop_oldest(&mut self) {
-        if let Some(gone) = self.frames.pop_front() {
-            self.first = gone.to;
-            self.bytes -= gone.cost();
+        if let Some(dropped) = self.frames.pop_front() {
+            self.first = dropped.to;
+            self.frame_bytes -= dropped.charged_bytes();
         }
     }
 
     fn update_charge(&mut self) {
-        let initial = self.initial.as_ref().and_then(|last| last.cached.as_ref());
-        let bytes = self.bytes + initial.map_or(0, |initial| initial.bytes());
+        let initial = self.initial_state.as_ref().and_then(|last| last.cached.as_ref());
+        let bytes = self.frame_bytes + initial.map_or(0, |initial| initial.charged_bytes());
         if bytes != self.charged {
-            self.all.inc_by(bytes.cast_signed() as i64 - self.charged.cast_signed() as i64);
+            self.cached_bytes.inc_by(bytes.cast_signed() as i64 - self.charged.cast_signed() as i64);
             self.charged = bytes;
         }
     }
@@ -166,6 +182,6 @@ impl FrameCache {
 
 impl Drop for FrameCache {
     fn drop(&mut self) {
-        self.all.dec_by(self.charged.cast_signed() as i64);
+        self.cached_bytes.dec_by(self.charged.cast_signed() as i64);
     }
 }

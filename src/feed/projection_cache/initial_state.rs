@@ -1,202 +1,71 @@
-//! The current state as a lens shows it: encoded once for all who come at about the same time.
+//! An encoded initial state, and the parts into which it is divided.
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use serde::Serialize;
 use tokio::time::Instant;
 
-use super::{Config, ProjectionCache, Shared, Snapshot, SnapshotReason, lock};
 use crate::{
-    event::{
-        Claim, Instance, NamespaceId, PerResource, PoolDepth, ResourceVersion,
-        projection::{EventFormat, EventType},
-        render,
-    },
+    event::{Claim, Instance, NamespaceId, PerResource, ResourceVersion},
     feed::state::State,
 };
 
-/// An initial state is rebuilt when it is older than this many times what building it took...
+/// After a change, an initial state is reused for at most this many times the time of its encoding...
 const REUSE_FACTOR: u32 = 10;
-/// ...but never reused when it is older than this (docs/architecture.md#feed-contract, item 6), unless nothing has changed.
+/// ...and for at most this time (docs/architecture.md#feed-contract, item 6).
 const REUSE_LIMIT: Duration = Duration::from_secs(1);
 
-/// An encoded state, and where the log goes on from it.
+/// An encoded initial state, and the position of the log after it.
 #[derive(Debug)]
 pub(in crate::feed) struct InitialState {
     pub(in crate::feed) namespace: NamespaceId,
     pub(in crate::feed) parts: Vec<Bytes>,
     pub(in crate::feed) position: u64,
     pub(in crate::feed) versions: PerResource<ResourceVersion>,
-    /// How many histories had ended before.
     pub(in crate::feed) history_epoch: u64,
-    built: Instant,
-    cost: Duration,
+    pub(super) encoded_at: Instant,
+    pub(super) encode_time: Duration,
 }
 
 impl InitialState {
-    /// Bytes charged for keeping it.
-    pub(super) fn bytes(&self) -> usize {
+    /// Returns the bytes charged for caching it.
+    pub(super) fn charged_bytes(&self) -> usize {
         size_of::<InitialState>() + self.parts.iter().map(|part| size_of::<Bytes>() + part.len()).sum::<usize>()
     }
 
-    /// Whether nobody is given it any more once something has changed.
+    /// Returns whether it must not be reused after a change of the state.
     pub(super) fn is_stale(&self) -> bool {
-        let age = self.built.elapsed();
-        age >= REUSE_LIMIT || age >= self.cost * REUSE_FACTOR
+        let age = self.encoded_at.elapsed();
+        age >= REUSE_LIMIT || age >= self.encode_time * REUSE_FACTOR
     }
 
-    fn is_reusable(&self, state: &State) -> bool {
+    /// Returns whether it may be sent now: nothing has changed, or it is not stale and the log continues from it.
+    pub(super) fn is_reusable(&self, state: &State) -> bool {
         self.position == state.log.end_position() || (!self.is_stale() && self.position >= state.log.first_position())
     }
 }
 
-impl ProjectionCache {
-    /// The state now, or as it was a moment ago if the log goes on from it; `None` while it is older than `at_least`.
-    pub(in crate::feed) fn initial(
-        &self,
-        shared: &Shared,
-        reason: SnapshotReason,
-        at_least: PerResource<ResourceVersion>,
-    ) -> Option<Arc<InitialState>> {
-        // Whoever comes meanwhile waits for it rather than encoding the same.
-        let _building = lock(&self.encode_lock);
-        let last = self.frame_cache().initial(reason);
-        let state = shared.state();
-        if let Some(last) = last.filter(|last| last.is_reusable(&state) && self.covers(last.versions, at_least)) {
-            return Some(last);
-        }
-        if !self.covers(state.latest_versions, at_least) {
-            return None;
-        }
-        let namespace = state.synced_namespace().ok()?;
-        let (inventory, rv, position) = (state.inventory.clone(), state.latest_versions, state.log.end_position());
-        let history = state.history_epoch;
-        drop(state);
-        let snapshot = Snapshot { namespace, inventory, versions: rv, position };
-        let initial = Arc::new(self.build(shared, &snapshot, reason, history));
-        if shared.hub_feed.is_none() {
-            self.frame_cache().store_initial(reason, &initial);
-            shared.projections.trim();
-        }
-        Some(initial)
-    }
-
-    fn build(&self, shared: &Shared, snapshot: &Snapshot, reason: SnapshotReason, history: u64) -> InitialState {
-        shared.metrics.snapshots.inc();
-        let started = Instant::now();
-        let parts = match self.projection.format {
-            EventFormat::Boilerhouse => self.encode_burst(snapshot, shared.config.initial_state_part_bytes),
-            EventFormat::Full => self.state_initial(&shared.config, snapshot, reason),
-        };
-        let Snapshot { namespace, position, versions: rv, .. } = *snapshot;
-        InitialState {
-            namespace,
-            parts,
-            position,
-            versions: rv,
-            history_epoch: history,
-            built: started,
-            cost: started.elapsed(),
-        }
-    }
-
-    /// `/ws`: the state as events.
-    fn encode_burst(&self, snapshot: &Snapshot, part_bytes: usize) -> Vec<Bytes> {
-        let mut parts = Vec::new();
-        let mut bytes = Vec::new();
-        for view in snapshot.inventory.views() {
-            render::render_initial(&view, &self.projection, |event| {
-                self.append_event(&mut bytes, event, None, None);
-            });
-            if bytes.len() > part_bytes {
-                parts.push(std::mem::take(&mut bytes).into());
-            }
-        }
-        if !bytes.is_empty() {
-            parts.push(bytes.into());
-        }
-        parts
-    }
-
-    /// The full stream: the state as one or more `state.initial`.
-    fn state_initial(&self, config: &Config, snapshot: &Snapshot, reason: SnapshotReason) -> Vec<Bytes> {
-        let id = self.cursor(snapshot.namespace, snapshot.versions);
-        let snapshot_at = render::format_timestamp((config.wall_clock_ms)());
-        let connection_id = snapshot.namespace.connection_id.to_string();
-        let (pods, claims) = (
-            self.projection.types.contains(EventType::InstanceState),
-            self.projection.types.contains(EventType::ClaimState),
-        );
-        let instances = snapshot.inventory.instances.values().filter(|i| pods && self.projection.includes_instance(i));
-        let claims = snapshot.inventory.claims.values().filter(|c| claims && self.projection.includes_claim(c));
-        let pools = if self.projection.types.contains(EventType::PoolDepth) {
-            snapshot.pools(&self.projection)
-        } else {
-            Vec::new()
-        };
-
-        let mut parts = vec![Part::default()];
-        for instance in instances {
-            Part::with_capacity_for(&mut parts, instance.charged_bytes(), config.initial_state_part_bytes)
-                .instances
-                .push(instance);
-        }
-        for claim in claims {
-            Part::with_capacity_for(&mut parts, claim.charged_bytes(), config.initial_state_part_bytes)
-                .claims
-                .push(claim);
-        }
-        let last = parts.len() - 1;
-        let message = |(at, part): (usize, Part<'_>)| {
-            let id = (at == last).then_some(id.as_str());
-            let body = StateInitial {
-                id,
-                snapshot_at: &snapshot_at,
-                reason: reason.name(),
-                connection_id: &connection_id,
-                instances: &part.instances,
-                claims: &part.claims,
-                pools: if at == last { &pools } else { &[] },
-                more: at != last,
-            };
-            let mut bytes = Vec::new();
-            self.append_body(&mut bytes, "state.initial", id, body);
-            Bytes::from(bytes)
-        };
-        parts.into_iter().enumerate().map(message).collect()
-    }
-}
-
+/// The objects of one part of `state.initial`.
 #[derive(Default)]
-struct Part<'a> {
-    instances: Vec<&'a Arc<Instance>>,
-    claims: Vec<&'a Arc<Claim>>,
-    bytes: usize,
+pub(super) struct Part<'a> {
+    pub(super) instances: Vec<&'a Arc<Instance>>,
+    pub(super) claims: Vec<&'a Arc<Claim>>,
+    charged_bytes: usize,
 }
 
 impl<'a> Part<'a> {
-    fn with_capacity_for<'p>(parts: &'p mut Vec<Part<'a>>, bytes: usize, most: usize) -> &'p mut Part<'a> {
-        if parts.last().is_none_or(|part| part.bytes > 0 && part.bytes + bytes > most) {
+    /// Returns the part for an object that is charged `bytes`: the last part, or a new one if the last part has objects
+    /// and would exceed `max_bytes`.
+    pub(super) fn with_capacity_for<'p>(
+        parts: &'p mut Vec<Part<'a>>,
+        bytes: usize,
+        max_bytes: usize,
+    ) -> &'p mut Part<'a> {
+        if parts.last().is_none_or(|part| part.charged_bytes > 0 && part.charged_bytes + bytes > max_bytes) {
             parts.push(Part::default());
         }
-        let at = parts.len() - 1;
-        parts[at].bytes += bytes;
-        &mut parts[at]
+        let last = parts.len() - 1;
+        parts[last].charged_bytes += bytes;
+        &mut parts[last]
     }
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct StateInitial<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<&'a str>,
-    snapshot_at: &'a str,
-    reason: &'static str,
-    connection_id: &'a str,
-    instances: &'a [&'a Arc<Instance>],
-    claims: &'a [&'a Arc<Claim>],
-    pools: &'a [PoolDepth],
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    more: bool,
 }

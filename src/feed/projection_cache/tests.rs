@@ -2,13 +2,15 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    event::{Instance, PerResource, Resource, View, projection::Filter},
-    feed::{Config, Feed, FrameFormat, ReadResult, StartAt, Subscription, Writer},
+    event::{PerResource, Resource, View, projection::Filter},
+    feed::{Config, Feed, FrameFormat, ReadResult, SnapshotReason, StartAt, Subscription, Writer},
+    test_support::PodBuilder,
 };
 
 const LINES: Framing = Framing { format: FrameFormat::JsonLines, edgeplane_names: false };
 
-fn ready(config: Config) -> (Writer, Feed) {
+/// A synced feed without objects, both resources at version 1.
+fn synced_feed(config: Config) -> (Writer, Feed) {
     let (mut writer, feed) = Feed::new(config);
     writer.set_namespace(NamespaceId::from_uid("u"));
     for resource in Resource::ALL {
@@ -17,134 +19,141 @@ fn ready(config: Config) -> (Writer, Feed) {
     (writer, feed)
 }
 
-/// A Pod whose frame has some 3 KB and says its version.
-fn large(rv: ResourceVersion) -> View {
-    let (name, ip) = ("a".to_owned(), Some(format!("{rv:0>3000}")));
-    View::Instance(Arc::new(Instance { name, uid: "a".into(), ip, resource_version: rv, ..Instance::default() }))
+/// Pod `a`, whose frame has about 3 KB. Its IP contains its version.
+fn large_pod(version: ResourceVersion) -> View {
+    let mut instance = PodBuilder::new("a").version(version).instance();
+    Arc::make_mut(&mut instance).ip = Some(format!("{version:0>3000}"));
+    View::Instance(instance)
 }
 
-fn small(rv: ResourceVersion) -> View {
-    View::Instance(Arc::new(Instance {
-        name: "b".into(),
-        uid: "b".into(),
-        resource_version: rv,
-        ..Instance::default()
-    }))
+/// Pod `b`, whose frame is small.
+fn small_pod(version: ResourceVersion) -> View {
+    PodBuilder::new("b").version(version).view()
 }
 
-/// A lens that shows every Pod, and that nobody else has.
-fn distinct_projection(feed: &Feed, number: usize) -> Arc<ProjectionCache> {
+/// The cache of a projection that includes every Pod, and is different for each number.
+fn unique_projection(feed: &Feed, number: usize) -> Arc<ProjectionCache> {
     let filter = Filter::parse(&json!({"claims": {"name": format!("claim-{number}")}}).to_string()).unwrap();
     feed.projection_cache(Projection { filter, ..Projection::everything(EventFormat::Full) }, LINES)
 }
 
-/// Reads all there is.
-fn received(reader: &mut Subscription, max_bytes: usize) -> Vec<Value> {
-    let mut received = Vec::new();
+/// Reads until there is nothing to read, and parses the events.
+fn read_events(reader: &mut Subscription, max_bytes: usize) -> Vec<Value> {
+    let mut events = Vec::new();
     while let ReadResult::Batch(batch) = reader.read(max_bytes) {
         let batch = batch.concat();
         let lines = batch.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-        received.extend(lines.map(|line| serde_json::from_slice::<Value>(line).unwrap()));
+        events.extend(lines.map(|line| serde_json::from_slice::<Value>(line).unwrap()));
     }
-    received
+    events
 }
 
-fn versions(received: &[Value]) -> Vec<u64> {
-    received.iter().filter_map(|event| event["instance"]["ip"].as_str()).map(|ip| ip.parse().unwrap()).collect()
+/// The versions of Pod `a` in these events.
+fn large_pod_versions(events: &[Value]) -> Vec<u64> {
+    events.iter().filter_map(|event| event["instance"]["ip"].as_str()).map(|ip| ip.parse().unwrap()).collect()
 }
 
 #[test]
 fn reader_receives_frames_evicted_from_the_cache() {
-    let (mut writer, feed) = ready(Config::default());
+    let (mut writer, feed) = synced_feed(Config::default());
     let cache = feed.projection_cache(Projection::everything(EventFormat::Full), LINES);
     let mut reader = feed.subscribe(cache.clone(), StartAt::Live).unwrap();
     let mut first = feed.subscribe(cache, StartAt::Live).unwrap();
-    // What is kept is less than what is rendered at once.
-    for rv in 2..=400 {
-        writer.upsert(large(rv));
-        if rv == 60 {
-            received(&mut first, 1 << 20);
+    // The cache holds less than one read renders.
+    for version in 2..=400 {
+        writer.upsert(large_pod(version));
+        if version == 60 {
+            read_events(&mut first, 1 << 20);
         }
     }
-    assert_eq!(versions(&received(&mut reader, 8 << 10)), (2..=400).collect::<Vec<_>>(), "no silent gap");
+    assert_eq!(
+        large_pod_versions(&read_events(&mut reader, 8 << 10)),
+        (2..=400).collect::<Vec<_>>(),
+        "no entry is missing"
+    );
 }
 
 #[test]
 fn projection_caches_stay_within_the_budget_and_deliver_all_events() {
     const BUDGET: usize = 1 << 20;
-    let (mut writer, feed) = ready(Config { projection_cache_bytes: BUDGET, ..Config::default() });
-    writer.upsert(large(2));
-    let mut most = 0;
-    let mut look = || {
-        let kept = usize::try_from(feed.metrics().projection_cache_bytes.get()).unwrap();
-        assert!(kept <= BUDGET, "{kept}");
-        most = most.max(kept);
+    let (mut writer, feed) = synced_feed(Config { projection_cache_bytes: BUDGET, ..Config::default() });
+    writer.upsert(large_pod(2));
+    let mut max_cached = 0;
+    let mut check = || {
+        let cached = usize::try_from(feed.inner.metrics.projection_cache_bytes.get()).unwrap();
+        assert!(cached <= BUDGET, "{cached} bytes are cached");
+        max_cached = max_cached.max(cached);
     };
     let from = StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: PerResource::default() };
-    let mut readers: Vec<_> = (0..400).map(|n| feed.subscribe(distinct_projection(&feed, n), from).unwrap()).collect();
+    let mut readers: Vec<_> = (0..400).map(|n| feed.subscribe(unique_projection(&feed, n), from).unwrap()).collect();
     for reader in &mut readers {
-        let first = received(reader, 1 << 20);
+        let first = read_events(reader, 1 << 20);
         assert!(first.len() == 1 && first[0]["instances"][0]["name"] == "a", "{first:?}");
-        look();
+        check();
     }
-    for rv in 3..=20 {
-        writer.upsert(large(rv));
+    for version in 3..=20 {
+        writer.upsert(large_pod(version));
         for reader in &mut readers {
-            assert_eq!(versions(&received(reader, 1 << 20)), [rv]);
-            look();
+            assert_eq!(large_pod_versions(&read_events(reader, 1 << 20)), [version]);
+            check();
         }
     }
-    assert!(most > BUDGET / 2, "it is made use of");
+    assert_eq!(feed.inner.metrics.projections.get(), 400);
+    assert!(max_cached > BUDGET / 2, "the budget is used: {max_cached} bytes");
     drop(readers);
-    assert_eq!(feed.metrics().projection_cache_bytes.get(), 0, "what is charged goes with its lens");
+    assert_eq!(feed.inner.metrics.projection_cache_bytes.get(), 0, "no charge remains without a projection");
+    assert_eq!(feed.inner.metrics.projections.get(), 0);
 }
 
 #[test]
 fn initial_state_in_use_is_shared_without_cache_budget() {
-    let (mut writer, feed) = ready(Config { projection_cache_bytes: 0, ..Config::default() });
-    writer.upsert(large(2));
-    let cache = distinct_projection(&feed, 0);
-    let state =
-        || cache.initial(&feed.shared, SnapshotReason::Connect, PerResource::default()).expect("there is a state");
+    let (mut writer, feed) = synced_feed(Config { projection_cache_bytes: 0, ..Config::default() });
+    writer.upsert(large_pod(2));
+    let cache = unique_projection(&feed, 0);
+    let state = || {
+        feed.inner
+            .initial_state(&cache, SnapshotReason::Connect, PerResource::default())
+            .expect("the state is complete")
+    };
     let (first, second) = (state(), state());
     assert!(Arc::ptr_eq(&first, &second));
-    assert_eq!(feed.metrics().projection_cache_bytes.get(), 0);
+    assert_eq!(feed.inner.metrics.projection_cache_bytes.get(), 0);
     drop((first, second));
     state();
-    assert_eq!(feed.metrics().snapshots.get(), 2, "nobody held it any more");
+    assert_eq!(feed.inner.metrics.initial_states_encoded.get(), 2, "the first one was dropped with its last user");
 }
 
 #[tokio::test(start_paused = true)]
 async fn cached_initial_state_is_dropped_after_a_change() {
-    let (mut writer, feed) = ready(Config::default());
-    writer.upsert(large(2));
+    let (mut writer, feed) = synced_feed(Config::default());
+    writer.upsert(large_pod(2));
     let from = StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: PerResource::default() };
-    let mut reader = feed.subscribe(distinct_projection(&feed, 0), from).unwrap();
-    received(&mut reader, 1 << 20);
-    assert!(feed.metrics().projection_cache_bytes.get() > 3000, "the state");
+    let mut reader = feed.subscribe(unique_projection(&feed, 0), from).unwrap();
+    read_events(&mut reader, 1 << 20);
+    assert!(feed.inner.metrics.projection_cache_bytes.get() > 3000, "the initial state is cached");
     tokio::time::advance(std::time::Duration::from_secs(2)).await;
-    writer.upsert(small(3));
-    assert_eq!(received(&mut reader, 1 << 20).len(), 1);
-    assert!(feed.metrics().projection_cache_bytes.get() < 3000, "a small frame");
+    writer.upsert(small_pod(3));
+    assert_eq!(read_events(&mut reader, 1 << 20).len(), 1);
+    assert!(feed.inner.metrics.projection_cache_bytes.get() < 3000, "only a small frame is cached");
 }
 
 #[test]
 fn unmatched_entries_cost_one_frame_and_readers_continue() {
-    let (mut writer, feed) = ready(Config::default());
+    let (mut writer, feed) = synced_feed(Config::default());
     let filter = Filter::parse(r#"{"instances": {"name": "b"}}"#).unwrap();
     let cache = feed.projection_cache(Projection { filter, ..Projection::everything(EventFormat::Full) }, LINES);
     let mut readers = Vec::new();
-    for rv in 2..=100 {
+    for version in 2..=100 {
         readers.push(feed.subscribe(cache.clone(), StartAt::Live).unwrap());
-        writer.upsert(large(rv));
-        received(&mut readers[0], 1 << 20);
+        writer.upsert(large_pod(version));
+        read_events(&mut readers[0], 1 << 20);
     }
-    assert_eq!(usize::try_from(feed.metrics().projection_cache_bytes.get()), Ok(2 * size_of::<Frame>()));
-    writer.upsert(small(101));
+    assert_eq!(usize::try_from(feed.inner.metrics.projection_cache_bytes.get()), Ok(2 * size_of::<Frame>()));
+    writer.upsert(small_pod(101));
     for reader in &mut readers {
-        let mut received = received(reader, 1 << 20);
-        received.retain(|event| event["type"] != "heartbeat");
-        assert_eq!((received.len(), received[0]["key"].as_str()), (1, Some("b.101.instance.state")));
-        assert_eq!(reader.cursor().as_deref(), received[0]["id"].as_str());
+        let mut events = read_events(reader, 1 << 20);
+        events.retain(|event| event["type"] != "heartbeat");
+        assert_eq!((events.len(), events[0]["key"].as_str()), (1, Some("uid-b.101.instance.state")));
+        assert_eq!(reader.cursor().as_deref(), events[0]["id"].as_str());
     }
 }

@@ -1,4 +1,4 @@
-//! How a subscription learns that there is something to read: it waits by itself, or somebody tells its whole audience.
+//! How a subscription waits for something to read: by itself, or as a member of its fan-out group.
 
 use std::{
     future::poll_fn,
@@ -8,55 +8,57 @@ use std::{
 use tokio::time::{sleep_until, timeout_at};
 
 use super::{Phase, Subscription};
-use crate::feed::{Group, SharedBatch};
+use crate::feed::{group::Group, projection_cache::SharedBatch};
 
 impl Subscription {
-    /// Resolves when a read may yield something else than [`super::ReadResult::Idle`].
+    /// Waits until a read may return something else than [`ReadResult::Idle`](crate::feed::ReadResult::Idle). Cancel safe.
     pub async fn readable(&mut self) {
         poll_fn(|cx| self.poll_readable(cx)).await;
     }
 
-    /// Ready when a read may yield something else than [`super::ReadResult::Idle`]; of what an [`Group`] is shown it need not be.
+    /// Polls until a read may return something else than [`ReadResult::Idle`](crate::feed::ReadResult::Idle). A live
+    /// member of a [`Group`] is not woken for entries that its group delivers.
     pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let told = self.in_fan_out && matches!(self.phase, Phase::Live);
-        if told && self.wake_at.is_none() {
+        let group_delivers = self.in_fan_out && matches!(self.phase, Phase::Live);
+        if group_delivers && self.wake_at.is_none() {
             return Poll::Pending;
         }
-        // Boxed: most streams are told by others, and what they would wait with is most of their memory.
-        let wait = self.wake_future.get_or_insert_with(|| {
-            let (mut log_end, limit) = (self.log_end.clone(), self.wake_at);
+        // Boxed, because the groups wake most streams, and this future would be most of their memory.
+        let wake_future = self.wake_future.get_or_insert_with(|| {
+            let (mut log_end, wake_at) = (self.log_end.clone(), self.wake_at);
             Box::pin(async move {
-                match limit {
-                    // The sender lives in the subscription, so waiting for it cannot fail.
+                match wake_at {
+                    // Cannot fail: the subscription holds the sender.
                     None => drop(log_end.changed().await),
-                    Some(limit) if told => sleep_until(limit).await,
-                    Some(limit) => drop(timeout_at(limit, log_end.changed()).await),
+                    Some(wake_at) if group_delivers => sleep_until(wake_at).await,
+                    Some(wake_at) => drop(timeout_at(wake_at, log_end.changed()).await),
                 }
             })
         });
-        ready!(wait.as_mut().poll(cx));
+        ready!(wake_future.as_mut().poll(cx));
         self.wake_future = None;
         self.log_end.borrow_and_update();
         Poll::Ready(())
     }
 
-    /// Those who are shown what this one is shown, for whoever tells them all; `None` where there is nobody else, and
-    /// while this one still has something else to be told. From now on whoever asked tells this one, too.
+    /// Joins the fan-out group of the projection. From now on the owner of the returned group must deliver new entries to
+    /// this subscription. `None` in a dedicated feed, and while the subscription is not live.
     pub fn join_group(&mut self) -> Option<Group> {
-        let shared = matches!(self.phase, Phase::Live) && self.shared.hub_feed.is_none();
-        shared.then(|| {
+        let can_join = matches!(self.phase, Phase::Live) && self.inner.hub_feed.is_none();
+        can_join.then(|| {
             self.in_fan_out = true;
-            Group::new(self.shared.clone(), self.cache.clone())
+            Group::new(self.inner.clone(), self.cache.clone())
         })
     }
 
-    /// Takes what its audience is shown instead of reading it: false where this one is somewhere else.
-    pub fn accept_batch(&mut self, shown: &SharedBatch) -> bool {
-        let is_there = matches!(self.phase, Phase::Live) && !self.heartbeat_first && self.position == shown.from;
-        if is_there {
-            (self.position, self.delivered_versions) = (shown.to, shown.versions_after);
+    /// Advances past a batch that the group delivers instead of a read. Returns false, and does nothing, if the
+    /// subscription is not live at the start of the batch.
+    pub fn accept_batch(&mut self, batch: &SharedBatch) -> bool {
+        let is_next = matches!(self.phase, Phase::Live) && !self.heartbeat_first && self.position == batch.from;
+        if is_next {
+            (self.position, self.delivered_versions) = (batch.to, batch.versions_after);
         }
-        is_there
+        is_next
     }
 }
 
@@ -71,10 +73,10 @@ mod tests {
             NamespaceId, PerResource, Resource,
             projection::{EventFormat, Projection},
         },
-        feed::{Config, Feed, Framing, StartAt, subscription::ReadResult},
+        feed::{Config, Feed, Framing, ReadResult, StartAt},
     };
 
-    /// A moment that somebody waited for, and that has passed, would be waited for over and over, at a processor's cost.
+    /// A deadline in the past that is not cleared would wake the stream in a loop.
     #[tokio::test(start_paused = true)]
     async fn live_subscription_wakes_only_for_new_entries() {
         let (mut writer, feed) = Feed::new(Config::default());
@@ -84,11 +86,11 @@ mod tests {
             writer.replace(resource, Vec::new(), 5);
         }
         let projection = Projection::everything(EventFormat::Full);
-        // Ahead of this replica, which has not heard of version 9 yet.
+        // Ahead of this replica, whose versions are 5.
         let cursor = projection.cursor_at(namespace, PerResource::new(9, 9));
         let mut reader =
             feed.subscribe(feed.projection_cache(projection, Framing::WEBSOCKET), StartAt::Cursor(cursor)).unwrap();
-        assert!(matches!(reader.read(1 << 20), ReadResult::Batch(_)), "the first heartbeat");
+        assert!(matches!(reader.read(1 << 20), ReadResult::Batch(_)), "the stream starts with a heartbeat");
         assert!(matches!(reader.read(1 << 20), ReadResult::Idle));
         for resource in [Resource::Pods, Resource::Claims] {
             writer.bookmark(resource, 9);

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     event::{PerResource, Resource},
-    feed::{BackfillHandle, Gap},
+    feed::{BackfillFailure, BackfillHandle, Gap},
     source::{
         decode::{Decode, DecodedClaim, DecodedPod},
         error::UpstreamError,
@@ -86,7 +86,7 @@ async fn run_backfills(
         if !budget.try_start() {
             let limit = config.backfills_per_minute;
             tracing::debug!(limit, "backfill skipped: too many in this minute; waiting clients get the current state");
-            backfills.abandon_round();
+            backfills.abandon_round(BackfillFailure::Budget);
             continue;
         }
         let filled = async {
@@ -102,12 +102,12 @@ async fn run_backfills(
             Ok(Ok(())) => backfills.complete_round(round),
             Ok(Err(error)) => {
                 tracing::info!(%error, "backfill failed; waiting clients get the current state");
-                backfills.abandon_round();
+                backfills.abandon_round(BackfillFailure::Failed);
             }
             Err(_) => {
                 let limit = config.backfill_timeout;
                 tracing::info!(?limit, "backfill timed out; waiting clients get the current state");
-                backfills.abandon_round();
+                backfills.abandon_round(BackfillFailure::Timeout);
             }
         }
     }

@@ -85,7 +85,7 @@ impl InProcessBridge {
         let hub = hub::run(hub_client, hub_config, writer, Arc::default());
         tasks.spawn("hub", async move { Ok::<_, Infallible>(hub.await) });
         let (mut registry, metrics) = (Registry::with_prefix("bridge"), stream::Metrics::default());
-        feed.metrics().register(&mut registry);
+        feed.register_metrics(&mut registry);
         metrics.register(&mut registry);
         let site = App {
             feed: feed.clone(),

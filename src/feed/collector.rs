@@ -1,0 +1,160 @@
+//! Gauges of the state and the log, read when Prometheus scrapes them, so that a change of the state costs nothing for
+//! them.
+
+use std::sync::Arc;
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::{
+        MetricType,
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+    },
+};
+
+use super::{metrics::Label, state::Shared};
+use crate::event::Resource;
+
+/// Reads the gauges of one feed, all of them at one moment.
+#[derive(Debug)]
+pub(super) struct StateCollector(Arc<Shared>);
+
+impl StateCollector {
+    pub(super) fn new(shared: Arc<Shared>) -> StateCollector {
+        StateCollector(shared)
+    }
+}
+
+impl Collector for StateCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let state = self.0.state();
+        let log = &state.log;
+        let (first, entries) = (log.first_position(), log.end_position() - log.first_position());
+        let bytes = log.bytes();
+        let oldest_ms = log.read_from(first, 1).and_then(|mut oldest| Some(oldest.next()?.observed_at_ms));
+        let objects = [state.inventory.instances.len(), state.inventory.claims.len()];
+        drop(state);
+
+        let family = Family::<Label, Gauge>::default();
+        for (resource, count) in Resource::ALL.into_iter().zip(objects) {
+            family.get_or_create(&[("resource", resource.plural())]).set(count.cast_signed() as i64);
+        }
+        family.encode(encoder.encode_descriptor(
+            "feed_objects",
+            "Objects in the current state",
+            None,
+            MetricType::Gauge,
+        )?)?;
+        ConstGauge::new(entries).encode(encoder.encode_descriptor(
+            "feed_log_entries",
+            "Entries in the log",
+            None,
+            MetricType::Gauge,
+        )?)?;
+        ConstGauge::new(bytes as u64).encode(encoder.encode_descriptor(
+            "feed_log_bytes",
+            "Bytes charged for the entries in the log",
+            None,
+            MetricType::Gauge,
+        )?)?;
+        let oldest = oldest_ms.map_or(0.0, |at_ms| at_ms as f64 / 1000.0);
+        ConstGauge::new(oldest).encode(encoder.encode_descriptor(
+            "feed_log_oldest_timestamp_seconds",
+            "Time of the oldest entry in the log as Unix time, 0 while the log is empty",
+            None,
+            MetricType::Gauge,
+        )?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::{encoding::text::encode, registry::Registry};
+
+    use crate::{
+        event::{NamespaceId, Resource},
+        feed::{Config, Feed},
+        test_support::{ClaimBuilder, PodBuilder},
+    };
+
+    /// The samples of all metrics of a feed, without the buckets of histograms.
+    fn samples(feed: &Feed) -> Vec<String> {
+        let (mut registry, mut text) = (Registry::with_prefix("bridge"), String::new());
+        feed.register_metrics(&mut registry);
+        encode(&mut text, &registry).unwrap();
+        let mut samples: Vec<_> = text
+            .lines()
+            .filter(|line| !line.starts_with('#') && !line.contains("_bucket"))
+            .map(str::to_owned)
+            .collect();
+        samples.sort_unstable();
+        samples
+    }
+
+    #[test]
+    fn new_feed_reports_every_label_set_with_0() {
+        let (_writer, feed) = Feed::new(Config::default());
+        assert_eq!(
+            samples(&feed),
+            [
+                r#"bridge_feed_backfill_waiting 0"#,
+                r#"bridge_feed_backfills_total{outcome="budget"} 0"#,
+                r#"bridge_feed_backfills_total{outcome="failed"} 0"#,
+                r#"bridge_feed_backfills_total{outcome="filled"} 0"#,
+                r#"bridge_feed_backfills_total{outcome="no_room"} 0"#,
+                r#"bridge_feed_backfills_total{outcome="timeout"} 0"#,
+                r#"bridge_feed_coalesced_total{resource="boilerhouseclaims"} 0"#,
+                r#"bridge_feed_coalesced_total{resource="pods"} 0"#,
+                r#"bridge_feed_entries_total{kind="change_set"} 0"#,
+                r#"bridge_feed_entries_total{kind="ephemeral"} 0"#,
+                r#"bridge_feed_history_resets_total 0"#,
+                r#"bridge_feed_initial_state_encode_seconds_count 0"#,
+                r#"bridge_feed_initial_state_encode_seconds_sum 0.0"#,
+                r#"bridge_feed_initial_states_encoded_total 0"#,
+                r#"bridge_feed_lagged_total 0"#,
+                r#"bridge_feed_log_bytes 0"#,
+                r#"bridge_feed_log_entries 0"#,
+                r#"bridge_feed_log_oldest_timestamp_seconds 0.0"#,
+                r#"bridge_feed_objects{resource="boilerhouseclaims"} 0"#,
+                r#"bridge_feed_objects{resource="pods"} 0"#,
+                r#"bridge_feed_projection_cache_bytes 0"#,
+                r#"bridge_feed_projections 0"#,
+                r#"bridge_feed_read_your_writes_timeouts_total 0"#,
+                r#"bridge_feed_renders_total 0"#,
+                r#"bridge_feed_tombstones_dropped_total 0"#,
+                r#"bridge_feed_version_checks_total{outcome="budget"} 0"#,
+                r#"bridge_feed_version_checks_total{outcome="completed"} 0"#,
+            ]
+        );
+    }
+
+    #[test]
+    fn gauges_and_counters_describe_the_hub_and_not_its_dedicated_feeds() {
+        let (mut writer, feed) = Feed::new(Config { wall_clock_ms: || 1_500, ..Config::default() });
+        writer.set_namespace(NamespaceId::from_uid("u"));
+        writer.replace(Resource::Pods, vec![PodBuilder::new("a").version(5).view()], 5);
+        writer.replace(Resource::Claims, Vec::new(), 5);
+        writer.upsert(PodBuilder::new("b").version(6).view());
+        writer.upsert(ClaimBuilder::new("c").version(7).view());
+        writer.replace(Resource::Pods, Vec::new(), 3);
+        let (mut dedicated, reader) = feed.dedicated();
+        dedicated.replace(Resource::Pods, Vec::new(), 9);
+        dedicated.upsert(PodBuilder::new("d").version(10).view());
+        dedicated.replace(Resource::Pods, Vec::new(), 8);
+        let samples = samples(&feed);
+        for expected in [
+            r#"bridge_feed_objects{resource="pods"} 0"#,
+            r#"bridge_feed_objects{resource="boilerhouseclaims"} 1"#,
+            r#"bridge_feed_entries_total{kind="change_set"} 3"#,
+            r#"bridge_feed_coalesced_total{resource="pods"} 1"#,
+            r#"bridge_feed_history_resets_total 1"#,
+            r#"bridge_feed_log_entries 1"#,
+            r#"bridge_feed_log_oldest_timestamp_seconds 1.5"#,
+        ] {
+            assert!(samples.iter().any(|sample| sample == expected), "{expected} is missing: {samples:#?}");
+        }
+        let state = reader.inner.state();
+        assert_eq!(state.log.end_position() - state.log.first_position(), 2, "entries of the dedicated feed");
+    }
+}

@@ -1,0 +1,63 @@
+//! The state of a feed together with its projection registry.
+//!
+//! *Guarantees:* each read that can fill a projection cache trims all caches to their common budget afterwards.
+
+use std::{ops::Deref, sync::Arc};
+
+use super::{
+    projection_cache::{Frame, InitialState, ProjectionCache},
+    projection_registry::ProjectionRegistry,
+    state::Shared,
+    types::SnapshotReason,
+};
+use crate::event::{NamespaceId, PerResource, ResourceVersion};
+
+/// What the readers of a feed share. The writer holds the state only.
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) shared: Arc<Shared>,
+    pub(super) projections: ProjectionRegistry,
+}
+
+impl Deref for Inner {
+    type Target = Shared;
+
+    #[inline]
+    fn deref(&self) -> &Shared {
+        &self.shared
+    }
+}
+
+impl Inner {
+    /// See [`ProjectionCache::frames`].
+    pub(super) fn frames(
+        &self,
+        cache: &ProjectionCache,
+        namespace: NamespaceId,
+        from: u64,
+        max_bytes: usize,
+    ) -> Option<Vec<Frame>> {
+        let frames = cache.frames(&self.shared, namespace, from, max_bytes);
+        self.projections.trim();
+        frames
+    }
+
+    /// See [`ProjectionCache::initial_state`].
+    pub(super) fn initial_state(
+        &self,
+        cache: &ProjectionCache,
+        reason: SnapshotReason,
+        not_before: PerResource<ResourceVersion>,
+    ) -> Option<Arc<InitialState>> {
+        let initial = cache.initial_state(&self.shared, reason, not_before);
+        self.projections.trim();
+        initial
+    }
+
+    /// See [`ProjectionCache::has_relevant_since`].
+    pub(super) fn has_relevant_since(&self, cache: &ProjectionCache, from: u64) -> (u64, bool) {
+        let relevant = cache.has_relevant_since(&self.shared, from);
+        self.projections.trim();
+        relevant
+    }
+}
