@@ -1,7 +1,10 @@
-//! Kubernetes API types of this project: the `BoilerhouseClaim` custom resource, and the keys of labels and annotations.
+//! Kubernetes API types of this project: the `BoilerhouseClaim` custom resource, and the keys of labels and
+//! annotations.
 //!
 //! Owns: no state. `crds/boilerhouseclaims.yaml` is generated from the types.
+//!
 //! Must not import: other modules of this crate. `source` and `sim` share the types without importing each other.
+//!
 //! Implements `docs/protocol.md#objects`.
 
 mod claim;

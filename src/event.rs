@@ -1,8 +1,11 @@
 //! Vocabulary of the bridge: resources, views of objects, cursors, projections, log entries, and their JSON events.
 //!
 //! Owns: no state. It contains values and pure functions only.
+//!
 //! Guarantees: the events of a client are a function of a log entry and a projection ([`render`]).
+//!
 //! Must not import: Kubernetes clients, HTTP, clocks, tasks, and other modules of this crate.
+//!
 //! Implements `docs/protocol.md#objects`, `docs/protocol.md#boilerhouse-stream` and `docs/protocol.md#full-stream`.
 
 pub mod cursor;

@@ -1,5 +1,5 @@
-//! `boilerhouse-bridge` watches a Boilerhouse platform's Kubernetes objects and sends small JSON events over WebSocket and
-//! SSE. Snapshot GETs return the current state.
+//! `boilerhouse-bridge` watches a Boilerhouse platform's Kubernetes objects and sends small JSON events over WebSocket
+//! and SSE. Snapshot GETs return the current state.
 //!
 //! # Data flow
 //!
@@ -20,7 +20,8 @@
 //!                                      WebSocket                     SSE                   snapshot GETs
 //! ```
 //!
-//! A dedicated watcher of one `/ws` connection writes to a feed of its own, which uses the same rendering and transport.
+//! A dedicated watcher of one `/ws` connection writes to a feed of its own, which uses the same rendering and
+//! transport.
 //!
 //! # Reading order
 //!
@@ -33,16 +34,18 @@
 //! | [`http`] | How are clients accepted, authenticated and served? |
 //! | [`cli`] | Which flags exist, and how are the modules combined? |
 //! | [`tasks`] | Which tasks run, and how does the process shut down? |
-//! | [`api`], [`sim`] | Which Kubernetes types does the project define? How is a cluster simulated for `demo` and tests? |
+//! | [`api`], [`sim`] | Which Kubernetes types does the project define? How is a cluster simulated? |
 //!
 //! `docs/architecture.md#data-flow` follows one change through these modules.
 //! `docs/development.md#add-an-event-type` lists the files to change for a new event type.
 //!
 //! # Rules that the tests check
 //!
-//! - Imports follow the data: `{event, wire, ring} ← feed ← {source, http} ← cli`. `source` and `http` meet only at `feed`,
-//!   and no files import each other in a cycle (`docs/architecture.md#module-layers`, `tests/it/module_layers.rs`).
-//! - One resourceVersion is one log entry. The events of a client are a pure function of the log entry and the projection.
+//! - Imports follow the data: `{event, wire, ring} ← feed ← {source, http} ← cli`. `source` and `http` meet only at
+//!   `feed`, and no files import each other in a cycle (`docs/architecture.md#module-layers`,
+//!   `tests/it/module_layers.rs`).
+//! - One resourceVersion is one log entry. The events of a client are a pure function of the log entry and the
+//!   projection.
 //! - A client is informed of every gap: by `state.initial` with a reason, or by `coalesced`
 //!   (`docs/guarantees.md#guarantees`).
 //! - Every buffer, queue, retry and wait has a bound with a name (`docs/limits.md`).

@@ -1,5 +1,5 @@
-//! The binary. [`boilerhouse_bridge::cli`] parses the arguments, runs the subcommand, prints at most one error, and returns
-//! the exit code.
+//! The binary. [`boilerhouse_bridge::cli`] parses the arguments, runs the subcommand, prints at most one error, and
+//! returns the exit code.
 
 use std::process::ExitCode;
 

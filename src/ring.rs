@@ -1,6 +1,7 @@
 //! A bounded in-memory log of shared items, with positions that never repeat.
 //!
 //! Owns: the items that the limits allow.
+//!
 //! Guarantees:
 //! - A reader holds a position and no item. A slow reader therefore uses no memory of the log.
 //! - A reader has missed items if its position is before [`RingLog::first_position`].
@@ -73,14 +74,15 @@ impl<T> RingLog<T> {
         self.bytes
     }
 
-    /// Appends an item that is charged `bytes` and was created at `now_ms`. The caller must then call [`RingLog::evict`].
+    /// Appends an item that is charged `bytes` and was created at `now_ms`. The caller must then call
+    /// [`RingLog::evict`].
     pub fn push(&mut self, item: Arc<T>, bytes: usize, now_ms: u64) {
         self.entries.push_back(Entry { item, bytes, at_ms: now_ms });
         self.bytes += bytes;
     }
 
-    /// Adds items with their charges before the oldest item, with the creation time `now_ms`. Returns `false` and adds none
-    /// of them if they exceed the limit of items or bytes.
+    /// Adds items with their charges before the oldest item, with the creation time `now_ms`. Returns `false` and adds
+    /// none of them if they exceed the limit of items or bytes.
     pub fn prepend(&mut self, items: Vec<(Arc<T>, usize)>, now_ms: u64) -> bool {
         let bytes: usize = items.iter().map(|(_, bytes)| bytes).sum();
         let fits = self.entries.len() + items.len() <= self.limits.items
@@ -96,8 +98,8 @@ impl<T> RingLog<T> {
         fits
     }
 
-    /// Removes and returns the oldest item if a limit is exceeded. The caller must repeat the call until it returns `None`.
-    /// The newest item is never evicted.
+    /// Removes and returns the oldest item if a limit is exceeded. The caller must repeat the call until it returns
+    /// `None`. The newest item is never evicted.
     pub fn evict(&mut self, now_ms: u64) -> Option<Arc<T>> {
         let oldest = self.entries.front()?;
         let is_exceeded = self.entries.len() > self.limits.items

@@ -1,13 +1,13 @@
-//! Supervision of tasks and shutdown. Every task of the process is spawned here, except the blocking encodings of GETs and
-//! the connections of the simulator.
+//! Supervision of tasks and shutdown. Every task of the process is spawned here, except the blocking encodings of GETs
+//! and the connections of the simulator.
 //!
 //! Owns: the process tasks and the connection tasks.
-//! - A *process task* (the hub, the accept loop) runs until shutdown. The first one that ends by itself ends the process,
-//!   and is the exit reason.
+//! - A *process task* (the hub, the accept loop) runs until shutdown. The first one that ends by itself ends the
+//!   process, and is the exit reason.
 //! - A *connection task* may end at any time. Its panic is counted and has no effect on other tasks.
 //!
-//! Guarantees: shutdown has two steps. First, `stop` asks the connection tasks to end. When all have ended, or at the drain
-//! deadline, the process tasks are dropped at their next await.
+//! Guarantees: shutdown has two steps. First, `stop` asks the connection tasks to end. When all have ended, or at the
+//! drain deadline, the process tasks are dropped at their next await.
 //!
 //! Must not import: other modules of this crate.
 use std::{
@@ -34,7 +34,8 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub struct Config {
     /// Time for the connection tasks to end after the signal (docs/protocol.md#stream-endpoints, "Drain": 10 s).
     pub drain: Duration,
-    /// Time to wait for process tasks that do not reach an await: 1 s. Other process tasks are dropped at their next await.
+    /// Time to wait for process tasks that do not reach an await: 1 s. Other process tasks are dropped at their next
+    /// await.
     pub abort_timeout: Duration,
 }
 
@@ -178,7 +179,8 @@ impl Tasks {
         self.0.connections.len()
     }
 
-    /// Returns the token that is cancelled at the start of the shutdown. Connection tasks then have the drain time to end.
+    /// Returns the token that is cancelled at the start of the shutdown. Connection tasks then have the drain time to
+    /// end.
     pub fn stop(&self) -> &CancellationToken {
         &self.0.stop
     }
@@ -188,8 +190,9 @@ impl Tasks {
         &self.0.metrics
     }
 
-    /// Waits for `signal` or for the first unexpected end of a process task, and then shuts down: connection tasks have the
-    /// drain time to end, then process tasks are dropped. A second `signal` during the shutdown returns immediately.
+    /// Waits for `signal` or for the first unexpected end of a process task, and then shuts down: connection tasks have
+    /// the drain time to end, then process tasks are dropped. A second `signal` during the shutdown returns
+    /// immediately.
     ///
     /// # Errors
     /// Returns the first unexpected end of a process task, before the signal or during the drain.
@@ -207,8 +210,8 @@ impl Tasks {
         self.first_exit().map_or(Ok(Stopped::Drained { cut }), Err)
     }
 
-    /// Waits for the connection tasks, at most for the drain time, and then drops the process tasks. Returns the number of
-    /// connection tasks that have not ended.
+    /// Waits for the connection tasks, at most for the drain time, and then drops the process tasks. Returns the number
+    /// of connection tasks that have not ended.
     async fn drain(&self) -> usize {
         let inner = &self.0;
         // The count below shows whether the drain time was enough.

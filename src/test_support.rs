@@ -1,7 +1,8 @@
 //! Builders of objects and a seeded random number generator for tests and benches. It is not part of the product: it is
 //! compiled for unit tests and with the feature `test-support` only.
 //!
-//! Guarantees: a builder returns the same object in both forms: the view (`event` types) and the JSON of the Kubernetes API.
+//! Guarantees: a builder returns the same object in both forms: the view (`event` types) and the JSON of the Kubernetes
+//! API.
 
 use std::{sync::Arc, time::Duration};
 
@@ -53,7 +54,8 @@ impl PodBuilder {
         self
     }
 
-    /// Sets `metadata.resourceVersion`. With 0, the JSON has neither it nor the uid, as an object that is to be created.
+    /// Sets `metadata.resourceVersion`. With 0, the JSON has neither it nor the uid, as an object that is to be
+    /// created.
     #[must_use]
     pub fn version(mut self, version: ResourceVersion) -> PodBuilder {
         self.instance.resource_version = version;
@@ -106,15 +108,15 @@ impl PodBuilder {
         let Instance { name, uid, phase, labels, resource_version, .. } = self.instance;
         json!({
             "apiVersion": "v1", "kind": "Pod",
-            "metadata": metadata(name, uid, self.namespace, resource_version, json!(labels)),
+            "metadata": metadata(&name, &uid, self.namespace, resource_version, json!(labels)),
             "spec": {"containers": [{"name": "main", "image": "example.invalid/none"}]},
             "status": {"phase": phase},
         })
     }
 }
 
-/// Builds a BoilerhouseClaim. The defaults are the uid `uid-<name>`, the tenant `alice`, the workload `web` and the phase
-/// `Pending`.
+/// Builds a BoilerhouseClaim. The defaults are the uid `uid-<name>`, the tenant `alice`, the workload `web` and the
+/// phase `Pending`.
 #[derive(Clone, Debug)]
 pub struct ClaimBuilder {
     claim: Claim,
@@ -150,7 +152,8 @@ impl ClaimBuilder {
         self
     }
 
-    /// Sets `metadata.resourceVersion`. With 0, the JSON has neither it nor the uid, as an object that is to be created.
+    /// Sets `metadata.resourceVersion`. With 0, the JSON has neither it nor the uid, as an object that is to be
+    /// created.
     #[must_use]
     pub fn version(mut self, version: ResourceVersion) -> ClaimBuilder {
         self.claim.resource_version = version;
@@ -221,14 +224,14 @@ impl ClaimBuilder {
         status.extend(optional.into_iter().filter_map(|(key, value)| Some((key.to_owned(), json!(value?)))));
         json!({
             "apiVersion": "boilerhouse.dev/v1alpha1", "kind": "BoilerhouseClaim",
-            "metadata": metadata(name, uid, self.namespace, resource_version, json!(labels)),
+            "metadata": metadata(&name, &uid, self.namespace, resource_version, json!(labels)),
             "spec": {"tenantId": tenant_id, "workloadRef": workload_ref},
             "status": status,
         })
     }
 }
 
-fn metadata(name: String, uid: String, namespace: Option<String>, version: ResourceVersion, labels: Value) -> Value {
+fn metadata(name: &str, uid: &str, namespace: Option<String>, version: ResourceVersion, labels: Value) -> Value {
     let mut metadata = Map::from_iter([("name".to_owned(), json!(name))]);
     if let Some(namespace) = namespace {
         metadata.insert("namespace".to_owned(), json!(namespace));
@@ -250,7 +253,7 @@ pub struct SeededRng(pub u64);
 
 impl SeededRng {
     /// Returns the next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -260,7 +263,7 @@ impl SeededRng {
 
     /// Returns a number below `bound`, which must not be 0.
     pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
+        self.next_u64() % bound
     }
 
     /// Returns one of `items`, which must not be empty.

@@ -1,8 +1,11 @@
 //! The wire: the bytes that clients send and receive, as JSON, SSE blocks and WebSocket frames.
 //!
 //! Owns: no state. It contains pure functions and readers without I/O.
+//!
 //! Guarantees: the same code serves every transport and test, because it gets bytes and values and returns them.
+//!
 //! Must not import: sockets, the feed, clocks, and other modules of this crate.
+//!
 //! Implements `docs/protocol.md#stream-endpoints`.
 
 mod close;

@@ -136,8 +136,8 @@ fn port(_: &mut SchemaGenerator) -> Schema {
 
 /// Corrects two parts of the derived schema.
 ///
-/// 1. It removes `nullable` beside an `enum`: an API server rejects null there, also if the field is nullable or the enum
-///    lists null (measured on 1.36).
+/// 1. It removes `nullable` beside an `enum`: an API server rejects null there, also if the field is nullable or the
+///    enum lists null (measured on 1.36).
 /// 2. It writes whole numbers without a fraction.
 fn normalize_schema(value: &mut Value) {
     match value {

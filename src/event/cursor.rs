@@ -3,8 +3,8 @@
 //!
 //! Guarantees:
 //! - A cursor holds everything that a resume needs. The bridge stores no cursor, and every replica accepts it.
-//! - A forged cursor yields nothing that a new stream would not. Cursors are therefore not signed: the bridge checks the
-//!   rights at each request.
+//! - A forged cursor yields nothing that a new stream would not. Cursors are therefore not signed: the bridge checks
+//!   the rights at each request.
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 
@@ -28,8 +28,8 @@ pub struct Cursor {
     pub versions: PerResource<ResourceVersion>,
 }
 
-/// Identifies one namespace of one cluster by the uid of the Namespace. A Namespace that is created again has another uid
-/// and another history of objects.
+/// Identifies one namespace of one cluster by the uid of the Namespace. A Namespace that is created again has another
+/// uid and another history of objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NamespaceId {
     /// Hash of the uid, as in cursors.
@@ -54,8 +54,8 @@ pub fn max_versions(a: PerResource<ResourceVersion>, b: PerResource<ResourceVers
 }
 
 impl Cursor {
-    /// Returns the cursor of a client that was served up to `versions`. The versions of other resources than `resources`
-    /// become 0.
+    /// Returns the cursor of a client that was served up to `versions`. The versions of other resources than
+    /// `resources` become 0.
     #[must_use]
     pub fn new(
         namespace: NamespaceId,
@@ -109,8 +109,8 @@ impl Cursor {
     }
 }
 
-/// Reads a LEB128 number of at most 10 bytes. Returns the number and the bytes after it, or `None` if it does not end or
-/// does not fit 64 bits.
+/// Reads a LEB128 number of at most 10 bytes. Returns the number and the bytes after it, or `None` if it does not end
+/// or does not fit 64 bits.
 fn decode_varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let mut value = 0u64;
     for (i, &byte) in bytes.iter().enumerate().take(10) {

@@ -44,12 +44,12 @@ pub struct ChangeSet {
     pub version: ResourceVersion,
     /// After a re-list, deletions come first, then the other changes in resourceVersion order.
     pub changes: Box<[Change]>,
-    /// Set if the changes are the difference to this earlier version of the resource. States between the two versions may
-    /// be missing, and so are objects that existed only in between. The difference is therefore correct for clients at
-    /// this version, and not for clients between the two versions.
+    /// Set if the changes are the difference to this earlier version of the resource. States between the two versions
+    /// may be missing, and so are objects that existed only in between. The difference is therefore correct for clients
+    /// at this version, and not for clients between the two versions.
     pub coalesced_from: Option<ResourceVersion>,
-    /// Set if resourceVersions went backwards, because etcd was restored from an older backup. Versions before this entry
-    /// belong to another history.
+    /// Set if resourceVersions went backwards, because etcd was restored from an older backup. Versions before this
+    /// entry belong to another history.
     pub history_reset: bool,
 }
 
@@ -94,7 +94,8 @@ impl Change {
 impl LogEntry {
     /// Returns the bytes that are charged for holding the entry: its own size, and the old view of each change.
     ///
-    /// The new view is charged to the inventory. It becomes the old view of the object's next change and is charged there.
+    /// The new view is charged to the inventory. It becomes the old view of the object's next change and is charged
+    /// there.
     #[must_use]
     pub fn charged_bytes(&self) -> usize {
         let changes = self.change_set().map_or(&[][..], |change_set| &change_set.changes);

@@ -1,7 +1,8 @@
 //! The projection: scope, filter, event types and event format of a client, as plain values.
 //!
 //! Guarantees: a log entry and a projection determine the events of a client. Equal projections give equal events.
-//! Implements the types of `docs/protocol.md#full-stream` and the matching of `params` (`docs/protocol.md#stream-endpoints`).
+//! Implements the types of `docs/protocol.md#full-stream` and the matching of `params`
+//! (`docs/protocol.md#stream-endpoints`).
 
 mod filter_params;
 
@@ -14,7 +15,8 @@ use super::{
     view::Labels,
 };
 
-/// The objects that a principal is authorized to see (docs/protocol.md#access). For the client, other objects do not exist.
+/// The objects that a principal is authorized to see (docs/protocol.md#access). For the client, other objects do not
+/// exist.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Scope {
@@ -30,7 +32,8 @@ pub enum Scope {
 pub enum EventFormat {
     /// `/ws`: four event types with few keys and without ids (docs/protocol.md#boilerhouse-stream).
     Boilerhouse,
-    /// All event types, with everything that a client needs to compute the current state (docs/protocol.md#full-stream).
+    /// All event types, with everything that a client needs to compute the current state
+    /// (docs/protocol.md#full-stream).
     Full,
 }
 
@@ -93,8 +96,8 @@ pub struct Projection {
 /// files, in this order:
 ///
 /// 1. `docs/protocol.md`: the row in the table of `docs/protocol.md#full-stream`.
-/// 2. This file: the variant, [`EventType::ALL`], [`EventType::name`], [`EventType::resource`]. The compiler reports each
-///    `match` without an arm, and a wrong order of `ALL`.
+/// 2. This file: the variant, [`EventType::ALL`], [`EventType::name`], [`EventType::resource`]. The compiler reports
+///    each `match` without an arm, and a wrong order of `ALL`.
 /// 3. `src/event/log_entry.rs`: a variant of [`EphemeralEvent`](super::EphemeralEvent), if the type is ephemeral.
 /// 4. `src/event/view.rs` and `src/source/decode.rs`: only if the type needs a field that the view does not have.
 /// 5. `src/event/render.rs`: the event, with the check of projection and scope.
@@ -126,8 +129,8 @@ pub enum EventType {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct EventTypes(u16);
 
-// Each type has one bit of `EventTypes`, at the position of its discriminant. Without this check, a type beyond the last
-// bit would share the bit of another type in release builds, where the shift wraps around.
+// Each type has one bit of `EventTypes`, at the position of its discriminant. Without this check, a type beyond the
+// last bit would share the bit of another type in release builds, where the shift wraps around.
 const _: () = {
     assert!(EventType::ALL.len() <= u16::BITS as usize, "EventTypes has too few bits for all event types: widen it");
     let mut index = 0;
@@ -314,8 +317,8 @@ impl Projection {
 
     /// Returns whether the pool of this workload is in the scope and matches the filter.
     ///
-    /// A pool counts all instances of a workload, so a tenant's scope includes no pool. Of the filters, only `workloadRef`
-    /// applies to pools.
+    /// A pool counts all instances of a workload, so a tenant's scope includes no pool. Of the filters, only
+    /// `workloadRef` applies to pools.
     #[must_use]
     pub fn includes_pool(&self, workload_ref: &str) -> bool {
         let filter = self.filter.instances.workload_ref.as_deref();
@@ -324,8 +327,9 @@ impl Projection {
 
     /// Returns the hash of scope and filter. A [`Cursor`] is valid only under the fingerprint that it contains.
     ///
-    /// Event types are not part of it, because a cursor contains the resources that it covers. The hash is part of every
-    /// cursor and must never change: renaming a field or variant of [`Scope`], [`Filter`] or [`ObjectFilter`] changes it.
+    /// Event types are not part of it, because a cursor contains the resources that it covers. The hash is part of
+    /// every cursor and must never change: renaming a field or variant of [`Scope`], [`Filter`] or [`ObjectFilter`]
+    /// changes it.
     #[must_use]
     pub fn fingerprint(&self) -> u64 {
         let text = serde_json::to_vec(&(&self.scope, &self.filter)).unwrap_or_default();

@@ -14,8 +14,8 @@ use super::{
     projection::{EventFormat, EventType, Projection},
 };
 
-/// One event about an object. Its type and format determine which keys are present (docs/protocol.md#boilerhouse-stream,
-/// docs/protocol.md#full-stream).
+/// One event about an object. Its type and format determine which keys are present
+/// (docs/protocol.md#boilerhouse-stream, docs/protocol.md#full-stream).
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Event<'a> {
@@ -68,8 +68,8 @@ pub struct Heartbeat<'a> {
     pub upstream: &'static str,
     /// Milliseconds since the last byte from the API server, of the resource with the older last byte.
     pub upstream_age_ms: u64,
-    /// Set if the cursor passes a difference that contains no event for this client. States between the two versions may
-    /// be missing (docs/guarantees.md#guarantees, G3).
+    /// Set if the cursor passes a difference that contains no event for this client. States between the two versions
+    /// may be missing (docs/guarantees.md#guarantees, G3).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub coalesced: bool,
 }
@@ -165,8 +165,8 @@ pub fn render_initial<'a>(view: &'a View, projection: &Projection, mut emit: imp
 
 /// Calls `emit` with the events of one change.
 ///
-/// The scope is applied first, to each side by itself: a side outside the scope counts as absent, and none of its fields
-/// reaches an event. The filter is then applied to the visible sides.
+/// The scope is applied first, to each side by itself: a side outside the scope counts as absent, and none of its
+/// fields reaches an event. The filter is then applied to the visible sides.
 fn render_change<'a>(change: &'a Change, projection: &Projection, mut emit: impl FnMut(Event<'a>)) {
     let visible = |side: &'a Option<View>| side.as_ref().filter(|view| projection.scope.allows(view));
     let (old, new) = (visible(&change.old), visible(&change.new));
@@ -186,8 +186,8 @@ fn render_change<'a>(change: &'a Change, projection: &Projection, mut emit: impl
 
 /// Returns the state event of a change, if there is one.
 ///
-/// `old` and `new` are the sides that the projection includes. An event without `new` has the phase `Deleted`; its cause is
-/// `filtered` if the object `still_exists`, and `deleted` otherwise.
+/// `old` and `new` are the sides that the projection includes. An event without `new` has the phase `Deleted`; its
+/// cause is `filtered` if the object `still_exists`, and `deleted` otherwise.
 fn state_event<'a>(
     old: Option<&'a View>,
     new: Option<&'a View>,
@@ -226,7 +226,8 @@ fn state_event<'a>(
     Some(event)
 }
 
-/// Returns the transition between two visible sides of one object, if there is one (docs/protocol.md#boilerhouse-stream).
+/// Returns the transition between two visible sides of one object, if there is one
+/// (docs/protocol.md#boilerhouse-stream).
 fn transition(old: Option<&View>, new: Option<&View>) -> Option<EventType> {
     match (old, new) {
         (old, Some(View::Instance(new))) => {

@@ -1,6 +1,7 @@
 //! Views: the published fields of one object, with their JSON keys.
 //!
-//! Guarantees: the serialized form is the JSON of `docs/protocol.md#objects`, and nothing else of an object is published.
+//! Guarantees: the serialized form is the JSON of `docs/protocol.md#objects`, and nothing else of an object is
+//! published.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -241,8 +242,8 @@ impl View {
         }
     }
 
-    /// Returns whether both views have the same JSON. It ignores the resourceVersion and `Claim::last_activity`, which are
-    /// not part of the JSON.
+    /// Returns whether both views have the same JSON. It ignores the resourceVersion and `Claim::last_activity`, which
+    /// are not part of the JSON.
     #[must_use]
     pub fn same_on_wire(&self, other: &View) -> bool {
         match (self, other) {

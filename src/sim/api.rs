@@ -1,7 +1,7 @@
 //! The simulated API as a tower service.
 //!
-//! Guarantees: a request passes these steps in this order, and the first one that has an answer gives it: the state of the
-//! network, the path, an armed fault, authentication, authorization, the resource.
+//! Guarantees: a request passes these steps in this order, and the first one that has an answer gives it: the state of
+//! the network, the path, an armed fault, authentication, authorization, the resource.
 
 use std::future::Future;
 use std::io;
@@ -43,8 +43,8 @@ pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 pub struct Service(Sim);
 
 impl Sim {
-    /// Returns a kube client of this API. It must be called inside a tokio runtime, because kube's client spawns a task that
-    /// buffers its requests.
+    /// Returns a kube client of this API. It must be called inside a tokio runtime, because kube's client spawns a task
+    /// that buffers its requests.
     #[must_use]
     pub fn client(&self, namespace: &str) -> kube::Client {
         kube::Client::new(self.service(), namespace)
@@ -346,7 +346,8 @@ fn version() -> Value {
     })
 }
 
-/// Returns the answer for a path without a resource. It is not a `Status`. A cluster without the CRD of claims answers so.
+/// Returns the answer for a path without a resource. It is not a `Status`. A cluster without the CRD of claims answers
+/// so.
 fn no_such_path() -> Response<Body> {
     let text = Full::new(Bytes::from_static(b"404 page not found\n"));
     let mut response = respond(StatusCode::NOT_FOUND, text.map_err(|never| match never {}).boxed_unsync());

@@ -1,7 +1,8 @@
 //! [`Sim`], the handle of the simulated API: configuration, state, injected faults and counters.
 //!
 //! Owns: the state of the simulated cluster behind one lock, and the channel that wakes watches.
-//! Guarantees: watches see a change of the store completely or not at all.
+//!
+//! Guarantees: a watch reads the store before or after a call of [`Sim::store`], and never during it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,7 +24,8 @@ pub struct SimConfig {
     pub seed: u64,
     /// Namespaces that exist at the start.
     pub namespaces: Vec<String>,
-    /// The revision before the first write (1000). A real cluster is never at 0, and revisions below this one are expired.
+    /// The revision before the first write (1000). A real cluster is never at 0, and revisions below this one are
+    /// expired.
     pub first_revision: Revision,
     /// The time at the start. tokio's clock counts from it.
     pub start: Timestamp,
@@ -35,7 +37,8 @@ pub struct SimConfig {
     pub bookmark_lead: Duration,
     /// Minimum timeout of a watch that receives bookmarks: 12 s.
     pub bookmark_min_watch: Duration,
-    /// Duration of a watch without a requested timeout: 30 minutes. The real API server chooses 30 to 60 minutes at random.
+    /// Duration of a watch without a requested timeout: 30 minutes. The real API server chooses 30 to 60 minutes at
+    /// random.
     pub watch_timeout: Duration,
     /// Time that a list waits for a revision that does not exist yet: 3 s.
     pub future_version_timeout: Duration,
@@ -166,7 +169,8 @@ impl Sim {
         self.lock().metrics.clone()
     }
 
-    /// Arms a fault for the next request that matches it. If several faults match, the one that was armed first is used.
+    /// Arms a fault for the next request that matches it. If several faults match, the one that was armed first is
+    /// used.
     pub fn arm(&self, fault: Fault) {
         self.lock().faults.push(fault);
     }
@@ -177,8 +181,8 @@ impl Sim {
         self.lock().faults.len()
     }
 
-    /// Answers requests with this verb on this resource with 403, until [`Sim::allow_all`]. As in Kubernetes, open watches
-    /// continue.
+    /// Answers requests with this verb on this resource with 403, until [`Sim::allow_all`]. As in Kubernetes, open
+    /// watches continue.
     pub fn deny(&self, verb: Verb, resource: ApiResource) {
         self.lock().denied.push((verb, resource));
     }
@@ -188,8 +192,8 @@ impl Sim {
         self.lock().unauthorized = unauthorized;
     }
 
-    /// Sets whether the CRD of claims is installed. The initial value is `true`. Without the CRD, the paths of claims do not
-    /// exist.
+    /// Sets whether the CRD of claims is installed. The initial value is `true`. Without the CRD, the paths of claims
+    /// do not exist.
     pub fn set_crd(&self, installed: bool) {
         self.lock().crd = installed;
     }
@@ -210,7 +214,8 @@ impl Sim {
         self.change(|state| state.network = NetworkState::Up);
     }
 
-    /// Silences the network: open watches send nothing more and do not end. Requests before [`Sim::up`] are never answered.
+    /// Silences the network: open watches send nothing more and do not end. Requests before [`Sim::up`] are never
+    /// answered.
     pub fn black_hole(&self) {
         self.change(|state| {
             state.network = NetworkState::BlackHole;
@@ -218,7 +223,8 @@ impl Sim {
         });
     }
 
-    /// Simulates a restart of the API server: all watches are reset, and the watch history is lost. Exact lists still work.
+    /// Simulates a restart of the API server: all watches are reset, and the watch history is lost. Exact lists still
+    /// work.
     pub fn restart(&self) {
         self.change(|state| state.store.lose_watch_history());
         self.cut_watches(ConnectionEnd::Reset);
@@ -251,8 +257,8 @@ impl Sim {
         self.lock().review_state.revoke(token);
     }
 
-    /// Adds a grant. Only the answers to SubjectAccessReviews depend on grants: requests to the simulated API itself are
-    /// allowed unless [`Sim::deny`] denies them.
+    /// Adds a grant. Only the answers to SubjectAccessReviews depend on grants: requests to the simulated API itself
+    /// are allowed unless [`Sim::deny`] denies them.
     pub fn grant(&self, rule: Rule) {
         self.lock().review_state.grant(rule);
     }

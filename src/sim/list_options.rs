@@ -1,8 +1,8 @@
 //! The query parameters of lists and watches, parsed as kube-apiserver parses them. Pure.
 //!
-//! Guarantees: parameters that the simulator does not support are rejected instead of ignored, so that no test passes
-//! because a parameter had no effect. Label selectors support equality and existence. Field selectors support the name and
-//! the namespace.
+//! Guarantees: a selector or an option that the simulator does not support is rejected instead of ignored, so that no
+//! test passes because it had no effect. Label selectors support equality and existence. Field selectors support the
+//! name and the namespace. Unknown parameters are ignored.
 
 use serde_json::Value;
 

@@ -3,8 +3,8 @@
 //! Owns: the tokens and the grants. Tests set them with [`Sim::issue`](super::Sim::issue) and
 //! [`Sim::grant`](super::Sim::grant).
 //!
-//! Not implemented: the cache of the real API server, which accepts a token for 10 s after its first use, and authorizers
-//! other than RBAC.
+//! Not implemented: the cache of the real API server, which accepts a token for 10 s after its first use, and
+//! authorizers other than RBAC.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,8 +23,8 @@ use super::{
 
 /// The audience of the API server itself. It is the audience of reviews and tokens that list none.
 pub const OWN_AUDIENCE: &str = "https://kubernetes.default.svc";
-/// Time after its expiry for which a token is still accepted, because clocks differ. It is the leeway of go-jose; measured
-/// on 1.36.3, a token was accepted 55 s after its expiry, and not 62 s after it.
+/// Time after its expiry for which a token is still accepted, because clocks differ. It is the leeway of go-jose;
+/// measured on 1.36.3, a token was accepted 55 s after its expiry, and not 62 s after it.
 pub const LEEWAY: Duration = Duration::from_secs(60);
 
 /// The user of a token, its audiences and its expiry.

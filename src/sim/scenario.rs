@@ -1,11 +1,12 @@
-//! Seeded changes of a cluster, for `demo` and tests: pools are filled, tenants claim and release instances, Pods fail and
-//! are replaced.
+//! Seeded changes of a cluster, for `demo` and tests: pools are filled, tenants claim and release instances, Pods fail
+//! and are replaced.
 //!
 //! Owns: a random number generator.
+//!
 //! Guarantees:
-//! - Each [`Scenario::step`] performs one action. The possible actions depend on the store, and the generator selects one.
-//!   The same seed over the same store repeats the same actions, and other writes to the store are allowed.
-//! - Each [`Goal`] (a Pod becomes ready, a claim becomes Active, a claim becomes Released) is reached at least every 20
+//! - Each [`Scenario::step`] performs one action. The possible actions depend on the store, and the generator selects
+//!   one. The same seed over the same store repeats the same actions, and other writes to the store are allowed.
+//! - Each goal (a Pod becomes ready, a claim becomes Active, a claim becomes Released) is reached at least every 20
 //!   steps. An overdue goal has priority.
 
 use std::future::Future;
@@ -20,15 +21,16 @@ use crate::api::{ANNOTATION_LAST_ACTIVITY, LABEL_MANAGED, LABEL_POOL_STATUS, LAB
 
 mod fixtures;
 
-/// Steps after which a goal is overdue. At most five steps lead to each of the three goals, so that each goal is reached
-/// within 20 steps.
+/// Steps after which a goal is overdue. At most five steps lead to each of the three goals, so that each goal is
+/// reached within 20 steps.
 const OVERDUE_STEPS: u32 = 8;
-/// Interval in steps at which [`Scenario::run`] frees memory. The store keeps the history of at least one interval and at
-/// most two: 5 to 10 minutes at speed 1.
+/// Interval in steps at which [`Scenario::run`] frees memory. The store keeps the history of at least one interval and
+/// at most two: 5 to 10 minutes at speed 1.
 const MEMORY_STEPS: u32 = 300;
 /// Number of managed Pods at the start.
 const FIRST_PODS: usize = 8;
-/// Number of claims above which a release becomes more likely, so that the number of claims does not grow to its maximum.
+/// Number of claims above which a release becomes more likely, so that the number of claims does not grow to its
+/// maximum.
 const MANY_CLAIMS: usize = 4;
 
 /// The content of the cluster.
@@ -114,8 +116,8 @@ impl Scenario {
         Self { config, random: seed, since: [0; 3] }
     }
 
-    /// Creates the objects of the start: eight managed Pods (with the default configuration, of three workloads, and three of
-    /// them claimed), and one Pod that is not managed.
+    /// Creates the objects of the start: eight managed Pods (with the default configuration, of three workloads, and
+    /// three of them claimed), and one Pod that is not managed.
     pub fn populate(&mut self, store: &mut Store) {
         for workload in self.config.workloads.clone() {
             let name = self.warm(store, &workload);
@@ -156,8 +158,8 @@ impl Scenario {
         }
     }
 
-    /// Performs steps until `stop` completes: at speed 1, about one step per second. [`Scenario::populate`] must be called
-    /// first.
+    /// Performs steps until `stop` completes: at speed 1, about one step per second. [`Scenario::populate`] must be
+    /// called first.
     ///
     /// The memory of the store is bounded: it keeps the history of 300 to 600 steps (`MEMORY_STEPS`).
     pub async fn run(mut self, sim: &Sim, speed: f64, stop: impl Future<Output = ()>) {
@@ -336,7 +338,8 @@ impl Scenario {
         name
     }
 
-    /// Assigns a Pod to a claim (the Pod that the tenant has already, one of the pool, or a new one), and makes it Active.
+    /// Assigns a Pod to a claim (the Pod that the tenant has already, one of the pool, or a new one), and makes it
+    /// Active.
     fn activate(&mut self, store: &mut Store, name: &str) {
         let Some(claim) = store.get(ApiResource::Claims, &self.config.namespace, name) else { return };
         let (tenant, workload) = (text(&claim["spec"]["tenantId"]), text(&claim["spec"]["workloadRef"]));
@@ -381,7 +384,8 @@ impl Scenario {
         drop(store.patch(ApiResource::Claims, &self.config.namespace, name, patch));
     }
 
-    /// Returns the next number of the generator (SplitMix64). The scenario is product code, and cannot use `test_support`.
+    /// Returns the next number of the generator (SplitMix64). The scenario is product code, and cannot use
+    /// `test_support`.
     fn next_random(&mut self) -> u64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.random;

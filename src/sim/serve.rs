@@ -1,7 +1,7 @@
 //! The simulated API over a TCP listener, with HTTP/1.1 and without TLS, for clients in other processes.
 //!
-//! Owns: the connections, at most [`SimConfig::max_connections`](super::SimConfig::max_connections) at once. Each connection
-//! has one task, which ends with the future of [`Sim::serve`].
+//! Owns: the connections, at most [`SimConfig::max_connections`](super::SimConfig::max_connections) at once. Each
+//! connection has one task, which ends with the future of [`Sim::serve`].
 
 use std::future::Future;
 
@@ -14,8 +14,8 @@ use super::handle::Sim;
 
 impl Sim {
     /// Serves the API until `stop` completes. Further connections wait in the listener's queue when
-    /// [`SimConfig::max_connections`](super::SimConfig::max_connections) are open. Dropping the returned future closes all
-    /// connections.
+    /// [`SimConfig::max_connections`](super::SimConfig::max_connections) are open. Dropping the returned future closes
+    /// all connections.
     pub async fn serve(&self, listener: TcpListener, stop: impl Future<Output = ()>) {
         let mut connections = JoinSet::new();
         tokio::pin!(stop);
@@ -28,8 +28,8 @@ impl Sim {
                 accepted = listener.accept(), if !full => {
                     // A failed accept concerns one client only.
                     let Ok((socket, _)) = accepted else { continue };
-                    // The real API server sets it as well (the default of Go). Without it, an event waits up to 40 ms for
-                    // the acknowledgement of the previous one.
+                    // The real API server sets it as well (the default of Go). Without it, an event waits up to 40 ms
+                    // for the acknowledgement of the previous one.
                     let Ok(()) = socket.set_nodelay(true) else { continue };
                     let service = TowerToHyperService::new(self.service());
                     let mut http = hyper::server::conn::http1::Builder::new();

@@ -1,6 +1,7 @@
 //! The simulated etcd: objects with their history, under one revision counter for all resources.
 //!
 //! Owns: all versions of all objects, and the list of changes.
+//!
 //! Guarantees:
 //! - Each write creates one revision and one [`Change`]. Tests validate recorded streams against the list of changes.
 //! - It is pure: the owner sets the time ([`Store::set_time`]), and uids come from a seed.
@@ -86,7 +87,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Creates an empty store at revision `first`. Two stores with the same seed and the same writes have the same uids.
+    /// Creates an empty store at revision `first`. Two stores with the same seed and the same writes have the same
+    /// uids.
     #[must_use]
     pub fn new(seed: u64, first: Revision, now: Timestamp) -> Self {
         let (versions, changes) = (BTreeMap::new(), Vec::new());
@@ -218,8 +220,8 @@ impl Store {
     /// A change of `spec` increments the generation. A call that changes nothing creates no revision.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`]; [`StoreError::Conflict`] or [`StoreError::Uid`] if `change` sets another resourceVersion or uid;
-    /// [`StoreError::Malformed`] if it removes the metadata.
+    /// [`StoreError::NotFound`]; [`StoreError::Conflict`] or [`StoreError::Uid`] if `change` sets another
+    /// resourceVersion or uid; [`StoreError::Malformed`] if it removes the metadata.
     pub fn modify(
         &mut self,
         resource: ApiResource,
@@ -276,8 +278,8 @@ impl Store {
         self.modify(resource, namespace, name, |object| merge(object, patch))
     }
 
-    /// Starts a graceful deletion: sets `deletionTimestamp`, which watches receive as MODIFIED. [`Store::delete`] completes
-    /// it.
+    /// Starts a graceful deletion: sets `deletionTimestamp`, which watches receive as MODIFIED. [`Store::delete`]
+    /// completes it.
     ///
     /// # Errors
     /// [`StoreError::NotFound`].

@@ -1,6 +1,7 @@
 //! One watch: a stream of lines that the client polls. It needs no task and follows tokio's clock.
 //!
 //! Owns: its position in the history of the store.
+//!
 //! Guarantees: selectors work as in the API server. An object that starts to match is ADDED. An object that no longer
 //! matches is DELETED, with its previous content and the resourceVersion of the change.
 
@@ -164,8 +165,8 @@ impl Watch {
             match state.cuts {
                 (cuts, ConnectionEnd::Eof) if cuts != self.cuts => return WatchStep::End,
                 (cuts, ConnectionEnd::Reset) if cuts != self.cuts => return WatchStep::Reset,
-                // The watch is too slow, and its next change was discarded. The API server also ends such a watch instead of
-                // skipping a change.
+                // The watch is too slow, and its next change was discarded. The API server also ends such a watch
+                // instead of skipping a change.
                 _ if self.position < state.store.discarded_up_to() => return WatchStep::End,
                 _ => self.next_pending(&state, now),
             }

@@ -119,8 +119,8 @@ pub(super) fn delete(store: &mut Store, path: &ResourcePath, body: &[u8]) -> Res
     Ok(json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}))
 }
 
-/// Returns the grace period in seconds that a delete writes into a Pod. Returns `None` if the Pod is terminating already and
-/// the request does not shorten it. The grace period is 0 for a Pod that has no node or has ended.
+/// Returns the grace period in seconds that a delete writes into a Pod. Returns `None` if the Pod is terminating
+/// already and the request does not shorten it. The grace period is 0 for a Pod that has no node or has ended.
 fn grace_seconds(pod: &Value, requested: Option<i64>) -> Option<u32> {
     let requested = requested.map(|seconds| if seconds < 0 { 1 } else { seconds });
     if let Some(current) = pod["metadata"]["deletionGracePeriodSeconds"].as_i64() {
@@ -135,8 +135,8 @@ fn grace_seconds(pod: &Value, requested: Option<i64>) -> Option<u32> {
     Some(u32::try_from(seconds).unwrap_or(0))
 }
 
-/// Restores the fields that a write must not change: the status in a write to the object, and all other fields in a write
-/// to the status.
+/// Restores the fields that a write must not change: the status in a write to the object, and all other fields in a
+/// write to the status.
 fn preserve_other_subresource(path: &ResourcePath, before: &Value, after: &mut Value) {
     for field in ["deletionTimestamp", "deletionGracePeriodSeconds"] {
         restore(&before["metadata"], &mut after["metadata"], field);

@@ -2,8 +2,8 @@
 //!
 //! Guarantees: the text is byte for byte that of `serde_json::to_string`.
 //!
-//! It is faster because it checks strings for characters to escape eight bytes at once, and then copies them as they are.
-//! It writes strings, lists and objects itself. serde_json writes numbers, and strings that need an escape.
+//! It is faster because it checks strings for characters to escape eight bytes at once, and then copies them as they
+//! are. It writes strings, lists and objects itself. serde_json writes numbers, and strings that need an escape.
 
 use std::mem::replace;
 
@@ -19,9 +19,9 @@ const INITIAL_CAPACITY: usize = 1024;
 /// Returns the value as JSON.
 ///
 /// # Errors
-/// Returns an error for values that JSON cannot represent: a key of an object that is no string, or an error of the value's
-/// own `Serialize`. It also rejects types that no event contains: bytes, 128-bit numbers, and enum variants with content
-/// that are serialized with their name.
+/// Returns an error for values that JSON cannot represent: a key of an object that is no string, or an error of the
+/// value's own `Serialize`. It also rejects types that no event contains: bytes, 128-bit numbers, and enum variants
+/// with content that are serialized with their name.
 pub fn to_string<T: Serialize + ?Sized>(value: &T) -> Result<String> {
     let mut out = String::with_capacity(INITIAL_CAPACITY);
     value.serialize(JsonSerializer(&mut out))?;
@@ -56,8 +56,9 @@ fn escape_mask(bytes: u64) -> u64 {
         u64::from_ne_bytes([byte; 8])
     }
     let zero = |bytes: u64| bytes.wrapping_sub(all(1));
-    // The subtraction sets the highest bit of the first matching byte. Its borrow may set that bit in later bytes, which
-    // does not matter. `!bytes` removes the bytes that are not ASCII, because their highest bit is set from the start.
+    // The subtraction sets the highest bit of the first matching byte. Its borrow may set that bit in later bytes,
+    // which does not matter. `!bytes` removes the bytes that are not ASCII, because their highest bit is set from the
+    // start.
     (zero(bytes ^ all(b'"')) | zero(bytes ^ all(b'\\')) | bytes.wrapping_sub(all(b' '))) & !bytes & all(0x80)
 }
 
@@ -295,8 +296,8 @@ mod tests {
         })
     }
 
-    /// Generates plain texts of many lengths, texts with a character to escape, and texts with a character whose lower 7
-    /// bits equal those of one to escape.
+    /// Generates plain texts of many lengths, texts with a character to escape, and texts with a character whose lower
+    /// 7 bits equal those of one to escape.
     fn any_text() -> impl Strategy<Value = String> {
         let escaped = "[\"\\\\\u{0}-\u{1f}\u{7f}-\u{ff}\u{2028}\u{1f600}]";
         prop_oneof![

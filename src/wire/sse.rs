@@ -8,8 +8,9 @@ use memchr::memchr2;
 
 /// Appends an event with id, name and data. An `EventSource` delivers an event without a name to `onmessage`.
 ///
-/// A line end in `data` (`\n`, `\r\n` or a single `\r`, which are equal in the standard) starts a new `data:` line, and the
-/// client receives `\n`. Line ends and U+0000 are removed from `name` and `id`, because a client ignores an id with U+0000.
+/// A line end in `data` (`\n`, `\r\n` or a single `\r`, which are equal in the standard) starts a new `data:` line, and
+/// the client receives `\n`. Line ends and U+0000 are removed from `name` and `id`, because a client ignores an id with
+/// U+0000.
 pub fn event(out: &mut Vec<u8>, name: Option<&str>, id: Option<&str>, data: &str) {
     out.reserve(data.len() + name.map_or(0, str::len) + id.map_or(0, str::len) + 32);
     if let Some(id) = id {
@@ -77,8 +78,8 @@ mod tests {
         assert_eq!(written(|out| comment(out, "a\ndata: b")), ": a\n: data: b\n\n");
     }
 
-    /// Parses a stream as a client does (section 9.2.6 of the standard). Returns (type, last event id, data) of each event,
-    /// and the reconnection time.
+    /// Parses a stream as a client does (section 9.2.6 of the standard). Returns (type, last event id, data) of each
+    /// event, and the reconnection time.
     fn parse(stream: &str) -> (Vec<(String, String, String)>, Option<u64>) {
         let (mut events, mut wait) = (Vec::new(), None);
         let (mut name, mut id, mut data) = (String::new(), String::new(), String::new());

@@ -1,5 +1,5 @@
-//! The server side of RFC 6455 without I/O: functions that append frames to a buffer, and [`FrameReader`] for the bytes of
-//! clients.
+//! The server side of RFC 6455 without I/O: functions that append frames to a buffer, and [`FrameReader`] for the bytes
+//! of clients.
 //!
 //! Guarantees:
 //! - Each message is one unmasked frame (section 5.1) without extensions.
@@ -45,7 +45,8 @@ pub fn ping(out: &mut Vec<u8>) {
     frame(out, PING, &[]);
 }
 
-/// Appends the answer to a ping. `payload` is the payload of [`MessagePart::Ping`], at most [`MAX_CONTROL_PAYLOAD`] bytes.
+/// Appends the answer to a ping. `payload` is the payload of [`MessagePart::Ping`], at most [`MAX_CONTROL_PAYLOAD`]
+/// bytes.
 pub fn pong(out: &mut Vec<u8>, payload: &[u8]) {
     debug_assert!(payload.len() <= MAX_CONTROL_PAYLOAD);
     frame(out, PONG, payload);

@@ -3,8 +3,8 @@
 //! Guarantees:
 //! - The parser rejects everything that it does not know, because a filter that is read in another way than the client
 //!   means shows too many objects or none. Each error contains the place and what is accepted there.
-//! - Filters with the same meaning become equal values, so that they share a projection cache and a cursor. The order of
-//!   keys does not matter, an empty object equals an absent one, and a key occurs once.
+//! - Filters with the same meaning become equal values, so that they share a projection cache and a cursor. The order
+//!   of keys does not matter, an empty object equals an absent one, and a key occurs once.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -96,8 +96,8 @@ fn labels(place: &str, node: JsonNode) -> Result<BTreeMap<String, Option<String>
     object_members(place, node)?.into_iter().map(value).collect()
 }
 
-/// Returns the members of `node`, which must be an object with each key once. Of two values for a key, one would otherwise
-/// be dropped without an error.
+/// Returns the members of `node`, which must be an object with each key once. Of two values for a key, one would
+/// otherwise be dropped without an error.
 fn object_members(place: &str, node: JsonNode) -> Result<Vec<(String, JsonNode)>, String> {
     let JsonNode::Object(members) = node else {
         return Err(format!("{place} is {}; expected an object, {{…}}", node.type_name()));

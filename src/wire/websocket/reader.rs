@@ -1,13 +1,14 @@
 //! Incremental reader for the frames of clients, without I/O and without a buffer for messages.
 //!
-//! Owns: an incomplete header, the position in a message, and the payload of an incomplete control frame. An idle reader
-//! allocates no memory.
+//! Owns: an incomplete header, the position in a message, and the payload of an incomplete control frame. An idle
+//! reader allocates no memory.
+//!
 //! Guarantees:
 //! - The result does not depend on where the bytes are split.
-//! - A frame that RFC 6455 forbids is rejected when its header is complete. Text that is not UTF-8 is rejected at its first
-//!   invalid byte.
-//! - One exception to section 5.2: a length in more bytes than needed is accepted, as in tungstenite. Some clients send it,
-//!   and nothing depends on it.
+//! - A frame that RFC 6455 forbids is rejected when its header is complete. Text that is not UTF-8 is rejected at its
+//!   first invalid byte.
+//! - One exception to section 5.2: a length in more bytes than needed is accepted, as in tungstenite. Some clients send
+//!   it, and nothing depends on it.
 use super::opcodes::{BINARY, CLOSE, CONTINUATION, FIN, MAX_CONTROL_PAYLOAD, PING, PONG, RESERVED_BITS, TEXT};
 use crate::wire::{
     close::CloseReason,
@@ -113,14 +114,14 @@ impl FrameReader {
 
     /// Reads `bytes` up to the next part. Returns the number of bytes used, at least one, and the part if there is one.
     ///
-    /// The caller must call it until all bytes are used. A part is returned as soon as its last byte is read. Payloads are
-    /// unmasked in place.
+    /// The caller must call it until all bytes are used. A part is returned as soon as its last byte is read. Payloads
+    /// are unmasked in place.
     ///
     /// # Errors
     /// Returns the reason with which the stream must be closed: [`CloseReason::Protocol`], [`CloseReason::Utf8`] or
-    /// [`CloseReason::TooBig`]. If a frame violates several rules, the first one in this order counts: opcode and form of
-    /// the length, size of the frame, mask, reserved bits, rules of control frames, fragmentation, size of the message,
-    /// UTF-8.
+    /// [`CloseReason::TooBig`]. If a frame violates several rules, the first one in this order counts: opcode and form
+    /// of the length, size of the frame, mask, reserved bits, rules of control frames, fragmentation, size of the
+    /// message, UTF-8.
     pub fn read<'a>(&mut self, bytes: &'a mut [u8]) -> Result<(usize, Option<MessagePart<'a>>), CloseReason> {
         let result = self.advance(bytes);
         if matches!(result, Err(_) | Ok((_, Some(MessagePart::Close(_))))) {
@@ -225,8 +226,8 @@ fn close_code(payload: &[u8]) -> Result<Option<u16>, CloseReason> {
     if std::str::from_utf8(reason).is_err() {
         return Err(CloseReason::Utf8);
     }
-    // RFC 6455 section 7.4: a frame must not contain 1004 to 1006 and 1015. Other codes up to 2999 are for registered codes
-    // only. IANA registered 1012 to 1014 after the RFC.
+    // RFC 6455 section 7.4: a frame must not contain 1004 to 1006 and 1015. Other codes up to 2999 are for registered
+    // codes only. IANA registered 1012 to 1014 after the RFC.
     match u16::from_be_bytes(*code) {
         code @ (1000..=1003 | 1007..=1014 | 3000..=4999) => Ok(Some(code)),
         _ => Err(CloseReason::Protocol),

@@ -1,8 +1,8 @@
 //! The rules of RFC 6455 for client frames as tables. Each row is read in every split, and compared with tungstenite.
 use super::{CloseReason, FIN, FrameReader, MessagePart, tungstenite_compat};
 
-/// The message limit of the tests, in bytes. It is small to keep the tests short, and above 125 bytes so that it does not
-/// apply to control frames.
+/// The message limit of the tests, in bytes. It is small to keep the tests short, and above 125 bytes so that it does
+/// not apply to control frames.
 pub(super) const MAX: usize = 300;
 
 /// What a reader reports for a stream of bytes: complete messages, control frames, and the error that ends it.

@@ -1,8 +1,9 @@
-//! Comparison with tungstenite: [`FrameReader`](super::FrameReader) on random and damaged streams, and the written frames.
+//! Comparison with tungstenite: [`FrameReader`](super::FrameReader) on random and damaged streams, and the written
+//! frames.
 //!
 //! These differences are intended. [`assert_same`] and [`read_with_tungstenite`] handle all of them:
-//! - Section 5.2, a 64-bit length with the highest bit set: `FrameReader` reports a protocol error, tungstenite a message
-//!   that is too big.
+//! - Section 5.2, a 64-bit length with the highest bit set: `FrameReader` reports a protocol error, tungstenite a
+//!   message that is too big.
 //! - Section 7.4.2, close code 1014: `FrameReader` accepts it, because IANA has registered it. tungstenite rejects it.
 //! - Section 7.1.7, time of the error: `FrameReader` rejects a frame after its header or at the first invalid byte,
 //!   tungstenite after the complete frame.
