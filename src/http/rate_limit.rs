@@ -6,7 +6,6 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
-    net::{IpAddr, Ipv6Addr},
     num::NonZeroU32,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -15,13 +14,10 @@ use std::{
 use governor::{
     Quota, RateLimiter, clock::Clock, middleware::StateInformationMiddleware, nanos::Nanos, state::StateStore,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 
-use super::{
-    error::{ApiError, ErrorCode},
-    unavailable::Unavailable,
-};
+use super::caller::Caller;
 
 /// The time over which budgets are given.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -55,28 +51,6 @@ impl Default for Config {
     }
 }
 
-/// Whose budget it is.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Caller {
-    /// Nobody in particular, from this address. Of IPv6 the first 64 bits, which is what one subscriber has.
-    Address(IpAddr),
-    /// An API key, by its name.
-    Key(Arc<str>),
-    /// A Kubernetes user, by its name.
-    User(Arc<str>),
-}
-
-impl Caller {
-    /// Whoever asks from there.
-    #[must_use]
-    pub fn address(address: IpAddr) -> Caller {
-        Caller::Address(match address {
-            IpAddr::V4(_) => address,
-            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-        })
-    }
-}
-
 /// All limits of a listener.
 #[derive(Debug)]
 pub struct RateLimits {
@@ -98,6 +72,15 @@ pub struct StreamSlot {
     open_streams: Arc<Mutex<BTreeMap<Caller, usize>>>,
 }
 
+/// Why a caller may not open one more stream now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitExceeded {
+    /// The caller already has as many open streams as it may have (`--max-connections-per-principal`).
+    StreamsOfCaller,
+    /// The caller has opened as many streams as it may open per minute (`--connect-rate`).
+    Rate(BudgetStatus),
+}
+
 /// So many a minute for each caller.
 pub struct RateBudget {
     name: &'static str,
@@ -110,7 +93,8 @@ pub struct RateBudget {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BudgetStatus {
     name: &'static str,
-    quota: u32,
+    /// Uses per minute.
+    pub quota: u32,
     /// Uses left.
     pub remaining: u32,
     /// When it is refused: until the next one. Otherwise: until the budget is whole again.
@@ -137,13 +121,13 @@ impl RateLimits {
     ///
     /// # Errors
     /// Both reasons pass by themselves.
-    pub(super) fn open_stream(&self, caller: &Caller) -> Result<Option<StreamSlot>, Unavailable> {
+    pub(super) fn open_stream(&self, caller: &Caller) -> Result<Option<StreamSlot>, LimitExceeded> {
         let mut open = lock(&self.open_streams);
         if self.max_open_streams.is_some_and(|max| open.get(caller).copied().unwrap_or(0) >= max) {
-            return Err(Unavailable::TooManyStreamsOfCaller);
+            return Err(LimitExceeded::StreamsOfCaller);
         }
         if let Some(stream_opens) = &self.stream_opens {
-            stream_opens.consume(caller).map_err(Unavailable::RateLimited)?;
+            stream_opens.consume(caller).map_err(LimitExceeded::Rate)?;
         }
         if self.max_open_streams.is_none() {
             return Ok(None);
@@ -221,25 +205,8 @@ impl BudgetStatus {
         put(headers, "ratelimit", &format!("\"{name}\";r={remaining};t={}", self.seconds()));
     }
 
-    /// The refusal: 429.
-    #[must_use]
-    pub fn too_many_requests(&self, message: &str) -> ApiError {
-        let mut headers = HeaderMap::new();
-        self.write_headers(&mut headers);
-        put(&mut headers, header::RETRY_AFTER.as_str(), &self.seconds().to_string());
-        let seconds = self.seconds();
-        let message = format!("{message}: more than {} a minute; try again in {seconds} s", self.quota);
-        headers.into_iter().fold(
-            ApiError::new(ErrorCode::RateLimitExceeded, message),
-            |error, (name, value)| match name {
-                Some(name) => error.with(name, value),
-                None => error,
-            },
-        )
-    }
-
     /// At least one, as nobody can wait for less.
-    fn seconds(&self) -> u64 {
+    pub fn seconds(&self) -> u64 {
         self.after.as_millis().div_ceil(1000).max(u128::from(self.remaining == 0)).try_into().unwrap_or(u64::MAX)
     }
 }
@@ -384,21 +351,14 @@ mod tests {
         let limits = limits(Config { max_open_streams: NonZeroU32::new(2), ..Config::default() });
         let first = limits.open_stream(&caller(1)).unwrap();
         let _second = limits.open_stream(&caller(1)).unwrap();
-        assert!(matches!(limits.open_stream(&caller(1)), Err(Unavailable::TooManyStreamsOfCaller)));
+        assert!(matches!(limits.open_stream(&caller(1)), Err(LimitExceeded::StreamsOfCaller)));
         let _other = limits.open_stream(&caller(2)).unwrap();
         drop(first);
         let _third = limits.open_stream(&caller(1)).unwrap();
         assert!(limits.open_stream(&caller(1)).is_err());
         let limits = self::limits(Config { stream_opens: NonZeroU32::new(1), ..Config::default() });
         drop(limits.open_stream(&caller(1)).unwrap());
-        assert!(matches!(limits.open_stream(&caller(1)), Err(Unavailable::RateLimited(_))));
+        assert!(matches!(limits.open_stream(&caller(1)), Err(LimitExceeded::Rate(_))));
         assert!(lock(&limits.open_streams).is_empty());
-    }
-
-    #[test]
-    fn ipv6_addresses_of_one_64_prefix_are_one_caller() {
-        let one = |text: &str| Caller::address(text.parse().unwrap());
-        assert_eq!(one("2001:db8:0:1::1"), one("2001:db8:0:1:ffff::2"));
-        assert_ne!(one("2001:db8:0:1::1"), one("2001:db8:0:2::1"));
     }
 }

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderValue, Method};
 use warp::reply::Response;
 
 use super::{
-    App,
+    app::App,
     auth::Principal,
     error::{ApiError, ErrorCode},
     forwarded::ClientInfo,

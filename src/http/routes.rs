@@ -1,37 +1,30 @@
 //! Every path of the bridge, in one function. What answers first where two things are wrong is decided by the order
 //! here: Host, Origin, path, method, credential, rights, limits, then the handler's own (docs/protocol.md#errors).
 
-use std::{convert::Infallible, net::Ipv4Addr, sync::Arc};
+use std::{convert::Infallible, sync::Arc};
 
-use http::{HeaderMap, HeaderValue, Method, header};
+use http::{HeaderMap, Method};
 use hyper::body::Incoming;
 use tower::Service;
 use warp::{Filter, filters::BoxedFilter, host::Authority, path::FullPath, reject::Reject, reply::Response};
 
 use super::{
-    App,
-    auth::{AccessRequirement, CredentialContext, Rejection},
-    browser_guard::{self, OriginDecision},
-    conn::Peer,
+    admit::{RawRequest, Rejection, admit},
+    app::App,
+    auth::AccessRequirement,
+    browser_guard,
+    cors::{add_cors_headers, add_isolation_headers},
+    endpoints::{
+        boilerhouse_ws,
+        event_streams::{self, StreamEndpoint},
+        index, metrics, probes, sessions, state,
+    },
     error::{ApiError, ErrorCode},
-    events::{self, StreamEndpoint},
-    page,
-    rate_limit::BudgetStatus,
     request::{self, ApiRequest},
-    session, snapshot,
-    unavailable::Unavailable,
-    ws,
 };
 
 /// Methods of everything that is only read.
 const GET: &str = "GET, HEAD, OPTIONS";
-/// Request headers that a page of another site may send (docs/protocol.md#access).
-const ALLOW_HEADERS: &str = "authorization, content-type, last-event-id, if-none-match";
-/// Response headers that it may read.
-const EXPOSE_HEADERS: &str = "Event-Cursor, ETag, Retry-After, RateLimit, RateLimit-Policy";
-/// How long a browser may remember a preflight: 10 minutes.
-const PREFLIGHT_SECONDS: &str = "600";
-
 /// A path's variable segment, if it has one.
 type Segment = BoxedFilter<(Option<String>,)>;
 
@@ -66,23 +59,23 @@ fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallibl
         |path: BoxedFilter<(String,)>| Route { app: app.clone(), path: path.map(Some).boxed(), methods: GET };
     let post_route = |path: BoxedFilter<()>, methods| Route { methods, ..route(path) };
     let routes = [
-        route(warp::path!("ws").boxed()).to(AccessRequirement::BoilerhouseWs, ws::ws),
-        route(warp::path!("api" / "v1" / "instances").boxed()).to(AccessRequirement::Read, snapshot::instances),
-        route_with_param(instances).to(AccessRequirement::Read, snapshot::instances),
-        route(warp::path!("api" / "v1" / "tenants").boxed()).to(AccessRequirement::Read, snapshot::tenants),
-        route_with_param(tenants).to(AccessRequirement::Read, snapshot::tenants),
-        route(warp::path!("api" / "v1" / "pools").boxed()).to(AccessRequirement::ReadAllTenants, snapshot::pools),
-        route(warp::path!("api" / "v1" / "stats").boxed()).to(AccessRequirement::Aggregates, snapshot::stats),
-        route(warp::path!("api" / "v1" / "connections").boxed()).to(AccessRequirement::Read, snapshot::connections),
-        route(warp::path!("api" / "v1" / "health").boxed()).to(AccessRequirement::Probe, snapshot::health),
-        route(warp::path!("livez").boxed()).to(AccessRequirement::Probe, snapshot::livez),
-        route(warp::path!("readyz").boxed()).to(AccessRequirement::Probe, snapshot::readyz),
-        route(warp::path!("metrics").boxed()).to(AccessRequirement::Aggregates, snapshot::metrics),
-        route(warp::path::end().boxed()).to(AccessRequirement::Public, page::page),
+        route(warp::path!("ws").boxed()).to(AccessRequirement::BoilerhouseWs, boilerhouse_ws::ws),
+        route(warp::path!("api" / "v1" / "instances").boxed()).to(AccessRequirement::Read, state::instances),
+        route_with_param(instances).to(AccessRequirement::Read, state::instances),
+        route(warp::path!("api" / "v1" / "tenants").boxed()).to(AccessRequirement::Read, state::tenants),
+        route_with_param(tenants).to(AccessRequirement::Read, state::tenants),
+        route(warp::path!("api" / "v1" / "pools").boxed()).to(AccessRequirement::ReadAllTenants, state::pools),
+        route(warp::path!("api" / "v1" / "stats").boxed()).to(AccessRequirement::Aggregates, state::stats),
+        route(warp::path!("api" / "v1" / "connections").boxed()).to(AccessRequirement::Read, state::connections),
+        route(warp::path!("api" / "v1" / "health").boxed()).to(AccessRequirement::Probe, probes::health),
+        route(warp::path!("livez").boxed()).to(AccessRequirement::Probe, probes::livez),
+        route(warp::path!("readyz").boxed()).to(AccessRequirement::Probe, probes::readyz),
+        route(warp::path!("metrics").boxed()).to(AccessRequirement::Aggregates, metrics::metrics),
+        route(warp::path::end().boxed()).to(AccessRequirement::Public, index::index),
         post_route(warp::path!("api" / "v1" / "session").boxed(), "POST, DELETE, OPTIONS")
-            .to(AccessRequirement::RawCredential, session::session),
+            .to(AccessRequirement::RawCredential, sessions::session),
         post_route(warp::path!("api" / "v1" / "tickets").boxed(), "POST, OPTIONS")
-            .to(AccessRequirement::RawCredential, session::ticket),
+            .to(AccessRequirement::RawCredential, sessions::ticket),
         // A CONNECT has no path, for which `full` panics: the page takes it before.
         endpoints,
     ];
@@ -137,16 +130,6 @@ fn host() -> impl Filter<Extract = (Option<Authority>,), Error = Infallible> + C
     warp::host::optional().or(warp::any().map(|| None)).unify()
 }
 
-/// A request of which nothing has been looked at but Host, Origin and path.
-struct RawRequest {
-    app: Arc<App>,
-    method: Method,
-    headers: HeaderMap,
-    query: String,
-    host: Option<Authority>,
-    peer: Option<Peer>,
-}
-
 /// Answers a request: method, credential and rights, limits, then the handler.
 async fn handle<F: Future<Output = Result<Response, ApiError>>>(
     request: RawRequest,
@@ -179,47 +162,11 @@ async fn stream(endpoint: &'static StreamEndpoint, request: RawRequest) -> Respo
     }
     let retry = request.app.streams.config.retry_delay();
     let response = match admit(request, None, AccessRequirement::Stream).await {
-        Ok((request, _)) => events::serve_stream(endpoint, request).await,
+        Ok((request, _)) => event_streams::serve_stream(endpoint, request).await,
         Err(Rejection::Error(error)) => Err(error),
         Err(Rejection::Unavailable(unavailable)) => endpoint.unavailable_response(unavailable, retry),
     };
     response.unwrap_or_else(ApiError::into_response)
-}
-
-async fn admit(
-    request: RawRequest,
-    path_param: Option<String>,
-    requirement: AccessRequirement,
-) -> Result<(ApiRequest, Option<BudgetStatus>), Rejection> {
-    let RawRequest { app, method, headers, query, host, peer } = request;
-    // Without a peer there is no connection: a test's.
-    let peer = peer.unwrap_or(Peer { address: (Ipv4Addr::UNSPECIFIED, 0).into(), tls: false });
-    let client = app.trusted_proxies.client_info(peer.address.ip(), peer.tls, &headers);
-    // A page of any other site may use what it knows itself, never what the browser knows (docs/protocol.md: "credentials never
-    // with `*`").
-    let decision = || browser_guard::check(host.as_ref(), &headers, &app.guard);
-    let cookies =
-        headers.contains_key(header::COOKIE) && decision().is_ok_and(|decision| decision != OriginDecision::AnyOrigin);
-    let context = CredentialContext { headers: &headers, query: &query, client, cookies };
-    let principal = app.auth.authenticate(requirement, context, &app.rate_limits).await?;
-    let status = match requirement {
-        // Streams have limits of their own.
-        AccessRequirement::Probe | AccessRequirement::Stream | AccessRequirement::BoilerhouseWs => None,
-        AccessRequirement::Public
-        | AccessRequirement::Aggregates
-        | AccessRequirement::Read
-        | AccessRequirement::ReadAllTenants
-        | AccessRequirement::RawCredential => Some(
-            app.rate_limits
-                .requests
-                .consume(&principal.caller)
-                .map_err(|status| Rejection::Unavailable(Unavailable::RateLimited(status)))?,
-        ),
-    };
-    // What is not UTF-8 names nothing here.
-    let decoded = |encoded: String| percent_encoding::percent_decode_str(&encoded).decode_utf8_lossy().into_owned();
-    let path_param = path_param.map(decoded);
-    Ok((ApiRequest { app, method, headers, query, client, principal, path_param }, status))
 }
 
 fn raw_request(app: Arc<App>) -> impl Filter<Extract = (RawRequest,), Error = Infallible> + Clone {
@@ -238,41 +185,6 @@ fn raw_request(app: Arc<App>) -> impl Filter<Extract = (RawRequest,), Error = In
 fn not_found(path: &str) -> Response {
     let shown: String = path.chars().take(200).collect();
     ApiError::new(ErrorCode::NotFound, format!("there is nothing at '{shown}': / lists what there is")).into_response()
-}
-
-/// CORS, for those origins that may (Fetch standard, "CORS protocol").
-fn add_cors_headers(decision: OriginDecision, request_headers: &HeaderMap, mut response: Response) -> Response {
-    let allow = response.headers().get(header::ALLOW).cloned();
-    let headers = response.headers_mut();
-    headers.append(header::VARY, HeaderValue::from_static("Origin"));
-    let cross = match decision {
-        OriginDecision::SameOrigin => None,
-        OriginDecision::Allowed(origin) => Some((origin, true)),
-        OriginDecision::AnyOrigin => Some((HeaderValue::from_static("*"), false)),
-    };
-    if let Some((origin, credentials)) = cross {
-        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        if credentials {
-            headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
-        }
-        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSE_HEADERS));
-        if let Some(allow) = allow.filter(|_| request_headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)) {
-            headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, allow);
-            headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(ALLOW_HEADERS));
-            headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static(PREFLIGHT_SECONDS));
-        }
-    }
-    response
-}
-
-/// Keeps pages of other sites from loading anything here as a script, an image or a style: such requests carry no
-/// `Origin` for the guard to see, and whether they load would tell which instances and tenants there are (Fetch
-/// standard, "Cross-Origin-Resource-Policy header"). What CORS allows is not touched.
-fn add_isolation_headers(mut response: Response) -> Response {
-    let headers = response.headers_mut();
-    headers.insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    response
 }
 
 /// What no route took: the guard's refusals.

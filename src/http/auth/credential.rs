@@ -3,11 +3,26 @@
 
 use http::{HeaderMap, header};
 
-use super::{AccessRequirement, CredentialContext, PLAIN_COOKIE, SECURE_COOKIE, denied::Denied, secret::Secret};
+use super::{denied::Denied, requirement::AccessRequirement, secret::Secret};
 use crate::http::forwarded::ClientInfo;
 
+/// A session cookie's name over https: browsers keep such a one from being set by anybody but this very host (RFC 6265bis,
+/// "__Host-").
+const SECURE_COOKIE: &str = "__Host-boilerhouse_bridge";
+/// Its name over http on loopback.
+const PLAIN_COOKIE: &str = "boilerhouse_bridge";
 /// Names of the query parameter that holds a ticket (docs/protocol.md#stream-endpoints).
-pub(in crate::http) const TICKET_PARAMS: [&str; 2] = ["token", "rstream.token"];
+pub(crate) const TICKET_PARAMS: [&str; 2] = ["token", "rstream.token"];
+
+/// The parts of a request that say who asks. They hold credentials, and cannot be printed.
+#[derive(Clone, Copy)]
+pub(crate) struct CredentialContext<'a> {
+    pub(crate) headers: &'a HeaderMap,
+    pub(crate) query: &'a str,
+    pub(crate) client: ClientInfo,
+    /// Whether cookies count.
+    pub(crate) cookies: bool,
+}
 
 /// What was presented. Nothing of it is checked yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +59,7 @@ impl Credential {
 }
 
 /// The session cookie's name; `None` where there are no sessions: over plain http from elsewhere.
-pub(in crate::http) fn cookie_name(client: ClientInfo) -> Option<&'static str> {
+pub(crate) fn cookie_name(client: ClientInfo) -> Option<&'static str> {
     match client {
         ClientInfo { secure: true, .. } => Some(SECURE_COOKIE),
         ClientInfo { loopback: true, .. } => Some(PLAIN_COOKIE),
@@ -53,7 +68,7 @@ pub(in crate::http) fn cookie_name(client: ClientInfo) -> Option<&'static str> {
 }
 
 /// The Host that a request names, as sessions are bound to it.
-pub(in crate::http) fn host(headers: &HeaderMap) -> String {
+pub(crate) fn host(headers: &HeaderMap) -> String {
     headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default().to_ascii_lowercase()
 }
 

@@ -2,22 +2,14 @@
 
 use std::sync::Arc;
 
-use http::{HeaderValue, header};
 use thiserror::Error as ThisError;
 
-use super::{AccessRequirement, Authenticator};
-use crate::http::{
-    error::{ApiError, ErrorCode},
-    rate_limit::{BudgetStatus, Caller, RateLimits},
-    unavailable::Unavailable,
-};
-
-/// Said to whoever has tried too many credentials that are none.
-const TOO_MANY: &str = "too many refused credentials";
+use super::requirement::AccessRequirement;
+use crate::http::rate_limit::BudgetStatus;
 
 /// Why somebody may not ask, in words for the one who does.
 #[derive(Clone, Debug, PartialEq, Eq, ThisError)]
-pub(super) enum Denied {
+pub(crate) enum Denied {
     #[error("a credential is needed: {}", accepted_credentials(*.0))]
     Missing(AccessRequirement),
     #[error("the Authorization header must be 'Bearer' and one credential, once")]
@@ -47,15 +39,6 @@ pub(super) enum Denied {
     ReviewUnavailable,
 }
 
-/// How a request that is not admitted is answered.
-#[derive(Debug)]
-pub(in crate::http) enum Rejection {
-    /// It stays so.
-    Error(ApiError),
-    /// It passes by itself.
-    Unavailable(Unavailable),
-}
-
 /// What will do where nothing was presented.
 fn accepted_credentials(requirement: AccessRequirement) -> &'static str {
     match requirement {
@@ -74,40 +57,6 @@ fn accepted_credentials(requirement: AccessRequirement) -> &'static str {
         | AccessRequirement::Stream => {
             "'Authorization: Bearer' with an API key or a Kubernetes token, a session cookie, or, on streams, a ticket as \
              ?token="
-        }
-    }
-}
-
-impl Authenticator {
-    /// How somebody is told. Whoever tried a credential that is none has used one of a few tries.
-    pub(super) fn reject(&self, denied: &Denied, limits: &RateLimits, address: &Caller) -> Rejection {
-        let challenge = |error: &'static str| {
-            ApiError::new(ErrorCode::Unauthorized, denied.to_string())
-                .with(header::WWW_AUTHENTICATE, HeaderValue::from_static(error))
-        };
-        match denied {
-            Denied::ReviewUnavailable => Rejection::Unavailable(Unavailable::CredentialCheckUnavailable),
-            Denied::KeyCannotRead(_) | Denied::UserCannotRead(..) | Denied::TenantScopedKey(_) => {
-                Rejection::Error(ApiError::new(ErrorCode::Forbidden, denied.to_string()))
-            }
-            Denied::ReviewBudgetExceeded(status) => {
-                self.metrics.refused.inc();
-                Rejection::Error(status.too_many_requests(TOO_MANY))
-            }
-            // Nothing was tried.
-            Denied::Missing(_) => Rejection::Error(challenge(r#"Bearer realm="boilerhouse-bridge""#)),
-            Denied::Malformed
-            | Denied::Unknown
-            | Denied::Expired
-            | Denied::HostMismatch
-            | Denied::BearerInQuery
-            | Denied::SignedTokenAsBearer => {
-                self.metrics.refused.inc();
-                Rejection::Error(match limits.denied_credentials.consume(address) {
-                    Ok(_) => challenge(r#"Bearer realm="boilerhouse-bridge", error="invalid_token""#),
-                    Err(status) => status.too_many_requests(TOO_MANY),
-                })
-            }
         }
     }
 }

@@ -6,23 +6,20 @@
 
 use std::{
     collections::HashMap,
-    convert::Infallible,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
 };
 
 use futures::{
-    StreamExt, future,
+    StreamExt,
     stream::{self, BoxStream},
 };
 use jiff::Timestamp;
-use tokio::{
-    sync::watch,
-    time::{Instant, interval},
-};
+use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Authenticator, keys::Permission, principal::CredentialIdentity, scope, signed_token::CredentialSubject,
-    watchdog::ReviewHistory,
+    principal::CredentialIdentity,
+    review_cache::{ReviewOutcome, ReviewUnavailable},
 };
 use crate::wire::CloseReason;
 
@@ -35,6 +32,59 @@ pub enum CredentialStatus {
     Expiring(Timestamp),
     /// Over, for this reason.
     Ended(CloseReason),
+}
+
+/// What came of asking about a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ReviewHistory {
+    /// When the cluster last said yes.
+    last_allowed: Instant,
+    /// When it was last asked, whatever came of it.
+    last_attempt: Instant,
+    /// Since when it says no.
+    denied_since: Option<Instant>,
+}
+
+impl ReviewHistory {
+    /// About somebody who has just been admitted.
+    pub(super) fn new(now: Instant) -> ReviewHistory {
+        ReviewHistory { last_allowed: now, last_attempt: now, denied_since: None }
+    }
+
+    /// Whether the last yes is too old to live by.
+    pub(super) fn is_stale(&self, now: Instant, max_age: Duration) -> bool {
+        now - self.last_allowed >= max_age
+    }
+
+    /// Takes an answer in; whether it is a no that counts.
+    pub(super) fn record(
+        &mut self,
+        outcome: &Result<ReviewOutcome, ReviewUnavailable>,
+        now: Instant,
+        confirm_delay: Duration,
+    ) -> bool {
+        self.last_attempt = now;
+        match outcome {
+            Ok(ReviewOutcome::Allowed(_)) => *self = ReviewHistory::new(now),
+            Ok(ReviewOutcome::Denied(..) | ReviewOutcome::Unknown) => {
+                return now - *self.denied_since.get_or_insert(now) >= confirm_delay;
+            }
+            // What was said before an outage is not confirmed by what is said after it.
+            Err(ReviewUnavailable) => self.denied_since = None,
+        }
+        false
+    }
+
+    /// Whether a no is to be asked about once more.
+    pub(super) fn needs_confirmation(&self, now: Instant, confirm_delay: Duration) -> bool {
+        self.denied_since.is_some_and(|since| now - since >= confirm_delay)
+    }
+
+    /// The least is asked about first: whoever waits longest, and last of all whom there was no yes about. So neither does a
+    /// pass that is cut short always leave the same ones out, nor do those hold others up about whom nobody can say anything.
+    pub(super) fn priority(&self) -> (bool, Instant) {
+        (self.last_attempt != self.last_allowed, self.last_attempt)
+    }
 }
 
 /// One credential that has streams.
@@ -99,7 +149,7 @@ impl Lease {
     }
 
     /// Takes note; what is over stays so. Whether it is news that it is.
-    fn set(&self, now: CredentialStatus) -> bool {
+    pub(super) fn set(&self, now: CredentialStatus) -> bool {
         let changed = self.status.send_if_modified(|status| {
             let changed = *status != now && !matches!(status, CredentialStatus::Ended(_));
             if changed {
@@ -111,95 +161,57 @@ impl Lease {
     }
 }
 
-impl Authenticator {
-    /// Looks after those who have streams, and after the keys file, for ever.
-    pub async fn run_watchdog(&self) -> Infallible {
-        if self.allows_anonymous {
-            return future::pending().await;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIRM: Duration = Duration::from_secs(2);
+
+    fn allowed() -> Result<ReviewOutcome, ReviewUnavailable> {
+        Ok(ReviewOutcome::Allowed(Arc::default()))
+    }
+
+    #[test]
+    fn denial_ends_streams_only_after_a_second_denial() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let denied = || Ok(ReviewOutcome::Unknown);
+        for (between, counts) in [(denied(), true), (allowed(), false), (Err(ReviewUnavailable), false)] {
+            let mut history = ReviewHistory::new(start);
+            assert!(!history.record(&denied(), at(20), CONFIRM));
+            assert!(!history.needs_confirmation(at(21), CONFIRM) && history.needs_confirmation(at(22), CONFIRM));
+            assert!(!history.record(&between, at(21), CONFIRM), "too early to count");
+            assert_eq!(history.record(&denied(), at(22), CONFIRM), counts, "{between:?}");
         }
-        let time = async {
-            let (mut tick, mut read) = (interval(self.config.check_interval), Instant::now());
-            loop {
-                tick.tick().await;
-                if read.elapsed() >= self.config.keys_reload_interval {
-                    read = Instant::now();
-                    self.reload_keys();
-                }
-                self.check_leases();
-            }
+    }
+
+    #[test]
+    fn only_approvals_extend_freshness() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut history = ReviewHistory::new(start);
+        history.record(&allowed(), at(20), CONFIRM);
+        history.record(&Err(ReviewUnavailable), at(40), CONFIRM);
+        history.record(&Ok(ReviewOutcome::Unknown), at(60), CONFIRM);
+        let max_age = Duration::from_secs(320);
+        assert!(!history.is_stale(at(339), max_age) && history.is_stale(at(340), max_age));
+    }
+
+    #[test]
+    fn priority_orders_by_review_age_with_failed_reviews_last() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let history = |outcome, seconds| {
+            let mut history = ReviewHistory::new(start);
+            history.record(&outcome, at(seconds), CONFIRM);
+            history
         };
-        let cluster = async {
-            match &self.reviews {
-                Some(cache) => self.run_reviews(cache).await,
-                None => future::pending().await,
-            }
-        };
-        future::select(std::pin::pin!(time), std::pin::pin!(cluster)).await.factor_first().0
-    }
-
-    /// How a credential stands by what is known here.
-    pub(super) fn status(&self, identity: &CredentialIdentity) -> CredentialStatus {
-        let keys = self.keys();
-        let mut end = identity.expires_at;
-        let is_valid = match &identity.subject {
-            None => self.allows_anonymous || !keys.has_tenants(),
-            Some(CredentialSubject::User(_)) => true,
-            Some(CredentialSubject::Key(name, key_id)) => {
-                let key = self.find_signed_key(&keys, name, key_id);
-                end = end.into_iter().chain(key.and_then(|key| key.expires_at)).min();
-                key.is_some_and(|key| key.allows(Permission::Read) && scope(key) == identity.scope)
-            }
-        };
-        let now = self.now();
-        match end {
-            _ if !is_valid => CredentialStatus::Ended(CloseReason::AccessRevoked),
-            Some(end) if end <= now => CredentialStatus::Ended(CloseReason::CredentialExpired),
-            Some(end) if now.saturating_add(self.config.expiry_notice).is_ok_and(|soon| end <= soon) => {
-                CredentialStatus::Expiring(end)
-            }
-            _ => CredentialStatus::Valid,
-        }
-    }
-
-    /// Looks at all credentials that have streams.
-    fn check_leases(&self) {
-        // It cannot be reached once a pass should have had an answer.
-        let (now, max_age) = (Instant::now(), self.config.review_interval + self.config.unreachable_grace);
-        for lease in self.leases.all() {
-            let is_user = matches!(lease.identity.subject, Some(CredentialSubject::User(_)));
-            let status = if is_user && lease.review_history().is_stale(now, max_age) {
-                CredentialStatus::Ended(CloseReason::AccessRevoked)
-            } else {
-                self.status(&lease.identity)
-            };
-            self.set_status(&lease, status);
-        }
-    }
-
-    pub(super) fn set_status(&self, lease: &Lease, status: CredentialStatus) {
-        if lease.set(status) && status == CredentialStatus::Ended(CloseReason::AccessRevoked) {
-            self.metrics.revoked.inc();
-        }
-    }
-
-    /// Takes a new version of the keys file in. A bad one changes nothing.
-    fn reload_keys(&self) {
-        let Some(file) = &self.file else { return };
-        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-        let path = file.path().display().to_string();
-        match file.poll_change() {
-            None => {}
-            Some(Ok(mut keys)) => {
-                tracing::info!(path, keys = keys.len(), "the keys file has changed");
-                if let Some(secret) = &self.environment {
-                    keys = keys.with_environment(secret);
-                }
-                *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
-            }
-            Some(Err(error)) => {
-                self.metrics.bad_keys_files.inc();
-                tracing::error!(path, %error, "the keys file cannot be used: what it said before still counts");
-            }
-        }
+        let order = [
+            ReviewHistory::new(start),
+            history(allowed(), 2),
+            history(allowed(), 3),
+            history(Err(ReviewUnavailable), 1),
+        ];
+        assert!(order.is_sorted_by_key(ReviewHistory::priority), "{order:?}");
     }
 }

@@ -4,19 +4,37 @@ mod thousand_streams;
 
 use std::{
     net::{IpAddr, Ipv4Addr},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
 };
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use futures::{FutureExt, StreamExt, future};
+use http::HeaderMap;
+use jiff::Timestamp;
 use tokio::time::{Instant, timeout};
 
 use super::{
-    lease::CredentialStatus,
-    review_cache::{AccessDecision, ReviewBackend},
+    credential::Credential,
+    lease::{CredentialStatus, CredentialWatch},
+    review_cache::{AccessDecision, ReviewBackend, ReviewSubject, ReviewUnavailable},
+    secret::Secret,
+    signed_token::{TokenPurpose, TokenSigner},
+    user::KubernetesUser,
     *,
 };
-use crate::{http::rate_limit, wire::CloseReason};
+use crate::{
+    http::{
+        admit::{self, Rejection},
+        caller::Caller,
+        forwarded::ClientInfo,
+        rate_limit::{self, RateLimits},
+    },
+    wire::CloseReason,
+};
 
 /// The wall's clock at the start of a test: 2026-01-02T03:04:05Z.
 const START_S: i64 = 1_767_323_045;
@@ -108,12 +126,9 @@ async fn authenticate(
     let mut headers = HeaderMap::new();
     headers.insert(http::header::AUTHORIZATION, format!("Bearer {secret}").parse().unwrap());
     let client = ClientInfo { address, secure: false, loopback: false };
-    auth.authenticate(
-        AccessRequirement::Read,
-        CredentialContext { headers: &headers, query: "", client, cookies: true },
-        limits,
-    )
-    .await
+    let context = CredentialContext { headers: &headers, query: "", client, cookies: true };
+    let principal = auth.authenticate(AccessRequirement::Read, context, &limits.token_reviews).await;
+    principal.map_err(|denied| admit::reject(&denied, &limits.denied_credentials, &Caller::address(address)))
 }
 
 /// The status and the `Retry-After` of a refusal.

@@ -7,18 +7,17 @@ use serde::Serialize;
 use tokio::{sync::Semaphore, task::spawn_blocking};
 use warp::reply::{Reply, Response};
 
-use super::{
-    error::{ApiError, ErrorCode},
-    request::ApiRequest,
-};
 use crate::{
     event::{
-        Resource,
         hash::sha256_prefix,
         projection::{EventFormat, Projection},
         render,
     },
-    feed::{Health, ResumeError, Snapshot, SourceState},
+    feed::{ResumeError, Snapshot, SourceState},
+    http::{
+        error::{ApiError, ErrorCode},
+        request::ApiRequest,
+    },
     wire::json,
 };
 
@@ -27,7 +26,7 @@ static SNAPSHOT_PERMITS: Semaphore = Semaphore::const_new(2);
 /// Parameters that snapshot GETs take.
 const ACCEPTED: &[&str] = &["connectionId", "params"];
 
-pub(super) async fn instances(request: ApiRequest) -> Result<Response, ApiError> {
+pub(crate) async fn instances(request: ApiRequest) -> Result<Response, ApiError> {
     respond_from_snapshot(request, |request, snapshot, projection| {
         let instances = snapshot.instances(projection);
         match &request.path_param {
@@ -41,7 +40,7 @@ pub(super) async fn instances(request: ApiRequest) -> Result<Response, ApiError>
     .await
 }
 
-pub(super) async fn tenants(request: ApiRequest) -> Result<Response, ApiError> {
+pub(crate) async fn tenants(request: ApiRequest) -> Result<Response, ApiError> {
     respond_from_snapshot(request, |request, snapshot, projection| {
         let tenants = snapshot.tenants(projection);
         match &request.path_param {
@@ -55,28 +54,23 @@ pub(super) async fn tenants(request: ApiRequest) -> Result<Response, ApiError> {
     .await
 }
 
-pub(super) async fn pools(request: ApiRequest) -> Result<Response, ApiError> {
+pub(crate) async fn pools(request: ApiRequest) -> Result<Response, ApiError> {
     respond_from_snapshot(request, |request, snapshot, projection| {
         json_response(request, snapshot, projection, &snapshot.pools(projection))
     })
     .await
 }
 
-pub(super) async fn stats(request: ApiRequest) -> Result<Response, ApiError> {
+pub(crate) async fn stats(request: ApiRequest) -> Result<Response, ApiError> {
     respond_from_snapshot(request, |request, snapshot, projection| {
         json_response(request, snapshot, projection, &snapshot.stats(projection))
     })
     .await
 }
 
-pub(super) async fn health(request: ApiRequest) -> Result<Response, ApiError> {
-    request.parameters(&[])?;
-    Ok(warp::reply::json(&serde_json::json!({ "status": "ok" })).into_response())
-}
-
 /// What this bridge watches: one namespace, for as long as it runs. Without its uid it has no id, so until the API server
 /// has given that there is nothing to show but 503.
-pub(super) async fn connections(request: ApiRequest) -> Result<Response, ApiError> {
+pub(crate) async fn connections(request: ApiRequest) -> Result<Response, ApiError> {
     request.parameters(&[])?;
     let app = &request.app;
     let Some(namespace) = app.feed.namespace() else {
@@ -96,56 +90,6 @@ pub(super) async fn connections(request: ApiRequest) -> Result<Response, ApiErro
         since: render::format_timestamp(since_ms),
     };
     Ok(warp::reply::json(&[connection]).into_response())
-}
-
-pub(super) async fn livez(request: ApiRequest) -> Result<Response, ApiError> {
-    request.parameters(&["verbose"])?;
-    Ok("ok\n".into_response())
-}
-
-/// Ready once both resources have been listed, until the process drains. While the upstream is down the bridge stays
-/// ready: it says so on its streams, and sending clients elsewhere would not help them.
-pub(super) async fn readyz(request: ApiRequest) -> Result<Response, ApiError> {
-    let parameters = request.parameters(&["verbose"])?;
-    let feed = &request.app.feed;
-    let draining = request.app.streams.stop.is_cancelled();
-    let ready = feed.is_synced() && !draining;
-    let mut text = String::new();
-    if parameters.get("verbose").is_some() {
-        let health = feed.health().borrow().clone();
-        for (resource, health) in Resource::ALL.into_iter().zip(health.into_array()) {
-            let (mark, word) = match &health {
-                Health::Connecting => ('-', "connecting".to_owned()),
-                Health::Live => ('+', "live".to_owned()),
-                Health::Down { since, reason } => ('-', format!("down for {} s: {reason}", since.elapsed().as_secs())),
-            };
-            text += &format!("[{mark}] {}: {word}\n", resource.plural());
-        }
-        for line in (request.app.readiness_details)() {
-            text += &format!("[i] {line}\n");
-        }
-    }
-    text += match (ready, draining) {
-        (true, _) => "ready\n",
-        (false, true) => "not ready: draining\n",
-        (false, false) => "not ready: the first lists are not complete yet\n",
-    };
-    let mut response = text.into_response();
-    if !ready {
-        *response.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
-    }
-    Ok(response)
-}
-
-pub(super) async fn metrics(request: ApiRequest) -> Result<Response, ApiError> {
-    request.parameters(&[])?;
-    let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &request.app.registry)
-        .map_err(|_| ApiError::new(ErrorCode::Internal, "the metrics could not be written"))?;
-    let mut response = text.into_response();
-    let resource = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-    response.headers_mut().insert(header::CONTENT_TYPE, resource);
-    Ok(response)
 }
 
 #[derive(Serialize)]
@@ -200,7 +144,7 @@ fn json_response(
     let body =
         json::to_string(body).map_err(|_| ApiError::new(ErrorCode::Internal, "the state could not be written"))?;
     let tag = format!("\"{:016x}\"", sha256_prefix(body.as_bytes()));
-    let mut response = if request.matches_etag(&tag) {
+    let mut response = if matches_etag(&request.headers, &tag) {
         let mut response = Response::default();
         *response.status_mut() = http::StatusCode::NOT_MODIFIED;
         response
@@ -227,11 +171,9 @@ fn put(headers: &mut HeaderMap, name: http::HeaderName, value: &str) {
     }
 }
 
-impl ApiRequest {
-    /// Whether `If-None-Match` names this tag. Weak comparison, as GET asks for.
-    fn matches_etag(&self, tag: &str) -> bool {
-        let values = self.headers.get_all(header::IF_NONE_MATCH).into_iter().filter_map(|value| value.to_str().ok());
-        let mut tags = values.flat_map(|list| list.split(',')).map(str::trim);
-        tags.any(|have| have == "*" || have.strip_prefix("W/").unwrap_or(have) == tag)
-    }
+/// Whether `If-None-Match` names this tag. Weak comparison, as GET asks for.
+fn matches_etag(headers: &HeaderMap, tag: &str) -> bool {
+    let values = headers.get_all(header::IF_NONE_MATCH).into_iter().filter_map(|value| value.to_str().ok());
+    let mut tags = values.flat_map(|list| list.split(',')).map(str::trim);
+    tags.any(|have| have == "*" || have.strip_prefix("W/").unwrap_or(have) == tag)
 }

@@ -7,14 +7,14 @@ use http::{HeaderValue, Method, StatusCode, header};
 use serde_json::json;
 use warp::reply::{Reply, Response};
 
-use super::{
+use crate::http::{
     auth::{cookie_name, host, signed_token::TokenPurpose},
     error::{ApiError, ErrorCode},
     request::ApiRequest,
 };
 
 /// `POST` begins a session at this Host, `DELETE` ends it in this browser.
-pub(super) async fn session(request: ApiRequest) -> Result<Response, ApiError> {
+pub(crate) async fn session(request: ApiRequest) -> Result<Response, ApiError> {
     request.parameters(&[])?;
     if request.method == Method::DELETE {
         let mut response = StatusCode::NO_CONTENT.into_response();
@@ -45,7 +45,7 @@ pub(super) async fn session(request: ApiRequest) -> Result<Response, ApiError> {
 }
 
 /// A ticket for streams.
-pub(super) async fn ticket(request: ApiRequest) -> Result<Response, ApiError> {
+pub(crate) async fn ticket(request: ApiRequest) -> Result<Response, ApiError> {
     request.parameters(&[])?;
     let auth = &request.app.auth;
     // Where nobody signs in there is nobody to give a ticket to.

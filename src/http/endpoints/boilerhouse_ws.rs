@@ -3,27 +3,27 @@
 use tokio::time::{Instant, timeout_at};
 use warp::reply::Response;
 
-use super::{
-    conn::StreamStart,
-    error::{ApiError, ErrorCode},
-    request::ApiRequest,
-    stream,
-    stream_credential::WithCredential,
-    unavailable::Unavailable,
-    upgrade,
-};
 use crate::{
     event::{
         PerResource,
         projection::{EventFormat, EventTypes, Projection},
     },
     feed::{Feed, Framing, ResumeError, SnapshotReason, StartAt, Subscription},
+    http::{
+        conn::StreamStart,
+        error::{ApiError, ErrorCode},
+        request::ApiRequest,
+        stream,
+        stream_credential::WithCredential,
+        unavailable::Unavailable,
+        upgrade,
+    },
 };
 
-pub(super) async fn ws(request: ApiRequest) -> Result<Response, ApiError> {
+pub(crate) async fn ws(request: ApiRequest) -> Result<Response, ApiError> {
     let key = upgrade::key(&request, "connect with a WebSocket client")?;
     let permit = request.app.streams.try_acquire().ok_or_else(|| Unavailable::TooManyStreams.to_error())?;
-    let slot = request.app.rate_limits.open_stream(&request.principal.caller).map_err(Unavailable::to_error)?;
+    let slot = request.app.rate_limits.open_stream(&request.principal.caller).map_err(|exceeded| Unavailable::from(exceeded).to_error())?;
     let parameters = request.parameters(&["types", "connectionId", "snapshot"])?;
     let types = match parameters.get("types") {
         None => EventTypes::all(EventFormat::Boilerhouse),

@@ -3,13 +3,13 @@
 use http::{HeaderValue, header};
 use warp::reply::{Reply, Response};
 
-use super::{error::ApiError, request::ApiRequest};
+use crate::http::{error::ApiError, request::ApiRequest};
 
 /// Placeholder in the page for the host that the reader came by.
 const HOST: &str = "{host}";
-const PAGE: &str = include_str!("page.html");
+const PAGE: &str = include_str!("../assets/index.html");
 
-pub(super) async fn page(request: ApiRequest) -> Result<Response, ApiError> {
+pub(crate) async fn index(request: ApiRequest) -> Result<Response, ApiError> {
     request.parameters(&[])?;
     // The guard let it pass, so it is an IP literal, localhost or a configured name: nothing to escape.
     let host = request.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");

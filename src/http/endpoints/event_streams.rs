@@ -3,34 +3,29 @@
 //! A row is a path, how events are laid on its wire, and what comes first. Who may not have a stream now but may soon is
 //! told so in the transport's way ([`Unavailable`]); what is wrong with a request is a 4xx that says what is accepted.
 
-use std::{
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::time::Duration;
 
-use bytes::Bytes;
 use http::{HeaderMap, Method};
 use tokio::time::timeout;
 use warp::reply::Response;
 
-use super::{
-    auth,
-    conn::StreamStart,
-    error::{ApiError, ErrorCode},
-    request::{ApiRequest, QueryParams},
-    stream::{self, Outbound, StreamPermit},
-    stream_credential::WithCredential,
-    stream_rate::RateLimited,
-    unavailable::{self, Unavailable},
-    upgrade,
-};
 use crate::{
     event::{
         Cursor, PerResource,
         projection::{EventFormat, EventTypes, Projection},
     },
-    feed::{FrameFormat, Framing, Group, ReadResult, SharedBatch, SnapshotReason, StartAt, Subscription},
-    wire::CloseReason,
+    feed::{FrameFormat, Framing, SnapshotReason, StartAt},
+    http::{
+        auth,
+        conn::StreamStart,
+        error::{ApiError, ErrorCode},
+        request::{ApiRequest, QueryParams},
+        stream::{self, Outbound, StreamPermit},
+        stream_credential::WithCredential,
+        stream_rate::RateLimited,
+        unavailable::{self, Unavailable},
+        upgrade,
+    },
 };
 
 /// Parameters that all rows take.
@@ -39,7 +34,7 @@ const ACCEPTED: &[&str] =
 
 /// One streaming endpoint.
 #[derive(Debug)]
-pub(super) struct StreamEndpoint {
+pub(crate) struct StreamEndpoint {
     path: &'static str,
     framing: Framing,
     /// What comes first where the request does not say.
@@ -69,7 +64,7 @@ impl StreamEndpoint {
     }
 
     /// The row at this path.
-    pub(super) fn find(path: &str) -> Option<&'static StreamEndpoint> {
+    pub(crate) fn find(path: &str) -> Option<&'static StreamEndpoint> {
         static TABLE: &[StreamEndpoint] = &ENDPOINTS;
         let path = path.strip_suffix('/').unwrap_or(path);
         TABLE.iter().find(|endpoint| endpoint.path == path)
@@ -128,7 +123,7 @@ impl StreamEndpoint {
     }
 
     /// The answer to whoever may have a stream later.
-    pub(super) fn unavailable_response(&self, unavailable: Unavailable, retry: Duration) -> Result<Response, ApiError> {
+    pub(crate) fn unavailable_response(&self, unavailable: Unavailable, retry: Duration) -> Result<Response, ApiError> {
         if self.is_websocket() {
             return Err(unavailable.to_error());
         }
@@ -150,7 +145,7 @@ impl StreamEndpoint {
 }
 
 /// Serves a row.
-pub(super) async fn serve_stream(endpoint: &'static StreamEndpoint, request: ApiRequest) -> Result<Response, ApiError> {
+pub(crate) async fn serve_stream(endpoint: &'static StreamEndpoint, request: ApiRequest) -> Result<Response, ApiError> {
     let (app, head) = (&request.app, endpoint.head(&request)?);
     let retry = app.streams.config.retry_delay();
     let Some(permit) = app.streams.try_acquire() else {
@@ -158,7 +153,7 @@ pub(super) async fn serve_stream(endpoint: &'static StreamEndpoint, request: Api
     };
     let slot = match app.rate_limits.open_stream(&request.principal.caller) {
         Ok(slot) => slot,
-        Err(unavailable) => return endpoint.unavailable_response(unavailable, retry),
+        Err(exceeded) => return endpoint.unavailable_response(exceeded.into(), retry),
     };
     let parameters = request.parameters(ACCEPTED)?;
     let types = match parameters.get("types") {
@@ -204,40 +199,9 @@ fn header_start(headers: &HeaderMap) -> Option<StartAt> {
     ))
 }
 
-impl Outbound for Subscription {
-    fn read(&mut self, max_bytes: usize) -> ReadResult {
-        Subscription::read(self, max_bytes)
-    }
-
-    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        Subscription::poll_readable(self, cx)
-    }
-
-    fn group(&mut self) -> Option<Group> {
-        Subscription::join_group(self)
-    }
-
-    fn accept_batch(&mut self, batch: &SharedBatch) -> bool {
-        Subscription::accept_batch(self, batch)
-    }
-
-    fn heartbeat(&mut self) -> Option<Bytes> {
-        Subscription::heartbeat(self)
-    }
-
-    fn control_event(&mut self, name: &'static str, json: &str) -> Option<Bytes> {
-        let mut out = Vec::new();
-        self.framing()?.append_frame(&mut out, name, None, json);
-        Some(out.into())
-    }
-
-    fn closing_event(&mut self, close: CloseReason, retry: Duration) -> Option<Bytes> {
-        Some(unavailable::closing_event(self.framing()?, close.text(), retry))
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use tokio::{
         io::{AsyncReadExt as _, DuplexStream},
         time::{Instant, timeout},
@@ -247,7 +211,7 @@ mod tests {
     use super::*;
     use crate::{
         event::{NamespaceId, Resource},
-        feed::{self, Feed, Writer},
+        feed::{self, Feed, Subscription, Writer},
         http::{
             conn::{Conn, HijackedSocket},
             stream::StreamContext,
