@@ -1,41 +1,45 @@
-//! Who may ask, and what of it they may see.
+//! The authenticated or anonymous caller, with its scope.
+//!
+//! Must not import: any sibling except `secret` and `signed_token`.
 
 use jiff::Timestamp;
 
 use super::{secret::Secret, signed_token::CredentialSubject};
 use crate::{event::projection::Scope, http::caller::Caller};
 
-/// Somebody who may ask.
+/// The caller of an admitted request.
 #[derive(Clone, Debug)]
 pub(crate) struct Principal {
-    /// Whose budget it is.
+    /// The identity that budgets are counted for.
     pub(crate) caller: Caller,
-    /// What it rests on, and what may be seen.
+    /// The credential on which the rights are based, and the scope.
     pub(super) identity: CredentialIdentity,
-    /// When it ends, whatever ends it first.
+    /// The earliest expiry of the key, token, session cookie or stream ticket.
     pub(super) expires_at: Option<Timestamp>,
 }
 
-/// What a principal's rights rest on: looked at again for as long as its streams live.
+/// The credential on which the rights of a principal are based. It is checked repeatedly while streams of the principal are
+/// open.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct CredentialIdentity {
-    /// `None`: nobody in particular.
+    /// `None` for an anonymous principal.
     pub(super) subject: Option<CredentialSubject>,
-    /// The token itself, where it was one.
+    /// The Kubernetes token, if the principal presented one.
     pub(super) token: Option<Secret>,
-    /// The end of a token, a session or a ticket; a key's own is looked up.
+    /// The expiry of a token, a session cookie or a stream ticket. The expiry of a key is read from the current keys.
     pub(super) expires_at: Option<Timestamp>,
+    /// What the principal may read.
     pub(super) scope: Scope,
 }
 
 impl Principal {
-    /// Nobody in particular, where everybody may.
+    /// Returns the principal of a request that needs no credential.
     pub(super) fn anonymous(caller: Caller) -> Principal {
         let identity = CredentialIdentity { subject: None, token: None, expires_at: None, scope: Scope::All };
         Principal { caller, identity, expires_at: None }
     }
 
-    /// What may be seen.
+    /// Returns what the principal may read.
     pub(crate) fn scope(&self) -> &Scope {
         &self.identity.scope
     }

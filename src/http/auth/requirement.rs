@@ -1,22 +1,24 @@
-//! What an endpoint requires of the caller.
+//! The credential that an endpoint requires (docs/protocol.md#access, "Endpoints without a credential").
+//!
+//! Must not import: any other module of this crate.
 
-/// What an endpoint asks of whoever comes.
+/// The credential that an endpoint requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AccessRequirement {
-    /// Nothing, and as often as they like: probes.
+    /// None, and no rate limit applies: probes.
     Probe,
-    /// Nothing.
+    /// None.
     Public,
-    /// Nothing, until keys of tenants exist; then a credential that sees everything: stats and metrics.
+    /// For stats and metrics: none, until a tenant key exists or `CORS_ORIGIN` is `*`. Then a credential for all tenants.
     Aggregates,
-    /// Nothing, until keys of tenants exist or `--ws-auth` asks for it; then a credential.
+    /// For `/ws`: none, until a tenant key exists, `CORS_ORIGIN` is `*` or `--ws-auth required` is set. Then a credential.
     BoilerhouseWs,
-    /// A credential that may read.
+    /// A credential with the right to read.
     Read,
-    /// One that sees everything, as pools are counted over all tenants.
+    /// A credential with the right to read all tenants, because pools count the instances of all tenants.
     ReadAllTenants,
-    /// One that may read; a ticket will do.
+    /// A credential with the right to read, or a stream ticket.
     Stream,
-    /// An API key or a token itself: sessions and tickets are made of those.
+    /// An API key or a Kubernetes token, from which session cookies and stream tickets are created.
     RawCredential,
 }

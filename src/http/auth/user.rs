@@ -1,10 +1,12 @@
-//! The Kubernetes user of a TokenReview.
+//! A Kubernetes user, as a TokenReview returns it and a signed token contains it.
+//!
+//! Must not import: any other module of this crate.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// A Kubernetes user: all that the cluster's authorizers may look at.
+/// A Kubernetes user: all attributes that the authorizers of a cluster can use.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default)]
 pub struct KubernetesUser {
