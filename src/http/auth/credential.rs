@@ -1,8 +1,8 @@
 //! The credential that a request presents.
 //!
 //! Guarantees:
-//! - Only the first credential counts, in the order `Authorization` header, ticket in the query, session cookie. A later one
-//!   does not replace an invalid earlier one.
+//! - Only the first credential counts, in the order `Authorization` header, ticket in the query, session cookie. A
+//!   later one does not replace an invalid earlier one.
 //!
 //! Must not import: any sibling except `denied`, `requirement` and `secret`.
 //!

@@ -17,8 +17,8 @@ use thiserror::Error;
 
 use super::secret::{Fingerprint, Secret};
 
-/// Maximum number of keys in a file: far more than a deployment needs, and few enough to compare a secret with each key in
-/// constant time (a few µs).
+/// Maximum number of keys in a file: far more than a deployment needs, and few enough to compare a secret with each key
+/// in constant time (a few µs).
 pub(super) const MAX_KEYS: usize = 1_000;
 /// Maximum number of characters of a name. The name appears in cookies and logs.
 const MAX_NAME: usize = 100;
@@ -158,8 +158,8 @@ impl ApiKeys {
         self
     }
 
-    /// Returns the key whose SHA-256 is that of `secret`. It compares with every key, so that the time does not depend on
-    /// which key matches.
+    /// Returns the key whose SHA-256 is that of `secret`. It compares with every key, so that the time does not depend
+    /// on which key matches.
     #[must_use]
     pub fn find(&self, secret: &Secret) -> Option<&ApiKey> {
         let fingerprint = secret.fingerprint();
@@ -245,12 +245,12 @@ mod tests {
     #[test]
     fn yaml_and_json_keys_files_parse_equally() {
         let yaml = format!(
-            "keys:\n- name: a\n  sha256: {ABC_SHA256}\n- {{name: b, sha256: {OTHER_SHA256}, tenantId: alice, access: [ingest], \
-             expiresAt: 2027-01-31T00:00:00Z}}\n"
+            "keys:\n- name: a\n  sha256: {ABC_SHA256}\n- {{name: b, sha256: {OTHER_SHA256}, tenantId: alice, \
+             access: [ingest], expiresAt: 2027-01-31T00:00:00Z}}\n"
         );
         let json = format!(
-            r#"{{"keys":[{{"name":"a","sha256":"{ABC_SHA256}"}},{{"name":"b","sha256":"{OTHER_SHA256}","tenantId":"alice",
-            "access":["ingest"],"expiresAt":"2027-01-31T00:00:00Z"}}]}}"#
+            r#"{{"keys":[{{"name":"a","sha256":"{ABC_SHA256}"}},{{"name":"b","sha256":"{OTHER_SHA256}",
+            "tenantId":"alice","access":["ingest"],"expiresAt":"2027-01-31T00:00:00Z"}}]}}"#
         );
         let keys = ApiKeys::parse(&yaml).unwrap();
         assert_eq!(ApiKeys::parse(&json), Ok(keys.clone()), "expected the same keys from JSON as from YAML");

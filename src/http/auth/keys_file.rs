@@ -62,8 +62,8 @@ impl KeysFile {
         &self.path
     }
 
-    /// Reads the file again. Returns the new keys, or why they are rejected, at the second consecutive read that finds the
-    /// same new content; otherwise `None`.
+    /// Reads the file again. Returns the new keys, or why they are rejected, at the second consecutive read that finds
+    /// the same new content; otherwise `None`.
     pub(super) fn poll_change(&mut self) -> Option<Result<ApiKeys, KeysFileError>> {
         if !self.is_regular {
             return None;
@@ -78,8 +78,8 @@ impl KeysFile {
 }
 
 impl ChangeDetector {
-    /// Records the fingerprint of a read. Returns whether it is the second consecutive read of a content that has not been
-    /// reported yet.
+    /// Records the fingerprint of a read. Returns whether it is the second consecutive read of a content that has not
+    /// been reported yet.
     fn confirm_change(&mut self, fingerprint: Fingerprint) -> bool {
         let confirmed = fingerprint == self.last_seen && fingerprint != self.last_applied;
         self.last_seen = fingerprint;

@@ -18,8 +18,8 @@ pub(crate) struct Principal {
     pub(super) expires_at: Option<Timestamp>,
 }
 
-/// The credential on which the rights of a principal are based. It is checked repeatedly while streams of the principal are
-/// open.
+/// The credential on which the rights of a principal are based. It is checked repeatedly while streams of the principal
+/// are open.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct CredentialIdentity {
     /// `None` for an anonymous principal.

@@ -9,9 +9,11 @@ pub(crate) enum AccessRequirement {
     Probe,
     /// None.
     Public,
-    /// For stats and metrics: none, until a tenant key exists or `CORS_ORIGIN` is `*`. Then a credential for all tenants.
+    /// For stats and metrics: none, until a tenant key exists or `CORS_ORIGIN` is `*`. Then a credential for all
+    /// tenants.
     Aggregates,
-    /// For `/ws`: none, until a tenant key exists, `CORS_ORIGIN` is `*` or `--ws-auth required` is set. Then a credential.
+    /// For `/ws`: none, until a tenant key exists, `CORS_ORIGIN` is `*` or `--ws-auth required` is set. Then a
+    /// credential.
     BoilerhouseWs,
     /// A credential with the right to read.
     Read,

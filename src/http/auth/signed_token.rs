@@ -63,8 +63,8 @@ pub struct SignedToken {
     /// The principal.
     #[serde(rename = "who")]
     pub holder: CredentialSubject,
-    /// The Host for which a session cookie is accepted, with the port if the `Host` header contains one. Empty in a stream
-    /// ticket, which is accepted at every Host.
+    /// The Host for which a session cookie is accepted, with the port if the `Host` header contains one. Empty in a
+    /// stream ticket, which is accepted at every Host.
     pub host: String,
     /// Expiry in whole seconds since the Unix epoch.
     #[serde(rename = "exp")]
@@ -115,8 +115,8 @@ impl TokenSigner {
         Secret::new(format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(tag)))
     }
 
-    /// Returns the payload of a text that [`TokenSigner::sign`] with the same key signed for this purpose, otherwise `None`.
-    /// It does not check the expiry.
+    /// Returns the payload of a text that [`TokenSigner::sign`] with the same key signed for this purpose, otherwise
+    /// `None`. It does not check the expiry.
     #[must_use]
     pub fn verify(&self, text: &str, purpose: TokenPurpose) -> Option<SignedToken> {
         let (signed, tag) = text.rsplit_once('.')?;
@@ -129,8 +129,8 @@ impl TokenSigner {
 
     /// Returns the identifier of an API key in tokens: an HMAC of its fingerprint.
     ///
-    /// Tickets appear in URLs. With a plain hash, a reader of a URL could try guesses of a weak key; the HMAC also depends
-    /// on the signing key. The prefix `key ` keeps this input different from that of every token.
+    /// Tickets appear in URLs. With a plain hash, a reader of a URL could try guesses of a weak key; the HMAC also
+    /// depends on the signing key. The prefix `key ` keeps this input different from that of every token.
     #[must_use]
     pub fn key_id(&self, key: &Fingerprint) -> Arc<str> {
         let tag = hmac::sign(&self.0, &[b"key ", key.bytes()].concat());

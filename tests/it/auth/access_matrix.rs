@@ -1,7 +1,7 @@
 //! The access matrix: every credential at every endpoint, with every Origin and every Host.
 //!
-//! The test sends each request to the binary and compares status and body with the tables below. The tables are written by
-//! hand. They also state which check answers first.
+//! The test sends each request to the binary and compares status and body with the tables below. The tables are written
+//! by hand. They also state which check answers first.
 
 mod fixture;
 
@@ -26,9 +26,9 @@ const ORIGIN_AND_HOST: &str = "
     null      origin    origin  origin   host
 ";
 
-/// Result for each credential and class of endpoints: `all` (the objects of all tenants), `alice` (the objects of alice), or
-/// a denial, by its name in [`denial`]. The bridge has tenant keys. The last two rows are requests to a bridge without
-/// configured credentials.
+/// Result for each credential and class of endpoints: `all` (the objects of all tenants), `alice` (the objects of
+/// alice), or a denial, by its name in [`denial`]. The bridge has tenant keys. The last two rows are requests to a
+/// bridge without configured credentials.
 const CREDENTIALS: &str = "
     credential       probe  no-path  preflight  post  totals   read     bob      pools    ws       stream   issue
     none             all    all      all        all   missing  missing  missing  missing  no-ws    missing  no-issue
@@ -83,8 +83,8 @@ const ENDPOINTS: &[(&str, &str, &str)] = &[
 
 /// Returns status, code and message of a denial.
 fn denial(name: &str) -> (u16, &'static str, &'static str) {
-    let no_list = "user 'system:serviceaccount:boilerhouse:no-list' may not list pods; grant list and watch on pods and \
-                   boilerhouseclaims";
+    let no_list = "user 'system:serviceaccount:boilerhouse:no-list' may not list pods; grant list and watch on pods \
+                   and boilerhouseclaims";
     let no_watch = "user 'system:serviceaccount:boilerhouse:no-watch' may not watch pods; grant list and watch on pods \
                     and boilerhouseclaims";
     let missing = "the request has no credential; send an API key or a Kubernetes token as 'Authorization: Bearer', a \
@@ -93,8 +93,8 @@ fn denial(name: &str) -> (u16, &'static str, &'static str) {
                  session cookie (/ws does not accept stream tickets)";
     let no_issue = "the request has no credential; send an API key or a Kubernetes token as 'Authorization: Bearer' \
                     (session cookies and stream tickets are not accepted here)";
-    let in_query = "the query may contain only a stream ticket; create one with POST /api/v1/tickets, or send the key or \
-                    token as 'Authorization: Bearer'";
+    let in_query = "the query may contain only a stream ticket; create one with POST /api/v1/tickets, or send the key \
+                    or token as 'Authorization: Bearer'";
     let no_read = "the key 'blind' has no permission to read; add 'read' to its access in the keys file";
     let tenant = "the key 'alice' is limited to one tenant; use a credential for all tenants here";
     match name {
@@ -114,8 +114,8 @@ fn denial(name: &str) -> (u16, &'static str, &'static str) {
     }
 }
 
-/// Returns status and body of an endpoint for a principal that may read these tenants. `*` stands for a value that differs
-/// between runs.
+/// Returns status and body of an endpoint for a principal that may read these tenants. `*` stands for a value that
+/// differs between runs.
 fn success(path: &str, tenants: &[&str], fixture: &Fixture) -> (u16, Value) {
     let pods: Vec<Value> = tenants.iter().map(|tenant| pod(tenant, fixture)).collect();
     let claims: Vec<Value> = tenants.iter().map(|tenant| claim(tenant, fixture)).collect();

@@ -9,8 +9,8 @@ use crate::support::{
     sse_client::SseClient,
 };
 
-/// Status of a GET of each endpoint: without a credential, with an unknown key, with a key without the permission `read`,
-/// with a tenant key, and with a key for all tenants.
+/// Status of a GET of each endpoint: without a credential, with an unknown key, with a key without the permission
+/// `read`, with a tenant key, and with a key for all tenants.
 const STATUS_BY_KEY: &[(&str, [u16; 5])] = &[
     ("/", [200, 200, 200, 200, 200]),
     ("/livez", [200, 200, 200, 200, 200]),

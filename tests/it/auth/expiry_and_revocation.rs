@@ -13,8 +13,8 @@ use crate::support::{
     sse_client::SseClient,
 };
 
-/// Maximum delay of the end of a stream after the expiry. docs/protocol.md#access allows 1 s. The test allows 3 s, for a slow
-/// test machine.
+/// Maximum delay of the end of a stream after the expiry. docs/protocol.md#access allows 1 s. The test allows 3 s, for
+/// a slow test machine.
 const MAX_DELAY: Duration = Duration::from_secs(3);
 
 #[tokio::test]

@@ -1,5 +1,5 @@
-//! Tests of Kubernetes tokens with the binary (docs/protocol.md#access), on the simulator and on a real API server with RBAC
-//! and TokenRequest.
+//! Tests of Kubernetes tokens with the binary (docs/protocol.md#access), on the simulator and on a real API server with
+//! RBAC and TokenRequest.
 
 use std::time::Duration;
 
@@ -21,8 +21,8 @@ use crate::support::{
 
 const AUDIENCE: &str = "boilerhouse-bridge";
 const FLAGS: &[&str] = &["--token-audience", AUDIENCE, "--ws-auth", "required"];
-/// Maximum time from the revocation of a right to the end of the streams (docs/failures.md: 30 s). The reviews repeat every
-/// 20 s, and a denial is confirmed after 2 s.
+/// Maximum time from the revocation of a right to the end of the streams (docs/failures.md: 30 s). The reviews repeat
+/// every 20 s, and a denial is confirmed after 2 s.
 const REVOCATION_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time within which the reviews of all users with open streams are repeated.
 const REVIEW_PERIOD: Duration = Duration::from_secs(22);
@@ -63,8 +63,8 @@ impl TokenFixture<'_> {
         request(self.bridge.address, "GET", "/api/v1/instances", &[("Authorization", bearer)]).await
     }
 
-    /// Repeats a GET until it is answered with 200. The API server applies new rights with a delay, and the bridge caches a
-    /// denial for 10 s.
+    /// Repeats a GET until it is answered with 200. The API server applies new rights with a delay, and the bridge
+    /// caches a denial for 10 s.
     async fn wait_admitted(&self, bearer: &str) {
         let end = Instant::now() + TEST_TIMEOUT;
         while self.get(bearer).await.status != 200 {
@@ -208,8 +208,8 @@ async fn revocation_and_expiry_end_streams_on_the_api_server() {
     .await;
 }
 
-/// Tests that the bridge's own account loses the right to create reviews. Open streams continue after the next repetition of
-/// the reviews, and new tokens are rejected.
+/// Removes the right to create reviews from the bridge's own account. Tests that open streams continue after the next
+/// repetition of the reviews, and that new tokens are rejected.
 async fn check_refused_reviews() {
     let plane = ControlPlane::shared().await;
     let (accounts, namespace) = (Accounts::Real(plane), plane.namespace().await);

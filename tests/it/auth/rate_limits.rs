@@ -1,5 +1,5 @@
-//! Tests of the rate limits. Tests with the binary use rates so low that no budget refills during a test. Tests with a bridge
-//! in this process use a paused clock.
+//! Tests of the rate limits. Tests with the binary use rates so low that no budget refills during a test. Tests with a
+//! bridge in this process use a paused clock.
 
 use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 

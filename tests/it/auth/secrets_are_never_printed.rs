@@ -1,5 +1,5 @@
-//! Tests that the binary prints no secret: in its log at level `trace`, in metrics, in responses, and in the errors of a
-//! failed start. Every secret contains a canary word. `src/http/auth/tests.rs` tests the `Debug` output of the types.
+//! Tests that the binary prints no secret: in its log at level `trace`, in metrics, in responses, and in the errors of
+//! a failed start. Every secret contains a canary word. `src/http/auth/tests.rs` tests the `Debug` output of the types.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -77,8 +77,8 @@ fn invalid_requests() -> Vec<(String, Vec<(&'static str, String)>)> {
     requests
 }
 
-/// Sends requests with valid and invalid credentials and checks the responses. Each request has its own client address, so
-/// that no rate limit applies. `send` sends one request over http or https.
+/// Sends requests with valid and invalid credentials and checks the responses. Each request has its own client address,
+/// so that no rate limit applies. `send` sends one request over http or https.
 async fn send_all_requests(secrets: &mut Secrets, send: impl AsyncFn(&str, &str, &[(&str, &str)]) -> HttpResponse) {
     let number = AtomicUsize::new(0);
     let send = async |method: &str, path: &str, headers: &[(&str, &str)]| {
@@ -127,8 +127,8 @@ async fn send_all_requests(secrets: &mut Secrets, send: impl AsyncFn(&str, &str,
     secrets.check("the metrics", &metrics.body);
 }
 
-/// Checks the complete log of a bridge. Asserts that it contains the level `trace` and the denials, so that the check is
-/// meaningful.
+/// Checks the complete log of a bridge. Asserts that it contains the level `trace` and the denials, so that the check
+/// is meaningful.
 fn check_log(secrets: &Secrets, bridge: &BridgeProcess) {
     let log = bridge.log();
     assert!(log.len() < bridge_process::LOG_LINES, "the log must have fewer than {} lines", bridge_process::LOG_LINES);

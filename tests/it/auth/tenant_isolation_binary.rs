@@ -1,5 +1,5 @@
-//! Test of tenant isolation in the binary: no endpoint sends data of another tenant to a tenant key, over seeded histories of
-//! both tenants in one cluster. `tenant_isolation_feed` tests the projections of the feed byte by byte.
+//! Test of tenant isolation in the binary: no endpoint sends data of another tenant to a tenant key, over seeded
+//! histories of both tenants in one cluster. `tenant_isolation_feed` tests the projections of the feed byte by byte.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -160,7 +160,8 @@ impl TwoTenantCluster {
         }
     }
 
-    /// Returns an object whose values contain the word of its owner, except its name. A claim can name a Pod of any owner.
+    /// Returns an object whose values contain the word of its owner, except its name. A claim can name a Pod of any
+    /// owner.
     fn object(&mut self, resource: ApiResource, name: &str, owner: &str) -> Value {
         let rng = &mut self.rng;
         let mut word = |field: &str| format!("{owner}-{field}-{}", rng.below(3));
@@ -190,7 +191,8 @@ impl TwoTenantCluster {
         })
     }
 
-    /// Writes the marker objects at the end of a history. A stream that has delivered them has delivered all earlier events.
+    /// Writes the marker objects at the end of a history. A stream that has delivered them has delivered all earlier
+    /// events.
     fn write_marks(&mut self, history: u64) {
         for (resource, kind) in [(ApiResource::Pods, "pod"), (ApiResource::Claims, "claim")] {
             let name = format!("mark-{kind}-{history}-");
@@ -316,8 +318,8 @@ async fn no_endpoint_reveals_another_tenant() {
         ("/events/stream?snapshot=state", by_key, both_marks),
         ("/events", by_key, both_marks),
         ("/events/ws?snapshot=state", by_key, both_marks),
-        // These streams request objects of another tenant and receive no events. They are checked when the other streams are
-        // complete.
+        // These streams request objects of another tenant and receive no events. They are checked when the other
+        // streams are complete.
         (&ws_for_other, by_key, &[]),
         (&sse_for_other, by_key, &[]),
     ];
@@ -369,7 +371,7 @@ async fn no_endpoint_reveals_another_tenant() {
     let histories = usize::try_from(histories).unwrap();
     assert!(
         with_events > 12 * histories && filtered > 2 * histories,
-        "expected events on more than 12 streams and more than 2 `filtered` events for each history, found {with_events} and \
-         {filtered}"
+        "for each history, expected events on more than 12 streams and more than 2 `filtered` events, found \
+         {with_events} and {filtered}"
     );
 }

@@ -1,8 +1,9 @@
 //! Tests of tenant isolation in the feed, over seeded histories of two tenants in one feed.
 //!
-//! The property is non-interference. Two histories that differ only in the values of the other tenant's objects produce the
-//! same bytes for this tenant: with every framing, in both formats, in snapshots and after resumes. Two more properties are
-//! checked: no word of the other tenant appears in the bytes, and the fold equals the state of this tenant.
+//! The property is non-interference. Two histories that differ only in the values of the other tenant's objects produce
+//! the same bytes for this tenant: with every framing, in both formats, in snapshots and after resumes. Two more
+//! properties are checked: no word of the other tenant appears in the bytes, and the fold equals the state of this
+//! tenant.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -333,8 +334,8 @@ impl Reader {
     }
 }
 
-/// Runs one history. Returns the bytes that this tenant receives. The values of the other tenant are drawn with the seed
-/// `other_seed`.
+/// Runs one history. Returns the bytes that this tenant receives. The values of the other tenant are drawn with the
+/// seed `other_seed`.
 async fn received(seed: u64, other_seed: u64) -> Vec<u8> {
     let script = script(&mut SeededRng(seed));
     let mut rng = [SeededRng(seed + 1), SeededRng(other_seed), SeededRng(seed + 2)];
@@ -366,7 +367,8 @@ fn contains(received: &[u8], word: &str) -> bool {
     memchr::memmem::find(received, word.as_bytes()).is_some()
 }
 
-// The clock is paused: the reuse of a cached initial state depends on its age, and both histories must be delivered equally.
+// The clock is paused: the reuse of a cached initial state depends on its age, and both histories must be delivered
+// equally.
 #[tokio::test(start_paused = true)]
 async fn tenant_stream_contains_no_byte_of_another_tenant() {
     let (mut with_own, mut with_deleted, mut with_filtered) = (0, 0, 0);

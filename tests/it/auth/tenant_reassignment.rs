@@ -51,8 +51,8 @@ async fn reassigned_pod_is_deleted_for_the_first_tenant() {
     let key = format!("{}.{}.instance.state", uid.as_str().unwrap(), rv.as_str().unwrap());
     let deleted = json!({
         "type": "instance.state", "id": "*", "time": "*", "name": "alice-pod", "phase": "Deleted",
-        "previousPhase": "Unknown", "workloadRef": "web", "tenantId": "alice", "instance": last_view, "cause": "filtered",
-        "key": key,
+        "previousPhase": "Unknown", "workloadRef": "web", "tenantId": "alice", "instance": last_view,
+        "cause": "filtered", "key": key,
     });
     let mask_variable_values = |mut event: Value| {
         for key in ["id", "time"] {

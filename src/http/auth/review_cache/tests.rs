@@ -23,7 +23,9 @@ impl Cluster {
             access: Box::new(move |user| {
                 for_access.access_reviews.fetch_add(1, SeqCst);
                 let denied = user.name == "guest";
-                async move { Ok(if denied { AccessDecision::Denied("list pods".into()) } else { AccessDecision::Granted }) }.boxed()
+                let decision =
+                    if denied { AccessDecision::Denied("list pods".into()) } else { AccessDecision::Granted };
+                async move { Ok(decision) }.boxed()
             }),
         }
     }

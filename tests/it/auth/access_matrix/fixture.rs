@@ -1,5 +1,5 @@
-//! The bridges, the credentials and the requests of the access matrix. Requests are raw HTTP/1.1 text, and responses are
-//! read only as far as the test needs them.
+//! The bridges, the credentials and the requests of the access matrix. Requests are raw HTTP/1.1 text, and responses
+//! are read only as far as the test needs them.
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Duration};
 
@@ -29,8 +29,8 @@ use crate::{
 
 const AUDIENCE: &str = "boilerhouse-bridge";
 const SIGNING_KEY: &str = "0123456789abcdef0123456789abcdef";
-/// Hosts other than the bridge's own address: an IP address, and a name in `--allowed-hosts`. Requests for them simulate an
-/// https proxy, because the bridge creates no session over plain http except on loopback.
+/// Hosts other than the bridge's own address: an IP address, and a name in `--allowed-hosts`. Requests for them
+/// simulate an https proxy, because the bridge creates no session over plain http except on loopback.
 const PROXY_IP: &str = "10.1.2.3";
 const ALLOWED_HOST: &str = "bridge.example";
 
@@ -49,8 +49,8 @@ pub(super) struct Fixture {
     tickets: BTreeMap<&'static str, String>,
 }
 
-/// The checked parts of a response. The body is the JSON, or the first events of a stream, with `*` for values that differ
-/// between runs.
+/// The checked parts of a response. The body is the JSON, or the first events of a stream, with `*` for values that
+/// differ between runs.
 #[derive(Debug, PartialEq)]
 pub(super) struct Observed {
     pub(super) status: u16,
