@@ -15,6 +15,7 @@ mod cors;
 mod endpoints;
 pub mod error;
 pub mod forwarded;
+mod metrics;
 pub mod rate_limit;
 mod request;
 mod routes;
@@ -27,5 +28,6 @@ mod upgrade;
 
 pub use self::{
     app::{App, Config, ConnectionInfo, DedicatedFeedFactory},
+    metrics::Metrics,
     routes::service,
 };

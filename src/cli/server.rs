@@ -112,6 +112,9 @@ pub(super) async fn serve(setup: ServerSetup, listener: TcpListener) -> Result<u
     let streams = stream::StreamContext::new(stream_config, stream_metrics, tasks.stop().clone());
     auth_metrics.register(&mut registry);
     let (auth, limits) = (Arc::new(auth), RateLimits::new(&limits));
+    limits.register(&mut registry);
+    let metrics = http::Metrics::default();
+    metrics.register(&mut registry);
     let config = http::Config { stream_rate: rate, ..http::Config::default() };
     let watched_auth = auth.clone();
     tasks.spawn("credentials", async move { Ok::<_, Infallible>(watched_auth.run_watchdog().await) });
@@ -122,6 +125,7 @@ pub(super) async fn serve(setup: ServerSetup, listener: TcpListener) -> Result<u
         connection,
         streams,
         registry,
+        metrics,
         guard: allowed,
         auth,
         rate_limits: limits,

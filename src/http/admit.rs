@@ -26,7 +26,7 @@ const CHALLENGE: HeaderValue = HeaderValue::from_static(r#"Bearer realm="boilerh
 const CHALLENGE_INVALID: HeaderValue =
     HeaderValue::from_static(r#"Bearer realm="boilerhouse-bridge", error="invalid_token""#);
 /// Message of the 429 for a caller whose budget of denied credentials is used up.
-const TOO_MANY_DENIED: &str = "too many refused credentials";
+const TOO_MANY_DENIED: &str = "too many denied credentials";
 
 /// A request of which only `Host`, `Origin` and the path have been checked.
 pub(super) struct RawRequest {

@@ -1,60 +1,65 @@
-//! The shared state of all endpoints.
+//! The state that all requests of a server share.
 //!
-//! Owns: the feed handle, the authenticator, the limits and the metrics of one server.
+//! Owns the handles to the feed, the streams, the authenticator, the limits and the metrics of one server.
 
 use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use prometheus_client::registry::Registry;
 
-use super::{auth, browser_guard, forwarded, rate_limit, stream, stream_rate};
+use super::{
+    auth::Authenticator, browser_guard::GuardConfig, forwarded::TrustedProxies, metrics::Metrics,
+    rate_limit::RateLimits, stream::StreamContext, stream_rate,
+};
 use crate::feed::Feed;
 
-/// What the routes need.
+/// The state that all requests of a server share.
 pub struct App {
-    /// Where the facts are read.
+    /// The feed that endpoints read.
     pub feed: Feed,
-    /// Gives a `/ws` connection watchers of its own.
+    /// Creates the dedicated feed of a `/ws` connection.
     pub dedicated_feeds: DedicatedFeedFactory,
-    /// What is watched, as people call it.
+    /// The names of the watched namespace and its cluster.
     pub connection: ConnectionInfo,
-    /// What all streams share.
-    pub streams: Arc<stream::StreamContext>,
-    /// What `/metrics` shows.
+    /// Configuration, metrics and permits of streams.
+    pub streams: Arc<StreamContext>,
+    /// The metrics that `/metrics` prints.
     pub registry: Registry,
-    /// Hosts and origins beyond the safe ones.
-    pub guard: browser_guard::GuardConfig,
-    /// Who asks. Its loop is run by whoever makes this.
-    pub auth: Arc<auth::Authenticator>,
-    /// How much of it.
-    pub rate_limits: rate_limit::RateLimits,
-    /// Whose word is taken for where a request came from.
-    pub trusted_proxies: forwarded::TrustedProxies,
-    /// Lines for `/readyz?verbose` that only others can know.
+    /// The metrics of requests. The caller must also register them in `registry`.
+    pub metrics: Metrics,
+    /// Allowed hosts and origins.
+    pub guard: GuardConfig,
+    /// Authenticates requests. The caller must run [`Authenticator::run_watchdog`].
+    pub auth: Arc<Authenticator>,
+    /// Rate budgets and stream slots of all callers.
+    pub rate_limits: RateLimits,
+    /// Proxies whose `X-Forwarded-*` headers count.
+    pub trusted_proxies: TrustedProxies,
+    /// Returns further lines for `/readyz?verbose`.
     pub readiness_details: Box<dyn Fn() -> Vec<String> + Send + Sync>,
-    /// Waits and limits.
+    /// Timeouts and limits of the endpoints.
     pub config: Config,
 }
 
-/// The names of what a bridge watches, as `/api/v1/connections` shows them.
+/// The names of a watched namespace, as `/api/v1/connections` lists it.
 #[derive(Clone, Debug)]
 pub struct ConnectionInfo {
-    /// The kubeconfig's context, or `in-cluster`, or `demo`.
+    /// The context of the kubeconfig, or `in-cluster`, or `demo`.
     pub name: String,
     /// The namespace.
     pub namespace: String,
 }
 
-/// A feed for one connection, and the future that fills it for as long as it is polled; `None` when the connection is to
-/// read the feed that all share. A function value, so that nothing here knows where facts come from.
+/// Returns a feed for one connection and the future that fills it while it is polled, or `None` if the connection must read
+/// the shared feed. It is a function value, so that this module does not depend on a source.
 pub type DedicatedFeedFactory = Box<dyn Fn() -> Option<(Feed, BoxFuture<'static, Infallible>)> + Send + Sync>;
 
-/// Waits and limits of the routes.
+/// Timeouts and limits of the endpoints.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// How long a WebSocket upgrade waits for the first lists (docs/protocol.md#boilerhouse-stream: 10 s).
+    /// Maximum time that a WebSocket upgrade waits for the first lists (docs/protocol.md#boilerhouse-stream: 10 s).
     pub sync_timeout: Duration,
-    /// How many events a client of the full stream gets.
+    /// Maximum number of events for each client of the full stream (`--stream-rate`).
     pub stream_rate: stream_rate::Config,
 }
 

@@ -1,9 +1,16 @@
 //! Authentication: turns a request into a principal with a scope, or into the reason why it is denied.
 //!
-//! A principal's rights are checked at each request and, while its streams are open, by the [`lease`] of its credential.
+//! Owns: the API keys, the cache of reviews, the key that signs session cookies and stream tickets, and the leases of
+//! credentials with open streams.
 //!
-//! Must not import: an endpoint, HTTP statuses and error bodies (`http::admit` maps [`Denied`] to them), and anything of
-//! the cluster (the caller hands in a [`review_cache::ReviewBackend`]).
+//! Guarantees:
+//! - The rights of a principal are checked at each request, and repeatedly while its streams are open ([`lease`]).
+//! - No log, error or `Debug` output contains a credential.
+//!
+//! Must not import: an endpoint; HTTP statuses and error bodies (`http::admit` maps [`Denied`] to them); any Kubernetes
+//! client (the caller provides a [`review_cache::ReviewBackend`]).
+//!
+//! Specification: docs/protocol.md#access.
 
 mod authenticator;
 mod credential;
@@ -11,15 +18,20 @@ mod denied;
 pub mod keys;
 mod keys_file;
 pub mod lease;
+mod metrics;
 mod principal;
 mod requirement;
 pub mod review_cache;
+mod review_metrics;
 pub mod secret;
 pub mod signed_token;
 pub mod user;
 mod watchdog;
 
-pub use self::authenticator::{AuthConfigError, Authenticator, Config, CredentialSources, Metrics};
+pub use self::{
+    authenticator::{AuthConfigError, Authenticator, Config, CredentialSources},
+    metrics::Metrics,
+};
 pub(super) use self::{
     credential::{CredentialContext, TICKET_PARAMS, cookie_name, host},
     denied::Denied,

@@ -7,10 +7,11 @@ use std::{
     sync::Arc,
 };
 
-/// Whose budget it is.
+/// The identity that a request is counted for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Caller {
-    /// Nobody in particular, from this address. Of IPv6 the first 64 bits, which is what one subscriber has.
+    /// An anonymous caller, by its address. Of an IPv6 address the first 64 bits count, because a subscriber gets a /64
+    /// prefix.
     Address(IpAddr),
     /// An API key, by its name.
     Key(Arc<str>),
@@ -19,7 +20,7 @@ pub enum Caller {
 }
 
 impl Caller {
-    /// Whoever asks from there.
+    /// Returns the anonymous caller at an address.
     #[must_use]
     pub fn address(address: IpAddr) -> Caller {
         Caller::Address(match address {
@@ -35,8 +36,8 @@ mod tests {
 
     #[test]
     fn ipv6_addresses_of_one_64_prefix_are_one_caller() {
-        let one = |text: &str| Caller::address(text.parse().unwrap());
-        assert_eq!(one("2001:db8:0:1::1"), one("2001:db8:0:1:ffff::2"));
-        assert_ne!(one("2001:db8:0:1::1"), one("2001:db8:0:2::1"));
+        let caller = |text: &str| Caller::address(text.parse().unwrap());
+        assert_eq!(caller("2001:db8:0:1::1"), caller("2001:db8:0:1:ffff::2"));
+        assert_ne!(caller("2001:db8:0:1::1"), caller("2001:db8:0:2::1"));
     }
 }

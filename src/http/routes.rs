@@ -1,5 +1,7 @@
-//! Every path of the bridge, in one function. What answers first where two things are wrong is decided by the order
-//! here: Host, Origin, path, method, credential, rights, limits, then the handler's own (docs/protocol.md#errors).
+//! The route table: every path, what it requires, and the endpoint that answers.
+//!
+//! Guarantees the order of checks, which decides the response where two things are wrong (`docs/protocol.md#errors`):
+//! `Host`, `Origin`, path, method, credential, rights, limits, then the checks of the endpoint.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -12,28 +14,44 @@ use super::{
     admit::{RawRequest, Rejection, admit},
     app::App,
     auth::AccessRequirement,
-    browser_guard,
+    browser_guard::{self, GuardError},
     cors::{add_cors_headers, add_isolation_headers},
     endpoints::{
         boilerhouse_ws,
-        event_streams::{self, StreamEndpoint},
+        event_streams::{self, ENDPOINTS, StreamEndpoint},
         index, metrics, probes, sessions, state,
     },
     error::{ApiError, ErrorCode},
+    metrics::RequestTimer,
     request::{self, ApiRequest},
+    unavailable::Unavailable,
 };
 
-/// Methods of everything that is only read.
+/// Allowed methods of read-only endpoints.
 const GET: &str = "GET, HEAD, OPTIONS";
-/// A path's variable segment, if it has one.
-type Segment = BoxedFilter<(Option<String>,)>;
+/// Characters of a path that an error message repeats.
+const MAX_PATH_CHARS: usize = 200;
+
+/// Matches a path, and extracts its variable segment if it has one.
+type PathFilter = BoxedFilter<(Option<String>,)>;
+
+/// The pattern of the route that answered, in the extensions of a response.
+#[derive(Clone, Copy)]
+struct RoutePattern(&'static str);
 
 #[derive(Debug)]
 struct GuardRejection(ApiError);
 
 impl Reject for GuardRejection {}
 
-/// The whole site as one service.
+/// A path without a variable segment: its pattern and the filter that matches it.
+macro_rules! path {
+    ($($segment:tt)/+) => {
+        (concat!($("/", $segment),+), warp::path!($($segment)/+).map(|| None).boxed())
+    };
+}
+
+/// Returns the HTTP service of the bridge.
 #[must_use]
 pub fn service(
     app: Arc<App>,
@@ -49,69 +67,85 @@ pub fn service(
 }
 
 fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
-    let instances = warp::path!("api" / "v1" / "instances" / String).boxed();
-    let tenants = warp::path!("api" / "v1" / "tenants" / String).boxed();
-    let endpoint =
+    for endpoint in &ENDPOINTS {
+        app.metrics.add_route(endpoint.path(), "GET", if endpoint.is_websocket() { 101 } else { 200 });
+        app.metrics.add_stream_endpoint(endpoint.path(), endpoint.transport(), &Unavailable::LABELS);
+    }
+    app.metrics.add_stream_endpoint(boilerhouse_ws::PATH, boilerhouse_ws::TRANSPORT, &Unavailable::LABELS);
+    let find_endpoint =
         |path: FullPath| std::future::ready(StreamEndpoint::find(path.as_str()).ok_or_else(warp::reject::not_found));
-    let endpoints = warp::path::full().and_then(endpoint).and(raw_request(app.clone())).then(stream).boxed();
-    let route = |path: BoxedFilter<()>| Route { app: app.clone(), path: path.map(|| None).boxed(), methods: GET };
-    let route_with_param =
-        |path: BoxedFilter<(String,)>| Route { app: app.clone(), path: path.map(Some).boxed(), methods: GET };
-    let post_route = |path: BoxedFilter<()>, methods| Route { methods, ..route(path) };
+    let endpoints = warp::path::full().and_then(find_endpoint).and(raw_request(app.clone())).then(stream).boxed();
+    let route = |(pattern, path)| Route { app: app.clone(), pattern, path, methods: GET };
+    let post_route = |path, methods| Route { methods, ..route(path) };
+    let instance = warp::path!("api" / "v1" / "instances" / String).map(Some).boxed();
+    let tenant = warp::path!("api" / "v1" / "tenants" / String).map(Some).boxed();
+    let root = warp::path::end().map(|| None).boxed();
     let routes = [
-        route(warp::path!("ws").boxed()).to(AccessRequirement::BoilerhouseWs, boilerhouse_ws::ws),
-        route(warp::path!("api" / "v1" / "instances").boxed()).to(AccessRequirement::Read, state::instances),
-        route_with_param(instances).to(AccessRequirement::Read, state::instances),
-        route(warp::path!("api" / "v1" / "tenants").boxed()).to(AccessRequirement::Read, state::tenants),
-        route_with_param(tenants).to(AccessRequirement::Read, state::tenants),
-        route(warp::path!("api" / "v1" / "pools").boxed()).to(AccessRequirement::ReadAllTenants, state::pools),
-        route(warp::path!("api" / "v1" / "stats").boxed()).to(AccessRequirement::Aggregates, state::stats),
-        route(warp::path!("api" / "v1" / "connections").boxed()).to(AccessRequirement::Read, state::connections),
-        route(warp::path!("api" / "v1" / "health").boxed()).to(AccessRequirement::Probe, probes::health),
-        route(warp::path!("livez").boxed()).to(AccessRequirement::Probe, probes::livez),
-        route(warp::path!("readyz").boxed()).to(AccessRequirement::Probe, probes::readyz),
-        route(warp::path!("metrics").boxed()).to(AccessRequirement::Aggregates, metrics::metrics),
-        route(warp::path::end().boxed()).to(AccessRequirement::Public, index::index),
-        post_route(warp::path!("api" / "v1" / "session").boxed(), "POST, DELETE, OPTIONS")
+        route(path!("ws")).to(AccessRequirement::BoilerhouseWs, boilerhouse_ws::ws),
+        route(path!("api" / "v1" / "instances")).to(AccessRequirement::Read, state::instances),
+        route(("/api/v1/instances/{name}", instance)).to(AccessRequirement::Read, state::instances),
+        route(path!("api" / "v1" / "tenants")).to(AccessRequirement::Read, state::tenants),
+        route(("/api/v1/tenants/{tenantId}", tenant)).to(AccessRequirement::Read, state::tenants),
+        route(path!("api" / "v1" / "pools")).to(AccessRequirement::ReadAllTenants, state::pools),
+        route(path!("api" / "v1" / "stats")).to(AccessRequirement::Aggregates, state::stats),
+        route(path!("api" / "v1" / "connections")).to(AccessRequirement::Read, state::connections),
+        route(path!("api" / "v1" / "health")).to(AccessRequirement::Probe, probes::health),
+        route(path!("livez")).to(AccessRequirement::Probe, probes::livez),
+        route(path!("readyz")).to(AccessRequirement::Probe, probes::readyz),
+        route(path!("metrics")).to(AccessRequirement::Aggregates, metrics::metrics),
+        route(("/", root)).to(AccessRequirement::Public, index::index),
+        post_route(path!("api" / "v1" / "session"), "POST, DELETE, OPTIONS")
             .to(AccessRequirement::RawCredential, sessions::session),
-        post_route(warp::path!("api" / "v1" / "tickets").boxed(), "POST, OPTIONS")
+        post_route(path!("api" / "v1" / "tickets"), "POST, OPTIONS")
             .to(AccessRequirement::RawCredential, sessions::ticket),
-        // A CONNECT has no path, for which `full` panics: the page takes it before.
+        // `FullPath` panics on a CONNECT request, which has no path. The route `/` matches it first.
         endpoints,
     ];
-    let nothing = warp::path::full().map(|path: FullPath| not_found(path.as_str())).boxed();
-    let all = routes.into_iter().rev().fold(nothing, |rest, route| route.or(rest).unify().boxed());
-    with_guard(app, all)
+    let no_route = warp::path::full().map(|path: FullPath| not_found(path.as_str())).boxed();
+    let all = routes.into_iter().rev().fold(no_route, |rest, route| route.or(rest).unify().boxed());
+    let timer_app = app.clone();
+    warp::any()
+        .map(move || timer_app.metrics.start_request())
+        .and(warp::method())
+        .and(with_guard(app, all))
+        .map(finish_request)
 }
 
-/// A path and the methods that it has.
+/// A path and its allowed methods.
 struct Route {
     app: Arc<App>,
-    path: Segment,
+    pattern: &'static str,
+    path: PathFilter,
     methods: &'static str,
 }
 
 impl Route {
-    /// What it needs, and what answers.
-    fn to<F>(self, requirement: AccessRequirement, handler: fn(ApiRequest) -> F) -> BoxedFilter<(Response,)>
+    /// Sets what the route requires and the endpoint that answers.
+    fn to<F>(self, requirement: AccessRequirement, endpoint: fn(ApiRequest) -> F) -> BoxedFilter<(Response,)>
     where
         F: Future<Output = Result<Response, ApiError>> + Send + 'static,
     {
-        let Route { app, path, methods } = self;
+        let Route { app, pattern, path, methods } = self;
+        let method = if methods == GET { "GET" } else { "POST" };
+        app.metrics.add_route(pattern, method, if pattern == boilerhouse_ws::PATH { 101 } else { 200 });
         path.and(raw_request(app))
-            .then(move |path_param, request| handle(request, path_param, methods, requirement, handler))
+            .then(move |path_param, request| handle(request, path_param, methods, requirement, endpoint))
+            .map(move |response| with_pattern(response, pattern))
             .boxed()
     }
 }
 
-/// Runs the guard before anything else, and what a page of another site needs after everything else.
+/// Runs the browser guard before all routes, and adds CORS and isolation headers to all responses.
 fn with_guard(
     app: Arc<App>,
     all: BoxedFilter<(Response,)>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
     let check = move |host: Option<Authority>, headers: HeaderMap| {
         let decision = browser_guard::check(host.as_ref(), &headers, &app.guard);
-        std::future::ready(decision.map_err(|error| warp::reject::custom(GuardRejection(error))))
+        std::future::ready(decision.map_err(|GuardError { check, error }| {
+            app.metrics.count_guard_rejection(check.label());
+            warp::reject::custom(GuardRejection(error))
+        }))
     };
     host()
         .and(warp::header::headers_cloned())
@@ -124,49 +158,63 @@ fn with_guard(
         .map(add_isolation_headers)
 }
 
-/// Whom a request names as its host. None where Host is malformed or the request target names another host: the guard
-/// refuses both.
+/// Extracts the host that a request names. It is `None` where `Host` is malformed or the request target names another
+/// host; the guard rejects both.
 fn host() -> impl Filter<Extract = (Option<Authority>,), Error = Infallible> + Copy {
     warp::host::optional().or(warp::any().map(|| None)).unify()
 }
 
-/// Answers a request: method, credential and rights, limits, then the handler.
+/// Checks method, credential, rights and limits of a request, then calls the endpoint.
 async fn handle<F: Future<Output = Result<Response, ApiError>>>(
     request: RawRequest,
     path_param: Option<String>,
     methods: &'static str,
     requirement: AccessRequirement,
-    handler: impl FnOnce(ApiRequest) -> F,
+    endpoint: impl FnOnce(ApiRequest) -> F,
 ) -> Response {
     if let Some(response) = request::method_response(&request.method, methods) {
         return response;
     }
-    // Whoever leaves is asked for nothing.
+    // Deleting a session needs no credential: it only removes the cookie.
     let requirement = if request.method == Method::DELETE { AccessRequirement::Public } else { requirement };
+    let app = request.app.clone();
     let (request, status) = match admit(request, path_param, requirement).await {
         Ok(admitted) => admitted,
         Err(Rejection::Error(error)) => return error.into_response(),
-        Err(Rejection::Unavailable(unavailable)) => return unavailable.to_error().into_response(),
+        Err(Rejection::Unavailable(unavailable)) => {
+            let error = match requirement {
+                AccessRequirement::BoilerhouseWs => boilerhouse_ws::rejection(&app, unavailable),
+                _ => unavailable.to_error(),
+            };
+            return error.into_response();
+        }
     };
-    let mut response = handler(request).await.unwrap_or_else(ApiError::into_response);
+    let mut response = endpoint(request).await.unwrap_or_else(ApiError::into_response);
     if let Some(status) = status {
         status.write_headers(response.headers_mut());
     }
     response
 }
 
-/// The same for a stream: what passes by itself is said in the transport's way.
+/// As [`handle`], for a full stream. Conditions that pass without a change by the client are reported in the form of the
+/// transport.
 async fn stream(endpoint: &'static StreamEndpoint, request: RawRequest) -> Response {
     if let Some(response) = request::method_response(&request.method, GET) {
-        return response;
+        return with_pattern(response, endpoint.path());
     }
-    let retry = request.app.streams.config.retry_delay();
+    let app = request.app.clone();
     let response = match admit(request, None, AccessRequirement::Stream).await {
         Ok((request, _)) => event_streams::serve_stream(endpoint, request).await,
         Err(Rejection::Error(error)) => Err(error),
-        Err(Rejection::Unavailable(unavailable)) => endpoint.unavailable_response(unavailable, retry),
+        Err(Rejection::Unavailable(unavailable)) => endpoint.unavailable_response(&app, unavailable),
     };
-    response.unwrap_or_else(ApiError::into_response)
+    with_pattern(response.unwrap_or_else(ApiError::into_response), endpoint.path())
+}
+
+/// Records the pattern of the route that answered, for [`finish_request`].
+fn with_pattern(mut response: Response, pattern: &'static str) -> Response {
+    response.extensions_mut().insert(RoutePattern(pattern));
+    response
 }
 
 fn raw_request(app: Arc<App>) -> impl Filter<Extract = (RawRequest,), Error = Infallible> + Clone {
@@ -183,15 +231,23 @@ fn raw_request(app: Arc<App>) -> impl Filter<Extract = (RawRequest,), Error = In
 }
 
 fn not_found(path: &str) -> Response {
-    let shown: String = path.chars().take(200).collect();
-    ApiError::new(ErrorCode::NotFound, format!("there is nothing at '{shown}': / lists what there is")).into_response()
+    let path: String = path.chars().take(MAX_PATH_CHARS).collect();
+    let message = format!("no such path: '{path}'; see / for the list of endpoints");
+    ApiError::new(ErrorCode::NotFound, message).into_response()
 }
 
-/// What no route took: the guard's refusals.
+/// Returns the response to a request that the guard or warp rejected.
 async fn recover(rejection: warp::Rejection) -> Result<Response, Infallible> {
     let error = match rejection.find::<GuardRejection>() {
         Some(GuardRejection(error)) => error.clone(),
-        None => ApiError::new(ErrorCode::BadRequest, "the request could not be understood"),
+        None => ApiError::new(ErrorCode::BadRequest, "the request is malformed; send a valid HTTP/1.1 request"),
     };
     Ok(error.into_response())
+}
+
+/// Counts an answered request.
+fn finish_request(timer: RequestTimer, method: Method, mut response: Response) -> Response {
+    let pattern = response.extensions_mut().remove::<RoutePattern>();
+    timer.finish(pattern.map(|RoutePattern(pattern)| pattern), &method, response.status().as_u16());
+    response
 }

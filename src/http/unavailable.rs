@@ -42,6 +42,22 @@ pub(super) enum Unavailable {
 }
 
 impl Unavailable {
+    /// Every value of [`Unavailable::label`].
+    pub(super) const LABELS: [&str; 6] =
+        ["not_ready", "draining", "max_streams", "max_streams_per_principal", "rate", "credential_check_unavailable"];
+
+    /// Returns the name of the condition as the label of a metric.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Unavailable::NotReady => "not_ready",
+            Unavailable::Draining => "draining",
+            Unavailable::TooManyStreams => "max_streams",
+            Unavailable::TooManyStreamsOfCaller => "max_streams_per_principal",
+            Unavailable::RateLimited(_) => "rate",
+            Unavailable::CredentialCheckUnavailable => "credential_check_unavailable",
+        }
+    }
+
     /// Returns the `reason` of the `stream.closing` event (docs/protocol.md#stream-endpoints).
     fn reason(self) -> &'static str {
         match self {
@@ -64,15 +80,15 @@ impl Unavailable {
             Unavailable::Draining => (ErrorCode::UpstreamUnavailable, "draining: connect again, to another replica"),
             Unavailable::TooManyStreams => (
                 ErrorCode::TooManyConnections,
-                "as many streams are open as --max-connections allows: connect again in a moment",
+                "too many streams: --max-connections streams are open; connect again in a moment",
             ),
             Unavailable::TooManyStreamsOfCaller => (
                 ErrorCode::TooManyConnections,
-                "as many of your streams are open as --max-connections-per-principal allows: close one",
+                "too many streams: --max-connections-per-principal of your streams are open; close one",
             ),
             Unavailable::CredentialCheckUnavailable => (
                 ErrorCode::UpstreamUnavailable,
-                "credential check unavailable: the cluster cannot be asked about it; try again in a moment",
+                "credential check unavailable: the API server does not answer; try again in a moment",
             ),
             Unavailable::RateLimited(status) => return too_many_requests(&status, "too many requests"),
         };
@@ -104,14 +120,14 @@ pub(super) fn too_many_requests(status: &BudgetStatus, message: &str) -> ApiErro
     let mut headers = HeaderMap::new();
     status.write_headers(&mut headers);
     headers.insert(header::RETRY_AFTER, seconds.into());
-    let message = format!("{message}: more than {} a minute; try again in {seconds} s", status.quota);
+    let message = format!("{message}: more than {} per minute; try again in {seconds} s", status.quota);
     headers.into_iter().fold(ApiError::new(ErrorCode::RateLimitExceeded, message), |error, (name, value)| match name {
         Some(name) => error.with(name, value),
         None => error,
     })
 }
 
-/// When to come back, as a browser's EventSource takes it; nothing where the transport has no such word.
+/// Returns the SSE `retry` field, which sets the reconnection delay of an `EventSource`. It is empty for WebSocket.
 pub(super) fn retry_field(framing: Framing, retry: Duration) -> Vec<u8> {
     let mut out = Vec::new();
     if let FrameFormat::Sse { .. } = framing.format {
@@ -120,7 +136,7 @@ pub(super) fn retry_field(framing: Framing, retry: Duration) -> Vec<u8> {
     out
 }
 
-/// `stream.closing`: the last event of a stream that the bridge ends. `reason` needs no escaping in JSON.
+/// Returns the `stream.closing` event, the last one of a stream that the bridge ends. `reason` must need no JSON escape.
 pub(super) fn closing_event(framing: Framing, reason: &'static str, retry: Duration) -> Bytes {
     let (name, ms) = ("stream.closing", retry.as_millis());
     let mut out = retry_field(framing, retry);

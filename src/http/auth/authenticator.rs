@@ -1,7 +1,16 @@
-//! Who asks, and what of it they may see: the one place where a request becomes a principal with a scope.
+//! The authenticator: the only place where a request becomes a principal with a scope.
 //!
-//! Nothing is trusted for longer than it is true: rights are looked up at each request, and for as long as a stream
-//! lives ([`lease`]). It knows no cluster (it is handed [`review_cache::ReviewBackend`]) and no endpoint, only what each needs.
+//! Owns: the current API keys, the cache of reviews, the signer of session cookies and stream tickets, and the leases.
+//!
+//! Guarantees:
+//! - The rights of a principal are read from the current keys or from a review at each request. They are never taken
+//!   from a session cookie or a ticket.
+//! - A token that no review has accepted before costs a unit of the address's budget of token reviews, if the API
+//!   server rejects it. An exhausted budget does not block tokens that were accepted before.
+//!
+//! Must not import: an endpoint, a Kubernetes client (the caller provides a [`review_cache::ReviewBackend`]).
+//!
+//! Specification: docs/protocol.md#access.
 
 use std::{
     path::PathBuf,
@@ -10,7 +19,6 @@ use std::{
 };
 
 use jiff::Timestamp;
-use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use thiserror::Error as ThisError;
 
 use super::{
@@ -19,9 +27,11 @@ use super::{
     keys::{self, ApiKey, ApiKeys, Permission},
     keys_file::KeysFile,
     lease::{CredentialStatus, CredentialWatch, LeaseTable},
+    metrics::Metrics,
     principal::{CredentialIdentity, Principal},
     requirement::AccessRequirement,
     review_cache::{self, ReviewBackend, ReviewCache, ReviewOutcome, ReviewSubject, ReviewUnavailable},
+    review_metrics,
     secret::Secret,
     signed_token::{CredentialSubject, SignedToken, SigningKeyError, TokenPurpose, TokenSigner},
     user::KubernetesUser,
@@ -32,38 +42,40 @@ use crate::{
     wire::CloseReason,
 };
 
-/// Bytes of a cookie that every browser takes, name and attributes included (RFC 6265, section 6.1).
+/// Maximum number of bytes of a session cookie's value. Every browser accepts 4096 bytes including name and attributes
+/// (RFC 6265, section 6.1), for which 200 bytes are reserved.
 const MAX_COOKIE: usize = 4096 - 200;
 
-/// Times of this module.
+/// Rules and times of authentication.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// `/ws` needs a credential even without tenant keys (`--ws-auth required`).
+    /// `/ws` needs a credential also without tenant keys (`--ws-auth required`).
     pub ws_auth: bool,
-    /// So do `/ws`, stats and metrics, because pages of all sites may ask (`CORS_ORIGIN=*`).
+    /// `/ws`, stats and metrics need a credential also without tenant keys, because pages of every site can send
+    /// requests (`CORS_ORIGIN=*`).
     pub require_credentials: bool,
-    /// How long a session lasts (docs/protocol.md#access: at most 12 h).
+    /// Lifetime of a session cookie (docs/protocol.md#access: at most 12 h).
     pub session_lifetime: Duration,
-    /// How long a ticket opens streams (docs/protocol.md#access: at most 3600 s).
+    /// Lifetime of a stream ticket (docs/protocol.md#access: at most 3600 s).
     pub ticket_lifetime: Duration,
-    /// How often the cluster is asked again about those who have streams (docs/protocol.md#access: 20 s).
+    /// Time between two reviews of a user with open streams (docs/protocol.md#access: 20 s).
     pub review_interval: Duration,
-    /// How long after a no it is asked once more, before the no counts: 2 s, far past the 100 ms in which an API server that
-    /// has just started was seen to refuse people who may, and well within the 30 s in which streams are to end.
+    /// Delay between a denial and the review that confirms it (docs/protocol.md#access: 2 s). An API server that had
+    /// just started was observed to deny existing rights for 100 ms. Streams must end within 30 s of a revocation.
     pub denial_confirm_delay: Duration,
-    /// How long streams live on while it cannot be asked (docs/protocol.md#access: 5 min), from when `review_interval` should have
-    /// had an answer: that long after the last yes.
+    /// Time that streams continue without an answer to reviews (docs/protocol.md#access: 5 min). It starts
+    /// `review_interval` after the last approval.
     pub unreachable_grace: Duration,
-    /// How long before its end a stream is told of it (docs/protocol.md#full-stream: 60 s).
+    /// Time between `auth.expiring` and the expiry of the credential (docs/protocol.md#full-stream: 60 s).
     pub expiry_notice: Duration,
-    /// How often the time is looked at for those who have streams: 500 ms, as their end may be late by 1 s.
+    /// Time between two checks of the leases: 500 ms, because a stream may end at most 1 s after the expiry.
     pub check_interval: Duration,
-    /// How often the keys file is read: 2 s, soon enough for a key that has leaked, as a change counts at the second look
-    /// that finds the same.
+    /// Time between two reads of the keys file: 2 s. A change takes effect at the second read with the same content, so
+    /// a leaked key can be revoked within 5 s (docs/protocol.md#access).
     pub keys_reload_interval: Duration,
-    /// What is remembered of the cluster's answers.
+    /// Times and bounds of the review cache.
     pub reviews: review_cache::Config,
-    /// What time it is.
+    /// Returns the current time.
     pub clock: fn() -> Timestamp,
 }
 
@@ -86,58 +98,36 @@ impl Default for Config {
     }
 }
 
-/// By what a bridge knows those who ask, besides the cluster's tokens ([`Authenticator::with_reviews`]). By nothing: it is open.
+/// The configured credentials, except Kubernetes tokens ([`Authenticator::with_reviews`]). Without any, the bridge is
+/// open.
 #[derive(Debug, Default)]
 pub struct CredentialSources {
-    /// The one key that may do everything.
+    /// The API key of the environment. It has all permissions for all tenants.
     pub environment: Option<Secret>,
-    /// The keys file.
+    /// The path of the keys file.
     pub file: Option<PathBuf>,
-    /// What signs sessions and tickets, the same on every replica; `None`: this process alone knows its own.
+    /// Signs session cookies and tickets, with the same key on every replica. `None` draws a random key for this
+    /// process.
     pub signer: Option<TokenSigner>,
 }
 
-/// Why a bridge cannot know those who ask.
+/// Why an authenticator cannot be created.
 #[derive(Debug, ThisError)]
 pub enum AuthConfigError {
-    /// The keys file.
+    /// The keys file cannot be read or is invalid.
     #[error("the keys file {} cannot be used", .0.display())]
     Keys(PathBuf, #[source] keys::KeysFileError),
-    /// No key for sessions.
-    #[error("sessions cannot be signed")]
+    /// There is no signing key.
+    #[error("session cookies and stream tickets cannot be signed")]
     SigningKey(#[from] SigningKeyError),
 }
 
-/// What this module counts.
-#[derive(Clone, Debug, Default)]
-pub struct Metrics {
-    /// Credentials that were refused.
-    pub refused: Counter,
-    /// Streams' credentials that were taken back while they lived.
-    pub revoked: Counter,
-    /// Versions of the keys file that could not be used.
-    pub bad_keys_files: Counter,
-}
-
-impl Metrics {
-    /// Names them in a registry.
-    pub fn register(&self, registry: &mut Registry) {
-        registry.register("credentials_refused", "Credentials that were refused", self.refused.clone());
-        registry.register("credentials_revoked", "Credentials taken back while they had streams", self.revoked.clone());
-        registry.register(
-            "keys_file_errors",
-            "Versions of the keys file that are not used",
-            self.bad_keys_files.clone(),
-        );
-    }
-}
-
-/// Knows those who ask.
+/// Authenticates requests, issues session cookies and tickets, and observes the credentials of open streams.
 #[derive(Debug)]
 pub struct Authenticator {
     pub(super) config: Config,
     pub(super) metrics: Metrics,
-    /// Whether anybody is known at all: otherwise all may read.
+    /// Whether no credential is configured, so that every client may read.
     pub(super) allows_anonymous: bool,
     pub(super) keys: RwLock<Arc<ApiKeys>>,
     pub(super) environment: Option<Secret>,
@@ -148,6 +138,8 @@ pub struct Authenticator {
 }
 
 impl Authenticator {
+    /// Creates an authenticator for API keys.
+    ///
     /// # Errors
     /// See [`AuthConfigError`].
     pub fn new(config: Config, sources: CredentialSources, metrics: Metrics) -> Result<Authenticator, AuthConfigError> {
@@ -157,8 +149,8 @@ impl Authenticator {
         let file = match file {
             None => None,
             Some(path) => {
-                let (file, found) = KeysFile::open(&path).map_err(|error| AuthConfigError::Keys(path, error))?;
-                keys = found;
+                let (file, parsed) = KeysFile::open(&path).map_err(|error| AuthConfigError::Keys(path, error))?;
+                keys = parsed;
                 Some(Mutex::new(file))
             }
         };
@@ -166,27 +158,31 @@ impl Authenticator {
             keys = keys.with_environment(secret);
         }
         let signer = signer.map_or_else(TokenSigner::random, Ok)?;
+        metrics.set_keys(keys.len());
         let (keys, reviews, leases) = (RwLock::new(Arc::new(keys)), None, LeaseTable::default());
         Ok(Authenticator { config, metrics, allows_anonymous, keys, environment, file, reviews, signer, leases })
     }
 
-    /// Knows the cluster's tokens too, and asks about them so. Apart from [`Authenticator::new`], as that tells of mistakes before
-    /// there is a cluster to connect to.
+    /// Adds Kubernetes tokens as credentials. It is separate from [`Authenticator::new`], which reports mistakes of the
+    /// configuration before the bridge connects to a cluster.
     #[must_use]
     pub fn with_reviews(self, reviews: ReviewBackend) -> Authenticator {
+        let reviews = review_metrics::measure(reviews, &self.metrics);
         Authenticator { allows_anonymous: false, reviews: Some(ReviewCache::new(self.config.reviews, reviews)), ..self }
     }
 
-    /// Whether all may read.
+    /// Returns whether no credential is configured, so that every client may read.
     #[must_use]
     pub fn allows_anonymous(&self) -> bool {
         self.allows_anonymous
     }
 
-    /// Who asks, if they may.
+    /// Authenticates and authorizes a request.
+    ///
+    /// It can wait for a review: for at most `queue_timeout` and the timeout of the [`ReviewBackend`].
     ///
     /// # Errors
-    /// What they are told.
+    /// [`Denied`] if the credential does not satisfy `requirement`, or if its review fails.
     pub(crate) async fn authenticate(
         &self,
         requirement: AccessRequirement,
@@ -203,16 +199,19 @@ impl Authenticator {
         };
         let principal = principal.and_then(|principal| authorize(principal, requirement));
         principal.inspect_err(|denied| {
-            tracing::debug!(address = %context.client.address, %denied, "refused");
+            self.metrics.count_denied(denied.label());
+            tracing::debug!(address = %context.client.address, %denied, "request denied");
         })
     }
 
-    /// Keeps an eye on a principal for as long as somebody has this; `None` where nothing can ever change.
+    /// Observes the credential of a principal while the result exists. Returns `None` on an open bridge, where rights
+    /// never change.
     pub(crate) fn watch(&self, principal: &Principal) -> Option<CredentialWatch> {
         (!self.allows_anonymous).then(|| self.leases.watch(&principal.identity, |identity| self.status(identity)))
     }
 
-    /// A session cookie or a ticket for a principal, and its end; `None` where it would be too long for a cookie.
+    /// Returns a session cookie or a ticket for a principal, and its expiry. Returns `None` for an anonymous principal,
+    /// and if the cookie would be longer than [`MAX_COOKIE`].
     pub(crate) fn issue(
         &self,
         principal: &Principal,
@@ -220,24 +219,29 @@ impl Authenticator {
         host: &str,
     ) -> Option<(Secret, Timestamp)> {
         let subject = principal.identity.subject.clone()?;
-        let lasts = match purpose {
+        let lifetime = match purpose {
             TokenPurpose::Session => self.config.session_lifetime,
             TokenPurpose::Ticket => self.config.ticket_lifetime,
         };
         let now = (self.config.clock)();
-        let end = now.as_second().saturating_add(i64::try_from(lasts.as_secs()).unwrap_or(i64::MAX));
+        let end = now.as_second().saturating_add(i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX));
         let end = principal.expires_at.map_or(end, |parent| parent.as_second().min(end));
         let token = SignedToken { purpose, holder: subject, host: host.to_owned(), expires_s: end };
         let text = self.signer.sign(&token);
         (purpose == TokenPurpose::Ticket || text.expose().len() <= MAX_COOKIE).then(|| (text, token.expires_at()))
     }
 
-    /// What time it is.
+    /// Updates the gauges that are counted when the metrics are read: leases and cached reviews.
+    pub(crate) fn update_gauges(&self) {
+        self.metrics.set_gauges(self.leases.len(), self.reviews.as_ref().map_or(0, ReviewCache::len));
+    }
+
+    /// Returns the current time.
     pub(crate) fn now(&self) -> Timestamp {
         (self.config.clock)()
     }
 
-    /// How a credential stands by what is known here.
+    /// Returns the status of a credential by its expiry and the current keys, without a review.
     pub(crate) fn status(&self, identity: &CredentialIdentity) -> CredentialStatus {
         let keys = self.keys();
         let mut end = identity.expires_at;
@@ -254,19 +258,20 @@ impl Authenticator {
         match end {
             _ if !is_valid => CredentialStatus::Ended(CloseReason::AccessRevoked),
             Some(end) if end <= now => CredentialStatus::Ended(CloseReason::CredentialExpired),
-            Some(end) if now.saturating_add(self.config.expiry_notice).is_ok_and(|soon| end <= soon) => {
+            Some(end) if now.saturating_add(self.config.expiry_notice).is_ok_and(|notice_end| end <= notice_end) => {
                 CredentialStatus::Expiring(end)
             }
             _ => CredentialStatus::Valid,
         }
     }
 
+    /// Returns whether a requirement is satisfied without a credential.
     fn allows_anonymous_for(&self, requirement: AccessRequirement) -> bool {
-        let tenants = || self.config.require_credentials || self.keys().has_tenants();
+        let restricted = || self.config.require_credentials || self.keys().has_tenants();
         match requirement {
             AccessRequirement::Probe | AccessRequirement::Public => true,
-            AccessRequirement::Aggregates => self.allows_anonymous || !tenants(),
-            AccessRequirement::BoilerhouseWs => !self.config.ws_auth && (self.allows_anonymous || !tenants()),
+            AccessRequirement::Aggregates => self.allows_anonymous || !restricted(),
+            AccessRequirement::BoilerhouseWs => !self.config.ws_auth && (self.allows_anonymous || !restricted()),
             AccessRequirement::Read
             | AccessRequirement::ReadAllTenants
             | AccessRequirement::Stream
@@ -274,6 +279,7 @@ impl Authenticator {
         }
     }
 
+    /// Returns the principal of a credential.
     async fn identify(
         &self,
         credential: Credential,
@@ -298,15 +304,16 @@ impl Authenticator {
             CredentialSubject::Key(name, key_id) => {
                 let keys = self.keys();
                 let key = self.find_signed_key(&keys, &name, &key_id).ok_or(Denied::Unknown)?;
-                self.key(key, expires_at)
+                self.principal_of_key(key, expires_at)
             }
             CredentialSubject::User(user) => {
                 let outcome = self.review(&ReviewSubject::User(user)).await?;
-                self.user(outcome, None, expires_at)
+                self.principal_of_user(outcome, None, expires_at)
             }
         }
     }
 
+    /// Returns the principal of an API key or a Kubernetes token.
     async fn authenticate_bearer(
         &self,
         secret: Secret,
@@ -314,7 +321,7 @@ impl Authenticator {
         address: &Caller,
     ) -> Result<Principal, Denied> {
         if let Some(key) = self.keys().find(&secret) {
-            return self.key(key, None);
+            return self.principal_of_key(key, None);
         }
         if TokenSigner::is_signed_token(secret.expose()) {
             return Err(Denied::SignedTokenAsBearer);
@@ -324,28 +331,31 @@ impl Authenticator {
         let outcome = match reviews.cached(&subject) {
             Some(outcome) => outcome,
             None => {
-                // Whoever guesses shall not keep the API server busy, nor those out who came in from the same address before.
+                // The budget bounds the reviews of guessed tokens. It does not apply to tokens that were accepted
+                // before, so that guesses do not block other clients of the same address.
                 if !reviews.was_authenticated(&subject) {
                     token_reviews.check(address).map_err(Denied::ReviewBudgetExceeded)?;
                 }
                 let outcome = self.review(&subject).await?;
                 if outcome == ReviewOutcome::Unknown {
-                    // That it has been asked about cannot be undone where this is one too many.
-                    let _ = token_reviews.consume(address);
+                    // A concurrent request may have exhausted the budget since the check. The review is already done.
+                    token_reviews.charge(address);
                 }
                 outcome
             }
         };
         let expires_at = review_cache::jwt_expiry(&secret);
-        self.user(outcome, Some(secret), expires_at)
+        self.principal_of_user(outcome, Some(secret), expires_at)
     }
 
+    /// Returns the cached or new outcome of a review.
     async fn review(&self, subject: &ReviewSubject) -> Result<ReviewOutcome, Denied> {
         let reviews = self.reviews.as_ref().ok_or(Denied::Unknown)?;
         reviews.get(subject).await.map_err(|ReviewUnavailable| Denied::ReviewUnavailable)
     }
 
-    fn key(&self, key: &ApiKey, expires_at: Option<Timestamp>) -> Result<Principal, Denied> {
+    /// Returns the principal of an API key. `expires_at` is the expiry of the cookie or ticket that names the key.
+    fn principal_of_key(&self, key: &ApiKey, expires_at: Option<Timestamp>) -> Result<Principal, Denied> {
         let end = expires_at.into_iter().chain(key.expires_at).min();
         self.check_expiry(end)?;
         if !key.allows(Permission::Read) {
@@ -356,7 +366,8 @@ impl Authenticator {
         Ok(Principal { caller: Caller::Key(key.name.clone()), identity, expires_at: end })
     }
 
-    fn user(
+    /// Returns the principal of a reviewed user.
+    fn principal_of_user(
         &self,
         outcome: ReviewOutcome,
         token: Option<Secret>,
@@ -364,7 +375,7 @@ impl Authenticator {
     ) -> Result<Principal, Denied> {
         let user: Arc<KubernetesUser> = match outcome {
             ReviewOutcome::Unknown => return Err(Denied::Unknown),
-            ReviewOutcome::Denied(user, what) => return Err(Denied::UserCannotRead(user.name.clone(), what)),
+            ReviewOutcome::Denied(user, right) => return Err(Denied::UserCannotRead(user.name.clone(), right)),
             ReviewOutcome::Allowed(user) => user,
         };
         self.check_expiry(expires_at)?;
@@ -374,11 +385,13 @@ impl Authenticator {
         Ok(Principal { caller, identity, expires_at })
     }
 
-    /// The key of this name, if it is still the one that the seal called so.
+    /// Returns the key with this name, if it is the key for which the cookie or ticket was issued.
     fn find_signed_key<'a>(&self, keys: &'a ApiKeys, name: &str, key_id: &str) -> Option<&'a ApiKey> {
         keys.named(name).filter(|key| *self.signer.key_id(&key.fingerprint) == *key_id)
     }
 
+    /// # Errors
+    /// [`Denied::Expired`] from `expires_at` on.
     fn check_expiry(&self, expires_at: Option<Timestamp>) -> Result<(), Denied> {
         if expires_at.is_some_and(|end| end <= self.now()) { Err(Denied::Expired) } else { Ok(()) }
     }
@@ -388,20 +401,20 @@ impl Authenticator {
     }
 }
 
-/// What a key sees.
+/// Returns the scope of a key.
 fn scope(key: &ApiKey) -> Scope {
     key.tenant.clone().map_or(Scope::All, Scope::Tenant)
 }
 
+/// Checks that the scope of a principal satisfies a requirement.
+///
 /// # Errors
-/// Where it does not see enough.
+/// [`Denied::TenantScopedKey`] for a tenant key where a credential for all tenants is required.
 fn authorize(principal: Principal, requirement: AccessRequirement) -> Result<Principal, Denied> {
     match (requirement, &principal.caller, &principal.identity.scope) {
-        (
-            AccessRequirement::ReadAllTenants | AccessRequirement::Aggregates,
-            Caller::Key(name),
-            Scope::Tenant(_),
-        ) => Err(Denied::TenantScopedKey(name.clone())),
+        (AccessRequirement::ReadAllTenants | AccessRequirement::Aggregates, Caller::Key(name), Scope::Tenant(_)) => {
+            Err(Denied::TenantScopedKey(name.clone()))
+        }
         _ => Ok(principal),
     }
 }

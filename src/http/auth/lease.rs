@@ -1,8 +1,15 @@
-//! Credentials that have streams: looked at again and again, for as long as one of those lives.
+//! Leases: the shared records that keep credentials under observation while streams depend on them.
 //!
-//! Streams of the same grounds share a lease, and whoever holds one is told when it changes. Time and the keys file are
-//! looked at by one loop, the cluster is asked by others (`watchdog`), so that one that does not answer delays no
-//! end, its own included.
+//! Owns: the table of leases, and for each lease the status of the credential and the history of its reviews.
+//!
+//! Guarantees:
+//! - Streams with the same credential share one lease. Each stream receives the current status and each change of it.
+//! - An ended credential stays ended.
+//! - A lease exists while a stream holds it, so the table has at most as many live leases as there are streams.
+//!
+//! `watchdog` changes the status. Must not import: `authenticator` and `watchdog`.
+//!
+//! Specification: docs/protocol.md#access, "While a stream is open".
 
 use std::{
     collections::HashMap,
@@ -23,40 +30,41 @@ use super::{
 };
 use crate::wire::CloseReason;
 
-/// How a credential stands.
+/// The status of a credential with open streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CredentialStatus {
-    /// Good.
+    /// The credential is valid.
     Valid,
-    /// Good, and soon over.
+    /// The credential is valid and expires at this time, within `expiry_notice`.
     Expiring(Timestamp),
-    /// Over, for this reason.
+    /// The credential is no longer valid. Its streams end with this reason.
     Ended(CloseReason),
 }
 
-/// What came of asking about a user.
+/// The results of the reviews of one user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ReviewHistory {
-    /// When the cluster last said yes.
+    /// Time of the last approval.
     last_allowed: Instant,
-    /// When it was last asked, whatever came of it.
+    /// Time of the last review, regardless of its result.
     last_attempt: Instant,
-    /// Since when it says no.
+    /// Time of the first denial since the last approval or failure.
     denied_since: Option<Instant>,
 }
 
 impl ReviewHistory {
-    /// About somebody who has just been admitted.
+    /// Creates the history of a user that has just been admitted.
     pub(super) fn new(now: Instant) -> ReviewHistory {
         ReviewHistory { last_allowed: now, last_attempt: now, denied_since: None }
     }
 
-    /// Whether the last yes is too old to live by.
+    /// Returns whether the last approval is at least `max_age` old.
     pub(super) fn is_stale(&self, now: Instant, max_age: Duration) -> bool {
         now - self.last_allowed >= max_age
     }
 
-    /// Takes an answer in; whether it is a no that counts.
+    /// Records the result of a review. Returns whether it is a confirmed denial: at least `confirm_delay` after the
+    /// first one.
     pub(super) fn record(
         &mut self,
         outcome: &Result<ReviewOutcome, ReviewUnavailable>,
@@ -69,52 +77,57 @@ impl ReviewHistory {
             Ok(ReviewOutcome::Denied(..) | ReviewOutcome::Unknown) => {
                 return now - *self.denied_since.get_or_insert(now) >= confirm_delay;
             }
-            // What was said before an outage is not confirmed by what is said after it.
+            // A denial after an outage does not confirm a denial before the outage.
             Err(ReviewUnavailable) => self.denied_since = None,
         }
         false
     }
 
-    /// Whether a no is to be asked about once more.
+    /// Returns whether a denial is old enough to be confirmed by another review.
     pub(super) fn needs_confirmation(&self, now: Instant, confirm_delay: Duration) -> bool {
         self.denied_since.is_some_and(|since| now - since >= confirm_delay)
     }
 
-    /// The least is asked about first: whoever waits longest, and last of all whom there was no yes about. So neither does a
-    /// pass that is cut short always leave the same ones out, nor do those hold others up about whom nobody can say anything.
+    /// Returns the sort key of the next pass; the minimum is reviewed first.
+    ///
+    /// Users whose last review was an approval come first, and among them the one with the oldest review. So a pass
+    /// that is aborted does not always skip the same users, and users whose reviews fail do not delay the others.
     pub(super) fn priority(&self) -> (bool, Instant) {
         (self.last_attempt != self.last_allowed, self.last_attempt)
     }
 }
 
-/// One credential that has streams.
+/// One credential with open streams.
 #[derive(Debug)]
 pub(super) struct Lease {
     pub(super) identity: CredentialIdentity,
     status: watch::Sender<CredentialStatus>,
-    /// What came of asking the cluster about it, if it is a user's.
+    /// Used only if the credential belongs to a Kubernetes user.
     review_history: Mutex<ReviewHistory>,
 }
 
-/// All of them.
+/// All leases.
 #[derive(Debug, Default)]
 pub(super) struct LeaseTable(Mutex<HashMap<CredentialIdentity, Weak<Lease>>>);
 
-/// How one credential stands, now and with every change, for as long as somebody has this: it keeps the lease. A stream,
-/// so that who waits for it holds one pointer.
+/// The current status of a credential, followed by each change. It holds the lease.
+///
+/// It is a boxed stream, so that a waiting task needs one pointer only. It yields the newest status; older ones may be
+/// skipped.
 pub type CredentialWatch = BoxStream<'static, CredentialStatus>;
 
 impl LeaseTable {
+    /// Returns a watch of a credential. `status` computes the first status of a new lease.
     pub(super) fn watch(
         &self,
         identity: &CredentialIdentity,
         status: impl FnOnce(&CredentialIdentity) -> CredentialStatus,
     ) -> CredentialWatch {
         let mut leases = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let lease = match leases.get(identity).and_then(Weak::upgrade).filter(|lease| !lease.is_over()) {
+        let lease = match leases.get(identity).and_then(Weak::upgrade).filter(|lease| !lease.is_ended()) {
             Some(lease) => lease,
             None => {
-                // Leases that nobody holds go when a new one comes: there are never more than streams.
+                // Unused leases are removed when a new one is added.
                 leases.retain(|_, lease| lease.strong_count() > 0);
                 let status = watch::Sender::new(status(identity));
                 let review_history = Mutex::new(ReviewHistory::new(Instant::now()));
@@ -126,38 +139,47 @@ impl LeaseTable {
         let mut status = lease.status.subscribe();
         status.mark_changed();
         let changes = stream::unfold((lease, status), async |(lease, mut status)| {
-            // The sender lives in the lease, which lives here.
+            // This cannot fail: the lease, which the stream holds, owns the sender.
             status.changed().await.ok()?;
-            let now = *status.borrow_and_update();
-            Some((now, (lease, status)))
+            let current = *status.borrow_and_update();
+            Some((current, (lease, status)))
         });
         changes.boxed()
     }
 
+    /// Returns the number of leases that streams hold.
+    pub(super) fn len(&self) -> usize {
+        let leases = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        leases.values().filter(|lease| lease.strong_count() > 0).count()
+    }
+
+    /// Returns all leases that a stream holds.
     pub(super) fn all(&self) -> Vec<Arc<Lease>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).values().filter_map(Weak::upgrade).collect()
     }
 }
 
 impl Lease {
-    pub(super) fn is_over(&self) -> bool {
+    /// Returns whether the credential has ended.
+    pub(super) fn is_ended(&self) -> bool {
         matches!(*self.status.borrow(), CredentialStatus::Ended(_))
     }
 
+    /// Locks the history of reviews.
     pub(super) fn review_history(&self) -> MutexGuard<'_, ReviewHistory> {
         self.review_history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes note; what is over stays so. Whether it is news that it is.
-    pub(super) fn set(&self, now: CredentialStatus) -> bool {
+    /// Sets the status, unless the credential has ended. Returns whether this call ended it.
+    pub(super) fn set(&self, new: CredentialStatus) -> bool {
         let changed = self.status.send_if_modified(|status| {
-            let changed = *status != now && !matches!(status, CredentialStatus::Ended(_));
+            let changed = *status != new && !matches!(status, CredentialStatus::Ended(_));
             if changed {
-                *status = now;
+                *status = new;
             }
             changed
         });
-        changed && matches!(now, CredentialStatus::Ended(_))
+        changed && matches!(new, CredentialStatus::Ended(_))
     }
 }
 
@@ -165,7 +187,7 @@ impl Lease {
 mod tests {
     use super::*;
 
-    const CONFIRM: Duration = Duration::from_secs(2);
+    const CONFIRM_DELAY: Duration = Duration::from_secs(2);
 
     fn allowed() -> Result<ReviewOutcome, ReviewUnavailable> {
         Ok(ReviewOutcome::Allowed(Arc::default()))
@@ -176,12 +198,16 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let denied = || Ok(ReviewOutcome::Unknown);
-        for (between, counts) in [(denied(), true), (allowed(), false), (Err(ReviewUnavailable), false)] {
+        for (between, is_confirmed) in [(denied(), true), (allowed(), false), (Err(ReviewUnavailable), false)] {
             let mut history = ReviewHistory::new(start);
-            assert!(!history.record(&denied(), at(20), CONFIRM));
-            assert!(!history.needs_confirmation(at(21), CONFIRM) && history.needs_confirmation(at(22), CONFIRM));
-            assert!(!history.record(&between, at(21), CONFIRM), "too early to count");
-            assert_eq!(history.record(&denied(), at(22), CONFIRM), counts, "{between:?}");
+            assert!(!history.record(&denied(), at(20), CONFIRM_DELAY), "expected no effect of the first denial");
+            assert!(!history.needs_confirmation(at(21), CONFIRM_DELAY));
+            assert!(history.needs_confirmation(at(22), CONFIRM_DELAY));
+            assert!(
+                !history.record(&between, at(21), CONFIRM_DELAY),
+                "expected no effect before the confirmation delay"
+            );
+            assert_eq!(history.record(&denied(), at(22), CONFIRM_DELAY), is_confirmed, "after {between:?}");
         }
     }
 
@@ -190,9 +216,9 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut history = ReviewHistory::new(start);
-        history.record(&allowed(), at(20), CONFIRM);
-        history.record(&Err(ReviewUnavailable), at(40), CONFIRM);
-        history.record(&Ok(ReviewOutcome::Unknown), at(60), CONFIRM);
+        history.record(&allowed(), at(20), CONFIRM_DELAY);
+        history.record(&Err(ReviewUnavailable), at(40), CONFIRM_DELAY);
+        history.record(&Ok(ReviewOutcome::Unknown), at(60), CONFIRM_DELAY);
         let max_age = Duration::from_secs(320);
         assert!(!history.is_stale(at(339), max_age) && history.is_stale(at(340), max_age));
     }
@@ -203,7 +229,7 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         let history = |outcome, seconds| {
             let mut history = ReviewHistory::new(start);
-            history.record(&outcome, at(seconds), CONFIRM);
+            history.record(&outcome, at(seconds), CONFIRM_DELAY);
             history
         };
         let order = [

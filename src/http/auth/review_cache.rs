@@ -40,8 +40,8 @@ use super::{
 
 /// The functions that send reviews to the API server.
 pub struct ReviewBackend {
-    /// Sends a TokenReview for the configured audience. Returns the user of the token; `None` if the API server rejects the
-    /// token.
+    /// Sends a TokenReview for the configured audience. Returns the user of the token; `None` if the API server rejects
+    /// the token.
     pub token: ReviewFn<Secret, Option<KubernetesUser>>,
     /// Sends SubjectAccessReviews. Returns whether the user may list and watch both watched resources.
     pub access: ReviewFn<Arc<KubernetesUser>, AccessDecision>,
@@ -95,19 +95,20 @@ pub(super) enum ReviewSubject {
 pub struct Config {
     /// Time to live of [`ReviewOutcome::Allowed`] (docs/protocol.md#access: 60 s).
     pub allowed_ttl: Duration,
-    /// Time to live of a denial (docs/protocol.md#access: 10 s). It is short, so that a newly granted right takes effect soon.
+    /// Time to live of a denial (docs/protocol.md#access: 10 s). It is short, so that a newly granted right takes
+    /// effect soon.
     pub denied_ttl: Duration,
-    /// Time to live of a failed review (docs/protocol.md#access: 1 s). During an outage, requests then do not each wait for a
-    /// failure of their own.
+    /// Time to live of a failed review (docs/protocol.md#access: 1 s). During an outage, requests then do not each wait
+    /// for a failure of their own.
     pub unavailable_ttl: Duration,
     /// Maximum number of cache entries (4096, each of a few hundred bytes).
     pub max_entries: usize,
     /// Maximum number of concurrent reviews for requests (8, a small part of the load that an API server can serve).
-    /// The repeated reviews of credentials with open streams, and the confirmations of denials, have the same number each.
-    /// So none of the three delays the others.
+    /// The repeated reviews of credentials with open streams, and the confirmations of denials, have the same number
+    /// each. So none of the three delays the others.
     pub max_concurrent_reviews: usize,
-    /// Maximum time that a caller waits for a running review of its subject and for a permit. Afterwards the review counts
-    /// as failed (5 s, half of the time that the client of a stream may wait for the response head).
+    /// Maximum time that a caller waits for a running review of its subject and for a permit. Afterwards the review
+    /// counts as failed (5 s, half of the time that the client of a stream may wait for the response head).
     pub queue_timeout: Duration,
 }
 
@@ -131,8 +132,8 @@ type CachedOutcome = Option<(Instant, Result<ReviewOutcome, ReviewUnavailable>)>
 struct CacheEntry {
     /// The result of the last review. The lock is held while a review of the subject runs.
     lock: AsyncMutex<CachedOutcome>,
-    /// Whether the last outcome identified a user, independent of its age. It is outside of the lock, because it is read
-    /// while a review runs.
+    /// Whether the last outcome identified a user, independent of its age. It is outside of the lock, because it is
+    /// read while a review runs.
     was_authenticated: AtomicBool,
 }
 
@@ -151,7 +152,13 @@ impl ReviewCache {
         ReviewCache { config, reviews, entries: Mutex::default(), permits }
     }
 
-    /// Returns the unexpired outcome of a subject. It sends no review, and returns `None` while a review of the subject runs.
+    /// Returns the number of entries, expired ones included.
+    pub(super) fn len(&self) -> usize {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Returns the unexpired outcome of a subject. It sends no review, and returns `None` while a review of the subject
+    /// runs.
     pub(super) fn cached(&self, subject: &ReviewSubject) -> Option<ReviewOutcome> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = entries.get(&subject.fingerprint())?.clone();
@@ -160,8 +167,8 @@ impl ReviewCache {
         self.unexpired(&cached).and_then(Result::ok)
     }
 
-    /// Returns whether the last outcome of a subject identified a user, independent of its age. It is `false` after the entry
-    /// was evicted.
+    /// Returns whether the last outcome of a subject identified a user, independent of its age. It is `false` after the
+    /// entry was evicted.
     pub(super) fn was_authenticated(&self, subject: &ReviewSubject) -> bool {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         entries.get(&subject.fingerprint()).is_some_and(|entry| entry.was_authenticated.load(Relaxed))
@@ -187,11 +194,12 @@ impl ReviewCache {
         self.review_and_store(subject, &entry, &mut cached).await
     }
 
-    /// Sends a review regardless of the cache, and caches its result. The caller must bound the number of concurrent calls.
+    /// Sends a review regardless of the cache, and caches its result. The caller must bound the number of concurrent
+    /// calls.
     ///
     /// # Errors
-    /// [`ReviewUnavailable`] if the API server does not answer, or if another review of the subject runs for longer than
-    /// `queue_timeout`.
+    /// [`ReviewUnavailable`] if the API server does not answer, or if another review of the subject runs for longer
+    /// than `queue_timeout`.
     ///
     /// Cancel safe: a cancelled call stores no result.
     pub(super) async fn refresh(&self, subject: &ReviewSubject) -> Result<ReviewOutcome, ReviewUnavailable> {

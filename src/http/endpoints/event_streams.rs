@@ -1,9 +1,8 @@
-//! The full stream: the endpoints of docs/protocol.md#stream-endpoints as rows of a table over one handler.
+//! The full stream: the endpoints of `docs/protocol.md#stream-endpoints`, as a table over one handler.
 //!
-//! A row is a path, how events are laid on its wire, and what comes first. Who may not have a stream now but may soon is
-//! told so in the transport's way ([`Unavailable`]); what is wrong with a request is a 4xx that says what is accepted.
-
-use std::time::Duration;
+//! An entry of the table is a path, the framing of events, and what the stream starts with. A condition that passes without
+//! a change by the client is reported in the form of the transport ([`Unavailable`]). A wrong request is a 4xx that lists
+//! what is accepted.
 
 use http::{HeaderMap, Method};
 use tokio::time::timeout;
@@ -16,6 +15,7 @@ use crate::{
     },
     feed::{FrameFormat, Framing, SnapshotReason, StartAt},
     http::{
+        app::App,
         auth,
         conn::StreamStart,
         error::{ApiError, ErrorCode},
@@ -28,7 +28,7 @@ use crate::{
     },
 };
 
-/// Parameters that all rows take.
+/// Parameters of all full streams.
 const ACCEPTED: &[&str] =
     &["types", "params", "connectionId", "snapshot", "lastEventId", auth::TICKET_PARAMS[0], auth::TICKET_PARAMS[1]];
 
@@ -37,13 +37,14 @@ const ACCEPTED: &[&str] =
 pub(crate) struct StreamEndpoint {
     path: &'static str,
     framing: Framing,
-    /// What comes first where the request does not say.
-    snapshot: &'static str,
-    /// Where the other transport is.
+    /// The value of `snapshot` where the request does not set it.
+    default_snapshot: &'static str,
+    /// The path of the same stream over the other transport.
     counterpart: &'static str,
 }
 
-const ENDPOINTS: [StreamEndpoint; 6] = [
+/// All full streams.
+pub(crate) static ENDPOINTS: [StreamEndpoint; 6] = [
     StreamEndpoint::new("/api/websocket", FrameFormat::WebSocket, false, "state", "/api/sse"),
     StreamEndpoint::new("/api/sse", FrameFormat::Sse { named: false }, false, "state", "/api/websocket"),
     StreamEndpoint::new("/api/events/stream", FrameFormat::Sse { named: true }, false, "none", "/api/websocket"),
@@ -57,27 +58,38 @@ impl StreamEndpoint {
         path: &'static str,
         format: FrameFormat,
         edgeplane_names: bool,
-        snapshot: &'static str,
+        default_snapshot: &'static str,
         counterpart: &'static str,
     ) -> StreamEndpoint {
-        StreamEndpoint { path, framing: Framing { format, edgeplane_names }, snapshot, counterpart }
+        StreamEndpoint { path, framing: Framing { format, edgeplane_names }, default_snapshot, counterpart }
     }
 
-    /// The row at this path.
+    /// Returns the endpoint at this path, with or without a trailing slash.
     pub(crate) fn find(path: &str) -> Option<&'static StreamEndpoint> {
-        static TABLE: &[StreamEndpoint] = &ENDPOINTS;
         let path = path.strip_suffix('/').unwrap_or(path);
-        TABLE.iter().find(|endpoint| endpoint.path == path)
+        ENDPOINTS.iter().find(|endpoint| endpoint.path == path)
     }
 
-    fn is_websocket(&self) -> bool {
+    /// Returns the path, which is also the label of metrics.
+    pub(crate) fn path(&self) -> &'static str {
+        self.path
+    }
+
+    /// Returns whether the transport is WebSocket; otherwise it is SSE.
+    pub(crate) fn is_websocket(&self) -> bool {
         self.framing.format == FrameFormat::WebSocket
     }
 
-    /// The head of the answer.
+    /// Returns the transport as the label of metrics.
+    pub(crate) fn transport(&self) -> &'static str {
+        if self.is_websocket() { "websocket" } else { "sse" }
+    }
+
+    /// Returns the head of the response.
     ///
     /// # Errors
-    /// 426 where no WebSocket is asked for on a row that is one, 400 for the reverse: both name the other row.
+    /// 426 for a request without an upgrade on a WebSocket endpoint, 400 for an upgrade on an SSE endpoint. Both name the
+    /// endpoint with the other transport.
     fn head(&self, request: &ApiRequest) -> Result<http::Response<()>, ApiError> {
         if self.is_websocket() {
             let hint = format!("connect with a WebSocket client, or read {} for server-sent events", self.counterpart);
@@ -90,44 +102,54 @@ impl StreamEndpoint {
         Ok(stream::sse_head())
     }
 
-    /// Where the stream starts (docs/protocol.md#full-stream, "Resume"): at the cursor where there is one, whatever `snapshot`
-    /// says.
+    /// Returns where the stream starts (docs/protocol.md#full-stream, "Resume"). A cursor takes precedence over `snapshot`,
+    /// and `Last-Event-ID` over `lastEventId`.
+    ///
+    /// # Errors
+    /// 400 for a `lastEventId` that is no cursor, or another value of `snapshot`.
     fn start_at(&self, headers: &HeaderMap, parameters: &QueryParams) -> Result<StartAt, ApiError> {
         let from_query = match parameters.get("lastEventId").map(|text| (text, Cursor::decode(text))) {
             None => None,
             Some((_, Some(cursor))) => Some(StartAt::Cursor(cursor)),
             Some((_, None)) => {
-                let reason = "not a cursor: accepted is the id of an event, or what Event-Cursor says";
+                let reason = "not a cursor: accepted is the id of an event, or the value of Event-Cursor";
                 return Err(ApiError::parameter("lastEventId", reason));
             }
         };
-        let first = match parameters.get("snapshot").unwrap_or(self.snapshot) {
+        let without_cursor = match parameters.get("snapshot").unwrap_or(self.default_snapshot) {
             "state" => StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: PerResource::default() },
             "none" => StartAt::Live,
             _ => return Err(ApiError::parameter("snapshot", "accepted are state, none")),
         };
-        Ok(header_start(headers).or(from_query).unwrap_or(first))
+        Ok(header_start(headers).or(from_query).unwrap_or(without_cursor))
     }
 
-    /// What keeps everybody out now. A WebSocket client is worth a wait: its library does not come back by itself.
+    /// Checks conditions that reject all clients now.
+    ///
+    /// A WebSocket request waits for the first lists (at most `sync_timeout`, 10 s), because WebSocket libraries do not
+    /// reconnect by themselves. An SSE request does not wait.
     async fn check_available(&self, request: &ApiRequest) -> Option<Unavailable> {
         let app = &request.app;
         if app.streams.stop.is_cancelled() {
             return Some(Unavailable::Draining);
         }
         if self.is_websocket() {
-            // What is over time shows below.
+            // A timeout needs no handling here: `is_synced` is then false.
             let _ = timeout(app.config.sync_timeout, app.feed.wait_synced()).await;
         }
         (!app.feed.is_synced()).then_some(Unavailable::NotReady)
     }
 
-    /// The answer to whoever may have a stream later.
-    pub(crate) fn unavailable_response(&self, unavailable: Unavailable, retry: Duration) -> Result<Response, ApiError> {
+    /// Counts a request that is rejected for now, and returns its response.
+    ///
+    /// # Errors
+    /// A WebSocket request gets a status. An SSE request gets a stream of one `stream.closing` event instead.
+    pub(crate) fn unavailable_response(&self, app: &App, unavailable: Unavailable) -> Result<Response, ApiError> {
+        app.metrics.count_stream_rejection(self.path, self.transport(), unavailable.label());
         if self.is_websocket() {
             return Err(unavailable.to_error());
         }
-        Ok(unavailable.to_sse_response(self.framing, retry))
+        Ok(unavailable.to_sse_response(self.framing, app.streams.config.retry_delay()))
     }
 
     fn start<O: Outbound + 'static>(&self, out: O, permit: StreamPermit) -> StreamStart {
@@ -136,7 +158,7 @@ impl StreamEndpoint {
         }
         let framing = self.framing;
         StreamStart::new(move |mut socket| {
-            // It shares the first write with the head and the first events.
+            // The retry field is appended to the head, so that both and the first events go out in one write.
             let retry = unavailable::retry_field(framing, permit.config.retry_delay());
             socket.head = [&socket.head[..], &retry].concat().into();
             stream::sse(out, socket, permit)
@@ -144,16 +166,19 @@ impl StreamEndpoint {
     }
 }
 
-/// Serves a row.
+/// Answers a full stream.
+///
+/// # Errors
+/// 400 for a parameter or a wrong transport, 404 for another `connectionId`, 426 for a missing upgrade, and on WebSocket
+/// 429 or 503 for [`Unavailable`].
 pub(crate) async fn serve_stream(endpoint: &'static StreamEndpoint, request: ApiRequest) -> Result<Response, ApiError> {
     let (app, head) = (&request.app, endpoint.head(&request)?);
-    let retry = app.streams.config.retry_delay();
     let Some(permit) = app.streams.try_acquire() else {
-        return endpoint.unavailable_response(Unavailable::TooManyStreams, retry);
+        return endpoint.unavailable_response(app, Unavailable::TooManyStreams);
     };
     let slot = match app.rate_limits.open_stream(&request.principal.caller) {
         Ok(slot) => slot,
-        Err(exceeded) => return endpoint.unavailable_response(exceeded.into(), retry),
+        Err(exceeded) => return endpoint.unavailable_response(app, exceeded.into()),
     };
     let parameters = request.parameters(ACCEPTED)?;
     let types = match parameters.get("types") {
@@ -165,18 +190,18 @@ pub(crate) async fn serve_stream(endpoint: &'static StreamEndpoint, request: Api
     let projection = Projection { types, filter: parameters.filter()?, ..request.base_projection(EventFormat::Full) };
     let start_at = endpoint.start_at(&request.headers, &parameters)?;
     if let Some(unavailable) = endpoint.check_available(&request).await {
-        return endpoint.unavailable_response(unavailable, retry);
+        return endpoint.unavailable_response(app, unavailable);
     }
     request.resolve_connection(&parameters)?;
     if request.method == Method::HEAD {
         return Ok(upgrade::response(head, None));
     }
-    // Ready a moment ago, it refuses nothing else: what is wrong with a cursor is told on the stream.
+    // The only error of `subscribe` is a feed that is not synced. A cursor that cannot be resumed is reported on the stream.
     let rate = app.config.stream_rate;
     let format = if rate.limit.is_some() { FrameFormat::JsonLines } else { endpoint.framing.format };
     let framing = Framing { format, ..endpoint.framing };
     let Ok(subscription) = app.feed.subscribe(app.feed.projection_cache(projection, framing), start_at) else {
-        return endpoint.unavailable_response(Unavailable::NotReady, retry);
+        return endpoint.unavailable_response(app, Unavailable::NotReady);
     };
     let watch = app.auth.watch(&request.principal);
     let start = match rate.limit {
@@ -189,7 +214,9 @@ pub(crate) async fn serve_stream(endpoint: &'static StreamEndpoint, request: Api
     Ok(upgrade::response(head, Some(start)))
 }
 
-/// What `Last-Event-ID` says. One that is no cursor must not be a 400, which would end an EventSource for good.
+/// Returns the start that `Last-Event-ID` asks for.
+///
+/// A value that is no cursor starts with `state.initial`. It must not be a 400, which would end an `EventSource` for good.
 fn header_start(headers: &HeaderMap) -> Option<StartAt> {
     let id = headers.get("last-event-id").filter(|id| !id.is_empty())?;
     let cursor = id.to_str().ok().and_then(Cursor::decode);
@@ -201,6 +228,8 @@ fn header_start(headers: &HeaderMap) -> Option<StartAt> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use bytes::Bytes;
     use tokio::{
         io::{AsyncReadExt as _, DuplexStream},
@@ -218,8 +247,9 @@ mod tests {
         },
     };
 
-    /// A row's stream from now on, without a head; its client's end, and what keeps the feed alive.
-    fn served(path: &str) -> (Writer, DuplexStream) {
+    /// Serves a live stream of the endpoint at `path` without a response head. Returns the writer, which must outlive the
+    /// stream, and the client's end of the connection.
+    fn serve(path: &str) -> (Writer, DuplexStream) {
         let (mut writer, feed) = Feed::new(feed::Config { wall_clock_ms: || 0, ..feed::Config::default() });
         writer.set_namespace(NamespaceId::from_uid("a namespace"));
         writer.replace(Resource::Pods, Vec::new(), 1);
@@ -236,7 +266,7 @@ mod tests {
         let streams =
             StreamContext::new(stream::Config::default(), stream::Metrics::default(), CancellationToken::new());
         let permit = streams.try_acquire().unwrap();
-        #[allow(clippy::disallowed_methods, reason = "it ends with its client")]
+        #[allow(clippy::disallowed_methods, reason = "the task ends with its client")]
         drop(if endpoint.is_websocket() {
             tokio::spawn(stream::websocket(subscription, socket, permit))
         } else {
@@ -245,18 +275,19 @@ mod tests {
         (writer, client)
     }
 
-    /// The text that comes next; it comes whole.
+    /// Returns the next text from the stream. Each write of the stream arrives as one read.
     async fn next(client: &mut DuplexStream) -> String {
         let mut bytes = [0; 4096];
-        let read = timeout(Duration::from_secs(100), client.read(&mut bytes)).await.expect("nothing comes").unwrap();
+        let read =
+            timeout(Duration::from_secs(100), client.read(&mut bytes)).await.expect("no data within 100 s").unwrap();
         String::from_utf8_lossy(&bytes[..read]).into_owned()
     }
 
-    /// Heartbeats come every 15 s, on both transports, and a quiet stream's cursor moves with the bookmarks.
+    /// Heartbeats are sent every 15 s on both transports, and the cursor of an idle stream follows the bookmarks.
     #[tokio::test(start_paused = true)]
     async fn idle_stream_sends_heartbeats_with_a_current_cursor() {
         for path in ["/api/websocket", "/api/sse", "/api/events/stream"] {
-            let (mut writer, mut client) = served(path);
+            let (mut writer, mut client) = serve(path);
             let start = Instant::now();
             let projection = Projection::everything(EventFormat::Full);
             for (beat, rv) in [(0, PerResource::new(1, 1)), (1, PerResource::new(5, 1)), (2, PerResource::new(5, 9))] {
@@ -265,7 +296,7 @@ mod tests {
                 let id = projection.cursor_at(NamespaceId::from_uid("a namespace"), rv).encode();
                 let json = format!(r#"{{"type":"heartbeat","id":"{id}","#);
                 assert!(text.contains(&json), "{path}: {text}");
-                // WebSocket's own ping comes beside it.
+                // A WebSocket ping frame precedes the heartbeat.
                 assert_eq!(text.starts_with("\u{fffd}\0"), path == "/api/websocket" && beat > 0, "{text:?}");
                 let fields = [format!("id: {id}\ndata: "), format!("id: {id}\nevent: heartbeat\ndata: ")];
                 let sse = fields.map(|start| text.starts_with(&start));
@@ -280,10 +311,11 @@ mod tests {
         size_of::<F>()
     }
 
-    /// Memory an idle connection is a promise (docs/guarantees.md), and this is most of it: the task, in steps of 128 bytes.
+    /// The task is most of the memory of an idle connection, which docs/performance.md#goals bounds. The allocator rounds it
+    /// up to a multiple of 128 bytes.
     #[test]
     fn connection_task_is_at_most_1152_bytes() {
-        // tokio's header and trailer, the tracker and the place for a panic.
+        // Bytes of tokio's task header and trailer, the task tracker, and the result of a panic.
         const TASK: usize = 128;
         let websocket =
             size_of_output(|out: WithCredential<Subscription>, socket: HijackedSocket, permit: StreamPermit| {
