@@ -30,11 +30,11 @@ pub struct Metrics {
 /// The reason why a credential lost its rights while streams used it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Revocation {
-    /// The keys file does not allow the credential any longer.
+    /// The key was removed from the keys file or changed, or a first tenant key requires a credential.
     KeyRemoved,
-    /// Two reviews in a row denied the access.
+    /// Two consecutive reviews denied the access.
     AccessDenied,
-    /// The API server has not answered a review for too long.
+    /// The last approval is older than `review_interval` plus `unreachable_grace`.
     Unreachable,
 }
 
@@ -54,7 +54,7 @@ pub(super) enum ReviewResult {
     Allowed,
     /// The token is unknown, or the user has no access.
     Denied,
-    /// The API server could not be asked.
+    /// The API server did not answer.
     Error,
 }
 
@@ -184,6 +184,7 @@ impl Metrics {
     }
 }
 
+/// Converts a count to the value of a gauge.
 fn gauge(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }

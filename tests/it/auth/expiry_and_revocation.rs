@@ -93,7 +93,10 @@ async fn removed_key_closes_its_streams_and_invalidates_its_tokens() {
     assert_eq!(other.json().await["name"], "after-removal", "expected the stream of another key to continue");
     // The key, its ticket and its session cookie.
     let metrics = http_client::request(bridge.address, "GET", "/metrics", &all).await.body;
-    assert!(metrics.contains("bridge_credentials_revoked_total 3\n"), "expected 3 revoked credentials: {metrics}");
+    assert!(
+        metrics.contains("bridge_auth_revoked_total{reason=\"key_removed\"} 3\n"),
+        "expected 3 revoked credentials: {metrics}"
+    );
 }
 
 /// A change of the tenant or of the permissions of a key ends the streams that were opened with it.

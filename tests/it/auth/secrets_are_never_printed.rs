@@ -123,7 +123,11 @@ async fn send_all_requests(secrets: &mut Secrets, send: impl AsyncFn(&str, &str,
         }
     }
     let metrics = send("GET", "/metrics", &[("Authorization", "Bearer canary-of-the-environment")]).await;
-    assert!(metrics.body.contains("bridge_credentials_refused_total "), "{}", metrics.body);
+    assert!(
+        metrics.body.contains("bridge_auth_denied_total{reason=\"unknown\"} "),
+        "expected denials in: {}",
+        metrics.body
+    );
     secrets.check("the metrics", &metrics.body);
 }
 
