@@ -241,8 +241,8 @@ async fn stream_over_the_limit_is_rejected_and_others_continue() {
     fixture.change(50).await;
     drop(held);
     open(GOOD).await;
-    let refused = http_client::metric(address, "bridge_streams_refused_total").await;
-    assert_eq!(refused, 20);
+    let rejected = r#"bridge_streams_rejected_total{transport="websocket",endpoint="/ws",reason="max_streams"}"#;
+    assert_eq!(http_client::metric(address, rejected).await, 20, "rejected streams");
     let mut late = fixture.bridge.listen("/ws").await;
     late.text().await;
     fixture.end().await;

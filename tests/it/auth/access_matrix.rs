@@ -109,7 +109,7 @@ fn denial(name: &str) -> (u16, &'static str, &'static str) {
         "no-list" => (403, "FORBIDDEN", no_list),
         "no-watch" => (403, "FORBIDDEN", no_watch),
         "tenant" => (403, "FORBIDDEN", tenant),
-        "open" => (403, "FORBIDDEN", "no credentials are configured here: everybody may read without one"),
+        "open" => (403, "FORBIDDEN", "no credentials are configured: read without a session or ticket"),
         other => panic!("the table names an unknown denial: {other}"),
     }
 }
@@ -129,7 +129,7 @@ fn success(path: &str, tenants: &[&str], fixture: &Fixture) -> (u16, Value) {
         "/readyz" => json!("ready\n"),
         "/metrics" => json!("# HELP bridge_"),
         "/api/v1/nothing" => {
-            return error(404, "NOT_FOUND", "there is nothing at '/api/v1/nothing': / lists what there is");
+            return error(404, "NOT_FOUND", "no such path: '/api/v1/nothing'; see / for the list of endpoints");
         }
         "/api/v1/stats" => json!({
             "instances": {"total": 2, "byPhase": {"Unknown": 2}}, "claims": {"total": 2, "byPhase": {"Active": 2}},
@@ -140,9 +140,17 @@ fn success(path: &str, tenants: &[&str], fixture: &Fixture) -> (u16, Value) {
             json!([{"id": "*", "name": "simulated", "namespace": "boilerhouse", "state": "live", "since": "*"}])
         }
         "/api/v1/instances/bob-pod" => {
-            return bob(pods[pods.len() - 1].clone(), "there is no instance 'bob-pod'");
+            return bob(
+                pods[pods.len() - 1].clone(),
+                "no such instance: 'bob-pod'; see /api/v1/instances for all instances",
+            );
         }
-        "/api/v1/tenants/bob" => return bob(tenant(tenants.len() - 1), "tenant 'bob' has no claims"),
+        "/api/v1/tenants/bob" => {
+            return bob(
+                tenant(tenants.len() - 1),
+                "no such tenant: 'bob' has no claims; see /api/v1/tenants for all tenants",
+            );
+        }
         "/api/v1/pools" => pools,
         "/ws" => {
             let states = tenants.iter().map(|tenant| {
@@ -197,12 +205,13 @@ fn expected(result: &str, method: &str, path: &str, fixture: &Fixture) -> (u16, 
     match (result, method, path) {
         ("all", "OPTIONS", _) => (204, json!("")),
         ("all", "POST", "/api/v1/pools") => {
-            error(405, "METHOD_NOT_ALLOWED", "POST is not possible here: GET, HEAD, OPTIONS are")
+            error(405, "METHOD_NOT_ALLOWED", "method POST is not allowed; allowed methods: GET, HEAD, OPTIONS")
         }
         ("all", ..) => success(path, &["alice", "bob"], fixture),
         ("alice", ..) => success(path, &["alice"], fixture),
         ("param", ..) => {
-            let accepted = if path == "/api/v1/health" { "this endpoint takes none" } else { "accepted are verbose" };
+            let accepted =
+                if path == "/api/v1/health" { "this endpoint has no parameters" } else { "accepted are verbose" };
             let (status, mut body) = error(400, "BAD_REQUEST", &format!("parameter 'token': unknown; {accepted}"));
             body["details"] = json!({"parameter": "token"});
             (status, body)
@@ -254,12 +263,16 @@ async fn each_cell_gets_the_status_and_body_of_the_table() {
             let request = fixture.request(number, credential, method, path, origin, host);
             let (status, body) = match check {
                 "host" => {
-                    let message = "host 'evil.example' is not served here: add it to --allowed-hosts to allow it";
+                    let message = "host 'evil.example' is not allowed; add it to --allowed-hosts";
                     error(403, "FORBIDDEN", message)
                 }
                 "origin" => {
-                    let (origin, rule) = (request.origin.as_deref().unwrap(), "add it to CORS_ORIGIN to allow it");
-                    error(403, "FORBIDDEN", &format!("origin '{origin}' may not read this bridge: {rule}"))
+                    let (origin, rule) = (request.origin.as_deref().unwrap(), "add it to CORS_ORIGIN");
+                    error(
+                        403,
+                        "FORBIDDEN",
+                        &format!("origin '{origin}' is not allowed to read from this bridge; {rule}"),
+                    )
                 }
                 _ => expected(result, method, path, fixture),
             };

@@ -38,7 +38,7 @@ async fn get_requests_are_limited_per_principal() {
     let wait: u64 = rejected.header("retry-after").unwrap().parse().unwrap();
     assert!((1..=30).contains(&wait), "expected 1 to 30 s, found {wait} s");
     assert_eq!(rate(&rejected), [policy, Some(format!("\"default\";r=0;t={wait}")), Some(wait.to_string())],);
-    let message = format!("too many requests: more than 2 a minute; try again in {wait} s");
+    let message = format!("too many requests: more than 2 per minute; try again in {wait} s");
     assert_eq!(rejected.json(), json!({"code": "RATE_LIMIT_EXCEEDED", "message": message, "error": message}));
     for (path, authorization, status) in [
         ("/api/v1/instances", &all, 200),
@@ -130,7 +130,7 @@ fn assert_limited(response: &HttpResponse, budget: &str, quota: u32, wait: u64, 
         ["ratelimit-policy", "ratelimit", "retry-after"].map(|name| response.header(name).unwrap_or_default());
     let (policy, left) = (format!("\"{budget}\";q={quota};w=60"), format!("\"{budget}\";r=0;t={wait}"));
     assert_eq!((response.status, headers), (429, [policy.as_str(), &left, &wait.to_string()]), "{}", response.body);
-    let message = format!("{reason}: more than {quota} a minute; try again in {wait} s");
+    let message = format!("{reason}: more than {quota} per minute; try again in {wait} s");
     assert_eq!(response.json(), json!({"code": "RATE_LIMIT_EXCEEDED", "message": message, "error": message}));
 }
 
@@ -186,7 +186,7 @@ async fn sixty_rejected_credentials_exhaust_the_address_budget() {
     for attempt in 0..60 {
         assert_eq!(from("192.0.2.1", &format!("guess-{attempt}")).await.status, 401, "attempt {attempt}");
     }
-    let check = |response| assert_limited(&response, "refused", 60, 1, "too many refused credentials");
+    let check = |response| assert_limited(&response, "refused", 60, 1, "too many denied credentials");
     check(from("192.0.2.1", "guess").await);
     assert_eq!(from("192.0.2.2", "guess").await.status, 401, "expected no effect on another address");
     check(from("192.0.2.3, 192.0.2.1", "guess").await);

@@ -24,7 +24,7 @@ const MALFORMED: &[(&str, &str, &[&str])] = &[
     ("params=%7B", "params", &["JSON"]),
     ("params=%7B%22instances%22%3A%7B%22colour%22%3A%22red%22%7D%7D", "params", &["colour", "phase", "labels"]),
     ("color=red", "color", &["unknown", "accepted are types, params, connectionId, snapshot, lastEventId"]),
-    ("snapshot=none&snapshot=none", "snapshot", &["more than once"]),
+    ("snapshot=none&snapshot=none", "snapshot", &["repeated"]),
 ];
 
 /// An answer to a request of the row's own kind.
@@ -124,7 +124,8 @@ async fn streams_over_the_limit_are_rejected_and_gets_are_answered() {
     for path in ["/livez", "/readyz", "/metrics", "/api/v1/instances", "/"] {
         assert_eq!(http_client::get(bridge.address, path).await.status, 200, "{path}");
     }
-    assert_eq!(http_client::metric(bridge.address, "bridge_streams_refused_total").await, ROWS.len() as u64 + 1);
+    let rejected = http_client::metric_sum(bridge.address, "bridge_streams_rejected_total", r#"reason="max_streams""#);
+    assert_eq!(rejected.await, ROWS.len() as u64 + 1, "rejected streams");
     // Those who are there do not notice.
     cluster.create_pod("later");
     assert_eq!(events.until(|event| event["type"] == "instance.state").await.len(), 1);

@@ -209,6 +209,13 @@ pub(crate) async fn metric(address: SocketAddr, name: &str) -> u64 {
     value.map_or(0, |value| value.parse().unwrap())
 }
 
+/// Returns the sum of all samples of a metric that have this label, as `/metrics` spells it.
+pub(crate) async fn metric_sum(address: SocketAddr, name: &str, label: &str) -> u64 {
+    let response = get(address, "/metrics").await;
+    let samples = response.body.lines().filter(|line| line.starts_with(&format!("{name}{{")) && line.contains(label));
+    samples.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+}
+
 /// Sends a request with exactly these headers (`Host` and `Connection: close` are added where they are not named) and
 /// reads the answer until the server closes.
 pub(crate) async fn request(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)]) -> HttpResponse {
