@@ -205,12 +205,10 @@ async fn rounds(options: &Options, address: SocketAddr, pid: u32, board: &Board)
 
 async fn measure(address: SocketAddr, pid: u32, good: u64, long: Duration, board: &Board) -> Result<Half, Failure> {
     let slow = async || {
-        let mut all = 0;
-        for transport in ["sse", "websocket"] {
-            let name = format!("bridge_connections_closed_total{{transport=\"{transport}\",reason=\"slow consumer\"}}");
-            all += metric(address, &name).await?;
-        }
-        Ok::<_, Failure>(all)
+        let metrics = get(address, "/metrics").await?;
+        let samples = metrics.lines().filter_map(|line| line.strip_prefix("bridge_streams_closed_total{"));
+        let slow = samples.filter_map(|sample| sample.split_once(r#"reason="slow_consumer"} "#)?.1.parse::<u64>().ok());
+        Ok::<_, Failure>(slow.sum::<u64>())
     };
     let before = slow().await?;
     board.take();

@@ -16,7 +16,7 @@ use boilerhouse_bridge::{
     feed::ReadResult,
     http::{
         conn::{self, StreamStart},
-        stream::{self, Outbound, StreamContext, websocket, websocket_head},
+        stream::{self, Outbound, StreamContext, Transport, websocket, websocket_head},
     },
     tasks::{self, Tasks},
     wire::{
@@ -34,6 +34,8 @@ const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
 
 /// A client that sends and does not read is cut off when this much waits for it.
 const MAX_WAITING_BYTES: usize = 4 * MAX_MESSAGE_BYTES;
+
+static ENDPOINT: stream::Endpoint = stream::Endpoint { path: "/", transport: Transport::WebSocket };
 
 #[derive(Default)]
 struct Echo {
@@ -84,7 +86,7 @@ fn answer(request: &Request<Incoming>, streams: &Arc<StreamContext>) -> Response
         return response;
     };
     let mut response = websocket_head(key).map(|()| Empty::new());
-    match streams.try_acquire() {
+    match streams.try_acquire(&ENDPOINT) {
         Some(permit) => {
             response.extensions_mut().insert(StreamStart::new(|socket| websocket(Echo::default(), socket, permit)));
         }

@@ -13,7 +13,10 @@ use std::{
 };
 
 use futures::FutureExt as _;
-use prometheus_client::{metrics::counter::Counter, registry::Registry};
+use prometheus_client::{
+    metrics::{counter::Counter, gauge::Gauge},
+    registry::Registry,
+};
 use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -79,12 +82,15 @@ pub enum TaskExit {
 pub struct Metrics {
     /// Connection tasks that panicked.
     pub panics: Counter,
+    /// Connection tasks that run.
+    pub connections: Gauge,
 }
 
 impl Metrics {
     /// Makes the counters known to `registry`.
     pub fn register(&self, registry: &mut Registry) {
-        registry.register("connection_panics", "Connections that ended in a panic", self.panics.clone());
+        registry.register("http_connections", "Open TCP connections, streams included", self.connections.clone());
+        registry.register("http_connection_panics", "Connection tasks that panicked", self.panics.clone());
     }
 }
 
@@ -150,8 +156,10 @@ impl Tasks {
     /// Runs a connection task: counted, and on its own in its panic. It should watch [`Tasks::stop`].
     pub fn connection(&self, task: impl Future<Output = ()> + Send + 'static) {
         let inner = self.0.clone();
+        inner.metrics.connections.inc();
         // Combinators, not an async block: that would hold `task` twice, once as captured and once as awaited.
         let counted = AssertUnwindSafe(task).catch_unwind().map(move |outcome| {
+            inner.metrics.connections.dec();
             if outcome.is_err() {
                 inner.metrics.panics.inc();
             }

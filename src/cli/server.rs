@@ -144,7 +144,7 @@ pub(super) async fn serve(setup: ServerSetup, listener: TcpListener) -> Result<u
     let service = http::service(Arc::new(app));
     let config = conn::Config { max_connections, tls, ..conn::Config::default() };
     if let Some(tls) = config.tls.clone() {
-        let follow = tls.watch_files(config.tls_reload_interval);
+        let follow = tls.watch_files(config.tls_reload_interval, conn_metrics.clone());
         tasks.spawn("certificate", async move { Ok::<_, Infallible>(follow.await) });
     }
     let accept = conn::serve(listener, service, config, conn_metrics, tasks.clone());

@@ -24,6 +24,7 @@ use super::{
     error::{ApiError, ErrorCode},
     metrics::RequestTimer,
     request::{self, ApiRequest},
+    stream::{self, Transport},
     unavailable::Unavailable,
 };
 
@@ -67,14 +68,16 @@ pub fn service(
 }
 
 fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
-    for endpoint in &ENDPOINTS {
-        app.metrics.add_route(endpoint.path(), "GET", if endpoint.is_websocket() { 101 } else { 200 });
-        app.metrics.add_stream_endpoint(endpoint.path(), endpoint.transport(), &Unavailable::LABELS);
+    for endpoint in ENDPOINTS.iter().map(StreamEndpoint::endpoint).chain([&boilerhouse_ws::ENDPOINT]) {
+        let stream::Endpoint { path, transport } = endpoint;
+        app.streams.metrics.create_label_sets(endpoint);
+        app.metrics.add_route(path, "GET", if *transport == Transport::WebSocket { 101 } else { 200 });
+        app.metrics.add_stream_endpoint(path, transport.label(), &Unavailable::LABELS);
     }
-    app.metrics.add_stream_endpoint(boilerhouse_ws::PATH, boilerhouse_ws::TRANSPORT, &Unavailable::LABELS);
     let find_endpoint =
         |path: FullPath| std::future::ready(StreamEndpoint::find(path.as_str()).ok_or_else(warp::reject::not_found));
-    let endpoints = warp::path::full().and_then(find_endpoint).and(raw_request(app.clone())).then(stream).boxed();
+    let endpoints =
+        warp::path::full().and_then(find_endpoint).and(raw_request(app.clone())).then(handle_stream).boxed();
     let route = |(pattern, path)| Route { app: app.clone(), pattern, path, methods: GET };
     let post_route = |path, methods| Route { methods, ..route(path) };
     let instance = warp::path!("api" / "v1" / "instances" / String).map(Some).boxed();
@@ -126,8 +129,9 @@ impl Route {
         F: Future<Output = Result<Response, ApiError>> + Send + 'static,
     {
         let Route { app, pattern, path, methods } = self;
-        let method = if methods == GET { "GET" } else { "POST" };
-        app.metrics.add_route(pattern, method, if pattern == boilerhouse_ws::PATH { 101 } else { 200 });
+        if requirement != AccessRequirement::BoilerhouseWs {
+            app.metrics.add_route(pattern, if methods == GET { "GET" } else { "POST" }, 200);
+        }
         path.and(raw_request(app))
             .then(move |path_param, request| handle(request, path_param, methods, requirement, endpoint))
             .map(move |response| with_pattern(response, pattern))
@@ -198,9 +202,9 @@ async fn handle<F: Future<Output = Result<Response, ApiError>>>(
 
 /// As [`handle`], for a full stream. Conditions that pass without a change by the client are reported in the form of the
 /// transport.
-async fn stream(endpoint: &'static StreamEndpoint, request: RawRequest) -> Response {
+async fn handle_stream(endpoint: &'static StreamEndpoint, request: RawRequest) -> Response {
     if let Some(response) = request::method_response(&request.method, GET) {
-        return with_pattern(response, endpoint.path());
+        return with_pattern(response, endpoint.endpoint().path);
     }
     let app = request.app.clone();
     let response = match admit(request, None, AccessRequirement::Stream).await {
@@ -208,7 +212,7 @@ async fn stream(endpoint: &'static StreamEndpoint, request: RawRequest) -> Respo
         Err(Rejection::Error(error)) => Err(error),
         Err(Rejection::Unavailable(unavailable)) => endpoint.unavailable_response(&app, unavailable),
     };
-    with_pattern(response.unwrap_or_else(ApiError::into_response), endpoint.path())
+    with_pattern(response.unwrap_or_else(ApiError::into_response), endpoint.endpoint().path)
 }
 
 /// Records the pattern of the route that answered, for [`finish_request`].

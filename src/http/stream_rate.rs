@@ -16,7 +16,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{stream::Outbound, unavailable};
+use super::stream::{Outbound, control};
 use crate::{
     event::render,
     feed::{FrameFormat, Framing, ReadResult, Subscription},
@@ -114,9 +114,9 @@ impl Outbound for RateLimited {
 
     fn closing_event(&mut self, close: CloseReason, retry: Duration) -> Option<Bytes> {
         let line =
-            unavailable::closing_event(Framing { format: FrameFormat::JsonLines, ..self.framing }, close.text(), retry);
+            control::closing_event(Framing { format: FrameFormat::JsonLines, ..self.framing }, close.text(), retry);
         let event = self.frame(&line);
-        Some([unavailable::retry_field(self.framing, retry), event.into()].concat().into())
+        Some([control::retry_field(self.framing, retry), event.into()].concat().into())
     }
 }
 

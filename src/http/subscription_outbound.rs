@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{stream::Outbound, unavailable};
+use super::stream::{Outbound, control};
 use crate::{
     feed::{Group, ReadResult, SharedBatch, Subscription},
     wire::CloseReason,
@@ -41,6 +41,6 @@ impl Outbound for Subscription {
     }
 
     fn closing_event(&mut self, close: CloseReason, retry: Duration) -> Option<Bytes> {
-        Some(unavailable::closing_event(self.framing()?, close.text(), retry))
+        Some(control::closing_event(self.framing()?, close.text(), retry))
     }
 }

@@ -7,19 +7,16 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header};
 use warp::reply::Response;
 
 use super::{
+    conn::stream_start,
     error::{ApiError, ErrorCode},
     rate_limit::{BudgetStatus, LimitExceeded},
-    stream, upgrade,
+    stream::{self, control::closing_event},
 };
-use crate::{
-    feed::{FrameFormat, Framing},
-    wire::sse,
-};
+use crate::feed::Framing;
 
 /// `Connection: close` of a rejected stream request, so that its connection is free for other clients.
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
@@ -98,7 +95,7 @@ impl Unavailable {
 
     /// Returns the response to a request for an SSE stream: an event stream that ends after one `stream.closing` event.
     pub(super) fn to_sse_response(self, framing: Framing, retry: Duration) -> Response {
-        let mut response = upgrade::response(stream::sse_head(), None);
+        let mut response: Response = stream_start::response(stream::sse_head(), None);
         response.headers_mut().insert(header::CONNECTION, CLOSE);
         *response.body_mut() = closing_event(framing, self.reason(), retry).into();
         response
@@ -125,22 +122,4 @@ pub(super) fn too_many_requests(status: &BudgetStatus, message: &str) -> ApiErro
         Some(name) => error.with(name, value),
         None => error,
     })
-}
-
-/// Returns the SSE `retry` field, which sets the reconnection delay of an `EventSource`. It is empty for WebSocket.
-pub(super) fn retry_field(framing: Framing, retry: Duration) -> Vec<u8> {
-    let mut out = Vec::new();
-    if let FrameFormat::Sse { .. } = framing.format {
-        sse::retry(&mut out, retry.as_millis());
-    }
-    out
-}
-
-/// Returns the `stream.closing` event, the last one of a stream that the bridge ends. `reason` must need no JSON escape.
-pub(super) fn closing_event(framing: Framing, reason: &'static str, retry: Duration) -> Bytes {
-    let (name, ms) = ("stream.closing", retry.as_millis());
-    let mut out = retry_field(framing, retry);
-    let json = format!(r#"{{"type":"{name}","reason":"{reason}","retryAfterMs":{ms}}}"#);
-    framing.append_frame(&mut out, name, None, &json);
-    out.into()
 }

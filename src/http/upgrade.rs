@@ -1,10 +1,8 @@
-//! The upgrade to WebSocket: validation of the request, and the response that starts a stream.
+//! The upgrade to WebSocket: validation of the request.
 
 use http::{HeaderMap, HeaderValue, Method, header};
-use warp::reply::Response;
 
 use super::{
-    conn::StreamStart,
     error::{ApiError, ErrorCode},
     request::ApiRequest,
 };
@@ -47,17 +45,6 @@ pub(super) fn key<'a>(request: &'a ApiRequest, hint: &str) -> Result<&'a str, Ap
     } else {
         Err(ApiError::new(ErrorCode::BadRequest, "Sec-WebSocket-Key must be 16 bytes in base64"))
     }
-}
-
-/// Returns a response with this head. `start` runs on the socket after the head is written.
-pub(super) fn response(head: http::Response<()>, start: Option<StreamStart>) -> Response {
-    let (head, ()) = head.into_parts();
-    let mut response = Response::default();
-    (*response.status_mut(), *response.headers_mut()) = (head.status, head.headers);
-    if let Some(start) = start {
-        response.extensions_mut().insert(start);
-    }
-    response
 }
 
 /// Returns whether a header with a comma-separated list contains this word, in any letter case.

@@ -73,13 +73,13 @@ impl Fixture {
         for good in &mut self.good {
             assert_eq!(timeout(TEST_TIMEOUT, good).await.expect("a good client waits").unwrap(), self.step);
         }
-        assert_eq!(http_client::metric(self.bridge.address, "bridge_connection_panics_total").await, 0);
+        assert_eq!(http_client::metric(self.bridge.address, "bridge_http_connection_panics_total").await, 0);
         self.bridge
     }
 
     async fn slow_consumers(&self) -> u64 {
-        let name = r#"bridge_connections_closed_total{transport="websocket",reason="slow consumer"}"#;
-        http_client::metric(self.bridge.address, name).await
+        let labels = [r#"transport="websocket""#, r#"reason="slow_consumer""#];
+        http_client::metric_sum(self.bridge.address, "bridge_streams_closed_total", &labels).await
     }
 }
 
@@ -241,8 +241,8 @@ async fn stream_over_the_limit_is_rejected_and_others_continue() {
     fixture.change(50).await;
     drop(held);
     open(GOOD).await;
-    let rejected = r#"bridge_streams_rejected_total{transport="websocket",endpoint="/ws",reason="max_streams"}"#;
-    assert_eq!(http_client::metric(address, rejected).await, 20, "rejected streams");
+    let rejected = http_client::metric_sum(address, "bridge_streams_rejected_total", &[r#"reason="max_streams""#]);
+    assert_eq!(rejected.await, 20);
     let mut late = fixture.bridge.listen("/ws").await;
     late.text().await;
     fixture.end().await;
@@ -372,7 +372,7 @@ async fn malformed_requests_get_a_status_and_a_closed_connection() {
     assert!(wrong.is_empty(), "{wrong:#?}");
     // The preface of HTTP/2 (RFC 9113 section 3.4): hyper ends it without a word.
     assert_eq!(http_client::send_raw(address, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await, b"");
-    assert_eq!(http_client::metric(address, "bridge_connection_panics_total").await, 0);
+    assert_eq!(http_client::metric(address, "bridge_http_connection_panics_total").await, 0);
     cluster.create_pod("pod");
     assert_eq!(bridge.listen("/ws").await.text().await, event("Unknown"));
 }

@@ -34,6 +34,8 @@ const NARROWER: &[(&str, &[&str])] = &[
     ("source::review", &["api", "source::error"]),
     // Connections do not depend on what is served over them.
     ("http::conn", &["http::conn", "tasks"]),
+    // Streams do not depend on events, principals or endpoints: what they send comes from an `Outbound`.
+    ("http::stream", &["http::stream", "http::conn", "feed", "wire"]),
     ("http::auth", &["event", "wire", "http::auth", "http::caller", "http::forwarded", "http::rate_limit"]),
 ];
 
@@ -218,7 +220,8 @@ fn paths(tokens: &[String]) -> Vec<(Vec<String>, Option<String>)> {
         let is_root = ["crate", "super", "self", "boilerhouse_bridge"]
             .iter()
             .any(|root| tokens.get(start).is_some_and(|token| token == root));
-        let follows = start > 0 && tokens[start - 1] == "::" && !is_use;
+        // The end of a longer path, or the path of a visibility: `pub(in crate::source)`.
+        let follows = start > 0 && ["::", "in"].contains(&tokens[start - 1].as_str()) && !is_use;
         if (is_root && tokens.get(start + 1).is_some_and(|token| token == "::") && !follows) || is_use {
             at = path_tree(tokens, start, &mut Vec::new(), is_use, &mut found);
         } else {

@@ -114,9 +114,11 @@ impl Fixture {
 
     /// Streams of both transports that were ended as too slow.
     async fn slow_consumers(&self) -> [u64; 2] {
-        let name =
-            |transport| format!(r#"bridge_connections_closed_total{{transport="{transport}",reason="slow consumer"}}"#);
-        [self.metric(&name("sse")).await, self.metric(&name("websocket")).await]
+        let slow = |transport| {
+            let labels = [transport, r#"reason="slow_consumer""#];
+            async move { http_client::metric_sum(self.bridge.address, "bridge_streams_closed_total", &labels).await }
+        };
+        [slow(r#"transport="sse""#).await, slow(r#"transport="websocket""#).await]
     }
 }
 

@@ -201,7 +201,8 @@ async fn head_options_and_other_methods_are_answered() {
         let body = http_client::request(bridge.address, "GET", path, &[("Content-Length", "1")]).await;
         assert!([400, 426].contains(&body.status), "{path}: {body:?}");
     }
-    assert_eq!(http_client::metric(bridge.address, r#"bridge_connections_opened_total{transport="sse"}"#).await, 0);
+    let opened = http_client::metric_sum(bridge.address, "bridge_streams_opened_total", &[r#"transport="sse""#]);
+    assert_eq!(opened.await, 0);
 }
 
 /// What is watched, and how it is.

@@ -1,25 +1,38 @@
-//! On real loopback sockets: it is hyper and the kernel that must be held to what the design says of them.
+//! Connections on loopback sockets, because the design depends on the behavior of hyper and of the kernel.
+
 pub(in crate::http) mod tls;
 
-use std::{net::Ipv4Addr, sync::Mutex};
+use std::{
+    convert::Infallible,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
+use bytes::Bytes;
 use http_body_util::Full;
+use hyper::{Request, Response, StatusCode, body::Incoming, server::conn::http1};
+use hyper_util::rt::TokioTimer;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
     sync::mpsc,
     time::timeout,
 };
 
-use super::*;
-use crate::tasks;
+use super::{
+    Config, Conn, HijackedSocket, Metrics, Peer, RejectReason, ReloadingTls, StreamStart, accept::serve_connection,
+    serve, write_timeout::WriteTimeoutIo,
+};
+use crate::tasks::{self, Tasks};
 
-/// No wait in here takes longer, or the test fails.
-const BOUND: Duration = Duration::from_secs(20);
+/// Maximum time of each wait in these tests.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 type TestResponse = Response<Full<Bytes>>;
 
-/// A listener with a service made of `answer`; ends with the test's runtime.
-async fn start_server<F>(config: Config, answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static) -> Server
+/// Starts a listener whose service calls `respond`. It ends with the runtime of the test.
+async fn start_server<F>(config: Config, respond: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static) -> Server
 where
     F: Future<Output = TestResponse> + Send + 'static,
 {
@@ -28,8 +41,8 @@ where
     let tasks = Tasks::new(tasks::Config::default());
     let metrics = Metrics::default();
     let service = tower::service_fn(move |request| {
-        let answer = answer(request);
-        async move { Ok::<_, Infallible>(answer.await) }
+        let response = respond(request);
+        async move { Ok::<_, Infallible>(response.await) }
     });
     let (serving_metrics, serving_tasks) = (metrics.clone(), tasks.clone());
     tasks.spawn("listener", async move {
@@ -49,14 +62,14 @@ impl Server {
         TcpStream::connect(self.addr).await.unwrap()
     }
 
-    /// Waits until no connection is left, of one at least.
+    /// Waits until at least one connection was accepted and none is open.
     async fn wait_until_idle(&self) {
         let idle = async {
-            while self.metrics.accepted.get() == 0 || self.tasks.connections() > 0 {
+            while self.metrics.accepted() == 0 || self.tasks.connections() > 0 {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        timeout(BOUND, idle).await.expect("connections stay");
+        timeout(TIMEOUT, idle).await.expect("no connection stays open");
     }
 }
 
@@ -64,13 +77,14 @@ fn text_response(body: impl Into<Bytes>) -> TestResponse {
     Response::new(Full::new(body.into()))
 }
 
-/// A route that answers `/stream` with a 101 whose stream sends its early bytes back and then ends.
+/// Responds to `/stream` with a 101 whose stream sends its read-ahead bytes and four more bytes back and then ends. The
+/// response to other paths contains the path.
 fn stream_or_text(request: &Request<Incoming>) -> TestResponse {
     if request.uri().path() != "/stream" {
         return text_response(format!("<{}>", request.uri().path()));
     }
     let mut response = text_response("never sent");
-    *response.status_mut() = hyper::StatusCode::SWITCHING_PROTOCOLS;
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     response.extensions_mut().insert(StreamStart::new(|mut socket: HijackedSocket| async move {
         socket.conn.write_all(&socket.head).await.unwrap();
         socket.conn.write_all(&socket.read_ahead).await.unwrap();
@@ -83,10 +97,10 @@ fn stream_or_text(request: &Request<Incoming>) -> TestResponse {
 }
 
 async fn read_all(mut client: TcpStream) -> String {
-    let mut got = Vec::new();
-    // A reset ends the reading as well; what had come is what counts.
-    let _ = timeout(BOUND, client.read_to_end(&mut got)).await.expect("the connection stays open");
-    String::from_utf8(got).unwrap()
+    let mut received = Vec::new();
+    // A reset ends the read as well. The bytes received before it count.
+    let _ = timeout(TIMEOUT, client.read_to_end(&mut received)).await.expect("the server closes the connection");
+    String::from_utf8(received).unwrap()
 }
 
 #[tokio::test]
@@ -105,11 +119,11 @@ async fn pipelined_gets_are_answered_before_the_upgrade_response() {
             assert_ne!(client.read_buf(&mut rest).await.unwrap(), 0, "{}", String::from_utf8_lossy(&rest));
         }
     };
-    timeout(BOUND, read_until_early_bytes).await.unwrap();
+    timeout(TIMEOUT, read_until_early_bytes).await.unwrap();
     client.write_all(b"late").await.unwrap();
-    let mut got = String::from_utf8(rest).unwrap();
-    got += &read_all(client).await;
-    let mut rest = got.as_str();
+    let mut received = String::from_utf8(rest).unwrap();
+    received += &read_all(client).await;
+    let mut rest = received.as_str();
     for i in 0..40 {
         let (head, body) = rest.split_once("\r\n\r\n").unwrap();
         assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
@@ -124,7 +138,7 @@ async fn pipelined_gets_are_answered_before_the_upgrade_response() {
     server.wait_until_idle().await;
 }
 
-/// It was accepted before: a closed door would tell it nothing.
+/// A connection that is closed without a response gives the client no notice of the drain.
 #[tokio::test]
 async fn connection_accepted_before_drain_gets_one_response() {
     let server = start_server(Config::default(), async |request| stream_or_text(&request)).await;
@@ -132,48 +146,49 @@ async fn connection_accepted_before_drain_gets_one_response() {
     idle.write_all(b"GET /one HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     let mut first = Vec::new();
     while !first.ends_with(b"</one>") {
-        assert_ne!(timeout(BOUND, idle.read_buf(&mut first)).await.unwrap().unwrap(), 0);
+        assert_ne!(timeout(TIMEOUT, idle.read_buf(&mut first)).await.unwrap().unwrap(), 0);
     }
-    // The other one's task has been polled by then: it came first.
+    // The task of the silent connection was polled before, because it connected first.
     server.tasks.stop().cancel();
-    assert_eq!(read_all(idle).await, "", "it has had its answer");
+    assert_eq!(read_all(idle).await, "", "a connection that received a response is closed");
     silent.write_all(b"GET /late HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-    let answer = read_all(silent).await;
-    assert!(answer.ends_with("</late>"), "{answer}");
+    let response = read_all(silent).await;
+    assert!(response.ends_with("</late>"), "{response}");
     server.wait_until_idle().await;
 }
 
-/// hyper reads the next request while the last response is still in its buffer when that response came before the end of
-/// its own request's body, and when it flattens what it writes (as over TLS).
+/// hyper reads the next request while the last response is still in its buffer if that response came before the end of
+/// its request's body, and if hyper copies its writes into one buffer (as over TLS).
 #[tokio::test]
 async fn hijack_waits_until_hyper_has_flushed_earlier_responses() {
     let tasks = Tasks::new(tasks::Config::default());
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).writev(false);
     let (mut client, server) = tokio::io::duplex(512);
-    let bodies = std::sync::Arc::new(Mutex::new(Vec::new()));
+    let bodies = Arc::new(Mutex::new(Vec::new()));
     let service = tower::service_fn(move |request: Request<Incoming>| {
         let long = request.uri().path() == "/long";
-        let answer = if long { text_response("x".repeat(8000)) } else { stream_or_text(&request) };
-        // The handler answers and reads the body later: hyper keeps the connection open for it.
+        let response = if long { text_response("x".repeat(8000)) } else { stream_or_text(&request) };
+        // The handler responds before it reads the body: hyper keeps the connection open for the body.
         bodies.lock().unwrap().push(request.into_body());
-        async { Ok::<_, Infallible>(answer) }
+        async { Ok::<_, Infallible>(response) }
     });
     let peer = Peer { address: (Ipv4Addr::LOCALHOST, 1).into(), tls: false };
     let io = WriteTimeoutIo::new(Conn::Duplex(server), Duration::from_secs(10));
     tasks.connection(serve_connection(http, io, peer, service, tasks.clone(), Duration::ZERO));
     client.write_all(b"POST /long HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n").await.unwrap();
-    let mut got = vec![client.read_u8().await.unwrap()];
+    let mut received = vec![client.read_u8().await.unwrap()];
     client.write_all(b"bodyGET /stream HTTP/1.1\r\nHost: x\r\n\r\nearly").await.unwrap();
     let read_until_early_bytes = async {
-        while !got.ends_with(b"\r\n\r\nearly") {
-            assert_ne!(client.read_buf(&mut got).await.unwrap(), 0, "{}", String::from_utf8_lossy(&got));
+        while !received.ends_with(b"\r\n\r\nearly") {
+            assert_ne!(client.read_buf(&mut received).await.unwrap(), 0, "{}", String::from_utf8_lossy(&received));
         }
     };
-    timeout(BOUND, read_until_early_bytes).await.unwrap();
-    let got = String::from_utf8(got).unwrap();
-    let (_, body) = got.split_once("\r\n\r\n").unwrap();
-    let after_body = body.strip_prefix(&"x".repeat(8000)).unwrap_or_else(|| panic!("cut after {}", body.len()));
+    timeout(TIMEOUT, read_until_early_bytes).await.unwrap();
+    let received = String::from_utf8(received).unwrap();
+    let (_, body) = received.split_once("\r\n\r\n").unwrap();
+    let after_body =
+        body.strip_prefix(&"x".repeat(8000)).unwrap_or_else(|| panic!("the body is cut after {} bytes", body.len()));
     assert!(after_body.starts_with("HTTP/1.1 101 "), "{after_body}");
 }
 
@@ -193,15 +208,16 @@ async fn hijacked_socket_does_not_retain_hyper_buffers() {
     .await;
     let mut client = server.connect().await;
     client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\nabc").await.unwrap();
-    let socket = timeout(BOUND, sockets.recv()).await.unwrap().unwrap();
-    let read_ahead: Vec<u8> = socket.read_ahead.try_into_mut().expect("nobody else holds the bytes").into();
+    let socket = timeout(TIMEOUT, sockets.recv()).await.unwrap().unwrap();
+    let read_ahead: Vec<u8> =
+        socket.read_ahead.try_into_mut().expect("the stream owns the only reference to the bytes").into();
     assert_eq!((read_ahead.as_slice(), read_ahead.capacity()), (&b"abc"[..], 3));
     let head = String::from_utf8(socket.head.to_vec()).unwrap();
     assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.contains("\r\nconnection: close\r\n"), "{head}");
     assert!(!head.contains("transfer-encoding") && head.ends_with("\r\n\r\n"), "{head}");
 }
 
-/// Nobody accepts while this test does not wait: the kernel keeps them all.
+/// The listener does not accept while this test does not wait, so that the kernel queues all connections.
 #[tokio::test]
 async fn listen_backlog_holds_500_simultaneous_connects() {
     let server = start_server(Config::default(), async |request| stream_or_text(&request)).await;
@@ -209,13 +225,13 @@ async fn listen_backlog_holds_500_simultaneous_connects() {
     first.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
     read_all(first).await;
     let connect = || std::net::TcpStream::connect_timeout(&server.addr, Duration::from_millis(500));
-    let clients: Vec<_> = (0..500).map(|_| connect().expect("the queue is full")).collect();
+    let clients: Vec<_> = (0..500).map(|_| connect().expect("the backlog has capacity")).collect();
     let accepted = async {
-        while server.metrics.accepted.get() < 501 {
+        while server.metrics.accepted() < 501 {
             tokio::task::yield_now().await;
         }
     };
-    timeout(BOUND, accepted).await.expect("some are not accepted");
+    timeout(TIMEOUT, accepted).await.expect("all connections are accepted");
     drop(clients);
 }
 
@@ -225,15 +241,15 @@ async fn request_with_body_is_400_and_starts_no_stream() {
     let mut client = server.connect().await;
     let request = b"GET /stream HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbody";
     client.write_all(request).await.unwrap();
-    let got = read_all(client).await;
-    assert!(got.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{got}");
+    let received = read_all(client).await;
+    assert!(received.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{received}");
 }
 
 #[tokio::test]
 async fn pipelining_client_that_does_not_read_is_closed_after_write_timeout() {
     let config = Config { write_timeout: Duration::from_millis(300), ..Config::default() };
-    let answers = std::sync::Arc::new(Mutex::new(0_usize));
-    let count = answers.clone();
+    let responses = Arc::new(Mutex::new(0_usize));
+    let count = responses.clone();
     let body = Bytes::from(vec![b'x'; 64 * 1024]);
     let server = start_server(config, move |request: Request<Incoming>| {
         if request.uri().path() != "/stream" {
@@ -246,12 +262,14 @@ async fn pipelining_client_that_does_not_read_is_closed_after_write_timeout() {
     let mut client = server.connect().await;
     let mut requests = "GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(4000);
     requests += "GET /stream HTTP/1.1\r\nHost: x\r\n\r\n";
-    // The server stops reading too, so the rest of the requests may not fit the kernel: that is the point.
-    let _ = timeout(BOUND, client.write_all(requests.as_bytes())).await.expect("the server neither reads nor ends");
+    // The server stops reading as well, so that the requests do not all fit into the kernel's buffers.
+    let _ = timeout(TIMEOUT, client.write_all(requests.as_bytes()))
+        .await
+        .expect("the server reads or closes the connection");
     server.wait_until_idle().await;
-    // What the server worked ahead is what the two kernels' buffers hold, far from the 256 MiB that were asked for.
-    let answered = *answers.lock().unwrap();
-    assert!((1..1000).contains(&answered), "{answered} answers of 64 KiB for a client that reads none");
+    // The server produces only what the socket buffers hold, and not the 256 MiB that were requested.
+    let produced = *responses.lock().unwrap();
+    assert!((1..1000).contains(&produced), "{produced} responses of 64 KiB for a client that reads none");
 }
 
 #[tokio::test]
@@ -267,9 +285,9 @@ async fn blocked_response_is_reset_after_write_timeout() {
     client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     client.readable().await.unwrap();
     server.wait_until_idle().await;
-    let mut got = Vec::new();
-    let err = timeout(BOUND, client.read_to_end(&mut got)).await.unwrap().unwrap_err();
-    assert_eq!(err.kind(), std::io::ErrorKind::ConnectionReset, "the kernel was to forget the rest");
+    let mut received = Vec::new();
+    let err = timeout(TIMEOUT, client.read_to_end(&mut received)).await.unwrap().unwrap_err();
+    assert_eq!(err.kind(), std::io::ErrorKind::ConnectionReset, "the connection is reset");
 }
 
 #[tokio::test]
@@ -280,14 +298,14 @@ async fn request_head_over_time_or_size_limit_is_rejected() {
     slow.write_all(b"GET / HTTP/1.1\r\nHost").await.unwrap();
     let idle = server.connect().await;
     for client in [slow, idle] {
-        let got = read_all(client).await;
-        assert!(got.is_empty() || got.starts_with("HTTP/1.1 408 "), "{got}");
+        let received = read_all(client).await;
+        assert!(received.is_empty() || received.starts_with("HTTP/1.1 408 "), "{received}");
     }
     let mut big = server.connect().await;
     let head = format!("GET / HTTP/1.1\r\nHost: x\r\nCookie: {}", "c".repeat(16 * 1024));
     big.write_all(&head.as_bytes()[..16 * 1024]).await.unwrap();
-    let got = read_all(big).await;
-    assert!(got.starts_with("HTTP/1.1 431 ") && got.ends_with("\r\n\r\n"), "{got}");
+    let received = read_all(big).await;
+    assert!(received.starts_with("HTTP/1.1 431 ") && received.ends_with("\r\n\r\n"), "{received}");
     server.wait_until_idle().await;
 }
 
@@ -295,17 +313,17 @@ async fn request_head_over_time_or_size_limit_is_rejected() {
 async fn connections_over_the_limit_are_closed_and_counted() {
     let config = Config { max_connections: 2, ..Config::default() };
     let server = start_server(config, async |_| text_response("hello")).await;
-    let mut held = Vec::new();
+    let mut open = Vec::new();
     for _ in 0..2 {
         let mut client = server.connect().await;
         client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
         let mut first = [0; 12];
         client.read_exact(&mut first).await.unwrap();
-        held.push(client);
+        open.push(client);
     }
     assert_eq!(read_all(server.connect().await).await, "");
-    assert_eq!((server.metrics.accepted.get(), server.metrics.rejected.get()), (3, 1));
-    drop(held);
+    assert_eq!((server.metrics.accepted(), server.metrics.rejected(RejectReason::Limit)), (3, 1));
+    drop(open);
     server.wait_until_idle().await;
     let mut client = server.connect().await;
     client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
@@ -327,7 +345,7 @@ async fn request_extensions_contain_the_peer_address() {
 #[tokio::test]
 async fn drain_closes_idle_connections_and_completes_responses() {
     let (release, hold) = tokio::sync::oneshot::channel::<()>();
-    let hold = std::sync::Arc::new(Mutex::new(Some(hold)));
+    let hold = Arc::new(Mutex::new(Some(hold)));
     let (arrived, mut has_arrived) = mpsc::channel(2);
     let server = start_server(Config::default(), move |_| {
         let (hold, arrived) = (hold.lock().unwrap().take(), arrived.clone());
@@ -348,10 +366,10 @@ async fn drain_closes_idle_connections_and_completes_responses() {
     assert_eq!(read_all(idle).await, "");
     let mut late = server.connect().await;
     late.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-    let got = read_all(late).await;
-    assert!(got.contains("connection: close") && got.ends_with("done"), "{got}");
+    let received = read_all(late).await;
+    assert!(received.contains("connection: close") && received.ends_with("done"), "{received}");
     release.send(()).unwrap();
-    let got = read_all(busy).await;
-    assert!(got.contains("connection: close") && got.ends_with("done"), "{got}");
+    let received = read_all(busy).await;
+    assert!(received.contains("connection: close") && received.ends_with("done"), "{received}");
     server.wait_until_idle().await;
 }

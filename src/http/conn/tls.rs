@@ -1,13 +1,16 @@
-//! TLS: what a listener encrypts with, its exchange while the listener goes on, and the handshake.
+//! The certificate and key of a listener, their reload, and the TLS handshake.
 //!
-//! Always: a certificate and a key that go together, as files that are replaced one after the other may not for a
-//! moment. Nothing of a key is shown.
+//! Owns: the server configuration of rustls, which a reload replaces while the listener works.
+//!
+//! Guarantees:
+//! - The served certificate and key belong together, also while their files are replaced one after the other.
+//! - No error, log message or `Debug` output contains a part of a key.
 
 use std::{
     convert::Infallible,
     fmt, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -24,44 +27,48 @@ use tokio_rustls::{
     server::TlsStream,
 };
 
-/// Bytes that TLS keeps of what the kernel does not take: one record (RFC 8446, section 5.1), which is also no more than
-/// the kernel takes at once when it takes anything. rustls would keep 64 KiB, as much as a stalled client may cost in all.
+use super::{certificate::not_after, metrics::Metrics};
+
+/// Maximum number of bytes that TLS buffers while the kernel accepts none: one record (RFC 8446 section 5.1). A socket
+/// that becomes writable accepts at least as many bytes at once.
+///
+/// rustls's default is 64 KiB, which is as much memory as a stalled client may cost in all.
 const UNSENT_BYTES: usize = 16 * 1024;
 
-/// A certificate and its key, from two files. Clones are the same one.
+/// A certificate and its key, from two files. Clones share them.
 #[derive(Clone)]
 pub struct ReloadingTls(Arc<Shared>);
 
 struct Shared {
-    /// In PEM: the certificate followed by those that vouch for it, and its key.
+    /// The files in PEM: the certificate, followed by its intermediate certificates, and the key.
     paths: [PathBuf; 2],
-    /// What the files were like when they were last taken, or found to be of no use.
+    /// The contents of the files that were last loaded or rejected.
     last_evaluated: Mutex<[Vec<u8>; 2]>,
     config: RwLock<Arc<ServerConfig>>,
 }
 
-/// Why a certificate and a key cannot be served with.
+/// Why a certificate and a key cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file.
+    /// A file cannot be read.
     #[error("cannot read {}", .0.display())]
     Unreadable(PathBuf, #[source] io::Error),
-    /// The certificate's file.
+    /// The certificate file contains no certificate.
     #[error("there is no certificate in PEM in {}", .0.display())]
     NoCertificate(PathBuf),
-    /// The key's file.
+    /// The key file contains no private key.
     #[error("there is no private key in PEM in {}", .0.display())]
     NoKey(PathBuf),
-    /// They do not belong together, or are of a kind that is not known.
+    /// The certificate and the key do not belong together, or rustls does not support their kind.
     #[error("the certificate in {} and the key in {} cannot be used together", .0[0].display(), .0[1].display())]
     Unusable([PathBuf; 2], #[source] rustls::Error),
 }
 
 impl ReloadingTls {
-    /// From two files in PEM: the certificate followed by those that vouch for it, and its key.
+    /// Reads two files in PEM: the certificate, followed by its intermediate certificates, and the key.
     ///
     /// # Errors
-    /// See [`TlsError`]. Nothing of a key is repeated.
+    /// See [`TlsError`]. An error contains no part of a key.
     pub fn read(certificate: &Path, key: &Path) -> Result<ReloadingTls, TlsError> {
         let paths = [certificate.to_owned(), key.to_owned()];
         let contents = read_files(&paths)?;
@@ -69,26 +76,31 @@ impl ReloadingTls {
         Ok(ReloadingTls(Arc::new(Shared { paths, last_evaluated: Mutex::new(contents), config })))
     }
 
-    /// Looks at the files again and again, for ever. What is new there is for whoever connects from then on; what is of
-    /// no use changes nothing. It counts at the second look that finds the same: a look may come between the two files.
-    pub async fn watch_files(self, interval: Duration) -> Infallible {
+    /// Reads the files every `interval` until shutdown. New connections use a changed certificate; unusable files
+    /// change nothing.
+    ///
+    /// A change counts at the second read that finds it, because the first read can happen between the replacement of
+    /// the two files.
+    pub async fn watch_files(self, interval: Duration, metrics: Metrics) -> Infallible {
+        metrics.set_certificate_expiry(expiry(&self.last_evaluated()));
         let mut last = None;
         loop {
             sleep(interval).await;
-            // Small files, mostly in memory: not worth a thread.
+            // The files are small and mostly in the page cache: the read needs no blocking thread.
             let found = read_files(&self.0.paths);
-            // A problem is told once, as a bad version is.
+            // An error counts as a version as well, so that it is logged once.
             let version = found.as_ref().map_or_else(|error| [error_chain(error).into(), Vec::new()], Clone::clone);
             if last.as_ref() == Some(&version) {
-                self.evaluate(found, version);
+                self.evaluate(found, version, &metrics);
             } else {
                 last = Some(version);
             }
         }
     }
 
-    fn evaluate(&self, found: Result<[Vec<u8>; 2], TlsError>, version: [Vec<u8>; 2]) {
-        let mut last_evaluated = self.0.last_evaluated.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Loads a version of the files, unless it is the last one that was evaluated.
+    fn evaluate(&self, found: Result<[Vec<u8>; 2], TlsError>, version: [Vec<u8>; 2], metrics: &Metrics) {
+        let mut last_evaluated = self.last_evaluated();
         if *last_evaluated == version {
             return;
         }
@@ -96,17 +108,26 @@ impl ReloadingTls {
         match found.and_then(|contents| server_config(&self.0.paths, &contents)) {
             Ok(config) => {
                 *self.0.config.write().unwrap_or_else(PoisonError::into_inner) = config;
-                tracing::info!("the TLS certificate has changed: it is for those who connect from now on");
+                metrics.record_tls_reload(true);
+                metrics.set_certificate_expiry(expiry(&last_evaluated));
+                tracing::info!("TLS certificate reloaded; new connections use it");
             }
             Err(error) => {
                 let error = error_chain(&error);
-                tracing::error!(error, "the new TLS certificate cannot be used: the one before is still served");
+                metrics.record_tls_reload(false);
+                tracing::error!(error, "new TLS certificate rejected; the previous one stays in use");
             }
         }
     }
 
+    fn last_evaluated(&self) -> MutexGuard<'_, [Vec<u8>; 2]> {
+        self.0.last_evaluated.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Performs the handshake on an accepted connection.
+    ///
     /// # Errors
-    /// When the handshake fails, or takes longer than `limit`.
+    /// If the handshake fails or takes longer than `limit`.
     pub(super) async fn accept(&self, stream: TcpStream, limit: Duration) -> io::Result<Box<TlsStream<TcpStream>>> {
         let config = self.0.config.read().unwrap_or_else(PoisonError::into_inner).clone();
         let limited = |session: &mut rustls::ServerConnection| session.set_buffer_limit(Some(UNSENT_BYTES));
@@ -132,7 +153,13 @@ fn server_config(paths: &[PathBuf; 2], [certificates, key]: &[Vec<u8>; 2]) -> Re
     Ok(Arc::new(config))
 }
 
-/// With its cause.
+/// Returns `notAfter` of the first certificate, in seconds since 1970.
+fn expiry([certificates, _]: &[Vec<u8>; 2]) -> Option<i64> {
+    let first = CertificateDer::pem_slice_iter(certificates).next()?.ok()?;
+    not_after(&first)
+}
+
+/// Returns the text of an error and of its cause.
 fn error_chain(error: &TlsError) -> String {
     match std::error::Error::source(error) {
         Some(cause) => format!("{error}: {cause}"),

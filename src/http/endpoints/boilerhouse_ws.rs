@@ -11,7 +11,7 @@ use crate::{
     feed::{Feed, Framing, ResumeError, SnapshotReason, StartAt, Subscription},
     http::{
         app::App,
-        conn::StreamStart,
+        conn::{StreamStart, stream_start},
         error::{ApiError, ErrorCode},
         request::ApiRequest,
         stream,
@@ -21,10 +21,9 @@ use crate::{
     },
 };
 
-/// Path of the endpoint.
-pub(crate) const PATH: &str = "/ws";
-/// Transport of the endpoint, as the label of metrics.
-pub(crate) const TRANSPORT: &str = "websocket";
+/// The endpoint, as metrics name it.
+pub(crate) static ENDPOINT: stream::Endpoint =
+    stream::Endpoint { path: "/ws", transport: stream::Transport::WebSocket };
 
 /// Answers `/ws`.
 ///
@@ -37,7 +36,7 @@ pub(crate) const TRANSPORT: &str = "websocket";
 pub(crate) async fn ws(request: ApiRequest) -> Result<Response, ApiError> {
     let app = request.app.clone();
     let key = upgrade::key(&request, "connect with a WebSocket client")?;
-    let permit = app.streams.try_acquire().ok_or_else(|| rejection(&app, Unavailable::TooManyStreams))?;
+    let permit = app.streams.try_acquire(&ENDPOINT).ok_or_else(|| rejection(&app, Unavailable::TooManyStreams))?;
     let slot =
         app.rate_limits.open_stream(&request.principal.caller).map_err(|exceeded| rejection(&app, exceeded.into()))?;
     let parameters = request.parameters(&["types", "connectionId", "snapshot"])?;
@@ -86,12 +85,12 @@ pub(crate) async fn ws(request: ApiRequest) -> Result<Response, ApiError> {
             })
         }
     };
-    Ok(upgrade::response(stream::websocket_head(key), Some(start)))
+    Ok(stream_start::response(stream::websocket_head(key), Some(start)))
 }
 
 /// Counts a rejection and returns its response.
 pub(crate) fn rejection(app: &App, unavailable: Unavailable) -> ApiError {
-    app.metrics.count_stream_rejection(PATH, TRANSPORT, unavailable.label());
+    app.metrics.count_stream_rejection(ENDPOINT.path, ENDPOINT.transport.label(), unavailable.label());
     unavailable.to_error()
 }
 

@@ -17,13 +17,13 @@ use crate::{
     http::{
         app::App,
         auth,
-        conn::StreamStart,
+        conn::{StreamStart, stream_start},
         error::{ApiError, ErrorCode},
         request::{ApiRequest, QueryParams},
-        stream::{self, Outbound, StreamPermit},
+        stream::{self, Outbound, StreamPermit, Transport, control},
         stream_credential::WithCredential,
         stream_rate::RateLimited,
-        unavailable::{self, Unavailable},
+        unavailable::Unavailable,
         upgrade,
     },
 };
@@ -35,7 +35,8 @@ const ACCEPTED: &[&str] =
 /// One streaming endpoint.
 #[derive(Debug)]
 pub(crate) struct StreamEndpoint {
-    path: &'static str,
+    /// The path and the transport.
+    endpoint: stream::Endpoint,
     framing: Framing,
     /// The value of `snapshot` where the request does not set it.
     default_snapshot: &'static str,
@@ -61,28 +62,27 @@ impl StreamEndpoint {
         default_snapshot: &'static str,
         counterpart: &'static str,
     ) -> StreamEndpoint {
-        StreamEndpoint { path, framing: Framing { format, edgeplane_names }, default_snapshot, counterpart }
+        let transport = match format {
+            FrameFormat::WebSocket => Transport::WebSocket,
+            FrameFormat::Sse { .. } | FrameFormat::JsonLines => Transport::Sse,
+        };
+        let endpoint = stream::Endpoint { path, transport };
+        StreamEndpoint { endpoint, framing: Framing { format, edgeplane_names }, default_snapshot, counterpart }
     }
 
     /// Returns the endpoint at this path, with or without a trailing slash.
     pub(crate) fn find(path: &str) -> Option<&'static StreamEndpoint> {
         let path = path.strip_suffix('/').unwrap_or(path);
-        ENDPOINTS.iter().find(|endpoint| endpoint.path == path)
+        ENDPOINTS.iter().find(|entry| entry.endpoint.path == path)
     }
 
-    /// Returns the path, which is also the label of metrics.
-    pub(crate) fn path(&self) -> &'static str {
-        self.path
+    /// Returns the path and the transport, as metrics name them.
+    pub(crate) fn endpoint(&'static self) -> &'static stream::Endpoint {
+        &self.endpoint
     }
 
-    /// Returns whether the transport is WebSocket; otherwise it is SSE.
-    pub(crate) fn is_websocket(&self) -> bool {
-        self.framing.format == FrameFormat::WebSocket
-    }
-
-    /// Returns the transport as the label of metrics.
-    pub(crate) fn transport(&self) -> &'static str {
-        if self.is_websocket() { "websocket" } else { "sse" }
+    fn is_websocket(&self) -> bool {
+        self.endpoint.transport == Transport::WebSocket
     }
 
     /// Returns the head of the response.
@@ -145,7 +145,8 @@ impl StreamEndpoint {
     /// # Errors
     /// A WebSocket request gets a status. An SSE request gets a stream of one `stream.closing` event instead.
     pub(crate) fn unavailable_response(&self, app: &App, unavailable: Unavailable) -> Result<Response, ApiError> {
-        app.metrics.count_stream_rejection(self.path, self.transport(), unavailable.label());
+        let stream::Endpoint { path, transport } = self.endpoint;
+        app.metrics.count_stream_rejection(path, transport.label(), unavailable.label());
         if self.is_websocket() {
             return Err(unavailable.to_error());
         }
@@ -159,7 +160,7 @@ impl StreamEndpoint {
         let framing = self.framing;
         StreamStart::new(move |mut socket| {
             // The retry field is appended to the head, so that both and the first events go out in one write.
-            let retry = unavailable::retry_field(framing, permit.config.retry_delay());
+            let retry = control::retry_field(framing, permit.config.retry_delay());
             socket.head = [&socket.head[..], &retry].concat().into();
             stream::sse(out, socket, permit)
         })
@@ -173,7 +174,7 @@ impl StreamEndpoint {
 /// 429 or 503 for [`Unavailable`].
 pub(crate) async fn serve_stream(endpoint: &'static StreamEndpoint, request: ApiRequest) -> Result<Response, ApiError> {
     let (app, head) = (&request.app, endpoint.head(&request)?);
-    let Some(permit) = app.streams.try_acquire() else {
+    let Some(permit) = app.streams.try_acquire(endpoint.endpoint()) else {
         return endpoint.unavailable_response(app, Unavailable::TooManyStreams);
     };
     let slot = match app.rate_limits.open_stream(&request.principal.caller) {
@@ -194,7 +195,7 @@ pub(crate) async fn serve_stream(endpoint: &'static StreamEndpoint, request: Api
     }
     request.resolve_connection(&parameters)?;
     if request.method == Method::HEAD {
-        return Ok(upgrade::response(head, None));
+        return Ok(stream_start::response(head, None));
     }
     // The only error of `subscribe` is a feed that is not synced. A cursor that cannot be resumed is reported on the stream.
     let rate = app.config.stream_rate;
@@ -211,7 +212,7 @@ pub(crate) async fn serve_stream(endpoint: &'static StreamEndpoint, request: Api
             endpoint.start(WithCredential::new(rate_limited, watch, slot), permit)
         }
     };
-    Ok(upgrade::response(head, Some(start)))
+    Ok(stream_start::response(head, Some(start)))
 }
 
 /// Returns the start that `Last-Event-ID` asks for.
@@ -265,7 +266,7 @@ mod tests {
         let socket = HijackedSocket { conn: Conn::Duplex(server), head: Bytes::new(), read_ahead: Bytes::new() };
         let streams =
             StreamContext::new(stream::Config::default(), stream::Metrics::default(), CancellationToken::new());
-        let permit = streams.try_acquire().unwrap();
+        let permit = streams.try_acquire(endpoint.endpoint()).unwrap();
         #[allow(clippy::disallowed_methods, reason = "the task ends with its client")]
         drop(if endpoint.is_websocket() {
             tokio::spawn(stream::websocket(subscription, socket, permit))

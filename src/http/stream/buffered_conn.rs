@@ -1,6 +1,7 @@
-//! A connection and what has been begun on it.
+//! A socket with one outgoing queue.
 //!
-//! Always: bytes leave in the order they came; an idle link holds no buffer at all.
+//! Guarantees: bytes are sent in the order in which they were queued. A connection with an empty queue holds no buffer.
+
 use std::{
     cell::RefCell,
     collections::VecDeque,
@@ -17,56 +18,62 @@ use tokio::{
 
 use crate::http::conn::Conn;
 
-/// One read takes at most this many bytes: a client's frames are small, and the scratch is shared by a whole thread.
+/// Maximum number of bytes of one read. A client's frames are small, and all streams of a thread share the buffer.
 const READ_BUFFER_BYTES: usize = 16 * 1024;
 
-/// One write takes at most this many slices: 1 KiB of stack, and far past where a system call's cost is spread thin.
+/// Maximum number of buffers of one vectored write: 1 KiB of stack. More buffers would hardly reduce the cost per
+/// buffer.
 const MAX_SLICES: usize = 64;
 
 thread_local! {
-    /// Where input lands. It is used up before the task that read it waits again, so that a thread needs only one.
+    /// Received bytes. A task processes them before it waits again, so that one buffer for each thread is enough.
     static READ_BUFFER: RefCell<[u8; READ_BUFFER_BYTES]> = const { RefCell::new([0; READ_BUFFER_BYTES]) };
 }
 
-/// What came of waiting on a link.
+/// What happened on a connection.
 #[derive(Debug)]
 pub(super) enum IoEvent {
-    /// All that was queued is written.
+    /// All queued bytes are written.
     Flushed,
-    /// This many bytes are in the thread's scratch: see [`with_read_buffer`].
+    /// This many bytes are in the read buffer of the thread: see [`with_read_buffer`].
     Received(usize),
-    /// The connection has ended.
+    /// The connection is closed.
     Closed,
 }
 
-/// Hands over the first `len` bytes of this thread's scratch: what [`BufferedConn::poll`] has just announced.
+/// Calls `f` with the first `len` bytes of the read buffer of the thread, which [`BufferedConn::poll`] has just
+/// reported.
 pub(super) fn with_read_buffer<T>(len: usize, f: impl FnOnce(&mut [u8]) -> T) -> T {
     READ_BUFFER.with_borrow_mut(|buffer| f(&mut buffer[..len]))
 }
 
-/// A connection, and the bytes that wait for it.
+/// A socket and the bytes that wait to be written.
 #[derive(Debug)]
 pub(super) struct BufferedConn {
     conn: Conn,
-    /// What is begun or waits; the first may be partly written.
+    /// The bytes that wait. The first buffer can be partly written.
     queue: VecDeque<Bytes>,
-    /// The first of the queue is partly written: the peer is inside of it.
+    /// The first buffer of the queue is partly written.
     mid_frame: bool,
-    /// What was written may still wait inside the connection: TLS keeps what the kernel does not take.
+    /// Written bytes can still be inside the socket object: TLS buffers bytes that the kernel does not accept.
     unflushed: bool,
-    /// Since when a write has moved nothing.
+    /// The number of written bytes that [`BufferedConn::take_written`] has not returned. It saturates at 4 GiB.
+    written: u32,
+    /// The time since which writes have made no progress.
     blocked_since: Option<Instant>,
 }
 
 impl BufferedConn {
     pub(super) fn new(conn: Conn) -> Self {
-        Self { conn, queue: VecDeque::new(), mid_frame: false, unflushed: false, blocked_since: None }
+        Self { conn, queue: VecDeque::new(), mid_frame: false, unflushed: false, written: 0, blocked_since: None }
     }
 
+    /// Queues complete frames.
     pub(super) fn push(&mut self, bytes: Bytes) {
         self.queue.push_back(bytes);
     }
 
+    /// Queues complete frames.
     pub(super) fn push_all(&mut self, frames: Vec<Bytes>) {
         if self.queue.is_empty() {
             self.queue = frames.into();
@@ -75,17 +82,22 @@ impl BufferedConn {
         }
     }
 
-    /// Nothing waits to be written.
+    /// Returns true if no byte waits to be written.
     pub(super) fn is_drained(&self) -> bool {
         self.queue.is_empty() && !self.unflushed
     }
 
-    /// Since when a write has moved nothing; none while writes go through.
+    /// Returns the time since which writes have made no progress, or `None` while writes are not blocked.
     pub(super) fn blocked_since(&self) -> Option<Instant> {
         self.blocked_since
     }
 
-    /// Waits for the next thing that moves. While a write is blocked, input is still taken.
+    /// Returns the number of bytes written since the last call.
+    pub(super) fn take_written(&mut self) -> u32 {
+        std::mem::take(&mut self.written)
+    }
+
+    /// Writes queued bytes and reads. While a write is blocked, input is still read.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<IoEvent> {
         if !self.is_drained() {
             match self.poll_write(cx) {
@@ -104,7 +116,7 @@ impl BufferedConn {
         })
     }
 
-    /// Writes these bytes, with nothing before them; what does not go out at once is queued.
+    /// Writes `bytes` although nothing is queued. Bytes that the kernel does not accept at once are queued.
     pub(super) fn poll_write_direct(&mut self, cx: &mut Context<'_>, bytes: &Bytes) -> Poll<io::Result<()>> {
         let written = match Pin::new(&mut self.conn).poll_write(cx, bytes) {
             Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
@@ -113,6 +125,7 @@ impl BufferedConn {
             Poll::Pending => 0,
         };
         self.unflushed = written > 0;
+        self.count_written(written);
         if written < bytes.len() {
             self.push(bytes.slice(written..));
             self.mid_frame = written > 0;
@@ -120,9 +133,9 @@ impl BufferedConn {
         self.poll_write(cx)
     }
 
-    /// Writes what is queued, as much at a time as the kernel takes.
+    /// Writes queued bytes until the queue is empty or the kernel accepts no more.
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut moved = false;
+        let mut progress = false;
         while !self.queue.is_empty() {
             let outcome = if let (1, Some(only)) = (self.queue.len(), self.queue.front()) {
                 Pin::new(&mut self.conn).poll_write(cx, only)
@@ -138,32 +151,38 @@ impl BufferedConn {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(written)) => {
                     self.on_written(written);
-                    (moved, self.unflushed) = (true, true);
+                    (progress, self.unflushed) = (true, true);
                 }
                 Poll::Ready(Err(err)) => return Poll::Ready(Err(err)),
-                Poll::Pending => return self.on_pending(moved),
+                Poll::Pending => return self.on_pending(progress),
             }
         }
         if self.unflushed {
             match Pin::new(&mut self.conn).poll_flush(cx) {
                 Poll::Ready(Ok(())) => self.unflushed = false,
                 Poll::Ready(Err(err)) => return Poll::Ready(Err(err)),
-                Poll::Pending => return self.on_pending(moved),
+                Poll::Pending => return self.on_pending(progress),
             }
         }
         self.blocked_since = None;
         Poll::Ready(Ok(()))
     }
 
-    /// The kernel takes no more; since when, where nothing has moved.
-    fn on_pending(&mut self, moved: bool) -> Poll<io::Result<()>> {
-        if moved || self.blocked_since.is_none() {
+    /// Records that the kernel accepts no more bytes. Progress restarts the time without progress.
+    fn on_pending(&mut self, progress: bool) -> Poll<io::Result<()>> {
+        if progress || self.blocked_since.is_none() {
             self.blocked_since = Some(Instant::now());
         }
         Poll::Pending
     }
 
+    fn count_written(&mut self, bytes: usize) {
+        self.written = self.written.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+    }
+
+    /// Removes written bytes from the queue.
     fn on_written(&mut self, mut bytes: usize) {
+        self.count_written(bytes);
         while let Some(first) = self.queue.front_mut() {
             if first.len() > bytes {
                 first.advance(bytes);
@@ -174,26 +193,30 @@ impl BufferedConn {
             self.queue.pop_front();
             self.mid_frame = false;
         }
-        // An idle link keeps no capacity.
+        // An empty queue releases its capacity.
         self.queue = VecDeque::new();
     }
 
-    /// The last try on a blocked link: the rest of what was begun and `farewell`, at once, or nothing. The kernel may
-    /// have some room without having said so: it says so only for a lot.
+    /// Writes the rest of the started frame and `closing_bytes` on a blocked connection, in one system call.
+    ///
+    /// The kernel reports a socket as writable only when a large part of its buffer is free, so that this write can
+    /// succeed. If it does not, the queue stays as it is, and [`BufferedConn::poll_close`] resets the connection.
     pub(super) fn try_write_final(&mut self, closing_bytes: &[u8]) {
         let started = if self.mid_frame { self.queue.front().map_or(&[][..], |first| first) } else { &[] };
         let bytes = [started, closing_bytes].concat();
         if self.conn.write_now(&bytes).is_ok_and(|written| written == bytes.len()) {
+            self.count_written(bytes.len());
             self.queue.clear();
             self.unflushed = false;
         }
     }
 
-    /// Ends the connection: in order when all is written, else by a reset, so that the kernel forgets the rest too.
+    /// Closes the connection. If bytes are still queued, the connection is reset, so that the kernel discards its
+    /// unsent bytes.
     pub(super) fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.is_drained() {
-            // Only a connection that is already gone refuses; what does not go at once (TLS's own last word) is not
-            // worth a wait.
+            // The shutdown fails only on a connection that is already closed. If TLS's `close_notify` cannot be written
+            // at once, it is omitted.
             let _ = Pin::new(&mut self.conn).poll_shutdown(cx);
             return Poll::Ready(());
         }

@@ -1,9 +1,17 @@
-//! Writers: one a core, each with a share of the streams, which it tells one after the other what an audience is told.
+//! Shards: one for each processor core. The task of a shard delivers shared batches to the streams of the shard, one
+//! after the other.
 //!
-//! A task a stream would be woken and scheduled for each event, which costs a quarter of the system call beside it
-//! (docs/performance.md). So a stream that has read everything sits down here, and its own task sleeps until its client,
-//! its clock or a full kernel needs it. Always: who sits down reads once more afterwards, so that nothing falls between;
-//! everybody is told at least every [`MAX_SILENT_ENTRIES`] steps, so that nobody falls off the log for having nothing to read.
+//! Without shards each event would wake and schedule the task of each stream, which costs a quarter of the system call
+//! that the task then makes (docs/performance.md#cost-of-a-delivery). A stream without unread entries therefore joins
+//! its fan-out group here. Its own task then wakes only for input, a deadline or a full socket buffer.
+//!
+//! Owns: the members of all fan-out groups.
+//!
+//! Guarantees:
+//! - An entry that is appended while a stream joins is not missed: the stream polls its subscription once more after it
+//!   has joined.
+//! - Each member advances at least every [`MAX_SILENT_ENTRIES`] log entries, so that a member whose projection matches
+//!   nothing is not evicted from the log.
 
 use std::{
     collections::HashMap,
@@ -19,22 +27,24 @@ use tokio::task::{unconstrained, yield_now};
 
 use crate::feed::{Feed, Group, SharedBatch};
 
-/// Streams that are told before other tasks of the core get their turn: a third of a millisecond of system calls.
+/// Members that a shard serves before other tasks of its thread run: about 0.3 ms of system calls.
 const MEMBERS_PER_YIELD: usize = 64;
-/// Bytes that are prepared once for all, as much as a stream reads at a time: 64 KiB. More is read by each for itself.
+/// Maximum size of a shared batch: 64 KiB, as of one read. If more is unread, each member reads for itself.
 const MAX_SHARED_BATCH_BYTES: usize = 64 << 10;
-/// Steps of which nothing passes a lens before its streams are told all the same: half of what a lens keeps framed.
+/// Maximum number of log entries without an event for a group, before its members advance nevertheless. It is half of
+/// the frames that a projection cache holds.
 const MAX_SILENT_ENTRIES: u64 = 512;
-/// Members that are gone are looked for when there are this many more than the last time...
+/// Closed members and empty groups are removed when the number of members or groups exceeds twice the number at the
+/// last prune by this slack.
 const PRUNE_SLACK: usize = 64;
 
-/// Somebody who can be told that there is something to read.
+/// A stream, as a shard sees it.
 pub(super) trait Member: Send + Sync {
-    /// Sends what its audience is shown, if it is where that begins; else its own task is to read what there is.
+    /// Sends the shared batch, if the member is at its start. Otherwise the member's own task reads the feed.
     fn deliver(&self, batch: Option<&SharedBatch>);
 }
 
-/// The writers and who sits where.
+/// The shards of a listener. Each needs a task that calls [`FanOut::run`].
 #[derive(Debug)]
 pub struct FanOut {
     shards: Box<[Shard]>,
@@ -42,28 +52,29 @@ pub struct FanOut {
     running_writers: AtomicUsize,
 }
 
-/// A writer's streams.
+/// The groups of one shard.
 #[derive(Debug, Default)]
 struct Shard(Mutex<ShardGroups>);
 
-/// By audience.
+/// The members of a shard, by group.
 #[derive(Debug, Default)]
 struct ShardGroups {
     by_id: HashMap<usize, GroupMembers>,
-    /// How many there were when empty ones were last looked for.
+    /// The number of groups at the last prune.
     len_at_last_prune: usize,
 }
 
-/// Those of an audience that one writer tells.
+/// The members of one group in one shard.
 struct GroupMembers {
     group: Group,
-    /// How far the audience has been looked at, and how far its members have been told.
+    /// The position up to which the log was searched for entries with events for the group.
     scanned_to: u64,
+    /// The position up to which the members have been served.
     delivered_to: u64,
     members: Members,
-    /// How many there were when those who are gone were last looked for.
+    /// The number of members at the last prune.
     len_at_last_prune: usize,
-    /// The members are being told, elsewhere.
+    /// True while the shard's task delivers to the members, which are then not in `members`.
     delivering: bool,
 }
 
@@ -78,7 +89,7 @@ impl std::fmt::Debug for GroupMembers {
 
 type Members = Vec<Weak<dyn Member>>;
 
-/// Counts a writer as running.
+/// Counts a shard's task as running until it is dropped.
 struct Running<'a>(&'a AtomicUsize);
 
 impl Drop for Running<'_> {
@@ -88,23 +99,24 @@ impl Drop for Running<'_> {
 }
 
 impl FanOut {
-    /// One share a core; nobody writes yet.
+    /// Returns one shard for each processor core. Their tasks do not run yet.
     pub(super) fn new() -> FanOut {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let shards = (0..cores).map(|_| Shard::default()).collect();
         FanOut { shards, next_shard: AtomicUsize::new(0), running_writers: AtomicUsize::new(0) }
     }
 
-    /// How many writers there are to run.
+    /// Returns the number of shards.
     pub fn writer_count(&self) -> usize {
         self.shards.len()
     }
 
-    /// Whether all of them run: who sat down before would not be told.
+    /// Returns true if the tasks of all shards run. Before that, a member of a group would receive nothing.
     pub(super) fn is_running(&self) -> bool {
         self.running_writers.load(Relaxed) == self.shards.len()
     }
 
+    /// Adds a member to a group. The shards get new members in turn.
     pub(super) fn join(&self, group: Group, member: Weak<dyn Member>) {
         let shard = &self.shards[self.next_shard.fetch_add(1, Relaxed) % self.shards.len()];
         let mut groups = shard.lock();
@@ -132,20 +144,20 @@ impl FanOut {
         group_members.members.push(member);
     }
 
-    /// Writes to the streams of one share, for ever.
+    /// Delivers the log entries of `feed` to the streams of one shard until shutdown.
     pub async fn run(&self, shard: usize, feed: Feed) -> Infallible {
         self.running_writers.fetch_add(1, Relaxed);
         let _running = Running(&self.running_writers);
         let shard = &self.shards[shard];
         let mut changes = feed.log_end();
-        // Its own turns keep it fair; a budget would make writes fail that would not block.
+        // The loop yields by itself. tokio's cooperative budget would make writes pending that do not block.
         unconstrained(async {
-            // The sender lives in `feed`.
+            // `feed` owns the sender, so that the channel does not close.
             while changes.changed().await.is_ok() {
                 changes.borrow_and_update();
-                let groups: Vec<usize> = shard.lock().by_id.keys().copied().collect();
-                for group_members in groups {
-                    shard.deliver_to_group(group_members).await;
+                let group_ids: Vec<usize> = shard.lock().by_id.keys().copied().collect();
+                for group_id in group_ids {
+                    shard.deliver_to_group(group_id).await;
                 }
             }
             pending().await
@@ -159,19 +171,19 @@ impl Shard {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the members of one hall, if there is anything to tell.
+    /// Delivers new entries to the members of one group, if there are any.
     async fn deliver_to_group(&self, group_id: usize) {
         let Some((batch, mut members)) = self.members_to_deliver(group_id) else { return };
-        let mut at = 0;
-        while let Some(member) = members.get(at) {
+        let mut index = 0;
+        while let Some(member) = members.get(index) {
             match member.upgrade() {
                 Some(live_member) => {
                     live_member.deliver(batch.as_ref());
-                    at += 1;
+                    index += 1;
                 }
-                None => drop(members.swap_remove(at)),
+                None => drop(members.swap_remove(index)),
             }
-            if at % MEMBERS_PER_YIELD == MEMBERS_PER_YIELD - 1 {
+            if index % MEMBERS_PER_YIELD == MEMBERS_PER_YIELD - 1 {
                 yield_now().await;
             }
         }
@@ -186,7 +198,8 @@ impl Shard {
         }
     }
 
-    /// The members who are to be told now. Who sits down meanwhile has read what they are told.
+    /// Removes the members that are due from the shard, and returns them with the batch to deliver. A stream that joins
+    /// meanwhile has read the entries of the batch.
     fn members_to_deliver(&self, group_id: usize) -> Option<(Option<SharedBatch>, Members)> {
         let mut groups = self.lock();
         let group_members = groups.by_id.get_mut(&group_id)?;
@@ -195,7 +208,7 @@ impl Shard {
         if !has_relevant && scanned_to - group_members.delivered_to < MAX_SILENT_ENTRIES {
             return None;
         }
-        // Who has been told everything is where the last round ended.
+        // A member that received everything is at the end of the last delivery.
         let batch =
             group_members.group.batch_from(group_members.delivered_to, MAX_SHARED_BATCH_BYTES).filter(|_| has_relevant);
         (group_members.delivered_to, group_members.delivering) =

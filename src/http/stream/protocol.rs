@@ -1,7 +1,10 @@
-//! The state of one stream, from its head to its end, and what each thing that happens does to it.
+//! The state machine of one stream, from the response head to the end: events, pings, deadlines, closing.
 //!
-//! Always: deadlines are read off the state, and one timer covers the nearest; it is moved only to an earlier moment or
-//! when it has fired, never on a write. Frames are not looked into; close frames go only between frames.
+//! Guarantees:
+//! - All deadlines follow from the state, so that one timer covers the nearest one. The stream's task moves the timer
+//!   only to an earlier time or after it has fired, and never because of a write.
+//! - A close frame is sent only between frames. The content of frames is not inspected.
+
 use std::{
     ops::ControlFlow,
     task::{Context, Poll},
@@ -11,9 +14,11 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{
-    Config, Outbound, StreamEnd, Transport,
     buffered_conn::{BufferedConn, IoEvent, with_read_buffer},
-    random_fraction,
+    config::Config,
+    end::StreamEnd,
+    jitter::random_fraction,
+    outbound::Outbound,
 };
 use crate::{
     feed::{ReadResult, SharedBatch},
@@ -24,28 +29,29 @@ use crate::{
     },
 };
 
-/// Batches a stream may send before others get their turn: enough to empty a burst, far from starving anybody.
+/// Maximum number of batches that a stream sends before other tasks run. It is enough for a burst and too little to
+/// delay other streams.
 const BATCHES_PER_TURN: usize = 4;
 
-/// Where a stream is in its life.
+/// The phase of a stream.
 #[derive(Debug, Clone, Copy)]
 enum Phase {
-    /// It sends what there is.
+    /// The stream sends events.
     Open,
-    /// So it does, but at this moment it closes, because the process drains.
+    /// The stream sends events, and closes at this time because the process drains.
     Draining { at: Instant },
-    /// The last frame is queued, and goes out, or it is written, and the peer has its say: until this moment.
+    /// The last frame is queued or written. At the deadline the connection is closed.
     Closing { end: StreamEnd, wait_for: CloseWait, deadline: Instant },
 }
 
-/// What a closing stream waits for once its last frame is written.
+/// What a closing stream waits for after its last frame is written.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum CloseWait {
     /// Nothing.
     Flushed,
     /// The peer's close frame.
     PeerClose,
-    /// The peer's end of file, because its frames can no longer be read.
+    /// The peer's end of file, because the peer's frames can no longer be parsed.
     PeerEof,
 }
 
@@ -53,32 +59,32 @@ pub(super) enum CloseWait {
 #[derive(Debug)]
 pub(super) struct StreamProtocol {
     pub(super) conn: BufferedConn,
-    /// Of a WebSocket; an SSE client has nothing to say.
+    /// Parses the client's frames. `None` on SSE, where the client's bytes are dropped.
     reader: Option<FrameReader>,
-    /// What came with the request.
+    /// The bytes that the client sent after its request.
     read_ahead: Box<[u8]>,
     phase: Phase,
-    /// The answer to the latest ping, while writes are blocked. The earlier ones need none (RFC 6455 section 5.5.3).
+    /// The answer to the latest ping, while writes are blocked. Earlier pings need no answer (RFC 6455 section 5.5.3).
     pending_pong: Option<Box<[u8]>>,
     next_ping: Instant,
     last_received: Instant,
 }
 
-/// What a turn of sending came to.
+/// The outcome of one turn of sending.
 #[derive(Debug)]
 pub(super) enum SendOutcome {
-    /// All there is has been sent.
+    /// Everything is sent.
     Drained,
-    /// There may be more.
+    /// There can be more to send.
     More,
-    /// Nothing more will be sent for now: the kernel is full, or the stream is closing.
+    /// Nothing more can be sent now: the socket buffer is full, or the stream is closing.
     Blocked,
-    /// This was the end.
+    /// The stream has ended.
     Ended(StreamEnd),
 }
 
 impl StreamProtocol {
-    /// `reader` makes it a WebSocket, none an SSE stream.
+    /// Returns the state of a new stream: WebSocket with a `reader`, SSE without.
     pub(super) fn new(socket: HijackedSocket, reader: Option<FrameReader>, config: &Config) -> Self {
         let HijackedSocket { conn, head, read_ahead } = socket;
         let (mut conn, read_ahead) = (BufferedConn::new(conn), read_ahead[..].into());
@@ -88,24 +94,22 @@ impl StreamProtocol {
         Self { conn, reader, read_ahead, phase: Phase::Open, pending_pong: None, next_ping, last_received: now }
     }
 
-    pub(super) fn transport(&self) -> Transport {
-        if self.reader.is_some() { Transport::WebSocket } else { Transport::Sse }
-    }
-
+    /// Returns true if the stream neither drains nor closes.
     pub(super) fn is_open(&self) -> bool {
         matches!(self.phase, Phase::Open)
     }
 
+    /// Returns true if the last frame is queued or written.
     pub(super) fn is_closing(&self) -> bool {
         matches!(self.phase, Phase::Closing { .. })
     }
 
-    /// Nothing of its own waits to be sent.
+    /// Returns true if nothing waits to be sent, so that a shared batch can be written directly.
     pub(super) fn is_idle(&self) -> bool {
         self.conn.is_drained() && self.pending_pong.is_none() && !self.is_closing()
     }
 
-    /// Sends what the audience is shown.
+    /// Writes a shared batch. [`StreamProtocol::is_idle`] must be true.
     pub(super) fn send_shared(&mut self, cx: &mut Context<'_>, batch: &SharedBatch) -> SendOutcome {
         match self.conn.poll_write_direct(cx, &batch.bytes) {
             Poll::Ready(Ok(())) => SendOutcome::Drained,
@@ -114,13 +118,14 @@ impl StreamProtocol {
         }
     }
 
-    /// The process ends: so does this stream, at a moment of its own.
+    /// Schedules the close of the stream at a random time, because the process drains.
     pub(super) fn drain(&mut self, config: &Config) {
         self.phase = Phase::Draining { at: Instant::now() + random_fraction(config.drain_spread) };
     }
 
-    /// What has happened on the connection while nobody looked: a process that was frozen, or kept from its processor,
-    /// must not take its own silence for the peer's. Reading and writing have a turn each.
+    /// Handles pending events of the connection before a deadline is checked: at most one read and one write.
+    ///
+    /// A process that was stopped or did not get a processor must not count its own inactivity as the peer's.
     pub(super) fn poll_io_before_deadline<O: Outbound>(
         &mut self,
         cx: &mut Context<'_>,
@@ -136,6 +141,7 @@ impl StreamProtocol {
         ControlFlow::Continue(())
     }
 
+    /// Handles an event of the connection.
     pub(super) fn on_io<O: Outbound>(
         &mut self,
         event: &IoEvent,
@@ -153,16 +159,16 @@ impl StreamProtocol {
         }
     }
 
-    /// Takes what came with the request.
+    /// Processes the bytes that the client sent after its request.
     pub(super) fn process_read_ahead<O: Outbound>(&mut self, out: &mut O, config: &Config) {
         let mut read_ahead = std::mem::take(&mut self.read_ahead);
         self.on_input(&mut read_ahead, out, config);
     }
 
-    /// Sends for one turn. Never waits.
+    /// Sends at most [`BATCHES_PER_TURN`] batches. It never waits.
     pub(super) fn send<O: Outbound>(&mut self, cx: &mut Context<'_>, out: &mut O, config: &Config) -> SendOutcome {
         for _ in 0..BATCHES_PER_TURN {
-            // What is begun goes first; a client that does not take it is read for no further.
+            // Queued bytes are written first. While they are blocked, the feed is not read.
             let idle = self.conn.blocked_since().is_none() && !self.queue_next(out, config);
             match self.conn.poll_write(cx) {
                 Poll::Ready(Ok(())) => {}
@@ -182,7 +188,7 @@ impl StreamProtocol {
         SendOutcome::More
     }
 
-    /// Queues what is to be sent next; false when the feed had nothing.
+    /// Queues the next frames. Returns false if there were none.
     fn queue_next<O: Outbound>(&mut self, out: &mut O, config: &Config) -> bool {
         if matches!(self.phase, Phase::Closing { .. }) {
             return false;
@@ -198,7 +204,7 @@ impl StreamProtocol {
         true
     }
 
-    /// Takes what the peer sent.
+    /// Processes bytes from the peer.
     fn on_input<O: Outbound>(&mut self, mut bytes: &mut [u8], out: &mut O, config: &Config) {
         let Some(reader) = &mut self.reader else { return };
         if matches!(self.phase, Phase::Closing { wait_for: CloseWait::Flushed | CloseWait::PeerEof, .. }) {
@@ -229,14 +235,14 @@ impl StreamProtocol {
             }
         };
         if matches!(self.phase, Phase::Closing { .. }) {
-            // Our close frame was the last one.
+            // Nothing follows the close frame of the bridge.
         } else if blocked {
             self.pending_pong = if pongs.is_empty() { self.pending_pong.take() } else { Some(pongs.into()) };
         } else {
             if !pongs.is_empty() {
                 self.conn.push(pongs.into());
             }
-            // What answers earlier messages goes before the close frame that answers the last one.
+            // Frames that answer earlier messages precede the close frame that answers the last one.
             if end.is_some()
                 && let ReadResult::Batch(frames) = out.read(config.batch_bytes)
             {
@@ -250,16 +256,17 @@ impl StreamProtocol {
         }
     }
 
-    /// Queues the last frames; the peer's answer is waited for where it can give one.
+    /// Queues the last frames. On WebSocket the stream then waits for the peer's close frame.
     pub(super) fn close<O: Outbound>(&mut self, close: CloseReason, out: &mut O, config: &Config) {
         self.close_with_event(close, self.close_wait(), out.closing_event(close, config.retry_delay()), config);
     }
 
+    /// Returns what this transport waits for after the last frame.
     pub(super) fn close_wait(&self) -> CloseWait {
         if self.reader.is_some() { CloseWait::PeerClose } else { CloseWait::Flushed }
     }
 
-    /// What the peer sent cannot be read any further.
+    /// Closes the stream because the peer's bytes cannot be parsed further.
     fn close_on_protocol_error<O: Outbound>(&mut self, close: CloseReason, out: &mut O, config: &Config) {
         match &mut self.phase {
             Phase::Closing { wait_for, .. } => *wait_for = CloseWait::PeerEof,
@@ -274,6 +281,7 @@ impl StreamProtocol {
         }
     }
 
+    /// Queues `closing_event` and starts to close.
     pub(super) fn close_with_event(
         &mut self,
         close: CloseReason,
@@ -287,7 +295,7 @@ impl StreamProtocol {
         self.start_closing(close, StreamEnd::ByBridge(close), wait_for, config);
     }
 
-    /// The peer's close frame: the answer to ours, or the first.
+    /// Handles the peer's close frame: the answer to the bridge's, or the first.
     fn on_client_close(&mut self, config: &Config) {
         match &mut self.phase {
             Phase::Closing { wait_for, .. } => *wait_for = CloseWait::Flushed,
@@ -297,6 +305,7 @@ impl StreamProtocol {
         }
     }
 
+    /// Queues the close frame, on WebSocket, and sets the deadline.
     fn start_closing(&mut self, close: CloseReason, end: StreamEnd, wait_for: CloseWait, config: &Config) {
         if self.reader.is_some() {
             self.conn.push(encode_close_frame(close));
@@ -304,7 +313,7 @@ impl StreamProtocol {
         self.phase = Phase::Closing { end, wait_for, deadline: Instant::now() + config.write_timeout };
     }
 
-    /// The connection ended: while closing that is what was waited for.
+    /// Returns the end of a stream whose connection was closed. A stream that was already closing keeps its end.
     fn on_disconnect(&self) -> StreamEnd {
         match self.phase {
             Phase::Closing { end, .. } => end,
@@ -312,7 +321,7 @@ impl StreamProtocol {
         }
     }
 
-    /// The nearest moment at which something is due.
+    /// Returns the time of the nearest deadline.
     pub(super) fn deadline(&self, config: &Config) -> Instant {
         let stall_deadline = self.conn.blocked_since().map(|since| since + config.write_timeout);
         let idle_deadline = self.reader.as_ref().map(|_| self.last_received + config.peer_idle_timeout);
@@ -324,7 +333,7 @@ impl StreamProtocol {
         stall_deadline.map_or(usual, |stall_deadline| stall_deadline.min(usual))
     }
 
-    /// Does what is due.
+    /// Handles the deadlines that have passed.
     pub(super) fn on_deadline<O: Outbound>(&mut self, out: &mut O, config: &Config) -> ControlFlow<StreamEnd> {
         let now = Instant::now();
         if self.conn.blocked_since().is_some_and(|since| now >= since + config.write_timeout) {
@@ -346,15 +355,16 @@ impl StreamProtocol {
         ControlFlow::Continue(())
     }
 
-    /// A sign of life, unless the kernel is full of what the peer does not read.
+    /// Queues a ping, a heartbeat or a comment line, unless a write is blocked.
     fn queue_ping<O: Outbound>(&mut self, out: &mut O, config: &Config) {
         if self.conn.blocked_since().is_some() {
             return;
         }
-        // What passes it by moves its cursor on, and a heartbeat says how far.
+        // A read moves the cursor past entries without an event for the stream. The heartbeat then has the newest
+        // cursor.
         self.queue_next(out, config);
         if self.is_closing() {
-            // Nothing follows a close frame (RFC 6455, section 5.5.1).
+            // Nothing follows a close frame (RFC 6455 section 5.5.1).
             return;
         }
         let heartbeat = out.heartbeat();
@@ -372,7 +382,7 @@ impl StreamProtocol {
         }
     }
 
-    /// A write has moved nothing for too long.
+    /// Ends the stream after the write timeout. The last frames are written only if they fit at once.
     fn on_write_timeout<O: Outbound>(&mut self, out: &mut O, config: &Config) -> StreamEnd {
         if let Phase::Closing { end, .. } = self.phase {
             return end;

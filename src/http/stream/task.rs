@@ -1,7 +1,13 @@
-//! One stream: its loop, with every branch in sight.
+//! The task of one stream, and the stream as a member of its fan-out group.
 //!
-//! Two may send: the stream's own task, and a writer that tells a whole audience ([`super::fan_out`]); each has all of the
-//! state meanwhile. A writer sends only what all are shown, and leaves everything else to the task.
+//! The stream's own task and the task of its shard ([`super::fan_out`]) both write to the socket. Each of them holds
+//! the lock of the complete state while it does.
+//!
+//! Guarantees:
+//! - A shard writes only shared batches, and only if nothing else waits on the socket. All other work stays with the
+//!   stream's task.
+//! - A panic of the outbound ends only this stream.
+
 use std::{
     future::poll_fn,
     ops::ControlFlow,
@@ -16,8 +22,11 @@ use bytes::Bytes;
 use tokio::{task::yield_now, time::sleep_until};
 
 use super::{
-    Config, Outbound, StreamEnd, StreamPermit,
+    config::Config,
+    end::StreamEnd,
     fan_out::Member,
+    outbound::Outbound,
+    permit::StreamPermit,
     protocol::{SendOutcome, StreamProtocol},
 };
 use crate::{
@@ -25,32 +34,35 @@ use crate::{
     wire::{CloseReason, websocket::MessagePart},
 };
 
-/// A stream where its task and a writer find it.
+/// A stream, shared by its own task and the task of its shard. It counts as open while it exists.
 #[derive(Debug)]
 pub(super) struct StreamTask<O> {
-    pub(super) permit: StreamPermit,
+    permit: StreamPermit,
     state: Mutex<StreamState<O>>,
 }
 
-/// Everything that sending needs.
+/// The state that the lock protects.
 #[derive(Debug)]
 struct StreamState<O> {
     protocol: StreamProtocol,
-    /// None once it has panicked.
+    /// `None` after a panic.
     out: Option<O>,
-    /// Of the stream's task.
+    /// Wakes the stream's task.
     waker: Option<Waker>,
-    /// A writer tells it what its audience is shown.
+    /// The stream is a member of a fan-out group.
     in_fan_out: bool,
-    /// The writer has left something to the task.
+    /// The shard has left work to the stream's task.
     needs_task: bool,
-    /// The writer has met the end of the connection.
+    /// The end of the stream, if the shard has found it.
     ended: Option<StreamEnd>,
+    /// The outbound has panicked in the task of the shard.
     panicked: bool,
 }
 
 impl<O: Outbound + 'static> StreamTask<O> {
+    /// Counts the stream as opened.
     pub(super) fn new(protocol: StreamProtocol, out: O, permit: StreamPermit) -> Self {
+        permit.metrics.record_opened(permit.endpoint());
         let out = Some(out);
         let state = StreamState {
             protocol,
@@ -64,12 +76,13 @@ impl<O: Outbound + 'static> StreamTask<O> {
         Self { permit, state: Mutex::new(state) }
     }
 
-    /// What panics inside has said so by its panic.
+    /// Calls `f` with the locked state. A poisoned lock is accepted, because a panic is handled where it is caught.
     fn with_state<T>(&self, f: impl FnOnce(&mut StreamState<O>, &Config) -> T) -> T {
         f(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner), &self.permit.config)
     }
 
-    /// Finds a seat in its audience, if it has one: then what came meanwhile must be read once more.
+    /// Joins the fan-out group, if the outbound has one. Returns true if the stream has joined now; the caller must
+    /// then read once more, because entries can have been appended meanwhile.
     fn join_fan_out(self: &Arc<Self>) -> bool {
         self.with_state(|state, _| {
             let Some(out) = state.out.as_mut().filter(|_| self.permit.fan_out.is_running()) else { return false };
@@ -82,6 +95,23 @@ impl<O: Outbound + 'static> StreamTask<O> {
             newly_joined
         })
     }
+
+    /// Counts the end of the stream.
+    pub(super) fn record_closed(&self, end: StreamEnd) {
+        self.permit.metrics.record_closed(self.permit.endpoint(), end);
+    }
+
+    /// Adds the bytes written since the last call to the metric.
+    fn record_sent(&self) {
+        let bytes = self.with_state(|state, _| state.protocol.conn.take_written());
+        self.permit.metrics.record_sent(self.permit.endpoint(), bytes);
+    }
+}
+
+impl<O> Drop for StreamTask<O> {
+    fn drop(&mut self) {
+        self.permit.metrics.record_dropped(self.permit.endpoint());
+    }
 }
 
 impl<O: Outbound + 'static> Member for StreamTask<O> {
@@ -89,7 +119,7 @@ impl<O: Outbound + 'static> Member for StreamTask<O> {
         self.with_state(|state, _| {
             let StreamState { protocol, out, waker, needs_task, ended, panicked, .. } = state;
             if protocol.is_closing() || protocol.conn.blocked_since().is_some() {
-                // The stream's own task is at it.
+                // The stream's own task waits for the socket.
                 return;
             }
             let Some(waker) = waker else {
@@ -104,7 +134,7 @@ impl<O: Outbound + 'static> Member for StreamTask<O> {
             match outcome {
                 Ok(Some(SendOutcome::Drained)) => return,
                 Ok(Some(SendOutcome::Ended(end))) => *ended = Some(end),
-                // It is elsewhere, or the kernel is full: the rest is its task's.
+                // The stream is at another position, or the socket buffer is full: its own task continues.
                 Ok(None | Some(SendOutcome::More | SendOutcome::Blocked)) => *needs_task = true,
                 Err(_) => *panicked = true,
             }
@@ -113,9 +143,9 @@ impl<O: Outbound + 'static> Member for StreamTask<O> {
     }
 }
 
-/// Runs to the end, and ends the connection.
+/// Runs the stream to its end, and closes the connection.
 pub(super) async fn run<O: Outbound + 'static>(stream: &Arc<StreamTask<O>>) -> StreamEnd {
-    // What lives across an await has its place in every stream's memory: locals are few here, and short.
+    // A local that lives across an `await` costs memory in every stream: there are few of them, and they are small.
     stream.with_state(|state, config| state.protocol.process_read_ahead(&mut state.out, config));
     let mut stop = pin!(stream.permit.stop.cancelled());
     let mut timer = pin!(sleep_until(stream.with_state(|state, config| state.protocol.deadline(config))));
@@ -132,7 +162,7 @@ pub(super) async fn run<O: Outbound + 'static>(stream: &Arc<StreamTask<O>>) -> S
             timer.as_mut().reset(deadline);
         }
         let step = tokio::select! {
-            // Rare things first: nothing can keep them waiting, and they hardly ever keep others waiting.
+            // Rare branches come first: no other branch can delay them, and they hardly ever delay others.
             biased;
             () = &mut stop, if stream.with_state(|state, _| state.protocol.is_open()) => {
                 stream.with_state(|state, config| state.protocol.drain(config));
@@ -144,6 +174,7 @@ pub(super) async fn run<O: Outbound + 'static>(stream: &Arc<StreamTask<O>>) -> S
                     state.protocol.on_deadline(&mut state.out, config)
                 }))).await;
                 timer.as_mut().reset(stream.with_state(|state, config| state.protocol.deadline(config)));
+                stream.record_sent();
                 step
             }
             step = poll_fn(|cx| stream.with_state(|state, config| state.poll_io(cx, config))) => step,
@@ -155,10 +186,11 @@ pub(super) async fn run<O: Outbound + 'static>(stream: &Arc<StreamTask<O>>) -> S
         }
     };
     poll_fn(|cx| stream.with_state(|state, _| state.protocol.conn.poll_close(cx))).await;
+    stream.record_sent();
     end
 }
 
-/// After a panic in `run`: says so where it still can. What panicked is asked for its last frame, and nothing else.
+/// Closes the stream with 1011 (`internal`) after a panic in [`run`]. The outbound is asked for its closing event only.
 pub(super) async fn close_after_panic<O: Outbound + 'static>(stream: &Arc<StreamTask<O>>) -> StreamEnd {
     stream.with_state(|state, config| {
         (state.needs_task, state.panicked) = (false, false);
@@ -172,6 +204,7 @@ pub(super) async fn close_after_panic<O: Outbound + 'static>(stream: &Arc<Stream
 }
 
 impl<O: Outbound> StreamState<O> {
+    /// Sends for one turn, unless the shard has found the end of the stream.
     fn send(&mut self, cx: &mut Context<'_>, config: &Config) -> SendOutcome {
         match self.ended {
             Some(end) => SendOutcome::Ended(end),
@@ -179,8 +212,8 @@ impl<O: Outbound> StreamState<O> {
         }
     }
 
-    /// Ready when there may be more to send. A client that takes nothing more, or hardly anything, is asked for nothing but
-    /// its right to the rest.
+    /// Is ready when there can be more to send. While a write is blocked, it only checks whether the stream must end,
+    /// for example because its credential has expired.
     fn poll_readable(&mut self, cx: &mut Context<'_>, outcome: &SendOutcome, config: &Config) -> Poll<()> {
         match outcome {
             SendOutcome::Drained => self.out.poll_readable(cx),
@@ -193,20 +226,20 @@ impl<O: Outbound> StreamState<O> {
         }
     }
 
-    /// The next thing that happens on the connection, or that a writer has left to do.
+    /// Handles the next event of the connection. It is also ready when the shard has left work.
     fn poll_io(&mut self, cx: &mut Context<'_>, config: &Config) -> Poll<ControlFlow<StreamEnd>> {
         if self.waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
             self.waker = Some(cx.waker().clone());
         }
-        assert!(!self.panicked, "a writer has met a panic");
+        assert!(!self.panicked, "the outbound has panicked in the task of its shard");
         if std::mem::take(&mut self.needs_task) || self.ended.is_some() {
             return Poll::Ready(ControlFlow::Continue(()));
         }
-        self.protocol.conn.poll(cx).map(|moved| self.protocol.on_io(&moved, &mut self.out, config))
+        self.protocol.conn.poll(cx).map(|event| self.protocol.on_io(&event, &mut self.out, config))
     }
 }
 
-/// What has panicked has nothing to say any more.
+/// An outbound that has panicked (`None`) sends nothing more.
 impl<O: Outbound> Outbound for Option<O> {
     fn control_event(&mut self, name: &'static str, json: &str) -> Option<Bytes> {
         self.as_mut()?.control_event(name, json)

@@ -1,5 +1,6 @@
-//! Pipes and simulated time where the protocol's times matter, real sockets (`tcp`) where the kernel does; the client's
-//! frames are tungstenite's.
+//! Streams over pipes with simulated time, and over sockets (`tcp`, `tls`) where the behavior of the kernel matters.
+//! The client's frames come from tungstenite.
+
 mod closing;
 mod fan_out;
 mod tcp;
@@ -7,9 +8,15 @@ mod tls;
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, atomic::AtomicUsize, atomic::Ordering},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
 };
 
+use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _, task::AtomicWaker};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream},
@@ -21,15 +28,31 @@ use tokio_tungstenite::{
     tungstenite::{Message, protocol::Role},
 };
 
-use super::*;
-use crate::{feed::ReadResult, http::conn::Conn, wire::websocket as ws};
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Config, Endpoint, Metrics, Outbound, StreamContext, StreamEnd, StreamPermit, Transport, sse, websocket,
+    websocket_head,
+};
+use crate::{
+    feed::{Group, ReadResult, SharedBatch},
+    http::conn::{Conn, HijackedSocket},
+    wire::{
+        CloseReason,
+        websocket::{self as ws, MessagePart},
+    },
+};
+
+static WEBSOCKET: Endpoint = Endpoint { path: "/websocket", transport: Transport::WebSocket };
+static SSE: Endpoint = Endpoint { path: "/sse", transport: Transport::Sse };
 
 const HEAD: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
 
-/// No wait in here takes longer (of simulated time), or the test fails.
-const BOUND: Duration = Duration::from_secs(100);
+/// Maximum (simulated) time of each wait in these tests.
+const TIMEOUT: Duration = Duration::from_secs(100);
 
-/// An outbound that reads what the test puts in.
+/// An outbound whose results come from the test.
 #[derive(Clone, Default)]
 struct ScriptedOutbound(Arc<ScriptState>);
 
@@ -39,7 +62,7 @@ struct ScriptState {
     waker: AtomicWaker,
     received: Mutex<Vec<u8>>,
     heartbeats: AtomicUsize,
-    /// What it says at the end, before the reason and the time to wait.
+    /// The start of the closing event, before the reason. There is no closing event without it.
     closing_prefix: Mutex<Option<&'static str>>,
 }
 
@@ -57,7 +80,7 @@ impl ScriptedOutbound {
 impl Outbound for ScriptedOutbound {
     fn read(&mut self, _max_bytes: usize) -> ReadResult {
         match self.0.reads.lock().unwrap().pop_front() {
-            Some(ReadResult::Batch(frames)) if frames.is_empty() => panic!("as the script says"),
+            Some(ReadResult::Batch(frames)) if frames.is_empty() => panic!("the script asks for a panic"),
             Some(read) => read,
             None => ReadResult::Idle,
         }
@@ -77,13 +100,13 @@ impl Outbound for ScriptedOutbound {
     fn heartbeat(&mut self) -> Option<Bytes> {
         let left = self.0.heartbeats.load(Ordering::Relaxed).checked_sub(1)?;
         self.0.heartbeats.store(left, Ordering::Relaxed);
-        Some(Bytes::from_static(b"data: still here\n\n"))
+        Some(Bytes::from_static(b"data: beat\n\n"))
     }
 
     fn closing_event(&mut self, close: CloseReason, retry: Duration) -> Option<Bytes> {
-        let before = (*self.0.closing_prefix.lock().unwrap())?;
+        let prefix = (*self.0.closing_prefix.lock().unwrap())?;
         assert!((1000..=3000).contains(&retry.as_millis()), "{retry:?}");
-        Some([before, close.text(), ";"].concat().into())
+        Some([prefix, close.text(), ";"].concat().into())
     }
 }
 
@@ -98,24 +121,28 @@ fn stream_context(config: Config) -> Arc<StreamContext> {
 }
 
 fn acquire_permit(context: &Arc<StreamContext>) -> StreamPermit {
-    context.try_acquire().expect("there is room")
+    context.try_acquire(&WEBSOCKET).expect("a permit is free")
+}
+
+fn acquire_sse_permit(context: &Arc<StreamContext>) -> StreamPermit {
+    context.try_acquire(&SSE).expect("a permit is free")
 }
 
 fn socket(conn: Conn, read_ahead: &[u8]) -> HijackedSocket {
     HijackedSocket { conn, head: Bytes::from_static(HEAD), read_ahead: Bytes::copy_from_slice(read_ahead) }
 }
 
-/// Starts a stream; the handle is what the test waits for, so that nothing outlives it.
+/// Starts a stream. The test waits for its handle.
 #[allow(clippy::disallowed_methods, reason = "owned by the test")]
-fn spawn_stream(closed: impl Future<Output = StreamEnd> + Send + 'static) -> JoinHandle<StreamEnd> {
-    tokio::spawn(closed)
+fn spawn_stream(stream: impl Future<Output = StreamEnd> + Send + 'static) -> JoinHandle<StreamEnd> {
+    tokio::spawn(stream)
 }
 
 async fn stream_end(stream: JoinHandle<StreamEnd>) -> StreamEnd {
-    timeout(BOUND, stream).await.expect("the stream goes on").unwrap()
+    timeout(TIMEOUT, stream).await.expect("the stream ends").unwrap()
 }
 
-/// A WebSocket stream over a pipe of `room` bytes, and its client, past the head.
+/// Starts a WebSocket stream over a pipe of `capacity` bytes. Returns the client's end after the response head.
 async fn piped_websocket(
     script: &ScriptedOutbound,
     context: &Arc<StreamContext>,
@@ -138,7 +165,7 @@ async fn websocket_client<S: AsyncRead + AsyncWrite + Unpin>(client: S) -> WebSo
 }
 
 async fn next_message<S: AsyncRead + AsyncWrite + Unpin>(client: &mut WebSocketStream<S>) -> Message {
-    timeout(BOUND, client.next()).await.expect("no frame").expect("end of file").unwrap()
+    timeout(TIMEOUT, client.next()).await.expect("a frame arrives").expect("the stream is open").unwrap()
 }
 
 fn close_frame_of(message: Message) -> (u16, String) {
@@ -168,8 +195,8 @@ async fn queued_frames_are_one_write_with_the_response_head() {
     assert_eq!(stream_end(stream).await, StreamEnd::Disconnected);
 }
 
-/// The process stands still (SIGSTOP, a suspended laptop) while the peer does not. Real time and a real socket: the idle
-/// limit and the peer's pongs must both be there when the stream has its turn again.
+/// The process is stopped (SIGSTOP, a suspended laptop) while the peer is active. The test needs real time and a
+/// socket: the idle limit and the peer's pongs must both be due when the stream's task runs again.
 #[tokio::test]
 async fn frozen_process_does_not_close_an_active_peer_as_idle() {
     const IDLE: Duration = Duration::from_millis(300);
@@ -179,11 +206,11 @@ async fn frozen_process_does_not_close_an_active_peer_as_idle() {
     let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (server, _) = listener.accept().await.unwrap();
     let stream = spawn_stream(websocket(script.clone(), socket(Conn::Plain(server), b""), acquire_permit(&context)));
-    // One turn, so that the alarm is set.
+    // The task runs once and sets its timer.
     tokio::task::yield_now().await;
     std::io::Write::write_all(&mut client, b"\x8a\x80\0\0\0\0").unwrap();
     std::thread::sleep(IDLE * 2);
-    script.push_text("still here");
+    script.push_text("after stop");
     let mut client = tokio::net::TcpStream::from_std({
         client.set_nonblocking(true).unwrap();
         client
@@ -192,7 +219,7 @@ async fn frozen_process_does_not_close_an_active_peer_as_idle() {
     read_head(&mut client).await;
     let mut frame = [0; 12];
     client.read_exact(&mut frame).await.unwrap();
-    assert_eq!(&frame, b"\x81\x0astill here");
+    assert_eq!(&frame, b"\x81\x0aafter stop");
     drop(client);
     assert_eq!(stream_end(stream).await, StreamEnd::Disconnected);
 }
@@ -203,12 +230,12 @@ async fn silent_websocket_peer_is_pinged_and_closed_as_idle() {
     let started = Instant::now();
     let (stream, mut client) = piped_websocket(&script, &context, 4096).await;
     let mut got = Vec::new();
-    timeout(BOUND, client.read_to_end(&mut got)).await.unwrap().unwrap();
-    // At 15 and 30 s; at 45 s the close frame; a second for an answer.
+    timeout(TIMEOUT, client.read_to_end(&mut got)).await.unwrap().unwrap();
+    // Pings at 15 and 30 s, the close frame at 45 s, then 1 s for the answer.
     assert_eq!(got, b"\x89\x00\x89\x00\x88\x06\x03\xf5idle");
     assert_eq!(started.elapsed().as_secs(), 46);
     assert_eq!(stream_end(stream).await, StreamEnd::ByBridge(CloseReason::Idle));
-    assert_eq!(context.metrics.closed(Transport::WebSocket, StreamEnd::ByBridge(CloseReason::Idle)), 1);
+    assert_eq!(context.metrics.closed(&WEBSOCKET, StreamEnd::ByBridge(CloseReason::Idle)), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -218,13 +245,13 @@ async fn peer_that_answers_pings_stays_connected() {
     let mut client = websocket_client(client).await;
     let started = Instant::now();
     for i in 1..=20 {
-        // tungstenite answers on its next read or write.
+        // tungstenite answers the ping at its next read or write.
         assert_eq!(next_message(&mut client).await, Message::Ping("".into()));
         assert_eq!(started.elapsed().as_secs(), 15 * i);
     }
     client.close(None).await.unwrap();
     assert_eq!(close_frame_of(next_message(&mut client).await), (1000, String::new()));
-    assert!(timeout(BOUND, client.next()).await.unwrap().is_none(), "the server closes first");
+    assert!(timeout(TIMEOUT, client.next()).await.unwrap().is_none(), "the server closes first");
     assert_eq!(stream_end(stream).await, StreamEnd::ClientClosed);
 }
 
@@ -260,7 +287,7 @@ async fn invalid_frames_close_with_the_matching_code() {
         let mut got = [0; 4];
         client.read_exact(&mut got).await.unwrap();
         assert_eq!((got[0], u16::from_be_bytes([got[2], got[3]])), (0x88, close.code()));
-        // What still comes is read and dropped until the peer goes or a second is over.
+        // Further bytes are read and dropped until the peer disconnects or 1 s has passed.
         client.write_all(&[0; 4000]).await.unwrap();
         client.write_all(&[0; 4000]).await.unwrap();
         drop(client);
@@ -272,7 +299,7 @@ async fn invalid_frames_close_with_the_matching_code() {
 async fn responses_to_valid_messages_precede_the_protocol_error_close() {
     let (script, context) = (ScriptedOutbound::default(), stream_context(Config::default()));
     let (stream, mut client) = piped_websocket(&script, &context, 4096).await;
-    // Without a notification, as if `received` had made it.
+    // Without a wake-up, as if `on_message_part` had produced it.
     script.0.reads.lock().unwrap().push_back(ReadResult::Batch(vec![text_frame("answer")]));
     client.write_all(b"\x81\x80\0\0\0\0\xc1\x80\0\0\0\0").await.unwrap();
     let mut got = [0; 12];
@@ -292,16 +319,16 @@ async fn feed_end_sends_a_close_frame_and_waits_for_the_peer_close() {
     assert_eq!(next_message(&mut client).await, Message::text("last"));
     let started = Instant::now();
     assert_eq!(close_frame_of(next_message(&mut client).await), (1013, "lagged".to_owned()));
-    assert!(timeout(BOUND, client.next()).await.unwrap().is_none());
+    assert!(timeout(TIMEOUT, client.next()).await.unwrap().is_none());
     assert_eq!(stream_end(stream).await, StreamEnd::ByBridge(CloseReason::Lagged));
-    assert_eq!(started.elapsed(), Duration::ZERO, "the answer was there");
+    assert_eq!(started.elapsed(), Duration::ZERO, "the peer has answered the close frame");
 
     let script = ScriptedOutbound::default();
     let (stream, _client) = piped_websocket(&script, &context, 4096).await;
     script.push_result(ReadResult::End(CloseReason::Lagged));
     let started = Instant::now();
     assert_eq!(stream_end(stream).await, StreamEnd::ByBridge(CloseReason::Lagged));
-    assert_eq!(started.elapsed().as_millis(), 1000, "there was no answer");
+    assert_eq!(started.elapsed().as_millis(), 1000, "the peer has not answered the close frame");
 }
 
 #[tokio::test(start_paused = true)]
@@ -317,8 +344,8 @@ async fn drain_spreads_closes_and_delivers_events_until_each_close() {
     let started = Instant::now();
     let mut seconds = std::collections::BTreeSet::new();
     let ends = clients.into_iter().map(|(script, stream, mut client)| async move {
-        script.push_text("still served");
-        assert_eq!(next_message(&mut client).await, Message::text("still served"));
+        script.push_text("during drain");
+        assert_eq!(next_message(&mut client).await, Message::text("during drain"));
         assert_eq!(close_frame_of(next_message(&mut client).await), (1012, "draining".to_owned()));
         let closed_after = started.elapsed();
         assert!(client.next().await.is_none());
@@ -329,7 +356,7 @@ async fn drain_spreads_closes_and_delivers_events_until_each_close() {
         assert!(closed_after <= Duration::from_secs(8), "{closed_after:?}");
         seconds.insert(closed_after.as_secs());
     }
-    assert!(seconds.len() >= 6, "100 ends fell into the seconds {seconds:?} only");
+    assert!(seconds.len() >= 6, "100 streams end in the seconds {seconds:?} only");
 }
 
 #[tokio::test(start_paused = true)]
@@ -339,15 +366,15 @@ async fn blocked_stream_reads_input_and_sends_only_the_last_pong() {
     script.push_text(&"x".repeat(100));
     assert_eq!(client.read_u8().await.unwrap(), 0x81);
     let started = Instant::now();
-    // 9 s of pings while nothing is read: far more than the pipe would hold were they not taken.
+    // 9 s of pings while the client reads nothing. The pipe does not hold them all, so that the stream must read them.
     for i in 0..90_u8 {
         client.write_all(&[0x89, 0x81, 0, 0, 0, 0, i]).await.unwrap();
         tokio::time::advance(Duration::from_millis(100)).await;
     }
     assert_eq!(started.elapsed().as_secs(), 9);
     let mut got = vec![0; 101 + 3];
-    timeout(BOUND, client.read_exact(&mut got)).await.unwrap().unwrap();
-    assert_eq!(&got[101..], b"\x8a\x01\x59", "the last ping's pong, and only that");
+    timeout(TIMEOUT, client.read_exact(&mut got)).await.unwrap().unwrap();
+    assert_eq!(&got[101..], b"\x8a\x01\x59", "the only pong answers the last ping");
     client.write_all(b"\x88\x80\0\0\0\0").await.unwrap();
     let mut rest = Vec::new();
     client.read_to_end(&mut rest).await.unwrap();
@@ -361,7 +388,7 @@ async fn write_without_progress_closes_the_stream_as_slow_consumer() {
     let (stream, mut client) = piped_websocket(&script, &context, 64).await;
     script.push_text(&"x".repeat(1000));
     let started = Instant::now();
-    // Progress, however slow, is progress.
+    // A slow reader makes progress and is not closed.
     for _ in 0..3 {
         tokio::time::sleep(Duration::from_secs(9)).await;
         client.read_exact(&mut [0; 10]).await.unwrap();
@@ -375,12 +402,13 @@ async fn sse_sends_heartbeats_and_discards_client_input() {
     let (script, context) = (ScriptedOutbound::default(), stream_context(Config::default()));
     script.0.heartbeats.store(1, Ordering::Relaxed);
     let (mut client, server) = tokio::io::duplex(4096);
-    let stream = spawn_stream(sse(script.clone(), socket(Conn::Duplex(server), b"early"), acquire_permit(&context)));
+    let stream =
+        spawn_stream(sse(script.clone(), socket(Conn::Duplex(server), b"early"), acquire_sse_permit(&context)));
     read_head(&mut client).await;
     script.push_result(ReadResult::Batch(vec![Bytes::from_static(b"data: 1\n\n")]));
     let started = Instant::now();
     for (seconds, expected) in
-        [(0, "data: 1\n\n"), (15, "data: still here\n\n"), (30, ": \n\n"), (45, ": \n\n"), (60, ": \n\n")]
+        [(0, "data: 1\n\n"), (15, "data: beat\n\n"), (30, ": \n\n"), (45, ": \n\n"), (60, ": \n\n")]
     {
         let mut got = vec![0; expected.len()];
         client.read_exact(&mut got).await.unwrap();
@@ -390,21 +418,73 @@ async fn sse_sends_heartbeats_and_discards_client_input() {
     assert_eq!(*script.0.received.lock().unwrap(), b"");
     client.shutdown().await.unwrap();
     assert_eq!(stream_end(stream).await, StreamEnd::Disconnected);
-    assert_eq!(
-        (context.metrics.opened(Transport::Sse), context.metrics.closed(Transport::Sse, StreamEnd::Disconnected)),
-        (1, 1)
-    );
+    let metrics = &context.metrics;
+    assert_eq!((metrics.opened(&SSE), metrics.closed(&SSE, StreamEnd::Disconnected)), (1, 1));
 
     let script = ScriptedOutbound::default();
     let (mut client, server) = tokio::io::duplex(4096);
-    let stream = spawn_stream(sse(script.clone(), socket(Conn::Duplex(server), b""), acquire_permit(&context)));
+    let stream = spawn_stream(sse(script.clone(), socket(Conn::Duplex(server), b""), acquire_sse_permit(&context)));
     script.push_result(ReadResult::End(CloseReason::Lagged));
     let mut got = Vec::new();
     client.read_to_end(&mut got).await.unwrap();
     assert_eq!((got.as_slice(), stream_end(stream).await), (HEAD, StreamEnd::ByBridge(CloseReason::Lagged)));
 }
 
-/// Memory an idle connection is a promise (docs/guarantees.md: 1.7 KiB all in, of which tokio and the allocator have their part).
+/// The bytes of a stream are reported at its deadlines and at its end, without an update for each delivery.
+#[tokio::test(start_paused = true)]
+async fn metrics_count_open_streams_and_written_bytes() {
+    let (script, context) = (ScriptedOutbound::default(), stream_context(Config::default()));
+    let (stream, mut client) = piped_websocket(&script, &context, 64).await;
+    script.push_text("hello");
+    client.read_exact(&mut [0; 7]).await.unwrap();
+    let metrics = &context.metrics;
+    assert_eq!((metrics.open(&WEBSOCKET), metrics.bytes_sent(Transport::WebSocket)), (1, 0), "before the first ping");
+    client.read_exact(&mut [0; 2]).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(16)).await;
+    let first_ping = HEAD.len() as u64 + 9;
+    assert_eq!(metrics.bytes_sent(Transport::WebSocket), first_ping, "reported when the second ping is due");
+    client.read_exact(&mut [0; 2]).await.unwrap();
+    // The write blocks after 64 bytes. Only bytes that the pipe has accepted count.
+    script.push_text(&"x".repeat(100));
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    drop(client);
+    assert_eq!(stream_end(stream).await, StreamEnd::Disconnected);
+    assert_eq!((metrics.open(&WEBSOCKET), metrics.bytes_sent(Transport::WebSocket)), (0, first_ping + 2 + 64));
+    assert_eq!((metrics.opened(&WEBSOCKET), metrics.open(&SSE), metrics.bytes_sent(Transport::Sse)), (1, 0, 0));
+}
+
+#[tokio::test]
+async fn dropped_stream_is_no_longer_open() {
+    let (script, context) = (ScriptedOutbound::default(), stream_context(Config::default()));
+    let (_client, server) = tokio::io::duplex(64);
+    let stream = websocket(script, socket(Conn::Duplex(server), b""), acquire_permit(&context));
+    assert_eq!(context.metrics.open(&WEBSOCKET), 1);
+    drop(stream);
+    assert_eq!(context.metrics.open(&WEBSOCKET), 0);
+    assert!(context.try_acquire(&WEBSOCKET).is_some());
+}
+
+#[test]
+fn label_sets_of_an_endpoint_exist_with_value_0() {
+    let (mut registry, metrics) = (Registry::default(), Metrics::default());
+    metrics.register(&mut registry);
+    metrics.create_label_sets(&SSE);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    let samples: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    assert!(samples.iter().all(|sample| sample.ends_with(" 0")), "{text}");
+    assert_eq!(samples.len(), 2 + StreamEnd::ALL.len() + 1, "{text}");
+    for expected in [
+        r#"streams{transport="sse",endpoint="/sse"} 0"#,
+        r#"streams_closed_total{transport="sse",endpoint="/sse",reason="slow_consumer"} 0"#,
+        r#"stream_bytes_sent_total{transport="sse"} 0"#,
+    ] {
+        assert!(samples.contains(&expected), "{expected} is missing in:\n{text}");
+    }
+}
+
+/// The memory of an idle connection is bounded (docs/performance.md#goals: 1.7 KiB in all, with tokio and the
+/// allocator).
 #[tokio::test]
 async fn stream_future_is_at_most_768_bytes() {
     let (_client, server) = tokio::io::duplex(1);
@@ -414,6 +494,6 @@ async fn stream_future_is_at_most_768_bytes() {
         acquire_permit(&stream_context(Config::default())),
     );
     let size = size_of_val(&stream);
-    // With the task's own 100 and the outbound's it shall fit the 1024 bytes that the allocator then rounds it to.
+    // With about 100 bytes of tokio's task and the outbound it must fit into the allocator's size class of 1024 bytes.
     assert!(size <= 768, "{size} bytes");
 }

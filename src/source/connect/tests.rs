@@ -38,7 +38,7 @@ fn told(error: &Error) -> String {
 async fn current_context_is_the_default() {
     let (_dir, config) = file(TWO_CONTEXTS);
     let connection = connect(&config).await.unwrap();
-    assert_eq!(format!("{connection:?}"), "Connection(home, boilerhouse, http://127.0.0.1:1)");
+    assert_eq!(format!("{connection:?}"), "ClusterConnection(home, boilerhouse, http://127.0.0.1:1)");
 }
 
 #[tokio::test]

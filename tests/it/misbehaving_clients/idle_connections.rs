@@ -90,7 +90,7 @@ async fn idle_connections_at_the_limit_do_not_affect_open_streams() {
     assert_eq!(refused, GOOD, "of the last that came");
     let answer = http_client::get(address, "/api/v1/instances").await;
     assert_eq!(answer.status, 200, "there is room again: {}", answer.body);
-    let refused = http_client::metric(address, "bridge_connections_refused_total").await;
+    let refused = http_client::metric(address, r#"bridge_http_connections_rejected_total{reason="limit"}"#).await;
     assert!(refused >= GOOD as u64 && refused < limit as u64, "{refused}");
     println!("{refused} of {limit} were over the limit");
     fixture.end().await;

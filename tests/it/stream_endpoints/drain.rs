@@ -72,16 +72,16 @@ async fn drain_sends_the_reason_to_all_streams_over_the_drain_time() {
 async fn closed_streams_are_counted_by_reason() {
     let cluster = SimCluster::new().await;
     let bridge = cluster.bridge(&[]).await;
-    let gone =
-        |transport: &str| format!(r#"bridge_connections_closed_total{{transport="{transport}",reason="client gone"}}"#);
+    let closed = async |transport| {
+        let labels = [transport, r#"reason="disconnected""#];
+        http_client::metric_sum(bridge.address, "bridge_streams_closed_total", &labels).await
+    };
     for (path, carrier, ..) in ROWS {
         let mut client = Client::open(&bridge, carrier, path).await;
         client.event().await;
     }
     let counted = tokio::time::timeout(TEST_TIMEOUT, async {
-        while http_client::metric(bridge.address, &gone("sse")).await < 4
-            || http_client::metric(bridge.address, &gone("websocket")).await < 2
-        {
+        while closed(r#"transport="sse""#).await < 4 || closed(r#"transport="websocket""#).await < 2 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     });

@@ -124,8 +124,9 @@ async fn streams_over_the_limit_are_rejected_and_gets_are_answered() {
     for path in ["/livez", "/readyz", "/metrics", "/api/v1/instances", "/"] {
         assert_eq!(http_client::get(bridge.address, path).await.status, 200, "{path}");
     }
-    let rejected = http_client::metric_sum(bridge.address, "bridge_streams_rejected_total", r#"reason="max_streams""#);
-    assert_eq!(rejected.await, ROWS.len() as u64 + 1, "rejected streams");
+    let rejected =
+        http_client::metric_sum(bridge.address, "bridge_streams_rejected_total", &[r#"reason="max_streams""#]);
+    assert_eq!(rejected.await, ROWS.len() as u64 + 1);
     // Those who are there do not notice.
     cluster.create_pod("later");
     assert_eq!(events.until(|event| event["type"] == "instance.state").await.len(), 1);

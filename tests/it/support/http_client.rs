@@ -209,11 +209,13 @@ pub(crate) async fn metric(address: SocketAddr, name: &str) -> u64 {
     value.map_or(0, |value| value.parse().unwrap())
 }
 
-/// Returns the sum of all samples of a metric that have this label, as `/metrics` spells it.
-pub(crate) async fn metric_sum(address: SocketAddr, name: &str, label: &str) -> u64 {
-    let response = get(address, "/metrics").await;
-    let samples = response.body.lines().filter(|line| line.starts_with(&format!("{name}{{")) && line.contains(label));
-    samples.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+/// The sum of the samples of a metric that have all these labels, each written as `name="value"`.
+pub(crate) async fn metric_sum(address: SocketAddr, name: &str, labels: &[&str]) -> u64 {
+    let metrics = get(address, "/metrics").await.body;
+    let samples = metrics.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{')?.rsplit_once("} "));
+    let matching = samples
+        .filter(|(of_sample, _)| labels.iter().all(|label| of_sample.split(',').any(|of_sample| of_sample == *label)));
+    matching.map(|(_, value)| value.parse::<u64>().unwrap()).sum()
 }
 
 /// Sends a request with exactly these headers (`Host` and `Connection: close` are added where they are not named) and

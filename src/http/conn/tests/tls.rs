@@ -1,8 +1,9 @@
-//! Handshakes, and what TLS changes about a connection.
+//! TLS handshakes, certificate reload, and connections over TLS.
+
 use std::{
     io::{self, Write},
     path::PathBuf,
-    sync::Arc,
+    pin::Pin,
 };
 
 use tokio::{io::AsyncWrite, time::Instant};
@@ -18,10 +19,10 @@ use tokio_rustls::{
 
 use super::*;
 
-/// The only name in the certificates of these tests.
+/// The server name in the certificates of these tests.
 pub(in crate::http) const SERVER_NAME: &str = "bridge.test";
 
-/// A folder with a certificate and its key, and what a client trusts.
+/// A folder with a certificate and its key, and the roots that a client trusts.
 pub(in crate::http) struct TestCertificate {
     folder: tempfile::TempDir,
     trusted: RootCertStore,
@@ -43,16 +44,16 @@ impl TestCertificate {
         ["tls.crt", "tls.key"].map(|name| self.folder.path().join(name))
     }
 
-    /// Another certificate and another key, both files at once, which clients trust as well. Returns it as clients see it.
+    /// Replaces both files by a new certificate and key, which clients trust as well. Returns the certificate in DER.
     fn renew(&mut self) -> CertificateDer<'static> {
-        let made = rcgen::generate_simple_self_signed([SERVER_NAME.to_owned()]).unwrap();
-        self.write(0, &made.cert.pem());
-        self.write(1, &made.signing_key.serialize_pem());
-        self.trusted.add(made.cert.der().clone()).unwrap();
-        made.cert.der().clone()
+        let generated = rcgen::generate_simple_self_signed([SERVER_NAME.to_owned()]).unwrap();
+        self.write(0, &generated.cert.pem());
+        self.write(1, &generated.signing_key.serialize_pem());
+        self.trusted.add(generated.cert.der().clone()).unwrap();
+        generated.cert.der().clone()
     }
 
-    /// In the place of what was there, at once.
+    /// Replaces a file atomically.
     fn write(&self, which: usize, text: &str) {
         let next = self.folder.path().join("next");
         std::fs::write(&next, text).unwrap();
@@ -64,7 +65,7 @@ impl TestCertificate {
         let config = config.with_safe_default_protocol_versions().unwrap();
         let config = config.with_root_certificates(self.trusted.clone()).with_no_client_auth();
         let name = ServerName::try_from(SERVER_NAME).unwrap();
-        timeout(BOUND, TlsConnector::from(Arc::new(config)).connect(name, stream)).await.expect("no handshake")
+        timeout(TIMEOUT, TlsConnector::from(Arc::new(config)).connect(name, stream)).await.expect("the handshake ends")
     }
 }
 
@@ -80,36 +81,40 @@ async fn gets_and_stream_work_over_tls() {
     let requests = "GET /a HTTP/1.1\r\nHost: x\r\n\r\nGET /b HTTP/1.1\r\nHost: x\r\n\r\n\
                     GET /stream HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nearly";
     client.write_all(requests.as_bytes()).await.unwrap();
-    let mut got = Vec::new();
+    let mut received = Vec::new();
     let read_until_early_bytes = async {
-        while !got.ends_with(b"\r\n\r\nearly") {
-            assert_ne!(client.read_buf(&mut got).await.unwrap(), 0, "{}", String::from_utf8_lossy(&got));
+        while !received.ends_with(b"\r\n\r\nearly") {
+            assert_ne!(client.read_buf(&mut received).await.unwrap(), 0, "{}", String::from_utf8_lossy(&received));
         }
     };
-    timeout(BOUND, read_until_early_bytes).await.unwrap();
+    timeout(TIMEOUT, read_until_early_bytes).await.unwrap();
     client.write_all(b"late").await.unwrap();
-    // No error: TLS's own end came before TCP's, so that nobody can have cut it short.
-    timeout(BOUND, client.read_to_end(&mut got)).await.unwrap().unwrap();
-    let got = String::from_utf8(got).unwrap();
-    assert!(got.contains("\r\n\r\n</a>HTTP/1.1 200") && got.contains("\r\n\r\n</b>HTTP/1.1 101"), "{got}");
-    assert!(got.ends_with("earlylate"), "{got}");
+    // No error: `close_notify` precedes the end of the TCP connection, so that the data is complete.
+    timeout(TIMEOUT, client.read_to_end(&mut received)).await.unwrap().unwrap();
+    let received = String::from_utf8(received).unwrap();
+    assert!(
+        received.contains("\r\n\r\n</a>HTTP/1.1 200") && received.contains("\r\n\r\n</b>HTTP/1.1 101"),
+        "{received}"
+    );
+    assert!(received.ends_with("earlylate"), "{received}");
     server.wait_until_idle().await;
 }
 
 #[tokio::test]
 async fn request_extensions_mark_tls_connections() {
     let certified = TestCertificate::new();
-    let answer =
+    let respond =
         async |request: Request<Incoming>| text_response(request.extensions().get::<Peer>().unwrap().tls.to_string());
-    let server = start_server(tls_config(&certified), answer).await;
+    let server = start_server(tls_config(&certified), respond).await;
     let mut client = certified.connect(server.connect().await).await.unwrap();
     client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
-    let mut got = String::new();
-    timeout(BOUND, client.read_to_string(&mut got)).await.unwrap().unwrap();
-    assert!(got.ends_with("\r\n\r\ntrue"), "{got}");
+    let mut received = String::new();
+    timeout(TIMEOUT, client.read_to_string(&mut received)).await.unwrap().unwrap();
+    assert!(received.ends_with("\r\n\r\ntrue"), "{received}");
 }
 
-/// Whoever does not get through the handshake is gone after the time for a head, and keeps nobody from coming in.
+/// A client that does not complete the handshake is disconnected after `header_read_timeout`, and does not delay
+/// others.
 #[tokio::test]
 async fn tls_handshake_is_closed_after_header_read_timeout() {
     let certified = TestCertificate::new();
@@ -120,7 +125,7 @@ async fn tls_handshake_is_closed_after_header_read_timeout() {
     let mut silent = server.connect().await;
     let mut slow = server.connect().await;
     let slow_handshake = async {
-        // How a ClientHello begins, and never goes on: each byte in time, all of them never.
+        // The start of a ClientHello, one byte at a time: each byte arrives in time, and the message is never complete.
         for byte in b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".iter().chain(std::iter::repeat(&0)) {
             if slow.write_all(&[*byte]).await.is_err() {
                 return;
@@ -129,8 +134,9 @@ async fn tls_handshake_is_closed_after_header_read_timeout() {
         }
     };
     let other_handshake = certified.connect(server.connect().await);
-    let (other_handshake, ()) =
-        timeout(BOUND, futures::future::join(other_handshake, slow_handshake)).await.expect("the slow one stays");
+    let (other_handshake, ()) = timeout(TIMEOUT, futures::future::join(other_handshake, slow_handshake))
+        .await
+        .expect("the slow client is disconnected");
     drop(other_handshake.unwrap());
     assert_eq!(silent.read(&mut [0; 16]).await.unwrap_or(0), 0, "the silent client receives nothing");
     assert!(started.elapsed() >= limit);
@@ -140,47 +146,47 @@ async fn tls_handshake_is_closed_after_header_read_timeout() {
 #[tokio::test]
 async fn invalid_tls_handshake_closes_the_connection_at_once() {
     let certified = TestCertificate::new();
-    let config = Config { header_read_timeout: 2 * BOUND, ..tls_config(&certified) };
+    let config = Config { header_read_timeout: 2 * TIMEOUT, ..tls_config(&certified) };
     let server = start_server(config, async |_| text_response("hello")).await;
     for garbage in [&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], &[0x16, 3, 1, 0xff, 0xff], &[0; 64]] {
         let mut client = server.connect().await;
         client.write_all(garbage).await.unwrap();
-        let mut got = Vec::new();
-        let _ = timeout(BOUND, client.read_to_end(&mut got)).await.expect("it stays");
-        assert!(!got.starts_with(b"HTTP"), "nothing is served in the clear: {got:?}");
+        let mut received = Vec::new();
+        let _ = timeout(TIMEOUT, client.read_to_end(&mut received)).await.expect("the server closes the connection");
+        assert!(!received.starts_with(b"HTTP"), "the server sends no plain HTTP: {received:?}");
     }
     let other_certificate = TestCertificate::new();
-    other_certificate.connect(server.connect().await).await.expect_err("a certificate of another's");
+    other_certificate.connect(server.connect().await).await.expect_err("the client does not trust the certificate");
     server.wait_until_idle().await;
 }
 
-/// TLS takes in what the kernel does not: waiting for that to leave has an end too.
+/// TLS buffers bytes that the kernel does not accept. The flush of that buffer has a timeout as well.
 #[tokio::test]
 async fn blocked_tls_flush_fails_after_write_timeout() {
     let certified = TestCertificate::new();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let (client, server) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
     let tls = certified.tls();
-    let (client, server) = tokio::join!(certified.connect(client.unwrap()), tls.accept(server.unwrap().0, BOUND));
+    let (client, server) = tokio::join!(certified.connect(client.unwrap()), tls.accept(server.unwrap().0, TIMEOUT));
     let (mut client, write_timeout) = (client.unwrap(), Duration::from_millis(300));
     let mut timed_io = WriteTimeoutIo::new(Conn::Tls(server.unwrap()), write_timeout);
-    let blocked = timeout(BOUND, async {
+    let blocked = timeout(TIMEOUT, async {
         loop {
-            // Small enough always to be taken in, once what was there has left.
-            poll_fn(|cx| Pin::new(&mut timed_io).poll_write(cx, &[0; 1024])).await.unwrap();
+            // TLS always accepts this write, because its buffer is empty after each flush.
+            std::future::poll_fn(|cx| Pin::new(&mut timed_io).poll_write(cx, &[0; 1024])).await.unwrap();
             let started = Instant::now();
             if let Err(error) = timed_io.flush().await {
                 return (error.kind(), started.elapsed());
             }
         }
     });
-    let (kind, waited) = blocked.await.expect("it waits for ever");
+    let (kind, waited) = blocked.await.expect("the flush fails");
     assert_eq!(kind, io::ErrorKind::TimedOut);
     assert!(waited >= write_timeout, "{waited:?}");
     drop(timed_io);
-    let mut got = Vec::new();
-    let outcome = client.read_to_end(&mut got).await;
-    assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::ConnectionReset, "the kernel was to forget the rest");
+    let mut received = Vec::new();
+    let outcome = client.read_to_end(&mut received).await;
+    assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::ConnectionReset, "the connection is reset");
 }
 
 #[test]
@@ -212,7 +218,7 @@ fn unusable_certificate_pair_is_rejected_without_printing_the_key() {
     assert!(!format!("{:?}", certified.tls()).contains(secret));
 }
 
-/// What the log says.
+/// The text of the log.
 #[derive(Clone, Default)]
 struct CapturedLog(Arc<Mutex<Vec<u8>>>);
 
@@ -223,7 +229,7 @@ impl CapturedLog {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        timeout(BOUND, written).await.unwrap_or_else(|_| panic!("the log never contains {expected:?}"));
+        timeout(TIMEOUT, written).await.unwrap_or_else(|_| panic!("the log does not contain {expected:?}"));
         self.0.lock().unwrap().clear();
     }
 }
@@ -247,8 +253,8 @@ async fn certificate_reload_keeps_open_connections() {
     let _guard = tracing::subscriber::set_default(subscriber);
     let mut certified = TestCertificate::new();
     let first = certified.renew();
-    let config = tls_config(&certified);
-    let watch = config.tls.clone().unwrap().watch_files(Duration::from_millis(10));
+    let (config, metrics) = (tls_config(&certified), Metrics::default());
+    let watch = config.tls.clone().unwrap().watch_files(Duration::from_millis(10), metrics.clone());
     let server = start_server(config, async |_| text_response("hello")).await;
     server.tasks.spawn("certificate", async { Ok::<_, Infallible>(watch.await) });
     let served_certificate = async |certified: &TestCertificate| {
@@ -259,11 +265,11 @@ async fn certificate_reload_keeps_open_connections() {
     let (certificate, mut old) = served_certificate(&certified).await;
     assert_eq!(certificate, first);
 
-    // One file is new and the other is not yet; then one is none at all, then it is gone.
+    // One file is new and the other is not; then the key file contains no key; then it is deleted.
     let [_, key] = certified.files();
     let other = TestCertificate::new();
     std::fs::copy(other.files()[1].clone(), &key).unwrap();
-    log.wait_for("the new TLS certificate cannot be used: the one before is still served").await;
+    log.wait_for("new TLS certificate rejected; the previous one stays in use").await;
     certified.write(1, "nonsense");
     log.wait_for("no private key in PEM").await;
     std::fs::remove_file(&key).unwrap();
@@ -271,10 +277,13 @@ async fn certificate_reload_keeps_open_connections() {
     assert_eq!(served_certificate(&certified).await.0, first);
 
     let second = certified.renew();
-    log.wait_for("the TLS certificate has changed").await;
+    log.wait_for("TLS certificate reloaded; new connections use it").await;
     assert_eq!(served_certificate(&certified).await.0, second);
     old.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
-    let mut got = String::new();
-    timeout(BOUND, old.read_to_string(&mut got)).await.unwrap().unwrap();
-    assert!(got.ends_with("hello"), "who was there stays: {got}");
+    let expected = super::super::certificate::not_after(&second);
+    assert!(expected.is_some() && metrics.certificate_expiry() == expected, "{expected:?} is reported");
+    assert_eq!([true, false].map(|success| metrics.tls_reloads(success)), [1, 3], "good and bad reloads");
+    let mut received = String::new();
+    timeout(TIMEOUT, old.read_to_string(&mut received)).await.unwrap().unwrap();
+    assert!(received.ends_with("hello"), "the open connection is still served: {received}");
 }

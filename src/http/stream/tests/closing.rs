@@ -1,4 +1,4 @@
-//! How streams end: the last words, and the place that is free again.
+//! Ends of streams: closing events, close frames, and the release of the permit.
 
 use std::pin::Pin;
 
@@ -6,10 +6,9 @@ use tokio::time::{Sleep, sleep};
 
 use super::*;
 
-/// Brings it about.
+/// Causes the end of a stream.
 type EndTrigger = fn(&ScriptedOutbound, &StreamContext);
 
-/// The last words of a stream, by what ends it.
 #[tokio::test(start_paused = true)]
 async fn every_close_by_the_bridge_sends_a_closing_event() {
     const CLOSING_PREFIX: &str = "\u{1}\u{9}";
@@ -28,7 +27,7 @@ async fn every_close_by_the_bridge_sends_a_closing_event() {
             let socket = socket(Conn::Duplex(server), b"");
             let stream = match transport {
                 Transport::WebSocket => spawn_stream(websocket(script.clone(), socket, acquire_permit(&context))),
-                Transport::Sse => spawn_stream(sse(script.clone(), socket, acquire_permit(&context))),
+                Transport::Sse => spawn_stream(sse(script.clone(), socket, acquire_sse_permit(&context))),
             };
             read_head(&mut client).await;
             trigger(&script, &context);
@@ -42,7 +41,7 @@ async fn every_close_by_the_bridge_sends_a_closing_event() {
             assert_eq!(stream_end(stream).await, StreamEnd::ByBridge(close));
         }
     }
-    // Who closes himself needs no reason; who breaks the protocol gets one.
+    // A client that closes the stream itself gets no closing event. A client that violates the protocol gets one.
     for (bytes, expected) in [
         (&b"\x88\x80\0\0\0\0"[..], &b"\x88\x02\x03\xe8"[..]),
         (b"\xc1\x80\0\0\0\0", b"\x01\x09protocol error;\x88\x10\x03\xeaprotocol error"),
@@ -62,24 +61,22 @@ async fn every_close_by_the_bridge_sends_a_closing_event() {
 #[tokio::test(start_paused = true)]
 async fn stream_permit_is_released_when_its_stream_ends() {
     let context = stream_context(Config { max_streams: 2, ..Config::default() });
-    let (_held, ending) = (acquire_permit(&context), acquire_permit(&context));
-    assert!(context.try_acquire().is_none());
+    let (_open, ending) = (acquire_permit(&context), acquire_sse_permit(&context));
+    assert!(context.try_acquire(&WEBSOCKET).is_none());
     let (client, server) = tokio::io::duplex(1);
     let stream = spawn_stream(sse(ScriptedOutbound::default(), socket(Conn::Duplex(server), b""), ending));
-    assert!(context.try_acquire().is_none());
+    assert!(context.try_acquire(&SSE).is_none());
     drop(client);
     assert_eq!(stream_end(stream).await, StreamEnd::Disconnected);
-    let again = context.try_acquire();
-    assert!(again.is_some() && context.try_acquire().is_none());
-    assert_eq!(context.metrics.rejected.get(), 3);
+    let released = context.try_acquire(&SSE);
+    assert!(released.is_some() && context.try_acquire(&SSE).is_none());
 }
 
-/// Each is told another time, over the whole of what is allowed.
 #[test]
 fn retry_delays_are_spread_over_the_configured_range() {
     let config = Config::default();
     let tenths: std::collections::BTreeSet<_> = (0..1000).map(|_| config.retry_delay().as_millis() / 200).collect();
-    // Each of the ten is missed with a chance of one in 10^45.
+    // The probability that one of the ten intervals gets no delay is 10^-45.
     assert_eq!(tenths.into_iter().collect::<Vec<_>>(), Vec::from_iter(5..15));
 }
 
@@ -94,7 +91,7 @@ async fn panic_in_outbound_closes_with_1011() {
     assert_eq!(stream_end(stream).await, StreamEnd::ByBridge(CloseReason::Internal));
 }
 
-/// An outbound that ends at a moment, of which it wakes nobody who waits for more to read.
+/// An outbound that ends at a given time and wakes no task that waits in `poll_readable` for it.
 struct ExpiringOutbound(ScriptedOutbound, Pin<Box<Sleep>>);
 
 impl ExpiringOutbound {
@@ -123,7 +120,7 @@ impl Outbound for ExpiringOutbound {
     }
 
     fn heartbeat(&mut self) -> Option<Bytes> {
-        Some(Bytes::from_static(b"still here"))
+        Some(Bytes::from_static(b"beat"))
     }
 
     fn closing_event(&mut self, close: CloseReason, retry: Duration) -> Option<Bytes> {
@@ -131,7 +128,7 @@ impl Outbound for ExpiringOutbound {
     }
 }
 
-/// Nothing follows the last words (RFC 6455, section 5.5.1), not even the ping of the same moment.
+/// Nothing follows the close frame (RFC 6455 section 5.5.1), not even a ping that is due at the same time.
 #[tokio::test(start_paused = true)]
 async fn close_found_by_a_ping_sends_nothing_after_the_close_frame() {
     let config = Config::default();
@@ -142,7 +139,7 @@ async fn close_found_by_a_ping_sends_nothing_after_the_close_frame() {
             (ExpiringOutbound::after(config.ping_interval.as_secs()), socket(Conn::Duplex(server), b""));
         let stream = match transport {
             Transport::WebSocket => spawn_stream(websocket(out, socket, acquire_permit(&context))),
-            Transport::Sse => spawn_stream(sse(out, socket, acquire_permit(&context))),
+            Transport::Sse => spawn_stream(sse(out, socket, acquire_sse_permit(&context))),
         };
         read_head(&mut client).await;
         let mut got = Vec::new();
@@ -156,8 +153,8 @@ async fn close_found_by_a_ping_sends_nothing_after_the_close_frame() {
     }
 }
 
-/// A client that takes a little now and then keeps its stream, but neither past the end of its right to it, nor with
-/// last words that it does not take.
+/// A client that reads slowly keeps its stream until its credential expires. It then has the write timeout to read the
+/// last frames.
 #[tokio::test(start_paused = true)]
 async fn blocked_stream_closes_when_its_credential_expires() {
     let context = stream_context(Config::default());
@@ -171,11 +168,11 @@ async fn blocked_stream_closes_when_its_credential_expires() {
             closed = &mut stream => break closed.unwrap(),
             () = sleep(Duration::from_secs(5)) => {
                 client.read_exact(&mut [0; 64]).await.unwrap();
-                // It lives, and says so.
+                // A pong, so that the peer is not idle.
                 client.write_all(b"\x8a\x80\0\0\0\0").await.unwrap();
             }
         }
     };
     assert_eq!(closed, StreamEnd::ByBridge(CloseReason::CredentialExpired));
-    assert_eq!(started.elapsed().as_secs(), 70, "60 s, and 10 s for the last words");
+    assert_eq!(started.elapsed().as_secs(), 70, "60 s until the credential expires, 10 s for the last frames");
 }

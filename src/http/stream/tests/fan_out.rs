@@ -1,39 +1,33 @@
-//! Streams that writers tell: the same promises, whoever sends.
+//! Streams that a shard serves. They give the same guarantees as streams whose own task writes.
 
 use serde_json::Value;
 
 use super::*;
 use crate::{
     event::{
-        Instance, NamespaceId, Resource, View,
+        NamespaceId, Resource,
         projection::{EventFormat, Filter, Projection},
     },
-    feed::{Feed, Framing, Health, StartAt, Subscription, Writer},
+    feed::{self, Feed, Framing, Health, StartAt, Subscription, Writer},
+    test_support::PodBuilder,
 };
 
-fn feed() -> (Writer, Feed) {
+fn synced_feed() -> (Writer, Feed) {
     let (mut writer, feed) = Feed::new(feed::Config::default());
     writer.set_namespace(NamespaceId::from_uid("a namespace"));
-    for kind in Resource::ALL {
-        writer.replace(kind, Vec::new(), 1);
-        writer.set_health(kind, Health::Live);
+    for resource in Resource::ALL {
+        writer.replace(resource, Vec::new(), 1);
+        writer.set_health(resource, Health::Live);
     }
     (writer, feed)
 }
 
-fn pod(name: &str, phase: &str, rv: u64) -> View {
-    let (name, phase) = (name.to_owned(), phase.to_owned());
-    View::Instance(
-        Instance { uid: format!("uid-{name}"), name, phase, resource_version: rv, ..Instance::default() }.into(),
-    )
-}
-
-/// Streams with all their writers.
-fn context_with_writers(feed: &Feed) -> Arc<StreamContext> {
+/// Returns a context whose shards all run.
+fn context_with_shards(feed: &Feed) -> Arc<StreamContext> {
     let streams = stream_context(Config::default());
-    for writer in 0..streams.fan_out.writer_count() {
+    for shard in 0..streams.fan_out.writer_count() {
         let (streams, feed) = (streams.clone(), feed.clone());
-        drop(spawn_stream(async move { match streams.fan_out.run(writer, feed).await {} }));
+        drop(spawn_stream(async move { match streams.fan_out.run(shard, feed).await {} }));
     }
     streams
 }
@@ -45,7 +39,8 @@ fn subscription(feed: &Feed, format: EventFormat, params: &str) -> Subscription 
     feed.subscribe(projection_cache, StartAt::Live).unwrap()
 }
 
-/// A stream through a pipe of `room` bytes, past its head and what it opens with, and waiting for its writer.
+/// Starts a stream over a pipe of `capacity` bytes. It has sent its head and its first frames, and has joined its
+/// group.
 async fn stream(
     out: impl Outbound + 'static,
     streams: &Arc<StreamContext>,
@@ -81,16 +76,16 @@ async fn phases(client: &mut WebSocketStream<DuplexStream>, count: usize) -> Vec
 
 #[tokio::test(start_paused = true)]
 async fn fan_out_delivers_every_event_exactly_once() {
-    let (mut writer, feed) = feed();
-    let streams = context_with_writers(&feed);
+    let (mut writer, feed) = synced_feed();
+    let streams = context_with_shards(&feed);
     let mut clients = Vec::new();
     for capacity in [1 << 20, 1 << 20, 700, 1 << 20, 300] {
         clients.push(stream(subscription(&feed, EventFormat::Full, "{}"), &streams, capacity).await);
     }
     let expected: Vec<String> = (0..3000).map(|number| format!("phase-{number}")).collect();
     for (number, phase) in (2..).zip(&expected) {
-        writer.upsert(pod("p", phase, number));
-        // One at a time, some at a time, and more than a lens keeps.
+        writer.upsert(PodBuilder::new("p").phase(phase).version(number).view());
+        // Deliveries of one entry, of a few entries, and of more entries than a projection cache holds.
         if number < 50 || number % 7 == 0 && number < 1000 {
             tokio::task::yield_now().await;
         }
@@ -102,31 +97,31 @@ async fn fan_out_delivers_every_event_exactly_once() {
 
 #[tokio::test(start_paused = true)]
 async fn filtered_stream_heartbeat_advances_its_cursor() {
-    let (mut writer, feed) = feed();
-    let streams = context_with_writers(&feed);
+    let (mut writer, feed) = synced_feed();
+    let streams = context_with_shards(&feed);
     let out = subscription(&feed, EventFormat::Full, r#"{"instances":{"name":"mine"}}"#);
     let (_stream, mut client) = stream(out, &streams, 1 << 16).await;
     let first_heartbeat = event(&mut client).await;
     for rv in 2..3000 {
-        writer.upsert(pod("other", &format!("{rv}"), rv));
+        writer.upsert(PodBuilder::new("other").phase(&rv.to_string()).version(rv).view());
         tokio::task::yield_now().await;
     }
     let heartbeat = event(&mut client).await;
     assert_eq!((&first_heartbeat["type"], &heartbeat["type"]), (&"heartbeat".into(), &"heartbeat".into()));
     let mut new_subscription = subscription(&feed, EventFormat::Full, r#"{"instances":{"name":"mine"}}"#);
     assert_eq!(heartbeat["id"].as_str(), new_subscription.cursor().as_deref());
-    writer.upsert(pod("mine", "Running", 3000));
+    writer.upsert(PodBuilder::new("mine").version(3000).view());
     assert_eq!(phases(&mut client, 1).await, ["Running"]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn ws_closes_when_upstream_is_down_without_new_entries() {
-    let (mut writer, feed) = feed();
-    let streams = context_with_writers(&feed);
+    let (mut writer, feed) = synced_feed();
+    let streams = context_with_shards(&feed);
     let (stream, mut client) = stream(subscription(&feed, EventFormat::Boilerhouse, "{}"), &streams, 1 << 16).await;
-    writer.upsert(pod("p", "Running", 2));
+    writer.upsert(PodBuilder::new("p").version(2).view());
     assert_eq!(phases(&mut client, 1).await, ["Running"]);
-    writer.set_health(Resource::Claims, Health::Down { since: Instant::now(), reason: "gone".into() });
+    writer.set_health(Resource::Claims, Health::Down { since: Instant::now(), reason: "unreachable".into() });
     let started = Instant::now();
     let closed = loop {
         if let Message::Close(Some(frame)) = next_message(&mut client).await {
@@ -139,7 +134,7 @@ async fn ws_closes_when_upstream_is_down_without_new_entries() {
     assert_eq!(stream_end(stream).await, StreamEnd::ByBridge(CloseReason::UpstreamUnavailable));
 }
 
-/// A subscription that panics when it is shown something.
+/// A subscription that panics when it receives a shared batch.
 struct PanickingOutbound(Subscription);
 
 impl Outbound for PanickingOutbound {
@@ -156,22 +151,24 @@ impl Outbound for PanickingOutbound {
     }
 
     fn accept_batch(&mut self, _: &SharedBatch) -> bool {
-        panic!("in a writer")
+        panic!("in the task of the shard")
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn panic_in_a_writer_closes_only_its_own_stream() {
-    let (mut writer, feed) = feed();
-    let streams = context_with_writers(&feed);
+async fn panic_in_a_shard_closes_only_its_own_stream() {
+    let (mut writer, feed) = synced_feed();
+    let streams = context_with_shards(&feed);
     let panicking = PanickingOutbound(subscription(&feed, EventFormat::Boilerhouse, "{}"));
     let (panicked_stream, mut panicked_client) = stream(panicking, &streams, 1 << 16).await;
     let (_stream, mut client) = stream(subscription(&feed, EventFormat::Boilerhouse, "{}"), &streams, 1 << 16).await;
     for (rv, phase) in [(2, "Pending"), (3, "Running")] {
-        writer.upsert(pod("p", phase, rv));
+        writer.upsert(PodBuilder::new("p").phase(phase).version(rv).view());
         assert_eq!(phases(&mut client, 1).await, [phase]);
     }
-    let Message::Close(Some(frame)) = next_message(&mut panicked_client).await else { panic!("no close frame") };
+    let Message::Close(Some(frame)) = next_message(&mut panicked_client).await else {
+        panic!("a close frame is expected")
+    };
     assert_eq!(u16::from(frame.code), 1011);
     drop(panicked_client);
     assert_eq!(stream_end(panicked_stream).await, StreamEnd::ByBridge(CloseReason::Internal));

@@ -1,4 +1,5 @@
-//! On real loopback sockets, alone and as a process runs them.
+//! Streams on loopback sockets, alone and behind a listener.
+
 use std::{convert::Infallible, net::Ipv4Addr};
 
 use http_body_util::Empty;
@@ -11,7 +12,7 @@ use crate::{
     tasks::{self, Stopped, Tasks},
 };
 
-/// A connected pair; the server's side holds few unsent bytes, as `conn` sets it up.
+/// Returns a connected pair, the client first. The server's end has few unsent bytes, as `conn` configures it.
 async fn loopback() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let (client, server) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
@@ -20,13 +21,14 @@ async fn loopback() -> (TcpStream, TcpStream) {
     (client.unwrap(), server)
 }
 
-/// Sends `message` to a client that does not read until the stream is over; gives what the client then finds.
+/// Sends `message` repeatedly to a client that does not read before the stream has ended. Returns the bytes that the
+/// client reads afterwards, and the outcome of that read.
 async fn run_stalled_reader(message: Bytes) -> (Vec<u8>, std::io::Result<usize>) {
     let config = Config { write_timeout: Duration::from_millis(300), ..Config::default() };
     let (script, context) = (ScriptedOutbound::default(), stream_context(config));
     let (mut client, server) = loopback().await;
     let stream = spawn_stream(websocket(script.clone(), socket(Conn::Plain(server), b""), acquire_permit(&context)));
-    // The two kernels take what they take; the rest blocks.
+    // The socket buffers of both ends fill up; then the write blocks.
     while !stream.is_finished() {
         if script.0.reads.lock().unwrap().is_empty() {
             script.push_result(ReadResult::Batch(vec![message.clone(); 4]));
@@ -42,28 +44,28 @@ async fn run_stalled_reader(message: Bytes) -> (Vec<u8>, std::io::Result<usize>)
 #[tokio::test]
 async fn stalled_reader_inside_a_frame_is_reset() {
     let (_, outcome) = run_stalled_reader(text_frame(&"x".repeat(32 << 20))).await;
-    assert_eq!(outcome.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset, "the kernel was to forget the rest");
+    assert_eq!(outcome.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset, "the connection is reset");
 }
 
 #[tokio::test]
 async fn stalled_reader_gets_a_close_frame_only_between_frames() {
     let (got, outcome) = run_stalled_reader(text_frame(&"x".repeat(2000))).await;
-    // Whether the kernel has room for the close frame is its business; where the frame comes is ours.
+    // The kernel may or may not accept the close frame. If it does, the frame must follow a complete frame.
     if outcome.is_ok() {
         let complete_frames =
-            got[HEAD.len()..].strip_suffix(b"\x88\x0f\x03\xf5slow consumer").expect("no close frame at the end");
-        assert_eq!(complete_frames.len() % 2004, 0, "the close frame came inside another");
+            got[HEAD.len()..].strip_suffix(b"\x88\x0f\x03\xf5slow consumer").expect("a close frame is the last frame");
+        assert_eq!(complete_frames.len() % 2004, 0, "the close frame follows a complete frame");
     }
 }
 
-/// An SSE client has no close frame: the farewell is all it is told, and only between events.
+/// SSE has no close frame: the closing event is the only notice, and it follows a complete event.
 #[tokio::test]
 async fn stalled_sse_reader_gets_a_closing_event_only_between_events() {
     let config = Config { write_timeout: Duration::from_millis(300), ..Config::default() };
     let (script, context) = (ScriptedOutbound::default(), stream_context(config));
     *script.0.closing_prefix.lock().unwrap() = Some("last: ");
     let (mut client, server) = loopback().await;
-    let stream = spawn_stream(sse(script.clone(), socket(Conn::Plain(server), b""), acquire_permit(&context)));
+    let stream = spawn_stream(sse(script.clone(), socket(Conn::Plain(server), b""), acquire_sse_permit(&context)));
     let event = Bytes::from(format!("data: {}\n\n", "x".repeat(992)));
     while !stream.is_finished() {
         if script.0.reads.lock().unwrap().is_empty() {
@@ -73,10 +75,11 @@ async fn stalled_sse_reader_gets_a_closing_event_only_between_events() {
     }
     assert_eq!(stream_end(stream).await, StreamEnd::ByBridge(CloseReason::SlowConsumer));
     let mut got = Vec::new();
-    // As with a close frame: room is the kernel's business.
+    // The kernel may or may not accept the closing event.
     if client.read_to_end(&mut got).await.is_ok() {
-        let complete_frames = got[HEAD.len()..].strip_suffix(b"last: slow consumer;").expect("no farewell at the end");
-        assert_eq!(complete_frames.len() % event.len(), 0, "the farewell came inside an event");
+        let complete_frames =
+            got[HEAD.len()..].strip_suffix(b"last: slow consumer;").expect("the closing event is the last event");
+        assert_eq!(complete_frames.len() % event.len(), 0, "the closing event follows a complete event");
     }
 }
 
@@ -100,7 +103,7 @@ async fn websocket_messages_round_trip_over_tcp() {
     let mut client = websocket_client(client).await;
     for i in 0..100 {
         script.push_text(&i.to_string());
-        client.send(Message::text("noted")).await.unwrap();
+        client.send(Message::text("hello")).await.unwrap();
         assert_eq!(next_message(&mut client).await, Message::text(i.to_string()));
     }
     client.close(None).await.unwrap();
@@ -110,7 +113,7 @@ async fn websocket_messages_round_trip_over_tcp() {
     assert_eq!(script.0.received.lock().unwrap().len(), 500);
 }
 
-/// Everything together, as a process runs it: accept, handshake, take-back, stream, signal, drain.
+/// The complete path: accept, handshake, hijack, stream, signal, drain.
 #[tokio::test]
 async fn signal_drains_fifty_websockets_with_close_1012() {
     let tasks = Tasks::new(tasks::Config::default());
@@ -135,7 +138,7 @@ async fn signal_drains_fifty_websockets_with_close_1012() {
     }
     let signal_requests = AtomicUsize::new(0);
     let stopped = tasks.run_until(async || {
-        // The first signal is there, the second never comes.
+        // The first signal is there; the second never arrives.
         if signal_requests.fetch_add(1, Ordering::Relaxed) > 0 {
             std::future::pending().await
         }
@@ -144,8 +147,8 @@ async fn signal_drains_fifty_websockets_with_close_1012() {
         assert_eq!(close_frame_of(next_message(client).await), (1012, "draining".to_owned()));
         assert!(client.next().await.is_none());
     }));
-    let (stopped, _) = timeout(BOUND, futures::future::join(stopped, ends)).await.unwrap();
+    let (stopped, _) = timeout(TIMEOUT, futures::future::join(stopped, ends)).await.unwrap();
     assert_eq!(stopped.unwrap(), Stopped::Drained { cut: 0 });
-    let draining = streams.metrics.closed(Transport::WebSocket, StreamEnd::ByBridge(CloseReason::Draining));
-    assert_eq!((streams.metrics.opened(Transport::WebSocket), draining), (50, 50));
+    let draining = streams.metrics.closed(&WEBSOCKET, StreamEnd::ByBridge(CloseReason::Draining));
+    assert_eq!((streams.metrics.opened(&WEBSOCKET), draining), (50, 50));
 }

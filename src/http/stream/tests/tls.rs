@@ -1,4 +1,5 @@
-//! Streams through TLS, from the listener on.
+//! Streams over TLS, behind a listener.
+
 use std::{convert::Infallible, net::Ipv4Addr};
 
 use http_body_util::Empty;
@@ -15,7 +16,7 @@ use crate::{
     tasks::{self, Tasks},
 };
 
-/// A client of a listener whose every stream plays this script.
+/// Connects a client to a new listener whose streams send what `script` contains.
 async fn client(
     script: &ScriptedOutbound,
     config: Config,
@@ -36,7 +37,7 @@ async fn client(
     let config = conn::Config { tls: Some(certified.tls()), ..conn::Config::default() };
     let served = conn::serve(listener, service, config, conn::Metrics::default(), tasks.clone());
     tasks.spawn("listener", async { Ok::<_, Infallible>(served.await) });
-    // A narrow one: the kernel rarely takes all of what there is, and TLS keeps the rest.
+    // A small buffer: the kernel rarely accepts all bytes at once, and TLS buffers the rest.
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let stream = certified.connect(socket.connect(addr).await.unwrap()).await.unwrap();
@@ -44,27 +45,27 @@ async fn client(
     (socket, streams, tasks)
 }
 
-async fn wait_for_end(streams: &StreamContext, closed: StreamEnd) {
+async fn wait_for_end(streams: &StreamContext, end: StreamEnd) {
     let ended = async {
-        while streams.metrics.closed(Transport::WebSocket, closed) == 0 {
+        while streams.metrics.closed(&WEBSOCKET, end) == 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    timeout(BOUND, ended).await.unwrap_or_else(|_| panic!("the stream does not end as {closed:?}"));
+    timeout(TIMEOUT, ended).await.unwrap_or_else(|_| panic!("the stream does not end as {end:?}"));
 }
 
 #[tokio::test]
 async fn websocket_messages_round_trip_over_tls() {
     let script = ScriptedOutbound::default();
-    // No ping helps what waits on its way.
-    let config = Config { ping_interval: 10 * BOUND, ..Config::default() };
+    // No ping triggers a write of bytes that wait inside TLS.
+    let config = Config { ping_interval: 10 * TIMEOUT, ..Config::default() };
     let (mut client, streams, _tasks) = client(&script, config).await;
     for i in 0..100 {
         script.push_text(&i.to_string());
-        client.send(Message::text("noted")).await.unwrap();
+        client.send(Message::text("hello")).await.unwrap();
         assert_eq!(next_message(&mut client).await, Message::text(i.to_string()));
     }
-    // Far more than TLS takes in at once, in one frame and in many.
+    // Far more bytes than TLS buffers at once, in one frame and in many.
     let large = "x".repeat(3 << 20);
     script.push_text(&large);
     assert_eq!(next_message(&mut client).await, Message::text(large.as_str()));
@@ -74,7 +75,7 @@ async fn websocket_messages_round_trip_over_tls() {
     }
     client.close(None).await.unwrap();
     assert_eq!(close_frame_of(next_message(&mut client).await), (1000, String::new()));
-    // TLS's own end, not an error.
+    // The end is `close_notify`, not an error.
     assert!(client.next().await.is_none());
     wait_for_end(&streams, StreamEnd::ClientClosed).await;
     assert_eq!(script.0.received.lock().unwrap().len(), 500);
@@ -86,17 +87,17 @@ async fn stalled_reader_over_tls_is_closed_as_slow_consumer() {
         let config = Config { write_timeout: Duration::from_millis(300), ..Config::default() };
         let script = ScriptedOutbound::default();
         let (mut client, streams, _tasks) = client(&script, config).await;
-        let closed = StreamEnd::ByBridge(CloseReason::SlowConsumer);
+        let end = StreamEnd::ByBridge(CloseReason::SlowConsumer);
         let stalled = async {
-            while streams.metrics.closed(Transport::WebSocket, closed) == 0 {
+            while streams.metrics.closed(&WEBSOCKET, end) == 0 {
                 if script.0.reads.lock().unwrap().is_empty() {
                     script.push_result(ReadResult::Batch(vec![message.clone(); 64]));
                 }
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        timeout(BOUND, stalled).await.expect("it waits for ever");
-        // What the kernels have taken, and then the reset: there is no way past TLS for a last word.
+        timeout(TIMEOUT, stalled).await.expect("the stream ends as slow consumer");
+        // The client reads the bytes in the socket buffers, and then the reset. Over TLS no last frame can be written.
         while let Some(outcome) = client.next().await {
             let Ok(Message::Text(_)) = outcome else {
                 outcome.unwrap_err();

@@ -1,0 +1,98 @@
+//! The service that hyper calls. It does not pass a response that starts a stream to hyper.
+//!
+//! Guarantees: such a response is stored in the [`HandoffSlot`], and its future never completes. hyper therefore writes
+//! nothing of it.
+
+use std::{convert::Infallible, future::pending, pin::Pin};
+
+use bytes::Bytes;
+use hyper::{
+    Request, Response, StatusCode, Version,
+    body::{Body, Incoming},
+    header::{CONNECTION, DATE, HeaderMap, HeaderValue, UPGRADE},
+};
+use tower::Service;
+
+use super::{handoff::HandoffSlot, peer::Peer, stream_start::StreamStart};
+
+/// A service of the HTTP layer, wrapped for one connection.
+pub(super) struct HijackService<S> {
+    service: S,
+    peer: Peer,
+    slot: HandoffSlot,
+}
+
+impl<S> HijackService<S> {
+    /// Wraps `service` for the connection of `peer`, whose slot is `slot`.
+    pub(super) fn new(service: S, peer: Peer, slot: HandoffSlot) -> Self {
+        Self { service, peer, slot }
+    }
+}
+
+impl<S, B> hyper::service::Service<Request<Incoming>> for HijackService<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone,
+    S::Future: Send + 'static,
+    B: Send,
+{
+    type Response = Response<B>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<B>, Infallible>> + Send>>;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        request.extensions_mut().insert(self.peer);
+        // RFC 9110 section 7.8: a server ignores `Upgrade` in an HTTP/1.0 request.
+        if request.version() < Version::HTTP_11 {
+            request.headers_mut().remove(UPGRADE);
+        }
+        // A stream would read the bytes of a request body as its input. A request with a body therefore starts no
+        // stream: it gets 400.
+        let has_no_body = request.body().is_end_stream();
+        let slot = self.slot.clone();
+        slot.mark_request();
+        let response_future = self.service.clone().call(request);
+        Box::pin(async move {
+            let mut response = response_future.await?;
+            match response.extensions_mut().remove::<StreamStart>() {
+                Some(start) if has_no_body => {
+                    slot.store(encode_head(response.status(), response.headers()), start);
+                    drop(response);
+                    pending().await
+                }
+                Some(_) => {
+                    *response.status_mut() = StatusCode::BAD_REQUEST;
+                    response.headers_mut().clear();
+                    Ok(response)
+                }
+                None => Ok(response),
+            }
+        })
+    }
+}
+
+/// Returns a response head as it is sent (RFC 9112 section 4). It has neither a length nor chunks: the end of the
+/// connection is the end of the stream.
+fn encode_head(status: StatusCode, headers: &HeaderMap) -> Bytes {
+    let mut headers = headers.clone();
+    let now = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&jiff::Timestamp::now());
+    if let Some(date) = now.ok().and_then(|now| HeaderValue::try_from(now).ok()) {
+        headers.insert(DATE, date);
+    }
+    if status != StatusCode::SWITCHING_PROTOCOLS {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    let mut out = Vec::with_capacity(256);
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(status.as_str().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(status.canonical_reason().unwrap_or_default().as_bytes());
+    out.extend_from_slice(b"\r\n");
+    for (name, value) in &headers {
+        out.extend_from_slice(name.as_str().as_bytes());
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(value.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+    out.into()
+}

@@ -1,0 +1,66 @@
+//! Limits of a stream.
+
+use std::time::Duration;
+
+use super::jitter::random_fraction;
+
+/// Limits of a stream (docs/limits.md).
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Interval of pings (WebSocket), and of heartbeats or comment lines. Default: 15 s
+    /// (docs/protocol.md#boilerhouse-stream).
+    pub ping_interval: Duration,
+    /// A WebSocket peer that sends no byte for this time, not even a pong, is disconnected. Default: 45 s
+    /// (docs/protocol.md#boilerhouse-stream).
+    pub peer_idle_timeout: Duration,
+    /// Time without progress after which a write ends the stream. It is also the maximum time to write the last frame.
+    /// Default: 10 s (docs/protocol.md#boilerhouse-stream).
+    pub write_timeout: Duration,
+    /// Maximum wait for the peer's answer to a close frame. Default: 1 s, a few round trips.
+    pub close_timeout: Duration,
+    /// Time over which streams are closed when the process drains, each at a random time, so that their clients do not
+    /// reconnect at once.
+    ///
+    /// Default: 8 s. Of the drain time of 10 s (docs/protocol.md#stream-endpoints, "Drain") it leaves 2 s for the last
+    /// streams to close.
+    pub drain_spread: Duration,
+    /// Approximate size of one read of the feed, and so of one write. Default: 64 KiB.
+    ///
+    /// A stalled client holds this many bytes. A single log entry or part of an initial state can be larger.
+    pub batch_bytes: usize,
+    /// Maximum size of a client's message; a larger one is answered with 1009. Default: 64 KiB
+    /// (docs/protocol.md#boilerhouse-stream).
+    pub max_message_bytes: usize,
+    /// Maximum number of open streams. Clients of further streams are asked to retry. Default: 10000
+    /// (docs/protocol.md#access).
+    pub max_streams: usize,
+    /// Minimum delay before a client reconnects, as `retry:` and `retryAfterMs` ask for it. Default: 1 s
+    /// (docs/protocol.md#stream-endpoints).
+    pub retry_min: Duration,
+    /// Maximum of that delay, which is random for each client, so that clients do not reconnect at once. Default: 3 s.
+    pub retry_max: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            ping_interval: Duration::from_secs(15),
+            peer_idle_timeout: Duration::from_secs(45),
+            write_timeout: Duration::from_secs(10),
+            close_timeout: Duration::from_secs(1),
+            drain_spread: Duration::from_secs(8),
+            batch_bytes: 64 * 1024,
+            max_message_bytes: 64 * 1024,
+            max_streams: 10_000,
+            retry_min: Duration::from_secs(1),
+            retry_max: Duration::from_secs(3),
+        }
+    }
+}
+
+impl Config {
+    /// Returns the delay before a client reconnects. Each call returns another random delay.
+    pub fn retry_delay(&self) -> Duration {
+        self.retry_min + random_fraction(self.retry_max.saturating_sub(self.retry_min))
+    }
+}

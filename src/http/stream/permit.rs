@@ -1,0 +1,73 @@
+//! The stream permit, and what all streams of a listener share.
+//!
+//! Guarantees: at most [`Config::max_streams`] permits exist at once.
+
+use std::{
+    ops::Deref,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{config::Config, endpoint::Endpoint, fan_out::FanOut, metrics::Metrics};
+
+/// What all streams of a listener share.
+#[derive(Debug)]
+pub struct StreamContext {
+    /// The limits of the streams.
+    pub config: Config,
+    /// The metrics of the streams.
+    pub metrics: Metrics,
+    /// Cancelled when the process drains. Each stream then ends within [`Config::drain_spread`].
+    pub stop: CancellationToken,
+    /// The shards, which write to fan-out groups.
+    pub fan_out: FanOut,
+    /// The number of permits that exist.
+    open_streams: AtomicUsize,
+}
+
+/// The right to be one of at most [`Config::max_streams`] streams. A request acquires it before any other work;
+/// dropping it releases it.
+#[derive(Debug)]
+pub struct StreamPermit {
+    context: Arc<StreamContext>,
+    endpoint: &'static Endpoint,
+}
+
+impl StreamContext {
+    /// Returns the context of a listener without streams.
+    pub fn new(config: Config, metrics: Metrics, stop: CancellationToken) -> Arc<Self> {
+        Arc::new(Self { config, metrics, stop, fan_out: FanOut::new(), open_streams: AtomicUsize::new(0) })
+    }
+
+    /// Returns a permit for one more stream of `endpoint`, or `None` if [`Config::max_streams`] permits exist.
+    pub fn try_acquire(self: &Arc<Self>, endpoint: &'static Endpoint) -> Option<StreamPermit> {
+        let increment = |open| (open < self.config.max_streams).then_some(open + 1);
+        self.open_streams.fetch_update(Relaxed, Relaxed, increment).ok()?;
+        Some(StreamPermit { context: self.clone(), endpoint })
+    }
+}
+
+impl StreamPermit {
+    /// Returns the endpoint of the stream.
+    pub(super) fn endpoint(&self) -> &'static Endpoint {
+        self.endpoint
+    }
+}
+
+impl Deref for StreamPermit {
+    type Target = StreamContext;
+
+    fn deref(&self) -> &StreamContext {
+        &self.context
+    }
+}
+
+impl Drop for StreamPermit {
+    fn drop(&mut self) {
+        self.context.open_streams.fetch_sub(1, Relaxed);
+    }
+}
