@@ -1,93 +1,33 @@
-//! Who listens: sockets, routes, and what each answers.
+//! The HTTP server: connections, routes, authentication, limits and streams.
 //!
-//! `conn` owns sockets, `stream` runs what has bytes to send on one, `routes` is every path in one function. `browser_guard`
-//! decides which pages may ask at all, `auth` who asks and what they see of it, `rate_limit` how often. Nothing here knows
-//! Kubernetes or where a fact came from: facts are read from the feed.
+//! [`conn`] owns the sockets, [`stream`] sends what a subscription reads, `routes` maps each path to an endpoint.
+//! [`browser_guard`] checks `Host` and `Origin`, [`auth`] authenticates, [`rate_limit`] counts requests and streams.
+//!
+//! Must not import: Kubernetes or a source. All data is read from a [`crate::feed::Feed`].
 
+mod admit;
+mod app;
 pub mod auth;
 pub mod browser_guard;
+pub mod caller;
 pub mod conn;
+mod cors;
+mod endpoints;
 pub mod error;
-mod events;
 pub mod forwarded;
-mod page;
+mod metrics;
 pub mod rate_limit;
 mod request;
 mod routes;
-mod session;
-mod snapshot;
 pub mod stream;
 mod stream_credential;
 pub mod stream_rate;
+mod subscription_outbound;
 mod unavailable;
 mod upgrade;
-mod ws;
 
-use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
-
-use futures::future::BoxFuture;
-use prometheus_client::registry::Registry;
-
-pub use routes::service;
-
-use crate::feed::Feed;
-
-/// What the routes need.
-pub struct App {
-    /// Where the facts are read.
-    pub feed: Feed,
-    /// Gives a `/ws` connection watchers of its own.
-    pub dedicated_feeds: DedicatedFeedFactory,
-    /// What is watched, as people call it.
-    pub connection: ConnectionInfo,
-    /// What all streams share.
-    pub streams: Arc<stream::StreamContext>,
-    /// What `/metrics` shows.
-    pub registry: Registry,
-    /// Hosts and origins beyond the safe ones.
-    pub guard: browser_guard::GuardConfig,
-    /// Who asks. Its loop is run by whoever makes this.
-    pub auth: Arc<auth::Authenticator>,
-    /// How much of it.
-    pub rate_limits: rate_limit::RateLimits,
-    /// Whose word is taken for where a request came from.
-    pub trusted_proxies: forwarded::TrustedProxies,
-    /// Lines for `/readyz?verbose` that only others can know.
-    pub readiness_details: Box<dyn Fn() -> Vec<String> + Send + Sync>,
-    /// Waits and limits.
-    pub config: Config,
-}
-
-/// The names of what a bridge watches, as `/api/v1/connections` shows them.
-#[derive(Clone, Debug)]
-pub struct ConnectionInfo {
-    /// The kubeconfig's context, or `in-cluster`, or `demo`.
-    pub name: String,
-    /// The namespace.
-    pub namespace: String,
-}
-
-/// A feed for one connection, and the future that fills it for as long as it is polled; `None` when the connection is to
-/// read the feed that all share. A function value, so that nothing here knows where facts come from.
-pub type DedicatedFeedFactory = Box<dyn Fn() -> Option<(Feed, BoxFuture<'static, Infallible>)> + Send + Sync>;
-
-/// Waits and limits of the routes.
-#[derive(Clone, Copy, Debug)]
-pub struct Config {
-    /// How long a WebSocket upgrade waits for the first lists (docs/protocol.md#boilerhouse-stream: 10 s).
-    pub sync_timeout: Duration,
-    /// How many events a client of the full stream gets.
-    pub stream_rate: stream_rate::Config,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Config { sync_timeout: Duration::from_secs(10), stream_rate: stream_rate::Config::default() }
-    }
-}
-
-impl fmt::Debug for App {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("App").field("feed", &self.feed).field("guard", &self.guard).finish_non_exhaustive()
-    }
-}
+pub use self::{
+    app::{App, Config, ConnectionInfo, DedicatedFeedFactory},
+    metrics::Metrics,
+    routes::service,
+};

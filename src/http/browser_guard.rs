@@ -1,8 +1,10 @@
-//! Who may ask at all: the `Host` and `Origin` rules of docs/protocol.md#access, the same on every endpoint.
+//! The browser guard: the `Host` and `Origin` rules that hold on every endpoint (`docs/protocol.md#access`).
 //!
-//! The threat: somebody has the bridge on a `kubectl port-forward` and opens a web page. The page's requests carry the
-//! page's `Origin`; and if DNS is made to point the page's own name at us, they carry that name as `Host`. Both are
-//! refused before a path is looked at. Pure: headers in, verdict out.
+//! The threat: a developer runs `kubectl port-forward` to the bridge and opens a web page of another site. Requests of that
+//! page carry the page's `Origin`. If the page's name resolves to the bridge (DNS rebinding), they carry that name as
+//! `Host`. The guard rejects both before the path is evaluated.
+//!
+//! Guarantees: pure; the decision depends on the headers and the configuration only.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
@@ -13,14 +15,17 @@ use http::{HeaderMap, HeaderValue, header, uri::Authority};
 
 use super::error::{ApiError, ErrorCode};
 
-/// What is allowed beyond the request's own origin, IP literals and `localhost`.
+/// Characters of an origin that an error message repeats.
+const MAX_ORIGIN_CHARS: usize = 200;
+
+/// Hosts and origins that are allowed in addition to IP literals, `localhost` and the request's own origin.
 #[derive(Clone, Debug, Default)]
 pub struct GuardConfig {
-    /// Names that `Host` may carry, with any port.
+    /// Names that `Host` may carry, with any port (`--allowed-hosts`).
     pub hosts: Vec<HostName>,
-    /// Origins of other sites.
+    /// Origins of other sites (`CORS_ORIGIN`).
     pub origins: Vec<Origin>,
-    /// All of them may ask, with a credential that they hold themselves.
+    /// Whether pages of all origins may send requests, without cookies (`CORS_ORIGIN=*`).
     pub any_origin: bool,
 }
 
@@ -28,7 +33,7 @@ pub struct GuardConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostName(String);
 
-/// A web origin (RFC 6454), normalised: lower case, and the port always there.
+/// A web origin (RFC 6454) in normal form: lower case, with an explicit port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
     scheme: String,
@@ -36,32 +41,61 @@ pub struct Origin {
     port: u16,
 }
 
-/// What a request passed the guard as.
+/// The origin of a request that passes the guard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OriginDecision {
-    /// Without an `Origin`, or from the bridge's own.
+    /// No `Origin`, or the bridge's own.
     SameOrigin,
-    /// From another site that is allowed: this goes into `Access-Control-Allow-Origin`.
+    /// Another origin that is allowed. The value is the one for `Access-Control-Allow-Origin`.
     Allowed(HeaderValue),
-    /// From any other site, as all are allowed: it is told so, and no cookie counts.
+    /// Another origin, and all are allowed. The response carries `Access-Control-Allow-Origin: *`, and cookies do not count.
     AnyOrigin,
+}
+
+/// The check that rejects a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuardCheck {
+    /// The check of `Host` and of the host in an absolute request target.
+    Host,
+    /// The check of `Origin`.
+    Origin,
+}
+
+/// The rejection of a request.
+#[derive(Clone, Debug)]
+pub struct GuardError {
+    /// The check that failed.
+    pub check: GuardCheck,
+    /// The response, 403.
+    pub error: ApiError,
+}
+
+impl GuardCheck {
+    /// Returns the name of the check as the label of a metric.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            GuardCheck::Host => "host",
+            GuardCheck::Origin => "origin",
+        }
+    }
 }
 
 impl FromStr for HostName {
     type Err = String;
 
-    /// Reads a name as DNS has it. What else could be written there would never be equal to a `Host`: a port, a scheme.
+    /// Parses a DNS name. It rejects a port and a scheme, because a name with either never equals a `Host`.
     fn from_str(text: &str) -> Result<HostName, String> {
-        let label = |label: &str| {
+        let is_label = |label: &str| {
             !label.is_empty() && label.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
         };
-        // The dot at the end of a full name is part of what a client calls us by.
-        if text.strip_suffix('.').unwrap_or(text).split('.').all(label) {
+        // A client sends the trailing dot of an absolute DNS name in `Host`, so it is part of the name.
+        if text.strip_suffix('.').unwrap_or(text).split('.').all(is_label) {
             Ok(HostName(text.to_ascii_lowercase()))
         } else {
             Err(format!(
                 "'{text}' is not a host name: expected one like bridge.example, without scheme, port or wildcard (it is \
-                 good for every port; IP addresses and localhost always pass)"
+                 valid for every port; IP addresses and localhost are always allowed)"
             ))
         }
     }
@@ -70,7 +104,7 @@ impl FromStr for HostName {
 impl FromStr for Origin {
     type Err = String;
 
-    /// Reads `scheme://host[:port]`, http or https.
+    /// Parses `scheme://host[:port]` with the scheme `http` or `https`.
     fn from_str(text: &str) -> Result<Origin, String> {
         let invalid = || format!("'{text}' is not an origin: expected http://host[:port] or https://host[:port]");
         let (scheme, rest) = text.split_once("://").ok_or_else(invalid)?;
@@ -82,52 +116,66 @@ impl FromStr for Origin {
     }
 }
 
-/// Checks whom a request names as its host (in `Host` and in an absolute request target, which must agree) and its
-/// `Origin`.
+/// Checks the host that a request names and its `Origin`.
+///
+/// `host` is the one of `Host` and of an absolute request target. It is `None` if the two differ or one is malformed.
 ///
 /// # Errors
-/// 403 with what would have to be set to let it pass.
-pub fn check(host: Option<&Authority>, headers: &HeaderMap, config: &GuardConfig) -> Result<OriginDecision, ApiError> {
-    let (host, port) = host_and_port(host, headers, config)?;
-    let Some(text) = single_header(headers, &header::ORIGIN)? else { return Ok(OriginDecision::SameOrigin) };
-    let denied = || {
-        let shown: String = text.to_str().unwrap_or("?").chars().take(200).collect();
-        ApiError::new(
-            ErrorCode::Forbidden,
-            format!("origin '{shown}' may not read this bridge: add it to CORS_ORIGIN to allow it"),
-        )
-    };
-    let origin: Origin = text.to_str().ok().and_then(|text| text.parse().ok()).ok_or_else(denied)?;
-    // The scheme may differ behind a TLS proxy, so a Host without a port stands for the default of the origin's.
-    let own_port = port.or(default_port(&origin.scheme));
-    if origin.host == host && Some(origin.port) == own_port {
-        Ok(OriginDecision::SameOrigin)
-    } else if config.origins.contains(&origin) {
-        Ok(OriginDecision::Allowed(text.clone()))
-    } else if config.any_origin {
-        Ok(OriginDecision::AnyOrigin)
-    } else {
-        Err(denied())
-    }
+/// [`GuardError`] with a 403 that names the setting that would allow the request.
+pub fn check(
+    host: Option<&Authority>,
+    headers: &HeaderMap,
+    config: &GuardConfig,
+) -> Result<OriginDecision, GuardError> {
+    let (host, port) =
+        check_host(host, headers, config).map_err(|error| GuardError { check: GuardCheck::Host, error })?;
+    check_origin(&host, port, headers, config).map_err(|error| GuardError { check: GuardCheck::Origin, error })
 }
 
-fn host_and_port(
+fn check_host(
     host: Option<&Authority>,
     headers: &HeaderMap,
     config: &GuardConfig,
 ) -> Result<(String, Option<u16>), ApiError> {
     single_header(headers, &header::HOST)?;
-    let named = host.and_then(split_authority);
-    let (host, port) =
-        named.ok_or_else(|| ApiError::new(ErrorCode::Forbidden, "the request does not name one valid host"))?;
+    let (host, port) = host.and_then(split_authority).ok_or_else(|| {
+        ApiError::new(ErrorCode::Forbidden, "the request names no valid host; send one valid Host header")
+    })?;
     if !cannot_be_rebound(&host) && !config.hosts.iter().any(|name| name.0 == host) {
-        let message = format!("host '{host}' is not served here: add it to --allowed-hosts to allow it");
+        let message = format!("host '{host}' is not allowed; add it to --allowed-hosts");
         return Err(ApiError::new(ErrorCode::Forbidden, message));
     }
     Ok((host, port))
 }
 
-/// Names that no DNS server can point at us: IP literals and `localhost`.
+fn check_origin(
+    host: &str,
+    port: Option<u16>,
+    headers: &HeaderMap,
+    config: &GuardConfig,
+) -> Result<OriginDecision, ApiError> {
+    let Some(value) = single_header(headers, &header::ORIGIN)? else { return Ok(OriginDecision::SameOrigin) };
+    let not_allowed = || {
+        let origin: String = value.to_str().unwrap_or("?").chars().take(MAX_ORIGIN_CHARS).collect();
+        let message = format!("origin '{origin}' is not allowed to read from this bridge; add it to CORS_ORIGIN");
+        ApiError::new(ErrorCode::Forbidden, message)
+    };
+    let origin: Origin = value.to_str().ok().and_then(|text| text.parse().ok()).ok_or_else(not_allowed)?;
+    // After a TLS proxy the schemes of `Origin` and of the connection differ. A `Host` without a port therefore stands for
+    // the default port of the origin's scheme.
+    let own_port = port.or(default_port(&origin.scheme));
+    if origin.host == host && Some(origin.port) == own_port {
+        Ok(OriginDecision::SameOrigin)
+    } else if config.origins.contains(&origin) {
+        Ok(OriginDecision::Allowed(value.clone()))
+    } else if config.any_origin {
+        Ok(OriginDecision::AnyOrigin)
+    } else {
+        Err(not_allowed())
+    }
+}
+
+/// Returns whether no DNS server can make this name resolve to the bridge: it is an IP literal or `localhost`.
 fn cannot_be_rebound(host: &str) -> bool {
     let v6 = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     host == "localhost" || host.parse::<Ipv4Addr>().is_ok() || v6.is_some_and(|v6| v6.parse::<Ipv6Addr>().is_ok())
@@ -157,7 +205,10 @@ fn single_header<'h>(headers: &'h HeaderMap, name: &header::HeaderName) -> Resul
     let mut values = headers.get_all(name).iter();
     let first = values.next();
     if values.next().is_some() {
-        return Err(ApiError::new(ErrorCode::Forbidden, format!("the request has more than one {name} header")));
+        return Err(ApiError::new(
+            ErrorCode::Forbidden,
+            format!("the request has more than one {name} header; send one"),
+        ));
     }
     Ok(first)
 }
@@ -181,7 +232,7 @@ mod tests {
 
     #[test]
     fn addresses_localhost_and_listed_hosts_pass_and_others_are_rejected() {
-        for good in [
+        for allowed in [
             "127.0.0.1",
             "127.0.0.1:3000",
             "[::1]:3000",
@@ -190,9 +241,9 @@ mod tests {
             "LOCALHOST:3000",
             "Bridge.Example",
         ] {
-            assert_eq!(decision_for(good, None), Some(OriginDecision::SameOrigin), "{good}");
+            assert_eq!(decision_for(allowed, None), Some(OriginDecision::SameOrigin), "decision for host {allowed}");
         }
-        for bad in [
+        for rejected in [
             "evil.example",
             "evil.example:3000",
             "localhost.evil.example",
@@ -206,18 +257,18 @@ mod tests {
             "localhost:",
             "",
         ] {
-            assert_eq!(decision_for(bad, None), None, "{bad:?}");
+            assert_eq!(decision_for(rejected, None), None, "decision for host {rejected:?}");
         }
     }
 
     #[test]
     fn host_name_parser_accepts_only_plain_names() {
-        for good in
+        for valid in
             ["bridge", "bridge.example", "BRIDGE.Example", "bridge.ns.svc.cluster.local.", "my_bridge", "10.0.0.7"]
         {
-            assert_eq!(good.parse(), Ok(HostName(good.to_ascii_lowercase())), "{good}");
+            assert_eq!(valid.parse(), Ok(HostName(valid.to_ascii_lowercase())), "parsed host name {valid}");
         }
-        for bad in [
+        for invalid in [
             "",
             ".",
             "bridge..example",
@@ -231,7 +282,7 @@ mod tests {
             "[::1]",
             "a b",
         ] {
-            assert!(bad.parse::<HostName>().is_err(), "{bad:?}");
+            assert!(invalid.parse::<HostName>().is_err(), "expected an error for {invalid:?}");
         }
     }
 
@@ -247,13 +298,17 @@ mod tests {
             ("[::1]:3000", "http://[::1]:3000"),
             ("LocalHost:3000", "http://localhost:3000"),
         ] {
-            assert_eq!(decision_for(host, Some(origin)), Some(OriginDecision::SameOrigin), "{origin} at {host}");
+            assert_eq!(
+                decision_for(host, Some(origin)),
+                Some(OriginDecision::SameOrigin),
+                "decision for origin {origin} at host {host}"
+            );
         }
         for origin in ["https://app.example", "https://app.example:443", "http://dev.example:8080"] {
             assert_eq!(
                 decision_for("localhost:3000", Some(origin)),
                 Some(OriginDecision::Allowed(origin.parse().unwrap())),
-                "{origin}"
+                "decision for origin {origin}"
             );
         }
         for origin in [
@@ -271,7 +326,7 @@ mod tests {
             "*",
             "",
         ] {
-            assert_eq!(decision_for("localhost:3000", Some(origin)), None, "{origin:?}");
+            assert_eq!(decision_for("localhost:3000", Some(origin)), None, "decision for origin {origin:?}");
         }
     }
 
@@ -283,6 +338,6 @@ mod tests {
         assert!(check(host.as_ref(), &headers, &GuardConfig::default()).is_ok());
         headers.append(header::HOST, "localhost".parse().unwrap());
         assert!(check(host.as_ref(), &headers, &GuardConfig::default()).is_err());
-        assert!(check(None, &HeaderMap::new(), &GuardConfig::default()).is_err(), "no host at all");
+        assert!(check(None, &HeaderMap::new(), &GuardConfig::default()).is_err(), "expected an error without a host");
     }
 }

@@ -19,7 +19,7 @@ mod handoff;
 mod hijack;
 mod metrics;
 mod peer;
-pub(in crate::http) mod stream_start;
+pub(crate) mod stream_start;
 mod tls;
 mod transport;
 mod write_timeout;

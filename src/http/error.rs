@@ -1,11 +1,13 @@
-//! The one error body of every endpoint (docs/protocol.md#errors).
+//! The error body that all endpoints share (`docs/protocol.md#errors`).
+//!
+//! Must not import: any other module of this crate.
 
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
 use serde_json::Value;
 use warp::reply::{Reply, Response};
 
-/// `code` of an error body.
+/// The `code` of an error body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ErrorCode {
@@ -25,15 +27,15 @@ pub enum ErrorCode {
     RateLimitExceeded,
     /// 500
     Internal,
-    /// 503, before the first sync and where a wait for it ran out.
+    /// 503, before the first lists are complete, or after a wait for them timed out.
     NotReady,
-    /// 503, while the process drains or cannot ask the cluster about a credential.
+    /// 503, while the process drains, or while the API server does not answer the review of a credential.
     UpstreamUnavailable,
-    /// 503, where as many streams are open as may be.
+    /// 503, while the maximum number of streams is open.
     TooManyConnections,
 }
 
-/// An answer that is not the one asked for. `message` is for whoever asked: it says what to do.
+/// An error response. The message is for the client and says what to do.
 #[derive(Clone, Debug)]
 pub struct ApiError {
     code: ErrorCode,
@@ -70,36 +72,36 @@ impl ErrorCode {
 }
 
 impl ApiError {
-    /// An error with this code and message.
+    /// Creates an error with this code and message.
     #[must_use]
     pub fn new(code: ErrorCode, message: impl Into<String>) -> ApiError {
         ApiError { code, message: message.into(), details: None, headers: Vec::new() }
     }
 
-    /// A parameter that cannot be taken: names it and what it accepts.
+    /// Creates a 400 for a parameter. `reason` says what is wrong and what is accepted.
     #[must_use]
-    pub fn parameter(name: &str, problem: &str) -> ApiError {
+    pub fn parameter(name: &str, reason: &str) -> ApiError {
         let details = serde_json::json!({ "parameter": name });
         ApiError {
             details: Some(details),
-            ..ApiError::new(ErrorCode::BadRequest, format!("parameter '{name}': {problem}"))
+            ..ApiError::new(ErrorCode::BadRequest, format!("parameter '{name}': {reason}"))
         }
     }
 
-    /// Not yet, and probably soon.
+    /// Creates a 503 with `Retry-After: 1`.
     #[must_use]
     pub fn not_ready(message: &str) -> ApiError {
         ApiError::new(ErrorCode::NotReady, message).with(header::RETRY_AFTER, HeaderValue::from_static("1"))
     }
 
-    /// Adds a header to the answer.
+    /// Adds a header to the response.
     #[must_use]
     pub fn with(mut self, name: HeaderName, value: HeaderValue) -> ApiError {
         self.headers.push((name, value));
         self
     }
 
-    /// The answer.
+    /// Returns the response.
     #[must_use]
     pub fn into_response(self) -> Response {
         let body = Body { code: self.code, message: &self.message, details: &self.details, error: &self.message };

@@ -1,47 +1,50 @@
-//! Where a request came from: the peer itself or, where that is a trusted proxy, whom it says it stands for. Pure.
+//! The origin of a request: the peer's address or, behind trusted proxies, the client's.
 //!
-//! What anybody else says in `X-Forwarded-*` counts for nothing.
+//! Guarantees: pure; `X-Forwarded-*` headers of a peer that is no trusted proxy have no effect.
+//!
+//! Must not import: any other module of this crate.
 
 use std::{net::IpAddr, str::FromStr};
 
 use http::HeaderMap;
 
-/// Networks whose proxies are believed.
+/// Networks of proxies whose `X-Forwarded-*` headers count (`--trusted-proxies`).
 #[derive(Clone, Debug, Default)]
 pub struct TrustedProxies(Vec<IpNetwork>);
 
-/// A network in CIDR notation, or one address.
+/// A network in CIDR notation, or a single address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IpNetwork {
     address: IpAddr,
     bits: u32,
 }
 
-/// Where a request came from.
+/// The origin of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientInfo {
-    /// Whose request it is, as far as can be known.
+    /// The address of the client: the peer's, or the one that trusted proxies report.
     pub address: IpAddr,
-    /// It was encrypted, here or up to a trusted proxy.
+    /// Whether the request was encrypted, up to the bridge or up to a trusted proxy.
     pub secure: bool,
-    /// The connection itself came from this machine.
+    /// Whether the peer of the connection has a loopback address.
     pub loopback: bool,
 }
 
 impl FromStr for IpNetwork {
     type Err = String;
 
-    /// Reads `10.0.0.0/8`, `fd00::/8`, `192.0.2.7`.
+    /// Parses a network such as `10.0.0.0/8` or `fd00::/8`, or an address such as `192.0.2.7`.
     fn from_str(text: &str) -> Result<IpNetwork, String> {
-        let bad = || format!("'{text}' is no network: expected an address like 10.0.0.7, or with a prefix, 10.0.0.0/8");
+        let invalid =
+            || format!("'{text}' is not a network: expected an address like 10.0.0.7, or with a prefix, 10.0.0.0/8");
         let (address, bits) = match text.split_once('/') {
             None => (text, None),
-            Some((address, bits)) => (address, Some(bits.parse().map_err(|_| bad())?)),
+            Some((address, bits)) => (address, Some(bits.parse().map_err(|_| invalid())?)),
         };
-        let address: IpAddr = address.parse().map_err(|_| bad())?;
+        let address: IpAddr = address.parse().map_err(|_| invalid())?;
         let bits = bits.unwrap_or(width(address));
         if bits > width(address) {
-            return Err(bad());
+            return Err(invalid());
         }
         Ok(IpNetwork { address, bits })
     }
@@ -63,13 +66,13 @@ fn width(address: IpAddr) -> u32 {
 }
 
 impl TrustedProxies {
-    /// Believes what comes from these.
+    /// Trusts the proxies in these networks.
     #[must_use]
     pub fn new(networks: Vec<IpNetwork>) -> TrustedProxies {
         TrustedProxies(networks)
     }
 
-    /// Where a request came from, whose connection came from `peer`, over our own TLS or not.
+    /// Returns the origin of a request from `peer`. `tls` is whether the connection to the bridge uses TLS.
     #[must_use]
     pub fn client_info(&self, peer: IpAddr, tls: bool, headers: &HeaderMap) -> ClientInfo {
         let peer = peer.to_canonical();
@@ -84,13 +87,14 @@ impl TrustedProxies {
         self.0.iter().any(|network| network.contains(address))
     }
 
-    /// Each proxy appends whom it heard: from the end back to the first that is none of ours.
+    /// Returns the client's address in `X-Forwarded-For`. Each proxy appends the address of its peer, so the client is the
+    /// last entry that is no trusted proxy.
     fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let values: Vec<&str> =
             headers.get_all("x-forwarded-for").into_iter().map(|value| value.to_str().unwrap_or_default()).collect();
         let mut client = peer;
         for entry in values.iter().flat_map(|list| list.split(',')).rev() {
-            // What is no address ends the trail at the last proxy that is known.
+            // An entry that is no address ends the search: the last trusted proxy then counts as the client.
             let Some(address) = address(entry.trim()) else { break };
             client = address;
             if !self.trusts(client) {
@@ -101,14 +105,14 @@ impl TrustedProxies {
     }
 }
 
-/// An address, with or without a port.
+/// Parses an address with or without a port.
 fn address(text: &str) -> Option<IpAddr> {
     let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
     let with_port = || text.parse::<std::net::SocketAddr>().ok().map(|address| address.ip());
     bare.parse().ok().or_else(with_port).map(|address: IpAddr| address.to_canonical())
 }
 
-/// What the nearest proxy says.
+/// Returns the value that the nearest proxy added.
 fn last_value<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
     let last = headers.get_all(name).into_iter().next_back()?.to_str().ok()?;
     last.rsplit(',').next().map(str::trim)
@@ -157,19 +161,23 @@ mod tests {
             ("11.0.0.1", &[(FOR, "1.2.3.4")], "11.0.0.1", false),
         ];
         for (peer, headers, address, secure) in table {
-            assert_eq!(client_info(peer, headers), ((*address).to_owned(), *secure), "{peer} {headers:?}");
+            assert_eq!(
+                client_info(peer, headers),
+                ((*address).to_owned(), *secure),
+                "client address and scheme of a request from {peer} with {headers:?}"
+            );
         }
     }
 
     #[test]
     fn network_parses_cidr_notation() {
-        let has =
+        let contains =
             |network: &str, address: &str| network.parse::<IpNetwork>().unwrap().contains(address.parse().unwrap());
-        assert!(has("0.0.0.0/0", "1.2.3.4") && has("::/0", "::1") && !has("0.0.0.0/0", "::1"));
-        assert!(has("192.0.2.128/25", "192.0.2.200") && !has("192.0.2.128/25", "192.0.2.1"));
-        assert!(has("2001:db8::/33", "2001:db8:7fff::") && !has("2001:db8::/33", "2001:db8:8000::"));
-        for bad in ["", "10.0.0.0/33", "10.0.0/8", "::/129", "host", "10.0.0.0/x", "10.0.0.0/-1"] {
-            assert!(bad.parse::<IpNetwork>().is_err(), "{bad}");
+        assert!(contains("0.0.0.0/0", "1.2.3.4") && contains("::/0", "::1") && !contains("0.0.0.0/0", "::1"));
+        assert!(contains("192.0.2.128/25", "192.0.2.200") && !contains("192.0.2.128/25", "192.0.2.1"));
+        assert!(contains("2001:db8::/33", "2001:db8:7fff::") && !contains("2001:db8::/33", "2001:db8:8000::"));
+        for invalid in ["", "10.0.0.0/33", "10.0.0/8", "::/129", "host", "10.0.0.0/x", "10.0.0.0/-1"] {
+            assert!(invalid.parse::<IpNetwork>().is_err(), "expected an error for '{invalid}'");
         }
     }
 }

@@ -1,20 +1,21 @@
-//! What was asked: a request without its body, and the ways to read its parameters.
+//! An admitted request without its body, and its parameters.
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use http::{HeaderMap, HeaderValue, Method};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use warp::reply::Response;
 
 use super::{
-    App,
+    app::App,
     auth::Principal,
     error::{ApiError, ErrorCode},
     forwarded::ClientInfo,
 };
 use crate::event::projection::{EventFormat, EventTypes, Filter, Projection};
 
-/// A request of somebody who may make it, and the site that it was made to. It cannot be printed: its headers and its query
-/// hold credentials.
+/// An admitted request and the application that answers it.
+///
+/// It has no `Debug`, because its headers and its query contain credentials.
 #[derive(Clone)]
 pub(super) struct ApiRequest {
     pub(super) app: Arc<App>,
@@ -23,83 +24,85 @@ pub(super) struct ApiRequest {
     pub(super) query: String,
     pub(super) client: ClientInfo,
     pub(super) principal: Principal,
-    /// The variable segment of the path, decoded, where the route has one.
+    /// The decoded variable segment of the path, if the route has one.
     pub(super) path_param: Option<String>,
 }
 
-/// The query's parameters, each at most once. A ticket may be among them: they cannot be printed.
+/// The parameters of a query, each at most once. It has no `Debug`, because a stream ticket may be among them.
 pub(super) struct QueryParams(BTreeMap<String, String>);
 
 impl ApiRequest {
-    /// The query, of which only these parameters are understood.
+    /// Parses the query.
     ///
     /// # Errors
-    /// 400 that names an unknown or repeated parameter and lists those that are accepted.
+    /// 400 that names an unknown or repeated parameter and lists the accepted ones.
     pub(super) fn parameters(&self, accepted: &[&str]) -> Result<QueryParams, ApiError> {
-        let mut found = BTreeMap::new();
+        let mut parameters = BTreeMap::new();
         for (name, value) in form_urlencoded::parse(self.query.as_bytes()) {
             if !accepted.contains(&&*name) {
                 let accepted = match accepted {
-                    [] => "this endpoint takes none".to_owned(),
-                    some => format!("accepted are {}", some.join(", ")),
+                    [] => "this endpoint has no parameters".to_owned(),
+                    names => format!("accepted are {}", names.join(", ")),
                 };
                 return Err(ApiError::parameter(&name, &format!("unknown; {accepted}")));
             }
-            if found.insert(name.clone().into_owned(), value.into_owned()).is_some() {
-                return Err(ApiError::parameter(&name, "given more than once"));
+            if parameters.insert(name.clone().into_owned(), value.into_owned()).is_some() {
+                return Err(ApiError::parameter(&name, "repeated; send it once"));
             }
         }
-        Ok(QueryParams(found))
+        Ok(QueryParams(parameters))
     }
 
-    /// Checks `connectionId` against the one connection that this bridge has.
+    /// Checks `connectionId` against the one connection of this bridge.
     ///
     /// # Errors
-    /// 404 for another one.
+    /// 404 for another id.
     pub(super) fn resolve_connection(&self, parameters: &QueryParams) -> Result<(), ApiError> {
-        let Some(wanted) = parameters.get("connectionId") else { return Ok(()) };
-        let own = self.app.feed.namespace().map(|home| home.connection_id.to_string());
-        if own.as_deref() == Some(wanted) {
+        let Some(requested) = parameters.get("connectionId") else { return Ok(()) };
+        let own = self.app.feed.namespace().map(|namespace| namespace.connection_id.to_string());
+        if own.as_deref() == Some(requested) {
             return Ok(());
         }
         Err(ApiError::new(
             ErrorCode::NotFound,
-            format!("there is no connection '{wanted}': leave connectionId out, this bridge has one"),
+            format!("no such connection: '{requested}'; omit connectionId, this bridge has one connection"),
         ))
     }
 
-    /// What this principal sees of everything that there is. Whatever is asked for is a part of it.
+    /// Returns the projection of everything that the principal may see. A filter of the request can only reduce it.
     pub(super) fn base_projection(&self, format: EventFormat) -> Projection {
         let scope = self.principal.scope().clone();
         Projection { scope, filter: Filter::default(), types: EventTypes::all(format), format }
     }
 }
 
-/// The answer to OPTIONS and to methods that a route does not have; `None` when it has this one.
+/// Returns the response to OPTIONS and to a method that the route does not allow, or `None` for an allowed method.
+/// `allowed` is the value of the `Allow` header.
 pub(super) fn method_response(method: &Method, allowed: &'static str) -> Option<Response> {
     if *method == Method::OPTIONS {
         let mut response = Response::default();
-        *response.status_mut() = http::StatusCode::NO_CONTENT;
-        response.headers_mut().insert(http::header::ALLOW, HeaderValue::from_static(allowed));
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
         return Some(response);
     }
-    if allowed.split(", ").any(|one| one == method.as_str()) {
+    if allowed.split(", ").any(|name| name == method.as_str()) {
         return None;
     }
-    let message = format!("{method} is not possible here: {allowed} are");
+    let message = format!("method {method} is not allowed; allowed methods: {allowed}");
     let error = ApiError::new(ErrorCode::MethodNotAllowed, message);
-    Some(error.with(http::header::ALLOW, HeaderValue::from_static(allowed)).into_response())
+    Some(error.with(header::ALLOW, HeaderValue::from_static(allowed)).into_response())
 }
 
 impl QueryParams {
+    /// Returns the value of a parameter.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }
 
-    /// `params`; everything where it is left out.
+    /// Returns the filter in `params`, or the one that matches everything if `params` is missing.
     ///
     /// # Errors
-    /// 400 that says what in it is wrong and what is accepted.
+    /// 400 that names the mistake and lists what is accepted.
     pub(super) fn filter(&self) -> Result<Filter, ApiError> {
         let Some(text) = self.get("params") else { return Ok(Filter::default()) };
         Filter::parse(text).map_err(|error| ApiError::parameter("params", &error))

@@ -1,46 +1,58 @@
-//! Every path of the bridge, in one function. What answers first where two things are wrong is decided by the order
-//! here: Host, Origin, path, method, credential, rights, limits, then the handler's own (docs/protocol.md#errors).
+//! The route table: every path, what it requires, and the endpoint that answers.
+//!
+//! Guarantees the order of checks, which decides the response where two things are wrong (`docs/protocol.md#errors`):
+//! `Host`, `Origin`, path, method, credential, rights, limits, then the checks of the endpoint.
 
-use std::{convert::Infallible, net::Ipv4Addr, sync::Arc};
+use std::{convert::Infallible, sync::Arc};
 
-use http::{HeaderMap, HeaderValue, Method, header};
+use http::{HeaderMap, Method};
 use hyper::body::Incoming;
 use tower::Service;
 use warp::{Filter, filters::BoxedFilter, host::Authority, path::FullPath, reject::Reject, reply::Response};
 
 use super::{
-    App,
-    auth::{AccessRequirement, CredentialContext, Rejection},
-    browser_guard::{self, OriginDecision},
-    conn::Peer,
+    admit::{RawRequest, Rejection, admit},
+    app::App,
+    auth::AccessRequirement,
+    browser_guard::{self, GuardError},
+    cors::{add_cors_headers, add_isolation_headers},
+    endpoints::{
+        boilerhouse_ws,
+        event_streams::{self, ENDPOINTS, StreamEndpoint},
+        index, metrics, probes, sessions, state,
+    },
     error::{ApiError, ErrorCode},
-    events::{self, StreamEndpoint},
-    page,
-    rate_limit::BudgetStatus,
+    metrics::RequestTimer,
     request::{self, ApiRequest},
-    session, snapshot,
+    stream::{self, Transport},
     unavailable::Unavailable,
-    ws,
 };
 
-/// Methods of everything that is only read.
+/// Allowed methods of read-only endpoints.
 const GET: &str = "GET, HEAD, OPTIONS";
-/// Request headers that a page of another site may send (docs/protocol.md#access).
-const ALLOW_HEADERS: &str = "authorization, content-type, last-event-id, if-none-match";
-/// Response headers that it may read.
-const EXPOSE_HEADERS: &str = "Event-Cursor, ETag, Retry-After, RateLimit, RateLimit-Policy";
-/// How long a browser may remember a preflight: 10 minutes.
-const PREFLIGHT_SECONDS: &str = "600";
+/// Characters of a path that an error message repeats.
+const MAX_PATH_CHARS: usize = 200;
 
-/// A path's variable segment, if it has one.
-type Segment = BoxedFilter<(Option<String>,)>;
+/// Matches a path, and extracts its variable segment if it has one.
+type PathFilter = BoxedFilter<(Option<String>,)>;
+
+/// The pattern of the route that answered, in the extensions of a response.
+#[derive(Clone, Copy)]
+struct RoutePattern(&'static str);
 
 #[derive(Debug)]
 struct GuardRejection(ApiError);
 
 impl Reject for GuardRejection {}
 
-/// The whole site as one service.
+/// A path without a variable segment: its pattern and the filter that matches it.
+macro_rules! path {
+    ($($segment:tt)/+) => {
+        (concat!($("/", $segment),+), warp::path!($($segment)/+).map(|| None).boxed())
+    };
+}
+
+/// Returns the HTTP service of the bridge.
 #[must_use]
 pub fn service(
     app: Arc<App>,
@@ -52,76 +64,92 @@ pub fn service(
 > + Clone
 + Send
 + 'static {
-    for endpoint in events::endpoints().chain([&ws::ENDPOINT]) {
-        app.streams.metrics.create_label_sets(endpoint);
-    }
     warp::service(routes(app))
 }
 
 fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
-    let instances = warp::path!("api" / "v1" / "instances" / String).boxed();
-    let tenants = warp::path!("api" / "v1" / "tenants" / String).boxed();
-    let endpoint =
+    for endpoint in ENDPOINTS.iter().map(StreamEndpoint::endpoint).chain([&boilerhouse_ws::ENDPOINT]) {
+        let stream::Endpoint { path, transport } = endpoint;
+        app.streams.metrics.create_label_sets(endpoint);
+        app.metrics.add_route(path, "GET", if *transport == Transport::WebSocket { 101 } else { 200 });
+        app.metrics.add_stream_endpoint(path, transport.label(), &Unavailable::LABELS);
+    }
+    let find_endpoint =
         |path: FullPath| std::future::ready(StreamEndpoint::find(path.as_str()).ok_or_else(warp::reject::not_found));
-    let endpoints = warp::path::full().and_then(endpoint).and(raw_request(app.clone())).then(stream).boxed();
-    let route = |path: BoxedFilter<()>| Route { app: app.clone(), path: path.map(|| None).boxed(), methods: GET };
-    let route_with_param =
-        |path: BoxedFilter<(String,)>| Route { app: app.clone(), path: path.map(Some).boxed(), methods: GET };
-    let post_route = |path: BoxedFilter<()>, methods| Route { methods, ..route(path) };
+    let endpoints =
+        warp::path::full().and_then(find_endpoint).and(raw_request(app.clone())).then(handle_stream).boxed();
+    let route = |(pattern, path)| Route { app: app.clone(), pattern, path, methods: GET };
+    let post_route = |path, methods| Route { methods, ..route(path) };
+    let instance = warp::path!("api" / "v1" / "instances" / String).map(Some).boxed();
+    let tenant = warp::path!("api" / "v1" / "tenants" / String).map(Some).boxed();
+    let root = warp::path::end().map(|| None).boxed();
     let routes = [
-        route(warp::path!("ws").boxed()).to(AccessRequirement::BoilerhouseWs, ws::ws),
-        route(warp::path!("api" / "v1" / "instances").boxed()).to(AccessRequirement::Read, snapshot::instances),
-        route_with_param(instances).to(AccessRequirement::Read, snapshot::instances),
-        route(warp::path!("api" / "v1" / "tenants").boxed()).to(AccessRequirement::Read, snapshot::tenants),
-        route_with_param(tenants).to(AccessRequirement::Read, snapshot::tenants),
-        route(warp::path!("api" / "v1" / "pools").boxed()).to(AccessRequirement::ReadAllTenants, snapshot::pools),
-        route(warp::path!("api" / "v1" / "stats").boxed()).to(AccessRequirement::Aggregates, snapshot::stats),
-        route(warp::path!("api" / "v1" / "connections").boxed()).to(AccessRequirement::Read, snapshot::connections),
-        route(warp::path!("api" / "v1" / "health").boxed()).to(AccessRequirement::Probe, snapshot::health),
-        route(warp::path!("livez").boxed()).to(AccessRequirement::Probe, snapshot::livez),
-        route(warp::path!("readyz").boxed()).to(AccessRequirement::Probe, snapshot::readyz),
-        route(warp::path!("metrics").boxed()).to(AccessRequirement::Aggregates, snapshot::metrics),
-        route(warp::path::end().boxed()).to(AccessRequirement::Public, page::page),
-        post_route(warp::path!("api" / "v1" / "session").boxed(), "POST, DELETE, OPTIONS")
-            .to(AccessRequirement::RawCredential, session::session),
-        post_route(warp::path!("api" / "v1" / "tickets").boxed(), "POST, OPTIONS")
-            .to(AccessRequirement::RawCredential, session::ticket),
-        // A CONNECT has no path, for which `full` panics: the page takes it before.
+        route(path!("ws")).to(AccessRequirement::BoilerhouseWs, boilerhouse_ws::ws),
+        route(path!("api" / "v1" / "instances")).to(AccessRequirement::Read, state::instances),
+        route(("/api/v1/instances/{name}", instance)).to(AccessRequirement::Read, state::instances),
+        route(path!("api" / "v1" / "tenants")).to(AccessRequirement::Read, state::tenants),
+        route(("/api/v1/tenants/{tenantId}", tenant)).to(AccessRequirement::Read, state::tenants),
+        route(path!("api" / "v1" / "pools")).to(AccessRequirement::ReadAllTenants, state::pools),
+        route(path!("api" / "v1" / "stats")).to(AccessRequirement::Aggregates, state::stats),
+        route(path!("api" / "v1" / "connections")).to(AccessRequirement::Read, state::connections),
+        route(path!("api" / "v1" / "health")).to(AccessRequirement::Probe, probes::health),
+        route(path!("livez")).to(AccessRequirement::Probe, probes::livez),
+        route(path!("readyz")).to(AccessRequirement::Probe, probes::readyz),
+        route(path!("metrics")).to(AccessRequirement::Aggregates, metrics::metrics),
+        route(("/", root)).to(AccessRequirement::Public, index::index),
+        post_route(path!("api" / "v1" / "session"), "POST, DELETE, OPTIONS")
+            .to(AccessRequirement::RawCredential, sessions::session),
+        post_route(path!("api" / "v1" / "tickets"), "POST, OPTIONS")
+            .to(AccessRequirement::RawCredential, sessions::ticket),
+        // `FullPath` panics on a CONNECT request, which has no path. The route `/` matches it first.
         endpoints,
     ];
-    let nothing = warp::path::full().map(|path: FullPath| not_found(path.as_str())).boxed();
-    let all = routes.into_iter().rev().fold(nothing, |rest, route| route.or(rest).unify().boxed());
-    with_guard(app, all)
+    let no_route = warp::path::full().map(|path: FullPath| not_found(path.as_str())).boxed();
+    let all = routes.into_iter().rev().fold(no_route, |rest, route| route.or(rest).unify().boxed());
+    let timer_app = app.clone();
+    warp::any()
+        .map(move || timer_app.metrics.start_request())
+        .and(warp::method())
+        .and(with_guard(app, all))
+        .map(finish_request)
 }
 
-/// A path and the methods that it has.
+/// A path and its allowed methods.
 struct Route {
     app: Arc<App>,
-    path: Segment,
+    pattern: &'static str,
+    path: PathFilter,
     methods: &'static str,
 }
 
 impl Route {
-    /// What it needs, and what answers.
-    fn to<F>(self, requirement: AccessRequirement, handler: fn(ApiRequest) -> F) -> BoxedFilter<(Response,)>
+    /// Sets what the route requires and the endpoint that answers.
+    fn to<F>(self, requirement: AccessRequirement, endpoint: fn(ApiRequest) -> F) -> BoxedFilter<(Response,)>
     where
         F: Future<Output = Result<Response, ApiError>> + Send + 'static,
     {
-        let Route { app, path, methods } = self;
+        let Route { app, pattern, path, methods } = self;
+        if requirement != AccessRequirement::BoilerhouseWs {
+            app.metrics.add_route(pattern, if methods == GET { "GET" } else { "POST" }, 200);
+        }
         path.and(raw_request(app))
-            .then(move |path_param, request| handle(request, path_param, methods, requirement, handler))
+            .then(move |path_param, request| handle(request, path_param, methods, requirement, endpoint))
+            .map(move |response| with_pattern(response, pattern))
             .boxed()
     }
 }
 
-/// Runs the guard before anything else, and what a page of another site needs after everything else.
+/// Runs the browser guard before all routes, and adds CORS and isolation headers to all responses.
 fn with_guard(
     app: Arc<App>,
     all: BoxedFilter<(Response,)>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
     let check = move |host: Option<Authority>, headers: HeaderMap| {
         let decision = browser_guard::check(host.as_ref(), &headers, &app.guard);
-        std::future::ready(decision.map_err(|error| warp::reject::custom(GuardRejection(error))))
+        std::future::ready(decision.map_err(|GuardError { check, error }| {
+            app.metrics.count_guard_rejection(check.label());
+            warp::reject::custom(GuardRejection(error))
+        }))
     };
     host()
         .and(warp::header::headers_cloned())
@@ -134,95 +162,63 @@ fn with_guard(
         .map(add_isolation_headers)
 }
 
-/// Whom a request names as its host. None where Host is malformed or the request target names another host: the guard
-/// refuses both.
+/// Extracts the host that a request names. It is `None` where `Host` is malformed or the request target names another
+/// host; the guard rejects both.
 fn host() -> impl Filter<Extract = (Option<Authority>,), Error = Infallible> + Copy {
     warp::host::optional().or(warp::any().map(|| None)).unify()
 }
 
-/// A request of which nothing has been looked at but Host, Origin and path.
-struct RawRequest {
-    app: Arc<App>,
-    method: Method,
-    headers: HeaderMap,
-    query: String,
-    host: Option<Authority>,
-    peer: Option<Peer>,
-}
-
-/// Answers a request: method, credential and rights, limits, then the handler.
+/// Checks method, credential, rights and limits of a request, then calls the endpoint.
 async fn handle<F: Future<Output = Result<Response, ApiError>>>(
     request: RawRequest,
     path_param: Option<String>,
     methods: &'static str,
     requirement: AccessRequirement,
-    handler: impl FnOnce(ApiRequest) -> F,
+    endpoint: impl FnOnce(ApiRequest) -> F,
 ) -> Response {
     if let Some(response) = request::method_response(&request.method, methods) {
         return response;
     }
-    // Whoever leaves is asked for nothing.
+    // Deleting a session needs no credential: it only removes the cookie.
     let requirement = if request.method == Method::DELETE { AccessRequirement::Public } else { requirement };
+    let app = request.app.clone();
     let (request, status) = match admit(request, path_param, requirement).await {
         Ok(admitted) => admitted,
         Err(Rejection::Error(error)) => return error.into_response(),
-        Err(Rejection::Unavailable(unavailable)) => return unavailable.to_error().into_response(),
+        Err(Rejection::Unavailable(unavailable)) => {
+            let error = match requirement {
+                AccessRequirement::BoilerhouseWs => boilerhouse_ws::rejection(&app, unavailable),
+                _ => unavailable.to_error(),
+            };
+            return error.into_response();
+        }
     };
-    let mut response = handler(request).await.unwrap_or_else(ApiError::into_response);
+    let mut response = endpoint(request).await.unwrap_or_else(ApiError::into_response);
     if let Some(status) = status {
         status.write_headers(response.headers_mut());
     }
     response
 }
 
-/// The same for a stream: what passes by itself is said in the transport's way.
-async fn stream(endpoint: &'static StreamEndpoint, request: RawRequest) -> Response {
+/// As [`handle`], for a full stream. Conditions that pass without a change by the client are reported in the form of the
+/// transport.
+async fn handle_stream(endpoint: &'static StreamEndpoint, request: RawRequest) -> Response {
     if let Some(response) = request::method_response(&request.method, GET) {
-        return response;
+        return with_pattern(response, endpoint.endpoint().path);
     }
-    let retry = request.app.streams.config.retry_delay();
+    let app = request.app.clone();
     let response = match admit(request, None, AccessRequirement::Stream).await {
-        Ok((request, _)) => events::serve_stream(endpoint, request).await,
+        Ok((request, _)) => event_streams::serve_stream(endpoint, request).await,
         Err(Rejection::Error(error)) => Err(error),
-        Err(Rejection::Unavailable(unavailable)) => endpoint.unavailable_response(unavailable, retry),
+        Err(Rejection::Unavailable(unavailable)) => endpoint.unavailable_response(&app, unavailable),
     };
-    response.unwrap_or_else(ApiError::into_response)
+    with_pattern(response.unwrap_or_else(ApiError::into_response), endpoint.endpoint().path)
 }
 
-async fn admit(
-    request: RawRequest,
-    path_param: Option<String>,
-    requirement: AccessRequirement,
-) -> Result<(ApiRequest, Option<BudgetStatus>), Rejection> {
-    let RawRequest { app, method, headers, query, host, peer } = request;
-    // Without a peer there is no connection: a test's.
-    let peer = peer.unwrap_or(Peer { address: (Ipv4Addr::UNSPECIFIED, 0).into(), tls: false });
-    let client = app.trusted_proxies.client_info(peer.address.ip(), peer.tls, &headers);
-    // A page of any other site may use what it knows itself, never what the browser knows (docs/protocol.md: "credentials never
-    // with `*`").
-    let decision = || browser_guard::check(host.as_ref(), &headers, &app.guard);
-    let cookies =
-        headers.contains_key(header::COOKIE) && decision().is_ok_and(|decision| decision != OriginDecision::AnyOrigin);
-    let context = CredentialContext { headers: &headers, query: &query, client, cookies };
-    let principal = app.auth.authenticate(requirement, context, &app.rate_limits).await?;
-    let status = match requirement {
-        // Streams have limits of their own.
-        AccessRequirement::Probe | AccessRequirement::Stream | AccessRequirement::BoilerhouseWs => None,
-        AccessRequirement::Public
-        | AccessRequirement::Aggregates
-        | AccessRequirement::Read
-        | AccessRequirement::ReadAllTenants
-        | AccessRequirement::RawCredential => Some(
-            app.rate_limits
-                .requests
-                .consume(&principal.caller)
-                .map_err(|status| Rejection::Unavailable(Unavailable::RateLimited(status)))?,
-        ),
-    };
-    // What is not UTF-8 names nothing here.
-    let decoded = |encoded: String| percent_encoding::percent_decode_str(&encoded).decode_utf8_lossy().into_owned();
-    let path_param = path_param.map(decoded);
-    Ok((ApiRequest { app, method, headers, query, client, principal, path_param }, status))
+/// Records the pattern of the route that answered, for [`finish_request`].
+fn with_pattern(mut response: Response, pattern: &'static str) -> Response {
+    response.extensions_mut().insert(RoutePattern(pattern));
+    response
 }
 
 fn raw_request(app: Arc<App>) -> impl Filter<Extract = (RawRequest,), Error = Infallible> + Clone {
@@ -239,50 +235,23 @@ fn raw_request(app: Arc<App>) -> impl Filter<Extract = (RawRequest,), Error = In
 }
 
 fn not_found(path: &str) -> Response {
-    let shown: String = path.chars().take(200).collect();
-    ApiError::new(ErrorCode::NotFound, format!("there is nothing at '{shown}': / lists what there is")).into_response()
+    let path: String = path.chars().take(MAX_PATH_CHARS).collect();
+    let message = format!("no such path: '{path}'; see / for the list of endpoints");
+    ApiError::new(ErrorCode::NotFound, message).into_response()
 }
 
-/// CORS, for those origins that may (Fetch standard, "CORS protocol").
-fn add_cors_headers(decision: OriginDecision, request_headers: &HeaderMap, mut response: Response) -> Response {
-    let allow = response.headers().get(header::ALLOW).cloned();
-    let headers = response.headers_mut();
-    headers.append(header::VARY, HeaderValue::from_static("Origin"));
-    let cross = match decision {
-        OriginDecision::SameOrigin => None,
-        OriginDecision::Allowed(origin) => Some((origin, true)),
-        OriginDecision::AnyOrigin => Some((HeaderValue::from_static("*"), false)),
-    };
-    if let Some((origin, credentials)) = cross {
-        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        if credentials {
-            headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
-        }
-        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSE_HEADERS));
-        if let Some(allow) = allow.filter(|_| request_headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)) {
-            headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, allow);
-            headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(ALLOW_HEADERS));
-            headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static(PREFLIGHT_SECONDS));
-        }
-    }
-    response
-}
-
-/// Keeps pages of other sites from loading anything here as a script, an image or a style: such requests carry no
-/// `Origin` for the guard to see, and whether they load would tell which instances and tenants there are (Fetch
-/// standard, "Cross-Origin-Resource-Policy header"). What CORS allows is not touched.
-fn add_isolation_headers(mut response: Response) -> Response {
-    let headers = response.headers_mut();
-    headers.insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    response
-}
-
-/// What no route took: the guard's refusals.
+/// Returns the response to a request that the guard or warp rejected.
 async fn recover(rejection: warp::Rejection) -> Result<Response, Infallible> {
     let error = match rejection.find::<GuardRejection>() {
         Some(GuardRejection(error)) => error.clone(),
-        None => ApiError::new(ErrorCode::BadRequest, "the request could not be understood"),
+        None => ApiError::new(ErrorCode::BadRequest, "the request is malformed; send a valid HTTP/1.1 request"),
     };
     Ok(error.into_response())
+}
+
+/// Counts an answered request.
+fn finish_request(timer: RequestTimer, method: Method, mut response: Response) -> Response {
+    let pattern = response.extensions_mut().remove::<RoutePattern>();
+    timer.finish(pattern.map(|RoutePattern(pattern)| pattern), &method, response.status().as_u16());
+    response
 }

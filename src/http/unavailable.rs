@@ -1,42 +1,61 @@
-//! What keeps a client out for now and passes by itself, and the words to say so (docs/protocol.md#stream-endpoints).
+//! Conditions that reject a request now and pass without a change by the client, and their responses
+//! (`docs/protocol.md#stream-endpoints`).
 //!
-//! An EventSource gives up for good on any status but 200, so an SSE request gets a stream that ends at once and says
-//! when to come back; a WebSocket request gets a status.
+//! An `EventSource` stops reconnecting after any status but 200. An SSE request therefore gets a stream that consists of
+//! one `stream.closing` event with a retry delay. A WebSocket request and any other request get a status with
+//! `Retry-After`.
 
 use std::time::Duration;
 
-use http::{HeaderValue, header};
+use http::{HeaderMap, HeaderValue, header};
 use warp::reply::Response;
 
 use super::{
     conn::stream_start,
     error::{ApiError, ErrorCode},
-    rate_limit::BudgetStatus,
+    rate_limit::{BudgetStatus, LimitExceeded},
     stream::{self, control::closing_event},
 };
 use crate::feed::Framing;
 
-/// Who is sent away keeps no connection that others need.
+/// `Connection: close` of a rejected stream request, so that its connection is free for other clients.
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
 
-/// A reason to come back later.
+/// Why a request is rejected for now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unavailable {
     /// The first lists are not complete yet.
     NotReady,
-    /// The process ends.
+    /// The process drains.
     Draining,
-    /// As many streams are open as may be.
+    /// `--max-connections` streams are open.
     TooManyStreams,
-    /// As many streams of this caller are open as may be.
+    /// `--max-connections-per-principal` streams of this caller are open.
     TooManyStreamsOfCaller,
-    /// The caller has used up what it may ask for.
+    /// A rate budget of the caller is used up.
     RateLimited(BudgetStatus),
-    /// Whether the credential is good cannot be found out now.
+    /// The API server does not answer the review of the credential.
     CredentialCheckUnavailable,
 }
 
 impl Unavailable {
+    /// Every value of [`Unavailable::label`].
+    pub(super) const LABELS: [&str; 6] =
+        ["not_ready", "draining", "max_streams", "max_streams_per_principal", "rate", "credential_check_unavailable"];
+
+    /// Returns the name of the condition as the label of a metric.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Unavailable::NotReady => "not_ready",
+            Unavailable::Draining => "draining",
+            Unavailable::TooManyStreams => "max_streams",
+            Unavailable::TooManyStreamsOfCaller => "max_streams_per_principal",
+            Unavailable::RateLimited(_) => "rate",
+            Unavailable::CredentialCheckUnavailable => "credential_check_unavailable",
+        }
+    }
+
+    /// Returns the `reason` of the `stream.closing` event (docs/protocol.md#stream-endpoints).
     fn reason(self) -> &'static str {
         match self {
             Unavailable::NotReady => "not ready",
@@ -47,7 +66,8 @@ impl Unavailable {
         }
     }
 
-    /// The answer to a WebSocket request.
+    /// Returns the response to a WebSocket request and to a request for anything but a stream: 503 or, for a used-up
+    /// budget, 429.
     pub(super) fn to_error(self) -> ApiError {
         let (code, message) = match self {
             Unavailable::NotReady => (
@@ -57,27 +77,49 @@ impl Unavailable {
             Unavailable::Draining => (ErrorCode::UpstreamUnavailable, "draining: connect again, to another replica"),
             Unavailable::TooManyStreams => (
                 ErrorCode::TooManyConnections,
-                "as many streams are open as --max-connections allows: connect again in a moment",
+                "too many streams: --max-connections streams are open; connect again in a moment",
             ),
             Unavailable::TooManyStreamsOfCaller => (
                 ErrorCode::TooManyConnections,
-                "as many of your streams are open as --max-connections-per-principal allows: close one",
+                "too many streams: --max-connections-per-principal of your streams are open; close one",
             ),
             Unavailable::CredentialCheckUnavailable => (
                 ErrorCode::UpstreamUnavailable,
-                "credential check unavailable: the cluster cannot be asked about it; try again in a moment",
+                "credential check unavailable: the API server does not answer; try again in a moment",
             ),
-            Unavailable::RateLimited(status) => return status.too_many_requests("too many requests"),
+            Unavailable::RateLimited(status) => return too_many_requests(&status, "too many requests"),
         };
         let error = ApiError::new(code, message).with(header::RETRY_AFTER, HeaderValue::from_static("1"));
         error.with(header::CONNECTION, CLOSE)
     }
 
-    /// The answer to a request for an event stream that is framed so.
+    /// Returns the response to a request for an SSE stream: an event stream that ends after one `stream.closing` event.
     pub(super) fn to_sse_response(self, framing: Framing, retry: Duration) -> Response {
-        let mut response = stream_start::response(stream::sse_head(), None);
+        let mut response: Response = stream_start::response(stream::sse_head(), None);
         response.headers_mut().insert(header::CONNECTION, CLOSE);
         *response.body_mut() = closing_event(framing, self.reason(), retry).into();
         response
     }
+}
+
+impl From<LimitExceeded> for Unavailable {
+    fn from(exceeded: LimitExceeded) -> Unavailable {
+        match exceeded {
+            LimitExceeded::StreamsOfCaller => Unavailable::TooManyStreamsOfCaller,
+            LimitExceeded::Rate(status) => Unavailable::RateLimited(status),
+        }
+    }
+}
+
+/// Returns the 429 response for a used-up budget, with `Retry-After` and the rate limit headers.
+pub(super) fn too_many_requests(status: &BudgetStatus, message: &str) -> ApiError {
+    let seconds = status.seconds();
+    let mut headers = HeaderMap::new();
+    status.write_headers(&mut headers);
+    headers.insert(header::RETRY_AFTER, seconds.into());
+    let message = format!("{message}: more than {} per minute; try again in {seconds} s", status.quota);
+    headers.into_iter().fold(ApiError::new(ErrorCode::RateLimitExceeded, message), |error, (name, value)| match name {
+        Some(name) => error.with(name, value),
+        None => error,
+    })
 }

@@ -1,4 +1,4 @@
-//! The upgrade to a WebSocket: what a request must have.
+//! The upgrade to WebSocket: validation of the request.
 
 use http::{HeaderMap, HeaderValue, Method, header};
 
@@ -7,33 +7,36 @@ use super::{
     request::ApiRequest,
 };
 
-/// Whether a WebSocket is asked for, properly or not.
+/// Returns whether the request asks for a WebSocket, in a valid or an invalid form.
 pub(super) fn is_requested(request: &ApiRequest) -> bool {
-    lists(&request.headers, header::UPGRADE, "websocket")
+    contains_word(&request.headers, header::UPGRADE, "websocket")
 }
 
-/// `Sec-WebSocket-Key` of a proper upgrade request (RFC 6455, section 4.2.1). `hint` is what to do where there is none.
+/// Returns `Sec-WebSocket-Key` of a valid upgrade request (RFC 6455, section 4.2.1).
 ///
 /// # Errors
-/// 426 that says what is spoken here; 400 for a request that cannot be upgraded.
+/// 426 with `hint`, which says what to do, for a request without an upgrade; 426 for another version of WebSocket; 400 for
+/// a request that cannot be upgraded.
 pub(super) fn key<'a>(request: &'a ApiRequest, hint: &str) -> Result<&'a str, ApiError> {
     let headers = &request.headers;
-    let required = |message: String| {
+    let upgrade_required = |message: String| {
         ApiError::new(ErrorCode::UpgradeRequired, message)
             .with(header::UPGRADE, HeaderValue::from_static("websocket"))
             .with(header::CONNECTION, HeaderValue::from_static("Upgrade"))
             .with(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"))
     };
-    if request.method != Method::GET || !is_requested(request) || !lists(headers, header::CONNECTION, "upgrade") {
-        return Err(required(format!("this endpoint speaks WebSocket: {hint}")));
+    let has_connection_upgrade = contains_word(headers, header::CONNECTION, "upgrade");
+    if request.method != Method::GET || !is_requested(request) || !has_connection_upgrade {
+        return Err(upgrade_required(format!("this endpoint requires WebSocket: {hint}")));
     }
-    if !lists(headers, header::SEC_WEBSOCKET_VERSION, "13") {
-        return Err(required("this endpoint speaks WebSocket version 13".to_owned()));
+    if !contains_word(headers, header::SEC_WEBSOCKET_VERSION, "13") {
+        return Err(upgrade_required("this endpoint requires WebSocket version 13".to_owned()));
     }
-    // Its bytes would be taken for frames.
-    let length = headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
-    if length || headers.contains_key(header::TRANSFER_ENCODING) {
-        return Err(ApiError::new(ErrorCode::BadRequest, "an upgrade request has no body: leave Content-Length out"));
+    // The frame reader would parse a body as frames.
+    let has_length = headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
+    if has_length || headers.contains_key(header::TRANSFER_ENCODING) {
+        let message = "an upgrade request must not have a body: omit Content-Length and Transfer-Encoding";
+        return Err(ApiError::new(ErrorCode::BadRequest, message));
     }
     let key = headers.get(header::SEC_WEBSOCKET_KEY).and_then(|key| key.to_str().ok()).unwrap_or_default();
     let nonce = base64::Engine::decode(&base64::prelude::BASE64_STANDARD, key);
@@ -44,7 +47,8 @@ pub(super) fn key<'a>(request: &'a ApiRequest, hint: &str) -> Result<&'a str, Ap
     }
 }
 
-fn lists(headers: &HeaderMap, name: header::HeaderName, word: &str) -> bool {
+/// Returns whether a header with a comma-separated list contains this word, in any letter case.
+fn contains_word(headers: &HeaderMap, name: header::HeaderName, word: &str) -> bool {
     let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|list| list.split(',')).any(|item| item.trim().eq_ignore_ascii_case(word))
 }

@@ -217,6 +217,7 @@ async fn site(tasks: &mut JoinSet<()>, feed: &Feed, ready_wait: Duration) -> Soc
         streams: stream::StreamContext::new(stream::Config::default(), stream::Metrics::default(), stop),
         connection: ConnectionInfo { name: "test".into(), namespace: "test".into() },
         registry: Registry::default(),
+        metrics: http::Metrics::default(),
         guard: GuardConfig::default(),
         auth: anonymous_auth(),
         rate_limits: RateLimits::new(&rate_limit::Config::default()),

@@ -1,4 +1,4 @@
-//! Who may connect, what they see, how much (docs/protocol.md#errors and docs/protocol.md#access).
+//! Tests of authentication, authorization and rate limits (docs/protocol.md#access, docs/protocol.md#errors).
 
 mod access_matrix;
 mod api_keys_and_sessions;
@@ -22,7 +22,7 @@ use crate::support::{
     sim_cluster::{NAMESPACE, SimCluster},
 };
 
-/// A keys file that a test writes anew while a bridge reads it.
+/// A keys file that a test replaces while a bridge reads it.
 struct KeysFile(tempfile::TempDir);
 
 impl KeysFile {
@@ -36,7 +36,7 @@ impl KeysFile {
         self.0.path().join("keys.yaml").to_string_lossy().into_owned()
     }
 
-    /// Takes the place of what was there at once, as an editor or a Secret's volume does it.
+    /// Replaces the file atomically, as an editor or the volume of a Secret does.
     fn write(&self, keys: &[Value]) {
         self.write_text(&json!({ "keys": keys }).to_string());
     }
@@ -48,12 +48,12 @@ impl KeysFile {
     }
 }
 
-/// The key of this name.
+/// Returns the secret of the API key with this name.
 fn secret(name: &str) -> String {
     format!("the-secret-of-{name}-0123456789")
 }
 
-/// A key of the file, with what else is to stand there.
+/// Returns the entry of a key in the keys file, with the additional members `more`.
 fn key(name: &str, more: &Value) -> Value {
     let mut entry = json!({ "name": name, "sha256": sha256(&secret(name)) });
     for (key, value) in more.as_object().into_iter().flatten() {
@@ -69,12 +69,12 @@ fn sha256(text: &str) -> String {
     })
 }
 
-/// `Authorization` with the key of this name.
+/// Returns the value of an `Authorization` header with the key of this name.
 fn bearer(name: &str) -> String {
     format!("Bearer {}", secret(name))
 }
 
-/// Keys that see everything, one tenant, nothing.
+/// Returns a key for all tenants, a key for the tenant `alice`, and a key without the permission `read`.
 fn three_keys() -> Vec<Value> {
     vec![
         key("all", &Value::Null),
@@ -83,7 +83,9 @@ fn three_keys() -> Vec<Value> {
     ]
 }
 
-/// A cluster with a Pod and a claim of alice's, and of bob's.
+/// Starts a cluster with one Pod and one claim of each of the tenants `alice` and `bob`.
+///
+/// The Pods have no status, so their phase is `Unknown`. `PodBuilder` always sets a phase.
 async fn two_tenants() -> SimCluster {
     let cluster = SimCluster::new().await;
     cluster.sim.store(|store| {
@@ -106,22 +108,22 @@ async fn two_tenants() -> SimCluster {
     cluster
 }
 
-/// A ticket of the key of this name.
+/// Requests a stream ticket with the key of this name.
 async fn ticket(bridge: &BridgeProcess, name: &str) -> String {
-    let answer = request(bridge.address, "POST", "/api/v1/tickets", &[("Authorization", &bearer(name))]).await;
-    assert_eq!(answer.status, 200, "{}", answer.body);
-    answer.json()["ticket"].as_str().unwrap().to_owned()
+    let response = request(bridge.address, "POST", "/api/v1/tickets", &[("Authorization", &bearer(name))]).await;
+    assert_eq!(response.status, 200, "{}", response.body);
+    response.json()["ticket"].as_str().unwrap().to_owned()
 }
 
-/// A session's `name=value` of the key of this name.
+/// Signs in with the key of this name. Returns the session cookie as `name=value`.
 async fn cookie(bridge: &BridgeProcess, name: &str) -> String {
-    let answer = request(bridge.address, "POST", "/api/v1/session", &[("Authorization", &bearer(name))]).await;
-    assert_eq!(answer.status, 200, "{}", answer.body);
-    let cookie = answer.header("set-cookie").unwrap();
+    let response = request(bridge.address, "POST", "/api/v1/session", &[("Authorization", &bearer(name))]).await;
+    assert_eq!(response.status, 200, "{}", response.body);
+    let cookie = response.header("set-cookie").unwrap();
     cookie.split(';').next().unwrap().to_owned()
 }
 
-/// The status with which a WebSocket is answered.
-async fn upgraded(bridge: &BridgeProcess, path: &str, headers: &[(&str, &str)]) -> u16 {
+/// Requests a WebSocket upgrade. Returns the status: 101, or that of the rejection.
+async fn upgrade_status(bridge: &BridgeProcess, path: &str, headers: &[(&str, &str)]) -> u16 {
     WsClient::with(bridge.address, path, headers).await.err().unwrap_or(101)
 }

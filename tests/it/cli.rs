@@ -135,19 +135,21 @@ async fn unusable_credentials_fail_before_anything_is_opened() {
     let port = taken.local_addr().unwrap().port().to_string();
     let serve = ["serve", "--port", &port, "--kubeconfig", "/nowhere/config"];
     for (text, reason) in [
-        ("", "it has no list of keys (`keys: []` says that there are none)"),
-        ("keys:\n", "it has no list of keys (`keys: []` says that there are none)"),
-        ("keys: [{name: '', sha256: ''}]", "key 1: its name must be 1 to 100 printable characters"),
+        ("", "the `keys` list is missing; write `keys: []` for no keys"),
+        ("keys:\n", "the `keys` list is missing; write `keys: []` for no keys"),
+        ("keys: [{name: '', sha256: ''}]", "key 1: the name must have 1 to 100 printable characters"),
     ] {
         let (_file, path) = file(text);
         let error = format!("the keys file {path} cannot be used: {reason}");
         fails(&[&serve[..], &["--keys-file", &path]].concat(), &[], 1, &error).await;
     }
-    let error = "the keys file /nowhere/keys cannot be used: it cannot be read: No such file or directory (os error 2)";
+    let error =
+        "the keys file /nowhere/keys cannot be used: the file cannot be read: No such file or directory (os error 2)";
     fails(&[&serve[..], &["--keys-file", "/nowhere/keys"]].concat(), &[], 1, error).await;
     let (_file, path) = file("short");
     let error = format!(
-        "cannot use the session key file {path}: it must hold at least 32 bytes (`head -c 32 /dev/urandom | base64`)"
+        "cannot use the session key file {path}: the key has fewer than 32 bytes; create one with \
+         `head -c 32 /dev/urandom | base64`"
     );
     fails(&[&serve[..], &["--session-key-file", &path]].concat(), &[], 1, &error).await;
 }

@@ -47,9 +47,9 @@ const METHODS: &[&str] = &["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DE
 const UPGRADE: &str = "Connection: Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 
-const FOREIGN: &str = "may not read this bridge: add it to CORS_ORIGIN to allow it";
-const STRANGE: &str = "is not served here: add it to --allowed-hosts to allow it";
-const UNNAMED: &str = "the request does not name one valid host";
+const FOREIGN: &str = "is not allowed to read from this bridge; add it to CORS_ORIGIN";
+const STRANGE: &str = "is not allowed; add it to --allowed-hosts";
+const UNNAMED: &str = "the request names no valid host; send one valid Host header";
 
 /// What is refused: request target, version, headers, and the message.
 const REFUSED: &[(&str, &str, &[&str], &str)] = &[
@@ -95,13 +95,13 @@ const REFUSED: &[(&str, &str, &[&str], &str)] = &[
         "{path}",
         "1.1",
         &["Host: {own}", "Origin: http://{own}", "Origin: http://{own}"],
-        "the request has more than one origin header",
+        "the request has more than one origin header; send one",
     ),
     (
         "{path}",
         "1.1",
         &["Host: {own}", "Origin: http://{own}", "Origin: http://evil.example"],
-        "the request has more than one origin header",
+        "the request has more than one origin header; send one",
     ),
     ("{path}", "1.1", &["Host: evil.example"], "host 'evil.example' {strange}"),
     (
@@ -115,9 +115,9 @@ const REFUSED: &[(&str, &str, &[&str], &str)] = &[
     ("{path}", "1.1", &["Host: 127.0.0.1.evil.example:{port}"], "host '127.0.0.1.evil.example' {strange}"),
     ("{path}", "1.1", &["Host: x.bridge.example"], "host 'x.bridge.example' {strange}"),
     ("{path}", "1.1", &["Host: 127.1:{port}"], "host '127.1' {strange}"),
-    ("{path}", "1.1", &["Host: {own}", "Host: {own}"], "the request has more than one host header"),
-    ("{path}", "1.1", &["Host: {own}", "Host: evil.example"], "the request has more than one host header"),
-    ("{path}", "1.1", &["Host: evil.example", "Host: {own}"], "the request has more than one host header"),
+    ("{path}", "1.1", &["Host: {own}", "Host: {own}"], "the request has more than one host header; send one"),
+    ("{path}", "1.1", &["Host: {own}", "Host: evil.example"], "the request has more than one host header; send one"),
+    ("{path}", "1.1", &["Host: evil.example", "Host: {own}"], "the request has more than one host header; send one"),
     ("{path}", "1.1", &[], "{unnamed}"),
     ("{path}", "1.0", &[], "{unnamed}"),
     ("{path}", "1.1", &["Host:"], "{unnamed}"),

@@ -11,7 +11,8 @@ use boilerhouse_bridge::{
     },
     http::auth::{
         secret::Secret,
-        signed_token::{CredentialSubject, KubernetesUser, SignedToken, TokenPurpose, TokenSigner},
+        signed_token::{CredentialSubject, SignedToken, TokenPurpose, TokenSigner},
+        user::KubernetesUser,
     },
 };
 

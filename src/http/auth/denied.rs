@@ -1,70 +1,90 @@
-//! Who may not ask, and how they are told.
+//! The reasons why a request is denied, and their texts.
+//!
+//! Must not import: HTTP statuses and error bodies. `http::admit` maps the reasons to them.
+//!
+//! Specification: docs/protocol.md#errors.
 
 use std::sync::Arc;
 
-use http::{HeaderValue, header};
 use thiserror::Error as ThisError;
 
-use super::{AccessRequirement, Authenticator};
-use crate::http::{
-    error::{ApiError, ErrorCode},
-    rate_limit::{BudgetStatus, Caller, RateLimits},
-    unavailable::Unavailable,
-};
+use super::requirement::AccessRequirement;
+use crate::http::rate_limit::BudgetStatus;
 
-/// Said to whoever has tried too many credentials that are none.
-const TOO_MANY: &str = "too many refused credentials";
-
-/// Why somebody may not ask, in words for the one who does.
+/// Why a request is denied. `Display` returns the message for the client.
 #[derive(Clone, Debug, PartialEq, Eq, ThisError)]
-pub(super) enum Denied {
-    #[error("a credential is needed: {}", accepted_credentials(*.0))]
+pub(crate) enum Denied {
+    /// The request presents no credential.
+    #[error("the request has no credential; send {}", accepted_credentials(*.0))]
     Missing(AccessRequirement),
-    #[error("the Authorization header must be 'Bearer' and one credential, once")]
+    /// The `Authorization` header is repeated, has another scheme, or has no credential or several.
+    #[error("the Authorization header is malformed; send it once, as 'Bearer' and one credential")]
     Malformed,
-    #[error("the credential is not known here")]
+    /// No key, token or signature matches, or the session cookie is sent twice.
+    #[error("the credential is unknown")]
     Unknown,
+    /// The key, token, cookie or ticket has expired.
     #[error("the credential has expired")]
     Expired,
-    #[error("the session is of another host: sign in at this one")]
+    /// The session cookie was issued for another Host.
+    #[error("the session cookie belongs to another Host; sign in at this one")]
     HostMismatch,
+    /// The query contains a text that is not a stream ticket.
     #[error(
-        "only a stream ticket may stand in the query, and POST /api/v1/tickets gives one: send keys and tokens as \
+        "the query may contain only a stream ticket; create one with POST /api/v1/tickets, or send the key or token as \
          'Authorization: Bearer'"
     )]
     BearerInQuery,
-    #[error("a session or a ticket is no Bearer: tickets open streams, as ?token=")]
+    /// The `Authorization` header contains a session cookie or a stream ticket.
+    #[error("a session cookie or a stream ticket is not accepted as Bearer; send a ticket as ?token= on a stream")]
     SignedTokenAsBearer,
-    #[error("the key '{0}' may not read: its access does not include it")]
+    /// The key with this name has no permission to read.
+    #[error("the key '{0}' has no permission to read; add 'read' to its access in the keys file")]
     KeyCannotRead(Arc<str>),
-    #[error("user '{0}' may not {1}: both list and watch on pods and boilerhouseclaims are needed")]
+    /// The user with this name lacks this right.
+    #[error("user '{0}' may not {1}; grant list and watch on pods and boilerhouseclaims")]
     UserCannotRead(String, Arc<str>),
-    #[error("the key '{0}' sees one tenant only, and this endpoint shows all")]
+    /// The key with this name is limited to one tenant, and the endpoint shows all tenants.
+    #[error("the key '{0}' is limited to one tenant; use a credential for all tenants here")]
     TenantScopedKey(Arc<str>),
-    #[error("too many tokens that are nobody's came from this address to ask about another one")]
+    /// The address has used its budget of reviews of unknown tokens.
+    #[error("too many unknown tokens from this address; the token was not reviewed")]
     ReviewBudgetExceeded(BudgetStatus),
-    #[error("the cluster cannot be asked about the credential")]
+    /// The API server did not answer the review.
+    #[error("the API server did not answer the review of the credential")]
     ReviewUnavailable,
 }
 
-/// How a request that is not admitted is answered.
-#[derive(Debug)]
-pub(in crate::http) enum Rejection {
-    /// It stays so.
-    Error(ApiError),
-    /// It passes by itself.
-    Unavailable(Unavailable),
+impl Denied {
+    /// Returns the name of the reason as the label of a metric.
+    pub(super) fn label(&self) -> &'static str {
+        match self {
+            Denied::Missing(_) => "missing",
+            Denied::Malformed => "malformed",
+            Denied::Unknown => "unknown",
+            Denied::Expired => "expired",
+            Denied::HostMismatch => "host_mismatch",
+            Denied::BearerInQuery => "bearer_in_query",
+            Denied::SignedTokenAsBearer => "signed_token_as_bearer",
+            Denied::KeyCannotRead(_) => "key_cannot_read",
+            Denied::UserCannotRead(..) => "user_cannot_read",
+            Denied::TenantScopedKey(_) => "tenant_scoped_key",
+            Denied::ReviewBudgetExceeded(_) => "review_budget_exceeded",
+            Denied::ReviewUnavailable => "review_unavailable",
+        }
+    }
 }
 
-/// What will do where nothing was presented.
+/// Returns the credentials that satisfy a requirement.
 fn accepted_credentials(requirement: AccessRequirement) -> &'static str {
     match requirement {
         AccessRequirement::RawCredential => {
-            "'Authorization: Bearer' with an API key or a Kubernetes token; no session or ticket will do"
+            "an API key or a Kubernetes token as 'Authorization: Bearer' (session cookies and stream tickets are not \
+             accepted here)"
         }
         AccessRequirement::BoilerhouseWs => {
-            "'Authorization: Bearer' with an API key or a Kubernetes token, or a session cookie; a ticket opens the other \
-             streams, not /ws"
+            "an API key or a Kubernetes token as 'Authorization: Bearer', or a session cookie (/ws does not accept \
+             stream tickets)"
         }
         AccessRequirement::Probe
         | AccessRequirement::Public
@@ -72,42 +92,8 @@ fn accepted_credentials(requirement: AccessRequirement) -> &'static str {
         | AccessRequirement::Read
         | AccessRequirement::ReadAllTenants
         | AccessRequirement::Stream => {
-            "'Authorization: Bearer' with an API key or a Kubernetes token, a session cookie, or, on streams, a ticket as \
-             ?token="
-        }
-    }
-}
-
-impl Authenticator {
-    /// How somebody is told. Whoever tried a credential that is none has used one of a few tries.
-    pub(super) fn reject(&self, denied: &Denied, limits: &RateLimits, address: &Caller) -> Rejection {
-        let challenge = |error: &'static str| {
-            ApiError::new(ErrorCode::Unauthorized, denied.to_string())
-                .with(header::WWW_AUTHENTICATE, HeaderValue::from_static(error))
-        };
-        match denied {
-            Denied::ReviewUnavailable => Rejection::Unavailable(Unavailable::CredentialCheckUnavailable),
-            Denied::KeyCannotRead(_) | Denied::UserCannotRead(..) | Denied::TenantScopedKey(_) => {
-                Rejection::Error(ApiError::new(ErrorCode::Forbidden, denied.to_string()))
-            }
-            Denied::ReviewBudgetExceeded(status) => {
-                self.metrics.refused.inc();
-                Rejection::Error(status.too_many_requests(TOO_MANY))
-            }
-            // Nothing was tried.
-            Denied::Missing(_) => Rejection::Error(challenge(r#"Bearer realm="boilerhouse-bridge""#)),
-            Denied::Malformed
-            | Denied::Unknown
-            | Denied::Expired
-            | Denied::HostMismatch
-            | Denied::BearerInQuery
-            | Denied::SignedTokenAsBearer => {
-                self.metrics.refused.inc();
-                Rejection::Error(match limits.denied_credentials.consume(address) {
-                    Ok(_) => challenge(r#"Bearer realm="boilerhouse-bridge", error="invalid_token""#),
-                    Err(status) => status.too_many_requests(TOO_MANY),
-                })
-            }
+            "an API key or a Kubernetes token as 'Authorization: Bearer', a session cookie, or, on a stream, a stream \
+             ticket as ?token="
         }
     }
 }

@@ -1,8 +1,16 @@
-//! The keys file: read at the start, and looked at again for as long as the bridge lives.
+//! The keys file: the first read at start, and the detection of changes until shutdown.
 //!
-//! Always: a look may find a file that somebody is still writing, and a part of a YAML file mostly is a YAML file, whose
-//! last key sees more than it should. So a change counts at the second look that finds the same. What is no regular
-//! file, such as a pipe, is read once and never again.
+//! Owns: the path of the file and the fingerprints of the contents that were read last and applied last.
+//!
+//! Guarantees:
+//! - A change is reported only when two consecutive reads find the same content. A single read may find a file that is
+//!   not complete. A part of a YAML file often is valid YAML, and its last key may then permit more than intended.
+//! - Each invalid version is reported once.
+//! - A file that is not regular, such as a pipe, is read once, at start.
+//!
+//! Must not import: any sibling except `keys` and `secret`.
+//!
+//! Specification: docs/protocol.md#access, "Keys file".
 
 use std::{
     fs::{self, File},
@@ -15,28 +23,29 @@ use super::{
     secret::Fingerprint,
 };
 
-/// Bytes of a keys file: [`super::keys::MAX_KEYS`] keys with room.
+/// Maximum size of a keys file in bytes: sufficient for [`super::keys::MAX_KEYS`] keys with long names.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// A keys file, and what was found in it.
+/// A keys file and the state of its change detection.
 #[derive(Debug)]
 pub(super) struct KeysFile {
     path: PathBuf,
-    /// Whether it can be looked at again.
+    /// Whether the file can be read more than once.
     is_regular: bool,
     changes: ChangeDetector,
 }
 
-/// What was found, by its fingerprint: what stands in the file is for nobody to see.
+/// Detects changes by fingerprint, so that `Debug` output contains nothing of the file.
 #[derive(Debug)]
 struct ChangeDetector {
+    /// The content, or the read error, of the last read.
     last_seen: Fingerprint,
-    /// What was last taken, or found to be of no use.
+    /// The content, or the read error, that was reported last.
     last_applied: Fingerprint,
 }
 
 impl KeysFile {
-    /// Reads it for the first time.
+    /// Reads and parses the file for the first time.
     ///
     /// # Errors
     /// See [`KeysFileError`].
@@ -48,58 +57,60 @@ impl KeysFile {
         Ok((KeysFile { path: path.to_owned(), is_regular, changes }, keys))
     }
 
-    /// Where it is.
+    /// Returns the path of the file.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Looks at it again; `None`: there is nothing new that counts. What is of no use is told once.
+    /// Reads the file again. Returns the new keys, or why they are rejected, at the second consecutive read that finds
+    /// the same new content; otherwise `None`.
     pub(super) fn poll_change(&mut self) -> Option<Result<ApiKeys, KeysFileError>> {
         if !self.is_regular {
             return None;
         }
-        // A small file, mostly in memory: not worth a thread.
-        let read = reread(&self.path);
-        let text = read.as_ref().map_or_else(ToString::to_string, Clone::clone);
+        // The file is small and mostly in the page cache, so a blocking read on this thread is short.
+        let content = reread(&self.path);
+        let text = content.as_ref().map_or_else(ToString::to_string, Clone::clone);
         self.changes
             .confirm_change(Fingerprint::of(text.as_bytes()))
-            .then(|| read.and_then(|text| ApiKeys::parse(&text)))
+            .then(|| content.and_then(|text| ApiKeys::parse(&text)))
     }
 }
 
 impl ChangeDetector {
-    /// Whether what a look has found is news that counts.
+    /// Records the fingerprint of a read. Returns whether it is the second consecutive read of a content that has not
+    /// been reported yet.
     fn confirm_change(&mut self, fingerprint: Fingerprint) -> bool {
-        let counts = fingerprint == self.last_seen && fingerprint != self.last_applied;
+        let confirmed = fingerprint == self.last_seen && fingerprint != self.last_applied;
         self.last_seen = fingerprint;
-        if counts {
+        if confirmed {
             self.last_applied = fingerprint;
         }
-        counts
+        confirmed
     }
 }
 
 fn read_initial(path: &Path) -> Result<(bool, String), KeysFileError> {
     let opened = File::open(path).and_then(|file| Ok((file.metadata()?.is_file(), file)));
     let (is_regular, file) = opened.map_err(unreadable)?;
-    Ok((is_regular, text(file)?))
+    Ok((is_regular, read_text(file)?))
 }
 
 fn reread(path: &Path) -> Result<String, KeysFileError> {
-    // Opening a pipe would wait for somebody who writes.
+    // Opening a named pipe would block until another process opens it for writing.
     if !fs::metadata(path).map_err(unreadable)?.is_file() {
         return Err(KeysFileError::NotRegular);
     }
-    File::open(path).map_err(unreadable).and_then(text)
+    File::open(path).map_err(unreadable).and_then(read_text)
 }
 
-fn text(file: File) -> Result<String, KeysFileError> {
+fn read_text(file: File) -> Result<String, KeysFileError> {
     let mut text = String::new();
     let bytes = file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(unreadable)?;
     if bytes as u64 > MAX_BYTES { Err(KeysFileError::TooLong(MAX_BYTES)) } else { Ok(text) }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "as map_err hands it over")]
+#[expect(clippy::needless_pass_by_value, reason = "map_err passes the error by value")]
 fn unreadable(error: io::Error) -> KeysFileError {
     KeysFileError::Unreadable(error.to_string())
 }
@@ -110,58 +121,66 @@ mod tests {
 
     use super::*;
 
-    const ALICE: &str = "keys:\n- name: alice\n  sha256: \
+    const KEY_OF_ALICE: &str = "keys:\n- name: alice\n  sha256: \
                          ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\n  tenantId: alice\n";
-    const NONE: &str = "keys: []\n";
+    const NO_KEYS: &str = "keys: []\n";
 
-    fn file(text: &str) -> tempfile::NamedTempFile {
+    fn temporary_file(text: &str) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), text).unwrap();
         file
     }
 
-    /// What three looks at one text come to.
-    fn polls(keys: &mut KeysFile, path: &Path, text: &str) -> [Option<Result<usize, KeysFileError>>; 3] {
+    /// Writes `text` and returns the results of three polls.
+    fn write_and_poll(keys: &mut KeysFile, path: &Path, text: &str) -> [Option<Result<usize, KeysFileError>>; 3] {
         fs::write(path, text).unwrap();
         [(); 3].map(|()| keys.poll_change().map(|parsed| parsed.map(|keys| keys.len())))
     }
 
     #[test]
     fn change_is_applied_once_after_two_equal_polls() {
-        let file = file(ALICE);
+        let file = temporary_file(KEY_OF_ALICE);
         let (mut keys, parsed) = KeysFile::open(file.path()).unwrap();
         assert_eq!(parsed.len(), 1);
-        assert_eq!(polls(&mut keys, file.path(), ALICE), [None, None, None]);
-        assert_eq!(polls(&mut keys, file.path(), NONE), [None, Some(Ok(0)), None]);
-        assert_eq!(polls(&mut keys, file.path(), ALICE), [None, Some(Ok(1)), None]);
+        assert_eq!(write_and_poll(&mut keys, file.path(), KEY_OF_ALICE), [None, None, None]);
+        assert_eq!(write_and_poll(&mut keys, file.path(), NO_KEYS), [None, Some(Ok(0)), None]);
+        assert_eq!(write_and_poll(&mut keys, file.path(), KEY_OF_ALICE), [None, Some(Ok(1)), None]);
     }
 
-    /// Whoever writes in place is met half way: at every byte, and at every look.
+    /// Another process writes the file in place, byte by byte, and a poll follows each byte.
     #[test]
     fn partially_written_file_is_not_applied() {
-        let file = file(NONE);
+        let file = temporary_file(NO_KEYS);
         let (mut keys, _) = KeysFile::open(file.path()).unwrap();
-        for written in 0..ALICE.len() {
-            fs::write(file.path(), &ALICE[..written]).unwrap();
-            assert_eq!(keys.poll_change().map(|parsed| parsed.is_ok()), None, "{written}");
+        for written in 0..KEY_OF_ALICE.len() {
+            fs::write(file.path(), &KEY_OF_ALICE[..written]).unwrap();
+            let result = keys.poll_change().map(|parsed| parsed.is_ok());
+            assert_eq!(result, None, "expected no change after {written} bytes");
         }
-        assert_eq!(polls(&mut keys, file.path(), ALICE), [None, Some(Ok(1)), None]);
+        assert_eq!(write_and_poll(&mut keys, file.path(), KEY_OF_ALICE), [None, Some(Ok(1)), None]);
     }
 
     #[test]
     fn invalid_version_is_reported_once_and_the_previous_one_can_return() {
-        let file = file(ALICE);
+        let file = temporary_file(KEY_OF_ALICE);
         let (mut keys, _) = KeysFile::open(file.path()).unwrap();
-        for bad in ["", "# keys\n", "keys:\n", "null\n", "{}"] {
-            assert_eq!(polls(&mut keys, file.path(), bad), [None, Some(Err(KeysFileError::NoList)), None], "{bad:?}");
-            assert_eq!(polls(&mut keys, file.path(), ALICE), [None, Some(Ok(1)), None]);
+        for invalid in ["", "# keys\n", "keys:\n", "null\n", "{}"] {
+            let results = write_and_poll(&mut keys, file.path(), invalid);
+            assert_eq!(results, [None, Some(Err(KeysFileError::NoList)), None], "{invalid:?}");
+            assert_eq!(write_and_poll(&mut keys, file.path(), KEY_OF_ALICE), [None, Some(Ok(1)), None]);
         }
-        let long = format!("{ALICE}#{}", "x".repeat(1 << 20));
-        assert_eq!(polls(&mut keys, file.path(), &long), [None, Some(Err(KeysFileError::TooLong(MAX_BYTES))), None]);
+        let too_long = format!("{KEY_OF_ALICE}#{}", "x".repeat(1 << 20));
+        assert_eq!(
+            write_and_poll(&mut keys, file.path(), &too_long),
+            [None, Some(Err(KeysFileError::TooLong(MAX_BYTES))), None]
+        );
         let path = file.path().to_owned();
         drop(file);
-        let gone = [(); 3].map(|()| keys.poll_change());
-        assert!(matches!(gone, [None, Some(Err(KeysFileError::Unreadable(_))), None]), "{gone:?}");
+        let removed = [(); 3].map(|()| keys.poll_change());
+        assert!(
+            matches!(removed, [None, Some(Err(KeysFileError::Unreadable(_))), None]),
+            "expected one error for a removed file, found: {removed:?}"
+        );
         fs::create_dir(&path).unwrap();
         let directory = [(); 3].map(|()| keys.poll_change());
         fs::remove_dir(&path).unwrap();
@@ -170,20 +189,21 @@ mod tests {
 
     #[test]
     fn open_fails_on_an_unusable_file() {
-        for bad in ["", "# keys\n", "keys:\n", "null\n", "{}"] {
-            assert_eq!(KeysFile::open(file(bad).path()).err(), Some(KeysFileError::NoList), "{bad:?}");
+        for invalid in ["", "# keys\n", "keys:\n", "null\n", "{}"] {
+            let error = KeysFile::open(temporary_file(invalid).path()).err();
+            assert_eq!(error, Some(KeysFileError::NoList), "{invalid:?}");
         }
-        assert!(KeysFile::open(file(NONE).path()).unwrap().1.is_empty());
+        assert!(KeysFile::open(temporary_file(NO_KEYS).path()).unwrap().1.is_empty());
         for path in ["/nowhere/keys.yaml", "/"] {
             assert!(matches!(KeysFile::open(Path::new(path)), Err(KeysFileError::Unreadable(_))), "{path}");
         }
     }
 
-    /// As of a shell's `<(command)`: it is empty when read again.
+    /// A pipe, such as `<(command)` of a shell, is empty when it is read again.
     #[test]
     fn pipe_is_read_once_and_its_keys_remain_valid() {
         let (reader, mut writer) = io::pipe().unwrap();
-        writer.write_all(ALICE.as_bytes()).unwrap();
+        writer.write_all(KEY_OF_ALICE.as_bytes()).unwrap();
         drop(writer);
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&reader));
         let (mut keys, parsed) = KeysFile::open(Path::new(&path)).unwrap();
@@ -192,7 +212,7 @@ mod tests {
 
     #[test]
     fn debug_output_hides_file_content() {
-        let (keys, _) = KeysFile::open(file(ALICE).path()).unwrap();
+        let (keys, _) = KeysFile::open(temporary_file(KEY_OF_ALICE).path()).unwrap();
         assert!(!format!("{keys:?}").contains("alice"), "{keys:?}");
     }
 }

@@ -1,70 +1,133 @@
-//! Credentials that have streams: looked at again and again, for as long as one of those lives.
+//! Leases: the shared records that keep credentials under observation while streams depend on them.
 //!
-//! Streams of the same grounds share a lease, and whoever holds one is told when it changes. Time and the keys file are
-//! looked at by one loop, the cluster is asked by others (`watchdog`), so that one that does not answer delays no
-//! end, its own included.
+//! Owns: the table of leases, and for each lease the status of the credential and the history of its reviews.
+//!
+//! Guarantees:
+//! - Streams with the same credential share one lease. Each stream receives the current status and each change of it.
+//! - An ended credential stays ended.
+//! - A lease exists while a stream holds it, so the table has at most as many live leases as there are streams.
+//!
+//! `watchdog` changes the status. Must not import: `authenticator` and `watchdog`.
+//!
+//! Specification: docs/protocol.md#access, "While a stream is open".
 
 use std::{
     collections::HashMap,
-    convert::Infallible,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
 };
 
 use futures::{
-    StreamExt, future,
+    StreamExt,
     stream::{self, BoxStream},
 };
 use jiff::Timestamp;
-use tokio::{
-    sync::watch,
-    time::{Instant, interval},
-};
+use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Authenticator, keys::Permission, principal::CredentialIdentity, scope, signed_token::CredentialSubject,
-    watchdog::ReviewHistory,
+    principal::CredentialIdentity,
+    review_cache::{ReviewOutcome, ReviewUnavailable},
 };
 use crate::wire::CloseReason;
 
-/// How a credential stands.
+/// The status of a credential with open streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CredentialStatus {
-    /// Good.
+    /// The credential is valid.
     Valid,
-    /// Good, and soon over.
+    /// The credential is valid and expires at this time, within `expiry_notice`.
     Expiring(Timestamp),
-    /// Over, for this reason.
+    /// The credential is no longer valid. Its streams end with this reason.
     Ended(CloseReason),
 }
 
-/// One credential that has streams.
+/// The results of the reviews of one user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ReviewHistory {
+    /// Time of the last approval.
+    last_allowed: Instant,
+    /// Time of the last review, regardless of its result.
+    last_attempt: Instant,
+    /// Time of the first denial since the last approval or failure.
+    denied_since: Option<Instant>,
+}
+
+impl ReviewHistory {
+    /// Creates the history of a user that has just been admitted.
+    pub(super) fn new(now: Instant) -> ReviewHistory {
+        ReviewHistory { last_allowed: now, last_attempt: now, denied_since: None }
+    }
+
+    /// Returns whether the last approval is at least `max_age` old.
+    pub(super) fn is_stale(&self, now: Instant, max_age: Duration) -> bool {
+        now - self.last_allowed >= max_age
+    }
+
+    /// Records the result of a review. Returns whether it is a confirmed denial: at least `confirm_delay` after the
+    /// first one.
+    pub(super) fn record(
+        &mut self,
+        outcome: &Result<ReviewOutcome, ReviewUnavailable>,
+        now: Instant,
+        confirm_delay: Duration,
+    ) -> bool {
+        self.last_attempt = now;
+        match outcome {
+            Ok(ReviewOutcome::Allowed(_)) => *self = ReviewHistory::new(now),
+            Ok(ReviewOutcome::Denied(..) | ReviewOutcome::Unknown) => {
+                return now - *self.denied_since.get_or_insert(now) >= confirm_delay;
+            }
+            // A denial after an outage does not confirm a denial before the outage.
+            Err(ReviewUnavailable) => self.denied_since = None,
+        }
+        false
+    }
+
+    /// Returns whether a denial is old enough to be confirmed by another review.
+    pub(super) fn needs_confirmation(&self, now: Instant, confirm_delay: Duration) -> bool {
+        self.denied_since.is_some_and(|since| now - since >= confirm_delay)
+    }
+
+    /// Returns the sort key of the next pass; the minimum is reviewed first.
+    ///
+    /// Users whose last review was an approval come first, and among them the one with the oldest review. So a pass
+    /// that is aborted does not always skip the same users, and users whose reviews fail do not delay the others.
+    pub(super) fn priority(&self) -> (bool, Instant) {
+        (self.last_attempt != self.last_allowed, self.last_attempt)
+    }
+}
+
+/// One credential with open streams.
 #[derive(Debug)]
 pub(super) struct Lease {
     pub(super) identity: CredentialIdentity,
     status: watch::Sender<CredentialStatus>,
-    /// What came of asking the cluster about it, if it is a user's.
+    /// Used only if the credential belongs to a Kubernetes user.
     review_history: Mutex<ReviewHistory>,
 }
 
-/// All of them.
+/// All leases.
 #[derive(Debug, Default)]
 pub(super) struct LeaseTable(Mutex<HashMap<CredentialIdentity, Weak<Lease>>>);
 
-/// How one credential stands, now and with every change, for as long as somebody has this: it keeps the lease. A stream,
-/// so that who waits for it holds one pointer.
+/// The current status of a credential, followed by each change. It holds the lease.
+///
+/// It is a boxed stream, so that a waiting task needs one pointer only. It yields the newest status; older ones may be
+/// skipped.
 pub type CredentialWatch = BoxStream<'static, CredentialStatus>;
 
 impl LeaseTable {
+    /// Returns a watch of a credential. `status` computes the first status of a new lease.
     pub(super) fn watch(
         &self,
         identity: &CredentialIdentity,
         status: impl FnOnce(&CredentialIdentity) -> CredentialStatus,
     ) -> CredentialWatch {
         let mut leases = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let lease = match leases.get(identity).and_then(Weak::upgrade).filter(|lease| !lease.is_over()) {
+        let lease = match leases.get(identity).and_then(Weak::upgrade).filter(|lease| !lease.is_ended()) {
             Some(lease) => lease,
             None => {
-                // Leases that nobody holds go when a new one comes: there are never more than streams.
+                // Unused leases are removed when a new one is added.
                 leases.retain(|_, lease| lease.strong_count() > 0);
                 let status = watch::Sender::new(status(identity));
                 let review_history = Mutex::new(ReviewHistory::new(Instant::now()));
@@ -76,130 +139,105 @@ impl LeaseTable {
         let mut status = lease.status.subscribe();
         status.mark_changed();
         let changes = stream::unfold((lease, status), async |(lease, mut status)| {
-            // The sender lives in the lease, which lives here.
+            // This cannot fail: the lease, which the stream holds, owns the sender.
             status.changed().await.ok()?;
-            let now = *status.borrow_and_update();
-            Some((now, (lease, status)))
+            let current = *status.borrow_and_update();
+            Some((current, (lease, status)))
         });
         changes.boxed()
     }
 
+    /// Returns the number of leases that streams hold.
+    pub(super) fn len(&self) -> usize {
+        let leases = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        leases.values().filter(|lease| lease.strong_count() > 0).count()
+    }
+
+    /// Returns all leases that a stream holds.
     pub(super) fn all(&self) -> Vec<Arc<Lease>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).values().filter_map(Weak::upgrade).collect()
     }
 }
 
 impl Lease {
-    pub(super) fn is_over(&self) -> bool {
+    /// Returns whether the credential has ended.
+    pub(super) fn is_ended(&self) -> bool {
         matches!(*self.status.borrow(), CredentialStatus::Ended(_))
     }
 
+    /// Locks the history of reviews.
     pub(super) fn review_history(&self) -> MutexGuard<'_, ReviewHistory> {
         self.review_history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes note; what is over stays so. Whether it is news that it is.
-    fn set(&self, now: CredentialStatus) -> bool {
+    /// Sets the status, unless the credential has ended. Returns whether this call ended it.
+    pub(super) fn set(&self, new: CredentialStatus) -> bool {
         let changed = self.status.send_if_modified(|status| {
-            let changed = *status != now && !matches!(status, CredentialStatus::Ended(_));
+            let changed = *status != new && !matches!(status, CredentialStatus::Ended(_));
             if changed {
-                *status = now;
+                *status = new;
             }
             changed
         });
-        changed && matches!(now, CredentialStatus::Ended(_))
+        changed && matches!(new, CredentialStatus::Ended(_))
     }
 }
 
-impl Authenticator {
-    /// Looks after those who have streams, and after the keys file, for ever.
-    pub async fn run_watchdog(&self) -> Infallible {
-        if self.allows_anonymous {
-            return future::pending().await;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIRM_DELAY: Duration = Duration::from_secs(2);
+
+    fn allowed() -> Result<ReviewOutcome, ReviewUnavailable> {
+        Ok(ReviewOutcome::Allowed(Arc::default()))
+    }
+
+    #[test]
+    fn denial_ends_streams_only_after_a_second_denial() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let denied = || Ok(ReviewOutcome::Unknown);
+        for (between, is_confirmed) in [(denied(), true), (allowed(), false), (Err(ReviewUnavailable), false)] {
+            let mut history = ReviewHistory::new(start);
+            assert!(!history.record(&denied(), at(20), CONFIRM_DELAY), "expected no effect of the first denial");
+            assert!(!history.needs_confirmation(at(21), CONFIRM_DELAY));
+            assert!(history.needs_confirmation(at(22), CONFIRM_DELAY));
+            assert!(
+                !history.record(&between, at(21), CONFIRM_DELAY),
+                "expected no effect before the confirmation delay"
+            );
+            assert_eq!(history.record(&denied(), at(22), CONFIRM_DELAY), is_confirmed, "after {between:?}");
         }
-        let time = async {
-            let (mut tick, mut read) = (interval(self.config.check_interval), Instant::now());
-            loop {
-                tick.tick().await;
-                if read.elapsed() >= self.config.keys_reload_interval {
-                    read = Instant::now();
-                    self.reload_keys();
-                }
-                self.check_leases();
-            }
+    }
+
+    #[test]
+    fn only_approvals_extend_freshness() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut history = ReviewHistory::new(start);
+        history.record(&allowed(), at(20), CONFIRM_DELAY);
+        history.record(&Err(ReviewUnavailable), at(40), CONFIRM_DELAY);
+        history.record(&Ok(ReviewOutcome::Unknown), at(60), CONFIRM_DELAY);
+        let max_age = Duration::from_secs(320);
+        assert!(!history.is_stale(at(339), max_age) && history.is_stale(at(340), max_age));
+    }
+
+    #[test]
+    fn priority_orders_by_review_age_with_failed_reviews_last() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let history = |outcome, seconds| {
+            let mut history = ReviewHistory::new(start);
+            history.record(&outcome, at(seconds), CONFIRM_DELAY);
+            history
         };
-        let cluster = async {
-            match &self.reviews {
-                Some(cache) => self.run_reviews(cache).await,
-                None => future::pending().await,
-            }
-        };
-        future::select(std::pin::pin!(time), std::pin::pin!(cluster)).await.factor_first().0
-    }
-
-    /// How a credential stands by what is known here.
-    pub(super) fn status(&self, identity: &CredentialIdentity) -> CredentialStatus {
-        let keys = self.keys();
-        let mut end = identity.expires_at;
-        let is_valid = match &identity.subject {
-            None => self.allows_anonymous || !keys.has_tenants(),
-            Some(CredentialSubject::User(_)) => true,
-            Some(CredentialSubject::Key(name, key_id)) => {
-                let key = self.find_signed_key(&keys, name, key_id);
-                end = end.into_iter().chain(key.and_then(|key| key.expires_at)).min();
-                key.is_some_and(|key| key.allows(Permission::Read) && scope(key) == identity.scope)
-            }
-        };
-        let now = self.now();
-        match end {
-            _ if !is_valid => CredentialStatus::Ended(CloseReason::AccessRevoked),
-            Some(end) if end <= now => CredentialStatus::Ended(CloseReason::CredentialExpired),
-            Some(end) if now.saturating_add(self.config.expiry_notice).is_ok_and(|soon| end <= soon) => {
-                CredentialStatus::Expiring(end)
-            }
-            _ => CredentialStatus::Valid,
-        }
-    }
-
-    /// Looks at all credentials that have streams.
-    fn check_leases(&self) {
-        // It cannot be reached once a pass should have had an answer.
-        let (now, max_age) = (Instant::now(), self.config.review_interval + self.config.unreachable_grace);
-        for lease in self.leases.all() {
-            let is_user = matches!(lease.identity.subject, Some(CredentialSubject::User(_)));
-            let status = if is_user && lease.review_history().is_stale(now, max_age) {
-                CredentialStatus::Ended(CloseReason::AccessRevoked)
-            } else {
-                self.status(&lease.identity)
-            };
-            self.set_status(&lease, status);
-        }
-    }
-
-    pub(super) fn set_status(&self, lease: &Lease, status: CredentialStatus) {
-        if lease.set(status) && status == CredentialStatus::Ended(CloseReason::AccessRevoked) {
-            self.metrics.revoked.inc();
-        }
-    }
-
-    /// Takes a new version of the keys file in. A bad one changes nothing.
-    fn reload_keys(&self) {
-        let Some(file) = &self.file else { return };
-        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-        let path = file.path().display().to_string();
-        match file.poll_change() {
-            None => {}
-            Some(Ok(mut keys)) => {
-                tracing::info!(path, keys = keys.len(), "the keys file has changed");
-                if let Some(secret) = &self.environment {
-                    keys = keys.with_environment(secret);
-                }
-                *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
-            }
-            Some(Err(error)) => {
-                self.metrics.bad_keys_files.inc();
-                tracing::error!(path, %error, "the keys file cannot be used: what it said before still counts");
-            }
-        }
+        let order = [
+            ReviewHistory::new(start),
+            history(allowed(), 2),
+            history(allowed(), 3),
+            history(Err(ReviewUnavailable), 1),
+        ];
+        assert!(order.is_sorted_by_key(ReviewHistory::priority), "{order:?}");
     }
 }

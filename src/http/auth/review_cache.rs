@@ -1,8 +1,18 @@
-//! What the cluster says of tokens and users: asked by function values, remembered for a little while.
+//! Reviews of Kubernetes tokens and users, with a cache of their outcomes.
 //!
-//! Always: one question at a time about one subject, whoever asks, and only so many at once about all who come (those who
-//! have streams do not queue with them); a bounded number of subjects is remembered. That nobody could be asked is no
-//! verdict, and hardly remembered.
+//! Owns: the cache entries of all subjects, and the permits for concurrent reviews.
+//!
+//! Guarantees:
+//! - At most one review of a subject runs at once. Concurrent callers share its outcome.
+//! - At most `max_concurrent_reviews` reviews for requests run at once. The repeated reviews of credentials with open
+//!   streams ([`ReviewCache::refresh`]) do not wait for these permits.
+//! - The number of cache entries is bounded by `max_entries`, except for entries in use.
+//! - A review without an answer is not an outcome. It is cached for `unavailable_ttl` only.
+//!
+//! Must not import: any sibling except `secret` and `user`; any Kubernetes client. [`ReviewBackend`] provides the
+//! functions that send the reviews.
+//!
+//! Specification: docs/protocol.md#access, "Kubernetes tokens".
 
 use std::{
     collections::HashMap,
@@ -25,76 +35,80 @@ use tokio::{
 
 use super::{
     secret::{Fingerprint, Secret},
-    signed_token::KubernetesUser,
+    user::KubernetesUser,
 };
 
-/// Asks the cluster. Made by whoever knows it.
+/// The functions that send reviews to the API server.
 pub struct ReviewBackend {
-    /// Whose token this is, for our audience; `None`: nobody's.
+    /// Sends a TokenReview for the configured audience. Returns the user of the token; `None` if the API server rejects
+    /// the token.
     pub token: ReviewFn<Secret, Option<KubernetesUser>>,
-    /// Whether a user may list and watch all that is read here; if not, what it may not, in a few words.
+    /// Sends SubjectAccessReviews. Returns whether the user may list and watch both watched resources.
     pub access: ReviewFn<Arc<KubernetesUser>, AccessDecision>,
 }
 
-/// A question to the cluster, as a function value. It ends by itself, within seconds.
+/// A function that sends a review. It must return within seconds, also without an answer of the API server.
 pub type ReviewFn<Q, A> = Box<dyn Fn(Q) -> BoxFuture<'static, Result<A, ReviewUnavailable>> + Send + Sync>;
 
-/// The cluster could not be asked. Why is said in the log by whoever tried.
+/// The API server did not answer a review. The function that sent the review logs the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReviewUnavailable;
 
-/// A user's rights.
+/// The rights of a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AccessDecision {
-    /// To everything that is read here.
+    /// The user may list and watch both watched resources.
     Granted,
-    /// Not to this: `list pods`.
+    /// The user lacks this right, for example `list pods`.
     Denied(Arc<str>),
 }
 
-/// What a question came to.
+/// The outcome of a review.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ReviewOutcome {
-    /// This user, who may.
+    /// The user has all needed rights.
     Allowed(Arc<KubernetesUser>),
-    /// This user, who may not do this.
+    /// The user lacks the right that the text names.
     Denied(Arc<KubernetesUser>, Arc<str>),
-    /// Nobody's token.
+    /// The API server rejects the token.
     Unknown,
 }
 
 impl ReviewOutcome {
-    /// Whether it is a no.
+    /// Returns whether the outcome does not permit access.
     pub(super) fn is_denied(&self) -> bool {
         !matches!(self, ReviewOutcome::Allowed(_))
     }
 }
 
-/// Whom a question is about.
+/// What a review is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum ReviewSubject {
-    /// Whoever holds this token.
+    /// A token, and the user that it belongs to.
     Token(Secret),
-    /// A user who was known by a token before.
+    /// A user that an earlier TokenReview returned.
     User(Arc<KubernetesUser>),
 }
 
-/// For how long what is remembered.
+/// Times to live and bounds.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// That somebody may (docs/protocol.md: at most 60 s).
+    /// Time to live of [`ReviewOutcome::Allowed`] (docs/protocol.md#access: 60 s).
     pub allowed_ttl: Duration,
-    /// That somebody may not (10 s: whoever has just been granted a right should not wait for long).
+    /// Time to live of a denial (docs/protocol.md#access: 10 s). It is short, so that a newly granted right takes
+    /// effect soon.
     pub denied_ttl: Duration,
-    /// That nobody could be asked (1 s: the next one need not find out by himself).
+    /// Time to live of a failed review (docs/protocol.md#access: 1 s). During an outage, requests then do not each wait
+    /// for a failure of their own.
     pub unavailable_ttl: Duration,
-    /// Subjects that are remembered: 4096, each of a few hundred bytes.
+    /// Maximum number of cache entries (4096, each of a few hundred bytes).
     pub max_entries: usize,
-    /// Questions to the API server at once: 8, a small part of what it serves. As many about those who have streams, and as
-    /// many about a no, so that neither a crowd that comes nor the other keeps them waiting.
+    /// Maximum number of concurrent reviews for requests (8, a small part of the load that an API server can serve).
+    /// The repeated reviews of credentials with open streams, and the confirmations of denials, have the same number
+    /// each. So none of the three delays the others.
     pub max_concurrent_reviews: usize,
-    /// How long one waits for its turn (5 s, a half of what a stream's client may wait for its head); then it counts as not
-    /// asked.
+    /// Maximum time that a caller waits for a running review of its subject and for a permit. Afterwards the review
+    /// counts as failed (5 s, half of the time that the client of a stream may wait for the response head).
     pub queue_timeout: Duration,
 }
 
@@ -113,17 +127,17 @@ impl Default for Config {
 
 type CachedOutcome = Option<(Instant, Result<ReviewOutcome, ReviewUnavailable>)>;
 
-/// What is remembered of a subject.
+/// The cached state of one subject.
 #[derive(Default)]
 struct CacheEntry {
-    /// Its turn, and what came of the last question.
+    /// The result of the last review. The lock is held while a review of the subject runs.
     lock: AsyncMutex<CachedOutcome>,
-    /// Whether it was somebody when the cluster last said, however long ago. Beside the turn, as it is looked at while
-    /// somebody has that.
+    /// Whether the last outcome identified a user, independent of its age. It is outside of the lock, because it is
+    /// read while a review runs.
     was_authenticated: AtomicBool,
 }
 
-/// What is remembered.
+/// Sends reviews and caches their outcomes.
 pub(super) struct ReviewCache {
     config: Config,
     reviews: ReviewBackend,
@@ -132,12 +146,19 @@ pub(super) struct ReviewCache {
 }
 
 impl ReviewCache {
+    /// Creates an empty cache.
     pub(super) fn new(config: Config, reviews: ReviewBackend) -> ReviewCache {
         let permits = Semaphore::new(config.max_concurrent_reviews);
         ReviewCache { config, reviews, entries: Mutex::default(), permits }
     }
 
-    /// What is remembered of a subject and still counts; asks nobody.
+    /// Returns the number of entries, expired ones included.
+    pub(super) fn len(&self) -> usize {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Returns the unexpired outcome of a subject. It sends no review, and returns `None` while a review of the subject
+    /// runs.
     pub(super) fn cached(&self, subject: &ReviewSubject) -> Option<ReviewOutcome> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = entries.get(&subject.fingerprint())?.clone();
@@ -146,43 +167,55 @@ impl ReviewCache {
         self.unexpired(&cached).and_then(Result::ok)
     }
 
-    /// Whether a subject was somebody when the cluster last said, as long as there is room to remember it.
+    /// Returns whether the last outcome of a subject identified a user, independent of its age. It is `false` after the
+    /// entry was evicted.
     pub(super) fn was_authenticated(&self, subject: &ReviewSubject) -> bool {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         entries.get(&subject.fingerprint()).is_some_and(|entry| entry.was_authenticated.load(Relaxed))
     }
 
-    /// What is remembered, or else what the cluster says now.
+    /// Returns the unexpired result of a subject, or sends a review.
+    ///
+    /// # Errors
+    /// [`ReviewUnavailable`] if the API server does not answer, or after `queue_timeout` without a permit.
+    ///
+    /// Cancel safe: a cancelled call stores no result.
     pub(super) async fn get(&self, subject: &ReviewSubject) -> Result<ReviewOutcome, ReviewUnavailable> {
-        let (entry, by) = (self.entry(subject), Instant::now() + self.config.queue_timeout);
-        let mut cached = timeout_at(by, entry.lock.lock()).await.map_err(|_| ReviewUnavailable)?;
+        let (entry, deadline) = (self.entry(subject), Instant::now() + self.config.queue_timeout);
+        let mut cached = timeout_at(deadline, entry.lock.lock()).await.map_err(|_| ReviewUnavailable)?;
         if let Some(outcome) = self.unexpired(&cached) {
             return outcome;
         }
-        // It is never closed: that could be the other error.
-        let _one = timeout_at(by, self.permits.acquire())
+        // The second error means a closed semaphore, which this one never is.
+        let _permit = timeout_at(deadline, self.permits.acquire())
             .await
             .map_err(|_| ReviewUnavailable)?
             .map_err(|_| ReviewUnavailable)?;
         self.review_and_store(subject, &entry, &mut cached).await
     }
 
-    /// What the cluster says now, whatever is remembered; and from now on that is remembered. How many ask so at once is
-    /// up to the caller.
+    /// Sends a review regardless of the cache, and caches its result. The caller must bound the number of concurrent
+    /// calls.
+    ///
+    /// # Errors
+    /// [`ReviewUnavailable`] if the API server does not answer, or if another review of the subject runs for longer
+    /// than `queue_timeout`.
+    ///
+    /// Cancel safe: a cancelled call stores no result.
     pub(super) async fn refresh(&self, subject: &ReviewSubject) -> Result<ReviewOutcome, ReviewUnavailable> {
-        let (entry, by) = (self.entry(subject), Instant::now() + self.config.queue_timeout);
-        let mut cached = timeout_at(by, entry.lock.lock()).await.map_err(|_| ReviewUnavailable)?;
+        let (entry, deadline) = (self.entry(subject), Instant::now() + self.config.queue_timeout);
+        let mut cached = timeout_at(deadline, entry.lock.lock()).await.map_err(|_| ReviewUnavailable)?;
         self.review_and_store(subject, &entry, &mut cached).await
     }
 
     fn unexpired(&self, cached: &CachedOutcome) -> Option<Result<ReviewOutcome, ReviewUnavailable>> {
         let (at, outcome) = cached.as_ref()?;
-        let counts_for = match outcome {
+        let time_to_live = match outcome {
             Ok(outcome) if outcome.is_denied() => self.config.denied_ttl,
             Ok(_) => self.config.allowed_ttl,
             Err(ReviewUnavailable) => self.config.unavailable_ttl,
         };
-        (at.elapsed() < counts_for).then(|| outcome.clone())
+        (at.elapsed() < time_to_live).then(|| outcome.clone())
     }
 
     async fn review_and_store(
@@ -209,10 +242,11 @@ impl ReviewCache {
         };
         Ok(match (self.reviews.access)(user.clone()).await? {
             AccessDecision::Granted => ReviewOutcome::Allowed(user),
-            AccessDecision::Denied(what) => ReviewOutcome::Denied(user, what),
+            AccessDecision::Denied(right) => ReviewOutcome::Denied(user, right),
         })
     }
 
+    /// Returns the entry of a subject. For a new entry in a full cache, it evicts others.
     fn entry(&self, subject: &ReviewSubject) -> Arc<CacheEntry> {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let fingerprint = subject.fingerprint();
@@ -220,23 +254,23 @@ impl ReviewCache {
             return entry.clone();
         }
         let in_use = |entry: &Arc<CacheEntry>| Arc::strong_count(entry) > 1;
-        let counts =
+        let is_unexpired =
             |entry: &Arc<CacheEntry>| entry.lock.try_lock().is_ok_and(|cached| self.unexpired(&cached).is_some());
         let is_full = |entries: &HashMap<_, _>| entries.len() >= self.config.max_entries;
-        // Room is made by those whose answer does not count any more, first of them by those who were nobody.
+        // First expired entries of subjects without a user are evicted, then all expired entries.
         if is_full(&entries) {
-            entries.retain(|_, entry| in_use(entry) || entry.was_authenticated.load(Relaxed) || counts(entry));
+            entries.retain(|_, entry| in_use(entry) || entry.was_authenticated.load(Relaxed) || is_unexpired(entry));
         }
         if is_full(&entries) {
-            entries.retain(|_, entry| in_use(entry) || counts(entry));
+            entries.retain(|_, entry| in_use(entry) || is_unexpired(entry));
         }
-        // Where all of them count, some are asked about once more; those that somebody waits for stay.
+        // If no entry has expired, arbitrary ones are evicted and reviewed again later. Entries in use stay.
         if is_full(&entries) {
-            let mut over = entries.len() + 1 - self.config.max_entries;
+            let mut excess = entries.len() + 1 - self.config.max_entries;
             entries.retain(|_, entry| {
-                let goes = over > 0 && !in_use(entry);
-                over -= usize::from(goes);
-                !goes
+                let evict = excess > 0 && !in_use(entry);
+                excess -= usize::from(evict);
+                !evict
             });
         }
         entries.entry(fingerprint).or_default().clone()
@@ -256,12 +290,12 @@ impl fmt::Debug for ReviewBackend {
 }
 
 impl ReviewSubject {
-    /// What it is remembered by: the hash of a token, not the token.
+    /// Returns the key of the cache entry. It is a hash, so that the cache contains no tokens.
     fn fingerprint(&self) -> Fingerprint {
         match self {
             ReviewSubject::Token(token) => Fingerprint::of(format!("token {}", token.expose()).as_bytes()),
             ReviewSubject::User(user) => {
-                // Strings only: this cannot fail.
+                // Serialization cannot fail: a user consists of strings only.
                 let user = serde_json::to_string(user).unwrap_or_default();
                 Fingerprint::of(format!("user {user}").as_bytes())
             }
@@ -269,8 +303,9 @@ impl ReviewSubject {
     }
 }
 
-/// When a token ends by itself: `exp` of a JWT (RFC 7519, section 4.1.4), which only a token that has been reviewed is
-/// asked for. Other tokens do not say.
+/// Returns the expiry of a token: the `exp` claim of a JWT (RFC 7519, section 4.1.4), or `None` for other tokens.
+///
+/// It does not verify the signature. Use it only for a token that a TokenReview has accepted.
 pub(super) fn jwt_expiry(token: &Secret) -> Option<Timestamp> {
     #[derive(Deserialize)]
     struct Claims {
@@ -278,7 +313,7 @@ pub(super) fn jwt_expiry(token: &Secret) -> Option<Timestamp> {
     }
     let payload = token.expose().split('.').nth(1)?;
     let claims: Claims = serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
-    // Whole seconds, rounded down: a token ends rather too early than too late.
+    // Rounded down to whole seconds, so that the token is never accepted after its expiry.
     Timestamp::from_second(claims.exp?.floor() as i64).ok()
 }
 

@@ -1,32 +1,40 @@
-//! Secrets in memory: never shown, compared in constant time.
+//! Secrets in memory and their fingerprints.
+//!
+//! Guarantees:
+//! - `Debug` output contains no part of a secret or of a fingerprint.
+//! - Fingerprints are compared in constant time.
+//!
+//! Must not import: any other module of this crate.
 
 use std::fmt;
 
 use ring::digest::{SHA256, digest};
 use subtle::ConstantTimeEq;
 
-/// A credential as it was presented. Shows nothing of itself.
+/// A credential as the client presented it. `Debug` prints the type name only.
+///
+/// `==` is not constant-time. Use it for map keys only, and compare fingerprints to check a credential.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Secret(String);
 
-/// The SHA-256 of a secret: enough to know it again.
+/// The SHA-256 of a secret. It is sufficient to recognize the secret.
 #[derive(Clone, Copy)]
 pub struct Fingerprint([u8; 32]);
 
 impl Secret {
-    /// Takes a secret in.
+    /// Wraps a secret.
     #[must_use]
     pub fn new(text: impl Into<String>) -> Secret {
         Secret(text.into())
     }
 
-    /// The secret itself, for whoever has to hand it on. Not for logs, errors or answers.
+    /// Returns the secret itself, for code that must pass it on. It must not appear in logs, errors or responses.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// What it is known again by.
+    /// Returns the SHA-256 of the secret.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         Fingerprint::of(self.0.as_bytes())
@@ -40,7 +48,7 @@ impl fmt::Debug for Secret {
 }
 
 impl Fingerprint {
-    /// The SHA-256 of these bytes.
+    /// Returns the SHA-256 of `bytes`.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Fingerprint {
         let mut hash = [0; 32];
@@ -48,7 +56,7 @@ impl Fingerprint {
         Fingerprint(hash)
     }
 
-    /// Reads 64 hexadecimal digits.
+    /// Parses 64 hexadecimal digits; returns `None` for any other text.
     #[must_use]
     pub fn parse(hex: &str) -> Option<Fingerprint> {
         let digits = hex.as_bytes();
@@ -63,14 +71,15 @@ impl Fingerprint {
         Some(Fingerprint(hash))
     }
 
-    /// The hash itself. Of a weak secret it is as good as the secret: not for anybody to see.
+    /// Returns the hash itself. It must not be published: the hash of a weak secret reveals the secret to an attacker
+    /// who tries guesses.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.0
     }
 }
 
 impl PartialEq for Fingerprint {
-    /// In constant time.
+    /// Compares in constant time.
     fn eq(&self, other: &Self) -> bool {
         self.0.ct_eq(&other.0).into()
     }
@@ -85,7 +94,7 @@ impl std::hash::Hash for Fingerprint {
 }
 
 impl fmt::Debug for Fingerprint {
-    /// Of a weak secret, the hash is as good as the secret.
+    /// Prints the type name only: the hash of a weak secret reveals the secret to an attacker who tries guesses.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Fingerprint")
     }
@@ -102,8 +111,8 @@ mod tests {
         assert_eq!(Fingerprint::parse(hex), Some(Secret::new("abc").fingerprint()));
         assert_eq!(Fingerprint::parse(&hex.to_uppercase()), Some(Secret::new("abc").fingerprint()));
         assert_ne!(Fingerprint::parse(hex), Some(Secret::new("abd").fingerprint()));
-        for bad in ["", "abc", &hex[1..], &format!("{hex}0"), &hex.replace('b', "g"), &hex.replace("ba", "é")] {
-            assert_eq!(Fingerprint::parse(bad), None, "{bad}");
+        for invalid in ["", "abc", &hex[1..], &format!("{hex}0"), &hex.replace('b', "g"), &hex.replace("ba", "é")] {
+            assert_eq!(Fingerprint::parse(invalid), None, "expected no fingerprint of '{invalid}'");
         }
     }
 
@@ -111,7 +120,7 @@ mod tests {
     fn debug_output_hides_secrets() {
         let secret = Secret::new("canary");
         let hex: String = secret.fingerprint().0.iter().map(|byte| format!("{byte:02x}")).collect();
-        let shown = format!("{secret:?} {:#?}", secret.fingerprint());
-        assert!(!shown.contains("canary") && !shown.contains(&hex[..8]), "{shown}");
+        let output = format!("{secret:?} {:#?}", secret.fingerprint());
+        assert!(!output.contains("canary") && !output.contains(&hex[..8]), "expected no secret, found: {output}");
     }
 }

@@ -1,9 +1,18 @@
-//! Passes: who somebody is and until when, signed instead of stored, so that every replica with the same key knows them.
+//! Signed tokens: session cookies and stream tickets. A token names its principal and its expiry.
 //!
-//! A pass is `<version>.<payload>.<HMAC-SHA256>`, both parts in base64url. The payload can be read by whoever holds it
-//! and by nobody forged. Pure, but for the drawing of a random key.
+//! The text of a token is `<version>.<payload>.<HMAC-SHA256>`, payload and HMAC in base64url. The client can read the
+//! payload, but cannot change it.
+//!
+//! Guarantees:
+//! - Nothing is stored. Every replica with the same key accepts the same tokens.
+//! - A token of one purpose is never accepted for the other.
+//! - Everything is pure, except [`TokenSigner::random`].
+//!
+//! Must not import: any sibling except `secret` and `user`.
+//!
+//! Specification: docs/protocol.md#access, "Session cookies and stream tickets".
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use jiff::Timestamp;
@@ -11,82 +20,70 @@ use ring::{hmac, rand::SystemRandom};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::secret::{Fingerprint, Secret};
+use super::{
+    secret::{Fingerprint, Secret},
+    user::KubernetesUser,
+};
 
-/// Before every pass: another layout gets another number.
+/// Prefix of every token. A new payload layout needs a new number.
 const VERSION: &str = "bbp1";
-/// Bytes of a key file: what HMAC-SHA256 needs at least to be as strong as it can be (RFC 2104, section 3).
+/// Minimum number of bytes of a key. A shorter key makes HMAC-SHA256 weaker (RFC 2104, section 3).
 pub const MIN_KEY_BYTES: usize = 32;
 
-/// What signs passes, and reads those that it has signed.
+/// Signs tokens and verifies their signatures.
 #[derive(Debug)]
 pub struct TokenSigner(hmac::Key);
 
-/// What a pass is good for: one kind is never taken for the other.
+/// What a token is accepted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TokenPurpose {
-    /// A session cookie, good at one Host.
+    /// A session cookie, accepted at one Host.
     Session,
-    /// A ticket, good for streams.
+    /// A stream ticket, accepted for streams.
     Ticket,
 }
 
-/// Who a pass stands for. Its rights are looked up each time, never carried.
+/// The principal of a token. The token contains no rights: they are checked for each request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CredentialSubject {
-    /// An API key, by its name and [`TokenSigner::key_id`]: another key of that name is another holder.
+    /// An API key: its name and its [`TokenSigner::key_id`]. A different key with the same name is a different subject.
     Key(Arc<str>, Arc<str>),
     /// A Kubernetes user.
     User(Arc<KubernetesUser>),
 }
 
-/// A Kubernetes user: all that the cluster's authorizers may look at.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(default)]
-pub struct KubernetesUser {
-    /// `status.user.username` of a TokenReview.
-    pub name: String,
-    /// `status.user.uid`.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub uid: String,
-    /// `status.user.groups`.
-    pub groups: Vec<String>,
-    /// `status.user.extra`.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub extra: BTreeMap<String, Vec<String>>,
-}
-
-/// What a pass says.
+/// The payload of a token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignedToken {
-    /// What it is good for.
+    /// What the token is accepted for.
     #[serde(rename = "for")]
     pub purpose: TokenPurpose,
-    /// Who holds it.
+    /// The principal.
     #[serde(rename = "who")]
     pub holder: CredentialSubject,
-    /// The Host that it is good at, with its port if it names one; a ticket's is empty: good at all.
+    /// The Host for which a session cookie is accepted, with the port if the `Host` header contains one. Empty in a
+    /// stream ticket, which is accepted at every Host.
     pub host: String,
-    /// Its end, in whole seconds since the Unix epoch.
+    /// Expiry in whole seconds since the Unix epoch.
     #[serde(rename = "exp")]
     pub expires_s: i64,
 }
 
-/// A key that cannot be used.
+/// Why a signing key cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum SigningKeyError {
-    /// Too few bytes.
-    #[error("it must hold at least {MIN_KEY_BYTES} bytes (`head -c 32 /dev/urandom | base64`)")]
+    /// Fewer than [`MIN_KEY_BYTES`] bytes.
+    #[error("the key has fewer than {MIN_KEY_BYTES} bytes; create one with `head -c 32 /dev/urandom | base64`")]
     Short,
-    /// The system gives no random bytes.
-    #[error("the system gives no random bytes")]
+    /// The operating system provides no random bytes.
+    #[error("the operating system provides no random bytes")]
     NoRandom,
 }
 
 impl TokenSigner {
-    /// A seal of this process alone.
+    /// Creates a signer with a random key. Only this process accepts its tokens.
     ///
     /// # Errors
     /// [`SigningKeyError::NoRandom`].
@@ -96,7 +93,7 @@ impl TokenSigner {
             .map_err(|_| SigningKeyError::NoRandom)
     }
 
-    /// The seal of all who have this key, white space at its ends aside.
+    /// Creates a signer with this key, without leading and trailing ASCII white space.
     ///
     /// # Errors
     /// [`SigningKeyError::Short`].
@@ -108,17 +105,18 @@ impl TokenSigner {
         Ok(TokenSigner(hmac::Key::new(hmac::HMAC_SHA256, key)))
     }
 
-    /// Signs.
+    /// Returns the signed text of a token.
     #[must_use]
     pub fn sign(&self, token: &SignedToken) -> Secret {
-        // Strings and numbers only: this cannot fail.
+        // Serialization cannot fail: the payload contains only strings, numbers and lists of strings.
         let payload = serde_json::to_vec(token).unwrap_or_default();
         let signed = format!("{VERSION}.{}", BASE64_URL_SAFE_NO_PAD.encode(payload));
         let tag = hmac::sign(&self.0, signed.as_bytes());
         Secret::new(format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(tag)))
     }
 
-    /// Reads what [`TokenSigner::sign`] of the same key has signed for this purpose, whether it has ended or not.
+    /// Returns the payload of a text that [`TokenSigner::sign`] with the same key signed for this purpose, otherwise
+    /// `None`. It does not check the expiry.
     #[must_use]
     pub fn verify(&self, text: &str, purpose: TokenPurpose) -> Option<SignedToken> {
         let (signed, tag) = text.rsplit_once('.')?;
@@ -129,15 +127,17 @@ impl TokenSigner {
         (token.purpose == purpose).then_some(token)
     }
 
-    /// What an API key is called in passes. They stand in URLs, and whoever saw a plain hash there could try guesses of a
-    /// weak key against it; this takes the seal's key. No pass begins like what is signed here.
+    /// Returns the identifier of an API key in tokens: an HMAC of its fingerprint.
+    ///
+    /// Tickets appear in URLs. With a plain hash, a reader of a URL could try guesses of a weak key; the HMAC also
+    /// depends on the signing key. The prefix `key ` keeps this input different from that of every token.
     #[must_use]
     pub fn key_id(&self, key: &Fingerprint) -> Arc<str> {
         let tag = hmac::sign(&self.0, &[b"key ", key.bytes()].concat());
         BASE64_URL_SAFE_NO_PAD.encode(tag).into()
     }
 
-    /// Whether a text looks like a pass, signed by whomever.
+    /// Returns whether a text has the prefix of a token. It does not check the signature.
     #[must_use]
     pub fn is_signed_token(text: &str) -> bool {
         text.strip_prefix(VERSION).is_some_and(|rest| rest.starts_with('.'))
@@ -145,23 +145,25 @@ impl TokenSigner {
 }
 
 impl SignedToken {
-    /// Its end.
+    /// Returns the expiry.
     #[must_use]
     pub fn expires_at(&self) -> Timestamp {
-        // A time that cannot be is one that is over.
+        // A time out of range becomes 1970-01-01, so the token counts as expired.
         Timestamp::from_second(self.expires_s).unwrap_or_default()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn token(purpose: TokenPurpose, holder: CredentialSubject) -> SignedToken {
         SignedToken { purpose, holder, host: "bridge.example:8443".into(), expires_s: 1_800_000_000 }
     }
 
-    fn holders() -> [CredentialSubject; 2] {
+    fn subjects() -> [CredentialSubject; 2] {
         let groups = vec!["dev".into(), "system:authenticated".into()];
         let extra = BTreeMap::from([("scopes".into(), vec!["read".into()])]);
         let user = KubernetesUser { name: "jane".into(), uid: "1".into(), groups, extra };
@@ -170,18 +172,26 @@ mod tests {
 
     #[test]
     fn token_verifies_only_with_its_signing_key_and_purpose() {
-        let (one, same) = (
+        let (signer, same_key) = (
             TokenSigner::from_key(&[b'k'; 32]).unwrap(),
             TokenSigner::from_key(b"\n kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk\n").unwrap(),
         );
-        let (other, random) = (TokenSigner::from_key(&[b'x'; 32]).unwrap(), TokenSigner::random().unwrap());
-        for holder in holders() {
-            let token = token(TokenPurpose::Session, holder);
-            let text = one.sign(&token);
-            assert_eq!(same.verify(text.expose(), TokenPurpose::Session), Some(token), "on another replica");
-            assert_eq!(one.verify(text.expose(), TokenPurpose::Ticket), None, "for another purpose");
-            assert_eq!(other.verify(text.expose(), TokenPurpose::Session), None);
-            assert_eq!(random.verify(text.expose(), TokenPurpose::Session), None);
+        let (other_key, random_key) = (TokenSigner::from_key(&[b'x'; 32]).unwrap(), TokenSigner::random().unwrap());
+        for subject in subjects() {
+            let token = token(TokenPurpose::Session, subject);
+            let text = signer.sign(&token);
+            assert_eq!(
+                same_key.verify(text.expose(), TokenPurpose::Session),
+                Some(token),
+                "expected acceptance by a signer with the same key"
+            );
+            assert_eq!(
+                signer.verify(text.expose(), TokenPurpose::Ticket),
+                None,
+                "expected rejection for another purpose"
+            );
+            assert_eq!(other_key.verify(text.expose(), TokenPurpose::Session), None);
+            assert_eq!(random_key.verify(text.expose(), TokenPurpose::Session), None);
             assert!(TokenSigner::is_signed_token(text.expose()));
         }
         assert!(TokenSigner::from_key(b"too short").is_err());
@@ -189,34 +199,35 @@ mod tests {
 
     #[test]
     fn key_id_depends_on_the_signing_key() {
-        let (one, same, other) = (
-            TokenSigner::from_key(&[b'k'; 32]),
-            TokenSigner::from_key(&[b'k'; 32]),
-            TokenSigner::from_key(&[b'x'; 32]),
-        );
-        let (one, same, other) = (one.unwrap(), same.unwrap(), other.unwrap());
+        let signer = |byte| TokenSigner::from_key(&[byte; 32]).unwrap();
+        let (signer, same_key, other_key) = (signer(b'k'), signer(b'k'), signer(b'x'));
         let (abc, abd) = (Secret::new("abc").fingerprint(), Secret::new("abd").fingerprint());
-        assert_eq!(one.key_id(&abc), same.key_id(&abc), "on another replica");
-        assert_ne!(one.key_id(&abc), other.key_id(&abc));
-        assert_ne!(one.key_id(&abc), one.key_id(&abd));
-        // RFC 2104, from another implementation: HMAC-SHA256 of "key " and the SHA-256 of "abc", with 32 times 'k'.
-        assert_eq!(&*one.key_id(&abc), "MXrYZQVhAN3tTTMEKgK5OblGMEVbBd1JhGm8dKfdCY4");
+        assert_eq!(signer.key_id(&abc), same_key.key_id(&abc), "expected equal ids from signers with the same key");
+        assert_ne!(signer.key_id(&abc), other_key.key_id(&abc));
+        assert_ne!(signer.key_id(&abc), signer.key_id(&abd));
+        // Computed with another implementation of RFC 2104: HMAC-SHA256 with the key 'k' 32 times, over "key " and the
+        // SHA-256 of "abc".
+        assert_eq!(&*signer.key_id(&abc), "MXrYZQVhAN3tTTMEKgK5OblGMEVbBd1JhGm8dKfdCY4");
     }
 
     #[test]
     fn modified_token_is_rejected() {
         let signer = TokenSigner::from_key(&[b'k'; 32]).unwrap();
-        for holder in holders() {
-            let text = signer.sign(&token(TokenPurpose::Ticket, holder));
+        for subject in subjects() {
+            let text = signer.sign(&token(TokenPurpose::Ticket, subject));
             let text = text.expose();
-            for at in 0..text.len() {
-                for with in ["A", "z", ".", ""] {
-                    let touched = format!("{}{with}{}", &text[..at], &text[at + 1..]);
-                    if touched != text {
-                        assert_eq!(signer.verify(&touched, TokenPurpose::Ticket), None, "{touched}");
+            for index in 0..text.len() {
+                for replacement in ["A", "z", ".", ""] {
+                    let modified = format!("{}{replacement}{}", &text[..index], &text[index + 1..]);
+                    if modified != text {
+                        assert_eq!(
+                            signer.verify(&modified, TokenPurpose::Ticket),
+                            None,
+                            "expected rejection: {modified}"
+                        );
                     }
                 }
-                assert_eq!(signer.verify(&text[..at], TokenPurpose::Ticket), None);
+                assert_eq!(signer.verify(&text[..index], TokenPurpose::Ticket), None);
             }
             assert_eq!(signer.verify(&format!("{text}A"), TokenPurpose::Ticket), None);
             assert_eq!(signer.verify(&format!("{text}="), TokenPurpose::Ticket), None);

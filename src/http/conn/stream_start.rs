@@ -61,7 +61,7 @@ impl fmt::Debug for StreamStart {
 }
 
 /// Returns a response with this head and an empty body, which starts the stream `start`, if there is one.
-pub(in crate::http) fn response<B: Default>(head: Response<()>, start: Option<StreamStart>) -> Response<B> {
+pub(crate) fn response<B: Default>(head: Response<()>, start: Option<StreamStart>) -> Response<B> {
     let mut response = head.map(|()| B::default());
     if let Some(start) = start {
         response.extensions_mut().insert(start);

@@ -1,17 +1,17 @@
-//! What opens what: keys, sessions and tickets, against the binary.
+//! Tests of API keys, session cookies and stream tickets with the binary.
 
 use serde_json::{Value, json};
 
-use super::{KeysFile, bearer, cookie, secret, three_keys, ticket, two_tenants, upgraded};
+use super::{KeysFile, bearer, cookie, secret, three_keys, ticket, two_tenants, upgrade_status};
 use crate::support::{
     bridge_process::BridgeProcess,
     http_client::{HttpResponse, request},
     sse_client::SseClient,
 };
 
-/// Endpoints, and what a GET of each answers: to nobody, a wrong key, one that may not read, a tenant's, and to one that
-/// sees everything.
-const OPENS: &[(&str, [u16; 5])] = &[
+/// Status of a GET of each endpoint: without a credential, with an unknown key, with a key without the permission
+/// `read`, with a tenant key, and with a key for all tenants.
+const STATUS_BY_KEY: &[(&str, [u16; 5])] = &[
     ("/", [200, 200, 200, 200, 200]),
     ("/livez", [200, 200, 200, 200, 200]),
     ("/readyz", [200, 200, 200, 200, 200]),
@@ -47,21 +47,21 @@ async fn each_key_reaches_only_its_permitted_endpoints() {
     let (cluster, keys) = (two_tenants().await, KeysFile::new(&three_keys()));
     let bridge = cluster.bridge(&["--keys-file", &keys.path()]).await;
     let credentials = ["", "wrong", "blind", "alice", "all"].map(bearer);
-    for (path, statuses) in OPENS {
+    for (path, statuses) in STATUS_BY_KEY {
         for (credential, expected) in credentials.iter().zip(statuses) {
             let header = [("Authorization", credential.as_str())];
             let headers = if *credential == bearer("") { &[][..] } else { &header[..] };
-            let answer = get(&bridge, path, headers).await;
-            assert_eq!(answer.status, *expected, "{path} {credential}: {}", answer.body);
-            let challenge = answer.header("www-authenticate");
-            assert_eq!(challenge.is_some(), *expected == 401, "{path} {credential}");
+            let response = get(&bridge, path, headers).await;
+            assert_eq!(response.status, *expected, "{path} with '{credential}': {}", response.body);
+            let challenge = response.header("www-authenticate");
+            assert_eq!(challenge.is_some(), *expected == 401, "{path} with '{credential}': {challenge:?}");
         }
     }
-    let own = get(&bridge, "/api/v1/instances", &[("Authorization", &credentials[3])]).await;
-    let names = |answer: &HttpResponse| -> Vec<Value> {
-        answer.json().as_array().unwrap().iter().map(|one| one["name"].clone()).collect()
+    let of_alice = get(&bridge, "/api/v1/instances", &[("Authorization", &credentials[3])]).await;
+    let names = |response: &HttpResponse| -> Vec<Value> {
+        response.json().as_array().unwrap().iter().map(|object| object["name"].clone()).collect()
     };
-    assert_eq!(names(&own), [json!("alice-pod")]);
+    assert_eq!(names(&of_alice), [json!("alice-pod")]);
     let all = get(&bridge, "/api/v1/instances", &[("Authorization", &credentials[4])]).await;
     assert_eq!(names(&all), [json!("alice-pod"), json!("bob-pod")]);
 }
@@ -73,11 +73,11 @@ async fn public_endpoints_stay_open_without_tenant_keys() {
     for (path, status) in [("/metrics", 200), ("/api/v1/stats", 200), ("/api/v1/instances", 401)] {
         assert_eq!(get(&bridge, path, &[]).await.status, status, "{path}");
     }
-    assert_eq!(upgraded(&bridge, "/ws", &[]).await, 101);
-    assert_eq!(upgraded(&bridge, "/api/websocket", &[]).await, 401);
+    assert_eq!(upgrade_status(&bridge, "/ws", &[]).await, 101);
+    assert_eq!(upgrade_status(&bridge, "/api/websocket", &[]).await, 401);
     let bridge = cluster.bridge(&["--keys-file", &keys.path(), "--ws-auth", "required"]).await;
-    assert_eq!(upgraded(&bridge, "/ws", &[]).await, 401);
-    assert_eq!(upgraded(&bridge, "/ws", &[("Authorization", &bearer("all"))]).await, 101);
+    assert_eq!(upgrade_status(&bridge, "/ws", &[]).await, 401);
+    assert_eq!(upgrade_status(&bridge, "/ws", &[("Authorization", &bearer("all"))]).await, 101);
     assert_eq!(get(&bridge, "/metrics", &[]).await.status, 200);
 }
 
@@ -89,14 +89,14 @@ async fn environment_key_reaches_all_endpoints() {
     let bridge = BridgeProcess::run_with(&serve, &[("BOILERHOUSE_API_KEY", &secret("one"))]).await;
     bridge.wait_ready().await;
     for (credential, status) in [(bearer("one"), 200), (bearer("two"), 401), (secret("one"), 401)] {
-        let answer = get(&bridge, "/api/v1/pools", &[("Authorization", &credential)]).await;
-        assert_eq!(answer.status, status, "{credential}: {}", answer.body);
+        let response = get(&bridge, "/api/v1/pools", &[("Authorization", &credential)]).await;
+        assert_eq!(response.status, status, "{credential}: {}", response.body);
     }
-    let lower = format!("bearer {}", secret("one"));
-    assert_eq!(get(&bridge, "/api/v1/pools", &[("authorization", &lower)]).await.status, 200);
+    let lower_case = format!("bearer {}", secret("one"));
+    assert_eq!(get(&bridge, "/api/v1/pools", &[("authorization", &lower_case)]).await.status, 200);
     let twice = [("Authorization", bearer("one")), ("Authorization", bearer("one"))];
     let twice = twice.each_ref().map(|(name, value)| (*name, value.as_str()));
-    assert_eq!(get(&bridge, "/api/v1/pools", &twice).await.status, 401, "two are none");
+    assert_eq!(get(&bridge, "/api/v1/pools", &twice).await.status, 401, "expected 401 for two headers");
 }
 
 #[tokio::test]
@@ -113,40 +113,44 @@ async fn session_cookie_is_valid_for_its_host_until_sign_out() {
     assert!(pair.starts_with("boilerhouse_bridge=bbp1."), "{set}");
     assert_eq!(attributes, "Path=/; HttpOnly; SameSite=Strict; Max-Age=43200");
 
-    let other = format!("localhost:{port}");
-    let doubled = format!("{pair}; {pair}");
-    let touched = format!("{pair}x");
-    for (headers, status, what) in [
-        (vec![("Cookie", pair)], 200, "it opens what its key opens"),
-        (vec![("Cookie", "a=b"), ("Cookie", pair)], 200, "among others"),
-        (vec![("Cookie", pair), ("Host", other.as_str())], 401, "not at another host"),
-        (vec![("Cookie", pair), ("X-Forwarded-Proto", "https")], 401, "a plain one is none over https"),
-        (vec![("Cookie", &touched)], 401, "touched"),
-        (vec![("Cookie", &doubled)], 401, "which of the two?"),
-        (vec![("Cookie", pair), ("Authorization", "Bearer wrong")], 401, "what is wrong is not made good"),
+    let other_host = format!("localhost:{port}");
+    let duplicate = format!("{pair}; {pair}");
+    let modified = format!("{pair}x");
+    for (headers, status, case) in [
+        (vec![("Cookie", pair)], 200, "the cookie alone"),
+        (vec![("Cookie", "a=b"), ("Cookie", pair)], 200, "the cookie among others"),
+        (vec![("Cookie", pair), ("Host", other_host.as_str())], 401, "another Host"),
+        (vec![("Cookie", pair), ("X-Forwarded-Proto", "https")], 401, "a cookie of plain http over https"),
+        (vec![("Cookie", &modified)], 401, "a modified cookie"),
+        (vec![("Cookie", &duplicate)], 401, "the cookie twice"),
+        (vec![("Cookie", pair), ("Authorization", "Bearer wrong")], 401, "a valid cookie after an unknown key"),
     ] {
-        let answer = get(&bridge, "/api/v1/instances", &headers).await;
-        assert_eq!(answer.status, status, "{what}: {}", answer.body);
+        let response = get(&bridge, "/api/v1/instances", &headers).await;
+        assert_eq!(response.status, status, "{case}: {}", response.body);
     }
-    assert_eq!(get(&bridge, "/api/v1/pools", &[("Cookie", pair)]).await.status, 403, "it is alice's");
-    assert_eq!(upgraded(&bridge, "/ws", &[("Cookie", pair)]).await, 101);
-    assert_eq!(upgraded(&bridge, "/api/websocket", &[("Cookie", pair)]).await, 101);
+    assert_eq!(
+        get(&bridge, "/api/v1/pools", &[("Cookie", pair)]).await.status,
+        403,
+        "expected the rights of a tenant key"
+    );
+    assert_eq!(upgrade_status(&bridge, "/ws", &[("Cookie", pair)]).await, 101);
+    assert_eq!(upgrade_status(&bridge, "/api/websocket", &[("Cookie", pair)]).await, 101);
     for path in ["/api/v1/session", "/api/v1/tickets"] {
         assert_eq!(
             request(bridge.address, "POST", path, &[("Cookie", pair)]).await.status,
             401,
-            "{path} needs the key"
+            "expected {path} to reject a cookie"
         );
     }
     let value = pair.split_once('=').unwrap().1;
     let as_bearer = format!("Bearer {value}");
     assert_eq!(get(&bridge, "/api/v1/instances", &[("Authorization", &as_bearer)]).await.status, 401);
-    assert_eq!(upgraded(&bridge, &format!("/api/websocket?token={value}"), &[]).await, 401, "it is no ticket");
+    assert_eq!(upgrade_status(&bridge, &format!("/api/websocket?token={value}"), &[]).await, 401, "expected no ticket");
 
-    let left = request(bridge.address, "DELETE", "/api/v1/session", &[("Cookie", pair)]).await;
-    assert_eq!(left.status, 204);
-    let gone = "boilerhouse_bridge=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0";
-    assert_eq!(left.header("set-cookie"), Some(gone));
+    let signed_out = request(bridge.address, "DELETE", "/api/v1/session", &[("Cookie", pair)]).await;
+    assert_eq!(signed_out.status, 204);
+    let removed = "boilerhouse_bridge=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0";
+    assert_eq!(signed_out.header("set-cookie"), Some(removed));
 }
 
 #[tokio::test]
@@ -169,11 +173,11 @@ async fn https_session_is_secure_and_plaintext_session_is_rejected() {
     assert_eq!(get(&bridge, "/api/v1/pools", &with).await.status, 200);
     assert_eq!(get(&bridge, "/api/v1/pools", &[("Host", "bridge.example"), ("Cookie", pair)]).await.status, 401);
     for host in ["bridge.example", "10.0.0.7:3000"] {
-        let answer = sign_in(&bridge, &[("Host", host)]).await;
-        assert_eq!(answer.status, 403, "{host}: {}", answer.body);
-        assert_eq!(answer.header("set-cookie"), None);
+        let response = sign_in(&bridge, &[("Host", host)]).await;
+        assert_eq!(response.status, 403, "{host}: {}", response.body);
+        assert_eq!(response.header("set-cookie"), None);
     }
-    // Nobody whose word counts says that it is https.
+    // Without a trusted proxy, `X-Forwarded-Proto` has no effect.
     let bridge = cluster.bridge(&args).await;
     assert_eq!(sign_in(&bridge, &https).await.status, 403);
 }
@@ -183,8 +187,8 @@ async fn ticket_opens_streams_only() {
     let (cluster, keys) = (two_tenants().await, KeysFile::new(&three_keys()));
     let bridge = cluster.bridge(&["--keys-file", &keys.path()]).await;
     let alice = ticket(&bridge, "alice").await;
-    assert_eq!(upgraded(&bridge, &format!("/api/websocket?token={alice}"), &[]).await, 101);
-    assert_eq!(upgraded(&bridge, &format!("/events/ws?rstream.token={alice}"), &[]).await, 101);
+    assert_eq!(upgrade_status(&bridge, &format!("/api/websocket?token={alice}"), &[]).await, 101);
+    assert_eq!(upgrade_status(&bridge, &format!("/events/ws?rstream.token={alice}"), &[]).await, 101);
     let mut events = SseClient::open(bridge.address, &format!("/api/sse?token={alice}"), &[]).await;
     let state = events.event().await.json();
     assert_eq!(state["instances"].as_array().unwrap().len(), 1, "{state}");
@@ -195,11 +199,11 @@ async fn ticket_opens_streams_only() {
         assert_eq!(get(&bridge, &format!("{path}?token={alice}"), &[]).await.status, status, "{path}");
     }
     let as_bearer = format!("Bearer {alice}");
-    assert_eq!(upgraded(&bridge, "/api/websocket", &[("Authorization", &as_bearer)]).await, 401);
-    // A key in a query would be in every proxy's log.
+    assert_eq!(upgrade_status(&bridge, "/api/websocket", &[("Authorization", &as_bearer)]).await, 401);
+    // A key in a query would appear in the logs of proxies.
     let in_query = get(&bridge, &format!("/api/sse?token={}", secret("all")), &[]).await;
     assert_eq!(in_query.status, 401);
-    assert!(in_query.json()["message"].as_str().unwrap().contains("only a stream ticket may stand in the query"));
+    assert!(in_query.json()["message"].as_str().unwrap().contains("the query may contain only a stream ticket"));
     for name in ["blind", "wrong"] {
         let status =
             request(bridge.address, "POST", "/api/v1/tickets", &[("Authorization", &bearer(name))]).await.status;
@@ -216,12 +220,13 @@ async fn replicas_with_one_session_key_accept_each_others_tokens() {
     let path = signing.path().to_string_lossy().into_owned();
     let args = ["--keys-file", &keys.path()];
     let shared = [&args[..], &["--session-key-file", &path]].concat();
-    let (one, two, alone) = (cluster.bridge(&shared).await, cluster.bridge(&shared).await, cluster.bridge(&args).await);
-    let ticket = format!("/api/websocket?token={}", ticket(&one, "all").await);
-    let cookie = cookie(&one, "all").await;
-    let host = one.address.to_string();
-    for (bridge, stream, pools) in [(&one, 101, 200), (&two, 101, 200), (&alone, 401, 401)] {
-        assert_eq!(upgraded(bridge, &ticket, &[]).await, stream);
+    let (first, second, separate) =
+        (cluster.bridge(&shared).await, cluster.bridge(&shared).await, cluster.bridge(&args).await);
+    let ticket = format!("/api/websocket?token={}", ticket(&first, "all").await);
+    let cookie = cookie(&first, "all").await;
+    let host = first.address.to_string();
+    for (bridge, stream, pools) in [(&first, 101, 200), (&second, 101, 200), (&separate, 401, 401)] {
+        assert_eq!(upgrade_status(bridge, &ticket, &[]).await, stream);
         assert_eq!(get(bridge, "/api/v1/pools", &[("Cookie", &cookie), ("Host", &host)]).await.status, pools);
     }
 }
@@ -231,9 +236,9 @@ async fn sessions_and_tickets_are_403_without_credentials() {
     let cluster = two_tenants().await;
     let bridge = cluster.bridge(&[]).await;
     for path in ["/api/v1/session", "/api/v1/tickets"] {
-        let answer = request(bridge.address, "POST", path, &[]).await;
-        assert_eq!(answer.status, 403, "{}", answer.body);
+        let response = request(bridge.address, "POST", path, &[]).await;
+        assert_eq!(response.status, 403, "{}", response.body);
     }
     assert_eq!(get(&bridge, "/api/v1/pools", &[("Authorization", "Bearer any")]).await.status, 200);
-    assert_eq!(upgraded(&bridge, "/api/websocket?token=any", &[]).await, 101);
+    assert_eq!(upgrade_status(&bridge, "/api/websocket?token=any", &[]).await, 101);
 }

@@ -1,5 +1,5 @@
-//! How much. Against the binary, where rates are so low that nothing comes back during a test, and with the clock held
-//! against a bridge in this process.
+//! Tests of the rate limits. Tests with the binary use rates so low that no budget refills during a test. Tests with a
+//! bridge in this process use a paused clock.
 
 use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 
@@ -7,7 +7,7 @@ use boilerhouse_bridge::http::{forwarded::TrustedProxies, rate_limit};
 use serde_json::json;
 use tokio::time::advance;
 
-use super::{KeysFile, bearer, three_keys, two_tenants, upgraded};
+use super::{KeysFile, bearer, three_keys, two_tenants, upgrade_status};
 use crate::support::{
     http_client::{self, HttpResponse, WsClient, request},
     in_process::{self, InProcessBridge},
@@ -24,22 +24,22 @@ async fn get_requests_are_limited_per_principal() {
     let get = async |path: &str, authorization: &str| {
         request(bridge.address, "GET", path, &[("Authorization", authorization)]).await
     };
-    let rate = |answer: &crate::support::http_client::HttpResponse| {
-        ["ratelimit-policy", "ratelimit", "retry-after"].map(|name| answer.header(name).map(str::to_owned))
+    let rate = |response: &HttpResponse| {
+        ["ratelimit-policy", "ratelimit", "retry-after"].map(|name| response.header(name).map(str::to_owned))
     };
     let policy = Some("\"default\";q=2;w=60".to_owned());
     let first = get("/api/v1/instances", &alice).await;
     assert_eq!((first.status, rate(&first)), (200, [policy.clone(), Some("\"default\";r=1;t=30".into()), None]));
-    // What is wrong with a request does not make it free.
+    // A malformed request consumes budget too.
     let second = get("/api/v1/instances/none?x", &alice).await;
     assert_eq!(second.status, 400);
-    let refused = get("/api/v1/tenants", &alice).await;
-    assert_eq!(refused.status, 429);
-    let wait: u64 = refused.header("retry-after").unwrap().parse().unwrap();
-    assert!((1..=30).contains(&wait), "{wait}");
-    assert_eq!(rate(&refused), [policy, Some(format!("\"default\";r=0;t={wait}")), Some(wait.to_string())],);
-    let message = format!("too many requests: more than 2 a minute; try again in {wait} s");
-    assert_eq!(refused.json(), json!({"code": "RATE_LIMIT_EXCEEDED", "message": message, "error": message}));
+    let rejected = get("/api/v1/tenants", &alice).await;
+    assert_eq!(rejected.status, 429);
+    let wait: u64 = rejected.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=30).contains(&wait), "expected 1 to 30 s, found {wait} s");
+    assert_eq!(rate(&rejected), [policy, Some(format!("\"default\";r=0;t={wait}")), Some(wait.to_string())],);
+    let message = format!("too many requests: more than 2 per minute; try again in {wait} s");
+    assert_eq!(rejected.json(), json!({"code": "RATE_LIMIT_EXCEEDED", "message": message, "error": message}));
     for (path, authorization, status) in [
         ("/api/v1/instances", &all, 200),
         ("/livez", &alice, 200),
@@ -48,7 +48,11 @@ async fn get_requests_are_limited_per_principal() {
     ] {
         assert_eq!(get(path, authorization).await.status, status, "{path}");
     }
-    assert_eq!(upgraded(&bridge, "/api/websocket", &[("Authorization", &alice)]).await, 101, "streams have their own");
+    assert_eq!(
+        upgrade_status(&bridge, "/api/websocket", &[("Authorization", &alice)]).await,
+        101,
+        "expected no effect on streams"
+    );
 }
 
 #[tokio::test]
@@ -57,18 +61,18 @@ async fn new_streams_are_limited_per_principal() {
     let bridge = cluster.bridge(&["--keys-file", &keys.path(), "--connect-rate", "2"]).await;
     let (alice, all) = (bearer("alice"), bearer("all"));
     let (alice, all) = ([("Authorization", alice.as_str())], [("Authorization", all.as_str())]);
-    assert_eq!(upgraded(&bridge, "/api/websocket", &alice).await, 101);
-    assert_eq!(upgraded(&bridge, "/ws", &alice).await, 101);
-    assert_eq!(upgraded(&bridge, "/events/ws", &alice).await, 429);
-    assert_eq!(upgraded(&bridge, "/ws", &alice).await, 429);
-    // An EventSource gives up for good on a 429.
+    assert_eq!(upgrade_status(&bridge, "/api/websocket", &alice).await, 101);
+    assert_eq!(upgrade_status(&bridge, "/ws", &alice).await, 101);
+    assert_eq!(upgrade_status(&bridge, "/events/ws", &alice).await, 429);
+    assert_eq!(upgrade_status(&bridge, "/ws", &alice).await, 429);
+    // An EventSource does not reconnect after a 429.
     let mut events = SseClient::open(bridge.address, "/api/sse", &alice).await;
     assert_eq!(events.head.status, 200);
     let [retry, closing] = &events.rest().await[..] else { panic!("expected two blocks") };
-    assert!(retry.retry.is_some_and(|ms| (1000..=3000).contains(&ms)), "{retry:?}");
+    assert!(retry.retry.is_some_and(|ms| (1000..=3000).contains(&ms)), "expected 1000 to 3000 ms, found {retry:?}");
     let closing = closing.json();
     assert_eq!((&closing["type"], &closing["reason"]), (&json!("stream.closing"), &json!("rate")));
-    assert_eq!(upgraded(&bridge, "/ws", &all).await, 101);
+    assert_eq!(upgrade_status(&bridge, "/ws", &all).await, 101);
 }
 
 #[tokio::test]
@@ -79,20 +83,22 @@ async fn open_streams_are_limited_per_principal() {
     let (alice, all) = ([("Authorization", alice.as_str())], [("Authorization", all.as_str())]);
     let first = WsClient::with(bridge.address, "/ws", &alice).await.unwrap();
     let _second = SseClient::open(bridge.address, "/api/sse", &alice).await;
-    assert_eq!(upgraded(&bridge, "/api/websocket", &alice).await, 503);
+    assert_eq!(upgrade_status(&bridge, "/api/websocket", &alice).await, 503);
     let closing = SseClient::open(bridge.address, "/events", &alice).await.rest().await;
     assert_eq!(closing[1].json()["reason"], "too many connections");
-    assert_eq!(upgraded(&bridge, "/ws", &all).await, 101);
+    assert_eq!(upgrade_status(&bridge, "/ws", &all).await, 101);
     drop(first);
-    let free = async {
-        while upgraded(&bridge, "/ws", &alice).await != 101 {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    let slot_is_free = async {
+        while upgrade_status(&bridge, "/ws", &alice).await != 101 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(crate::support::http_client::TEST_TIMEOUT, free).await.expect("the seat is not given back");
+    tokio::time::timeout(http_client::TEST_TIMEOUT, slot_is_free)
+        .await
+        .expect("the slot of a closed stream must be free");
 }
 
-/// Nobody in particular is told apart by address, and only a proxy that is trusted may say which.
+/// Anonymous clients are identified by address. Only a trusted proxy may forward that address.
 #[tokio::test]
 async fn anonymous_clients_are_limited_by_forwarded_address() {
     let cluster = two_tenants().await;
@@ -103,12 +109,12 @@ async fn anonymous_clients_are_limited_by_forwarded_address() {
         };
         assert_eq!(get("192.0.2.1").await, 200);
         assert_eq!(get("192.0.2.1").await, 429);
-        assert_eq!(get("6.6.6.6, 192.0.2.1").await, 429, "what the client itself says is not believed");
-        assert_eq!(get("192.0.2.2").await, other, "{trusted}");
+        assert_eq!(get("6.6.6.6, 192.0.2.1").await, 429, "expected no effect of an address that the client adds");
+        assert_eq!(get("192.0.2.2").await, other, "trusted proxy: {trusted}");
     }
 }
 
-/// A bridge in this process, whose time is the test's.
+/// Starts a bridge in this process, which uses the paused clock.
 async fn bridge(cluster: &SimCluster, config: in_process::Config) -> InProcessBridge {
     let client = cluster.sim.client(NAMESPACE);
     InProcessBridge::start(NAMESPACE, client.clone(), &client, config).await
@@ -118,53 +124,57 @@ async fn get(bridge: &InProcessBridge, path: &str, headers: &[(&str, &str)]) -> 
     request(bridge.address, "GET", path, headers).await
 }
 
-/// A refusal, whole: status, headers, body.
-fn assert_refused(answer: &HttpResponse, budget: &str, quota: u32, wait: u64, what: &str) {
-    let received = ["ratelimit-policy", "ratelimit", "retry-after"].map(|name| answer.header(name).unwrap_or_default());
+/// Asserts status, headers and body of a 429.
+fn assert_limited(response: &HttpResponse, budget: &str, quota: u32, wait: u64, reason: &str) {
+    let headers =
+        ["ratelimit-policy", "ratelimit", "retry-after"].map(|name| response.header(name).unwrap_or_default());
     let (policy, left) = (format!("\"{budget}\";q={quota};w=60"), format!("\"{budget}\";r=0;t={wait}"));
-    assert_eq!((answer.status, received), (429, [policy.as_str(), &left, &wait.to_string()]), "{}", answer.body);
-    let message = format!("{what}: more than {quota} a minute; try again in {wait} s");
-    assert_eq!(answer.json(), json!({"code": "RATE_LIMIT_EXCEEDED", "message": message, "error": message}));
+    assert_eq!((response.status, headers), (429, [policy.as_str(), &left, &wait.to_string()]), "{}", response.body);
+    let message = format!("{reason}: more than {quota} per minute; try again in {wait} s");
+    assert_eq!(response.json(), json!({"code": "RATE_LIMIT_EXCEEDED", "message": message, "error": message}));
 }
 
 #[tokio::test(start_paused = true)]
 async fn full_request_budget_passes_and_the_next_request_is_429() {
-    const AT_ONCE: usize = 50;
-    let held = disable_auto_advance();
+    const BATCH: usize = 50;
+    let paused = disable_auto_advance();
     let (cluster, keys) = (two_tenants().await, KeysFile::new(&three_keys()));
     let bridge =
         bridge(&cluster, in_process::Config { keys: Some(keys.path().into()), ..in_process::Config::default() }).await;
     let (alice, all) = (bearer("alice"), bearer("all"));
     let (alice, all) = ([("Authorization", alice.as_str())], [("Authorization", all.as_str())]);
     let head = format!("GET /api/v1/tenants HTTP/1.1\r\nHost: {}\r\nAuthorization: {}\r\n", bridge.address, alice[0].1);
-    let requests = format!("{head}\r\n").repeat(AT_ONCE - 1) + &format!("{head}Connection: close\r\n\r\n");
-    for answered in 1..=6000 / AT_ONCE {
-        let answers = String::from_utf8(http_client::send_raw(bridge.address, requests.as_bytes()).await).unwrap();
-        assert_eq!(answers.matches("HTTP/1.1 200 OK\r\n").count(), AT_ONCE, "{answers}");
-        let left = 6000 - answered * AT_ONCE;
-        assert!(answers.contains(&format!("ratelimit: \"default\";r={left};t=")), "{left}: {answers}");
+    let requests = format!("{head}\r\n").repeat(BATCH - 1) + &format!("{head}Connection: close\r\n\r\n");
+    for batch in 1..=6000 / BATCH {
+        let responses = String::from_utf8(http_client::send_raw(bridge.address, requests.as_bytes()).await).unwrap();
+        assert_eq!(responses.matches("HTTP/1.1 200 OK\r\n").count(), BATCH, "{responses}");
+        let left = 6000 - batch * BATCH;
+        assert!(
+            responses.contains(&format!("ratelimit: \"default\";r={left};t=")),
+            "expected {left} requests left: {responses}"
+        );
     }
-    let refused = |answer| assert_refused(&answer, "default", 6000, 1, "too many requests");
+    let check = |response| assert_limited(&response, "default", 6000, 1, "too many requests");
     for path in ["/api/v1/tenants", "/api/v1/instances", "/api/v1/instances/none", "/api/v1/tenants?x"] {
-        refused(get(&bridge, path, &alice).await);
+        check(get(&bridge, path, &alice).await);
     }
-    refused(request(bridge.address, "POST", "/api/v1/tickets", &alice).await);
+    check(request(bridge.address, "POST", "/api/v1/tickets", &alice).await);
     for (path, headers) in [("/api/v1/tenants", &all[..]), ("/livez", &alice), ("/readyz", &alice), ("/", &[])] {
         assert_eq!(get(&bridge, path, headers).await.status, 200, "{path}");
     }
     advance(Duration::from_millis(10)).await;
     let last = get(&bridge, "/api/v1/tenants", &alice).await;
     assert_eq!((last.status, last.header("ratelimit")), (200, Some("\"default\";r=0;t=60")));
-    refused(get(&bridge, "/api/v1/tenants", &alice).await);
+    check(get(&bridge, "/api/v1/tenants", &alice).await);
     advance(Duration::from_secs(60)).await;
-    let whole = get(&bridge, "/api/v1/tenants", &alice).await;
-    assert_eq!((whole.status, whole.header("ratelimit")), (200, Some("\"default\";r=5999;t=1")));
-    drop(held);
+    let refilled = get(&bridge, "/api/v1/tenants", &alice).await;
+    assert_eq!((refilled.status, refilled.header("ratelimit")), (200, Some("\"default\";r=5999;t=1")));
+    drop(paused);
 }
 
 #[tokio::test(start_paused = true)]
 async fn sixty_rejected_credentials_exhaust_the_address_budget() {
-    let held = disable_auto_advance();
+    let paused = disable_auto_advance();
     let (cluster, keys) = (two_tenants().await, KeysFile::new(&three_keys()));
     let keys = Some(PathBuf::from(keys.path()));
     let proxies = TrustedProxies::new(vec!["127.0.0.0/8".parse().unwrap()]);
@@ -173,77 +183,77 @@ async fn sixty_rejected_credentials_exhaust_the_address_budget() {
         let headers = [("X-Forwarded-For", address), ("Authorization", &bearer(name))];
         get(&bridge, "/api/v1/tenants", &headers).await
     };
-    for tried in 0..60 {
-        assert_eq!(from("192.0.2.1", &format!("guess-{tried}")).await.status, 401, "{tried}");
+    for attempt in 0..60 {
+        assert_eq!(from("192.0.2.1", &format!("guess-{attempt}")).await.status, 401, "attempt {attempt}");
     }
-    let refused = |answer| assert_refused(&answer, "refused", 60, 1, "too many refused credentials");
-    refused(from("192.0.2.1", "guess").await);
-    assert_eq!(from("192.0.2.2", "guess").await.status, 401, "others are told apart");
-    refused(from("192.0.2.3, 192.0.2.1", "guess").await);
-    assert_eq!(from("192.0.2.1", "alice").await.status, 200, "who is known has no part in it");
+    let check = |response| assert_limited(&response, "refused", 60, 1, "too many denied credentials");
+    check(from("192.0.2.1", "guess").await);
+    assert_eq!(from("192.0.2.2", "guess").await.status, 401, "expected no effect on another address");
+    check(from("192.0.2.3, 192.0.2.1", "guess").await);
+    assert_eq!(from("192.0.2.1", "alice").await.status, 200, "expected no effect on a valid key");
     assert_eq!(
         get(&bridge, "/api/v1/tenants", &[("X-Forwarded-For", "192.0.2.1")]).await.status,
         401,
-        "nothing was tried"
+        "expected no effect on a request without a credential"
     );
     advance(Duration::from_secs(1)).await;
     assert_eq!(from("192.0.2.1", "guess").await.status, 401);
-    refused(from("192.0.2.1", "guess").await);
-    drop(held);
+    check(from("192.0.2.1", "guess").await);
+    drop(paused);
 }
 
 #[tokio::test(start_paused = true)]
 async fn connect_budget_refills_one_stream_at_a_time() {
-    let held = disable_auto_advance();
+    let paused = disable_auto_advance();
     let (cluster, keys) = (two_tenants().await, KeysFile::new(&three_keys()));
     let limits = rate_limit::Config { stream_opens: NonZeroU32::new(30), ..rate_limit::Config::default() };
     let keys = Some(PathBuf::from(keys.path()));
     let bridge = bridge(&cluster, in_process::Config { keys, limits, ..in_process::Config::default() }).await;
     let (alice, all) = (bearer("alice"), bearer("all"));
     let (alice, all) = ([("Authorization", alice.as_str())], [("Authorization", all.as_str())]);
-    // Its answer is read to the end of the connection.
+    // `send_raw` reads until the connection is closed.
     let upgrade = http_client::upgrade(bridge.address, "/api/websocket").replace(": Upgrade", ": Upgrade, close");
     let opened = async |headers| WsClient::with(bridge.address, "/api/websocket", headers).await.is_ok();
     for number in 0..30 {
-        assert!(opened(&alice).await, "{number}");
+        assert!(opened(&alice).await, "expected stream {number} to open");
     }
     let head = upgrade.replacen("\r\n\r\n", &format!("\r\nAuthorization: {}\r\n\r\n", alice[0].1), 1);
-    let refused =
+    let rejected =
         http_client::parse(&String::from_utf8(http_client::send_raw(bridge.address, head.as_bytes()).await).unwrap());
-    assert_refused(&refused, "connects", 30, 2, "too many requests");
-    assert!(opened(&all).await, "others are not touched");
-    assert_eq!(get(&bridge, "/api/v1/tenants", &alice).await.status, 200, "GETs have a budget of their own");
+    assert_limited(&rejected, "connects", 30, 2, "too many requests");
+    assert!(opened(&all).await, "expected no effect on another key");
+    assert_eq!(get(&bridge, "/api/v1/tenants", &alice).await.status, 200, "expected no effect on GETs");
     advance(Duration::from_secs(2)).await;
     assert!(opened(&alice).await);
     assert!(!opened(&alice).await);
-    drop(held);
+    drop(paused);
 }
 
 #[tokio::test(start_paused = true)]
 async fn forwarded_addresses_count_only_from_trusted_proxies() {
-    let held = disable_auto_advance();
+    let paused = disable_auto_advance();
     let cluster = SimCluster::new().await;
-    for (trusted, apart) in [("127.0.0.0/8", true), ("10.0.0.0/8", false)] {
+    for (trusted, is_trusted) in [("127.0.0.0/8", true), ("10.0.0.0/8", false)] {
         let limits = rate_limit::Config { requests: NonZeroU32::new(20).unwrap(), ..rate_limit::Config::default() };
         let proxies = TrustedProxies::new(vec![trusted.parse().unwrap()]);
         let bridge = bridge(&cluster, in_process::Config { limits, proxies, ..in_process::Config::default() }).await;
         let from = async |address: &str| get(&bridge, "/api/v1/stats", &[("X-Forwarded-For", address)]).await;
         for number in 0..20 {
-            // Behind a proxy that is not trusted, whatever is said counts for nothing: it is one address.
-            let output = if apart { "192.0.2.1".to_owned() } else { format!("192.0.2.{number}") };
-            assert_eq!(from(&output).await.status, 200, "{number} {trusted}");
+            // The header of an untrusted proxy has no effect: all requests have the address of the proxy.
+            let forwarded = if is_trusted { "192.0.2.1".to_owned() } else { format!("192.0.2.{number}") };
+            assert_eq!(from(&forwarded).await.status, 200, "request {number}, trusted proxy {trusted}");
         }
-        assert_refused(&from("192.0.2.1").await, "default", 20, 3, "too many requests");
+        assert_limited(&from("192.0.2.1").await, "default", 20, 3, "too many requests");
         let other = from("198.51.100.7").await.status;
-        assert_eq!(other, if apart { 200 } else { 429 }, "{trusted}");
-        let of_subscriber = ["2001:db8:0:1::1", "2001:db8:0:1::2"];
-        if apart {
+        assert_eq!(other, if is_trusted { 200 } else { 429 }, "trusted proxy: {trusted}");
+        let same_prefix = ["2001:db8:0:1::1", "2001:db8:0:1::2"];
+        if is_trusted {
             for number in 0..20 {
-                assert_eq!(from(of_subscriber[number % 2]).await.status, 200, "{number}");
+                assert_eq!(from(same_prefix[number % 2]).await.status, 200, "request {number}");
             }
-            assert_eq!(from("2001:db8:0:1:ffff::3").await.status, 429, "the first 64 bits are one subscriber's");
+            assert_eq!(from("2001:db8:0:1:ffff::3").await.status, 429, "expected one budget for a 64-bit prefix");
             assert_eq!(from("2001:db8:0:2::1").await.status, 200);
         }
     }
-    drop(held);
+    drop(paused);
 }

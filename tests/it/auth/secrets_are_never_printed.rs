@@ -1,5 +1,5 @@
-//! A canary in every place where a secret goes: none of them is told on, at TRACE, in metrics, in answers, in what a
-//! process that cannot start says. What of it can be printed inside the process is tried there, in `http/auth/tests`.
+//! Tests that the binary prints no secret: in its log at level `trace`, in metrics, in responses, and in the errors of
+//! a failed start. Every secret contains a canary word. `src/http/auth/tests.rs` tests the `Debug` output of the types.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -17,26 +17,28 @@ use crate::{
     tls::TlsFixture,
 };
 
-/// Part of every secret here.
+/// Part of every secret of these tests.
 const CANARY: &str = "canary";
-const SIGNING: &str = "canary-that-signs-0123456789abcdef";
+const SIGNING_KEY: &str = "canary-that-signs-0123456789abcdef";
 
-/// What must not be told on: the canaries, and what is made of them.
+/// Texts that must not appear in any output: the canaries, and values derived from secrets.
 struct Secrets(Vec<String>);
 
 impl Secrets {
-    fn check(&self, what: &str, text: &str) {
+    /// Asserts that `text` contains no secret.
+    fn check(&self, source: &str, text: &str) {
         for secret in &self.0 {
-            assert!(!text.contains(secret.as_str()), "{what} tells {secret}: {text}");
+            assert!(!text.contains(secret.as_str()), "{source} contains {secret}: {text}");
         }
     }
 
-    /// The part of a session or of a ticket that makes it one: what it says is no secret.
-    fn add_pass(&mut self, pass: &str) {
-        self.0.push(pass.rsplit('.').next().unwrap().to_owned());
+    /// Adds the signature of a session cookie or a ticket. The payload is no secret.
+    fn add_signed_token(&mut self, token: &str) {
+        self.0.push(token.rsplit('.').next().unwrap().to_owned());
     }
 }
 
+/// Creates a temporary file. Returns it with its path.
 fn file(text: &str) -> (tempfile::NamedTempFile, String) {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), text).unwrap();
@@ -44,9 +46,9 @@ fn file(text: &str) -> (tempfile::NamedTempFile, String) {
     (file, path)
 }
 
-/// Credentials that are wrong in every way and place.
-fn wrong() -> Vec<(String, Vec<(&'static str, String)>)> {
-    let mut wrong = Vec::new();
+/// Returns paths and headers of requests with malformed or unknown credentials in every position.
+fn invalid_requests() -> Vec<(String, Vec<(&'static str, String)>)> {
+    let mut requests = Vec::new();
     let token = format!("e30.{CANARY}.{CANARY}");
     for path in ["/api/v1/instances", "/api/sse", "/ws", "/api/v1/stats", "/metrics", "/api/v1/nothing", "/livez"] {
         for value in [
@@ -57,84 +59,89 @@ fn wrong() -> Vec<(String, Vec<(&'static str, String)>)> {
             format!("Bearer {CANARY} {CANARY}"),
             CANARY.to_owned(),
         ] {
-            wrong.push((path.to_owned(), vec![("Authorization", value)]));
+            requests.push((path.to_owned(), vec![("Authorization", value)]));
         }
         let twice = || ("Authorization", format!("Bearer {CANARY}"));
-        wrong.push((path.to_owned(), vec![twice(), twice()]));
+        requests.push((path.to_owned(), vec![twice(), twice()]));
         for value in [CANARY, "bbp1.canary.canary", "%63anary-canary"] {
             for name in ["token", "rstream.token"] {
-                wrong.push((format!("{path}?{name}={value}"), vec![]));
-                wrong.push((format!("{path}?{name}={value}&{name}={value}"), vec![]));
+                requests.push((format!("{path}?{name}={value}"), vec![]));
+                requests.push((format!("{path}?{name}={value}&{name}={value}"), vec![]));
             }
             for name in ["boilerhouse_bridge", "__Host-boilerhouse_bridge"] {
-                wrong.push((path.to_owned(), vec![("Cookie", format!("{name}={value}"))]));
-                wrong.push((path.to_owned(), vec![("Cookie", format!("{name}={value}; {name}={value}"))]));
+                requests.push((path.to_owned(), vec![("Cookie", format!("{name}={value}"))]));
+                requests.push((path.to_owned(), vec![("Cookie", format!("{name}={value}; {name}={value}"))]));
             }
         }
     }
-    wrong
+    requests
 }
 
-/// All that is asked of a bridge with credentials, good and bad ones, each time from another address, so that none is
-/// refused for their number. `asks` makes a request in whichever way.
-async fn use_everything(secrets: &mut Secrets, asks: impl AsyncFn(&str, &str, &[(&str, &str)]) -> HttpResponse) {
+/// Sends requests with valid and invalid credentials and checks the responses. Each request has its own client address,
+/// so that no rate limit applies. `send` sends one request over http or https.
+async fn send_all_requests(secrets: &mut Secrets, send: impl AsyncFn(&str, &str, &[(&str, &str)]) -> HttpResponse) {
     let number = AtomicUsize::new(0);
-    let asks = async |method: &str, path: &str, headers: &[(&str, &str)]| {
+    let send = async |method: &str, path: &str, headers: &[(&str, &str)]| {
         let number = number.fetch_add(1, Relaxed);
         let from = format!("10.9.{}.{}", number / 250, number % 250);
-        asks(method, path, &[headers, &[("X-Forwarded-For", &from)]].concat()).await
+        send(method, path, &[headers, &[("X-Forwarded-For", &from)]].concat()).await
     };
     for (credential, status) in
         [("canary-of-the-environment", 200), ("canary-of-the-file", 200), ("e30.canary.good", 200)]
     {
         let authorization = format!("Bearer {credential}");
         let headers = [("Authorization", authorization.as_str())];
-        let answer = asks("GET", "/api/v1/instances", &headers).await;
-        assert_eq!(answer.status, status, "{credential}: {}", answer.body);
-        let ticket = asks("POST", "/api/v1/tickets", &headers).await.json()["ticket"].as_str().unwrap().to_owned();
-        let session = asks("POST", "/api/v1/session", &headers).await;
+        let response = send("GET", "/api/v1/instances", &headers).await;
+        assert_eq!(response.status, status, "{credential}: {}", response.body);
+        let ticket = send("POST", "/api/v1/tickets", &headers).await.json()["ticket"].as_str().unwrap().to_owned();
+        let session = send("POST", "/api/v1/session", &headers).await;
         let session = session.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();
-        secrets.add_pass(&ticket);
-        secrets.add_pass(&session);
-        let last_of = |text: &str| format!("{}x", &text[..text.len() - 1]);
+        secrets.add_signed_token(&ticket);
+        secrets.add_signed_token(&session);
+        let modified = |text: &str| format!("{}x", &text[..text.len() - 1]);
         for (path, headers, status) in [
             (format!("/api/websocket?token={ticket}"), vec![], 426),
             (format!("/api/sse?x&token={ticket}"), vec![], 400),
-            (format!("/api/sse?token={}", last_of(&ticket)), vec![], 401),
+            (format!("/api/sse?token={}", modified(&ticket)), vec![], 401),
             (format!("/ws?token={ticket}"), vec![], 401),
             ("/api/v1/tenants".to_owned(), vec![("Cookie", session.clone())], 200),
-            ("/api/v1/tenants".to_owned(), vec![("Cookie", last_of(&session))], 401),
+            ("/api/v1/tenants".to_owned(), vec![("Cookie", modified(&session))], 401),
             ("/api/v1/tenants".to_owned(), vec![("Authorization", format!("Bearer {ticket}"))], 401),
         ] {
             let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-            let answer = asks("GET", &path, &headers).await;
-            assert_eq!(answer.status, status, "{path}: {}", answer.body);
-            secrets.check(&path, &format!("{answer:?}"));
+            let response = send("GET", &path, &headers).await;
+            assert_eq!(response.status, status, "{path}: {}", response.body);
+            secrets.check(&path, &format!("{response:?}"));
         }
     }
-    for (path, headers) in wrong() {
+    for (path, headers) in invalid_requests() {
         let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
         for method in ["GET", "POST"] {
-            let answer = asks(method, &path, &headers).await;
-            secrets.check(&path, &format!("{answer:?}"));
-            assert_ne!(answer.status, 429, "{path} {headers:?} {answer:?}");
+            let response = send(method, &path, &headers).await;
+            secrets.check(&path, &format!("{response:?}"));
+            assert_ne!(response.status, 429, "{path} {headers:?} {response:?}");
         }
     }
-    let metrics = asks("GET", "/metrics", &[("Authorization", "Bearer canary-of-the-environment")]).await;
-    assert!(metrics.body.contains("bridge_credentials_refused_total "), "{}", metrics.body);
+    let metrics = send("GET", "/metrics", &[("Authorization", "Bearer canary-of-the-environment")]).await;
+    assert!(
+        metrics.body.contains("bridge_auth_denied_total{reason=\"unknown\"} "),
+        "expected denials in: {}",
+        metrics.body
+    );
     secrets.check("the metrics", &metrics.body);
 }
 
-/// What a bridge has said, all of it: at TRACE, and of those whom it has refused.
+/// Checks the complete log of a bridge. Asserts that it contains the level `trace` and the denials, so that the check
+/// is meaningful.
 fn check_log(secrets: &Secrets, bridge: &BridgeProcess) {
     let log = bridge.log();
-    assert!(log.len() < bridge_process::LOG_LINES, "the log is longer than what is kept of it");
+    assert!(log.len() < bridge_process::LOG_LINES, "the log must have fewer than {} lines", bridge_process::LOG_LINES);
     let log = log.join("\n");
-    for word in ["TRACE", "DEBUG", "refused=the credential is not known here"] {
-        assert!(log.contains(word), "{word} is missing: the log is not as it should be: {log}");
+    for word in ["TRACE", "DEBUG", "denied=the credential is unknown"] {
+        assert!(log.contains(word), "expected '{word}' in the log, found: {log}");
     }
     secrets.check("the log", &log);
-    assert!(!log.contains("panicked"), "{log}");
+    assert!(!log.contains("panicked"), "expected no panic, found: {log}");
 }
 
 #[tokio::test]
@@ -149,25 +156,25 @@ async fn secrets_do_not_appear_in_any_output() {
     let kubeconfig = std::fs::read_to_string(cluster.kubeconfig()).unwrap();
     let mut kubeconfig: Value = serde_json::from_str(&kubeconfig).unwrap();
     kubeconfig["users"][0]["user"] = json!({"token": "canary-of-the-kubeconfig"});
-    let (_kubeconfig, kubeconfig) = file(&kubeconfig.to_string());
-    let of_file = json!({"sha256": sha256("canary-of-the-file"), "tenantId": "alice"});
-    let keys = KeysFile::new(&[key("alice", &of_file)]);
-    let (_signing, signing) = file(SIGNING);
-    let certified = TlsFixture::new();
-    let private = std::fs::read_to_string(certified.file("tls.key")).unwrap();
+    let (_kubeconfig_file, kubeconfig) = file(&kubeconfig.to_string());
+    let key_in_file = json!({"sha256": sha256("canary-of-the-file"), "tenantId": "alice"});
+    let keys = KeysFile::new(&[key("alice", &key_in_file)]);
+    let (_signing_file, signing_path) = file(SIGNING_KEY);
+    let fixture = TlsFixture::new();
+    let private_key = std::fs::read_to_string(fixture.file("tls.key")).unwrap();
     let mut secrets = Secrets(vec![CANARY.to_owned(), "%63anary".to_owned()]);
-    // Of a weak secret, the hash is as good as the secret.
-    secrets.0.extend(["canary-of-the-environment", "canary-of-the-file", "e30.canary.good", SIGNING].map(sha256));
+    // The hash of a weak secret reveals the secret to an attacker who tries guesses.
+    secrets.0.extend(["canary-of-the-environment", "canary-of-the-file", "e30.canary.good", SIGNING_KEY].map(sha256));
     secrets.0.push("e30.".to_owned());
-    secrets.0.extend(private.lines().filter(|line| !line.starts_with("---")).map(str::to_owned));
-    assert!(secrets.0.len() > 7, "the private key has lines");
+    secrets.0.extend(private_key.lines().filter(|line| !line.starts_with("---")).map(str::to_owned));
+    assert!(secrets.0.len() > 7, "expected lines of the private key, found {} secrets", secrets.0.len());
 
     let keys_path = keys.path();
-    let more = [
+    let flags = [
         "--keys-file",
         &keys_path,
         "--session-key-file",
-        &signing,
+        &signing_path,
         "--token-audience",
         "bridge",
         "--request-rate",
@@ -177,69 +184,72 @@ async fn secrets_do_not_appear_in_any_output() {
     ];
     let variables = [("BOILERHOUSE_API_KEY", "canary-of-the-environment"), ("LOG_LEVEL", "trace")];
     let plain = ["serve", "--port", "0", "--kubeconfig", &kubeconfig, "--namespace", NAMESPACE];
-    let plain = BridgeProcess::run_with(&[&plain[..], &more].concat(), &variables).await;
+    let plain = BridgeProcess::run_with(&[&plain[..], &flags].concat(), &variables).await;
     plain.wait_ready().await;
     let address = plain.address;
-    use_everything(&mut secrets, async |method, path, headers| request(address, method, path, headers).await).await;
+    send_all_requests(&mut secrets, async |method, path, headers| request(address, method, path, headers).await).await;
 
-    // Streams, of a key that is taken back under them, and of a file that somebody has put a key into.
+    // Streams of a key that is removed, after a version of the keys file that contains a key in plain text.
     let authorization = [("Authorization", "Bearer canary-of-the-file")];
     let mut socket = WsClient::with(address, "/ws", &authorization).await.unwrap();
     let mut sse = SseClient::open(address, "/api/sse", &authorization).await;
     keys.write_text("keys: [{name: alice, sha256: canary, key: canary}]");
-    poll_until(|| plain.log().iter().any(|line| line.contains("the keys file cannot be used")).then_some(())).await;
+    poll_until(|| plain.log().iter().any(|line| line.contains("keys file rejected")).then_some(())).await;
     keys.write(&[]);
     let (_, close) = socket.closed(http_client::TEST_TIMEOUT).await;
     assert_eq!(close, Some((1008, "access revoked".to_owned())));
     secrets.check("a stream", &format!("{:?}", sse.rest().await));
     check_log(&secrets, &plain);
 
-    keys.write(&[key("alice", &of_file)]);
-    let tls = certified.bridge(&cluster, &more, &variables).await;
+    keys.write(&[key("alice", &key_in_file)]);
+    let tls = fixture.bridge(&cluster, &flags, &variables).await;
     let address = tls.address;
-    use_everything(&mut secrets, async |method, path, headers| certified.request(address, method, path, headers).await)
-        .await;
-    // What no client should send: TLS that is none, with a credential in it.
+    send_all_requests(&mut secrets, async |method, path, headers| {
+        fixture.request(address, method, path, headers).await
+    })
+    .await;
+    // Plain http with a credential on the TLS port.
     http_client::send_raw(address, b"GET /livez HTTP/1.1\r\nAuthorization: Bearer canary\r\n\r\n").await;
     check_log(&secrets, &tls);
 }
 
-/// Secrets that cannot be used are not quoted.
+/// Errors of invalid files and values at start do not quote them.
 #[tokio::test]
 async fn unusable_secrets_are_not_printed_at_start() {
-    let (certified, unreached) = (TlsFixture::new(), sim_cluster::kubeconfig("http://127.0.0.1:1"));
-    let certificate = certified.file("tls.crt").to_string_lossy().into_owned();
+    let (tls, unused_kubeconfig) = (TlsFixture::new(), sim_cluster::kubeconfig("http://127.0.0.1:1"));
+    let certificate = tls.file("tls.crt").to_string_lossy().into_owned();
     let pem = "-----BEGIN PRIVATE KEY-----\ncanarycanarycanarycanary\n-----END PRIVATE KEY-----\n";
     let files =
-        [pem, CANARY, "keys: [{name: a, sha256: canary}]", "keys: [{name: a, key: canary}]", "canary: {", SIGNING];
+        [pem, CANARY, "keys: [{name: a, sha256: canary}]", "keys: [{name: a, key: canary}]", "canary: {", SIGNING_KEY];
     let files = files.map(file);
-    let [pem, short, hash, known, broken, signing] = files.each_ref().map(|(_, path)| path.as_str());
+    let [pem, short, invalid_hash, key_in_file, malformed, signing] = files.each_ref().map(|(_, path)| path.as_str());
     let table: &[(&[&str], &str, &str)] = &[
         (&["--tls-cert", &certificate, "--tls-key", pem], "", "cannot serve TLS"),
         (&["--tls-cert", &certificate, "--tls-key", short], "", "cannot serve TLS"),
         (&["--tls-cert", pem, "--tls-key", pem], "", "cannot serve TLS"),
         (&["--session-key-file", short], "", "the session key file"),
-        (&["--keys-file", hash], "", "the keys file"),
-        (&["--keys-file", known], "", "the keys file"),
-        (&["--keys-file", broken], "", "the keys file"),
+        (&["--keys-file", invalid_hash], "", "the keys file"),
+        (&["--keys-file", key_in_file], "", "the keys file"),
+        (&["--keys-file", malformed], "", "the keys file"),
         (&["--keys-file", signing], "", "the keys file"),
         (&[], "canary canary", "BOILERHOUSE_API_KEY"),
         (&["--kubeconfig", short], "canary", "kubeconfig"),
-        (&["--kubeconfig", broken], "canary", "kubeconfig"),
+        (&["--kubeconfig", malformed], "canary", "kubeconfig"),
     ];
     for (args, environment, word) in table {
         let mut command = bridge_process::command(&["serve", "--port", "0"]);
         command.args(*args).env("LOG_LEVEL", "trace").env("RUST_BACKTRACE", "full");
         if !args.contains(&"--kubeconfig") {
-            command.args(["--kubeconfig", &unreached.path().to_string_lossy()]);
+            command.args(["--kubeconfig", &unused_kubeconfig.path().to_string_lossy()]);
         }
         if !environment.is_empty() {
             command.env("BOILERHOUSE_API_KEY", environment);
         }
-        let ended = tokio::time::timeout(http_client::TEST_TIMEOUT, command.kill_on_drop(true).output());
-        let ended = ended.await.expect("it goes on").unwrap();
-        let said = format!("{}{}", String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
-        assert!(!ended.status.success() && said.contains(word), "{args:?}: {said}");
-        assert!(!said.contains(CANARY), "{args:?}: {said}");
+        let process = tokio::time::timeout(http_client::TEST_TIMEOUT, command.kill_on_drop(true).output());
+        let result = process.await.expect("the process must exit").unwrap();
+        let output = format!("{}{}", String::from_utf8_lossy(&result.stdout), String::from_utf8_lossy(&result.stderr));
+        assert!(!result.status.success(), "expected a failure with {args:?}: {output}");
+        assert!(output.contains(word), "expected '{word}' with {args:?}, found: {output}");
+        assert!(!output.contains(CANARY), "expected no secret with {args:?}, found: {output}");
     }
 }

@@ -1,5 +1,5 @@
-//! What one tenant's key is told by the binary of another tenant, at every endpoint, over seeded histories of both in one
-//! cluster. What the lens itself lets through is tried in `scope`, history by history and byte by byte.
+//! Test of tenant isolation in the binary: no endpoint sends data of another tenant to a tenant key, over seeded
+//! histories of both tenants in one cluster. `tenant_isolation_feed` tests the projections of the feed byte by byte.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,33 +25,33 @@ use crate::support::{
     sim_cluster::{NAMESPACE, SimCluster},
 };
 
-/// Histories in the long form of the test, and in the short one.
+/// Number of histories in the long form and in the short form of the test.
 const HISTORIES: [u64; 2] = [300, 50];
 /// Writes in a history.
-const STEPS: usize = 40;
-/// In so many histories, the first ones, the API server forgets its watch history, and everybody lists anew; the watchers
-/// of a connection wait longer each time.
-const RESTARTED: u64 = 2;
-/// The tenant that looks, the other one, and what belongs to neither.
-const OWN_TENANT: &str = "alice";
-const OTHER_TENANT: &str = "mallory";
-const NEITHER: &str = "spare";
-/// As long as the other's, and nobody's.
+const WRITES: usize = 40;
+/// Number of histories, from the first one, in which the API server loses its watch history, so that all watchers list
+/// again. More would make the test slow: a dedicated watcher waits longer before each list.
+const HISTORIES_WITH_RESTART: u64 = 2;
+/// The tenant that reads, the other one, and the owner of objects without a tenant.
+const OWN: &str = "alice";
+const OTHER: &str = "mallory";
+const NO_TENANT: &str = "spare";
+/// A tenant that does not exist. Its name is as long as that of the other tenant, so that responses can be compared.
 const ABSENT: &str = "nothing";
 
-/// Connections that hear all that the tenant's key is told.
+/// A stream of the tenant key that records all received bytes.
 struct StreamTap {
     path: String,
     received: Arc<Mutex<Vec<u8>>>,
-    reading: JoinHandle<()>,
+    reader: JoinHandle<()>,
     to_bridge: OwnedWriteHalf,
-    /// By which it is known that it has heard everything so far: kinds of marks.
+    /// Kinds of the marker objects that the stream delivers. When they have arrived, all earlier events have.
     marks: &'static [&'static str],
 }
 
 impl Drop for StreamTap {
     fn drop(&mut self) {
-        self.reading.abort();
+        self.reader.abort();
     }
 }
 
@@ -64,7 +64,7 @@ impl StreamTap {
     ) -> StreamTap {
         let mut stream = TcpStream::connect(bridge.address).await.unwrap();
         let request = http_client::upgrade(bridge.address, path);
-        // The same request begins either kind of stream, but for the words that ask for an upgrade.
+        // An SSE request is the same without the upgrade headers.
         let request = match is_websocket(path) {
             true => request,
             false => format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", bridge.address),
@@ -73,27 +73,28 @@ impl StreamTap {
         stream.write_all(request.as_bytes()).await.unwrap();
         let (mut stream, to_bridge) = stream.into_split();
         let received = Arc::<Mutex<Vec<u8>>>::default();
-        let hearing = received.clone();
-        let reading = tokio::spawn(async move {
+        let buffer = received.clone();
+        let reader = tokio::spawn(async move {
             let mut bytes = Vec::new();
             while stream.read_buf(&mut bytes).await.is_ok_and(|read| read > 0) {
-                hearing.lock().unwrap().append(&mut bytes);
+                buffer.lock().unwrap().append(&mut bytes);
             }
         });
-        let tap = StreamTap { path: path.to_owned(), received, reading, to_bridge, marks };
-        poll_until(|| tap.has("\r\n\r\n").then_some(())).await;
-        assert!(tap.has("HTTP/1.1 200 ") || tap.has("HTTP/1.1 101 "), "{path}: {}", tap.text());
+        let tap = StreamTap { path: path.to_owned(), received, reader, to_bridge, marks };
+        poll_until(|| tap.contains("\r\n\r\n").then_some(())).await;
+        let opened = tap.contains("HTTP/1.1 200 ") || tap.contains("HTTP/1.1 101 ");
+        assert!(opened, "expected a stream at {path}, found: {}", tap.text());
         tap
     }
 
-    /// A pong that nobody asked for: a WebSocket client that says nothing for 45 s is taken for gone.
-    async fn is_there(&mut self) {
+    /// Sends an unsolicited pong, because the bridge closes a WebSocket that receives nothing for 45 s.
+    async fn keep_alive(&mut self) {
         if is_websocket(&self.path) {
             self.to_bridge.write_all(b"\x8a\x80\0\0\0\0").await.unwrap();
         }
     }
 
-    fn has(&self, word: &str) -> bool {
+    fn contains(&self, word: &str) -> bool {
         memchr::memmem::find(&self.received.lock().unwrap(), word.as_bytes()).is_some()
     }
 
@@ -106,29 +107,30 @@ fn is_websocket(path: &str) -> bool {
     path.contains("/ws") || path.contains("/websocket")
 }
 
-/// A cluster of both, and who belongs to whom.
+/// A cluster with objects of both tenants, and a record of their owners.
 struct TwoTenantCluster {
     cluster: SimCluster,
     rng: SeededRng,
-    /// By resource and name.
+    /// Owner of each existing object, by resource and name.
     owners: BTreeMap<(ApiResource, String), &'static str>,
-    /// uids of what has never been the looking tenant's, in this history and in the last one, and of what has.
+    /// The uids of objects that never belonged to the reading tenant: of this history and of the previous one.
     hidden: [BTreeSet<String>; 2],
+    /// The uids of objects that belong or belonged to the reading tenant.
     visible: BTreeSet<String>,
 }
 
 impl TwoTenantCluster {
+    /// Creates, changes or deletes one random object.
     fn write(&mut self) {
         let resource = *self.rng.choose(&[ApiResource::Pods, ApiResource::Claims]);
         let slot = self.rng.below(3);
-        // Some change hands; the others' names say whose they are.
-        let (name, owner) =
-            match *self.rng.choose(&[OWN_TENANT, OTHER_TENANT, OTHER_TENANT, NEITHER, "shared", "shared"]) {
-                "shared" => (format!("shared-{slot}"), *self.rng.choose(&[OWN_TENANT, OTHER_TENANT, NEITHER])),
-                owner => (format!("{owner}-{slot}"), owner),
-            };
-        let there = self.owners.contains_key(&(resource, name.clone()));
-        if there && self.rng.below(5) == 0 {
+        // A shared object can change its owner. The name of every other object names its owner.
+        let (name, owner) = match *self.rng.choose(&[OWN, OTHER, OTHER, NO_TENANT, "shared", "shared"]) {
+            "shared" => (format!("shared-{slot}"), *self.rng.choose(&[OWN, OTHER, NO_TENANT])),
+            owner => (format!("{owner}-{slot}"), owner),
+        };
+        let exists = self.owners.contains_key(&(resource, name.clone()));
+        if exists && self.rng.below(5) == 0 {
             self.cluster.sim.store(|store| store.delete(resource, NAMESPACE, &name)).unwrap();
             self.owners.remove(&(resource, name));
             return;
@@ -136,20 +138,21 @@ impl TwoTenantCluster {
         self.put(resource, &name, owner);
     }
 
+    /// Creates an object or replaces its values, and records its owner.
     fn put(&mut self, resource: ApiResource, name: &str, owner: &'static str) {
         let object = self.object(resource, name, owner);
         let written = self.cluster.sim.store(|store| match store.get(resource, NAMESPACE, name) {
             None => store.create(resource, object),
-            Some(_) => store.modify(resource, NAMESPACE, name, |have| {
-                have["metadata"]["labels"] = object["metadata"]["labels"].clone();
-                have["metadata"]["annotations"] = object["metadata"]["annotations"].clone();
-                have["spec"] = object["spec"].clone();
-                have["status"] = object["status"].clone();
+            Some(_) => store.modify(resource, NAMESPACE, name, |current| {
+                current["metadata"]["labels"] = object["metadata"]["labels"].clone();
+                current["metadata"]["annotations"] = object["metadata"]["annotations"].clone();
+                current["spec"] = object["spec"].clone();
+                current["status"] = object["status"].clone();
             }),
         });
         let uid = written.unwrap()["metadata"]["uid"].as_str().unwrap().to_owned();
         self.owners.insert((resource, name.to_owned()), owner);
-        if owner == OWN_TENANT {
+        if owner == OWN {
             self.hidden[0].remove(&uid);
             self.visible.insert(uid);
         } else if !self.visible.contains(&uid) {
@@ -157,10 +160,11 @@ impl TwoTenantCluster {
         }
     }
 
-    /// An object all of whose words are its owner's, but for its name; a claim may name anybody's Pod.
+    /// Returns an object whose values contain the word of its owner, except its name. A claim can name a Pod of any
+    /// owner.
     fn object(&mut self, resource: ApiResource, name: &str, owner: &str) -> Value {
         let rng = &mut self.rng;
-        let mut word = |description: &str| format!("{owner}-{description}-{}", rng.below(3));
+        let mut word = |field: &str| format!("{owner}-{field}-{}", rng.below(3));
         let labels = json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": word("workload"),
                             format!("{owner}.example/label"): word("label")});
         let [phase, ip, source, at, detail, active] =
@@ -168,18 +172,18 @@ impl TwoTenantCluster {
         let mut metadata = json!({"name": name, "namespace": NAMESPACE, "labels": labels});
         if resource == ApiResource::Pods {
             metadata["labels"]["boilerhouse.dev/pool-status"] = json!(rng.choose(&["warming", "ready", "acquired"]));
-            if owner != NEITHER {
+            if owner != NO_TENANT {
                 metadata["labels"]["boilerhouse.dev/tenant"] = json!(owner);
             }
             return json!({"metadata": metadata, "spec": {}, "status": {"phase": phase, "podIP": ip}});
         }
         metadata["annotations"] = json!({"boilerhouse.dev/last-activity": active});
-        let pod = format!("{}-{}", rng.choose(&[OWN_TENANT, "shared", owner]), rng.below(3));
+        let pod = format!("{}-{}", rng.choose(&[OWN, "shared", owner]), rng.below(3));
         let phase = *rng.choose(&["Active", "Active", "Pending", "Released"]);
-        // A claim without a tenant cannot be.
-        let tenant = if owner == NEITHER { "spare-tenant" } else { owner };
-        // A claim that names another's Pod would tell of that by its own words.
-        let pod = if owner == OWN_TENANT { format!("{OWN_TENANT}-{}", rng.below(3)) } else { pod };
+        // The schema of a claim requires a tenant.
+        let tenant = if owner == NO_TENANT { "spare-tenant" } else { owner };
+        // The tenant's own claims name only its own Pods: a name of another Pod would be the tenant's own data.
+        let pod = if owner == OWN { format!("{OWN}-{}", rng.below(3)) } else { pod };
         json!({
             "metadata": metadata, "spec": {"tenantId": tenant, "workloadRef": format!("{owner}-workload")},
             "status": {"phase": phase, "instanceId": pod, "source": source, "claimedAt": at, "detail": detail,
@@ -187,53 +191,52 @@ impl TwoTenantCluster {
         })
     }
 
-    /// The last of a history: once it has been told, so has everything before it.
-    fn mark(&mut self, history: u64) {
+    /// Writes the marker objects at the end of a history. A stream that has delivered them has delivered all earlier
+    /// events.
+    fn write_marks(&mut self, history: u64) {
         for (resource, kind) in [(ApiResource::Pods, "pod"), (ApiResource::Claims, "claim")] {
             let name = format!("mark-{kind}-{history}-");
-            self.put(resource, &name, OWN_TENANT);
+            self.put(resource, &name, OWN);
             let active = json!({"status": {"phase": "Active"}});
             self.cluster.sim.store(|store| store.patch(resource, NAMESPACE, &name, &active)).unwrap();
         }
     }
 
-    /// Nothing of the histories so far is there any more. That it goes may still be told.
-    fn clear(&mut self) {
+    /// Deletes all objects. The events of the deletions can arrive during the next history.
+    fn delete_all(&mut self) {
         self.hidden = [BTreeSet::new(), std::mem::take(&mut self.hidden[0])];
         for (resource, name) in std::mem::take(&mut self.owners).into_keys() {
             self.cluster.sim.store(|store| store.delete(resource, NAMESPACE, &name)).unwrap();
         }
     }
 
-    fn names(&self, resource: ApiResource) -> Vec<&str> {
-        let own = self.owners.iter().filter(|((of, _), owner)| *of == resource && **owner == OWN_TENANT);
+    /// Returns the names of the objects of the reading tenant.
+    fn own_names(&self, resource: ApiResource) -> Vec<&str> {
+        let own = self.owners.iter().filter(|((of, _), owner)| *of == resource && **owner == OWN);
         own.map(|((_, name), _)| name.as_str()).collect()
     }
 
-    /// No word and no uid of others stands there.
-    fn check(&self, description: &str, text: &str) {
-        for word in [OTHER_TENANT, NEITHER, "pool.depth"] {
-            assert!(!text.contains(word), "{description} tells of {word}: {text}");
+    /// Asserts that `text` contains no word and no uid of another owner.
+    fn check(&self, source: &str, text: &str) {
+        for word in [OTHER, NO_TENANT, "pool.depth"] {
+            assert!(!text.contains(word), "{source} contains {word}: {text}");
         }
         for uid in self.hidden.iter().flatten() {
-            assert!(
-                !text.contains(uid.as_str()),
-                "{description} tells of {uid}, which has never been {OWN_TENANT}'s: {text}"
-            );
+            assert!(!text.contains(uid.as_str()), "{source} contains {uid}, which never belonged to {OWN}: {text}");
         }
     }
 }
 
-/// A GET with the tenant's key. What differs for other reasons than what is there is left out.
-async fn fetch(bridge: &BridgeProcess, path: &str) -> HttpResponse {
-    let mut answer = request(bridge.address, "GET", path, &[("Authorization", &bearer(OWN_TENANT))]).await;
-    answer.headers.retain(|(name, _)| !["date", "event-cursor", "ratelimit"].contains(&name.as_str()));
-    answer
+/// Sends a GET with the tenant key. Removes the headers that differ between equal responses.
+async fn get_as_tenant(bridge: &BridgeProcess, path: &str) -> HttpResponse {
+    let mut response = request(bridge.address, "GET", path, &[("Authorization", &bearer(OWN))]).await;
+    response.headers.retain(|(name, _)| !["date", "event-cursor", "ratelimit"].contains(&name.as_str()));
+    response
 }
 
-/// Every GET at the end of a history.
+/// Checks every GET endpoint at the end of a history.
 async fn check_all_endpoints(bridge: &BridgeProcess, model: &TwoTenantCluster) {
-    let everything = [
+    let paths = [
         "/api/v1/instances",
         "/api/v1/tenants",
         "/api/v1/tenants/alice",
@@ -247,20 +250,20 @@ async fn check_all_endpoints(bridge: &BridgeProcess, model: &TwoTenantCluster) {
         "/",
         "/api/v1/instances?params=%7B%22instances%22:%7B%22labels%22:%7B%22boilerhouse.dev/managed%22:null%7D%7D%7D",
     ];
-    for path in everything {
-        model.check(path, &format!("{:?}", fetch(bridge, path).await));
+    for path in paths {
+        model.check(path, &format!("{:?}", get_as_tenant(bridge, path).await));
     }
-    let names = |answer: &HttpResponse| -> Vec<String> {
-        answer.json().as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap().to_owned()).collect()
+    let names = |response: &HttpResponse| -> Vec<String> {
+        response.json().as_array().unwrap().iter().map(|object| object["name"].as_str().unwrap().to_owned()).collect()
     };
-    assert_eq!(names(&fetch(bridge, "/api/v1/instances").await), model.names(ApiResource::Pods));
-    let tenants = fetch(bridge, "/api/v1/tenants").await.json();
+    assert_eq!(names(&get_as_tenant(bridge, "/api/v1/instances").await), model.own_names(ApiResource::Pods));
+    let tenants = get_as_tenant(bridge, "/api/v1/tenants").await.json();
     assert_eq!(tenants.as_array().unwrap().len(), 1, "{tenants}");
     let claims = tenants[0]["claims"].as_array().unwrap().iter().map(|claim| claim["name"].as_str().unwrap());
-    assert_eq!(claims.collect::<Vec<_>>(), model.names(ApiResource::Claims));
+    assert_eq!(claims.collect::<Vec<_>>(), model.own_names(ApiResource::Claims));
 
-    // What is another's is answered as what is not there, to the byte but for the name that was asked for.
-    let asks = [
+    // The response for an object of another tenant equals that for an absent object, except for the requested name.
+    let requests = [
         "/api/v1/instances/{}-0",
         "/api/v1/instances/{}-1",
         "/api/v1/instances/{}-2",
@@ -272,17 +275,17 @@ async fn check_all_endpoints(bridge: &BridgeProcess, model: &TwoTenantCluster) {
         "/api/v1/pools?params=%7B%22instances%22:%7B%22tenantId%22:%22{}%22%7D%7D",
         "/api/v1/stats?params=%7B%22claims%22:%7B%22tenantId%22:%22{}%22%7D%7D",
     ];
-    for path in asks {
-        let [others, nobodys] = [OTHER_TENANT, ABSENT].map(|name| async move {
-            format!("{:?}", fetch(bridge, &path.replace("{}", name)).await).replace(name, "{}")
+    for path in requests {
+        let [of_other, of_absent] = [OTHER, ABSENT].map(|name| async move {
+            format!("{:?}", get_as_tenant(bridge, &path.replace("{}", name)).await).replace(name, "{}")
         });
-        assert_eq!(others.await, nobodys.await, "{path}");
+        assert_eq!(of_other.await, of_absent.await, "{path}");
     }
 }
 
 #[tokio::test]
 async fn no_endpoint_reveals_another_tenant() {
-    let all = [three_keys(), vec![key(OTHER_TENANT, &json!({"tenantId": OTHER_TENANT}))]].concat();
+    let all = [three_keys(), vec![key(OTHER, &json!({"tenantId": OTHER}))]].concat();
     let keys = KeysFile::new(&all);
     let mut model = TwoTenantCluster {
         cluster: SimCluster::new().await,
@@ -293,75 +296,82 @@ async fn no_endpoint_reveals_another_tenant() {
     };
     let rates = ["--own-watchers", "2", "--request-rate", "1000000"];
     let bridge = model.cluster.bridge(&[&["--keys-file", &keys.path()][..], &rates].concat()).await;
-    let (authorization, cookie) = (bearer(OWN_TENANT), cookie(&bridge, OWN_TENANT).await);
-    let by_ticket = format!("/api/sse?token={}", ticket(&bridge, OWN_TENANT).await);
+    let (authorization, cookie) = (bearer(OWN), cookie(&bridge, OWN).await);
+    let by_ticket = format!("/api/sse?token={}", ticket(&bridge, OWN).await);
     let by_key = ("Authorization", authorization.as_str());
-    let both: &[&str] = &["pod", "claim"];
+    let both_marks: &[&str] = &["pod", "claim"];
     let filter =
         "%7B%22instances%22:%7B%22tenantId%22:%22mallory%22%7D,%22claims%22:%7B%22tenantId%22:%22mallory%22%7D%7D";
-    let (of_others, of_others_too) = (format!("/api/websocket?params={filter}"), format!("/api/sse?params={filter}"));
+    let (ws_for_other, sse_for_other) =
+        (format!("/api/websocket?params={filter}"), format!("/api/sse?params={filter}"));
     let streams = [
-        ("/ws", by_key, both),
-        ("/ws?snapshot=none", by_key, both),
-        // These share the hub's watch.
+        ("/ws", by_key, both_marks),
+        ("/ws?snapshot=none", by_key, both_marks),
+        // The next streams use the hub: both dedicated watchers are in use.
         ("/ws?types=instance.state", ("Cookie", &cookie), &["pod"]),
         ("/ws?types=pool,tenant", by_key, &["claim"]),
-        ("/api/websocket", by_key, both),
+        ("/api/websocket", by_key, both_marks),
         ("/api/websocket?types=pool,tenant,telemetry,mqtt", by_key, &["claim"]),
-        ("/api/sse", by_key, both),
-        (&by_ticket, ("Accept", "text/event-stream"), both),
-        ("/api/events/stream?snapshot=state", ("Cookie", &cookie), both),
-        ("/events/stream?snapshot=state", by_key, both),
-        ("/events", by_key, both),
-        ("/events/ws?snapshot=state", by_key, both),
-        // They ask for what is not theirs, and hear nothing: known by what else they have heard when the others are at the end.
-        (&of_others, by_key, &[]),
-        (&of_others_too, by_key, &[]),
+        ("/api/sse", by_key, both_marks),
+        (&by_ticket, ("Accept", "text/event-stream"), both_marks),
+        ("/api/events/stream?snapshot=state", ("Cookie", &cookie), both_marks),
+        ("/events/stream?snapshot=state", by_key, both_marks),
+        ("/events", by_key, both_marks),
+        ("/events/ws?snapshot=state", by_key, both_marks),
+        // These streams request objects of another tenant and receive no events. They are checked when the other
+        // streams are complete.
+        (&ws_for_other, by_key, &[]),
+        (&sse_for_other, by_key, &[]),
     ];
     let mut taps = Vec::new();
     for (path, header, marks) in streams {
         taps.push(StreamTap::open(&bridge, path, header, marks).await);
     }
-    let (mut received, mut handed_over) = (0, 0);
+    let (mut with_events, mut filtered) = (0, 0);
     let histories = if support::long_form() { HISTORIES[0] } else { HISTORIES[1] };
     for history in 0..histories {
         model.rng = SeededRng(history);
-        let answer = request(bridge.address, "GET", "/api/v1/instances", &[by_key]).await;
-        let resumed = format!("/api/sse?lastEventId={}", answer.header("event-cursor").unwrap());
-        for step in 0..STEPS {
+        let response = request(bridge.address, "GET", "/api/v1/instances", &[by_key]).await;
+        let resumed = format!("/api/sse?lastEventId={}", response.header("event-cursor").unwrap());
+        for step in 0..WRITES {
             model.write();
-            if history < RESTARTED && step == STEPS / 2 {
+            if history < HISTORIES_WITH_RESTART && step == WRITES / 2 {
                 model.cluster.sim.restart();
             }
             if step % 4 == 0 {
                 tokio::task::yield_now().await;
             }
         }
-        let resumed = StreamTap::open(&bridge, &resumed, by_key, both).await;
-        model.mark(history);
+        let resumed = StreamTap::open(&bridge, &resumed, by_key, both_marks).await;
+        model.write_marks(history);
         for tap in taps.iter().chain([&resumed]) {
             for mark in tap.marks.iter().map(|kind| format!("mark-{kind}-{history}-")) {
-                let told = async {
-                    while !tap.has(&mark) {
+                let delivered = async {
+                    while !tap.contains(&mark) {
                         tokio::time::sleep(Duration::from_millis(5)).await;
                     }
                 };
-                assert!(timeout(TEST_TIMEOUT, told).await.is_ok(), "{} is not told {mark}: {}", tap.path, tap.text());
+                let complete = timeout(TEST_TIMEOUT, delivered).await.is_ok();
+                assert!(complete, "expected {mark} on {}, found: {}", tap.path, tap.text());
             }
             let text = tap.text();
-            // The filter's own words stand in no answer.
+            // No stream repeats the words of its filter.
             model.check(&tap.path, &text);
-            received += usize::from(text.contains("alice-workload"));
-            handed_over += text.matches(r#""cause":"filtered""#).count();
+            with_events += usize::from(text.contains("alice-workload"));
+            filtered += text.matches(r#""cause":"filtered""#).count();
         }
         check_all_endpoints(&bridge, &model).await;
-        model.clear();
+        model.delete_all();
         for tap in &mut taps {
             tap.received.lock().unwrap().clear();
-            tap.is_there().await;
+            tap.keep_alive().await;
         }
     }
-    println!("{received} streams of histories heard something, {handed_over} of a handover");
+    println!("{with_events} streams received events, {filtered} events with the cause `filtered`");
     let histories = usize::try_from(histories).unwrap();
-    assert!(received > 12 * histories && handed_over > 2 * histories, "{received}, {handed_over}");
+    assert!(
+        with_events > 12 * histories && filtered > 2 * histories,
+        "for each history, expected events on more than 12 streams and more than 2 `filtered` events, found \
+         {with_events} and {filtered}"
+    );
 }

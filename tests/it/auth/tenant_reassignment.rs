@@ -1,4 +1,4 @@
-//! A Pod that is handed from one tenant to another: what both are told of it, by the binary.
+//! Test of a Pod that moves from one tenant to another: the events that the binary sends to both tenants.
 
 use boilerhouse_bridge::sim::ApiResource;
 use serde_json::{Value, json};
@@ -10,7 +10,8 @@ use crate::support::{
     sse_client::{SseClient, SseEvent},
 };
 
-/// Word by word, on each kind of stream: the first is told that the Pod is gone, the second that it is there.
+/// On each kind of stream, the first tenant gets `Deleted`, and the second one the new state. The events are compared
+/// completely.
 #[tokio::test]
 async fn reassigned_pod_is_deleted_for_the_first_tenant() {
     let bob = key("bob", &json!({"tenantId": "bob"}));
@@ -29,34 +30,34 @@ async fn reassigned_pod_is_deleted_for_the_first_tenant() {
         "metadata": {"labels": {"boilerhouse.dev/tenant": "bob", "boilerhouse.dev/workload": "bobs"}},
         "status": {"phase": "Bobs", "podIP": "10.0.0.66"},
     });
-    let store =
+    let patch =
         |change| cluster.sim.store(|store| store.patch(ApiResource::Pods, NAMESPACE, "alice-pod", change)).unwrap();
-    let handed_over = store(&change);
-    store(&json!({"status": {"phase": "BobsToo"}}));
+    let reassigned = patch(&change);
+    patch(&json!({"status": {"phase": "BobsToo"}}));
     cluster.sim.store(|store| store.delete(ApiResource::Pods, NAMESPACE, "alice-pod")).unwrap();
-    let own = json!({"metadata": {"name": "mark", "namespace": NAMESPACE, "labels": {
+    let marker = json!({"metadata": {"name": "mark", "namespace": NAMESPACE, "labels": {
         "boilerhouse.dev/managed": "true", "boilerhouse.dev/tenant": "alice"}}});
-    cluster.sim.store(|store| store.create(ApiResource::Pods, own)).unwrap();
+    cluster.sim.store(|store| store.create(ApiResource::Pods, marker)).unwrap();
 
-    let gone = json!({"type": "instance.state", "name": "alice-pod", "phase": "Deleted", "workloadRef": "web",
-                      "tenantId": "alice"});
-    assert_eq!(plain.json().await, gone);
-    assert_eq!(plain.json().await["name"], "mark", "what becomes of it is bob's business");
-    let mut last = before;
+    let deleted = json!({"type": "instance.state", "name": "alice-pod", "phase": "Deleted", "workloadRef": "web",
+                         "tenantId": "alice"});
+    assert_eq!(plain.json().await, deleted);
+    assert_eq!(plain.json().await["name"], "mark", "expected no event about the Pod of bob");
+    let mut last_view = before;
     for joined in ["claimedAt", "lastActivity"] {
-        last.as_object_mut().unwrap().remove(joined);
+        last_view.as_object_mut().unwrap().remove(joined);
     }
-    let (uid, rv) = (&handed_over["metadata"]["uid"], &handed_over["metadata"]["resourceVersion"]);
+    let (uid, rv) = (&reassigned["metadata"]["uid"], &reassigned["metadata"]["resourceVersion"]);
     let key = format!("{}.{}.instance.state", uid.as_str().unwrap(), rv.as_str().unwrap());
-    let gone = json!({
+    let deleted = json!({
         "type": "instance.state", "id": "*", "time": "*", "name": "alice-pod", "phase": "Deleted",
-        "previousPhase": "Unknown", "workloadRef": "web", "tenantId": "alice", "instance": last, "cause": "filtered",
-        "key": key,
+        "previousPhase": "Unknown", "workloadRef": "web", "tenantId": "alice", "instance": last_view,
+        "cause": "filtered", "key": key,
     });
-    let held = |mut event: Value| {
-        for differs in ["id", "time"] {
-            assert!(event[differs].is_string(), "{event}");
-            event[differs] = json!("*");
+    let mask_variable_values = |mut event: Value| {
+        for key in ["id", "time"] {
+            assert!(event[key].is_string(), "expected the key {key}: {event}");
+            event[key] = json!("*");
         }
         event
     };
@@ -64,16 +65,19 @@ async fn reassigned_pod_is_deleted_for_the_first_tenant() {
     let from_socket = from_socket.iter().map(|text| serde_json::from_str::<Value>(text).unwrap());
     let from_sse = sse.until(|event| event["name"] == "mark").await;
     let from_sse = from_sse.iter().map(SseEvent::json);
-    for received in [from_socket.collect::<Vec<_>>(), from_sse.collect()] {
-        let received: Vec<_> = received.into_iter().filter(|event| event["type"] != "heartbeat").collect();
-        assert_eq!(held(received[0].clone()), gone);
-        assert_eq!(received.len(), 2, "{received:?}");
+    for events in [from_socket.collect::<Vec<_>>(), from_sse.collect()] {
+        let events: Vec<_> = events.into_iter().filter(|event| event["type"] != "heartbeat").collect();
+        assert_eq!(mask_variable_values(events[0].clone()), deleted);
+        assert_eq!(events.len(), 2, "expected `Deleted` and the marker, found: {events:?}");
     }
-    let came = json!({"type": "instance.state", "name": "alice-pod", "phase": "Bobs", "workloadRef": "bobs",
-                      "tenantId": "bob"});
-    assert_eq!(plain_of_bob.json().await, came);
-    let came = full_of_bob.until(|event| event["phase"] == "Bobs").await;
-    assert!(came.iter().all(|text| !text.contains("\"web\"") && !text.contains("previousPhase")), "{came:?}");
+    let appeared = json!({"type": "instance.state", "name": "alice-pod", "phase": "Bobs", "workloadRef": "bobs",
+                          "tenantId": "bob"});
+    assert_eq!(plain_of_bob.json().await, appeared);
+    let events = full_of_bob.until(|event| event["phase"] == "Bobs").await;
+    assert!(
+        events.iter().all(|text| !text.contains("\"web\"") && !text.contains("previousPhase")),
+        "expected no value of the first tenant, found: {events:?}"
+    );
     for (path, headers) in [("/api/v1/instances/alice-pod", &alice), ("/api/v1/instances/mark", &bob)] {
         assert_eq!(request(bridge.address, "GET", path, headers).await.status, 404, "{path}");
     }

@@ -126,8 +126,8 @@ async fn invalid_namespace_is_rejected() {
 async fn invalid_allowed_host_is_rejected() {
     for value in ["bridge.example:8080", "https://bridge.example", "bridge.example/", "a b", "bridge..example"] {
         let error = format!(
-            "'{value}' is not a host name: expected one like bridge.example, without scheme, port or wildcard (it is good \
-             for every port; IP addresses and localhost always pass)"
+            "'{value}' is not a host name: expected one like bridge.example, without scheme, port or wildcard (it is \
+             valid for every port; IP addresses and localhost are always allowed)"
         );
         rejected_everywhere("--allowed-hosts <NAME>", "BRIDGE_ALLOWED_HOSTS", value, &error).await;
     }

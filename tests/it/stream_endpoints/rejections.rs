@@ -24,7 +24,7 @@ const MALFORMED: &[(&str, &str, &[&str])] = &[
     ("params=%7B", "params", &["JSON"]),
     ("params=%7B%22instances%22%3A%7B%22colour%22%3A%22red%22%7D%7D", "params", &["colour", "phase", "labels"]),
     ("color=red", "color", &["unknown", "accepted are types, params, connectionId, snapshot, lastEventId"]),
-    ("snapshot=none&snapshot=none", "snapshot", &["more than once"]),
+    ("snapshot=none&snapshot=none", "snapshot", &["repeated"]),
 ];
 
 /// An answer to a request of the row's own kind.

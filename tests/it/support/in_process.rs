@@ -93,6 +93,7 @@ impl InProcessBridge {
             streams: stream::StreamContext::new(config.stream, metrics, tasks.stop().clone()),
             connection: ConnectionInfo { name: "test".into(), namespace: namespace.into() },
             registry,
+            metrics: site::Metrics::default(),
             guard: GuardConfig::default(),
             auth: auth_with(CredentialSources { file: config.keys, ..CredentialSources::default() }),
             rate_limits: RateLimits::new(&config.limits),

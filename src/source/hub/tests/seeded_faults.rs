@@ -218,7 +218,7 @@ async fn run_history(seed: u64) -> Vec<Recorded> {
     let config = Config {
         namespace: NAMESPACE.into(),
         page_objects: 3,
-        jitter: |_| JITTER.with_borrow_mut(SeededRng::next),
+        jitter: |_| JITTER.with_borrow_mut(SeededRng::next_u64),
         ..Config::default()
     };
     let (client, metrics, events) = (sim.client(NAMESPACE), Metrics::default(), Mutex::new(Vec::new()));

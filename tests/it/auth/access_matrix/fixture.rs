@@ -1,4 +1,5 @@
-//! The bridges that the matrix asks, the credentials that it has, and its requests: written out, and read as far as needed.
+//! The bridges, the credentials and the requests of the access matrix. Requests are raw HTTP/1.1 text, and responses
+//! are read only as far as the test needs them.
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Duration};
 
@@ -27,25 +28,29 @@ use crate::{
 };
 
 const AUDIENCE: &str = "boilerhouse-bridge";
-const SIGNING: &str = "0123456789abcdef0123456789abcdef";
-/// An address besides the bridge's own, and a name that it may be called by: what comes there comes through a proxy that
-/// speaks https, as no session is made in the clear off loopback.
-const IP: &str = "10.1.2.3";
-const NAME: &str = "bridge.example";
+const SIGNING_KEY: &str = "0123456789abcdef0123456789abcdef";
+/// Hosts other than the bridge's own address: an IP address, and a name in `--allowed-hosts`. Requests for them
+/// simulate an https proxy, because the bridge creates no session over plain http except on loopback.
+const PROXY_IP: &str = "10.1.2.3";
+const ALLOWED_HOST: &str = "bridge.example";
 
 pub(super) struct Fixture {
     cluster: SimCluster,
+    /// The keys file and the session key file.
     files: (KeysFile, tempfile::NamedTempFile),
     bridge: BridgeProcess,
-    /// It knows nobody.
-    open: BridgeProcess,
+    /// A bridge without configured credentials.
+    open_bridge: BridgeProcess,
+    /// Kubernetes tokens by name of the credential.
     tokens: BTreeMap<&'static str, String>,
-    /// By credential and Host.
+    /// By name of the credential and Host.
     cookies: BTreeMap<(&'static str, &'static str), String>,
+    /// By name of the credential.
     tickets: BTreeMap<&'static str, String>,
 }
 
-/// What has come of a request. JSON where it was, with `*` for what differs from run to run; a stream's first events.
+/// The checked parts of a response. The body is the JSON, or the first events of a stream, with `*` for values that
+/// differ between runs.
 #[derive(Debug, PartialEq)]
 pub(super) struct Observed {
     pub(super) status: u16,
@@ -53,6 +58,7 @@ pub(super) struct Observed {
     pub(super) cors: Option<String>,
 }
 
+/// A request as text, and the address of the bridge.
 pub(super) struct Request {
     address: SocketAddr,
     text: String,
@@ -63,15 +69,15 @@ impl Fixture {
     pub(super) async fn new() -> Fixture {
         let cluster = two_tenants().await;
         let mut all = three_keys();
-        all.push(key("over", &json!({"expiresAt": "2026-01-01T00:00:00Z"})));
+        all.push(key("expired", &json!({"expiresAt": "2026-01-01T00:00:00Z"})));
         let keys = KeysFile::new(&all);
         keys.write(&[&all[..], &[key("removed", &Value::Null)]].concat());
         let signing = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(signing.path(), SIGNING).unwrap();
+        std::fs::write(signing.path(), SIGNING_KEY).unwrap();
         let (file, signing_path) = (keys.path(), signing.path().to_string_lossy().into_owned());
         let common = [
             "--allowed-hosts",
-            NAME,
+            ALLOWED_HOST,
             "--cors-origin",
             "https://app.example",
             "--trusted-proxies",
@@ -79,37 +85,42 @@ impl Fixture {
             "--request-rate",
             "1000000",
         ];
-        let known = ["--keys-file", &file, "--session-key-file", &signing_path, "--token-audience", AUDIENCE];
-        let bridge = cluster.bridge(&[&common[..], &known].concat()).await;
-        let open = cluster.bridge(&common).await;
+        let credentials = ["--keys-file", &file, "--session-key-file", &signing_path, "--token-audience", AUDIENCE];
+        let bridge = cluster.bridge(&[&common[..], &credentials].concat()).await;
+        let open_bridge = cluster.bridge(&common).await;
         let mut fixture = Fixture {
-            tokens: tokens(&cluster).await,
+            tokens: create_tokens(&cluster).await,
             cluster,
             files: (keys, signing),
             bridge,
-            open,
+            open_bridge,
             cookies: BTreeMap::new(),
             tickets: BTreeMap::new(),
         };
         fixture.sign_in().await;
         fixture.files.0.write(&all);
-        let removed = async {
+        let is_rejected = async {
             let authorization = bearer("removed");
             let headers = [("Authorization", authorization.as_str()), ("X-Forwarded-For", "192.0.2.1")];
             while request(fixture.bridge.address, "GET", "/api/v1/instances", &headers).await.status != 401 {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        timeout(TEST_TIMEOUT, removed).await.expect("the key is still known");
+        timeout(TEST_TIMEOUT, is_rejected).await.expect("the bridge must reject the removed key");
         fixture
     }
 
-    /// Sessions and tickets, as clients get them; but for the one that is over, which is signed here.
+    /// Requests session cookies and tickets as clients do. The expired ticket is signed here instead.
     async fn sign_in(&mut self) {
-        let own = self.bridge.address.to_string();
+        let bridge_host = self.bridge.address.to_string();
         let local = format!("localhost:{}", self.bridge.address.port());
-        let hosts =
-            [("loopback", own.as_str()), ("ip", IP), ("allowed", NAME), ("local", &local), ("other", "10.1.2.4")];
+        let hosts = [
+            ("loopback", bridge_host.as_str()),
+            ("ip", PROXY_IP),
+            ("allowed", ALLOWED_HOST),
+            ("local", &local),
+            ("other", "10.1.2.4"),
+        ];
         for (credential, name) in [("cookie", "all"), ("tenant-cookie", "alice")] {
             for (host, text) in hosts {
                 let mut headers = vec![("Authorization", bearer(name)), ("Host", text.to_owned())];
@@ -117,36 +128,36 @@ impl Fixture {
                     headers.push(("X-Forwarded-Proto", "https".to_owned()));
                 }
                 let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-                let answer = request(self.bridge.address, "POST", "/api/v1/session", &headers).await;
-                let cookie = answer.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();
+                let response = request(self.bridge.address, "POST", "/api/v1/session", &headers).await;
+                let cookie = response.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();
                 self.cookies.insert((credential, host), cookie);
             }
         }
-        for (host, elsewhere) in [("loopback", "local"), ("ip", "other"), ("allowed", "other"), ("rebinding", "local")]
+        for (host, other_host) in [("loopback", "local"), ("ip", "other"), ("allowed", "other"), ("rebinding", "local")]
         {
-            let cookie = self.cookies[&("cookie", elsewhere)].clone();
+            let cookie = self.cookies[&("cookie", other_host)].clone();
             self.cookies.insert(("other-cookie", host), cookie);
         }
-        let seal = TokenSigner::from_key(SIGNING.as_bytes()).unwrap();
-        let holder = CredentialSubject::Key("all".into(), seal.key_id(&Secret::new(secret("all")).fingerprint()));
-        let over = SignedToken { purpose: TokenPurpose::Ticket, holder, host: String::new(), expires_s: 1_700_000_000 };
-        let over = seal.sign(&over).expose().to_owned();
-        self.tickets.insert("expired-ticket", over);
+        let signer = TokenSigner::from_key(SIGNING_KEY.as_bytes()).unwrap();
+        let holder = CredentialSubject::Key("all".into(), signer.key_id(&Secret::new(secret("all")).fingerprint()));
+        let expired =
+            SignedToken { purpose: TokenPurpose::Ticket, holder, host: String::new(), expires_s: 1_700_000_000 };
+        self.tickets.insert("expired-ticket", signer.sign(&expired).expose().to_owned());
         for (credential, name) in [("ticket", "all"), ("tenant-ticket", "alice"), ("removed-ticket", "removed")] {
             self.tickets.insert(credential, ticket(&self.bridge, name).await);
         }
         self.tickets.insert("key-in-query", secret("all"));
     }
 
-    /// uid and time of creation of a tenant's Pod or claim.
-    pub(super) fn uid_and_times(&self, tenant: &str, description: &str) -> [Value; 2] {
-        let resource = if description == "pod" { ApiResource::Pods } else { ApiResource::Claims };
-        let object = self.cluster.sim.store(|store| store.get(resource, NAMESPACE, &format!("{tenant}-{description}")));
+    /// Returns `uid` and `creationTimestamp` of a tenant's Pod or claim; `kind` is `pod` or `claim`.
+    pub(super) fn uid_and_creation(&self, tenant: &str, kind: &str) -> [Value; 2] {
+        let resource = if kind == "pod" { ApiResource::Pods } else { ApiResource::Claims };
+        let object = self.cluster.sim.store(|store| store.get(resource, NAMESPACE, &format!("{tenant}-{kind}")));
         let metadata = &object.unwrap()["metadata"];
         [metadata["uid"].clone(), metadata["creationTimestamp"].clone()]
     }
 
-    /// `number` tells the requests' addresses apart, so that no limit is met.
+    /// Builds the request of one cell. Each `number` has its own client address, so that no rate limit applies.
     pub(super) fn request(
         &self,
         number: usize,
@@ -156,31 +167,31 @@ impl Fixture {
         origin: &str,
         host: &'static str,
     ) -> Request {
-        let known = !["nobody-known", "any-to-nobody"].contains(&credential);
-        let address = if known { self.bridge.address } else { self.open.address };
-        let (scheme, named) = match host {
+        let is_open = ["open-none", "open-any"].contains(&credential);
+        let address = if is_open { self.open_bridge.address } else { self.bridge.address };
+        let (scheme, host_header) = match host {
             "loopback" => ("http", address.to_string()),
-            "ip" => ("https", IP.to_owned()),
-            "allowed" => ("https", NAME.to_owned()),
+            "ip" => ("https", PROXY_IP.to_owned()),
+            "allowed" => ("https", ALLOWED_HOST.to_owned()),
             _ => ("http", format!("evil.example:{}", address.port())),
         };
         let origin = match origin {
             "none" => None,
-            "same" => Some(format!("{scheme}://{named}")),
+            "same" => Some(format!("{scheme}://{host_header}")),
             "allowed" => Some("https://app.example".to_owned()),
             "foreign" => Some("http://foreign.example".to_owned()),
             other => Some(other.to_owned()),
         };
         let mut query = String::new();
-        let mut lines = format!("Host: {named}\r\nX-Forwarded-For: 10.9.{}.{}\r\n", number / 250, number % 250);
+        let mut lines = format!("Host: {host_header}\r\nX-Forwarded-For: 10.9.{}.{}\r\n", number / 250, number % 250);
         if scheme == "https" {
             lines += "X-Forwarded-Proto: https\r\n";
         }
         if let Some(origin) = &origin {
             lines += &format!("Origin: {origin}\r\n");
         }
-        let at = if host == "rebinding" { "loopback" } else { host };
-        let cookie = self.cookies.get(&(credential, host)).or(self.cookies.get(&(credential, at)));
+        let issued_for = if host == "rebinding" { "loopback" } else { host };
+        let cookie = self.cookies.get(&(credential, host)).or(self.cookies.get(&(credential, issued_for)));
         if let Some(bearer) = self.bearer(credential) {
             lines += &format!("Authorization: {bearer}\r\n");
         } else if let Some(cookie) = cookie {
@@ -199,8 +210,8 @@ impl Fixture {
 
     fn bearer(&self, credential: &str) -> Option<String> {
         Some(match credential {
-            "wrong" | "any-to-nobody" => bearer("nobody"),
-            "expired" => bearer("over"),
+            "wrong" | "open-any" => bearer("unknown"),
+            "expired" => bearer("expired"),
             "key" => bearer("all"),
             "no-read" => bearer("blind"),
             "tenant" => bearer("alice"),
@@ -209,8 +220,8 @@ impl Fixture {
     }
 }
 
-/// Kubernetes tokens, by what they lack.
-async fn tokens(cluster: &SimCluster) -> BTreeMap<&'static str, String> {
+/// Creates Kubernetes tokens. The name of a token names the right or the audience that it lacks.
+async fn create_tokens(cluster: &SimCluster) -> BTreeMap<&'static str, String> {
     let accounts = Accounts::Simulated(&cluster.sim);
     let rights = |without: &str| {
         let mut rights = REQUIRED_ACCESS.to_vec();
@@ -238,70 +249,78 @@ impl fmt::Display for Observed {
 }
 
 impl Request {
-    /// Sends it, and reads the answer to its end; of a stream, so many events.
+    /// Sends the request. Reads the response to its end, or the first `events` events of a stream.
     pub(super) async fn send(&self, events: usize) -> Observed {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         stream.write_all(self.text.as_bytes()).await.unwrap();
         let mut bytes = Vec::new();
         let reading = timeout(TEST_TIMEOUT, async {
-            while streamed(&bytes).is_none_or(|received| received.len() < events) {
+            while stream_events(&bytes).is_none_or(|received| received.len() < events) {
                 if stream.read_buf(&mut bytes).await.unwrap() == 0 {
                     break;
                 }
             }
         });
-        assert!(reading.await.is_ok(), "no end of {:?} to {}", String::from_utf8_lossy(&bytes), self.text);
-        let answer = http_client::parse(&String::from_utf8_lossy(&bytes));
-        let cors = answer.header("access-control-allow-origin").map(str::to_owned);
-        let body = match streamed(&bytes) {
+        let complete = reading.await.is_ok();
+        assert!(
+            complete,
+            "expected a complete response to {}, found: {:?}",
+            self.text,
+            String::from_utf8_lossy(&bytes)
+        );
+        let response = http_client::parse(&String::from_utf8_lossy(&bytes));
+        let cors = response.header("access-control-allow-origin").map(str::to_owned);
+        let body = match stream_events(&bytes) {
             Some(received) => received.into(),
-            // Numbers that nobody can know; that they are there is enough.
-            None if answer.body.starts_with("# HELP bridge_") => json!("# HELP bridge_"),
-            None => serde_json::from_str(&answer.body).unwrap_or(json!(answer.body)),
+            // The values of metrics differ between runs, so only the start is compared.
+            None if response.body.starts_with("# HELP bridge_") => json!("# HELP bridge_"),
+            None => serde_json::from_str(&response.body).unwrap_or(json!(response.body)),
         };
-        Observed { status: answer.status, body: held(body), cors }
+        Observed { status: response.status, body: mask_variable_values(body), cors }
     }
 }
 
-/// The events of a stream's answer so far, each whole; `None`: it is not (yet known to be) a stream.
-fn streamed(bytes: &[u8]) -> Option<Vec<Value>> {
+/// Returns the complete events of a stream; `None` if the response is not a stream or its head is not complete.
+fn stream_events(bytes: &[u8]) -> Option<Vec<Value>> {
     let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
     let (head, mut rest) = (String::from_utf8_lossy(&bytes[..end]), &bytes[end..]);
     let parse = |text: &[u8]| serde_json::from_slice(text).unwrap();
     let mut events = Vec::new();
     if head.starts_with("HTTP/1.1 101 ") {
-        // Text frames of a server: RFC 6455, section 5.2.
+        // Unmasked text frames: RFC 6455, section 5.2.
         while let [0x81, length, ..] = *rest {
-            let (at, length) = match (length, rest) {
+            let (start, length) = match (length, rest) {
                 (126, [_, _, high, low, ..]) => (4, usize::from(*high) << 8 | usize::from(*low)),
                 (126.., _) => break,
                 (length, _) => (2, usize::from(length)),
             };
-            let Some(text) = rest.get(at..at + length) else { break };
+            let Some(text) = rest.get(start..start + length) else { break };
             events.push(parse(text));
-            rest = &rest[at + length..];
+            rest = &rest[start + length..];
         }
     } else if head.contains("text/event-stream") {
         let text = String::from_utf8_lossy(rest);
-        let whole = text.rsplit_once("\n\n").map_or("", |(whole, _)| whole);
-        events.extend(whole.lines().filter_map(|line| line.strip_prefix("data: ")).map(|data| parse(data.as_bytes())));
+        let complete = text.rsplit_once("\n\n").map_or("", |(complete, _)| complete);
+        events
+            .extend(complete.lines().filter_map(|line| line.strip_prefix("data: ")).map(|data| parse(data.as_bytes())));
     } else {
         return None;
     }
     Some(events)
 }
 
-/// The body with `*` for what differs from run to run.
-fn held(mut body: Value) -> Value {
-    let one = |value: &mut Value| {
+/// Replaces the values that differ between runs by `*`.
+fn mask_variable_values(mut body: Value) -> Value {
+    let mask = |value: &mut Value| {
         for (key, value) in value.as_object_mut().into_iter().flatten() {
-            let differs = ["id", "snapshotAt", "connectionId", "since", "expiresAt", "ticket"].contains(&key.as_str());
-            if differs && value.as_str().is_some_and(|text| !text.is_empty()) {
+            let is_variable =
+                ["id", "snapshotAt", "connectionId", "since", "expiresAt", "ticket"].contains(&key.as_str());
+            if is_variable && value.as_str().is_some_and(|text| !text.is_empty()) {
                 *value = json!("*");
             }
         }
     };
-    body.as_array_mut().into_iter().flatten().for_each(one);
-    one(&mut body);
+    body.as_array_mut().into_iter().flatten().for_each(mask);
+    mask(&mut body);
     body
 }

@@ -1,55 +1,51 @@
-//! The full stream: the endpoints of docs/protocol.md#stream-endpoints as rows of a table over one handler.
+//! The full stream: the endpoints of `docs/protocol.md#stream-endpoints`, as a table over one handler.
 //!
-//! A row is a path, how events are laid on its wire, and what comes first. Who may not have a stream now but may soon is
-//! told so in the transport's way ([`Unavailable`]); what is wrong with a request is a 4xx that says what is accepted.
+//! An entry of the table is a path, the framing of events, and what the stream starts with. A condition that passes without
+//! a change by the client is reported in the form of the transport ([`Unavailable`]). A wrong request is a 4xx that lists
+//! what is accepted.
 
-use std::{
-    task::{Context, Poll},
-    time::Duration,
-};
-
-use bytes::Bytes;
 use http::{HeaderMap, Method};
 use tokio::time::timeout;
 use warp::reply::Response;
 
-use super::{
-    auth,
-    conn::{StreamStart, stream_start},
-    error::{ApiError, ErrorCode},
-    request::{ApiRequest, QueryParams},
-    stream::{self, Outbound, StreamPermit, Transport, control},
-    stream_credential::WithCredential,
-    stream_rate::RateLimited,
-    unavailable::Unavailable,
-    upgrade,
-};
 use crate::{
     event::{
         Cursor, PerResource,
         projection::{EventFormat, EventTypes, Projection},
     },
-    feed::{FrameFormat, Framing, Group, ReadResult, SharedBatch, SnapshotReason, StartAt, Subscription},
-    wire::CloseReason,
+    feed::{FrameFormat, Framing, SnapshotReason, StartAt},
+    http::{
+        app::App,
+        auth,
+        conn::{StreamStart, stream_start},
+        error::{ApiError, ErrorCode},
+        request::{ApiRequest, QueryParams},
+        stream::{self, Outbound, StreamPermit, Transport, control},
+        stream_credential::WithCredential,
+        stream_rate::RateLimited,
+        unavailable::Unavailable,
+        upgrade,
+    },
 };
 
-/// Parameters that all rows take.
+/// Parameters of all full streams.
 const ACCEPTED: &[&str] =
     &["types", "params", "connectionId", "snapshot", "lastEventId", auth::TICKET_PARAMS[0], auth::TICKET_PARAMS[1]];
 
 /// One streaming endpoint.
 #[derive(Debug)]
-pub(super) struct StreamEndpoint {
+pub(crate) struct StreamEndpoint {
     /// The path and the transport.
     endpoint: stream::Endpoint,
     framing: Framing,
-    /// What comes first where the request does not say.
-    snapshot: &'static str,
-    /// Where the other transport is.
+    /// The value of `snapshot` where the request does not set it.
+    default_snapshot: &'static str,
+    /// The path of the same stream over the other transport.
     counterpart: &'static str,
 }
 
-static ENDPOINTS: [StreamEndpoint; 6] = [
+/// All full streams.
+pub(crate) static ENDPOINTS: [StreamEndpoint; 6] = [
     StreamEndpoint::new("/api/websocket", FrameFormat::WebSocket, false, "state", "/api/sse"),
     StreamEndpoint::new("/api/sse", FrameFormat::Sse { named: false }, false, "state", "/api/websocket"),
     StreamEndpoint::new("/api/events/stream", FrameFormat::Sse { named: true }, false, "none", "/api/websocket"),
@@ -63,7 +59,7 @@ impl StreamEndpoint {
         path: &'static str,
         format: FrameFormat,
         edgeplane_names: bool,
-        snapshot: &'static str,
+        default_snapshot: &'static str,
         counterpart: &'static str,
     ) -> StreamEndpoint {
         let transport = match format {
@@ -71,23 +67,29 @@ impl StreamEndpoint {
             FrameFormat::Sse { .. } | FrameFormat::JsonLines => Transport::Sse,
         };
         let endpoint = stream::Endpoint { path, transport };
-        StreamEndpoint { endpoint, framing: Framing { format, edgeplane_names }, snapshot, counterpart }
+        StreamEndpoint { endpoint, framing: Framing { format, edgeplane_names }, default_snapshot, counterpart }
     }
 
-    /// The row at this path.
-    pub(super) fn find(path: &str) -> Option<&'static StreamEndpoint> {
+    /// Returns the endpoint at this path, with or without a trailing slash.
+    pub(crate) fn find(path: &str) -> Option<&'static StreamEndpoint> {
         let path = path.strip_suffix('/').unwrap_or(path);
-        ENDPOINTS.iter().find(|row| row.endpoint.path == path)
+        ENDPOINTS.iter().find(|entry| entry.endpoint.path == path)
+    }
+
+    /// Returns the path and the transport, as metrics name them.
+    pub(crate) fn endpoint(&'static self) -> &'static stream::Endpoint {
+        &self.endpoint
     }
 
     fn is_websocket(&self) -> bool {
-        self.framing.format == FrameFormat::WebSocket
+        self.endpoint.transport == Transport::WebSocket
     }
 
-    /// The head of the answer.
+    /// Returns the head of the response.
     ///
     /// # Errors
-    /// 426 where no WebSocket is asked for on a row that is one, 400 for the reverse: both name the other row.
+    /// 426 for a request without an upgrade on a WebSocket endpoint, 400 for an upgrade on an SSE endpoint. Both name the
+    /// endpoint with the other transport.
     fn head(&self, request: &ApiRequest) -> Result<http::Response<()>, ApiError> {
         if self.is_websocket() {
             let hint = format!("connect with a WebSocket client, or read {} for server-sent events", self.counterpart);
@@ -100,44 +102,55 @@ impl StreamEndpoint {
         Ok(stream::sse_head())
     }
 
-    /// Where the stream starts (docs/protocol.md#full-stream, "Resume"): at the cursor where there is one, whatever `snapshot`
-    /// says.
+    /// Returns where the stream starts (docs/protocol.md#full-stream, "Resume"). A cursor takes precedence over `snapshot`,
+    /// and `Last-Event-ID` over `lastEventId`.
+    ///
+    /// # Errors
+    /// 400 for a `lastEventId` that is no cursor, or another value of `snapshot`.
     fn start_at(&self, headers: &HeaderMap, parameters: &QueryParams) -> Result<StartAt, ApiError> {
         let from_query = match parameters.get("lastEventId").map(|text| (text, Cursor::decode(text))) {
             None => None,
             Some((_, Some(cursor))) => Some(StartAt::Cursor(cursor)),
             Some((_, None)) => {
-                let reason = "not a cursor: accepted is the id of an event, or what Event-Cursor says";
+                let reason = "not a cursor: accepted is the id of an event, or the value of Event-Cursor";
                 return Err(ApiError::parameter("lastEventId", reason));
             }
         };
-        let first = match parameters.get("snapshot").unwrap_or(self.snapshot) {
+        let without_cursor = match parameters.get("snapshot").unwrap_or(self.default_snapshot) {
             "state" => StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: PerResource::default() },
             "none" => StartAt::Live,
             _ => return Err(ApiError::parameter("snapshot", "accepted are state, none")),
         };
-        Ok(header_start(headers).or(from_query).unwrap_or(first))
+        Ok(header_start(headers).or(from_query).unwrap_or(without_cursor))
     }
 
-    /// What keeps everybody out now. A WebSocket client is worth a wait: its library does not come back by itself.
+    /// Checks conditions that reject all clients now.
+    ///
+    /// A WebSocket request waits for the first lists (at most `sync_timeout`, 10 s), because WebSocket libraries do not
+    /// reconnect by themselves. An SSE request does not wait.
     async fn check_available(&self, request: &ApiRequest) -> Option<Unavailable> {
         let app = &request.app;
         if app.streams.stop.is_cancelled() {
             return Some(Unavailable::Draining);
         }
         if self.is_websocket() {
-            // What is over time shows below.
+            // A timeout needs no handling here: `is_synced` is then false.
             let _ = timeout(app.config.sync_timeout, app.feed.wait_synced()).await;
         }
         (!app.feed.is_synced()).then_some(Unavailable::NotReady)
     }
 
-    /// The answer to whoever may have a stream later.
-    pub(super) fn unavailable_response(&self, unavailable: Unavailable, retry: Duration) -> Result<Response, ApiError> {
+    /// Counts a request that is rejected for now, and returns its response.
+    ///
+    /// # Errors
+    /// A WebSocket request gets a status. An SSE request gets a stream of one `stream.closing` event instead.
+    pub(crate) fn unavailable_response(&self, app: &App, unavailable: Unavailable) -> Result<Response, ApiError> {
+        let stream::Endpoint { path, transport } = self.endpoint;
+        app.metrics.count_stream_rejection(path, transport.label(), unavailable.label());
         if self.is_websocket() {
             return Err(unavailable.to_error());
         }
-        Ok(unavailable.to_sse_response(self.framing, retry))
+        Ok(unavailable.to_sse_response(self.framing, app.streams.config.retry_delay()))
     }
 
     fn start<O: Outbound + 'static>(&self, out: O, permit: StreamPermit) -> StreamStart {
@@ -146,7 +159,7 @@ impl StreamEndpoint {
         }
         let framing = self.framing;
         StreamStart::new(move |mut socket| {
-            // It shares the first write with the head and the first events.
+            // The retry field is appended to the head, so that both and the first events go out in one write.
             let retry = control::retry_field(framing, permit.config.retry_delay());
             socket.head = [&socket.head[..], &retry].concat().into();
             stream::sse(out, socket, permit)
@@ -154,21 +167,19 @@ impl StreamEndpoint {
     }
 }
 
-/// The endpoints of the table, for metrics.
-pub(super) fn endpoints() -> impl Iterator<Item = &'static stream::Endpoint> {
-    ENDPOINTS.iter().map(|row| &row.endpoint)
-}
-
-/// Serves a row.
-pub(super) async fn serve_stream(endpoint: &'static StreamEndpoint, request: ApiRequest) -> Result<Response, ApiError> {
+/// Answers a full stream.
+///
+/// # Errors
+/// 400 for a parameter or a wrong transport, 404 for another `connectionId`, 426 for a missing upgrade, and on WebSocket
+/// 429 or 503 for [`Unavailable`].
+pub(crate) async fn serve_stream(endpoint: &'static StreamEndpoint, request: ApiRequest) -> Result<Response, ApiError> {
     let (app, head) = (&request.app, endpoint.head(&request)?);
-    let retry = app.streams.config.retry_delay();
-    let Some(permit) = app.streams.try_acquire(&endpoint.endpoint) else {
-        return endpoint.unavailable_response(Unavailable::TooManyStreams, retry);
+    let Some(permit) = app.streams.try_acquire(endpoint.endpoint()) else {
+        return endpoint.unavailable_response(app, Unavailable::TooManyStreams);
     };
     let slot = match app.rate_limits.open_stream(&request.principal.caller) {
         Ok(slot) => slot,
-        Err(unavailable) => return endpoint.unavailable_response(unavailable, retry),
+        Err(exceeded) => return endpoint.unavailable_response(app, exceeded.into()),
     };
     let parameters = request.parameters(ACCEPTED)?;
     let types = match parameters.get("types") {
@@ -180,18 +191,18 @@ pub(super) async fn serve_stream(endpoint: &'static StreamEndpoint, request: Api
     let projection = Projection { types, filter: parameters.filter()?, ..request.base_projection(EventFormat::Full) };
     let start_at = endpoint.start_at(&request.headers, &parameters)?;
     if let Some(unavailable) = endpoint.check_available(&request).await {
-        return endpoint.unavailable_response(unavailable, retry);
+        return endpoint.unavailable_response(app, unavailable);
     }
     request.resolve_connection(&parameters)?;
     if request.method == Method::HEAD {
         return Ok(stream_start::response(head, None));
     }
-    // Ready a moment ago, it refuses nothing else: what is wrong with a cursor is told on the stream.
+    // The only error of `subscribe` is a feed that is not synced. A cursor that cannot be resumed is reported on the stream.
     let rate = app.config.stream_rate;
     let format = if rate.limit.is_some() { FrameFormat::JsonLines } else { endpoint.framing.format };
     let framing = Framing { format, ..endpoint.framing };
     let Ok(subscription) = app.feed.subscribe(app.feed.projection_cache(projection, framing), start_at) else {
-        return endpoint.unavailable_response(Unavailable::NotReady, retry);
+        return endpoint.unavailable_response(app, Unavailable::NotReady);
     };
     let watch = app.auth.watch(&request.principal);
     let start = match rate.limit {
@@ -204,7 +215,9 @@ pub(super) async fn serve_stream(endpoint: &'static StreamEndpoint, request: Api
     Ok(stream_start::response(head, Some(start)))
 }
 
-/// What `Last-Event-ID` says. One that is no cursor must not be a 400, which would end an EventSource for good.
+/// Returns the start that `Last-Event-ID` asks for.
+///
+/// A value that is no cursor starts with `state.initial`. It must not be a 400, which would end an `EventSource` for good.
 fn header_start(headers: &HeaderMap) -> Option<StartAt> {
     let id = headers.get("last-event-id").filter(|id| !id.is_empty())?;
     let cursor = id.to_str().ok().and_then(Cursor::decode);
@@ -214,40 +227,11 @@ fn header_start(headers: &HeaderMap) -> Option<StartAt> {
     ))
 }
 
-impl Outbound for Subscription {
-    fn read(&mut self, max_bytes: usize) -> ReadResult {
-        Subscription::read(self, max_bytes)
-    }
-
-    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        Subscription::poll_readable(self, cx)
-    }
-
-    fn group(&mut self) -> Option<Group> {
-        Subscription::join_group(self)
-    }
-
-    fn accept_batch(&mut self, batch: &SharedBatch) -> bool {
-        Subscription::accept_batch(self, batch)
-    }
-
-    fn heartbeat(&mut self) -> Option<Bytes> {
-        Subscription::heartbeat(self)
-    }
-
-    fn control_event(&mut self, name: &'static str, json: &str) -> Option<Bytes> {
-        let mut out = Vec::new();
-        self.framing()?.append_frame(&mut out, name, None, json);
-        Some(out.into())
-    }
-
-    fn closing_event(&mut self, close: CloseReason, retry: Duration) -> Option<Bytes> {
-        Some(control::closing_event(self.framing()?, close.text(), retry))
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
     use tokio::{
         io::{AsyncReadExt as _, DuplexStream},
         time::{Instant, timeout},
@@ -257,15 +241,16 @@ mod tests {
     use super::*;
     use crate::{
         event::{NamespaceId, Resource},
-        feed::{self, Feed, Writer},
+        feed::{self, Feed, Subscription, Writer},
         http::{
             conn::{Conn, HijackedSocket},
             stream::StreamContext,
         },
     };
 
-    /// A row's stream from now on, without a head; its client's end, and what keeps the feed alive.
-    fn served(path: &str) -> (Writer, DuplexStream) {
+    /// Serves a live stream of the endpoint at `path` without a response head. Returns the writer, which must outlive the
+    /// stream, and the client's end of the connection.
+    fn serve(path: &str) -> (Writer, DuplexStream) {
         let (mut writer, feed) = Feed::new(feed::Config { wall_clock_ms: || 0, ..feed::Config::default() });
         writer.set_namespace(NamespaceId::from_uid("a namespace"));
         writer.replace(Resource::Pods, Vec::new(), 1);
@@ -281,8 +266,8 @@ mod tests {
         let socket = HijackedSocket { conn: Conn::Duplex(server), head: Bytes::new(), read_ahead: Bytes::new() };
         let streams =
             StreamContext::new(stream::Config::default(), stream::Metrics::default(), CancellationToken::new());
-        let permit = streams.try_acquire(&endpoint.endpoint).unwrap();
-        #[allow(clippy::disallowed_methods, reason = "it ends with its client")]
+        let permit = streams.try_acquire(endpoint.endpoint()).unwrap();
+        #[allow(clippy::disallowed_methods, reason = "the task ends with its client")]
         drop(if endpoint.is_websocket() {
             tokio::spawn(stream::websocket(subscription, socket, permit))
         } else {
@@ -291,18 +276,19 @@ mod tests {
         (writer, client)
     }
 
-    /// The text that comes next; it comes whole.
+    /// Returns the next text from the stream. Each write of the stream arrives as one read.
     async fn next(client: &mut DuplexStream) -> String {
         let mut bytes = [0; 4096];
-        let read = timeout(Duration::from_secs(100), client.read(&mut bytes)).await.expect("nothing comes").unwrap();
+        let read =
+            timeout(Duration::from_secs(100), client.read(&mut bytes)).await.expect("no data within 100 s").unwrap();
         String::from_utf8_lossy(&bytes[..read]).into_owned()
     }
 
-    /// Heartbeats come every 15 s, on both transports, and a quiet stream's cursor moves with the bookmarks.
+    /// Heartbeats are sent every 15 s on both transports, and the cursor of an idle stream follows the bookmarks.
     #[tokio::test(start_paused = true)]
     async fn idle_stream_sends_heartbeats_with_a_current_cursor() {
         for path in ["/api/websocket", "/api/sse", "/api/events/stream"] {
-            let (mut writer, mut client) = served(path);
+            let (mut writer, mut client) = serve(path);
             let start = Instant::now();
             let projection = Projection::everything(EventFormat::Full);
             for (beat, rv) in [(0, PerResource::new(1, 1)), (1, PerResource::new(5, 1)), (2, PerResource::new(5, 9))] {
@@ -311,7 +297,7 @@ mod tests {
                 let id = projection.cursor_at(NamespaceId::from_uid("a namespace"), rv).encode();
                 let json = format!(r#"{{"type":"heartbeat","id":"{id}","#);
                 assert!(text.contains(&json), "{path}: {text}");
-                // WebSocket's own ping comes beside it.
+                // A WebSocket ping frame precedes the heartbeat.
                 assert_eq!(text.starts_with("\u{fffd}\0"), path == "/api/websocket" && beat > 0, "{text:?}");
                 let fields = [format!("id: {id}\ndata: "), format!("id: {id}\nevent: heartbeat\ndata: ")];
                 let sse = fields.map(|start| text.starts_with(&start));
@@ -326,10 +312,11 @@ mod tests {
         size_of::<F>()
     }
 
-    /// Memory an idle connection is a promise (docs/guarantees.md), and this is most of it: the task, in steps of 128 bytes.
+    /// The task is most of the memory of an idle connection, which docs/performance.md#goals bounds. The allocator rounds it
+    /// up to a multiple of 128 bytes.
     #[test]
     fn connection_task_is_at_most_1152_bytes() {
-        // tokio's header and trailer, the tracker and the place for a panic.
+        // Bytes of tokio's task header and trailer, the task tracker, and the result of a panic.
         const TASK: usize = 128;
         let websocket =
             size_of_output(|out: WithCredential<Subscription>, socket: HijackedSocket, permit: StreamPermit| {

@@ -1,33 +1,44 @@
-//! `/ws`: the Boilerhouse stream (docs/protocol.md#boilerhouse-stream).
+//! `/ws`: the Boilerhouse stream (`docs/protocol.md#boilerhouse-stream`).
 
 use tokio::time::{Instant, timeout_at};
 use warp::reply::Response;
 
-use super::{
-    conn::{StreamStart, stream_start},
-    error::ApiError,
-    request::ApiRequest,
-    stream,
-    stream_credential::WithCredential,
-    unavailable::Unavailable,
-    upgrade,
-};
 use crate::{
     event::{
         PerResource,
         projection::{EventFormat, EventTypes, Projection},
     },
     feed::{Feed, Framing, NotSynced, SnapshotReason, StartAt, Subscription},
+    http::{
+        app::App,
+        conn::{StreamStart, stream_start},
+        error::ApiError,
+        request::ApiRequest,
+        stream,
+        stream_credential::WithCredential,
+        unavailable::Unavailable,
+        upgrade,
+    },
 };
 
-/// The endpoint, for metrics.
-pub(super) static ENDPOINT: stream::Endpoint =
+/// The endpoint, as metrics name it.
+pub(crate) static ENDPOINT: stream::Endpoint =
     stream::Endpoint { path: "/ws", transport: stream::Transport::WebSocket };
 
-pub(super) async fn ws(request: ApiRequest) -> Result<Response, ApiError> {
+/// Answers `/ws`.
+///
+/// An upgrade waits until the feed can serve (at most `sync_timeout`, 10 s). With dedicated watchers it also waits, within
+/// the same time, until they have listed both resources.
+///
+/// # Errors
+/// 426 or 400 for a request that is no valid upgrade, 400 for a parameter, 404 for another `connectionId`, 429 or 503 for
+/// [`Unavailable`].
+pub(crate) async fn ws(request: ApiRequest) -> Result<Response, ApiError> {
+    let app = request.app.clone();
     let key = upgrade::key(&request, "connect with a WebSocket client")?;
-    let permit = request.app.streams.try_acquire(&ENDPOINT).ok_or_else(|| Unavailable::TooManyStreams.to_error())?;
-    let slot = request.app.rate_limits.open_stream(&request.principal.caller).map_err(Unavailable::to_error)?;
+    let permit = app.streams.try_acquire(&ENDPOINT).ok_or_else(|| rejection(&app, Unavailable::TooManyStreams))?;
+    let slot =
+        app.rate_limits.open_stream(&request.principal.caller).map_err(|exceeded| rejection(&app, exceeded.into()))?;
     let parameters = request.parameters(&["types", "connectionId", "snapshot"])?;
     let types = match parameters.get("types") {
         None => EventTypes::all(EventFormat::Boilerhouse),
@@ -42,19 +53,18 @@ pub(super) async fn ws(request: ApiRequest) -> Result<Response, ApiError> {
         Some("none") => StartAt::Live,
         Some(_) => return Err(ApiError::parameter("snapshot", "accepted are state, none")),
     };
-    let app = request.app.clone();
     if app.streams.stop.is_cancelled() {
-        return Err(Unavailable::Draining.to_error());
+        return Err(rejection(&app, Unavailable::Draining));
     }
     let deadline = Instant::now() + app.config.sync_timeout;
-    timeout_at(deadline, app.feed.wait_serviceable()).await.map_err(|_| not_ready(&app.feed))?;
+    timeout_at(deadline, app.feed.wait_serviceable()).await.map_err(|_| not_ready(&app))?;
     request.resolve_connection(&parameters)?;
     let projection = Projection { types, ..request.base_projection(EventFormat::Boilerhouse) };
     let watch = app.auth.watch(&request.principal);
     let with_credential = |subscription| WithCredential::new(subscription, watch, slot);
     let start = match (app.dedicated_feeds)() {
         None => {
-            let out = with_credential(subscribe(&app.feed, projection, start_at)?);
+            let out = with_credential(subscribe(&app, &app.feed, projection, start_at)?);
             StreamStart::new(move |socket| stream::websocket(out, socket, permit))
         }
         Some((feed, mut source)) => {
@@ -64,10 +74,10 @@ pub(super) async fn ws(request: ApiRequest) -> Result<Response, ApiError> {
                     () = feed.wait_synced() => {}
                 }
             };
-            timeout_at(deadline, synced).await.map_err(|_| not_ready(&app.feed))?;
-            let out = with_credential(subscribe(&feed, projection, start_at)?);
+            timeout_at(deadline, synced).await.map_err(|_| not_ready(&app))?;
+            let out = with_credential(subscribe(&app, &feed, projection, start_at)?);
             StreamStart::new(move |socket| async move {
-                // The watchers end with the stream, and their connections with them.
+                // The watchers and their connections to the API server end with the stream.
                 tokio::select! {
                     closed = stream::websocket(out, socket, permit) => closed,
                     never = source => match never {},
@@ -78,15 +88,22 @@ pub(super) async fn ws(request: ApiRequest) -> Result<Response, ApiError> {
     Ok(stream_start::response(stream::websocket_head(key), Some(start)))
 }
 
-fn subscribe(feed: &Feed, projection: Projection, start_at: StartAt) -> Result<Subscription, ApiError> {
-    feed.subscribe(feed.projection_cache(projection, Framing::WEBSOCKET), start_at).map_err(|NotSynced| not_ready(feed))
+/// Counts a rejection and returns its response.
+pub(crate) fn rejection(app: &App, unavailable: Unavailable) -> ApiError {
+    app.metrics.count_stream_rejection(ENDPOINT.path, ENDPOINT.transport.label(), unavailable.label());
+    unavailable.to_error()
 }
 
-/// What keeps a connection out, by the feed that all share.
-fn not_ready(feed: &Feed) -> ApiError {
-    if feed.is_synced() {
+fn subscribe(app: &App, feed: &Feed, projection: Projection, start_at: StartAt) -> Result<Subscription, ApiError> {
+    feed.subscribe(feed.projection_cache(projection, Framing::WEBSOCKET), start_at).map_err(|NotSynced| not_ready(app))
+}
+
+/// Returns the response to a request whose wait for the first lists, or for the API server, took too long.
+fn not_ready(app: &App) -> ApiError {
+    let error = rejection(app, Unavailable::NotReady);
+    if app.feed.is_synced() {
         ApiError::not_ready("the API server has not answered for too long: connect again in a moment")
     } else {
-        Unavailable::NotReady.to_error()
+        error
     }
 }

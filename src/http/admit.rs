@@ -1,0 +1,182 @@
+//! Admission of a request: its credential, its rights, its rate budget.
+//!
+//! Authentication says why a request is denied ([`Denied`]). This module maps each reason to a status, a challenge and a
+//! use of the caller's budget of denied credentials (`docs/protocol.md#access`).
+
+use std::{net::Ipv4Addr, sync::Arc};
+
+use http::{HeaderMap, HeaderValue, Method, header};
+use warp::host::Authority;
+
+use super::{
+    app::App,
+    auth::{AccessRequirement, CredentialContext, Denied},
+    browser_guard::{self, OriginDecision},
+    caller::Caller,
+    conn::Peer,
+    error::{ApiError, ErrorCode},
+    rate_limit::{BudgetStatus, RateBudget},
+    request::ApiRequest,
+    unavailable::{Unavailable, too_many_requests},
+};
+
+/// Challenge for a request without a credential (RFC 6750, section 3).
+const CHALLENGE: HeaderValue = HeaderValue::from_static(r#"Bearer realm="boilerhouse-bridge""#);
+/// Challenge for a request with an unusable credential.
+const CHALLENGE_INVALID: HeaderValue =
+    HeaderValue::from_static(r#"Bearer realm="boilerhouse-bridge", error="invalid_token""#);
+/// Message of the 429 for a caller whose budget of denied credentials is used up.
+const TOO_MANY_DENIED: &str = "too many denied credentials";
+
+/// A request of which only `Host`, `Origin` and the path have been checked.
+pub(super) struct RawRequest {
+    pub(super) app: Arc<App>,
+    pub(super) method: Method,
+    pub(super) headers: HeaderMap,
+    pub(super) query: String,
+    pub(super) host: Option<Authority>,
+    pub(super) peer: Option<Peer>,
+}
+
+/// Why a request is not admitted.
+#[derive(Debug)]
+pub(super) enum Rejection {
+    /// The same request will be rejected again.
+    Error(ApiError),
+    /// The condition passes without a change by the client.
+    Unavailable(Unavailable),
+}
+
+/// Authenticates and authorizes a request, and counts it against the caller's request budget.
+///
+/// Returns the status of that budget, or `None` for endpoints that it does not limit: probes and streams.
+///
+/// # Errors
+/// Returns a [`Rejection`] if the credential, its rights or a budget do not allow the request.
+pub(super) async fn admit(
+    request: RawRequest,
+    path_param: Option<String>,
+    requirement: AccessRequirement,
+) -> Result<(ApiRequest, Option<BudgetStatus>), Rejection> {
+    let RawRequest { app, method, headers, query, host, peer } = request;
+    // Only a request of a unit test has no peer.
+    let peer = peer.unwrap_or(Peer { address: (Ipv4Addr::UNSPECIFIED, 0).into(), tls: false });
+    let client = app.trusted_proxies.client_info(peer.address.ip(), peer.tls, &headers);
+    // With `CORS_ORIGIN=*` a page of another site may send a credential that it holds itself, but no cookie
+    // (docs/protocol.md#access).
+    let decision = || browser_guard::check(host.as_ref(), &headers, &app.guard);
+    let cookies =
+        headers.contains_key(header::COOKIE) && decision().is_ok_and(|decision| decision != OriginDecision::AnyOrigin);
+    let context = CredentialContext { headers: &headers, query: &query, client, cookies };
+    let limits = &app.rate_limits;
+    let principal = match app.auth.authenticate(requirement, context, &limits.token_reviews).await {
+        Ok(principal) => principal,
+        Err(denied) => return Err(reject(&denied, &limits.denied_credentials, &Caller::address(client.address))),
+    };
+    let status = match requirement {
+        // Streams have their own limits (`RateLimits::open_stream`).
+        AccessRequirement::Probe | AccessRequirement::Stream | AccessRequirement::BoilerhouseWs => None,
+        AccessRequirement::Public
+        | AccessRequirement::Aggregates
+        | AccessRequirement::Read
+        | AccessRequirement::ReadAllTenants
+        | AccessRequirement::RawCredential => Some(
+            limits
+                .requests
+                .consume(&principal.caller)
+                .map_err(|status| Rejection::Unavailable(Unavailable::RateLimited(status)))?,
+        ),
+    };
+    // No object has a name that is not UTF-8, so a lossy decoding cannot match one.
+    let decode = |encoded: String| percent_encoding::percent_decode_str(&encoded).decode_utf8_lossy().into_owned();
+    let path_param = path_param.map(decode);
+    Ok((ApiRequest { app, method, headers, query, client, principal, path_param }, status))
+}
+
+/// Maps the reason of a denial to a response.
+///
+/// An unusable credential consumes one use of the address's budget of denied credentials. When that budget is used up,
+/// the response is 429 instead of 401.
+pub(super) fn reject(denied: &Denied, denied_credentials: &RateBudget, address: &Caller) -> Rejection {
+    let unauthorized = |challenge| {
+        ApiError::new(ErrorCode::Unauthorized, denied.to_string()).with(header::WWW_AUTHENTICATE, challenge)
+    };
+    match denied {
+        Denied::Missing(_) => Rejection::Error(unauthorized(CHALLENGE)),
+        Denied::Malformed
+        | Denied::Unknown
+        | Denied::Expired
+        | Denied::HostMismatch
+        | Denied::BearerInQuery
+        | Denied::SignedTokenAsBearer => Rejection::Error(match denied_credentials.consume(address) {
+            Ok(_) => unauthorized(CHALLENGE_INVALID),
+            Err(status) => too_many_requests(&status, TOO_MANY_DENIED),
+        }),
+        Denied::KeyCannotRead(_) | Denied::UserCannotRead(..) | Denied::TenantScopedKey(_) => {
+            Rejection::Error(ApiError::new(ErrorCode::Forbidden, denied.to_string()))
+        }
+        Denied::ReviewBudgetExceeded(status) => Rejection::Error(too_many_requests(status, TOO_MANY_DENIED)),
+        Denied::ReviewUnavailable => Rejection::Unavailable(Unavailable::CredentialCheckUnavailable),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use super::*;
+    use crate::http::rate_limit::{self, RateLimits};
+
+    /// One denied credential per minute, so that each use of the budget is visible.
+    fn budgets() -> RateLimits {
+        RateLimits::new(&rate_limit::Config { denied_credentials: NonZeroU32::MIN, ..rate_limit::Config::default() })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_denial_maps_to_its_status_and_challenge() {
+        const MISSING: Option<&str> = Some(r#"Bearer realm="boilerhouse-bridge""#);
+        const INVALID: Option<&str> = Some(r#"Bearer realm="boilerhouse-bridge", error="invalid_token""#);
+        let budget = budgets().token_reviews;
+        budget.consume(&caller()).unwrap();
+        let used_up = budget.check(&caller()).unwrap_err();
+        // Reason, status, challenge, Retry-After, uses the budget of denied credentials.
+        let table = [
+            (Denied::Missing(AccessRequirement::Read), 401, MISSING, false, false),
+            (Denied::Malformed, 401, INVALID, false, true),
+            (Denied::Unknown, 401, INVALID, false, true),
+            (Denied::Expired, 401, INVALID, false, true),
+            (Denied::HostMismatch, 401, INVALID, false, true),
+            (Denied::BearerInQuery, 401, INVALID, false, true),
+            (Denied::SignedTokenAsBearer, 401, INVALID, false, true),
+            (Denied::KeyCannotRead("k".into()), 403, None, false, false),
+            (Denied::UserCannotRead("jane".into(), "list pods".into()), 403, None, false, false),
+            (Denied::TenantScopedKey("k".into()), 403, None, false, false),
+            (Denied::ReviewBudgetExceeded(used_up), 429, None, true, false),
+            (Denied::ReviewUnavailable, 503, None, true, false),
+        ];
+        for (denied, status, challenge, has_retry_after, uses_budget) in table {
+            let budget = budgets().denied_credentials;
+            let response = match reject(&denied, &budget, &caller()) {
+                Rejection::Error(error) => error.into_response(),
+                Rejection::Unavailable(unavailable) => unavailable.to_error().into_response(),
+            };
+            let headers = response.headers();
+            let header = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap());
+            assert_eq!(
+                (response.status().as_u16(), header("www-authenticate"), header("retry-after").is_some()),
+                (status, challenge, has_retry_after),
+                "status, challenge and presence of Retry-After of {denied:?}"
+            );
+            let found = budget.check(&caller()).is_err();
+            assert_eq!(found, uses_budget, "whether {denied:?} uses the budget of denied credentials");
+            if uses_budget {
+                let Rejection::Error(error) = reject(&denied, &budget, &caller()) else { panic!("{denied:?}") };
+                assert_eq!(error.into_response().status(), 429, "second {denied:?} with a used-up budget");
+            }
+        }
+    }
+
+    fn caller() -> Caller {
+        Caller::address([192, 0, 2, 1].into())
+    }
+}

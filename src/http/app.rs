@@ -1,0 +1,76 @@
+//! The state that all requests of a server share.
+//!
+//! Owns the handles to the feed, the streams, the authenticator, the limits and the metrics of one server.
+
+use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
+
+use futures::future::BoxFuture;
+use prometheus_client::registry::Registry;
+
+use super::{
+    auth::Authenticator, browser_guard::GuardConfig, forwarded::TrustedProxies, metrics::Metrics,
+    rate_limit::RateLimits, stream::StreamContext, stream_rate,
+};
+use crate::feed::Feed;
+
+/// The state that all requests of a server share.
+pub struct App {
+    /// The feed that endpoints read.
+    pub feed: Feed,
+    /// Creates the dedicated feed of a `/ws` connection.
+    pub dedicated_feeds: DedicatedFeedFactory,
+    /// The names of the watched namespace and its cluster.
+    pub connection: ConnectionInfo,
+    /// Configuration, metrics and permits of streams.
+    pub streams: Arc<StreamContext>,
+    /// The metrics that `/metrics` prints.
+    pub registry: Registry,
+    /// The metrics of requests. The caller must also register them in `registry`.
+    pub metrics: Metrics,
+    /// Allowed hosts and origins.
+    pub guard: GuardConfig,
+    /// Authenticates requests. The caller must run [`Authenticator::run_watchdog`].
+    pub auth: Arc<Authenticator>,
+    /// Rate budgets and stream slots of all callers.
+    pub rate_limits: RateLimits,
+    /// Proxies whose `X-Forwarded-*` headers count.
+    pub trusted_proxies: TrustedProxies,
+    /// Returns further lines for `/readyz?verbose`.
+    pub readiness_details: Box<dyn Fn() -> Vec<String> + Send + Sync>,
+    /// Timeouts and limits of the endpoints.
+    pub config: Config,
+}
+
+/// The names of a watched namespace, as `/api/v1/connections` lists it.
+#[derive(Clone, Debug)]
+pub struct ConnectionInfo {
+    /// The context of the kubeconfig, or `in-cluster`, or `demo`.
+    pub name: String,
+    /// The namespace.
+    pub namespace: String,
+}
+
+/// Returns a feed for one connection and the future that fills it while it is polled, or `None` if the connection must read
+/// the shared feed. It is a function value, so that this module does not depend on a source.
+pub type DedicatedFeedFactory = Box<dyn Fn() -> Option<(Feed, BoxFuture<'static, Infallible>)> + Send + Sync>;
+
+/// Timeouts and limits of the endpoints.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Maximum time that a WebSocket upgrade waits for the first lists (docs/protocol.md#boilerhouse-stream: 10 s).
+    pub sync_timeout: Duration,
+    /// Maximum number of events for each client of the full stream (`--stream-rate`).
+    pub stream_rate: stream_rate::Config,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { sync_timeout: Duration::from_secs(10), stream_rate: stream_rate::Config::default() }
+    }
+}
+
+impl fmt::Debug for App {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("App").field("feed", &self.feed).field("guard", &self.guard).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,420 @@
+//! The authenticator: the only place where a request becomes a principal with a scope.
+//!
+//! Owns: the current API keys, the cache of reviews, the signer of session cookies and stream tickets, and the leases.
+//!
+//! Guarantees:
+//! - The rights of a principal are read from the current keys or from a review at each request. They are never taken
+//!   from a session cookie or a ticket.
+//! - A token that no review has accepted before costs a unit of the address's budget of token reviews, if the API
+//!   server rejects it. An exhausted budget does not block tokens that were accepted before.
+//!
+//! Must not import: an endpoint, a Kubernetes client (the caller provides a [`review_cache::ReviewBackend`]).
+//!
+//! Specification: docs/protocol.md#access.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use thiserror::Error as ThisError;
+
+use super::{
+    credential::{self, Credential, CredentialContext},
+    denied::Denied,
+    keys::{self, ApiKey, ApiKeys, Permission},
+    keys_file::KeysFile,
+    lease::{CredentialStatus, CredentialWatch, LeaseTable},
+    metrics::Metrics,
+    principal::{CredentialIdentity, Principal},
+    requirement::AccessRequirement,
+    review_cache::{self, ReviewBackend, ReviewCache, ReviewOutcome, ReviewSubject, ReviewUnavailable},
+    review_metrics,
+    secret::Secret,
+    signed_token::{CredentialSubject, SignedToken, SigningKeyError, TokenPurpose, TokenSigner},
+    user::KubernetesUser,
+};
+use crate::{
+    event::projection::Scope,
+    http::{caller::Caller, rate_limit::RateBudget},
+    wire::CloseReason,
+};
+
+/// Maximum number of bytes of a session cookie's value. Every browser accepts 4096 bytes including name and attributes
+/// (RFC 6265, section 6.1), for which 200 bytes are reserved.
+const MAX_COOKIE: usize = 4096 - 200;
+
+/// Rules and times of authentication.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// `/ws` needs a credential also without tenant keys (`--ws-auth required`).
+    pub ws_auth: bool,
+    /// `/ws`, stats and metrics need a credential also without tenant keys, because pages of every site can send
+    /// requests (`CORS_ORIGIN=*`).
+    pub require_credentials: bool,
+    /// Lifetime of a session cookie (docs/protocol.md#access: at most 12 h).
+    pub session_lifetime: Duration,
+    /// Lifetime of a stream ticket (docs/protocol.md#access: at most 3600 s).
+    pub ticket_lifetime: Duration,
+    /// Time between two reviews of a user with open streams (docs/protocol.md#access: 20 s).
+    pub review_interval: Duration,
+    /// Delay between a denial and the review that confirms it (docs/protocol.md#access: 2 s). An API server that had
+    /// just started was observed to deny existing rights for 100 ms. Streams must end within 30 s of a revocation.
+    pub denial_confirm_delay: Duration,
+    /// Time that streams continue without an answer to reviews (docs/protocol.md#access: 5 min). It starts
+    /// `review_interval` after the last approval.
+    pub unreachable_grace: Duration,
+    /// Time between `auth.expiring` and the expiry of the credential (docs/protocol.md#full-stream: 60 s).
+    pub expiry_notice: Duration,
+    /// Time between two checks of the leases: 500 ms, because a stream may end at most 1 s after the expiry.
+    pub check_interval: Duration,
+    /// Time between two reads of the keys file: 2 s. A change takes effect at the second read with the same content, so
+    /// a leaked key can be revoked within 5 s (docs/protocol.md#access).
+    pub keys_reload_interval: Duration,
+    /// Times and bounds of the review cache.
+    pub reviews: review_cache::Config,
+    /// Returns the current time.
+    pub clock: fn() -> Timestamp,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            ws_auth: false,
+            require_credentials: false,
+            session_lifetime: Duration::from_secs(12 * 3600),
+            ticket_lifetime: Duration::from_secs(3600),
+            review_interval: Duration::from_secs(20),
+            denial_confirm_delay: Duration::from_secs(2),
+            unreachable_grace: Duration::from_secs(300),
+            expiry_notice: Duration::from_secs(60),
+            check_interval: Duration::from_millis(500),
+            keys_reload_interval: Duration::from_secs(2),
+            reviews: review_cache::Config::default(),
+            clock: Timestamp::now,
+        }
+    }
+}
+
+/// The configured credentials, except Kubernetes tokens ([`Authenticator::with_reviews`]). Without any, the bridge is
+/// open.
+#[derive(Debug, Default)]
+pub struct CredentialSources {
+    /// The API key of the environment. It has all permissions for all tenants.
+    pub environment: Option<Secret>,
+    /// The path of the keys file.
+    pub file: Option<PathBuf>,
+    /// Signs session cookies and tickets, with the same key on every replica. `None` draws a random key for this
+    /// process.
+    pub signer: Option<TokenSigner>,
+}
+
+/// Why an authenticator cannot be created.
+#[derive(Debug, ThisError)]
+pub enum AuthConfigError {
+    /// The keys file cannot be read or is invalid.
+    #[error("the keys file {} cannot be used", .0.display())]
+    Keys(PathBuf, #[source] keys::KeysFileError),
+    /// There is no signing key.
+    #[error("session cookies and stream tickets cannot be signed")]
+    SigningKey(#[from] SigningKeyError),
+}
+
+/// Authenticates requests, issues session cookies and tickets, and observes the credentials of open streams.
+#[derive(Debug)]
+pub struct Authenticator {
+    pub(super) config: Config,
+    pub(super) metrics: Metrics,
+    /// Whether no credential is configured, so that every client may read.
+    pub(super) allows_anonymous: bool,
+    pub(super) keys: RwLock<Arc<ApiKeys>>,
+    pub(super) environment: Option<Secret>,
+    pub(super) file: Option<Mutex<KeysFile>>,
+    pub(super) reviews: Option<ReviewCache>,
+    signer: TokenSigner,
+    pub(super) leases: LeaseTable,
+}
+
+impl Authenticator {
+    /// Creates an authenticator for API keys.
+    ///
+    /// # Errors
+    /// See [`AuthConfigError`].
+    pub fn new(config: Config, sources: CredentialSources, metrics: Metrics) -> Result<Authenticator, AuthConfigError> {
+        let CredentialSources { environment, file, signer } = sources;
+        let allows_anonymous = environment.is_none() && file.is_none();
+        let mut keys = ApiKeys::default();
+        let file = match file {
+            None => None,
+            Some(path) => {
+                let (file, parsed) = KeysFile::open(&path).map_err(|error| AuthConfigError::Keys(path, error))?;
+                keys = parsed;
+                Some(Mutex::new(file))
+            }
+        };
+        if let Some(secret) = &environment {
+            keys = keys.with_environment(secret);
+        }
+        let signer = signer.map_or_else(TokenSigner::random, Ok)?;
+        metrics.set_keys(keys.len());
+        let (keys, reviews, leases) = (RwLock::new(Arc::new(keys)), None, LeaseTable::default());
+        Ok(Authenticator { config, metrics, allows_anonymous, keys, environment, file, reviews, signer, leases })
+    }
+
+    /// Adds Kubernetes tokens as credentials. It is separate from [`Authenticator::new`], which reports mistakes of the
+    /// configuration before the bridge connects to a cluster.
+    #[must_use]
+    pub fn with_reviews(self, reviews: ReviewBackend) -> Authenticator {
+        let reviews = review_metrics::measure(reviews, &self.metrics);
+        Authenticator { allows_anonymous: false, reviews: Some(ReviewCache::new(self.config.reviews, reviews)), ..self }
+    }
+
+    /// Returns whether no credential is configured, so that every client may read.
+    #[must_use]
+    pub fn allows_anonymous(&self) -> bool {
+        self.allows_anonymous
+    }
+
+    /// Authenticates and authorizes a request.
+    ///
+    /// It can wait for a review: for at most `queue_timeout` and the timeout of the [`ReviewBackend`].
+    ///
+    /// # Errors
+    /// [`Denied`] if the credential does not satisfy `requirement`, or if its review fails.
+    pub(crate) async fn authenticate(
+        &self,
+        requirement: AccessRequirement,
+        context: CredentialContext<'_>,
+        token_reviews: &RateBudget,
+    ) -> Result<Principal, Denied> {
+        let address = Caller::address(context.client.address);
+        if self.allows_anonymous_for(requirement) {
+            return Ok(Principal::anonymous(address));
+        }
+        let principal = match Credential::of(context, requirement) {
+            Ok(credential) => self.identify(credential, context, token_reviews, &address).await,
+            Err(denied) => Err(denied),
+        };
+        let principal = principal.and_then(|principal| authorize(principal, requirement));
+        principal.inspect_err(|denied| {
+            self.metrics.count_denied(denied.label());
+            tracing::debug!(address = %context.client.address, %denied, "request denied");
+        })
+    }
+
+    /// Observes the credential of a principal while the result exists. Returns `None` on an open bridge, where rights
+    /// never change.
+    pub(crate) fn watch(&self, principal: &Principal) -> Option<CredentialWatch> {
+        (!self.allows_anonymous).then(|| self.leases.watch(&principal.identity, |identity| self.status(identity)))
+    }
+
+    /// Returns a session cookie or a ticket for a principal, and its expiry. Returns `None` for an anonymous principal,
+    /// and if the cookie would be longer than [`MAX_COOKIE`].
+    pub(crate) fn issue(
+        &self,
+        principal: &Principal,
+        purpose: TokenPurpose,
+        host: &str,
+    ) -> Option<(Secret, Timestamp)> {
+        let subject = principal.identity.subject.clone()?;
+        let lifetime = match purpose {
+            TokenPurpose::Session => self.config.session_lifetime,
+            TokenPurpose::Ticket => self.config.ticket_lifetime,
+        };
+        let now = (self.config.clock)();
+        let end = now.as_second().saturating_add(i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX));
+        let end = principal.expires_at.map_or(end, |parent| parent.as_second().min(end));
+        let token = SignedToken { purpose, holder: subject, host: host.to_owned(), expires_s: end };
+        let text = self.signer.sign(&token);
+        (purpose == TokenPurpose::Ticket || text.expose().len() <= MAX_COOKIE).then(|| (text, token.expires_at()))
+    }
+
+    /// Updates the gauges that are counted when the metrics are read: leases and cached reviews.
+    pub(crate) fn update_gauges(&self) {
+        self.metrics.set_gauges(self.leases.len(), self.reviews.as_ref().map_or(0, ReviewCache::len));
+    }
+
+    /// Returns the current time.
+    pub(crate) fn now(&self) -> Timestamp {
+        (self.config.clock)()
+    }
+
+    /// Returns the status of a credential by its expiry and the current keys, without a review.
+    pub(crate) fn status(&self, identity: &CredentialIdentity) -> CredentialStatus {
+        let keys = self.keys();
+        let mut end = identity.expires_at;
+        let is_valid = match &identity.subject {
+            None => self.allows_anonymous || !keys.has_tenants(),
+            Some(CredentialSubject::User(_)) => true,
+            Some(CredentialSubject::Key(name, key_id)) => {
+                let key = self.find_signed_key(&keys, name, key_id);
+                end = end.into_iter().chain(key.and_then(|key| key.expires_at)).min();
+                key.is_some_and(|key| key.allows(Permission::Read) && scope(key) == identity.scope)
+            }
+        };
+        let now = self.now();
+        match end {
+            _ if !is_valid => CredentialStatus::Ended(CloseReason::AccessRevoked),
+            Some(end) if end <= now => CredentialStatus::Ended(CloseReason::CredentialExpired),
+            Some(end) if now.saturating_add(self.config.expiry_notice).is_ok_and(|notice_end| end <= notice_end) => {
+                CredentialStatus::Expiring(end)
+            }
+            _ => CredentialStatus::Valid,
+        }
+    }
+
+    /// Returns whether a requirement is satisfied without a credential.
+    fn allows_anonymous_for(&self, requirement: AccessRequirement) -> bool {
+        let restricted = || self.config.require_credentials || self.keys().has_tenants();
+        match requirement {
+            AccessRequirement::Probe | AccessRequirement::Public => true,
+            AccessRequirement::Aggregates => self.allows_anonymous || !restricted(),
+            AccessRequirement::BoilerhouseWs => !self.config.ws_auth && (self.allows_anonymous || !restricted()),
+            AccessRequirement::Read
+            | AccessRequirement::ReadAllTenants
+            | AccessRequirement::Stream
+            | AccessRequirement::RawCredential => self.allows_anonymous,
+        }
+    }
+
+    /// Returns the principal of a credential.
+    async fn identify(
+        &self,
+        credential: Credential,
+        context: CredentialContext<'_>,
+        token_reviews: &RateBudget,
+        address: &Caller,
+    ) -> Result<Principal, Denied> {
+        let (text, purpose) = match credential {
+            Credential::Bearer(secret) => return self.authenticate_bearer(secret, token_reviews, address).await,
+            Credential::Cookie(text) => (text, TokenPurpose::Session),
+            Credential::Ticket(text) => (text, TokenPurpose::Ticket),
+        };
+        let token = self.signer.verify(text.expose(), purpose).ok_or_else(|| match purpose {
+            TokenPurpose::Ticket if !TokenSigner::is_signed_token(text.expose()) => Denied::BearerInQuery,
+            TokenPurpose::Ticket | TokenPurpose::Session => Denied::Unknown,
+        })?;
+        if purpose == TokenPurpose::Session && token.host != credential::host(context.headers) {
+            return Err(Denied::HostMismatch);
+        }
+        let expires_at = Some(token.expires_at());
+        match token.holder {
+            CredentialSubject::Key(name, key_id) => {
+                let keys = self.keys();
+                let key = self.find_signed_key(&keys, &name, &key_id).ok_or(Denied::Unknown)?;
+                self.principal_of_key(key, expires_at)
+            }
+            CredentialSubject::User(user) => {
+                let outcome = self.review(&ReviewSubject::User(user)).await?;
+                self.principal_of_user(outcome, None, expires_at)
+            }
+        }
+    }
+
+    /// Returns the principal of an API key or a Kubernetes token.
+    async fn authenticate_bearer(
+        &self,
+        secret: Secret,
+        token_reviews: &RateBudget,
+        address: &Caller,
+    ) -> Result<Principal, Denied> {
+        if let Some(key) = self.keys().find(&secret) {
+            return self.principal_of_key(key, None);
+        }
+        if TokenSigner::is_signed_token(secret.expose()) {
+            return Err(Denied::SignedTokenAsBearer);
+        }
+        let Some(reviews) = &self.reviews else { return Err(Denied::Unknown) };
+        let subject = ReviewSubject::Token(secret.clone());
+        let outcome = match reviews.cached(&subject) {
+            Some(outcome) => outcome,
+            None => {
+                // The budget bounds the reviews of guessed tokens. It does not apply to tokens that were accepted
+                // before, so that guesses do not block other clients of the same address.
+                if !reviews.was_authenticated(&subject) {
+                    token_reviews.check(address).map_err(Denied::ReviewBudgetExceeded)?;
+                }
+                let outcome = self.review(&subject).await?;
+                if outcome == ReviewOutcome::Unknown {
+                    // A concurrent request may have exhausted the budget since the check. The review is already done.
+                    token_reviews.charge(address);
+                }
+                outcome
+            }
+        };
+        let expires_at = review_cache::jwt_expiry(&secret);
+        self.principal_of_user(outcome, Some(secret), expires_at)
+    }
+
+    /// Returns the cached or new outcome of a review.
+    async fn review(&self, subject: &ReviewSubject) -> Result<ReviewOutcome, Denied> {
+        let reviews = self.reviews.as_ref().ok_or(Denied::Unknown)?;
+        reviews.get(subject).await.map_err(|ReviewUnavailable| Denied::ReviewUnavailable)
+    }
+
+    /// Returns the principal of an API key. `expires_at` is the expiry of the cookie or ticket that names the key.
+    fn principal_of_key(&self, key: &ApiKey, expires_at: Option<Timestamp>) -> Result<Principal, Denied> {
+        let end = expires_at.into_iter().chain(key.expires_at).min();
+        self.check_expiry(end)?;
+        if !key.allows(Permission::Read) {
+            return Err(Denied::KeyCannotRead(key.name.clone()));
+        }
+        let subject = Some(CredentialSubject::Key(key.name.clone(), self.signer.key_id(&key.fingerprint)));
+        let identity = CredentialIdentity { subject, token: None, expires_at, scope: scope(key) };
+        Ok(Principal { caller: Caller::Key(key.name.clone()), identity, expires_at: end })
+    }
+
+    /// Returns the principal of a reviewed user.
+    fn principal_of_user(
+        &self,
+        outcome: ReviewOutcome,
+        token: Option<Secret>,
+        expires_at: Option<Timestamp>,
+    ) -> Result<Principal, Denied> {
+        let user: Arc<KubernetesUser> = match outcome {
+            ReviewOutcome::Unknown => return Err(Denied::Unknown),
+            ReviewOutcome::Denied(user, right) => return Err(Denied::UserCannotRead(user.name.clone(), right)),
+            ReviewOutcome::Allowed(user) => user,
+        };
+        self.check_expiry(expires_at)?;
+        let caller = Caller::User(user.name.as_str().into());
+        let identity =
+            CredentialIdentity { subject: Some(CredentialSubject::User(user)), token, expires_at, scope: Scope::All };
+        Ok(Principal { caller, identity, expires_at })
+    }
+
+    /// Returns the key with this name, if it is the key for which the cookie or ticket was issued.
+    fn find_signed_key<'a>(&self, keys: &'a ApiKeys, name: &str, key_id: &str) -> Option<&'a ApiKey> {
+        keys.named(name).filter(|key| *self.signer.key_id(&key.fingerprint) == *key_id)
+    }
+
+    /// # Errors
+    /// [`Denied::Expired`] from `expires_at` on.
+    fn check_expiry(&self, expires_at: Option<Timestamp>) -> Result<(), Denied> {
+        if expires_at.is_some_and(|end| end <= self.now()) { Err(Denied::Expired) } else { Ok(()) }
+    }
+
+    fn keys(&self) -> Arc<ApiKeys> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Returns the scope of a key.
+fn scope(key: &ApiKey) -> Scope {
+    key.tenant.clone().map_or(Scope::All, Scope::Tenant)
+}
+
+/// Checks that the scope of a principal satisfies a requirement.
+///
+/// # Errors
+/// [`Denied::TenantScopedKey`] for a tenant key where a credential for all tenants is required.
+fn authorize(principal: Principal, requirement: AccessRequirement) -> Result<Principal, Denied> {
+    match (requirement, &principal.caller, &principal.identity.scope) {
+        (AccessRequirement::ReadAllTenants | AccessRequirement::Aggregates, Caller::Key(name), Scope::Tenant(_)) => {
+            Err(Denied::TenantScopedKey(name.clone()))
+        }
+        _ => Ok(principal),
+    }
+}

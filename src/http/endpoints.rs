@@ -1,0 +1,9 @@
+//! The endpoints, one file for each group. No endpoint imports another.
+
+pub(super) mod boilerhouse_ws;
+pub(super) mod event_streams;
+pub(super) mod index;
+pub(super) mod metrics;
+pub(super) mod probes;
+pub(super) mod sessions;
+pub(super) mod state;
