@@ -53,7 +53,7 @@ pub(super) struct Demo {
 
 impl Demo {
     pub(super) async fn run(self) -> Result<u8, CliError> {
-        logging::init(self.log_level, self.log_format)?;
+        logging::init(self.log_level, self.log_format).map_err(CliError::usage)?;
         let access = ResolvedAccess::open()?;
         let (listener, address) = server::bind("127.0.0.1", self.port).await?;
         let scenario = ScenarioConfig::default();

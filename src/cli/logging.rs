@@ -18,8 +18,6 @@ use tracing_subscriber::{
     },
 };
 
-use super::CliError;
-
 /// Levels of dependencies: kube_client logs complete bodies that it cannot parse, and objects do not belong in logs. The
 /// others log each request.
 const DEPENDENCIES: &str = "kube_client=error,hyper=warn,hyper_util=warn,rustls=warn,tower=warn";
@@ -39,13 +37,13 @@ pub(super) enum LogFormat {
 /// Starts logging to stderr. `RUST_LOG` replaces `level`.
 ///
 /// # Errors
-/// A usage error when `RUST_LOG` is not a filter.
-pub(super) fn init(level: tracing::Level, format: LogFormat) -> Result<(), CliError> {
+/// The text of a usage error when `RUST_LOG` is not a filter.
+pub(super) fn init(level: tracing::Level, format: LogFormat) -> Result<(), String> {
     let own = std::env::var(FILTER_ENV).ok().filter(|filter| !filter.is_empty());
     let filter = filter(own.as_deref(), level).map_err(|error| {
-        CliError::usage(format!(
+        format!(
             "{FILTER_ENV} is not a log filter: {error}; write a level such as `debug`, or `target=level` pairs with commas"
-        ))
+        )
     })?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter);
     // A second call in one process changes nothing.

@@ -93,7 +93,7 @@ fn dedicated_watchers_env() -> &'static str {
 
 impl Serve {
     pub(super) async fn run(self) -> Result<u8, CliError> {
-        logging::init(self.log_level, self.log_format)?;
+        logging::init(self.log_level, self.log_format).map_err(CliError::usage)?;
         let loopback = self.is_loopback().await?;
         let mut access = self.access.resolve(&self.listen_host, loopback)?;
         let drain = Duration::from_secs(self.drain);
