@@ -118,8 +118,6 @@ impl Serve {
             server: connection.server.as_str().into(),
             ..hub::Config::default()
         };
-        let review_metrics = review::Metrics::default();
-        review_metrics.register(server::bridge_metrics(&mut registry));
         let dedicated_metrics = dedicated::Metrics::default();
         dedicated_metrics.register(server::bridge_metrics(&mut registry));
         let dedicated_config =
@@ -135,7 +133,7 @@ impl Serve {
         if let Some(audience) = access.audience.take() {
             let (namespace, server) = (config.namespace.clone(), config.server.clone());
             let config = review::Config { namespace, server, audience, ..review::Config::default() };
-            access = access.with_reviews(Reviewer::new(connection.client.clone(), config).with_metrics(review_metrics));
+            access = access.with_reviews(Reviewer::new(connection.client.clone(), config));
         }
         let watch = hub::run(connection.client, config, writer, metrics);
         tasks.spawn("hub", async move { Ok::<_, std::convert::Infallible>(watch.await) });

@@ -23,14 +23,9 @@ use futures::future::try_join_all;
 use http::{Request, header::CONTENT_TYPE};
 use http_body_util::{BodyExt, Limited};
 use kube::{Client, client::Body};
-use prometheus_client::{
-    encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, histogram::Histogram},
-    registry::Registry,
-};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::error::{RequestInfo, UpstreamError};
 use crate::api;
@@ -92,7 +87,6 @@ const REQUIRED_ACCESS: [(&str, &str, &str); 4] = [
 pub struct Reviewer {
     client: Client,
     config: Config,
-    metrics: Metrics,
     /// Whether the last review of each kind got a response. Only changes are logged.
     reachable: Arc<[AtomicBool; 2]>,
 }
@@ -101,61 +95,6 @@ pub struct Reviewer {
 enum ReviewKind {
     Token,
     Access,
-}
-
-/// Counts and durations of reviews.
-#[derive(Clone, Debug)]
-pub struct Metrics {
-    reviews: Family<OutcomeLabels, Counter>,
-    duration: Family<KindLabels, Histogram, fn() -> Histogram>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OutcomeLabels {
-    kind: &'static str,
-    outcome: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct KindLabels {
-    kind: &'static str,
-}
-
-/// Upper bounds of the buckets of `auth_review_duration_seconds`, in seconds. A review takes at most 5 s (`timeout`).
-const REVIEW_SECONDS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
-
-impl Default for Metrics {
-    fn default() -> Self {
-        let metrics = Metrics {
-            reviews: Family::default(),
-            duration: Family::new_with_constructor(|| Histogram::new(REVIEW_SECONDS)),
-        };
-        for kind in [ReviewKind::Token, ReviewKind::Access].map(ReviewKind::label) {
-            for outcome in ["allowed", "denied", "error"] {
-                drop(metrics.reviews.get_or_create(&OutcomeLabels { kind, outcome }));
-            }
-            drop(metrics.duration.get_or_create(&KindLabels { kind }));
-        }
-        metrics
-    }
-}
-
-impl Metrics {
-    /// Registers all metrics. The caller sets the registry's prefix.
-    pub fn register(&self, registry: &mut Registry) {
-        registry.register(
-            "auth_reviews",
-            "TokenReviews and SubjectAccessReviews sent to the API server, by outcome",
-            self.reviews.clone(),
-        );
-        registry.register("auth_review_duration_seconds", "Time of a review", self.duration.clone());
-    }
-
-    fn record(&self, kind: ReviewKind, outcome: &'static str, duration: Duration) {
-        let kind = kind.label();
-        self.reviews.get_or_create(&OutcomeLabels { kind, outcome }).inc();
-        self.duration.get_or_create(&KindLabels { kind }).observe(duration.as_secs_f64());
-    }
 }
 
 #[derive(Deserialize)]
@@ -208,13 +147,7 @@ impl Reviewer {
     #[must_use]
     pub fn new(client: Client, config: Config) -> Reviewer {
         let reachable = Arc::new([AtomicBool::new(true), AtomicBool::new(true)]);
-        Reviewer { client, config, metrics: Metrics::default(), reachable }
-    }
-
-    /// Counts the reviews in these metrics.
-    #[must_use]
-    pub fn with_metrics(self, metrics: Metrics) -> Reviewer {
-        Reviewer { metrics, ..self }
+        Reviewer { client, config, reachable }
     }
 
     /// Returns the user of a token, or `None` if the token is invalid or has another audience.
@@ -226,9 +159,8 @@ impl Reviewer {
             return Ok(None);
         }
         let spec = json!({ "token": token, "audiences": [self.config.audience] });
-        let is_accepted = |status: &TokenStatus| status.is_accepted(&self.config.audience);
-        let status = self.review(ReviewKind::Token, spec, token, is_accepted).await?;
-        if !is_accepted(&status) {
+        let status: TokenStatus = self.review(ReviewKind::Token, spec, token).await?;
+        if !status.is_accepted(&self.config.audience) {
             return Ok(None);
         }
         let UserInfo { username: name, uid, groups, extra } = status.user;
@@ -247,20 +179,19 @@ impl Reviewer {
             let User { name, uid, groups, extra } = user;
             let spec =
                 json!({ "user": name, "uid": uid, "groups": groups, "extra": extra, "resourceAttributes": attributes });
-            let status = self.review(ReviewKind::Access, spec, "", AccessStatus::is_allowed).await?;
+            let status: AccessStatus = self.review(ReviewKind::Access, spec, "").await?;
             Ok((!status.is_allowed()).then(|| format!("{verb} {resource}")))
         });
         let denied: Vec<Option<String>> = try_join_all(reviews).await?;
         Ok(denied.into_iter().flatten().next())
     }
 
-    /// Sends a review, and counts and logs its outcome. `secret` is removed from every error text.
+    /// Sends a review, and logs when reviews start to fail and when they work again. `secret` is removed from every error text.
     async fn review<S: DeserializeOwned>(
         &self,
         kind: ReviewKind,
         spec: Value,
         secret: &str,
-        is_allowed: impl Fn(&S) -> bool,
     ) -> Result<S, UpstreamError> {
         let Config { namespace, server, timeout: limit, .. } = &self.config;
         let (group, object_kind, plural) = kind.api_names();
@@ -270,19 +201,12 @@ impl Reviewer {
         let request = Request::post(format!("/apis/{group}/v1/{plural}")).header(CONTENT_TYPE, "application/json");
         let body = json!({ "apiVersion": format!("{group}/v1"), "kind": object_kind, "spec": spec });
         let request = request.body(Body::from(body.to_string().into_bytes()));
-        let start = Instant::now();
         let review = timeout(*limit, async {
             let request = request.map_err(|error| UpstreamError::Decode(error.to_string()))?;
             self.send(&request_info, request, secret).await
         });
         let review = review.await.unwrap_or_else(|_| Err(UpstreamError::Timeout { request_info, limit: *limit }));
         let status = review.map(|Review { status }: Review<S>| status);
-        let outcome = match &status {
-            Ok(status) if is_allowed(status) => "allowed",
-            Ok(_) => "denied",
-            Err(_) => "error",
-        };
-        self.metrics.record(kind, outcome, start.elapsed());
         self.log_transition(kind, &status);
         status
     }
@@ -328,14 +252,6 @@ impl Reviewer {
 }
 
 impl ReviewKind {
-    /// Returns the value of the metric label `kind`.
-    fn label(self) -> &'static str {
-        match self {
-            ReviewKind::Token => "token",
-            ReviewKind::Access => "access",
-        }
-    }
-
     /// Returns the API group, the kind and the plural of the resource.
     fn api_names(self) -> (&'static str, &'static str, &'static str) {
         match self {
