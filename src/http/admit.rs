@@ -1,6 +1,6 @@
 //! Admission of a request: its credential, its rights, its rate budget.
 //!
-//! Authentication says why a request is denied ([`Denied`]). This module maps each reason to a status, a challenge and a
+//! Authentication returns the reason why a request is denied ([`Denied`]). This module maps each reason to a status, a challenge and a
 //! use of the caller's budget of denied credentials (`docs/protocol.md#access`).
 
 use std::{net::Ipv4Addr, sync::Arc};

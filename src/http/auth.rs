@@ -7,7 +7,7 @@
 //! - The rights of a principal are checked at each request, and repeatedly while its streams are open ([`lease`]).
 //! - No log, error or `Debug` output contains a credential.
 //!
-//! Must not import: an endpoint; HTTP statuses and error bodies (`http::admit` maps [`Denied`] to them); any Kubernetes
+//! Must not import: an endpoint; HTTP statuses and error bodies (`http::admit` maps `Denied` to them); any Kubernetes
 //! client (the caller provides a [`review_cache::ReviewBackend`]).
 //!
 //! Specification: docs/protocol.md#access.

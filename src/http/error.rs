@@ -35,7 +35,7 @@ pub enum ErrorCode {
     TooManyConnections,
 }
 
-/// An error response. The message is for the client and says what to do.
+/// An error response. The message is for the client and contains what to do.
 #[derive(Clone, Debug)]
 pub struct ApiError {
     code: ErrorCode,
@@ -78,7 +78,7 @@ impl ApiError {
         ApiError { code, message: message.into(), details: None, headers: Vec::new() }
     }
 
-    /// Creates a 400 for a parameter. `reason` says what is wrong and what is accepted.
+    /// Creates a 400 for a parameter. `reason` contains what is wrong and what is accepted.
     #[must_use]
     pub fn parameter(name: &str, reason: &str) -> ApiError {
         let details = serde_json::json!({ "parameter": name });

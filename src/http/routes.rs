@@ -111,7 +111,7 @@ fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallibl
         .map(move || timer_app.metrics.start_request())
         .and(warp::method())
         .and(with_guard(app, all))
-        .map(finish_request)
+        .map(|timer, method: Method, response| finish_request(timer, &method, response))
 }
 
 /// A path and its allowed methods.
@@ -250,8 +250,8 @@ async fn recover(rejection: warp::Rejection) -> Result<Response, Infallible> {
 }
 
 /// Counts an answered request.
-fn finish_request(timer: RequestTimer, method: Method, mut response: Response) -> Response {
+fn finish_request(timer: RequestTimer, method: &Method, mut response: Response) -> Response {
     let pattern = response.extensions_mut().remove::<RoutePattern>();
-    timer.finish(pattern.map(|RoutePattern(pattern)| pattern), &method, response.status().as_u16());
+    timer.finish(pattern.map(|RoutePattern(pattern)| pattern), method, response.status().as_u16());
     response
 }

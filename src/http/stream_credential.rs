@@ -1,4 +1,9 @@
-//! A stream that lives as long as its credential: told before it ends, and ended with it (G13).
+//! The credential of a stream: the stream announces its expiry and ends with it (`docs/guarantees.md#guarantees`, G13).
+//!
+//! Guarantees: the first batch of a stream is never `auth.expiring`; a stream that has ended for its credential sends no
+//! further data.
+//!
+//! Must not import: an endpoint.
 
 use std::{
     task::{Context, Poll, ready},
@@ -20,27 +25,28 @@ use crate::{
     wire::{CloseReason, websocket::MessagePart},
 };
 
-/// What a stream sends, for as long as its client may have it.
+/// The output `out` of a stream, until the credential of its client ends.
 #[derive(Debug)]
 pub(super) struct WithCredential<O> {
     out: O,
-    /// Boxed: where nobody signs in there are none, and a stream is to be small.
+    /// Boxed, because most streams of a bridge without credentials have none, and the memory of a stream must be small.
     credential: Option<Box<CredentialState>>,
 }
 
-/// What a client's stream rests on.
+/// The credential and the stream slot of a client.
 struct CredentialState {
     watch: Option<CredentialWatch>,
-    /// The first thing that a client is told is never this.
+    /// Whether the first batch has been read. `auth.expiring` is sent after it.
     first_read_done: bool,
+    /// The end of the credential, if it must still be announced.
     expiring: Option<Timestamp>,
     ended: Option<CloseReason>,
-    /// Free again when the stream is over.
+    /// Dropped at the end of the stream, which frees the slot.
     _slot: Option<StreamSlot>,
 }
 
 impl<O: Outbound> WithCredential<O> {
-    /// For as long as the credential holds, in that seat.
+    /// Wraps `out`. `watch` reports changes of the credential; `slot` is freed at the end of the stream.
     pub(super) fn new(out: O, watch: Option<CredentialWatch>, slot: Option<StreamSlot>) -> WithCredential<O> {
         let needed = watch.is_some() || slot.is_some();
         let credential = needed.then(|| {
@@ -51,7 +57,7 @@ impl<O: Outbound> WithCredential<O> {
 }
 
 impl CredentialState {
-    /// Takes note of a change of the credential.
+    /// Applies a change of the credential.
     fn apply(&mut self, status: CredentialStatus) {
         match status {
             CredentialStatus::Valid => self.expiring = None,
@@ -60,6 +66,7 @@ impl CredentialState {
         }
     }
 
+    /// Applies all changes that are available now.
     fn poll_now(&mut self) {
         while let Some(status) = self.watch.as_mut().and_then(|watch| watch.next().now_or_never().flatten()) {
             self.apply(status);
@@ -72,7 +79,7 @@ impl CredentialState {
                 self.apply(status);
                 Poll::Ready(())
             }
-            // It never ends.
+            // The stream of changes never ends.
             Some(Poll::Ready(None) | Poll::Pending) | None => Poll::Pending,
         }
     }
@@ -135,7 +142,7 @@ impl<O: Outbound> Outbound for WithCredential<O> {
     }
 
     fn accept_batch(&mut self, batch: &SharedBatch) -> bool {
-        // What the credential has come to is told first.
+        // A pending `auth.expiring` or end takes precedence over shared batches.
         let can_share = |credential: &CredentialState| {
             credential.first_read_done && credential.expiring.is_none() && credential.ended.is_none()
         };
@@ -159,7 +166,7 @@ impl<O: Outbound> Outbound for WithCredential<O> {
     }
 }
 
-/// `auth.expiring`, where the client's contract has that word (`/ws` has not).
+/// Returns the event `auth.expiring`, or `None` on `/ws`, whose format does not have it.
 fn expiring_event(out: &mut impl Outbound, end: Timestamp) -> Option<Bytes> {
     let name = "auth.expiring";
     let now_ms = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default();

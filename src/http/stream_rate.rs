@@ -1,9 +1,12 @@
-//! `--stream-rate`: so many events a minute for each client (docs/protocol.md#stream-endpoints, "Rate").
+//! `--stream-rate`: a maximum number of events per minute for each stream (`docs/protocol.md#stream-endpoints`, "Rate").
 //!
-//! A subscription is read one step at a time; each event gets its `rate_limit` and is framed for the client here. When a
-//! window is used up the subscription is not read any further until the next one begins: the client's position
-//! pauses, nothing is dropped, and what a client needs that falls behind too far is the feed's own business (`lagged`).
-//! Windows are fixed, from the first event that counts. It knows no event but those that do not count.
+//! The subscription is read one log entry at a time as JSON lines. This module adds `rate_limit` to each event and frames
+//! it for the client. Windows have a fixed length and start with the first counted event.
+//!
+//! Guarantees: no event is dropped. While a window is used up, the subscription is not read and keeps its position. A
+//! stream that falls behind the log gets `state.initial` with the reason `lagged`, as every slow stream.
+//!
+//! Must not import: event types. It compares the type only to find events that are not counted.
 
 use std::{
     num::NonZeroU32,
@@ -23,12 +26,12 @@ use crate::{
     wire::CloseReason,
 };
 
-/// How much a client gets.
+/// The rate of a stream.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// Events a window; `None`: as many as there are.
+    /// Events per window; `None`: no limit.
     pub limit: Option<NonZeroU32>,
-    /// How long a window lasts (docs/protocol.md#stream-endpoints: events a minute).
+    /// Length of a window (docs/protocol.md#stream-endpoints: one minute).
     pub window: Duration,
 }
 
@@ -38,26 +41,27 @@ impl Default for Config {
     }
 }
 
-/// A subscription whose client gets only so many events a window, and is told so with each.
+/// A subscription whose client receives a maximum number of events per window. Each event carries `rate_limit`.
 #[derive(Debug)]
 pub struct RateLimited {
-    /// Its lens frames with [`crate::feed::FrameFormat::JsonLines`].
+    /// Its projection cache frames with [`FrameFormat::JsonLines`].
     subscription: Subscription,
-    /// How the client is served.
+    /// The framing for the client.
     framing: Framing,
     window: RateWindow,
-    /// While a window is used up.
+    /// The sleep until the window resets, while it is used up.
     pause: Option<Pin<Box<Sleep>>>,
 }
 
 impl RateLimited {
-    /// At most `limit` events each `window` long. The subscription yields lines, which are laid on the wire by `framing`.
+    /// Limits `subscription` to `limit` events per `window`. Its projection cache must frame JSON lines; `framing` is the
+    /// framing for the client.
     #[must_use]
     pub fn new(subscription: Subscription, framing: Framing, limit: NonZeroU32, window: Duration) -> RateLimited {
         RateLimited { subscription, framing, window: RateWindow::new(limit, window), pause: None }
     }
 
-    /// Counts and frames the events of some lines.
+    /// Counts the events in `lines` and frames them for the client.
     fn frame(&mut self, lines: &[u8]) -> Bytes {
         let lines = std::str::from_utf8(lines).expect("JSON is UTF-8");
         let (now, now_ms) = (Instant::now(), self.subscription.now_ms());
@@ -81,7 +85,7 @@ impl Outbound for RateLimited {
         if self.window.blocked_until().is_some() {
             return ReadResult::Idle;
         }
-        // One step: the events of one version are never split, so it may be a few more than there is room for.
+        // One log entry: the events of one change set are not split, so they may exceed what the window has left.
         match self.subscription.read(1) {
             ReadResult::Batch(frames) => ReadResult::Batch(frames.iter().map(|lines| self.frame(lines)).collect()),
             ReadResult::Idle => ReadResult::Idle,
@@ -120,7 +124,7 @@ impl Outbound for RateLimited {
     }
 }
 
-/// What framing needs to know of an event.
+/// The keys of an event that its framing needs.
 #[derive(Deserialize)]
 struct EventHeader<'a> {
     #[serde(rename = "type")]
@@ -128,7 +132,7 @@ struct EventHeader<'a> {
     id: Option<&'a str>,
 }
 
-/// Whether an event is about the stream itself, or is where it starts: those do not count.
+/// Returns whether an event is not counted: it is about the stream itself, or it is the initial state.
 fn is_control(kind: &str) -> bool {
     matches!(
         kind,
@@ -143,55 +147,56 @@ fn is_control(kind: &str) -> bool {
     )
 }
 
-/// How much of the current window is used.
+/// The use of the current window.
 #[derive(Debug)]
 struct RateWindow {
     limit: u64,
     length: Duration,
-    /// When it began, by the clock that runs evenly and by the one on the wall; `None` until an event counts.
-    began: Option<(Instant, u64)>,
-    /// More than `limit` is taken from the next window. No more than a whole one is: the difference that a re-list
-    /// brings can be a thousand events, for which nobody is to be silent for an hour.
+    /// The start of the window, by the monotonic clock and by the wall clock in ms; `None` until an event is counted.
+    start: Option<(Instant, u64)>,
+    /// Counted events. Those beyond `limit` use up the next window, but no further one: the differences of a re-list can be
+    /// a thousand events, which must not silence a stream for an hour.
     used: u64,
 }
 
 impl RateWindow {
     fn new(limit: NonZeroU32, length: Duration) -> RateWindow {
-        RateWindow { limit: u64::from(limit.get()), length, began: None, used: 0 }
+        RateWindow { limit: u64::from(limit.get()), length, start: None, used: 0 }
     }
 
-    /// Lets windows pass that are over.
+    /// Ends the windows that have passed.
     fn advance(&mut self, now: Instant, now_ms: u64) {
-        while let Some((began, _)) = self.began
-            && now >= began + self.length
+        while let Some((start, _)) = self.start
+            && now >= start + self.length
         {
-            let next = began + self.length;
+            let next = start + self.length;
             self.used = self.used.saturating_sub(self.limit);
-            self.began = (self.used > 0).then(|| (next, now_ms.saturating_sub(millis(now - next))));
+            self.start = (self.used > 0).then(|| (next, now_ms.saturating_sub(millis(now - next))));
         }
     }
 
+    /// Counts one event.
     fn count(&mut self, now: Instant, now_ms: u64) {
-        self.began.get_or_insert((now, now_ms));
+        self.start.get_or_insert((now, now_ms));
         self.used = (self.used + 1).min(2 * self.limit);
     }
 
-    /// Windows until there is room again.
+    /// Returns the number of windows that the counted events use up, at least 1.
     fn windows_used(&self) -> u32 {
-        // At most two, by how `used` is bounded.
+        // At most 2, because `count` bounds `used`.
         if self.used >= 2 * self.limit { 2 } else { 1 }
     }
 
-    /// When there is room again, if there is none.
+    /// Returns the time at which the next event is possible, if the window is used up.
     fn blocked_until(&self) -> Option<Instant> {
-        let (began, _) = self.began?;
-        (self.used >= self.limit).then(|| began + self.length * self.windows_used())
+        let (start, _) = self.start?;
+        (self.used >= self.limit).then(|| start + self.length * self.windows_used())
     }
 
-    /// `rate_limit` as JSON. Before anything has counted there is nothing to reset, and `reset_at` is now.
+    /// Returns the value of `rate_limit`. Without a counted event there is nothing to reset, and `reset_at` is now.
     fn to_json(&self, now_ms: u64) -> String {
         let RateWindow { limit, used, .. } = self;
-        let reset_ms = self.began.map_or(now_ms, |(_, ms)| ms + millis(self.length * self.windows_used()));
+        let reset_ms = self.start.map_or(now_ms, |(_, ms)| ms + millis(self.length * self.windows_used()));
         let reset_at = render::format_timestamp(reset_ms);
         let remaining = limit.saturating_sub(*used);
         format!(r#"{{"limit":{limit},"remaining":{remaining},"reset_at":"{reset_at}"}}"#)
@@ -210,15 +215,16 @@ mod tests {
     use super::*;
     use crate::{
         event::{
-            Instance, NamespaceId, Resource, View,
+            NamespaceId, PerResource, Resource, View,
             projection::{EventFormat, Projection},
         },
         feed::{self, Feed, Health, SnapshotReason, StartAt, Writer},
+        test_support::PodBuilder,
     };
 
     const JSON_LINES: Framing = Framing { format: FrameFormat::JsonLines, edgeplane_names: false };
     const MINUTE: Duration = Duration::from_secs(60);
-    /// 2026-01-02T03:04:05Z: the wall clock stands still, so that what moves is the other one.
+    /// 2026-01-02T03:04:05Z. The wall clock does not advance in these tests, only the monotonic clock does.
     const NOW_MS: u64 = 1_767_323_045_000;
 
     fn feed() -> (Writer, Feed) {
@@ -230,30 +236,27 @@ mod tests {
         (writer, feed)
     }
 
-    fn rate_limited(feed: &Feed, limit: u32, framing: Framing, from: StartAt) -> RateLimited {
+    fn rate_limited(feed: &Feed, limit: u32, framing: Framing, start_at: StartAt) -> RateLimited {
         let cache = feed.projection_cache(
             Projection::everything(EventFormat::Full),
             Framing { format: FrameFormat::JsonLines, ..framing },
         );
-        RateLimited::new(feed.subscribe(cache, from).unwrap(), framing, NonZeroU32::new(limit).unwrap(), MINUTE)
+        RateLimited::new(feed.subscribe(cache, start_at).unwrap(), framing, NonZeroU32::new(limit).unwrap(), MINUTE)
     }
 
-    fn pod(name: &str, phase: &str, pool: Option<&str>, rv: u64) -> View {
-        let (name, phase, pool_status) = (name.to_owned(), phase.to_owned(), pool.map(str::to_owned));
-        View::Instance(
-            Instance {
-                uid: format!("uid-{name}"),
-                name,
-                phase,
-                pool_status,
-                resource_version: rv,
-                ..Instance::default()
-            }
-            .into(),
-        )
+    fn pod(name: &str, version: u64) -> View {
+        PodBuilder::new(name).version(version).view()
     }
 
-    /// What there is to read now, as JSON (of a client that is served lines).
+    fn ready_pod(name: &str, version: u64) -> View {
+        PodBuilder::new(name).pool("ready").version(version).view()
+    }
+
+    fn connect() -> StartAt {
+        StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: PerResource::default() }
+    }
+
+    /// Reads all available events as JSON. The stream must be framed as JSON lines.
     fn read(rate_limited: &mut RateLimited) -> Vec<Value> {
         let mut events = Vec::new();
         loop {
@@ -276,51 +279,48 @@ mod tests {
             .collect()
     }
 
-    fn block(limit: u32, remaining: u32, reset_at: &str) -> Value {
+    /// Returns the value of `rate_limit` with this reset time, minutes and seconds after 03:00.
+    fn quota(limit: u32, remaining: u32, reset_at: &str) -> Value {
         json!({"limit": limit, "remaining": remaining, "reset_at": format!("2026-01-02T03:{reset_at}.000Z")})
     }
 
-    fn blocks(events: &[Value]) -> Vec<Value> {
+    fn quotas(events: &[Value]) -> Vec<Value> {
         events.iter().map(|event| event["rate_limit"].clone()).collect()
     }
 
     #[tokio::test(start_paused = true)]
     async fn stream_pauses_at_zero_until_the_window_resets() {
         let (mut writer, feed) = feed();
-        let mut client = rate_limited(
-            &feed,
-            2,
-            JSON_LINES,
-            StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: Default::default() },
-        );
+        let mut client = rate_limited(&feed, 2, JSON_LINES, connect());
         let first = read(&mut client);
         assert_eq!(names(&first), ["state.initial -"]);
-        assert_eq!(blocks(&first), [block(2, 2, "04:05")], "nothing has counted yet");
-        for rv in 2..=6 {
-            writer.upsert(pod(&format!("p{rv}"), "Running", None, rv));
+        assert_eq!(quotas(&first), [quota(2, 2, "04:05")], "rate_limit before the first counted event");
+        for version in 2..=6 {
+            writer.upsert(pod(&format!("p{version}"), version));
         }
         let events = read(&mut client);
         assert_eq!(names(&events), ["instance.state p2", "instance.state p3"]);
-        assert_eq!(blocks(&events), [block(2, 1, "05:05"), block(2, 0, "05:05")]);
+        assert_eq!(quotas(&events), [quota(2, 1, "05:05"), quota(2, 0, "05:05")]);
 
-        // Neither new events nor time short of the window wake it; a heartbeat goes on, and tells how far this client is.
-        writer.upsert(pod("p7", "Running", None, 7));
+        // Neither a new event nor a time shorter than the window wakes the stream. A heartbeat is sent; its cursor is the
+        // position of this client.
+        writer.upsert(pod("p7", 7));
         let almost = MINUTE - Duration::from_millis(1);
-        assert!(timeout(almost, client.readable()).await.is_err(), "it pauses");
+        assert!(timeout(almost, client.readable()).await.is_err(), "the stream must pause");
         assert!(read(&mut client).is_empty());
         let heartbeat = parse(&client.heartbeat().unwrap());
         assert_eq!(heartbeat[0]["id"], events[1]["id"]);
-        assert_eq!(blocks(&heartbeat), [block(2, 0, "05:05")]);
+        assert_eq!(quotas(&heartbeat), [quota(2, 0, "05:05")]);
 
         let woken = Instant::now();
         timeout(MINUTE, client.readable()).await.unwrap();
         assert!(woken.elapsed() <= Duration::from_millis(2), "{:?}", woken.elapsed());
         assert_eq!(names(&read(&mut client)), ["instance.state p4", "instance.state p5"]);
-        // The window began with its first event, not when the last one ended.
+        // The window started with its first event, not at the end of the previous window.
         advance(MINUTE * 10).await;
         timeout(Duration::ZERO, client.readable()).await.unwrap();
         assert_eq!(names(&read(&mut client)), ["instance.state p6", "instance.state p7"]);
-        assert_eq!(client.subscription.cursor().unwrap(), feed_cursor(&feed), "nothing is missing");
+        assert_eq!(client.subscription.cursor().unwrap(), feed_cursor(&feed), "the cursor after all events");
     }
 
     fn feed_cursor(feed: &Feed) -> String {
@@ -331,25 +331,20 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn events_of_one_version_stay_together_and_charge_the_next_window() {
         let (mut writer, feed) = feed();
-        let mut client = rate_limited(
-            &feed,
-            3,
-            JSON_LINES,
-            StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: Default::default() },
-        );
+        let mut client = rate_limited(&feed, 3, JSON_LINES, connect());
         read(&mut client);
-        // Two events each.
-        for rv in 2..=5 {
-            writer.upsert(pod(&format!("p{rv}"), "Running", Some("ready"), rv));
+        // Each Pod causes two events.
+        for version in 2..=5 {
+            writer.upsert(ready_pod(&format!("p{version}"), version));
         }
         let events = read(&mut client);
         let both = |name: &str| [format!("instance.state {name}"), format!("pool.instance.ready {name}")];
         assert_eq!(names(&events), [both("p2"), both("p3")].concat());
         let remaining: Vec<_> = events.iter().map(|e| e["rate_limit"]["remaining"].as_u64().unwrap()).collect();
         assert_eq!(remaining, [2, 1, 0, 0]);
-        assert!(events[3]["id"].is_string(), "the version is whole");
+        assert!(events[3]["id"].is_string(), "the last event of a change set has an id");
         timeout(MINUTE, client.readable()).await.unwrap();
-        // Of three, one was taken: the next version fills it exactly.
+        // The previous change set used one of the three events of this window. The next change set uses the other two.
         assert_eq!(names(&read(&mut client)), both("p4"));
         timeout(MINUTE, client.readable()).await.unwrap();
         assert_eq!(names(&read(&mut client)), both("p5"));
@@ -358,18 +353,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn large_diff_costs_one_extra_window() {
         let (mut writer, feed) = feed();
-        let mut client = rate_limited(
-            &feed,
-            3,
-            JSON_LINES,
-            StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: Default::default() },
-        );
+        let mut client = rate_limited(&feed, 3, JSON_LINES, connect());
         read(&mut client);
-        writer.replace(Resource::Pods, (2..102).map(|rv| pod(&format!("p{rv}"), "Running", None, rv)).collect(), 200);
-        writer.upsert(pod("after", "Running", None, 201));
+        writer.replace(Resource::Pods, (2..102).map(|version| pod(&format!("p{version}"), version)).collect(), 200);
+        writer.upsert(pod("after", 201));
         let events = read(&mut client);
         assert_eq!(events.len(), 100);
-        assert_eq!(events[99]["rate_limit"], block(3, 0, "06:05"), "two windows");
+        assert_eq!(events[99]["rate_limit"], quota(3, 0, "06:05"), "rate_limit after two used-up windows");
         assert!(timeout(MINUTE * 2 - Duration::from_millis(1), client.readable()).await.is_err());
         timeout(MINUTE, client.readable()).await.unwrap();
         assert_eq!(names(&read(&mut client)), ["instance.state after"]);
@@ -387,33 +377,31 @@ mod tests {
         let events = read(&mut client);
         assert_eq!(events.len(), 6, "{events:?}");
         assert!(events.iter().all(|event| event["rate_limit"]["remaining"] == 1), "{events:?}");
-        writer.upsert(pod("p", "Running", None, 2));
+        writer.upsert(pod("p", 2));
         assert_eq!(names(&read(&mut client)), ["instance.state p"]);
     }
 
-    /// Whatever carries it, a client gets what it would get without the limit, and the block.
+    /// On every transport, the events are those of a stream without the limit, with `rate_limit` added.
     #[tokio::test(start_paused = true)]
     async fn rate_limited_frames_equal_unlimited_frames_plus_quota() {
         let sse = |named| FrameFormat::Sse { named };
         for (format, edgeplane_names) in [(FrameFormat::WebSocket, false), (sse(true), false), (sse(false), true)] {
             let (mut writer, feed) = feed();
-            let (framing, start) = (
-                Framing { format, edgeplane_names },
-                StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: Default::default() },
-            );
-            let mut limited = rate_limited(&feed, 9, framing, start);
-            let mut free = feed
-                .subscribe(feed.projection_cache(Projection::everything(EventFormat::Full), framing), start)
+            let framing = Framing { format, edgeplane_names };
+            let mut limited = rate_limited(&feed, 9, framing, connect());
+            let mut unlimited = feed
+                .subscribe(feed.projection_cache(Projection::everything(EventFormat::Full), framing), connect())
                 .unwrap();
             let mut received = String::new();
-            for rv in 2..=6 {
-                let ReadResult::Batch(frames) = limited.read(1) else { panic!("nothing comes") };
-                let ReadResult::Batch(wanted) = free.read(1) else { panic!("nothing comes") };
-                let bare = |frames: &[Bytes]| frames.iter().map(|f| without_blocks(format, f)).collect::<Vec<_>>();
-                assert_eq!(bare(&frames), bare(&wanted));
+            for version in 2..=6 {
+                let ReadResult::Batch(frames) = limited.read(1) else { panic!("no batch with the limit") };
+                let ReadResult::Batch(expected) = unlimited.read(1) else { panic!("no batch without the limit") };
+                let without_limit =
+                    |frames: &[Bytes]| frames.iter().map(|frame| without_rate_limit(format, frame)).collect::<Vec<_>>();
+                assert_eq!(without_limit(&frames), without_limit(&expected));
                 received.extend(frames.iter().map(|frame| text(frame)));
                 assert!(frames.iter().all(|frame| text(frame).contains(r#","rate_limit":{"limit":9,"#)));
-                writer.upsert(pod(&format!("p{rv}\" }} ü"), "Running", Some("ready"), rv));
+                writer.upsert(ready_pod(&format!("p{version}\" }} ü"), version));
                 writer.set_health(Resource::Pods, Health::Down { since: Instant::now(), reason: "gone".into() });
             }
             let names = [
@@ -430,8 +418,8 @@ mod tests {
         String::from_utf8_lossy(frame).into_owned()
     }
 
-    /// Without its blocks, and, of WebSocket frames, whose length differs then, only the texts.
-    fn without_blocks(format: FrameFormat, frame: &[u8]) -> String {
+    /// Removes `rate_limit` from a frame. Of WebSocket frames it returns the texts only, because their length fields differ.
+    fn without_rate_limit(format: FrameFormat, frame: &[u8]) -> String {
         let mut bytes = Vec::new();
         let mut rest = frame;
         while format == FrameFormat::WebSocket && !rest.is_empty() {
@@ -439,7 +427,7 @@ mod tests {
                 126 => (4, usize::from(u16::from_be_bytes([rest[2], rest[3]]))),
                 len => (2, usize::from(len)),
             };
-            assert_eq!(rest[0], 0x81, "one whole text message");
+            assert_eq!(rest[0], 0x81, "first byte of a complete text message");
             bytes.extend_from_slice(&rest[header..header + len]);
             bytes.push(b'\n');
             rest = &rest[header + len..];

@@ -23,6 +23,7 @@ const CLOSE: HeaderValue = HeaderValue::from_static("close");
 
 /// Why a request is rejected for now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::enum_variant_names, reason = "the name is the one of `stream.closing`")]
 pub(super) enum Unavailable {
     /// The first lists are not complete yet.
     NotReady,

@@ -7,7 +7,7 @@ use super::{
     request::ApiRequest,
 };
 
-/// Returns whether the request asks for a WebSocket, in a valid or an invalid form.
+/// Returns whether the request requests a WebSocket, in a valid or an invalid form.
 pub(super) fn is_requested(request: &ApiRequest) -> bool {
     contains_word(&request.headers, header::UPGRADE, "websocket")
 }
@@ -15,7 +15,7 @@ pub(super) fn is_requested(request: &ApiRequest) -> bool {
 /// Returns `Sec-WebSocket-Key` of a valid upgrade request (RFC 6455, section 4.2.1).
 ///
 /// # Errors
-/// 426 with `hint`, which says what to do, for a request without an upgrade; 426 for another version of WebSocket; 400 for
+/// 426 with `hint`, a text on what to do, for a request without an upgrade; 426 for another version of WebSocket; 400 for
 /// a request that cannot be upgraded.
 pub(super) fn key<'a>(request: &'a ApiRequest, hint: &str) -> Result<&'a str, ApiError> {
     let headers = &request.headers;

@@ -342,6 +342,42 @@ async fn metric_names_match_the_golden_file() {
     }
 }
 
+#[tokio::test]
+async fn requests_are_counted_by_route_pattern_method_and_code() {
+    let cluster = cluster().await;
+    let bridge = cluster.bridge(&[]).await;
+    let mut stream = bridge.listen("/ws").await;
+    stream.text().await;
+    for (method, path) in [
+        ("GET", "/api/v1/instances/none"),
+        ("HEAD", "/livez"),
+        ("GET", "/api/v1/tenants/none/"),
+        ("GET", "/nowhere"),
+        ("BREW", "/nowhere"),
+        ("POST", "/api/sse"),
+    ] {
+        http_client::request(bridge.address, method, path, &[]).await;
+    }
+    http_client::request(bridge.address, "GET", "/livez", &[("Host", "evil.example")]).await;
+    http_client::request(bridge.address, "GET", "/livez", &[("Origin", "https://evil.example")]).await;
+    for (route, method, code) in [
+        ("/ws", "GET", 101),
+        ("/api/v1/instances/{name}", "GET", 404),
+        ("/livez", "HEAD", 200),
+        ("/api/v1/tenants/{tenantId}", "GET", 404),
+        ("other", "GET", 404),
+        ("other", "other", 404),
+        ("/api/sse", "POST", 405),
+    ] {
+        let name = format!(r#"bridge_http_requests_total{{route="{route}",method="{method}",code="{code}"}}"#);
+        assert_eq!(http_client::metric(bridge.address, &name).await, 1, "{name}");
+    }
+    for check in ["host", "origin"] {
+        let name = format!(r#"bridge_http_guard_rejections_total{{check="{check}"}}"#);
+        assert_eq!(http_client::metric(bridge.address, &name).await, 1, "{name}");
+    }
+}
+
 /// Asks until the answer is such.
 async fn wait_for(bridge: &BridgeProcess, target: &str, mut such: impl FnMut(&HttpResponse) -> bool) -> HttpResponse {
     let found = timeout(TEST_TIMEOUT, async {

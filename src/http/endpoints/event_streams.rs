@@ -215,7 +215,7 @@ pub(crate) async fn serve_stream(endpoint: &'static StreamEndpoint, request: Api
     Ok(stream_start::response(head, Some(start)))
 }
 
-/// Returns the start that `Last-Event-ID` asks for.
+/// Returns the start that `Last-Event-ID` requests.
 ///
 /// A value that is no cursor starts with `state.initial`. It must not be a 400, which would end an `EventSource` for good.
 fn header_start(headers: &HeaderMap) -> Option<StartAt> {
@@ -312,8 +312,8 @@ mod tests {
         size_of::<F>()
     }
 
-    /// The task is most of the memory of an idle connection, which docs/performance.md#goals bounds. The allocator rounds it
-    /// up to a multiple of 128 bytes.
+    /// The task is most of the memory of an idle connection, which docs/performance.md#goals bounds. tokio aligns it to
+    /// 128 bytes.
     #[test]
     fn connection_task_is_at_most_1152_bytes() {
         // Bytes of tokio's task header and trailer, the task tracker, and the result of a panic.
