@@ -209,6 +209,15 @@ pub(crate) async fn metric(address: SocketAddr, name: &str) -> u64 {
     value.map_or(0, |value| value.parse().unwrap())
 }
 
+/// The sum of the samples of a metric that have all these labels, each written as `name="value"`.
+pub(crate) async fn metric_sum(address: SocketAddr, name: &str, labels: &[&str]) -> u64 {
+    let metrics = get(address, "/metrics").await.body;
+    let samples = metrics.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{')?.rsplit_once("} "));
+    let matching = samples
+        .filter(|(of_sample, _)| labels.iter().all(|label| of_sample.split(',').any(|of_sample| of_sample == *label)));
+    matching.map(|(_, value)| value.parse::<u64>().unwrap()).sum()
+}
+
 /// Sends a request with exactly these headers (`Host` and `Connection: close` are added where they are not named) and
 /// reads the answer until the server closes.
 pub(crate) async fn request(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)]) -> HttpResponse {
