@@ -49,7 +49,7 @@ const NARROW: u32 = 4096;
 const PONG: &[u8] = b"\x8a\x80\0\0\0\0";
 const PONG_EVERY: Duration = Duration::from_secs(15);
 /// How many clients are there.
-const STREAMS: &str = "bridge_feed_subscriptions";
+const STREAMS: &str = "bridge_streams";
 /// No step takes longer, or the run fails.
 const BOUND: Duration = Duration::from_secs(120);
 
@@ -366,8 +366,12 @@ async fn get(address: SocketAddr, path: &str) -> Result<String, Failure> {
 /// A metric of the bridge by its name and labels; 0 where it has not been counted yet.
 async fn metric(address: SocketAddr, name: &str) -> Result<u64, Failure> {
     let answer = get(address, "/metrics").await?;
-    let value = answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    Ok(value.map_or(Ok(0), str::parse)?)
+    // A metric with labels has a sample for each label set.
+    let values = answer.lines().filter_map(|line| {
+        let rest = line.strip_prefix(name)?;
+        rest.strip_prefix(' ').or_else(|| Some(rest.strip_prefix('{')?.rsplit_once("} ")?.1))
+    });
+    Ok(values.map(str::parse::<u64>).sum::<Result<_, _>>()?)
 }
 
 async fn streams(address: SocketAddr, count: usize) -> Result<(), Failure> {

@@ -186,7 +186,7 @@ async fn rolling_restart_under_a_thousand_clients_loses_no_event() {
     let streams = async || {
         let mut open = 0;
         for bridge in &bridges {
-            open += http_client::metric(bridge.address, "bridge_feed_subscriptions").await;
+            open += http_client::metric_sum(bridge.address, "bridge_streams", &[]).await;
         }
         open
     };

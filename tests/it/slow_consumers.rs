@@ -251,7 +251,7 @@ async fn stalled_reader_is_closed_and_its_buffers_are_released() {
     println!("ended after {:?}", started.elapsed());
     let open = proc_net_tcp::queues_by_client_port(address);
     assert!(ports.iter().all(|port| !open.contains_key(port)), "the kernel keeps a connection: {open:?}");
-    assert_eq!(fixture.metric("bridge_feed_subscriptions").await, 1);
+    assert_eq!(http_client::metric_sum(address, "bridge_streams", &[]).await, 1);
 
     // Their places are free.
     for sse in [true, false] {
