@@ -39,7 +39,7 @@ use crate::support::{
 /// Sockets that are open when the API server is killed.
 const SOCKETS: usize = 20;
 /// How long a `/ws` stream stays open without the API server (docs/protocol.md#boilerhouse-stream).
-const UPSTREAM_LIMIT: Duration = Duration::from_secs(60);
+const MAX_UPSTREAM_DOWNTIME: Duration = Duration::from_secs(60);
 /// Headers of an upgrade request whose rejection is read as an HTTP response.
 const UPGRADE: [(&str, &str); 4] = [
     ("Connection", "close, Upgrade"),
@@ -186,17 +186,17 @@ async fn short_downtime_closes_ws_clients() {
     let short_wait = serve_feed(&mut tasks, &feed, Duration::from_millis(300)).await;
     let long_wait = serve_feed(&mut tasks, &feed, TEST_TIMEOUT).await;
     feed.wait_synced().await;
-    let mut listeners = Vec::new();
+    let mut clients = Vec::new();
     for _ in 0..SOCKETS {
-        listeners.push(WsClient::connect(short_wait, "/ws").await);
+        clients.push(WsClient::connect(short_wait, "/ws").await);
     }
-    for listener in &mut listeners {
-        assert_eq!(listener.json().await["name"], "a");
+    for client in &mut clients {
+        assert_eq!(client.json().await["name"], "a");
     }
 
     let down = Instant::now();
     sim.down();
-    for close in join_all(listeners.iter_mut().map(|listener| listener.closed(TEST_TIMEOUT))).await {
+    for close in join_all(clients.iter_mut().map(|client| client.closed(TEST_TIMEOUT))).await {
         assert_eq!(close, (0, Some((1013, "upstream unavailable".to_owned()))));
         assert!(down.elapsed() >= limit, "closed after {:?}, earlier than {limit:?}", down.elapsed());
     }
@@ -258,10 +258,10 @@ async fn one_minute_of_downtime_closes_ws_clients() {
 
     let down = Instant::now();
     matrix.cluster.down().await;
-    let closes = sockets.clients.iter_mut().map(async |(mode, listener)| {
-        let close = listener.closed(UPSTREAM_LIMIT + TEST_TIMEOUT).await;
+    let closes = sockets.clients.iter_mut().map(async |(mode, client)| {
+        let close = client.closed(MAX_UPSTREAM_DOWNTIME + TEST_TIMEOUT).await;
         assert_eq!(close, (0, Some((1013, "upstream unavailable".to_owned()))), "{mode:?}");
-        assert!(down.elapsed() >= UPSTREAM_LIMIT, "{mode:?}: closed after {:?}", down.elapsed());
+        assert!(down.elapsed() >= MAX_UPSTREAM_DOWNTIME, "{mode:?}: closed after {:?}", down.elapsed());
     });
     join_all(closes).await;
     for (_, bridge) in matrix.bridges().await {

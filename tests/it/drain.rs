@@ -17,7 +17,7 @@ use crate::support::{
     sim_cluster::SimCluster,
 };
 
-/// Tolerance for a busy machine. It is smaller than the differences between the durations that the tests tell apart.
+/// Tolerance for a busy machine. It is smaller than the differences between the durations that the tests compare.
 const TOLERANCE: Duration = Duration::from_secs(3);
 /// Drain time of the tests in which the process must not wait for it. It is longer than [`TEST_TIMEOUT`].
 const LONG_DRAIN: &str = "60";

@@ -52,19 +52,23 @@ async fn malformed_parameter_is_400_with_accepted_values() {
     for (path, transport, ..) in ENDPOINTS {
         for (query, parameter, words) in MALFORMED {
             let path = format!("{path}?{query}");
-            let answer = request_with(&bridge, transport, &path, &[]).await;
-            assert_eq!((answer.status, &answer.json()["code"]), (400, &json!("BAD_REQUEST")), "{path}: {answer:?}");
-            assert_eq!(answer.json()["details"]["parameter"], *parameter, "{path}");
-            let message = answer.json()["message"].as_str().unwrap().to_owned();
+            let response = request_with(&bridge, transport, &path, &[]).await;
+            assert_eq!(
+                (response.status, &response.json()["code"]),
+                (400, &json!("BAD_REQUEST")),
+                "{path}: {response:?}"
+            );
+            assert_eq!(response.json()["details"]["parameter"], *parameter, "{path}");
+            let message = response.json()["message"].as_str().unwrap().to_owned();
             assert!(words.iter().all(|word| message.contains(word)), "{path}: {message}");
         }
         let other = format!("{path}?connectionId=00000000-0000-5000-8000-000000000000");
-        let answer = request_with(&bridge, transport, &other, &[]).await;
-        assert_eq!((answer.status, &answer.json()["code"]), (404, &json!("NOT_FOUND")), "{path}: {answer:?}");
+        let response = request_with(&bridge, transport, &other, &[]).await;
+        assert_eq!((response.status, &response.json()["code"]), (404, &json!("NOT_FOUND")), "{path}: {response:?}");
         // A malformed query parameter is a 400 even if the header has a cursor.
-        let answer =
+        let response =
             request_with(&bridge, transport, &format!("{path}?lastEventId=42"), &[("Last-Event-ID", "42")]).await;
-        assert_eq!(answer.status, 400, "{path}: {answer:?}");
+        assert_eq!(response.status, 400, "{path}: {response:?}");
     }
 }
 
@@ -78,9 +82,9 @@ async fn wrong_transport_error_names_the_right_path() {
             Transport::WebSocket => (Transport::UnnamedSse, 426),
             Transport::UnnamedSse | Transport::NamedSse => (Transport::WebSocket, 400),
         };
-        let answer = request_with(&bridge, wrong_transport, path, &[]).await;
-        assert_eq!(answer.status, status, "{path}: {answer:?}");
-        let message = answer.json()["message"].as_str().unwrap().to_owned();
+        let response = request_with(&bridge, wrong_transport, path, &[]).await;
+        assert_eq!(response.status, status, "{path}: {response:?}");
+        let message = response.json()["message"].as_str().unwrap().to_owned();
         let named = ENDPOINTS.iter().find(|endpoint| message.split_whitespace().any(|word| word == endpoint.0));
         let named = named.unwrap_or_else(|| panic!("{path}: {message}"));
         assert_eq!(named.1 == Transport::WebSocket, wrong_transport == Transport::WebSocket, "{path}: {message}");
@@ -108,9 +112,9 @@ async fn check_closing(bridge: &BridgeProcess, path: &str, named: bool, reason: 
 async fn check_temporary_rejection(bridge: &BridgeProcess, reason: &str, code: &str) {
     for (path, transport, ..) in ENDPOINTS {
         if transport == Transport::WebSocket {
-            let answer = request_with(bridge, transport, path, &[]).await;
-            assert_eq!((answer.status, &answer.json()["code"]), (503, &json!(code)), "{path}: {answer:?}");
-            assert_eq!(answer.header("retry-after"), Some("1"), "{path}");
+            let response = request_with(bridge, transport, path, &[]).await;
+            assert_eq!((response.status, &response.json()["code"]), (503, &json!(code)), "{path}: {response:?}");
+            assert_eq!(response.header("retry-after"), Some("1"), "{path}");
         } else {
             check_closing(bridge, path, transport == Transport::NamedSse, reason).await;
         }
