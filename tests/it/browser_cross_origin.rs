@@ -1,9 +1,11 @@
-//! Who may read, in a real browser (docs/protocol.md#access): what pages of other sites learn in Chromium of a bridge on
-//! this machine. Nothing. `tests/node/cross_origin_probes.js` has the probes; the expectations are written by hand.
+//! Access from web pages, in Chromium (docs/protocol.md#access): pages of other sites read nothing from a bridge on the
+//! same machine.
+//!
+//! `tests/node/cross_origin_probes.js` has the probes. The expectations are written by hand.
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
-use boilerhouse_bridge::sim::ApiResource;
+use boilerhouse_bridge::{sim::ApiResource, test_support::PodBuilder};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -16,16 +18,16 @@ use crate::support::{
     sim_cluster::{NAMESPACE, SimCluster},
 };
 
-/// Serves an empty page at every path until the test ends; `/sandboxed` makes its origin `null`.
-async fn pages() -> u16 {
+/// Serves an empty page at every path until the test ends, and returns the port. The origin of `/sandboxed` is `null`.
+async fn serve_pages() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         while let Ok((mut socket, _)) = listener.accept().await {
-            // A browser opens connections ahead of need: none may keep the others waiting.
+            // A browser opens connections in advance. A connection without a request must not block the others.
             tokio::spawn(async move {
                 let mut request = Vec::new();
-                while !request.windows(4).any(|four| four == b"\r\n\r\n") {
+                while !request.windows(4).any(|bytes| bytes == b"\r\n\r\n") {
                     if !matches!(socket.read_buf(&mut request).await, Ok(1..)) {
                         return;
                     }
@@ -38,7 +40,7 @@ async fn pages() -> u16 {
                 let length = body.len();
                 let head =
                     format!("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {length}\r\n{sandbox}");
-                // The browser may be gone already.
+                // The browser may have closed the connection.
                 let _ = socket.write_all(format!("{head}Connection: close\r\n\r\n{body}").as_bytes()).await;
             });
         }
@@ -46,10 +48,10 @@ async fn pages() -> u16 {
     port
 }
 
-/// What a page learns, by probe.
-type Readable<'a> = [(&'a str, &'a str); 20];
+/// The outcome of each probe of a page.
+type Outcomes<'a> = [(&'a str, &'a str); 20];
 
-const NOTHING: Readable<'_> = [
+const NOTHING: Outcomes<'_> = [
     ("websocket", "error"),
     ("websocket of all", "error"),
     ("eventsource", "error"),
@@ -72,8 +74,9 @@ const NOTHING: Readable<'_> = [
     ("timing", "nothing"),
 ];
 
-/// It takes itself for the bridge's own page, since DNS says so: it can read what it gets, and gets only refusals.
-const REFUSALS: Readable<'_> = [
+/// A page of a rebound name. For the browser it has the origin of the bridge, so it can read the responses: they are
+/// all 403.
+const FORBIDDEN: Outcomes<'_> = [
     ("websocket", "error"),
     ("websocket of all", "error"),
     ("eventsource", "error"),
@@ -96,8 +99,8 @@ const REFUSALS: Readable<'_> = [
     ("timing", "sizes or statuses"),
 ];
 
-/// A page in `CORS_ORIGIN`: what CORS lets it read, and no more. That it reads at all shows that the probes can.
-const ALLOWED: Readable<'_> = [
+/// A page of an origin in `CORS_ORIGIN`: it reads what CORS allows. This also shows that the probes can succeed.
+const ALLOWED: Outcomes<'_> = [
     ("websocket", "instance.state"),
     ("websocket of all", "state.initial"),
     ("eventsource", "state.initial"),
@@ -120,7 +123,8 @@ const ALLOWED: Readable<'_> = [
     ("timing", "sizes or statuses"),
 ];
 
-const OWN_ORIGIN: Readable<'_> = [
+/// A page of the bridge's own origin.
+const OWN_ORIGIN: Outcomes<'_> = [
     ("websocket", "instance.state"),
     ("websocket of all", "state.initial"),
     ("eventsource", "state.initial"),
@@ -143,7 +147,7 @@ const OWN_ORIGIN: Readable<'_> = [
     ("timing", "sizes or statuses"),
 ];
 
-/// A page in `CORS_ORIGIN` that knows no key: what is open to everybody, and otherwise that a credential is missing.
+/// Differences from [`ALLOWED`] for a page without the key: public endpoints answer, all others are 401.
 const WITHOUT_KEY: &[(&str, &str)] = &[
     ("websocket", "error"),
     ("websocket of all", "error"),
@@ -156,7 +160,7 @@ const WITHOUT_KEY: &[(&str, &str)] = &[
     ("ticket", "UNAUTHORIZED"),
 ];
 
-/// The same page with the key: by header, and with a ticket for streams. The browser brings nothing of its own.
+/// The same page with the key. It sends the key in a header, and a ticket for streams. The browser has no cookie.
 const WITH_KEY: &[(&str, &str)] = &[
     ("websocket", "error"),
     ("websocket of all", "error"),
@@ -168,8 +172,8 @@ const WITH_KEY: &[(&str, &str)] = &[
     ("ticket", "state.initial, state.initial"),
 ];
 
-/// A page in `CORS_ORIGIN` on the same machine, of a browser that has signed in: its cookie comes along where it is asked
-/// for, and with every WebSocket.
+/// A page of an allowed origin on the same machine, in a browser with a session cookie. The browser sends the cookie
+/// with requests that include credentials, and with every WebSocket.
 const SIGNED_IN: &[(&str, &str)] = &[
     ("eventsource", "error"),
     ("fetch", "cors 401 \"code\":\"UNAUTHORIZED\""),
@@ -177,93 +181,94 @@ const SIGNED_IN: &[(&str, &str)] = &[
     ("ticket", "UNAUTHORIZED"),
 ];
 
-/// The bridge's own page of a browser that has signed in: as without credentials, but for a wrong key that it sends itself.
+/// Differences from [`OWN_ORIGIN`] in a browser with a session cookie: only requests that carry a wrong key fail.
 const SIGNED_IN_OWN_ORIGIN: &[(&str, &str)] =
     &[("fetch with headers", "basic 401 \"code\":\"UNAUTHORIZED\""), ("ticket", "UNAUTHORIZED")];
 
-/// A page of a browser: where it comes from, how it calls the bridge, and what it learns.
+/// A page in the browser: its URL, the base URL by which it calls the bridge, and the expected outcomes.
 struct Page {
     name: &'static str,
     url: String,
     base: String,
-    /// It knows the key.
-    key: bool,
-    /// The browser has signed in at the bridge.
+    /// The page has the API key.
+    has_key: bool,
+    /// The browser has a session cookie of the bridge.
     signed_in: bool,
-    reads: Readable<'static>,
-    but: &'static [(&'static str, &'static str)],
+    outcomes: Outcomes<'static>,
+    /// Outcomes that differ from `outcomes`.
+    overrides: &'static [(&'static str, &'static str)],
 }
 
 const KEY: &str = "the-key-of-the-bridge-0123456789";
 
+/// Runs all probes in all pages and compares the outcomes.
 async fn check_pages(pages: &[Page]) {
-    let asked = pages.iter().map(|page| {
-        let mut asked = json!({"url": page.url, "base": page.base});
-        if page.key {
-            asked["key"] = json!(KEY);
+    let requests = pages.iter().map(|page| {
+        let mut request = json!({"url": page.url, "base": page.base});
+        if page.has_key {
+            request["key"] = json!(KEY);
         }
         if page.signed_in {
-            asked["signIn"] = json!(KEY);
+            request["signIn"] = json!(KEY);
         }
-        (page.name, asked)
+        (page.name, request)
     });
-    let asked: BTreeMap<_, _> = asked.collect();
-    let learnt = npm_client::output("cross_origin_probes.js", &[&json!(asked).to_string()]).await;
-    let learnt: BTreeMap<String, BTreeMap<String, String>> = serde_json::from_str(&learnt).unwrap();
-    assert_eq!(learnt.len(), pages.len());
-    for Page { name, reads, but, .. } in pages {
-        let mut expected: BTreeMap<_, _> = (*reads).into();
-        expected.extend(but.iter().copied());
-        let learnt: BTreeMap<_, _> = learnt[*name].iter().map(|(probe, got)| (probe.as_str(), got.as_str())).collect();
-        assert_eq!(learnt, expected, "{name}");
+    let requests: BTreeMap<_, _> = requests.collect();
+    let output = npm_client::output("cross_origin_probes.js", &[&json!(requests).to_string()]).await;
+    let output: BTreeMap<String, BTreeMap<String, String>> = serde_json::from_str(&output).unwrap();
+    assert_eq!(output.len(), pages.len());
+    for Page { name, outcomes, overrides, .. } in pages {
+        let mut expected: BTreeMap<_, _> = (*outcomes).into();
+        expected.extend(overrides.iter().copied());
+        let actual = output[*name].iter().map(|(probe, outcome)| (probe.as_str(), outcome.as_str()));
+        assert_eq!(actual.collect::<BTreeMap<_, _>>(), expected, "outcomes by probe of {name}");
     }
 }
 
+/// Returns a cluster with one Pod, `present`.
 async fn cluster() -> SimCluster {
     let cluster = SimCluster::new().await;
-    let pod = json!({
-        "metadata": {"name": "present", "namespace": NAMESPACE, "labels": {"boilerhouse.dev/managed": "true"}},
-    });
+    let pod = PodBuilder::new("present").namespace(NAMESPACE).json();
     cluster.sim.store(|store| store.create(ApiResource::Pods, pod)).unwrap();
     cluster
 }
 
-/// Pages of others, of a browser that has signed in or not: they learn nothing of a bridge with or without credentials.
-fn others(base: &str, pages: u16, signed_in: bool) -> Vec<Page> {
+/// Returns pages of foreign origins, in a browser with or without a session cookie. They read nothing.
+fn foreign_pages(base: &str, port: u16, signed_in: bool) -> Vec<Page> {
     let rebound = base.replace("127.0.0.1", "evil.example");
     let page = |name, url: String| {
-        let (base, reads) = (base.to_owned(), NOTHING);
-        Page { name, url, base, key: false, signed_in, reads, but: &[] }
+        let (base, outcomes) = (base.to_owned(), NOTHING);
+        Page { name, url, base, has_key: false, signed_in, outcomes, overrides: &[] }
     };
-    let mut others = vec![
-        page("another port of the same machine", format!("http://127.0.0.1:{pages}/")),
-        page("another site", format!("http://evil.example:{pages}/")),
-        page("a page without an origin", format!("http://127.0.0.1:{pages}/sandboxed")),
+    let mut pages = vec![
+        page("another port of the same machine", format!("http://127.0.0.1:{port}/")),
+        page("another site", format!("http://evil.example:{port}/")),
+        page("a page without an origin", format!("http://127.0.0.1:{port}/sandboxed")),
     ];
     let rebinding = page("another site, rebound to the bridge", format!("{rebound}/livez"));
-    others.push(Page { base: rebound, signed_in: false, reads: REFUSALS, ..rebinding });
-    others
+    pages.push(Page { base: rebound, signed_in: false, outcomes: FORBIDDEN, ..rebinding });
+    pages
 }
 
-/// As on a port-forward: who reaches the port may read.
+/// Without credentials, as on a port-forward: every client that reaches the port may read, except foreign pages.
 #[tokio::test]
-async fn foreign_pages_read_nothing() {
-    let (cluster, pages) = (cluster().await, pages().await);
+async fn foreign_pages_read_nothing_without_credentials() {
+    let (cluster, pages) = (cluster().await, serve_pages().await);
     let bridge = cluster.bridge(&["--cors-origin", &format!("http://app.example:{pages}")]).await;
     let base = format!("http://{}", bridge.address);
-    let page = |name, url, reads| {
+    let page = |name, url, outcomes| {
         let base = base.clone();
-        Page { name, url, base, key: false, signed_in: false, reads, but: &[] }
+        Page { name, url, base, has_key: false, signed_in: false, outcomes, overrides: &[] }
     };
-    let mut table = others(&base, pages, false);
+    let mut table = foreign_pages(&base, pages, false);
     table.push(page("an allowed site", format!("http://app.example:{pages}/"), ALLOWED));
     table.push(page("the bridge's own", format!("{base}/livez"), OWN_ORIGIN));
     check_pages(&table).await;
 }
 
 #[tokio::test]
-async fn foreign_pages_read_nothing_with_a_key_signed_in_or_out() {
-    let (cluster, foreign, allowed) = (cluster().await, pages().await, pages().await);
+async fn foreign_pages_read_nothing_when_credentials_are_required() {
+    let (cluster, foreign, allowed) = (cluster().await, serve_pages().await, serve_pages().await);
     let kubeconfig = cluster.kubeconfig();
     let origins = format!("http://app.example:{allowed},http://127.0.0.1:{allowed}");
     let serve =
@@ -271,11 +276,13 @@ async fn foreign_pages_read_nothing_with_a_key_signed_in_or_out() {
     let bridge = BridgeProcess::run_with(&serve, &[("BOILERHOUSE_API_KEY", KEY)]).await;
     bridge.wait_ready().await;
     let base = format!("http://{}", bridge.address);
-    let page =
-        |name, url, key, signed_in, reads, but| Page { name, url, base: base.clone(), key, signed_in, reads, but };
+    let page = |name, url, has_key, signed_in, outcomes, overrides| {
+        let base = base.clone();
+        Page { name, url, base, has_key, signed_in, outcomes, overrides }
+    };
     let (app, same_machine) = (format!("http://app.example:{allowed}/"), format!("http://127.0.0.1:{allowed}/"));
-    let mut table = others(&base, foreign, true);
-    // A cookie of this machine is sent from each of its ports, but not from other sites (SameSite=Strict).
+    let mut table = foreign_pages(&base, foreign, true);
+    // A browser sends a cookie of this machine from pages of all its ports, but not from other sites (SameSite=Strict).
     table.push(page("an allowed site", app.clone(), false, true, ALLOWED, WITHOUT_KEY));
     table.push(page("an allowed site with the key", app, true, false, ALLOWED, WITH_KEY));
     table.push(page("an allowed port of this machine", same_machine, false, true, ALLOWED, SIGNED_IN));

@@ -1,5 +1,7 @@
-//! Every GET to the letter (docs/protocol.md#snapshots and docs/protocol.md#errors), on a simulated cluster whose uids, times and versions are
-//! fixed, so that the golden files are exact, heads included: only `Date` and `Connection: close` are left out.
+//! Golden files of every GET and every error (docs/protocol.md#snapshots and docs/protocol.md#errors).
+//!
+//! The uids, times and versions of the simulated cluster are fixed, so the golden files are exact, response heads
+//! included. Only `Date` and `Connection: close` are left out, and the value of `RateLimit` is replaced.
 
 use std::fmt::Write as _;
 
@@ -17,9 +19,9 @@ use crate::support::{
 
 /// The time of the simulated cluster.
 const START: &str = "2026-01-02T03:04:05Z";
-/// An origin that may read.
+/// An allowed origin.
 const APP: &str = "https://app.example";
-/// What a WebSocket client sends.
+/// Headers of a WebSocket client.
 const UPGRADE: &[(&str, &str)] = &[
     ("Connection", "Upgrade, close"),
     ("Upgrade", "websocket"),
@@ -27,14 +29,14 @@ const UPGRADE: &[(&str, &str)] = &[
     ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
 ];
 
-/// One request: what it shows, method, target, headers. `{etag}` in a header is that of the last answer that had one.
+/// One request: title, method, target, headers. `{etag}` in a header stands for the newest ETag of an earlier response.
 type Row<'a> = (&'a str, &'a str, &'a str, &'a [(&'a str, &'a str)]);
 
 fn config() -> SimConfig {
     SimConfig { seed: 7, start: START.parse().unwrap(), ..SimConfig::default() }
 }
 
-/// A cluster with something of everything, made in no particular order, at one moment.
+/// Returns a cluster with objects of every kind. They are created in no particular order, all at the same time.
 async fn cluster() -> SimCluster {
     let cluster = SimCluster::with(config()).await;
     cluster.sim.store(|store| {
@@ -44,20 +46,22 @@ async fn cluster() -> SimCluster {
     cluster
 }
 
+/// Creates the objects. The builders of `test_support` are not used: the tests need an IP, a missing phase and
+/// malformed fields.
 fn fill(store: &mut Store) {
     let pod = |name: &str, labels: Value, status: Value| json!({"metadata": {"name": name, "namespace": NAMESPACE, "labels": labels}, "status": status});
-    let of = |workload: &str, pool: &str| json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": workload, "boilerhouse.dev/pool-status": pool});
-    let mut taken = of("web", "acquired");
-    taken["boilerhouse.dev/tenant"] = json!("alice");
+    let labels = |workload: &str, pool: &str| json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": workload, "boilerhouse.dev/pool-status": pool});
+    let mut acquired = labels("web", "acquired");
+    acquired["boilerhouse.dev/tenant"] = json!("alice");
     let running = |ip: &str| json!({"phase": "Running", "podIP": ip});
     let pods = [
-        pod("web-taken", taken.clone(), running("10.0.0.4")),
-        pod("web-ready", of("web", "ready"), running("10.0.0.3")),
-        pod("db-warming", of("db", "warming"), json!({"phase": "Pending"})),
-        pod("db-odd", of("db", "on fire"), running("10.0.0.5")),
+        pod("web-taken", acquired, running("10.0.0.4")),
+        pod("web-ready", labels("web", "ready"), running("10.0.0.3")),
+        pod("db-warming", labels("db", "warming"), json!({"phase": "Pending"})),
+        pod("db-odd", labels("db", "on fire"), running("10.0.0.5")),
         pod("a-bare-one", json!({"boilerhouse.dev/managed": "true"}), json!({"podIP": 7})),
-        pod("web-two-released", of("web", "acquired"), running("10.0.0.6")),
-        pod("web-two-active", of("web", "acquired"), json!({"phase": "Failed"})),
+        pod("web-two-released", labels("web", "acquired"), running("10.0.0.6")),
+        pod("web-two-active", labels("web", "acquired"), json!({"phase": "Failed"})),
         pod("stranger", json!({"app": "else"}), running("10.0.0.9")),
     ];
     let claim = |name: &str, tenant: &str, active: &str, status: Value| {
@@ -73,25 +77,26 @@ fn fill(store: &mut Store) {
         }
         claim
     };
-    let on = |pod: &str, phase: &str, at: &str| json!({"phase": phase, "instanceId": pod, "claimedAt": at});
-    let mut whole = on("web-taken", "Active", "2026-01-01T10:00:00Z");
-    whole["endpoint"] = json!({"host": "10.0.0.4", "port": 8080});
-    whole["source"] = json!("pool+data");
-    whole["detail"] = json!("warm \"and\" well");
-    let mut labelled = claim("alice-web", "alice", "2026-01-02T01:00:00Z", whole);
+    let status = |pod: &str, phase: &str, at: &str| json!({"phase": phase, "instanceId": pod, "claimedAt": at});
+    let mut complete = status("web-taken", "Active", "2026-01-01T10:00:00Z");
+    complete["endpoint"] = json!({"host": "10.0.0.4", "port": 8080});
+    complete["source"] = json!("pool+data");
+    complete["detail"] = json!("warm \"and\" well");
+    let mut labelled = claim("alice-web", "alice", "2026-01-02T01:00:00Z", complete);
     labelled["metadata"]["labels"] = json!({"team": "a"});
     let claims = [
-        // Active wins over a newer one that is not.
-        claim("alice-older", "alice", "2026-01-02T02:00:00Z", on("web-taken", "Released", "2026-01-01T11:00:00Z")),
+        // An active claim is joined rather than a newer claim that is not active.
+        claim("alice-older", "alice", "2026-01-02T02:00:00Z", status("web-taken", "Released", "2026-01-01T11:00:00Z")),
         labelled,
-        // Of two that are not active, and of two that are, the newer wins.
-        claim("bob-1", "bob", "2026-01-01T12:00:00Z", on("web-two-released", "Released", "2026-01-01T08:00:00Z")),
-        claim("bob-2", "bob", "", on("web-two-released", "ReleaseFailed", "2026-01-01T09:00:00Z")),
-        claim("carol-2", "carol", "2026-01-01T21:00:00Z", on("web-two-active", "Active", "2026-01-01T20:00:00Z")),
-        claim("carol-1", "carol", "2026-01-01T23:00:00Z", on("web-two-active", "Active", "2026-01-01T19:00:00Z")),
-        // One that nobody has looked at, of a tenant whose name needs encoding; one of a Pod that is not there.
+        // Of two claims that are both active, or both not active, the newer one is joined.
+        claim("bob-1", "bob", "2026-01-01T12:00:00Z", status("web-two-released", "Released", "2026-01-01T08:00:00Z")),
+        claim("bob-2", "bob", "", status("web-two-released", "ReleaseFailed", "2026-01-01T09:00:00Z")),
+        claim("carol-2", "carol", "2026-01-01T21:00:00Z", status("web-two-active", "Active", "2026-01-01T20:00:00Z")),
+        claim("carol-1", "carol", "2026-01-01T23:00:00Z", status("web-two-active", "Active", "2026-01-01T19:00:00Z")),
+        // A claim without a status, of a tenant whose name needs percent-encoding; a claim of a Pod that does not
+        // exist.
         claim("odd", "team/ü 1%", "", Value::Null),
-        claim("lost", "Zoë", "2026-01-01T00:00:00Z", on("gone", "Error", "2026-01-01T00:00:00Z")),
+        claim("lost", "Zoë", "2026-01-01T00:00:00Z", status("gone", "Error", "2026-01-01T00:00:00Z")),
     ];
     for (resource, objects) in [(ApiResource::Pods, Vec::from(pods)), (ApiResource::Claims, Vec::from(claims))] {
         for object in objects {
@@ -100,56 +105,56 @@ fn fill(store: &mut Store) {
     }
 }
 
-/// A path with this filter.
+/// Returns a path with this filter.
 fn params(path: &str, filter: &str) -> String {
     let encoded: String = form_urlencoded::byte_serialize(filter.as_bytes()).collect();
     format!("{path}?params={encoded}")
 }
 
-/// Asks all rows; the answers as a text.
+/// Sends the requests of all rows, and returns requests and responses as text.
 async fn transcript(bridge: &BridgeProcess, rows: &[Row<'_>]) -> String {
     let (mut text, mut etag) = (String::new(), String::new());
     for (title, method, target, headers) in rows {
-        let asked: Vec<_> = headers.iter().map(|(name, value)| (*name, value.replace("{etag}", &etag))).collect();
+        let filled: Vec<_> = headers.iter().map(|(name, value)| (*name, value.replace("{etag}", &etag))).collect();
         let mut sent = vec![("Host", "localhost:3000")];
-        sent.extend(asked.iter().map(|(name, value)| (*name, value.as_str())));
-        let answer = http_client::request(bridge.address, method, target, &sent).await;
-        if let Some(tag) = answer.header("etag") {
+        sent.extend(filled.iter().map(|(name, value)| (*name, value.as_str())));
+        let response = http_client::request(bridge.address, method, target, &sent).await;
+        if let Some(tag) = response.header("etag") {
             etag = tag.to_owned();
         }
         writeln!(text, "# {title}\n> {method} {target}").unwrap();
         for (name, value) in headers.iter().filter(|header| !UPGRADE.contains(header)) {
             writeln!(text, "> {name}: {value}").unwrap();
         }
-        show(&mut text, &answer);
+        append_response(&mut text, &response);
     }
     text
 }
 
-fn show(text: &mut String, answer: &HttpResponse) {
-    writeln!(text, "< {}", answer.status).unwrap();
-    let shown =
+fn append_response(text: &mut String, response: &HttpResponse) {
+    writeln!(text, "< {}", response.status).unwrap();
+    let is_constant =
         |(name, value): &&(String, String)| name != "date" && (name, value) != (&"connection".into(), &"close".into());
-    for (name, value) in answer.headers.iter().filter(shown) {
-        // What is left of it depends on how fast the test runs.
+    for (name, value) in response.headers.iter().filter(is_constant) {
+        // The remaining budget depends on the speed of the test.
         let value = if name == "ratelimit" { "\"default\";r=R;t=T" } else { value };
         writeln!(text, "< {name}: {value}").unwrap();
     }
-    writeln!(text, "{}\n", answer.body.trim_end()).unwrap();
+    writeln!(text, "{}\n", response.body.trim_end()).unwrap();
 }
 
 #[tokio::test]
 async fn every_response_matches_the_golden_file() {
     let cluster = cluster().await;
     let bridge = cluster.bridge(&["--cors-origin", APP]).await;
-    let home = cluster.sim.store(|store| store.get(ApiResource::Namespaces, "", NAMESPACE).unwrap());
-    let id = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, home["metadata"]["uid"].as_str().unwrap().as_bytes());
-    let own = format!("/api/v1/pools?connectionId={id}");
+    let namespace = cluster.sim.store(|store| store.get(ApiResource::Namespaces, "", NAMESPACE).unwrap());
+    let id = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, namespace["metadata"]["uid"].as_str().unwrap().as_bytes());
+    let with_connection = format!("/api/v1/pools?connectionId={id}");
     let web = params("/api/v1/instances", r#"{"instances":{"workloadRef":"web","phase":"Running"}}"#);
-    let web_taken = params("/api/v1/instances/web-taken", r#"{"instances":{"workloadRef":"web"}}"#);
-    let not_taken = params("/api/v1/instances/web-taken", r#"{"instances":{"poolStatus":"ready"}}"#);
+    let matching = params("/api/v1/instances/web-taken", r#"{"instances":{"workloadRef":"web"}}"#);
+    let not_matching = params("/api/v1/instances/web-taken", r#"{"instances":{"poolStatus":"ready"}}"#);
     let labelled = params("/api/v1/tenants", r#"{"claims":{"labels":{"team":null}}}"#);
-    let lost = params("/api/v1/tenants/alice", r#"{"claims":{"phase":"Error"}}"#);
+    let no_match = params("/api/v1/tenants/alice", r#"{"claims":{"phase":"Error"}}"#);
     let pool = params("/api/v1/pools", r#"{"instances":{"workloadRef":"db"}}"#);
     let counts = params("/api/v1/stats", r#"{"instances":{"poolStatus":"acquired"},"claims":{"tenantId":"bob"}}"#);
     let unknown = params("/api/v1/instances", r#"{"instances":{"tenant":"alice"}}"#);
@@ -169,10 +174,10 @@ async fn every_response_matches_the_golden_file() {
         ("pools", "GET", "/api/v1/pools", &[]),
         ("stats", "GET", "/api/v1/stats", &[]),
         ("filtered instances", "GET", &web, &[]),
-        ("one of them, filtered", "GET", &web_taken, &[]),
-        ("one that is filtered out does not exist", "GET", &not_taken, &[]),
+        ("one of them, filtered", "GET", &matching, &[]),
+        ("one that is filtered out does not exist", "GET", &not_matching, &[]),
         ("tenants, as far as their claims pass a filter", "GET", &labelled, &[]),
-        ("one whose claims are all filtered out", "GET", &lost, &[]),
+        ("one whose claims are all filtered out", "GET", &no_match, &[]),
         ("filtered pools", "GET", &pool, &[]),
         ("filtered stats", "GET", &counts, &[]),
         ("health", "GET", "/api/v1/health", &[]),
@@ -181,7 +186,7 @@ async fn every_response_matches_the_golden_file() {
         ("ready, at length", "GET", "/readyz?verbose", &[]),
         ("the page", "GET", "/", &[]),
         ("HEAD is GET without the body", "HEAD", "/api/v1/pools", &[]),
-        ("the own connection by its id", "GET", &own, &[]),
+        ("the own connection by its id", "GET", &with_connection, &[]),
         ("another connection", "GET", foreign, &[]),
         ("what the client has already", "GET", "/api/v1/pools", &[("If-None-Match", "{etag}")]),
         ("in a list", "GET", "/api/v1/pools", &[("If-None-Match", "\"other\", {etag}")]),
@@ -221,7 +226,8 @@ async fn every_response_matches_the_golden_file() {
     golden::check("gets.txt", &transcript(&bridge, rows).await);
 }
 
-/// By hand, so that a blessed mistake is noticed: who is shown, in which order, and whose claim speaks.
+/// Written by hand, so that an error in a rewritten golden file is noticed: the instances, their order, and the joined
+/// claim.
 #[tokio::test]
 async fn instance_includes_times_of_its_claim() {
     let cluster = cluster().await;
@@ -260,35 +266,39 @@ async fn instance_includes_times_of_its_claim() {
     );
 }
 
-/// A GET's tag and cursor change when, and only when, what they stand for does.
+/// The ETag of a GET changes if and only if its body changes. The cursor changes if and only if the version changes.
 #[tokio::test]
 async fn etags_and_cursors_change_only_with_the_state() {
     let cluster = cluster().await;
     let bridge = cluster.bridge(&[]).await;
-    let again = cluster.bridge(&[]).await;
-    let head = |answer: &HttpResponse| ["etag", "event-cursor"].map(|name| answer.header(name).unwrap().to_owned());
+    let replica = cluster.bridge(&[]).await;
+    let head = |response: &HttpResponse| ["etag", "event-cursor"].map(|name| response.header(name).unwrap().to_owned());
     let before = head(&http_client::get(bridge.address, "/api/v1/pools").await);
-    assert_eq!(before, head(&http_client::get(again.address, "/api/v1/pools").await), "two replicas say the same");
-    let unseen = json!({"metadata": {"labels": {"new": "label"}}});
-    cluster.sim.store(|store| store.patch(ApiResource::Pods, NAMESPACE, "web-ready", &unseen)).unwrap();
-    let moved = wait_for(&bridge, "/api/v1/pools", |answer| head(answer)[1] != before[1]).await;
-    assert_eq!(head(&moved)[0], before[0], "the pools are what they were");
+    assert_eq!(
+        before,
+        head(&http_client::get(replica.address, "/api/v1/pools").await),
+        "ETag and cursor of two replicas"
+    );
+    let irrelevant = json!({"metadata": {"labels": {"new": "label"}}});
+    cluster.sim.store(|store| store.patch(ApiResource::Pods, NAMESPACE, "web-ready", &irrelevant)).unwrap();
+    let moved = wait_for(&bridge, "/api/v1/pools", |response| head(response)[1] != before[1]).await;
+    assert_eq!(head(&moved)[0], before[0], "ETag of unchanged pools");
     let ready = json!({"metadata": {"labels": {"boilerhouse.dev/pool-status": "ready"}}});
     cluster.sim.store(|store| store.patch(ApiResource::Pods, NAMESPACE, "db-warming", &ready)).unwrap();
-    let changed = wait_for(&bridge, "/api/v1/pools", |answer| head(answer)[0] != before[0]).await;
+    let changed = wait_for(&bridge, "/api/v1/pools", |response| head(response)[0] != before[0]).await;
     assert_eq!(changed.json()[0], json!({"workloadRef": "db", "warming": 0, "ready": 1, "acquired": 0}));
-    let answer = http_client::request(bridge.address, "GET", "/api/v1/pools", &[("If-None-Match", &before[0])]).await;
-    assert_eq!(answer.status, 200);
+    let response = http_client::request(bridge.address, "GET", "/api/v1/pools", &[("If-None-Match", &before[0])]).await;
+    assert_eq!(response.status, 200);
 }
 
-/// A bridge whose API server is not there says so on every endpoint that needs it.
+/// Without a reachable API server, every endpoint that needs the state is 503.
 #[tokio::test]
 async fn get_is_503_before_the_first_sync() {
-    // Port 1 (tcpmux) is nobody's.
-    let nowhere = kubeconfig("http://127.0.0.1:1");
-    let bridge = BridgeProcess::start(&nowhere.path().to_string_lossy(), NAMESPACE, &["--cors-origin", APP]).await;
-    // Which of the two lists has failed first is chance: both have been tried once there are two reasons.
-    wait_for(&bridge, "/readyz?verbose", |answer| answer.body.matches("down for").count() == 2).await;
+    // No process listens on port 1 (tcpmux).
+    let kubeconfig = kubeconfig("http://127.0.0.1:1");
+    let bridge = BridgeProcess::start(&kubeconfig.path().to_string_lossy(), NAMESPACE, &["--cors-origin", APP]).await;
+    // The order in which the two lists fail is random. After both have failed, the response has two reasons.
+    wait_for(&bridge, "/readyz?verbose", |response| response.body.matches("down for").count() == 2).await;
     let mut rows: Vec<Row> = vec![
         ("instances", "GET", "/api/v1/instances", &[]),
         ("one instance", "GET", "/api/v1/instances/a", &[]),
@@ -307,7 +317,7 @@ async fn get_is_503_before_the_first_sync() {
     let text = transcript(&bridge, &rows).await;
     let mut golden = String::new();
     for line in text.lines() {
-        // How long it has been down is chance, and the length of what says so.
+        // The duration of the outage and its number of digits vary.
         match line.split_once("down for ").and_then(|(before, rest)| Some((before, rest.split_once(" s: ")?.1))) {
             Some((before, reason)) => writeln!(golden, "{before}down for N s: {reason}").unwrap(),
             None => writeln!(golden, "{line}").unwrap(),
@@ -315,13 +325,13 @@ async fn get_is_503_before_the_first_sync() {
     }
     golden::check("gets-not-ready.txt", &golden);
     if long_form() {
-        // The upgrade waits for the lists, 10 s, before it says the same.
+        // The upgrade waits 10 s (`sync_timeout`) for the lists before the same 503.
         rows = vec![("the stream", "GET", "/ws", UPGRADE)];
         golden::check("gets-not-ready-ws.txt", &transcript(&bridge, &rows).await);
     }
 }
 
-/// Names, types and units of what Prometheus is told.
+/// Names, types and units of the metrics.
 #[tokio::test]
 async fn metric_names_match_the_golden_file() {
     let cluster = cluster().await;
@@ -378,16 +388,20 @@ async fn requests_are_counted_by_route_pattern_method_and_code() {
     }
 }
 
-/// Asks until the answer is such.
-async fn wait_for(bridge: &BridgeProcess, target: &str, mut such: impl FnMut(&HttpResponse) -> bool) -> HttpResponse {
+/// Polls a GET until its response matches.
+async fn wait_for(
+    bridge: &BridgeProcess,
+    target: &str,
+    mut matches: impl FnMut(&HttpResponse) -> bool,
+) -> HttpResponse {
     let found = timeout(TEST_TIMEOUT, async {
         loop {
-            let answer = http_client::get(bridge.address, target).await;
-            if such(&answer) {
-                return answer;
+            let response = http_client::get(bridge.address, target).await;
+            if matches(&response) {
+                return response;
             }
             sleep(std::time::Duration::from_millis(20)).await;
         }
     });
-    found.await.unwrap_or_else(|_| panic!("{target} does not become so: {:#?}", bridge.log()))
+    found.await.unwrap_or_else(|_| panic!("no matching response of {target}; log: {:#?}", bridge.log()))
 }

@@ -1,5 +1,5 @@
-//! Slow readers (docs/protocol.md#stream-endpoints, "Slow clients"): the log moves past one, and it is given the current state and
-//! goes on from there; one that does not read at all is ended, and nothing is kept for it.
+//! Slow clients (docs/protocol.md#stream-endpoints, "Slow clients"): a client whose log entries were evicted gets the
+//! current state and continues from there. A client that reads nothing is closed, and its buffers are released.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -16,27 +16,28 @@ use crate::support::{
     sim_cluster::{NAMESPACE, SimCluster},
 };
 
-/// What the log holds: more than a burst, less than what waits for a reader in the kernel and in a batch.
+/// Limits of the log: it holds more entries than a burst, and fewer than the socket buffers and a batch of a slow
+/// client.
 const LOG: ring::Limits = ring::Limits { items: 64, bytes: 64 << 20, age_ms: u64::MAX };
-/// Changes at a time; whoever reads at once is never this far behind.
+/// Number of changes in a burst. A fast client reads every burst before the next one.
 const BURST: usize = 20;
-/// Bursts while a slow reader reads little: some 2 MB.
+/// Number of bursts, about 2 MB, while a slow client reads little.
 const BURSTS: usize = 60;
-/// Pods at a time.
+/// Number of Pods.
 const PODS: usize = 5;
 
-/// A cluster whose Pods change and are replaced, and a bridge with a short log.
+/// A cluster whose Pods change and are replaced, and a bridge with a short log in this process.
 struct Fixture {
     cluster: SimCluster,
     bridge: InProcessBridge,
     changes: usize,
 }
 
-/// What a client has been told.
+/// What a client has received.
 #[derive(Default)]
 struct Received {
     snapshots: Vec<Snapshot>,
-    /// Phases by uid: the pictures and the events, folded.
+    /// Phases by uid: the fold of the initial states and the events.
     fold: BTreeMap<String, String>,
 }
 
@@ -78,17 +79,17 @@ impl Fixture {
         Fixture { cluster, bridge, changes: 0 }
     }
 
-    /// A client whose kernel takes in little of what it does not read.
+    /// Returns a client with a small receive buffer.
     async fn small_buffer_socket(&self, sse: bool) -> FullStreamClient {
         let stream = http_client::small_buffer_socket(self.bridge.address, "").await;
-        FullStreamClient::over(stream, sse, "types=instance.state", None).await.expect("it is let in")
+        FullStreamClient::over(stream, sse, "types=instance.state", None).await.expect("the stream is rejected")
     }
 
-    /// One Pod is replaced, then each changes now and then, the last time to the phase that is returned.
+    /// Replaces one Pod, then changes all Pods in turn. Returns the phase of the last change.
     fn burst(&mut self) -> String {
-        let old = format!("pod-{}", self.changes / BURST % PODS);
-        self.cluster.sim().store(|store| store.delete(ApiResource::Pods, NAMESPACE, &old)).unwrap();
-        self.cluster.create_pod(&old);
+        let name = format!("pod-{}", self.changes / BURST % PODS);
+        self.cluster.sim().store(|store| store.delete(ApiResource::Pods, NAMESPACE, &name)).unwrap();
+        self.cluster.create_pod(&name);
         for _ in 0..BURST {
             self.changes += 1;
             self.cluster.pod_phase(&format!("pod-{}", self.changes % PODS), &self.phase());
@@ -96,12 +97,12 @@ impl Fixture {
         self.phase()
     }
 
-    /// So long that a few hundred changes fill any buffer.
+    /// Returns a phase of 400 bytes, so that a few hundred changes fill all buffers.
     fn phase(&self) -> String {
         format!("{:0>400}", self.changes)
     }
 
-    /// What there is, as [`Received::fold`] says it.
+    /// Returns the state of the cluster in the form of [`Received::fold`].
     fn state(&self) -> BTreeMap<String, String> {
         let pods = self.cluster.sim().store(|store| store.list(ApiResource::Pods, Some(NAMESPACE)));
         let text = |value: &Value| value.as_str().unwrap().to_owned();
@@ -112,7 +113,7 @@ impl Fixture {
         http_client::metric(self.bridge.address, name).await
     }
 
-    /// Streams of both transports that were ended as too slow.
+    /// Returns the numbers of SSE and WebSocket streams that were closed as slow consumers.
     async fn slow_consumers(&self) -> [u64; 2] {
         let slow = |transport| {
             let labels = [transport, r#"reason="slow_consumer""#];
@@ -123,9 +124,10 @@ impl Fixture {
 }
 
 impl Received {
-    /// Takes the next event in; its phase, if it has one.
-    async fn read(&mut self, on: &mut FullStreamClient) -> Option<String> {
-        let event = timeout(TEST_TIMEOUT, on.next()).await.expect("nothing comes").expect("the stream has ended");
+    /// Reads and folds the next event. Returns its phase if it is an `instance.state`.
+    async fn read(&mut self, client: &mut FullStreamClient) -> Option<String> {
+        let event =
+            timeout(TEST_TIMEOUT, client.next()).await.expect("no event in time").expect("the stream has ended");
         let text = |value: &Value| value.as_str().unwrap().to_owned();
         match event["type"].as_str().unwrap() {
             "state.initial" => {
@@ -140,40 +142,42 @@ impl Received {
                 let (key, uid, phase) = (text(&event["key"]), text(&event["instance"]["uid"]), text(&event["phase"]));
                 let event = Event { key, uid, phase };
                 event.apply(&mut self.fold);
-                self.snapshots.last_mut().expect("a picture comes first").events.push(event.clone());
+                self.snapshots.last_mut().expect("an event before the initial state").events.push(event.clone());
                 Some(event.phase)
             }
             _ => None,
         }
     }
 
-    /// Reads up to this phase, be it told by an event or by a picture.
-    async fn until(&mut self, on: &mut FullStreamClient, phase: &str) {
-        while self.read(on).await.as_deref() != Some(phase) && !self.fold.values().any(|has| has == phase) {}
+    /// Reads until an event or an initial state contains this phase.
+    async fn until(&mut self, client: &mut FullStreamClient, phase: &str) {
+        while self.read(client).await.as_deref() != Some(phase) && !self.fold.values().any(|current| current == phase) {
+        }
     }
 
     fn reasons(&self) -> Vec<&str> {
-        self.snapshots.iter().map(|picture| picture.reason.as_str()).collect()
+        self.snapshots.iter().map(|snapshot| snapshot.reason.as_str()).collect()
     }
 
-    /// After each picture nothing is missing, repeated or out of order, the first event being the one that the picture
-    /// does not show; and the last events are the last of all.
-    fn is_part_of(&self, whole: &Snapshot) {
-        let (mut state, mut rest) = (whole.state.clone(), &whole.events[..]);
-        for Snapshot { state: shown, events, .. } in &self.snapshots {
+    /// Asserts that the snapshots and events are part of `complete`, the record of a fast client. Each snapshot is a
+    /// state of the history, after the state before it. The events after a snapshot are the next ones of the history:
+    /// none is missing, repeated or out of order. The last event is the last one of the history.
+    fn check_is_part_of(&self, complete: &Snapshot) {
+        let (mut state, mut rest) = (complete.state.clone(), &complete.events[..]);
+        for Snapshot { state: snapshot, events, .. } in &self.snapshots {
             while let Some((next, after)) = rest.split_first()
-                && state != *shown
+                && state != *snapshot
             {
                 next.apply(&mut state);
                 rest = after;
             }
-            assert_eq!(state, *shown, "there has never been such a state after the one before");
-            let (received, after) = rest.split_at(events.len());
-            assert_eq!(events, received);
-            received.iter().for_each(|event| event.apply(&mut state));
+            assert_eq!(state, *snapshot, "the snapshot is no later state of the history");
+            let (expected, after) = rest.split_at(events.len());
+            assert_eq!(events, expected, "events after the snapshot");
+            expected.iter().for_each(|event| event.apply(&mut state));
             rest = after;
         }
-        assert_eq!(rest, [], "the end is missing");
+        assert_eq!(rest, [], "the last events are missing");
     }
 }
 
@@ -181,51 +185,54 @@ impl Received {
 async fn slow_reader_gets_state_initial_with_reason_lagged() {
     let mut fixture = Fixture::new(stream::Config::default()).await;
     let query = "types=instance.state";
-    let mut good =
-        (FullStreamClient::connect(fixture.bridge.address, false, query, None).await.unwrap(), Received::default());
-    let mut slow = ["SSE", "WebSocket"].map(|carrier| (carrier, Received::default()));
-    let mut sockets = [fixture.small_buffer_socket(true).await, fixture.small_buffer_socket(false).await];
+    let mut fast_client = FullStreamClient::connect(fixture.bridge.address, false, query, None).await.unwrap();
+    let mut fast = Received::default();
+    let mut slow = ["SSE", "WebSocket"].map(|transport| (transport, Received::default()));
+    let mut slow_clients = [fixture.small_buffer_socket(true).await, fixture.small_buffer_socket(false).await];
     let mut last = String::new();
     for _ in 0..BURSTS {
         last = fixture.burst();
-        good.1.until(&mut good.0, &last).await;
-        for ((_, received), on) in slow.iter_mut().zip(&mut sockets) {
-            received.read(on).await;
+        fast.until(&mut fast_client, &last).await;
+        for ((_, received), client) in slow.iter_mut().zip(&mut slow_clients) {
+            received.read(client).await;
         }
     }
-    assert_eq!(good.1.fold, fixture.state());
-    for ((_, received), on) in slow.iter_mut().zip(&mut sockets) {
-        received.until(on, &last).await;
+    assert_eq!(fast.fold, fixture.state(), "fold of the fast client");
+    for ((_, received), client) in slow.iter_mut().zip(&mut slow_clients) {
+        received.until(client, &last).await;
     }
-    // From the picture on they are told what everybody is told.
+    // After the last snapshot the slow clients receive the same events as the fast client.
     last = fixture.burst();
-    good.1.until(&mut good.0, &last).await;
-    assert_eq!(good.1.reasons(), ["connect"], "who reads at once notices nothing");
-    for ((carrier, received), on) in slow.iter_mut().zip(&mut sockets) {
-        received.until(on, &last).await;
-        println!("{carrier}: {:?}", received.snapshots.iter().map(|p| (&p.reason, p.events.len())).collect::<Vec<_>>());
-        assert_eq!(received.fold, fixture.state(), "{carrier}");
+    fast.until(&mut fast_client, &last).await;
+    assert_eq!(fast.reasons(), ["connect"], "reasons of the snapshots of the fast client");
+    for ((transport, received), client) in slow.iter_mut().zip(&mut slow_clients) {
+        received.until(client, &last).await;
+        println!(
+            "{transport}: {:?}",
+            received.snapshots.iter().map(|p| (&p.reason, p.events.len())).collect::<Vec<_>>()
+        );
+        assert_eq!(received.fold, fixture.state(), "{transport}: fold");
         let (first, others) = received.snapshots.split_first().unwrap();
-        assert!(first.reason == "connect" && !first.events.is_empty(), "{carrier}");
-        assert!(!others.is_empty() && others.iter().all(|picture| picture.reason == "lagged"), "{carrier}");
-        received.is_part_of(&good.1.snapshots[0]);
-        assert!(others.last().unwrap().events.len() >= BURST, "{carrier}: it goes on from the picture");
+        assert!(first.reason == "connect" && !first.events.is_empty(), "{transport}: first snapshot");
+        assert!(!others.is_empty() && others.iter().all(|snapshot| snapshot.reason == "lagged"), "{transport}");
+        received.check_is_part_of(&fast.snapshots[0]);
+        assert!(others.last().unwrap().events.len() >= BURST, "{transport}: events after the last snapshot");
     }
     let lagged: usize = slow.iter().map(|(_, received)| received.snapshots.len() - 1).sum();
     assert_eq!(fixture.metric("bridge_feed_lagged_total").await, lagged as u64);
     assert_eq!(fixture.slow_consumers().await, [0, 0]);
 }
 
-/// With the clock held: how fast this machine is must not decide who makes progress in time.
+/// The clock is paused, so that the speed of the machine does not decide which client makes progress in time.
 #[tokio::test(start_paused = true)]
 async fn stalled_reader_is_closed_and_its_buffers_are_released() {
-    /// Time for each burst. A slow reader makes progress, as the kernel tells it, once in some twenty of them.
+    /// Time that passes for each burst. The kernel reports progress of a slow client about once in twenty bursts.
     const STEP: Duration = Duration::from_millis(50);
-    /// Two that do not read, and one that reads little.
+    /// Two clients that read nothing, and one that reads little.
     const STREAMS: usize = 3;
-    let held = disable_auto_advance();
+    let paused = disable_auto_advance();
     let config = stream::Config { max_streams: STREAMS, ..stream::Config::default() };
-    let stall = config.write_timeout;
+    let write_timeout = config.write_timeout;
     let mut fixture = Fixture::new(config).await;
     let address = fixture.bridge.address;
     let started = Instant::now();
@@ -234,36 +241,39 @@ async fn stalled_reader_is_closed_and_its_buffers_are_released() {
     let ports = streams.each_ref().map(|stream| stream.local_addr().unwrap().port());
     let mut stalled = Vec::new();
     for (stream, sse) in streams.into_iter().zip([true, false]) {
-        stalled.push(FullStreamClient::over(stream, sse, "", None).await.expect("it is let in"));
+        stalled.push(FullStreamClient::over(stream, sse, "", None).await.expect("the stream is rejected"));
     }
-    let (mut on, mut received) = (fixture.small_buffer_socket(true).await, Received::default());
+    let (mut slow, mut received) = (fixture.small_buffer_socket(true).await, Received::default());
     let mut last = String::new();
     let mut ended = [0, 0];
     while ended != [1, 1] {
-        assert!(started.elapsed() < stall + TEST_TIMEOUT, "{ended:?} are ended");
+        assert!(started.elapsed() < write_timeout + TEST_TIMEOUT, "only {ended:?} streams are closed");
         last = fixture.burst();
-        // Slow, but not stalled.
-        received.read(&mut on).await;
+        // This client makes progress.
+        received.read(&mut slow).await;
         advance(STEP).await;
         ended = fixture.slow_consumers().await;
-        assert!(ended == [0, 0] || started.elapsed() >= stall, "ended too early");
+        assert!(ended == [0, 0] || started.elapsed() >= write_timeout, "a stream closed too early");
     }
-    println!("ended after {:?}", started.elapsed());
+    println!("closed after {:?}", started.elapsed());
     let open = proc_net_tcp::queues_by_client_port(address);
-    assert!(ports.iter().all(|port| !open.contains_key(port)), "the kernel keeps a connection: {open:?}");
+    assert!(ports.iter().all(|port| !open.contains_key(port)), "the kernel still has a connection: {open:?}");
     assert_eq!(http_client::metric_sum(address, "bridge_streams", &[]).await, 1);
 
-    // Their places are free.
+    // Their stream permits are free.
     for sse in [true, false] {
-        let mut next = FullStreamClient::connect(address, sse, "", None).await.expect("there is a place");
-        assert_eq!(timeout(TEST_TIMEOUT, next.next()).await.expect("in time").unwrap()["type"], "state.initial");
+        let mut next = FullStreamClient::connect(address, sse, "", None).await.expect("the stream is rejected");
+        assert_eq!(
+            timeout(TEST_TIMEOUT, next.next()).await.expect("no event in time").unwrap()["type"],
+            "state.initial"
+        );
     }
-    received.until(&mut on, &last).await;
-    assert_eq!(received.fold, fixture.state(), "who reads little has it all");
-    for mut on in stalled {
-        // What was in the kernel may still come, then the end, which it must not take for a silence.
-        let end = async { while on.text().await.is_some() {} };
-        timeout(TEST_TIMEOUT, end).await.expect("it is not told of the end");
+    received.until(&mut slow, &last).await;
+    assert_eq!(received.fold, fixture.state(), "fold of the slow client");
+    for mut client in stalled {
+        // The client reads the bytes in the socket buffers, and then the end of the connection.
+        let end = async { while client.text().await.is_some() {} };
+        timeout(TEST_TIMEOUT, end).await.expect("the connection is still open");
     }
-    drop(held);
+    drop(paused);
 }

@@ -1,5 +1,5 @@
-//! The endpoints of the full stream (docs/protocol.md#stream-endpoints), as the binary serves them on a simulated cluster: each row's
-//! defaults, what a request may ask for, and how a stream ends.
+//! The endpoints of the full stream (docs/protocol.md#stream-endpoints), served by the binary on a simulated cluster:
+//! the defaults of each endpoint, the parameters, and the end of a stream.
 
 mod drain;
 mod golden;
@@ -17,25 +17,27 @@ use crate::support::{
     sse_client::{SseClient, SseEvent},
 };
 
-/// What carries a row's events.
+/// The transport of an endpoint, and the form of its SSE events.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Carrier {
+enum Transport {
     WebSocket,
-    /// `onmessage` sees all.
-    Unnamed,
-    Named,
+    /// SSE without `event:` fields: `onmessage` receives all events.
+    UnnamedSse,
+    /// SSE with the event type in the `event:` field.
+    NamedSse,
 }
 
-/// Path, carrier, whether upstream loss is told in EdgePlane's words, what comes first: by hand from docs/protocol.md.
-type Row = (&'static str, Carrier, bool, &'static str);
+/// Path, transport, whether upstream events have EdgePlane's names, and the default of `snapshot`. Written by hand from
+/// docs/protocol.md#stream-endpoints.
+type Endpoint = (&'static str, Transport, bool, &'static str);
 
-const ROWS: [Row; 6] = [
-    ("/api/websocket", Carrier::WebSocket, false, "state"),
-    ("/api/sse", Carrier::Unnamed, false, "state"),
-    ("/api/events/stream", Carrier::Named, false, "none"),
-    ("/events/stream", Carrier::Unnamed, true, "none"),
-    ("/events", Carrier::Unnamed, true, "none"),
-    ("/events/ws", Carrier::WebSocket, true, "none"),
+const ENDPOINTS: [Endpoint; 6] = [
+    ("/api/websocket", Transport::WebSocket, false, "state"),
+    ("/api/sse", Transport::UnnamedSse, false, "state"),
+    ("/api/events/stream", Transport::NamedSse, false, "none"),
+    ("/events/stream", Transport::UnnamedSse, true, "none"),
+    ("/events", Transport::UnnamedSse, true, "none"),
+    ("/events/ws", Transport::WebSocket, true, "none"),
 ];
 
 /// A client of either transport.
@@ -45,24 +47,24 @@ enum Client {
 }
 
 impl Client {
-    async fn open(bridge: &BridgeProcess, carrier: Carrier, path: &str) -> Client {
-        match carrier {
-            Carrier::WebSocket => Client::WebSocket(Box::new(bridge.listen(path).await)),
-            Carrier::Unnamed | Carrier::Named => {
+    async fn open(bridge: &BridgeProcess, transport: Transport, path: &str) -> Client {
+        match transport {
+            Transport::WebSocket => Client::WebSocket(Box::new(bridge.listen(path).await)),
+            Transport::UnnamedSse | Transport::NamedSse => {
                 Client::Sse(Box::new(SseClient::open(bridge.address, path, &[]).await))
             }
         }
     }
 
-    /// The next event. A WebSocket's has no fields but its data.
+    /// Returns the next event. A WebSocket event has no field except its data.
     async fn event(&mut self) -> SseEvent {
         match self {
-            Client::WebSocket(listener) => SseEvent { data: listener.text().await, ..SseEvent::default() },
+            Client::WebSocket(client) => SseEvent { data: client.text().await, ..SseEvent::default() },
             Client::Sse(events) => events.event().await,
         }
     }
 
-    /// The next event of this type, and everything before it of other types thrown away.
+    /// Returns the next event of this type. Events of other types are skipped.
     async fn next(&mut self, kind: &str) -> SseEvent {
         loop {
             let event = self.event().await;
@@ -76,59 +78,60 @@ impl Client {
 #[tokio::test]
 async fn each_endpoint_has_its_defaults_and_all_send_equal_events() {
     let cluster = SimCluster::new().await;
-    cluster.create_pod("there");
+    cluster.create_pod("present");
     let bridge = cluster.bridge(&[]).await;
     let mut clients = Vec::new();
-    for (path, carrier, matrix, snapshot) in ROWS {
+    for (path, transport, edgeplane_names, snapshot) in ENDPOINTS {
         let other = if snapshot == "state" { "none" } else { "state" };
         for (path, snapshot) in [(path.to_owned(), snapshot), (format!("{path}?snapshot={other}"), other)] {
-            let mut client = Client::open(&bridge, carrier, &path).await;
+            let mut client = Client::open(&bridge, transport, &path).await;
             if let Client::Sse(events) = &mut client {
-                begins_as_sse_should(events).await;
+                check_sse_start(events).await;
             }
             let first = client.event().await;
             let kind = if snapshot == "state" { "state.initial" } else { "heartbeat" };
-            named(&first, carrier, kind, kind);
+            check_name(&first, transport, kind, kind);
             if snapshot == "state" {
                 assert_eq!(first.json()["reason"], "connect", "{path}");
-                assert_eq!(first.json()["instances"][0]["name"], "there", "{path}");
+                assert_eq!(first.json()["instances"][0]["name"], "present", "{path}");
             }
-            clients.push((path, carrier, matrix, client));
+            clients.push((path, transport, edgeplane_names, client));
         }
     }
-    // The same event, to the byte, whatever carries it.
+    // All endpoints send the same bytes of the event.
     cluster.create_pod("later");
     let mut received = BTreeMap::<String, Vec<&str>>::new();
-    for (path, carrier, _, client) in &mut clients {
+    for (path, transport, _, client) in &mut clients {
         let event = client.next("instance.state").await;
-        named(&event, *carrier, "instance.state", "instance.state");
+        check_name(&event, *transport, "instance.state", "instance.state");
         received.entry(event.data).or_default().push(path);
     }
-    assert_eq!(received.len(), 1, "{received:#?}");
+    assert_eq!(received.len(), 1, "paths by event: {received:#?}");
     cluster.sim.down();
-    for (_, carrier, matrix, client) in &mut clients {
-        let word = if *matrix { "matrix-down" } else { "upstream.down" };
-        let event = client.next(word).await;
-        named(&event, *carrier, word, "upstream.down");
+    for (_, transport, edgeplane_names, client) in &mut clients {
+        let kind = if *edgeplane_names { "matrix-down" } else { "upstream.down" };
+        let event = client.next(kind).await;
+        check_name(&event, *transport, kind, "upstream.down");
         assert!(event.json()["reason"].is_string() && event.json()["since"].is_string(), "{event:?}");
     }
     cluster.sim.up();
-    for (_, carrier, matrix, client) in &mut clients {
-        let word = if *matrix { "matrix-up" } else { "upstream.up" };
-        named(&client.next(word).await, *carrier, word, "upstream.up");
+    for (_, transport, edgeplane_names, client) in &mut clients {
+        let kind = if *edgeplane_names { "matrix-up" } else { "upstream.up" };
+        check_name(&client.next(kind).await, *transport, kind, "upstream.up");
     }
 }
 
-/// Head, and `retry` as the first block of all.
-async fn begins_as_sse_should(events: &mut SseClient) {
-    has_the_head(events);
+/// Asserts the head, and a `retry` block as the first block.
+async fn check_sse_start(events: &mut SseClient) {
+    check_head(events);
     let first = events.block().await.unwrap();
-    let ms = first.retry.expect("no retry");
+    let ms = first.retry.expect("the first block has no retry field");
     assert_eq!(first, SseEvent { retry: Some(ms), ..SseEvent::default() });
-    assert!((1000..=3000).contains(&ms), "{ms}");
+    assert!((1000..=3000).contains(&ms), "retry delay of {ms} ms");
 }
 
-fn has_the_head(events: &SseClient) {
+/// Asserts status and headers of an event stream.
+fn check_head(events: &SseClient) {
     let headers: BTreeMap<&str, &str> = events.head.headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
     let expected = [
         ("cache-control", "no-store, no-transform"),
@@ -143,17 +146,18 @@ fn has_the_head(events: &SseClient) {
     assert_eq!((events.head.status, headers), (200, BTreeMap::from(expected)));
 }
 
-/// An event of this type, named where the row or the type is so; its id is the block's.
-fn named(event: &SseEvent, carrier: Carrier, kind: &str, on_all: &str) {
-    let name = match carrier {
-        Carrier::WebSocket => None,
-        Carrier::Named => Some(kind),
-        // What EdgePlane's clients listen for by name.
-        Carrier::Unnamed => (kind != on_all).then_some(kind),
+/// Asserts the type of an event, its `event:` field and its `id:` field. `kind` is the type of the event,
+/// `full_stream_type` its type without EdgePlane's names.
+fn check_name(event: &SseEvent, transport: Transport, kind: &str, full_stream_type: &str) {
+    let name = match transport {
+        Transport::WebSocket => None,
+        Transport::NamedSse => Some(kind),
+        // EdgePlane's clients listen to these types by name.
+        Transport::UnnamedSse => (kind != full_stream_type).then_some(kind),
     };
     let data = event.json();
     assert_eq!((event.event.as_deref(), &data["type"]), (name, &json!(kind)), "{event:?}");
-    let id = if carrier == Carrier::WebSocket { None } else { data["id"].as_str() };
+    let id = if transport == Transport::WebSocket { None } else { data["id"].as_str() };
     assert_eq!(event.id.as_deref(), id, "{event:?}");
 }
 
@@ -164,31 +168,31 @@ async fn types_params_and_connection_id_narrow_the_stream() {
     let connections = http_client::get(bridge.address, "/api/v1/connections").await.json();
     let id = connections[0]["id"].as_str().unwrap().to_owned();
     let params = form_urlencoded::byte_serialize(br#"{"instances":{"phase":"Running"}}"#).collect::<String>();
-    for (path, carrier) in [("/api/websocket", Carrier::WebSocket), ("/api/sse", Carrier::Unnamed)] {
+    for (path, transport) in [("/api/websocket", Transport::WebSocket), ("/api/sse", Transport::UnnamedSse)] {
         let name = format!("pod-of-{path}").replace('/', "-");
         let all = format!("{path}?connectionId={id}&types=instance,claim.state&params={params}");
-        let mut client = Client::open(&bridge, carrier, &all).await;
+        let mut client = Client::open(&bridge, transport, &all).await;
         let first = client.event().await.json();
         assert_eq!((&first["type"], &first["connectionId"]), (&json!("state.initial"), &json!(id)));
         cluster.create_pod(&name);
         cluster.pod_phase(&name, "Pending");
         cluster.pod_phase(&name, "Running");
         cluster.pod_phase(&name, "Failed");
-        let entered = client.event().await.json();
-        assert_eq!((&entered["name"], &entered["phase"]), (&json!(name), &json!("Running")));
-        let left = client.event().await.json();
-        assert_eq!((&left["phase"], &left["cause"]), (&json!("Deleted"), &json!("filtered")));
+        let matching = client.event().await.json();
+        assert_eq!((&matching["name"], &matching["phase"]), (&json!(name), &json!("Running")));
+        let filtered = client.event().await.json();
+        assert_eq!((&filtered["phase"], &filtered["cause"]), (&json!("Deleted"), &json!("filtered")));
     }
 }
 
-/// HEAD is the head; what else there is to do with a path is said.
+/// HEAD returns the head. OPTIONS and 405 responses list the allowed methods.
 #[tokio::test]
 async fn head_options_and_other_methods_are_answered() {
     let cluster = SimCluster::new().await;
     let bridge = cluster.bridge(&[]).await;
-    for (path, carrier, ..) in ROWS {
+    for (path, transport, ..) in ENDPOINTS {
         let head = http_client::request(bridge.address, "HEAD", path, &[]).await;
-        if carrier == Carrier::WebSocket {
+        if transport == Transport::WebSocket {
             assert_eq!(head.status, 426, "{path}");
         } else {
             let kind = head.header("content-type");
@@ -205,35 +209,35 @@ async fn head_options_and_other_methods_are_answered() {
     assert_eq!(opened.await, 0);
 }
 
-/// What is watched, and how it is.
+/// `/api/v1/connections` reports the namespace and the state of its watches.
 #[tokio::test]
-async fn connections_endpoint_shows_the_upstream_state() {
+async fn connections_endpoint_reports_the_upstream_state() {
     let cluster = SimCluster::new().await;
     let bridge = cluster.bridge(&[]).await;
-    let shown = async |state: &str| {
+    let wait_for_state = async |state: &str| {
         let found = tokio::time::timeout(http_client::TEST_TIMEOUT, async {
             loop {
-                let shown = http_client::get(bridge.address, "/api/v1/connections").await.json();
-                if shown[0]["state"] == state {
-                    return shown;
+                let connections = http_client::get(bridge.address, "/api/v1/connections").await.json();
+                if connections[0]["state"] == state {
+                    return connections;
                 }
                 tokio::time::sleep(std::time::Duration::from_millis(5)).await;
             }
         });
-        found.await.unwrap_or_else(|_| panic!("never {state}"))
+        found.await.unwrap_or_else(|_| panic!("the state does not become {state}"))
     };
-    let live = shown("live").await;
+    let live = wait_for_state("live").await;
     let mut stream = bridge.listen("/api/websocket").await;
     let id = stream.json().await["connectionId"].clone();
     let since = live[0]["since"].clone();
-    let whole = json!([{"id": id, "name": "simulated", "namespace": NAMESPACE, "state": "live", "since": since}]);
-    assert_eq!(live, whole);
+    let expected = json!([{"id": id, "name": "simulated", "namespace": NAMESPACE, "state": "live", "since": since}]);
+    assert_eq!(live, expected);
     let time = |value: &Value| value.as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
     cluster.sim.down();
-    let down = shown("down").await;
+    let down = wait_for_state("down").await;
     assert!(time(&down[0]["since"]) >= time(&since), "{down} {since}");
     cluster.sim.up();
-    let up = shown("live").await;
+    let up = wait_for_state("live").await;
     assert!(time(&up[0]["since"]) >= time(&down[0]["since"]), "{up} {down}");
     assert_eq!((&up[0]["id"], &up[0]["name"]), (&id, &json!("simulated")));
 }

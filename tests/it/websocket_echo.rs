@@ -1,4 +1,4 @@
-//! `examples/ws_echo.rs` under an ordinary client: what suites from outside are run against must itself be right.
+//! Checks `examples/ws_echo.rs` with an ordinary client. The WebSocket conformance suite runs against this example.
 
 use std::{
     io::{BufRead, BufReader},
@@ -21,23 +21,23 @@ use tokio_tungstenite::{
 
 use crate::support::http_client::TEST_TIMEOUT;
 
-/// The example, killed when dropped.
+/// The process of the example. It is killed on drop.
 struct Echo(Child);
 
 impl Drop for Echo {
     fn drop(&mut self) {
-        // It may have ended by itself; then there is nothing to do.
+        // Both calls fail if the process has already exited.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Starts the example as `cargo test` has built it.
+/// Starts the example, which `cargo test` builds, and connects to it.
 async fn connect() -> (Echo, WebSocketStream<TcpStream>) {
     let folder = Path::new(env!("CARGO_BIN_EXE_boilerhouse-bridge")).parent().unwrap();
     let mut command = Command::new(folder.join("examples/ws_echo"));
     let child = command.arg("0").stdin(Stdio::null()).stderr(Stdio::piped()).spawn();
-    let mut child = child.expect("cargo build --example ws_echo builds it, as `cargo test` does");
+    let mut child = child.expect("ws_echo is missing: run cargo build --example ws_echo");
     let mut line = String::new();
     BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
     let echo = Echo(child);
@@ -48,10 +48,10 @@ async fn connect() -> (Echo, WebSocketStream<TcpStream>) {
 }
 
 async fn next(client: &mut WebSocketStream<TcpStream>) -> Message {
-    timeout(TEST_TIMEOUT, client.next()).await.expect("no message").expect("the end").unwrap()
+    timeout(TEST_TIMEOUT, client.next()).await.expect("no message in time").expect("the connection has ended").unwrap()
 }
 
-/// Numbers that no compression, masking or splitting leaves alone by chance.
+/// Returns bytes in which a missing or wrong unmasking, or an error at the border of a fragment, shows.
 fn noise(len: usize) -> Bytes {
     (0..len as u32).map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
 }
@@ -72,10 +72,10 @@ async fn messages_of_any_size_are_echoed_unchanged() {
 #[tokio::test]
 async fn fragments_with_interleaved_pings_are_echoed_as_one_message() {
     let (_echo, mut client) = connect().await;
-    for (data, whole) in [(Data::Text, Bytes::from("ü€𝄞".repeat(50_000))), (Data::Binary, noise(1 << 20))] {
-        // Seven is coprime to everything in here: characters are cut in each of their places.
-        let size = whole.len().div_ceil(7);
-        for (index, chunk) in whole.chunks(size).enumerate() {
+    for (data, payload) in [(Data::Text, Bytes::from("ü€𝄞".repeat(50_000))), (Data::Binary, noise(1 << 20))] {
+        // 7 is coprime to the lengths of the characters, so that the fragments cut characters at every byte.
+        let size = payload.len().div_ceil(7);
+        for (index, chunk) in payload.chunks(size).enumerate() {
             let (data, last) = (if index == 0 { data } else { Data::Continue }, index == 6);
             let frame = Frame::message(Bytes::copy_from_slice(chunk), OpCode::Data(data), last);
             client.feed(Message::Frame(frame)).await.unwrap();
@@ -88,7 +88,7 @@ async fn fragments_with_interleaved_pings_are_echoed_as_one_message() {
             assert_eq!(next(&mut client).await, Message::Pong(Bytes::from(format!("ping {index}"))));
         }
         let message = next(&mut client).await;
-        assert_eq!((message.is_text(), message.into_data()), (data == Data::Text, whole));
+        assert_eq!((message.is_text(), message.into_data()), (data == Data::Text, payload));
     }
 }
 
@@ -112,5 +112,5 @@ async fn many_small_messages_and_the_close_are_echoed() {
         );
         assert!(receive.next().await.is_none());
     };
-    timeout(TEST_TIMEOUT, futures::future::join(sending, receiving)).await.expect("it stops");
+    timeout(TEST_TIMEOUT, futures::future::join(sending, receiving)).await.expect("the echo does not finish");
 }

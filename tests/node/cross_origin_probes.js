@@ -1,9 +1,12 @@
-// What web pages can learn of a bridge, in Chromium. Prints a JSON object: page -> probe -> outcome.
+// Probes what web pages can read from a bridge, in Chromium. Prints a JSON object: page -> probe -> outcome.
 //
-// usage: node cross_origin_probes.js <JSON: page -> {its url, the base URL by which it calls the bridge, the key that it knows, the key
-// by which the browser has signed in at the bridge itself}>
+// usage: node cross_origin_probes.js <JSON: page -> {url, base, key, signIn}>
 //
-// The names evil.example and app.example are led to loopback, as a rebinding DNS server would do.
+// url is the URL of the page, base the base URL by which the page calls the bridge. key is the API key that the page
+// has. signIn is the API key with which the browser gets a session cookie before it loads the page. key and signIn are
+// optional.
+//
+// The names evil.example and app.example resolve to loopback, as with a rebinding DNS server.
 "use strict";
 const { existsSync } = require("node:fs");
 const { join } = require("node:path");
@@ -11,8 +14,8 @@ const { chromium } = require("playwright-core");
 
 const BROWSERS = ["chromium", "chromium-browser", "google-chrome"];
 
-// Runs inside the page. Each probe ends within its bound, whatever happens to it.
-async function probes({ base, key, bound }) {
+// Runs inside the page. Each probe ends within timeoutMs.
+async function probes({ base, key, timeoutMs }) {
   const authorization = `Bearer ${key ?? "none"}`;
   const gets = "instances, instances/present, tenants, pools, stats, connections, health".split(", ");
   const paths = [...gets.map((name) => `/api/v1/${name}`), "/livez", "/readyz?verbose", "/metrics", "/"];
@@ -21,15 +24,15 @@ async function probes({ base, key, bound }) {
   const within = (body) =>
     Promise.race([
       new Promise(body).catch((error) => error.name),
-      new Promise((resolve) => setTimeout(resolve, bound, "nothing")),
+      new Promise((resolve) => setTimeout(resolve, timeoutMs, "timeout")),
     ]);
   const fetched = (url, options) =>
     within((resolve, reject) => {
-      const read = async (answer) => {
-        const text = await answer.text();
+      const read = async (response) => {
+        const text = await response.text();
         const names = text.match(/"(name|code)":"[^"]*"/g) || [text.trim()];
-        const tagged = answer.headers.get("etag") ? ["etag"] : [];
-        return [answer.type, answer.status, ...tagged, names[0]].join(" ");
+        const tagged = response.headers.get("etag") ? ["etag"] : [];
+        return [response.type, response.status, ...tagged, names[0]].join(" ");
       };
       fetch(url, options).then(read).then(resolve, reject);
     });
@@ -40,7 +43,7 @@ async function probes({ base, key, bound }) {
       element.onerror = () => resolve("error");
       document.documentElement.append(element);
     });
-  // Both in one word, so that a difference between what is there and what is not shows.
+  // Joins the outcomes for an existing and a missing instance. A page must not see a difference.
   const both = async (probe) => `${await probe(present)}, ${await probe(absent)}`;
   const framed = (start) =>
     within((resolve) => {
@@ -50,23 +53,23 @@ async function probes({ base, key, bound }) {
         try {
           text = frame.contentDocument.documentElement.textContent;
         } catch {
-          // Another origin's, as it should be.
+          // The document of another origin is not accessible.
         }
         if (text !== "") resolve(text.match(/"(name|code)":"[^"]*"/)?.[0] ?? text.slice(0, 40));
       };
       start(frame);
     });
   const outcome = {};
-  const heard = (source, resolve) => {
-    const done = (what) => {
+  const firstMessage = (source, resolve) => {
+    const finish = (result) => {
       source.close();
-      resolve(what);
+      resolve(result);
     };
-    source.onmessage = ({ data }) => done(JSON.parse(data).type);
-    source.onerror = () => done("error");
+    source.onmessage = ({ data }) => finish(JSON.parse(data).type);
+    source.onerror = () => finish("error");
   };
-  const socket = (path) => within((resolve) => heard(new WebSocket(`${base.replace("http", "ws")}${path}`), resolve));
-  const events = (path, options) => within((resolve) => heard(new EventSource(`${base}${path}`, options), resolve));
+  const socket = (path) => within((resolve) => firstMessage(new WebSocket(`${base.replace("http", "ws")}${path}`), resolve));
+  const events = (path, options) => within((resolve) => firstMessage(new EventSource(`${base}${path}`, options), resolve));
   outcome.websocket = await socket("/ws");
   outcome["websocket of all"] = await socket("/api/websocket");
   outcome.eventsource = await events("/api/sse");
@@ -78,19 +81,19 @@ async function probes({ base, key, bound }) {
   });
   const statuses = new Set();
   for (const path of paths) {
-    const answer = await fetched(`${base}${path}`, { credentials: "include" });
-    statuses.add(answer.split(" ", 2).join(" "));
+    const result = await fetched(`${base}${path}`, { credentials: "include" });
+    statuses.add(result.split(" ", 2).join(" "));
   }
   outcome["every get"] = [...statuses].join(", ");
-  // What a page that knows the key does to get streams.
+  // A page with the key gets a ticket and opens streams with it.
   outcome.ticket = await within((resolve, reject) => {
-    const asked = fetch(`${base}/api/v1/tickets`, { method: "POST", headers: { authorization } });
-    const used = async ({ ticket, code }) => {
+    const request = fetch(`${base}/api/v1/tickets`, { method: "POST", headers: { authorization } });
+    const openStreams = async ({ ticket, code }) => {
       if (!ticket) return code;
       const path = (stream) => `/api/${stream}?token=${encodeURIComponent(ticket)}`;
       return `${await socket(path("websocket"))}, ${await events(path("sse"))}`;
     };
-    asked.then((answer) => answer.json()).then(used).then(resolve, reject);
+    request.then((response) => response.json()).then(openStreams).then(resolve, reject);
   });
   outcome["fetch without cors"] = await both((url) => fetched(url, { mode: "no-cors" }));
   outcome["fetch of an error"] = await fetched(`${base}/api/v1/nothing`);
@@ -120,17 +123,17 @@ async function probes({ base, key, bound }) {
   return outcome;
 }
 
-// Runs inside the bridge's own page.
-async function session(key) {
-  const answer = await fetch("/api/v1/session", { method: "POST", headers: { authorization: `Bearer ${key}` } });
-  return answer.status;
+// Runs inside a page of the bridge's own origin. Requests a session cookie and returns the status.
+async function signInWith(key) {
+  const response = await fetch("/api/v1/session", { method: "POST", headers: { authorization: `Bearer ${key}` } });
+  return response.status;
 }
 
 async function main() {
   const pages = JSON.parse(process.argv[2]);
   const paths = process.env.PATH.split(":").flatMap((dir) => BROWSERS.map((name) => join(dir, name)));
   const executablePath = paths.find((path) => existsSync(path));
-  if (!executablePath) throw new Error("chromium is missing: apt-get install chromium, or tests/run, which does");
+  if (!executablePath) throw new Error("chromium is missing: run apt-get install chromium, or tests/run, which installs it");
   const browser = await chromium.launch({
     executablePath,
     args: [
@@ -151,11 +154,11 @@ async function main() {
       const page = await context.newPage();
       if (signIn) {
         await page.goto(`${base}/livez`);
-        const status = await page.evaluate(session, signIn);
-        if (status !== 200) throw new Error(`${name}: the sign-in is answered with ${status}`);
+        const status = await page.evaluate(signInWith, signIn);
+        if (status !== 200) throw new Error(`${name}: POST /api/v1/session returned ${status}`);
       }
       await page.goto(url);
-      outcomes[name] = await page.evaluate(probes, { base, key, bound: 10_000 });
+      outcomes[name] = await page.evaluate(probes, { base, key, timeoutMs: 10_000 });
       await context.close();
     }
     console.log(JSON.stringify(outcomes, null, 1));

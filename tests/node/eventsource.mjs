@@ -1,8 +1,8 @@
-// npm's EventSource as a page uses it: it is given an address and left alone. Prints JSON lines, in the order of things:
-//   {"asked": {lastEventId}}           it connects, and from where
-//   {"answered": {status, headers}}
-//   {"event": {by, id, data}}          by: "onmessage", or the name that was listened to
-//   {"gaveUp": message}                for good
+// Opens a URL with npm's EventSource and lets it reconnect by itself. Prints one JSON line for each step:
+//   {"request": {lastEventId}}         it sends a request, with the last id if it has one
+//   {"response": {status, headers}}    the response head
+//   {"event": {listener, id, data}}    an event; listener is "onmessage" or the name of the event
+//   {"gaveUp": message}                it does not reconnect any more
 //
 // usage: node eventsource.mjs <URL>
 import { EventSource } from "eventsource";
@@ -22,20 +22,20 @@ const NAMES = [
   "heartbeat",
   "stream.closing",
 ];
-const say = (line) => process.stdout.write(`${JSON.stringify(line)}\n`);
+const print = (line) => process.stdout.write(`${JSON.stringify(line)}\n`);
 
 const source = new EventSource(process.argv[2], {
-  // Looks on: what passes is not changed.
+  // Prints the request and the response, and changes nothing.
   fetch: async (url, init) => {
-    say({ asked: { lastEventId: init.headers["Last-Event-ID"] } });
-    const answer = await fetch(url, init);
-    say({ answered: { status: answer.status, headers: Object.fromEntries(answer.headers) } });
-    return answer;
+    print({ request: { lastEventId: init.headers["Last-Event-ID"] } });
+    const response = await fetch(url, init);
+    print({ response: { status: response.status, headers: Object.fromEntries(response.headers) } });
+    return response;
   },
 });
-const taken = (by) => (event) => say({ event: { by, id: event.lastEventId, data: JSON.parse(event.data) } });
-source.onmessage = taken("onmessage");
-for (const name of NAMES) source.addEventListener(name, taken(name));
+const printEvent = (listener) => (event) => print({ event: { listener, id: event.lastEventId, data: JSON.parse(event.data) } });
+source.onmessage = printEvent("onmessage");
+for (const name of NAMES) source.addEventListener(name, printEvent(name));
 source.onerror = (error) => {
-  if (source.readyState === EventSource.CLOSED) say({ gaveUp: error.message });
+  if (source.readyState === EventSource.CLOSED) print({ gaveUp: error.message });
 };

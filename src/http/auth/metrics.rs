@@ -135,7 +135,11 @@ impl Metrics {
         registry.register("auth_keys", "API keys loaded", self.keys.clone());
         registry.register("auth_leases", "Credentials under observation because streams use them", self.leases.clone());
         registry.register("auth_review_cache_entries", "Cached review outcomes", self.review_cache_entries.clone());
-        registry.register("auth_reviews", "Reviews of tokens, and of the access of users, by outcome", self.reviews.clone());
+        registry.register(
+            "auth_reviews",
+            "Reviews of tokens, and of the access of users, by outcome",
+            self.reviews.clone(),
+        );
         registry.register(
             "auth_review_duration_seconds",
             "Time from sending a review to its answer",

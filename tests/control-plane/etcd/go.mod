@@ -1,4 +1,4 @@
-// etcd for the tests.
+// The etcd of the tests.
 module boilerhouse-bridge/tests/control-plane/etcd
 
 go 1.26.0

@@ -1,5 +1,5 @@
-// kube-apiserver and kubectl for the tests. k8s.io/kubernetes requires its staging modules at v0.0.0; outside its own
-// tree each has to be replaced by the published one of the same release.
+// The kube-apiserver and the kubectl of the tests. k8s.io/kubernetes requires its staging modules at v0.0.0. Outside its
+// repository, each of them must be replaced by the published module of the same release.
 module boilerhouse-bridge/tests/control-plane/kubernetes
 
 go 1.26.0

@@ -1,6 +1,7 @@
-//! Objects with fields of a wrong type (docs/protocol.md#objects, source/project): shown without them, counted, told of in
-//! `/readyz?verbose`, and nothing else happens. The real API server refuses such Pods, so they come from the simulator;
-//! such claims come from both.
+//! Objects with malformed fields (docs/protocol.md#objects, `source::decode`): the bridge publishes them without these
+//! fields, counts the fields and lists them in `/readyz?verbose`. No watch ends.
+//!
+//! The real API server rejects such Pods, so they come from the simulator. Such claims come from both.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,35 +12,43 @@ use boilerhouse_bridge::sim::{
 };
 use http::Method;
 use serde_json::{Value, json};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{Cluster, POLL, claim, plane};
 use crate::support::bridge_process::BridgeProcess;
 use crate::support::http_client::{self, TEST_TIMEOUT, WsClient};
-use crate::support::sim_cluster::SimCluster;
+use crate::support::sim_cluster::{NAMESPACE, SimCluster};
 
-/// The namespace that a simulator begins with.
-const NAMESPACE: &str = "boilerhouse";
-
-/// Messages up to the one about `last`, as they came.
-async fn received(listener: &mut WsClient, last: &str) -> Vec<Value> {
-    let texts = listener.until(|event| event["name"] == last).await;
+/// Reads messages up to and including the first one about `last`.
+async fn received(client: &mut WsClient, last: &str) -> Vec<Value> {
+    let texts = client.until(|event| event["name"] == last).await;
     texts.iter().map(|text| serde_json::from_str(text).unwrap()).collect()
 }
 
-/// Lines of `/readyz?verbose` that are for information.
-async fn verbose(address: SocketAddr) -> Vec<String> {
-    let answer = http_client::get(address, "/readyz?verbose").await;
-    assert_eq!(answer.status, 200, "odd objects do not make a bridge unready: {}", answer.body);
-    answer.body.lines().filter_map(|line| line.strip_prefix("[i] ")).map(str::to_owned).collect()
+/// Returns the informational lines of `/readyz?verbose`.
+async fn readiness_info(address: SocketAddr) -> Vec<String> {
+    let response = http_client::get(address, "/readyz?verbose").await;
+    assert_eq!(response.status, 200, "malformed fields must not make the bridge unready: {}", response.body);
+    response.body.lines().filter_map(|line| line.strip_prefix("[i] ")).map(str::to_owned).collect()
 }
 
 async fn state(address: SocketAddr, path: &str) -> Value {
-    let answer = http_client::get(address, path).await;
-    assert_eq!(answer.status, 200, "{path}: {}", answer.body);
-    answer.json()
+    let response = http_client::get(address, path).await;
+    assert_eq!(response.status, 200, "{path}: {}", response.body);
+    response.json()
 }
 
+/// Waits until the simulator serves four watches: two of the hub and two of a connection with dedicated watchers.
+async fn wait_for_four_watches(cluster: &SimCluster) {
+    let four_watches = timeout(TEST_TIMEOUT, async {
+        while cluster.sim.metrics().open() != 4 {
+            sleep(POLL).await;
+        }
+    });
+    assert!(four_watches.await.is_ok(), "{} watches, expected 4", cluster.sim.metrics().open());
+}
+
+/// Returns the labels of a managed Pod of `alice`, with more members of any type.
 fn managed(more: &Value) -> Value {
     let mut labels = json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/tenant": "alice"});
     labels.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -61,16 +70,10 @@ async fn malformed_fields_are_omitted_from_objects() {
     create(ApiResource::Pods, "listed", managed(&json!({"n": 5})), json!({}), json!({"phase": 7, "podIP": false}));
     let status = json!({"phase": "Active", "source": ["pool"], "endpoint": {"host": "h", "port": "80"}});
     create(ApiResource::Claims, "listed", Value::Null, json!({"tenantId": 7, "workloadRef": "web"}), status);
-    let bridge = simulated.bridge(&["--own-watchers", "1"]).await;
-    // The first has watchers of its own, the second reads the hub's.
-    let mut listeners = [bridge.listen("/ws").await, bridge.listen("/ws").await];
-    // The hub's, and those of the first.
-    let both = timeout(TEST_TIMEOUT, async {
-        while sim.metrics().open() != 4 {
-            sleep(POLL).await;
-        }
-    });
-    both.await.expect("four watches");
+    let bridge = simulated.bridge(&["--dedicated-watchers", "1"]).await;
+    // The first client has dedicated watchers, the second one reads from the hub.
+    let mut clients = [bridge.listen("/ws").await, bridge.listen("/ws").await];
+    wait_for_four_watches(&simulated).await;
 
     create(
         ApiResource::Pods,
@@ -79,7 +82,7 @@ async fn malformed_fields_are_omitted_from_objects() {
         json!({}),
         json!({"phase": "Running", "podIP": "10.0.0.1"}),
     );
-    patch(ApiResource::Pods, "watched", json!({"status": "gone mad", "metadata": {"annotations": [1]}}));
+    patch(ApiResource::Pods, "watched", json!({"status": "a string", "metadata": {"annotations": [1]}}));
     patch(ApiResource::Pods, "watched", json!({"status": {"phase": "Failed", "podIP": "10.0.0.1"}}));
     patch(ApiResource::Pods, "listed", json!({"status": {"phase": "Running", "podIP": "10.0.0.2"}}));
     create(ApiResource::Pods, "last-pod", managed(&json!({})), json!({}), json!({}));
@@ -92,8 +95,8 @@ async fn malformed_fields_are_omitted_from_objects() {
         json!({"type": "instance.state", "name": "listed", "phase": "Running", "tenantId": "alice"}),
         json!({"type": "instance.state", "name": "last-pod", "phase": "Unknown", "tenantId": "alice"}),
     ];
-    for listener in &mut listeners {
-        assert_eq!(received(listener, "last-pod").await, pods);
+    for client in &mut clients {
+        assert_eq!(received(client, "last-pod").await, pods);
     }
 
     patch(ApiResource::Claims, "listed", json!({"spec": "none", "status": {"phase": "Active"}}));
@@ -108,8 +111,8 @@ async fn malformed_fields_are_omitted_from_objects() {
         json!({"type": "tenant.released", "name": "listed", "tenantId": "alice"}),
         json!({"type": "tenant.claimed", "name": "last-claim", "tenantId": "bob"}),
     ];
-    for listener in &mut listeners {
-        assert_eq!(received(listener, "last-claim").await, claims);
+    for client in &mut clients {
+        assert_eq!(received(client, "last-claim").await, claims);
     }
 
     let listed = state(bridge.address, "/api/v1/instances/listed").await;
@@ -120,7 +123,7 @@ async fn malformed_fields_are_omitted_from_objects() {
         let wanted = format!("bridge_upstream_malformed_fields_total{{resource=\"pods\",field=\"{field}\"}} ");
         metrics.lines().find_map(|line| line.strip_prefix(&wanted)?.parse::<u64>().ok())
     };
-    // The hub's own count: the list, and one change in which the labels were still odd.
+    // Only the hub counts: once for the list, and once for a change while the labels were still malformed.
     let counts = ["metadata.labels", "status.phase", "status.podIP", "status"].map(count);
     assert_eq!(counts, [Some(2), Some(1), Some(1), Some(1)], "{metrics}");
     let fields = [
@@ -128,37 +131,43 @@ async fn malformed_fields_are_omitted_from_objects() {
         "boilerhouseclaims: 14 odd fields: metadata.labels (4), spec (1), spec.tenantId (1), status.detail (2), \
          status.endpoint (4), status.source (2)",
     ];
-    assert_eq!(verbose(bridge.address).await, fields);
-    assert_eq!(sim.metrics().open(), 4, "no watch was ended for it");
+    assert_eq!(readiness_info(bridge.address).await, fields);
+    assert_eq!(sim.metrics().open(), 4, "open watches: malformed fields must not end a watch");
 }
 
-/// A cluster whose watches expire at once, again and again: each time everything is listed, but ever more rarely.
+/// When each watch expires at once, the dedicated watcher lists again each time. The delays between the lists grow.
 #[tokio::test]
 async fn repeated_expiry_relists_with_growing_delays() {
     let simulated = SimCluster::new().await;
     let sim = simulated.sim();
-    let bridge = simulated.bridge(&["--own-watchers", "1"]).await;
-    let mut listener = bridge.listen("/ws").await;
+    let bridge = simulated.bridge(&["--dedicated-watchers", "1"]).await;
+    let mut client = bridge.listen("/ws").await;
     let lists = || http_client::metric(bridge.address, r#"bridge_dedicated_watcher_lists_total{resource="pods"}"#);
-    let both = timeout(TEST_TIMEOUT, async {
-        while sim.metrics().open() != 4 {
-            sleep(POLL).await;
-        }
-    });
-    both.await.expect("four watches");
+    wait_for_four_watches(&simulated).await;
     let before = lists().await;
     for _ in 0..100 {
         sim.arm(Fault::watch(0, WatchFault::Expired).on(ApiResource::Pods));
     }
+    let started = Instant::now();
     sim.cut_watches(ConnectionEnd::Eof);
-    // 0.1 s, 0.2 s, 0.4 s, 0.8 s: the fifth would come after 1.5 s at the soonest, the sixth after 3.1 s.
-    sleep(Duration::from_secs(2)).await;
-    let lists = lists().await - before;
-    assert!((3..=5).contains(&lists), "{lists}");
+    // The delays are 0.1 s, 0.2 s, 0.4 s and so on, so the fifth list starts after 1.5 s at the earliest, the sixth
+    // after 3.1 s.
+    let count = timeout(TEST_TIMEOUT, async {
+        loop {
+            let count = lists().await - before;
+            if count >= 5 {
+                return count;
+            }
+            sleep(POLL).await;
+        }
+    });
+    let (count, elapsed) = (count.await.expect("fewer than 5 lists after the watches expired"), started.elapsed());
+    let min_delay = Duration::from_millis(100) * ((1 << (count - 1)) - 1);
+    assert!(elapsed >= min_delay, "{count} lists within {elapsed:?}, at least {min_delay:?} expected");
     let metadata = json!({"name": "a", "namespace": NAMESPACE});
     let claim = json!({"metadata": metadata, "spec": {"tenantId": "alice"}, "status": {"phase": "Active"}});
     sim.store(|store| store.create(ApiResource::Claims, claim)).unwrap();
-    assert_eq!(listener.json().await["name"], "a");
+    assert_eq!(client.json().await["name"], "a");
 }
 
 #[tokio::test]
@@ -171,20 +180,20 @@ async fn real_api_server_serves_claims_with_malformed_fields() {
     };
     let status = json!({"phase": "Active", "endpoint": "nowhere"});
     create("listed", json!({"tenantId": 7, "workloadRef": "web"}), status).await;
-    let bridge = BridgeProcess::serve(&plane, &cluster.namespace, &["--own-watchers", "1"]).await;
-    let mut listeners = [bridge.listen("/ws").await, bridge.listen("/ws").await];
+    let bridge = BridgeProcess::serve(&plane, &cluster.namespace, &["--dedicated-watchers", "1"]).await;
+    let mut clients = [bridge.listen("/ws").await, bridge.listen("/ws").await];
     create("watched", json!([1]), json!({"phase": "Active", "source": 5})).await;
-    cluster.claim_status("watched", &json!("asleep")).await;
+    cluster.claim_status("watched", &json!("a string")).await;
     create("last", json!({"tenantId": "bob", "workloadRef": "web"}), json!({"phase": "Active"})).await;
     let expected = [
         json!({"type": "tenant.claimed", "name": "listed", "workloadRef": "web"}),
         json!({"type": "tenant.claimed", "name": "watched"}),
         json!({"type": "tenant.claimed", "name": "last", "tenantId": "bob", "workloadRef": "web"}),
     ];
-    for listener in &mut listeners {
-        assert_eq!(received(listener, "last").await, expected);
+    for client in &mut clients {
+        assert_eq!(received(client, "last").await, expected);
     }
-    let lines = verbose(bridge.address).await;
+    let lines = readiness_info(bridge.address).await;
     assert!(lines.len() == 1 && lines[0].starts_with("boilerhouseclaims: "), "{lines:?}");
     for field in ["spec (", "spec.tenantId (", "status (", "status.endpoint (", "status.source ("] {
         assert!(lines[0].contains(field), "{field}: {lines:?}");

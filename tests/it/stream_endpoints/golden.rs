@@ -1,12 +1,15 @@
-//! Two whole conversations to the letter, one of each transport: what clients are scripted against. Uids, versions and so
-//! ids are the simulated cluster's own and fixed; times and waits are left out.
+//! Golden files of two complete streams, one of each transport. The uids, versions and ids of the simulated cluster are
+//! fixed. Times and delays are replaced.
 
 use std::fmt::Write as _;
 
-use boilerhouse_bridge::sim::{ApiResource, SimConfig, store::Store};
+use boilerhouse_bridge::{
+    sim::{ApiResource, SimConfig, store::Store},
+    test_support::PodBuilder,
+};
 use serde_json::{Value, json};
 
-use super::{Carrier, Client};
+use super::{Client, Transport};
 use crate::support::{
     golden,
     http_client::TEST_TIMEOUT,
@@ -16,23 +19,18 @@ use crate::support::{
 
 /// The time of the simulated cluster.
 const START: &str = "2026-01-02T03:04:05Z";
-/// What differs from run to run.
-const CHANCE: &[&str] = &["time", "timestamp", "snapshotAt", "since", "upstreamAgeMs", "retryAfterMs"];
+/// Keys whose values differ from run to run.
+const VARYING_KEYS: &[&str] = &["time", "timestamp", "snapshotAt", "since", "upstreamAgeMs", "retryAfterMs"];
 
-/// What is done to the cluster, and the types that it is told by, in this order.
+/// A title, a change of the cluster, and the types of the events that it causes, in this order.
 type Step = (&'static str, fn(&mut Store), &'static [&'static str]);
 
 const STEPS: &[Step] = &[
     (
         "a pod is created",
         |store| {
-            let labels = json!({
-                "boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": "web",
-                "boilerhouse.dev/pool-status": "warming",
-            });
-            let metadata = json!({"name": "web-1", "namespace": NAMESPACE, "labels": labels});
-            let pod = json!({"metadata": metadata, "status": {"phase": "Pending"}});
-            store.create(ApiResource::Pods, pod).unwrap();
+            let pod = PodBuilder::new("web-1").namespace(NAMESPACE).phase("Pending").workload("web").pool("warming");
+            store.create(ApiResource::Pods, pod.json()).unwrap();
         },
         &["instance.state", "pool.depth"],
     ),
@@ -48,6 +46,7 @@ const STEPS: &[Step] = &[
     (
         "a claim is created",
         |store| {
+            // Without a status, which `ClaimBuilder` always sets.
             let spec = json!({"tenantId": "alice", "workloadRef": "web"});
             let claim = json!({"metadata": {"name": "alice-web", "namespace": NAMESPACE}, "spec": spec});
             store.create(ApiResource::Claims, claim).unwrap();
@@ -78,7 +77,7 @@ const STEPS: &[Step] = &[
         |store| drop(store.delete(ApiResource::Claims, NAMESPACE, "alice-web").unwrap()),
         &["claim.state", "tenant.released"],
     ),
-    // Of the pods, as the next one: between two resources there is no order.
+    // A change of a Pod, as the next step: the order between two resources is not defined.
     (
         "a change that nobody sees",
         |store| patch(store, ApiResource::Pods, "web-1", &json!({"metadata": {"annotations": {"unseen": "true"}}})),
@@ -95,7 +94,7 @@ fn patch(store: &mut Store, resource: ApiResource, name: &str, patch: &Value) {
     store.patch(resource, NAMESPACE, name, patch).unwrap();
 }
 
-/// One client, and what it has been told.
+/// A client and the text of what it received.
 struct Transcript {
     client: Client,
     text: String,
@@ -106,14 +105,15 @@ impl Transcript {
         writeln!(self.text, "# {description}").unwrap();
     }
 
-    /// The next events; some come in any order.
+    /// Records the next `count` events, and returns their types. Events of one type are sorted, because their order is
+    /// not defined.
     async fn record(&mut self, count: usize) -> Vec<String> {
         let mut types = Vec::new();
         let mut events = Vec::new();
         for _ in 0..count {
             let event = self.client.event().await;
             types.push(event.json()["type"].as_str().unwrap().to_owned());
-            events.push(show(&event));
+            events.push(format_block(&event));
         }
         let of_one_type = types.windows(2).all(|two| two[0] == two[1]);
         if of_one_type {
@@ -124,7 +124,7 @@ impl Transcript {
     }
 }
 
-fn show(block: &SseEvent) -> String {
+fn format_block(block: &SseEvent) -> String {
     let mut text = String::new();
     if block.retry.is_some() {
         text += "retry: N\n";
@@ -135,22 +135,22 @@ fn show(block: &SseEvent) -> String {
         }
     }
     if !block.data.is_empty() {
-        writeln!(text, "data: {}", without_chance(&block.data)).unwrap();
+        writeln!(text, "data: {}", without_varying_values(&block.data)).unwrap();
     }
     text + "\n"
 }
 
-/// The same JSON, the values of what is chance replaced.
-fn without_chance(json: &str) -> String {
+/// Returns the JSON with the values of [`VARYING_KEYS`] replaced.
+fn without_varying_values(json: &str) -> String {
     let mut json = json.to_owned();
-    for key in CHANCE {
+    for key in VARYING_KEYS {
         let key = format!(r#""{key}":"#);
         let mut from = 0;
         while let Some(at) = json[from..].find(&key) {
             from += at + key.len();
             let end = from + json[from..].find([',', '}']).unwrap();
-            let shown = if json[from..end].starts_with('"') { "\"T\"" } else { "N" };
-            json.replace_range(from..end, shown);
+            let replacement = if json[from..end].starts_with('"') { "\"T\"" } else { "N" };
+            json.replace_range(from..end, replacement);
         }
     }
     json
@@ -162,14 +162,14 @@ async fn conversations_match_the_golden_files_on_both_transports() {
     let cluster = SimCluster::with(config).await;
     let bridge = cluster.bridge(&["--drain", "0"]).await;
     let mut both = Vec::new();
-    for (name, carrier, path) in [
-        ("stream-sse.txt", Carrier::Named, "/api/events/stream?snapshot=state"),
-        ("stream-websocket.txt", Carrier::WebSocket, "/events/ws?snapshot=state"),
+    for (name, transport, path) in [
+        ("stream-sse.txt", Transport::NamedSse, "/api/events/stream?snapshot=state"),
+        ("stream-websocket.txt", Transport::WebSocket, "/events/ws?snapshot=state"),
     ] {
-        let mut client = Client::open(&bridge, carrier, path).await;
+        let mut client = Client::open(&bridge, transport, path).await;
         let mut text = format!("> {path}\n\n");
         if let Client::Sse(events) = &mut client {
-            text += &show(&events.block().await.unwrap());
+            text += &format_block(&events.block().await.unwrap());
         }
         let mut transcript = Transcript { client, text };
         assert_eq!(transcript.record(1).await, ["state.initial"]);
@@ -201,12 +201,12 @@ async fn conversations_match_the_golden_files_on_both_transports() {
         match &mut transcript.client {
             Client::Sse(events) => {
                 let blocks = events.rest().await;
-                transcript.text += &blocks.iter().map(show).collect::<String>();
+                transcript.text += &blocks.iter().map(format_block).collect::<String>();
             }
-            Client::WebSocket(listener) => {
-                let closing = SseEvent { data: listener.text().await, ..SseEvent::default() };
-                let (_, close) = listener.closed(TEST_TIMEOUT).await;
-                writeln!(transcript.text, "{}close: {close:?}", show(&closing)).unwrap();
+            Client::WebSocket(client) => {
+                let closing = SseEvent { data: client.text().await, ..SseEvent::default() };
+                let (_, close) = client.closed(TEST_TIMEOUT).await;
+                writeln!(transcript.text, "{}close: {close:?}", format_block(&closing)).unwrap();
             }
         }
         golden::check(name, &transcript.text);

@@ -1,9 +1,9 @@
-//! What a request is refused for: for good with a status that says what is accepted, for now in the way that brings the
-//! client back.
+//! Rejected requests. A permanent rejection has a status and lists the accepted values. A temporary one makes the
+//! client reconnect.
 
 use serde_json::json;
 
-use super::{Carrier, Client, ROWS};
+use super::{Client, ENDPOINTS, Transport};
 use crate::support::{
     bridge_process::BridgeProcess,
     http_client::{self, HttpResponse, WsClient},
@@ -11,7 +11,7 @@ use crate::support::{
     sse_client::{SseClient, SseEvent},
 };
 
-/// A query, the parameter that the answer names, and words of its message.
+/// A query, the parameter that the response names, and words of its message.
 const MALFORMED: &[(&str, &str, &[&str])] = &[
     ("types=pods", "types", &["unknown type 'pods'", "instance", "instance.state", "mqtt.message", "telemetry"]),
     ("types=", "types", &["accepted types"]),
@@ -27,11 +27,18 @@ const MALFORMED: &[(&str, &str, &[&str])] = &[
     ("snapshot=none&snapshot=none", "snapshot", &["repeated"]),
 ];
 
-/// An answer to a request of the row's own kind.
-async fn request_with(bridge: &BridgeProcess, carrier: Carrier, path: &str, headers: &[(&str, &str)]) -> HttpResponse {
-    let mut request = match carrier {
-        Carrier::WebSocket => http_client::upgrade(bridge.address, path),
-        Carrier::Unnamed | Carrier::Named => format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", bridge.address),
+/// Sends a request of this transport and returns the response.
+async fn request_with(
+    bridge: &BridgeProcess,
+    transport: Transport,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> HttpResponse {
+    let mut request = match transport {
+        Transport::WebSocket => http_client::upgrade(bridge.address, path),
+        Transport::UnnamedSse | Transport::NamedSse => {
+            format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", bridge.address)
+        }
     };
     let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     request.insert_str(request.len() - 2, &format!("Connection: close\r\n{lines}"));
@@ -42,69 +49,74 @@ async fn request_with(bridge: &BridgeProcess, carrier: Carrier, path: &str, head
 async fn malformed_parameter_is_400_with_accepted_values() {
     let cluster = SimCluster::new().await;
     let bridge = cluster.bridge(&[]).await;
-    for (path, carrier, ..) in ROWS {
+    for (path, transport, ..) in ENDPOINTS {
         for (query, parameter, words) in MALFORMED {
             let path = format!("{path}?{query}");
-            let answer = request_with(&bridge, carrier, &path, &[]).await;
-            assert_eq!((answer.status, &answer.json()["code"]), (400, &json!("BAD_REQUEST")), "{path}: {answer:?}");
-            assert_eq!(answer.json()["details"]["parameter"], *parameter, "{path}");
-            let message = answer.json()["message"].as_str().unwrap().to_owned();
+            let response = request_with(&bridge, transport, &path, &[]).await;
+            assert_eq!(
+                (response.status, &response.json()["code"]),
+                (400, &json!("BAD_REQUEST")),
+                "{path}: {response:?}"
+            );
+            assert_eq!(response.json()["details"]["parameter"], *parameter, "{path}");
+            let message = response.json()["message"].as_str().unwrap().to_owned();
             assert!(words.iter().all(|word| message.contains(word)), "{path}: {message}");
         }
         let other = format!("{path}?connectionId=00000000-0000-5000-8000-000000000000");
-        let answer = request_with(&bridge, carrier, &other, &[]).await;
-        assert_eq!((answer.status, &answer.json()["code"]), (404, &json!("NOT_FOUND")), "{path}: {answer:?}");
-        // A cursor in the header does not excuse what is wrong beside it.
-        let answer =
-            request_with(&bridge, carrier, &format!("{path}?lastEventId=42"), &[("Last-Event-ID", "42")]).await;
-        assert_eq!(answer.status, 400, "{path}: {answer:?}");
+        let response = request_with(&bridge, transport, &other, &[]).await;
+        assert_eq!((response.status, &response.json()["code"]), (404, &json!("NOT_FOUND")), "{path}: {response:?}");
+        // A malformed query parameter is a 400 even if the header has a cursor.
+        let response =
+            request_with(&bridge, transport, &format!("{path}?lastEventId=42"), &[("Last-Event-ID", "42")]).await;
+        assert_eq!(response.status, 400, "{path}: {response:?}");
     }
 }
 
-/// Who takes the wrong transport's path is told the right one, which exists.
+/// A request of the wrong transport gets an error that names a path of the right one. This path exists.
 #[tokio::test]
 async fn wrong_transport_error_names_the_right_path() {
     let cluster = SimCluster::new().await;
     let bridge = cluster.bridge(&[]).await;
-    for (path, carrier, ..) in ROWS {
-        let (wrong, status) = match carrier {
-            Carrier::WebSocket => (Carrier::Unnamed, 426),
-            Carrier::Unnamed | Carrier::Named => (Carrier::WebSocket, 400),
+    for (path, transport, ..) in ENDPOINTS {
+        let (wrong_transport, status) = match transport {
+            Transport::WebSocket => (Transport::UnnamedSse, 426),
+            Transport::UnnamedSse | Transport::NamedSse => (Transport::WebSocket, 400),
         };
-        let answer = request_with(&bridge, wrong, path, &[]).await;
-        assert_eq!(answer.status, status, "{path}: {answer:?}");
-        let message = answer.json()["message"].as_str().unwrap().to_owned();
-        let named = ROWS.iter().find(|row| message.split_whitespace().any(|word| word == row.0));
+        let response = request_with(&bridge, wrong_transport, path, &[]).await;
+        assert_eq!(response.status, status, "{path}: {response:?}");
+        let message = response.json()["message"].as_str().unwrap().to_owned();
+        let named = ENDPOINTS.iter().find(|endpoint| message.split_whitespace().any(|word| word == endpoint.0));
         let named = named.unwrap_or_else(|| panic!("{path}: {message}"));
-        assert_eq!(named.1 == Carrier::WebSocket, wrong == Carrier::WebSocket, "{path}: {message}");
+        assert_eq!(named.1 == Transport::WebSocket, wrong_transport == Transport::WebSocket, "{path}: {message}");
         Client::open(&bridge, named.1, named.0).await.event().await;
     }
 }
 
-/// An event stream that ends at once and says why, and when to come back.
+/// Asserts that an event stream ends at once, with a reason and a retry delay.
 async fn check_closing(bridge: &BridgeProcess, path: &str, named: bool, reason: &str) {
     let mut events = SseClient::open(bridge.address, path, &[]).await;
     let length = events.head.headers.iter().position(|(name, _)| name == "content-length");
-    events.head.headers.remove(length.expect("it has an end"));
-    super::has_the_head(&events);
+    events.head.headers.remove(length.expect("no content-length"));
+    super::check_head(&events);
     let blocks = events.rest().await;
     let [retry, closing] = &blocks[..] else { panic!("{blocks:?}") };
-    let ms = retry.retry.expect("no retry");
-    assert!((1000..=3000).contains(&ms), "{ms}");
+    let ms = retry.retry.expect("the first block has no retry field");
+    assert!((1000..=3000).contains(&ms), "retry delay of {ms} ms");
     let event = named.then(|| "stream.closing".to_owned());
     let data = format!(r#"{{"type":"stream.closing","reason":"{reason}","retryAfterMs":{ms}}}"#);
     assert_eq!((retry.data.as_str(), closing), ("", &SseEvent { event, data, ..SseEvent::default() }), "{path}");
 }
 
-/// What passes by itself, on every row: an EventSource is kept, a WebSocket client gets a status.
+/// Asserts a temporary rejection on every endpoint: an EventSource gets a stream that ends at once, a WebSocket client
+/// a 503.
 async fn check_temporary_rejection(bridge: &BridgeProcess, reason: &str, code: &str) {
-    for (path, carrier, ..) in ROWS {
-        if carrier == Carrier::WebSocket {
-            let answer = request_with(bridge, carrier, path, &[]).await;
-            assert_eq!((answer.status, &answer.json()["code"]), (503, &json!(code)), "{path}: {answer:?}");
-            assert_eq!(answer.header("retry-after"), Some("1"), "{path}");
+    for (path, transport, ..) in ENDPOINTS {
+        if transport == Transport::WebSocket {
+            let response = request_with(bridge, transport, path, &[]).await;
+            assert_eq!((response.status, &response.json()["code"]), (503, &json!(code)), "{path}: {response:?}");
+            assert_eq!(response.header("retry-after"), Some("1"), "{path}");
         } else {
-            check_closing(bridge, path, carrier == Carrier::Named, reason).await;
+            check_closing(bridge, path, transport == Transport::NamedSse, reason).await;
         }
     }
 }
@@ -118,8 +130,8 @@ async fn streams_over_the_limit_are_rejected_and_gets_are_answered() {
     websocket.json().await;
     let mut events = SseClient::open(bridge.address, "/api/sse", &[]).await;
     events.event().await;
-    let mut own = bridge.listen("/ws").await;
-    own.json().await;
+    let mut boilerhouse = bridge.listen("/ws").await;
+    boilerhouse.json().await;
     check_temporary_rejection(&bridge, "too many connections", "TOO_MANY_CONNECTIONS").await;
     assert_eq!(WsClient::try_connect(bridge.address, "/ws").await.unwrap_err(), 503);
     for path in ["/livez", "/readyz", "/metrics", "/api/v1/instances", "/"] {
@@ -127,14 +139,14 @@ async fn streams_over_the_limit_are_rejected_and_gets_are_answered() {
     }
     let rejected =
         http_client::metric_sum(bridge.address, "bridge_streams_rejected_total", &[r#"reason="max_streams""#]);
-    assert_eq!(rejected.await, ROWS.len() as u64 + 1);
-    // Those who are there do not notice.
+    assert_eq!(rejected.await, ENDPOINTS.len() as u64 + 1);
+    // Open streams continue.
     cluster.create_pod("later");
     assert_eq!(events.until(|event| event["type"] == "instance.state").await.len(), 1);
-    // A place that is given back is had again; a request that is refused for what it asks takes none.
+    // A released stream permit is available again. A HEAD and a request with a malformed parameter use no permit.
     drop(websocket);
     for _ in 0..20 {
-        request_with(&bridge, Carrier::Unnamed, "/api/sse?snapshot=half", &[]).await;
+        request_with(&bridge, Transport::UnnamedSse, "/api/sse?snapshot=half", &[]).await;
         http_client::request(bridge.address, "HEAD", "/api/sse", &[]).await;
     }
     let found = tokio::time::timeout(http_client::TEST_TIMEOUT, async {
@@ -142,17 +154,17 @@ async fn streams_over_the_limit_are_rejected_and_gets_are_answered() {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     });
-    found.await.expect("the place is lost");
+    found.await.expect("the stream permit was not released");
 }
 
 #[tokio::test]
 async fn event_source_gets_a_retry_delay_before_the_first_sync() {
-    // Port 1 (tcpmux) is nobody's.
-    let nowhere = kubeconfig("http://127.0.0.1:1");
-    let bridge = BridgeProcess::start(&nowhere.path().to_string_lossy(), NAMESPACE, &[]).await;
-    for (path, carrier, ..) in ROWS.into_iter().filter(|row| row.1 != Carrier::WebSocket) {
-        check_closing(&bridge, path, carrier == Carrier::Named, "not ready").await;
-        // What is wrong for good is told first.
+    // No process listens on port 1 (tcpmux).
+    let kubeconfig = kubeconfig("http://127.0.0.1:1");
+    let bridge = BridgeProcess::start(&kubeconfig.path().to_string_lossy(), NAMESPACE, &[]).await;
+    for (path, transport, ..) in ENDPOINTS.into_iter().filter(|endpoint| endpoint.1 != Transport::WebSocket) {
+        check_closing(&bridge, path, transport == Transport::NamedSse, "not ready").await;
+        // A malformed parameter is reported first, because it is permanent.
         assert_eq!(http_client::get(bridge.address, &format!("{path}?snapshot=half")).await.status, 400, "{path}");
     }
     let connections = http_client::get(bridge.address, "/api/v1/connections").await;
@@ -163,10 +175,10 @@ async fn event_source_gets_a_retry_delay_before_the_first_sync() {
 async fn new_streams_get_a_retry_delay_during_drain() {
     let cluster = SimCluster::new().await;
     let bridge = cluster.bridge(&["--drain", "60"]).await;
-    // Somebody has to be there, or it ends at once.
-    let mut stays = Vec::new();
+    // Without an open stream the process would exit at once.
+    let mut open = Vec::new();
     for _ in 0..20 {
-        stays.push(SseClient::open(bridge.address, "/api/sse", &[]).await);
+        open.push(SseClient::open(bridge.address, "/api/sse", &[]).await);
     }
     bridge.signal("TERM").await;
     let draining = tokio::time::timeout(http_client::TEST_TIMEOUT, async {
@@ -174,11 +186,11 @@ async fn new_streams_get_a_retry_delay_during_drain() {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     });
-    draining.await.expect("still ready");
+    draining.await.expect("/readyz is still 200");
     check_temporary_rejection(&bridge, "draining", "UPSTREAM_UNAVAILABLE").await;
 }
 
-/// While the API server is away the full stream goes on, and begins, too: it says so itself.
+/// During an outage of the API server, full streams continue and new ones are accepted. Events report the outage.
 #[tokio::test]
 async fn streams_are_accepted_while_the_upstream_is_down() {
     let cluster = SimCluster::new().await;
@@ -187,8 +199,8 @@ async fn streams_are_accepted_while_the_upstream_is_down() {
     let mut first = SseClient::open(bridge.address, "/events", &[]).await;
     cluster.sim.down();
     first.until(|event| event["type"] == "matrix-down").await;
-    for (path, carrier, _, snapshot) in ROWS {
-        let event = Client::open(&bridge, carrier, path).await.event().await.json();
+    for (path, transport, _, snapshot) in ENDPOINTS {
+        let event = Client::open(&bridge, transport, path).await.event().await.json();
         if snapshot == "state" {
             assert_eq!(event["instances"][0]["name"], "pod", "{path}");
         } else {

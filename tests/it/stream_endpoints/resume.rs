@@ -1,9 +1,9 @@
-//! A cursor brought back: in the header, in the query, in both, and one that is none.
+//! Resumes by a cursor in the header, in the query or in both, and by an invalid cursor.
 
 use boilerhouse_bridge::sim::SimConfig;
 use serde_json::json;
 
-use super::{Carrier, Client, ROWS};
+use super::{Client, ENDPOINTS, Transport};
 use crate::support::{
     bridge_process::BridgeProcess,
     http_client::{self, WsClient},
@@ -11,11 +11,11 @@ use crate::support::{
     sse_client::SseClient,
 };
 
-/// What it shows, the query, the headers; what comes first, and what comes then.
+/// A title, the query, the headers, and the first two events.
 type Row<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], [&'static str; 2]);
 
-/// A cluster with pods `a`, `b`, `c`, made in this order, and the cursors behind each.
-async fn history() -> (SimCluster, BridgeProcess, [String; 3]) {
+/// Returns a cluster with the Pods `a`, `b` and `c`, created in this order, and the cursor after each of them.
+async fn cluster_with_cursors() -> (SimCluster, BridgeProcess, [String; 3]) {
     let cluster = SimCluster::new().await;
     let bridge = cluster.bridge(&[]).await;
     let mut stream = bridge.listen("/api/websocket").await;
@@ -31,8 +31,8 @@ async fn history() -> (SimCluster, BridgeProcess, [String; 3]) {
     (cluster, bridge, ids.try_into().unwrap())
 }
 
-/// The first two events that are about the stream or about objects: no pool's depth.
-async fn two(client: &mut Client) -> [String; 2] {
+/// Returns the first two events, without `pool.depth`.
+async fn first_two_events(client: &mut Client) -> [String; 2] {
     let mut received = Vec::new();
     while received.len() < 2 {
         let event = client.event().await.json();
@@ -48,87 +48,92 @@ async fn two(client: &mut Client) -> [String; 2] {
 
 #[tokio::test]
 async fn cursor_overrides_snapshot_on_every_endpoint() {
-    let (_cluster, bridge, [_, b, _]) = history().await;
-    for (path, carrier, ..) in ROWS {
+    let (_cluster, bridge, [_, b, _]) = cluster_with_cursors().await;
+    for (path, transport, ..) in ENDPOINTS {
         for snapshot in ["", "&snapshot=state", "&snapshot=none"] {
             let path = format!("{path}?lastEventId={b}{snapshot}");
-            let mut client = Client::open(&bridge, carrier, &path).await;
-            assert_eq!(two(&mut client).await, ["heartbeat", "c"], "{path}");
+            let mut client = Client::open(&bridge, transport, &path).await;
+            assert_eq!(first_two_events(&mut client).await, ["heartbeat", "c"], "{path}");
         }
     }
 }
 
 #[tokio::test]
 async fn last_event_id_header_overrides_the_query() {
-    let (cluster, bridge, [a, b, c]) = history().await;
-    let elsewhere = SimCluster::with(SimConfig { seed: 99, ..SimConfig::default() }).await;
-    let foreign = http_client::get(elsewhere.bridge(&[]).await.address, "/api/v1/pools").await;
+    let (cluster, bridge, [a, b, c]) = cluster_with_cursors().await;
+    let other_cluster = SimCluster::with(SimConfig { seed: 99, ..SimConfig::default() }).await;
+    let foreign = http_client::get(other_cluster.bridge(&[]).await.address, "/api/v1/pools").await;
     let foreign = foreign.header("event-cursor").unwrap();
-    // `d` is made once all listen.
+    // `d` is created after all streams are open.
     let rows: &[Row] = &[
         ("the header alone", "", &[("Last-Event-ID", &b)], ["heartbeat", "c"]),
         ("the header wins", &format!("?lastEventId={a}"), &[("Last-Event-ID", &b)], ["heartbeat", "c"]),
-        ("an empty one is none", &format!("?lastEventId={b}"), &[("Last-Event-ID", "")], ["heartbeat", "c"]),
-        ("an empty one and none", "?snapshot=state", &[("Last-Event-ID", "")], ["state.initial connect", "d"]),
-        ("at the end", "", &[("Last-Event-ID", &c)], ["heartbeat", "d"]),
-        ("no cursor", "", &[("Last-Event-ID", "42")], ["state.initial foreign", "d"]),
-        ("no text", "", &[("Last-Event-ID", "\u{e9}t\u{e9}")], ["state.initial foreign", "d"]),
+        ("an empty header is ignored", &format!("?lastEventId={b}"), &[("Last-Event-ID", "")], ["heartbeat", "c"]),
         (
-            "no cursor, and a good one",
+            "an empty header without a cursor",
+            "?snapshot=state",
+            &[("Last-Event-ID", "")],
+            ["state.initial connect", "d"],
+        ),
+        ("the newest cursor", "", &[("Last-Event-ID", &c)], ["heartbeat", "d"]),
+        ("an invalid cursor", "", &[("Last-Event-ID", "42")], ["state.initial foreign", "d"]),
+        ("bytes that are not ASCII", "", &[("Last-Event-ID", "\u{e9}t\u{e9}")], ["state.initial foreign", "d"]),
+        (
+            "an invalid cursor in the header, a valid one in the query",
             &format!("?lastEventId={b}"),
             &[("Last-Event-ID", "42")],
             ["state.initial foreign", "d"],
         ),
-        ("another cluster's", "", &[("Last-Event-ID", foreign)], ["state.initial foreign", "d"]),
+        ("a cursor of another cluster", "", &[("Last-Event-ID", foreign)], ["state.initial foreign", "d"]),
         (
-            "another filter's",
+            "a cursor of another filter",
             "?params=%7B%22instances%22%3A%7B%22workloadRef%22%3A%22web%22%7D%7D",
             &[("Last-Event-ID", &b)],
             ["state.initial filter", "d"],
         ),
     ];
     let mut open = Vec::new();
-    for (what, query, headers, expected) in rows {
-        for (path, ..) in ROWS.iter().filter(|row| row.1 != Carrier::WebSocket) {
+    for (title, query, headers, expected) in rows {
+        for (path, ..) in ENDPOINTS.iter().filter(|endpoint| endpoint.1 != Transport::WebSocket) {
             let events = SseClient::open(bridge.address, &format!("{path}{query}"), headers).await;
-            assert_eq!(events.head.status, 200, "{what}");
-            open.push((format!("{what} at {path}"), Client::Sse(Box::new(events)), *expected));
+            assert_eq!(events.head.status, 200, "{title}");
+            open.push((format!("{title} at {path}"), Client::Sse(Box::new(events)), *expected));
         }
     }
     let mut received = Vec::new();
-    for (what, mut client, expected) in open {
-        received.push(tokio::spawn(async move { (what, two(&mut client).await, expected) }));
+    for (title, mut client, expected) in open {
+        received.push(tokio::spawn(async move { (title, first_two_events(&mut client).await, expected) }));
     }
-    // Whoever has missed something gets it before this.
+    // A stream that resumes before `c` receives `c` first.
     cluster.create_pod("d");
     for received in received {
-        let (what, received, expected) = received.await.unwrap();
-        assert_eq!(received, expected, "{what}");
+        let (title, received, expected) = received.await.unwrap();
+        assert_eq!(received, expected, "{title}");
     }
 }
 
-/// A GET, then the stream from there: nothing between is lost.
+/// A stream that starts at the cursor of a GET receives every change after the GET.
 #[tokio::test]
 async fn stream_resumes_from_the_cursor_of_a_get() {
     let cluster = SimCluster::new().await;
     let bridge = cluster.bridge(&[]).await;
     let cursor = http_client::get(bridge.address, "/api/v1/instances").await.header("event-cursor").unwrap().to_owned();
     cluster.create_pod("between");
-    // Another client has been told of it: it is in the log.
+    // When another client has received the Pod, it is in the log.
     let mut other = bridge.listen("/api/websocket").await;
-    let known = |event: &serde_json::Value| {
+    let has_pod = |event: &serde_json::Value| {
         event["name"] == "between" || event["instances"].as_array().is_some_and(|all| !all.is_empty())
     };
-    other.until(known).await;
+    other.until(has_pod).await;
     let mut events = SseClient::open(bridge.address, &format!("/api/events/stream?lastEventId={cursor}"), &[]).await;
     let received = events.until(|event| event["type"] == "instance.state").await;
     let received: Vec<_> =
         received.iter().map(|event| (event.json()["type"].clone(), event.json()["name"].clone())).collect();
     assert_eq!(received, [(json!("heartbeat"), json!(null)), (json!("instance.state"), json!("between"))]);
-    // A narrower stream may go on from it, a wider one not from a narrow one's.
-    let mut small_buffer_socket =
-        WsClient::connect(bridge.address, &format!("/events/ws?types=claim&lastEventId={cursor}")).await;
-    let first = small_buffer_socket.json().await;
+    // A stream with fewer types can resume from this cursor. A stream with more types cannot resume from a cursor of
+    // the narrow stream.
+    let mut narrow = WsClient::connect(bridge.address, &format!("/events/ws?types=claim&lastEventId={cursor}")).await;
+    let first = narrow.json().await;
     assert_eq!(first["type"], "heartbeat");
     let cursor = first["id"].as_str().unwrap();
     let mut wide = WsClient::connect(bridge.address, &format!("/events/ws?lastEventId={cursor}")).await;

@@ -1,4 +1,4 @@
-"""Connects with Python's websockets and its default limits, and reads the first picture: prints instances and parts."""
+"""Reads `state.initial` with Python's websockets and its default limits. Prints the numbers of instances and parts."""
 
 import asyncio
 import json
