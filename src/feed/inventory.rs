@@ -4,7 +4,7 @@
 //!
 //! *Guarantees:*
 //! - A name is unique at any time. Views are in the order of their names, as initial states and GETs send them.
-//! - The two sides of a change have the same uid. A new uid under a known name is two changes: a deletion and a creation.
+//! - The two sides of a change have the same uid. A new uid under a stored name is two changes: a deletion and a creation.
 //! - The pool counts are those of the instances that are in it.
 
 mod by_name;

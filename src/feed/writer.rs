@@ -35,7 +35,7 @@ impl Writer {
         BackfillHandle::new(self.shared.clone())
     }
 
-    /// Sets the watched Namespace. The feed serves nothing before.
+    /// Sets the watched Namespace. Until then the feed serves nothing.
     pub fn set_namespace(&mut self, namespace: NamespaceId) {
         self.shared.update(|state, _| {
             state.namespace = Some(namespace);
