@@ -132,7 +132,10 @@ impl BridgeProcess {
 
     /// Waits until the process exits.
     pub(crate) async fn ended(&mut self, bound: std::time::Duration) -> ExitStatus {
-        timeout(bound, self.child.wait()).await.unwrap_or_else(|_| panic!("the process still runs: {:#?}", self.log())).unwrap()
+        timeout(bound, self.child.wait())
+            .await
+            .unwrap_or_else(|_| panic!("the process still runs: {:#?}", self.log()))
+            .unwrap()
     }
 }
 

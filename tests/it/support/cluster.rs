@@ -189,7 +189,8 @@ impl Cluster {
 
     /// Changes labels of a Pod: `"pool-status=ready tenant-"` sets one and removes another.
     pub(crate) async fn label_pod(&self, name: &str, labels: &str) {
-        self.call(Method::PATCH, &self.pod(name), &json!({"metadata": {"labels": Value::Object(labels_of(labels))}})).await;
+        self.call(Method::PATCH, &self.pod(name), &json!({"metadata": {"labels": Value::Object(labels_of(labels))}}))
+            .await;
     }
 
     /// Sets a Pod's phase.

@@ -184,8 +184,10 @@ impl ControlPlane {
             .unwrap();
         // A kubectl that does not read its input closes it. This is not an error of the test.
         let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes()).await;
-        let output =
-            tokio::time::timeout(KUBECTL_BOUND, child.wait_with_output()).await.expect("kubectl does not end in time").unwrap();
+        let output = tokio::time::timeout(KUBECTL_BOUND, child.wait_with_output())
+            .await
+            .expect("kubectl does not end in time")
+            .unwrap();
         let printed = if output.status.success() { Ok(output.stdout) } else { Err(output.stderr) };
         printed.map(|bytes| text(&bytes)).map_err(|bytes| text(&bytes))
     }

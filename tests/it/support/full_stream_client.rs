@@ -53,7 +53,8 @@ impl FullStreamClient {
         let mut reader = BufReader::new(stream);
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
-            let read = timeout(TEST_TIMEOUT, reader.read_line(&mut head)).await.expect("the server sends no head in time");
+            let read =
+                timeout(TEST_TIMEOUT, reader.read_line(&mut head)).await.expect("the server sends no head in time");
             if read.ok()? == 0 {
                 return None;
             }

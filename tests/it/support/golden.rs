@@ -14,8 +14,5 @@ pub(crate) fn check(name: &str, actual: &str) {
         std::fs::write(&path, actual).unwrap();
     }
     let expected = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        expected == actual,
-        "{name} differs; BLESS=1 rewrites it\n--- golden\n{expected}\n--- actual\n{actual}"
-    );
+    assert!(expected == actual, "{name} differs; BLESS=1 rewrites it\n--- golden\n{expected}\n--- actual\n{actual}");
 }

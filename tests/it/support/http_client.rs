@@ -251,7 +251,8 @@ pub(crate) async fn get(address: SocketAddr, path: &str) -> HttpResponse {
 
 /// Parses a response. The body is the text after the head; chunked bodies are not decoded.
 pub(crate) fn parse(text: &str) -> HttpResponse {
-    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("the response has no complete head: {text:?}"));
+    let (head, body) =
+        text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("the response has no complete head: {text:?}"));
     let mut lines = head.split("\r\n");
     let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
     let headers = lines.map(|line| line.split_once(':').unwrap());

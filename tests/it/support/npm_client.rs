@@ -42,8 +42,9 @@ pub(crate) fn node(script: &str, args: &[&str]) -> Command {
 /// Runs a script and returns its standard output. The script must exit successfully within four times [`TEST_TIMEOUT`].
 pub(crate) async fn output(script: &str, args: &[&str]) -> String {
     let child = node(script, args).spawn().expect("cannot start node; install Node 20 or later");
-    let output =
-        timeout(4 * TEST_TIMEOUT, child.wait_with_output()).await.unwrap_or_else(|_| panic!("{script} does not end in time"));
+    let output = timeout(4 * TEST_TIMEOUT, child.wait_with_output())
+        .await
+        .unwrap_or_else(|_| panic!("{script} does not end in time"));
     let output = output.unwrap();
     assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()

@@ -79,7 +79,10 @@ impl SseClient {
                 return Some(block);
             }
             let mut bytes = Vec::new();
-            let read = timeout(TEST_TIMEOUT, self.stream.read_buf(&mut bytes)).await.expect("no block arrives in time").unwrap();
+            let read = timeout(TEST_TIMEOUT, self.stream.read_buf(&mut bytes))
+                .await
+                .expect("no block arrives in time")
+                .unwrap();
             if read == 0 {
                 assert_eq!(self.partial, "", "the stream ends inside a block");
                 return None;

@@ -104,7 +104,12 @@ pub(crate) fn orphan_killer(dir: &Path) -> Child {
         until rm -rf "$1" || [ "$tries" -ge 50 ]; do tries=$((tries + 1)); sleep 0.1; done
     "#;
     let mut command = Command::new("sh");
-    command.args(["-c", SCRIPT, "orphan-killer"]).arg(dir).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .args(["-c", SCRIPT, "orphan-killer"])
+        .arg(dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     command.spawn().unwrap()
 }
 
