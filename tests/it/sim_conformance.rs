@@ -2,12 +2,12 @@
 //!
 //! Owns the lists of behaviors. `BRIDGE_BEHAVIOR=<name>` selects one of them (docs/development.md#run-one-test).
 //!
-//! Guarantees: each behavior runs on the simulator, with paused time, and on the real kube-apiserver, so that the two cannot
-//! differ unnoticed. Each behavior has a namespace of its own. Behaviors never wait for a fixed time: to show that a watch sends
-//! nothing, they make one more change and expect its event next.
+//! Guarantees: each behavior runs on the simulator, with paused time, and on the real kube-apiserver, so that the two
+//! cannot differ unnoticed. Each behavior has a namespace of its own. Behaviors never wait for a fixed time: to show
+//! that a watch sends nothing, they make one more change and expect its event next.
 //!
-//! No behavior schedules a Pod; a behavior that needs a running Pod patches its status. The watch history of the API server must
-//! not reach back to version 1, so a real one is restarted once after its first writes.
+//! No behavior schedules a Pod; a behavior that needs a running Pod patches its status. The watch history of the API
+//! server must not reach back to version 1, so a real one is restarted once after its first writes.
 
 use std::panic::AssertUnwindSafe;
 
@@ -28,7 +28,8 @@ mod watches;
 /// A behavior of objects, lists or watches. It gets a client and an empty namespace that exists.
 type Behavior = for<'a> fn(&'a Client, &'a str) -> BoxFuture<'a, ()>;
 
-/// A behavior of token and access reviews. It gets the accounts of the cluster, a client and an empty namespace that exists.
+/// A behavior of token and access reviews. It gets the accounts of the cluster, a client and an empty namespace that
+/// exists.
 type ReviewBehavior = for<'a> fn(Accounts<'a>, &'a Client, &'a str) -> BoxFuture<'a, ()>;
 
 macro_rules! behaviors {

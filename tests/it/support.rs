@@ -25,7 +25,8 @@ pub(crate) mod rng {
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Returns whether `BRIDGE_TESTS=full` selects the long form of a test: larger counts and the real durations of the protocol.
+/// Returns whether `BRIDGE_TESTS=full` selects the long form of a test: larger counts and the real durations of the
+/// protocol.
 #[allow(clippy::print_stdout, reason = "libtest prints it with the other output of the test")]
 pub(crate) fn long_form() -> bool {
     let full = std::env::var("BRIDGE_TESTS").is_ok_and(|tests| tests == "full");

@@ -15,8 +15,8 @@ use tokio::time::{Instant, timeout};
 /// How long an expected line, response or end may take, on a busy machine.
 const LINE_BOUND: Duration = Duration::from_secs(30);
 
-/// Waits until claims can be watched. A restarted API server is ready shortly before its caches. Until they are ready, it answers
-/// 429 "storage is (re)initializing".
+/// Waits until claims can be watched. A restarted API server is ready shortly before its caches. Until they are ready,
+/// it answers 429 "storage is (re)initializing".
 pub(super) async fn watchable(client: &Client) {
     let end = Instant::now() + LINE_BOUND;
     let path = "/apis/boilerhouse.dev/v1alpha1/boilerhouseclaims?watch=1&timeoutSeconds=1";
@@ -113,8 +113,8 @@ pub(super) async fn create_claim(client: &Client, ns: &str, name: &str) -> Value
     object
 }
 
-/// Returns a Pod with exactly these labels, which is not managed unless they say so. It has a status, which the API server replaces
-/// at creation.
+/// Returns a Pod with exactly these labels, which is not managed unless they say so. It has a status, which the API
+/// server replaces at creation.
 pub(super) fn pod(name: &str, labels: &Value) -> Value {
     let mut pod = PodBuilder::new(name).json();
     pod["metadata"]["labels"] = labels.clone();

@@ -150,8 +150,8 @@ impl Cluster {
             Server::Shared(_) => panic!("{SHARED}"),
             Server::Simulated(SimCluster { sim, .. }) => {
                 sim.down();
-                // A real API server writes objects such as leases at its start. A client that had the newest version then has
-                // it no longer.
+                // A real API server writes objects such as leases at its start. A client that had the newest version
+                // then has it no longer.
                 let name = format!("written-at-{}", sim.store(|store| store.revision()));
                 let namespace = json!({"metadata": {"name": name}});
                 sim.store(|store| store.create(ApiResource::Namespaces, namespace)).unwrap();

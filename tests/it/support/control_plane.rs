@@ -1,13 +1,14 @@
-//! A real control plane for tests: etcd and kube-apiserver on loopback (docs/kubernetes-behavior.md#control-plane-of-the-tests).
+//! A real control plane for tests: etcd and kube-apiserver on loopback
+//! (docs/kubernetes-behavior.md#control-plane-of-the-tests).
 //!
 //! Owns both server processes and a temporary folder.
 //!
 //! Guarantees:
 //! - Both servers can be killed and started again on the same ports.
-//! - Both servers end when the value is dropped. If the test process ends without dropping it, a shell process kills them.
-//!   The shared control plane is a static, and statics are never dropped.
-//! - No controller and no node runs. Pods stay `Pending` until a test patches their status, and tests create service accounts
-//!   and tokens themselves. RBAC is enforced.
+//! - Both servers end when the value is dropped. If the test process ends without dropping it, a shell process kills
+//!   them. The shared control plane is a static, and statics are never dropped.
+//! - No controller and no node runs. Pods stay `Pending` until a test patches their status, and tests create service
+//!   accounts and tokens themselves. RBAC is enforced.
 
 mod flags;
 mod process;
@@ -43,7 +44,8 @@ pub(crate) const UNPRIVILEGED_TOKEN: &str = "unprivileged-token";
 /// The CRD of claims, as users apply it.
 pub(crate) const CRD_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/crds/boilerhouseclaims.yaml");
 
-/// How long the servers may take to be ready. They take 4 s on an idle machine, and far longer beside a compiler on two cores.
+/// How long the servers may take to be ready. They take 4 s on an idle machine, and far longer beside a compiler on two
+/// cores.
 const READY_BOUND: Duration = Duration::from_secs(90);
 /// How long one kubectl command may take, for the same reason.
 const KUBECTL_BOUND: Duration = Duration::from_secs(60);
@@ -51,8 +53,8 @@ const KUBECTL_BOUND: Duration = Duration::from_secs(60);
 const COMPACT_BOUND: Duration = Duration::from_secs(40);
 /// Pause between two checks of an awaited state.
 const POLL: Duration = Duration::from_millis(50);
-/// Number of attempts to start. Another process can bind a port after this process has checked it and before the server binds
-/// it.
+/// Number of attempts to start. Another process can bind a port after this process has checked it and before the server
+/// binds it.
 const START_ATTEMPTS: usize = 3;
 
 /// Options of a control plane.
@@ -105,7 +107,8 @@ impl ControlPlane {
         panic!("{}", failures.join("\n\n"));
     }
 
-    /// Returns the control plane that all tests of this process share which do not break it. Each test uses its own namespace.
+    /// Returns the control plane that all tests of this process share which do not break it. Each test uses its own
+    /// namespace.
     pub(crate) async fn shared() -> &'static Self {
         static SHARED: OnceCell<ControlPlane> = OnceCell::const_new();
         SHARED.get_or_init(Self::start).await
@@ -251,9 +254,10 @@ impl ControlPlane {
         }
     }
 
-    /// Compacts etcd's history up to now. Waits until the API server answers 410 to an exact list of Pods at the version
-    /// before. This takes up to 15 s, the interval in which the API server checks its snapshots. It is immediate with the flag
-    /// `--feature-gates=ListFromCacheSnapshot=false`, or if the API server has just been started.
+    /// Compacts etcd's history up to now. Waits until the API server answers 410 to an exact list of Pods at the
+    /// version before. This takes up to 15 s, the interval in which the API server checks its snapshots. It is
+    /// immediate with the flag `--feature-gates=ListFromCacheSnapshot=false`, or if the API server has just been
+    /// started.
     pub(crate) async fn compact(&self) {
         let etcd = self.etcd_client();
         let key = BASE64.encode("compact_rev_key");

@@ -21,8 +21,8 @@ pub(crate) enum FullStreamClient {
 }
 
 impl FullStreamClient {
-    /// Connects to `/api/websocket` or `/api/sse` with this query (`a=b&c=d`) and resumes after the id `last`. Returns `None` if
-    /// the connection fails.
+    /// Connects to `/api/websocket` or `/api/sse` with this query (`a=b&c=d`) and resumes after the id `last`. Returns
+    /// `None` if the connection fails.
     pub(crate) async fn connect(
         address: SocketAddr,
         sse: bool,

@@ -1,5 +1,5 @@
-//! Golden files: texts that users can script against, compared byte for byte. `BLESS=1 cargo test` rewrites them; the difference
-//! is reviewed before it is committed.
+//! Golden files: texts that users can script against, compared byte for byte. `BLESS=1 cargo test` rewrites them; the
+//! difference is reviewed before it is committed.
 
 use std::path::Path;
 

@@ -123,8 +123,8 @@ impl WsClient {
         }
     }
 
-    /// Reads until the server closes. Returns the number of text messages, and the code and reason of the close frame if there is
-    /// one.
+    /// Reads until the server closes. Returns the number of text messages, and the code and reason of the close frame
+    /// if there is one.
     pub(crate) async fn closed(&mut self, bound: Duration) -> (usize, Option<(u16, String)>) {
         let mut messages = 0;
         let close = timeout(bound, async {
@@ -186,8 +186,8 @@ pub(crate) fn upgrade(address: SocketAddr, path: &str) -> String {
     )
 }
 
-/// Opens a connection with a receive buffer of 4096 bytes and sends this request. The caller can leave the response unread, so that
-/// the buffer fills.
+/// Opens a connection with a receive buffer of 4096 bytes and sends this request. The caller can leave the response
+/// unread, so that the buffer fills.
 pub(crate) async fn small_buffer_socket(address: SocketAddr, request: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
@@ -222,8 +222,8 @@ pub(crate) async fn metric_sum(address: SocketAddr, name: &str, labels: &[&str])
     matching.map(|(_, value)| value.parse::<u64>().unwrap()).sum()
 }
 
-/// Sends a request with exactly these headers and reads the response until the server closes. `Host` and `Connection: close` are
-/// added if they are missing.
+/// Sends a request with exactly these headers and reads the response until the server closes. `Host` and `Connection:
+/// close` are added if they are missing.
 pub(crate) async fn request(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)]) -> HttpResponse {
     let named = |name: &str| headers.iter().any(|(have, _)| have.eq_ignore_ascii_case(name));
     let mut request = format!("{method} {path} HTTP/1.1\r\n");

@@ -195,7 +195,8 @@ impl ListCounter {
                 let running = is_list(&request).then(|| RunningList::new(lists));
                 let response = client.send(request).await?;
                 Ok::<_, kube::Error>(response.map(|body| {
-                    // The count decreases before the reader sees the end of the body, because it may send the next list at once.
+                    // The count decreases before the reader sees the end of the body, because it may send the next list
+                    // at once.
                     let mut running = running;
                     let end = streams::poll_fn(move |_| {
                         drop(running.take());

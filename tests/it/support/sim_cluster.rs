@@ -1,4 +1,5 @@
-//! A simulated cluster that serves its API over TCP, for the bridge's binary. Nothing changes in it unless a test changes it.
+//! A simulated cluster that serves its API over TCP, for the bridge's binary. Nothing changes in it unless a test
+//! changes it.
 //!
 //! Owns the simulator, its server task and a kubeconfig file. All end when the value is dropped.
 

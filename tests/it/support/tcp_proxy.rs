@@ -1,4 +1,5 @@
-//! A TCP proxy between a client and a server. Its address stays the same while the server changes, and it can cut connections.
+//! A TCP proxy between a client and a server. Its address stays the same while the server changes, and it can cut
+//! connections.
 //!
 //! Owns the listener and all forwarded connections. They end when the value is dropped.
 
@@ -20,12 +21,13 @@ pub(crate) struct TcpProxy {
     serving: JoinHandle<()>,
 }
 
-/// The number of bytes from the server after which a connection is cut: the minimum, and the size of the random range above it.
+/// The number of bytes from the server after which a connection is cut: the minimum, and the size of the random range
+/// above it.
 pub(crate) type CutAfterBytes = (u64, u64);
 
 impl TcpProxy {
-    /// Starts a proxy without a target: it closes every connection. With `cut`, each connection is cut after a random number of
-    /// bytes; half of them end with a close, half with a reset.
+    /// Starts a proxy without a target: it closes every connection. With `cut`, each connection is cut after a random
+    /// number of bytes; half of them end with a close, half with a reset.
     pub(crate) async fn new(cut: Option<CutAfterBytes>, seed: u64) -> TcpProxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -2,8 +2,8 @@
 //!
 //! Owns the bridges. They start at the first use.
 //!
-//! Guarantees: all clients are compared with the same expected messages. A pair of marker objects ends each comparison, so that no
-//! test waits for silence.
+//! Guarantees: all clients are compared with the same expected messages. A pair of marker objects ends each comparison,
+//! so that no test waits for silence.
 
 use serde_json::Value;
 
@@ -90,8 +90,8 @@ impl<'a> WsMatrix<'a> {
         Listeners { clients, mark_types: mark_types.to_vec() }
     }
 
-    /// Creates marker objects in both resources and returns their name. A client that has received their events has received all
-    /// earlier ones.
+    /// Creates marker objects in both resources and returns their name. A client that has received their events has
+    /// received all earlier ones.
     async fn mark(&mut self) -> String {
         self.marks += 1;
         let name = format!("mark-{}", self.marks);
@@ -111,8 +111,8 @@ impl<'a> WsMatrix<'a> {
         all
     }
 
-    /// Expects that each client has received exactly these messages since the last call: those of Pods in this order, and those of
-    /// claims in this order.
+    /// Expects that each client has received exactly these messages since the last call: those of Pods in this order,
+    /// and those of claims in this order.
     pub(crate) async fn expect(&mut self, listeners: &mut Listeners, instances: &[&str], tenants: &[&str]) {
         for (mode, received) in self.received(listeners).await {
             let (of_pods, of_claims): (Vec<_>, Vec<_>) =
@@ -133,8 +133,8 @@ impl<'a> WsMatrix<'a> {
         }
     }
 
-    /// Restarts the API server, which loses the watch history, and makes these changes. The bridges are stopped meanwhile, so they
-    /// find all changes at once.
+    /// Restarts the API server, which loses the watch history, and makes these changes. The bridges are stopped
+    /// meanwhile, so they find all changes at once.
     pub(crate) async fn while_disconnected(&mut self, changes: impl AsyncFnOnce(&Cluster)) {
         self.pause().await;
         self.cluster.down().await;

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// Ports that are tried. They are below Linux's ephemeral range (32768 and up). Otherwise a client that retries a killed server
-/// could get the server's port as its own local port and connect to itself.
+/// Ports that are tried. They are below Linux's ephemeral range (32768 and up). Otherwise a client that retries a
+/// killed server could get the server's port as its own local port and connect to itself.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
 /// One of the two servers: its command and, while it runs, its process.
@@ -92,9 +92,9 @@ pub(crate) async fn binaries() -> PathBuf {
     text(&output.stdout).trim().into()
 }
 
-/// Starts a shell process that kills the servers and removes the folder when the test process has ended, for any reason. It reads
-/// a pipe that only the test process holds open. A killed server can still create files for a moment, so the removal is tried
-/// for up to 5 s.
+/// Starts a shell process that kills the servers and removes the folder when the test process has ended, for any
+/// reason. It reads a pipe that only the test process holds open. A killed server can still create files for a moment,
+/// so the removal is tried for up to 5 s.
 pub(crate) fn orphan_killer(dir: &Path) -> Child {
     const SCRIPT: &str = r#"
         trap '' INT TERM HUP
