@@ -1,7 +1,8 @@
-//! The real control plane: that it is what the other tests take it for, and that the claims' CRD works on it.
+//! Tests of the real control plane itself, and of the CRD of claims on it. The other tests depend on what is checked here.
 
 use std::time::Duration;
 
+use boilerhouse_bridge::test_support::ClaimBuilder;
 use http::Request;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
@@ -12,17 +13,11 @@ use tokio::time::Instant;
 
 use crate::support::control_plane::{CRD_FILE, ControlPlane, Options, UNPRIVILEGED_TOKEN};
 
-/// How long the API server may take to notice watches that begin and end, on a busy machine.
+/// How long the metrics of the API server may take to show that watches start and end, on a busy machine.
 const WATCH_BOUND: Duration = Duration::from_secs(20);
 
-fn claim(name: &str, tenant: &Value) -> String {
-    json!({
-        "apiVersion": "boilerhouse.dev/v1alpha1",
-        "kind": "BoilerhouseClaim",
-        "metadata": {"name": name},
-        "spec": {"tenantId": tenant, "workloadRef": "counter"},
-    })
-    .to_string()
+fn claim(name: &str) -> Value {
+    ClaimBuilder::new(name).tenant("acme").workload("counter").json()
 }
 
 #[test]
@@ -32,7 +27,7 @@ fn crd_file_matches_the_types() {
         std::fs::write(CRD_FILE, &generated).unwrap();
     }
     let committed = std::fs::read_to_string(CRD_FILE).unwrap();
-    assert_eq!(committed, generated, "write it anew with BLESS=1 cargo test");
+    assert_eq!(committed, generated, "the CRD file differs from the types; BLESS=1 cargo test rewrites it");
 }
 
 #[tokio::test]
@@ -40,22 +35,24 @@ async fn claim_with_a_wrong_type_is_rejected() {
     let plane = ControlPlane::shared().await;
     let namespace = plane.namespace().await;
     let apply = ["-n", &namespace, "apply", "--validate=false", "-f", "-"];
-    plane.kubectl(&apply, &claim("good", &json!("acme"))).await.unwrap();
-    let refused = plane.kubectl(&apply, &claim("bad", &json!(7))).await.unwrap_err();
-    assert!(refused.contains("spec.tenantId"), "{refused}");
+    plane.kubectl(&apply, &claim("good").to_string()).await.unwrap();
+    let mut bad = claim("bad");
+    bad["spec"]["tenantId"] = json!(7);
+    let error = plane.kubectl(&apply, &bad.to_string()).await.unwrap_err();
+    assert!(error.contains("spec.tenantId"), "{error}");
     let status = r#"{"status": {"phase": "Asleep"}}"#;
     let patch = ["-n", &namespace, "patch", "bhc", "good", "--subresource=status", "--type=merge", "-p", status];
-    let refused = plane.kubectl(&patch, "").await.unwrap_err();
-    assert!(refused.contains("status.phase"), "{refused}");
+    let error = plane.kubectl(&patch, "").await.unwrap_err();
+    assert!(error.contains("status.phase"), "{error}");
 }
 
-/// What an operator may write: null is as good as absent, but where the values are an enumeration only a merge patch's,
-/// which takes the field away.
+/// An operator can write null into an optional field. If the schema of the field is an enumeration, null is valid in a
+/// merge patch only, where it removes the field.
 #[tokio::test]
 async fn optional_claim_fields_accept_null() {
     let plane = ControlPlane::shared().await;
     let namespace = plane.namespace().await;
-    plane.kubectl(&["-n", &namespace, "create", "-f", "-"], &claim("one", &json!("acme"))).await.unwrap();
+    plane.kubectl(&["-n", &namespace, "create", "-f", "-"], &claim("one").to_string()).await.unwrap();
     let patch = async |kind: &str, patch: Value| {
         let patch = patch.to_string();
         let args = ["-n", &namespace, "patch", "bhc", "one", "--subresource=status", "--type", kind, "-p", &patch];
@@ -65,9 +62,9 @@ async fn optional_claim_fields_accept_null() {
         let answer = plane.kubectl(&["-n", &namespace, "get", "bhc", "one", "-o", "json"], "").await.unwrap();
         serde_json::from_str::<Value>(&answer).unwrap()["status"].clone()
     };
-    let whole = json!({"phase": "Active", "source": "pool", "endpoint": {"host": "10.1.2.3", "port": 65535}});
-    patch("merge", json!({"status": whole})).await.unwrap();
-    assert_eq!(status().await, whole);
+    let complete = json!({"phase": "Active", "source": "pool", "endpoint": {"host": "10.1.2.3", "port": 65535}});
+    patch("merge", json!({"status": complete})).await.unwrap();
+    assert_eq!(status().await, complete);
     let nulls = ["endpoint", "instanceId", "claimedAt", "detail"];
     let nulls = nulls.map(|field| json!({"op": "add", "path": format!("/status/{field}"), "value": null}));
     patch("json", json!(nulls)).await.unwrap();
@@ -78,8 +75,8 @@ async fn optional_claim_fields_accept_null() {
     patch("merge", json!({"status": {"source": null}})).await.unwrap();
     assert_eq!(status().await.get("source"), None);
     for (field, bad) in [("source", json!("stolen")), ("endpoint", json!({"host": "a", "port": 65536}))] {
-        let refused = patch("merge", json!({"status": {field: bad}})).await.unwrap_err();
-        assert!(refused.contains(&format!("status.{field}")), "{refused}");
+        let error = patch("merge", json!({"status": {field: bad}})).await.unwrap_err();
+        assert!(error.contains(&format!("status.{field}")), "{error}");
     }
 }
 
@@ -87,7 +84,7 @@ async fn optional_claim_fields_accept_null() {
 async fn kubectl_prints_claim_columns() {
     let plane = ControlPlane::shared().await;
     let namespace = plane.namespace().await;
-    plane.kubectl(&["-n", &namespace, "create", "-f", "-"], &claim("one", &json!("acme"))).await.unwrap();
+    plane.kubectl(&["-n", &namespace, "create", "-f", "-"], &claim("one").to_string()).await.unwrap();
     let status = r#"{"status": {"phase": "Active", "endpoint": {"host": "10.1.2.3", "port": 80}}}"#;
     let patch = ["-n", &namespace, "patch", "bhc", "one", "--subresource=status", "--type=merge", "-p", status];
     plane.kubectl(&patch, "").await.unwrap();
@@ -103,20 +100,20 @@ async fn rbac_is_enforced_and_service_account_tokens_work() {
     let unprivileged_client = Client::try_from(plane.config(UNPRIVILEGED_TOKEN).await).unwrap();
     let pods: Api<Pod> = Api::default_namespaced(unprivileged_client);
     assert_eq!(code(pods.list(&ListParams::default()).await), 403);
-    // A token of a service account is signed by the key that we gave it, and known again.
+    // The API server signs a token with the key of the test's control plane, and accepts the token.
     let namespace = plane.namespace().await;
-    plane.kubectl(&["-n", &namespace, "create", "serviceaccount", "someone"], "").await.unwrap();
-    let token = plane.kubectl(&["-n", &namespace, "create", "token", "someone"], "").await.unwrap();
-    let someone = Client::try_from(plane.config(token.trim()).await).unwrap();
+    plane.kubectl(&["-n", &namespace, "create", "serviceaccount", "reader"], "").await.unwrap();
+    let token = plane.kubectl(&["-n", &namespace, "create", "token", "reader"], "").await.unwrap();
+    let reader = Client::try_from(plane.config(token.trim()).await).unwrap();
     let path = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
     let review = Request::post(path)
         .body(br#"{"kind": "SelfSubjectReview", "apiVersion": "authentication.k8s.io/v1"}"#.to_vec());
-    let answer: Value = someone.request(review.unwrap()).await.unwrap();
-    assert_eq!(answer["status"]["userInfo"]["username"], format!("system:serviceaccount:{namespace}:someone"));
+    let answer: Value = reader.request(review.unwrap()).await.unwrap();
+    assert_eq!(answer["status"]["userInfo"]["username"], format!("system:serviceaccount:{namespace}:reader"));
 }
 
-/// Killed and started again, either server keeps what was written; and the API server answers as the hub expects it to:
-/// exact lists of versions from before its restart work until compaction.
+/// Written objects survive when either server is killed and started again. Exact lists at versions from before the
+/// restart work until compaction, which the hub depends on.
 #[tokio::test]
 async fn etcd_and_api_server_recover_after_kill_9() {
     let options = Options { audit: true, compaction: Some(Duration::from_secs(3600)), ..Options::default() };
@@ -146,7 +143,7 @@ async fn etcd_and_api_server_recover_after_kill_9() {
 async fn watch_count_matches_open_watches() {
     let plane = ControlPlane::shared().await;
     let client = plane.client().await;
-    // Nobody else in these tests watches Leases.
+    // No other test watches Leases.
     let leases: Api<Lease> = Api::namespaced(client, &plane.namespace().await);
     let before = plane.watches("leases").await;
     let version = leases.list(&ListParams::default()).await.unwrap().metadata.resource_version.unwrap();
@@ -154,15 +151,15 @@ async fn watch_count_matches_open_watches() {
     let watches = [(); 3].map(|()| leases.watch(&params, &version));
     let watches = futures::future::join_all(watches).await;
     assert!(watches.iter().all(Result::is_ok));
-    watches_become(plane, before + 3).await;
+    wait_watches(plane, before + 3).await;
     drop(watches);
-    watches_become(plane, before).await;
+    wait_watches(plane, before).await;
 }
 
-async fn watches_become(plane: &ControlPlane, wanted: u64) {
+async fn wait_watches(plane: &ControlPlane, expected: u64) {
     let end = Instant::now() + WATCH_BOUND;
-    while plane.watches("leases").await != wanted {
-        assert!(Instant::now() < end, "not {wanted} watches of leases:\n{}", plane.metrics().await);
+    while plane.watches("leases").await != expected {
+        assert!(Instant::now() < end, "expected {expected} watches of leases:\n{}", plane.metrics().await);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -171,11 +168,11 @@ fn map(name: &str) -> ConfigMap {
     serde_json::from_value(json!({"metadata": {"name": name}})).unwrap()
 }
 
-/// The HTTP status of a refusal.
+/// Returns the HTTP status of an error response.
 fn code<T>(answer: kube::Result<T>) -> u16 {
     match answer {
         Err(kube::Error::Api(status)) => status.code,
         Err(error) => panic!("{error}"),
-        Ok(_) => panic!("not refused"),
+        Ok(_) => panic!("expected an error response"),
     }
 }

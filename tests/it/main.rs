@@ -1,8 +1,8 @@
-//! The integration tests, one binary (docs/development.md#code-style).
-// Helpers outside `#[test]` functions are test code too: a failed step there is a failed test, with its place; and what
-// they print is shown with it.
+//! The integration tests, in one binary (docs/development.md#test-layers).
+// Helpers outside `#[test]` functions are test code too. A failed step in a helper fails the test and reports its line.
+// libtest prints the output of helpers with the failed test.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
-#![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
+#![allow(clippy::disallowed_methods, reason = "the tasks of a test end with its runtime")]
 
 mod api_server_outage;
 mod auth;

@@ -1,9 +1,11 @@
-//! What the bridge may do in a cluster, and what it does there: the same, by the API server's own audit log.
+//! The permissions in `deploy/rbac.yaml` are exactly those that the bridge uses, according to the audit log of the API
+//! server (docs/guarantees.md#security-rules).
 
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::Duration;
 
+use boilerhouse_bridge::test_support::PodBuilder;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
@@ -17,14 +19,14 @@ use crate::support::{
 };
 
 const AUDIENCE: &str = "boilerhouse-bridge";
-/// The manifest that the documentation tells people to apply.
+/// The manifest that users apply.
 const MANIFEST: &str = include_str!("../../deploy/rbac.yaml");
 /// The Namespace that the manifest names.
 const MANIFEST_NAMESPACE: &str = "boilerhouse";
 /// The name of the ServiceAccount in the manifest.
 const ACCOUNT: &str = "boilerhouse-bridge";
 
-/// The objects of `deploy/rbac.yaml`, for another Namespace.
+/// Returns the objects of `deploy/rbac.yaml` for another Namespace.
 fn manifest(namespace: &str) -> Vec<Value> {
     let mut objects: Vec<Value> = serde_saphyr::from_multiple(MANIFEST).unwrap();
     let mut replaced = 0;
@@ -53,44 +55,49 @@ async fn grant(plane: &ControlPlane, namespace: &str) {
     plane.kubectl(&["create", "-f", "-"], &list.to_string()).await.unwrap();
 }
 
-/// One request of the bridge, as the audit log tells of it: group, resource with subresource, verb, where (a Namespace by
-/// its name), and how it was answered.
+/// A permission for one verb: API group, resource with subresource, verb; the Namespace; and the name of the object, if
+/// the request or the rule has one.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Used {
-    right: (String, String, String),
+struct Permission {
+    access: (String, String, String),
     namespace: String,
     name: String,
 }
 
-/// What this user has asked for, and what was refused of it, but for what was asked within `starting`: an API server that is
-/// not ready yet does not know its roles, and refuses for tens of milliseconds what anybody asks.
-fn used(plane: &ControlPlane, username: &str, starting: &Range<Timestamp>) -> (BTreeSet<Used>, Vec<Value>) {
+/// Returns the permissions that this user has used, and the audit entries of its denied requests. Denials within
+/// `starting` are ignored: an API server that is not ready has no roles yet and denies all requests for tens of
+/// milliseconds.
+fn used_permissions(
+    plane: &ControlPlane,
+    username: &str,
+    starting: &Range<Timestamp>,
+) -> (BTreeSet<Permission>, Vec<Value>) {
     let log = std::fs::read_to_string(plane.audit_log()).unwrap();
-    // The last line may still be in the making.
-    let whole = &log[..log.rfind('\n').map_or(0, |end| end + 1)];
-    let entries = whole.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let mut refused = Vec::new();
+    // The last line may be incomplete.
+    let complete = &log[..log.rfind('\n').map_or(0, |end| end + 1)];
+    let entries = complete.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let mut denied = Vec::new();
     let mut all = BTreeSet::new();
     for entry in entries.filter(|entry| entry["user"]["username"] == username) {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let object = &entry["objectRef"];
-        // What is no resource is told by its path.
+        // A request that is not for a resource has only a path.
         let mut resource = if object.is_null() { text(&entry["requestURI"]) } else { text(&object["resource"]) };
         if let Some(part) = object["subresource"].as_str() {
             resource = format!("{resource}/{part}");
         }
-        let right = (text(&object["apiGroup"]), resource, text(&entry["verb"]));
-        all.insert(Used { right, namespace: text(&object["namespace"]), name: text(&object["name"]) });
-        let at: Timestamp = entry["requestReceivedTimestamp"].as_str().unwrap().parse().unwrap();
-        if entry["responseStatus"]["code"] == 403 && !starting.contains(&at) {
-            refused.push(entry);
+        let access = (text(&object["apiGroup"]), resource, text(&entry["verb"]));
+        all.insert(Permission { access, namespace: text(&object["namespace"]), name: text(&object["name"]) });
+        let received: Timestamp = entry["requestReceivedTimestamp"].as_str().unwrap().parse().unwrap();
+        if entry["responseStatus"]["code"] == 403 && !starting.contains(&received) {
+            denied.push(entry);
         }
     }
-    (all, refused)
+    (all, denied)
 }
 
-/// What the manifest grants, one entry for each resource and verb.
-fn granted(namespace: &str) -> BTreeSet<Used> {
+/// Returns the permissions that the manifest grants, one for each resource, verb and object name.
+fn granted_permissions(namespace: &str) -> BTreeSet<Permission> {
     let texts = |value: &Value| -> Vec<String> {
         value.as_array().into_iter().flatten().map(|item| item.as_str().unwrap().to_owned()).collect()
     };
@@ -103,10 +110,10 @@ fn granted(namespace: &str) -> BTreeSet<Used> {
             }
             for (group, resource) in texts(&rule["apiGroups"]).iter().zip(texts(&rule["resources"])) {
                 for verb in texts(&rule["verbs"]) {
-                    let right = (group.clone(), resource.clone(), verb);
+                    let access = (group.clone(), resource.clone(), verb);
                     let namespace = role["metadata"]["namespace"].as_str().unwrap_or_default().to_owned();
-                    all.extend(names.iter().map(|name| Used {
-                        right: right.clone(),
+                    all.extend(names.iter().map(|name| Permission {
+                        access: access.clone(),
                         namespace: namespace.clone(),
                         name: name.clone(),
                     }));
@@ -118,17 +125,13 @@ fn granted(namespace: &str) -> BTreeSet<Used> {
     all
 }
 
-async fn pod(plane: &ControlPlane, namespace: &str, name: &str) {
-    let pod = json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": name, "labels": {"boilerhouse.dev/managed": "true"}},
-        "spec": {"containers": [{"name": "main", "image": "none"}]},
-    });
+async fn create_pod(plane: &ControlPlane, namespace: &str, name: &str) {
+    let pod = PodBuilder::new(name).json();
     plane.call(http::Method::POST, &format!("/api/v1/namespaces/{namespace}/pods"), &pod).await;
 }
 
-/// Everything that makes the bridge ask the API server for something: its first lists and watches, its own watchers for a
-/// socket, tokens good and bad, a resume from before its log, an API server that is gone and back.
+/// The test causes every kind of request of the bridge: the first lists and watches, dedicated watchers, reviews of
+/// valid and invalid tokens, a resume from before the log, and a restart of the API server.
 #[tokio::test]
 async fn used_permissions_equal_granted_permissions() {
     let mut plane = ControlPlane::start_with(&Options { audit: true, ..Options::default() }).await;
@@ -149,46 +152,49 @@ async fn used_permissions_equal_granted_permissions() {
 
     let first = start().await;
     let mut sse = SseClient::open(first.address, "/api/sse", &authorization).await;
-    let cursor = sse.event().await.id.expect("the state has an id");
+    let cursor = sse.event().await.id.expect("expected an id of the initial state");
     for name in ["a", "b"] {
-        pod(&plane, &namespace, name).await;
+        create_pod(&plane, &namespace, name).await;
     }
     sse.until(|event| event["name"] == "b").await;
     drop((sse, first));
 
     let bridge = start().await;
-    let mut own = WsClient::connect(bridge.address, "/ws").await;
-    own.until(|event| event["name"] == "b").await;
+    let mut dedicated = WsClient::connect(bridge.address, "/ws").await;
+    dedicated.until(|event| event["name"] == "b").await;
     let path = format!("/api/sse?lastEventId={cursor}");
     let mut resumed = SseClient::open(bridge.address, &path, &authorization).await;
-    let missed = resumed.until(|event| event["name"] == "b").await;
-    assert!(missed.iter().all(|event| event.json()["type"] != "state.initial"), "from the past: {missed:?}");
-    let ask = async |bearer: &str| {
+    let backfilled = resumed.until(|event| event["name"] == "b").await;
+    assert!(
+        backfilled.iter().all(|event| event.json()["type"] != "state.initial"),
+        "expected a backfill: {backfilled:?}"
+    );
+    let get = async |bearer: &str| {
         http_client::request(bridge.address, "GET", "/api/v1/instances", &[("Authorization", bearer)]).await.status
     };
-    assert_eq!((ask(&bearer).await, ask("Bearer nobodys").await), (200, 401));
+    assert_eq!((get(&bearer).await, get("Bearer unknown").await), (200, 401));
 
     plane.kill_api_server();
     resumed.until(|event| event["type"] == "upstream.down").await;
-    let down = Timestamp::now();
+    let killed = Timestamp::now();
     plane.start_api_server().await;
-    let starting = down..Timestamp::now();
-    pod(&plane, &namespace, "c").await;
+    let starting = killed..Timestamp::now();
+    create_pod(&plane, &namespace, "c").await;
     resumed.until(|event| event["name"] == "c").await;
-    own.until(|event| event["name"] == "c").await;
-    assert_eq!(ask("Bearer nobodys-either").await, 401);
+    dedicated.until(|event| event["name"] == "c").await;
+    assert_eq!(get("Bearer also-unknown").await, 401);
 
-    // The log is written a little later than the answers.
+    // The API server writes the audit log shortly after it answers.
     let end = Instant::now() + TEST_TIMEOUT;
     loop {
-        let (used, refused) = used(&plane, &user_name(&namespace, ACCOUNT), &starting);
-        assert_eq!(refused, Vec::<Value>::new(), "asked for what it may not");
-        if used == granted(&namespace) {
+        let (used, denied) = used_permissions(&plane, &user_name(&namespace, ACCOUNT), &starting);
+        assert_eq!(denied, Vec::<Value>::new(), "expected no denied request");
+        if used == granted_permissions(&namespace) {
             break;
         }
-        let more: Vec<_> = used.difference(&granted(&namespace)).map(|used| format!("{used:?}")).collect();
-        assert!(more.is_empty(), "used, and not granted by the table: {more:#?}");
-        assert!(Instant::now() < end, "granted, and not used: {used:#?}");
+        let more: Vec<_> = used.difference(&granted_permissions(&namespace)).map(|used| format!("{used:?}")).collect();
+        assert!(more.is_empty(), "permissions that are used and not in the manifest: {more:#?}");
+        assert!(Instant::now() < end, "expected the bridge to use all permissions of the manifest, found {used:#?}");
         sleep(Duration::from_millis(50)).await;
     }
 }

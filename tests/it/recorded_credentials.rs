@@ -1,6 +1,6 @@
-//! Cursors, session cookies and stream tickets that an earlier build made must stay valid in every later build
-//! (docs/protocol.md#versions). The texts below were recorded from the release binary before its modules were renamed:
-//! a cluster with one Namespace, a keys file with two keys, and a session key.
+//! Cursors, session cookies and stream tickets of an earlier build stay valid in every later build
+//! (docs/protocol.md#versions). The texts below were recorded from the release binary before its modules were renamed.
+//! It had a cluster with one Namespace, a keys file with two keys, and a session key.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use boilerhouse_bridge::{
 };
 
 const NAMESPACE_UID: &str = "fcefd65f-18e3-5b0c-a92c-c36f49cf6448";
-/// The key file as written, with its line feed.
+/// The content of the session key file, with its line feed.
 const SESSION_KEY: &[u8] = b"a session key that is recorded here!\n";
 const ALL_TENANTS_KEY: &str = "recorded-key-of-everybody-0001";
 const ALICE_KEY: &str = "recorded-key-of-alice-0000002";
@@ -45,10 +45,10 @@ fn recorded_cursors_encode_and_decode_unchanged() {
         ("BpKsrDhWr1rFv8IwUAd3sREA7Qc", projection(None, None, Some("claim,tenant"))),
     ];
     for (text, projection) in recorded {
-        let read = Cursor::decode(text).unwrap_or_else(|| panic!("{text} is not read"));
-        let expected = projection.cursor_at(NamespaceId::from_uid(NAMESPACE_UID), read.versions);
+        let decoded = Cursor::decode(text).unwrap_or_else(|| panic!("{text} cannot be decoded"));
+        let expected = projection.cursor_at(NamespaceId::from_uid(NAMESPACE_UID), decoded.versions);
         // A resource without a change in this test has the version of its own last change.
-        assert_eq!(read, expected, "{text}");
+        assert_eq!(decoded, expected, "{text}");
         assert_eq!(expected.encode(), text);
     }
 }
@@ -97,6 +97,6 @@ fn recorded_cookies_and_tickets_verify_unchanged() {
     for (text, purpose, holder, host, expires_s) in recorded {
         let expected = SignedToken { purpose, holder, host: host.into(), expires_s };
         assert_eq!(signer.verify(text, purpose), Some(expected.clone()), "{text}");
-        assert_eq!(signer.sign(&expected).expose(), text, "the same bytes are signed again");
+        assert_eq!(signer.sign(&expected).expose(), text, "expected the same bytes again");
     }
 }

@@ -1,9 +1,13 @@
-//! What Kubernetes does, as functions that run against any API server: [`BEHAVIORS`].
+//! Conformance: behaviors of the Kubernetes API, as functions that run on any API server (docs/kubernetes-behavior.md).
 //!
-//! Run against the simulator (with paused time) and against the real kube-apiserver, so that the two cannot drift
-//! apart. Each behaviour has a namespace of its own, and says what is true on both. A pod is never
-//! scheduled: whoever wants it to live patches its status. The watch history of the server must not reach back to
-//! version 1: a real one is to be restarted once after its first writes.
+//! Owns the lists of behaviors. `BRIDGE_BEHAVIOR=<name>` selects one of them (docs/development.md#run-one-test).
+//!
+//! Guarantees: each behavior runs on the simulator, with paused time, and on the real kube-apiserver, so that the two
+//! cannot differ unnoticed. Each behavior has a namespace of its own. Behaviors never wait for a fixed time: to show
+//! that a watch sends nothing, they make one more change and expect its event next.
+//!
+//! No behavior schedules a Pod; a behavior that needs a running Pod patches its status. The watch history of the API
+//! server must not reach back to version 1, so a real one is restarted once after its first writes.
 
 use std::panic::AssertUnwindSafe;
 
@@ -12,16 +16,21 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
 use kube::Client;
 
-use crate::support::control_plane::ControlPlane;
+use crate::support::{accounts::Accounts, control_plane::ControlPlane};
 
 mod client;
 mod lists;
 mod objects;
 mod reviews;
+mod selection;
 mod watches;
 
-/// A behaviour, pointed at a client and an empty namespace that exists.
-pub(crate) type Behavior = for<'a> fn(&'a Client, &'a str) -> BoxFuture<'a, ()>;
+/// A behavior of objects, lists or watches. It gets a client and an empty namespace that exists.
+type Behavior = for<'a> fn(&'a Client, &'a str) -> BoxFuture<'a, ()>;
+
+/// A behavior of token and access reviews. It gets the accounts of the cluster, a client and an empty namespace that
+/// exists.
+type ReviewBehavior = for<'a> fn(Accounts<'a>, &'a Client, &'a str) -> BoxFuture<'a, ()>;
 
 macro_rules! behaviors {
     ($($file:ident::$name:ident),* $(,)?) => {
@@ -29,8 +38,14 @@ macro_rules! behaviors {
     };
 }
 
-/// Every behaviour by its name.
-pub(crate) const BEHAVIORS: &[(&str, Behavior)] = behaviors![
+macro_rules! review_behaviors {
+    ($($file:ident::$name:ident),* $(,)?) => {
+        &[$((stringify!($name), |accounts, client, namespace| Box::pin($file::$name(accounts, client, namespace)))),*]
+    };
+}
+
+/// The behaviors of objects, lists and watches, by name.
+const BEHAVIORS: &[(&str, Behavior)] = behaviors![
     objects::created_objects_have_identity,
     objects::errors_are_status_objects,
     lists::pod_list_items_have_no_kind,
@@ -60,10 +75,33 @@ pub(crate) const BEHAVIORS: &[(&str, Behavior)] = behaviors![
     watches::claim_watches_behave_like_pod_watches,
 ];
 
+/// The behaviors of token and access reviews, by name.
+const REVIEW_BEHAVIORS: &[(&str, ReviewBehavior)] = review_behaviors![
+    reviews::token_is_authenticated_for_its_audiences,
+    reviews::token_for_another_audience_is_not_authenticated,
+    reviews::malformed_token_is_not_authenticated,
+    reviews::blank_token_is_the_anonymous_user,
+    reviews::expired_token_is_accepted_for_one_more_minute,
+    reviews::token_ends_with_its_service_account,
+    reviews::permission_covers_one_verb_one_resource_and_one_namespace,
+    reviews::groups_have_permissions,
+    reviews::permissions_can_be_revoked,
+    reviews::malformed_reviews_are_rejected,
+    reviews::creating_reviews_requires_permission,
+];
+
+/// Returns the behaviors of one list that `BRIDGE_BEHAVIOR` selects.
+fn selected<B: Copy>(behaviors: &'static [(&'static str, B)]) -> Vec<(&'static str, B)> {
+    let names = BEHAVIORS.iter().map(|(name, _)| *name).chain(REVIEW_BEHAVIORS.iter().map(|(name, _)| *name));
+    let chosen = selection::check(selection::variable().as_deref(), &names.collect::<Vec<_>>());
+    let chosen = chosen.unwrap_or_else(|error| panic!("{error}"));
+    behaviors.iter().copied().filter(|(name, _)| chosen.contains(name)).collect()
+}
+
 #[tokio::test(start_paused = true)]
 async fn simulator_shows_every_behavior() {
-    for (index, (name, behavior)) in BEHAVIORS.iter().enumerate() {
-        let namespace = format!("truth-{index}");
+    for (index, (name, behavior)) in selected(BEHAVIORS).into_iter().enumerate() {
+        let namespace = format!("conformance-{index}");
         let sim = Sim::new(SimConfig { namespaces: vec![namespace.clone(), "other".into()], ..SimConfig::default() });
         println!("{name}");
         behavior(&sim.client(&namespace), &namespace).await;
@@ -73,17 +111,47 @@ async fn simulator_shows_every_behavior() {
 
 #[tokio::test]
 async fn real_api_server_shows_every_behavior() {
+    let behaviors = selected(BEHAVIORS);
+    if behaviors.is_empty() {
+        return;
+    }
     let mut plane = ControlPlane::start().await;
     plane.kill_api_server();
     plane.start_api_server().await;
     let plane = &plane;
     client::watchable(&plane.client().await).await;
-    // All at once: most of their time they wait, for silence or for a bookmark.
-    let failed = join_all(BEHAVIORS.iter().map(|(name, behavior)| async move {
+    // All run concurrently, because most of their time they wait for bookmarks and for ends of watches.
+    let failed = join_all(behaviors.into_iter().map(|(name, behavior)| async move {
         let (client, namespace) = (plane.client().await, plane.namespace().await);
         let outcome = AssertUnwindSafe(behavior(&client, &namespace)).catch_unwind().await;
-        outcome.err().map(|_| *name)
+        outcome.err().map(|_| name)
     }));
     let failed: Vec<_> = failed.await.into_iter().flatten().collect();
-    assert!(failed.is_empty(), "what the real one does otherwise (each said why above): {failed:?}");
+    assert!(failed.is_empty(), "behaviors that the real API server does not show (details above): {failed:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn simulator_shows_every_review_behavior() {
+    for (index, (name, behavior)) in selected(REVIEW_BEHAVIORS).into_iter().enumerate() {
+        let namespace = format!("conformance-{index}");
+        let sim = Sim::new(SimConfig { namespaces: vec![namespace.clone()], ..SimConfig::default() });
+        println!("{name}");
+        behavior(Accounts::Simulated(&sim), &sim.client(&namespace), &namespace).await;
+    }
+}
+
+#[tokio::test]
+async fn real_api_server_shows_every_review_behavior() {
+    let behaviors = selected(REVIEW_BEHAVIORS);
+    if behaviors.is_empty() {
+        return;
+    }
+    let plane = ControlPlane::shared().await;
+    let failed = join_all(behaviors.into_iter().map(|(name, behavior)| async move {
+        let (client, namespace) = (plane.client().await, plane.namespace().await);
+        let outcome = AssertUnwindSafe(behavior(Accounts::Real(plane), &client, &namespace)).catch_unwind().await;
+        outcome.err().map(|_| name)
+    }));
+    let failed: Vec<_> = failed.await.into_iter().flatten().collect();
+    assert!(failed.is_empty(), "behaviors that the real API server does not show (details above): {failed:?}");
 }

@@ -1,10 +1,14 @@
-//! What the simulated API does that a real one cannot be asked to do: break on purpose, be counted, and live.
+//! Features of the simulated API that a real API server does not have: injected faults, metrics, and a clock that tests
+//! control (docs/architecture.md#simulated-kubernetes-api).
+//!
+//! Guarantees: the clock is paused, so a long wait takes no time and its result is exact.
 
 use std::time::Duration;
 
 use boilerhouse_bridge::sim::fault::{Answer, ConnectionEnd, Fault, WatchFault};
 use boilerhouse_bridge::sim::store::Store;
 use boilerhouse_bridge::sim::{ApiResource, Sim, SimConfig, Verb};
+use boilerhouse_bridge::test_support::{ClaimBuilder, PodBuilder};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ListParams, WatchEvent, WatchParams};
@@ -15,8 +19,9 @@ use tokio::time::{Instant, timeout};
 mod end_to_end;
 
 const NAMESPACE: &str = "boilerhouse";
-const PATIENCE: Duration = Duration::from_secs(10);
-/// A watch that asks for less than this gets no bookmark.
+/// How long an expected event may take.
+const EVENT_BOUND: Duration = Duration::from_secs(10);
+/// A timeout of a watch in seconds, so short that the watch gets no bookmark.
 const SHORT: u32 = 10;
 
 fn sim() -> Sim {
@@ -28,14 +33,15 @@ fn pods(sim: &Sim) -> Api<Pod> {
 }
 
 fn add(store: &mut Store, name: &str) {
-    store.create(ApiResource::Pods, json!({"metadata": {"name": name, "namespace": NAMESPACE}})).unwrap();
+    store.create(ApiResource::Pods, PodBuilder::new(name).namespace(NAMESPACE).json()).unwrap();
 }
 
 fn label(store: &mut Store, name: &str, value: &str) {
     store.patch(ApiResource::Pods, NAMESPACE, name, &json!({"metadata": {"labels": {"v": value}}})).unwrap();
 }
 
-/// An event of a watch in one word: its type and the object's name, or the error's code.
+/// The events of a watch, each as one word: a sign for its type and the name of the object, or `!` and the code of the
+/// error.
 type Events = futures::stream::BoxStream<'static, Result<String, Error>>;
 
 async fn watch(pods: &Api<Pod>, from: u64, seconds: u32) -> Events {
@@ -45,34 +51,36 @@ async fn watch(pods: &Api<Pod>, from: u64, seconds: u32) -> Events {
         WatchEvent::Added(pod) => format!("+{}", pod.name_any()),
         WatchEvent::Modified(pod) => format!("~{}", pod.name_any()),
         WatchEvent::Deleted(pod) => format!("-{}", pod.name_any()),
-        WatchEvent::Bookmark(mark) => format!("@{}", mark.metadata.resource_version),
+        WatchEvent::Bookmark(bookmark) => format!("@{}", bookmark.metadata.resource_version),
         WatchEvent::Error(status) => format!("!{}", status.code),
     };
     events.map_ok(word).boxed()
 }
 
 async fn next(events: &mut Events) -> Option<Result<String, Error>> {
-    timeout(PATIENCE, events.next()).await.expect("something within ten seconds")
+    timeout(EVENT_BOUND, events.next()).await.expect("expected an event or the end within 10 s")
 }
 
 async fn next_event(events: &mut Events) -> String {
-    next(events).await.expect("an event, not the end").unwrap()
+    next(events).await.expect("expected an event, found the end").unwrap()
 }
 
-async fn silent(events: &mut Events) {
-    let long = Duration::from_secs(3600);
-    assert!(timeout(long, events.next()).await.is_err(), "an hour of silence");
+/// Expects that the watch sends nothing for an hour of paused time and stays open.
+async fn assert_silent(events: &mut Events) {
+    let result = timeout(Duration::from_secs(3600), events.next()).await;
+    assert!(result.is_err(), "expected no event, found {result:?}");
 }
 
 fn code<T: std::fmt::Debug>(result: Result<T, Error>) -> u16 {
     match result {
         Err(Error::Api(status)) => status.code,
-        other => panic!("a Status, not {other:?}"),
+        other => panic!("expected a Status, found {other:?}"),
     }
 }
 
-async fn exact(pods: &Api<Pod>, at: u64) -> Result<Vec<String>, Error> {
-    let params = ListParams::default().at(&at.to_string()).matching(kube::api::VersionMatch::Exact);
+/// Lists the names of the Pods at exactly this version.
+async fn exact(pods: &Api<Pod>, version: u64) -> Result<Vec<String>, Error> {
+    let params = ListParams::default().at(&version.to_string()).matching(kube::api::VersionMatch::Exact);
     Ok(pods.list(&params).await?.iter().map(ResourceExt::name_any).collect())
 }
 
@@ -90,7 +98,7 @@ async fn cut_watch_ends_or_fails_and_can_resume() {
     sim.cut_watches(ConnectionEnd::Reset);
     assert!(matches!(next(&mut events).await, Some(Err(Error::ReadEvents(_)))));
     sim.store(|store| add(store, "b"));
-    assert_eq!(next_event(&mut watch(&pods, from + 1, 60).await).await, "+b", "the history is still there");
+    assert_eq!(next_event(&mut watch(&pods, from + 1, 60).await).await, "+b", "expected the watch history to survive");
 }
 
 #[tokio::test(start_paused = true)]
@@ -101,10 +109,10 @@ async fn armed_watch_fault_occurs_after_its_events() {
         (WatchFault::Garbage, &["+a", "unparsable", "~a"]),
         (WatchFault::Expired, &["+a", "!410", "end"]),
     ];
-    for (then, expected) in expectations {
+    for (fault, expected) in expectations {
         let sim = sim();
         let from = sim.store(|store| store.revision());
-        sim.arm(Fault::watch(1, then).on(ApiResource::Pods));
+        sim.arm(Fault::watch(1, fault).on(ApiResource::Pods));
         let mut events = watch(&pods(&sim), from, 60).await;
         sim.store(|store| {
             add(store, "a");
@@ -112,13 +120,13 @@ async fn armed_watch_fault_occurs_after_its_events() {
             label(store, "a", "1");
         });
         for expected in expected {
-            let got = match next(&mut events).await {
+            let received = match next(&mut events).await {
                 None => "end".to_owned(),
                 Some(Ok(word)) => word,
                 Some(Err(Error::SerdeError(_))) => "unparsable".to_owned(),
-                Some(Err(error)) => panic!("{then:?}: {error}"),
+                Some(Err(error)) => panic!("{fault:?}: {error}"),
             };
-            assert_eq!(got, *expected, "{then:?}");
+            assert_eq!(received, *expected, "{fault:?}");
         }
         assert_eq!(sim.pending_faults(), 0);
     }
@@ -136,10 +144,10 @@ async fn stalled_watch_sends_nothing_and_stays_open() {
     sim.stall_watches();
     sim.store(|store| add(store, "b"));
     sim.cut_watches(ConnectionEnd::Reset);
-    silent(&mut armed).await;
-    silent(&mut live).await;
-    assert_eq!(sim.metrics().open(), 2, "the server does not know that they are dead either");
-    assert_eq!(next_event(&mut watch(&pods(&sim), from, 30).await).await, "+a", "new ones are well");
+    assert_silent(&mut armed).await;
+    assert_silent(&mut live).await;
+    assert_eq!(sim.metrics().open(), 2, "expected the server to count the stalled watches as open");
+    assert_eq!(next_event(&mut watch(&pods(&sim), from, 30).await).await, "+a", "expected a new watch to work");
 }
 
 #[tokio::test(start_paused = true)]
@@ -153,13 +161,13 @@ async fn restart_loses_watch_history_but_keeps_exact_lists() {
     let mut events = watch(&pods, old, 60).await;
     sim.store(|store| add(store, "b"));
     sim.restart();
-    assert!(next(&mut events).await.unwrap().is_err(), "what was not read is lost with the connection");
+    assert!(next(&mut events).await.unwrap().is_err(), "expected the unread event to be lost with the connection");
     assert_eq!(next_event(&mut watch(&pods, old, 60).await).await, "!410");
     assert_eq!(exact(&pods, old).await.unwrap(), ["a"]);
     let now = sim.store(|store| store.revision());
     let mut events = watch(&pods, now, 60).await;
     sim.store(|store| add(store, "c"));
-    assert_eq!(next_event(&mut events).await, "+c", "a watch from the restart on works");
+    assert_eq!(next_event(&mut events).await, "+c", "expected a watch from the version of the restart to work");
     sim.store(|store| store.compact(store.revision()));
     assert_eq!(code(exact(&pods, old).await), 410);
 }
@@ -181,11 +189,15 @@ async fn restored_copy_decreases_versions() {
     assert!(number(after.metadata.resource_version) < number(before.metadata.resource_version.clone()));
     assert_eq!(after.items.len(), 1);
     let future = number(before.metadata.resource_version);
-    assert_eq!(code(exact(&pods, future).await), 504, "a version of the lost branch lies in the future");
+    assert_eq!(
+        code(exact(&pods, future).await),
+        504,
+        "expected a version from before the restore to be a future version"
+    );
     let mut events = watch(&pods, future, SHORT).await;
     sim.store(|store| add(store, "c"));
-    let silence = timeout(Duration::from_secs(5), events.next()).await;
-    assert!(silence.is_err(), "and a watch from there hides what happens: {silence:?}");
+    let result = timeout(Duration::from_secs(5), events.next()).await;
+    assert!(result.is_err(), "expected no event of a watch at a future version, found {result:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -203,7 +215,7 @@ async fn injected_errors_match_real_server_responses() {
     for (answer, expected) in table {
         sim.arm(Fault::answer(answer).on_verb(Verb::List));
         assert_eq!(code(pods.list(&ListParams::default()).await), expected);
-        assert!(pods.list(&ListParams::default()).await.is_ok(), "once");
+        assert!(pods.list(&ListParams::default()).await.is_ok(), "expected the fault to occur once");
     }
     sim.arm(Fault::answer(Answer::Gone).on_verb(Verb::Watch));
     assert_eq!(code(pods.watch(&WatchParams::default(), "1").await.map(|_| ())), 410);
@@ -213,13 +225,13 @@ async fn injected_errors_match_real_server_responses() {
     assert_eq!(response.headers()["retry-after"], "7");
     sim.deny(Verb::Watch, ApiResource::Pods);
     let Err(Error::Api(status)) = pods.watch(&WatchParams::default(), "0").await.map(|_| ()) else {
-        panic!("403");
+        panic!("expected 403");
     };
     let user = SimConfig::default().user;
-    let words =
+    let reason =
         format!("User {user:?} cannot watch resource \"pods\" in API group \"\" in the namespace \"boilerhouse\"");
-    assert_eq!(status.message, format!("pods is forbidden: {words}"));
-    assert!(pods.list(&ListParams::default()).await.is_ok(), "only the verb that was denied");
+    assert_eq!(status.message, format!("pods is forbidden: {reason}"));
+    assert!(pods.list(&ListParams::default()).await.is_ok(), "expected only the denied verb to be forbidden");
     sim.allow_all();
     assert!(pods.watch(&WatchParams::default(), "0").await.is_ok());
     sim.set_unauthorized(true);
@@ -230,14 +242,14 @@ async fn injected_errors_match_real_server_responses() {
 async fn claims_are_404_without_their_crd() {
     let sim = sim();
     let path = "/apis/boilerhouse.dev/v1alpha1/namespaces/boilerhouse/boilerhouseclaims";
-    let ask = async || {
+    let list = async || {
         let request = http::Request::get(path).body(kube::client::Body::empty()).unwrap();
         let response = sim.client(NAMESPACE).send(request).await.unwrap();
         (response.status().as_u16(), response.headers()["content-type"].to_str().unwrap().to_owned())
     };
-    assert_eq!(ask().await, (200, "application/json".to_owned()));
+    assert_eq!(list().await, (200, "application/json".to_owned()));
     sim.set_crd(false);
-    assert_eq!(ask().await, (404, "text/plain; charset=utf-8".to_owned()));
+    assert_eq!(list().await, (404, "text/plain; charset=utf-8".to_owned()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -255,10 +267,10 @@ async fn stopped_server_refuses_and_black_hole_never_answers() {
     let mut events = watch(&pods, from, 60).await;
     sim.black_hole();
     sim.store(|store| add(store, "a"));
-    silent(&mut events).await;
+    assert_silent(&mut events).await;
     assert!(timeout(Duration::from_secs(3600), pods.list(&ListParams::default())).await.is_err());
     sim.up();
-    silent(&mut events).await;
+    assert_silent(&mut events).await;
     assert_eq!(next_event(&mut watch(&pods, from, 60).await).await, "+a");
     sim.arm(Fault::refuse());
     assert!(pods.list(&ListParams::default()).await.is_err());
@@ -275,18 +287,18 @@ async fn expired_page_can_be_continued_inconsistently() {
     let token = first.metadata.continue_.unwrap();
     sim.arm(Fault::expire_page());
     pods.list(&ListParams::default().limit(1)).await.unwrap();
-    assert_eq!(sim.pending_faults(), 1, "a first page cannot expire");
+    assert_eq!(sim.pending_faults(), 1, "expected the fault to stay pending at a first page");
     let page = |token: &str| ListParams::default().limit(5).continue_token(token);
-    let Err(Error::Api(status)) = pods.list(&page(&token)).await else { panic!("410") };
+    let Err(Error::Api(status)) = pods.list(&page(&token)).await else { panic!("expected 410") };
     assert_eq!((status.code, status.reason.as_str()), (410, "Expired"));
     sim.store(|store| {
         store.delete(ApiResource::Pods, NAMESPACE, "b").unwrap();
         add(store, "bb");
         store.compact(store.revision());
     });
-    let Err(Error::Api(status)) = pods.list(&page(&token)).await else { panic!("410 after compaction") };
-    let again = status.metadata.unwrap().continue_.unwrap();
-    let rest = pods.list(&page(&again)).await.unwrap();
+    let Err(Error::Api(status)) = pods.list(&page(&token)).await else { panic!("expected 410 after the compaction") };
+    let inconsistent = status.metadata.unwrap().continue_.unwrap();
+    let rest = pods.list(&page(&inconsistent)).await.unwrap();
     assert_eq!(rest.items.iter().map(ResourceExt::name_any).collect::<Vec<_>>(), ["bb", "c"]);
 }
 
@@ -299,7 +311,7 @@ async fn injected_change_occurs_between_list_and_watch() {
     let first = pods.list(&ListParams::default().limit(1)).await.unwrap();
     let token = first.metadata.continue_.clone().unwrap();
     let second = pods.list(&ListParams::default().continue_token(&token)).await.unwrap();
-    assert_eq!(second.items[0].labels().get("v"), None, "the page shows the list's version");
+    assert_eq!(second.items[0].labels().get("v"), None, "expected the state at the version of the list");
     let from = second.metadata.resource_version.unwrap().parse().unwrap();
     assert_eq!(next_event(&mut watch(&pods, from, 60).await).await, "~b");
 }
@@ -312,22 +324,21 @@ async fn bookmarks_arrive_once_a_minute_only_after_changes() {
     let from = sim.store(|store| store.revision());
     let started = Instant::now();
     let mut events = watch(&pods, from, 290).await;
-    let mut marks = Vec::new();
+    let mut bookmarks = Vec::new();
     let writer = async {
         tokio::time::sleep(Duration::from_secs(90)).await;
-        // A claim moves the version that the pods' watch has seen as well.
-        let spec = json!({"tenantId": "t", "workloadRef": "w"});
-        let claim = json!({"metadata": {"name": "c", "namespace": NAMESPACE}, "spec": spec});
+        // A change of a claim also moves the version of the watch of Pods.
+        let claim = ClaimBuilder::new("c").namespace(NAMESPACE).json();
         sim.store(|store| store.create(ApiResource::Claims, claim)).unwrap();
     };
     let reader = async {
         while let Some(event) = events.next().await {
-            marks.push((started.elapsed().as_secs(), event.unwrap()));
+            bookmarks.push((started.elapsed().as_secs(), event.unwrap()));
         }
     };
     tokio::join!(writer, reader);
-    let mark = format!("@{}", from + 1);
-    assert_eq!(marks, [120, 180, 240, 288].map(|second| (second, mark.clone())));
+    let version = format!("@{}", from + 1);
+    assert_eq!(bookmarks, [120, 180, 240, 288].map(|second| (second, version.clone())));
     assert_eq!(started.elapsed().as_secs(), 290);
 }
 

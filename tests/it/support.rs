@@ -1,4 +1,6 @@
-//! What the integration tests speak the protocol with (docs/development.md#code-style): everything here waits for a state with a bound.
+//! Clients, servers and clusters for the integration tests (docs/development.md#test-layers).
+//!
+//! Guarantees: every wait is for a state and has a bound. Nothing here sleeps for a fixed time to let something happen.
 
 pub(crate) mod accounts;
 pub(crate) mod bridge_process;
@@ -11,32 +13,37 @@ pub(crate) mod in_process;
 pub(crate) mod npm_client;
 pub(crate) mod paused_clock;
 pub(crate) mod proc_net_tcp;
-pub(crate) mod rng;
 pub(crate) mod sim_cluster;
 pub(crate) mod sse_client;
 pub(crate) mod tcp_proxy;
 pub(crate) mod ws_matrix;
 
+/// The former path of the seeded generator, for tests that still import it from here.
+pub(crate) mod rng {
+    pub(crate) use boilerhouse_bridge::test_support::SeededRng;
+}
+
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Whether the long form of a test is asked for: larger counts, the protocol's real times.
-#[allow(clippy::print_stdout, reason = "it is shown with the test's other output")]
+/// Returns whether `BRIDGE_TESTS=full` selects the long form of a test: larger counts and the real durations of the
+/// protocol.
+#[allow(clippy::print_stdout, reason = "libtest prints it with the other output of the test")]
 pub(crate) fn long_form() -> bool {
     let full = std::env::var("BRIDGE_TESTS").is_ok_and(|tests| tests == "full");
     if !full {
-        println!("the short form: BRIDGE_TESTS=full, or tests/run full, runs the long one");
+        println!("short form; BRIDGE_TESTS=full or `tests/run full` runs the long form");
     }
     full
 }
 
-/// Lets this process open so many files, and the processes that it starts.
+/// Raises the limit of open files to at least `files`, for this process and the processes that it starts.
 ///
 /// # Panics
-/// Where that is not allowed, with what to do.
+/// When the hard limit is lower. The message says what to do.
 pub(crate) fn ensure_file_limit(files: u64) {
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_some_and(|current| current < files) {
         let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(files), maximum: limit.maximum });
-        assert!(raised.is_ok(), "this test opens {files} files: raise the hard limit (ulimit -Hn) to as many");
+        assert!(raised.is_ok(), "this test opens {files} files; raise the hard limit (ulimit -Hn) to at least {files}");
     }
 }

@@ -1,4 +1,5 @@
-//! `--tls-cert`, `--tls-key`: everything over TLS, for clients that trust the certificate.
+//! TLS with `--tls-cert` and `--tls-key`: all endpoints, session cookies, npm clients and startup errors
+//! (docs/protocol.md#command-line).
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -28,7 +29,7 @@ use crate::support::{
 
 const KEY: &str = "a-key-of-thirty-two-characters-x";
 
-/// A certificate for 127.0.0.1, its key, and a client that trusts it.
+/// A certificate for 127.0.0.1, its key, and a TLS client that trusts it.
 pub(crate) struct TlsFixture {
     folder: tempfile::TempDir,
     connector: TlsConnector,
@@ -37,11 +38,11 @@ pub(crate) struct TlsFixture {
 impl TlsFixture {
     pub(crate) fn new() -> TlsFixture {
         let folder = tempfile::tempdir().unwrap();
-        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-        std::fs::write(folder.path().join("tls.crt"), made.cert.pem()).unwrap();
-        std::fs::write(folder.path().join("tls.key"), made.signing_key.serialize_pem()).unwrap();
+        let certificate = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        std::fs::write(folder.path().join("tls.crt"), certificate.cert.pem()).unwrap();
+        std::fs::write(folder.path().join("tls.key"), certificate.signing_key.serialize_pem()).unwrap();
         let mut trusted = RootCertStore::empty();
-        trusted.add(made.cert.der().clone()).unwrap();
+        trusted.add(certificate.cert.der().clone()).unwrap();
         let config = ClientConfig::builder_with_provider(Arc::new(default_provider()));
         let config = config.with_safe_default_protocol_versions().unwrap();
         let config = config.with_root_certificates(trusted).with_no_client_auth();
@@ -52,13 +53,13 @@ impl TlsFixture {
         self.folder.path().join(name)
     }
 
-    /// The flags that have a bridge serve with it.
+    /// Returns the flags of a bridge that serves with the certificate.
     fn flags(&self) -> [String; 4] {
         let file = |name| self.file(name).to_string_lossy().into_owned();
         ["--tls-cert".to_owned(), file("tls.crt"), "--tls-key".to_owned(), file("tls.key")]
     }
 
-    /// A bridge that serves with it and watches this cluster, ready.
+    /// Starts a bridge on this cluster that serves with the certificate, and waits until it is ready.
     pub(crate) async fn bridge(
         &self,
         cluster: &SimCluster,
@@ -75,17 +76,20 @@ impl TlsFixture {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         });
-        ready.await.unwrap_or_else(|_| panic!("not ready: {:#?}", bridge.log()));
+        ready.await.unwrap_or_else(|_| panic!("the bridge is not ready: {:#?}", bridge.log()));
         bridge
     }
 
     async fn connect(&self, address: SocketAddr) -> TlsStream<TcpStream> {
         let stream = TcpStream::connect(address).await.unwrap();
         let name = ServerName::try_from("127.0.0.1").unwrap();
-        timeout(TEST_TIMEOUT, self.connector.connect(name, stream)).await.expect("no handshake").unwrap()
+        timeout(TEST_TIMEOUT, self.connector.connect(name, stream))
+            .await
+            .expect("the handshake does not end in time")
+            .unwrap()
     }
 
-    /// Sends a request and reads the answer to TLS's own end, without which it might have been cut short.
+    /// Sends a request and reads the response up to the close of TLS. Without the close, the response could be incomplete.
     pub(crate) async fn request(
         &self,
         address: SocketAddr,
@@ -100,7 +104,10 @@ impl TlsFixture {
         let mut stream = self.connect(address).await;
         stream.write_all((request + "\r\n").as_bytes()).await.unwrap();
         let mut text = String::new();
-        timeout(TEST_TIMEOUT, stream.read_to_string(&mut text)).await.expect("no end of the answer").unwrap();
+        timeout(TEST_TIMEOUT, stream.read_to_string(&mut text))
+            .await
+            .expect("the response does not end in time")
+            .unwrap();
         http_client::parse(&text)
     }
 
@@ -112,7 +119,7 @@ impl TlsFixture {
 
 async fn next(socket: &mut WebSocketStream<TlsStream<TcpStream>>) -> Option<Message> {
     loop {
-        match timeout(TEST_TIMEOUT, socket.next()).await.expect("nothing comes") {
+        match timeout(TEST_TIMEOUT, socket.next()).await.expect("no message arrives in time") {
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
             Some(message) => return Some(message.unwrap()),
             None => return None,
@@ -129,23 +136,23 @@ async fn json_of(socket: &mut WebSocketStream<TlsStream<TcpStream>>) -> Value {
 
 #[tokio::test]
 async fn all_endpoints_are_served_over_tls() {
-    let (cluster, certified) = (SimCluster::new().await, TlsFixture::new());
-    let bridge = certified.bridge(&cluster, &[], &[]).await;
-    let said = format!("listening on https://{0}, events on wss://{0}/ws", bridge.address);
-    assert!(bridge.log().iter().any(|line| line.contains(&said)), "{:#?}", bridge.log());
+    let (cluster, tls) = (SimCluster::new().await, TlsFixture::new());
+    let bridge = tls.bridge(&cluster, &[], &[]).await;
+    let expected = format!("listening on https://{0}, events on wss://{0}/ws", bridge.address);
+    assert!(bridge.log().iter().any(|line| line.contains(&expected)), "{:#?}", bridge.log());
     cluster.create_pod("a");
     let (mut ws, mut full) = (
-        certified.websocket(bridge.address, "/ws?snapshot=none").await,
-        certified.websocket(bridge.address, "/api/websocket?types=instance").await,
+        tls.websocket(bridge.address, "/ws?snapshot=none").await,
+        tls.websocket(bridge.address, "/api/websocket?types=instance").await,
     );
     assert_eq!(json_of(&mut full).await["type"], "state.initial");
-    let mut sse = certified.connect(bridge.address).await;
+    let mut sse = tls.connect(bridge.address).await;
     let request = format!("GET /events HTTP/1.1\r\nHost: {}\r\nAccept: text/event-stream\r\n\r\n", bridge.address);
     sse.write_all(request.as_bytes()).await.unwrap();
     let mut events = Vec::new();
     let read = async |sse: &mut TlsStream<TcpStream>, events: &mut Vec<u8>, until: &str| {
         while !String::from_utf8_lossy(events).contains(until) {
-            let read = timeout(TEST_TIMEOUT, sse.read_buf(events)).await.expect("nothing comes").unwrap();
+            let read = timeout(TEST_TIMEOUT, sse.read_buf(events)).await.expect("no event arrives in time").unwrap();
             assert_ne!(read, 0, "{}", String::from_utf8_lossy(events));
         }
     };
@@ -155,54 +162,57 @@ async fn all_endpoints_are_served_over_tls() {
     while json_of(&mut ws).await["name"] != "b" {}
     while json_of(&mut full).await["name"] != "b" {}
     read(&mut sse, &mut events, r#""name":"b""#).await;
-    // An event told is never newer than a GET (docs/protocol.md#boilerhouse-stream).
-    let instances = certified.request(bridge.address, "GET", "/api/v1/instances", &[]).await;
-    let names: Vec<_> = instances.json().as_array().unwrap().iter().map(|one| one["name"].clone()).collect();
+    // A GET is never older than a delivered event (docs/protocol.md#boilerhouse-stream).
+    let instances = tls.request(bridge.address, "GET", "/api/v1/instances", &[]).await;
+    let names: Vec<_> = instances.json().as_array().unwrap().iter().map(|instance| instance["name"].clone()).collect();
     assert_eq!(names, [json!("a"), json!("b")]);
     let origin = format!("https://{}", bridge.address);
     for (origin, status) in [(origin.as_str(), 200), ("https://evil.example", 403)] {
-        let answer = certified.request(bridge.address, "GET", "/api/v1/stats", &[("Origin", origin)]).await;
+        let answer = tls.request(bridge.address, "GET", "/api/v1/stats", &[("Origin", origin)]).await;
         assert_eq!(answer.status, status, "{origin}");
     }
 
     bridge.signal("TERM").await;
     for socket in [&mut ws, &mut full] {
         let close = loop {
-            match next(socket).await.expect("a close frame comes first") {
+            match next(socket).await.expect("expected a close frame before the end") {
                 Message::Close(close) => break close.unwrap(),
                 Message::Text(_) => {}
                 other => panic!("{other:?}"),
             }
         };
         assert_eq!((u16::from(close.code), close.reason.as_str()), (1012, "draining"));
-        assert_eq!(next(socket).await, None, "an end in order");
+        assert_eq!(next(socket).await, None, "expected the end after the close frame");
     }
-    timeout(TEST_TIMEOUT, sse.read_to_end(&mut events)).await.expect("it stays").expect("an end in order");
+    timeout(TEST_TIMEOUT, sse.read_to_end(&mut events))
+        .await
+        .expect("the stream does not end in time")
+        .expect("expected an orderly end");
     assert!(String::from_utf8_lossy(&events).contains("stream.closing"));
 }
 
 #[tokio::test]
 async fn tls_session_cookie_is_secure_only() {
-    let (cluster, certified) = (SimCluster::new().await, TlsFixture::new());
-    let bridge = certified.bridge(&cluster, &[], &[("BOILERHOUSE_API_KEY", KEY)]).await;
+    let (cluster, tls) = (SimCluster::new().await, TlsFixture::new());
+    let bridge = tls.bridge(&cluster, &[], &[("BOILERHOUSE_API_KEY", KEY)]).await;
     let bearer = format!("Bearer {KEY}");
-    let answer = certified.request(bridge.address, "POST", "/api/v1/session", &[("Authorization", &bearer)]).await;
+    let answer = tls.request(bridge.address, "POST", "/api/v1/session", &[("Authorization", &bearer)]).await;
     assert_eq!(answer.status, 200, "{}", answer.body);
     let cookie = answer.header("set-cookie").unwrap();
     assert!(cookie.starts_with("__Host-") && cookie.contains("; Secure"), "{cookie}");
     let pair = cookie.split(';').next().unwrap();
     let plain = pair.strip_prefix("__Host-").unwrap();
     for (cookie, status) in [(pair, 200), (plain, 401)] {
-        let answer = certified.request(bridge.address, "GET", "/api/v1/instances", &[("Cookie", cookie)]).await;
+        let answer = tls.request(bridge.address, "GET", "/api/v1/instances", &[("Cookie", cookie)]).await;
         assert_eq!(answer.status, status, "{cookie}: {}", answer.body);
     }
 }
 
 #[tokio::test]
 async fn npm_clients_connect_over_tls() {
-    let (cluster, certified) = (SimCluster::new().await, TlsFixture::new());
-    let bridge = certified.bridge(&cluster, &[], &[]).await;
-    let trusted = certified.file("tls.crt");
+    let (cluster, tls) = (SimCluster::new().await, TlsFixture::new());
+    let bridge = tls.bridge(&cluster, &[], &[]).await;
+    let trusted = tls.file("tls.crt");
     let mut clients = [("eventsource.mjs", "https", "/api/sse"), ("websocket.mjs", "wss", "/api/websocket")].map(
         |(script, scheme, path)| {
             NpmClient::start_trusting(&trusted, script, &format!("{scheme}://{}{path}", bridge.address))
@@ -219,10 +229,10 @@ async fn npm_clients_connect_over_tls() {
 
 #[tokio::test]
 async fn unusable_tls_pair_fails_at_start_with_a_clear_error() {
-    let (certified, other) = (TlsFixture::new(), TlsFixture::new());
-    let [certificate, key, others_key] = [certified.file("tls.crt"), certified.file("tls.key"), other.file("tls.key")]
+    let (tls, other) = (TlsFixture::new(), TlsFixture::new());
+    let [certificate, key, other_key] = [tls.file("tls.crt"), tls.file("tls.key"), other.file("tls.key")]
         .map(|path| path.to_string_lossy().into_owned());
-    let missing = certified.file("missing").to_string_lossy().into_owned();
+    let missing = tls.file("missing").to_string_lossy().into_owned();
     let table = [
         (vec!["--tls-cert", &certificate], 2, "error: --tls-cert needs --tls-key, its private key".to_owned()),
         (vec!["--tls-key", &key], 2, "error: --tls-key needs --tls-cert, its certificate".to_owned()),
@@ -242,19 +252,21 @@ async fn unusable_tls_pair_fails_at_start_with_a_clear_error() {
             format!("error: cannot serve TLS: there is no private key in PEM in {certificate}"),
         ),
         (
-            vec!["--tls-cert", &certificate, "--tls-key", &others_key],
+            vec!["--tls-cert", &certificate, "--tls-key", &other_key],
             1,
             format!(
-                "error: cannot serve TLS: the certificate in {certificate} and the key in {others_key} cannot be used"
+                "error: cannot serve TLS: the certificate in {certificate} and the key in {other_key} cannot be used"
             ),
         ),
     ];
-    for (flags, code, word) in table {
+    for (flags, code, text) in table {
         let mut command = bridge_process::command(&["serve", "--port", "0"]);
-        let output =
-            timeout(TEST_TIMEOUT, command.args(&flags).kill_on_drop(true).output()).await.expect("it goes on").unwrap();
+        let output = timeout(TEST_TIMEOUT, command.args(&flags).kill_on_drop(true).output())
+            .await
+            .expect("the process does not exit in time")
+            .unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!((output.status.code(), output.stdout.len()), (Some(code), 0), "{flags:?}: {stderr}");
-        assert!(stderr.contains(&word), "{flags:?}: {stderr}");
+        assert!(stderr.contains(&text), "{flags:?}: {stderr}");
     }
 }

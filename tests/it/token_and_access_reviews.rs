@@ -1,4 +1,5 @@
-//! Whom the cluster lets in, as the bridge asks it: against the simulator and the real API server with RBAC.
+//! Tests of `source::review`: the bridge's TokenReviews and SubjectAccessReviews, on the simulator and on the real API
+//! server with RBAC (docs/protocol.md#access).
 
 use std::sync::{Arc, Mutex};
 
@@ -31,66 +32,67 @@ fn config(namespace: &str) -> Config {
     Config { namespace: namespace.into(), audience: AUDIENCE.into(), ..Config::default() }
 }
 
-/// A user of this name, of whom nothing else is known.
+/// Returns a user with a name and no other attribute.
 fn named(name: &str) -> User {
     User { name: name.to_owned(), uid: String::new(), groups: Vec::new(), extra: Default::default() }
 }
 
-/// Asks until this is said to be denied, or nothing.
-async fn becomes(review: &Reviewer, user: &User, denied: Option<&str>) {
+/// Repeats the access reviews of a user until the first denied permission is `denied`.
+async fn wait_first_denied(review: &Reviewer, user: &User, denied: Option<&str>) {
     let end = Instant::now() + PROPAGATION_TIMEOUT;
     loop {
-        let now = review.first_denied(user).await.unwrap();
-        if now.as_deref() == denied {
+        let found = review.first_denied(user).await.unwrap();
+        if found.as_deref() == denied {
             return;
         }
-        assert!(Instant::now() < end, "{}: {now:?}, not {denied:?}", user.name);
+        assert!(Instant::now() < end, "{}: expected {denied:?}, found {found:?}", user.name);
         sleep(PROPAGATION_TIMEOUT / 100).await;
     }
 }
 
-/// All that is true of both. `elsewhere` is another namespace.
-async fn check_reviews(accounts: Accounts<'_>, client: Client, ns: &str, elsewhere: &str) {
+/// Checks everything that both servers have in common, in the namespace `ns` and another one.
+async fn check_reviews(accounts: Accounts<'_>, client: Client, ns: &str, other_namespace: &str) {
     let review = Reviewer::new(client, config(ns));
     let uid = accounts.create_account(ns, "reader").await;
     let token = accounts.create_token(ns, "reader", &["other", AUDIENCE]).await;
-    let reader = review.token(&token).await.unwrap().expect("somebody's token");
+    let reader = review.token(&token).await.unwrap().expect("expected a valid token");
     assert_eq!((&reader.name, &reader.uid), (&user_name(ns, "reader"), &uid));
     assert!(reader.groups.contains(&format!("system:serviceaccounts:{ns}")), "{reader:?}");
     assert_eq!(reader.extra["authentication.kubernetes.io/credential-id"].len(), 1, "{reader:?}");
 
     let (own, other) =
         (accounts.create_token(ns, "reader", &[]).await, accounts.create_token(ns, "reader", &["other"]).await);
-    let over = accounts.create_token_expiring_in(ns, "reader", AUDIENCE, -3600).await;
-    let (before, after) = (format!(" {token}"), format!("{token} "));
-    for nobodys in [&own, &other, &over, "garbage", "", " ", "\t", &before, &after] {
-        assert_eq!(review.token(nobodys).await.unwrap(), None, "{nobodys:?}");
+    let expired = accounts.create_token_expiring_in(ns, "reader", AUDIENCE, -3600).await;
+    let (blank_before, blank_after) = (format!(" {token}"), format!("{token} "));
+    for invalid in [&own, &other, &expired, "garbage", "", " ", "\t", &blank_before, &blank_after] {
+        assert_eq!(review.token(invalid).await.unwrap(), None, "{invalid:?}");
     }
 
     assert_eq!(review.first_denied(&reader).await.unwrap().as_deref(), Some("list pods"));
     accounts.bind(ns, RbacSubject::Account("reader"), &REQUIRED_ACCESS).await;
-    becomes(&review, &reader, None).await;
+    wait_first_denied(&review, &reader, None).await;
     accounts.unbind(ns, RbacSubject::Account("reader")).await;
-    becomes(&review, &reader, Some("list pods")).await;
+    wait_first_denied(&review, &reader, Some("list pods")).await;
 
-    // Three of four do not do, wherever else there are all.
-    accounts.create_account(elsewhere, "partly").await;
-    accounts.bind(elsewhere, RbacSubject::Group(&format!("system:serviceaccounts:{ns}")), &REQUIRED_ACCESS).await;
-    for (missing, what) in REQUIRED_ACCESS.iter().zip(NEEDED_IN_WORDS) {
-        let account = format!("without-{}", what.replace(' ', "-"));
-        let rights: Vec<_> = REQUIRED_ACCESS.iter().filter(|right| *right != missing).copied().collect();
+    // Three of the four permissions are not enough, even if the user has all four in another namespace.
+    accounts.create_account(other_namespace, "partly").await;
+    accounts.bind(other_namespace, RbacSubject::Group(&format!("system:serviceaccounts:{ns}")), &REQUIRED_ACCESS).await;
+    for (missing, text) in REQUIRED_ACCESS.iter().zip(REQUIRED_ACCESS_TEXT) {
+        let account = format!("without-{}", text.replace(' ', "-"));
+        let permissions: Vec<_> = REQUIRED_ACCESS.iter().filter(|permission| *permission != missing).copied().collect();
         accounts.create_account(ns, &account).await;
-        accounts.bind(ns, RbacSubject::Account(&account), &rights).await;
-        becomes(&review, &named(&user_name(ns, &account)), Some(what)).await;
+        accounts.bind(ns, RbacSubject::Account(&account), &permissions).await;
+        wait_first_denied(&review, &named(&user_name(ns, &account)), Some(text)).await;
     }
-    // Groups count as they do for the API server.
+    // Permissions of groups count, and a review without the groups lacks them.
     accounts.bind(ns, RbacSubject::Group(&format!("system:serviceaccounts:{ns}")), &REQUIRED_ACCESS).await;
-    becomes(&review, &reader, None).await;
+    wait_first_denied(&review, &reader, None).await;
     assert_eq!(review.first_denied(&named(&reader.name)).await.unwrap().as_deref(), Some("list pods"));
 }
 
-/// As [`REQUIRED_ACCESS`].
-const NEEDED_IN_WORDS: [&str; 4] = ["list pods", "watch pods", "list boilerhouseclaims", "watch boilerhouseclaims"];
+/// The permissions of [`REQUIRED_ACCESS`] as texts, in the same order.
+const REQUIRED_ACCESS_TEXT: [&str; 4] =
+    ["list pods", "watch pods", "list boilerhouseclaims", "watch boilerhouseclaims"];
 
 #[tokio::test(start_paused = true)]
 async fn reviews_decide_access_on_the_simulator() {
@@ -101,11 +103,11 @@ async fn reviews_decide_access_on_the_simulator() {
 #[tokio::test]
 async fn reviews_decide_access_on_the_api_server() {
     let plane = ControlPlane::shared().await;
-    let (ns, elsewhere) = (plane.namespace().await, plane.namespace().await);
-    check_reviews(Accounts::Real(plane), plane.client().await, &ns, &elsewhere).await;
+    let (ns, other_namespace) = (plane.namespace().await, plane.namespace().await);
+    check_reviews(Accounts::Real(plane), plane.client().await, &ns, &other_namespace).await;
 }
 
-/// It asks as itself, and needs a right for that.
+/// The reviewer creates reviews with its own credentials, which need the permission.
 #[tokio::test]
 async fn missing_review_permission_is_forbidden() {
     let plane = ControlPlane::shared().await;
@@ -119,7 +121,7 @@ async fn missing_review_permission_is_forbidden() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failed_review_produces_no_outcome() {
+async fn failed_review_returns_an_error() {
     let sim = sim();
     let accounts = Accounts::Simulated(&sim);
     let token = accounts.create_token(NAMESPACE, "reader", &[AUDIENCE]).await;
@@ -131,12 +133,12 @@ async fn failed_review_produces_no_outcome() {
     assert!(matches!(review.token(&token).await, Err(UpstreamError::ConnectionRefused { .. })));
     assert!(matches!(review.first_denied(&named("jane")).await, Err(UpstreamError::ConnectionRefused { .. })));
     sim.set_reviews_available(true);
-    assert!(review.token(&token).await.unwrap().is_some(), "and it is over when it is over");
+    assert!(review.token(&token).await.unwrap().is_some(), "expected success when reviews are available again");
 
     for (answer, code) in [(Answer::Internal, 500), (Answer::Unavailable, 503)] {
         sim.arm(Fault::answer(answer).on(ApiResource::TokenReviews));
-        let trouble = review.token(&token).await.unwrap_err();
-        assert!(matches!(trouble, UpstreamError::ErrorStatus { code: is, .. } if is == code), "{trouble}");
+        let error = review.token(&token).await.unwrap_err();
+        assert!(matches!(error, UpstreamError::ErrorStatus { code: found, .. } if found == code), "{error}");
     }
     sim.arm(Fault::answer(Answer::TooManyRequests(7)).on(ApiResource::TokenReviews));
     assert!(matches!(review.token(&token).await, Err(UpstreamError::Throttled { code: 429, .. })));
@@ -147,13 +149,13 @@ async fn failed_review_produces_no_outcome() {
     sim.arm(Fault::hang().on(ApiResource::TokenReviews));
     assert!(matches!(review.token(&token).await, Err(UpstreamError::Timeout { .. })));
     assert_eq!(started.elapsed().as_secs(), limit.as_secs());
-    // One of four is enough, whichever.
-    for armed in 0..4 {
+    // One failed review of the four is enough. Each round arms one fault.
+    for round in 0..4 {
         let reader = named(&user_name(NAMESPACE, "reader"));
         assert_eq!(review.first_denied(&reader).await.unwrap(), None);
         sim.arm(Fault::hang().on(ApiResource::AccessReviews));
         let started = Instant::now();
-        assert!(matches!(review.first_denied(&reader).await, Err(UpstreamError::Timeout { .. })), "{armed}");
+        assert!(matches!(review.first_denied(&reader).await, Err(UpstreamError::Timeout { .. })), "{round}");
         assert_eq!(started.elapsed().as_secs(), limit.as_secs());
     }
     assert_eq!(sim.pending_faults(), 0);
@@ -169,57 +171,59 @@ async fn blank_token_is_unknown_without_a_review() {
     assert_eq!(sim.metrics().count(Verb::Create), 0);
 }
 
-/// An API server of a test's own making: it answers all with this, and keeps what it was asked.
+/// Returns the client of an API server that answers every request with `answer`, and the specs of all requests.
 fn scripted(answer: impl Fn(&Value) -> (u16, Vec<u8>) + Clone + Send + 'static) -> (Client, Arc<Mutex<Vec<Value>>>) {
-    let asked: Arc<Mutex<Vec<Value>>> = Arc::default();
-    let kept = asked.clone();
+    let specs: Arc<Mutex<Vec<Value>>> = Arc::default();
+    let recorded = specs.clone();
     let service = tower::service_fn(move |request: Request<Body>| {
-        let (answer, kept) = (answer.clone(), kept.clone());
+        let (answer, recorded) = (answer.clone(), recorded.clone());
         async move {
             let body = request.into_body().collect().await?.to_bytes();
             let body: Value = serde_json::from_slice(&body)?;
             let (status, bytes) = answer(&body);
-            kept.lock().unwrap().push(body["spec"].clone());
+            recorded.lock().unwrap().push(body["spec"].clone());
             let response = Response::builder().status(StatusCode::from_u16(status)?);
             Ok::<_, tower::BoxError>(response.body(Body::from(bytes))?)
         }
     });
-    (Client::new(service, "default"), asked)
+    (Client::new(service, "default"), specs)
 }
 
 fn reply(status: &Value) -> (u16, Vec<u8>) {
     (201, json!({ "status": status }).to_string().into_bytes())
 }
 
-/// What no API server of ours says, but an authenticator behind one may: nobody comes in for want of a clear yes.
+/// The API servers of these tests do not return these statuses, but a webhook authenticator can. Only a status with all
+/// fields of an approval is accepted.
 #[tokio::test]
 async fn only_an_unambiguous_approval_is_accepted() {
-    let yes = json!({"authenticated": true, "audiences": [AUDIENCE], "user": {"username": "jane", "groups": ["dev"]}});
-    let without = |field: &str, value: Value| {
-        let mut status = yes.clone();
+    let approved =
+        json!({"authenticated": true, "audiences": [AUDIENCE], "user": {"username": "jane", "groups": ["dev"]}});
+    let with = |field: &str, value: Value| {
+        let mut status = approved.clone();
         status[field] = value;
         status
     };
-    let no = [
-        without("authenticated", json!(false)),
-        without("audiences", json!([])),
-        without("audiences", json!(["other"])),
-        without("audiences", json!([format!("{AUDIENCE} ")])),
-        without("user", json!({})),
-        without("user", json!({"username": "", "groups": ["dev"]})),
-        without("user", json!({"username": "system:anonymous", "groups": ["system:unauthenticated"]})),
+    let rejected = [
+        with("authenticated", json!(false)),
+        with("audiences", json!([])),
+        with("audiences", json!(["other"])),
+        with("audiences", json!([format!("{AUDIENCE} ")])),
+        with("user", json!({})),
+        with("user", json!({"username": "", "groups": ["dev"]})),
+        with("user", json!({"username": "system:anonymous", "groups": ["system:unauthenticated"]})),
         json!({"authenticated": true, "user": {"username": "jane"}}),
         json!({"audiences": [AUDIENCE], "user": {"username": "jane"}}),
         json!({}),
     ];
-    for status in no {
+    for status in rejected {
         let (client, _) = scripted(move |_| reply(&status));
         assert_eq!(Reviewer::new(client, config(NAMESPACE)).token("token").await, Ok(None));
     }
-    let (client, asked) = scripted(move |_| reply(&yes));
+    let (client, specs) = scripted(move |_| reply(&approved));
     let jane = Reviewer::new(client, config(NAMESPACE)).token("token").await.unwrap().unwrap();
     assert_eq!((jane.name.as_str(), &jane.groups), ("jane", &vec!["dev".to_owned()]));
-    assert_eq!(*asked.lock().unwrap(), [json!({"token": "token", "audiences": [AUDIENCE]})]);
+    assert_eq!(*specs.lock().unwrap(), [json!({"token": "token", "audiences": [AUDIENCE]})]);
 
     for status in [json!({"allowed": false}), json!({"allowed": true, "denied": true}), json!({})] {
         let (client, _) = scripted(move |_| reply(&status));
@@ -228,35 +232,36 @@ async fn only_an_unambiguous_approval_is_accepted() {
     }
     for unreadable in [&b"token"[..], b"{}", b"{\"status\": null}", b"{\"status\": {\"authenticated\": \"token\"}}"] {
         let (client, _) = scripted(move |_| (201, unreadable.to_vec()));
-        let trouble = Reviewer::new(client, config(NAMESPACE)).token("token").await.unwrap_err();
-        assert!(matches!(trouble, UpstreamError::Decode(_)) && !trouble.to_string().contains("token"), "{trouble}");
+        let error = Reviewer::new(client, config(NAMESPACE)).token("token").await.unwrap_err();
+        assert!(matches!(error, UpstreamError::Decode(_)) && !error.to_string().contains("token"), "{error}");
     }
     let limits = Config { answer_bytes: 1000, ..config(NAMESPACE) };
     let (client, _) = scripted(|_| (201, vec![b' '; 1001]));
     assert!(matches!(Reviewer::new(client, limits).token("token").await, Err(UpstreamError::ConnectionLost(_))));
 }
 
-/// Authorizers other than RBAC may look at all of a user: OpenShift's at a token's scopes.
+/// Authorizers other than RBAC can use all attributes of a user. OpenShift's authorizer uses the scopes of a token.
 #[tokio::test]
 async fn access_reviews_contain_all_user_attributes() {
     let scopes = json!({"scopes.authorization.openshift.io": ["user:info"], "empty": null});
     let info = json!({"username": "jane", "uid": "7", "groups": ["dev"], "extra": scopes});
     let status = json!({"authenticated": true, "audiences": [AUDIENCE], "user": info, "allowed": true});
-    let (client, asked) = scripted(move |_| reply(&status));
+    let (client, specs) = scripted(move |_| reply(&status));
     let review = Reviewer::new(client, config(NAMESPACE));
     let jane = review.token("token").await.unwrap().unwrap();
     assert_eq!(review.first_denied(&jane).await, Ok(None));
-    let mut asked = asked.lock().unwrap().split_off(1);
+    // The first request is the TokenReview.
+    let mut specs = specs.lock().unwrap().split_off(1);
     let resource = |spec: &mut Value| spec["resourceAttributes"].take();
-    let attributes: Vec<_> = asked.iter_mut().map(resource).collect();
-    let wanted = |verb: &str, group: &str, resource: &str| json!({"namespace": NAMESPACE, "verb": verb, "group": group, "resource": resource});
+    let attributes: Vec<_> = specs.iter_mut().map(resource).collect();
+    let attribute = |verb: &str, group: &str, resource: &str| json!({"namespace": NAMESPACE, "verb": verb, "group": group, "resource": resource});
     let claims = ("boilerhouse.dev", "boilerhouseclaims");
     let expected =
         [("list", "", "pods"), ("watch", "", "pods"), ("list", claims.0, claims.1), ("watch", claims.0, claims.1)];
-    assert_eq!(attributes, expected.map(|(verb, group, resource)| wanted(verb, group, resource)));
+    assert_eq!(attributes, expected.map(|(verb, group, resource)| attribute(verb, group, resource)));
     let extra = json!({"scopes.authorization.openshift.io": ["user:info"], "empty": []});
-    let whom = json!({"user": "jane", "uid": "7", "groups": ["dev"], "extra": extra, "resourceAttributes": null});
-    assert_eq!(asked, [whom.clone(), whom.clone(), whom.clone(), whom]);
+    let user = json!({"user": "jane", "uid": "7", "groups": ["dev"], "extra": extra, "resourceAttributes": null});
+    assert_eq!(specs, [user.clone(), user.clone(), user.clone(), user]);
 }
 
 #[derive(Clone, Default)]
@@ -287,27 +292,27 @@ impl<'a> MakeWriter<'a> for Log {
     }
 }
 
-/// Whatever is answered, and at every level: the log, the error and `Debug` say nothing of a token. The log tells of a
-/// change once, whatever the other question comes to.
+/// The log at every level, the errors and the `Debug` output contain no token, even if the response contains it. The
+/// log has one line when TokenReviews start to fail, although access reviews succeed meanwhile.
 #[tokio::test]
 async fn review_errors_and_logs_contain_no_token() {
     const CANARY: &str = "eyJhbGciOiJFUzI1NiJ9.canary.canary-of-a-token";
     let log = Log::default();
     let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(log.clone()).finish();
     let _guard = tracing::subscriber::set_default(subscriber);
-    let repeats = |code: u16| {
+    let echo_token = |code: u16| {
         let message = format!("{}{CANARY} is refused", "x".repeat(280));
         (code, json!({"kind": "Status", "message": message, "code": code}).to_string().into_bytes())
     };
     let (client, _) = scripted(move |body| match body["kind"].as_str() {
-        Some("TokenReview") => repeats(500),
+        Some("TokenReview") => echo_token(500),
         _ => reply(&json!({"allowed": true})),
     });
     let review = Reviewer::new(client, config(NAMESPACE));
     for _ in 0..3 {
-        let trouble = review.token(CANARY).await.unwrap_err();
-        let received = format!("{trouble} {trouble:?} {review:?}");
-        assert!(received.contains("[token]") && !received.contains("canary"), "{received}");
+        let error = review.token(CANARY).await.unwrap_err();
+        let printed = format!("{error} {error:?} {review:?}");
+        assert!(printed.contains("[token]") && !printed.contains("canary"), "{printed}");
         assert_eq!(review.first_denied(&named("jane")).await, Ok(None));
     }
     let sim = sim();
@@ -321,7 +326,7 @@ async fn review_errors_and_logs_contain_no_token() {
     assert!(!format!("{sim:?}").contains("canary"));
 }
 
-/// A real connection, where there is more that could tell.
+/// On a real connection, the HTTP and TLS libraries log too.
 #[tokio::test]
 async fn real_connection_logs_contain_no_token() {
     let log = Log::default();
@@ -338,7 +343,7 @@ async fn real_connection_logs_contain_no_token() {
     assert_eq!(review.first_denied(&reader).await.unwrap().as_deref(), Some("list pods"));
     assert_eq!(review.token("canary-of-a-token").await.unwrap(), None);
     let text = log.text().split_off(before);
-    assert!(text.contains("TRACE"), "the log is there: {text}");
+    assert!(text.contains("TRACE"), "expected lines of level TRACE: {text}");
     let payload = token.split('.').nth(1).unwrap();
     assert!(!text.contains("canary") && !text.contains(payload), "{text}");
 }

@@ -1,8 +1,10 @@
-//! Every promise of `/ws` (docs/protocol.md#boilerhouse-stream), one function each, on the real API server and on the simulator.
+//! The contract of `/ws` (docs/protocol.md#boilerhouse-stream), on the real API server and on the simulator.
 //!
-//! A promise is driven once, and bridges of every kind listen to the same changes: each must tell exactly what the
-//! promise says. The two resources are watched apart, so order is promised, and held, within each of them only; in the
-//! burst it is one order.
+//! Owns the list of rules; each rule is one function.
+//!
+//! Guarantees: a rule makes its changes once, and clients of bridges in every watch mode receive the same changes. Each
+//! client must receive exactly the expected messages. The two resources are watched separately, so the order is
+//! defined, and checked, within each resource only. The messages of the current state at the start have one order.
 
 mod connection;
 mod events;
@@ -12,15 +14,15 @@ use futures::future::BoxFuture;
 
 use crate::support::{cluster::Cluster, ws_matrix::WsMatrix};
 
-/// A promise, on a stage with an empty namespace.
-type Promise = for<'a> fn(WsMatrix<'a>) -> BoxFuture<'a, ()>;
+/// A rule of the contract. It gets a fixture with an empty namespace.
+type Rule = for<'a> fn(WsMatrix<'a>) -> BoxFuture<'a, ()>;
 
-macro_rules! promises {
+macro_rules! rules {
     ($($file:ident::$name:ident),* $(,)?) => { &[$((stringify!($name), |matrix| Box::pin($file::$name(matrix)))),*] };
 }
 
-/// Every promise by its name.
-const PROMISES: &[(&str, Promise)] = promises![
+/// The rules by name.
+const RULES: &[(&str, Rule)] = rules![
     events::current_state_is_sent_first,
     events::snapshot_none_sends_no_state,
     events::every_transition_is_sent_once,
@@ -39,22 +41,22 @@ const PROMISES: &[(&str, Promise)] = promises![
 #[tokio::test]
 async fn ws_contract_holds_on_the_simulator() {
     let mut cluster = Cluster::simulated().await;
-    for (name, promise) in PROMISES {
+    for (name, rule) in RULES {
         println!("{name}");
-        check_promise(&mut cluster, promise).await;
+        check_rule(&mut cluster, rule).await;
     }
 }
 
 #[tokio::test]
 async fn ws_contract_holds_on_the_real_api_server() {
     let mut cluster = Cluster::real().await;
-    for (name, promise) in PROMISES {
+    for (name, rule) in RULES {
         println!("{name}");
-        check_promise(&mut cluster, promise).await;
+        check_rule(&mut cluster, rule).await;
     }
 }
 
-async fn check_promise(cluster: &mut Cluster, promise: &Promise) {
+async fn check_rule(cluster: &mut Cluster, rule: &Rule) {
     cluster.new_namespace().await;
-    promise(WsMatrix::new(cluster)).await;
+    rule(WsMatrix::new(cluster)).await;
 }

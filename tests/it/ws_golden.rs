@@ -1,12 +1,14 @@
-//! `/ws` to the letter (docs/protocol.md#boilerhouse-stream), on the real API server, driven by kubectl.
+//! The messages of `/ws` byte for byte (docs/protocol.md#boilerhouse-stream). kubectl makes the changes on the real API
+//! server.
 
 use std::fmt::Write as _;
 
+use boilerhouse_bridge::test_support::{ClaimBuilder, PodBuilder};
 use serde_json::{Value, json};
 
 use crate::support::{bridge_process::BridgeProcess, control_plane::ControlPlane, golden, http_client::WsClient};
 
-/// One namespace of the shared control plane, spoken to with kubectl.
+/// One namespace of the shared control plane. All changes are made with kubectl.
 struct Cluster {
     plane: &'static ControlPlane,
     namespace: String,
@@ -24,11 +26,10 @@ impl Cluster {
         self.plane.kubectl(&all, stdin).await.unwrap();
     }
 
+    /// Creates a Pod with exactly these labels, so that it is managed only if they say so.
     async fn create_pod(&self, name: &str, labels: Value) {
-        let pod = json!({
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels},
-            "spec": {"containers": [{"name": "main", "image": "none"}]},
-        });
+        let mut pod = PodBuilder::new(name).json();
+        pod["metadata"]["labels"] = labels;
         self.kubectl("create -f -", &pod.to_string()).await;
     }
 
@@ -38,10 +39,7 @@ impl Cluster {
     }
 
     async fn create_claim(&self, name: &str, tenant: &str) {
-        let claim = json!({
-            "apiVersion": "boilerhouse.dev/v1alpha1", "kind": "BoilerhouseClaim", "metadata": {"name": name},
-            "spec": {"tenantId": tenant, "workloadRef": "web"},
-        });
+        let claim = ClaimBuilder::new(name).tenant(tenant).json();
         self.kubectl("create -f -", &claim.to_string()).await;
     }
 
@@ -50,31 +48,39 @@ impl Cluster {
         self.kubectl(&format!("patch bhc {name} --subresource=status --type=merge -p {status}"), "").await;
     }
 
-    /// A pod that only marks a place in the stream: everything before it has been told once it is seen.
+    /// Creates a Pod that marks a position in the stream. A client that has received its event has received all earlier
+    /// events of Pods.
     async fn mark(&self, name: &str) {
         self.create_pod(name, json!({"boilerhouse.dev/managed": "true"})).await;
     }
 }
 
-/// Makes the mark and writes down everything up to it, under a heading. Pods and claims are watched apart, and nobody
-/// promises an order between them: where claims have changed, the last event of theirs is awaited before the mark is made.
-async fn record(text: &mut String, listener: &mut WsClient, heading: &str, of_claims: &str, mark: (&Cluster, &str)) {
+/// Creates a mark and appends all messages up to it, under a heading. Pods and claims are watched separately, and the
+/// order between them is undefined. If claims have changed, `last_claim_event` is the type of their last event, which
+/// must arrive before the mark is created.
+async fn record(
+    text: &mut String,
+    listener: &mut WsClient,
+    heading: &str,
+    last_claim_event: &str,
+    mark: (&Cluster, &str),
+) {
     writeln!(text, "# {heading}").unwrap();
     let (cluster, name) = mark;
     let mut messages = Vec::new();
-    if !of_claims.is_empty() {
-        messages = listener.until(|event| event["type"] == of_claims).await;
+    if !last_claim_event.is_empty() {
+        messages = listener.until(|event| event["type"] == last_claim_event).await;
     }
     cluster.mark(name).await;
     messages.extend(up_to(listener, name).await);
-    write_down(text, &messages);
+    append(text, &messages);
 }
 
 async fn up_to(listener: &mut WsClient, mark: &str) -> Vec<String> {
     listener.until(|event| event["name"] == mark).await
 }
 
-fn write_down(text: &mut String, messages: &[String]) {
+fn append(text: &mut String, messages: &[String]) {
     for message in messages {
         writeln!(text, "{message}").unwrap();
     }
@@ -97,7 +103,7 @@ async fn every_message_matches_the_golden_file() {
     cluster.create_pod("pod-a", managed(warming.clone())).await;
     cluster.pod_phase("pod-a", "Running").await;
     cluster.kubectl("label pod pod-a --overwrite boilerhouse.dev/pool-status=ready", "").await;
-    cluster.kubectl("label pod pod-a colour=blue", "").await;
+    cluster.kubectl("label pod pod-a color=blue", "").await;
     cluster
         .kubectl("label pod pod-a --overwrite boilerhouse.dev/pool-status=acquired boilerhouse.dev/tenant=alice", "")
         .await;
@@ -150,7 +156,7 @@ async fn every_message_matches_the_golden_file() {
     )
     .await;
 
-    cluster.create_pod("stranger", json!({"app": "else"})).await;
+    cluster.create_pod("unmanaged", json!({"app": "else"})).await;
     cluster.create_pod("false", json!({"boilerhouse.dev/managed": "false"})).await;
     other.create_pod("elsewhere", managed(json!({"boilerhouse.dev/pool-status": "ready"}))).await;
     other.create_claim("elsewhere", "mallory").await;
@@ -164,13 +170,13 @@ async fn every_message_matches_the_golden_file() {
     for (listener, heading) in [(&mut late, "at connect: the current state"), (&mut none, "at connect, snapshot=none")]
     {
         writeln!(text, "# {heading}").unwrap();
-        write_down(&mut text, &up_to(listener, "mark-7").await);
+        append(&mut text, &up_to(listener, "mark-7").await);
     }
     writeln!(text, "# types=tenant,pool.instance.ready").unwrap();
     cluster.claim_status("claim-a", json!({"phase": "Released"})).await;
     let released = |event: &Value| event["type"] == "tenant.released";
-    write_down(&mut text, &some.until(released).await);
-    // Since the last mark that it was held to there has been nothing else: of no claim elsewhere, either.
+    append(&mut text, &some.until(released).await);
+    // The first client has received nothing else since its last mark, also no event of a claim in the other namespace.
     let rest = [up_to(&mut listener, "mark-7").await, listener.until(released).await];
     assert!(rest.iter().all(|messages| messages.len() == 1), "{rest:?}");
     golden::check("ws.txt", &text);

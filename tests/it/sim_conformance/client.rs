@@ -1,7 +1,10 @@
-//! Raw requests, raw watches, and the smallest objects that a real API server takes.
+//! A raw client of the Kubernetes API: requests, watches line by line, and objects with exactly the given fields.
+//!
+//! Guarantees: every wait has a bound.
 
 use std::time::Duration;
 
+use boilerhouse_bridge::test_support::{ClaimBuilder, PodBuilder};
 use http::{Method, Request, StatusCode, header};
 use http_body_util::BodyExt;
 use kube::Client;
@@ -9,67 +12,63 @@ use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
-/// How long a line may take that must come.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How long nothing must come to be called silence.
-const SILENCE: Duration = Duration::from_secs(2);
+/// How long an expected line, response or end may take, on a busy machine.
+const LINE_BOUND: Duration = Duration::from_secs(30);
 
-/// Waits until claims can be watched: a restarted API server is ready a little before its caches are, and then answers
-/// 429, "storage is (re)initializing".
+/// Waits until claims can be watched. A restarted API server is ready shortly before its caches. Until they are ready,
+/// it answers 429 "storage is (re)initializing".
 pub(super) async fn watchable(client: &Client) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + LINE_BOUND;
     let path = "/apis/boilerhouse.dev/v1alpha1/boilerhouseclaims?watch=1&timeoutSeconds=1";
     while get(client, path).await.0 != StatusCode::OK {
-        assert!(Instant::now() < end, "claims cannot be watched");
+        assert!(Instant::now() < end, "claims cannot be watched in time");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
-/// A raw watch, line by line.
+/// A watch as its raw lines.
 pub(super) struct Lines {
     body: Body,
-    rest: Vec<u8>,
+    unread: Vec<u8>,
 }
 
 impl Lines {
+    /// Starts a watch.
     pub(super) async fn open(client: &Client, path: &str) -> Self {
         let request = Request::get(path).body(Body::empty()).unwrap();
-        let response = timeout(PATIENCE, client.send(request)).await.expect("a watch answers at once").unwrap();
+        let response =
+            timeout(LINE_BOUND, client.send(request)).await.expect("the watch does not start in time").unwrap();
         assert_eq!(response.status(), StatusCode::OK, "{path}");
-        Self { body: response.into_body(), rest: Vec::new() }
+        Self { body: response.into_body(), unread: Vec::new() }
     }
 
-    /// The next line, or `None` at the end.
+    /// Returns the next line, or `None` at the end of the watch. It has no bound.
     pub(super) async fn read(&mut self) -> Option<Value> {
         loop {
-            if let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.rest.drain(..=end).collect();
+            if let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.unread.drain(..=end).collect();
                 return Some(serde_json::from_slice(&line).unwrap());
             }
             let frame = self.body.frame().await?.unwrap();
-            self.rest.extend_from_slice(&frame.into_data().unwrap());
+            self.unread.extend_from_slice(&frame.into_data().unwrap());
         }
     }
 
+    /// Returns the next line.
     pub(super) async fn next(&mut self) -> Value {
-        timeout(PATIENCE, self.read()).await.expect("a line in time").expect("a line, not the end")
+        timeout(LINE_BOUND, self.read())
+            .await
+            .expect("no line arrives in time")
+            .expect("expected a line, found the end")
     }
 
-    pub(super) async fn silent(&mut self) {
-        if let Ok(line) = timeout(SILENCE, self.read()).await {
-            panic!("silence, not {line:?}");
-        }
-    }
-
+    /// Expects the end of the watch, and no line before it.
     pub(super) async fn end(&mut self) {
-        self.end_within(PATIENCE).await;
-    }
-
-    pub(super) async fn end_within(&mut self, bound: Duration) {
-        assert_eq!(timeout(bound, self.read()).await.expect("the end in time"), None);
+        assert_eq!(timeout(LINE_BOUND, self.read()).await.expect("the watch does not end in time"), None);
     }
 }
 
+/// Sends a request. Returns the status and the body, as JSON or else as a string.
 pub(super) async fn call(client: &Client, method: Method, path: &str, body: Option<&Value>) -> (StatusCode, Value) {
     let kind = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
     let body = body.map(|body| serde_json::to_vec(body).unwrap()).unwrap_or_default();
@@ -93,6 +92,7 @@ pub(super) async fn patch(client: &Client, path: &str, body: &Value) -> (StatusC
     call(client, Method::PATCH, path, Some(body)).await
 }
 
+/// Sends a merge patch and returns the patched object.
 pub(super) async fn patched(client: &Client, path: &str, body: &Value) -> Value {
     let (code, object) = patch(client, path, body).await;
     assert_eq!(code, StatusCode::OK, "{object}");
@@ -105,26 +105,30 @@ pub(super) async fn create_pod(client: &Client, ns: &str, name: &str, labels: Va
     object
 }
 
+/// Creates a claim of the tenant `alice`. The request has a status, which the API server drops.
 pub(super) async fn create_claim(client: &Client, ns: &str, name: &str) -> Value {
-    let body = json!({
-        "metadata": {"name": name}, "spec": {"tenantId": "alice", "workloadRef": "web"}, "status": {"phase": "Active"},
-    });
-    let (code, object) = post(client, &claims(ns, ""), typed(body)).await;
+    let claim = ClaimBuilder::new(name).phase("Active").json();
+    let (code, object) = post(client, &claims(ns, ""), claim).await;
     assert_eq!(code, StatusCode::CREATED, "{object}");
     object
 }
 
+/// Returns a Pod with exactly these labels, which is not managed unless they say so. It has a status, which the API
+/// server replaces at creation.
 pub(super) fn pod(name: &str, labels: &Value) -> Value {
-    let spec = json!({"containers": [{"name": "main", "image": "example.invalid/none"}]});
-    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels}, "spec": spec})
+    let mut pod = PodBuilder::new(name).json();
+    pod["metadata"]["labels"] = labels.clone();
+    pod
 }
 
+/// Adds the type of a claim. The argument may be invalid, which no builder produces.
 pub(super) fn typed(mut claim: Value) -> Value {
     claim["apiVersion"] = json!("boilerhouse.dev/v1alpha1");
     claim["kind"] = json!("BoilerhouseClaim");
     claim
 }
 
+/// Removes the type, as items of a Pod list have none.
 pub(super) fn untype(object: &mut Value) {
     let fields = object.as_object_mut().unwrap();
     fields.remove("kind");
@@ -139,7 +143,7 @@ pub(super) fn claims(ns: &str, rest: &str) -> String {
     format!("/apis/boilerhouse.dev/v1alpha1/namespaces/{ns}/boilerhouseclaims{rest}")
 }
 
-/// The query of a watch from where an object was written; it ends by itself should a test forget it.
+/// Returns the query of a watch that starts after the version of an object. It ends after 30 s at the latest.
 pub(super) fn from(object: &Value) -> String {
     format!("?watch=1&timeoutSeconds=30&resourceVersion={}", version(object))
 }

@@ -1,4 +1,4 @@
-//! What a list shows: the present, the past, a part.
+//! Behaviors of lists: order, selectors, pages, and exact, past and future versions.
 
 use std::time::Duration;
 
@@ -16,10 +16,10 @@ pub(super) async fn pod_list_items_have_no_kind(client: &Client, ns: &str) {
     create_claim(client, ns, "a").await;
     let (_, list) = get(client, &pods(ns, "")).await;
     assert_eq!((list["kind"].as_str(), list["apiVersion"].as_str()), (Some("PodList"), Some("v1")));
-    assert_eq!(names(&list), ["a", "b"], "by name");
+    assert_eq!(names(&list), ["a", "b"], "expected the items sorted by name");
     assert_eq!((list["items"][0].get("kind"), list["items"][0].get("apiVersion")), (None, None));
     let newest = list["items"].as_array().unwrap().iter().map(version).max();
-    assert!(version(&list) >= newest.unwrap(), "a list is as new as what it holds");
+    assert!(version(&list) >= newest.unwrap(), "expected the version of the list to be at least that of its items");
     let (_, list) = get(client, &claims(ns, "")).await;
     assert_eq!(list["kind"], "BoilerhouseClaimList");
     assert_eq!(list["items"][0]["kind"], "BoilerhouseClaim");
@@ -68,14 +68,14 @@ pub(super) async fn pages_of_a_list_share_one_revision(client: &Client, ns: &str
     let page =
         |list: &Value| pods(ns, &format!("?limit=2&continue={}", list["metadata"]["continue"].as_str().unwrap()));
     let (_, second) = get(client, &page(&first)).await;
-    assert_eq!(names(&second), ["c", "d"], "what happened since the first page is not in the second");
+    assert_eq!(names(&second), ["c", "d"], "expected no change after the first page in the second page");
     assert_eq!(version(&second), version(&first));
     let (_, third) = get(client, &page(&second)).await;
     assert_eq!(names(&third), ["e"]);
     assert_eq!(third["metadata"].get("continue"), None);
     assert_eq!(third["metadata"].get("remainingItemCount"), None);
-    let (_, labelled) = get(client, &pods(ns, "?limit=1&labelSelector=!x")).await;
-    assert_eq!(labelled["metadata"].get("remainingItemCount"), None, "not counted under a selector");
+    let (_, selected) = get(client, &pods(ns, "?limit=1&labelSelector=!x")).await;
+    assert_eq!(selected["metadata"].get("remainingItemCount"), None, "expected no count with a selector");
     let (code, _) = get(client, &pods(ns, "?limit=1&continue=nonsense")).await;
     assert_eq!(code, StatusCode::BAD_REQUEST);
 }
@@ -85,7 +85,7 @@ pub(super) async fn past_versions_can_be_listed(client: &Client, ns: &str) {
     let b = create_pod(client, ns, "b", json!({})).await;
     patched(client, &pods(ns, "/a"), &json!({"metadata": {"labels": {"v": "2"}}})).await;
     call(client, Method::DELETE, &pods(ns, "/b"), None).await;
-    let exact = |at: u64| pods(ns, &format!("?resourceVersion={at}&resourceVersionMatch=Exact"));
+    let exact = |version: u64| pods(ns, &format!("?resourceVersion={version}&resourceVersionMatch=Exact"));
     let (_, list) = get(client, &exact(version(&a))).await;
     assert_eq!((names(&list), version(&list)), (vec!["a"], version(&a)));
     let (_, list) = get(client, &exact(version(&b))).await;
@@ -97,26 +97,26 @@ pub(super) async fn past_versions_can_be_listed(client: &Client, ns: &str) {
             untype(&mut old);
             old
         },
-        "as it was, not as it is"
+        "expected the past state of the object"
     );
     let old = pods(ns, &format!("?resourceVersion={}&limit=1", version(&b)));
     let (_, list) = get(client, &old).await;
-    assert_eq!((names(&list), version(&list)), (vec!["a"], version(&b)), "a limit makes a version exact");
+    assert_eq!((names(&list), version(&list)), (vec!["a"], version(&b)), "expected a limit to make the version exact");
     let (_, list) = get(client, &pods(ns, &format!("?resourceVersion={}", version(&b)))).await;
-    assert_eq!(names(&list), ["a"], "at least that version is the newest");
+    assert_eq!(names(&list), ["a"], "expected the newest state, which is at least that version");
     assert!(version(&list) > version(&b));
 }
 
 pub(super) async fn list_at_a_future_version_times_out(client: &Client, ns: &str) {
     let (_, list) = get(client, &pods(ns, "")).await;
-    for how in ["", "&resourceVersionMatch=NotOlderThan", "&resourceVersionMatch=Exact"] {
+    for matching in ["", "&resourceVersionMatch=NotOlderThan", "&resourceVersionMatch=Exact"] {
         let started = Instant::now();
-        let future = pods(ns, &format!("?resourceVersion={}{how}", version(&list) + 1_000_000));
+        let future = pods(ns, &format!("?resourceVersion={}{matching}", version(&list) + 1_000_000));
         let (code, status) = get(client, &future).await;
-        assert_eq!((code, &status["reason"]), (StatusCode::GATEWAY_TIMEOUT, &json!("Timeout")), "{how} {status}");
+        assert_eq!((code, &status["reason"]), (StatusCode::GATEWAY_TIMEOUT, &json!("Timeout")), "{matching} {status}");
         assert_eq!(status["details"]["causes"][0]["reason"], "ResourceVersionTooLarge");
         let waited = started.elapsed();
-        assert!(waited >= Duration::from_millis(2900), "{how}: it waits for about 3 s, not {waited:?}");
+        assert!(waited >= Duration::from_millis(2900), "{matching}: expected a wait of about 3 s, found {waited:?}");
     }
 }
 

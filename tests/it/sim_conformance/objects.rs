@@ -1,4 +1,4 @@
-//! How objects are born, written and deleted.
+//! Behaviors of objects: creation, writes and deletion.
 
 use http::{Method, StatusCode};
 use kube::Client;
@@ -16,14 +16,14 @@ pub(super) async fn created_objects_have_identity(client: &Client, ns: &str) {
     assert!(created.len() == 20 && created.ends_with('Z'), "{created}");
     assert_eq!(pod["status"]["phase"], "Pending");
     let claim = create_claim(client, ns, "a").await;
-    assert_eq!(claim.get("status"), None, "status is not taken at creation");
+    assert_eq!(claim.get("status"), None, "expected no status after the creation");
     assert!(version(&claim) > version(&pod));
     assert_ne!(claim["metadata"]["uid"], pod["metadata"]["uid"]);
-    let (code, home) = get(client, &format!("/api/v1/namespaces/{ns}")).await;
-    assert_eq!((code, home["kind"].as_str()), (StatusCode::OK, Some("Namespace")));
-    assert_eq!(home["metadata"]["uid"].as_str().unwrap().len(), 36);
-    let (_, again) = get(client, &pods(ns, "/a")).await;
-    assert_eq!(again["metadata"]["uid"], pod["metadata"]["uid"]);
+    let (code, namespace) = get(client, &format!("/api/v1/namespaces/{ns}")).await;
+    assert_eq!((code, namespace["kind"].as_str()), (StatusCode::OK, Some("Namespace")));
+    assert_eq!(namespace["metadata"]["uid"].as_str().unwrap().len(), 36);
+    let (_, read) = get(client, &pods(ns, "/a")).await;
+    assert_eq!(read["metadata"]["uid"], pod["metadata"]["uid"]);
 }
 
 pub(super) async fn errors_are_status_objects(client: &Client, ns: &str) {
@@ -47,7 +47,7 @@ pub(super) async fn errors_are_status_objects(client: &Client, ns: &str) {
     let details = json!({"name": "none", "group": "boilerhouse.dev", "kind": "boilerhouseclaims"});
     assert_eq!(status["details"], details);
     let (code, text) = get(client, "/apis/boilerhouse.dev/v1alpha1/nothing").await;
-    assert_eq!((code, text.as_str()), (StatusCode::NOT_FOUND, Some("404 page not found\n")), "no Status");
+    assert_eq!((code, text.as_str()), (StatusCode::NOT_FOUND, Some("404 page not found\n")), "expected plain text");
     let (code, _) = call(client, Method::POST, &pods(ns, "/a"), None).await;
     assert_eq!(code, StatusCode::METHOD_NOT_ALLOWED);
 }
@@ -58,12 +58,12 @@ pub(super) async fn every_write_increases_the_version(client: &Client, ns: &str)
     let second = patched(client, &pods(ns, "/a"), &patch).await;
     assert!(version(&second) > version(&first));
     assert_eq!(second["metadata"]["labels"], json!({"app": "web", "new": "yes"}));
-    assert_eq!(second["metadata"]["generation"], 1, "labels are not spec");
+    assert_eq!(second["metadata"]["generation"], 1, "expected a change of labels to keep the generation");
     let third = patched(client, &pods(ns, "/a"), &patch).await;
-    assert_eq!(version(&third), version(&second), "what changes nothing writes nothing");
+    assert_eq!(version(&third), version(&second), "expected no write if nothing changes");
     let claim = create_claim(client, ns, "a").await;
     let changed = patched(client, &claims(ns, "/a"), &json!({"spec": {"resume": true}})).await;
-    assert_eq!(changed["metadata"]["generation"], 2, "spec raises the generation");
+    assert_eq!(changed["metadata"]["generation"], 2, "expected a change of the spec to raise the generation");
     assert!(version(&changed) > version(&claim));
 }
 
@@ -95,13 +95,13 @@ pub(super) async fn status_is_a_separate_subresource(client: &Client, ns: &str) 
     create_claim(client, ns, "a").await;
     let ignored = patched(client, &claims(ns, "/a"), &json!({"status": {"phase": "Active"}})).await;
     assert_eq!(ignored.get("status"), None);
-    let sneaky =
+    let with_other_fields =
         json!({"status": {"phase": "Active"}, "spec": {"tenantId": "eve"}, "metadata": {"labels": {"x": "y"}}});
-    let active = patched(client, &claims(ns, "/a/status"), &sneaky).await;
+    let active = patched(client, &claims(ns, "/a/status"), &with_other_fields).await;
     assert_eq!(active["status"], json!({"phase": "Active"}));
     assert_eq!(active["spec"]["tenantId"], "alice");
     assert_eq!(active["metadata"].get("labels"), None);
-    assert_eq!(active["metadata"]["generation"], 1, "status does not raise the generation");
+    assert_eq!(active["metadata"]["generation"], 1, "expected a change of the status to keep the generation");
 }
 
 pub(super) async fn claims_are_validated_against_their_schema(client: &Client, ns: &str) {
@@ -128,10 +128,13 @@ pub(super) async fn claim_is_deleted_immediately(client: &Client, ns: &str) {
     let deleted = watch.next().await;
     assert_eq!(deleted["type"], "DELETED");
     assert_eq!(deleted["object"]["metadata"]["uid"], first["metadata"]["uid"]);
-    assert!(version(&deleted["object"]) > version(&first), "the version of the deletion, not of the object");
+    assert!(
+        version(&deleted["object"]) > version(&first),
+        "expected the version of the deletion, which is newer than that of the object"
+    );
     let added = watch.next().await;
     assert_eq!((&added["type"], &added["object"]), (&json!("ADDED"), &second));
-    assert_ne!(second["metadata"]["uid"], first["metadata"]["uid"], "two lives under one name");
+    assert_ne!(second["metadata"]["uid"], first["metadata"]["uid"], "expected a new uid under the same name");
 }
 
 pub(super) async fn running_pod_is_deleted_in_two_steps(client: &Client, ns: &str) {
@@ -139,20 +142,22 @@ pub(super) async fn running_pod_is_deleted_in_two_steps(client: &Client, ns: &st
     body["spec"]["nodeName"] = json!("node-1");
     let (_, first) = post(client, &pods(ns, ""), body).await;
     let mut watch = Lines::open(client, &pods(ns, &from(&first))).await;
-    let (code, dying) = call(client, Method::DELETE, &pods(ns, "/a"), None).await;
-    assert_eq!((code, &dying["kind"]), (StatusCode::OK, &json!("Pod")));
-    assert_eq!(dying["metadata"]["deletionGracePeriodSeconds"], 30);
+    let (code, terminating) = call(client, Method::DELETE, &pods(ns, "/a"), None).await;
+    assert_eq!((code, &terminating["kind"]), (StatusCode::OK, &json!("Pod")));
+    assert_eq!(terminating["metadata"]["deletionGracePeriodSeconds"], 30);
     let modified = watch.next().await;
     assert_eq!(modified["type"], "MODIFIED");
     assert!(modified["object"]["metadata"]["deletionTimestamp"].is_string());
-    watch.silent().await;
+    // The Pod still exists: the next event is the next write.
+    let labeled = patched(client, &pods(ns, "/a"), &json!({"metadata": {"labels": {"x": "1"}}})).await;
+    assert_eq!(watch.next().await, json!({"type": "MODIFIED", "object": labeled}));
     call(client, Method::DELETE, &pods(ns, "/a"), Some(&json!({"gracePeriodSeconds": 0}))).await;
-    let hurried = watch.next().await;
-    assert_eq!(hurried["type"], "MODIFIED");
-    assert_eq!(hurried["object"]["metadata"]["deletionGracePeriodSeconds"], 0);
+    let shortened = watch.next().await;
+    assert_eq!(shortened["type"], "MODIFIED");
+    assert_eq!(shortened["object"]["metadata"]["deletionGracePeriodSeconds"], 0);
     let deleted = watch.next().await;
     assert_eq!(deleted["type"], "DELETED");
-    assert!(version(&deleted["object"]) > version(&hurried["object"]));
+    assert!(version(&deleted["object"]) > version(&shortened["object"]));
 }
 
 pub(super) async fn unscheduled_pod_is_deleted_immediately(client: &Client, ns: &str) {

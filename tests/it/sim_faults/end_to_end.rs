@@ -1,4 +1,5 @@
-//! Whole lives: a kube-runtime watcher through every fault, a scenario watched, the API over a listener.
+//! End-to-end tests of the simulated API: a kube-runtime watcher during every fault, a watch of a complete scenario,
+//! and the API over TCP.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -13,18 +14,20 @@ use kube::runtime::watcher;
 use kube::{Client, Config, ResourceExt};
 use tokio::time::{Instant, timeout};
 
-use super::{NAMESPACE, PATIENCE, add, label, next, next_event, pods, sim, watch};
+use super::{NAMESPACE, add, label, next, next_event, pods, sim, watch};
+use crate::support::http_client::TEST_TIMEOUT;
 
-/// What a kube-runtime watcher leads to: the names that are there.
+/// Waits until the names that a watcher has collected are those of the store.
 async fn settle(sim: &Sim, names: &Arc<Mutex<Vec<String>>>) {
     let end = Instant::now() + Duration::from_secs(300);
     loop {
         let pods = sim.store(|store| store.list(ApiResource::Pods, None));
-        let truth: Vec<String> = pods.iter().map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned()).collect();
-        if *names.lock().unwrap() == truth {
+        let expected: Vec<String> =
+            pods.iter().map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned()).collect();
+        if *names.lock().unwrap() == expected {
             return;
         }
-        assert!(Instant::now() < end, "{:?} never became {truth:?}", names.lock().unwrap());
+        assert!(Instant::now() < end, "expected {expected:?}, found {:?}", names.lock().unwrap());
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
@@ -37,7 +40,7 @@ async fn kube_runtime_watcher_survives_every_fault() {
         let mut events = watcher::watcher(pods(&sim), watcher::Config::default().timeout(20)).boxed();
         let mut listed = Vec::new();
         loop {
-            // Without a backoff an error is tried again at once; a second keeps the paused clock moving.
+            // The watcher has no backoff and retries an error at once. The sleep moves the paused clock.
             let Some(Ok(event)) = events.next().await else {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 continue;
@@ -54,7 +57,7 @@ async fn kube_runtime_watcher_survives_every_fault() {
             names.sort();
         }
     };
-    let meddle = async {
+    let inject = async {
         for round in 0..20_u32 {
             sim.store(|store| add(store, &format!("pod-{round:02}")));
             match round % 5 {
@@ -71,7 +74,7 @@ async fn kube_runtime_watcher_survives_every_fault() {
     };
     tokio::select! {
         () = follow => {}
-        () = meddle => {}
+        () = inject => {}
     }
 }
 
@@ -83,7 +86,7 @@ async fn watch_delivers_a_complete_scenario() {
     let pods = pods(&sim);
     let events = pods.watch(&params, &from.to_string()).await.unwrap();
     let version = |pod: Pod| pod.metadata.resource_version.unwrap().parse::<u64>().unwrap();
-    let seen = events.map_ok(|event| match event {
+    let versions = events.map_ok(|event| match event {
         WatchEvent::Added(pod) | WatchEvent::Modified(pod) | WatchEvent::Deleted(pod) => Some(version(pod)),
         WatchEvent::Bookmark(_) => None,
         WatchEvent::Error(status) => panic!("{status}"),
@@ -91,14 +94,18 @@ async fn watch_delivers_a_complete_scenario() {
     let mut scenario = Scenario::new(3, ScenarioConfig::default());
     sim.store(|store| scenario.populate(store));
     let stop = tokio::time::sleep(Duration::from_secs(119));
-    let (seen, ()) = tokio::join!(seen.try_collect::<Vec<_>>(), scenario.run(&sim, 10.0, stop));
-    let truth = sim.store(|store| {
+    let (received, ()) = tokio::join!(versions.try_collect::<Vec<_>>(), scenario.run(&sim, 10.0, stop));
+    let expected = sim.store(|store| {
         let changes = store.history().iter().filter(|change| change.resource == ApiResource::Pods);
         changes.map(|change| change.revision).collect::<Vec<_>>()
     });
-    let seen: Vec<u64> = seen.unwrap().into_iter().flatten().collect();
-    assert!(seen.len() > 500 && seen.ends_with(&truth), "{} seen, {} true", seen.len(), truth.len());
-    assert!(sim.store(|store| store.history().len()) < 2000, "memory is given back");
+    let received: Vec<u64> = received.unwrap().into_iter().flatten().collect();
+    let (count, retained) = (received.len(), expected.len());
+    assert!(
+        count > 500 && received.ends_with(&expected),
+        "{count} events received, {retained} in the retained history"
+    );
+    assert!(sim.store(|store| store.history().len()) < 2000, "expected a bounded history");
 }
 
 #[tokio::test]
@@ -112,7 +119,7 @@ async fn simulated_api_is_served_over_tcp() {
     config.default_retry = false;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let client = async {
-        // Rustls wants a provider even for plain HTTP; another test may have installed it.
+        // rustls requires a provider even for plain HTTP. Another test may have installed it.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = Client::try_from(config).unwrap();
         assert_eq!(client.apiserver_version().await.unwrap().minor, "36");
@@ -124,7 +131,7 @@ async fn simulated_api_is_served_over_tcp() {
         sim.store(|store| label(store, "a", "1"));
         assert_eq!(next_event(&mut events).await, "~a");
         sim.cut_watches(ConnectionEnd::Reset);
-        assert!(!matches!(next(&mut events).await, Some(Ok(_))), "a broken connection");
+        assert!(!matches!(next(&mut events).await, Some(Ok(_))), "expected a broken connection");
         sim.down();
         assert!(pods.list(&ListParams::default()).await.is_err());
         sim.up();
@@ -132,5 +139,5 @@ async fn simulated_api_is_served_over_tcp() {
         stop.send(()).unwrap();
     };
     let serve = sim.serve(listener, async { stopped.await.unwrap_or_default() });
-    timeout(PATIENCE, async { tokio::join!(serve, client) }).await.expect("served and stopped in time");
+    timeout(TEST_TIMEOUT, async { tokio::join!(serve, client) }).await.expect("the server does not stop in time");
 }

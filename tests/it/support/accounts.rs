@@ -1,7 +1,6 @@
-//! Who there is in a cluster and what they may, be it the real control plane or the simulator: service accounts, their
-//! tokens, their rights.
+//! Service accounts, their tokens and their permissions, on the real control plane and on the simulator.
 //!
-//! Tokens of the simulator look like the real ones, but for their signature.
+//! Guarantees: tokens of the simulator have the form of real tokens, except for the signature.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -19,9 +18,9 @@ use serde_json::{Value, json};
 
 use super::control_plane::{ControlPlane, UNPRIVILEGED_TOKEN};
 
-/// How long the API server's caches may take to know what has been written: milliseconds, on a machine that is not busy.
+/// How long the caches of the API server may take to contain a write. On an idle machine they take milliseconds.
 pub(crate) const PROPAGATION_TIMEOUT: Duration = Duration::from_secs(10);
-/// What a client of ours needs: list and watch on both resources.
+/// The permissions that a client of the bridge needs: list and watch on both resources.
 pub(crate) const REQUIRED_ACCESS: [(Verb, ApiResource); 4] = [
     (Verb::List, ApiResource::Pods),
     (Verb::Watch, ApiResource::Pods),
@@ -31,14 +30,14 @@ pub(crate) const REQUIRED_ACCESS: [(Verb, ApiResource); 4] = [
 
 const CLAIMS_GROUP: &str = "boilerhouse.dev";
 
-/// The people of a cluster.
+/// The accounts of a cluster.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Accounts<'a> {
     Real(&'a ControlPlane),
     Simulated(&'a Sim),
 }
 
-/// Who is given a right.
+/// The subject of a role binding.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum RbacSubject<'a> {
     /// A service account of the namespace.
@@ -46,13 +45,13 @@ pub(crate) enum RbacSubject<'a> {
     Group(&'a str),
 }
 
-/// What a service account is called as a user.
+/// Returns the user name of a service account.
 pub(crate) fn user_name(namespace: &str, account: &str) -> String {
     format!("system:serviceaccount:{namespace}:{account}")
 }
 
 impl Accounts<'_> {
-    /// Makes a service account. Returns its uid.
+    /// Creates a service account and returns its uid.
     pub(crate) async fn create_account(&self, namespace: &str, name: &str) -> String {
         match self {
             Self::Real(plane) => {
@@ -64,7 +63,7 @@ impl Accounts<'_> {
         }
     }
 
-    /// Removes a service account, and with it its tokens.
+    /// Deletes a service account. Its tokens become invalid; the simulator needs the list of them.
     pub(crate) async fn delete_account(&self, namespace: &str, name: &str, tokens: &[&str]) {
         match self {
             Self::Real(plane) => {
@@ -75,22 +74,24 @@ impl Accounts<'_> {
         }
     }
 
-    /// A token of a service account, made for these audiences (for none: for the API server), good for ten minutes.
+    /// Creates a token of a service account for these audiences, valid for ten minutes. Without audiences it is for the API
+    /// server.
     pub(crate) async fn create_token(&self, namespace: &str, account: &str, audiences: &[&str]) -> String {
         match self {
             Self::Real(plane) => {
                 let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
                 let spec = json!({"audiences": audiences, "expirationSeconds": 600});
                 let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec});
-                let made = plane.call(Method::POST, &path, &request).await;
-                made["status"]["token"].as_str().unwrap().to_owned()
+                let created = plane.call(Method::POST, &path, &request).await;
+                created["status"]["token"].as_str().unwrap().to_owned()
             }
             Self::Simulated(sim) => simulated_token(sim, namespace, account, audiences, 600),
         }
     }
 
-    /// A token of a service account that ends so many seconds from now, or has ended before. TokenRequest makes none that
-    /// ends within ten minutes: this one is signed by the test, with the API server's own key.
+    /// Creates a token of a service account that expires `in_seconds` from now; a negative number is in the past.
+    /// TokenRequest creates no token that expires within ten minutes, so the test signs this one with the key of the API
+    /// server.
     pub(crate) async fn create_token_expiring_in(
         &self,
         namespace: &str,
@@ -102,22 +103,24 @@ impl Accounts<'_> {
             Self::Real(plane) => {
                 let token = self.create_token(namespace, account, &[audience]).await;
                 let mut parts = token.split('.').map(|part| BASE64.decode(part).unwrap());
-                let (head, claims) = (parts.next().unwrap(), parts.next().unwrap());
+                let (header, claims) = (parts.next().unwrap(), parts.next().unwrap());
                 let mut claims: Value = serde_json::from_slice(&claims).unwrap();
-                let end = Timestamp::now().as_second() + in_seconds;
-                (claims["exp"], claims["iat"], claims["nbf"]) = (json!(end), json!(end - 3600), json!(end - 3600));
-                let signed = format!("{}.{}", BASE64.encode(head), BASE64.encode(claims.to_string()));
+                let expiry = Timestamp::now().as_second() + in_seconds;
+                let issued = expiry - 3600;
+                (claims["exp"], claims["iat"], claims["nbf"]) = (json!(expiry), json!(issued), json!(issued));
+                let signed = format!("{}.{}", BASE64.encode(header), BASE64.encode(claims.to_string()));
                 format!("{signed}.{}", BASE64.encode(plane.sign(signed.as_bytes())))
             }
             Self::Simulated(sim) => simulated_token(sim, namespace, account, &[audience], in_seconds),
         }
     }
 
-    /// Lets somebody do this in the namespace, and waits until the API server knows.
-    pub(crate) async fn bind(&self, namespace: &str, grantee: RbacSubject<'_>, rights: &[(Verb, ApiResource)]) {
+    /// Grants these permissions in the namespace to a subject. The caches of the API server contain them within
+    /// [`PROPAGATION_TIMEOUT`].
+    pub(crate) async fn bind(&self, namespace: &str, grantee: RbacSubject<'_>, permissions: &[(Verb, ApiResource)]) {
         match self {
             Self::Real(plane) => {
-                let rules: Vec<_> = rights.iter().map(|(verb, resource)| rule(*verb, *resource)).collect();
+                let rules: Vec<_> = permissions.iter().map(|(verb, resource)| rule(*verb, *resource)).collect();
                 let name = json!({"name": grantee.name()});
                 let path = rbac(namespace, "roles");
                 plane.call(Method::POST, &path, &json!({"metadata": name, "rules": rules})).await;
@@ -133,7 +136,7 @@ impl Accounts<'_> {
                 plane.call(Method::POST, &rbac(namespace, "rolebindings"), &binding).await;
             }
             Self::Simulated(sim) => {
-                for (verb, resource) in rights.iter().copied() {
+                for (verb, resource) in permissions.iter().copied() {
                     let (subject, namespace) = (grantee.subject(namespace), namespace.to_owned());
                     sim.grant(Rule { subject, namespace, verb, resource });
                 }
@@ -141,7 +144,7 @@ impl Accounts<'_> {
         }
     }
 
-    /// Takes what was given to somebody. The API server knows a little later ([`PROPAGATION_TIMEOUT`]).
+    /// Revokes all permissions of a subject. The caches of the API server drop them within [`PROPAGATION_TIMEOUT`].
     pub(crate) async fn unbind(&self, namespace: &str, grantee: RbacSubject<'_>) {
         match self {
             Self::Real(plane) => {
@@ -154,7 +157,7 @@ impl Accounts<'_> {
         }
     }
 
-    /// A client that may not review anything. With the simulator nobody may from now on.
+    /// Returns a client that must not create reviews. On the simulator, reviews are then forbidden for all clients.
     pub(crate) async fn unprivileged_client(&self) -> Client {
         match self {
             Self::Real(plane) => Client::try_from(plane.config(UNPRIVILEGED_TOKEN).await).unwrap(),
@@ -168,7 +171,7 @@ impl Accounts<'_> {
 }
 
 impl RbacSubject<'_> {
-    /// As part of an object's name.
+    /// Returns the name as a part of an object's name.
     fn name(self) -> String {
         match self {
             RbacSubject::Account(name) | RbacSubject::Group(name) => name.replace(':', "-"),
@@ -191,7 +194,7 @@ fn rule(verb: Verb, resource: ApiResource) -> Value {
     let (group, plural) = match resource {
         ApiResource::Pods => ("", "pods"),
         ApiResource::Claims => (CLAIMS_GROUP, "boilerhouseclaims"),
-        other => panic!("{other:?} is in no namespace"),
+        other => panic!("{other:?} is not a namespaced resource"),
     };
     let verb = format!("{verb:?}").to_lowercase();
     json!({"apiGroups": [group], "resources": [plural], "verbs": [verb]})
@@ -204,9 +207,9 @@ fn uid(namespace: &str, account: &str) -> String {
 fn simulated_token(sim: &Sim, namespace: &str, account: &str, audiences: &[&str], in_seconds: i64) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let id = format!("simulated-{}", NEXT.fetch_add(1, Relaxed));
-    let end = sim.now().saturating_add(SignedDuration::from_secs(in_seconds)).unwrap();
+    let expiry = sim.now().saturating_add(SignedDuration::from_secs(in_seconds)).unwrap();
     let user = user_name(namespace, account);
-    let claims = json!({"aud": audiences, "exp": end.as_second(), "jti": id, "sub": user});
+    let claims = json!({"aud": audiences, "exp": expiry.as_second(), "jti": id, "sub": user});
     let parts = [json!({"alg": "none"}).to_string(), claims.to_string(), "signature".to_owned()];
     let token = parts.map(|part| BASE64.encode(part)).join(".");
     let identity = Identity {
@@ -215,7 +218,7 @@ fn simulated_token(sim: &Sim, namespace: &str, account: &str, audiences: &[&str]
         groups: vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")],
         extra: BTreeMap::from([("authentication.kubernetes.io/credential-id".to_owned(), vec![format!("JTI={id}")])]),
         audiences: audiences.iter().map(|audience| (*audience).to_owned()).collect(),
-        expires_at: Some(end),
+        expires_at: Some(expiry),
     };
     sim.issue(&token, identity);
     token

@@ -1,4 +1,6 @@
-//! The binary as a user runs it.
+//! A process of the bridge's binary, started as a user starts it.
+//!
+//! Owns the process and its log. The process is killed when the value is dropped.
 
 use std::{
     net::SocketAddr,
@@ -18,10 +20,10 @@ use super::{
     http_client::{self, TEST_TIMEOUT, WsClient},
 };
 
-/// Lines of log that are kept for failing tests.
+/// Maximum number of log lines that are stored for failing tests.
 pub(crate) const LOG_LINES: usize = 10_000;
 
-/// A running bridge; killed when dropped.
+/// A running bridge. It is killed when dropped.
 #[derive(Debug)]
 pub(crate) struct BridgeProcess {
     child: Child,
@@ -30,7 +32,7 @@ pub(crate) struct BridgeProcess {
 }
 
 impl BridgeProcess {
-    /// `serve` against a real control plane's namespace, ready.
+    /// Starts `serve` on a namespace of a real control plane and waits until it is ready.
     pub(crate) async fn serve(plane: &ControlPlane, namespace: &str, args: &[&str]) -> BridgeProcess {
         let kubeconfig = plane.kubeconfig();
         let bridge = BridgeProcess::start(&kubeconfig.to_string_lossy(), namespace, args).await;
@@ -38,52 +40,52 @@ impl BridgeProcess {
         bridge
     }
 
-    /// `serve` with this kubeconfig, listening, not necessarily ready.
+    /// Starts `serve` with this kubeconfig and waits until it listens. It need not be ready.
     pub(crate) async fn start(kubeconfig: &str, namespace: &str, args: &[&str]) -> BridgeProcess {
         let mut all = vec!["serve", "--port", "0", "--kubeconfig", kubeconfig, "--namespace", namespace];
         all.extend(args);
         BridgeProcess::run(&all).await
     }
 
-    /// Any command that listens.
+    /// Starts any command that listens.
     pub(crate) async fn run(args: &[&str]) -> BridgeProcess {
         BridgeProcess::run_with(args, &[]).await
     }
 
-    /// The same, with these in its environment.
+    /// Starts any command that listens, with these environment variables.
     pub(crate) async fn run_with(args: &[&str], variables: &[(&str, &str)]) -> BridgeProcess {
         let mut command = command(args);
         command.envs(variables.iter().copied());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
-        let (found, mut address) = watch::channel(None);
-        let found = Arc::new(found);
-        tokio::spawn(follow(child.stdout.take().unwrap(), log.clone(), found.clone()));
-        tokio::spawn(follow(child.stderr.take().unwrap(), log.clone(), found));
+        let (sender, mut address) = watch::channel(None);
+        let sender = Arc::new(sender);
+        tokio::spawn(follow(child.stdout.take().unwrap(), log.clone(), sender.clone()));
+        tokio::spawn(follow(child.stderr.take().unwrap(), log.clone(), sender));
         let address = timeout(TEST_TIMEOUT, address.wait_for(Option::is_some)).await;
         let address = match address {
             Ok(Ok(address)) => address.unwrap(),
-            _ => panic!("it did not listen: {:#?}", log.lock().unwrap()),
+            _ => panic!("the process does not listen: {:#?}", log.lock().unwrap()),
         };
         BridgeProcess { child, address, log }
     }
 
-    /// Waits until `/readyz` says so.
+    /// Waits until `/readyz` answers 200.
     pub(crate) async fn wait_ready(&self) {
         let ready = timeout(TEST_TIMEOUT, async {
             while http_client::get(self.address, "/readyz").await.status != 200 {
                 tokio::time::sleep(std::time::Duration::from_millis(20)).await;
             }
         });
-        assert!(ready.await.is_ok(), "not ready: {:#?}", self.log());
+        assert!(ready.await.is_ok(), "the bridge is not ready: {:#?}", self.log());
     }
 
-    /// A WebSocket on this path.
+    /// Opens a WebSocket on this path.
     pub(crate) async fn listen(&self, path: &str) -> WsClient {
         WsClient::connect(self.address, path).await
     }
 
-    /// What it has logged and printed.
+    /// Returns the lines that the process has logged and printed.
     pub(crate) fn log(&self) -> Vec<String> {
         self.log.lock().unwrap().clone()
     }
@@ -92,20 +94,20 @@ impl BridgeProcess {
         self.child.id().unwrap()
     }
 
-    /// Resident memory in bytes.
+    /// Returns the resident memory in bytes.
     pub(crate) fn memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 
-    /// Sends SIGTERM, SIGINT, SIGSTOP, …
+    /// Sends a signal by its name without `SIG`, such as `TERM`.
     pub(crate) async fn signal(&self, name: &str) {
         let sent = Command::new("kill").args(["-s", name, &self.pid().to_string()]).status().await.unwrap();
         assert!(sent.success());
     }
 
-    /// Stops it in the middle of what it does (SIGSTOP), all of its threads: from now on it notices nothing.
+    /// Stops all threads of the process with SIGSTOP and waits until they are stopped.
     pub(crate) async fn pause(&self) {
         self.signal("STOP").await;
         let stopped = timeout(TEST_TIMEOUT, async {
@@ -113,28 +115,31 @@ impl BridgeProcess {
                 tokio::time::sleep(std::time::Duration::from_millis(5)).await;
             }
         });
-        assert!(stopped.await.is_ok(), "it does not stop");
+        assert!(stopped.await.is_ok(), "the process does not stop");
     }
 
-    /// Lets a paused one go on.
+    /// Continues a stopped process.
     pub(crate) async fn resume(&self) {
         self.signal("CONT").await;
     }
 
     fn threads_are_stopped(&self) -> bool {
         let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
-        // proc_pid_stat(5): the state is the field behind the name, which ends with the last parenthesis.
+        // proc_pid_stat(5): the state is the field after the name. The name ends with the last parenthesis.
         let mut stats = threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("stat")).ok());
         stats.all(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T')))
     }
 
-    /// Waits for the end.
+    /// Waits until the process exits.
     pub(crate) async fn ended(&mut self, bound: std::time::Duration) -> ExitStatus {
-        timeout(bound, self.child.wait()).await.unwrap_or_else(|_| panic!("still running: {:#?}", self.log())).unwrap()
+        timeout(bound, self.child.wait())
+            .await
+            .unwrap_or_else(|_| panic!("the process still runs: {:#?}", self.log()))
+            .unwrap()
     }
 }
 
-/// The binary with these arguments and nothing of the environment that would steer it.
+/// Returns the binary with these arguments, without the environment variables that configure the bridge.
 pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_boilerhouse-bridge"));
     for (name, _) in
@@ -152,12 +157,12 @@ pub(crate) fn command(args: &[&str]) -> Command {
 async fn follow(
     stream: impl AsyncRead + Unpin,
     log: Arc<Mutex<Vec<String>>>,
-    found: Arc<watch::Sender<Option<SocketAddr>>>,
+    sender: Arc<watch::Sender<Option<SocketAddr>>>,
 ) {
     let mut lines = BufReader::new(stream).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         if let Some(address) = address(&line) {
-            found.send_replace(Some(address));
+            sender.send_replace(Some(address));
         }
         let mut log = log.lock().unwrap();
         if log.len() < LOG_LINES {
@@ -166,7 +171,7 @@ async fn follow(
     }
 }
 
-/// The first `http://host:port`, or `https`, of a line that is about listening.
+/// Returns the address in a log line with `listening on http://…` or `listening on https://…`.
 fn address(line: &str) -> Option<SocketAddr> {
     let rest = line.split_once("listening on http")?.1;
     let rest = rest.strip_prefix('s').unwrap_or(rest).strip_prefix("://")?;

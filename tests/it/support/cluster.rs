@@ -1,35 +1,41 @@
-//! One way to act on a cluster, be it the real control plane or the simulator: the same requests through the same
-//! client, so that a test says once what happens.
+//! One interface for a cluster on the real control plane and on the simulator: the same requests through the same client,
+//! so that one test body runs on both. The simulator is served over TCP for the bridge's binary.
 //!
-//! Either can die and come back with the history of its watches lost. Of the real ones there is one for all who break
-//! it, and who has it has it alone, one for all others, and those of a test's own; the simulator is served over TCP, for
-//! the bridge's binary.
+//! Owns the cluster. A real one is of one of three kinds:
+//! - the exclusive control plane, which one test at a time holds and may break;
+//! - the shared control plane, which tests must not break;
+//! - a control plane of this test only.
+//!
+//! Guarantees: both kinds of cluster can be stopped and started again with the loss of the watch history.
 
 use std::ops::DerefMut;
 use std::path::PathBuf;
 
-use boilerhouse_bridge::sim::ApiResource;
+use boilerhouse_bridge::{
+    sim::ApiResource,
+    test_support::{ClaimBuilder, PodBuilder},
+};
 use http::{Method, Request, header::CONTENT_TYPE};
 use kube::Client;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::sync::{Mutex, OnceCell};
 
 use super::control_plane::ControlPlane;
 use super::sim_cluster::{NAMESPACE, SimCluster};
 
-/// The prefix of Boilerhouse's labels.
+/// The prefix of the labels of Boilerhouse.
 const PREFIX: &str = "boilerhouse.dev/";
-/// Who breaks it is alone with it.
-const SHARED: &str = "others use this control plane";
+/// Only the exclusive control plane may be broken.
+const SHARED: &str = "other tests use this control plane; use Cluster::real";
 
-/// A cluster, and the namespace of it that the test is in.
+/// A cluster and the namespace that the test uses.
 pub(crate) struct Cluster {
     server: Server,
     client: Client,
     pub(crate) namespace: String,
 }
 
-/// A control plane that nobody else has at the time.
+/// A control plane that only this test uses now.
 type ExclusiveControlPlane = Box<dyn DerefMut<Target = ControlPlane> + Send + Sync>;
 
 enum Server {
@@ -39,33 +45,34 @@ enum Server {
 }
 
 impl Cluster {
-    /// The real control plane that tests may break. Waits until the other tests are through with it.
+    /// Returns the real control plane that tests may break. Waits until no other test uses it.
     pub(crate) async fn real() -> Self {
         static BREAKABLE: OnceCell<Mutex<ControlPlane>> = OnceCell::const_new();
         let plane = BREAKABLE.get_or_init(async || Mutex::new(ControlPlane::start().await)).await;
         let mut plane = plane.lock().await;
         if !plane.has_api_server() {
-            // A test that failed has left it dead.
+            // A failed test can leave it stopped.
             plane.start_api_server().await;
         }
         let client = plane.client().await;
         Self::with_server(Server::Real(Box::new(plane)), client).await
     }
 
-    /// A control plane of the test's own, for those who would wait for the others as long as it takes to start one.
+    /// Returns a cluster on a control plane of this test only. Use it where the wait for [`Cluster::real`] would take as
+    /// long as a start.
     pub(crate) async fn of(plane: ControlPlane) -> Self {
         let client = plane.client().await;
-        // The inner box is what leads to a plane, as a lock does.
+        // The inner box dereferences to a control plane, as a lock guard does.
         Self::with_server(Server::Real(Box::new(Box::new(plane))), client).await
     }
 
-    /// The real control plane that all share who do not break it, and need not be alone.
+    /// Returns the real control plane that all tests share which do not break it.
     pub(crate) async fn shared() -> Self {
         let plane = ControlPlane::shared().await;
         Self::with_server(Server::Shared(plane), plane.client().await).await
     }
 
-    /// A simulator of the test's own.
+    /// Returns a simulator of this test only.
     pub(crate) async fn simulated() -> Self {
         let simulated = SimCluster::new().await;
         let client = simulated.sim.client(NAMESPACE);
@@ -78,7 +85,7 @@ impl Cluster {
         cluster
     }
 
-    /// The control plane.
+    /// Returns the control plane.
     ///
     /// # Panics
     /// On the simulator.
@@ -86,16 +93,16 @@ impl Cluster {
         match &self.server {
             Server::Real(plane) => plane,
             Server::Shared(plane) => plane,
-            Server::Simulated(_) => panic!("the simulator is no control plane"),
+            Server::Simulated(_) => panic!("the simulator has no control plane"),
         }
     }
 
-    /// Keeps a copy of what etcd holds.
+    /// Copies the data of etcd.
     pub(crate) async fn backup(&mut self) {
         self.exclusive().backup_etcd().await;
     }
 
-    /// Puts etcd back to the copy, under a new API server.
+    /// Restores the copy of etcd's data and starts a new API server on it.
     pub(crate) async fn restore_backup(&mut self) {
         self.exclusive().restore_etcd().await;
         self.client = self.plane().client().await;
@@ -105,7 +112,7 @@ impl Cluster {
         match &mut self.server {
             Server::Real(plane) => plane,
             Server::Shared(_) => panic!("{SHARED}"),
-            Server::Simulated(_) => panic!("the simulator is no control plane"),
+            Server::Simulated(_) => panic!("the simulator has no control plane"),
         }
     }
 
@@ -114,20 +121,20 @@ impl Cluster {
         self.namespace = self.another_namespace().await;
     }
 
-    /// Makes a namespace that the test is not in.
+    /// Creates a namespace and returns its name. The test continues to use its own.
     pub(crate) async fn another_namespace(&self) -> String {
         let namespace = json!({"kind": "Namespace", "apiVersion": "v1", "metadata": {"generateName": "test-"}});
-        let made = self.call(Method::POST, "/api/v1/namespaces", &namespace).await;
-        made["metadata"]["name"].as_str().unwrap().to_owned()
+        let created = self.call(Method::POST, "/api/v1/namespaces", &namespace).await;
+        created["metadata"]["name"].as_str().unwrap().to_owned()
     }
 
-    /// The uid of the namespace that the test is in.
+    /// Returns the uid of the namespace that the test uses.
     pub(crate) async fn namespace_uid(&self) -> String {
         let namespace = self.call(Method::GET, &format!("/api/v1/namespaces/{}", self.namespace), &Value::Null).await;
         namespace["metadata"]["uid"].as_str().unwrap().to_owned()
     }
 
-    /// A kubeconfig file for the bridge's binary.
+    /// Returns the path of a kubeconfig file for the bridge's binary.
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         match &self.server {
             Server::Real(plane) => plane.kubeconfig(),
@@ -136,14 +143,15 @@ impl Cluster {
         }
     }
 
-    /// The API server dies (kill -9): every connection ends, and the history of its watches is lost.
+    /// Kills the API server (kill -9). Every connection ends, and the watch history is lost.
     pub(crate) async fn down(&mut self) {
         match &mut self.server {
             Server::Real(plane) => plane.kill_api_server(),
             Server::Shared(_) => panic!("{SHARED}"),
             Server::Simulated(SimCluster { sim, .. }) => {
                 sim.down();
-                // The real one writes leases and the like when it starts; whoever was up to date is so no longer.
+                // A real API server writes objects such as leases at its start. A client that had the newest version
+                // then has it no longer.
                 let name = format!("written-at-{}", sim.store(|store| store.revision()));
                 let namespace = json!({"metadata": {"name": name}});
                 sim.store(|store| store.create(ApiResource::Namespaces, namespace)).unwrap();
@@ -152,12 +160,12 @@ impl Cluster {
         }
     }
 
-    /// The API server is back, where it was.
+    /// Starts the killed API server at its former address.
     pub(crate) async fn up(&mut self) {
         match &mut self.server {
             Server::Real(plane) => {
                 plane.start_api_server().await;
-                // The old one's connections are dead.
+                // The connections to the killed server are closed.
                 self.client = plane.client().await;
             }
             Server::Shared(_) => panic!("{SHARED}"),
@@ -172,19 +180,17 @@ impl Cluster {
 
     /// Creates a managed Pod in any namespace.
     pub(crate) async fn create_pod_in(&self, namespace: &str, name: &str, labels: &str) {
-        let mut all = json!({"boilerhouse.dev/managed": "true"});
-        all.as_object_mut().unwrap().extend(labels_of(labels).as_object().unwrap().clone());
-        all.as_object_mut().unwrap().retain(|_, value| !value.is_null());
-        let pod = json!({
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": all},
-            "spec": {"containers": [{"name": "main", "image": "none"}]},
-        });
+        let mut pod = PodBuilder::new(name).json();
+        let all = pod["metadata"]["labels"].as_object_mut().unwrap();
+        all.extend(labels_of(labels));
+        all.retain(|_, value| !value.is_null());
         self.call(Method::POST, &format!("/api/v1/namespaces/{namespace}/pods"), &pod).await;
     }
 
     /// Changes labels of a Pod: `"pool-status=ready tenant-"` sets one and removes another.
     pub(crate) async fn label_pod(&self, name: &str, labels: &str) {
-        self.call(Method::PATCH, &self.pod(name), &json!({"metadata": {"labels": labels_of(labels)}})).await;
+        self.call(Method::PATCH, &self.pod(name), &json!({"metadata": {"labels": Value::Object(labels_of(labels))}}))
+            .await;
     }
 
     /// Sets a Pod's phase.
@@ -193,22 +199,19 @@ impl Cluster {
         self.call(Method::PATCH, &format!("{}/status", self.pod(name)), &status).await;
     }
 
-    /// Deletes a Pod at once.
+    /// Deletes a Pod with a grace period of 0 s.
     pub(crate) async fn delete_pod(&self, name: &str) {
         self.call(Method::DELETE, &self.pod(name), &json!({"gracePeriodSeconds": 0})).await;
     }
 
-    /// Creates a claim, without a status.
+    /// Creates a claim. The API server drops its status at creation.
     pub(crate) async fn create_claim(&self, name: &str, tenant: &str) {
         self.create_claim_in(&self.namespace, name, tenant).await;
     }
 
     /// Creates a claim in any namespace.
     pub(crate) async fn create_claim_in(&self, namespace: &str, name: &str, tenant: &str) {
-        let claim = json!({
-            "apiVersion": "boilerhouse.dev/v1alpha1", "kind": "BoilerhouseClaim", "metadata": {"name": name},
-            "spec": {"tenantId": tenant, "workloadRef": "web"},
-        });
+        let claim = ClaimBuilder::new(name).tenant(tenant).json();
         let path = format!("/apis/boilerhouse.dev/v1alpha1/namespaces/{namespace}/boilerhouseclaims");
         self.call(Method::POST, &path, &claim).await;
     }
@@ -218,7 +221,7 @@ impl Cluster {
         self.claim_status(name, json!({ "phase": phase })).await;
     }
 
-    /// Sets what is named of a claim's status.
+    /// Sets these fields of a claim's status.
     pub(crate) async fn claim_status(&self, name: &str, status: Value) {
         self.call(Method::PATCH, &format!("{}/status", self.claim(name)), &json!({ "status": status })).await;
     }
@@ -236,7 +239,7 @@ impl Cluster {
         format!("/apis/boilerhouse.dev/v1alpha1/namespaces/{}/boilerhouseclaims/{name}", self.namespace)
     }
 
-    /// Sends a request for an object of this kind (`pods`, `boilerhouseclaims`), or to its status, and returns the object.
+    /// Sends a request for an object of this resource (`pods`, `boilerhouseclaims`) or for its status. Returns the object.
     pub(crate) async fn write(&self, method: Method, plural: &str, rest: &str, body: &Value) -> Value {
         let group = if plural == "pods" { "api/v1" } else { "apis/boilerhouse.dev/v1alpha1" };
         self.call(method, &format!("/{group}/namespaces/{}/{plural}{rest}", self.namespace), body).await
@@ -250,11 +253,12 @@ impl Cluster {
     }
 }
 
-/// `"workload=web tenant-"`: Boilerhouse's labels without their prefix; one that ends in `-` is taken away.
-fn labels_of(labels: &str) -> Value {
+/// Parses labels of Boilerhouse without their prefix, such as `"workload=web tenant-"`. A name that ends in `-` has the
+/// value null, which removes the label.
+fn labels_of(labels: &str) -> Map<String, Value> {
     let pairs = labels.split_whitespace().map(|label| match label.split_once('=') {
         Some((name, value)) => (format!("{PREFIX}{name}"), json!(value)),
         None => (format!("{PREFIX}{}", label.trim_end_matches('-')), Value::Null),
     });
-    Value::Object(pairs.collect())
+    pairs.collect()
 }

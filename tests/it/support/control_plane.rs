@@ -1,9 +1,14 @@
-//! A real control plane for a test: etcd and kube-apiserver on loopback, with a folder of their own.
+//! A real control plane for tests: etcd and kube-apiserver on loopback
+//! (docs/kubernetes-behavior.md#control-plane-of-the-tests).
 //!
-//! No controllers and no nodes run: Pods stay Pending until a test patches their status, service accounts and their
-//! tokens are there when a test makes them, RBAC decides. Both servers can be killed and started again on their ports.
-//! They end with the value that owns them, and, should the test process die without dropping it, by a small shell
-//! process that notices (the shared plane is a static, and statics are never dropped).
+//! Owns both server processes and a temporary folder.
+//!
+//! Guarantees:
+//! - Both servers can be killed and started again on the same ports.
+//! - Both servers end when the value is dropped. If the test process ends without dropping it, a shell process kills
+//!   them. The shared control plane is a static, and statics are never dropped.
+//! - No controller and no node runs. Pods stay `Pending` until a test patches their status, and tests create service
+//!   accounts and tokens themselves. RBAC is enforced.
 
 mod flags;
 mod process;
@@ -31,36 +36,39 @@ use tokio::time::{Instant, sleep, timeout_at};
 use flags::{api_server_flags, etcd_flags, sign, write_credentials};
 use process::{Server, binaries, free_port, orphan_killer, text};
 
-/// The token of a user in `system:masters`, who may do everything.
+/// The token of a user in the group `system:masters`, which has all permissions.
 pub(crate) const ADMIN_TOKEN: &str = "admin-token";
-/// The token of a user who is known, and may do nothing.
+/// The token of a user without permissions.
 pub(crate) const UNPRIVILEGED_TOKEN: &str = "unprivileged-token";
 
-/// The claims' CRD as users apply it.
+/// The CRD of claims, as users apply it.
 pub(crate) const CRD_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/crds/boilerhouseclaims.yaml");
 
-/// How long the servers may take to be ready. Alone they take 4 s; beside a compiler on two cores, far longer.
+/// How long the servers may take to be ready. They take 4 s on an idle machine, and far longer beside a compiler on two
+/// cores.
 const READY_BOUND: Duration = Duration::from_secs(90);
 /// How long one kubectl command may take, for the same reason.
 const KUBECTL_BOUND: Duration = Duration::from_secs(60);
-/// How long the API server may go on serving compacted versions from its snapshots: it looks every 15 s.
+/// How long the API server may serve compacted versions from its snapshots. It checks for compaction every 15 s.
 const COMPACT_BOUND: Duration = Duration::from_secs(40);
-/// Pause between two looks at a state that is waited for.
+/// Pause between two checks of an awaited state.
 const POLL: Duration = Duration::from_millis(50);
-/// How often starting is tried: another process can take a port between our look at it and the server's bind.
+/// Number of attempts to start. Another process can bind a port after this process has checked it and before the server
+/// binds it.
 const START_ATTEMPTS: usize = 3;
-/// What may differ from the usual plane.
+
+/// Options of a control plane.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Options {
-    /// How often the API server has etcd compacted (5 minutes where absent).
+    /// Interval in which the API server compacts etcd; 5 minutes if absent.
     pub(crate) compaction: Option<Duration>,
-    /// Whether the API server writes who asked what to [`ControlPlane::audit_log`], one JSON object a request.
+    /// Whether the API server writes each request to [`ControlPlane::audit_log`], as one JSON object per line.
     pub(crate) audit: bool,
     /// Further flags for kube-apiserver.
     pub(crate) api_server_flags: Vec<String>,
 }
 
-/// etcd and kube-apiserver, running until dropped.
+/// etcd and kube-apiserver. They run until the value is dropped.
 #[derive(Debug)]
 pub(crate) struct ControlPlane {
     etcd: Server,
@@ -73,16 +81,16 @@ pub(crate) struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// A control plane of the test's own, ready, with the claims' CRD.
+    /// Starts a control plane of this test only, applies the CRD of claims, and waits until both are ready.
     ///
     /// # Panics
-    /// When the binaries are neither there nor buildable, or the servers do not become ready within 90 s; the message
-    /// says which, with the end of the server's log.
+    /// When the binaries do not exist and cannot be built, or when the servers are not ready within 90 s. The message
+    /// contains the last lines of the API server's log.
     pub(crate) async fn start() -> Self {
         Self::start_with(&Options::default()).await
     }
 
-    /// As [`Self::start`], with options.
+    /// Does the same as [`Self::start`], with options.
     pub(crate) async fn start_with(options: &Options) -> Self {
         let binaries = binaries().await;
         let mut failures = Vec::new();
@@ -99,7 +107,8 @@ impl ControlPlane {
         panic!("{}", failures.join("\n\n"));
     }
 
-    /// The one that all tests of this process share which do not break it: a namespace each keeps them apart.
+    /// Returns the control plane that all tests of this process share which do not break it. Each test uses its own
+    /// namespace.
     pub(crate) async fn shared() -> &'static Self {
         static SHARED: OnceCell<ControlPlane> = OnceCell::const_new();
         SHARED.get_or_init(Self::start).await
@@ -118,14 +127,15 @@ impl ControlPlane {
         Self { etcd, api_server, etcd_port, api_port, kubectl: binaries.join("kubectl"), orphan_killer, dir }
     }
 
-    /// A client with all rights. Make one a test: its connections live on the runtime that made it.
+    /// Returns a client with all permissions. Create one in each test, because its connections belong to the runtime of the
+    /// test.
     pub(crate) async fn client(&self) -> Client {
         Client::try_from(self.config(ADMIN_TOKEN).await).unwrap()
     }
 
-    /// What a client of this user is made of. Nothing is retried inside the client.
+    /// Returns the configuration of a client with this token. The client itself retries nothing.
     pub(crate) async fn config(&self, token: &str) -> Config {
-        // Only the first caller in the process installs; the others find it done.
+        // Only the first call in the process installs the provider. Later calls fail, which is harmless.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let kubeconfig = Kubeconfig::read_from(self.kubeconfig_of(token)).unwrap();
         let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
@@ -133,12 +143,12 @@ impl ControlPlane {
         config
     }
 
-    /// A kubeconfig file with all rights, for kubectl and the bridge's own binary.
+    /// Returns the path of a kubeconfig file with all permissions, for kubectl and the bridge's binary.
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.kubeconfig_of(ADMIN_TOKEN)
     }
 
-    /// A kubeconfig file of the user whom this token names.
+    /// Returns the path of a kubeconfig file with this token.
     pub(crate) fn kubeconfig_of(&self, token: &str) -> PathBuf {
         // Tokens of service accounts are longer than a file name may be.
         let mut hasher = DefaultHasher::new();
@@ -156,14 +166,14 @@ impl ControlPlane {
             "users": [{"name": "test", "user": {"token": token}}],
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
         });
-        // Whole or not at all: other tests of this process may be reading it.
-        let mut whole = tempfile::NamedTempFile::new_in(self.dir.path()).unwrap();
-        whole.write_all(file.to_string().as_bytes()).unwrap();
-        whole.persist(&path).unwrap();
+        // The file is replaced atomically, because other tests of this process can read it meanwhile.
+        let mut temporary = tempfile::NamedTempFile::new_in(self.dir.path()).unwrap();
+        temporary.write_all(file.to_string().as_bytes()).unwrap();
+        temporary.persist(&path).unwrap();
         path
     }
 
-    /// Runs kubectl with all rights: what it printed, or, where it failed, what it complained of.
+    /// Runs kubectl with all permissions. Returns its standard output, or its standard error if it fails.
     pub(crate) async fn kubectl(&self, args: &[&str], stdin: &str) -> Result<String, String> {
         let mut child = tokio::process::Command::new(&self.kubectl)
             .args(args)
@@ -175,54 +185,56 @@ impl ControlPlane {
             .kill_on_drop(true)
             .spawn()
             .unwrap();
-        // A kubectl that does not read its input closes it: that is no error of the test's.
+        // A kubectl that does not read its input closes it. This is not an error of the test.
         let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes()).await;
-        let output =
-            tokio::time::timeout(KUBECTL_BOUND, child.wait_with_output()).await.expect("kubectl hangs").unwrap();
+        let output = tokio::time::timeout(KUBECTL_BOUND, child.wait_with_output())
+            .await
+            .expect("kubectl does not end in time")
+            .unwrap();
         let printed = if output.status.success() { Ok(output.stdout) } else { Err(output.stderr) };
         printed.map(|bytes| text(&bytes)).map_err(|bytes| text(&bytes))
     }
 
-    /// A fresh namespace.
+    /// Creates a namespace and returns its name.
     pub(crate) async fn namespace(&self) -> String {
-        let wanted: Namespace = serde_json::from_value(json!({"metadata": {"generateName": "test-"}})).unwrap();
-        let made = Api::all(self.client().await).create(&PostParams::default(), &wanted).await.unwrap();
-        made.metadata.name.unwrap()
+        let namespace: Namespace = serde_json::from_value(json!({"metadata": {"generateName": "test-"}})).unwrap();
+        let created = Api::all(self.client().await).create(&PostParams::default(), &namespace).await.unwrap();
+        created.metadata.name.unwrap()
     }
 
-    /// kill -9: its memory is gone, with it the history of its watches.
+    /// Kills the API server (kill -9). Its watch history is lost with its memory.
     pub(crate) fn kill_api_server(&mut self) {
         self.api_server.kill();
     }
 
-    /// Starts a killed API server on its old port and waits until it is ready; etcd has to run.
+    /// Starts a killed API server on its former port and waits until it is ready. etcd must run.
     pub(crate) async fn start_api_server(&mut self) {
         self.api_server.start();
         self.ready().await.unwrap();
     }
 
-    /// Whether the API server is there, or killed.
+    /// Returns whether the API server is started and not killed.
     pub(crate) fn has_api_server(&self) -> bool {
         self.api_server.is_started()
     }
 
-    /// kill -9; what it had acknowledged survives, only a crash of the machine would lose it.
+    /// Kills etcd (kill -9). Acknowledged writes survive; only a crash of the machine would lose them.
     pub(crate) fn kill_etcd(&mut self) {
         self.etcd.kill();
     }
 
-    /// Keeps a copy of what etcd holds.
+    /// Copies the data of etcd.
     pub(crate) async fn backup_etcd(&mut self) {
         self.kill_etcd();
-        self.copy("etcd", "etcd-kept");
+        self.copy("etcd", "etcd-backup");
         self.start_etcd().await;
     }
 
-    /// Puts etcd back to the copy, and starts a new API server on it.
+    /// Restores the copy of etcd's data and starts a new API server on it.
     pub(crate) async fn restore_etcd(&mut self) {
         self.kill_api_server();
         self.kill_etcd();
-        self.copy("etcd-kept", "etcd");
+        self.copy("etcd-backup", "etcd");
         self.start_etcd().await;
         self.start_api_server().await;
     }
@@ -234,8 +246,7 @@ impl ControlPlane {
         assert!(copied.success());
     }
 
-    /// Starts a killed etcd on its old port and data, and waits until the API server, unless it is killed too, is ready
-    /// with it.
+    /// Starts a killed etcd with its former port and data. Waits until the API server is ready, unless it is killed too.
     pub(crate) async fn start_etcd(&mut self) {
         self.etcd.start();
         if self.api_server.is_started() {
@@ -243,14 +254,15 @@ impl ControlPlane {
         }
     }
 
-    /// Compacts etcd's history up to now, and waits until the API server answers 410 for Pods as they were before.
-    /// That takes up to 15 s, as the API server looks at its own snapshots that seldom; none with the flag
-    /// `--feature-gates=ListFromCacheSnapshot=false`, or where the API server has just been started.
+    /// Compacts etcd's history up to now. Waits until the API server answers 410 to an exact list of Pods at the
+    /// version before. This takes up to 15 s, the interval in which the API server checks its snapshots. It is
+    /// immediate with the flag `--feature-gates=ListFromCacheSnapshot=false`, or if the API server has just been
+    /// started.
     pub(crate) async fn compact(&self) {
         let etcd = self.etcd_client();
         let key = BASE64.encode("compact_rev_key");
         let before = revision(&etcd_call(&etcd, "range", &json!({"key": key})).await);
-        // The API server learns of a compaction from the key in which its own compactor leaves the revision.
+        // The API server detects a compaction by the key in which its own compactor stores the revision.
         let value = BASE64.encode((before + 1).to_string());
         let after = revision(&etcd_call(&etcd, "put", &json!({"key": key, "value": value})).await);
         etcd_call(&etcd, "compaction", &json!({"revision": after.to_string(), "physical": true})).await;
@@ -260,16 +272,16 @@ impl ControlPlane {
         loop {
             match client.request_text(get(&path)).await {
                 Err(kube::Error::Api(status)) if status.code == 410 => return,
-                other => assert!(Instant::now() < end, "still no 410 for Pods at {before}: {other:?}"),
+                other => assert!(Instant::now() < end, "expected 410 for an exact list of Pods at {before}: {other:?}"),
             }
             sleep(POLL).await;
         }
     }
 
-    /// Sends a request with all rights; returns the object that it is answered with.
+    /// Sends a request with all permissions and returns the object in the response.
     ///
     /// # Panics
-    /// When it is refused.
+    /// When the API server answers with an error.
     pub(crate) async fn call(&self, method: http::Method, path: &str, body: &Value) -> Value {
         let bytes = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
         let request = Request::builder().method(&method).uri(path).header("content-type", "application/json");
@@ -277,17 +289,17 @@ impl ControlPlane {
         answer.unwrap_or_else(|error| panic!("{method} {path}: {error}"))
     }
 
-    /// Signs as the API server signs service accounts' tokens (ES256).
+    /// Signs bytes as the API server signs tokens of service accounts (ES256).
     pub(crate) fn sign(&self, bytes: &[u8]) -> Vec<u8> {
         sign(self.dir.path(), bytes)
     }
 
-    /// The API server's own metrics, as text.
+    /// Returns the metrics of the API server as text.
     pub(crate) async fn metrics(&self) -> String {
         self.client().await.request_text(get("/metrics")).await.unwrap()
     }
 
-    /// How many watches of this resource (its plural) the API server serves now, in all namespaces.
+    /// Returns the number of watches of a resource (its plural name) that the API server serves now, in all namespaces.
     pub(crate) async fn watches(&self, resource: &str) -> u64 {
         let metrics = self.metrics().await;
         let label = format!("resource=\"{resource}\"");
@@ -299,7 +311,7 @@ impl ControlPlane {
         metrics.lines().filter(watches).map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
     }
 
-    /// Where [`Options::audit`] has the requests written.
+    /// Returns the path of the log that [`Options::audit`] turns on.
     pub(crate) fn audit_log(&self) -> PathBuf {
         self.dir.path().join("audit.log")
     }
@@ -312,15 +324,15 @@ impl ControlPlane {
         crds.patch(&name, &PatchParams::apply("tests"), &Patch::Apply(&crd)).await.unwrap();
         let established = kube::runtime::conditions::is_crd_established();
         let wait = kube::runtime::wait::await_condition(crds, &name, established);
-        tokio::time::timeout(READY_BOUND, wait).await.expect("the CRD is not established").unwrap();
+        tokio::time::timeout(READY_BOUND, wait).await.expect("the CRD is not established in time").unwrap();
     }
 
-    /// Waits for `/readyz`, which waits for etcd and for the roles that RBAC starts with.
+    /// Waits until `/readyz` answers 200. It does so when etcd and the initial roles of RBAC are ready.
     async fn ready(&mut self) -> Result<(), String> {
         let end = Instant::now() + READY_BOUND;
-        // The certificate is made by the API server's first start, and no client can be made before.
+        // The API server creates the certificate at its first start. A client needs the certificate.
         let mut client = None;
-        let mut last = String::from("no certificate yet");
+        let mut last = String::from("no certificate exists");
         while Instant::now() < end {
             self.etcd.alive()?;
             self.api_server.alive()?;
@@ -336,10 +348,10 @@ impl ControlPlane {
             }
             sleep(POLL).await;
         }
-        Err(format!("not ready in {READY_BOUND:?}: {last}\n{}", self.api_server.log_tail()))
+        Err(format!("the control plane is not ready within {READY_BOUND:?}: {last}\n{}", self.api_server.log_tail()))
     }
 
-    /// etcd's HTTP gateway, through the one HTTP client at hand.
+    /// Returns a client of etcd's HTTP gateway. kube's client serves as an HTTP client.
     fn etcd_client(&self) -> Client {
         let url = format!("http://127.0.0.1:{}", self.etcd_port).parse().unwrap();
         Client::try_from(Config::new(url)).unwrap()
@@ -350,7 +362,7 @@ impl Drop for ControlPlane {
     fn drop(&mut self) {
         self.api_server.kill();
         self.etcd.kill();
-        // The end of its input lets the reaper go; with the servers dead only the folder is left to it.
+        // The shell process continues at the end of its input. The servers are killed, so it only removes the folder.
         drop(self.orphan_killer.stdin.take());
         let _ = self.orphan_killer.wait();
     }
@@ -361,7 +373,7 @@ async fn etcd_call(etcd: &Client, method: &str, body: &Value) -> Value {
     etcd.request(request).await.unwrap()
 }
 
-/// The revision that etcd's answer was made at (a string in JSON, as every 64-bit number of its gateway).
+/// Returns the revision in the header of etcd's response. Its gateway writes 64-bit numbers as JSON strings.
 fn revision(answer: &Value) -> u64 {
     answer["header"]["revision"].as_str().unwrap().parse().unwrap()
 }

@@ -1,4 +1,4 @@
-//! A client of the full stream, on either transport, that can be cut off and says what it got.
+//! A client of the full stream on either transport. It reports the end of a connection instead of panicking.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -11,17 +11,18 @@ use tokio::{
 
 use super::http_client::{TEST_TIMEOUT, WsClient};
 
-/// One connection.
-#[allow(clippy::large_enum_variant, reason = "there is one a client of a test")]
+/// One connection to a full stream.
+#[allow(clippy::large_enum_variant, reason = "a test has one value per client")]
 pub(crate) enum FullStreamClient {
     /// `/api/websocket`
     WebSocket(WsClient),
-    /// `/api/sse`, past its head.
+    /// `/api/sse`, after the head of the response.
     Sse(BufReader<TcpStream>),
 }
 
 impl FullStreamClient {
-    /// Connects to `/api/websocket` or `/api/sse` with this query (`a=b&c=d`), from the last id. `None`: not now.
+    /// Connects to `/api/websocket` or `/api/sse` with this query (`a=b&c=d`) and resumes after the id `last`. Returns
+    /// `None` if the connection fails.
     pub(crate) async fn connect(
         address: SocketAddr,
         sse: bool,
@@ -31,7 +32,7 @@ impl FullStreamClient {
         FullStreamClient::over(TcpStream::connect(address).await.ok()?, sse, query, last).await
     }
 
-    /// The same over a connection that is there.
+    /// Does the same on an open TCP connection.
     pub(crate) async fn over(
         mut stream: TcpStream,
         sse: bool,
@@ -52,7 +53,8 @@ impl FullStreamClient {
         let mut reader = BufReader::new(stream);
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
-            let read = timeout(TEST_TIMEOUT, reader.read_line(&mut head)).await.expect("no head in time");
+            let read =
+                timeout(TEST_TIMEOUT, reader.read_line(&mut head)).await.expect("the server sends no head in time");
             if read.ok()? == 0 {
                 return None;
             }
@@ -61,12 +63,12 @@ impl FullStreamClient {
         Some(FullStreamClient::Sse(reader))
     }
 
-    /// The next event; `None` when the connection has ended.
+    /// Returns the next event, or `None` when the connection has ended.
     pub(crate) async fn next(&mut self) -> Option<Value> {
         Some(serde_json::from_str(&self.text().await?).unwrap())
     }
 
-    /// The next event as it came.
+    /// Returns the text of the next event, or `None` when the connection has ended.
     pub(crate) async fn text(&mut self) -> Option<String> {
         match self {
             FullStreamClient::WebSocket(listener) => listener.next_text().await,
@@ -85,14 +87,14 @@ impl FullStreamClient {
         }
     }
 
-    /// Events for so long, or until the connection ends.
-    pub(crate) async fn read_for(&mut self, long: Duration, mut take: impl FnMut(Value)) {
+    /// Passes events to `consume` for this duration, or until the connection ends.
+    pub(crate) async fn read_for(&mut self, duration: Duration, mut consume: impl FnMut(Value)) {
         let reading = async {
             while let Some(event) = self.next().await {
-                take(event);
+                consume(event);
             }
         };
-        // Cut in the middle of a line or not: what is not whole was not received.
-        let _ = timeout(long, reading).await;
+        // The timeout can interrupt the reading inside a line. An incomplete line does not count as received.
+        let _ = timeout(duration, reading).await;
     }
 }

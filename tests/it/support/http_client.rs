@@ -1,4 +1,6 @@
-//! A WebSocket listener and a plain HTTP client that sends exactly what it is told to.
+//! A WebSocket client, and a plain HTTP client that sends exactly the bytes that a test gives it.
+//!
+//! Guarantees: every wait has a bound, [`TEST_TIMEOUT`] unless a test passes another one.
 
 use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
@@ -15,7 +17,7 @@ use tokio_tungstenite::{
     tungstenite::{Error, Message, client::IntoClientRequest, protocol::CloseFrame},
 };
 
-/// How long anything may take that should come at once, on a busy machine.
+/// How long a step may take that needs no waiting, on a busy machine.
 pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A connected WebSocket client.
@@ -24,11 +26,11 @@ pub(crate) struct WsClient {
     socket: WebSocketStream<TcpStream>,
 }
 
-/// An HTTP answer.
+/// An HTTP response.
 #[derive(Debug)]
 pub(crate) struct HttpResponse {
     pub(crate) status: u16,
-    /// The head's lines after the status line, names in lower case.
+    /// The header fields, with names in lower case.
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: String,
 }
@@ -39,18 +41,18 @@ impl WsClient {
         WsClient::try_connect(address, path).await.unwrap()
     }
 
-    /// Connects, or says with which status it was refused.
+    /// Connects, or returns the status of the response that rejects the request.
     pub(crate) async fn try_connect(address: SocketAddr, path: &str) -> Result<WsClient, u16> {
         WsClient::over(TcpStream::connect(address).await.unwrap(), path).await
     }
 
-    /// The same with these headers.
+    /// Does the same with these headers.
     pub(crate) async fn with(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Result<WsClient, u16> {
         let stream = TcpStream::connect(address).await.unwrap();
         WsClient::handshake(stream, path, headers).await
     }
 
-    /// The same over a connection that is there.
+    /// Does the same on an open TCP connection.
     pub(crate) async fn over(stream: TcpStream, path: &str) -> Result<WsClient, u16> {
         WsClient::handshake(stream, path, &[]).await
     }
@@ -61,17 +63,17 @@ impl WsClient {
         for (name, value) in headers {
             request.headers_mut().append(HeaderName::try_from(*name).unwrap(), value.parse().unwrap());
         }
-        match timeout(TEST_TIMEOUT, client_async(request, stream)).await.expect("no answer in time") {
+        match timeout(TEST_TIMEOUT, client_async(request, stream)).await.expect("the server does not answer in time") {
             Ok((socket, _)) => Ok(WsClient { socket }),
             Err(Error::Http(response)) => Err(response.status().as_u16()),
             Err(error) => panic!("{error}"),
         }
     }
 
-    /// The next text message, as it came.
+    /// Returns the next text message.
     pub(crate) async fn text(&mut self) -> String {
         loop {
-            match timeout(TEST_TIMEOUT, self.socket.next()).await.expect("no message in time") {
+            match timeout(TEST_TIMEOUT, self.socket.next()).await.expect("no message arrives in time") {
                 Some(Ok(Message::Text(text))) => return text.to_string(),
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
                 other => panic!("expected a text message: {other:?}"),
@@ -79,7 +81,7 @@ impl WsClient {
         }
     }
 
-    /// The next text message; `None` when the connection has ended.
+    /// Returns the next text message, or `None` when the connection has ended.
     pub(crate) async fn next_text(&mut self) -> Option<String> {
         loop {
             match self.socket.next().await {
@@ -90,25 +92,25 @@ impl WsClient {
         }
     }
 
-    /// The next message.
+    /// Returns the next text message as JSON.
     pub(crate) async fn json(&mut self) -> Value {
         serde_json::from_str(&self.text().await).unwrap()
     }
 
-    /// Answers pings for as long as it is polled.
+    /// Answers pings while it is polled.
     ///
     /// # Panics
-    /// When anything else comes.
+    /// When any other message arrives or the connection ends.
     pub(crate) async fn expect_no_messages(&mut self) -> Infallible {
         loop {
             match self.socket.next().await {
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                other => panic!("expected nothing: {other:?}"),
+                other => panic!("expected no message: {other:?}"),
             }
         }
     }
 
-    /// Messages up to and including the first that satisfies `last`.
+    /// Returns the messages up to and including the first that satisfies `last`.
     pub(crate) async fn until(&mut self, mut last: impl FnMut(&Value) -> bool) -> Vec<String> {
         let mut texts = Vec::new();
         loop {
@@ -121,7 +123,8 @@ impl WsClient {
         }
     }
 
-    /// Reads on, counting messages, until the server closes; code and reason.
+    /// Reads until the server closes. Returns the number of text messages, and the code and reason of the close frame
+    /// if there is one.
     pub(crate) async fn closed(&mut self, bound: Duration) -> (usize, Option<(u16, String)>) {
         let mut messages = 0;
         let close = timeout(bound, async {
@@ -136,20 +139,20 @@ impl WsClient {
                 }
             }
         });
-        let close = close.await.expect("still open");
+        let close = close.await.expect("the connection is still open");
         (messages, close)
     }
 
     /// Sends a text message.
     pub(crate) async fn send(&mut self, text: String) {
-        // The server may have closed already: what it said is read by the caller.
+        // The server may have closed the connection. The caller reads the close frame.
         let _ = self.socket.send(Message::text(text)).await;
     }
 
     /// Sends these messages or frames.
     pub(crate) async fn send_all(&mut self, messages: impl IntoIterator<Item = Message>) {
         for message in messages {
-            // As above.
+            // The server may have closed the connection, as in `send`.
             let _ = self.socket.send(message).await;
         }
     }
@@ -159,7 +162,7 @@ impl WsClient {
         self.socket.close(None).await.unwrap();
     }
 
-    /// The bare stream, with nothing read ahead that matters to the caller.
+    /// Returns the TCP stream. Bytes that are already read from it are lost.
     pub(crate) fn into_stream(self) -> TcpStream {
         self.socket.into_inner()
     }
@@ -175,7 +178,7 @@ impl HttpResponse {
     }
 }
 
-/// The request that begins a WebSocket, as clients without a library write it.
+/// Returns the request that opens a WebSocket, as text.
 pub(crate) fn upgrade(address: SocketAddr, path: &str) -> String {
     format!(
         "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
@@ -183,7 +186,8 @@ pub(crate) fn upgrade(address: SocketAddr, path: &str) -> String {
     )
 }
 
-/// A connection on which this has been sent, whose kernel takes in only a few KiB that nobody reads.
+/// Opens a connection with a receive buffer of 4096 bytes and sends this request. The caller can leave the response
+/// unread, so that the buffer fills.
 pub(crate) async fn small_buffer_socket(address: SocketAddr, request: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
@@ -192,17 +196,17 @@ pub(crate) async fn small_buffer_socket(address: SocketAddr, request: &str) -> T
     stream
 }
 
-/// Sends these bytes and reads until the server ends the connection, in order or not.
+/// Sends these bytes and reads until the server ends the connection, by a close or by a reset.
 pub(crate) async fn send_raw(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    // The server may refuse before it has read everything; what it says is what counts.
-    let _ = timeout(TEST_TIMEOUT, stream.write_all(bytes)).await.expect("it neither reads nor ends");
+    // The server may answer and close before it has read all bytes. The response is the result.
+    let _ = timeout(TEST_TIMEOUT, stream.write_all(bytes)).await.expect("the server neither reads nor closes");
     let mut answer = Vec::new();
-    let _ = timeout(TEST_TIMEOUT, stream.read_to_end(&mut answer)).await.expect("it does not end");
+    let _ = timeout(TEST_TIMEOUT, stream.read_to_end(&mut answer)).await.expect("the server does not close");
     answer
 }
 
-/// A metric of the bridge, by its name and labels as `/metrics` spells them; 0 where it has not been counted yet.
+/// Returns a metric of the bridge by its name and labels, as `/metrics` spells them. It is 0 if the sample does not exist.
 pub(crate) async fn metric(address: SocketAddr, name: &str) -> u64 {
     let answer = get(address, "/metrics").await;
     let value = answer.body.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -218,8 +222,8 @@ pub(crate) async fn metric_sum(address: SocketAddr, name: &str, labels: &[&str])
     matching.map(|(_, value)| value.parse::<u64>().unwrap()).sum()
 }
 
-/// Sends a request with exactly these headers (`Host` and `Connection: close` are added where they are not named) and
-/// reads the answer until the server closes.
+/// Sends a request with exactly these headers and reads the response until the server closes. `Host` and `Connection:
+/// close` are added if they are missing.
 pub(crate) async fn request(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)]) -> HttpResponse {
     let named = |name: &str| headers.iter().any(|(have, _)| have.eq_ignore_ascii_case(name));
     let mut request = format!("{method} {path} HTTP/1.1\r\n");
@@ -236,18 +240,19 @@ pub(crate) async fn request(address: SocketAddr, method: &str, path: &str, heade
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut bytes = Vec::new();
-    timeout(TEST_TIMEOUT, stream.read_to_end(&mut bytes)).await.expect("no end of the answer").unwrap();
+    timeout(TEST_TIMEOUT, stream.read_to_end(&mut bytes)).await.expect("the response does not end in time").unwrap();
     parse(&String::from_utf8(bytes).unwrap())
 }
 
-/// A GET like curl's.
+/// Sends a GET request without further headers.
 pub(crate) async fn get(address: SocketAddr, path: &str) -> HttpResponse {
     request(address, "GET", path, &[]).await
 }
 
-/// Reads an answer's text. Bodies of known length or to the end; nothing here is chunked.
+/// Parses a response. The body is the text after the head; chunked bodies are not decoded.
 pub(crate) fn parse(text: &str) -> HttpResponse {
-    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no head: {text:?}"));
+    let (head, body) =
+        text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("the response has no complete head: {text:?}"));
     let mut lines = head.split("\r\n");
     let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
     let headers = lines.map(|line| line.split_once(':').unwrap());
@@ -255,33 +260,36 @@ pub(crate) fn parse(text: &str) -> HttpResponse {
     HttpResponse { status, headers, body: body.to_owned() }
 }
 
-/// Sends a request that is written out whole, and reads the answer until the server closes, or the head alone where the
-/// connection is handed over (101).
+/// Sends a request as text and reads the response until the server closes. After a 101 it reads the head only.
 pub(crate) async fn request_raw(address: SocketAddr, request: &str) -> HttpResponse {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut bytes = Vec::new();
-    let whole = timeout(TEST_TIMEOUT, async {
+    let response = timeout(TEST_TIMEOUT, async {
         loop {
-            let handed_over = bytes.starts_with(b"HTTP/1.1 101") && bytes.windows(4).any(|four| four == b"\r\n\r\n");
-            if handed_over || stream.read_buf(&mut bytes).await.unwrap() == 0 {
+            let switched = bytes.starts_with(b"HTTP/1.1 101") && bytes.windows(4).any(|four| four == b"\r\n\r\n");
+            if switched || stream.read_buf(&mut bytes).await.unwrap() == 0 {
                 return;
             }
         }
     });
-    whole.await.unwrap_or_else(|_| panic!("no end of the answer to {request:?}: {}", String::from_utf8_lossy(&bytes)));
+    let ended = response.await.is_ok();
+    assert!(ended, "the response to {request:?} does not end in time: {}", String::from_utf8_lossy(&bytes));
     parse(&String::from_utf8_lossy(&bytes))
 }
 
-/// Asks until there is an answer.
-pub(crate) async fn poll_until<T>(mut ask: impl FnMut() -> Option<T>) -> T {
+/// Calls `poll` every 10 ms until it returns a value.
+///
+/// # Panics
+/// When it returns no value within [`TEST_TIMEOUT`].
+pub(crate) async fn poll_until<T>(mut poll: impl FnMut() -> Option<T>) -> T {
     let found = timeout(TEST_TIMEOUT, async {
         loop {
-            if let Some(found) = ask() {
+            if let Some(found) = poll() {
                 return found;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     });
-    found.await.expect("it does not come")
+    found.await.expect("the awaited state is not reached in time")
 }

@@ -1,4 +1,6 @@
-//! The bridge put together in this process, for tests that have to stand between it and its API server.
+//! A bridge in the process of the test, for tests that intercept its requests to the API server: delays, holds, counts.
+//!
+//! Guarantees: the bridge ends with the runtime of the test.
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -20,6 +22,7 @@ use boilerhouse_bridge::http::{
 };
 use boilerhouse_bridge::source::{dedicated, hub};
 use boilerhouse_bridge::tasks::{self, Tasks};
+use boilerhouse_bridge::test_support::SeededRng;
 use futures::{FutureExt, StreamExt, stream as streams};
 use http::Request;
 use http_body_util::{BodyExt, StreamBody};
@@ -27,36 +30,41 @@ use hyper::body::Frame;
 use kube::{Client, client::Body};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{http_client::TEST_TIMEOUT, rng::SeededRng};
+use super::http_client::TEST_TIMEOUT;
 
-/// Pieces of an answer that may be on their way at a time.
+/// Maximum number of chunks of one response that are delayed at once.
 const MAX_PENDING_CHUNKS: usize = 4096;
 
-/// A bridge that ends with the test's runtime.
+/// A bridge that serves on loopback.
 pub(crate) struct InProcessBridge {
     pub(crate) address: SocketAddr,
 }
 
-/// What a test may want to be otherwise.
+/// Settings that a test can change.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Config {
     pub(crate) hub: hub::Config,
     pub(crate) dedicated: dedicated::Config,
     pub(crate) feed: feed::Config,
     pub(crate) stream: stream::Config,
-    /// A keys file: without one, everybody may read.
+    /// Path of a keys file. Without one, anonymous callers may read everything.
     pub(crate) keys: Option<PathBuf>,
     pub(crate) limits: rate_limit::Config,
     pub(crate) proxies: TrustedProxies,
 }
 
-/// How late answers are: from and to how many milliseconds, drawn anew for each piece of a body.
+/// Delays responses. Each chunk of a body has a random delay of its own, and chunks can be held until they are released.
 #[derive(Clone)]
-pub(crate) struct DelayedClient(Arc<Mutex<(SeededRng, RangeInclusive<u64>)>>);
+pub(crate) struct DelayedClient {
+    rng: Arc<Mutex<SeededRng>>,
+    delay_ms: RangeInclusive<u64>,
+    held: watch::Sender<bool>,
+}
 
-/// Lists that have been asked for.
+/// Counts list requests.
 #[derive(Debug, Default)]
 pub(crate) struct ListCounter {
     running: AtomicU64,
@@ -65,17 +73,18 @@ pub(crate) struct ListCounter {
 }
 
 impl InProcessBridge {
-    /// Ready: the hub watches this namespace through one client, the sockets' own watchers through another.
+    /// Starts a bridge and waits until it is ready. The hub watches this namespace through one client, and the dedicated
+    /// watchers through the other.
     pub(crate) async fn start(
         namespace: &str,
         hub_client: Client,
-        own_client: &Client,
+        dedicated_client: &Client,
         config: Config,
     ) -> InProcessBridge {
         let (writer, feed) = Feed::new(config.feed);
         let tasks = Tasks::new(tasks::Config::default());
         let watchers = dedicated::DedicatedWatchers::new(
-            own_client,
+            dedicated_client,
             namespace,
             feed.clone(),
             config.dedicated,
@@ -87,7 +96,7 @@ impl InProcessBridge {
         let (mut registry, metrics) = (Registry::with_prefix("bridge"), stream::Metrics::default());
         feed.register_metrics(&mut registry);
         metrics.register(&mut registry);
-        let site = App {
+        let app = App {
             feed: feed.clone(),
             dedicated_feeds: Box::new(move || watchers.try_open().map(|(feed, run)| (feed, run.boxed()))),
             streams: stream::StreamContext::new(config.stream, metrics, tasks.stop().clone()),
@@ -103,7 +112,7 @@ impl InProcessBridge {
         };
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let service = site::service(Arc::new(site));
+        let service = site::service(Arc::new(app));
         let accept = conn::serve(listener, service, conn::Config::default(), conn::Metrics::default(), tasks.clone());
         tasks.spawn("listener", async move { Ok::<_, Infallible>(accept.await) });
         timeout(TEST_TIMEOUT, feed.wait_synced()).await.expect("the hub is not ready");
@@ -111,43 +120,55 @@ impl InProcessBridge {
     }
 }
 
-/// Lets everybody in.
+/// Returns an authenticator that accepts anonymous callers.
 pub(crate) fn anonymous_auth() -> Arc<Authenticator> {
     auth_with(CredentialSources::default())
 }
 
-fn auth_with(known: CredentialSources) -> Arc<Authenticator> {
-    Authenticator::new(auth::Config::default(), known, auth::Metrics::default()).unwrap().into()
+fn auth_with(sources: CredentialSources) -> Arc<Authenticator> {
+    Authenticator::new(auth::Config::default(), sources, auth::Metrics::default()).unwrap().into()
 }
 
 impl DelayedClient {
-    pub(crate) fn new(ms: RangeInclusive<u64>) -> DelayedClient {
-        DelayedClient(Arc::new(Mutex::new((SeededRng(ms.end() + 1), ms))))
+    /// Creates it with this range of delays in milliseconds.
+    pub(crate) fn new(delay_ms: RangeInclusive<u64>) -> DelayedClient {
+        let rng = Arc::new(Mutex::new(SeededRng(delay_ms.end() + 1)));
+        DelayedClient { rng, delay_ms, held: watch::Sender::new(false) }
     }
 
-    /// From now on.
-    pub(crate) fn set(&self, ms: RangeInclusive<u64>) {
-        self.0.lock().unwrap().1 = ms;
+    /// Holds all chunks that are not delivered yet until [`DelayedClient::release`].
+    pub(crate) fn hold(&self) {
+        self.held.send_replace(true);
+    }
+
+    /// Delivers the held chunks, and later ones after their delay only.
+    pub(crate) fn release(&self) {
+        self.held.send_replace(false);
     }
 
     fn next_delay(&self) -> Duration {
-        let (rng, ms) = &mut *self.0.lock().unwrap();
-        Duration::from_millis(ms.start() + rng.below(ms.end() - ms.start() + 1))
+        let (start, end) = (*self.delay_ms.start(), *self.delay_ms.end());
+        Duration::from_millis(start + self.rng.lock().unwrap().below(end - start + 1))
     }
 
-    /// A client whose answers come late, in order, and not the later the more there are of them.
+    /// Returns a client whose response bodies are delayed. Chunks stay in order, and their delays do not add up.
     pub(crate) fn client(&self, client: Client) -> Client {
-        let (late, namespace) = (self.clone(), client.default_namespace().to_owned());
+        let (delayed, namespace) = (self.clone(), client.default_namespace().to_owned());
         let service = tower::service_fn(move |request: Request<Body>| {
-            let (client, late) = (client.clone(), late.clone());
+            let (client, delayed) = (client.clone(), delayed.clone());
             async move {
                 let response = client.send(request).await?;
                 Ok::<_, kube::Error>(response.map(|body| {
-                    let pieces = body.into_data_stream().map(move |piece| {
-                        let due = Instant::now() + late.next_delay();
-                        sleep_until(due).map(move |()| piece.map(Frame::data))
+                    let chunks = body.into_data_stream().map(move |chunk| {
+                        let (due, mut held) = (Instant::now() + delayed.next_delay(), delayed.held.subscribe());
+                        async move {
+                            sleep_until(due).await;
+                            // An error means that the test has ended.
+                            let _ = held.wait_for(|held| !held).await;
+                            chunk.map(Frame::data)
+                        }
                     });
-                    StreamBody::new(pieces.buffered(MAX_PENDING_CHUNKS))
+                    StreamBody::new(chunks.buffered(MAX_PENDING_CHUNKS))
                 }))
             }
         });
@@ -156,17 +177,17 @@ impl DelayedClient {
 }
 
 impl ListCounter {
-    /// How many there have been.
+    /// Returns the number of lists so far.
     pub(crate) fn total(&self) -> u64 {
         self.total.load(SeqCst)
     }
 
-    /// How many there have been at most at a time, each from its request to the end of its answer.
+    /// Returns the maximum number of concurrent lists so far. A list runs from its request to the end of its response.
     pub(crate) fn max_concurrent(&self) -> u64 {
         self.max_concurrent.load(SeqCst)
     }
 
-    /// A client whose lists are counted.
+    /// Returns a client whose lists are counted.
     pub(crate) fn client(self: &Arc<Self>, client: Client) -> Client {
         let (lists, namespace) = (self.clone(), client.default_namespace().to_owned());
         let service = tower::service_fn(move |request: Request<Body>| {
@@ -175,14 +196,15 @@ impl ListCounter {
                 let running = is_list(&request).then(|| RunningList::new(lists));
                 let response = client.send(request).await?;
                 Ok::<_, kube::Error>(response.map(|body| {
-                    // Over before whoever reads it can know: the next one may follow at once.
+                    // The count decreases before the reader sees the end of the body, because it may send the next list
+                    // at once.
                     let mut running = running;
                     let end = streams::poll_fn(move |_| {
                         drop(running.take());
                         std::task::Poll::Ready(None)
                     });
-                    let pieces = body.into_data_stream().map(|piece| piece.map(Frame::data));
-                    StreamBody::new(pieces.chain(end))
+                    let chunks = body.into_data_stream().map(|chunk| chunk.map(Frame::data));
+                    StreamBody::new(chunks.chain(end))
                 }))
             }
         });
@@ -194,7 +216,7 @@ fn is_list(request: &Request<Body>) -> bool {
     !request.uri().query().is_some_and(|query| query.contains("watch=true"))
 }
 
-/// A list that is under way.
+/// A running list. Dropping it ends the list.
 struct RunningList(Arc<ListCounter>);
 
 impl RunningList {

@@ -1,4 +1,6 @@
-//! Clients from npm, as `tests/node/package.json` pins them.
+//! Clients from npm in the versions that `tests/node/package.json` pins.
+//!
+//! Owns one Node process per client. The process is killed when the value is dropped.
 
 use std::{
     path::{Path, PathBuf},
@@ -18,14 +20,14 @@ fn dir() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/node")
 }
 
-/// Node with this script: a path below `tests/node`.
+/// Returns a command that runs a script with Node. `script` is a path below `tests/node`.
 ///
 /// # Panics
-/// Where the packages have not been installed.
+/// When the packages are not installed.
 pub(crate) fn node(script: &str, args: &[&str]) -> Command {
     let script = dir().join(script);
     let installed = dir().join("node_modules/.package-lock.json").exists();
-    assert!(installed, "the packages of tests/node are missing: run `npm ci --prefix tests/node`, or tests/run");
+    assert!(installed, "the packages of tests/node are missing: run `npm ci --prefix tests/node` or tests/run");
     let mut command = Command::new("node");
     command
         .arg(script)
@@ -37,20 +39,21 @@ pub(crate) fn node(script: &str, args: &[&str]) -> Command {
     command
 }
 
-/// What such a script prints, which has to end well within four times the usual bound.
+/// Runs a script and returns its standard output. The script must exit successfully within four times [`TEST_TIMEOUT`].
 pub(crate) async fn output(script: &str, args: &[&str]) -> String {
-    let child = node(script, args).spawn().expect("node is missing: install Node 20 or later");
-    let output =
-        timeout(4 * TEST_TIMEOUT, child.wait_with_output()).await.unwrap_or_else(|_| panic!("{script} goes on"));
+    let child = node(script, args).spawn().expect("cannot start node; install Node 20 or later");
+    let output = timeout(4 * TEST_TIMEOUT, child.wait_with_output())
+        .await
+        .unwrap_or_else(|_| panic!("{script} does not end in time"));
     let output = output.unwrap();
     assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A client that prints JSON lines for as long as it lives; killed when dropped.
+/// A client that prints JSON lines while it runs.
 #[derive(Debug)]
 pub(crate) struct NpmClient {
-    /// What it has said so far.
+    /// The lines that [`NpmClient::until`] has read so far.
     pub(crate) lines: Vec<Value>,
     url: String,
     out: Lines<BufReader<ChildStdout>>,
@@ -58,12 +61,12 @@ pub(crate) struct NpmClient {
 }
 
 impl NpmClient {
-    /// This script with this URL.
+    /// Starts this script with this URL.
     pub(crate) fn start(script: &str, url: &str) -> NpmClient {
         NpmClient::of(node(script, &[url]), url)
     }
 
-    /// The same, trusting whom this certificate's file names.
+    /// Does the same. The client trusts the certificate in this file.
     pub(crate) fn start_trusting(certificate: &Path, script: &str, url: &str) -> NpmClient {
         let mut command = node(script, &[url]);
         command.env("NODE_EXTRA_CA_CERTS", certificate);
@@ -71,28 +74,28 @@ impl NpmClient {
     }
 
     fn of(mut command: Command, url: &str) -> NpmClient {
-        let mut child = command.stderr(Stdio::inherit()).spawn().expect("node is missing: install Node 20");
+        let mut child = command.stderr(Stdio::inherit()).spawn().expect("cannot start node; install Node 20 or later");
         let out = BufReader::new(child.stdout.take().unwrap()).lines();
         NpmClient { lines: Vec::new(), url: url.to_owned(), out, _child: child }
     }
 
-    /// Listens until it says this, and to that line only.
+    /// Reads lines up to and including the first that satisfies `last`.
     ///
     /// # Panics
-    /// When it does not say so within twice the usual bound, ends, or gives up.
-    pub(crate) async fn until(&mut self, is: impl Fn(&Value) -> bool) {
-        let listening = timeout(2 * TEST_TIMEOUT, async {
+    /// When there is no such line within twice [`TEST_TIMEOUT`], or the client exits or reports that it gave up.
+    pub(crate) async fn until(&mut self, last: impl Fn(&Value) -> bool) {
+        let reading = timeout(2 * TEST_TIMEOUT, async {
             loop {
-                let line = self.out.next_line().await.unwrap().expect("the client ended");
+                let line = self.out.next_line().await.unwrap().expect("the client exited");
                 let line: Value = serde_json::from_str(&line).unwrap();
                 assert!(line["gaveUp"].is_null(), "{} gave up: {line} after {:#?}", self.url, self.lines);
                 self.lines.push(line);
-                if self.lines.last().is_some_and(&is) {
+                if self.lines.last().is_some_and(&last) {
                     return;
                 }
             }
         });
-        let received = listening.await.is_ok();
-        assert!(received, "{} does not say it: {:#?}", self.url, self.lines);
+        let received = reading.await.is_ok();
+        assert!(received, "the client of {} does not print the expected line in time: {:#?}", self.url, self.lines);
     }
 }

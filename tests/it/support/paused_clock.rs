@@ -1,16 +1,17 @@
-//! A held clock, for tests with `start_paused`: it goes on only by [`tokio::time::advance`].
+//! Control of the paused clock in tests with `start_paused`.
 
 use std::{sync::mpsc, time::Duration};
 
 use super::http_client::TEST_TIMEOUT;
 
-/// How long it is held at most, so that a test whose answer does not come fails by the bounds of its clients.
+/// Maximum time that auto-advance stays off. After it, a test that waits in vain fails by the timeouts of its clients.
 const MAX_HOLD: Duration = TEST_TIMEOUT.saturating_mul(3);
 
-/// Holds the clock until this is dropped. A paused one goes on as soon as everybody waits: a blocking task keeps it from
-/// that.
+/// Turns auto-advance off until the returned sender is dropped. The clock then moves only by [`tokio::time::advance`].
+///
+/// tokio advances a paused clock when all tasks wait. It does not do so while a blocking task runs.
 pub(crate) fn disable_auto_advance() -> mpsc::Sender<()> {
-    let (held, until) = mpsc::channel();
-    tokio::task::spawn_blocking(move || until.recv_timeout(MAX_HOLD));
-    held
+    let (sender, receiver) = mpsc::channel();
+    tokio::task::spawn_blocking(move || receiver.recv_timeout(MAX_HOLD));
+    sender
 }

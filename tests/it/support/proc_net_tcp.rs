@@ -1,17 +1,17 @@
-//! What the kernel holds of another process's connections: `/proc/net/tcp`.
+//! The kernel's socket queues of connections of another process, from `/proc/net/tcp`.
 
 use std::{collections::HashMap, net::SocketAddr};
 
-/// Bytes of one connection that wait in the kernel, on one side.
+/// Bytes in the kernel's queues of one side of a connection.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct SocketQueues {
-    /// Written and not yet acknowledged by the peer.
+    /// Bytes that are written and not yet acknowledged by the peer.
     pub(crate) sent: u64,
-    /// Received and not yet read.
+    /// Bytes that are received and not yet read.
     pub(crate) received: u64,
 }
 
-/// The established connections of a listener on loopback, by the client's port.
+/// Returns the queues of the established connections of a listener on loopback, by the port of the client.
 pub(crate) fn queues_by_client_port(listener: SocketAddr) -> HashMap<u16, SocketQueues> {
     const ESTABLISHED: &str = "01";
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();

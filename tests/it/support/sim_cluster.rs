@@ -1,17 +1,23 @@
-//! A simulated cluster behind a listener, for the binary to watch: tests say themselves what happens, and when.
+//! A simulated cluster that serves its API over TCP, for the bridge's binary. Nothing changes in it unless a test
+//! changes it.
+//!
+//! Owns the simulator, its server task and a kubeconfig file. All end when the value is dropped.
 
 use std::net::Ipv4Addr;
 
-use boilerhouse_bridge::sim::{ApiResource, Sim, SimConfig};
+use boilerhouse_bridge::{
+    sim::{ApiResource, Sim, SimConfig},
+    test_support::PodBuilder,
+};
 use serde_json::json;
 use tokio::{net::TcpListener, task::JoinHandle};
 
 use super::bridge_process::BridgeProcess;
 
-/// The namespace that a [`Sim`] begins with.
+/// The namespace of a [`Sim`] with the default configuration.
 pub(crate) const NAMESPACE: &str = "boilerhouse";
 
-/// A cluster that ends when it is dropped.
+/// A simulated cluster.
 #[derive(Debug)]
 pub(crate) struct SimCluster {
     pub(crate) sim: Sim,
@@ -20,12 +26,12 @@ pub(crate) struct SimCluster {
 }
 
 impl SimCluster {
-    /// A cluster with nothing in it but its namespaces.
+    /// Starts a cluster that contains only its namespaces.
     pub(crate) async fn new() -> SimCluster {
         SimCluster::with(SimConfig::default()).await
     }
 
-    /// The same, with this configuration.
+    /// Starts a cluster with this configuration.
     pub(crate) async fn with(config: SimConfig) -> SimCluster {
         let sim = Sim::new(config);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -35,31 +41,31 @@ impl SimCluster {
         SimCluster { sim, serving, kubeconfig }
     }
 
-    /// The file that leads here.
+    /// Returns the path of a kubeconfig file for this cluster.
     pub(crate) fn kubeconfig(&self) -> String {
         self.kubeconfig.path().to_string_lossy().into_owned()
     }
 
-    /// A bridge that watches it, ready.
+    /// Starts a bridge on this cluster and waits until it is ready.
     pub(crate) async fn bridge(&self, args: &[&str]) -> BridgeProcess {
         let bridge = BridgeProcess::start(&self.kubeconfig(), NAMESPACE, args).await;
         bridge.wait_ready().await;
         bridge
     }
 
-    /// The cluster itself.
+    /// Returns the simulator.
     pub(crate) fn sim(&self) -> &Sim {
         &self.sim
     }
 
-    /// Creates a managed Pod: one `instance.state` in phase `Unknown`.
+    /// Creates a managed Pod without a status. The bridge sends one `instance.state` with phase `Unknown`.
     pub(crate) fn create_pod(&self, name: &str) {
-        let labels = json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": "web"});
-        let pod = json!({"metadata": {"name": name, "namespace": NAMESPACE, "labels": labels}});
+        let mut pod = PodBuilder::new(name).namespace(NAMESPACE).workload("web").json();
+        pod.as_object_mut().unwrap().remove("status");
         self.sim.store(|store| store.create(ApiResource::Pods, pod)).unwrap();
     }
 
-    /// Changes a Pod: one `instance.state` in this phase.
+    /// Changes the phase of a Pod. The bridge sends one `instance.state` with this phase.
     pub(crate) fn pod_phase(&self, name: &str, phase: &str) {
         let status = json!({"status": {"phase": phase}});
         self.sim.store(|store| store.patch(ApiResource::Pods, NAMESPACE, name, &status)).unwrap();
@@ -72,7 +78,7 @@ impl Drop for SimCluster {
     }
 }
 
-/// A kubeconfig file for an API server that asks for no credential.
+/// Creates a kubeconfig file for an API server that requires no credential.
 pub(crate) fn kubeconfig(server: &str) -> tempfile::NamedTempFile {
     let config = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "simulated",

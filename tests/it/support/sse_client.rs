@@ -1,4 +1,4 @@
-//! A client of event streams that shows every field of every block, as it came.
+//! An SSE client that returns every field of every block.
 
 use std::{collections::VecDeque, net::SocketAddr};
 
@@ -15,14 +15,14 @@ use super::http_client::{self, HttpResponse, TEST_TIMEOUT};
 #[derive(Debug)]
 pub(crate) struct SseClient {
     stream: TcpStream,
-    /// The answer's head; its body is empty.
+    /// The head of the response. Its body is empty here.
     pub(crate) head: HttpResponse,
-    /// What has come and is no whole block yet.
+    /// Received text that is not a complete block yet.
     partial: String,
     blocks: VecDeque<SseEvent>,
 }
 
-/// What stands between two empty lines.
+/// One block: the fields between two empty lines.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SseEvent {
     pub(crate) retry: Option<u64>,
@@ -39,13 +39,13 @@ impl SseEvent {
     fn parse(text: &str) -> SseEvent {
         let mut block = SseEvent::default();
         for line in text.lines() {
-            match line.split_once(": ").unwrap_or_else(|| panic!("no field: {line:?}")) {
+            match line.split_once(": ").unwrap_or_else(|| panic!("the line is not a field: {line:?}")) {
                 ("retry", ms) => block.retry = Some(ms.parse().unwrap()),
                 ("id", id) => block.id = Some(id.to_owned()),
                 ("event", name) => block.event = Some(name.to_owned()),
                 ("data", data) if block.data.is_empty() => block.data = data.to_owned(),
                 ("", _) => {}
-                other => panic!("{other:?} in {text:?}"),
+                other => panic!("unexpected field {other:?} in {text:?}"),
             }
         }
         block
@@ -53,7 +53,7 @@ impl SseEvent {
 }
 
 impl SseClient {
-    /// Sends the request and reads the head, which must come at once.
+    /// Sends the request and reads the head of the response.
     pub(crate) async fn open(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> SseClient {
         let mut stream = TcpStream::connect(address).await.unwrap();
         let mut request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nAccept: text/event-stream\r\n");
@@ -67,24 +67,27 @@ impl SseClient {
                 bytes.push(stream.read_u8().await.unwrap());
             }
         });
-        head.await.expect("no head");
+        head.await.expect("the server sends no head in time");
         let head = http_client::parse(&String::from_utf8(bytes).unwrap());
         SseClient { stream, head, partial: String::new(), blocks: VecDeque::new() }
     }
 
-    /// The next block; none at the end of the stream.
+    /// Returns the next block, or `None` at the end of the stream.
     pub(crate) async fn block(&mut self) -> Option<SseEvent> {
         loop {
             if let Some(block) = self.blocks.pop_front() {
                 return Some(block);
             }
             let mut bytes = Vec::new();
-            let read = timeout(TEST_TIMEOUT, self.stream.read_buf(&mut bytes)).await.expect("nothing comes").unwrap();
+            let read = timeout(TEST_TIMEOUT, self.stream.read_buf(&mut bytes))
+                .await
+                .expect("no block arrives in time")
+                .unwrap();
             if read == 0 {
                 assert_eq!(self.partial, "", "the stream ends inside a block");
                 return None;
             }
-            // What is told here is ASCII, so that no character is cut.
+            // The events of these tests are ASCII, so a read cannot end inside a character.
             self.partial += std::str::from_utf8(&bytes).unwrap();
             while let Some((block, rest)) = self.partial.split_once("\n\n") {
                 self.blocks.push_back(SseEvent::parse(block));
@@ -93,7 +96,7 @@ impl SseClient {
         }
     }
 
-    /// The next event, whatever else comes before it.
+    /// Returns the next event. Skips blocks without data.
     pub(crate) async fn event(&mut self) -> SseEvent {
         loop {
             let block = self.block().await.expect("the stream has ended");
@@ -103,7 +106,7 @@ impl SseClient {
         }
     }
 
-    /// Events up to and including the first that satisfies `last`.
+    /// Returns the events up to and including the first that satisfies `last`.
     pub(crate) async fn until(&mut self, mut last: impl FnMut(&Value) -> bool) -> Vec<SseEvent> {
         let mut events = Vec::new();
         loop {
@@ -116,7 +119,7 @@ impl SseClient {
         }
     }
 
-    /// All that still comes.
+    /// Returns all blocks up to the end of the stream.
     pub(crate) async fn rest(&mut self) -> Vec<SseEvent> {
         let mut blocks = Vec::new();
         while let Some(block) = self.block().await {

@@ -1,7 +1,11 @@
-//! A door to a server: its address stays while what is behind it is replaced, and it breaks off who passes.
+//! A TCP proxy between a client and a server. Its address stays the same while the server changes, and it can cut
+//! connections.
+//!
+//! Owns the listener and all forwarded connections. They end when the value is dropped.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use boilerhouse_bridge::test_support::SeededRng;
 use tokio::{
     io::{AsyncReadExt, copy},
     net::{TcpListener, TcpStream},
@@ -9,44 +13,44 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
-use super::rng::SeededRng;
-
-/// A TCP proxy; it and all that passes end when it is dropped.
+/// A running TCP proxy.
 #[derive(Debug)]
 pub(crate) struct TcpProxy {
     pub(crate) address: SocketAddr,
-    to: watch::Sender<Option<SocketAddr>>,
+    target: watch::Sender<Option<SocketAddr>>,
     serving: JoinHandle<()>,
 }
 
-/// How many bytes of the server's a connection is given before it breaks off: at least, and how many more at most.
+/// The number of bytes from the server after which a connection is cut: the minimum, and the size of the random range
+/// above it.
 pub(crate) type CutAfterBytes = (u64, u64);
 
 impl TcpProxy {
-    /// A door to nowhere yet: who comes is sent away. Half of those that break off end in order, half are reset.
-    pub(crate) async fn new(leak: Option<CutAfterBytes>, seed: u64) -> TcpProxy {
+    /// Starts a proxy without a target: it closes every connection. With `cut`, each connection is cut after a random
+    /// number of bytes; half of them end with a close, half with a reset.
+    pub(crate) async fn new(cut: Option<CutAfterBytes>, seed: u64) -> TcpProxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (to, leads_to) = watch::channel(None);
+        let (target, receiver) = watch::channel(None);
         let serving = tokio::spawn(async move {
-            let (mut rng, mut passing) = (SeededRng(seed), JoinSet::new());
+            let (mut rng, mut connections) = (SeededRng(seed), JoinSet::new());
             loop {
                 let (client, _) = listener.accept().await.unwrap();
-                while passing.try_join_next().is_some() {}
-                let most = leak.map_or(u64::MAX, |(least, more)| least + rng.below(more));
+                while connections.try_join_next().is_some() {}
+                let max_bytes = cut.map_or(u64::MAX, |(min, range)| min + rng.below(range));
                 let reset = rng.below(2) == 0;
-                let to: Option<SocketAddr> = *leads_to.borrow();
-                if let Some(to) = to {
-                    passing.spawn(forward(client, to, most, reset));
+                let target: Option<SocketAddr> = *receiver.borrow();
+                if let Some(target) = target {
+                    connections.spawn(forward(client, target, max_bytes, reset));
                 }
             }
         });
-        TcpProxy { address, to, serving }
+        TcpProxy { address, target, serving }
     }
 
-    /// Whoever comes from now on gets there. Who is inside stays where he is.
-    pub(crate) fn set_target(&self, to: Option<SocketAddr>) {
-        self.to.send_replace(to);
+    /// Forwards new connections to this server. Open connections stay as they are.
+    pub(crate) fn set_target(&self, target: Option<SocketAddr>) {
+        self.target.send_replace(target);
     }
 }
 
@@ -56,15 +60,15 @@ impl Drop for TcpProxy {
     }
 }
 
-async fn forward(mut client: TcpStream, to: SocketAddr, most: u64, reset: bool) {
-    let Ok(mut server) = TcpStream::connect(to).await else { return };
+async fn forward(mut client: TcpStream, target: SocketAddr, max_bytes: u64, reset: bool) {
+    let Ok(mut server) = TcpStream::connect(target).await else { return };
     let (mut from_client, mut to_client) = client.split();
     let (from_server, mut to_server) = server.split();
-    let mut some = from_server.take(most);
-    // Whichever ends, or fails, ends both.
+    let mut limited = from_server.take(max_bytes);
+    // The end or failure of one direction ends both.
     tokio::select! {
         _ = copy(&mut from_client, &mut to_server) => {}
-        _ = copy(&mut some, &mut to_client) => {}
+        _ = copy(&mut limited, &mut to_client) => {}
     }
     if reset {
         client.set_zero_linger().unwrap();

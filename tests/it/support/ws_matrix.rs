@@ -1,4 +1,9 @@
-//! Where promises are tried: one cluster, a bridge of every kind that watches it, and those who listen.
+//! The fixture of the `/ws` contract tests: one cluster, one bridge per watch mode, and clients of all bridges.
+//!
+//! Owns the bridges. They start at the first use.
+//!
+//! Guarantees: all clients are compared with the same expected messages. A pair of marker objects ends each comparison,
+//! so that no test waits for silence.
 
 use serde_json::Value;
 
@@ -8,29 +13,29 @@ use super::{
     http_client::{self, WsClient},
 };
 
-/// Who serves a `/ws` connection.
+/// How a bridge watches the cluster for a `/ws` connection.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum WatchMode {
-    /// The hub, which all connections share.
+    /// By the hub, which all connections share.
     Shared,
-    /// kube-runtime watchers, a pair for each connection.
+    /// By a pair of dedicated kube-runtime watchers for each connection.
     Dedicated,
 }
 
-/// Every engine that there is.
+/// All watch modes.
 const WATCH_MODES: &[WatchMode] = &[WatchMode::Shared, WatchMode::Dedicated];
 
 impl WatchMode {
-    /// What has a bridge serve its first connections so.
+    /// Returns the flags of a bridge that serves its first connections in this mode.
     fn args(self) -> &'static [&'static str] {
         match self {
-            WatchMode::Shared => &["--own-watchers", "0"],
-            WatchMode::Dedicated => &["--own-watchers", "50"],
+            WatchMode::Shared => &["--dedicated-watchers", "0"],
+            WatchMode::Dedicated => &["--dedicated-watchers", "50"],
         }
     }
 }
 
-/// A cluster and the bridges on it. They start when somebody wants to listen.
+/// A cluster and the bridges on it.
 pub(crate) struct WsMatrix<'a> {
     pub(crate) cluster: &'a mut Cluster,
     modes: &'static [WatchMode],
@@ -38,25 +43,25 @@ pub(crate) struct WsMatrix<'a> {
     marks: u32,
 }
 
-/// Listeners to one path, one for each engine.
+/// Clients of one path, one for each watch mode.
 pub(crate) struct Listeners {
     pub(crate) clients: Vec<(WatchMode, WsClient)>,
-    /// The event of a mark that each of the two resources ends with, as far as it is among the types asked for.
+    /// The requested event types that end the messages of a mark: the last type of each resource.
     mark_types: Vec<&'static str>,
 }
 
 impl<'a> WsMatrix<'a> {
-    /// With every engine.
+    /// Creates a fixture with all watch modes.
     pub(crate) fn new(cluster: &'a mut Cluster) -> Self {
         Self::of(cluster, WATCH_MODES)
     }
 
-    /// With these engines.
+    /// Creates a fixture with these watch modes.
     pub(crate) fn of(cluster: &'a mut Cluster, modes: &'static [WatchMode]) -> Self {
         Self { cluster, modes, bridges: Vec::new(), marks: 0 }
     }
 
-    /// The bridges, ready.
+    /// Returns the bridges. Starts them if necessary, and waits until they are ready.
     pub(crate) async fn bridges(&mut self) -> &[(WatchMode, BridgeProcess)] {
         if self.bridges.is_empty() {
             let kubeconfig = self.cluster.kubeconfig();
@@ -70,12 +75,12 @@ impl<'a> WsMatrix<'a> {
         &self.bridges
     }
 
-    /// Connects to a path that asks for all types.
+    /// Connects to a path that requests all event types.
     pub(crate) async fn listen(&mut self, path: &str) -> Listeners {
         self.listen_to(path, &["pool.instance.ready", "tenant.claimed"]).await
     }
 
-    /// Connects to a path that asks for some types, of which these tell of marks, the last one of each resource.
+    /// Connects to a path that requests some event types. `mark_types` are those of them that end the messages of a mark.
     pub(crate) async fn listen_to(&mut self, path: &str, mark_types: &[&'static str]) -> Listeners {
         let mut clients = Vec::new();
         for (mode, bridge) in self.bridges().await {
@@ -85,17 +90,18 @@ impl<'a> WsMatrix<'a> {
         Listeners { clients, mark_types: mark_types.to_vec() }
     }
 
-    /// Makes a mark in both resources: what happened before it has been told when it is.
+    /// Creates marker objects in both resources and returns their name. A client that has received their events has
+    /// received all earlier ones.
     async fn mark(&mut self) -> String {
         self.marks += 1;
         let name = format!("mark-{}", self.marks);
         self.cluster.create_pod(&name, "pool-status=ready").await;
-        self.cluster.create_claim(&name, "nobody").await;
+        self.cluster.create_claim(&name, "marker").await;
         self.cluster.claim_phase(&name, "Active").await;
         name
     }
 
-    /// What each in the audience has been told since the last time.
+    /// Returns the messages that each client has received since the last call.
     pub(crate) async fn received(&mut self, listeners: &mut Listeners) -> Vec<(WatchMode, Vec<String>)> {
         let mark = self.mark().await;
         let mut all = Vec::new();
@@ -105,17 +111,18 @@ impl<'a> WsMatrix<'a> {
         all
     }
 
-    /// Everybody in the audience has been told exactly this since the last time: of Pods, and of claims, each in order.
+    /// Expects that each client has received exactly these messages since the last call: those of Pods in this order,
+    /// and those of claims in this order.
     pub(crate) async fn expect(&mut self, listeners: &mut Listeners, instances: &[&str], tenants: &[&str]) {
         for (mode, received) in self.received(listeners).await {
             let (of_pods, of_claims): (Vec<_>, Vec<_>) =
                 received.into_iter().partition(|line| !line.starts_with("tenant."));
-            assert_eq!(of_pods, instances, "of Pods, {mode:?}");
-            assert_eq!(of_claims, tenants, "of claims, {mode:?}");
+            assert_eq!(of_pods, instances, "messages of Pods, {mode:?}");
+            assert_eq!(of_claims, tenants, "messages of claims, {mode:?}");
         }
     }
 
-    /// Everybody is told exactly this next, in this one order.
+    /// Expects that each client receives exactly these messages next, in this order.
     pub(crate) async fn expect_in_order(&self, listeners: &mut Listeners, lines: &[&str]) {
         for (mode, listener) in &mut listeners.clients {
             let mut received = Vec::new();
@@ -126,8 +133,8 @@ impl<'a> WsMatrix<'a> {
         }
     }
 
-    /// The API server dies and comes back with the history of its watches lost, and then all this happens before any
-    /// bridge looks at it again.
+    /// Restarts the API server, which loses the watch history, and makes these changes. The bridges are stopped
+    /// meanwhile, so they find all changes at once.
     pub(crate) async fn while_disconnected(&mut self, changes: impl AsyncFnOnce(&Cluster)) {
         self.pause().await;
         self.cluster.down().await;
@@ -136,14 +143,14 @@ impl<'a> WsMatrix<'a> {
         self.resume().await;
     }
 
-    /// Has all bridges notice nothing.
+    /// Stops all bridges with SIGSTOP.
     pub(crate) async fn pause(&self) {
         for (_, bridge) in &self.bridges {
             bridge.pause().await;
         }
     }
 
-    /// Has all bridges go on.
+    /// Continues all stopped bridges.
     pub(crate) async fn resume(&self) {
         for (_, bridge) in &self.bridges {
             bridge.resume().await;
@@ -152,20 +159,20 @@ impl<'a> WsMatrix<'a> {
 }
 
 impl Listeners {
-    /// Takes more listeners to the same path in.
+    /// Adds clients of the same path.
     pub(crate) fn join(&mut self, others: Listeners) {
         self.clients.extend(others.clients);
     }
 }
 
-/// How many connections the bridge says have watchers of their own.
+/// Returns the number of connections with dedicated watchers, from the metrics of the bridge.
 async fn dedicated_watcher_count(bridge: &BridgeProcess) -> u64 {
     let metrics = http_client::get(bridge.address, "/metrics").await.body;
     let gauge = metrics.lines().find_map(|line| line.strip_prefix("bridge_dedicated_watcher_connections "));
-    gauge.unwrap_or_else(|| panic!("no such metric: {metrics}")).parse().unwrap()
+    gauge.unwrap_or_else(|| panic!("the metric is missing: {metrics}")).parse().unwrap()
 }
 
-/// Reads up to the mark: what was told, without any marks.
+/// Reads up to the mark. Returns the messages without those of marks.
 async fn until_mark(listener: &mut WsClient, mark: &str, mark_types: &[&str]) -> Vec<String> {
     let mut missing = mark_types.to_vec();
     let received = listener.until(|event| {
@@ -176,7 +183,7 @@ async fn until_mark(listener: &mut WsClient, mark: &str, mark_types: &[&str]) ->
     received.filter(|line| !line.split(' ').nth(1).is_some_and(|name| name.starts_with("mark-"))).collect()
 }
 
-/// A message in one short line that leaves nothing out: type, name, phase, the other keys in alphabetical order.
+/// Formats a message as one line with all of its keys: type, name and phase, then the others in alphabetical order.
 fn compact_line(text: &str) -> String {
     let mut event: Value = serde_json::from_str(text).unwrap();
     let event = event.as_object_mut().unwrap();

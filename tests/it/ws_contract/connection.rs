@@ -1,4 +1,4 @@
-//! What a connection is held to, and what it is called.
+//! Rules of a connection: messages of clients, and the connection id.
 
 use std::time::Duration;
 
@@ -6,9 +6,9 @@ use uuid::Uuid;
 
 use crate::support::{http_client, ws_matrix::WsMatrix};
 
-/// The longest message that a client may send, in bytes (docs/protocol.md#boilerhouse-stream).
+/// Maximum size of a client's message in bytes (docs/protocol.md#boilerhouse-stream).
 const MESSAGE_BYTES: usize = 64 * 1024;
-/// How long a close frame may take, on a busy machine.
+/// How long the close frame may take, on a busy machine.
 const CLOSE_BOUND: Duration = Duration::from_secs(20);
 
 pub(super) async fn client_messages_are_ignored(mut matrix: WsMatrix<'_>) {

@@ -1,4 +1,4 @@
-//! What is told, while all is well.
+//! Rules of events while the API server is available.
 
 use serde_json::json;
 
@@ -27,11 +27,11 @@ pub(super) async fn current_state_is_sent_first(mut matrix: WsMatrix<'_>) {
     ];
     let mut first = matrix.listen("/ws").await;
     matrix.expect_in_order(&mut first, &burst).await;
-    let mut again = matrix.listen("/ws?snapshot=state").await;
-    matrix.expect_in_order(&mut again, &burst).await;
+    let mut second = matrix.listen("/ws?snapshot=state").await;
+    matrix.expect_in_order(&mut second, &burst).await;
     matrix.expect(&mut first, &[], &[]).await;
 
-    // Who comes later is told of the state then, and the others of the change.
+    // A later client receives the current state. The earlier clients receive the changes.
     matrix.cluster.delete_pod("a").await;
     matrix.cluster.label_pod("c", "tenant- pool-status=ready").await;
     matrix.cluster.claim_phase("active", "Released").await;
@@ -50,7 +50,7 @@ pub(super) async fn current_state_is_sent_first(mut matrix: WsMatrix<'_>) {
         "pool.instance.ready c workloadRef=web",
     ];
     matrix.expect(&mut late, &instances, &["tenant.claimed z tenantId=zoe workloadRef=web"]).await;
-    matrix.expect(&mut again, &changes, &["tenant.released active tenantId=alice"]).await;
+    matrix.expect(&mut second, &changes, &["tenant.released active tenantId=alice"]).await;
 }
 
 pub(super) async fn snapshot_none_sends_no_state(mut matrix: WsMatrix<'_>) {
@@ -59,7 +59,8 @@ pub(super) async fn snapshot_none_sends_no_state(mut matrix: WsMatrix<'_>) {
     matrix.cluster.claim_phase("x", "Active").await;
     let mut listeners = matrix.listen("/ws?snapshot=none").await;
     matrix.expect(&mut listeners, &[], &[]).await;
-    // What was there is known all the same: these are no edges, and that is one.
+    // The bridge has the state although it did not send it. The first two changes are no transitions of the claim; the
+    // deletion is one.
     matrix.cluster.pod_phase("a", "Running").await;
     matrix.cluster.claim_status("x", json!({"detail": "still"})).await;
     matrix.expect(&mut listeners, &["instance.state a Running"], &[]).await;
@@ -73,7 +74,7 @@ pub(super) async fn every_transition_is_sent_once(mut matrix: WsMatrix<'_>) {
     cluster.create_pod("a", "workload=web pool-status=warming").await;
     cluster.pod_phase("a", "Running").await;
     cluster.label_pod("a", "pool-status=ready").await;
-    cluster.label_pod("a", "colour=blue").await;
+    cluster.label_pod("a", "color=blue").await;
     cluster.label_pod("a", "pool-status=acquired tenant=alice").await;
     cluster.label_pod("a", "pool-status=ready tenant-").await;
     cluster.label_pod("a", "pool-status=draining").await;
@@ -121,23 +122,23 @@ pub(super) async fn each_uid_is_a_separate_object(mut matrix: WsMatrix<'_>) {
         cluster.claim_phase("x", "Active").await;
         cluster.delete_claim("x").await;
     }
-    // A life that ends as Released has been told of; one that was never claimed is given back, too.
+    // The deletion of a released claim sends nothing more. The deletion of a claim that was never active sends a release.
     cluster.create_claim("x", "bob").await;
     cluster.claim_phase("x", "Released").await;
     cluster.delete_claim("x").await;
     cluster.create_claim("x", "carol").await;
     cluster.delete_claim("x").await;
-    let life = [
+    let incarnation = [
         "instance.state a Pending",
         "pool.instance.ready a",
-        // A deletion is two versions, as of all Pods: one that is about to go, and one that is gone.
+        // The deletion of a Pod has two versions: with a deletion timestamp, and deleted.
         "instance.state a Pending",
         "instance.state a Deleted",
     ];
     let claimed = ["tenant.claimed x tenantId=alice workloadRef=web", "tenant.released x tenantId=alice"];
     let tenants =
         [&claimed[..], &claimed, &["tenant.released x tenantId=bob", "tenant.released x tenantId=carol"]].concat();
-    matrix.expect(&mut listeners, &[life, life].concat(), &tenants).await;
+    matrix.expect(&mut listeners, &[incarnation, incarnation].concat(), &tenants).await;
 }
 
 pub(super) async fn managed_label_adds_and_removes_pods(mut matrix: WsMatrix<'_>) {
@@ -163,17 +164,17 @@ pub(super) async fn managed_label_adds_and_removes_pods(mut matrix: WsMatrix<'_>
 }
 
 pub(super) async fn unmanaged_and_foreign_objects_are_never_sent(mut matrix: WsMatrix<'_>) {
-    let elsewhere = matrix.cluster.another_namespace().await;
-    matrix.cluster.create_pod("old-stranger", "managed- pool-status=ready").await;
-    matrix.cluster.create_pod_in(&elsewhere, "old-neighbour", "pool-status=ready").await;
+    let other_namespace = matrix.cluster.another_namespace().await;
+    matrix.cluster.create_pod("old-unmanaged", "managed- pool-status=ready").await;
+    matrix.cluster.create_pod_in(&other_namespace, "old-foreign", "pool-status=ready").await;
     let mut listeners = matrix.listen("/ws").await;
     let cluster = &*matrix.cluster;
-    cluster.create_pod("stranger", "managed- pool-status=ready").await;
+    cluster.create_pod("unmanaged", "managed- pool-status=ready").await;
     cluster.create_pod("other-value", "managed=yes pool-status=ready").await;
-    cluster.create_pod_in(&elsewhere, "neighbour", "pool-status=ready").await;
-    cluster.create_claim_in(&elsewhere, "neighbour", "mallory").await;
-    cluster.pod_phase("stranger", "Running").await;
-    cluster.delete_pod("stranger").await;
+    cluster.create_pod_in(&other_namespace, "foreign", "pool-status=ready").await;
+    cluster.create_claim_in(&other_namespace, "foreign", "mallory").await;
+    cluster.pod_phase("unmanaged", "Running").await;
+    cluster.delete_pod("unmanaged").await;
     matrix.expect(&mut listeners, &[], &[]).await;
 }
 
@@ -182,22 +183,22 @@ pub(super) async fn only_requested_types_are_sent(mut matrix: WsMatrix<'_>) {
     matrix.cluster.create_claim("x", "alice").await;
     matrix.cluster.claim_phase("x", "Active").await;
     let mut states = matrix.listen_to("/ws?types=instance", &["instance.state"]).await;
-    let mut edges = matrix.listen("/ws?types=pool,tenant").await;
+    let mut transitions = matrix.listen("/ws?types=pool,tenant").await;
     let mixed_marks = ["instance.state", "tenant.claimed"];
     let mut mixed = matrix.listen_to("/ws?types=instance.state,tenant.claimed", &mixed_marks).await;
     let mut released = matrix.listen_to("/ws?types=tenant.released", &[]).await;
     let state = "instance.state a Pending";
     let claimed = "tenant.claimed x tenantId=alice workloadRef=web";
     matrix.expect(&mut states, &[state], &[]).await;
-    matrix.expect(&mut edges, &["pool.instance.ready a"], &[claimed]).await;
+    matrix.expect(&mut transitions, &["pool.instance.ready a"], &[claimed]).await;
     matrix.expect(&mut mixed, &[state], &[claimed]).await;
 
     matrix.cluster.label_pod("a", "pool-status=acquired").await;
     matrix.cluster.claim_phase("x", "Released").await;
     matrix.expect(&mut states, &[state], &[]).await;
-    matrix.expect(&mut edges, &[], &["tenant.released x tenantId=alice"]).await;
+    matrix.expect(&mut transitions, &[], &["tenant.released x tenantId=alice"]).await;
     matrix.expect(&mut mixed, &[state], &[]).await;
     matrix.cluster.delete_claim("mark-1").await;
-    let both = ["tenant.released x tenantId=alice", "tenant.released mark-1 tenantId=nobody"];
+    let both = ["tenant.released x tenantId=alice", "tenant.released mark-1 tenantId=marker"];
     matrix.expect_in_order(&mut released, &both).await;
 }

@@ -1,4 +1,4 @@
-//! What is told when the API server was gone, with the history of its watches.
+//! Rules of events after a restart of the API server, which loses the watch history.
 
 use serde_json::json;
 
@@ -14,7 +14,7 @@ pub(super) async fn api_server_restart_sends_no_event(mut matrix: WsMatrix<'_>) 
     let mut listeners = matrix.listen("/ws").await;
     let instances = ["instance.state a Pending", "pool.instance.ready a"];
     matrix.expect(&mut listeners, &instances, &["tenant.claimed active tenantId=alice workloadRef=web"]).await;
-    // Nobody is kept from looking at once here: the bridges find the API server gone, and back.
+    // The bridges run meanwhile: they detect the loss of the API server and reconnect.
     matrix.cluster.down().await;
     matrix.cluster.up().await;
     matrix.expect(&mut listeners, &[], &[]).await;
@@ -24,7 +24,7 @@ pub(super) async fn api_server_restart_sends_no_event(mut matrix: WsMatrix<'_>) 
 
 pub(super) async fn lost_watch_history_sends_the_diff(mut matrix: WsMatrix<'_>) {
     let cluster = &*matrix.cluster;
-    for name in ["same", "changed", "goes-z", "goes-a", "again", "ready", "unlabelled"] {
+    for name in ["same", "changed", "deleted-z", "deleted-a", "again", "ready", "unlabeled"] {
         cluster.create_pod(name, "pool-status=warming").await;
     }
     for name in ["same", "released", "deleted", "both", "back"] {
@@ -36,18 +36,19 @@ pub(super) async fn lost_watch_history_sends_the_diff(mut matrix: WsMatrix<'_>) 
     }
     cluster.claim_phase("ended", "Released").await;
     let mut listeners = matrix.listen("/ws?snapshot=none").await;
-    let mut edges = matrix.listen("/ws?types=pool,tenant&snapshot=none").await;
+    let mut transitions = matrix.listen("/ws?types=pool,tenant&snapshot=none").await;
     matrix.expect(&mut listeners, &[], &[]).await;
 
     matrix.while_disconnected(change_everything).await;
 
-    // Deletions first, by name; then what is new or changed, in the order in which it was. What came and went was
-    // never there, what changed twice is told once, and nothing is told of what is as it was.
+    // Deletions are first, in the order of names. New and changed objects follow in the order of their versions. An
+    // object that was created and deleted meanwhile sends nothing. An object that changed twice sends its last state
+    // only. An unchanged object sends nothing.
     let instances = [
         "instance.state again Deleted",
-        "instance.state goes-a Deleted",
-        "instance.state goes-z Deleted",
-        "instance.state unlabelled Deleted",
+        "instance.state deleted-a Deleted",
+        "instance.state deleted-z Deleted",
+        "instance.state unlabeled Deleted",
         "instance.state changed Failed",
         "instance.state again Pending",
         "pool.instance.ready again",
@@ -64,8 +65,8 @@ pub(super) async fn lost_watch_history_sends_the_diff(mut matrix: WsMatrix<'_>) 
         "tenant.claimed both tenantId=heir workloadRef=web",
     ];
     matrix.expect(&mut listeners, &instances, &tenants).await;
-    matrix.expect(&mut edges, &ready, &tenants).await;
-    // The difference is told once: what follows is what happens then.
+    matrix.expect(&mut transitions, &ready, &tenants).await;
+    // The difference is sent once. Only later changes follow.
     matrix.cluster.delete_claim("back").await;
     matrix.expect(&mut listeners, &[], &["tenant.released back tenantId=back"]).await;
 }
@@ -73,9 +74,9 @@ pub(super) async fn lost_watch_history_sends_the_diff(mut matrix: WsMatrix<'_>) 
 async fn change_everything(cluster: &Cluster) {
     cluster.pod_phase("changed", "Running").await;
     cluster.pod_phase("changed", "Failed").await;
-    cluster.delete_pod("goes-z").await;
-    cluster.delete_pod("goes-a").await;
-    cluster.label_pod("unlabelled", "managed-").await;
+    cluster.delete_pod("deleted-z").await;
+    cluster.delete_pod("deleted-a").await;
+    cluster.label_pod("unlabeled", "managed-").await;
     cluster.delete_pod("again").await;
     cluster.create_pod("again", "pool-status=ready").await;
     cluster.create_pod("new", "tenant=nina").await;
@@ -93,7 +94,7 @@ async fn change_everything(cluster: &Cluster) {
     cluster.claim_phase("both", "Active").await;
     cluster.claim_phase("back", "Released").await;
     cluster.claim_phase("back", "Active").await;
-    // First seen as Released, and never seen at all: no edges.
+    // Neither a claim whose first observed phase is Released nor a claim that is never observed sends a transition.
     cluster.create_claim("late", "larry").await;
     cluster.claim_phase("late", "Released").await;
     cluster.create_claim("guest", "gus").await;
@@ -114,7 +115,7 @@ pub(super) async fn each_uid_is_a_separate_object_after_an_outage(mut matrix: Ws
         .while_disconnected(async |cluster| {
             cluster.delete_pod("a").await;
             cluster.create_pod("a", "pool-status=ready").await;
-            // The same name in the same state: another life nevertheless.
+            // An object with the same name and the same state, but with another uid.
             for (name, phase) in [("active", "Active"), ("released", "Released"), ("pending", "Active")] {
                 cluster.delete_claim(name).await;
                 cluster.create_claim(name, "second").await;

@@ -1,4 +1,4 @@
-//! What the servers are told: their flags, and the files of users and keys that the flags name.
+//! The flags of the servers, and the files of users and keys that the flags name.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{ADMIN_TOKEN, Options, UNPRIVILEGED_TOKEN};
 
-/// The users, the audit policy, and the key pair that signs service accounts' tokens.
+/// Writes the users, the audit policy, and the key pair that signs tokens of service accounts.
 pub(crate) fn write_credentials(dir: &Path) {
     let users = format!("{ADMIN_TOKEN},admin,1,\"system:masters\"\n{UNPRIVILEGED_TOKEN},unprivileged,2\n");
     std::fs::write(dir.join("users.csv"), users).unwrap();
@@ -19,7 +19,7 @@ pub(crate) fn write_credentials(dir: &Path) {
     let random = ring::rand::SystemRandom::new();
     let private = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).unwrap();
     let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, private.as_ref(), &random).unwrap();
-    // RFC 5480: the DER of a P-256 SubjectPublicKeyInfo is these bytes, then the uncompressed point.
+    // RFC 5480: the DER form of a P-256 SubjectPublicKeyInfo is these bytes and then the uncompressed point.
     let mut public =
         b"\x30\x59\x30\x13\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07\x03\x42\x00"
             .to_vec();
@@ -28,7 +28,7 @@ pub(crate) fn write_credentials(dir: &Path) {
     std::fs::write(dir.join("service-account.pub"), pem("PUBLIC KEY", &public)).unwrap();
 }
 
-/// Signs with the private one of that pair, as JWS has it (RFC 7518, section 3.4).
+/// Signs with the private key of that pair, in the form of JWS (RFC 7518, section 3.4).
 pub(crate) fn sign(dir: &Path, bytes: &[u8]) -> Vec<u8> {
     let pem = std::fs::read_to_string(dir.join("service-account.key")).unwrap();
     let der: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
@@ -66,7 +66,7 @@ pub(crate) fn api_server_flags(dir: &Path, etcd_port: u16, port: u16, options: &
         "--bind-address=127.0.0.1".into(),
         format!("--secure-port={port}"),
         format!("--cert-dir={}", file("certificates")),
-        // Found out from the machine's network otherwise, which a test machine need not have.
+        // Without the flag, the server takes the address from a network interface, which a test machine may not have.
         "--advertise-address=10.0.0.1".into(),
         "--service-cluster-ip-range=10.0.0.0/24".into(),
         format!("--token-auth-file={}", file("users.csv")),
@@ -74,7 +74,7 @@ pub(crate) fn api_server_flags(dir: &Path, etcd_port: u16, port: u16, options: &
         "--service-account-issuer=https://kubernetes.default.svc".into(),
         format!("--service-account-signing-key-file={}", file("service-account.key")),
         format!("--service-account-key-file={}", file("service-account.pub")),
-        // It would have every Pod wait for a service account that no controller makes here.
+        // This plugin rejects Pods whose service account does not exist. No controller creates one here.
         "--disable-admission-plugins=ServiceAccount".into(),
     ];
     if let Some(interval) = options.compaction {

@@ -1,15 +1,16 @@
-//! The processes of a control plane: where their binaries are, how one is started and killed, and how none outlives
-//! the test process.
+//! The processes of a control plane: finding the binaries, starting and killing a server, choosing ports.
+//!
+//! Guarantees: no server outlives the test process ([`orphan_killer`]).
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// Ports that are tried. Below Linux's ephemeral range (32768 and up): a client that keeps trying a server that was
-/// killed could otherwise be given that very port as its own, and be connected to itself.
+/// Ports that are tried. They are below Linux's ephemeral range (32768 and up). Otherwise a client that retries a
+/// killed server could get the server's port as its own local port and connect to itself.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
-/// One of the two servers: how to start it, and the process while it runs.
+/// One of the two servers: its command and, while it runs, its process.
 #[derive(Debug)]
 pub(crate) struct Server {
     binary: PathBuf,
@@ -26,7 +27,7 @@ impl Server {
     }
 
     pub(crate) fn start(&mut self) {
-        assert!(self.child.is_none(), "{} runs already", self.binary.display());
+        assert!(self.child.is_none(), "{} already runs", self.binary.display());
         let log = std::fs::File::options().create(true).append(true).open(&self.log).unwrap();
         let child = Command::new(&self.binary)
             .args(&self.flags)
@@ -41,7 +42,7 @@ impl Server {
 
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // It may have ended by itself; in either case it is gone after the wait, and its number may be used again.
+            // The process may have exited before. After the wait it has exited, and the system can reuse its id.
             let _ = child.kill();
             let _ = child.wait();
             let _ = std::fs::remove_file(&self.pid_file);
@@ -52,10 +53,10 @@ impl Server {
         self.child.is_some()
     }
 
-    /// `Err` once a started server has ended by itself.
+    /// Returns an error with the end of the log if a started server has exited by itself.
     pub(crate) fn alive(&mut self) -> Result<(), String> {
         match self.child.as_mut().and_then(|child| child.try_wait().unwrap()) {
-            Some(status) => Err(format!("{} ended, {status}\n{}", self.binary.display(), self.log_tail())),
+            Some(status) => Err(format!("{} exited: {status}\n{}", self.binary.display(), self.log_tail())),
             None => Ok(()),
         }
     }
@@ -67,8 +68,8 @@ impl Server {
     }
 }
 
-/// The folder with etcd, kube-apiserver and kubectl: `KUBEBUILDER_ASSETS`, or what `tests/control-plane/build` makes
-/// of the pinned modules (minutes the first time, and nothing from then on).
+/// Returns the folder with etcd, kube-apiserver and kubectl: `KUBEBUILDER_ASSETS`, or the folder into which
+/// `tests/control-plane/build` builds the pinned modules. The first build takes minutes; later calls take no time.
 pub(crate) async fn binaries() -> PathBuf {
     if let Some(assets) = std::env::var_os("KUBEBUILDER_ASSETS") {
         return assets.into();
@@ -84,24 +85,31 @@ pub(crate) async fn binaries() -> PathBuf {
         .expect("tests/control-plane/build cannot be run");
     assert!(
         output.status.success(),
-        "these tests run against a real API server, which tests/control-plane/build could not build (its message is \
-         above). Install Go 1.26 or let tests/run do it, or set KUBEBUILDER_ASSETS to a folder with etcd, \
-         kube-apiserver and kubectl; or leave these tests out: cargo test --lib"
+        "tests/control-plane/build cannot build the API server that this test needs; its message is above. Install \
+         Go 1.26, or run tests/run, which installs it, or set KUBEBUILDER_ASSETS to a folder with etcd, kube-apiserver \
+         and kubectl. `cargo test --lib` runs the tests that need no API server"
     );
     text(&output.stdout).trim().into()
 }
 
-/// Ends the servers and removes the folder once this process is gone, however it went: it reads a pipe that only we
-/// hold open.
+/// Starts a shell process that kills the servers and removes the folder when the test process has ended, for any
+/// reason. It reads a pipe that only the test process holds open. A killed server can still create files for a moment,
+/// so the removal is tried for up to 5 s.
 pub(crate) fn orphan_killer(dir: &Path) -> Child {
     const SCRIPT: &str = r#"
         trap '' INT TERM HUP
         cat >/dev/null
         for pid in "$1"/*.pid; do test -f "$pid" && kill -9 "$(cat "$pid")"; done
-        rm -rf "$1" || { sleep 1; rm -rf "$1"; }
+        tries=0
+        until rm -rf "$1" || [ "$tries" -ge 50 ]; do tries=$((tries + 1)); sleep 0.1; done
     "#;
     let mut command = Command::new("sh");
-    command.args(["-c", SCRIPT, "reaper"]).arg(dir).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .args(["-c", SCRIPT, "orphan-killer"])
+        .arg(dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     command.spawn().unwrap()
 }
 
