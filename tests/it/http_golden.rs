@@ -348,7 +348,8 @@ async fn metric_names_match_the_golden_file() {
     let samples = answer.body.lines().filter(|line| !line.starts_with('#'));
     for sample in samples {
         let value = sample.rsplit(' ').next().unwrap();
-        assert!(sample.starts_with("bridge_") && value.parse::<f64>().is_ok(), "{sample}");
+        let has_prefix = ["bridge_", "process_"].iter().any(|prefix| sample.starts_with(prefix));
+        assert!(has_prefix && value.parse::<f64>().is_ok(), "{sample}");
     }
 }
 
