@@ -234,8 +234,12 @@ async fn unusable_tls_pair_fails_at_start_with_a_clear_error() {
         .map(|path| path.to_string_lossy().into_owned());
     let missing = tls.file("missing").to_string_lossy().into_owned();
     let table = [
-        (vec!["--tls-cert", &certificate], 2, "error: --tls-cert needs --tls-key, its private key".to_owned()),
-        (vec!["--tls-key", &key], 2, "error: --tls-key needs --tls-cert, its certificate".to_owned()),
+        (
+            vec!["--tls-cert", &certificate],
+            2,
+            "error: --tls-cert needs --tls-key: set the path of the private key".to_owned(),
+        ),
+        (vec!["--tls-key", &key], 2, "error: --tls-key needs --tls-cert: set the path of the certificate".to_owned()),
         (
             vec!["--tls-cert", &missing, "--tls-key", &key],
             1,
