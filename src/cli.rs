@@ -2,7 +2,6 @@
 //! everything (protocol.md section 8).
 
 mod access;
-mod bench;
 mod config;
 mod demo;
 mod serve;
@@ -35,8 +34,6 @@ enum Command {
     Serve(Box<serve::Serve>),
     /// Serve a simulated cluster in which something always happens. Needs no Kubernetes.
     Demo(demo::Demo),
-    /// Measure a stream's cost and lateness, beside the bare system call. Without a URL it needs nothing else.
-    Bench(Box<bench::Bench>),
     /// Print the CustomResourceDefinition of BoilerhouseClaims, to be piped into `kubectl apply -f -`.
     Crd,
 }
@@ -121,7 +118,6 @@ fn run(matches: &ArgMatches) -> Result<u8, Failure> {
     match Cli::from_arg_matches(matches)?.command {
         Command::Serve(serve) => runtime()?.block_on(serve.run()),
         Command::Demo(demo) => runtime()?.block_on(demo.run()),
-        Command::Bench(bench) => bench.run(),
         Command::Crd => {
             let yaml = crd::yaml().context("the definition could not be written as YAML")?;
             print(&yaml)?;

@@ -57,7 +57,7 @@ fn file(text: &str) -> (tempfile::NamedTempFile, String) {
 #[tokio::test]
 async fn every_command_explains_itself() {
     let mut text = String::new();
-    for args in [&["--help"][..], &["serve", "--help"], &["demo", "--help"], &["bench", "--help"], &["crd", "--help"]] {
+    for args in [&["--help"][..], &["serve", "--help"], &["demo", "--help"], &["crd", "--help"]] {
         // What the environment holds is not shown.
         let ended = run(args, &[("PORT", "1234"), ("BOILERHOUSE_API_KEY", "canary")]).await;
         assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{args:?}");

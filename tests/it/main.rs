@@ -5,7 +5,6 @@
 #![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
 mod auth;
-mod bench;
 mod boilerhouse;
 mod browser;
 mod clients;

@@ -10,7 +10,7 @@ use crate::source::project::{
 };
 
 /// The line that `tests/scripts/instructions` measures.
-#[path = "../../../../examples/line_to_frame/line.rs"]
+#[path = "../../../../benches/line_to_frame/line.rs"]
 mod real;
 
 static REAL: LazyLock<String> = LazyLock::new(|| String::from_utf8(real::Line::new().next().to_vec()).unwrap());
