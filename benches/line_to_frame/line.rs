@@ -1,5 +1,5 @@
-//! A watch line of a Pod as a real API server writes it, 14 KB of text: two containers, their status from the kubelet, and
-//! the managed fields. Each next line is a newer version of the Pod in another phase.
+//! A watch line of a Pod as a real API server writes it, 14 KB of text: two containers, their status from the kubelet,
+//! and the managed fields. Each next line is a newer version of the Pod in another phase.
 
 use serde_json::{Map, Value, json};
 

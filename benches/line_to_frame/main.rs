@@ -1,8 +1,8 @@
-//! Turns a Pod's watch line of 14 KB into its frame, as the hub does, many times. It can also run only the first stages of
-//! this path, or parse the line with other parsers for comparison.
+//! Turns a Pod's watch line of 14 KB into its frame, as the hub does, many times. It can also run only the first steps
+//! of this path, or parse the line with other parsers for comparison.
 //!
-//! `cargo bench --bench line_to_frame` prints the time per line of each stage. `tests/scripts/instructions` runs
-//! `line_to_frame STAGE COUNT` under callgrind with two counts: their difference excludes what a process does once.
+//! `cargo bench --bench line_to_frame` prints the time per line of each step. `tests/scripts/instructions` runs
+//! `line_to_frame STEP COUNT` under callgrind with two counts: their difference excludes what a process does once.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench is a command line program")]
 
 mod line;
@@ -23,12 +23,12 @@ use serde_json::Value;
 
 use line::Line;
 
-/// The stages: the cost of making the next line, line to view, line to log, line to frame (two transports), and parsers of
-/// the complete line for comparison.
-const STAGES: [&str; 8] = ["bytes", "parse", "take", "websocket", "sse", "ignored", "pod", "value"];
-/// Lines that are timed for each stage.
+/// The steps: the cost of making the next line, line to view, line to log, line to frame (two transports), and parsers
+/// of the complete line for comparison.
+const STEPS: [&str; 8] = ["bytes", "parse", "take", "websocket", "sse", "ignored", "pod", "value"];
+/// Lines that are timed for each step.
 const TIMED_LINES: u64 = 10_000;
-/// The same without `--bench`, as `cargo test --all-targets` starts it: enough to see that each stage works.
+/// The same without `--bench`, as `cargo test --all-targets` starts it: enough to see that each step works.
 const CHECKED_LINES: u64 = 10;
 /// Pods in the inventory besides the one that changes.
 const OTHERS: u64 = 1000;
@@ -41,9 +41,9 @@ fn main() {
     let is_bench = arguments.iter().any(|argument| argument == "--bench");
     arguments.retain(|argument| argument != "--bench");
     match &arguments[..] {
-        [] => STAGES.iter().for_each(|stage| time(stage, if is_bench { TIMED_LINES } else { CHECKED_LINES })),
-        [stage, count] => match count.parse() {
-            Ok(count) if STAGES.contains(&stage.as_str()) => run(stage, count),
+        [] => STEPS.iter().for_each(|step| time(step, if is_bench { TIMED_LINES } else { CHECKED_LINES })),
+        [step, count] => match count.parse() {
+            Ok(count) if STEPS.contains(&step.as_str()) => run(step, count),
             _ => usage(),
         },
         _ => usage(),
@@ -51,21 +51,21 @@ fn main() {
 }
 
 fn usage() -> ! {
-    eprintln!("usage: line_to_frame [{} COUNT]", STAGES.join("|"));
+    eprintln!("usage: line_to_frame [{} COUNT]", STEPS.join("|"));
     exit(2)
 }
 
 /// Prints the time of one line.
-fn time(stage: &str, lines: u64) {
+fn time(step: &str, lines: u64) {
     let start = Instant::now();
-    run(stage, lines);
+    run(step, lines);
     let micros = start.elapsed().as_secs_f64() * 1e6 / lines as f64;
-    println!("{stage:<10} {micros:>8.2} us a line");
+    println!("{step:<10} {micros:>8.2} us a line");
 }
 
-fn run(stage: &str, count: u64) {
+fn run(step: &str, count: u64) {
     let mut line = Line::new();
-    match stage {
+    match step {
         "bytes" => each(line, count, |line| line.len()),
         "parse" => each(line, count, view),
         "take" => {

@@ -1,8 +1,8 @@
 //! Pairs of kube-runtime watchers and nothing else: the comparison for the dedicated watchers of a `/ws` connection.
 //!
-//! They use the decoder, the client settings and the selector of the bridge, but neither a feed nor a socket. The process
-//! reads the number of pairs from stdin, opens the missing ones one after the other, and prints the number after all of
-//! them have listed everything. It ends when stdin ends.
+//! They use the decoder, the client settings and the selector of the bridge, but neither a feed nor a socket. The
+//! process reads the number of pairs from stdin, opens the missing ones one after the other, and prints the number
+//! after all of them have listed everything. It ends when stdin ends.
 
 use std::{future::pending, io::BufRead, path::PathBuf};
 

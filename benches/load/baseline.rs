@@ -1,8 +1,8 @@
 //! The baseline: a server that only calls `write(2)` with a prepared frame for each of its sockets, once per command.
 //!
-//! It has two modes. `loop` writes to one socket after the other: the cost of the system call, and with a certificate the
-//! cost of rustls too. `tasks` has one tokio task per connection that waits for the next frame: the minimum cost of that
-//! structure.
+//! It has two modes. `loop` writes to one socket after the other: the cost of the system call, and with a certificate
+//! the cost of rustls too. `tasks` has one tokio task per connection that waits for the next frame: the minimum cost of
+//! that structure.
 
 use std::{
     collections::VecDeque,

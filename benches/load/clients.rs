@@ -1,8 +1,9 @@
-//! The clients of a measurement, in a process of their own: the commands that it accepts, and the handle that sends them.
+//! The clients of a measurement, in a process of their own: the commands that it accepts, and the handle that sends
+//! them.
 //!
 //! A client connects, reads, and records when each change arrives. It searches the bytes for time stamps, and parses
-//! neither HTTP, SSE nor WebSocket frames after its request. So it costs little beside the server, and the same for every
-//! server.
+//! neither HTTP, SSE nor WebSocket frames after its request. So it costs little beside the server, and the same for
+//! every server.
 
 mod connection;
 mod measurements;
@@ -52,7 +53,8 @@ enum ClientCommand {
     Connect(usize),
     /// Records the changes that are made from now on. The answer is `true`.
     Start,
-    /// Waits until `deliveries` have been recorded, for at most `timeout` milliseconds. The answer is a [`ClientReport`].
+    /// Waits until `deliveries` have been recorded, for at most `timeout` milliseconds. The answer is a
+    /// [`ClientReport`].
     Finish {
         /// The expected number.
         deliveries: u64,

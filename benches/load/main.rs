@@ -2,10 +2,10 @@
 //!
 //!     cargo bench --bench load -- SCENARIO [flags]
 //!
-//! Without a scenario, `fan-out` runs; `--help` lists the scenarios. `--json` prints a result for programs; the module of
-//! each scenario documents the keys. The bridge is the one that cargo has built for this bench, clients and baseline are
-//! this program in another role (`process ROLE`). It needs Linux (`/proc`), and all processes on one machine, as latencies
-//! come from one clock.
+//! Without a scenario, `fan-out` runs; `--help` lists the scenarios. `--json` prints a result for programs; the module
+//! of each scenario documents the keys. The bridge is the one that cargo has built for this bench, clients and baseline
+//! are this program in another role (`process ROLE`). It needs Linux (`/proc`), and all processes on one machine, as
+//! latencies come from one clock.
 //!
 //! `cargo test` starts this program without `--bench`. It then runs the short checks of [`self_check`].
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench is a command line program")]
@@ -65,7 +65,7 @@ struct Cli {
 enum Scenario {
     /// Cost and latency of deliveries, beside the bare system call in the same run
     FanOut(Box<FanOut>),
-    /// Effect of clients that have stopped reading on those that read
+    /// Effect of clients that have stopped reading on the reading clients
     Stalled(Stalled),
     /// Memory of idle connections
     IdleMemory(IdleMemory),

@@ -1,9 +1,9 @@
 //! The result of the scenario `fan-out`, as a table or as JSON: medians over the rounds.
 //!
-//! Keys of the JSON object: the flags `connections`, `rate`, `burst`, `seconds`, `rounds`, `filters`; `rows`, one object
-//! per target and mode with the keys of [`Row`]; `api`, the simulated API server with the keys of [`ApiUsage`], or null;
-//! `initialState` with the keys of [`InitialStateTiming`], or null. Times are in microseconds and memory is in bytes,
-//! except where the key says otherwise. A key without a value is null.
+//! Keys of the JSON object: the flags `connections`, `rate`, `burst`, `seconds`, `rounds`, `filters`; `rows`, one
+//! object per target and mode with the keys of [`Row`]; `api`, the simulated API server with the keys of [`ApiUsage`],
+//! or null; `initialState` with the keys of [`InitialStateTiming`], or null. Times are in microseconds and memory is in
+//! bytes, except where the key says otherwise. A key without a value is null.
 
 use std::{fmt::Write as _, time::Duration};
 

@@ -128,7 +128,7 @@ pub(crate) fn pod_name(number: u64) -> String {
     format!("bench-{}", number % CHANGING_PODS)
 }
 
-/// Returns a Pod like those of a workload, so that events have their usual length.
+/// Returns a Pod with the usual labels of a workload, so that events have their usual length.
 pub(crate) fn pod(number: u64) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",

@@ -1,10 +1,10 @@
 //! `dedicated-memory`: the memory of a `/ws` connection with dedicated watchers, beside a bare pair of kube-runtime
 //! watchers in the same run.
 //!
-//! The scenario starts a real control plane (`tests/control-plane/build`), the bridge, and a process with the bare pairs.
-//! Both grow in turns. It measures the memory per connection and per pair, with and without objects: when they are open,
-//! and after each watch has been renewed. It fails above the gate: 1.25 times a bare pair and 1 KiB per object
-//! (`docs/performance.md#goals`).
+//! The scenario starts a real control plane (`tests/control-plane/build`), the bridge, and a process with the bare
+//! pairs. Both grow in turns. It measures the memory per connection and per pair, with and without objects: when they
+//! are open, and after each watch has been renewed. It fails above the gate: 1.25 times a bare pair and 1 KiB per
+//! object (`docs/performance.md#goals`).
 //!
 //! JSON: `connections` and `rows` with the keys of [`Row`]. Memory is in bytes.
 
@@ -103,14 +103,15 @@ impl DedicatedMemory {
     }
 }
 
-/// The bridge, its clients, and the bare pairs on one namespace.
+/// The bridge, its clients, and the bare pairs on one namespace. The order of the fields is the order in which the
+/// processes end.
 struct Run<'a> {
     runtime: &'a Runtime,
     plane: &'a ControlPlane,
     objects: u64,
     connections: usize,
-    bridge: BridgeProcess,
     clients: Clients,
+    bridge: BridgeProcess,
     bare: ChildProcess,
     watches_before: u64,
 }

@@ -1,8 +1,9 @@
-//! `idle-memory`: the memory of a bridge before idle connections are opened, with all of them, and after they are closed.
+//! `idle-memory`: the memory of a bridge before idle connections are opened, with all of them, and after they are
+//! closed.
 //!
-//! Each path has a bridge of its own. Without `--tls` the bridge is `demo`, with so few changes that the connections are
-//! idle. As `demo` has no TLS, the bridge with `--tls` is `serve` on an empty simulated cluster. The goals are 2.5 KiB per
-//! connection, later 1.7 KiB, and 12 KiB with TLS (`docs/performance.md#goals`). Nothing is asserted.
+//! Each path has a bridge of its own. Without `--tls` the bridge is `demo`, with so few changes that the connections
+//! are idle. As `demo` has no TLS, the bridge with `--tls` is `serve` on an empty simulated cluster. The goals are 2.5
+//! KiB per connection, later 1.7 KiB, and 12 KiB with TLS (`docs/performance.md#goals`). Nothing is asserted.
 //!
 //! JSON: `connections`, `tls`, and `rows` with the keys of [`Row`]. Memory is in bytes.
 
@@ -24,8 +25,8 @@ use crate::{
 };
 
 const NAMESPACE: &str = "boilerhouse";
-/// Open before the first measurement and until the end. The first 50 connections to `/ws` have dedicated watchers, which
-/// have another price; and what the bridge allocates once is not the cost of a connection.
+/// Open before the first measurement and until the end. The first 50 connections to `/ws` have dedicated watchers,
+/// which have another price; and what the bridge allocates once is not the cost of a connection.
 const FIRST_CONNECTIONS: usize = 50;
 /// Memory counts as stable after 2 s without a change: the initial events are written and the allocator is idle.
 const STABLE_FOR: Duration = Duration::from_secs(2);

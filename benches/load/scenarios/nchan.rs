@@ -1,5 +1,5 @@
-//! `nchan`: what nchan (nginx) costs under the load that `fan-out` puts on a bridge: the same clients, the same baseline in
-//! the same run, and messages of the same size, published by POST.
+//! `nchan`: what nchan (nginx) costs under the load that `fan-out` puts on a bridge: the same clients, the same
+//! baseline in the same run, and messages of the same size, published by POST.
 //!
 //! It needs nginx with the nchan module (Debian: `apt-get install nginx-light libnginx-mod-nchan`).
 //!

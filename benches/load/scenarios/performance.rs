@@ -1,9 +1,9 @@
-//! `performance`: measures everything that `docs/performance.md` states, and prints each goal with its gate and whether it
-//! is met.
+//! `performance`: measures everything that `docs/performance.md` states, and prints each goal with its gate and whether
+//! it is met.
 //!
-//! It takes about half an hour on a machine that does nothing else. `--quick` uses fewer and shorter rounds and omits some
-//! parts, which it names: enough to see that everything works. A scenario that fails counts as not measured. The exit
-//! status is 1 when a gate is missed or something was not measured; nchan is only compared when it is installed.
+//! It takes about half an hour on a machine that does nothing else. `--quick` uses fewer and shorter rounds and omits
+//! some parts, which it names: enough to see that everything works. A scenario that fails counts as not measured. The
+//! exit status is 1 when a gate is missed or something was not measured; nchan is only compared when it is installed.
 //!
 //! JSON: a list of objects with the keys of [`goals::Goal`], at the end. Everything before it goes to stderr.
 
@@ -41,7 +41,7 @@ struct Run {
     is_json: bool,
     rounds: u64,
     seconds: f64,
-    /// For runs with many parts, and for those that are only compared.
+    /// For runs with many parts, and for scenarios without a gate.
     short_seconds: f64,
     goals: Goals,
 }

@@ -1,11 +1,11 @@
-//! `stalled`: what clients that have stopped reading cost those that read: delivery times and the memory of the bridge.
+//! `stalled`: the effect of clients that have stopped reading on the reading clients and on the memory of the bridge.
 //!
 //! Half of the reading clients use SSE and half WebSocket; they must miss nothing. Windows without and with stalled
-//! clients alternate. A stalled client connects with a small kernel buffer, reads nothing for longer than the bridge waits
-//! (10 s), and reconnects: their number stays the same. Nothing is asserted about time.
+//! clients alternate. A stalled client connects with a small kernel buffer, reads nothing for longer than the bridge
+//! waits (10 s), and reconnects: their number stays the same. Nothing is asserted about time.
 //!
-//! JSON: the flags, `windows` with the keys of [`Window`], `p99WithoutMillis`, `p99WithMillis` (medians over the rounds),
-//! `p99Ratio`, and `lagged` (subscriptions that lost unread entries).
+//! JSON: the flags, `windows` with the keys of [`Window`], `p99WithoutMillis`, `p99WithMillis` (medians over the
+//! rounds), `p99Ratio`, and `lagged` (subscriptions that lost unread entries).
 
 mod stalled_clients;
 
@@ -32,7 +32,8 @@ use crate::{
 };
 
 const NAMESPACE: &str = "boilerhouse";
-/// Characters after the time stamp of a phase. An event has some 1.5 KB, so that a client that does not read blocks soon.
+/// Characters after the time stamp of a phase. An event has some 1.5 KB, so that a client that does not read blocks
+/// soon.
 const PADDING: usize = 400;
 /// Changes between two checks whether the log is full.
 const FILL_STEP: u64 = 1000;
@@ -111,14 +112,14 @@ pub(crate) struct StalledReport<'a> {
     lagged: u64,
 }
 
-/// A running measurement.
+/// A running measurement. The order of the fields is the order in which the processes end.
 struct Run<'a> {
     flags: &'a Stalled,
-    cluster: SimulatedCluster,
-    pods: SimulatedPods,
-    bridge: BridgeProcess,
     /// SSE and WebSocket.
     readers: [Clients; 2],
+    bridge: BridgeProcess,
+    cluster: SimulatedCluster,
+    pods: SimulatedPods,
     /// Changes so far.
     changes: u64,
     padding: String,

@@ -227,14 +227,14 @@ impl Run {
     }
 
     pub(super) fn filters(&mut self) {
-        for (count, shown) in [(1, "1"), (10, "10"), (100, "100"), (1000, "1,000")] {
+        for (count, text) in [(1, "1"), (10, "10"), (100, "100"), (1000, "1,000")] {
             if self.is_quick && count != 1000 {
                 continue;
             }
             let flags = format!("--connections 5000 --rate 20 --filters {count}");
             let report = self.fan_out(&flags, self.rounds, f64::min(self.seconds, 2.0));
             let cpu = both(report.as_ref(), "", |row| row.cpu_per_change.map(|micros| micros / 1000.0));
-            let goal = format!("5,000 clients, {shown} filters, CPU per change");
+            let goal = format!("5,000 clients, {text} filters, CPU per change");
             self.goals.add(&goal, &Gate::None, &cpu, " ms", 2);
         }
     }
