@@ -28,6 +28,8 @@ const NAMESPACE: &str = "boilerhouse";
 /// Open before the first measurement and until the end. The first 50 connections to `/ws` have dedicated watchers,
 /// which have another price; and what the bridge allocates once is not the cost of a connection.
 const FIRST_CONNECTIONS: usize = 50;
+/// Streams that the bridge allows besides the measured ones.
+const OTHER_STREAMS: u64 = 100;
 /// Memory counts as stable after 2 s without a change: the initial events are written and the allocator is idle.
 const STABLE_FOR: Duration = Duration::from_secs(2);
 const STABLE_TIMEOUT: Duration = Duration::from_secs(120);
@@ -95,7 +97,8 @@ impl IdleMemory {
 
     fn with_tls(&self, path: &'static str) -> Result<Row> {
         let (cluster, certificate) = (SimulatedCluster::start(&[NAMESPACE])?, CertificateFiles::new()?);
-        let mut args = ["--namespace", NAMESPACE, "--max-connections", "100000"].map(str::to_owned).to_vec();
+        let max_connections = (self.connections + OTHER_STREAMS).to_string();
+        let mut args = ["--namespace", NAMESPACE, "--max-connections", &max_connections].map(str::to_owned).to_vec();
         args.extend(certificate.flags());
         let bridge = BridgeProcess::serve(&self.binary, &args, &cluster.kubeconfig())?;
         let ca_file = certificate.certificate();

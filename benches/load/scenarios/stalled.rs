@@ -181,7 +181,7 @@ impl<'a> Run<'a> {
         self.readers[0].connect(1)?;
         let mut bytes = 0;
         loop {
-            // As fast as possible; a reader that keeps up bounds what is in flight.
+            // As fast as possible. The next step starts after the reader has received this one.
             self.require_all(|run| (0..FILL_STEP).try_for_each(|_| run.change()).map(|()| FILL_STEP))?;
             let now = metric(&self.bridge.address, LOG_BYTES)?.context("the bridge has no metric of the log's size")?;
             if now <= bytes {
