@@ -4,7 +4,6 @@
 //! The subcommands build the process from its parts. No other module imports this one.
 
 mod access;
-mod bench;
 mod config;
 mod demo;
 mod exit;
@@ -40,8 +39,6 @@ enum Command {
     Serve(Box<serve::Serve>),
     /// Serve the events of a simulated cluster that changes all the time. Needs no Kubernetes.
     Demo(demo::Demo),
-    /// Measure a stream's cost and lateness, beside the bare system call. Without a URL it needs nothing else.
-    Bench(Box<bench::Bench>),
     /// Print the CustomResourceDefinition of BoilerhouseClaims, as input for `kubectl apply -f -`.
     Crd,
 }
@@ -91,7 +88,6 @@ fn run(matches: &ArgMatches) -> Result<u8, CliError> {
     match Cli::from_arg_matches(matches)?.command {
         Command::Serve(serve) => runtime()?.block_on(serve.run()),
         Command::Demo(demo) => runtime()?.block_on(demo.run()),
-        Command::Bench(bench) => bench.run(),
         Command::Crd => {
             let yaml = api::crd_yaml().context("cannot write the CustomResourceDefinition as YAML")?;
             print(&yaml)?;

@@ -11,10 +11,10 @@ use tokio::{
 };
 use tracing::info;
 
-pub(super) use super::file_limit::raise_file_limit;
 use super::{
     access::ResolvedAccess,
     exit::{CliError, FAILED, INTERRUPTED},
+    file_limit::raise_file_limit,
     process_metrics,
 };
 use crate::{

@@ -6,7 +6,6 @@
 
 mod api_server_outage;
 mod auth;
-mod bench;
 mod browser_cross_origin;
 mod cli;
 mod control_plane;

@@ -1,4 +1,4 @@
-//! Checks `examples/ws_echo.rs` with an ordinary client. The WebSocket conformance suite runs against this example.
+//! `examples/echo_server.rs` with an ordinary client: the server that external conformance suites test must be correct.
 
 use std::{
     io::{BufRead, BufReader},
@@ -35,9 +35,9 @@ impl Drop for Echo {
 /// Starts the example, which `cargo test` builds, and connects to it.
 async fn connect() -> (Echo, WebSocketStream<TcpStream>) {
     let folder = Path::new(env!("CARGO_BIN_EXE_boilerhouse-bridge")).parent().unwrap();
-    let mut command = Command::new(folder.join("examples/ws_echo"));
+    let mut command = Command::new(folder.join("examples/echo_server"));
     let child = command.arg("0").stdin(Stdio::null()).stderr(Stdio::piped()).spawn();
-    let mut child = child.expect("ws_echo is missing: run cargo build --example ws_echo");
+    let mut child = child.expect("cargo build --example echo_server builds it, as `cargo test` does");
     let mut line = String::new();
     BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
     let echo = Echo(child);

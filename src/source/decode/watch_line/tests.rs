@@ -10,7 +10,7 @@ use crate::source::decode::{
 };
 
 /// The recorded line whose cost `tests/scripts/instructions` measures.
-#[path = "../../../../examples/line_to_frame/line.rs"]
+#[path = "../../../../benches/line_to_frame/line.rs"]
 mod recorded_line;
 
 static RECORDED: LazyLock<String> =
