@@ -49,11 +49,20 @@ pub(crate) fn wait_until_ready(address: &str, trust: Option<&Arc<ClientConfig>>)
     bail!("the bridge was not ready within {READY_TIMEOUT:?}")
 }
 
-/// Returns a metric of the bridge by its name and labels, or `None` when `/metrics` does not contain it.
-pub(crate) fn metric(address: &str, name: &str) -> Result<Option<u64>> {
+/// Returns the sum of the samples of a metric that have all `labels`, each written as `name="value"`; `None` without one.
+pub(crate) fn metric(address: &str, name: &str, labels: &[&str]) -> Result<Option<u64>> {
     let response = get(address, "/metrics", None)?;
-    let value = response.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    value.map(|value| value.parse().with_context(|| format!("the metric {name} is not an integer"))).transpose()
+    let mut sum = None;
+    for line in response.lines() {
+        let Some((series, value)) = line.rsplit_once(' ') else { continue };
+        let (series_name, series_labels) = series.split_once('{').unwrap_or((series, "}"));
+        let has = |label: &&str| series_labels.trim_end_matches('}').split(',').any(|part| part == *label);
+        if series_name == name && labels.iter().all(has) {
+            let value: u64 = value.parse().with_context(|| format!("the metric {name} is not an integer"))?;
+            sum = Some(sum.unwrap_or(0) + value);
+        }
+    }
+    Ok(sum)
 }
 
 /// Returns the milliseconds from the request until `end_marker` or the end of the response, and the number of bytes.

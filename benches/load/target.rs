@@ -136,7 +136,8 @@ impl FanOut {
         let pods = cluster.pods(variant.namespace);
         pods.create_static(self.static_pods)?;
         let max_connections = (self.connections + OTHER_STREAMS).to_string();
-        let args = ["--namespace", variant.namespace, "--own-watchers", "0", "--max-connections", &max_connections];
+        let args =
+            ["--namespace", variant.namespace, "--dedicated-watchers", "0", "--max-connections", &max_connections];
         let args = [&args[..], &["--request-rate", REQUEST_RATE]].concat();
         let mut args: Vec<String> = args.into_iter().map(str::to_owned).collect();
         let is_encrypted = matches!(variant.scheme, "wss" | "https");

@@ -208,7 +208,10 @@ fn metrics_document_lists_every_metric() {
         .collect();
     let missing: Vec<_> = expected.difference(&listed).collect();
     let unknown: Vec<_> = listed.difference(&expected).collect();
-    assert!(missing.is_empty() && unknown.is_empty(), "not in docs/metrics.md: {missing:#?}\nnot measured: {unknown:#?}");
+    assert!(
+        missing.is_empty() && unknown.is_empty(),
+        "not in docs/metrics.md: {missing:#?}\nnot measured: {unknown:#?}"
+    );
     assert!(expected.len() > 40, "only {} metrics", expected.len());
 }
 

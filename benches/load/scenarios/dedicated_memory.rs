@@ -125,7 +125,7 @@ impl<'a> Run<'a> {
         });
         let kubeconfig = plane.kubeconfig();
         let dedicated = flags.connections.to_string();
-        let args = ["--namespace", &namespace, "--own-watchers", &dedicated].map(str::to_owned);
+        let args = ["--namespace", &namespace, "--dedicated-watchers", &dedicated].map(str::to_owned);
         let bridge = BridgeProcess::serve(&flags.binary, &args, &std::fs::read_to_string(&kubeconfig)?)?;
         wait_until_ready(&bridge.address, None)?;
         let mut options = ClientOptions::new(&format!("ws://{}/ws", bridge.address))?;

@@ -43,7 +43,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 const MEMORY_POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Metrics of the bridge that this scenario reads.
-const OPEN_STREAMS: &str = "bridge_feed_subscriptions";
+const OPEN_STREAMS: &str = "bridge_streams";
+const CLOSED_STREAMS: &str = "bridge_streams_closed_total";
 const LOG_BYTES: &str = "bridge_feed_log_bytes";
 const LAGGED: &str = "bridge_feed_lagged_total";
 
@@ -154,7 +155,7 @@ impl Stalled {
             median(of_kind.map(|window| window.p99_millis).collect()).context("no latency was measured")
         };
         let (p99_without_millis, p99_with_millis) = (p99(false)?, p99(true)?);
-        let lagged = metric(&run.bridge.address, LAGGED)?.unwrap_or(0);
+        let lagged = metric(&run.bridge.address, LAGGED, &[])?.unwrap_or(0);
         let p99_ratio = p99_with_millis / p99_without_millis;
         Ok(StalledReport { flags: self, windows, p99_without_millis, p99_with_millis, p99_ratio, lagged })
     }
@@ -183,7 +184,8 @@ impl<'a> Run<'a> {
         loop {
             // As fast as possible. The next step starts after the reader has received this one.
             self.require_all(|run| (0..FILL_STEP).try_for_each(|_| run.change()).map(|()| FILL_STEP))?;
-            let now = metric(&self.bridge.address, LOG_BYTES)?.context("the bridge has no metric of the log's size")?;
+            let now =
+                metric(&self.bridge.address, LOG_BYTES, &[])?.context("the bridge has no metric of the log's size")?;
             if now <= bytes {
                 eprintln!("the log is full after {} changes: {} MiB as charged", self.changes, now >> 20);
                 return Ok(());
@@ -263,15 +265,12 @@ impl<'a> Run<'a> {
 }
 
 fn open_streams(address: &str) -> Result<u64> {
-    metric(address, OPEN_STREAMS)?.context("the bridge has no metric of its open streams")
+    metric(address, OPEN_STREAMS, &[])?.context("the bridge has no metric of its open streams")
 }
 
 /// Returns the number of streams that the bridge has closed because their clients did not read.
 fn slow_consumers(address: &str) -> Result<u64> {
-    ["sse", "websocket"].iter().try_fold(0, |sum, transport| {
-        let labels = format!("transport=\"{transport}\",reason=\"slow consumer\"");
-        Ok(sum + metric(address, &format!("bridge_connections_closed_total{{{labels}}}"))?.unwrap_or(0))
-    })
+    Ok(metric(address, CLOSED_STREAMS, &[r#"reason="slow_consumer""#])?.unwrap_or(0))
 }
 
 /// Returns a result, and the largest resident memory of a process in the meantime.

@@ -294,7 +294,7 @@ async fn no_endpoint_reveals_another_tenant() {
         hidden: Default::default(),
         visible: BTreeSet::new(),
     };
-    let rates = ["--own-watchers", "2", "--request-rate", "1000000"];
+    let rates = ["--dedicated-watchers", "2", "--request-rate", "1000000"];
     let bridge = model.cluster.bridge(&[&["--keys-file", &keys.path()][..], &rates].concat()).await;
     let (authorization, cookie) = (bearer(OWN), cookie(&bridge, OWN).await);
     let by_ticket = format!("/api/sse?token={}", ticket(&bridge, OWN).await);
