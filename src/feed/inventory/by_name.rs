@@ -83,7 +83,7 @@ impl<T: HasName> Default for ByName<T> {
     }
 }
 
-/// Compares complete views, unlike [`NameKey`].
+/// Compares complete views, unlike `NameKey`.
 impl<T: HasName + Eq> PartialEq for ByName<T> {
     fn eq(&self, other: &Self) -> bool {
         self.values().eq(other.values())

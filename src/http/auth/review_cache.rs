@@ -5,7 +5,7 @@
 //! Guarantees:
 //! - At most one review of a subject runs at once. Concurrent callers share its outcome.
 //! - At most `max_concurrent_reviews` reviews for requests run at once. The repeated reviews of credentials with open
-//!   streams ([`ReviewCache::refresh`]) do not wait for these permits.
+//!   streams (`ReviewCache::refresh`) do not wait for these permits.
 //! - The number of cache entries is bounded by `max_entries`, except for entries in use.
 //! - A review without an answer is not an outcome. It is cached for `unavailable_ttl` only.
 //!
@@ -93,7 +93,7 @@ pub(super) enum ReviewSubject {
 /// Times to live and bounds.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// Time to live of [`ReviewOutcome::Allowed`] (docs/protocol.md#access: 60 s).
+    /// Time to live of `ReviewOutcome::Allowed` (docs/protocol.md#access: 60 s).
     pub allowed_ttl: Duration,
     /// Time to live of a denial (docs/protocol.md#access: 10 s). It is short, so that a newly granted right takes
     /// effect soon.
