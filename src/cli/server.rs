@@ -111,9 +111,9 @@ pub(super) async fn serve(setup: ServerSetup, listener: TcpListener) -> Result<u
         stream::Config { drain_spread: drain * 4 / 5, max_streams: max_connections, ..stream::Config::default() };
     let streams = stream::StreamContext::new(stream_config, stream_metrics, tasks.stop().clone());
     let (auth, limits) = (Arc::new(auth), RateLimits::new(&limits));
-    limits.register(&mut registry);
+    limits.register(bridge_metrics(&mut registry));
     let metrics = http::Metrics::default();
-    metrics.register(&mut registry);
+    metrics.register(bridge_metrics(&mut registry));
     let config = http::Config { stream_rate: rate, ..http::Config::default() };
     let watched_auth = auth.clone();
     tasks.spawn("credentials", async move { Ok::<_, Infallible>(watched_auth.run_watchdog().await) });
