@@ -19,7 +19,11 @@ use boilerhouse_bridge::{
 };
 
 use self::{client::Client, history::ObjectHistory, mutations::Mutation, replica::Replica};
-use crate::support::{long_form, rng::SeededRng};
+use crate::support::{
+    long_form,
+    rng::SeededRng,
+    seeds::{ReplayCommand, seeds, test_name},
+};
 
 /// How many histories the ordinary run takes, and the full one.
 const HISTORIES: [u64; 2] = [1_000, 5_000];
@@ -105,17 +109,14 @@ fn run_seed(seed: u64, coverage: &mut Coverage, mutation: Option<Mutation>) {
 
 #[test]
 fn two_replicas_send_no_duplicate_no_gap_and_no_decreasing_id() {
-    let only = std::env::var("SEED").ok().map(|seed| seed.parse::<u64>().expect("SEED is a number"));
-    let count = HISTORIES[usize::from(long_form())];
+    let seeds = seeds(0..HISTORIES[usize::from(long_form())]);
+    let count = u64::try_from(seeds.len()).unwrap();
     let mut coverage = Coverage::default();
-    for seed in only.map_or(0..count, |seed| seed..seed + 1) {
-        let run = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run_seed(seed, &mut coverage, None)));
-        if let Err(panic) = run {
-            eprintln!("SEED={seed} fails; it replays the same");
-            std::panic::resume_unwind(panic);
-        }
+    for seed in seeds {
+        let _replay = ReplayCommand::on_panic(test_name!(), seed);
+        run_seed(seed, &mut coverage, None);
     }
-    if only.is_none() {
+    if count > 1 {
         let Coverage { resumes, ahead, backfills, ids } = coverage;
         println!("{resumes} resumes, {ahead} of them ahead of the replica, {backfills} backfills, {ids} events");
         assert!(resumes > 2 * count && ahead > count / 10 && backfills > count / 5, "the model tests what it says");
@@ -134,10 +135,15 @@ fn every_mutation_is_rejected_and_seeds_replay_equally() {
             let message = |panic: Box<dyn std::any::Any + Send>| panic.downcast_ref::<String>().cloned();
             std::panic::catch_unwind(run).map_err(message)
         };
-        let caught = (0..CAUGHT_WITHIN).find_map(|seed| run(seed).err().map(|message| (seed, message)));
-        let (seed, message) =
-            caught.unwrap_or_else(|| panic!("{mutation:?} is not caught within {CAUGHT_WITHIN} seeds"));
+        let seeds = seeds(0..CAUGHT_WITHIN);
+        let count = seeds.len();
+        let caught = seeds.into_iter().find_map(|seed| run(seed).err().map(|message| (seed, message)));
+        let Some((seed, message)) = caught else {
+            assert!(count == 1, "{mutation:?} is not caught within {CAUGHT_WITHIN} seeds");
+            continue;
+        };
         println!("{mutation:?}: seed {seed}");
+        let _replay = ReplayCommand::on_panic(test_name!(), seed);
         assert_eq!(run(seed), Err(message), "{mutation:?}: seed {seed} replays the same");
     }
 }

@@ -1,9 +1,8 @@
 //! Seeded histories of the full stream (docs/development.md#test-layers): two replicas of a bridge on a cluster that lives and breaks,
 //! clients that leave and resume on either, and a validator that holds every line of each against the store's history.
 //!
-//! One process, a paused clock: `SEED=n` runs one, a failing one is printed, and it replays the same to the last line.
+//! One process, a paused clock: `BRIDGE_SEED=n` runs one, a failing one is printed, and it replays the same to the last line.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,9 +10,11 @@ use std::time::Duration;
 use boilerhouse_bridge::sim::fault::ConnectionEnd;
 use tokio::task::JoinSet;
 
+use crate::seeded_ws::THREADS;
 use crate::seeded_ws::script::{self, FaultCounts, InjectedFault};
-use crate::seeded_ws::{THREADS, seeds_of};
+use crate::support::long_form;
 use crate::support::rng::SeededRng;
+use crate::support::seeds::{ReplayCommand, seeds, test_name};
 use client::{Client, ClientBehavior};
 use deployment::SimulatedDeployment;
 use record::{Entry, Start};
@@ -193,30 +194,26 @@ impl All {
     }
 }
 
-fn run(seeds: impl Iterator<Item = u64>, all: &Mutex<All>) {
+fn run(test: &'static str, seeds: impl Iterator<Item = u64>, all: &Mutex<All>) {
     for seed in seeds {
-        match catch_unwind(AssertUnwindSafe(|| run_seed(seed))) {
-            Ok(done) => all.lock().unwrap().add(done),
-            Err(panic) => {
-                println!("SEED={seed} fails; it replays the same");
-                resume_unwind(panic);
-            }
-        }
+        let _replay = ReplayCommand::on_panic(test, seed);
+        let done = run_seed(seed);
+        all.lock().unwrap().add(done);
     }
 }
 
 #[test]
 fn every_client_receives_every_event_once_on_any_replica() {
-    let (started, seeds) = (std::time::Instant::now(), seeds_of(SEEDS));
+    let (started, seeds) = (std::time::Instant::now(), seeds(0..SEEDS[usize::from(long_form())]));
     let all = Mutex::new(All::default());
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
-            let (all, mine) = (&all, seeds.clone().filter(move |seed| seed % THREADS == thread));
-            scope.spawn(move || run(mine, all));
+            let (all, mine) = (&all, seeds.iter().copied().filter(move |seed| seed % THREADS == thread));
+            scope.spawn(move || run(test_name!(), mine, all));
         }
     });
     let all = all.into_inner().unwrap();
-    let count = u64::try_from(seeds.count()).unwrap();
+    let count = u64::try_from(seeds.len()).unwrap();
     let numbers = [
         ("events", all.sum(|coverage| coverage.events), 50),
         ("ids", all.sum(|coverage| coverage.ids), 75),
@@ -249,7 +246,8 @@ fn every_client_receives_every_event_once_on_any_replica() {
 
 #[test]
 fn equal_seeds_produce_equal_lines() {
-    for seed in seeds_of(REPLAYED) {
+    for seed in seeds(0..REPLAYED[usize::from(long_form())]) {
+        let _replay = ReplayCommand::on_panic(test_name!(), seed);
         let (once, again) = (run_seed(seed).validated.records, run_seed(seed).validated.records);
         for (index, (one, other)) in once.iter().zip(&again).enumerate() {
             let differs = one.iter().zip(other).find(|(one, other)| one != other);

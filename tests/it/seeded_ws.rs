@@ -1,10 +1,9 @@
 //! Seeded histories (docs/development.md#test-layers): a simulated cluster that lives and breaks, both engines, many readers, and one
 //! validator that holds every message of every reader against the store's history.
 //!
-//! Everything runs in one process on a paused clock, so an hour takes a second and a seed replays the same: `SEED=n` runs
-//! one, a failing one is printed. `BRIDGE_TESTS=full` runs as many as issue 4 asks for.
+//! Everything runs in one process on a paused clock, so an hour takes a second and a seed replays the same: `BRIDGE_SEED=n`
+//! runs one, a failing one is printed. `BRIDGE_TESTS=full` runs as many as issue 4 asks for.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,7 +14,9 @@ use boilerhouse_bridge::wire::CloseReason;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
+use crate::support::long_form;
 use crate::support::rng::SeededRng;
+use crate::support::seeds::{ReplayCommand, seeds, test_name};
 use deployment::{NO_LIMIT, Reader, SimulatedDeployment};
 use history::{History, WsEvent};
 use script::{FaultCounts, InjectedFault};
@@ -180,43 +181,30 @@ async fn settle(deployment: &Arc<SimulatedDeployment>, readers: usize, seed: u64
     }
 }
 
-/// The seeds that this run is to try, of so many in the ordinary and the full one.
-pub(crate) fn seeds_of([ordinary, full]: [u64; 2]) -> std::ops::Range<u64> {
-    match std::env::var("SEED") {
-        Ok(seed) => seed.parse().map(|seed| seed..seed + 1).unwrap(),
-        Err(_) => 0..if crate::support::long_form() { full } else { ordinary },
-    }
-}
-
-fn run(seeds: impl Iterator<Item = u64>, among: &[InjectedFault]) -> Done {
+fn run(test: &'static str, seeds: impl Iterator<Item = u64>, among: &[InjectedFault]) -> Done {
     let mut all = Done::default();
     for seed in seeds {
-        match catch_unwind(AssertUnwindSafe(|| run_seed(seed, among))) {
-            Ok((_, _, done)) => all.add(&done),
-            Err(panic) => {
-                println!("SEED={seed} fails; it replays the same");
-                resume_unwind(panic);
-            }
-        }
+        let _replay = ReplayCommand::on_panic(test, seed);
+        all.add(&run_seed(seed, among).2);
     }
     all
 }
 
 #[test]
 fn every_client_receives_exactly_the_store_history() {
-    let (started, seeds) = (std::time::Instant::now(), seeds_of(SEEDS));
+    let (started, seeds) = (std::time::Instant::now(), seeds(0..SEEDS[usize::from(long_form())]));
     let all = Mutex::new(Done::default());
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
-            let (all, mine) = (&all, seeds.clone().filter(move |seed| seed % THREADS == thread));
+            let (all, mine) = (&all, seeds.iter().copied().filter(move |seed| seed % THREADS == thread));
             scope.spawn(move || {
-                let done = run(mine, &InjectedFault::ALL);
+                let done = run(test_name!(), mine, &InjectedFault::ALL);
                 all.lock().unwrap().add(&done);
             });
         }
     });
     let all = all.into_inner().unwrap();
-    let count = u64::try_from(seeds.count()).unwrap();
+    let count = u64::try_from(seeds.len()).unwrap();
     println!("{count} histories in {:?}: {all:?}", started.elapsed());
     if count > 1 {
         for fault in InjectedFault::ALL {
@@ -236,11 +224,12 @@ fn every_client_receives_exactly_the_store_history() {
 #[test]
 fn retained_history_is_sent_version_by_version_without_relists() {
     let kept: Vec<InjectedFault> = InjectedFault::ALL.into_iter().filter(|fault| fault.keeps_history()).collect();
-    let count = RETAINED_SEEDS[usize::from(crate::support::long_form())];
     // Other seeds than above.
-    let done = run((0..count).map(|seed| seed + (1 << 32)), &kept);
+    let seeds = seeds(1 << 32..(1 << 32) + RETAINED_SEEDS[usize::from(long_form())]);
+    let count = u64::try_from(seeds.len()).unwrap();
+    let done = run(test_name!(), seeds.into_iter(), &kept);
     assert_eq!(done.lists, 0, "{done:?}");
-    assert!(done.messages > 100 * count, "{done:?}");
+    assert!(count == 1 || done.messages > 100 * count, "{done:?}");
 }
 
 /// But for how pods and claims are interleaved, which depends on who is woken first at one and the same moment.
@@ -251,7 +240,8 @@ fn equal_seeds_produce_equal_records() {
             |record: &Record| record.received.iter().filter(|event| event.r#type.kind() == kind).cloned().collect();
         records.iter().map(mine).collect()
     };
-    for seed in 0..5 {
+    for seed in seeds(0..5) {
+        let _replay = ReplayCommand::on_panic(test_name!(), seed);
         let run = || run_seed(seed, &InjectedFault::ALL).1;
         let (once, again) = (run(), run());
         for kind in Resource::ALL {
