@@ -106,7 +106,7 @@ impl Client<'_> {
         match self.replica() {
             ReplicaKnowledge::Undisturbed => {}
             ReplicaKnowledge::Unknown => {
-                for to in to {
+                if let Some(to) = to {
                     let end = next.unwrap_or(to).min(to);
                     all.extend(versions_between(position.version, end).map(|since| (since, to)));
                     all.push((position.version, to));
@@ -135,7 +135,11 @@ impl Client<'_> {
                 }
             }
         }
-        all.retain(|(since, to)| *since >= position.version && since < to && next.is_none_or(|next| next > *since));
+        // A list may show the version that the replica already has: its difference is empty.
+        let min = if matches!(self.replica(), ReplicaKnowledge::Unknown) { 0 } else { 1 };
+        all.retain(|(since, to)| {
+            *since >= position.version && since + min <= *to && next.is_none_or(|next| next > *since)
+        });
         all.sort_unstable();
         all.dedup();
         all
@@ -239,7 +243,8 @@ impl Client<'_> {
         let wrong = |message: &str| Violation::new(Guarantee::WireFormat, message);
         let cursor = Cursor::decode(id).ok_or_else(|| wrong("the id is no cursor"))?;
         let needed = PerResource::from_fn(|resource| self.projection().needs(resource));
-        if cursor.resources != needed {
+        let has_others = |resource: Resource| !needed[resource] && cursor.versions[resource] != 0;
+        if cursor.resources != needed || Resource::ALL.into_iter().any(has_others) {
             return Err(wrong("the id covers other resources"));
         }
         Ok(PerResource::from_fn(|resource| needed[resource].then_some(cursor.versions[resource])))
