@@ -17,6 +17,11 @@ impl Applied {
         Applied(names.map(|name| (name, 0)).collect())
     }
 
+    /// The number of mutations that were applied at least once.
+    pub(crate) fn applicable(&self) -> u64 {
+        self.0.values().filter(|times| **times > 0).count() as u64
+    }
+
     /// Prints how often each mutation was applied.
     ///
     /// # Panics

@@ -61,6 +61,15 @@ impl ExpectedProjection {
         })
     }
 
+    /// Whether the client sees the pool of a workload. Only a condition on the workload of instances selects among pools.
+    pub(crate) fn shows_pool(&self, workload: &str) -> bool {
+        let mut conditions = self.conditions.iter();
+        let selects_other = |(resource, key, value): &Condition| {
+            *resource == Resource::Pods && *key == "workloadRef" && *value != Some(workload)
+        };
+        self.has("pool.depth") && !conditions.any(selects_other)
+    }
+
     /// The filter as a client writes it in `params`.
     pub(crate) fn params(&self) -> Value {
         let mut params = Map::new();
@@ -73,5 +82,30 @@ impl ExpectedProjection {
             }
         }
         params.into()
+    }
+}
+
+#[test]
+fn filter_selects_objects_by_their_raw_fields() {
+    let labels = json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": "web", "team": "a"});
+    let metadata = json!({"name": "p0", "uid": "u", "resourceVersion": "1", "labels": labels});
+    let pod = ExpectedObject::of(&json!({"kind": "Pod", "metadata": metadata, "status": {}}).into()).unwrap();
+    let metadata = json!({"name": "c0", "uid": "u", "resourceVersion": "1"});
+    let spec = json!({"tenantId": "alice", "workloadRef": "web"});
+    let claim = json!({"kind": "BoilerhouseClaim", "metadata": metadata, "spec": spec});
+    let claim = ExpectedObject::of(&claim.into()).unwrap();
+    let rows: [(&'static [Condition], bool, bool); 8] = [
+        (&[], true, true),
+        (&[(Resource::Pods, "phase", Some("Unknown"))], true, true),
+        (&[(Resource::Pods, "phase", Some("Running"))], false, true),
+        (&[(Resource::Pods, "labels.team", None), (Resource::Pods, "workloadRef", Some("web"))], true, true),
+        (&[(Resource::Pods, "labels.team", Some("b"))], false, true),
+        (&[(Resource::Pods, "tenantId", Some("alice"))], false, true),
+        (&[(Resource::Claims, "phase", Some("Pending")), (Resource::Claims, "tenantId", Some("alice"))], true, true),
+        (&[(Resource::Claims, "source", Some("pool"))], true, false),
+    ];
+    for (conditions, shows_pod, shows_claim) in rows {
+        let projection = ExpectedProjection { types: None, conditions };
+        assert_eq!((projection.shows(&pod), projection.shows(&claim)), (shows_pod, shows_claim), "{conditions:?}");
     }
 }

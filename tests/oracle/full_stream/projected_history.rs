@@ -103,10 +103,14 @@ impl ProjectedHistory {
         visible.map(|object| (object.uid.as_str(), &object.view)).collect()
     }
 
-    pub(super) fn pools(&self, epoch: usize, version: ResourceVersion) -> Pools {
+    /// The pools that a client sees at a version.
+    pub(super) fn pools(&self, projection: usize, epoch: usize, version: ResourceVersion) -> Pools {
+        let projection = &self.projections[projection];
         let mut pools = Pools::new();
         for pod in self.history.state(epoch, Resource::Pods, version).values() {
-            let Some(workload) = pod.text("workloadRef") else { continue };
+            let Some(workload) = pod.text("workloadRef").filter(|workload| projection.shows_pool(workload)) else {
+                continue;
+            };
             let pool = pools.entry(workload.to_owned()).or_default();
             let status = pod.text("poolStatus").unwrap_or_default();
             if let Some(nth) = ["warming", "ready", "acquired"].iter().position(|one| *one == status) {
@@ -128,11 +132,7 @@ impl ProjectedHistory {
             let fold = needed.then(|| self.fold(projection, 0, resource, version(resource)));
             fold.into_iter().flatten().map(|(_, view)| view).collect()
         };
-        let pools = if self.projections[projection].has("pool.depth") {
-            self.pools(0, version(Resource::Pods))
-        } else {
-            Pools::new()
-        };
+        let pools = self.pools(projection, 0, version(Resource::Pods));
         let pools = pools.into_iter().map(|(workload, [warming, ready, acquired])| {
             json!({"workloadRef": workload, "warming": warming, "ready": ready, "acquired": acquired})
         });

@@ -230,10 +230,11 @@ impl<'a> Client<'a> {
     }
 
     fn pool(&mut self, received: &ReceivedEvent) -> Validation {
-        ensure(received.id.is_none() && self.projection().has("pool.depth"), Guarantee::Filtered, || {
-            "the client did not ask for pool.depth, or the event has an id".to_owned()
-        })?;
         let (workload, counts) = pool_of(&received.body)?;
+        ensure(received.id.is_none(), Guarantee::WireFormat, || "pool.depth has an id".to_owned())?;
+        ensure(self.projection().shows_pool(&workload), Guarantee::Filtered, || {
+            "the client did not ask for this pool".to_owned()
+        })?;
         if let Some(pools) = &mut self.pools {
             pools.insert(workload, counts);
         }
@@ -266,7 +267,7 @@ impl<'a> Client<'a> {
         let recorded = self.validator.replicas[connection.replica].timeline().is_some();
         if let Some(pools) = self.pools.as_ref().filter(|_| recorded && self.projection().has("pool.depth")) {
             let mut pools = pools.clone();
-            let expected = expected.pools(newest, ResourceVersion::MAX);
+            let expected = expected.pools(self.projection, newest, ResourceVersion::MAX);
             pools.retain(|workload, counts| *counts != [0; 3] || expected.contains_key(workload));
             ensure(pools == expected, Guarantee::Convergent, || {
                 format!("the pools are {pools:?} instead of {expected:?}")

@@ -87,16 +87,15 @@ impl Client<'_> {
                 format!("at {version} the {} were {:?}", resource.plural(), states.collect::<Vec<_>>())
             })?;
         }
-        let expected_pools = |position: &CandidatePosition| expected.pools(position.epoch, position.version);
-        let has_pools = self.projection().has("pool.depth");
-        let is_right = if has_pools {
+        let expected_pools =
+            |position: &CandidatePosition| expected.pools(self.projection, position.epoch, position.version);
+        let is_right = if self.projection().has("pool.depth") {
             positions[Resource::Pods].iter().any(|position| pools == expected_pools(position))
         } else {
             pools.is_empty()
         };
-        ensure(is_right, Guarantee::Atomic, || match has_pools {
-            true => format!("the pools were {:?}", positions[Resource::Pods].iter().map(expected_pools).next()),
-            false => "the client did not ask for pools".to_owned(),
+        ensure(is_right, Guarantee::Atomic, || {
+            format!("the pools were {:?}", positions[Resource::Pods].iter().map(expected_pools).collect::<Vec<_>>())
         })?;
         self.positions = positions;
         self.fold = Some(objects);
