@@ -62,6 +62,13 @@ impl PodBuilder {
         self
     }
 
+    /// Sets `metadata.creationTimestamp`, RFC 3339 in UTC. Without it, the JSON has none and the view an empty one.
+    #[must_use]
+    pub fn created_at(mut self, time: &str) -> PodBuilder {
+        self.instance.created_at = time.to_owned();
+        self
+    }
+
     /// Adds a label without setting a field of the view.
     #[must_use]
     pub fn label(mut self, key: &str, value: &str) -> PodBuilder {
@@ -105,13 +112,18 @@ impl PodBuilder {
     /// Returns the JSON of the object in the Kubernetes API.
     #[must_use]
     pub fn json(self) -> Value {
+        let created_at = self.instance.created_at.clone();
         let Instance { name, uid, phase, labels, resource_version, .. } = self.instance;
-        json!({
+        let mut pod = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": metadata(&name, &uid, self.namespace, resource_version, json!(labels)),
             "spec": {"containers": [{"name": "main", "image": "example.invalid/none"}]},
             "status": {"phase": phase},
-        })
+        });
+        if !created_at.is_empty() {
+            pod["metadata"]["creationTimestamp"] = json!(created_at);
+        }
+        pod
     }
 }
 

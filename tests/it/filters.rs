@@ -1,28 +1,32 @@
-//! Filters on the wire (G7): a filtered client's fold is exactly the filtered state at every id, objects entering and
-//! leaving included; a cursor belongs to its filter; a filter that is malformed is refused with help.
+//! Filters on the wire (docs/guarantees.md#guarantees, G7): the fold of a filtered client is exactly the filtered state at
+//! every id, also while objects enter and leave the filter. A cursor belongs to its filter. A malformed filter is rejected
+//! with the accepted values.
 //!
-//! What matches is decided here, by hand, on the raw objects of the simulated cluster's own history.
-
-mod validator;
+//! The oracle compares every event with the history of the simulated cluster.
 
 use std::net::SocketAddr;
+use std::time::SystemTime;
 
 use boilerhouse_bridge::{
-    event::{Cursor, ResourceVersion},
+    event::{Cursor, PerResource, Resource, ResourceVersion},
     sim::{ApiResource, store::Store},
+    test_support::SeededRng,
 };
 use serde_json::{Value, json};
 use tokio::{sync::watch, task::JoinSet};
 
+use crate::oracle::full_stream::{Entry, ProjectedHistory, ReceivedEvent, ReplicaKnowledge, Start, StreamValidator};
+use crate::oracle::history::History;
+use crate::oracle::mutations::full_stream as mutations;
+use crate::oracle::visibility::{Condition, ExpectedProjection};
 use crate::support::{
     http_client::{self, WsClient},
     long_form,
-    rng::SeededRng,
+    seeds::{ReplayCommand, seeds, test_name},
     sim_cluster::{NAMESPACE, SimCluster},
 };
-use validator::FilterValidator;
 
-/// What a WebSocket client sends, on a connection that ends where it is refused.
+/// Headers of a WebSocket client, for a connection that ends after a rejection.
 const UPGRADE: &[(&str, &str)] = &[
     ("Connection", "Upgrade, close"),
     ("Upgrade", "websocket"),
@@ -30,57 +34,46 @@ const UPGRADE: &[(&str, &str)] = &[
     ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
 ];
 
-/// A filter as a client writes it, and what it means.
-#[derive(Clone, Debug)]
-struct Case {
-    params: Value,
-    pod: fn(&Value) -> bool,
-    claim: fn(&Value) -> bool,
-}
+/// The number of seeds, and of writes for each, of the short form and of the long form.
+const SIZES: [(u64, usize); 2] = [(3, 400), (20, 2_000)];
+/// How often each mutation is applied to the records, at most.
+const MAX_MUTATIONS: u64 = 3;
+/// Mutations that need something that these records do not contain: a resume, a difference, several parts, or
+/// `upstream.down`.
+const MIN_APPLICABLE: u64 = 15;
 
-fn any(_: &Value) -> bool {
-    true
-}
+/// A filter that selects no Pod.
+const NO_POD: Condition = (Resource::Pods, "name", Some("no-such-pod"));
 
-fn label<'a>(object: &'a Value, key: &str) -> Option<&'a str> {
-    object["metadata"]["labels"][key].as_str()
-}
+/// The filters of the clients. The objects of [`last_writes`] pass each of them, except that no Pod passes [`NO_POD`].
+const FILTERS: [&[Condition]; 14] = [
+    &[],
+    &[(Resource::Pods, "phase", Some("Running"))],
+    &[(Resource::Pods, "tenantId", Some("alice"))],
+    &[(Resource::Pods, "workloadRef", Some("web"))],
+    &[(Resource::Pods, "poolStatus", Some("ready"))],
+    &[(Resource::Pods, "labels.team", Some("a"))],
+    &[(Resource::Pods, "labels.team", None)],
+    &[(Resource::Pods, "name", Some("p0"))],
+    &[NO_POD],
+    &[(Resource::Claims, "phase", Some("Active"))],
+    &[(Resource::Claims, "phase", Some("Pending")), (Resource::Pods, "name", Some("p0"))],
+    &[(Resource::Claims, "source", Some("pool"))],
+    &[
+        (Resource::Claims, "tenantId", Some("alice")),
+        (Resource::Claims, "workloadRef", Some("web")),
+        (Resource::Claims, "labels.team", None),
+    ],
+    &[
+        (Resource::Pods, "workloadRef", Some("web")),
+        (Resource::Pods, "poolStatus", Some("ready")),
+        (Resource::Pods, "labels.team", Some("a")),
+        (Resource::Claims, "name", Some("c0")),
+    ],
+];
 
-/// What [`last_writes`] makes passes each of them, or the resource is not shown at all.
-fn cases() -> Vec<Case> {
-    fn web(pod: &Value) -> bool {
-        label(pod, "boilerhouse.dev/workload") == Some("web")
-    }
-    fn ready(pod: &Value) -> bool {
-        label(pod, "boilerhouse.dev/pool-status") == Some("ready")
-    }
-    let case = |params, pod, claim| Case { params, pod, claim };
-    vec![
-        case(json!({}), any, any),
-        case(json!({"instances": {"phase": "Running"}}), |p| p["status"]["phase"] == "Running", any),
-        case(json!({"instances": {"tenantId": "alice"}}), |p| label(p, "boilerhouse.dev/tenant") == Some("alice"), any),
-        case(json!({"instances": {"workloadRef": "web"}}), web, any),
-        case(json!({"instances": {"poolStatus": "ready"}}), ready, any),
-        case(json!({"instances": {"labels": {"team": "a"}}}), |p| label(p, "team") == Some("a"), any),
-        case(json!({"instances": {"labels": {"team": null}}}), |p| label(p, "team").is_some(), any),
-        case(json!({"instances": {"name": "p0"}}), |p| p["metadata"]["name"] == "p0", any),
-        case(json!({"instances": {"name": "nobody"}}), |_| false, any),
-        case(json!({"claims": {"phase": "Active"}}), any, |c| c["status"]["phase"] == "Active"),
-        case(
-            json!({"claims": {"phase": "Pending"}, "instances": {"name": "p0"}}),
-            |p| p["metadata"]["name"] == "p0",
-            |c| c["status"]["phase"].as_str().unwrap_or("Pending") == "Pending",
-        ),
-        case(json!({"claims": {"source": "pool"}}), any, |c| c["status"]["source"] == "pool"),
-        case(json!({"claims": {"tenantId": "alice", "workloadRef": "web", "labels": {"team": null}}}), any, |c| {
-            c["spec"]["tenantId"] == "alice" && c["spec"]["workloadRef"] == "web" && label(c, "team").is_some()
-        }),
-        case(
-            json!({"instances": {"workloadRef": "web", "poolStatus": "ready", "labels": {"team": "a"}}, "claims": {"name": "c0"}}),
-            |p| web(p) && ready(p) && label(p, "team") == Some("a"),
-            |c| c["metadata"]["name"] == "c0",
-        ),
-    ]
+fn projections() -> Vec<ExpectedProjection> {
+    FILTERS.into_iter().map(|conditions| ExpectedProjection { types: None, conditions }).collect()
 }
 
 fn query(path: &str, parameters: &[(&str, &str)]) -> String {
@@ -88,7 +81,7 @@ fn query(path: &str, parameters: &[(&str, &str)]) -> String {
     format!("{path}?{query}")
 }
 
-/// Another random write; what does not apply at the moment changes nothing.
+/// One random write. A write that the store rejects changes nothing.
 fn write(store: &mut Store, rng: &mut SeededRng) {
     let maybe = |rng: &mut SeededRng, of: &[&str]| match rng.below(of.len() as u64 + 1) as usize {
         0 => Value::Null,
@@ -122,18 +115,16 @@ fn write(store: &mut Store, rng: &mut SeededRng) {
             new["spec"] = spec;
             store.create(ApiResource::Claims, new)
         }
-        5 | 6 => store.patch(
-            ApiResource::Pods,
-            NAMESPACE,
-            &pod,
-            &json!({"metadata": {"labels": {&key: labels[&key].clone()}}}),
-        ),
+        5 | 6 => {
+            let label = json!({"metadata": {"labels": {&key: labels[&key].clone()}}});
+            store.patch(ApiResource::Pods, NAMESPACE, &pod, &label)
+        }
         7 => {
             let status =
                 json!({"phase": maybe(rng, &["Pending", "Running", "Failed"]), "podIP": maybe(rng, &["10.0.0.1"])});
             store.patch(ApiResource::Pods, NAMESPACE, &pod, &json!({"status": status}))
         }
-        // Nothing that a view shows.
+        // A change that no view shows.
         8 => {
             let note = json!({"metadata": {"annotations": {"note": rng.below(1000).to_string()}}});
             store.patch(ApiResource::Pods, NAMESPACE, &pod, &note)
@@ -151,14 +142,14 @@ fn write(store: &mut Store, rng: &mut SeededRng) {
             store.patch(ApiResource::Claims, NAMESPACE, &claim, &json!({"status": status}))
         }
     };
-    // That there is no such object, or already one, is as good as a write of nothing.
+    // The object may be missing, or may exist already.
     drop(result);
 }
 
-/// Writes that every client is told of; the versions of the last ones, pods then claims.
-fn last_writes(store: &mut Store) -> [ResourceVersion; 2] {
+/// Writes that every client receives. Returns the versions of the last ones.
+fn last_writes(store: &mut Store) -> PerResource<ResourceVersion> {
     for (resource, name) in [(ApiResource::Pods, "p0"), (ApiResource::Claims, "c0")] {
-        // It may not be there.
+        // The object may be missing.
         drop(store.delete(resource, NAMESPACE, name));
     }
     let labels = json!({
@@ -179,32 +170,40 @@ fn last_writes(store: &mut Store) -> [ResourceVersion; 2] {
     };
     store.create(ApiResource::Claims, claim("Pending")).unwrap();
     store.patch(ApiResource::Claims, NAMESPACE, "c0", &claim("Active")).unwrap();
-    [pods, store.revision()]
+    PerResource::new(pods, store.revision())
 }
 
-/// Connects a client of each case, which reads from its own `state.initial` on until it has been told everything up to
-/// `end`.
-async fn connect(
-    clients: &mut JoinSet<(Case, Vec<Value>)>,
+/// Milliseconds since the Unix epoch.
+fn now_ms() -> u64 {
+    u64::try_from(SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap()
+}
+
+/// Connects one client for each filter. It reads from its `state.initial` until it has received everything up to `end`,
+/// and returns its record.
+async fn connect_clients(
+    clients: &mut JoinSet<Vec<Entry>>,
     address: SocketAddr,
-    end: &watch::Receiver<[ResourceVersion; 2]>,
+    end: &watch::Receiver<PerResource<ResourceVersion>>,
 ) {
-    for case in cases() {
-        let path = query("/api/websocket", &[("params", &case.params.to_string())]);
-        let mut listener = WsClient::connect(address, &path).await;
-        let mut messages = vec![listener.json().await];
-        assert_eq!(messages[0]["type"], "state.initial", "{messages:?}");
+    for (projection, expected) in projections().into_iter().enumerate() {
+        let path = query("/api/websocket", &[("params", &expected.params().to_string())]);
+        let mut client = WsClient::connect(address, &path).await;
+        let mut record = vec![Entry::Connect { at: now_ms(), replica: 0, projection, start: Start::Snapshot }];
+        let first = client.json().await;
+        assert_eq!(first["type"], "state.initial", "{first}");
+        record.push(Entry::Event(ReceivedEvent::new(first, now_ms(), false)));
         let end = end.clone();
         clients.spawn(async move {
-            // Whoever is not shown a resource learns its versions by the way, sooner or later.
-            let blind = case.params["instances"]["name"] == "nobody";
+            // A client without Pods receives their newest version only with an event of a claim.
+            let has_pods = !expected.conditions.contains(&NO_POD);
             loop {
-                let message = listener.json().await;
-                let id = message["id"].as_str().map(|id| Cursor::decode(id).unwrap().versions.into_array());
-                messages.push(message);
+                let message = client.json().await;
+                let versions = message["id"].as_str().map(|id| Cursor::decode(id).unwrap().versions);
+                record.push(Entry::Event(ReceivedEvent::new(message, now_ms(), false)));
                 let end = *end.borrow();
-                if id.is_some_and(|rv| (blind || rv[0] >= end[0]) && rv[1] >= end[1]) {
-                    return (case, messages);
+                let reached = |resource: Resource| versions.is_some_and(|versions| versions[resource] >= end[resource]);
+                if (!has_pods || reached(Resource::Pods)) && reached(Resource::Claims) {
+                    return record;
                 }
             }
         });
@@ -213,42 +212,52 @@ async fn connect(
 
 #[tokio::test]
 async fn filtered_fold_equals_the_filtered_state_at_every_id() {
-    let (seeds, writes) = if long_form() { (20, 2_000) } else { (3, 400) };
+    let (count, writes) = SIZES[usize::from(long_form())];
     let (mut left, mut entered) = (0, 0);
-    for seed in 0..seeds {
+    let seeds = seeds(0..count);
+    let count = seeds.len();
+    let mut applied = mutations::none_applied();
+    for seed in seeds {
+        let _replay = ReplayCommand::on_panic(test_name!(), seed);
         let cluster = SimCluster::new().await;
         let bridge = cluster.bridge(&[]).await;
         let mut rng = SeededRng(seed);
         let mut clients = JoinSet::new();
-        let (tell_end, end) = watch::channel([ResourceVersion::MAX; 2]);
-        // Some see it from the beginning, some come when much has happened.
+        let (end_sender, end) = watch::channel(PerResource::new(ResourceVersion::MAX, ResourceVersion::MAX));
+        // Half of the clients connect before the writes, half of them in the middle.
         for _ in 0..2 {
-            connect(&mut clients, bridge.address, &end).await;
+            connect_clients(&mut clients, bridge.address, &end).await;
             for _ in 0..writes / 2 {
                 cluster.sim.store(|store| write(store, &mut rng));
                 tokio::task::yield_now().await;
             }
         }
-        // Told before anybody can see them.
-        cluster.sim.store(|store| tell_end.send_replace(last_writes(store)));
-        while let Some(client) = clients.join_next().await {
-            let (case, messages) = client.unwrap();
-            let (out, back) = cluster.sim.store(|store| {
-                let mut validator = FilterValidator::new(store, &case);
-                if let Err(problem) = messages.iter().try_for_each(|message| validator.receive(message)) {
-                    panic!("seed {seed}, {}: {problem}", case.params);
-                }
-                validator.finish().unwrap_or_else(|problem| panic!("seed {seed}, {}: {problem}", case.params))
-            });
-            left += out;
-            entered += back;
+        // The clients know the last versions before they can receive them.
+        cluster.sim.store(|store| end_sender.send_replace(last_writes(store)));
+        let mut records = Vec::new();
+        while let Some(record) = clients.join_next().await {
+            records.push(record.unwrap());
+        }
+        let history = History::of_store(&[cluster.sim.store(|store| store.history().to_vec())]);
+        let expected = ProjectedHistory::new(history, projections());
+        let replicas = vec![ReplicaKnowledge::Undisturbed];
+        let validator = StreamValidator { expected, replicas, resumes: Vec::new() };
+        let mut generators = mutations::Generators::new(seed);
+        for record in &records {
+            let coverage = validator
+                .validate(record)
+                .unwrap_or_else(|violation| panic!("{}", violation.at(format!("seed {seed}, {:?}", record[0]))));
+            left += coverage.left;
+            entered += coverage.entered;
+            mutations::reject_all(&validator, record, &mut generators, MAX_MUTATIONS, &mut applied);
         }
     }
-    assert!(left > 100 && entered > 100, "too little happened: {left} left, {entered} entered");
+    assert!(count == 1 || left > 100 && entered > 100, "too little was tested: {left} left, {entered} entered");
+    assert!(applied.applicable() >= MIN_APPLICABLE, "too few mutations were applied: {applied:?}");
 }
 
-/// A GET's cursor is one of its filter: a stream with the same filter, however it is written, goes on from there; one
-/// with another filter begins anew and says why.
+/// The cursor of a GET belongs to its filter. A stream with the same filter resumes there, however the filter is written. A
+/// stream with another filter starts with a snapshot and its reason.
 #[tokio::test]
 async fn cursor_is_valid_only_for_its_filter() {
     let cluster = SimCluster::new().await;
@@ -274,10 +283,10 @@ async fn cursor_is_valid_only_for_its_filter() {
     let same = r#" {"claims":{},"instances":{"labels":{},"workloadRef":"web","phase":"Running"}}"#;
     for params in [filter, same] {
         let path = query("/api/websocket", &[("params", params), ("lastEventId", &cursor)]);
-        let mut listener = bridge.listen(&path).await;
+        let mut client = bridge.listen(&path).await;
         let mut messages = Vec::new();
         while messages.len() < 3 {
-            let message = listener.json().await;
+            let message = client.json().await;
             if message["type"] != "pool.depth" {
                 messages.push(received(&message));
             }
@@ -293,14 +302,14 @@ async fn cursor_is_valid_only_for_its_filter() {
             let message = bridge.listen(&query("/api/websocket", &parameters)).await.json().await;
             assert_eq!((&message["type"], &message["reason"]), (&json!("state.initial"), &json!("filter")), "{params}");
             let instances = message["instances"].as_array().unwrap();
-            let running = params.contains("instances");
-            assert!(instances.iter().all(|i| !running || i["phase"] == "Running"), "{instances:?}");
-            assert_eq!(instances.len(), if running { 1 } else { 2 }, "{params}: {instances:?}");
+            let is_filtered = params.contains("instances");
+            assert!(instances.iter().all(|i| !is_filtered || i["phase"] == "Running"), "{instances:?}");
+            assert_eq!(instances.len(), if is_filtered { 1 } else { 2 }, "{params}: {instances:?}");
         }
     }
 }
 
-/// The sentence that says what is wrong is the same wherever filters are taken; nothing is streamed.
+/// Every endpoint with filters rejects a malformed one with the same message, before it streams anything.
 #[tokio::test]
 async fn malformed_filter_is_rejected_with_accepted_values() {
     let cluster = SimCluster::new().await;
@@ -327,7 +336,7 @@ async fn malformed_filter_is_rejected_with_accepted_values() {
     ];
     let streams = ["/api/websocket", "/api/sse", "/api/events/stream", "/events/stream", "/events", "/events/ws"];
     let gets = ["/api/v1/instances", "/api/v1/instances/a", "/api/v1/tenants", "/api/v1/pools", "/api/v1/stats"];
-    for (params, sentence) in rows {
+    for (params, expected) in rows {
         for path in streams.iter().chain(&gets) {
             let target = query(path, &[("params", params)]);
             let answer = match *path {
@@ -336,10 +345,10 @@ async fn malformed_filter_is_rejected_with_accepted_values() {
             };
             let message = answer.json()["message"].as_str().unwrap().to_owned();
             assert_eq!(answer.status, 400, "{path} {params}");
-            assert!(message.starts_with("parameter 'params': ") && message.contains(sentence), "{path}: {message}");
+            assert!(message.starts_with("parameter 'params': ") && message.contains(expected), "{path}: {message}");
         }
     }
-    // `/ws` has no filters (docs/protocol.md#boilerhouse-stream), and says what it has.
+    // `/ws` has no filters (docs/protocol.md#boilerhouse-stream). Its message names its parameters.
     let answer = http_client::request(bridge.address, "GET", "/ws?params=%7B%7D", UPGRADE).await;
     assert_eq!(answer.status, 400);
     assert!(answer.body.contains("parameter 'params': unknown; accepted are types"), "{}", answer.body);

@@ -17,6 +17,7 @@ use crate::support::{
     full_stream_client::FullStreamClient,
     http_client::TEST_TIMEOUT,
     rng::SeededRng,
+    seeds::{self, ReplayCommand, test_name},
 };
 
 /// How often the client is cut off in the ordinary run, and in the full one.
@@ -128,8 +129,10 @@ async fn replicas(cluster: &Cluster, args: &[&str]) -> Vec<BridgeProcess> {
 #[tokio::test]
 async fn disconnects_under_100_writes_per_second_lose_and_repeat_nothing() {
     let (cluster, cuts) = (Cluster::shared().await, CUTS[usize::from(support::long_form())]);
+    let seed = seeds::seed(5);
+    let _replay = ReplayCommand::on_panic(test_name!(), seed);
     let bridges = replicas(&cluster, &["--own-watchers", "0"]).await;
-    let (ledger, mut client, mut rng) = (WriteLedger::default(), Client::default(), SeededRng(5));
+    let (ledger, mut client, mut rng) = (WriteLedger::default(), Client::default(), SeededRng(seed));
     client.visit(bridges[0].address, true, Duration::from_millis(300)).await;
     assert_eq!(client.snapshot_reasons, ["connect"]);
     let started = Instant::now();
@@ -161,7 +164,9 @@ async fn killed_processes_lead_to_history_or_diff_without_loss() {
     let mut cluster = Cluster::real().await;
     let mut bridges = replicas(&cluster, &["--own-watchers", "0"]).await;
     let (ledger, mut client) = (WriteLedger::default(), Client::default());
-    let mut writer = Writer::new(9);
+    let seed = seeds::seed(9);
+    let _replay = ReplayCommand::on_panic(test_name!(), seed);
+    let mut writer = Writer::new(seed);
     client.visit(bridges[0].address, true, Duration::from_millis(300)).await;
 
     // kill -9 of the bridge: the next one reads the past.
@@ -207,7 +212,9 @@ async fn lost_history_is_reported_as_expired_or_foreign() {
     let mut cluster = Cluster::of(ControlPlane::start_with(&options).await).await;
     let mut bridges = replicas(&cluster, &["--own-watchers", "0"]).await;
     let (ledger, mut client) = (WriteLedger::default(), Client::default());
-    let mut writer = Writer::new(9);
+    let seed = seeds::seed(9);
+    let _replay = ReplayCommand::on_panic(test_name!(), seed);
+    let mut writer = Writer::new(seed);
     client.visit(bridges[0].address, true, Duration::from_millis(300)).await;
     writer.some(&cluster, &ledger, 20).await;
     client.settle(bridges[1].address, &ledger).await;

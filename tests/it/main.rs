@@ -21,6 +21,8 @@ mod many_clients;
 mod misbehaving_clients;
 mod module_layers;
 mod npm_clients_resume;
+#[path = "../oracle/mod.rs"]
+mod oracle;
 mod rbac_least_privilege;
 mod read_your_writes;
 mod recorded_credentials;

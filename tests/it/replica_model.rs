@@ -1,36 +1,43 @@
-//! The random model of two replicas (docs/architecture.md, "Before any I/O is written").
+//! The random model of two replicas (docs/development.md#test-layers): feeds without I/O.
 //!
-//! One history of objects; two feeds that interleave its pods and claims differently, one lagging behind or ahead of
-//! the other, each now and then losing its watch, dropping its log or being restarted, and extending its log backwards
-//! for those who come with older cursors; clients with random lenses that read a little,
-//! break off and resume on either. Every id that a client receives is held against the history: the fold must be the
-//! filtered state at exactly that id, no key may come twice, no id may move back in either component, and between two
-//! ids exactly the events that the history holds must have been told. The rules for all this are written here once
-//! more, by hand: using the product's own would blind the model.
+//! One history of objects is written to two feeds. They interleave pods and claims differently, one may lag, and each may
+//! list again, lose its log, restart, and extend its log backwards for older cursors. Clients with random projections read
+//! a little, disconnect, and resume on either feed. The oracle compares each record with the history: the fold is the
+//! filtered state at every id, no event comes twice, no id goes back, and between two ids come exactly the events of the
+//! history.
+//!
+//! One decision of a feed depends on the time: whether it sends a rendered snapshot again. The test of the model runs in
+//! real time, so that both happen; the test of the mutations runs on a paused clock, so that a seed repeats exactly.
 
 mod client;
 mod history;
-mod mutations;
 mod replica;
 
-use boilerhouse_bridge::{
-    event::{Cursor, PerResource, Resource},
-    feed::Subscription,
+use boilerhouse_bridge::event::{Cursor, Resource};
+use boilerhouse_bridge::test_support::SeededRng;
+
+use self::{client::Client, history::ObjectHistory, replica::Replica};
+use crate::oracle::full_stream::{ProjectedHistory, ReplicaKnowledge, StreamValidator};
+use crate::oracle::mutations::delivery::Mutation;
+use crate::support::{
+    long_form,
+    seeds::{ReplayCommand, seeds, test_name},
 };
 
-use self::{client::Client, history::ObjectHistory, mutations::Mutation, replica::Replica};
-use crate::support::{long_form, rng::SeededRng};
+/// The number of seeds of the short form and of the long form.
+const SEEDS: [u64; 2] = [1_000, 5_000];
+/// Each mutation must be rejected within this number of seeds.
+const REJECTED_WITHIN: u64 = 2_000;
+/// Steps of a history: changes, watch lines, reads, connections.
+const STEPS: u64 = 160;
 
-/// How many histories the ordinary run takes, and the full one.
-const HISTORIES: [u64; 2] = [1_000, 5_000];
-
-/// What a run did, so that the test can tell that it tested something.
+/// What the histories contained, so that the test can assert that it tested something.
 #[derive(Default)]
 struct Coverage {
     resumes: u64,
     ahead: u64,
     backfills: u64,
-    ids: u64,
+    events: u64,
 }
 
 fn run_seed(seed: u64, coverage: &mut Coverage, mutation: Option<Mutation>) {
@@ -40,104 +47,110 @@ fn run_seed(seed: u64, coverage: &mut Coverage, mutation: Option<Mutation>) {
         history.step(&mut rng);
     }
     let items = *rng.choose(&[4, 16, 1 << 16]);
-    // Of those with a long log, half keep their watches, too.
-    let calm = items > 16 && seed.is_multiple_of(2);
+    // Half of the histories with a large log also keep their watches: no client may receive a difference or a second
+    // snapshot.
+    let is_undisturbed = items > 16 && seed.is_multiple_of(2);
     let mut replicas = [Replica::start(&history, items), Replica::start(&history, items)];
     let laggard = rng.below(3) as usize;
-    let mut clients: Vec<Client> = (0..3).map(|_| Client::new(&mut rng, calm, mutation)).collect();
-    for _ in 0..160 {
+    let mut clients: Vec<Client> = (0..3).map(|_| Client::new(&mut rng, mutation)).collect();
+    for _ in 0..STEPS {
         let which = rng.below(2) as usize;
-        let kind = *rng.choose(&Resource::ALL);
+        let resource = *rng.choose(&Resource::ALL);
         let client = rng.below(3) as usize;
         match rng.below(20) {
             0..5 => history.step(&mut rng),
             5..12 if which == laggard && rng.below(4) != 0 => {}
-            5..12 => replicas[which].watch(&history, kind),
-            12 => replicas[which].bookmark(&history, kind),
-            13 | 14 if calm => {}
-            13 if rng.below(6) == 0 => replicas[which].relist(&history, kind),
+            5..12 => replicas[which].watch(&history, resource),
+            12 => replicas[which].bookmark(&history, resource),
+            13 | 14 if is_undisturbed => {}
+            13 if rng.below(6) == 0 => replicas[which].relist(&history, resource),
             13 if rng.below(12) == 0 => {
-                for client in &mut clients {
-                    client.disconnect(&mut rng, &history);
-                }
+                clients.iter_mut().for_each(|client| client.disconnect(&mut rng));
                 replicas[which] = Replica::start(&history, items);
             }
             13 | 14 => coverage.backfills += u64::from(replicas[which].backfill(&history, &mut rng)),
-            15..18 => drop(clients[client].read(&mut rng, &history)),
-            _ if clients[client].on.is_some() => clients[client].disconnect(&mut rng, &history),
+            15..18 => drop(clients[client].read(&mut rng)),
+            _ if clients[client].subscription.is_some() => clients[client].disconnect(&mut rng),
             _ => {
-                clients[client].connect(&replicas[which]);
-                let ahead = |cursor: Cursor| {
-                    Resource::ALL.into_iter().any(|r| cursor.versions[r] > replicas[which].at[r as usize])
-                };
-                coverage.ahead += u64::from(clients[client].cursor.is_some_and(ahead));
+                clients[client].connect(which, &replicas[which]);
+                let at = replicas[which].at;
+                let is_ahead =
+                    |cursor: Cursor| Resource::ALL.into_iter().any(|resource| cursor.versions[resource] > at[resource]);
+                coverage.ahead += u64::from(clients[client].cursor().is_some_and(is_ahead));
             }
         }
     }
-    // Everything comes to rest: every client that is there, or comes back, ends with the truth.
+    // At rest, every client must have received everything.
     for replica in &mut replicas {
-        for kind in Resource::ALL {
+        for resource in Resource::ALL {
             for _ in 0..history.changes.len() {
-                replica.watch(&history, kind);
+                replica.watch(&history, resource);
             }
-            replica.bookmark(&history, kind);
+            replica.bookmark(&history, resource);
         }
     }
-    for client in &mut clients {
-        if client.on.is_none() {
-            client.connect(rng.choose(&replicas));
+    let expected = ProjectedHistory::new(history.expected(), client::projections());
+    let knowledge = || if is_undisturbed { ReplicaKnowledge::Undisturbed } else { ReplicaKnowledge::Unknown };
+    let validator = StreamValidator { expected, replicas: vec![knowledge(), knowledge()], resumes: Vec::new() };
+    for (index, client) in clients.iter_mut().enumerate() {
+        if client.subscription.is_none() {
+            let which = rng.below(2) as usize;
+            client.connect(which, &replicas[which]);
         }
-        while client.read(&mut rng, &history) {}
+        while client.read(&mut rng) {}
         for replica in &mut replicas {
-            // One that is under way, and then one for whoever came meanwhile.
+            // The one that has started, and one for requests since then.
             for _ in 0..4 {
                 coverage.backfills += u64::from(replica.backfill(&history, &mut rng));
             }
         }
-        while client.read(&mut rng, &history) {}
-        let end = client.on.as_mut().and_then(Subscription::cursor).expect("a whole picture at rest");
-        client.reach(&end, &history);
-        assert_eq!(client.fold, client.state_at(PerResource::from_fn(|_| history.rv()), &history), "at rest");
+        while client.read(&mut rng) {}
+        assert!(client.heartbeat(), "seed {seed}, client {index}: no snapshot at rest");
+        if let Err(violation) = validator.validate(&client.record) {
+            panic!("{}", violation.at(format!("client {index}")).at(format!("seed {seed}")));
+        }
         coverage.resumes += client.resumes;
-        coverage.ids += client.keys.len() as u64;
+        coverage.events += client.events;
     }
 }
 
 #[test]
 fn two_replicas_send_no_duplicate_no_gap_and_no_decreasing_id() {
-    let only = std::env::var("SEED").ok().map(|seed| seed.parse::<u64>().expect("SEED is a number"));
-    let count = HISTORIES[usize::from(long_form())];
+    let seeds = seeds(0..SEEDS[usize::from(long_form())]);
+    let count = u64::try_from(seeds.len()).unwrap();
     let mut coverage = Coverage::default();
-    for seed in only.map_or(0..count, |seed| seed..seed + 1) {
-        let run = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run_seed(seed, &mut coverage, None)));
-        if let Err(panic) = run {
-            eprintln!("SEED={seed} fails; it replays the same");
-            std::panic::resume_unwind(panic);
-        }
+    for seed in seeds {
+        let _replay = ReplayCommand::on_panic(test_name!(), seed);
+        run_seed(seed, &mut coverage, None);
     }
-    if only.is_none() {
-        let Coverage { resumes, ahead, backfills, ids } = coverage;
-        println!("{resumes} resumes, {ahead} of them ahead of the replica, {backfills} backfills, {ids} events");
-        assert!(resumes > 2 * count && ahead > count / 10 && backfills > count / 5, "the model tests what it says");
-        assert!(ids > 20 * count, "the model tests what it says");
+    let Coverage { resumes, ahead, backfills, events } = coverage;
+    println!("{resumes} resumes, {ahead} of them ahead of the replica, {backfills} backfills, {events} events");
+    if count > 1 {
+        assert!(resumes > 2 * count && ahead > count / 10 && backfills > count / 5, "too little was tested");
+        assert!(events > 20 * count, "too little was tested");
     }
 }
 
-/// Seeds within which each planted defect must show.
-const CAUGHT_WITHIN: u64 = 2_000;
-
 #[test]
 fn every_mutation_is_rejected_and_seeds_replay_equally() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let _paused_clock = runtime.enter();
+    println!("{} mutations", Mutation::ALL.len());
     for mutation in Mutation::ALL {
         let run = |seed| {
             let run = std::panic::AssertUnwindSafe(|| run_seed(seed, &mut Coverage::default(), Some(mutation)));
             let message = |panic: Box<dyn std::any::Any + Send>| panic.downcast_ref::<String>().cloned();
             std::panic::catch_unwind(run).map_err(message)
         };
-        let caught = (0..CAUGHT_WITHIN).find_map(|seed| run(seed).err().map(|message| (seed, message)));
-        let (seed, message) =
-            caught.unwrap_or_else(|| panic!("{mutation:?} is not caught within {CAUGHT_WITHIN} seeds"));
+        let seeds = seeds(0..REJECTED_WITHIN);
+        let count = seeds.len();
+        let rejected = seeds.into_iter().find_map(|seed| run(seed).err().map(|message| (seed, message)));
+        let Some((seed, message)) = rejected else {
+            assert!(count == 1, "{mutation:?} is not rejected within {REJECTED_WITHIN} seeds");
+            continue;
+        };
         println!("{mutation:?}: seed {seed}");
-        assert_eq!(run(seed), Err(message), "{mutation:?}: seed {seed} replays the same");
+        let _replay = ReplayCommand::on_panic(test_name!(), seed);
+        assert_eq!(run(seed), Err(message), "{mutation:?}: seed {seed} does not repeat the same violation");
     }
 }

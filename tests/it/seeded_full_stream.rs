@@ -1,53 +1,61 @@
-//! Seeded histories of the full stream (docs/development.md#test-layers): two replicas of a bridge on a cluster that lives and breaks,
-//! clients that leave and resume on either, and a validator that holds every line of each against the store's history.
+//! Seeded histories of the full stream (docs/development.md#test-layers): two replicas of a bridge on a cluster with random
+//! writes and faults, clients that disconnect and resume on either replica, and the oracle, which compares every event of
+//! every client with the store's history.
 //!
-//! One process, a paused clock: `SEED=n` runs one, a failing one is printed, and it replays the same to the last line.
+//! Everything runs in one process on a paused clock. A seed repeats the same history to the last line. `BRIDGE_SEED=<n>`
+//! runs one seed, `BRIDGE_TESTS=full` runs 2,000.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use boilerhouse_bridge::sim::fault::ConnectionEnd;
+use boilerhouse_bridge::test_support::SeededRng;
 use tokio::task::JoinSet;
 
+use crate::oracle::full_stream::{Coverage, Entry, ProjectedHistory, Start, StreamValidator};
+use crate::oracle::mutations::full_stream as mutations;
+use crate::oracle::violation::{Guarantee, Violation};
+use crate::seeded_ws::THREADS;
 use crate::seeded_ws::script::{self, FaultCounts, InjectedFault};
-use crate::seeded_ws::{THREADS, seeds_of};
-use crate::support::rng::SeededRng;
+use crate::support::long_form;
+use crate::support::seeds::{ReplayCommand, seeds, test_name};
 use client::{Client, ClientBehavior};
 use deployment::SimulatedDeployment;
-use record::{Entry, Start};
-use validator::{Coverage, StreamValidator};
+use projections::PROJECTIONS;
 
 mod client;
 mod deployment;
-mod expected_history;
-mod mutations;
-mod projections;
-mod record;
-mod replica_timeline;
-mod validator;
+pub(crate) mod projections;
 
-/// How many seeds the ordinary run takes, and the full one.
+/// The number of seeds of the short form and of the long form.
 const SEEDS: [u64; 2] = [60, 2_000];
-/// How many of them are run twice.
-const REPLAYED: [u64; 2] = [10, 200];
-/// Steps of a history: writes, pauses, troubles and restarts.
+/// How many of them the replay test runs twice.
+const REPLAYED_SEEDS: [u64; 2] = [10, 200];
+/// Seeds whose records are mutated.
+const MUTATED_SEEDS: u64 = 48;
+/// The least number of times that each mutation must have been applied.
+const MIN_APPLIED: u64 = 5;
+/// The greatest number of times that each mutation is applied, each time to another record.
+const MAX_APPLIED: u64 = 12;
+/// Steps of a history: writes, pauses, faults and restarts.
 const STEPS: u64 = 70;
-/// How often everybody is looked at before it counts as never at rest: faults stall for 35 s at most, each after another.
+/// Checks, one every 30 s of simulated time, before a history counts as never at rest. Faults stall for at most 35 s, one
+/// after another.
 const MAX_SETTLE_CHECKS: u32 = 40;
-/// Everybody has been told of a change by then (G9); where one replica lags, it first has to hear of it.
-const CONVERGED: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(32)];
+/// Every client has received a change within this time (docs/guarantees.md#guarantees, G9). The second one holds if a
+/// replica lags, because it receives the change late.
+const CONVERGED_WITHIN: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(32)];
 
-/// All of a history, ended.
+/// One history after its end.
 #[derive(Debug)]
-struct Done {
+struct CompletedRun {
     validated: ValidatedRun,
     faults: FaultCounts,
     restarts: u64,
 }
 
-/// The records of all clients, held against the truth.
+/// The records of all clients, and what the validator found in them.
 #[derive(Debug)]
 struct ValidatedRun {
     validator: StreamValidator,
@@ -56,14 +64,14 @@ struct ValidatedRun {
 }
 
 /// Runs one history to its end.
-fn run_seed(seed: u64) -> Done {
+fn run_seed(seed: u64) -> CompletedRun {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let mut rng = SeededRng(seed);
         let mut tasks = JoinSet::new();
-        let (begin, mut filling) = (rng.below(20), rng.fork());
+        let (initial_writes, mut fill_rng) = (rng.below(20), rng.fork());
         let deployment = SimulatedDeployment::new(seed, &mut rng, |store| {
-            (0..begin).for_each(|_| script::write(store, &mut filling))
+            (0..initial_writes).for_each(|_| script::write(store, &mut fill_rng));
         });
         for behavior in clients(&mut rng) {
             tasks.spawn(Client::new(&deployment, behavior, rng.fork()).run());
@@ -82,7 +90,7 @@ fn run_seed(seed: u64) -> Done {
                 3..=9 => deployment.cluster.sleep_slot(rng.duration_up_to(Duration::from_secs(9))).await,
                 _ => {
                     deployment.cluster.write(|store| script::write(store, &mut rng));
-                    // Now and then everybody has a turn between two writes.
+                    // In half of the cases all tasks run between two writes.
                     if rng.below(2) == 0 {
                         deployment.cluster.sleep_slot(Duration::ZERO).await;
                     }
@@ -90,13 +98,14 @@ fn run_seed(seed: u64) -> Done {
             }
         }
         let validated = settle(&deployment, &mut rng, seed).await;
-        Done { validated, faults, restarts }
+        CompletedRun { validated, faults, restarts }
     })
 }
 
-/// One that is always there, one that comes and goes, one that is slow, one that wants transitions only, one at random.
+/// Five clients: one that stays connected, one that reconnects often, a slow one, one without a snapshot, and one with
+/// random connection times.
 fn clients(rng: &mut SeededRng) -> Vec<ClientBehavior> {
-    let any = |rng: &mut SeededRng| rng.below(projections::PROJECTIONS.len() as u64) as usize;
+    let any = |rng: &mut SeededRng| rng.below(PROJECTIONS.len() as u64) as usize;
     let hour = Duration::from_secs(3600);
     let mut steady = || ClientBehavior {
         projection: [any(rng), any(rng)],
@@ -123,13 +132,14 @@ fn clients(rng: &mut SeededRng) -> Vec<ClientBehavior> {
     ]
 }
 
-/// Waits until everybody has been told everything, then has a few more things happen and gives them their time.
+/// Waits until every client has received everything. Then it makes a few more writes, and validates the records when the
+/// time for them is over.
 async fn settle(deployment: &Arc<SimulatedDeployment>, rng: &mut SeededRng, seed: u64) -> ValidatedRun {
     deployment.settling.store(true, Ordering::Relaxed);
-    let mut outcome = Err("a replica never came to life".to_owned());
+    let mut outcome = Err(Violation::new(Guarantee::Convergent, "a replica did not become ready"));
     for _ in 0..MAX_SETTLE_CHECKS {
         deployment.cluster.sleep_slot(Duration::from_secs(30)).await;
-        // An armed fault may have written something.
+        // An armed fault may have written something: this adds the time of the newest revision.
         deployment.cluster.write(|_| {});
         if deployment.is_live() {
             outcome = validate(deployment);
@@ -138,38 +148,40 @@ async fn settle(deployment: &Arc<SimulatedDeployment>, rng: &mut SeededRng, seed
             }
         }
     }
-    let validated = outcome.unwrap_or_else(|why| panic!("seed {seed}: {why}"));
-    // What is armed waits for requests, what was met sits in open watches.
+    let validated = outcome.unwrap_or_else(|violation| panic!("{}", violation.at(format!("seed {seed}"))));
+    // Armed faults wait for requests. Faults that were injected may still be in open watches.
     deployment.cluster.sim.cut_watches(ConnectionEnd::Eof);
     deployment.cluster.sleep_slot(Duration::from_secs(5)).await;
     if deployment.cluster.sim.pending_faults() > 0 {
         return validated;
     }
     deployment.cluster.sim.cut_watches(ConnectionEnd::Eof);
-    // One that has stalled hears of no cut, and is given up by then.
+    // A stalled watch does not see the cut. It is given up by then.
     deployment.cluster.sleep_slot(Duration::from_secs(45)).await;
     (0..3).for_each(|_| deployment.cluster.write(|store| script::write(store, rng)));
-    let bound = CONVERGED[usize::from(deployment.lags())];
+    let bound = CONVERGED_WITHIN[usize::from(deployment.lags())];
     deployment.cluster.sleep_slot(bound).await;
-    validate(deployment).unwrap_or_else(|why| panic!("seed {seed}, within {bound:?}: {why}"))
+    validate(deployment).unwrap_or_else(|violation| panic!("{}", violation.at(format!("seed {seed}, after {bound:?}"))))
 }
 
-fn validate(deployment: &SimulatedDeployment) -> Result<ValidatedRun, String> {
+fn validate(deployment: &SimulatedDeployment) -> Result<ValidatedRun, Violation> {
     let records = deployment.records.lock().unwrap().clone();
     let resume = |entry: &Entry| match entry {
         Entry::Connect { at, replica, start: Start::Resume { .. }, .. } => Some((*at, *replica)),
         _ => None,
     };
     let resumes = records.iter().flatten().filter_map(resume).collect();
-    let validator = StreamValidator { history: deployment.history(), timelines: deployment.timelines(), resumes };
-    let validated = records.iter().enumerate();
-    let validated =
-        validated.map(|(index, record)| validator.validate(record).map_err(|why| format!("client {index}: {why}")));
-    let coverage = validated.collect::<Result<_, _>>()?;
+    let expected = ProjectedHistory::new(deployment.history(), PROJECTIONS.to_vec());
+    let validator = StreamValidator { expected, replicas: deployment.replicas(), resumes };
+    let coverage = records
+        .iter()
+        .enumerate()
+        .map(|(index, record)| validator.validate(record).map_err(|violation| violation.at(format!("client {index}"))));
+    let coverage = coverage.collect::<Result<_, _>>()?;
     Ok(ValidatedRun { validator, records, coverage })
 }
 
-/// What all histories were, so that the test can tell that it tested something.
+/// What all histories contained, so that the test can assert that it tested something.
 #[derive(Debug, Default)]
 struct All {
     coverage: Vec<Coverage>,
@@ -178,10 +190,10 @@ struct All {
 }
 
 impl All {
-    fn add(&mut self, done: Done) {
-        self.coverage.extend(done.validated.coverage);
-        done.faults.iter().for_each(|(fault, count)| *self.faults.entry(*fault).or_default() += count);
-        self.restarts += done.restarts;
+    fn add(&mut self, run: CompletedRun) {
+        self.coverage.extend(run.validated.coverage);
+        run.faults.iter().for_each(|(fault, count)| *self.faults.entry(*fault).or_default() += count);
+        self.restarts += run.restarts;
     }
 
     fn sum(&self, of: fn(&Coverage) -> u64) -> u64 {
@@ -193,40 +205,36 @@ impl All {
     }
 }
 
-fn run(seeds: impl Iterator<Item = u64>, all: &Mutex<All>) {
+fn run(test: &'static str, seeds: impl Iterator<Item = u64>, all: &Mutex<All>) {
     for seed in seeds {
-        match catch_unwind(AssertUnwindSafe(|| run_seed(seed))) {
-            Ok(done) => all.lock().unwrap().add(done),
-            Err(panic) => {
-                println!("SEED={seed} fails; it replays the same");
-                resume_unwind(panic);
-            }
-        }
+        let _replay = ReplayCommand::on_panic(test, seed);
+        let run = run_seed(seed);
+        all.lock().unwrap().add(run);
     }
 }
 
 #[test]
 fn every_client_receives_every_event_once_on_any_replica() {
-    let (started, seeds) = (std::time::Instant::now(), seeds_of(SEEDS));
+    let (started, seeds) = (std::time::Instant::now(), seeds(0..SEEDS[usize::from(long_form())]));
     let all = Mutex::new(All::default());
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
-            let (all, mine) = (&all, seeds.clone().filter(move |seed| seed % THREADS == thread));
-            scope.spawn(move || run(mine, all));
+            let (all, own) = (&all, seeds.iter().copied().filter(move |seed| seed % THREADS == thread));
+            scope.spawn(move || run(test_name!(), own, all));
         }
     });
     let all = all.into_inner().unwrap();
-    let count = u64::try_from(seeds.count()).unwrap();
+    let count = u64::try_from(seeds.len()).unwrap();
     let numbers = [
         ("events", all.sum(|coverage| coverage.events), 50),
         ("ids", all.sum(|coverage| coverage.ids), 75),
         ("connections", all.sum(|coverage| coverage.connections), 10),
         ("resumed without a snapshot", all.sum(|coverage| coverage.resumed), 6),
-        ("of them from before their replica", all.sum(|coverage| coverage.backfilled), 2),
-        ("of them ahead of it", all.sum(|coverage| coverage.ahead), 0),
+        ("of them with a backfill", all.sum(|coverage| coverage.backfilled), 2),
+        ("of them ahead of the replica", all.sum(|coverage| coverage.ahead), 0),
         ("differences", all.sum(|coverage| coverage.differences), 0),
-        ("empty ones", all.sum(|coverage| coverage.empty_differences), 0),
-        ("parts", all.sum(|coverage| coverage.parts), 5),
+        ("empty differences", all.sum(|coverage| coverage.empty_differences), 0),
+        ("parts of snapshots", all.sum(|coverage| coverage.parts), 5),
         ("upstream.down", all.sum(|coverage| coverage.downs), 2),
         ("restarts", all.restarts, 2),
     ];
@@ -234,26 +242,43 @@ fn every_client_receives_every_event_once_on_any_replica() {
     let received = numbers.map(|(name, number, _)| format!("{number} {name}")).join(", ");
     println!("{count} histories in {:?}: {received}; {reasons:?}; {:?}", started.elapsed(), all.faults);
     if count > 1 {
-        for (name, number, least) in numbers {
-            assert!(number > 0 && number >= least * count, "{name} only {number} times");
+        for (name, number, min) in numbers {
+            assert!(number > 0 && number >= min * count, "too little was tested: only {number} {name}");
         }
         for (reason, number) in reasons {
-            assert!(number > 0, "nobody was told {reason}");
+            assert!(number > 0, "no snapshot had the reason {reason}");
         }
-        let met = |fault| all.faults.get(&fault).copied().unwrap_or_default();
-        // The rarest come once in twelve histories.
-        let rare: Vec<_> = InjectedFault::ALL.into_iter().filter(|fault| met(*fault) < count / 100).collect();
-        assert!(rare.is_empty(), "{rare:?} hardly ever");
+        let times = |fault| all.faults.get(&fault).copied().unwrap_or_default();
+        // The rarest one is injected once in twelve histories.
+        let rare: Vec<_> = InjectedFault::ALL.into_iter().filter(|fault| times(*fault) < count / 100).collect();
+        assert!(rare.is_empty(), "too few injections of {rare:?}");
     }
 }
 
 #[test]
 fn equal_seeds_produce_equal_lines() {
-    for seed in seeds_of(REPLAYED) {
-        let (once, again) = (run_seed(seed).validated.records, run_seed(seed).validated.records);
-        for (index, (one, other)) in once.iter().zip(&again).enumerate() {
+    for seed in seeds(0..REPLAYED_SEEDS[usize::from(long_form())]) {
+        let _replay = ReplayCommand::on_panic(test_name!(), seed);
+        let (first, second) = (run_seed(seed).validated.records, run_seed(seed).validated.records);
+        for (index, (one, other)) in first.iter().zip(&second).enumerate() {
             let differs = one.iter().zip(other).find(|(one, other)| one != other);
             assert!(one == other, "seed {seed}, client {index}: {differs:#?}, {} {}", one.len(), other.len());
         }
     }
+}
+
+#[test]
+fn validator_rejects_every_mutation() {
+    let mut applied = mutations::none_applied();
+    let seeds = seeds(0..MUTATED_SEEDS);
+    let count = seeds.len();
+    for seed in seeds {
+        let _replay = ReplayCommand::on_panic(test_name!(), seed);
+        let mut generators = mutations::Generators::new(seed);
+        let run = run_seed(seed).validated;
+        for record in &run.records {
+            mutations::reject_all(&run.validator, record, &mut generators, MAX_APPLIED, &mut applied);
+        }
+    }
+    applied.assert_each_at_least(if count == 1 { 0 } else { MIN_APPLIED });
 }

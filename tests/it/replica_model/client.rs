@@ -1,290 +1,162 @@
-//! A client of the model, which holds all that it is told against the history. The rules are written here once more, by
-//! hand: using the product's own would blind the model.
-
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+//! A client of the model. It reads a little, disconnects, resumes on either replica, and records what it receives.
 
 use boilerhouse_bridge::{
-    event::{
-        Cursor, PerResource, Resource, ResourceVersion, View,
-        projection::{EventFormat, EventTypes, Filter, ObjectFilter, Projection, Scope},
-    },
+    event::{Cursor, PerResource, Resource},
     feed::{FrameFormat, Framing, ReadResult, SnapshotReason, StartAt, Subscription},
+    test_support::SeededRng,
 };
 use serde_json::Value;
 
-use super::{
-    history::{ObjectHistory, VersionChange},
-    mutations::Mutation,
-    replica::Replica,
-};
-use crate::support::rng::SeededRng;
+use super::replica::Replica;
+use crate::oracle::full_stream::{Entry, ReceivedEvent, Start};
+use crate::oracle::mutations::delivery::Mutation;
+use crate::oracle::visibility::{Condition, ExpectedProjection};
+use crate::seeded_full_stream::projections::to_projection;
 
-/// A client: what it asked for, what it holds, and what it has been told.
+/// `types` of a client, and whether its filter selects a tenant, a pool status, both or none.
+const TYPES: [Option<&str>; 3] = [Some("instance,pool"), Some("claim,tenant"), None];
+const CONDITIONS: [&[Condition]; 4] = [
+    &[],
+    &[(Resource::Pods, "poolStatus", Some("ready"))],
+    &[(Resource::Pods, "tenantId", Some("alice")), (Resource::Claims, "tenantId", Some("alice"))],
+    &[
+        (Resource::Pods, "tenantId", Some("alice")),
+        (Resource::Pods, "poolStatus", Some("ready")),
+        (Resource::Claims, "tenantId", Some("alice")),
+    ],
+];
+
+/// The projections of all clients. Each client has one.
+pub(super) fn projections() -> Vec<ExpectedProjection> {
+    let of = |types| CONDITIONS.map(|conditions| ExpectedProjection { types, conditions });
+    TYPES.into_iter().flat_map(of).collect()
+}
+
+/// A client.
 pub(super) struct Client {
-    projection: Projection,
-    pub(super) on: Option<Subscription>,
-    pub(super) cursor: Option<Cursor>,
-    pub(super) fold: BTreeMap<String, (Resource, Value)>,
-    pub(super) keys: HashSet<String>,
-    /// Keys told since the last id; `None` once a snapshot or a difference came in between.
-    since: Option<BTreeSet<String>>,
-    whole: bool,
+    projection: usize,
+    pub(super) subscription: Option<Subscription>,
+    last_id: Option<String>,
+    pub(super) record: Vec<Entry>,
+    /// Whether events came after the last id.
+    has_pending: bool,
     pub(super) resumes: u64,
-    /// Nothing in this history justifies a second picture or a difference.
-    calm: bool,
+    /// Events that are not part of a difference.
+    pub(super) events: u64,
     mutation: Option<Mutation>,
 }
 
 impl Client {
-    pub(super) fn new(rng: &mut SeededRng, calm: bool, mutation: Option<Mutation>) -> Client {
-        let tenant = (rng.below(3) == 0).then(|| "alice".to_owned());
-        let status = (rng.below(4) == 0).then(|| "ready".to_owned());
-        let filter = Filter {
-            instances: ObjectFilter { tenant_id: tenant.clone(), pool_status: status, ..ObjectFilter::default() },
-            claims: ObjectFilter { tenant_id: tenant, ..ObjectFilter::default() },
-        };
-        let types = match rng.below(4) {
-            0 => EventTypes::parse("instance,pool", EventFormat::Full).unwrap(),
-            1 => EventTypes::parse("claim,tenant", EventFormat::Full).unwrap(),
-            _ => EventTypes::all(EventFormat::Full),
-        };
-        let projection = Projection { scope: Scope::All, filter, types, format: EventFormat::Full };
+    pub(super) fn new(rng: &mut SeededRng, mutation: Option<Mutation>) -> Client {
+        let has_tenant = rng.below(3) == 0;
+        let has_status = rng.below(4) == 0;
+        let types = usize::try_from(rng.below(4)).unwrap().min(TYPES.len() - 1);
+        let conditions = 2 * usize::from(has_tenant) + usize::from(has_status);
         Client {
-            projection,
-            on: None,
-            cursor: None,
-            fold: BTreeMap::new(),
-            keys: HashSet::new(),
-            since: None,
-            whole: false,
+            projection: types * CONDITIONS.len() + conditions,
+            subscription: None,
+            last_id: None,
+            record: Vec::new(),
+            has_pending: false,
             resumes: 0,
-            calm,
+            events: 0,
             mutation,
         }
     }
 
-    pub(super) fn connect(&mut self, replica: &Replica) {
-        let projection = replica.feed.projection_cache(
-            self.projection.clone(),
-            Framing { format: FrameFormat::Sse { named: false }, edgeplane_names: false },
-        );
-        let cursor = self.cursor.map(|cursor| self.mutation.map_or(cursor, |mutation| mutation.mutate_cursor(cursor)));
-        let from = cursor.map_or(
-            StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: Default::default() },
-            StartAt::Cursor,
-        );
-        let on = replica.feed.subscribe(projection, from).expect("a synced feed");
-        self.resumes += u64::from(self.cursor.is_some());
-        self.since = self.since.take().filter(|_| self.cursor.is_some());
-        self.on = Some(on);
+    /// The cursor with which it resumes.
+    pub(super) fn cursor(&self) -> Option<Cursor> {
+        self.last_id.as_ref().map(|id| Cursor::decode(id).expect("an id is a cursor"))
     }
 
-    /// Breaks off, keeping what a client keeps: its last id (of an event, or a heartbeat's).
-    pub(super) fn disconnect(&mut self, rng: &mut SeededRng, history: &ObjectHistory) {
-        let Some(mut on) = self.on.take() else { return };
-        if rng.below(2) == 0
-            && let Some(id) = on.cursor()
-        {
-            self.reach(&id, history);
-        }
-        // What came after the last id will come again, and is forgotten with it (the last event of a step has the id,
-        // so with whole frames there is nothing).
-        assert!(self.since.as_ref().is_none_or(BTreeSet::is_empty), "events of a step without its id");
+    /// Connects to a replica, with a snapshot if it has no cursor.
+    pub(super) fn connect(&mut self, number: usize, replica: &Replica) {
+        let framing = Framing { format: FrameFormat::Sse { named: false }, edgeplane_names: false };
+        let cache = replica.feed.projection_cache(to_projection(&projections()[self.projection]), framing);
+        let cursor =
+            self.cursor().map(|cursor| self.mutation.map_or(cursor, |mutation| mutation.mutate_cursor(cursor)));
+        let start_at = match cursor {
+            Some(cursor) => StartAt::Cursor(cursor),
+            None => StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: PerResource::default() },
+        };
+        let start = match self.last_id.clone() {
+            Some(id) => Start::Resume { id, projection: self.projection, is_forged: false },
+            None => Start::Snapshot,
+        };
+        self.subscription = Some(replica.feed.subscribe(cache, start_at).expect("the feed is synced"));
+        self.resumes += u64::from(self.last_id.is_some());
+        self.record.push(Entry::Connect { at: 0, replica: number, projection: self.projection, start });
     }
 
-    /// Whether there was anything to read.
-    pub(super) fn read(&mut self, rng: &mut SeededRng, history: &ObjectHistory) -> bool {
-        let Some(on) = &mut self.on else { return false };
-        if rng.below(4) == 0
-            && let Some(id) = on.cursor()
-        {
-            self.reach(&id, history);
+    /// Disconnects. In half of the cases it receives a heartbeat just before.
+    pub(super) fn disconnect(&mut self, rng: &mut SeededRng) {
+        if self.subscription.is_none() {
+            return;
         }
-        let Some(on) = &mut self.on else { return false };
-        let batch = match on.read(1 + rng.below(2_000) as usize) {
+        if rng.below(2) == 0 {
+            self.heartbeat();
+        }
+        // A read returns complete log entries, and the last event of an entry has an id.
+        assert!(!self.has_pending, "a read ended with an event without an id");
+        self.subscription = None;
+        self.record.push(Entry::Disconnect { at: 0 });
+    }
+
+    /// Reads once. Returns whether there was anything to read.
+    pub(super) fn read(&mut self, rng: &mut SeededRng) -> bool {
+        if self.subscription.is_none() {
+            return false;
+        }
+        if rng.below(4) == 0 {
+            self.heartbeat();
+        }
+        let Some(subscription) = &mut self.subscription else { return false };
+        let batch = match subscription.read(1 + rng.below(2_000) as usize) {
             ReadResult::Batch(batch) => batch,
             ReadResult::Idle => return false,
-            ReadResult::End(close) => panic!("the full stream does not end: {close:?}"),
+            ReadResult::End(close) => panic!("the full stream must not end: {close:?}"),
         };
-        let text = String::from_utf8(batch.concat()).unwrap();
-        let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
-        let mut events: Vec<Value> = data.map(|data| serde_json::from_str(data).unwrap()).collect();
+        let mut events = events_of(&batch.concat());
         if let Some(mutation) = self.mutation {
             mutation.mutate(&mut events, rng);
             let reason = match mutation {
-                Mutation::FalseExpired => Some(SnapshotReason::Expired),
-                Mutation::FalseForeign => Some(SnapshotReason::Foreign),
+                Mutation::ExpiredWithoutReason => Some(SnapshotReason::Expired),
+                Mutation::ForeignWithoutReason => Some(SnapshotReason::Foreign),
                 _ => None,
             };
-            if let (Some(reason), Some(on)) = (reason, &mut self.on)
+            if let Some(reason) = reason
                 && rng.below(8) == 0
             {
-                on.restart_with_snapshot(reason);
+                subscription.restart_with_snapshot(reason);
             }
         }
-        for event in &events {
-            self.apply(event, history);
-        }
+        events.into_iter().for_each(|event| self.receive(event));
         true
     }
 
-    fn apply(&mut self, event: &Value, history: &ObjectHistory) {
-        let text = |key: &str| event[key].as_str();
-        assert!(!(self.calm && event["coalesced"] == true), "nothing was skipped: {event}");
-        match text("type").unwrap() {
-            "state.initial" => {
-                assert!(!(self.calm && self.whole), "a picture for no reason: {}", event["reason"]);
-                self.fold.clear();
-                self.since = None;
-                self.whole = true;
-                for (kind, array) in [(Resource::Pods, "instances"), (Resource::Claims, "claims")] {
-                    for view in event[array].as_array().unwrap() {
-                        self.fold.insert(view["uid"].as_str().unwrap().into(), (kind, view.clone()));
-                    }
-                }
-            }
-            "heartbeat" => {
-                // A difference in which nothing is to be seen; otherwise the greeting of a resumed stream.
-                if event["coalesced"] == true {
-                    self.since = None;
-                }
-            }
-            "pool.depth" => {}
-            name => {
-                let key = text("key").unwrap().to_owned();
-                if event["coalesced"] == true {
-                    self.since = None;
-                } else {
-                    assert!(self.keys.insert(key.clone()), "told twice: {key}");
-                    if let Some(since) = &mut self.since {
-                        since.insert(key);
-                    }
-                }
-                let (kind, view) = match name {
-                    "instance.state" => (Resource::Pods, &event["instance"]),
-                    "claim.state" => (Resource::Claims, &event["claim"]),
-                    _ => (Resource::Pods, &Value::Null),
-                };
-                if let Some(uid) = view["uid"].as_str() {
-                    if text("phase") == Some("Deleted") {
-                        self.fold.remove(uid);
-                    } else {
-                        self.fold.insert(uid.into(), (kind, view.clone()));
-                    }
-                }
-            }
-        }
-        if let Some(id) = text("id") {
-            self.reach(id, history);
-        }
+    /// Receives a heartbeat, if the subscription has a cursor. Returns whether it has.
+    pub(super) fn heartbeat(&mut self) -> bool {
+        let heartbeat = self.subscription.as_mut().and_then(Subscription::heartbeat);
+        let events = heartbeat.iter().flat_map(|bytes| events_of(bytes));
+        events.for_each(|event| self.receive(event));
+        heartbeat.is_some()
     }
 
-    /// An id: everything up to it must have been told, exactly.
-    pub(super) fn reach(&mut self, id: &str, history: &ObjectHistory) {
-        let cursor = Cursor::decode(id).expect("an id that decodes");
-        if let Some(before) = self.cursor {
-            for resource in Resource::ALL {
-                assert!(
-                    cursor.versions[resource] >= before.versions[resource],
-                    "id went back: {before:?} then {cursor:?}"
-                );
-            }
-            if let Some(received) = self.since.take() {
-                assert_eq!(
-                    received,
-                    self.expected(before.versions, cursor.versions, history),
-                    "from {before:?} to {cursor:?}"
-                );
-            }
+    fn receive(&mut self, event: Value) {
+        let received = ReceivedEvent::new(event, 0, false);
+        let is_event = received.body["key"].is_string();
+        self.events += u64::from(is_event && !received.is_coalesced());
+        self.has_pending |= is_event;
+        if let Some(id) = &received.id {
+            (self.last_id, self.has_pending) = (Some(id.clone()), false);
         }
-        assert!(self.whole, "an id before the first picture");
-        assert_eq!(self.fold, self.state_at(cursor.versions, history), "the fold at {cursor:?}");
-        self.cursor = Some(cursor);
-        self.since = Some(BTreeSet::new());
-    }
-
-    /// Rules of its own: equality on the two filtered keys.
-    fn shows(&self, view: Option<&View>) -> bool {
-        let is = |want: &Option<String>, have: Option<&str>| want.as_deref().is_none_or(|want| have == Some(want));
-        match view {
-            Some(View::Instance(i)) => {
-                is(&self.projection.filter.instances.tenant_id, i.tenant_id.as_deref())
-                    && is(&self.projection.filter.instances.pool_status, i.pool_status.as_deref())
-            }
-            Some(View::Claim(c)) => is(&self.projection.filter.claims.tenant_id, Some(&c.tenant_id)),
-            None => false,
-        }
-    }
-
-    pub(super) fn state_at(
-        &self,
-        rv: PerResource<ResourceVersion>,
-        history: &ObjectHistory,
-    ) -> BTreeMap<String, (Resource, Value)> {
-        let kinds = self.projection.types.resources();
-        let mut state = BTreeMap::new();
-        for kind in Resource::ALL.into_iter().filter(|kind| kinds[*kind]) {
-            for view in history.list(kind, rv[kind]).into_values().filter(|view| self.shows(Some(view))) {
-                let json = match &view {
-                    View::Instance(i) => serde_json::to_value(&**i),
-                    View::Claim(c) => serde_json::to_value(&**c),
-                };
-                state.insert(view.uid().to_owned(), (kind, json.unwrap()));
-            }
-        }
-        state
-    }
-
-    fn expected(
-        &self,
-        after: PerResource<ResourceVersion>,
-        up_to: PerResource<ResourceVersion>,
-        history: &ObjectHistory,
-    ) -> BTreeSet<String> {
-        let kinds = self.projection.types.resources();
-        let mut keys = BTreeSet::new();
-        for kind in Resource::ALL.into_iter().filter(|kind| kinds[*kind]) {
-            for h in history.of(kind, after[kind], up_to[kind]) {
-                let (old, new) = (self.shows(h.old.as_ref()), self.shows(h.new.as_ref()));
-                if !old && !new {
-                    continue;
-                }
-                let state = if kind == Resource::Pods { "instance.state" } else { "claim.state" };
-                if !(old && new && same_face(h)) {
-                    keys.insert(format!("{}.{}.{state}", h.uid, h.rv));
-                }
-                if let Some(edge) = edge(h) {
-                    keys.insert(format!("{}.{}.{edge}", h.uid, h.rv));
-                }
-            }
-        }
-        keys
+        self.record.push(Entry::Event(received));
     }
 }
 
-fn same_face(h: &VersionChange) -> bool {
-    match (&h.old, &h.new) {
-        (Some(View::Instance(a)), Some(View::Instance(b))) => {
-            (&a.phase, &a.tenant_id, &a.pool_status) == (&b.phase, &b.tenant_id, &b.pool_status)
-        }
-        (Some(View::Claim(a)), Some(View::Claim(b))) => (&a.phase, &a.tenant_id) == (&b.phase, &b.tenant_id),
-        _ => false,
-    }
-}
-
-fn edge(h: &VersionChange) -> Option<&'static str> {
-    let phase = |view: &Option<View>| match view {
-        Some(View::Claim(c)) => Some(c.phase.clone()),
-        _ => None,
-    };
-    let ready =
-        |view: &Option<View>| matches!(view, Some(View::Instance(i)) if i.pool_status.as_deref() == Some("ready"));
-    if h.kind == Resource::Pods {
-        return (ready(&h.new) && !ready(&h.old)).then_some("pool.instance.ready");
-    }
-    match (phase(&h.old).as_deref(), phase(&h.new).as_deref()) {
-        (was, Some("Active")) if was != Some("Active") => Some("tenant.claimed"),
-        (Some(was), Some("Released") | None) if was != "Released" => Some("tenant.released"),
-        _ => None,
-    }
+/// The events in blocks of an event stream.
+fn events_of(bytes: &[u8]) -> Vec<Value> {
+    let text = std::str::from_utf8(bytes).unwrap();
+    let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
+    data.map(|data| serde_json::from_str(data).unwrap()).collect()
 }

@@ -1,109 +1,108 @@
-//! A client of a history: reads, dawdles, leaves and comes back, to whatever replica, and writes down what it is told.
+//! A client of a history. It reads, pauses, disconnects, connects to either replica, and records what it receives.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use boilerhouse_bridge::event::Cursor;
+use boilerhouse_bridge::event::{Cursor, PerResource};
 use boilerhouse_bridge::feed::{
     Feed, FrameFormat, Framing, Group, ReadResult, SharedBatch, SnapshotReason, StartAt, Subscription,
 };
+use boilerhouse_bridge::test_support::SeededRng;
 use bytes::Bytes;
 use futures::FutureExt;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::deployment::{SimulatedDeployment, clock};
-use super::projections::PROJECTIONS;
-use super::record::{Entry, ReceivedEvent, Start};
+use super::projections::{PROJECTIONS, to_projection};
+use crate::oracle::full_stream::{Entry, ReceivedEvent, Start};
 use crate::seeded_ws::latency::TimeSlot;
-use crate::support::rng::SeededRng;
 
-/// How long a client waits before it comes again, at most; now and then it is the longer.
+/// The longest time between two connections. In one of eight cases it is the second one.
 const MAX_RECONNECT_DELAY: [Duration; 2] = [Duration::from_secs(20), Duration::from_secs(150)];
-/// How often an open stream has a heartbeat (docs/protocol.md#full-stream).
+/// The time between two heartbeats (docs/protocol.md#full-stream).
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How long a client waits for a replica that is not ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bytes that all of an audience are shown at once, at most, as in the bridge.
+/// Bytes of a shared batch, as in the bridge.
 const MAX_BATCH_BYTES: usize = 64 << 10;
 
-/// Who reads, and how.
+/// The behavior of a client.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ClientBehavior {
-    /// What it asks for; the second now and then.
+    /// Numbers of projections. In one of twelve cases the client asks for the second one.
     pub(super) projection: [usize; 2],
-    /// Whether it wants the state first.
+    /// Whether its first connection starts with a snapshot.
     pub(super) snapshot: bool,
     pub(super) starts_after: Duration,
-    /// How long each of its connections lasts at most.
+    /// The longest time of each of its connections.
     pub(super) max_session: Duration,
-    /// How long it dawdles after each batch, at most.
+    /// The longest pause after each batch.
     pub(super) max_pause: Duration,
     /// Bytes of a batch.
     pub(super) batch_bytes: usize,
-    /// Whether it is told what its audience is shown, as streams are that have read everything.
+    /// Whether it joins a fan-out group once it has read everything, as the streams of the bridge do.
     pub(super) joins_group: bool,
 }
 
-/// A place in an audience, with a writer of its own (the bridge has one a core, for many).
+/// A client in a fan-out group. Here each has a writer of its own; in the bridge one writer for each core serves many.
 struct GroupMember {
-    audience: Group,
-    changes: watch::Receiver<u64>,
-    /// How far the audience has been looked at, and how far it has been told.
-    seen: u64,
-    received: u64,
+    group: Group,
+    log_end: watch::Receiver<u64>,
+    /// Up to where the group has inspected the log, and up to where it has delivered.
+    inspected: u64,
+    delivered: u64,
 }
 
-/// What somebody who sits hears of.
+/// What new log entries mean for a member of a group.
 enum GroupUpdate {
-    /// Nothing that concerns it.
+    /// They have no events for the group.
     None,
-    /// What all of its audience are shown.
-    Shown(Bytes),
-    /// Something that it must read for itself.
+    /// A shared batch for all members.
+    Batch(Bytes),
+    /// The member must read its own subscription.
     MustRead,
 }
 
 impl GroupMember {
     fn of(subscription: &mut Subscription, feed: &Feed) -> Option<GroupMember> {
-        let changes = feed.log_end();
-        let audience = subscription.join_group()?;
-        let end = audience.end();
-        Some(GroupMember { audience, changes, seen: end, received: end })
+        let log_end = feed.log_end();
+        let group = subscription.join_group()?;
+        let end = group.end();
+        Some(GroupMember { group, log_end, inspected: end, delivered: end })
     }
 
-    fn news(&mut self, subscription: &mut Subscription) -> GroupUpdate {
-        let (seen, news) = self.audience.has_relevant_since(self.seen);
-        self.seen = seen;
-        if !news {
+    fn update(&mut self, subscription: &mut Subscription) -> GroupUpdate {
+        let (inspected, is_relevant) = self.group.has_relevant_since(self.inspected);
+        self.inspected = inspected;
+        if !is_relevant {
             return GroupUpdate::None;
         }
-        let shown = self.audience.batch_from(self.received, MAX_BATCH_BYTES);
-        self.received = shown.as_ref().map_or(seen, SharedBatch::end);
-        self.seen = self.received;
-        shown
-            .filter(|shown| subscription.accept_batch(shown))
-            .map_or(GroupUpdate::MustRead, |shown| GroupUpdate::Shown(shown.bytes))
+        let batch = self.group.batch_from(self.delivered, MAX_BATCH_BYTES);
+        self.delivered = batch.as_ref().map_or(inspected, SharedBatch::end);
+        self.inspected = self.delivered;
+        let accepted = batch.filter(|batch| subscription.accept_batch(batch));
+        accepted.map_or(GroupUpdate::MustRead, |batch| GroupUpdate::Batch(batch.bytes))
     }
 }
 
-/// The last id of a client: what it asked for when it got it, and since when that stands.
+/// The last id of a client, the projection under which it received it, and the time since which the id is true.
 #[derive(Clone, Debug)]
-struct Last {
+struct LastId {
     id: String,
     projection: usize,
     at: u64,
 }
 
-/// A client while it lives.
+/// A client.
 pub(super) struct Client {
     deployment: Arc<SimulatedDeployment>,
     index: usize,
     behavior: ClientBehavior,
     rng: SeededRng,
-    last: Option<Last>,
-    /// When the first part came of a `state.initial` that is still coming.
+    last: Option<LastId>,
+    /// When the first part of an incomplete `state.initial` was received.
     initial_started_at: Option<u64>,
 }
 
@@ -111,36 +110,31 @@ impl Client {
     pub(super) fn new(deployment: &Arc<SimulatedDeployment>, behavior: ClientBehavior, rng: SeededRng) -> Client {
         let mut records = deployment.records.lock().unwrap();
         records.push(Vec::new());
-        Client {
-            deployment: deployment.clone(),
-            index: records.len() - 1,
-            behavior,
-            rng,
-            last: None,
-            initial_started_at: None,
-        }
+        let (deployment, index) = (deployment.clone(), records.len() - 1);
+        Client { deployment, index, behavior, rng, last: None, initial_started_at: None }
     }
 
     pub(super) async fn run(mut self) {
         self.sleep_slot(self.behavior.starts_after).await;
         loop {
-            self.visit().await;
-            let most = MAX_RECONNECT_DELAY[usize::from(self.rng.below(8) == 0)];
-            let away = self.rng.duration_up_to(most);
-            self.sleep_slot(away).await;
+            self.connect().await;
+            let max = MAX_RECONNECT_DELAY[usize::from(self.rng.below(8) == 0)];
+            let delay = self.rng.duration_up_to(max);
+            self.sleep_slot(delay).await;
         }
     }
 
-    fn after(&self, time: Duration) -> Instant {
-        // The replicas' phases are 1 to 4, the script's is 0.
+    /// The next time slot of this client at which `time` has passed.
+    fn slot_after(&self, time: Duration) -> Instant {
+        // The script has phase 0, the replicas have phases 1 to 4.
         TimeSlot::next(self.deployment.started, time, 10 + 5 * self.index as u64)
     }
 
     async fn sleep_slot(&self, time: Duration) {
-        sleep_until(self.after(time)).await;
+        sleep_until(self.slot_after(time)).await;
     }
 
-    fn note(&self, entry: Entry) {
+    fn record(&self, entry: Entry) {
         self.deployment.records.lock().unwrap()[self.index].push(entry);
     }
 
@@ -149,41 +143,35 @@ impl Client {
     }
 
     /// One connection.
-    async fn visit(&mut self) {
-        let which = self.rng.below(2) as usize;
-        let (feed, number, alive) = self.deployment.replica(which);
-        if timeout_at(self.after(READY_TIMEOUT), feed.wait_synced()).await.is_err() {
+    async fn connect(&mut self) {
+        let replica = self.rng.below(2) as usize;
+        let (feed, number, alive) = self.deployment.replica(replica);
+        if timeout_at(self.slot_after(READY_TIMEOUT), feed.wait_synced()).await.is_err() {
             return;
         }
-        // Off the moment at which it became ready.
+        // Not in the slot in which the replica became ready.
         self.sleep_slot(Duration::ZERO).await;
-        let Some((start, from)) = self.choose_start() else { return };
-        let projection = self.projection();
-        let Ok(subscription) = feed.subscribe(
-            feed.projection_cache(
-                PROJECTIONS[projection].to_projection(),
-                Framing { format: FrameFormat::JsonLines, edgeplane_names: false },
-            ),
-            from,
-        ) else {
-            return;
-        };
+        let Some((start, start_at)) = self.choose_start() else { return };
+        let projection = self.choose_projection();
+        let framing = Framing { format: FrameFormat::JsonLines, edgeplane_names: false };
+        let cache = feed.projection_cache(to_projection(&PROJECTIONS[projection]), framing);
+        let Ok(subscription) = feed.subscribe(cache, start_at) else { return };
         if alive.has_changed().is_err() {
             return;
         }
-        self.note(Entry::Connect { at: clock(), replica: number, projection, start });
+        self.record(Entry::Connect { at: clock(), replica: number, projection, start });
         self.read(subscription, projection, &feed, alive).await;
         self.initial_started_at = None;
-        self.note(Entry::Cut { at: clock() });
+        self.record(Entry::Disconnect { at: clock() });
     }
 
-    /// What it asks for now: rolled anew only where a client comes back.
-    fn projection(&mut self) -> usize {
-        let other = !self.is_settling() && self.last.is_some() && self.rng.below(12) == 0;
-        self.behavior.projection[usize::from(other)]
+    /// The projection of the next connection. It changes only if the client has connected before.
+    fn choose_projection(&mut self) -> usize {
+        let is_other = !self.is_settling() && self.last.is_some() && self.rng.below(12) == 0;
+        self.behavior.projection[usize::from(is_other)]
     }
 
-    /// How it connects; not at all while that could not be told right.
+    /// How the client connects; `None` while the expected outcome is not determined.
     fn choose_start(&mut self) -> Option<(Start, StartAt)> {
         if let Some(last) = &self.last {
             let cursor = Cursor::decode(&last.id).unwrap();
@@ -194,15 +182,14 @@ impl Client {
             }
         }
         let Some(last) = self.last.clone() else {
-            let first = if self.behavior.snapshot { Start::Snapshot } else { Start::Live };
-            let from = if self.behavior.snapshot {
-                StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: Default::default() }
+            return Some(if self.behavior.snapshot {
+                let not_before = PerResource::default();
+                (Start::Snapshot, StartAt::Snapshot { reason: SnapshotReason::Connect, not_before })
             } else {
-                StartAt::Live
-            };
-            return Some((first, from));
+                (Start::Live, StartAt::Live)
+            });
         };
-        if !self.deployment.is_settled() {
+        if !self.deployment.is_reset_detected() {
             return None;
         }
         let mut cursor = Cursor::decode(&last.id).unwrap();
@@ -221,45 +208,45 @@ impl Client {
         mut alive: watch::Receiver<()>,
     ) {
         let max_session = self.rng.duration_up_to(self.behavior.max_session);
-        let ends = self.after(max_session);
-        let mut next_heartbeat = self.after(HEARTBEAT);
+        let ends = self.slot_after(max_session);
+        let mut next_heartbeat = self.slot_after(HEARTBEAT);
         let mut member = None;
         loop {
-            let leaves = Instant::now() >= ends && !self.is_settling();
-            if leaves || alive.has_changed().is_err() {
+            let is_over = Instant::now() >= ends && !self.is_settling();
+            if is_over || alive.has_changed().is_err() {
                 break;
             }
-            let is_due = Instant::now() >= next_heartbeat;
-            if is_due {
-                next_heartbeat = self.after(HEARTBEAT);
+            let is_heartbeat_due = Instant::now() >= next_heartbeat;
+            if is_heartbeat_due {
+                next_heartbeat = self.slot_after(HEARTBEAT);
             }
             match subscription.read(self.behavior.batch_bytes) {
                 ReadResult::Batch(frames) => {
                     self.record_lines(&frames.concat(), projection, false);
-                    if is_due {
-                        // Of whom something is on its way, too.
+                    if is_heartbeat_due {
+                        // A stream with unsent events has heartbeats, too.
                         self.read_heartbeat(&mut subscription, projection, false);
                     }
                     self.pause(&mut alive).await;
                 }
                 ReadResult::Idle => {
-                    if is_due {
+                    if is_heartbeat_due {
                         self.read_heartbeat(&mut subscription, projection, true);
                     }
                     if self.behavior.joins_group && member.is_none() {
                         member = GroupMember::of(&mut subscription, feed);
                         if member.is_some() {
-                            // Whoever sits down reads once more.
+                            // After joining, the stream reads once more.
                             continue;
                         }
                     }
-                    let wakes = if self.is_settling() { next_heartbeat } else { next_heartbeat.min(ends) };
-                    self.wait(&mut subscription, &mut member, projection, wakes, &mut alive).await;
+                    let deadline = if self.is_settling() { next_heartbeat } else { next_heartbeat.min(ends) };
+                    self.wait(&mut subscription, &mut member, projection, deadline, &mut alive).await;
                 }
-                ReadResult::End(close) => panic!("the full stream does not end: {close:?}"),
+                ReadResult::End(close) => panic!("the full stream must not end: {close:?}"),
             }
         }
-        // What was on its way when the connection broke.
+        // A part of what was on its way when the connection broke.
         if let ReadResult::Batch(frames) = subscription.read(self.behavior.batch_bytes) {
             let all = frames.concat();
             let lines: Vec<&[u8]> = all.split_inclusive(|byte| *byte == b'\n').collect();
@@ -268,29 +255,29 @@ impl Client {
         }
     }
 
-    /// Until there may be something to read, or its time has come; what it is told meanwhile where it sits it takes.
+    /// Waits until there may be something to read, or until the deadline. It records the shared batches of its group.
     async fn wait(
         &mut self,
         subscription: &mut Subscription,
         member: &mut Option<GroupMember>,
         projection: usize,
-        wakes: Instant,
+        deadline: Instant,
         alive: &mut watch::Receiver<()>,
     ) {
         loop {
             let changed = async {
                 match member {
-                    Some(member) => drop(member.changes.changed().await),
+                    Some(member) => drop(member.log_end.changed().await),
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
                 biased;
                 _ = alive.changed() => return,
-                () = sleep_until(wakes) => return,
+                () = sleep_until(deadline) => return,
                 () = subscription.readable() => {
-                    // At a moment of its own, so that all has come that belongs to one: in how many changes depends on
-                    // who was woken first.
+                    // In its own slot, when everything of the replica's slot has arrived. In how many changes it arrives
+                    // depends on which task wakes first.
                     self.sleep_slot(Duration::ZERO).await;
                     let _ = subscription.readable().now_or_never();
                     return;
@@ -299,10 +286,10 @@ impl Client {
             }
             self.sleep_slot(Duration::ZERO).await;
             let Some(member) = member else { return };
-            member.changes.borrow_and_update();
-            match member.news(subscription) {
+            member.log_end.borrow_and_update();
+            match member.update(subscription) {
                 GroupUpdate::None => {}
-                GroupUpdate::Shown(lines) => {
+                GroupUpdate::Batch(lines) => {
                     self.record_lines(&lines, projection, false);
                     self.pause(alive).await;
                 }
@@ -318,11 +305,11 @@ impl Client {
         if self.behavior.max_pause.is_zero() || self.is_settling() {
             return;
         }
-        let max_pause = self.rng.duration_up_to(self.behavior.max_pause);
+        let pause = self.rng.duration_up_to(self.behavior.max_pause);
         tokio::select! {
             biased;
             _ = alive.changed() => {}
-            () = self.sleep_slot(max_pause) => {}
+            () = self.sleep_slot(pause) => {}
         }
     }
 
@@ -339,11 +326,11 @@ impl Client {
                 self.initial_started_at.get_or_insert(received.at);
             }
             if let Some(id) = &received.id {
-                // The last part says what was when the first one came.
+                // The last part has the id of the state at the time of the first part.
                 let at = self.initial_started_at.take().unwrap_or(received.at);
-                self.last = Some(Last { id: id.clone(), projection, at });
+                self.last = Some(LastId { id: id.clone(), projection, at });
             }
-            self.note(Entry::Event(received));
+            self.record(Entry::Event(received));
         }
     }
 }

@@ -1,121 +1,121 @@
 //! A cluster, and two replicas that watch it and can be restarted.
 //!
-//! At any one moment one thing reaches one end (see [`TimeSlot`]): so nobody's order depends on who is woken first, and a seed
-//! replays the same to the last line.
+//! In each time slot only one thing reaches one task (see [`TimeSlot`]). So the order does not depend on which task wakes
+//! first, and a seed repeats the same history to the last line.
 
 use std::cell::Cell;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use boilerhouse_bridge::event::{Cursor, Resource};
+use boilerhouse_bridge::event::{Cursor, PerResource, Resource};
 use boilerhouse_bridge::feed::{self, Feed};
 use boilerhouse_bridge::ring::Limits;
 use boilerhouse_bridge::sim::store::Store;
 use boilerhouse_bridge::source::hub;
+use boilerhouse_bridge::test_support::SeededRng;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::expected_history::{EpochSwitch, ExpectedHistory};
-use super::record::Entry;
-use super::replica_timeline::{ReplicaTimeline, Setup};
+use crate::oracle::full_stream::{Entry, ReplicaKnowledge, ReplicaTimeline, Setup};
+use crate::oracle::history::{EpochSwitch, History, NAMESPACE};
 use crate::seeded_ws::api_recorder::RecorderLog;
 use crate::seeded_ws::cluster::{Cluster, HistoryReset};
-use crate::seeded_ws::history::NAMESPACE;
 use crate::seeded_ws::latency::{Latency, TimeSlot};
-use crate::support::rng::SeededRng;
 
-/// Everybody knows by then that an older copy was restored.
+/// Every replica detects a restore within this time.
 const RESET_DETECTED_WITHIN: Duration = Duration::from_secs(60);
 
 thread_local! {
-    /// A history has its thread to itself.
+    /// Each history has a thread of its own.
     static STARTED_AT: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// Milliseconds since the history's beginning.
+/// Milliseconds since the start of the history.
 pub(super) fn clock() -> u64 {
-    let started = STARTED_AT.get().expect("a history has begun");
+    let started = STARTED_AT.get().expect("no history has started");
     u64::try_from(started.elapsed().as_millis()).unwrap()
 }
 
-/// One life of a bridge.
+/// One run of a replica, from its start to its restart.
 #[derive(Debug)]
 struct Replica {
     feed: Feed,
     number: usize,
-    /// Open for as long as it lives.
+    /// Dropped with the replica.
     alive: watch::Sender<()>,
     _tasks: JoinSet<()>,
 }
 
-type Incarnations = Mutex<Vec<(Setup, Arc<Mutex<RecorderLog>>)>>;
+/// The configuration and the recording of every run of every replica.
+type Runs = Mutex<Vec<(Setup, Arc<Mutex<RecorderLog>>)>>;
 
+/// The simulated deployment of one history.
 #[derive(Debug)]
 pub(super) struct SimulatedDeployment {
     pub(super) cluster: Cluster,
     pub(super) started: Instant,
     config: feed::Config,
     replicas: [Mutex<Replica>; 2],
-    /// Every life of every replica.
-    incarnations: Incarnations,
+    runs: Runs,
+    /// The records of all clients.
     pub(super) records: Mutex<Vec<Vec<Entry>>>,
-    /// From now on nobody is slow, and nobody leaves.
+    /// Once it is set, clients read at once and stay connected.
     pub(super) settling: AtomicBool,
 }
 
-/// A log that forgets soon holds so many steps.
+/// The entries of a small log.
 pub(super) const SMALL_LOG: usize = 24;
 
 impl SimulatedDeployment {
     pub(super) fn new(seed: u64, rng: &mut SeededRng, fill: impl FnOnce(&mut Store)) -> Arc<SimulatedDeployment> {
         let started = Instant::now();
         STARTED_AT.set(Some(started));
-        let cluster = Cluster::on_time_slots(seed, started, fill);
+        let cluster = Cluster::with_time_slots(seed, started, fill);
         cluster.write(|_| {});
         let items = *rng.choose(&[SMALL_LOG, 1 << 16, 1 << 16]);
         let log = Limits { items, ..Limits::default() };
-        // Few objects make many parts, too.
+        // With small parts, few objects make several parts.
         let part_bytes = *rng.choose(&[500, 256 << 10]);
         let config =
             feed::Config { log, initial_state_part_bytes: part_bytes, wall_clock_ms: clock, ..feed::Config::default() };
-        let incarnations = Mutex::default();
-        let replicas = [0_u64, 1].map(|which| Mutex::new(start(&cluster, &incarnations, started, which, config, rng)));
+        let runs = Mutex::default();
+        let replicas = [0_u64, 1].map(|which| Mutex::new(start(&cluster, &runs, started, which, config, rng)));
         let deployment = SimulatedDeployment {
             cluster,
             started,
             config,
             replicas,
-            incarnations,
+            runs,
             records: Mutex::default(),
             settling: AtomicBool::new(false),
         };
-        deployment.listen();
+        deployment.set_watchers();
         Arc::new(deployment)
     }
 
-    /// A bridge is killed, and another one comes in its place.
+    /// Kills a replica and starts another one in its place.
     pub(super) fn restart(&self, which: usize, rng: &mut SeededRng) {
         let mut replica = self.replicas[which].lock().unwrap();
-        *replica = start(&self.cluster, &self.incarnations, self.started, which as u64, self.config, rng);
+        *replica = start(&self.cluster, &self.runs, self.started, which as u64, self.config, rng);
         drop(replica);
-        self.listen();
+        self.set_watchers();
     }
 
-    fn listen(&self) {
-        let (incarnations, numbers) = (self.incarnations.lock().unwrap(), self.numbers());
-        self.cluster.wait_for(numbers.iter().map(|number| incarnations[*number].1.clone()).collect());
+    fn set_watchers(&self) {
+        let (runs, numbers) = (self.runs.lock().unwrap(), self.numbers());
+        self.cluster.set_watchers(numbers.iter().map(|number| runs[*number].1.clone()).collect());
     }
 
-    /// A replica that lives: its feed, its number, and what is open for as long as it lives.
+    /// A running replica: its feed, its number, and a receiver that fails once the replica is killed.
     pub(super) fn replica(&self, which: usize) -> (Feed, usize, watch::Receiver<()>) {
         let replica = self.replicas[which].lock().unwrap();
         (replica.feed.clone(), replica.number, replica.alive.subscribe())
     }
 
-    /// The replicas that live.
-    pub(super) fn numbers(&self) -> [usize; 2] {
+    /// The numbers of the running replicas.
+    fn numbers(&self) -> [usize; 2] {
         self.replicas.each_ref().map(|replica| replica.lock().unwrap().number)
     }
 
@@ -125,87 +125,87 @@ impl SimulatedDeployment {
         self.replicas.iter().all(|replica| live(&replica.lock().unwrap().feed))
     }
 
-    /// Whether anything reaches a replica later than it happens.
+    /// Whether watch lines reach a replica late.
     pub(super) fn lags(&self) -> bool {
-        let incarnations = self.incarnations.lock().unwrap();
-        self.numbers().iter().any(|number| incarnations[*number].0.lag_ms > 0)
+        let runs = self.runs.lock().unwrap();
+        self.numbers().iter().any(|number| runs[*number].0.lag_ms > 0)
     }
 
-    pub(super) fn timelines(&self) -> Vec<ReplicaTimeline> {
-        let incarnations = self.incarnations.lock().unwrap();
-        incarnations
-            .iter()
-            .map(|(setup, log)| ReplicaTimeline::of(&log.lock().unwrap(), *setup, self.started))
-            .collect()
+    /// What is known about each replica, by its number.
+    pub(super) fn replicas(&self) -> Vec<ReplicaKnowledge> {
+        let count = self.runs.lock().unwrap().len();
+        (0..count).map(|number| ReplicaKnowledge::Recorded(self.timeline(number))).collect()
     }
 
-    pub(super) fn history(&self) -> ExpectedHistory {
+    fn timeline(&self, number: usize) -> ReplicaTimeline {
+        let (setup, log) = &self.runs.lock().unwrap()[number];
+        ReplicaTimeline::of(&log.lock().unwrap().recording, *setup, self.started)
+    }
+
+    pub(super) fn history(&self) -> History {
         let ms = |at: Instant| u64::try_from(at.duration_since(self.started).as_millis()).unwrap();
-        let switches =
-            self.cluster.resets().into_iter().map(|reset| EpochSwitch { shared: reset.at, at: ms(reset.when) });
-        let written = self.cluster.written().into_iter().map(|(epoch, rv, at)| (epoch, rv, ms(at)));
-        ExpectedHistory::of(&self.cluster.history(), switches.collect(), written.collect())
+        let resets = self.cluster.resets().into_iter();
+        let switches = resets.map(|reset| EpochSwitch { shared: reset.at, at: ms(reset.when) }).collect();
+        let written = self.cluster.written().into_iter();
+        let written = written.map(|(epoch, version, at)| (epoch, version, ms(at))).collect();
+        self.cluster.history().with_times(switches, written)
     }
 
-    /// Whether all replicas know by now that an older copy was restored. Until then, whoever comes from one that knows to
-    /// one that does not is told of what is lost: its cursor says nothing of it (the stated limit of G5).
-    pub(super) fn is_settled(&self) -> bool {
-        let resets = self.cluster.resets();
-        resets.is_empty()
-            || self.current_timelines().iter().all(|timeline| {
-                Resource::ALL
-                    .into_iter()
-                    .all(|kind| timeline.position(kind, u64::MAX).is_some_and(|(epoch, _)| epoch == resets.len()))
-            })
-    }
-
-    fn current_timelines(&self) -> Vec<ReplicaTimeline> {
-        let (incarnations, numbers) = (self.incarnations.lock().unwrap(), self.numbers());
-        let of = |number: usize| {
-            ReplicaTimeline::of(&incarnations[number].1.lock().unwrap(), incarnations[number].0, self.started)
+    /// Whether all running replicas have detected the last restore. Until then, a client that comes from a replica that has
+    /// to one that has not may receive lost versions, because its cursor does not name the epoch
+    /// (docs/guarantees.md#stated-limits).
+    pub(super) fn is_reset_detected(&self) -> bool {
+        let resets = self.cluster.resets().len();
+        let is_detected = |number: usize| {
+            let timeline = self.timeline(number);
+            let position = |resource| timeline.position(resource, u64::MAX);
+            Resource::ALL.into_iter().all(|resource| position(resource).is_some_and(|(epoch, _)| epoch == resets))
         };
-        numbers.map(of).into()
+        resets == 0 || self.numbers().into_iter().all(is_detected)
     }
 
-    /// Whether a cursor may be of a lost history that has been grown past: the stated limit of G5.
-    pub(super) fn may_be_of_lost_history(&self, cursor: &Cursor, got: u64) -> bool {
-        let got = self.started + Duration::from_millis(got);
+    /// Whether a cursor may be of a lost epoch whose versions exist in the new epoch as well
+    /// (docs/guarantees.md#stated-limits).
+    pub(super) fn may_be_of_lost_history(&self, cursor: &Cursor, received_at: u64) -> bool {
+        let received_at = self.started + Duration::from_millis(received_at);
         let newest = self.cluster.sim.store(|store| store.revision());
-        // What is written within the time that it takes to find out.
+        // With a margin for the versions that are written until the restore is detected.
         let soon = newest + 20;
         let may_be_lost = |reset: &HistoryReset| {
-            got <= reset.when + RESET_DETECTED_WITHIN && cursor.versions.iter().any(|rv| *rv > reset.at)
+            received_at <= reset.when + RESET_DETECTED_WITHIN
+                && cursor.versions.iter().any(|version| *version > reset.at)
         };
-        self.cluster.resets().iter().any(may_be_lost) && cursor.versions.iter().all(|rv| *rv <= soon)
+        self.cluster.resets().iter().any(may_be_lost) && cursor.versions.iter().all(|version| *version <= soon)
     }
 }
 
 fn start(
     cluster: &Cluster,
-    incarnations: &Incarnations,
+    runs: &Runs,
     started: Instant,
     which: u64,
     config: feed::Config,
     rng: &mut SeededRng,
 ) -> Replica {
     let lag = |rng: &mut SeededRng| {
-        let most = *rng.choose(&[Duration::ZERO, Duration::ZERO, Duration::from_millis(400), Duration::from_secs(4)]);
-        rng.duration_up_to(most)
+        let max = *rng.choose(&[Duration::ZERO, Duration::ZERO, Duration::from_millis(400), Duration::from_secs(4)]);
+        rng.duration_up_to(max)
     };
-    let lag = [lag(rng), lag(rng)];
-    let slot = TimeSlot { started, phases: [1 + 2 * which, 2 + 2 * which], lag };
-    let (client, responses) = cluster.client(Latency::slot(slot));
+    let lag = PerResource::from_fn(|_| lag(rng));
+    let phases = PerResource::new(1 + 2 * which, 2 + 2 * which);
+    let slot = TimeSlot { started, phases, lag };
+    let (client, log) = cluster.client(Latency::slot(slot));
     let (writer, feed) = Feed::new(config);
-    // Pauses without a jitter, on the beat.
-    let watching = hub::Config { namespace: NAMESPACE.into(), jitter: |_| u64::MAX, ..hub::Config::default() };
-    let run = hub::run(client, watching, writer, Arc::default());
+    // Delays without jitter end in a time slot.
+    let config_of_hub = hub::Config { namespace: NAMESPACE.into(), jitter: |_| u64::MAX, ..hub::Config::default() };
+    let run = hub::run(client, config_of_hub, writer, Arc::default());
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { match run.await {} });
     let pools = feed.clone().publish_pool_depths();
     tasks.spawn(async move { match pools.await {} });
     let lag_ms = lag.iter().map(|lag| u64::try_from(lag.as_millis()).unwrap()).max().unwrap();
-    let setup = Setup { born: clock(), is_small: config.log.items == SMALL_LOG, lag_ms };
-    let mut incarnations = incarnations.lock().unwrap();
-    incarnations.push((setup, responses));
-    Replica { feed, number: incarnations.len() - 1, alive: watch::Sender::default(), _tasks: tasks }
+    let setup = Setup { started_at: clock(), has_small_log: config.log.items == SMALL_LOG, lag_ms };
+    let mut runs = runs.lock().unwrap();
+    runs.push((setup, log));
+    Replica { feed, number: runs.len() - 1, alive: watch::Sender::default(), _tasks: tasks }
 }

@@ -1,7 +1,8 @@
-//! What the API server told an engine: a layer between the simulated API and a client that writes down each answer.
+//! A recorder between the simulated API server and a client of it. It writes down every response.
 //!
-//! It knows nothing of the bridge. It says up to where a watch has come, at which version a list was read, and whether
-//! there was a reason to list again; what has to be told to a reader follows from that and the store's history.
+//! It does not depend on the bridge. The recording shows up to which version a watch has come, at which version a list was
+//! read, and whether there was a reason to list again. With the history of the store this determines what a client must
+//! receive.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use boilerhouse_bridge::event::{Resource, ResourceVersion};
+use boilerhouse_bridge::event::{PerResource, Resource, ResourceVersion};
 use boilerhouse_bridge::sim::Sim;
 use bytes::Bytes;
 use futures::StreamExt;
@@ -23,147 +24,117 @@ use serde::Deserialize;
 use tokio::time::Instant;
 use tower::{BoxError, Service};
 
-use super::history::NAMESPACE;
 use super::latency::Latency;
+use crate::oracle::history::NAMESPACE;
+use crate::oracle::recording::{RecordedResponse, Recording, ResponseKind};
 
-/// One thing that an engine heard about one resource.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct RecordedResponse {
-    /// Which history the API server had then.
-    pub(crate) epoch: usize,
-    pub(crate) what: ResponseKind,
-    pub(crate) at: Instant,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ResponseKind {
-    /// A watch's line about an object, at this version.
-    Line(ResourceVersion),
-    /// A bookmark.
-    Bookmark(ResourceVersion),
-    /// The last page of a list that is true at this version.
-    List(ResourceVersion),
-    /// A list of one object, which says how far the API server is.
-    Probe(ResourceVersion),
-    /// 410, as a status or as a line.
-    Gone,
-    /// A line that does not parse.
-    Garbage,
-    /// A list of the past, whole, at this version.
-    Past(ResourceVersion),
-    /// A list of the past that did not come.
-    PastUnlisted,
-    /// A watch of the past that did not tell all that it was asked for.
-    PastUnwatched,
-}
-
-impl RecordedResponse {
-    pub(crate) fn is_list(&self) -> bool {
-        matches!(self.what, ResponseKind::List(_))
-    }
-}
-
-/// What one engine heard, pods then claims.
+/// What was recorded of one watcher.
 #[derive(Debug, Default)]
 pub(crate) struct RecorderLog {
-    pub(crate) responses: [Vec<RecordedResponse>; 2],
-    /// When the last byte came.
-    pub(crate) last_byte: [Option<Instant>; 2],
-    pub(crate) faults: [Option<FailureWindow>; 2],
-    /// When requests failed that had been made, and watches broke.
-    pub(crate) failed: [Vec<Instant>; 2],
-    /// When watches began.
-    pub(crate) watch_starts: [Vec<Instant>; 2],
-    /// When bytes came.
-    pub(crate) bytes: [Vec<Instant>; 2],
-    /// Tokens of pages of the past.
-    past_pages: HashSet<String>,
+    pub(crate) recording: Recording,
+    pub(crate) failures: PerResource<Option<FailureWindow>>,
+    /// `continue` tokens of lists of backfills.
+    backfill_pages: HashSet<String>,
 }
 
-/// A time without an answer that helps.
+/// A time without a successful watch.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FailureWindow {
     since: Instant,
-    /// When a watch began again.
-    over: Option<Instant>,
+    /// When a watch started again.
+    ended: Option<Instant>,
 }
 
-/// A watch that began and was followed by another failure so soon was no end of the trouble: a list of one object,
-/// which is asked for to find out, may take 5 s.
+/// If another failure follows a new watch within this time, the failure did not end. The probe that detects a failure may
+/// take 5 s.
 const FAILURE_GAP: Duration = Duration::from_secs(6);
 
 impl RecorderLog {
-    fn fails(&mut self, kind: Resource, since: Instant) {
-        self.failed[kind as usize].push(Instant::now());
-        let fault = &mut self.faults[kind as usize];
-        match fault {
-            Some(FailureWindow { over, .. }) if over.is_none_or(|over| over.elapsed() < FAILURE_GAP) => *over = None,
-            Some(_) | None => *fault = Some(FailureWindow { since, over: None }),
+    fn request_failed(&mut self, resource: Resource, since: Instant) {
+        self.recording.failed[resource].push(Instant::now());
+        let failure = &mut self.failures[resource];
+        match failure {
+            Some(FailureWindow { ended, .. }) if ended.is_none_or(|ended| ended.elapsed() < FAILURE_GAP) => {
+                *ended = None;
+            }
+            Some(_) | None => *failure = Some(FailureWindow { since, ended: None }),
         }
     }
 
-    fn works(&mut self, kind: Resource) {
-        self.watch_starts[kind as usize].push(Instant::now());
-        if let Some(fault) = &mut self.faults[kind as usize] {
-            fault.over.get_or_insert_with(Instant::now);
+    fn watch_started(&mut self, resource: Resource) {
+        self.recording.watch_starts[resource].push(Instant::now());
+        if let Some(failure) = &mut self.failures[resource] {
+            failure.ended.get_or_insert_with(Instant::now);
         }
     }
 
-    /// Whether both resources' objects have been heard of up to this version.
-    pub(crate) fn has_received(&self, rv: ResourceVersion) -> bool {
-        let version = |response: &RecordedResponse| match response.what {
-            ResponseKind::Line(rv) | ResponseKind::Bookmark(rv) | ResponseKind::List(rv) => Some(rv),
+    /// When the last byte arrived.
+    pub(crate) fn last_byte_at(&self, resource: Resource) -> Option<Instant> {
+        self.recording.bytes[resource].last().copied()
+    }
+
+    /// Whether both resources have been received up to a version.
+    pub(crate) fn has_received(&self, version: ResourceVersion) -> bool {
+        let version_of = |response: &RecordedResponse| match response.kind {
+            ResponseKind::Line(version) | ResponseKind::Bookmark(version) | ResponseKind::List(version) => {
+                Some(version)
+            }
             _ => None,
         };
-        self.responses.iter().all(|response| response.iter().rev().find_map(version).is_some_and(|last| last >= rv))
+        let last = |responses: &Vec<RecordedResponse>| responses.iter().rev().find_map(version_of);
+        self.recording.responses.iter().all(|responses| last(responses).is_some_and(|last| last >= version))
     }
 
-    /// Whether one of the resources has been without an answer for so long.
-    pub(crate) fn is_failing_for(&self, long: Duration) -> bool {
-        let lasts = |fault: &FailureWindow| fault.over.is_none_or(|over| over.elapsed() < FAILURE_GAP);
-        self.faults.iter().flatten().any(|fault| lasts(fault) && fault.since.elapsed() >= long)
+    /// Whether one of the resources has been without a successful watch for this time.
+    pub(crate) fn is_failing_for(&self, duration: Duration) -> bool {
+        let lasts = |failure: &FailureWindow| failure.ended.is_none_or(|ended| ended.elapsed() < FAILURE_GAP);
+        self.failures.iter().flatten().any(|failure| lasts(failure) && failure.since.elapsed() >= duration)
     }
 }
 
-/// What all engines share.
+/// What all recorders of a cluster share.
 #[derive(Debug, Default)]
 pub(crate) struct RecorderState {
     pub(crate) epoch: AtomicUsize,
-    /// So many lists will stop in the middle of their body, pods and claims.
-    pub(crate) half_lists: [AtomicUsize; 2],
+    /// How many of the next lists stop in the middle of their body.
+    pub(crate) half_lists: PerResource<AtomicUsize>,
 }
 
-/// A client of the simulated API that keeps a log. Lists come in pages of three objects, whatever is asked for: a
-/// server may give less than the limit, and pages are where things happen.
-pub(crate) fn client(sim: &Sim, shared: &Arc<RecorderState>, pace: Latency) -> (kube::Client, Arc<Mutex<RecorderLog>>) {
+/// A client of the simulated API that records its responses. Lists come in pages of three objects, whatever limit the
+/// client asks for. A server may send fewer than the limit, and several faults happen between two pages.
+pub(crate) fn client(
+    sim: &Sim,
+    shared: &Arc<RecorderState>,
+    latency: Latency,
+) -> (kube::Client, Arc<Mutex<RecorderLog>>) {
     let log = Arc::new(Mutex::new(RecorderLog::default()));
-    let recorder = ApiRecorder { log: log.clone(), shared: shared.clone(), pace };
+    let recorder = ApiRecorder { log: log.clone(), shared: shared.clone(), latency };
     let api = sim.service();
     let service = tower::service_fn(move |mut request: Request<Body>| {
         let (recorder, mut api) = (recorder.clone(), api.clone());
         async move {
             let uri = request.uri().to_string();
             *request.uri_mut() = uri.replace("limit=500", "limit=3").parse()?;
-            let request_info = RecordedRequest::of(&uri, &recorder.log.lock().unwrap().past_pages);
-            // One that is refused, or given up unanswered, has failed since it was made.
-            pace.request(request_info.kind).await;
-            let mut asked = PendingRequest { log: recorder.clone(), request_info, answered: false, at: Instant::now() };
-            let (response, answered) = recorder.answer(request_info, api.call(request).await?).await?;
-            asked.answered = answered;
+            let recorded = RecordedRequest::of(&uri, &recorder.log.lock().unwrap().backfill_pages);
+            // A request that is rejected or canceled counts as failed since it was sent.
+            latency.request(recorded.resource).await;
+            let mut pending =
+                PendingRequest { recorder: recorder.clone(), request: recorded, answered: false, at: Instant::now() };
+            let (response, answered) = recorder.record(recorded, api.call(request).await?).await?;
+            pending.answered = answered;
             Ok::<_, BoxError>(response)
         }
     });
     (kube::Client::new(service, NAMESPACE), log)
 }
 
-/// What a request is about.
+/// What a request asks for.
 #[derive(Clone, Copy, Debug)]
 struct RecordedRequest {
-    /// None where it is about the Namespace, without which nothing else is asked for.
-    kind: Option<Resource>,
+    /// `None` for the Namespace, which the client reads before anything else.
+    resource: Option<Resource>,
     verb: Verb,
-    /// Whether it is about what happened before the log.
-    is_past: bool,
+    is_backfill: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -174,8 +145,8 @@ enum Verb {
 }
 
 impl RecordedRequest {
-    fn of(uri: &str, past_pages: &HashSet<String>) -> RecordedRequest {
-        let kind = match uri {
+    fn of(uri: &str, backfill_pages: &HashSet<String>) -> RecordedRequest {
+        let resource = match uri {
             uri if uri.contains("/pods") => Some(Resource::Pods),
             uri if uri.contains("/boilerhouseclaims") => Some(Resource::Claims),
             _ => None,
@@ -185,43 +156,45 @@ impl RecordedRequest {
             uri if uri.contains("limit=1&") || uri.ends_with("limit=1") => Verb::Probe,
             _ => Verb::List,
         };
-        let is_page = past_pages.iter().any(|page| uri.contains(page.as_str()));
-        let is_past = uri.contains("resourceVersionMatch=Exact") || is_page || uri.contains(PAST_WATCH);
-        RecordedRequest { kind, verb, is_past }
+        let is_page = backfill_pages.iter().any(|page| uri.contains(page.as_str()));
+        let is_backfill = uri.contains("resourceVersionMatch=Exact") || is_page || uri.contains(BACKFILL_WATCH);
+        RecordedRequest { resource, verb, is_backfill }
     }
 }
 
-/// How a watch of the past is told from others: it lasts only so long.
-const PAST_WATCH: &str = "timeoutSeconds=2&";
-/// The same in time.
-const PAST_LASTS: Duration = Duration::from_secs(2);
+/// The timeout parameter that only watches of backfills have.
+const BACKFILL_WATCH: &str = "timeoutSeconds=2&";
+/// The same as a time.
+const BACKFILL_WATCH_LASTS: Duration = Duration::from_secs(2);
 
-type Answer = Response<UnsyncBoxBody<Bytes, BoxError>>;
+type ApiResponse = Response<UnsyncBoxBody<Bytes, BoxError>>;
 
 #[derive(Clone)]
 struct ApiRecorder {
     log: Arc<Mutex<RecorderLog>>,
     shared: Arc<RecorderState>,
-    pace: Latency,
+    latency: Latency,
 }
 
-/// A request on its way.
+/// A request without a response. Dropped without one, it counts as failed.
 struct PendingRequest {
-    log: ApiRecorder,
-    request_info: RecordedRequest,
+    recorder: ApiRecorder,
+    request: RecordedRequest,
     answered: bool,
     at: Instant,
 }
 
 impl Drop for PendingRequest {
     fn drop(&mut self) {
-        let RecordedRequest { kind, verb, is_past } = self.request_info;
-        let mine = Resource::ALL.into_iter().filter(|mine| !self.answered && kind.is_none_or(|kind| kind == *mine));
-        for kind in mine {
-            match (is_past, verb) {
-                (false, _) => self.log.log.lock().unwrap().fails(kind, self.at),
-                (true, Verb::Watch) => self.log.note(kind, ResponseKind::PastUnwatched),
-                (true, Verb::List | Verb::Probe) => self.log.note(kind, ResponseKind::PastUnlisted),
+        if self.answered {
+            return;
+        }
+        let RecordedRequest { resource, verb, is_backfill } = self.request;
+        for resource in Resource::ALL.into_iter().filter(|one| resource.is_none_or(|resource| resource == *one)) {
+            match (is_backfill, verb) {
+                (false, _) => self.recorder.log.lock().unwrap().request_failed(resource, self.at),
+                (true, Verb::Watch) => self.recorder.add(resource, ResponseKind::BackfillWatchFailed),
+                (true, Verb::List | Verb::Probe) => self.recorder.add(resource, ResponseKind::BackfillListFailed),
             }
         }
     }
@@ -254,153 +227,152 @@ impl Metadata {
 }
 
 impl ApiRecorder {
-    /// Looks into an answer, and says whether it is one.
-    async fn answer<B>(&self, request_info: RecordedRequest, response: Response<B>) -> Result<(Answer, bool), BoxError>
+    /// Records a response. Returns it, and whether it is a success.
+    async fn record<B>(&self, request: RecordedRequest, response: Response<B>) -> Result<(ApiResponse, bool), BoxError>
     where
         B: hyper::body::Body<Data = Bytes, Error = io::Error> + Send + 'static,
     {
-        let Some(kind) = request_info.kind else {
-            let answered = response.status().is_success();
-            return Ok((response.map(|body| body.map_err(BoxError::from).boxed_unsync()), answered));
+        let is_success = response.status().is_success();
+        let Some(resource) = request.resource else {
+            return Ok((response.map(|body| body.map_err(BoxError::from).boxed_unsync()), is_success));
         };
-        self.byte(kind);
-        if response.status() == 410 && !request_info.is_past {
-            self.note(kind, ResponseKind::Gone);
+        self.add_byte(resource);
+        if response.status() == 410 && !request.is_backfill {
+            self.add(resource, ResponseKind::Gone);
         }
-        if !response.status().is_success() {
+        if !is_success {
             return Ok((response.map(|body| body.map_err(BoxError::from).boxed_unsync()), false));
         }
-        match request_info.verb {
-            Verb::Watch if request_info.is_past => Ok((self.watch_past(kind, response), true)),
-            Verb::Watch => Ok((self.watch(kind, response), true)),
-            Verb::List | Verb::Probe => self.list(kind, request_info, response).await,
+        match request.verb {
+            Verb::Watch if request.is_backfill => Ok((self.record_backfill_watch(resource, response), true)),
+            Verb::Watch => Ok((self.record_watch(resource, response), true)),
+            Verb::List | Verb::Probe => self.record_list(resource, request, response).await,
         }
     }
 
-    fn watch<B>(&self, kind: Resource, response: Response<B>) -> Answer
+    fn record_watch<B>(&self, resource: Resource, response: Response<B>) -> ApiResponse
     where
         B: hyper::body::Body<Data = Bytes, Error = io::Error> + Send + 'static,
     {
-        self.log.lock().unwrap().works(kind);
+        self.log.lock().unwrap().watch_started(resource);
         let recorder = self.clone();
-        let listen = move |frame: io::Result<Frame<Bytes>>| {
+        let record_frame = move |frame: io::Result<Frame<Bytes>>| {
             let recorder = recorder.clone();
             async move {
-                recorder.pace.line(kind).await;
+                recorder.latency.line(resource).await;
                 match &frame {
-                    Ok(frame) => recorder.line(kind, frame.data_ref().unwrap()),
-                    Err(_) => recorder.log.lock().unwrap().failed[kind as usize].push(Instant::now()),
+                    Ok(frame) => recorder.record_line(resource, frame.data_ref().unwrap()),
+                    Err(_) => recorder.log.lock().unwrap().recording.failed[resource].push(Instant::now()),
                 }
                 frame.map_err(BoxError::from)
             }
         };
-        response.map(|body| StreamBody::new(BodyStream::new(body).then(listen)).boxed_unsync())
+        response.map(|body| StreamBody::new(BodyStream::new(body).then(record_frame)).boxed_unsync())
     }
 
-    /// A watch of the past comes without a lag: that is the main one's.
-    fn watch_past<B>(&self, kind: Resource, response: Response<B>) -> Answer
+    /// The watch of a backfill has no lag. Only the main watch has one.
+    fn record_backfill_watch<B>(&self, resource: Resource, response: Response<B>) -> ApiResponse
     where
         B: hyper::body::Body<Data = Bytes, Error = io::Error> + Send + 'static,
     {
-        let mut reading =
-            PastWatch { recorder: self.clone(), kind, started: Instant::now(), is_lost: false, ended: false };
-        let listen = move |frame: Option<io::Result<Frame<Bytes>>>| {
-            let frame = reading.frame(frame);
+        let mut watch =
+            BackfillWatch { recorder: self.clone(), resource, started: Instant::now(), failed: false, ended: false };
+        let record_frame = move |frame: Option<io::Result<Frame<Bytes>>>| {
+            let frame = watch.frame(frame);
             async move { frame.map(|frame| frame.map_err(BoxError::from)) }
         };
         response.map(|body| {
             let frames = BodyStream::new(body).map(Some).chain(futures::stream::iter([None]));
-            StreamBody::new(frames.filter_map(listen)).boxed_unsync()
+            StreamBody::new(frames.filter_map(record_frame)).boxed_unsync()
         })
     }
 
-    async fn list<B>(
+    async fn record_list<B>(
         &self,
-        kind: Resource,
-        request_info: RecordedRequest,
+        resource: Resource,
+        request: RecordedRequest,
         response: Response<B>,
-    ) -> Result<(Answer, bool), BoxError>
+    ) -> Result<(ApiResponse, bool), BoxError>
     where
         B: hyper::body::Body<Data = Bytes, Error = io::Error> + Send + 'static,
     {
         let (head, body) = response.into_parts();
         let body = body.collect().await?.to_bytes();
-        let is_probe = request_info.verb == Verb::Probe;
-        let half_lists = &self.shared.half_lists[kind as usize];
+        let is_probe = request.verb == Verb::Probe;
+        let half_lists = &self.shared.half_lists[resource];
         if !is_probe && half_lists.load(Ordering::Relaxed) > 0 {
             half_lists.fetch_sub(1, Ordering::Relaxed);
             let half = Ok::<_, BoxError>(Frame::data(body.slice(..body.len() / 2)));
-            let stopped = futures::stream::iter([half]).chain(futures::stream::pending());
-            return Ok((Response::from_parts(head, StreamBody::new(stopped).boxed_unsync()), false));
+            let stalled = futures::stream::iter([half]).chain(futures::stream::pending());
+            return Ok((Response::from_parts(head, StreamBody::new(stalled).boxed_unsync()), false));
         }
         let page: Object = serde_json::from_slice(&body)?;
         let version = page.metadata.version();
-        let more = page.metadata.r#continue.filter(|more| !more.is_empty());
-        match more {
-            _ if is_probe => self.note(kind, ResponseKind::Probe(version)),
-            Some(more) if request_info.is_past => drop(self.log.lock().unwrap().past_pages.insert(more)),
+        let token = page.metadata.r#continue.filter(|token| !token.is_empty());
+        match token {
+            _ if is_probe => self.add(resource, ResponseKind::Probe(version)),
+            Some(token) if request.is_backfill => drop(self.log.lock().unwrap().backfill_pages.insert(token)),
             Some(_) => {}
-            None if request_info.is_past => self.note(kind, ResponseKind::Past(version)),
-            None => self.note(kind, ResponseKind::List(version)),
+            None if request.is_backfill => self.add(resource, ResponseKind::BackfillList(version)),
+            None => self.add(resource, ResponseKind::List(version)),
         }
-        let whole = Full::new(body).map_err(|never: Infallible| match never {});
-        Ok((Response::from_parts(head, whole.boxed_unsync()), true))
+        let body = Full::new(body).map_err(|never: Infallible| match never {});
+        Ok((Response::from_parts(head, body.boxed_unsync()), true))
     }
 
-    fn line(&self, kind: Resource, bytes: &[u8]) {
-        self.byte(kind);
+    fn record_line(&self, resource: Resource, bytes: &[u8]) {
+        self.add_byte(resource);
         if !bytes.ends_with(b"\n") {
-            // The first half of a line, and the connection's last bytes: nobody can make anything of it.
+            // The first half of a line, as the last bytes of a connection. It has no effect.
             return;
         }
-        let what = match serde_json::from_slice::<Line>(bytes) {
+        let kind = match serde_json::from_slice::<Line>(bytes) {
             Err(_) => ResponseKind::Garbage,
             Ok(line) if line.object.code == Some(410) => ResponseKind::Gone,
             Ok(line) if line.r#type == "BOOKMARK" => ResponseKind::Bookmark(line.object.metadata.version()),
             Ok(line) => ResponseKind::Line(line.object.metadata.version()),
         };
-        self.note(kind, what);
+        self.add(resource, kind);
     }
 
-    fn byte(&self, kind: Resource) {
-        let mut log = self.log.lock().unwrap();
-        log.last_byte[kind as usize] = Some(Instant::now());
-        log.bytes[kind as usize].push(Instant::now());
+    fn add_byte(&self, resource: Resource) {
+        self.log.lock().unwrap().recording.bytes[resource].push(Instant::now());
     }
 
-    fn note(&self, kind: Resource, what: ResponseKind) {
+    fn add(&self, resource: Resource, kind: ResponseKind) {
         let epoch = self.shared.epoch.load(Ordering::Relaxed);
-        self.log.lock().unwrap().responses[kind as usize].push(RecordedResponse { epoch, what, at: Instant::now() });
+        let response = RecordedResponse { epoch, kind, at: Instant::now() };
+        self.log.lock().unwrap().recording.responses[resource].push(response);
     }
 }
 
-/// A watch of the past while it is read.
-struct PastWatch {
+/// The watch of a backfill while it is read.
+struct BackfillWatch {
     recorder: ApiRecorder,
-    kind: Resource,
+    resource: Resource,
     started: Instant,
-    is_lost: bool,
+    failed: bool,
     ended: bool,
 }
 
-impl PastWatch {
-    /// Looks at the next frame; none where it has ended.
+impl BackfillWatch {
+    /// Records the next frame; `None` is the end of the stream.
     fn frame(&mut self, frame: Option<io::Result<Frame<Bytes>>>) -> Option<io::Result<Frame<Bytes>>> {
         let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()).and_then(|frame| frame.data_ref());
         let line = bytes.and_then(|bytes| serde_json::from_slice::<Line>(bytes).ok());
         self.ended |= frame.is_none();
-        self.is_lost |= frame.is_some() && line.is_none_or(|line| line.object.code.is_some());
+        self.failed |= frame.is_some() && line.is_none_or(|line| line.object.code.is_some());
         frame
     }
 }
 
-impl Drop for PastWatch {
+impl Drop for BackfillWatch {
     fn drop(&mut self) {
-        // Whoever has read enough drops it sooner.
-        let in_order =
-            if self.ended { self.started.elapsed() >= PAST_LASTS } else { self.started.elapsed() <= PAST_LASTS };
-        if self.is_lost || !in_order {
-            self.recorder.note(self.kind, ResponseKind::PastUnwatched);
+        // A reader that has everything drops the watch before its timeout.
+        let elapsed = self.started.elapsed();
+        let is_complete = if self.ended { elapsed >= BACKFILL_WATCH_LASTS } else { elapsed <= BACKFILL_WATCH_LASTS };
+        if self.failed || !is_complete {
+            self.recorder.add(self.resource, ResponseKind::BackfillWatchFailed);
         }
     }
 }

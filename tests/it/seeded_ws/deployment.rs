@@ -1,4 +1,4 @@
-//! A cluster, a hub and its readers, all in one process and on tokio's clock.
+//! A cluster, its hub and its readers, in one process and on tokio's clock.
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use boilerhouse_bridge::event::PerResource;
 use boilerhouse_bridge::event::projection::{EventFormat, Projection};
 use boilerhouse_bridge::feed::{self, Feed, Framing, ReadResult, SnapshotReason, StartAt};
 use boilerhouse_bridge::ring::Limits;
 use boilerhouse_bridge::sim::store::Store;
 use boilerhouse_bridge::source::{dedicated, hub};
+use boilerhouse_bridge::test_support::SeededRng;
 use boilerhouse_bridge::wire::CloseReason;
 use bytes::Bytes;
 use tokio::task::JoinSet;
@@ -18,36 +20,35 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::api_recorder::RecorderLog;
 use super::cluster::Cluster;
-use super::history::{NAMESPACE, WsEvent};
 use super::latency::Latency;
-use super::validator::{End, Record, Start, WatchMode};
-use crate::support::rng::SeededRng;
+use crate::oracle::history::NAMESPACE;
+use crate::oracle::ws::{End, Record, Start, WatchMode, WsEvent};
 
-/// Everything that one history is about.
+/// `/ws` is closed after 60 s without the API server (docs/protocol.md#boilerhouse-stream). It takes up to 2 s until a watch
+/// that broke is seen to fail again.
+const UPSTREAM_LIMIT: Duration = Duration::from_secs(58);
+
+/// The longest time between two connections of a client.
+const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(40);
+
+/// For a reader that stays connected: longer than any history.
+pub(super) const NO_LIMIT: Duration = Duration::from_secs(1 << 30);
+
+/// The simulated deployment of one history.
 #[derive(Debug)]
 pub(super) struct SimulatedDeployment {
     cluster: Cluster,
     pub(super) feed: Feed,
     pub(super) hub_log: Arc<Mutex<RecorderLog>>,
-    /// From now on nobody is slow, and nobody leaves.
+    /// Once it is set, readers read at once and stay connected.
     pub(super) settling: AtomicBool,
-    /// By reader.
+    /// The connections of each reader.
     sessions: Mutex<BTreeMap<usize, Vec<Arc<Mutex<Session>>>>>,
-    /// What the readers found wrong themselves.
-    pub(super) wrong: Mutex<Vec<String>>,
+    /// Violations that the readers found.
+    pub(super) violations: Mutex<Vec<String>>,
 }
 
-/// How long `/ws` stays open without an upstream (docs/protocol.md#boilerhouse-stream), less the second or two until a watch that broke is
-/// seen to be refused.
-const UPSTREAM_LIMIT: Duration = Duration::from_secs(58);
-
-/// How long a client waits before it comes again, at most.
-const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(40);
-
-/// For a reader who does not leave: longer than any history takes.
-pub(super) const NO_LIMIT: Duration = Duration::from_secs(1 << 30);
-
-/// A connection while it lasts.
+/// One connection.
 #[derive(Debug)]
 struct Session {
     record: Record,
@@ -55,16 +56,15 @@ struct Session {
     feed: Feed,
 }
 
-/// Who reads, and how.
+/// The behavior of a reader.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reader {
     pub(super) mode: WatchMode,
     pub(super) initial_events: bool,
-    /// When it comes.
     pub(super) starts_after: Duration,
-    /// How long each of its connections lasts at most.
+    /// The longest time of each of its connections.
     pub(super) max_session: Duration,
-    /// How long it dawdles after each batch, at most.
+    /// The longest pause after each batch.
     pub(super) max_pause: Duration,
     /// Bytes of a batch.
     pub(super) batch_bytes: usize,
@@ -79,7 +79,7 @@ fn clock() -> u64 {
 }
 
 impl SimulatedDeployment {
-    /// A cluster as `fill` makes it, and its hub, running in `tasks`.
+    /// A cluster with the objects that `fill` creates, and its hub, which runs in `tasks`.
     pub(super) fn new(
         seed: u64,
         log: Limits,
@@ -91,7 +91,7 @@ impl SimulatedDeployment {
         let (writer, feed) = Feed::new(feed::Config { log, wall_clock_ms: clock, ..feed::Config::default() });
         let config = hub::Config {
             namespace: NAMESPACE.into(),
-            // The same pauses in every run of a seed.
+            // Each run of a seed has the same delays.
             jitter: |tries| u64::from(tries).wrapping_mul(0x9e37_79b9_7f4a_7c15),
             ..hub::Config::default()
         };
@@ -103,54 +103,48 @@ impl SimulatedDeployment {
             hub_log,
             settling: AtomicBool::new(false),
             sessions: Mutex::default(),
-            wrong: Mutex::default(),
+            violations: Mutex::default(),
         })
     }
 
-    /// All connections so far.
+    fn is_settling(&self) -> bool {
+        self.settling.load(Ordering::Relaxed)
+    }
+
+    /// The records of all connections so far.
     pub(super) fn records(&self) -> Vec<Record> {
         let sessions = self.sessions.lock().unwrap();
         sessions.values().flatten().map(|session| session.lock().unwrap().record()).collect()
     }
 
-    /// Everything that the feeds and their lenses hold, written out: nothing can grow unseen in it.
+    /// The length of the debug output of all feeds and their projection caches. It grows with everything they hold.
     pub(super) fn held(&self) -> usize {
         let sessions = self.sessions.lock().unwrap();
-        let feeds =
-            sessions.values().flatten().map(|session| session.lock().unwrap().feed.clone()).chain([self.feed.clone()]);
-        let held = feeds.map(|feed| {
-            format!(
-                "{feed:?}{:?}",
-                feed.projection_cache(Projection::everything(EventFormat::Boilerhouse), Framing::WEBSOCKET)
-            )
-        });
+        let feeds = sessions.values().flatten().map(|session| session.lock().unwrap().feed.clone());
+        let everything = || Projection::everything(EventFormat::Boilerhouse);
+        let held = feeds
+            .chain([self.feed.clone()])
+            .map(|feed| format!("{feed:?}{:?}", feed.projection_cache(everything(), Framing::WEBSOCKET)));
         held.map(|held| held.len()).sum()
     }
 
-    /// One reader, who comes again whenever its connection has ended.
+    /// Runs one reader. It connects again after each connection.
     pub(super) async fn read(self: Arc<SimulatedDeployment>, index: usize, reader: Reader, mut rng: SeededRng) {
         sleep(reader.starts_after).await;
-        let way = Latency::fixed(2 + index as u64);
+        let latency = Latency::fixed(2 + index as u64);
         loop {
             self.feed.wait_synced().await;
-            let max_session =
-                if self.settling.load(Ordering::Relaxed) { NO_LIMIT } else { rng.duration_up_to(reader.max_session) };
+            let max_session = if self.is_settling() { NO_LIMIT } else { rng.duration_up_to(reader.max_session) };
             match reader.mode {
                 WatchMode::Shared => {
                     let (feed, log) = (self.feed.clone(), self.hub_log.clone());
                     self.session(index, reader, &feed, log, max_session, &mut rng).await;
                 }
                 WatchMode::Dedicated => {
-                    let (client, log) = self.cluster.client(way);
-                    let (hub, config) =
-                        (self.feed.clone(), dedicated::Config { max_connections: 1, ..dedicated::Config::default() });
-                    let watchers = dedicated::DedicatedWatchers::new(
-                        &client,
-                        NAMESPACE,
-                        hub,
-                        config,
-                        dedicated::Metrics::default(),
-                    );
+                    let (client, log) = self.cluster.client(latency);
+                    let config = dedicated::Config { max_connections: 1, ..dedicated::Config::default() };
+                    let (hub_feed, metrics) = (self.feed.clone(), dedicated::Metrics::default());
+                    let watchers = dedicated::DedicatedWatchers::new(&client, NAMESPACE, hub_feed, config, metrics);
                     let (feed, source) = watchers.try_open().unwrap();
                     tokio::select! {
                         biased;
@@ -177,17 +171,20 @@ impl SimulatedDeployment {
         max_session: Duration,
         rng: &mut SeededRng,
     ) {
-        let lens = feed.projection_cache(Projection::everything(EventFormat::Boilerhouse), Framing::WEBSOCKET);
-        let from = if reader.initial_events {
-            StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: Default::default() }
+        let cache = feed.projection_cache(Projection::everything(EventFormat::Boilerhouse), Framing::WEBSOCKET);
+        let start_at = if reader.initial_events {
+            StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: PerResource::default() }
         } else {
             StartAt::Live
         };
-        let mut subscription = feed.subscribe(lens, from).unwrap();
-        let responses = log.lock().unwrap().responses.each_ref().map(Vec::len);
-        let start = if reader.initial_events { Start::Burst(responses) } else { Start::Live(responses) };
-        let record =
-            Record { mode: reader.mode, responses: Default::default(), start, received: Vec::new(), end: End::Open };
+        let mut subscription = feed.subscribe(cache, start_at).unwrap();
+        let received = {
+            let log = log.lock().unwrap();
+            PerResource::from_fn(|resource| log.recording.responses[resource].len())
+        };
+        let start = if reader.initial_events { Start::Burst(received) } else { Start::Live(received) };
+        let responses = PerResource::default();
+        let record = Record { mode: reader.mode, responses, start, received: Vec::new(), end: End::Open };
         let session = Arc::new(Mutex::new(Session { record, log, feed: feed.clone() }));
         self.sessions.lock().unwrap().entry(index).or_default().push(session.clone());
         let reading = async {
@@ -195,7 +192,7 @@ impl SimulatedDeployment {
                 match subscription.read(reader.batch_bytes) {
                     ReadResult::Batch(frames) => {
                         session.lock().unwrap().record.received.extend(frames.iter().flat_map(messages));
-                        if !self.settling.load(Ordering::Relaxed) && !reader.max_pause.is_zero() {
+                        if !self.is_settling() && !reader.max_pause.is_zero() {
                             sleep(rng.duration_up_to(reader.max_pause)).await;
                         }
                     }
@@ -204,15 +201,15 @@ impl SimulatedDeployment {
                 }
             }
         };
-        let end = timeout(max_session, reading).await.unwrap_or(End::Left);
+        let end = timeout(max_session, reading).await.unwrap_or(End::Disconnected);
         let mut session = session.lock().unwrap();
         session.record = Record { end, ..session.record() };
-        let engines = [&session.log, &self.hub_log];
-        let reason = engines.iter().any(|log| log.lock().unwrap().is_failing_for(UPSTREAM_LIMIT));
-        if end == End::Closed(CloseReason::UpstreamUnavailable) && !reason {
-            let (mode, logs) = (reader.mode, engines.map(|log| log.lock().unwrap().faults));
+        let logs = [&session.log, &self.hub_log];
+        let has_reason = logs.iter().any(|log| log.lock().unwrap().is_failing_for(UPSTREAM_LIMIT));
+        if end == End::Closed(CloseReason::UpstreamUnavailable) && !has_reason {
+            let (mode, failures) = (reader.mode, logs.map(|log| log.lock().unwrap().failures));
             let at = Instant::now();
-            self.wrong.lock().unwrap().push(format!("{mode:?}: sent away at {at:?} without a reason: {logs:?}"));
+            self.violations.lock().unwrap().push(format!("{mode:?}: closed at {at:?} without a reason: {failures:?}"));
         }
     }
 }
@@ -226,24 +223,27 @@ impl Deref for SimulatedDeployment {
 }
 
 impl Session {
-    /// As it is now; what its engine hears after its end is no longer its business.
+    /// The record so far. What its watchers receive after its end is not part of it.
     fn record(&self) -> Record {
         match self.record.end {
-            End::Open => Record { responses: self.log.lock().unwrap().responses.clone(), ..self.record.clone() },
-            End::Left | End::Closed(_) => self.record.clone(),
+            End::Open => {
+                let responses = self.log.lock().unwrap().recording.responses.clone();
+                Record { responses, ..self.record.clone() }
+            }
+            End::Disconnected | End::Closed(_) => self.record.clone(),
         }
     }
 }
 
 /// The messages in frames of a server: final, unmasked, text (RFC 6455 section 5.2).
-pub(super) fn messages(frames: &Bytes) -> Vec<WsEvent> {
+fn messages(frames: &Bytes) -> Vec<WsEvent> {
     let mut rest = &frames[..];
     let mut messages = Vec::new();
     while !rest.is_empty() {
-        assert_eq!(rest[0], 0x81, "a final text frame");
+        assert_eq!(rest[0], 0x81, "the first byte is not that of a final text frame");
         let (length, head) = match rest[1] {
             126 => (usize::from(u16::from_be_bytes([rest[2], rest[3]])), 4),
-            127 => panic!("no event is longer than 64 KiB"),
+            127 => panic!("an event is longer than 64 KiB"),
             length => (usize::from(length), 2),
         };
         messages.push(serde_json::from_slice(&rest[head..head + length]).unwrap());

@@ -1,27 +1,27 @@
-//! How long things are underway in a history, so that it is the seed and not chance who comes first.
+//! How long requests and watch lines take in a seeded history, so that their order depends on the seed only.
 
 use std::time::Duration;
 
-use boilerhouse_bridge::event::Resource;
+use boilerhouse_bridge::event::{PerResource, Resource};
 use tokio::time::{Instant, sleep, sleep_until};
 
-/// How long things are underway, so that it is the seed and not chance who comes first and meets what is armed.
+/// The latency of one client.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Latency {
-    /// How long a request takes, another time for each client.
+    /// The time of a request. Each client has another one.
     delay: Duration,
     slot: Option<TimeSlot>,
 }
 
-/// A client with moments of its own: at each, one thing of one resource reaches one end. Whoever is woken by it is woken
-/// by nothing else.
+/// Time slots of one client. In each slot only one thing about one resource reaches one client. A task that it wakes is
+/// woken by nothing else at that time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TimeSlot {
     pub(crate) started: Instant,
-    /// Milliseconds behind the beat, pods and claims.
-    pub(crate) phases: [u64; 2],
-    /// How much later than that each thing comes that a watch tells.
-    pub(crate) lag: [Duration; 2],
+    /// Milliseconds after the start of a period.
+    pub(crate) phases: PerResource<u64>,
+    /// The additional delay of watch lines.
+    pub(crate) lag: PerResource<Duration>,
 }
 
 impl Latency {
@@ -33,32 +33,32 @@ impl Latency {
         Latency { delay: Duration::ZERO, slot: Some(slot) }
     }
 
-    pub(crate) async fn request(self, kind: Option<Resource>) {
+    pub(crate) async fn request(self, resource: Option<Resource>) {
         match self.slot {
             None => sleep(self.delay).await,
-            Some(slot) => slot.wait(kind.unwrap_or(Resource::Pods), Duration::ZERO).await,
+            Some(slot) => slot.wait(resource.unwrap_or(Resource::Pods), Duration::ZERO).await,
         }
     }
 
-    pub(crate) async fn line(self, kind: Resource) {
+    pub(crate) async fn line(self, resource: Resource) {
         if let Some(slot) = self.slot {
-            slot.wait(kind, slot.lag[kind as usize]).await;
+            slot.wait(resource, slot.lag[resource]).await;
         }
     }
 }
 
 impl TimeSlot {
-    /// Milliseconds from beat to beat: all times of the bridge are multiples of it.
-    const MS: u128 = 50;
+    /// Milliseconds of a period. All delays of the bridge are multiples of it.
+    const PERIOD_MS: u128 = 50;
 
-    /// The first moment of a phase, after now, when so much time has passed.
+    /// The first time of a phase, later than now, at which at least `time` has passed.
     pub(crate) fn next(started: Instant, time: Duration, phase: u64) -> Instant {
         let at = (started.elapsed() + time).as_millis().max(started.elapsed().as_millis() + 1);
-        let beats = (at + Self::MS - 1 - u128::from(phase)).div_euclid(Self::MS);
-        started + Duration::from_millis(u64::try_from(beats * Self::MS).unwrap() + phase)
+        let periods = (at + Self::PERIOD_MS - 1 - u128::from(phase)).div_euclid(Self::PERIOD_MS);
+        started + Duration::from_millis(u64::try_from(periods * Self::PERIOD_MS).unwrap() + phase)
     }
 
-    async fn wait(self, kind: Resource, time: Duration) {
-        sleep_until(TimeSlot::next(self.started, time, self.phases[kind as usize])).await;
+    async fn wait(self, resource: Resource, time: Duration) {
+        sleep_until(TimeSlot::next(self.started, time, self.phases[resource])).await;
     }
 }

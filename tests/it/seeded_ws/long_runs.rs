@@ -1,25 +1,26 @@
-//! Long times and silence: an hour of watches that end every 30 s, and a black hole.
+//! Long runs and silence: an hour of watches that end every 30 s, and an API server that accepts and never answers.
 
 use std::time::Duration;
 
-use boilerhouse_bridge::event::PerResource;
+use boilerhouse_bridge::event::{PerResource, Resource};
 use boilerhouse_bridge::feed::Health;
 use boilerhouse_bridge::ring::Limits;
 use boilerhouse_bridge::sim::{ApiResource, Verb};
+use boilerhouse_bridge::test_support::SeededRng;
 use boilerhouse_bridge::wire::CloseReason;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::deployment::{NO_LIMIT, Reader, SimulatedDeployment};
-use super::validator::{End, WatchMode};
-use super::{Record, script, settle};
-use crate::support::rng::SeededRng;
+use super::{script, settle};
+use crate::oracle::recording::RecordedResponse;
+use crate::oracle::ws::{End, Record, WatchMode};
 
-/// One reader on each engine, from the beginning to the end.
+/// One reader for each watch mode, connected from the start to the end.
 const READERS: [Reader; 2] = [reader(WatchMode::Shared), reader(WatchMode::Dedicated)];
-/// A black hole is known so soon after the last byte (docs/guarantees.md, G10).
+/// A black hole is detected within this time after the last byte (docs/guarantees.md#guarantees, G10).
 const DETECTED_WITHIN: Duration = Duration::from_secs(40);
-/// So long after that, `/ws` clients are sent away (docs/protocol.md#boilerhouse-stream).
+/// `/ws` connections are closed this time after that (docs/protocol.md#boilerhouse-stream).
 const CLOSED_AFTER: Duration = Duration::from_secs(60);
 
 const fn reader(mode: WatchMode) -> Reader {
@@ -33,7 +34,12 @@ const fn reader(mode: WatchMode) -> Reader {
     }
 }
 
-/// An hour in which something is written every second and, at every half minute, `expire` happens.
+/// The number of lists in a record.
+fn lists(record: &Record) -> usize {
+    record.responses.iter().flatten().filter(|response| RecordedResponse::is_list(response)).count()
+}
+
+/// An hour with a write every second and a call of `expire` every 30 s.
 async fn hour(expire: fn(&SimulatedDeployment)) -> Vec<Record> {
     let (mut rng, mut tasks) = (SeededRng(7), JoinSet::new());
     let deployment = SimulatedDeployment::new(7, Limits::default(), &mut tasks, |_| {});
@@ -47,20 +53,18 @@ async fn hour(expire: fn(&SimulatedDeployment)) -> Vec<Record> {
         if second % 30 == 0 {
             expire(&deployment);
         }
-        // The log goes back ten minutes: after that nothing may grow.
+        // The log holds ten minutes. After that nothing may grow.
         if second % 600 == 599 {
             held.push(deployment.held());
             let open = deployment.sim.metrics().open_watches;
-            assert!(open.values().all(|open| *open == 2), "the hub's and one own watch of each resource: {open:?}");
+            assert!(open.values().all(|open| *open == 2), "each resource has two watches, hub and dedicated: {open:?}");
         }
     }
-    let [first, .., last] = held[2..] else { panic!("an hour has six tens of minutes") };
-    assert!(last < first + first / 20, "it grows: {held:?}");
+    let [first, .., last] = held[2..] else { panic!("an hour has six times ten minutes") };
+    assert!(last < first + first / 20, "the feeds grow: {held:?}");
     let (_, records) = settle(&deployment, READERS.len(), 7).await;
-    println!(
-        "held after each ten minutes: {held:?}; {} messages",
-        records.iter().map(|r| r.received.len()).sum::<usize>()
-    );
+    let messages: usize = records.iter().map(|record| record.received.len()).sum();
+    println!("held every ten minutes: {held:?}; {messages} messages");
     let requests = deployment.sim.metrics();
     println!("{} lists, {} watches", requests.count(Verb::List), requests.count(Verb::Watch));
     records
@@ -68,28 +72,20 @@ async fn hour(expire: fn(&SimulatedDeployment)) -> Vec<Record> {
 
 #[tokio::test(start_paused = true)]
 async fn hour_of_watches_ending_every_30_s_loses_and_leaks_nothing() {
-    // They end by themselves: 30 s is what they are asked for.
+    // Each watch is requested for 30 s and ends by itself.
     let records = hour(|_| {}).await;
     assert!(records.iter().all(|record| record.received.len() > 2000));
-    assert!(
-        records
-            .iter()
-            .all(|record| record.responses.iter().flatten().filter(|response| response.is_list()).count() == 2)
-    );
+    assert!(records.iter().all(|record| lists(record) == 2));
 }
 
 #[tokio::test(start_paused = true)]
 async fn hour_of_history_loss_every_30_s_loses_and_leaks_nothing() {
     let records = hour(|deployment| deployment.sim.restart()).await;
     assert!(records.iter().all(|record| record.received.len() > 2000));
-    assert!(
-        records
-            .iter()
-            .all(|record| record.responses.iter().flatten().filter(|response| response.is_list()).count() > 100)
-    );
+    assert!(records.iter().all(|record| lists(record) > 100));
 }
 
-/// A black hole so long after the watches have begun, in a cluster where something is written every second, or nothing.
+/// A black hole this time after the watches started. In a busy cluster there is a write every second.
 async fn black_hole(after: Duration, busy: bool) {
     let (mut rng, mut tasks) = (SeededRng(3), JoinSet::new());
     let deployment = SimulatedDeployment::new(3, Limits::default(), &mut tasks, |_| {});
@@ -109,19 +105,18 @@ async fn black_hole(after: Duration, busy: bool) {
     }
     deployment.sim.black_hole();
     let mut health = deployment.feed.health();
-    let is_down =
-        |all: &PerResource<Health>| all.iter().map(|health| matches!(health, Health::Down { .. })).collect::<Vec<_>>();
-    let first = {
-        timeout(DETECTED_WITHIN, health.wait_for(|all| is_down(all).contains(&true)))
-            .await
-            .expect("known within 40 s")
-            .unwrap();
-        Instant::now()
+    let is_down = |health: &Health| matches!(health, Health::Down { .. });
+    let any_down = |all: &PerResource<Health>| all.iter().any(is_down);
+    let all_down = |all: &PerResource<Health>| all.iter().all(is_down);
+    timeout(DETECTED_WITHIN, health.wait_for(any_down)).await.expect("not detected within 40 s").unwrap();
+    let first = Instant::now();
+    timeout(DETECTED_WITHIN, health.wait_for(all_down)).await.expect("one of two detected").unwrap();
+    let detected_after = {
+        let log = deployment.hub_log.lock().unwrap();
+        PerResource::from_fn(|resource: Resource| log.last_byte_at(resource).unwrap().elapsed())
     };
-    timeout(DETECTED_WITHIN, health.wait_for(|all| !is_down(all).contains(&false))).await.expect("of both").unwrap();
-    let last_byte = deployment.hub_log.lock().unwrap().last_byte.map(Option::unwrap);
-    let known = last_byte.map(|byte| byte.elapsed());
-    assert!(known.iter().all(|known| *known <= DETECTED_WITHIN), "{after:?} {busy}: known only after {known:?}");
+    let is_in_time = detected_after.iter().all(|after| *after <= DETECTED_WITHIN);
+    assert!(is_in_time, "{after:?}, busy {busy}: detected only after {detected_after:?}");
     let ended = async {
         loop {
             let ends: Vec<End> = deployment.records().iter().take(2).map(|record| record.end).collect();
@@ -131,16 +126,17 @@ async fn black_hole(after: Duration, busy: bool) {
             sleep(Duration::from_millis(10)).await;
         }
     };
-    let ends = timeout(2 * CLOSED_AFTER, ended).await.expect("both are sent away");
+    let ends = timeout(2 * CLOSED_AFTER, ended).await.expect("a connection is still open");
     assert_eq!(ends, [End::Closed(CloseReason::UpstreamUnavailable); 2]);
     let waited = first.elapsed();
     assert!(
         waited >= CLOSED_AFTER && waited < CLOSED_AFTER + Duration::from_millis(100),
-        "{after:?} {busy}: after {waited:?}"
+        "{after:?}, busy {busy}: closed after {waited:?}"
     );
     deployment.sim.up();
     settle(&deployment, READERS.len(), 3).await;
-    assert_eq!(deployment.sim.metrics().open_watches.get(&ApiResource::Pods), Some(&2), "nothing is left in the hole");
+    let open = deployment.sim.metrics().open_watches;
+    assert_eq!(open.get(&ApiResource::Pods), Some(&2), "watches from before the black hole are still open");
 }
 
 #[tokio::test(start_paused = true)]

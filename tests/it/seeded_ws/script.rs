@@ -1,20 +1,21 @@
-//! What happens in a history: random writes, and every fault that the simulated API knows.
+//! The script of a seeded history: random writes, and every fault of the simulated API.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use boilerhouse_bridge::event::Resource;
 use boilerhouse_bridge::sim::fault::{Answer, ConnectionEnd, Fault, WatchFault};
 use boilerhouse_bridge::sim::store::Store;
 use boilerhouse_bridge::sim::{ApiResource, Verb};
+use boilerhouse_bridge::test_support::SeededRng;
 use serde_json::{Value, json};
 
 use super::cluster::Cluster;
-use super::history::NAMESPACE;
-use crate::support::rng::SeededRng;
+use crate::oracle::history::NAMESPACE;
 
-/// What can go wrong; `InjectedFault::ALL` is what the tally is held against.
+/// A fault. The tests assert that each of `InjectedFault::ALL` was injected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum InjectedFault {
     CutEof,
@@ -43,7 +44,7 @@ pub(crate) enum InjectedFault {
     RefusedOnce,
     Hangs,
     Down,
-    OutOfReachForLong,
+    UnreachableForLong,
 }
 
 impl InjectedFault {
@@ -76,18 +77,18 @@ impl InjectedFault {
             RefusedOnce,
             Hangs,
             Down,
-            OutOfReachForLong,
+            UnreachableForLong,
         ]
     };
 
-    /// Whether it keeps everybody asking for a long time: a few of these go a long way.
+    /// Whether it lasts long in simulated time. These are injected less often.
     fn lasts(self) -> bool {
         use InjectedFault::*;
-        matches!(self, Down | BlackHole | OutOfReachForLong | ForbiddenForAWhile | UnauthorizedForAWhile)
+        matches!(self, Down | BlackHole | UnreachableForLong | ForbiddenForAWhile | UnauthorizedForAWhile)
     }
 
-    /// Whether the watch history is as good as before.
-    pub(crate) fn keeps_history(self) -> bool {
+    /// Whether the API server still has the complete watch history.
+    pub(crate) fn retains_history(self) -> bool {
         use InjectedFault::*;
         !matches!(
             self,
@@ -104,10 +105,11 @@ impl InjectedFault {
     }
 }
 
+/// How often each fault was injected.
 pub(crate) type FaultCounts = BTreeMap<InjectedFault, u64>;
 
-/// One random write; what the store refuses is none. Each write leaves a mark of its own in the object, so that every
-/// version says something else.
+/// One random write. A write that the store rejects changes nothing. Each write leaves a mark of its own in the object, so
+/// that every version is different.
 pub(crate) fn write(store: &mut Store, rng: &mut SeededRng) {
     let mark = store.revision();
     let namespace = if rng.below(20) == 0 { "elsewhere" } else { NAMESPACE };
@@ -157,10 +159,10 @@ fn claim(store: &mut Store, rng: &mut SeededRng, namespace: &str, mark: u64) {
         _ if store.get(ApiResource::Claims, namespace, &name).is_none() => {
             create(store, ApiResource::Claims, namespace, &name, &json!({ "spec": spec }))
         }
-        // Nobody sees it.
+        // A change that no view shows.
         3 if mark.is_multiple_of(2) => {
-            let unseen = json!({"metadata": {"annotations": {"boilerhouse.dev/last-activity": format!("{mark}")}}});
-            store.patch(ApiResource::Claims, namespace, &name, &unseen)
+            let hidden = json!({"metadata": {"annotations": {"boilerhouse.dev/last-activity": format!("{mark}")}}});
+            store.patch(ApiResource::Claims, namespace, &name, &hidden)
         }
         3 => store.patch(ApiResource::Claims, namespace, &name, &json!({ "spec": spec })),
         _ => store.patch(ApiResource::Claims, namespace, &name, &both),
@@ -171,7 +173,7 @@ type Written = Result<Arc<Value>, boilerhouse_bridge::sim::store::StoreError>;
 
 fn create(store: &mut Store, resource: ApiResource, namespace: &str, name: &str, rest: &Value) -> Written {
     let mut object = rest.clone();
-    // A label without a value is none: a merge patch takes it away, a new object must not have it.
+    // A merge patch removes a label whose value is null. A new object must not have such a label.
     if let Some(labels) = object["metadata"]["labels"].as_object_mut() {
         labels.retain(|_, value| !value.is_null());
     }
@@ -180,7 +182,7 @@ fn create(store: &mut Store, resource: ApiResource, namespace: &str, name: &str,
     store.create(resource, object)
 }
 
-/// One random trouble, from its beginning to its end, or armed for a request to come.
+/// Injects one random fault, from its start to its end, or arms it for a later request.
 pub(crate) async fn fault(cluster: &Cluster, rng: &mut SeededRng, among: &[InjectedFault]) -> InjectedFault {
     let mut fault = *rng.choose(among);
     if fault.lasts() && rng.below(3) > 0 {
@@ -201,13 +203,13 @@ pub(crate) async fn fault(cluster: &Cluster, rng: &mut SeededRng, among: &[Injec
         InjectedFault::Garbage => watch(WatchFault::Garbage),
         InjectedFault::StallAll => sim.stall_watches(),
         InjectedFault::StallOne => watch(WatchFault::Stall),
-        InjectedFault::BlackHole => out_of_reach(cluster, rng, true, Duration::ZERO).await,
-        InjectedFault::Down => out_of_reach(cluster, rng, false, Duration::ZERO).await,
-        InjectedFault::OutOfReachForLong => {
-            let swallows = rng.below(2) == 0;
-            out_of_reach(cluster, rng, swallows, Duration::from_secs(70)).await;
+        InjectedFault::BlackHole => unreachable_for_a_while(cluster, rng, true, Duration::ZERO).await,
+        InjectedFault::Down => unreachable_for_a_while(cluster, rng, false, Duration::ZERO).await,
+        InjectedFault::UnreachableForLong => {
+            let is_black_hole = rng.below(2) == 0;
+            unreachable_for_a_while(cluster, rng, is_black_hole, Duration::from_secs(70)).await;
         }
-        InjectedFault::Restored => restored(cluster, rng).await,
+        InjectedFault::Restored => restore_older_copy(cluster, rng).await,
         InjectedFault::ExpiredLine => watch(WatchFault::Expired),
         InjectedFault::ExpiredStatus => sim.arm(Fault::answer(Answer::Gone).on_verb(Verb::Watch).on(resource)),
         InjectedFault::ExpiredPage => {
@@ -215,11 +217,12 @@ pub(crate) async fn fault(cluster: &Cluster, rng: &mut SeededRng, among: &[Injec
             watch(WatchFault::Expired);
         }
         InjectedFault::ChangedBetweenPages => {
-            sim.arm(changed(rng).on_verb(Verb::List).on(resource));
+            sim.arm(concurrent_change(rng).on_verb(Verb::List).on(resource));
             watch(WatchFault::Expired);
         }
         InjectedFault::HalfList => {
-            cluster.recorder.half_lists[usize::from(resource == ApiResource::Claims)].fetch_add(1, Ordering::Relaxed);
+            let lists = if resource == ApiResource::Claims { Resource::Claims } else { Resource::Pods };
+            cluster.recorder.half_lists[lists].fetch_add(1, Ordering::Relaxed);
             watch(WatchFault::Expired);
         }
         InjectedFault::Restart => sim.restart(),
@@ -232,13 +235,13 @@ pub(crate) async fn fault(cluster: &Cluster, rng: &mut SeededRng, among: &[Injec
         InjectedFault::ForbiddenForAWhile => {
             sim.deny(verb, resource);
             sim.cut_watches(*rng.choose(&[ConnectionEnd::Eof, ConnectionEnd::Reset]));
-            while_it_lasts(cluster, rng, Duration::from_secs(60)).await;
+            writes_meanwhile(cluster, rng, Duration::from_secs(60)).await;
             sim.allow_all();
         }
         InjectedFault::UnauthorizedForAWhile => {
             sim.set_unauthorized(true);
             sim.cut_watches(*rng.choose(&[ConnectionEnd::Eof, ConnectionEnd::Reset]));
-            while_it_lasts(cluster, rng, Duration::from_secs(60)).await;
+            writes_meanwhile(cluster, rng, Duration::from_secs(60)).await;
             sim.set_unauthorized(false);
         }
         InjectedFault::Internal => answer(Answer::Internal),
@@ -249,30 +252,30 @@ pub(crate) async fn fault(cluster: &Cluster, rng: &mut SeededRng, among: &[Injec
     fault
 }
 
-/// Something is written right after an answer; now and then history is compacted with it, so that the next page expires.
-fn changed(rng: &mut SeededRng) -> Fault {
-    let (seed, compacts) = (Mutex::new(rng.fork()), rng.below(2) == 0);
+/// A write right after a response. In half of the cases the store is compacted with it, so that the next page expires.
+fn concurrent_change(rng: &mut SeededRng) -> Fault {
+    let (rng, compacts) = (Mutex::new(rng.fork()), rng.below(2) == 0);
     Fault::with_concurrent_change(move |store| {
-        write(store, &mut seed.lock().unwrap());
+        write(store, &mut rng.lock().unwrap());
         if compacts {
             store.compact(store.revision());
         }
     })
 }
 
-async fn out_of_reach(cluster: &Cluster, rng: &mut SeededRng, swallows: bool, min: Duration) {
-    if swallows {
+async fn unreachable_for_a_while(cluster: &Cluster, rng: &mut SeededRng, is_black_hole: bool, min: Duration) {
+    if is_black_hole {
         cluster.sim.black_hole()
     } else {
         cluster.sim.down()
     }
     cluster.sleep_slot(min).await;
-    while_it_lasts(cluster, rng, Duration::from_secs(59)).await;
+    writes_meanwhile(cluster, rng, Duration::from_secs(59)).await;
     cluster.sim.up();
 }
 
-/// Life goes on, unseen.
-async fn while_it_lasts(cluster: &Cluster, rng: &mut SeededRng, max: Duration) {
+/// A few writes during a fault, within `max`.
+async fn writes_meanwhile(cluster: &Cluster, rng: &mut SeededRng, max: Duration) {
     for _ in 0..rng.below(5) {
         cluster.sleep_slot(rng.duration_up_to(max / 5)).await;
         cluster.write(|store| write(store, rng));
@@ -280,24 +283,24 @@ async fn while_it_lasts(cluster: &Cluster, rng: &mut SeededRng, max: Duration) {
     cluster.sleep_slot(rng.duration_up_to(max / 5)).await;
 }
 
-/// etcd is put back. Everybody has heard of what is lost with it, and as long as the hub has not looked (15 s into the
-/// silence) less is written than was lost: a history that has grown past what was heard is the stated limit (docs/guarantees.md,
-/// G5).
-async fn restored(cluster: &Cluster, rng: &mut SeededRng) {
+/// Restores an older copy of etcd. All watchers have received what is lost with it. Until the hub detects the restore (15 s
+/// after the last byte), fewer versions are written than were lost. A history that has grown past the versions that a
+/// watcher received is a stated limit (docs/guarantees.md#stated-limits).
+async fn restore_older_copy(cluster: &Cluster, rng: &mut SeededRng) {
     if cluster.sim.pending_faults() > 0 {
         return;
     }
-    // What stalled is known to be dead after 35 s.
+    // Stalled watches are given up after 35 s.
     cluster.sleep_slot(Duration::from_secs(60)).await;
     label(cluster, "before");
     let older = cluster.sim.store(|store| store.clone());
-    // The same version of the same life says one thing in this history and another in the next.
+    // The same version of the same uid has another content in each of the two epochs.
     label(cluster, "lost");
     for _ in 0..=rng.below(6) {
         cluster.write(|store| write(store, rng));
         cluster.sleep_slot(rng.duration_up_to(Duration::from_secs(2))).await;
     }
-    // The last two, so that both resources' versions are known to have come this far.
+    // The last two writes show that both resources have been received up to here.
     cluster.write(|store| {
         let mark = store.revision();
         for (resource, name) in [(ApiResource::Pods, "p0"), (ApiResource::Claims, "c0")] {
@@ -309,7 +312,7 @@ async fn restored(cluster: &Cluster, rng: &mut SeededRng) {
     });
     let lost = cluster.sim.store(|store| store.revision());
     cluster.sleep_slot(Duration::from_millis(1)).await;
-    // One write is two revisions at most; pods were heard of up to one before the last.
+    // A write makes at most two revisions, and the last two belong to the claim.
     if !cluster.is_delivered(lost - 2).await {
         return;
     }
@@ -326,6 +329,7 @@ async fn restored(cluster: &Cluster, rng: &mut SeededRng) {
     cluster.sleep_slot(Duration::from_secs(60)).await;
 }
 
+/// Gives the Pod `p5` this workload.
 fn label(cluster: &Cluster, workload: &str) {
     let labels = json!({"boilerhouse.dev/managed": "true", "boilerhouse.dev/workload": workload});
     let change = json!({"metadata": {"labels": labels}});
