@@ -197,7 +197,6 @@ const REJECTED_WORDS: &[&str] = &[
     "for ever",
     "lens",
     "lenses",
-    "stage",
     "hall",
     "door",
     "house",
