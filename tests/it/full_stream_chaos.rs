@@ -1,14 +1,24 @@
-//! The full stream against the real API server: clients that are cut off, switch between replicas and transports, and
-//! miss nothing; and what they are told where the world itself breaks.
+//! The full stream on the real API server: clients that are cut off and switch between replicas and transports receive
+//! every event once. After a lost history they receive a difference or a snapshot with its reason.
 
 mod write_ledger;
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
 
+use boilerhouse_bridge::test_support::SeededRng;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use self::write_ledger::{WriteLedger, Writer};
+use self::write_ledger::{WriteLedger, Writer, is_state};
+use crate::oracle::{
+    fold::Fold,
+    full_stream::{Entry, ProjectedHistory, ReceivedEvent, ReplicaKnowledge, Start, StreamValidator},
+    mutations::full_stream as mutations,
+    visibility::ExpectedProjection,
+};
 use crate::support::{
     self,
     bridge_process::BridgeProcess,
@@ -16,105 +26,112 @@ use crate::support::{
     control_plane::{ControlPlane, Options},
     full_stream_client::FullStreamClient,
     http_client::TEST_TIMEOUT,
-    rng::SeededRng,
     seeds::{self, ReplayCommand, test_name},
 };
 
-/// How often the client is cut off in the ordinary run, and in the full one.
+/// How often the client is cut off in the short form and in the long form.
 const CUTS: [usize; 2] = [100, 300];
-/// Writers, and the pause of each between two writes: together 100 a second.
+/// The number of writers, and the time between two writes of each: together 100 writes a second.
 const WRITERS: usize = 4;
 const PAUSE: Duration = Duration::from_millis(40);
-/// The rate that must have been reached, on a machine that does other things, too.
-const RATE: f64 = 80.0;
+/// Writes a second that the test must reach, also on a busy machine.
+const MIN_RATE: f64 = 80.0;
 
-/// What a client holds across its connections.
+/// Mutations that the record allows. The others need a difference, a filter, several parts, or a recorded replica.
+const MIN_APPLICABLE: u64 = 15;
+
+/// What a client keeps across its connections.
 #[derive(Default)]
 struct Client {
-    last: Option<String>,
-    /// By uid, as `state.initial` and the events say.
-    fold: BTreeMap<String, Value>,
-    /// By uid: version and type of what was told.
-    received: BTreeMap<String, Vec<(String, String)>>,
+    last_id: Option<String>,
+    fold: Fold,
+    /// Everything but `upstream.*`: the API server of these tests may be slow at any time.
+    record: Vec<Entry>,
+    /// Whether a `state.initial` has more parts.
+    has_more: bool,
+    /// Whether events came after the last id.
+    has_pending: bool,
     coalesced: usize,
-    /// Reasons of `state.initial`.
+    /// The reasons of `state.initial`.
     snapshot_reasons: Vec<String>,
     connections: usize,
 }
 
 impl Client {
-    fn apply(&mut self, event: &Value) {
-        let text = |key: &str| event[key].as_str();
-        let kind = text("type").unwrap();
+    fn receive(&mut self, event: Value) {
         if event["coalesced"] == true {
             self.coalesced += 1;
         }
-        match kind {
-            "state.initial" => {
-                self.snapshot_reasons.push(text("reason").unwrap().to_owned());
-                self.fold.clear();
-                let views = ["instances", "claims"].into_iter().flat_map(|array| event[array].as_array().unwrap());
-                for view in views {
-                    self.fold.insert(view["uid"].as_str().unwrap().into(), view.clone());
-                }
+        if event["type"] == "state.initial" {
+            if !self.has_more {
+                self.snapshot_reasons.push(event["reason"].as_str().unwrap().to_owned());
+                self.fold = Fold::default();
             }
-            "instance.state" | "claim.state" => {
-                let view = &event[if kind == "claim.state" { "claim" } else { "instance" }];
-                let uid = view["uid"].as_str().unwrap().to_owned();
-                if text("phase") == Some("Deleted") {
-                    self.fold.remove(&uid);
-                } else {
-                    self.fold.insert(uid.clone(), view.clone());
-                }
-                self.note(event);
-            }
-            "tenant.claimed" | "tenant.released" | "pool.instance.ready" => self.note(event),
-            _ => {}
+            self.has_more = event["more"] == true;
+            self.fold.add_part(&event).unwrap_or_else(|violation| panic!("{violation}"));
         }
-        if let Some(id) = text("id") {
-            self.last = Some(id.to_owned());
+        self.fold.apply(&event);
+        self.has_pending |= event["key"].is_string();
+        if let Some(id) = event["id"].as_str() {
+            (self.last_id, self.has_pending) = (Some(id.to_owned()), false);
+        }
+        let received = ReceivedEvent::new(event, now_ms(), false);
+        if !received.name().starts_with("upstream.") {
+            self.record.push(Entry::Event(received));
         }
     }
 
-    fn note(&mut self, event: &Value) {
-        let key = event["key"].as_str().unwrap();
-        let mut parts = key.splitn(3, '.');
-        let [uid, rv, kind] = [(); 3].map(|()| parts.next().unwrap());
-        self.received.entry(uid.to_owned()).or_default().push((rv.to_owned(), kind.to_owned()));
-    }
-
-    /// Connects and reads for so long.
-    async fn visit(&mut self, address: SocketAddr, sse: bool, long: Duration) {
-        let Some(mut on) = FullStreamClient::connect(address, sse, "", self.last.as_deref()).await else { return };
+    /// Connects and reads for this time.
+    async fn connect(&mut self, address: SocketAddr, sse: bool, duration: Duration) {
+        let Some(mut stream) = FullStreamClient::connect(address, sse, "", self.last_id.as_deref()).await else {
+            return;
+        };
         self.connections += 1;
-        on.read_for(long, |event| self.apply(&event)).await;
+        let start = match self.last_id.clone() {
+            Some(id) => Start::Resume { id, projection: 0, is_forged: false },
+            None => Start::Snapshot,
+        };
+        self.record.push(Entry::Connect { at: now_ms(), replica: 0, projection: 0, start });
+        self.has_more = false;
+        stream.read_for(duration, |event| self.receive(event)).await;
+        self.record.push(Entry::Disconnect { at: now_ms() });
     }
 
     /// Reads until it holds what the cluster holds.
     async fn settle(&mut self, address: SocketAddr, ledger: &WriteLedger) {
         let end = Instant::now() + TEST_TIMEOUT;
-        while !ledger.is_state(&self.fold) {
-            assert!(Instant::now() < end, "it does not converge: {:#?}\n{:#?}", self.fold, ledger.state());
-            self.visit(address, true, Duration::from_millis(500)).await;
+        while self.has_pending || !ledger.is_state(&self.fold) {
+            assert!(Instant::now() < end, "the fold does not converge: {:#?}\n{:#?}", self.fold, ledger.state());
+            self.connect(address, true, Duration::from_millis(500)).await;
         }
     }
 
-    /// What came since everything was as it should be is exactly what the book says.
-    fn exact(&self, ledger: &WriteLedger) {
-        assert_eq!(self.coalesced, 0, "nothing was skipped");
-        // In the book's words, which only the finished book has for all.
-        let word = |rv: &str| if ledger.knows(rv) { rv.to_owned() } else { "end".to_owned() };
-        let line = |(rv, kind): &(String, String)| format!("{} {kind}", word(rv));
-        let lines =
-            |(uid, received): (&String, &Vec<(String, String)>)| (uid.clone(), received.iter().map(line).collect());
-        assert_eq!(
-            self.received.iter().map(lines).collect::<BTreeMap<_, Vec<_>>>(),
-            ledger.expected(),
-            "every transition once"
-        );
+    /// Validates the record: every event of the ledger once, in order, and no difference or second snapshot. All replicas
+    /// count as undisturbed.
+    fn validate(&self, ledger: &WriteLedger) -> StreamValidator {
+        assert_eq!(self.coalesced, 0, "a difference replaces changes that the API server still has");
+        let record = self.settled_record();
+        let history = ledger.history(record).unwrap_or_else(|violation| panic!("{violation}"));
+        let expected = ProjectedHistory::new(history, vec![ExpectedProjection::EVERYTHING]);
+        let replicas = vec![ReplicaKnowledge::Undisturbed];
+        let validator = StreamValidator { expected, replicas, resumes: Vec::new() };
+        validator.validate(record).unwrap_or_else(|violation| panic!("{violation}"));
+        validator
+    }
+
+    /// The record up to its last event.
+    fn settled_record(&self) -> &[Entry] {
+        let end = self.record.iter().rposition(|entry| matches!(entry, Entry::Event(_))).map_or(0, |last| last + 1);
+        &self.record[..end]
     }
 }
 
+/// Milliseconds since the Unix epoch.
+fn now_ms() -> u64 {
+    u64::try_from(SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap()
+}
+
+/// Two bridges, both ready.
 async fn replicas(cluster: &Cluster, args: &[&str]) -> Vec<BridgeProcess> {
     let kubeconfig = cluster.kubeconfig();
     let mut bridges = Vec::new();
@@ -133,7 +150,7 @@ async fn disconnects_under_100_writes_per_second_lose_and_repeat_nothing() {
     let _replay = ReplayCommand::on_panic(test_name!(), seed);
     let bridges = replicas(&cluster, &["--own-watchers", "0"]).await;
     let (ledger, mut client, mut rng) = (WriteLedger::default(), Client::default(), SeededRng(seed));
-    client.visit(bridges[0].address, true, Duration::from_millis(300)).await;
+    client.connect(bridges[0].address, true, Duration::from_millis(300)).await;
     assert_eq!(client.snapshot_reasons, ["connect"]);
     let started = Instant::now();
     let writing = async {
@@ -143,20 +160,23 @@ async fn disconnects_under_100_writes_per_second_lose_and_repeat_nothing() {
     let reading = async {
         for _ in 0..cuts {
             let (which, sse) = (rng.below(2) as usize, rng.below(2) == 0);
-            let long = Duration::from_millis(5 + rng.below(120));
-            client.visit(bridges[which].address, sse, long).await;
+            let duration = Duration::from_millis(5 + rng.below(120));
+            client.connect(bridges[which].address, sse, duration).await;
         }
     };
-    tokio::select! { () = writing => unreachable!("writers go on"), () = reading => {} }
+    tokio::select! { () = writing => unreachable!("writers do not end"), () = reading => {} }
     let (writes, took) = (ledger.writes(), started.elapsed());
     ledger.finish(&cluster).await;
     client.settle(bridges[0].address, &ledger).await;
-    client.exact(&ledger);
-    assert_eq!(client.snapshot_reasons, ["connect"], "no further picture");
-    assert!(client.connections > cuts, "{} connections", client.connections);
+    let validator = client.validate(&ledger);
+    assert_eq!(client.snapshot_reasons, ["connect"], "the client received a second snapshot");
+    assert!(client.connections > cuts, "only {} connections", client.connections);
     let rate = writes as f64 / took.as_secs_f64();
     println!("{writes} writes at {rate:.0} a second, {} connections", client.connections);
-    assert!(rate >= RATE, "{rate:.0} writes a second are too few");
+    assert!(rate >= MIN_RATE, "{rate:.0} writes a second, expected at least {MIN_RATE}");
+    let (mut generators, mut applied) = (mutations::Generators::new(seed), mutations::none_applied());
+    mutations::reject_all(&validator, client.settled_record(), &mut generators, 1, &mut applied);
+    assert!(applied.applicable() >= MIN_APPLICABLE, "too few mutations were applied: {applied:?}");
 }
 
 #[tokio::test]
@@ -167,29 +187,29 @@ async fn killed_processes_lead_to_history_or_diff_without_loss() {
     let seed = seeds::seed(9);
     let _replay = ReplayCommand::on_panic(test_name!(), seed);
     let mut writer = Writer::new(seed);
-    client.visit(bridges[0].address, true, Duration::from_millis(300)).await;
+    client.connect(bridges[0].address, true, Duration::from_millis(300)).await;
 
-    // kill -9 of the bridge: the next one reads the past.
-    writer.some(&cluster, &ledger, 20).await;
+    // kill -9 of both bridges: the next ones read the history with a backfill.
+    writer.write_some(&cluster, &ledger, 20).await;
     client.settle(bridges[1].address, &ledger).await;
     drop(bridges);
-    writer.some(&cluster, &ledger, 20).await;
+    writer.write_some(&cluster, &ledger, 20).await;
     bridges = replicas(&cluster, &["--own-watchers", "0"]).await;
     client.settle(bridges[0].address, &ledger).await;
-    client.exact(&ledger);
+    client.validate(&ledger);
 
-    // Of the API server, while the bridges look away: a difference. And of both.
+    // kill -9 of the API server while the bridges are stopped leads to a difference. Then of the bridges as well.
     for both in [false, true] {
         for bridge in &bridges {
             bridge.pause().await;
         }
-        writer.some(&cluster, &ledger, 20).await;
+        writer.write_some(&cluster, &ledger, 20).await;
         if both {
             drop(std::mem::take(&mut bridges));
         }
         cluster.down().await;
         cluster.up().await;
-        writer.some(&cluster, &ledger, 20).await;
+        writer.write_some(&cluster, &ledger, 20).await;
         if both {
             bridges = replicas(&cluster, &["--own-watchers", "0"]).await;
         }
@@ -198,13 +218,13 @@ async fn killed_processes_lead_to_history_or_diff_without_loss() {
         }
         let before = client.coalesced;
         client.settle(bridges[1].address, &ledger).await;
-        assert!(client.coalesced > before, "it was a difference, and is marked so (both: {both})");
+        assert!(client.coalesced > before, "no event is marked as part of a difference (both: {both})");
     }
-    assert_eq!(client.snapshot_reasons, ["connect"], "no further picture");
+    assert_eq!(client.snapshot_reasons, ["connect"], "the client received a second snapshot");
 }
 
-/// On a control plane whose API server knows of a compaction at once; that the usual one answers the same when it comes to
-/// know of it, `control_plane::etcd_and_api_server_recover_after_kill_9` shows.
+/// This control plane has an API server that notices a compaction at once. `control_plane::etcd_and_api_server_recover_after_kill_9`
+/// shows that the usual one gives the same response once it has noticed.
 #[tokio::test]
 async fn lost_history_is_reported_as_expired_or_foreign() {
     let flag = "--feature-gates=ListFromCacheSnapshot=false".to_owned();
@@ -215,35 +235,35 @@ async fn lost_history_is_reported_as_expired_or_foreign() {
     let seed = seeds::seed(9);
     let _replay = ReplayCommand::on_panic(test_name!(), seed);
     let mut writer = Writer::new(seed);
-    client.visit(bridges[0].address, true, Duration::from_millis(300)).await;
-    writer.some(&cluster, &ledger, 20).await;
+    client.connect(bridges[0].address, true, Duration::from_millis(300)).await;
+    writer.write_some(&cluster, &ledger, 20).await;
     client.settle(bridges[1].address, &ledger).await;
     assert_eq!(client.snapshot_reasons, ["connect"]);
 
-    // Across a compaction, with nobody there who knows the history: the state, with the reason.
+    // A compaction while no bridge runs: a snapshot with the reason.
     drop(bridges);
-    writer.some(&cluster, &ledger, 20).await;
+    writer.write_some(&cluster, &ledger, 20).await;
     cluster.plane().compact().await;
     bridges = replicas(&cluster, &["--own-watchers", "0"]).await;
     client.settle(bridges[0].address, &ledger).await;
     assert_eq!(client.snapshot_reasons, ["connect", "expired"]);
 
-    // An older copy put back: noticed by itself, under a client that is there and for one that comes.
+    // The bridges detect the restore of an older copy of etcd, for connected clients and for those that resume.
     cluster.backup().await;
-    let kept = ledger.state();
-    writer.some(&cluster, &ledger, 20).await;
+    let restored = ledger.state();
+    writer.write_some(&cluster, &ledger, 20).await;
     client.settle(bridges[0].address, &ledger).await;
     cluster.restore_backup().await;
     let foreign = async {
         while client.snapshot_reasons.len() < 3 {
-            client.visit(bridges[0].address, true, Duration::from_millis(300)).await;
+            client.connect(bridges[0].address, true, Duration::from_millis(300)).await;
         }
     };
-    tokio::time::timeout(2 * TEST_TIMEOUT, foreign).await.expect("it is noticed");
+    tokio::time::timeout(2 * TEST_TIMEOUT, foreign).await.expect("the restore is not detected");
     assert_eq!(client.snapshot_reasons, ["connect", "expired", "foreign"]);
     let end = Instant::now() + TEST_TIMEOUT;
-    while client.fold != kept {
-        assert!(Instant::now() < end, "the older state: {:#?}\n{kept:#?}", client.fold);
-        client.visit(bridges[0].address, false, Duration::from_millis(300)).await;
+    while !is_state(&restored, &client.fold) {
+        assert!(Instant::now() < end, "the fold is not the restored state: {:#?}\n{restored:#?}", client.fold);
+        client.connect(bridges[0].address, false, Duration::from_millis(300)).await;
     }
 }
