@@ -73,7 +73,7 @@ impl CredentialState {
         }
     }
 
-    fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_state_change(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self.watch.as_mut().map(|watch| watch.poll_next_unpin(cx)) {
             Some(Poll::Ready(Some(status))) => {
                 self.apply(status);
@@ -84,12 +84,12 @@ impl CredentialState {
         }
     }
 
-    fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
+    fn poll_credential_end(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
         loop {
             if let Some(close) = self.ended {
                 return Poll::Ready(close);
             }
-            ready!(self.poll_changed(cx));
+            ready!(self.poll_state_change(cx));
         }
     }
 }
@@ -125,7 +125,7 @@ impl<O: Outbound> Outbound for WithCredential<O> {
 
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(credential) = &mut self.credential {
-            match credential.poll_changed(cx) {
+            match credential.poll_state_change(cx) {
                 Poll::Ready(()) => return Poll::Ready(()),
                 Poll::Pending => {}
             }
@@ -134,7 +134,7 @@ impl<O: Outbound> Outbound for WithCredential<O> {
     }
 
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
-        self.credential.as_mut().map_or(Poll::Pending, |credential| credential.poll_ended(cx))
+        self.credential.as_mut().map_or(Poll::Pending, |credential| credential.poll_credential_end(cx))
     }
 
     fn group(&mut self) -> Option<Group> {
