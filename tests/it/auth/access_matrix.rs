@@ -127,7 +127,7 @@ fn success(path: &str, tenants: &[&str], fixture: &Fixture) -> (u16, Value) {
         "/api/v1/health" => json!({"status": "ok"}),
         "/livez" => json!("ok\n"),
         "/readyz" => json!("ready\n"),
-        "/metrics" => json!("# HELP bridge_"),
+        "/metrics" => json!("# HELP "),
         "/api/v1/nothing" => {
             return error(404, "NOT_FOUND", "no such path: '/api/v1/nothing'; see / for the list of endpoints");
         }
