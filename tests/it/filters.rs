@@ -1,6 +1,6 @@
-//! Filters on the wire (docs/guarantees.md#guarantees, G7): the fold of a filtered client is exactly the filtered state at
-//! every id, also while objects enter and leave the filter. A cursor belongs to its filter. A malformed filter is rejected
-//! with the accepted values.
+//! Filters on the wire (docs/guarantees.md#guarantees, G7): the fold of a filtered client is exactly the filtered state
+//! at every id, also while objects enter and leave the filter. A cursor belongs to its filter. A malformed filter is
+//! rejected with the accepted values.
 //!
 //! The oracle compares every event with the history of the simulated cluster.
 
@@ -36,7 +36,7 @@ const UPGRADE: &[(&str, &str)] = &[
 
 /// The number of seeds, and of writes for each, of the short form and of the long form.
 const SIZES: [(u64, usize); 2] = [(3, 400), (20, 2_000)];
-/// How often each mutation is applied to the records, at most.
+/// The maximum number of times that each mutation is applied.
 const MAX_MUTATIONS: u64 = 3;
 /// Mutations that need something that these records do not contain: a resume, a difference, several parts, or
 /// `upstream.down`.
@@ -232,7 +232,7 @@ async fn filtered_fold_equals_the_filtered_state_at_every_id() {
                 tokio::task::yield_now().await;
             }
         }
-        // The clients know the last versions before they can receive them.
+        // The clients get the last versions before they can receive the events.
         cluster.sim.store(|store| end_sender.send_replace(last_writes(store)));
         let mut records = Vec::new();
         while let Some(record) = clients.join_next().await {
@@ -256,8 +256,8 @@ async fn filtered_fold_equals_the_filtered_state_at_every_id() {
     assert!(applied.applicable() >= MIN_APPLICABLE, "too few mutations were applied: {applied:?}");
 }
 
-/// The cursor of a GET belongs to its filter. A stream with the same filter resumes there, however the filter is written. A
-/// stream with another filter starts with a snapshot and its reason.
+/// The cursor of a GET belongs to its filter. A stream with the same filter resumes there, however the filter is
+/// written. A stream with another filter starts with a snapshot and its reason.
 #[tokio::test]
 async fn cursor_is_valid_only_for_its_filter() {
     let cluster = SimCluster::new().await;

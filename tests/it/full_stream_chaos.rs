@@ -106,8 +106,8 @@ impl Client {
         }
     }
 
-    /// Validates the record: every event of the ledger once, in order, and no difference or second snapshot. All replicas
-    /// count as undisturbed.
+    /// Validates the record: every event of the ledger once, in order, and no difference or second snapshot. All
+    /// replicas count as undisturbed.
     fn validate(&self, ledger: &WriteLedger) -> StreamValidator {
         assert_eq!(self.coalesced, 0, "a difference replaces changes that the API server still has");
         let record = self.settled_record();
@@ -223,8 +223,9 @@ async fn killed_processes_lead_to_history_or_diff_without_loss() {
     assert_eq!(client.snapshot_reasons, ["connect"], "the client received a second snapshot");
 }
 
-/// This control plane has an API server that notices a compaction at once. `control_plane::etcd_and_api_server_recover_after_kill_9`
-/// shows that the usual one gives the same response once it has noticed.
+/// This control plane has an API server that notices a compaction at once.
+/// `control_plane::etcd_and_api_server_recover_after_kill_9` shows that the usual one gives the same response once it
+/// has noticed.
 #[tokio::test]
 async fn lost_history_is_reported_as_expired_or_foreign() {
     let flag = "--feature-gates=ListFromCacheSnapshot=false".to_owned();

@@ -1,13 +1,13 @@
 //! The random model of two replicas (docs/development.md#test-layers): feeds without I/O.
 //!
-//! One history of objects is written to two feeds. They interleave pods and claims differently, one may lag, and each may
-//! list again, lose its log, restart, and extend its log backwards for older cursors. Clients with random projections read
-//! a little, disconnect, and resume on either feed. The oracle compares each record with the history: the fold is the
-//! filtered state at every id, no event comes twice, no id goes back, and between two ids come exactly the events of the
-//! history.
+//! One history of objects is written to two feeds. They interleave pods and claims differently, one may lag, and each
+//! may list again, lose its log, restart, and extend its log backwards for older cursors. Clients with random
+//! projections read a little, disconnect, and resume on either feed. The oracle compares each record with the history:
+//! the fold is the filtered state at every id, no event comes twice, no id goes back, and between two ids come exactly
+//! the events of the history.
 //!
-//! One decision of a feed depends on the time: whether it sends a rendered snapshot again. The test of the model runs in
-//! real time, so that both happen; the test of the mutations runs on a paused clock, so that a seed repeats exactly.
+//! One decision of a feed depends on the time: whether it sends a rendered snapshot again. The test of the model runs
+//! in real time, so that both happen; the test of the mutations runs on a paused clock, so that a seed repeats exactly.
 
 mod client;
 mod history;

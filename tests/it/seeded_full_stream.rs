@@ -1,9 +1,9 @@
-//! Seeded histories of the full stream (docs/development.md#test-layers): two replicas of a bridge on a cluster with random
-//! writes and faults, clients that disconnect and resume on either replica, and the oracle, which compares every event of
-//! every client with the store's history.
+//! Seeded histories of the full stream (docs/development.md#test-layers): two replicas of a bridge on a cluster with
+//! random writes and faults, clients that disconnect and resume on either replica, and the oracle, which compares every
+//! event of every client with the store's history.
 //!
-//! Everything runs in one process on a paused clock. A seed repeats the same history to the last line. `BRIDGE_SEED=<n>`
-//! runs one seed, `BRIDGE_TESTS=full` runs 2,000.
+//! Everything runs in one process on a paused clock. A seed repeats the same history to the last line.
+//! `BRIDGE_SEED=<n>` runs one seed, `BRIDGE_TESTS=full` runs 2,000.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -34,14 +34,14 @@ const SEEDS: [u64; 2] = [60, 2_000];
 const REPLAYED_SEEDS: [u64; 2] = [10, 200];
 /// Seeds whose records are mutated.
 const MUTATED_SEEDS: u64 = 48;
-/// The least number of times that each mutation must have been applied.
+/// The minimum number of times that each mutation must have been applied.
 const MIN_APPLIED: u64 = 5;
-/// The greatest number of times that each mutation is applied, each time to another record.
+/// The maximum number of times that each mutation is applied, each time to another record.
 const MAX_APPLIED: u64 = 12;
 /// Steps of a history: writes, pauses, faults and restarts.
 const STEPS: u64 = 70;
-/// Checks, one every 30 s of simulated time, before a history counts as never at rest. Faults stall for at most 35 s, one
-/// after another.
+/// Checks, one every 30 s of simulated time, before a history counts as never at rest. Faults stall for at most 35 s,
+/// one after another.
 const MAX_SETTLE_CHECKS: u32 = 40;
 /// Every client has received a change within this time (docs/guarantees.md#guarantees, G9). The second one holds if a
 /// replica lags, because it receives the change late.
@@ -132,8 +132,8 @@ fn clients(rng: &mut SeededRng) -> Vec<ClientBehavior> {
     ]
 }
 
-/// Waits until every client has received everything. Then it makes a few more writes, and validates the records when the
-/// time for them is over.
+/// Waits until every client has received everything. Then it makes a few more writes, and validates the records when
+/// the time for them is over.
 async fn settle(deployment: &Arc<SimulatedDeployment>, rng: &mut SeededRng, seed: u64) -> ValidatedRun {
     deployment.settling.store(true, Ordering::Relaxed);
     let mut outcome = Err(Violation::new(Guarantee::Convergent, "a replica did not become ready"));

@@ -1,6 +1,6 @@
-//! Seeded histories of `/ws` (docs/development.md#test-layers): a simulated cluster with random writes and faults, readers
-//! on the hub and on dedicated watchers, and the oracle, which compares every message of every reader with the store's
-//! history.
+//! Seeded histories of `/ws` (docs/development.md#test-layers): a simulated cluster with random writes and faults,
+//! readers on the hub and on dedicated watchers, and the oracle, which compares every message of every reader with the
+//! store's history.
 //!
 //! Everything runs in one process on a paused clock: an hour takes a second, and a seed repeats the same history.
 //! `BRIDGE_SEED=<n>` runs one seed, `BRIDGE_TESTS=full` runs 2,000.
@@ -39,7 +39,7 @@ const SEEDS: [u64; 2] = [160, 2_000];
 const RETAINED_SEEDS: [u64; 2] = [40, 200];
 /// Seeds whose records are mutated.
 const MUTATED_SEEDS: u64 = 40;
-/// The least number of times that each mutation must have been applied.
+/// The minimum number of times that each mutation must have been applied.
 const MIN_APPLIED: u64 = 20;
 /// Threads that share the seeds, one for each core of the CI machines.
 pub(crate) const THREADS: u64 = 2;
@@ -126,8 +126,8 @@ fn run_seed(seed: u64, faults: &[InjectedFault]) -> (History, Vec<Record>, Cover
     })
 }
 
-/// For each watch mode three readers: one that is always connected, one that connects later and may have no burst, and a
-/// slow one.
+/// For each watch mode three readers: one that is always connected, one that connects later and may have no burst, and
+/// a slow one.
 fn readers(rng: &mut SeededRng) -> Vec<Reader> {
     let mut readers = Vec::new();
     for mode in [WatchMode::Shared, WatchMode::Dedicated] {
@@ -231,8 +231,8 @@ fn every_client_receives_exactly_the_store_history() {
 ///
 /// For dedicated watchers this holds if kube-runtime resumes at the version that it has: after the end of a watch, a
 /// break, half a line, silence, 401, 403, 429, 5xx and an outage. After a line that cannot be parsed kube-runtime would
-/// continue without that change, and after a 410 it would request the same version until shutdown. In these two cases the
-/// dedicated watcher is restarted and lists.
+/// continue without that change, and after a 410 it would request the same version until shutdown. In these two cases
+/// the dedicated watcher is restarted and lists.
 #[test]
 fn retained_history_is_sent_version_by_version_without_relists() {
     let faults: Vec<InjectedFault> = InjectedFault::ALL.into_iter().filter(|fault| fault.retains_history()).collect();

@@ -3,8 +3,8 @@
 //! It has its own implementation of the rules of docs/protocol.md: views, filters, transitions, events, the fold. Every
 //! seeded test compares its records with the same oracle. [`mutations`] test the oracle itself.
 //!
-//! Guarantees: it does not call the code that it checks. Must not import: anything of the product but `ALLOWED`, above all
-//! not `event::render`, `event::projection` and `source::decode`. A test of this file checks it.
+//! Guarantees: it does not call the code that it checks. Must not import: anything of the product but `ALLOWED`, above
+//! all not `event::render`, `event::projection` and `source::decode`. A test of this file checks it.
 
 pub(crate) mod fold;
 pub(crate) mod full_stream;

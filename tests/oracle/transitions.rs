@@ -4,7 +4,7 @@ use boilerhouse_bridge::event::Resource;
 
 use super::object::ExpectedObject;
 
-/// An edge-triggered event.
+/// A transition, which is sent as an event of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transition {
     /// `pool.instance.ready`

@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 
 use super::object::ExpectedObject;
 
-/// One condition of a filter: the resource, the key, and the value. The key `labels.x` is the label `x`. Without a value
-/// the label must exist.
+/// One condition of a filter: the resource, the key, and the value. The key `labels.x` is the label `x`. Without a
+/// value the label must exist.
 pub(crate) type Condition = (Resource, &'static str, Option<&'static str>);
 
 /// What a client asks for.
@@ -61,7 +61,8 @@ impl ExpectedProjection {
         })
     }
 
-    /// Whether the client sees the pool of a workload. Only a condition on the workload of instances selects among pools.
+    /// Whether the client sees the pool of a workload. Only a condition on the workload of instances selects among
+    /// pools.
     pub(crate) fn shows_pool(&self, workload: &str) -> bool {
         let mut conditions = self.conditions.iter();
         let selects_other = |(resource, key, value): &Condition| {

@@ -65,8 +65,8 @@ impl WriteLedger {
         is_state(&self.state(), fold)
     }
 
-    /// The history. A writer does not learn the version of a deletion, so it is taken from the record: from the `key` of the
-    /// state event that reports the deletion. It must be later than the object's last write.
+    /// The history. A writer does not learn the version of a deletion, so it is taken from the record: from the `key`
+    /// of the state event that reports the deletion. It must be later than the object's last write.
     ///
     /// # Errors
     /// If a deletion is missing in the record, or has an earlier version.

@@ -22,13 +22,13 @@ impl Object {
         match resource {
             Resource::Pods => {
                 let pod = PodBuilder::new(name).uid(uid).version(version).created_at("2026-01-01T00:00:00Z");
-                let pod = pod.phase(*rng.choose(&["Pending", "Running"]));
+                let pod = pod.phase(rng.choose::<&str>(&["Pending", "Running"]));
                 let pod = if rng.below(2) == 0 { pod.tenant(tenant) } else { pod };
-                Object::Pod(pod.pool(*rng.choose(&["warming", "ready", "acquired"])))
+                Object::Pod(pod.pool(rng.choose::<&str>(&["warming", "ready", "acquired"])))
             }
             Resource::Claims => {
                 let claim = ClaimBuilder::new(name).uid(uid).version(version).tenant(tenant).workload("w");
-                Object::Claim(claim.phase(*rng.choose(&["Pending", "Active", "Released"])))
+                Object::Claim(claim.phase(rng.choose::<&str>(&["Pending", "Active", "Released"])))
             }
         }
     }

@@ -276,8 +276,8 @@ impl Client {
                 _ = alive.changed() => return,
                 () = sleep_until(deadline) => return,
                 () = subscription.readable() => {
-                    // In its own slot, when everything of the replica's slot has arrived. In how many changes it arrives
-                    // depends on which task wakes first.
+                    // In its own slot, when everything of the replica's slot has arrived. In how many changes it
+                    // arrives depends on which task wakes first.
                     self.sleep_slot(Duration::ZERO).await;
                     let _ = subscription.readable().now_or_never();
                     return;

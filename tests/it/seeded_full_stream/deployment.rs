@@ -1,7 +1,7 @@
 //! A cluster, and two replicas that watch it and can be restarted.
 //!
-//! In each time slot only one thing reaches one task (see [`TimeSlot`]). So the order does not depend on which task wakes
-//! first, and a seed repeats the same history to the last line.
+//! In each time slot only one thing reaches one task (see [`TimeSlot`]). So the order does not depend on which task
+//! wakes first, and a seed repeats the same history to the last line.
 
 use std::cell::Cell;
 use std::sync::atomic::AtomicBool;
@@ -134,7 +134,7 @@ impl SimulatedDeployment {
     /// What is known about each replica, by its number.
     pub(super) fn replicas(&self) -> Vec<ReplicaKnowledge> {
         let count = self.runs.lock().unwrap().len();
-        (0..count).map(|number| ReplicaKnowledge::Recorded(self.timeline(number))).collect()
+        (0..count).map(|number| ReplicaKnowledge::Recorded(Box::new(self.timeline(number)))).collect()
     }
 
     fn timeline(&self, number: usize) -> ReplicaTimeline {
@@ -151,8 +151,8 @@ impl SimulatedDeployment {
         self.cluster.history().with_times(switches, written)
     }
 
-    /// Whether all running replicas have detected the last restore. Until then, a client that comes from a replica that has
-    /// to one that has not may receive lost versions, because its cursor does not name the epoch
+    /// Whether all running replicas have detected the last restore. Until then, a client that comes from a replica that
+    /// has to one that has not may receive lost versions, because its cursor does not name the epoch
     /// (docs/guarantees.md#stated-limits).
     pub(super) fn is_reset_detected(&self) -> bool {
         let resets = self.cluster.resets().len();

@@ -1,8 +1,8 @@
 //! A recorder between the simulated API server and a client of it. It writes down every response.
 //!
-//! It does not depend on the bridge. The recording shows up to which version a watch has come, at which version a list was
-//! read, and whether there was a reason to list again. With the history of the store this determines what a client must
-//! receive.
+//! It does not depend on the bridge. The recording shows up to which version a watch has come, at which version a list
+//! was read, and whether there was a reason to list again. With the history of the store this determines what a client
+//! must receive.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -45,8 +45,8 @@ pub(crate) struct FailureWindow {
     ended: Option<Instant>,
 }
 
-/// If another failure follows a new watch within this time, the failure did not end. The probe that detects a failure may
-/// take 5 s.
+/// If another failure follows a new watch within this time, the failure did not end. The probe that detects a failure
+/// may take 5 s.
 const FAILURE_GAP: Duration = Duration::from_secs(6);
 
 impl RecorderLog {

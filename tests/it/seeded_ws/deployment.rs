@@ -24,8 +24,8 @@ use super::latency::Latency;
 use crate::oracle::history::NAMESPACE;
 use crate::oracle::ws::{End, Record, Start, WatchMode, WsEvent};
 
-/// `/ws` is closed after 60 s without the API server (docs/protocol.md#boilerhouse-stream). It takes up to 2 s until a watch
-/// that broke is seen to fail again.
+/// `/ws` is closed after 60 s without the API server (docs/protocol.md#boilerhouse-stream). A watch that broke
+/// fails again within 2 s.
 const UPSTREAM_LIMIT: Duration = Duration::from_secs(58);
 
 /// The longest time between two connections of a client.
@@ -118,14 +118,14 @@ impl SimulatedDeployment {
     }
 
     /// The length of the debug output of all feeds and their projection caches. It grows with everything they hold.
-    pub(super) fn held(&self) -> usize {
+    pub(super) fn debug_size(&self) -> usize {
         let sessions = self.sessions.lock().unwrap();
         let feeds = sessions.values().flatten().map(|session| session.lock().unwrap().feed.clone());
-        let everything = || Projection::everything(EventFormat::Boilerhouse);
-        let held = feeds
-            .chain([self.feed.clone()])
-            .map(|feed| format!("{feed:?}{:?}", feed.projection_cache(everything(), Framing::WEBSOCKET)));
-        held.map(|held| held.len()).sum()
+        let sizes = feeds.chain([self.feed.clone()]).map(|feed| {
+            let everything = Projection::everything(EventFormat::Boilerhouse);
+            format!("{feed:?}{:?}", feed.projection_cache(everything, Framing::WEBSOCKET)).len()
+        });
+        sizes.sum()
     }
 
     /// Runs one reader. It connects again after each connection.

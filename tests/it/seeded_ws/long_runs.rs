@@ -46,7 +46,7 @@ async fn hour(expire: fn(&SimulatedDeployment)) -> Vec<Record> {
     for (index, reader) in READERS.into_iter().enumerate() {
         tasks.spawn(deployment.clone().read(index, reader, rng.fork()));
     }
-    let mut held = Vec::new();
+    let mut sizes = Vec::new();
     for second in 1..=3600 {
         sleep(Duration::from_secs(1)).await;
         deployment.write(|store| script::write(store, &mut rng));
@@ -55,16 +55,16 @@ async fn hour(expire: fn(&SimulatedDeployment)) -> Vec<Record> {
         }
         // The log holds ten minutes. After that nothing may grow.
         if second % 600 == 599 {
-            held.push(deployment.held());
+            sizes.push(deployment.debug_size());
             let open = deployment.sim.metrics().open_watches;
             assert!(open.values().all(|open| *open == 2), "each resource has two watches, hub and dedicated: {open:?}");
         }
     }
-    let [first, .., last] = held[2..] else { panic!("an hour has six times ten minutes") };
-    assert!(last < first + first / 20, "the feeds grow: {held:?}");
+    let [first, .., last] = sizes[2..] else { panic!("an hour has six times ten minutes") };
+    assert!(last < first + first / 20, "the feeds grow: {sizes:?}");
     let (_, records) = settle(&deployment, READERS.len(), 7).await;
     let messages: usize = records.iter().map(|record| record.received.len()).sum();
-    println!("held every ten minutes: {held:?}; {messages} messages");
+    println!("size of the feeds every ten minutes: {sizes:?}; {messages} messages");
     let requests = deployment.sim.metrics();
     println!("{} lists, {} watches", requests.count(Verb::List), requests.count(Verb::Watch));
     records

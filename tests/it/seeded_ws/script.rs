@@ -108,8 +108,8 @@ impl InjectedFault {
 /// How often each fault was injected.
 pub(crate) type FaultCounts = BTreeMap<InjectedFault, u64>;
 
-/// One random write. A write that the store rejects changes nothing. Each write leaves a mark of its own in the object, so
-/// that every version is different.
+/// One random write. A write that the store rejects changes nothing. Each write leaves a mark of its own in the object,
+/// so that every version is different.
 pub(crate) fn write(store: &mut Store, rng: &mut SeededRng) {
     let mark = store.revision();
     let namespace = if rng.below(20) == 0 { "elsewhere" } else { NAMESPACE };
@@ -173,7 +173,7 @@ type Written = Result<Arc<Value>, boilerhouse_bridge::sim::store::StoreError>;
 
 fn create(store: &mut Store, resource: ApiResource, namespace: &str, name: &str, rest: &Value) -> Written {
     let mut object = rest.clone();
-    // A merge patch removes a label whose value is null. A new object must not have such a label.
+    // A merge patch removes a label whose value is null. A new object must not have one.
     if let Some(labels) = object["metadata"]["labels"].as_object_mut() {
         labels.retain(|_, value| !value.is_null());
     }
@@ -283,9 +283,9 @@ async fn writes_meanwhile(cluster: &Cluster, rng: &mut SeededRng, max: Duration)
     cluster.sleep_slot(rng.duration_up_to(max / 5)).await;
 }
 
-/// Restores an older copy of etcd. All watchers have received what is lost with it. Until the hub detects the restore (15 s
-/// after the last byte), fewer versions are written than were lost. A history that has grown past the versions that a
-/// watcher received is a stated limit (docs/guarantees.md#stated-limits).
+/// Restores an older copy of etcd. All watchers have received what is lost with it. Until the hub detects the restore
+/// (15 s after the last byte), fewer versions are written than were lost. A history that has grown past the versions
+/// that a watcher received is a stated limit (docs/guarantees.md#stated-limits).
 async fn restore_older_copy(cluster: &Cluster, rng: &mut SeededRng) {
     if cluster.sim.pending_faults() > 0 {
         return;

@@ -29,8 +29,8 @@ pub(crate) fn seed(default: u64) -> u64 {
     seeds(default..default + 1)[0]
 }
 
-/// Prints the command that repeats a seed if the test panics while this value lives. It works in `async` tests and in
-/// threads of a test as well.
+/// Prints the command that repeats a seed if the test panics before this value is dropped. It works in `async` tests
+/// and in threads of a test as well.
 #[derive(Debug)]
 #[must_use = "the command is printed when the value is dropped"]
 pub(crate) struct ReplayCommand {

@@ -1,4 +1,5 @@
-//! The events of one change of one object, as a client with a projection must receive them (docs/protocol.md#full-stream).
+//! The events of one change of one object, as a client with a projection must receive them
+//! (docs/protocol.md#full-stream).
 
 use std::sync::Arc;
 
@@ -43,8 +44,8 @@ pub(crate) fn events_of(
     events
 }
 
-/// A state event. `old` and `new` are the sides that the client sees, `after` is the object after the change even if the
-/// client does not see it.
+/// A state event. `old` and `new` are the sides that the client sees, `after` is the object after the change even if
+/// the client does not see it.
 fn state_event(old: Option<&ExpectedObject>, new: Option<&ExpectedObject>, after: Option<&ExpectedObject>) -> Value {
     let object = new.or(old).unwrap();
     let phase = new.map_or("Deleted", ExpectedObject::phase);

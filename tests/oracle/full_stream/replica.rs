@@ -1,4 +1,4 @@
-//! What the oracle can know about a replica of the bridge.
+//! What the oracle has to assume about a replica of the bridge.
 
 use super::timeline::ReplicaTimeline;
 
@@ -6,9 +6,9 @@ use super::timeline::ReplicaTimeline;
 #[derive(Debug)]
 pub(crate) enum ReplicaKnowledge {
     /// Every response of its API server was recorded.
-    Recorded(ReplicaTimeline),
-    /// Its responses were not recorded, but nothing disturbed it: it kept its watches and its log, and could read all of
-    /// the history. So it has no reason for a difference, for a further snapshot, or for `upstream.down`.
+    Recorded(Box<ReplicaTimeline>),
+    /// Its responses were not recorded, but nothing disturbed it: it kept its watches and its log, and could read all
+    /// of the history. So it has no reason for a difference, for a further snapshot, or for `upstream.down`.
     Undisturbed,
     /// Its responses were not recorded. It may have listed again at any version, and may have lost any part of its log.
     Unknown,

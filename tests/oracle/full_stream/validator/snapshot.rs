@@ -14,8 +14,8 @@ use super::super::replica::ReplicaKnowledge;
 use super::super::timeline::ReplicaTimeline;
 use super::client::{CandidatePosition, CandidatePositions, Client, pool_of};
 
-/// After versions went back, the hub checks the namespace once more before it applies a list. It takes at most this time
-/// (milliseconds).
+/// After versions went back, the hub checks the namespace once more before it applies a list. It takes at most this
+/// time (milliseconds).
 pub(super) const NAMESPACE_CHECK: u64 = 100;
 /// A log entry and what a replica remembers may be older than this only by chance (milliseconds).
 const LOG_AGE: u64 = 590_000;

@@ -129,7 +129,7 @@ impl Client<'_> {
         let started = *starts
             .find(|started| **started <= at)
             .ok_or_else(|| Violation::new(Guarantee::Honest, "no watch has started"))?;
-        // A replica that lags does not know what it has missed. A watch that sent nothing afterwards may be dead.
+        // A replica that lags cannot have received everything. A watch that sent nothing afterwards may be dead.
         if timeline.setup.lag_ms > MAX_LAG || !timeline.has_delivered(resource, started, at) {
             return Ok(());
         }

@@ -107,9 +107,9 @@ impl<'a> ValidRecord<'a> {
         !self.received(change.start).unwrap().is_coalesced()
     }
 
-    /// Whether the event before an entry must not be missing: whether the client's cursor continues from there. An event
-    /// may be missing if the client then disconnects and returns without a cursor, or receives a snapshot. The last event
-    /// before a disconnect may be missing if it has no id.
+    /// Whether the event before an entry must not be missing: whether the client's cursor continues from there. An
+    /// event may be missing if the client then disconnects and returns without a cursor, or receives a snapshot. The
+    /// last event before a disconnect may be missing if it has no id.
     pub(super) fn matters(&self, from: usize) -> bool {
         let mut is_last =
             from.checked_sub(1).and_then(|nth| self.received(nth)).is_some_and(|received| received.id.is_none());
