@@ -92,19 +92,9 @@ pub struct Projection {
 ///
 /// # Add an event type
 ///
-/// `docs/development.md#add-an-event-type` has the decisions to make first and the details of each step. Change these
-/// files, in this order:
-///
-/// 1. `docs/protocol.md`: the row in the table of `docs/protocol.md#full-stream`.
-/// 2. This file: the variant, [`EventType::ALL`], [`EventType::name`], [`EventType::resource`]. The compiler reports
-///    each `match` without an arm, and a wrong order of `ALL`.
-/// 3. `src/event/log_entry.rs`: a variant of [`EphemeralEvent`](super::EphemeralEvent), if the type is ephemeral.
-/// 4. `src/event/view.rs` and `src/source/decode.rs`: only if the type needs a field that the view does not have.
-/// 5. `src/event/render.rs`: the event, with the check of projection and scope.
-/// 6. `src/feed`: the code that appends an ephemeral event, or the array of `state.initial` for a state event.
-/// 7. `src/http/stream_rate.rs`: `is_control`, if the type does not count for `--stream-rate`.
-/// 8. The tests' oracle, the lists of types in the tests, and the golden files.
-/// 9. `docs/reference.md`, `docs/limits.md` and `CHANGELOG.md`.
+/// `docs/development.md#add-an-event-type` lists all files to change. In this file, add the variant, an entry at the
+/// same place in [`EventType::ALL`], and an arm in [`EventType::name`] and in [`EventType::resource`]. The compiler
+/// reports a missing arm and a wrong order of `ALL`, but not a missing last entry of `ALL`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventType {
     /// `instance.state`
@@ -141,7 +131,7 @@ const _: () = {
 };
 
 impl EventType {
-    /// All event types, in the order of docs/protocol.md#full-stream, which is the order of declaration.
+    /// All event types (docs/protocol.md#full-stream), in the order of declaration.
     pub const ALL: [EventType; 8] = [
         EventType::InstanceState,
         EventType::PoolInstanceReady,
