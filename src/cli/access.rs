@@ -86,16 +86,16 @@ pub(super) struct AccessArgs {
     #[arg(long, env = "BRIDGE_TLS_KEY", value_name = "FILE")]
     tls_key: Option<PathBuf>,
 
-    /// Maximum number of GET requests per minute for each principal
+    /// Maximum number of requests per minute for each caller (API key, user or address), except probes and streams
     #[arg(long, env = "BRIDGE_REQUEST_RATE", value_name = "N", default_value_t = rate_limit::Config::default().requests)]
     #[arg(value_parser = integer_in::<NonZeroU32>(RATES))]
     request_rate: NonZeroU32,
 
-    /// Maximum number of new streams per minute for each principal. Without it there is no limit
+    /// Maximum number of new streams per minute for each caller. Without it there is no limit
     #[arg(long, env = "BRIDGE_CONNECT_RATE", value_name = "N", value_parser = integer_in::<NonZeroU32>(RATES))]
     connect_rate: Option<NonZeroU32>,
 
-    /// Maximum number of open streams for each principal. Without it there is no limit
+    /// Maximum number of open streams for each caller. Without it there is no limit
     #[arg(long, env = "BRIDGE_MAX_CONNECTIONS_PER_PRINCIPAL", value_name = "N")]
     #[arg(value_parser = integer_in::<NonZeroU32>(1..=MAX_CONNECTIONS))]
     max_connections_per_principal: Option<NonZeroU32>,

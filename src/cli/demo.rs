@@ -45,7 +45,7 @@ pub(super) struct Demo {
     #[arg(long, env = "LOG_LEVEL", default_value = "warn", value_name = "LEVEL", value_parser = log_level)]
     log_level: tracing::Level,
 
-    /// Log format: one readable line or one JSON object for each event
+    /// Log format: a readable line or a JSON object for each log entry
     #[arg(long, env = "BRIDGE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text, value_name = "text|json")]
     #[arg(hide_possible_values = true)]
     log_format: LogFormat,
