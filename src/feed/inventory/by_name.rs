@@ -1,12 +1,18 @@
 //! Shared views of one resource in the order of their names. The key of a view is the name inside the view, so that no
 //! name is stored twice.
 //!
-//! *Guarantees:* a clone increments reference counts and copies no view. The writer makes one under the lock of the feed
-//! if a reader still holds the state before a change.
+//! *Guarantees:*
+//! - A clone copies one pointer for each chunk of views, and no view. A change of a clone copies one chunk. Snapshots of
+//!   a namespace that changes therefore share what has not changed, and cost the writer little, although it makes them
+//!   under the lock of the feed.
+//! - Chunks are not empty, and hold at most [`MAX_CHUNK`] views.
 
-use std::{borrow::Borrow, cmp::Ordering, collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use crate::event::{Claim, Instance};
+
+/// Maximum number of views in one chunk: 1 KiB of pointers.
+const MAX_CHUNK: usize = 128;
 
 /// An object whose name is unique among the objects of its resource.
 pub trait HasName {
@@ -28,62 +34,114 @@ impl HasName for Claim {
 
 /// Shared views by name.
 #[derive(Debug)]
-pub struct ByName<T: HasName>(BTreeSet<NameKey<T>>);
+pub struct ByName<T> {
+    /// The views in the order of their names, in chunks.
+    chunks: Vec<Chunk<T>>,
+    len: usize,
+}
+
+type Chunk<T> = Arc<Vec<Arc<T>>>;
 
 impl<T: HasName> ByName<T> {
     /// Returns the view with this name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Arc<T>> {
-        self.0.get(name).map(|entry| &entry.0)
+        let (chunk, index) = self.find(name);
+        self.chunks.get(chunk)?.get(index).filter(|view| view.name() == name)
     }
 
     /// Stores a view and returns the one that had its name.
     pub fn insert(&mut self, view: Arc<T>) -> Option<Arc<T>> {
-        self.0.replace(NameKey(view)).map(|entry| entry.0)
+        let (chunk, index) = self.find(view.name());
+        let Some(shared) = self.chunks.get_mut(chunk) else {
+            self.chunks.push(Arc::new(vec![view]));
+            self.len += 1;
+            return None;
+        };
+        let views = Arc::make_mut(shared);
+        match views.get_mut(index) {
+            Some(old) if old.name() == view.name() => return Some(std::mem::replace(old, view)),
+            Some(_) | None => views.insert(index, view),
+        }
+        self.len += 1;
+        if views.len() > MAX_CHUNK {
+            // A list arrives in the order of the names: then all chunks but the last one stay full.
+            let at = if index + 1 == views.len() { MAX_CHUNK } else { MAX_CHUNK / 2 };
+            let rest = views.split_off(at);
+            self.chunks.insert(chunk + 1, Arc::new(rest));
+        }
+        None
     }
 
     /// Removes and returns the view with this name.
     pub fn remove(&mut self, name: &str) -> Option<Arc<T>> {
-        self.0.take(name).map(|entry| entry.0)
+        let (chunk, index) = self.find(name);
+        self.chunks.get(chunk)?.get(index).filter(|view| view.name() == name)?;
+        let views = Arc::make_mut(&mut self.chunks[chunk]);
+        let removed = views.remove(index);
+        if views.is_empty() {
+            self.chunks.remove(chunk);
+        }
+        self.len -= 1;
+        Some(removed)
     }
 
     /// Iterates over all views by name.
     pub fn values(&self) -> impl Iterator<Item = &Arc<T>> {
-        self.0.iter().map(|entry| &entry.0)
+        self.chunks.iter().flat_map(|chunk| chunk.iter())
+    }
+
+    /// Iterates by name over the views whose names are not before `name`.
+    pub fn values_from(&self, name: &str) -> impl Iterator<Item = &Arc<T>> {
+        let (chunk, index) = self.find(name);
+        let mut chunks = self.chunks[chunk.min(self.chunks.len())..].iter();
+        let first = chunks.next().map_or(&[][..], |views| &views[index..]);
+        first.iter().chain(chunks.flat_map(|chunk| chunk.iter()))
     }
 
     /// Removes all views and iterates over them by name.
     pub fn drain(&mut self) -> impl Iterator<Item = Arc<T>> + use<T> {
-        std::mem::take(&mut self.0).into_iter().map(|entry| entry.0)
+        self.len = 0;
+        std::mem::take(&mut self.chunks).into_iter().flat_map(Arc::unwrap_or_clone)
     }
 
     /// Returns the number of views.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.len
     }
 
     /// Returns whether there is no view.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.len == 0
+    }
+
+    /// Returns the place of the first view whose name is not before `name`: the chunk, and the index in it. The index is
+    /// the length of the chunk if the view is the first one of the next chunk, or does not exist.
+    fn find(&self, name: &str) -> (usize, usize) {
+        // The last chunk that starts at or before the name, or the first chunk.
+        let starts_before = |chunk: &Chunk<T>| chunk.first().is_some_and(|first| first.name() <= name);
+        let chunk = self.chunks.partition_point(starts_before).saturating_sub(1);
+        let index = self.chunks.get(chunk).map_or(0, |views| views.partition_point(|view| view.name() < name));
+        (chunk, index)
     }
 }
 
 // Not derived: a derived `Clone` would require `T: Clone`, but the views are shared, not copied.
-impl<T: HasName> Clone for ByName<T> {
+impl<T> Clone for ByName<T> {
     fn clone(&self) -> Self {
-        ByName(self.0.clone())
+        ByName { chunks: self.chunks.clone(), len: self.len }
     }
 }
 
-impl<T: HasName> Default for ByName<T> {
+impl<T> Default for ByName<T> {
     fn default() -> Self {
-        ByName(BTreeSet::new())
+        ByName { chunks: Vec::new(), len: 0 }
     }
 }
 
-/// Compares complete views, unlike `NameKey`.
+/// Compares complete views.
 impl<T: HasName + Eq> PartialEq for ByName<T> {
     fn eq(&self, other: &Self) -> bool {
         self.values().eq(other.values())
@@ -92,46 +150,12 @@ impl<T: HasName + Eq> PartialEq for ByName<T> {
 
 impl<T: HasName + Eq> Eq for ByName<T> {}
 
-/// A view that is compared by its name only.
-#[derive(Debug)]
-struct NameKey<T: HasName>(Arc<T>);
-
-impl<T: HasName> Clone for NameKey<T> {
-    fn clone(&self) -> Self {
-        NameKey(self.0.clone())
-    }
-}
-
-impl<T: HasName> Borrow<str> for NameKey<T> {
-    fn borrow(&self) -> &str {
-        self.0.name()
-    }
-}
-
-impl<T: HasName> Ord for NameKey<T> {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.0.name().cmp(other.0.name())
-    }
-}
-
-impl<T: HasName> PartialOrd for NameKey<T> {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl<T: HasName> PartialEq for NameKey<T> {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl<T: HasName> Eq for NameKey<T> {}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
-    use crate::test_support::PodBuilder;
+    use crate::test_support::{PodBuilder, ReplayHint, SeededRng, seeds_to_run};
 
     fn pod(name: &str, uid: &str) -> Arc<Instance> {
         PodBuilder::new(name).uid(uid).instance()
@@ -151,5 +175,47 @@ mod tests {
         assert_eq!(pods.remove("b"), Some(pod("b", "2")));
         assert_eq!((pods.get("b"), copy.get("b"), pods.len()), (None, Some(&pod("b", "1")), 2));
         assert!(Arc::ptr_eq(copy.get("a").unwrap(), pods.get("a").unwrap()));
+    }
+
+    #[test]
+    fn random_changes_match_an_ordered_map_and_leave_copies_unchanged() {
+        for seed in seeds_to_run(0..20) {
+            let _hint =
+                ReplayHint::new(seed, module_path!(), "random_changes_match_an_ordered_map_and_leave_copies_unchanged");
+            let mut rng = SeededRng(seed);
+            let (mut views, mut model) = (ByName::default(), BTreeMap::new());
+            let mut copies: Vec<(ByName<Instance>, Vec<Arc<Instance>>)> = Vec::new();
+            for step in 0..3000 {
+                let view = pod(&format!("pod-{:04}", rng.below(700)), &step.to_string());
+                // More views at first, fewer at the end, so that chunks are split and removed.
+                if rng.below(3000) > step {
+                    assert_eq!(views.insert(view.clone()), model.insert(view.name.clone(), view));
+                } else {
+                    assert_eq!(views.remove(&view.name), model.remove(&view.name));
+                }
+                let from = format!("pod-{:04}", rng.below(800));
+                let next = views.values_from(&from).next();
+                assert_eq!(next, model.range(from.clone()..).next().map(|(_, view)| view), "from {from}");
+                assert_eq!((views.get(&from), views.len()), (model.get(&from), model.len()));
+                if rng.below(300) == 0 {
+                    copies.push((views.clone(), model.values().cloned().collect()));
+                }
+            }
+            for (copy, expected) in &copies {
+                assert!(copy.values().eq(expected), "a copy is unchanged");
+                assert!(copy.values_from("").eq(expected));
+            }
+            assert!(views.chunks.iter().all(|chunk| (1..=MAX_CHUNK).contains(&chunk.len())));
+            assert!(views.drain().eq(model.into_values()) && views.is_empty() && views.len() == 0);
+        }
+    }
+
+    #[test]
+    fn list_in_name_order_fills_its_chunks() {
+        let mut views = ByName::default();
+        for number in 0..1000 {
+            views.insert(pod(&format!("pod-{number:04}"), "1"));
+        }
+        assert_eq!(views.chunks.len(), 1000_usize.div_ceil(MAX_CHUNK));
     }
 }
