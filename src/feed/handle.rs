@@ -167,13 +167,7 @@ impl Feed {
             self.inner.metrics.read_your_writes_timeouts.inc();
             NotSynced
         })?;
-        let state = self.inner.state();
-        Ok(Snapshot {
-            namespace: state.synced_namespace()?,
-            inventory: state.inventory.clone(),
-            versions: state.latest_versions,
-            position: state.log.end_position(),
-        })
+        self.inner.state().snapshot()
     }
 
     /// Publishes the depths of pools that change, once per [`Config::pool_depth_interval`] at most, and always the last

@@ -4,6 +4,8 @@
 
 use std::{ops::Deref, sync::Arc};
 
+use bytes::Bytes;
+
 use super::{
     projection_cache::{Frame, InitialState, ProjectionCache},
     projection_registry::ProjectionRegistry,
@@ -49,9 +51,19 @@ impl Inner {
         reason: SnapshotReason,
         not_before: PerResource<ResourceVersion>,
     ) -> Option<Arc<InitialState>> {
-        let initial = cache.initial_state(&self.shared, reason, not_before);
+        cache.initial_state(&self.shared, reason, not_before)
+    }
+
+    /// See [`ProjectionCache::initial_state_part`].
+    pub(super) fn initial_state_part(
+        &self,
+        cache: &ProjectionCache,
+        initial: &InitialState,
+        index: usize,
+    ) -> Option<Bytes> {
+        let part = cache.initial_state_part(&self.shared, initial, index);
         self.projections.trim();
-        initial
+        part
     }
 
     /// See [`ProjectionCache::has_relevant_since`].

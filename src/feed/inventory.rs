@@ -61,6 +61,14 @@ impl Inventory {
         instances.chain(self.claims.values().cloned().map(View::Claim))
     }
 
+    /// Iterates in the same order over the views from an object on: of this resource, the names that are not before `name`.
+    pub fn views_from(&self, resource: Resource, name: &str) -> impl Iterator<Item = View> {
+        let (first_claim, is_pods) = if resource == Resource::Pods { ("", true) } else { (name, false) };
+        let instances = is_pods.then(|| self.instances.values_from(name)).into_iter().flatten();
+        let claims = self.claims.values_from(first_claim);
+        instances.cloned().map(View::Instance).chain(claims.cloned().map(View::Claim))
+    }
+
     /// Returns the depth of each pool, in the order of the workloads. An instance without a workload is in no pool.
     #[must_use]
     pub fn pools(&self) -> Vec<PoolDepth> {

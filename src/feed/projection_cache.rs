@@ -1,7 +1,7 @@
 //! The projection cache: renders and frames each log entry once for all subscriptions with the same projection and
 //! framing, which share the bytes.
 //!
-//! *Owns* the cached frames ([`frame_cache`]) and the last initial state of one projection ([`initial_state`]).
+//! *Owns* the cached frames ([`frame_cache`]) and the initial states of one projection ([`initial_state`]).
 //!
 //! *Guarantees:* correctness does not depend on the cache. If the frames at a position are no longer cached, the entries
 //! are rendered again for that one read.
@@ -23,7 +23,7 @@ pub(super) use self::{
     frame_cache::{Frame, MAX_FRAMES},
     initial_state::InitialState,
 };
-use super::{framing::Framing, state::Shared};
+use super::{framing::Framing, state::Shared, types::SnapshotReason};
 use crate::{
     event::{
         ChangeSet, Cursor, EntryKind, EphemeralEvent, LogEntry, NamespaceId, PerResource, Resource, ResourceVersion,
@@ -44,8 +44,8 @@ pub struct ProjectionCache {
     /// [`Projection::fingerprint`], which is part of each cursor.
     fingerprint: u64,
     frame_cache: Mutex<FrameCache>,
-    /// Held while an initial state is encoded, so that one task encodes it and the others reuse it.
-    encode_lock: Mutex<()>,
+    /// Bytes cached for all projections.
+    cached_bytes: Gauge,
     /// The number of projections in use.
     in_use: Gauge,
 }
@@ -77,14 +77,13 @@ impl ProjectionCache {
             projection,
             framing,
             fingerprint,
-            frame_cache: Mutex::new(FrameCache::new(cached_bytes)),
-            encode_lock: Mutex::default(),
+            frame_cache: Mutex::new(FrameCache::new(cached_bytes.clone())),
+            cached_bytes,
             in_use,
         }
     }
 
-    /// Drops the cached initial state, and all frames but this number of newest ones. A subscription that is sending the
-    /// initial state still holds it.
+    /// Drops the cached parts of initial states, and all frames but this number of newest ones.
     pub(super) fn shrink_to(&self, max_frames: usize) {
         self.frame_cache().shrink(max_frames);
     }
@@ -96,6 +95,35 @@ impl ProjectionCache {
     /// Returns the cursor of a client of this projection that has received everything up to these versions.
     pub(super) fn cursor(&self, namespace: NamespaceId, versions: PerResource<ResourceVersion>) -> String {
         Cursor::new(namespace, self.fingerprint, self.projection.types.resources(), versions).encode()
+    }
+
+    /// Returns the current state, or a recent one from which the log continues. `None` while the state is below
+    /// `not_before`, or not complete.
+    pub(super) fn initial_state(
+        &self,
+        shared: &Shared,
+        reason: SnapshotReason,
+        not_before: PerResource<ResourceVersion>,
+    ) -> Option<Arc<InitialState>> {
+        // A subscription that starts meanwhile waits here, and then finds the state in the cache.
+        let mut cache = self.frame_cache();
+        let state = shared.state();
+        if let Some(cached) = cache
+            .initial_state(reason)
+            .filter(|cached| cached.is_reusable(&state) && self.covers(cached.snapshot.versions, not_before))
+        {
+            return Some(cached);
+        }
+        if !self.covers(state.latest_versions, not_before) {
+            return None;
+        }
+        let (snapshot, history_epoch) = (state.snapshot().ok()?, state.history_epoch);
+        drop(state);
+        let initial = Arc::new(InitialState::new(shared, snapshot, history_epoch, reason, self.cached_bytes.clone()));
+        if shared.hub_feed.is_none() {
+            cache.store_initial(&initial);
+        }
+        Some(initial)
     }
 
     /// Returns the frames from a position of the log on: about `max_bytes` of them, at least one. `None` means that the

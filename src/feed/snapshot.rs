@@ -95,6 +95,13 @@ impl Snapshot {
         }
     }
 
+    /// Returns the bytes that are charged for holding the objects of each resource: about the bytes of their JSON.
+    #[must_use]
+    pub fn charged_bytes(&self) -> PerResource<usize> {
+        let instances = self.inventory.instances.values().map(|instance| instance.charged_bytes()).sum();
+        PerResource::new(instances, self.inventory.claims.values().map(|claim| claim.charged_bytes()).sum())
+    }
+
     fn included_claims(&self, projection: &Projection) -> impl Iterator<Item = &Claim> {
         self.inventory.claims.values().filter(|c| projection.includes_claim(c)).map(|c| &**c)
     }

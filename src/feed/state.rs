@@ -28,6 +28,7 @@ use super::{
     metrics::Metrics,
     pool_depth::DirtyPools,
     read_your_writes::{DedicatedProgress, DeliveredWatermark},
+    snapshot::Snapshot,
     types::{Config, Health, NotSynced, SourceState},
 };
 use crate::{
@@ -111,6 +112,19 @@ impl State {
     /// Returns the namespace as soon as both resources have been listed.
     pub(super) fn synced_namespace(&self) -> Result<NamespaceId, NotSynced> {
         self.namespace.filter(|_| self.synced == PerResource::new(true, true)).ok_or(NotSynced)
+    }
+
+    /// Returns the current state.
+    ///
+    /// # Errors
+    /// [`NotSynced`] before both resources have been listed.
+    pub(super) fn snapshot(&self) -> Result<Snapshot, NotSynced> {
+        Ok(Snapshot {
+            namespace: self.synced_namespace()?,
+            inventory: self.inventory.clone(),
+            versions: self.latest_versions,
+            position: self.log.end_position(),
+        })
     }
 
     /// Returns whether the state contains everything that was delivered up to this watermark.

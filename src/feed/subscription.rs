@@ -157,28 +157,28 @@ impl Subscription {
                     self.wake_at = None;
                     continue;
                 }
-                Phase::SnapshotPending(reason, not_before) => {
+                Phase::SnapshotPending(_, not_before) => {
                     let floor = *not_before;
-                    let Some(initial) = self.inner.initial_state(&self.cache, *reason, floor) else {
-                        if self.cursor_beyond_history(floor) {
-                            self.restart_with_snapshot(SnapshotReason::Foreign);
-                            continue;
-                        }
-                        return self.idle();
-                    };
-                    (self.namespace, self.position, self.history_epoch) =
-                        (initial.namespace, initial.position, initial.history_epoch);
-                    self.phase = Phase::SendingSnapshot(initial, 0);
-                    continue;
+                    if self.take_snapshot() {
+                        continue;
+                    }
+                    if self.cursor_beyond_history(floor) {
+                        self.restart_with_snapshot(SnapshotReason::Foreign);
+                        continue;
+                    }
+                    return self.idle();
                 }
                 Phase::SendingSnapshot(initial, sent) => {
-                    let Some(part) = initial.parts.get(*sent) else {
-                        self.delivered_versions = initial.versions;
+                    let Some(part) = self.inner.initial_state_part(&self.cache, initial, *sent) else {
+                        self.delivered_versions = initial.snapshot.versions;
                         self.go_live();
                         continue;
                     };
                     *sent += 1;
-                    return ReadResult::Batch(vec![part.clone()]);
+                    if part.is_empty() {
+                        continue;
+                    }
+                    return ReadResult::Batch(vec![part]);
                 }
                 Phase::CatchUp(floor) => {
                     let floor = *floor;
@@ -215,6 +215,22 @@ impl Subscription {
                 }
             }
         }
+    }
+
+    /// Returns whether the next read encodes a part of an initial state, which can take milliseconds.
+    pub fn prepare_read(&mut self) -> bool {
+        self.take_snapshot();
+        matches!(&self.phase, Phase::SendingSnapshot(initial, sent) if !initial.has_part(*sent))
+    }
+
+    /// Starts to send the current state, if it is next and available. Returns whether it has started.
+    fn take_snapshot(&mut self) -> bool {
+        let Phase::SnapshotPending(reason, not_before) = self.phase else { return false };
+        let Some(initial) = self.inner.initial_state(&self.cache, reason, not_before) else { return false };
+        (self.namespace, self.position, self.history_epoch) =
+            (initial.snapshot.namespace, initial.snapshot.position, initial.history_epoch);
+        self.phase = Phase::SendingSnapshot(initial, 0);
+        true
     }
 
     /// Returns the cursor up to which the client has received everything; `None` while it has no complete state.

@@ -31,8 +31,9 @@ pub struct Config {
     pub read_your_writes_timeout: Duration,
     /// Interval of `pool.depth` events (docs/protocol.md#full-stream: at most 4 per second). Default: 250 ms.
     pub pool_depth_interval: Duration,
-    /// Target size of one part of an initial state in bytes. A part ends with the object that exceeds it, so the
-    /// default of 240 KiB keeps parts near the 256 KiB of docs/protocol.md#full-stream.
+    /// Maximum size of a `state.initial` message in bytes, unless one object alone is larger, and of the events that a
+    /// `/ws` connection receives in one write at its start. Default: 32 KiB less 64 bytes, because common WebSocket
+    /// clients accept messages of less than 32 KiB (docs/protocol.md#full-stream).
     pub initial_state_part_bytes: usize,
     /// Bytes that the projection caches may hold together, so that the number of different filters does not determine
     /// the memory. Default: 32 MiB, half of the log.
@@ -54,7 +55,7 @@ impl Default for Config {
             max_upstream_downtime: Duration::from_secs(60),
             read_your_writes_timeout: Duration::from_secs(1),
             pool_depth_interval: Duration::from_millis(250),
-            initial_state_part_bytes: 240 << 10,
+            initial_state_part_bytes: (32 << 10) - 64,
             projection_cache_bytes: 32 << 20,
             backfill_wait_timeout: Duration::from_secs(30),
             ahead_cursor_wait: Duration::from_secs(2),

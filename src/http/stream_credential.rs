@@ -123,6 +123,10 @@ impl<O: Outbound> Outbound for WithCredential<O> {
         }
     }
 
+    fn prepare_read(&mut self) -> bool {
+        self.out.prepare_read()
+    }
+
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(credential) = &mut self.credential {
             match credential.poll_state_change(cx) {

@@ -93,6 +93,10 @@ impl Outbound for RateLimited {
         }
     }
 
+    fn prepare_read(&mut self) -> bool {
+        self.subscription.prepare_read()
+    }
+
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(reset) = self.window.blocked_until() else {
             self.pause = None;

@@ -18,6 +18,10 @@ impl Outbound for Subscription {
         Subscription::read(self, max_bytes)
     }
 
+    fn prepare_read(&mut self) -> bool {
+        Subscription::prepare_read(self)
+    }
+
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         Subscription::poll_readable(self, cx)
     }

@@ -24,8 +24,16 @@ const INITIAL_CAPACITY: usize = 1024;
 /// with content that are serialized with their name.
 pub fn to_string<T: Serialize + ?Sized>(value: &T) -> Result<String> {
     let mut out = String::with_capacity(INITIAL_CAPACITY);
-    value.serialize(JsonSerializer(&mut out))?;
+    append(&mut out, value)?;
     Ok(out)
+}
+
+/// Appends the value as JSON to a text.
+///
+/// # Errors
+/// As [`to_string`]. The text may then have a part of the value at its end.
+pub fn append<T: Serialize + ?Sized>(out: &mut String, value: &T) -> Result<()> {
+    value.serialize(JsonSerializer(out))
 }
 
 /// Appends one value to the text.

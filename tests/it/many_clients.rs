@@ -33,7 +33,7 @@ const PODS: usize = 10_000;
 /// Number of clients that connect at once.
 const CONCURRENT_CLIENTS: usize = 100;
 /// A message of `state.initial` has at most this many bytes (docs/protocol.md#full-stream).
-const PART_BYTES: usize = 256 << 10;
+const PART_BYTES: usize = 32 << 10;
 
 #[tokio::test]
 async fn ten_thousand_pods_arrive_in_parts_encoded_once() {

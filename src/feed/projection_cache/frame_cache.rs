@@ -1,7 +1,7 @@
-//! The cached bytes of one projection: the frames of the newest log entries, and the last initial state.
+//! The cached bytes of one projection: the frames of the newest log entries, and the initial states.
 //!
 //! *Guarantees:*
-//! - Every cached byte is charged to the sum over all projections of the feed.
+//! - Every cached byte of a frame is charged to the sum over all projections of the feed. An initial state charges its own.
 //! - Adjacent entries without an event for the projection share one frame. A filter that few entries pass costs little.
 
 use std::{
@@ -59,20 +59,14 @@ pub(super) struct FrameCache {
     frames: VecDeque<Frame>,
     /// Bytes charged for the frames.
     frame_bytes: usize,
-    initial_state: Option<CachedInitialState>,
+    /// The last initial state, for the next subscription.
+    initial_state: Option<Arc<InitialState>>,
+    /// All initial states that exist. Subscriptions hold those that are not the last one.
+    initial_states: Vec<Weak<InitialState>>,
     /// The part of `cached_bytes` that this cache has added.
     charged: usize,
     /// The sum over all projections.
     cached_bytes: Gauge,
-}
-
-/// The last initial state. While a subscription sends it, it can be reused even if it is no longer cached. The
-/// subscription holds it then, so this costs no memory.
-#[derive(Debug)]
-struct CachedInitialState {
-    reason: SnapshotReason,
-    initial: Weak<InitialState>,
-    cached: Option<Arc<InitialState>>,
 }
 
 impl FrameCache {
@@ -83,6 +77,7 @@ impl FrameCache {
             frames: VecDeque::new(),
             frame_bytes: 0,
             initial_state: None,
+            initial_states: Vec::new(),
             charged: 0,
             cached_bytes,
         }
@@ -129,30 +124,30 @@ impl FrameCache {
             self.drop_oldest();
         }
         // The state has changed, so a stale initial state cannot be reused any more.
-        if let Some(last) = &mut self.initial_state
-            && last.cached.as_ref().is_some_and(|initial| initial.is_stale())
-        {
-            last.cached = None;
+        if self.initial_state.as_ref().is_some_and(|initial| initial.is_stale()) {
+            self.initial_state = None;
         }
         self.update_charge();
     }
 
-    /// Returns the last initial state, if it has this reason and still exists.
+    /// Returns the newest initial state that exists and has this reason.
     pub(super) fn initial_state(&self, reason: SnapshotReason) -> Option<Arc<InitialState>> {
-        self.initial_state.as_ref().filter(|last| last.reason == reason)?.initial.upgrade()
+        let mut existing = self.initial_states.iter().rev().filter_map(Weak::upgrade);
+        existing.find(|initial| initial.reason == reason)
     }
 
-    /// Caches an initial state instead of the last one.
-    pub(super) fn store_initial(&mut self, reason: SnapshotReason, initial: &Arc<InitialState>) {
-        let last = CachedInitialState { reason, initial: Arc::downgrade(initial), cached: Some(initial.clone()) };
-        self.initial_state = Some(last);
-        self.update_charge();
+    /// Holds an initial state instead of the last one.
+    pub(super) fn store_initial(&mut self, initial: &Arc<InitialState>) {
+        self.initial_state = Some(initial.clone());
+        self.initial_states.retain(|initial| initial.strong_count() > 0);
+        self.initial_states.push(Arc::downgrade(initial));
     }
 
-    /// Drops the initial state, and all frames but this number of newest ones.
+    /// Drops the cached parts of all initial states, and all frames but this number of newest ones.
     pub(super) fn shrink(&mut self, max_frames: usize) {
-        if let Some(last) = &mut self.initial_state {
-            last.cached = None;
+        self.initial_state = None;
+        for initial in self.initial_states.iter().filter_map(Weak::upgrade) {
+            initial.drop_parts();
         }
         if self.frames.len() > max_frames {
             while self.frames.len() > max_frames {
@@ -171,11 +166,9 @@ impl FrameCache {
     }
 
     fn update_charge(&mut self) {
-        let initial = self.initial_state.as_ref().and_then(|last| last.cached.as_ref());
-        let bytes = self.frame_bytes + initial.map_or(0, |initial| initial.charged_bytes());
-        if bytes != self.charged {
-            self.cached_bytes.inc_by(bytes.cast_signed() as i64 - self.charged.cast_signed() as i64);
-            self.charged = bytes;
+        if self.frame_bytes != self.charged {
+            self.cached_bytes.inc_by(self.frame_bytes.cast_signed() as i64 - self.charged.cast_signed() as i64);
+            self.charged = self.frame_bytes;
         }
     }
 }

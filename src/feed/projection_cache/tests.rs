@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     event::{PerResource, Resource, View, projection::Filter},
     feed::{Config, Feed, FrameFormat, ReadResult, SnapshotReason, StartAt, Subscription, Writer},
-    test_support::PodBuilder,
+    test_support::{ClaimBuilder, PodBuilder},
 };
 
 const LINES: Framing = Framing { format: FrameFormat::JsonLines, edgeplane_names: false };
@@ -106,21 +106,89 @@ fn projection_caches_stay_within_the_budget_and_deliver_all_events() {
 }
 
 #[test]
-fn initial_state_in_use_is_shared_without_cache_budget() {
+fn parts_without_cache_budget_are_encoded_again() {
     let (mut writer, feed) = synced_feed(Config { projection_cache_bytes: 0, ..Config::default() });
+    for number in 0..100 {
+        let mut instance = PodBuilder::new(&format!("pod-{number:03}")).version(2 + number).instance();
+        Arc::make_mut(&mut instance).ip = Some("1".repeat(3000));
+        writer.upsert(View::Instance(instance));
+    }
+    let cache = unique_projection(&feed, 0);
+    let state = || feed.inner.initial_state(&cache, SnapshotReason::Connect, PerResource::default()).unwrap();
+    let (first, second) = (state(), state());
+    assert!(Arc::ptr_eq(&first, &second), "subscriptions that start at the same time share one initial state");
+    let mut total = 0;
+    while let Some(part) = feed.inner.initial_state_part(&cache, &first, total) {
+        assert_eq!(feed.inner.metrics.projection_cache_bytes.get(), 0);
+        assert_eq!(feed.inner.initial_state_part(&cache, &second, total), Some(part));
+        total += 1;
+    }
+    assert!(total > 5, "{total} parts");
+    assert_eq!(feed.inner.metrics.initial_states_encoded.get(), 1);
+}
+
+#[test]
+fn parts_are_shared_and_charged_until_they_are_dropped() {
+    let (mut writer, feed) = synced_feed(Config::default());
     writer.upsert(large_pod(2));
     let cache = unique_projection(&feed, 0);
-    let state = || {
-        feed.inner
-            .initial_state(&cache, SnapshotReason::Connect, PerResource::default())
-            .expect("the state is complete")
-    };
+    let state = || feed.inner.initial_state(&cache, SnapshotReason::Connect, PerResource::default()).unwrap();
     let (first, second) = (state(), state());
-    assert!(Arc::ptr_eq(&first, &second));
-    assert_eq!(feed.inner.metrics.projection_cache_bytes.get(), 0);
-    drop((first, second));
-    state();
-    assert_eq!(feed.inner.metrics.initial_states_encoded.get(), 2, "the first one was dropped with its last user");
+    assert!(!first.has_part(0), "a part is encoded when it is read");
+    let part = feed.inner.initial_state_part(&cache, &first, 0).unwrap();
+    assert!(second.has_part(0) && second.has_part(1), "the end needs no encoding");
+    let shared = feed.inner.initial_state_part(&cache, &second, 0).unwrap();
+    assert_eq!((part.as_ptr(), part.len()), (shared.as_ptr(), shared.len()));
+    assert_eq!(feed.inner.initial_state_part(&cache, &second, 1), None);
+    assert_eq!(usize::try_from(feed.inner.metrics.projection_cache_bytes.get()), Ok(part.len()));
+    cache.shrink_to(0);
+    assert_eq!(feed.inner.metrics.projection_cache_bytes.get(), 0, "subscriptions still hold the initial state");
+    assert_eq!(feed.inner.initial_state_part(&cache, &second, 0), Some(part));
+}
+
+#[test]
+fn parts_stay_below_the_limit_and_hold_each_object_once() {
+    const LIMIT: usize = 4096;
+    let (mut writer, feed) = synced_feed(Config { initial_state_part_bytes: LIMIT, ..Config::default() });
+    for number in 0..60 {
+        writer.upsert(
+            PodBuilder::new(&format!("pod-{number:02}")).version(2 + number).workload(&format!("w{number}")).view(),
+        );
+        writer.upsert(ClaimBuilder::new(&format!("claim-{number:02}")).version(2 + number).view());
+    }
+    // One object that is larger than a part, and text that JSON escapes.
+    let mut instance = PodBuilder::new("pod-30-large").version(100).instance();
+    Arc::make_mut(&mut instance).ip = Some("\u{1}".repeat(LIMIT));
+    writer.upsert(View::Instance(instance));
+    let cache = feed.projection_cache(Projection::everything(EventFormat::Full), LINES);
+    let from = StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: PerResource::default() };
+    let mut reader = feed.subscribe(cache, from).unwrap();
+    let mut messages = Vec::new();
+    while let ReadResult::Batch(batch) = reader.read(1 << 20) {
+        messages.extend(batch);
+        // A change while the state is sent belongs to no part.
+        if messages.len() == 1 {
+            writer.upsert(PodBuilder::new("pod-99-late").version(200).view());
+        }
+    }
+    let events: Vec<Value> = messages.iter().map(|message| serde_json::from_slice(message).unwrap()).collect();
+    let (late, parts) = events.split_last().unwrap();
+    assert_eq!(late["instance"]["name"], "pod-99-late");
+    for (part, message) in parts.iter().zip(&messages) {
+        let objects = ["instances", "claims", "pools"].map(|key| part[key].as_array().unwrap().len());
+        assert!(message.len() <= LIMIT || objects == [1, 0, 0], "{} bytes, objects {objects:?}", message.len());
+    }
+    let names = |key: &str, name: &str| -> Vec<String> {
+        parts.iter().flat_map(|part| part[key].as_array().unwrap()).map(|o| o[name].as_str().unwrap().into()).collect()
+    };
+    let instances = names("instances", "name");
+    assert_eq!((instances.len(), instances.is_sorted()), (61, true), "{instances:?}");
+    assert_eq!(names("claims", "name").len(), 60);
+    let pools: std::collections::BTreeSet<_> = names("pools", "workloadRef").into_iter().collect();
+    assert!(pools.len() >= 60 && pools.len() == names("pools", "workloadRef").len(), "{pools:?}");
+    let (last, others) = parts.split_last().unwrap();
+    assert!(others.len() > 5 && others.iter().all(|part| part["more"] == true && part.get("id").is_none()));
+    assert!(last["id"].is_string() && last.get("more").is_none());
 }
 
 #[tokio::test(start_paused = true)]

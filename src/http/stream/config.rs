@@ -28,6 +28,9 @@ pub struct Config {
     ///
     /// A stalled client holds this many bytes. A single log entry or part of an initial state can be larger.
     pub batch_bytes: usize,
+    /// Maximum number of parts of initial states that are encoded at once, on blocking threads. Default: 2. Further
+    /// streams wait for their turn.
+    pub max_concurrent_encodings: usize,
     /// Maximum size of a client's message; a larger one is answered with 1009. Default: 64 KiB
     /// (docs/protocol.md#boilerhouse-stream).
     pub max_message_bytes: usize,
@@ -50,6 +53,7 @@ impl Default for Config {
             close_timeout: Duration::from_secs(1),
             drain_spread: Duration::from_secs(8),
             batch_bytes: 64 * 1024,
+            max_concurrent_encodings: 2,
             max_message_bytes: 64 * 1024,
             max_streams: 10_000,
             retry_min: Duration::from_secs(1),

@@ -18,6 +18,12 @@ pub trait Outbound: Send {
     /// Returns the next complete frames, about `max_bytes` of them. It never waits.
     fn read(&mut self, max_bytes: usize) -> ReadResult;
 
+    /// Returns whether the next [`Outbound::read`] has frames that it must encode first, which can take milliseconds. The
+    /// stream then calls it on a blocking thread.
+    fn prepare_read(&mut self) -> bool {
+        false
+    }
+
     /// Is ready when [`Outbound::read`] can have more. Until then it wakes the task of `cx` when that can be the case.
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 

@@ -10,6 +10,7 @@ use std::{
     },
 };
 
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::{config::Config, endpoint::Endpoint, fan_out::FanOut, metrics::Metrics};
@@ -25,6 +26,8 @@ pub struct StreamContext {
     pub stop: CancellationToken,
     /// The shards, which write to fan-out groups.
     pub fan_out: FanOut,
+    /// Permits for encoding parts of initial states.
+    pub(super) encodings: Semaphore,
     /// The number of permits that exist.
     open_streams: AtomicUsize,
 }
@@ -40,7 +43,8 @@ pub struct StreamPermit {
 impl StreamContext {
     /// Returns the context of a listener without streams.
     pub fn new(config: Config, metrics: Metrics, stop: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { config, metrics, stop, fan_out: FanOut::new(), open_streams: AtomicUsize::new(0) })
+        let encodings = Semaphore::new(config.max_concurrent_encodings);
+        Arc::new(Self { config, metrics, stop, fan_out: FanOut::new(), encodings, open_streams: AtomicUsize::new(0) })
     }
 
     /// Returns a permit for one more stream of `endpoint`, or `None` if [`Config::max_streams`] permits exist.

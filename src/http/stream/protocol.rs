@@ -169,7 +169,8 @@ impl StreamProtocol {
     pub(super) fn send<O: Outbound>(&mut self, cx: &mut Context<'_>, out: &mut O, config: &Config) -> SendOutcome {
         for _ in 0..BATCHES_PER_TURN {
             // Queued bytes are written first. While they are blocked, the feed is not read.
-            let idle = self.conn.blocked_since().is_none() && !self.queue_next(out, config);
+            let must_encode = self.can_queue_next() && out.prepare_read();
+            let idle = self.conn.blocked_since().is_none() && !must_encode && !self.queue_next(out, config);
             match self.conn.poll_write(cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => return SendOutcome::Ended(self.on_disconnect()),
@@ -181,6 +182,8 @@ impl StreamProtocol {
                     *deadline = (*deadline).min(Instant::now() + config.close_timeout);
                     return SendOutcome::Blocked;
                 }
+                // The caller reads the next frames on a blocking thread.
+                Phase::Open | Phase::Draining { .. } if must_encode => return SendOutcome::More,
                 Phase::Open | Phase::Draining { .. } if idle => return SendOutcome::Drained,
                 Phase::Open | Phase::Draining { .. } => {}
             }
@@ -188,8 +191,13 @@ impl StreamProtocol {
         SendOutcome::More
     }
 
+    /// Returns true if the next frames can be queued: writes are not blocked, and the stream is not closing.
+    pub(super) fn can_queue_next(&self) -> bool {
+        self.conn.blocked_since().is_none() && !self.is_closing()
+    }
+
     /// Queues the next frames. Returns false if there were none.
-    fn queue_next<O: Outbound>(&mut self, out: &mut O, config: &Config) -> bool {
+    pub(super) fn queue_next<O: Outbound>(&mut self, out: &mut O, config: &Config) -> bool {
         if matches!(self.phase, Phase::Closing { .. }) {
             return false;
         }

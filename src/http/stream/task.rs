@@ -11,7 +11,7 @@
 use std::{
     future::poll_fn,
     ops::ControlFlow,
-    panic::{AssertUnwindSafe, catch_unwind},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     pin::pin,
     sync::{Arc, Mutex, PoisonError, Weak},
     task::{Context, Poll, Waker, ready},
@@ -19,7 +19,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{task::yield_now, time::sleep_until};
+use tokio::{
+    task::{spawn_blocking, yield_now},
+    time::sleep_until,
+};
 
 use super::{
     config::Config,
@@ -150,6 +153,10 @@ pub(super) async fn run<O: Outbound + 'static>(stream: &Arc<StreamTask<O>>) -> S
     let mut stop = pin!(stream.permit.stop.cancelled());
     let mut timer = pin!(sleep_until(stream.with_state(|state, config| state.protocol.deadline(config))));
     let end = loop {
+        if stream.with_state(|state, _| state.protocol.can_queue_next() && state.out.prepare_read()) {
+            // Boxed: it is rare, and its state would otherwise enlarge the future of every stream.
+            Box::pin(queue_next_on_blocking_thread(stream.clone())).await;
+        }
         let outcome = poll_fn(|cx| Poll::Ready(stream.with_state(|state, config| state.send(cx, config)))).await;
         if let SendOutcome::Ended(end) = outcome {
             break end;
@@ -188,6 +195,27 @@ pub(super) async fn run<O: Outbound + 'static>(stream: &Arc<StreamTask<O>>) -> S
     poll_fn(|cx| stream.with_state(|state, _| state.protocol.conn.poll_close(cx))).await;
     stream.record_sent();
     end
+}
+
+/// Reads and queues the next frames on a blocking thread, when one of [`Config::max_concurrent_encodings`] permits is free.
+///
+/// Permits are granted in the order of the requests, and each stream needs a new one for each part of its initial state.
+/// Streams with long initial states therefore delay each other, but not the events of other streams.
+async fn queue_next_on_blocking_thread<O: Outbound + 'static>(stream: Arc<StreamTask<O>>) {
+    // An error would mean a closed semaphore, which this one never is.
+    let _permit = stream.permit.encodings.acquire().await.ok();
+    let task_stream = stream.clone();
+    let task = spawn_blocking(move || {
+        task_stream.with_state(|state, config| {
+            if state.protocol.can_queue_next() {
+                state.protocol.queue_next(&mut state.out, config);
+            }
+        });
+    });
+    // The task is never aborted, so an error means that it panicked. The panic continues here.
+    if let Err(error) = task.await {
+        resume_unwind(error.into_panic());
+    }
 }
 
 /// Closes the stream with 1011 (`internal`) after a panic in [`run`]. The outbound is asked for its closing event only.
@@ -247,6 +275,10 @@ impl<O: Outbound> Outbound for Option<O> {
 
     fn read(&mut self, max_bytes: usize) -> ReadResult {
         self.as_mut().map_or(ReadResult::Idle, |out| out.read(max_bytes))
+    }
+
+    fn prepare_read(&mut self) -> bool {
+        self.as_mut().is_some_and(O::prepare_read)
     }
 
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {

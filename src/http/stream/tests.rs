@@ -2,6 +2,7 @@
 //! The client's frames come from tungstenite.
 
 mod closing;
+mod encoding;
 mod fan_out;
 mod tcp;
 mod tls;
