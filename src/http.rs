@@ -18,6 +18,7 @@ pub mod forwarded;
 mod metrics;
 pub mod rate_limit;
 mod request;
+pub mod response_budget;
 mod routes;
 pub mod stream;
 mod stream_credential;

@@ -9,7 +9,7 @@ use tracing::warn;
 
 use super::{
     exit::CliError,
-    parsers::{List, MAX_CONNECTIONS, RATES, integer_in},
+    parsers::{List, MAX_CONNECTIONS, RATES, RESPONSE_MEMORY, integer_in},
 };
 use crate::{
     http::{
@@ -24,7 +24,7 @@ use crate::{
         browser_guard::{GuardConfig, HostName, Origin},
         conn::ReloadingTls,
         forwarded::{IpNetwork, TrustedProxies},
-        rate_limit,
+        rate_limit, response_budget,
     },
     source::review::{self, Reviewer},
 };
@@ -99,7 +99,15 @@ pub(super) struct AccessArgs {
     #[arg(long, env = "BRIDGE_MAX_CONNECTIONS_PER_PRINCIPAL", value_name = "N")]
     #[arg(value_parser = integer_in::<NonZeroU32>(1..=MAX_CONNECTIONS))]
     max_connections_per_principal: Option<NonZeroU32>,
+
+    /// Maximum memory in MiB of responses that clients have not read yet; one caller may use a quarter of it
+    #[arg(long, env = "BRIDGE_RESPONSE_MEMORY", value_name = "MIB", default_value_t = DEFAULT_RESPONSE_MEMORY)]
+    #[arg(value_parser = integer_in::<NonZeroU32>(RESPONSE_MEMORY))]
+    response_memory: NonZeroU32,
 }
+
+/// Default of `--response-memory` in MiB: [`response_budget::Config::max_bytes`].
+const DEFAULT_RESPONSE_MEMORY: NonZeroU32 = NonZeroU32::new(48).unwrap();
 
 /// One element of `--cors-origin`.
 #[derive(Clone, Debug)]
@@ -127,6 +135,7 @@ enum WsAuth {
 pub(super) struct ResolvedAccess {
     pub(super) allowed: GuardConfig,
     pub(super) limits: rate_limit::Config,
+    pub(super) responses: response_budget::Config,
     pub(super) proxies: TrustedProxies,
     pub(super) tls: Option<ReloadingTls>,
     /// The audience of Kubernetes tokens.
@@ -191,6 +200,10 @@ impl AccessArgs {
             max_open_streams: self.max_connections_per_principal,
             ..rate_limit::Config::default()
         };
+        let responses = response_budget::Config {
+            max_bytes: (self.response_memory.get() as usize) << 20,
+            ..response_budget::Config::default()
+        };
         let ws_auth = self.ws_auth == WsAuth::Required;
         let config = auth::Config { ws_auth, require_credentials: allowed.any_origin, ..auth::Config::default() };
         let sources = CredentialSources { environment, file: self.keys_file, signer: signer.transpose()? };
@@ -200,6 +213,7 @@ impl AccessArgs {
             auth_metrics,
             allowed,
             limits,
+            responses,
             proxies: TrustedProxies::new(flatten_lists(self.trusted_proxies)),
             tls: tls.transpose()?,
             audience,
@@ -214,6 +228,7 @@ impl ResolvedAccess {
         Ok(ResolvedAccess {
             allowed: GuardConfig::default(),
             limits: rate_limit::Config::default(),
+            responses: response_budget::Config::default(),
             proxies: TrustedProxies::default(),
             tls: None,
             audience: None,

@@ -19,7 +19,10 @@ use super::{
 };
 use crate::{
     feed::Feed,
-    http::{self, App, ConnectionInfo, DedicatedFeedFactory, conn, rate_limit::RateLimits, stream, stream_rate},
+    http::{
+        self, App, ConnectionInfo, DedicatedFeedFactory, conn, rate_limit::RateLimits, response_budget::ResponseBudget,
+        stream, stream_rate,
+    },
     source::{dedicated::DedicatedWatchers, hub},
     tasks::{self, Stopped, Tasks},
 };
@@ -96,7 +99,7 @@ pub(super) async fn bind(host: &str, port: u16) -> Result<(TcpListener, SocketAd
 /// Serves until a signal, then drains. Returns the exit code.
 pub(super) async fn serve(setup: ServerSetup, listener: TcpListener) -> Result<u8, CliError> {
     let ServerSetup { feed, dedicated_feeds, access, mut registry, readiness_details, .. } = setup;
-    let ResolvedAccess { allowed, limits, proxies, tls, auth, auth_metrics, .. } = access;
+    let ResolvedAccess { allowed, limits, responses, proxies, tls, auth, auth_metrics, .. } = access;
     let ServerSetup { connection, max_connections, rate, tasks, drain, .. } = setup;
     let stream_metrics = stream::Metrics::default();
     let conn_metrics = conn::Metrics::default();
@@ -112,6 +115,8 @@ pub(super) async fn serve(setup: ServerSetup, listener: TcpListener) -> Result<u
     let streams = stream::StreamContext::new(stream_config, stream_metrics, tasks.stop().clone());
     let (auth, limits) = (Arc::new(auth), RateLimits::new(&limits));
     limits.register(bridge_metrics(&mut registry));
+    let responses = ResponseBudget::new(responses);
+    responses.register(bridge_metrics(&mut registry));
     let metrics = http::Metrics::default();
     metrics.register(bridge_metrics(&mut registry));
     let config = http::Config { stream_rate: rate, ..http::Config::default() };
@@ -128,6 +133,7 @@ pub(super) async fn serve(setup: ServerSetup, listener: TcpListener) -> Result<u
         guard: allowed,
         auth,
         rate_limits: limits,
+        responses,
         trusted_proxies: proxies,
         readiness_details,
         config,

@@ -9,7 +9,7 @@ use prometheus_client::registry::Registry;
 
 use super::{
     auth::Authenticator, browser_guard::GuardConfig, forwarded::TrustedProxies, metrics::Metrics,
-    rate_limit::RateLimits, stream::StreamContext, stream_rate,
+    rate_limit::RateLimits, response_budget::ResponseBudget, stream::StreamContext, stream_rate,
 };
 use crate::feed::Feed;
 
@@ -33,6 +33,8 @@ pub struct App {
     pub auth: Arc<Authenticator>,
     /// Rate budgets and stream slots of all callers.
     pub rate_limits: RateLimits,
+    /// The bodies of snapshot responses, and their bound.
+    pub responses: ResponseBudget,
     /// Proxies whose `X-Forwarded-*` headers count.
     pub trusted_proxies: TrustedProxies,
     /// Returns further lines for `/readyz?verbose`.

@@ -38,6 +38,7 @@ mod stream_rate;
 mod support;
 mod tls;
 mod token_and_access_reviews;
+mod unread_responses;
 mod websocket_echo;
 mod ws_contract;
 mod ws_golden;

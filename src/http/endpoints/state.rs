@@ -1,29 +1,29 @@
 //! The current state as JSON: instances, tenants, pools, stats and connections (`docs/protocol.md#snapshots`).
 
-use std::panic::resume_unwind;
-
 use http::{HeaderMap, HeaderValue, header};
 use serde::Serialize;
-use tokio::{sync::Semaphore, task::spawn_blocking};
-use warp::reply::{Reply, Response};
+use warp::reply::{Reply as _, Response};
 
 use crate::{
     event::{
-        hash::sha256_prefix,
+        Resource,
         projection::{EventFormat, Projection},
         render,
     },
     feed::{NotSynced, Snapshot, SourceState},
     http::{
+        app::App,
         error::{ApiError, ErrorCode},
         request::ApiRequest,
+        response_budget::{BodyKey, BudgetExceeded, EncodedBody},
     },
     wire::json,
 };
 
-/// Concurrent serializations of the state: 2. It bounds the blocking threads and the bytes of unfinished responses; further
-/// requests wait.
-static SNAPSHOT_PERMITS: Semaphore = Semaphore::const_new(2);
+/// Estimated bytes of a body without a list of objects. The reservation is adjusted when the body is complete.
+const SMALL_BODY_BYTES: usize = 4096;
+/// `Retry-After` of a request for which the budget has no part: the time of [`response_budget::Config::max_wait`].
+const BUSY_RETRY: HeaderValue = HeaderValue::from_static("1");
 /// Parameters of the endpoints that read the state.
 const ACCEPTED: &[&str] = &["connectionId", "params"];
 
@@ -32,18 +32,16 @@ const ACCEPTED: &[&str] = &["connectionId", "params"];
 /// # Errors
 /// 400 for a parameter, 404 for an unknown name or another `connectionId`, 503 before the first lists are complete.
 pub(crate) async fn instances(request: ApiRequest) -> Result<Response, ApiError> {
-    respond_from_snapshot(request, |request, snapshot, projection| {
+    respond_from_snapshot(request, "/api/v1/instances", Some(Resource::Pods), |name, snapshot, projection| {
         let instances = snapshot.instances(projection);
-        match &request.path_param {
-            None => json_response(request, snapshot, projection, &instances),
-            Some(name) => match instances.iter().find(|instance| instance.name() == name) {
-                Some(instance) => json_response(request, snapshot, projection, instance),
-                None => Err(ApiError::new(
-                    ErrorCode::NotFound,
-                    format!("no such instance: '{name}'; see /api/v1/instances for all instances"),
-                )),
-            },
-        }
+        let Some(name) = name else { return to_json(&instances) };
+        let instance = instances.iter().find(|instance| instance.name() == name).ok_or_else(|| {
+            ApiError::new(
+                ErrorCode::NotFound,
+                format!("no such instance: '{name}'; see /api/v1/instances for all instances"),
+            )
+        })?;
+        to_json(instance)
     })
     .await
 }
@@ -53,18 +51,16 @@ pub(crate) async fn instances(request: ApiRequest) -> Result<Response, ApiError>
 /// # Errors
 /// As [`instances`].
 pub(crate) async fn tenants(request: ApiRequest) -> Result<Response, ApiError> {
-    respond_from_snapshot(request, |request, snapshot, projection| {
+    respond_from_snapshot(request, "/api/v1/tenants", Some(Resource::Claims), |id, snapshot, projection| {
         let tenants = snapshot.tenants(projection);
-        match &request.path_param {
-            None => json_response(request, snapshot, projection, &tenants),
-            Some(id) => match tenants.iter().find(|tenant| tenant.tenant_id() == id) {
-                Some(tenant) => json_response(request, snapshot, projection, tenant),
-                None => Err(ApiError::new(
-                    ErrorCode::NotFound,
-                    format!("no such tenant: '{id}' has no claims; see /api/v1/tenants for all tenants"),
-                )),
-            },
-        }
+        let Some(id) = id else { return to_json(&tenants) };
+        let tenant = tenants.iter().find(|tenant| tenant.tenant_id() == id).ok_or_else(|| {
+            ApiError::new(
+                ErrorCode::NotFound,
+                format!("no such tenant: '{id}' has no claims; see /api/v1/tenants for all tenants"),
+            )
+        })?;
+        to_json(tenant)
     })
     .await
 }
@@ -74,8 +70,8 @@ pub(crate) async fn tenants(request: ApiRequest) -> Result<Response, ApiError> {
 /// # Errors
 /// As [`instances`].
 pub(crate) async fn pools(request: ApiRequest) -> Result<Response, ApiError> {
-    respond_from_snapshot(request, |request, snapshot, projection| {
-        json_response(request, snapshot, projection, &snapshot.pools(projection))
+    respond_from_snapshot(request, "/api/v1/pools", None, |_, snapshot, projection| {
+        to_json(&snapshot.pools(projection))
     })
     .await
 }
@@ -85,8 +81,8 @@ pub(crate) async fn pools(request: ApiRequest) -> Result<Response, ApiError> {
 /// # Errors
 /// As [`instances`].
 pub(crate) async fn stats(request: ApiRequest) -> Result<Response, ApiError> {
-    respond_from_snapshot(request, |request, snapshot, projection| {
-        json_response(request, snapshot, projection, &snapshot.stats(projection))
+    respond_from_snapshot(request, "/api/v1/stats", None, |_, snapshot, projection| {
+        to_json(&snapshot.stats(projection))
     })
     .await
 }
@@ -127,55 +123,65 @@ struct ConnectionBody<'a> {
     since: String,
 }
 
-/// Returns the state and the projection of the request. Objects that the projection excludes do not exist for the client.
-/// A stream with the same `params` has the same projection, and so it can resume from the cursor of the response.
-async fn load_snapshot(request: &ApiRequest) -> Result<(Snapshot, Projection), ApiError> {
+/// Makes a body: of the object with a name or, without a name, of all objects.
+type Encode = fn(Option<&str>, &Snapshot, &Projection) -> Result<String, ApiError>;
+
+/// Answers from the state. Objects that the projection excludes do not exist for the client. A stream with the same `params`
+/// has the same projection, and so it can resume from the cursor of the response. `listed` is the resource whose objects the
+/// body lists.
+async fn respond_from_snapshot(
+    request: ApiRequest,
+    path: &'static str,
+    listed: Option<Resource>,
+    encode: Encode,
+) -> Result<Response, ApiError> {
     let parameters = request.parameters(ACCEPTED)?;
     let projection = Projection { filter: parameters.filter()?, ..request.base_projection(EventFormat::Full) };
     request.resolve_connection(&parameters)?;
-    let snapshot = request
-        .app
-        .feed
-        .snapshot()
-        .await
-        .map_err(|NotSynced| ApiError::not_ready("the state is not complete yet: try again in a moment"))?;
-    Ok((snapshot, projection))
+    let ApiRequest { app, principal, path_param: name, .. } = &request;
+    let snapshot = load_snapshot(app).await?;
+    let key = |snapshot: &Snapshot| BodyKey { path, projection: projection.clone(), position: snapshot.position };
+    if name.is_none()
+        && let Some(body) = app.responses.find(&key(&snapshot))
+    {
+        return Ok(json_response(&request, &snapshot, &projection, body));
+    }
+    let bytes = match (listed, name) {
+        (Some(resource), None) => snapshot.charged_bytes()[resource],
+        (_, _) => SMALL_BODY_BYTES,
+    };
+    let reservation = app.responses.reserve(&principal.caller, bytes);
+    let reservation = reservation.await.map_err(|BudgetExceeded| {
+        let message = "too many responses are not read yet: read them, or try again in a moment";
+        ApiError::new(ErrorCode::NotReady, message).with(header::RETRY_AFTER, BUSY_RETRY)
+    })?;
+    // Not the state from before the wait.
+    let snapshot = load_snapshot(app).await?;
+    let (encoded_snapshot, encoded_projection, encoded_name) = (snapshot.clone(), projection.clone(), name.clone());
+    let encode = move || encode(encoded_name.as_deref(), &encoded_snapshot, &encoded_projection);
+    let shared_key = name.is_none().then(|| key(&snapshot));
+    let body = app.responses.body(shared_key, reservation, encode).await?;
+    Ok(json_response(&request, &snapshot, &projection, body))
 }
 
-/// Answers from the state on a blocking thread. The serialization of 10,000 Pods takes 10 ms, which would delay streams on
-/// the runtime's threads.
-async fn respond_from_snapshot(
-    request: ApiRequest,
-    respond: impl FnOnce(&ApiRequest, &Snapshot, &Projection) -> Result<Response, ApiError> + Send + 'static,
-) -> Result<Response, ApiError> {
-    let (snapshot, projection) = load_snapshot(&request).await?;
-    // An error would mean a closed semaphore, which this one never is.
-    let permit = SNAPSHOT_PERMITS.acquire().await.ok();
-    let task = spawn_blocking(move || {
-        // The permit is held until the end of the serialization, even if the client disconnects.
-        let _permit = permit;
-        respond(&request, &snapshot, &projection)
-    });
-    // The task is never aborted, so an error means that it panicked. The panic continues here.
-    task.await.unwrap_or_else(|error| resume_unwind(error.into_panic()))
+async fn load_snapshot(app: &App) -> Result<Snapshot, ApiError> {
+    let not_ready = |NotSynced| ApiError::not_ready("the state is not complete yet: try again in a moment");
+    app.feed.snapshot().await.map_err(not_ready)
+}
+
+fn to_json(body: &impl Serialize) -> Result<String, ApiError> {
+    json::to_string(body).map_err(|_| ApiError::new(ErrorCode::Internal, "the state cannot be serialized; try again"))
 }
 
 /// Returns JSON with `Event-Cursor` and `ETag`, or 304 if `If-None-Match` contains the tag (RFC 9110, section 13).
-fn json_response(
-    request: &ApiRequest,
-    snapshot: &Snapshot,
-    projection: &Projection,
-    body: &impl Serialize,
-) -> Result<Response, ApiError> {
-    let body = json::to_string(body)
-        .map_err(|_| ApiError::new(ErrorCode::Internal, "the state cannot be serialized; try again"))?;
-    let tag = format!("\"{:016x}\"", sha256_prefix(body.as_bytes()));
+fn json_response(request: &ApiRequest, snapshot: &Snapshot, projection: &Projection, body: EncodedBody) -> Response {
+    let tag = format!("\"{:016x}\"", body.hash);
     let mut response = if matches_etag(&request.headers, &tag) {
         let mut response = Response::default();
         *response.status_mut() = http::StatusCode::NOT_MODIFIED;
         response
     } else {
-        let mut response = body.into_response();
+        let mut response = Response::new(body.bytes.into());
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response
     };
@@ -187,7 +193,7 @@ fn json_response(
         http::HeaderName::from_static("event-cursor"),
         &projection.cursor_at(snapshot.namespace, snapshot.versions).encode(),
     );
-    Ok(response)
+    response
 }
 
 fn insert(headers: &mut HeaderMap, name: http::HeaderName, value: &str) {

@@ -213,6 +213,22 @@ pub(crate) async fn metric(address: SocketAddr, name: &str) -> u64 {
     value.map_or(0, |value| value.parse().unwrap())
 }
 
+/// Waits until a metric has a value for which `reached` is true, and returns the value.
+///
+/// # Panics
+/// When that does not happen within [`TEST_TIMEOUT`].
+pub(crate) async fn wait_for_metric(address: SocketAddr, name: &str, reached: impl Fn(u64) -> bool) -> u64 {
+    let start = tokio::time::Instant::now();
+    loop {
+        let value = metric(address, name).await;
+        if reached(value) {
+            return value;
+        }
+        assert!(start.elapsed() < TEST_TIMEOUT, "{name} stays {value}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// The sum of the samples of a metric that have all these labels, each written as `name="value"`.
 pub(crate) async fn metric_sum(address: SocketAddr, name: &str, labels: &[&str]) -> u64 {
     let metrics = get(address, "/metrics").await.body;

@@ -18,6 +18,7 @@ use boilerhouse_bridge::http::{
     conn,
     forwarded::TrustedProxies,
     rate_limit::{self, RateLimits},
+    response_budget::{self, ResponseBudget},
     stream,
 };
 use boilerhouse_bridge::source::{dedicated, hub};
@@ -106,6 +107,7 @@ impl InProcessBridge {
             guard: GuardConfig::default(),
             auth: auth_with(CredentialSources { file: config.keys, ..CredentialSources::default() }),
             rate_limits: RateLimits::new(&config.limits),
+            responses: ResponseBudget::new(response_budget::Config::default()),
             trusted_proxies: config.proxies,
             readiness_details: Box::new(Vec::new),
             config: site::Config::default(),
