@@ -346,15 +346,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn waiting_request_gets_its_turn_when_a_body_has_been_read() {
-        let budget = Arc::new(budget(4 * MIB));
+        let budget = budget(4 * MIB);
         let first = body(&budget, 1, 1, MIB).await.unwrap();
-        let waiting = tokio::spawn({
-            let budget = budget.clone();
-            async move { body(&budget, 1, 2, MIB).await.map(|body| body.len()) }
-        });
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        drop(first);
-        assert_eq!(waiting.await.unwrap(), Ok(MIB));
+        let read_first = async {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            drop(first);
+        };
+        let (waiting, ()) = tokio::join!(body(&budget, 1, 2, MIB), read_first);
+        assert_eq!(waiting.map(|body| body.len()), Ok(MIB));
     }
 
     #[tokio::test(start_paused = true)]

@@ -206,7 +206,7 @@ mod tests {
                 assert!(copy.values_from("").eq(expected));
             }
             assert!(views.chunks.iter().all(|chunk| (1..=MAX_CHUNK).contains(&chunk.len())));
-            assert!(views.drain().eq(model.into_values()) && views.is_empty() && views.len() == 0);
+            assert!(views.drain().eq(model.into_values()) && views.is_empty());
         }
     }
 
