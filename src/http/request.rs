@@ -11,7 +11,10 @@ use super::{
     error::{ApiError, ErrorCode},
     forwarded::ClientInfo,
 };
-use crate::event::projection::{EventFormat, EventTypes, Filter, Projection};
+use crate::event::{
+    NamespaceId,
+    projection::{EventFormat, EventTypes, Filter, Projection},
+};
 
 /// An admitted request and the application that answers it.
 ///
@@ -56,17 +59,26 @@ impl ApiRequest {
     /// Checks `connectionId` against the one connection of this bridge.
     ///
     /// # Errors
-    /// 404 for another id.
+    /// 404 for another id. 503 while the own id is unknown, because the Namespace has not been read.
     pub(super) fn resolve_connection(&self, parameters: &QueryParams) -> Result<(), ApiError> {
         let Some(requested) = parameters.get("connectionId") else { return Ok(()) };
-        let own = self.app.feed.namespace().map(|namespace| namespace.connection_id.to_string());
-        if own.as_deref() == Some(requested) {
+        if self.namespace()?.connection_id.to_string() == requested {
             return Ok(());
         }
         Err(ApiError::new(
             ErrorCode::NotFound,
             format!("no such connection: '{requested}'; omit connectionId, this bridge has one connection"),
         ))
+    }
+
+    /// Returns the watched namespace.
+    ///
+    /// # Errors
+    /// 503 until the API server has returned the uid of the Namespace.
+    pub(super) fn namespace(&self) -> Result<NamespaceId, ApiError> {
+        self.app.feed.namespace().ok_or_else(|| {
+            ApiError::not_ready("the API server has not answered yet: see /readyz?verbose for the reason")
+        })
     }
 
     /// Returns the projection of everything that the principal may see. A filter of the request can only reduce it.

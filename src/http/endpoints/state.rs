@@ -95,9 +95,7 @@ pub(crate) async fn stats(request: ApiRequest) -> Result<Response, ApiError> {
 pub(crate) async fn connections(request: ApiRequest) -> Result<Response, ApiError> {
     request.parameters(&[])?;
     let app = &request.app;
-    let Some(namespace) = app.feed.namespace() else {
-        return Err(ApiError::not_ready("the API server has not answered yet: see /readyz?verbose for the reason"));
-    };
+    let namespace = request.namespace()?;
     let (source_state, since_ms) = app.feed.source_state();
     let state = match source_state {
         SourceState::Syncing => "syncing",

@@ -167,8 +167,11 @@ async fn event_source_gets_a_retry_delay_before_the_first_sync() {
         // A malformed parameter is reported first, because it is permanent.
         assert_eq!(http_client::get(bridge.address, &format!("{path}?snapshot=half")).await.status, 400, "{path}");
     }
-    let connections = http_client::get(bridge.address, "/api/v1/connections").await;
-    assert_eq!((connections.status, &connections.json()["code"]), (503, &json!("NOT_READY")));
+    // No connectionId is known to be wrong before the Namespace has been read.
+    for path in ["/api/v1/connections", "/api/v1/instances?connectionId=00000000-0000-5000-8000-000000000000"] {
+        let answer = http_client::get(bridge.address, path).await;
+        assert_eq!((answer.status, &answer.json()["code"]), (503, &json!("NOT_READY")), "{path}");
+    }
 }
 
 #[tokio::test]
