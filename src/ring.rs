@@ -38,6 +38,8 @@ impl Default for Limits {
 pub struct RingLog<T> {
     entries: VecDeque<Entry<T>>,
     first: u64,
+    /// The lowest position that an item has had.
+    lowest_used: u64,
     bytes: usize,
     limits: Limits,
 }
@@ -53,7 +55,7 @@ impl<T> RingLog<T> {
     /// Creates an empty log.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        RingLog { entries: VecDeque::new(), first: FIRST_POSITION, bytes: 0, limits }
+        RingLog { entries: VecDeque::new(), first: FIRST_POSITION, lowest_used: FIRST_POSITION, bytes: 0, limits }
     }
 
     /// Returns the position of the oldest item. It equals [`RingLog::end_position`] if the log is empty.
@@ -81,21 +83,33 @@ impl<T> RingLog<T> {
         self.bytes += bytes;
     }
 
-    /// Adds items with their charges before the oldest item, with the creation time `now_ms`. Returns `false` and adds
-    /// none of them if they exceed the limit of items or bytes.
-    pub fn prepend(&mut self, items: Vec<(Arc<T>, usize)>, now_ms: u64) -> bool {
-        let bytes: usize = items.iter().map(|(_, bytes)| bytes).sum();
-        let fits = self.entries.len() + items.len() <= self.limits.items
-            && self.bytes.saturating_add(bytes) <= self.limits.bytes
-            && self.first >= items.len() as u64;
-        if fits {
-            self.first -= items.len() as u64;
+    /// Returns whether [`RingLog::prepend`] can add items: no item has been removed. The position of a removed item may
+    /// still be that of a reader, so it must not become the position of another item.
+    #[must_use]
+    pub fn is_extendable(&self) -> bool {
+        self.first == self.lowest_used
+    }
+
+    /// Adds items with their charges before the oldest item, with the creation time `now_ms`. If they exceed the limit of
+    /// items or bytes, it adds the newest of them that fit. Adds none if the log is not extendable. Returns the others.
+    #[must_use]
+    pub fn prepend(&mut self, mut items: Vec<(Arc<T>, usize)>, now_ms: u64) -> Vec<Arc<T>> {
+        let (mut count, mut bytes) = (self.entries.len(), self.bytes);
+        let fits = |(_, charged): &&(Arc<T>, usize)| {
+            count += 1;
+            bytes = bytes.saturating_add(*charged);
+            count <= self.limits.items && bytes <= self.limits.bytes
+        };
+        let free_positions = if self.is_extendable() { self.first } else { 0 };
+        let free_positions = usize::try_from(free_positions).unwrap_or(usize::MAX);
+        let added = items.iter().rev().take(free_positions).take_while(fits).count();
+        for (item, bytes) in items.drain(items.len() - added..).rev() {
+            self.first -= 1;
             self.bytes += bytes;
-            for (item, bytes) in items.into_iter().rev() {
-                self.entries.push_front(Entry { item, bytes, at_ms: now_ms });
-            }
+            self.entries.push_front(Entry { item, bytes, at_ms: now_ms });
         }
-        fits
+        self.lowest_used = self.lowest_used.min(self.first);
+        items.into_iter().map(|(item, _)| item).collect()
     }
 
     /// Removes and returns the oldest item if a limit is exceeded. The caller must repeat the call until it returns
@@ -129,6 +143,12 @@ impl<T> RingLog<T> {
         self.first = self.end_position();
         self.entries.clear();
         self.bytes = 0;
+    }
+
+    /// Removes all items while the log has no reader, so that it is extendable afterwards.
+    pub fn clear_before_first_reader(&mut self) {
+        self.clear();
+        self.lowest_used = self.first;
     }
 
     /// Returns at most `max` items, starting at a position. Returns `None` if the item at the position was evicted.
@@ -185,31 +205,34 @@ mod tests {
 
     proptest! {
         #[test]
-        fn positions_stay_stable_across_push_and_evict(ops in proptest::collection::vec(0u8..8, 0..200)) {
+        fn positions_never_repeat_across_push_evict_and_prepend(ops in proptest::collection::vec(0u8..9, 0..200)) {
             let mut log = RingLog::new(Limits { items: 7, bytes: 1 << 20, age_ms: 1 << 40 });
-            let origin = log.end_position();
-            let mut pushed = 0u64;
+            let (mut end, mut lowest) = (log.end_position(), log.end_position());
             for op in ops {
-                if op == 1 && log.first_position() > origin {
-                    // The newer half of the evicted items is added again if it fits the limits.
-                    let from = origin + (log.first_position() - origin) / 2;
-                    let items = (from..log.first_position()).map(|at| (Arc::new(at - origin), 1)).collect();
-                    let first = log.first_position();
-                    let added = log.prepend(items, 0);
-                    prop_assert_eq!(log.first_position(), if added { from } else { first });
-                } else if op == 0 {
-                    log.clear();
-                } else {
-                    log.push(Arc::new(pushed), 1, 0);
-                    pushed += 1;
-                    while log.evict(0).is_some() {}
+                match op {
+                    0 => log.clear(),
+                    1 | 2 => {
+                        let first = log.first_position();
+                        let items = (first - 3..first).map(|at| (Arc::new(at), 1)).collect();
+                        let can_add = if first == lowest { 7 - (end - first) } else { 0 };
+                        let dropped = log.prepend(items, 0);
+                        prop_assert_eq!(log.first_position(), first - can_add.min(3));
+                        prop_assert_eq!(dropped.len() as u64, 3 - can_add.min(3));
+                        lowest = lowest.min(log.first_position());
+                    }
+                    _ => {
+                        log.push(Arc::new(end), 1, 0);
+                        end += 1;
+                        while log.evict(0).is_some() {}
+                    }
                 }
-                prop_assert_eq!(log.end_position(), origin + pushed);
+                prop_assert_eq!(log.is_extendable(), log.first_position() == lowest);
+                prop_assert_eq!(log.end_position(), end);
                 for (at, item) in (log.first_position()..).zip(log.read_from(log.first_position(), 99).unwrap()) {
-                    prop_assert_eq!(at, origin + **item);
+                    prop_assert_eq!(at, **item);
                 }
                 let middle = (log.first_position() + log.end_position()) / 2;
-                prop_assert_eq!(log.partition_point(|item| origin + item < middle), middle);
+                prop_assert_eq!(log.partition_point(|item| *item < middle), middle);
             }
         }
     }

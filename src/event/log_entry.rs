@@ -91,6 +91,15 @@ impl Change {
     }
 }
 
+impl ChangeSet {
+    /// Returns the bytes that are charged for holding the log entry of this change set: [`LogEntry::charged_bytes`].
+    #[must_use]
+    pub fn charged_bytes(&self) -> usize {
+        let old = self.changes.iter().map(|c| size_of::<Change>() + c.old.as_ref().map_or(0, View::charged_bytes));
+        size_of::<LogEntry>() + old.sum::<usize>()
+    }
+}
+
 impl LogEntry {
     /// Returns the bytes that are charged for holding the entry: its own size, and the old view of each change.
     ///
@@ -98,9 +107,7 @@ impl LogEntry {
     /// there.
     #[must_use]
     pub fn charged_bytes(&self) -> usize {
-        let changes = self.change_set().map_or(&[][..], |change_set| &change_set.changes);
-        let old = changes.iter().map(|c| size_of::<Change>() + c.old.as_ref().map_or(0, View::charged_bytes));
-        size_of::<LogEntry>() + old.sum::<usize>()
+        self.change_set().map_or(size_of::<LogEntry>(), ChangeSet::charged_bytes)
     }
 
     /// Returns the change set, or `None` for an ephemeral event.

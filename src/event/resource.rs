@@ -66,6 +66,11 @@ impl<T> PerResource<T> {
     pub fn iter(&self) -> std::slice::Iter<'_, T> {
         self.0.iter()
     }
+
+    /// Iterates over both values, in the order of [`Resource::ALL`], and allows to change them.
+    pub fn iter_mut(&mut self) -> std::slice::IterMut<'_, T> {
+        self.0.iter_mut()
+    }
 }
 
 impl<T> Index<Resource> for PerResource<T> {

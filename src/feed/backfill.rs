@@ -3,14 +3,22 @@
 //!
 //! *Guarantees:*
 //! - One round answers all subscriptions that requested it before it started. A waiting subscription costs no task.
-//! - What a round finds is prepended to the log, for all subscriptions.
+//! - What a round finds is prepended to the log, for all subscriptions. What does not fit into the log is dropped, the
+//!   oldest first.
 //! - Where the history cannot be shown to reach the start of the log, the rest is one difference that names the version
 //!   from which it was computed.
 
-use std::{pin::pin, sync::Arc};
+use std::{collections::VecDeque, pin::pin, sync::Arc};
 
-use super::{backfill_requests::BackfillRequests, inventory::Inventory, state::Shared};
-use crate::event::{Change, ChangeSet, EntryKind, LogEntry, PerResource, Resource, ResourceVersion, View};
+use super::{
+    backfill_requests::BackfillRequests,
+    inventory::Inventory,
+    state::{Shared, State},
+};
+use crate::{
+    event::{Change, ChangeSet, EntryKind, LogEntry, PerResource, Resource, ResourceVersion, View},
+    ring,
+};
 
 /// The source's handle for backfills. It is separate from the [`Writer`](super::Writer), so that a round does not delay
 /// new changes.
@@ -29,30 +37,50 @@ pub struct BackfillRound {
     log_base_versions: PerResource<ResourceVersion>,
 }
 
-/// Why a round was abandoned.
+/// Why a gap was not filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackfillFailure {
-    /// A request to the API server failed.
+    /// A request to the API server failed, or the API server no longer has any requested version.
     Failed,
     /// The round took too long.
     Timeout,
-    /// Too many rounds were started within a minute.
-    Budget,
 }
 
 /// The missing history of one resource.
+///
+/// It is filled from a list at a requested version on: with the changes after it, or with the difference to a list at a
+/// later version.
 #[derive(Debug)]
 pub struct Gap {
     resource: Resource,
-    from: ResourceVersion,
+    history_epoch: u64,
+    /// The versions after which subscriptions need the history, in ascending order.
+    requested: Vec<ResourceVersion>,
+    /// The last version of the missing history.
     to: ResourceVersion,
     /// The state at `to`.
     end: Arc<Inventory>,
-    /// The state after the last change set.
-    state: Inventory,
-    /// The version of `state`.
-    at: ResourceVersion,
-    change_sets: Vec<ChangeSet>,
+    /// Bounds of the history: those of the log.
+    limits: ring::Limits,
+    progress: Progress,
+}
+
+#[derive(Debug)]
+enum Progress {
+    /// No list has been set.
+    Empty,
+    /// The changes so far lead to `state` at the version `at`.
+    Filling { history: History, state: Inventory, at: ResourceVersion },
+    /// The changes lead to the start of the log.
+    Closed(History),
+}
+
+/// The changes after the version `from`, with the bytes charged for each change set.
+#[derive(Debug, Default)]
+struct History {
+    from: ResourceVersion,
+    change_sets: VecDeque<(ChangeSet, usize)>,
+    bytes: usize,
 }
 
 impl BackfillHandle {
@@ -87,8 +115,13 @@ impl BackfillHandle {
     #[must_use]
     pub fn start_round(&self) -> BackfillRound {
         let mut state = self.shared.state();
-        let oldest = state.backfill_requests.start_backfill().unwrap_or(state.log_base_versions);
         let (log_base_versions, history_epoch) = (state.log_base_versions, state.history_epoch);
+        let mut requested = state.backfill_requests.start_backfill();
+        for resource in Resource::ALL {
+            let base = log_base_versions[resource];
+            requested[resource]
+                .retain(|version| *version < base && !state.backfill_requests.is_compacted(resource, *version));
+        }
         let first_position = state.log.first_position();
         let mut end = state.inventory.clone();
         let entries: Vec<Arc<LogEntry>> =
@@ -100,65 +133,52 @@ impl BackfillHandle {
         for change in change_sets.flat_map(|change_set| change_set.changes.iter().rev()) {
             inventory.revert(change);
         }
-        let missing = Resource::ALL.into_iter().filter(|resource| oldest[*resource] < log_base_versions[*resource]);
-        let gap = |resource| Gap {
-            resource,
-            from: oldest[resource],
-            to: log_base_versions[resource],
-            end: end.clone(),
-            state: Inventory::default(),
-            at: oldest[resource],
-            change_sets: Vec::new(),
+        let gap = |(resource, requested): (Resource, Vec<ResourceVersion>)| {
+            (!requested.is_empty()).then(|| Gap {
+                resource,
+                history_epoch,
+                requested,
+                to: log_base_versions[resource],
+                end: end.clone(),
+                limits: self.shared.config.log,
+                progress: Progress::Empty,
+            })
         };
-        BackfillRound { gaps: missing.map(gap).collect(), first_position, history_epoch, log_base_versions }
+        let gaps = Resource::ALL.into_iter().zip(requested.into_array()).filter_map(gap).collect();
+        BackfillRound { gaps, first_position, history_epoch, log_base_versions }
     }
 
-    /// Ends the round and prepends its history to the log. All gaps must be closed. The history is dropped if the log
-    /// has no capacity for it, or if the start of the log or the history has changed since the round started.
-    pub fn complete_round(&self, round: BackfillRound) {
-        let BackfillRound { gaps, first_position, history_epoch, log_base_versions } = round;
-        let mut base = log_base_versions;
-        let mut change_sets = Vec::new();
-        for gap in gaps {
-            base[gap.resource] = gap.from;
-            change_sets.extend(gap.change_sets);
-        }
-        // Every order between the two resources is correct. The order of the versions is nearest to the real one.
-        change_sets.sort_by_key(|change_set| change_set.version);
-        self.shared.update(|state, now_ms| {
-            state.backfill_requests.end_backfill();
-            let metrics = &self.shared.metrics;
-            if state.history_epoch != history_epoch {
-                metrics.backfills_failed.inc();
-                return;
-            }
-            let mut versions_after = base;
-            let entry = |change_set: ChangeSet| {
-                versions_after[change_set.resource] = change_set.version;
-                let entry = LogEntry { versions_after, observed_at_ms: now_ms, kind: EntryKind::ChangeSet(change_set) };
-                let bytes = entry.charged_bytes();
-                (Arc::new(entry), bytes)
-            };
-            let prepended = state.log.first_position() == first_position
-                && state.log.prepend(change_sets.into_iter().map(entry).collect(), now_ms);
-            if prepended {
-                state.log_base_versions = base;
-                metrics.backfills_filled.inc();
-            } else {
-                metrics.backfills_no_room.inc();
+    /// Records that the API server no longer lists the objects of the gap at exactly this version (410). Subscriptions
+    /// that wait for the history after it, or after an older version, get the current state at once.
+    pub fn record_compacted(&self, gap: &mut Gap, version: ResourceVersion) {
+        gap.requested.retain(|requested| *requested > version);
+        self.shared.update(|state, _| {
+            if state.history_epoch == gap.history_epoch {
+                state.backfill_requests.record_compacted(gap.resource, version);
             }
         });
     }
 
-    /// Ends the round without history. The waiting subscriptions send the current state.
-    pub fn abandon_round(&self, failure: BackfillFailure) {
-        self.shared.update(|state, _| state.backfill_requests.end_backfill());
-        let metrics = &self.shared.metrics;
-        match failure {
-            BackfillFailure::Failed => metrics.backfills_failed.inc(),
-            BackfillFailure::Timeout => metrics.backfills_timeout.inc(),
-            BackfillFailure::Budget => metrics.backfills_budget.inc(),
-        };
+    /// Ends the round and prepends the history of its closed gaps to the log. `failure` is the reason why a gap was not
+    /// closed. Waiting subscriptions whose versions the log does not reach send the current state.
+    ///
+    /// The history is dropped if the start of the log or the history has changed since the round started.
+    pub fn complete_round(&self, round: BackfillRound, failure: Option<BackfillFailure>) {
+        let is_counted = !round.gaps.is_empty();
+        self.shared.update(|state, now_ms| {
+            state.backfill_requests.end_backfill();
+            let metrics = &self.shared.metrics;
+            let is_current = state.history_epoch == round.history_epoch;
+            let is_prepended = is_current && prepend(state, round, now_ms);
+            let outcome = match failure {
+                Some(BackfillFailure::Failed) => &metrics.backfills_failed,
+                Some(BackfillFailure::Timeout) => &metrics.backfills_timeout,
+                None if !is_current => &metrics.backfills_failed,
+                None if is_prepended => &metrics.backfills_filled,
+                None => &metrics.backfills_no_room,
+            };
+            outcome.inc_by(u64::from(is_counted));
+        });
     }
 
     /// Starts a version check for all requests so far. Later requests wait for the next one.
@@ -166,8 +186,8 @@ impl BackfillHandle {
         self.shared.state().backfill_requests.start_version_check();
     }
 
-    /// Ends a version check with the newest versions of the API server. `None` means that too many checks were started
-    /// within a minute: the versions of this replica count then.
+    /// Ends a version check with the newest versions of the API server. `None` means that the API server has not answered
+    /// in time: the versions of this replica count then.
     pub fn complete_version_check(&self, versions: Option<PerResource<ResourceVersion>>) {
         self.shared.update(|state, _| {
             let versions = versions.unwrap_or(state.latest_versions);
@@ -175,9 +195,44 @@ impl BackfillHandle {
         });
         let metrics = &self.shared.metrics;
         let outcome =
-            if versions.is_some() { &metrics.version_checks_completed } else { &metrics.version_checks_budget };
+            if versions.is_some() { &metrics.version_checks_completed } else { &metrics.version_checks_timeout };
         outcome.inc();
     }
+}
+
+/// Prepends the history of the closed gaps to the log, as far as it fits. Returns false if none of it fits, or if the start
+/// of the log has moved.
+fn prepend(state: &mut State, round: BackfillRound, now_ms: u64) -> bool {
+    let BackfillRound { gaps, first_position, log_base_versions, .. } = round;
+    // An entry that was evicted meanwhile would be missing between the history and the log.
+    if state.log.first_position() != first_position {
+        return false;
+    }
+    let mut base = log_base_versions;
+    let mut change_sets = Vec::new();
+    for gap in gaps {
+        if let Progress::Closed(history) = gap.progress {
+            base[gap.resource] = history.from;
+            change_sets.extend(history.change_sets.into_iter().map(|(change_set, _)| change_set));
+        }
+    }
+    // Every order between the two resources is correct. The order of the versions is nearest to the real one.
+    change_sets.sort_by_key(|change_set| change_set.version);
+    let mut versions_after = base;
+    let entry = |change_set: ChangeSet| {
+        versions_after[change_set.resource] = change_set.version;
+        let entry = LogEntry { versions_after, observed_at_ms: now_ms, kind: EntryKind::ChangeSet(change_set) };
+        let bytes = entry.charged_bytes();
+        (Arc::new(entry), bytes)
+    };
+    let entries: Vec<_> = change_sets.into_iter().map(entry).collect();
+    let count = entries.len();
+    let dropped = state.log.prepend(entries, now_ms);
+    for change_set in dropped.iter().filter_map(|entry| entry.change_set()) {
+        base[change_set.resource] = change_set.version;
+    }
+    state.log_base_versions = base;
+    dropped.is_empty() || dropped.len() < count
 }
 
 impl Gap {
@@ -187,10 +242,25 @@ impl Gap {
         self.resource
     }
 
-    /// Returns the version after which the history is missing.
+    /// Returns the versions after which subscriptions need the history and up to which nothing is filled yet, in
+    /// ascending order.
     #[must_use]
-    pub fn from(&self) -> ResourceVersion {
-        self.from
+    pub fn requested(&self) -> &[ResourceVersion] {
+        let filled = match self.progress {
+            Progress::Empty => 0,
+            Progress::Filling { at, .. } => at,
+            Progress::Closed(_) => self.to,
+        };
+        &self.requested[self.requested.partition_point(|version| *version <= filled)..]
+    }
+
+    /// Returns the version up to which the gap is filled; `None` before the first list and after the end.
+    #[must_use]
+    pub fn filled_up_to(&self) -> Option<ResourceVersion> {
+        match self.progress {
+            Progress::Filling { at, .. } => Some(at),
+            Progress::Empty | Progress::Closed(_) => None,
+        }
     }
 
     /// Returns the last version of the missing history.
@@ -199,66 +269,90 @@ impl Gap {
         self.to
     }
 
-    /// Sets the state at [`Gap::from`] to a complete list.
-    pub fn list(&mut self, views: Vec<View>) {
-        self.state = Inventory::default();
-        self.state.replace(self.resource, views);
+    /// Applies a complete list at a version: the start of the history, or the difference to it.
+    pub fn list(&mut self, version: ResourceVersion, views: Vec<View>) {
+        if let Progress::Empty = self.progress {
+            let mut state = Inventory::default();
+            state.replace(self.resource, views);
+            let history = History { from: version, ..History::default() };
+            self.progress = Progress::Filling { history, state, at: version };
+            return;
+        }
+        let resource = self.resource;
+        self.apply(version, |state, at| (state.replace(resource, views), Some(at)));
     }
 
-    /// Applies an object that was added or modified. Versions must not decrease or exceed [`Gap::to`].
+    /// Applies an object that was added or modified.
     pub fn upsert(&mut self, view: View) {
-        let version = view.resource_version();
-        let changes = self.state.upsert(view);
-        if !changes.is_empty() {
+        self.apply(view.resource_version(), |state, at| {
+            let changes = state.upsert(view);
             // Two changes: the deletion of the object with the old uid was not reported.
-            let coalesced_from = (changes.len() > 1).then_some(self.at);
-            self.push(version, changes, coalesced_from);
-        }
+            let coalesced_from = (changes.len() > 1).then_some(at);
+            (changes, coalesced_from)
+        });
     }
 
     /// Applies an object that was deleted, at the version of the deletion.
     pub fn remove(&mut self, view: &View) {
-        if let Some(change) = self.state.remove(self.resource, view.name(), view.uid()) {
-            self.push(view.resource_version(), vec![change], None);
+        let (resource, version) = (self.resource, view.resource_version());
+        self.apply(version, |state, _| {
+            (state.remove(resource, view.name(), view.uid(), version).into_iter().collect(), None)
+        });
+    }
+
+    /// Applies the changes of one version. A version outside the rest of the gap is ignored: it must not move the history
+    /// back, and the log has what comes after the gap.
+    fn apply(
+        &mut self,
+        version: ResourceVersion,
+        change: impl FnOnce(&mut Inventory, ResourceVersion) -> (Vec<Change>, Option<ResourceVersion>),
+    ) {
+        let Progress::Filling { history, state, at } = &mut self.progress else { return };
+        if version <= *at || version > self.to {
+            return;
         }
-    }
-
-    /// Returns the number of change sets so far.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.change_sets.len()
-    }
-
-    /// Returns whether there is no change set yet.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.change_sets.is_empty()
+        let (changes, coalesced_from) = change(state, *at);
+        *at = version;
+        if !changes.is_empty() || coalesced_from.is_some() {
+            history.push(self.resource, version, changes, coalesced_from, self.limits);
+        }
     }
 
     /// Closes the gap. Unless the changes so far are complete and lead to the state at the start of the log, it appends
-    /// the difference to that state.
+    /// the difference to that state. A gap without a list stays open.
     pub fn close(&mut self, is_complete: bool) {
+        let Progress::Filling { history, state, at } = &mut self.progress else { return };
         let reaches_log_start = match self.resource {
-            Resource::Pods => self.state.instances == self.end.instances,
-            Resource::Claims => self.state.claims == self.end.claims,
+            Resource::Pods => state.instances == self.end.instances,
+            Resource::Claims => state.claims == self.end.claims,
         };
-        if is_complete && reaches_log_start {
-            return;
+        if !is_complete || !reaches_log_start {
+            let end = self.end.views().filter(|view| view.resource() == self.resource).collect();
+            let changes = state.replace(self.resource, end);
+            history.push(self.resource, self.to, changes, Some(*at), self.limits);
         }
-        let end = self.end.views().filter(|view| view.resource() == self.resource).collect();
-        let changes = self.state.replace(self.resource, end);
-        let (to, from) = (self.to, self.at);
-        self.push(to, changes, Some(from));
+        self.progress = Progress::Closed(std::mem::take(history));
     }
+}
 
-    fn push(&mut self, version: ResourceVersion, changes: Vec<Change>, coalesced_from: Option<ResourceVersion>) {
-        self.at = version;
-        self.change_sets.push(ChangeSet {
-            resource: self.resource,
-            version,
-            changes: changes.into(),
-            coalesced_from,
-            history_reset: false,
-        });
+impl History {
+    /// Appends a change set, and drops the oldest ones that exceed the limits.
+    fn push(
+        &mut self,
+        resource: Resource,
+        version: ResourceVersion,
+        changes: Vec<Change>,
+        coalesced_from: Option<ResourceVersion>,
+        limits: ring::Limits,
+    ) {
+        let change_set = ChangeSet { resource, version, changes: changes.into(), coalesced_from, history_reset: false };
+        let charged = change_set.charged_bytes();
+        self.bytes += charged;
+        self.change_sets.push_back((change_set, charged));
+        while self.change_sets.len() > limits.items || self.bytes > limits.bytes {
+            let Some((dropped, charged)) = self.change_sets.pop_front() else { return };
+            self.from = dropped.version;
+            self.bytes -= charged;
+        }
     }
 }

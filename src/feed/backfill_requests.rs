@@ -5,15 +5,24 @@
 //! *Guarantees:*
 //! - All subscriptions that request before a round starts share that round.
 //! - A subscription gets the number of its round, so it detects when that round has ended.
+//! - Each version is requested by itself. An old or invented one does not change what is read for the others.
 
-use crate::event::{PerResource, ResourceVersion};
+use std::collections::BTreeMap;
+
+use crate::event::{PerResource, Resource, ResourceVersion};
+
+/// The versions after which one subscription needs the history; `None` for a resource that it does not need.
+pub(super) type RequestedVersions = PerResource<Option<ResourceVersion>>;
 
 /// What subscriptions wait for.
 #[derive(Debug, Default)]
 pub(super) struct BackfillRequests {
-    /// The oldest versions requested for the next backfill round; `None` if no subscription requested one.
-    oldest_requested: Option<PerResource<ResourceVersion>>,
+    /// The versions requested for the next backfill round, each with the number of subscriptions that wait for it.
+    requested: PerResource<BTreeMap<ResourceVersion, usize>>,
     backfills: RoundCounter,
+    /// The newest versions at which the API server rejected an exact list because etcd was compacted (410). All older
+    /// versions are compacted as well, so nothing is requested at or below them.
+    compacted_versions: PerResource<ResourceVersion>,
     version_check_requested: bool,
     version_checks: RoundCounter,
     /// The newest versions that a version check found at the API server, in the current history.
@@ -28,22 +37,40 @@ struct RoundCounter {
 
 impl BackfillRequests {
     /// Requests the history after these versions. Returns the number of the round that will read it.
-    pub(super) fn request_backfill(&mut self, after: PerResource<ResourceVersion>) -> u64 {
-        self.oldest_requested = Some(
-            self.oldest_requested
-                .map_or(after, |oldest| PerResource::from_fn(|resource| oldest[resource].min(after[resource]))),
-        );
+    pub(super) fn request_backfill(&mut self, after: &RequestedVersions) -> u64 {
+        for (requested, version) in self.requested.iter_mut().zip(after.iter()) {
+            if let Some(version) = *version {
+                *requested.entry(version).or_default() += 1;
+            }
+        }
         self.backfills.started + 1
     }
 
-    pub(super) fn is_backfill_requested(&self) -> bool {
-        self.oldest_requested.is_some()
+    /// Removes a request, unless its round has started.
+    pub(super) fn cancel_backfill(&mut self, round: u64, after: &RequestedVersions) {
+        if round <= self.backfills.started {
+            return;
+        }
+        for (requested, version) in self.requested.iter_mut().zip(after.iter()) {
+            if let Some(version) = *version
+                && let Some(waiting) = requested.get_mut(&version)
+            {
+                *waiting -= 1;
+                if *waiting == 0 {
+                    requested.remove(&version);
+                }
+            }
+        }
     }
 
-    /// Starts a round for all requests so far. Returns the oldest versions requested.
-    pub(super) fn start_backfill(&mut self) -> Option<PerResource<ResourceVersion>> {
+    pub(super) fn is_backfill_requested(&self) -> bool {
+        self.requested.iter().any(|requested| !requested.is_empty())
+    }
+
+    /// Starts a round for all requests so far. Returns the requested versions, each once and in ascending order.
+    pub(super) fn start_backfill(&mut self) -> PerResource<Vec<ResourceVersion>> {
         self.backfills.started += 1;
-        self.oldest_requested.take()
+        std::mem::take(&mut self.requested).map(|requested| requested.into_keys().collect())
     }
 
     pub(super) fn end_backfill(&mut self) {
@@ -52,6 +79,17 @@ impl BackfillRequests {
 
     pub(super) fn backfill_done(&self, round: u64) -> bool {
         self.backfills.ended >= round
+    }
+
+    /// Records that an exact list at this version got 410.
+    pub(super) fn record_compacted(&mut self, resource: Resource, version: ResourceVersion) {
+        let compacted = &mut self.compacted_versions[resource];
+        *compacted = version.max(*compacted);
+    }
+
+    /// Returns whether the API server is known to have no history after this version. Version 0 cannot be listed exactly.
+    pub(super) fn is_compacted(&self, resource: Resource, version: ResourceVersion) -> bool {
+        version <= self.compacted_versions[resource]
     }
 
     /// Requests the newest versions of the API server. Returns the number of the version check that will read them.
@@ -84,8 +122,10 @@ impl BackfillRequests {
         self.checked_versions
     }
 
-    /// Drops the checked versions after a history reset: versions of two histories are not comparable.
+    /// Drops what is known about the API server's versions after a history reset: versions of two histories are not
+    /// comparable.
     pub(super) fn reset(&mut self) {
         self.checked_versions = PerResource::default();
+        self.compacted_versions = PerResource::default();
     }
 }

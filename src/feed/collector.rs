@@ -99,7 +99,6 @@ mod tests {
             samples(&feed),
             [
                 r#"bridge_feed_backfill_waiting 0"#,
-                r#"bridge_feed_backfills_total{outcome="budget"} 0"#,
                 r#"bridge_feed_backfills_total{outcome="failed"} 0"#,
                 r#"bridge_feed_backfills_total{outcome="filled"} 0"#,
                 r#"bridge_feed_backfills_total{outcome="no_room"} 0"#,
@@ -123,8 +122,8 @@ mod tests {
                 r#"bridge_feed_read_your_writes_timeouts_total 0"#,
                 r#"bridge_feed_renders_total 0"#,
                 r#"bridge_feed_tombstones_dropped_total 0"#,
-                r#"bridge_feed_version_checks_total{outcome="budget"} 0"#,
                 r#"bridge_feed_version_checks_total{outcome="completed"} 0"#,
+                r#"bridge_feed_version_checks_total{outcome="timeout"} 0"#,
             ]
         );
     }

@@ -12,7 +12,7 @@ use super::{
     state::Shared,
     types::SnapshotReason,
 };
-use crate::event::{NamespaceId, PerResource, ResourceVersion};
+use crate::event::{PerResource, ResourceVersion};
 
 /// What the readers of a feed share. The writer holds the state only.
 #[derive(Debug)]
@@ -32,14 +32,8 @@ impl Deref for Inner {
 
 impl Inner {
     /// See [`ProjectionCache::frames`].
-    pub(super) fn frames(
-        &self,
-        cache: &ProjectionCache,
-        namespace: NamespaceId,
-        from: u64,
-        max_bytes: usize,
-    ) -> Option<Vec<Frame>> {
-        let frames = cache.frames(&self.shared, namespace, from, max_bytes);
+    pub(super) fn frames(&self, cache: &ProjectionCache, from: u64, max_bytes: usize) -> Option<Vec<Frame>> {
+        let frames = cache.frames(&self.shared, from, max_bytes);
         self.projections.trim();
         frames
     }

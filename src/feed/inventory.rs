@@ -12,7 +12,7 @@ mod by_name;
 use std::collections::BTreeMap;
 
 pub use self::by_name::{ByName, HasName};
-use crate::event::{Change, Claim, Instance, PoolDepth, Resource, View};
+use crate::event::{Change, Claim, Instance, PoolDepth, Resource, ResourceVersion, View};
 
 /// The views of both resources. The feed shares it in an `Arc`, and a change clones it if a reader still holds it.
 #[derive(Clone, Debug, Default)]
@@ -96,9 +96,10 @@ impl Inventory {
         }
     }
 
-    /// Applies a deletion. Returns `None` if no view has this name and uid.
-    pub fn remove(&mut self, resource: Resource, name: &str, uid: &str) -> Option<Change> {
-        let old = self.get(resource, name).filter(|old| old.uid() == uid)?;
+    /// Applies a deletion at this version. Returns `None` if no view has this name and uid, and if the view is newer than
+    /// the deletion.
+    pub fn remove(&mut self, resource: Resource, name: &str, uid: &str, version: ResourceVersion) -> Option<Change> {
+        let old = self.get(resource, name).filter(|old| old.uid() == uid && old.resource_version() <= version)?;
         self.remove_view(&old);
         Some(Change { old: Some(old), new: None })
     }
@@ -190,7 +191,7 @@ impl Inventory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{event::ResourceVersion, test_support::PodBuilder};
+    use crate::test_support::PodBuilder;
 
     fn pod(name: &str, uid: &str, version: ResourceVersion) -> View {
         PodBuilder::new(name).uid(uid).version(version).view()
@@ -235,8 +236,9 @@ mod tests {
         assert!(state.upsert(pod("a", "2", 8)).is_empty(), "an equal version is not newer");
         assert!(state.upsert(pod("a", "2", 7)).is_empty(), "a lower version is not newer");
         assert_eq!(state.get(Resource::Pods, "a").map(|view| view.resource_version()), Some(8));
-        assert!(state.remove(Resource::Pods, "a", "1").is_none(), "the object with uid 1 is already deleted");
-        let change = state.remove(Resource::Pods, "a", "2");
+        assert!(state.remove(Resource::Pods, "a", "1", 9).is_none(), "the object with uid 1 is already deleted");
+        assert!(state.remove(Resource::Pods, "a", "2", 7).is_none(), "the deletion is older than the view");
+        let change = state.remove(Resource::Pods, "a", "2", 9);
         assert_eq!(versions(&change.into_iter().collect::<Vec<_>>()), [(Some(8), None)]);
         assert!(state.views().next().is_none());
     }

@@ -39,11 +39,10 @@ pub(super) struct Metrics {
     pub(super) backfills_no_room: Counter,
     pub(super) backfills_failed: Counter,
     pub(super) backfills_timeout: Counter,
-    pub(super) backfills_budget: Counter,
     pub(super) backfill_waiting: Gauge,
     version_checks: Family<Label, Counter>,
     pub(super) version_checks_completed: Counter,
-    pub(super) version_checks_budget: Counter,
+    pub(super) version_checks_timeout: Counter,
     pub(super) read_your_writes_timeouts: Counter,
     pub(super) tombstones_dropped: Counter,
     pub(super) projections: Gauge,
@@ -54,10 +53,10 @@ impl Default for Metrics {
     fn default() -> Self {
         let (entries, [change_sets, ephemeral_events]) = family("kind", ["change_set", "ephemeral"]);
         let (coalesced_family, [pods, claims]) = family("resource", Resource::ALL.map(Resource::plural));
-        let (backfills, [backfills_filled, backfills_no_room, backfills_failed, backfills_timeout, backfills_budget]) =
-            family("outcome", ["filled", "no_room", "failed", "timeout", "budget"]);
-        let (version_checks, [version_checks_completed, version_checks_budget]) =
-            family("outcome", ["completed", "budget"]);
+        let (backfills, [backfills_filled, backfills_no_room, backfills_failed, backfills_timeout]) =
+            family("outcome", ["filled", "no_room", "failed", "timeout"]);
+        let (version_checks, [version_checks_completed, version_checks_timeout]) =
+            family("outcome", ["completed", "timeout"]);
         Metrics {
             entries,
             change_sets,
@@ -75,11 +74,10 @@ impl Default for Metrics {
             backfills_no_room,
             backfills_failed,
             backfills_timeout,
-            backfills_budget,
             backfill_waiting: Gauge::default(),
             version_checks,
             version_checks_completed,
-            version_checks_budget,
+            version_checks_timeout,
             read_your_writes_timeouts: Counter::default(),
             tombstones_dropped: Counter::default(),
             projections: Gauge::default(),
@@ -106,7 +104,7 @@ impl Metrics {
         );
         registry.register(
             "feed_history_resets",
-            "Times that resourceVersions went backwards, in the hub's feed",
+            "Times that a new history started, in the hub's feed: resourceVersions went backwards, or another Namespace",
             self.history_resets.clone(),
         );
         registry.register(

@@ -128,27 +128,20 @@ impl ProjectionCache {
 
     /// Returns the frames from a position of the log on: about `max_bytes` of them, at least one. `None` means that the
     /// log has evicted the entry at the position.
-    pub(super) fn frames(
-        &self,
-        shared: &Shared,
-        namespace: NamespaceId,
-        from: u64,
-        max_bytes: usize,
-    ) -> Option<Vec<Frame>> {
+    pub(super) fn frames(&self, shared: &Shared, from: u64, max_bytes: usize) -> Option<Vec<Frame>> {
         if shared.hub_feed.is_some() {
-            return self.render_uncached(shared, namespace, from, max_bytes);
+            return self.render_uncached(shared, from, max_bytes);
         }
-        let cache = self.catch_up(shared, namespace, from)?;
+        let cache = self.catch_up(shared, from)?;
         let frames = (from >= cache.first()).then(|| take_up_to(cache.frames_from(from).cloned(), max_bytes));
         drop(cache);
-        frames.or_else(|| self.render_uncached(shared, namespace, from, max_bytes))
+        frames.or_else(|| self.render_uncached(shared, from, max_bytes))
     }
 
     /// Returns the end of the log, and whether an entry from `from` up to it is relevant for this projection. If the
     /// cache cannot decide, the answer is `true`.
     pub(super) fn has_relevant_since(&self, shared: &Shared, from: u64) -> (u64, bool) {
-        let namespace = shared.state().synced_namespace();
-        let cache = namespace.ok().and_then(|namespace| self.catch_up(shared, namespace, from));
+        let cache = self.catch_up(shared, from);
         let relevant = cache.filter(|cache| from >= cache.first()).map(|cache| {
             let is_relevant = cache.frames_from(from).any(|frame| !frame.is_empty_for_all());
             (cache.end(), is_relevant)
@@ -182,14 +175,14 @@ impl ProjectionCache {
 
     /// Renders the newest entries of the log into the cache and returns the cache. `None` means that the log has evicted
     /// an entry that is needed. The frame at `from` may have been evicted from the cache.
-    fn catch_up(&self, shared: &Shared, namespace: NamespaceId, from: u64) -> Option<MutexGuard<'_, FrameCache>> {
+    fn catch_up(&self, shared: &Shared, from: u64) -> Option<MutexGuard<'_, FrameCache>> {
         let mut cache = self.frame_cache();
         if from > cache.end() {
             cache.reset_to(from);
         }
         // For most reads another subscription has rendered everything. They do not need the lock of the feed.
         while from >= cache.first() && cache.end() < *shared.log_end.borrow() {
-            let entries = read_entries(shared, cache.end())?;
+            let (namespace, entries) = read_entries(shared, cache.end())?;
             if entries.is_empty() {
                 break;
             }
@@ -202,14 +195,8 @@ impl ProjectionCache {
     }
 
     /// Renders entries for one read, until there are `max_bytes`.
-    fn render_uncached(
-        &self,
-        shared: &Shared,
-        namespace: NamespaceId,
-        from: u64,
-        max_bytes: usize,
-    ) -> Option<Vec<Frame>> {
-        let entries = read_entries(shared, from)?;
+    fn render_uncached(&self, shared: &Shared, from: u64, max_bytes: usize) -> Option<Vec<Frame>> {
+        let (namespace, entries) = read_entries(shared, from)?;
         let frames = entries
             .iter()
             .zip(from + 1..)
@@ -353,11 +340,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Reads at most [`ENTRIES_PER_READ`] entries from a position on. `None` means that the log has evicted the first one.
-pub(super) fn read_entries(shared: &Shared, from: u64) -> Option<Vec<Arc<LogEntry>>> {
+/// Reads at most [`ENTRIES_PER_READ`] entries from a position on, and the namespace to which they belong. A reader may still
+/// have an earlier namespace. `None` means that the log has evicted the first entry.
+pub(super) fn read_entries(shared: &Shared, from: u64) -> Option<(NamespaceId, Vec<Arc<LogEntry>>)> {
     let state = shared.state();
     let entries = state.log.read_from(from, ENTRIES_PER_READ)?.cloned().collect();
-    Some(entries)
+    Some((state.namespace?, entries))
 }
 
 /// Collects frames while they have at most `max_bytes` together. The first frame with bytes may be larger.

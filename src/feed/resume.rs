@@ -1,22 +1,25 @@
 //! Resumes: the position of the log at which a cursor continues, or the reason why the client needs the current state
 //! (docs/protocol.md#full-stream, docs/architecture.md#feed-contract, item 2).
 
-use std::time::Duration;
+use std::sync::Arc;
 
-use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::Instant;
 
 use super::{
+    backfill_requests::RequestedVersions,
     state::{Shared, State},
     types::{SnapshotReason, required_resources},
 };
-use crate::event::{Cursor, LogEntry, NamespaceId, PerResource, ResourceVersion, projection::Projection};
+use crate::event::{Cursor, LogEntry, NamespaceId, PerResource, Resource, ResourceVersion, projection::Projection};
 
 /// Why a subscription cannot continue after a cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ResumeError {
     /// The cursor is older than the log. A backfill may extend the log back to it.
     BeforeLog,
+    /// The cursor is older than the log, and no backfill can extend the log: the API server no longer has the history
+    /// after the cursor, or the log has evicted entries.
+    NoHistory,
     /// The cursor is inside a difference, which is correct only for a client at its start.
     InsideCoalesced,
     /// The cursor belongs to another namespace or another history.
@@ -51,7 +54,13 @@ fn find_position(
     projection: &Projection,
     versions: PerResource<ResourceVersion>,
 ) -> Result<u64, ResumeError> {
-    if required_resources(projection).any(|resource| versions[resource] < state.log_base_versions[resource]) {
+    let is_before_log = |resource: &Resource| versions[*resource] < state.log_base_versions[*resource];
+    let has_no_history =
+        |resource| !state.log.is_extendable() || state.backfill_requests.is_compacted(resource, versions[resource]);
+    if required_resources(projection).filter(is_before_log).any(has_no_history) {
+        return Err(ResumeError::NoHistory);
+    }
+    if required_resources(projection).any(|resource| is_before_log(&resource)) {
         return Err(ResumeError::BeforeLog);
     }
     let mut start = state.log.end_position();
@@ -74,14 +83,14 @@ pub(super) fn is_inside_coalesced(entry: &LogEntry, versions: PerResource<Resour
     })
 }
 
-/// A subscription whose cursor is older than the log, while a backfill may extend the log.
+/// A subscription whose cursor is older than the log, while a backfill may extend the log. Its request ends with it.
 #[derive(Debug)]
 pub(super) struct PendingBackfill {
+    shared: Arc<Shared>,
+    after: RequestedVersions,
     round: u64,
     history_epoch: u64,
     pub(super) deadline: Instant,
-    /// The number of waiting subscriptions.
-    waiting: Gauge,
 }
 
 /// The outcome of waiting for a backfill.
@@ -95,49 +104,47 @@ pub(super) enum PendingOutcome {
 }
 
 impl PendingBackfill {
-    /// Requests a backfill of the history after these versions, and waits for it at most `max_wait`. It counts itself in
-    /// `waiting` until it is dropped.
+    /// Requests a backfill of the history after these versions, and waits for it at most `backfill_wait_timeout`. `state`
+    /// is the state of `shared`.
     pub(super) fn new(
+        shared: &Arc<Shared>,
         state: &mut State,
         projection: &Projection,
         versions: PerResource<ResourceVersion>,
-        max_wait: Duration,
-        waiting: Gauge,
     ) -> PendingBackfill {
-        let mut after = PerResource::new(ResourceVersion::MAX, ResourceVersion::MAX);
+        let mut after = RequestedVersions::default();
         for resource in required_resources(projection) {
-            after[resource] = versions[resource];
+            after[resource] = Some(versions[resource]);
         }
-        waiting.inc();
+        shared.metrics.backfill_waiting.inc();
         PendingBackfill {
-            round: state.backfill_requests.request_backfill(after),
+            shared: shared.clone(),
+            after,
+            round: state.backfill_requests.request_backfill(&after),
             history_epoch: state.history_epoch,
-            deadline: Instant::now() + max_wait,
-            waiting,
+            deadline: Instant::now() + shared.config.backfill_wait_timeout,
         }
     }
 
-    /// Checks whether the round has ended, and whether the log reaches back to these versions then.
-    pub(super) fn poll(
-        &self,
-        shared: &Shared,
-        projection: &Projection,
-        versions: PerResource<ResourceVersion>,
-    ) -> PendingOutcome {
-        let state = shared.state();
+    /// Checks whether the log reaches back to these versions now. The subscription waits while it may still do so: until
+    /// its round has ended, unless the API server is known to have no history after these versions.
+    pub(super) fn poll(&self, projection: &Projection, versions: PerResource<ResourceVersion>) -> PendingOutcome {
+        let state = self.shared.state();
         if state.history_epoch != self.history_epoch {
             return PendingOutcome::Snapshot(SnapshotReason::Foreign);
         }
-        if !state.backfill_requests.backfill_done(self.round) && Instant::now() < self.deadline {
-            return PendingOutcome::Waiting;
+        let is_over = state.backfill_requests.backfill_done(self.round) || Instant::now() >= self.deadline;
+        match find_position(&state, projection, versions) {
+            Ok(position) => PendingOutcome::Resume(position),
+            Err(ResumeError::BeforeLog) if !is_over => PendingOutcome::Waiting,
+            Err(_) => PendingOutcome::Snapshot(SnapshotReason::Expired),
         }
-        find_position(&state, projection, versions)
-            .map_or(PendingOutcome::Snapshot(SnapshotReason::Expired), PendingOutcome::Resume)
     }
 }
 
 impl Drop for PendingBackfill {
     fn drop(&mut self) {
-        self.waiting.dec();
+        self.shared.metrics.backfill_waiting.dec();
+        self.shared.state().backfill_requests.cancel_backfill(self.round, &self.after);
     }
 }

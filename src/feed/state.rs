@@ -132,6 +132,16 @@ impl State {
         delivered.is_covered_by(&self.delivered, self.latest_versions, &self.inventory)
     }
 
+    /// Starts a new history at the latest versions. No cursor may refer to entries of two histories, so the log is
+    /// cleared. Only for the hub's feed: the reader of a dedicated feed has no cursor, and reads its log to the end.
+    pub(super) fn start_history(&mut self) {
+        self.log.clear();
+        self.history_epoch += 1;
+        self.log_base_versions = self.latest_versions;
+        self.history_start_versions = self.latest_versions;
+        self.backfill_requests.reset();
+    }
+
     /// Appends a change set to the log and advances the latest version of its resource.
     pub(super) fn append_change_set(
         &mut self,

@@ -88,17 +88,12 @@ impl Subscription {
                 let (phase, position) = match locate(&state, namespace, &cache.projection, &cursor) {
                     Ok(position) => (Phase::CatchUp(cursor.versions), position),
                     Err(ResumeError::BeforeLog) => {
-                        let pending = PendingBackfill::new(
-                            &mut state,
-                            &cache.projection,
-                            cursor.versions,
-                            inner.config.backfill_wait_timeout,
-                            inner.metrics.backfill_waiting.clone(),
-                        );
+                        let pending =
+                            PendingBackfill::new(&inner.shared, &mut state, &cache.projection, cursor.versions);
                         inner.backfill_requested.notify_waiters();
                         (Phase::PendingBackfill(Box::new(pending)), end)
                     }
-                    Err(ResumeError::InsideCoalesced) => {
+                    Err(ResumeError::InsideCoalesced | ResumeError::NoHistory) => {
                         (Phase::SnapshotPending(SnapshotReason::Expired, cursor.versions), end)
                     }
                     Err(ResumeError::ProjectionMismatch) => {
@@ -144,7 +139,7 @@ impl Subscription {
         loop {
             let frames = match &mut self.phase {
                 Phase::PendingBackfill(pending) => {
-                    match pending.poll(&self.inner, &self.cache.projection, self.delivered_versions) {
+                    match pending.poll(&self.cache.projection, self.delivered_versions) {
                         PendingOutcome::Waiting => {
                             self.wake_at = Some(pending.deadline);
                             return ReadResult::Idle;
@@ -320,7 +315,7 @@ impl Subscription {
         let mut frames = Vec::new();
         let mut bytes = 0;
         loop {
-            let entries = projection_cache::read_entries(&self.inner, self.position)?;
+            let (_, entries) = projection_cache::read_entries(&self.inner, self.position)?;
             if entries.is_empty() {
                 let latest = self.inner.state().latest_versions;
                 if self.finish_catch_up(floor, latest) {
@@ -397,7 +392,7 @@ impl Subscription {
                 self.inner.state().log.discard_before(self.position);
                 self.inner.capacity_freed.notify_waiters();
             }
-            let frames = self.inner.frames(&self.cache, self.namespace, self.position, max_bytes)?;
+            let frames = self.inner.frames(&self.cache, self.position, max_bytes)?;
             if frames.is_empty() {
                 break;
             }

@@ -36,9 +36,22 @@ impl Writer {
     }
 
     /// Sets the watched Namespace. Until then the feed serves nothing.
+    ///
+    /// Another Namespace starts a new history: the Namespace was deleted and created again, or another cluster answers.
+    /// Cursors of the earlier one are foreign, and clients of the full stream get the current state.
     pub fn set_namespace(&mut self, namespace: NamespaceId) {
-        self.shared.update(|state, _| {
-            state.namespace = Some(namespace);
+        self.shared.update(|state, now_ms| {
+            let previous = state.namespace.replace(namespace);
+            if previous.is_none_or(|previous| previous == namespace) || state.synced_namespace().is_err() {
+                return;
+            }
+            for resource in Resource::ALL {
+                state.delivered.reset(resource);
+            }
+            state.start_history();
+            // It has no changes. Its mark lets subscriptions find the reset.
+            let version = state.latest_versions[Resource::Pods];
+            state.append_change_set(now_ms, Resource::Pods, version, Vec::new(), None, true);
         });
     }
 
@@ -62,7 +75,7 @@ impl Writer {
                 if state.synced == PerResource::new(true, true) {
                     // An entry from before the first list of the other resource has no version of that resource. No
                     // subscription has started yet, so none misses these entries.
-                    state.log.clear();
+                    state.log.clear_before_first_reader();
                     state.log_base_versions = state.latest_versions;
                 }
                 return;
@@ -70,18 +83,11 @@ impl Writer {
             let latest = state.latest_versions[resource];
             let history_reset = version < latest;
             if history_reset {
-                // No cursor may refer to entries of two histories. The reader of a dedicated feed has no cursor, and
-                // reads its log to the end.
-                if is_hub {
-                    state.log.clear();
-                }
                 state.delivered.reset(resource);
-                state.history_epoch += 1;
-                state.log_base_versions = state.latest_versions;
-                state.log_base_versions[resource] = version;
                 state.latest_versions[resource] = version;
-                state.history_start_versions = state.log_base_versions;
-                state.backfill_requests.reset();
+                if is_hub {
+                    state.start_history();
+                }
             }
             // A difference without changes is appended as well: an object may have been created and deleted in between,
             // and a client whose cursor is in between may hold it.
@@ -105,10 +111,11 @@ impl Writer {
         });
     }
 
-    /// Applies the deletion of an object at this version. An object that no longer matches the watch counts as deleted.
+    /// Applies the deletion of an object at this version. An object that no longer matches the watch counts as deleted. A
+    /// deletion that is older than the stored view is ignored.
     pub fn remove(&mut self, resource: Resource, name: &str, uid: &str, version: ResourceVersion) {
         self.shared.update(|state, now_ms| {
-            let change = Arc::make_mut(&mut state.inventory).remove(resource, name, uid);
+            let change = Arc::make_mut(&mut state.inventory).remove(resource, name, uid, version);
             match change {
                 Some(change) => state.append_change_set(now_ms, resource, version, vec![change], None, false),
                 None => state.latest_versions[resource] = state.latest_versions[resource].max(version),
@@ -195,7 +202,10 @@ impl Writer {
 
 #[cfg(test)]
 mod tests {
-    use crate::feed::{Config, Feed, SourceState};
+    use crate::{
+        feed::{Config, Feed, SourceState},
+        test_support::PodBuilder,
+    };
 
     use super::*;
 
@@ -203,6 +213,27 @@ mod tests {
     fn ticking_clock() -> u64 {
         static CALLS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
         CALLS.fetch_add(1, Ordering::Relaxed)
+    }
+
+    #[test]
+    fn deletion_older_than_the_view_moves_nothing_back() {
+        let (mut writer, feed) = Feed::new(Config::default());
+        writer.set_namespace(NamespaceId::from_uid("u"));
+        writer.replace(Resource::Pods, vec![PodBuilder::new("a").uid("1").version(5).view()], 10);
+        writer.replace(Resource::Claims, Vec::new(), 10);
+        writer.upsert(PodBuilder::new("a").uid("1").version(12).view());
+        let observe = || {
+            let state = feed.inner.state();
+            (state.latest_versions, state.log.end_position(), state.inventory.instances.len())
+        };
+        let before = observe();
+        writer.remove(Resource::Pods, "a", "1", 11);
+        assert_eq!(observe(), before);
+        writer.remove(Resource::Pods, "b", "2", 3);
+        assert_eq!(observe(), before);
+        writer.remove(Resource::Pods, "a", "1", 13);
+        assert_eq!(observe().0[Resource::Pods], 13);
+        assert_eq!(observe().2, 0);
     }
 
     #[tokio::test]

@@ -17,6 +17,7 @@ mod config;
 mod event;
 mod line_splitter;
 mod metrics;
+mod round_budget;
 #[cfg(test)]
 mod tests;
 mod watch_loop;
@@ -27,7 +28,7 @@ use std::{
 };
 
 use kube::Client;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use self::{
     api_client::ResourceApi,
@@ -66,24 +67,50 @@ pub async fn run(client: Client, config: Config, mut writer: Writer, metrics: Ar
     never
 }
 
-/// Reads the uid of the Namespace, then runs both watch loops.
+/// Reads the uid of the Namespace, then runs both watch loops. Lists both resources again when the uid has changed.
 async fn watch_all(client: &Client, config: &Config, metrics: &Metrics, sink: EventSink<'_>) -> Infallible {
     let pods = ResourceApi::<DecodedPod>::new(client, config, metrics);
     let claims = ResourceApi::<DecodedClaim>::new(client, config, metrics);
-    fetch_namespace(&pods, config, sink).await;
-    let (never, _) = tokio::join!(WatchLoop::new(&pods, sink).run(), WatchLoop::new(&claims, sink).run());
-    never
+    let mut uid = fetch_namespace(&pods, config, sink).await;
+    let (mut pods_loop, mut claims_loop) = (WatchLoop::new(&pods, sink), WatchLoop::new(&claims, sink));
+    loop {
+        emit(sink, SourceEvent::Namespace(uid.clone()));
+        tokio::select! {
+            biased;
+            (never, _) = async { tokio::join!(pods_loop.run(), claims_loop.run()) } => match never {},
+            changed = wait_for_another_namespace(&pods, &uid) => uid = changed,
+        }
+        tracing::warn!(
+            namespace = &*config.namespace,
+            "the namespace was created again; its former cursors are foreign"
+        );
+    }
+}
+
+/// Requests the Namespace in intervals until it has another uid. Returns that uid. A failure says nothing about the uid: the
+/// watches report an outage.
+async fn wait_for_another_namespace(api: &ResourceApi<'_, DecodedPod>, uid: &str) -> String {
+    loop {
+        sleep(api.config.namespace_check_interval).await;
+        match api.namespace_uid().await {
+            Ok(current) if current != uid => return current,
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "namespace check failed"),
+        }
+    }
 }
 
 /// Requests the uid of the Namespace until it succeeds. Cursors need the uid, so the hub requests nothing else before.
-async fn fetch_namespace(api: &ResourceApi<'_, DecodedPod>, config: &Config, sink: EventSink<'_>) {
+async fn fetch_namespace(api: &ResourceApi<'_, DecodedPod>, config: &Config, sink: EventSink<'_>) -> String {
     let since = Instant::now();
     let mut reported: Option<UpstreamError> = None;
-    for failures in 1_u32.. {
+    let mut failures = 0;
+    loop {
         let error = match api.namespace_uid().await {
-            Ok(uid) => return emit(sink, SourceEvent::Namespace(uid)),
+            Ok(uid) => return uid,
             Err(error) => error,
         };
+        failures += 1;
         if reported.as_ref() != Some(&error) {
             tracing::warn!(resource = "namespaces", namespace = &*config.namespace, %error, "request failed");
             for resource in Resource::ALL {

@@ -1,8 +1,8 @@
 //! The random model of two replicas (docs/development.md#test-layers): feeds without I/O.
 //!
 //! One history of objects is written to two feeds. They interleave pods and claims differently, one may lag, and each
-//! may list again, lose its log, restart, and extend its log backwards for older cursors. Clients with random
-//! projections read a little, disconnect, and resume on either feed. The oracle compares each record with the history:
+//! may list again, lose its log, restart, notice a Namespace that was created again, and extend its log backwards for
+//! older cursors. Clients with random projections read a little, disconnect, and resume on either feed. The oracle compares each record with the history:
 //! the fold is the filtered state at every id, no event comes twice, no id goes back, and between two ids come exactly
 //! the events of the history.
 //!
@@ -38,6 +38,7 @@ struct Coverage {
     ahead: u64,
     backfills: u64,
     events: u64,
+    recreations: u64,
 }
 
 fn run_seed(seed: u64, coverage: &mut Coverage, mutation: Option<Mutation>) {
@@ -64,7 +65,9 @@ fn run_seed(seed: u64, coverage: &mut Coverage, mutation: Option<Mutation>) {
             12 => replicas[which].bookmark(&history, resource),
             13 | 14 if is_undisturbed => {}
             13 if rng.below(6) == 0 => replicas[which].relist(&history, resource),
-            13 if rng.below(12) == 0 => {
+            13 if rng.below(60) == 0 => history.recreate_namespace(),
+            14 if rng.below(3) == 0 => replicas[which].check_namespace(&history),
+            13 if rng.below(8) == 0 => {
                 clients.iter_mut().for_each(|client| client.disconnect(&mut rng));
                 replicas[which] = Replica::start(&history, items);
             }
@@ -80,8 +83,10 @@ fn run_seed(seed: u64, coverage: &mut Coverage, mutation: Option<Mutation>) {
             }
         }
     }
+    coverage.recreations += history.recreations;
     // At rest, every client must have received everything.
     for replica in &mut replicas {
+        replica.check_namespace(&history);
         for resource in Resource::ALL {
             for _ in 0..history.changes.len() {
                 replica.watch(&history, resource);
@@ -123,11 +128,14 @@ fn two_replicas_send_no_duplicate_no_gap_and_no_decreasing_id() {
         let _replay = ReplayCommand::on_panic(test_name!(), seed);
         run_seed(seed, &mut coverage, None);
     }
-    let Coverage { resumes, ahead, backfills, events } = coverage;
-    println!("{resumes} resumes, {ahead} of them ahead of the replica, {backfills} backfills, {events} events");
+    let Coverage { resumes, ahead, backfills, events, recreations } = coverage;
+    println!(
+        "{resumes} resumes, {ahead} of them ahead of the replica, {backfills} backfills, {events} events, \
+         {recreations} new Namespaces"
+    );
     if count > 1 {
         assert!(resumes > 2 * count && ahead > count / 10 && backfills > count / 5, "too little was tested");
-        assert!(events > 20 * count, "too little was tested");
+        assert!(events > 20 * count && recreations > count / 50, "too little was tested");
     }
 }
 

@@ -1,6 +1,8 @@
 //! Resumes on a restarted replica, on the simulator: the events that clients receive, and the number of requests to the
 //! API server.
 
+mod old_cursors;
+
 use std::{sync::Arc, time::Duration};
 
 use boilerhouse_bridge::{
@@ -196,7 +198,7 @@ async fn forged_cursor_is_foreign_and_costs_a_bounded_number_of_lists() {
     // A version check lists two resources, at most twelve times a minute. The hub also sends a probe after 15 s of
     // silence.
     assert!(more <= 2 * (12 * minutes + probes), "{more} lists in {minutes} minutes");
-    // Old cursors: each needs a backfill round, and at most six rounds start within a minute.
+    // Old cursors: at most six backfill rounds start within a minute.
     let lists = sim.metrics().count(Verb::List);
     let started = tokio::time::Instant::now();
     for n in 0..100 {

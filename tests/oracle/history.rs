@@ -56,6 +56,8 @@ pub(crate) struct History {
     switches: Vec<EpochSwitch>,
     /// Empty if the times are not known.
     written: Vec<Written>,
+    /// Whether the Namespace was created again. Each replica starts a new history when it notices.
+    has_new_namespace: bool,
     no_objects: State,
 }
 
@@ -85,13 +87,28 @@ impl History {
     }
 
     fn new(epochs: Vec<PerResource<Epoch>>) -> History {
-        History { epochs, switches: Vec::new(), written: Vec::new(), no_objects: State::new() }
+        History {
+            epochs,
+            switches: Vec::new(),
+            written: Vec::new(),
+            has_new_namespace: false,
+            no_objects: State::new(),
+        }
     }
 
     /// Adds the times of restores and writes.
     pub(crate) fn with_times(mut self, switches: Vec<EpochSwitch>, written: Vec<Written>) -> History {
         (self.switches, self.written) = (switches, written);
         self
+    }
+
+    /// Sets whether the Namespace was created again.
+    pub(crate) fn with_new_namespace(self, has_new_namespace: bool) -> History {
+        History { has_new_namespace, ..self }
+    }
+
+    pub(crate) fn has_new_namespace(&self) -> bool {
+        self.has_new_namespace
     }
 
     /// The number of the last epoch.

@@ -32,6 +32,8 @@ pub(crate) enum ResponseKind {
     BackfillList(ResourceVersion),
     /// A list of a backfill that failed.
     BackfillListFailed,
+    /// 410 for a list of a backfill at this version. Nothing is requested at or below it any more.
+    BackfillListGone(ResourceVersion),
     /// A watch of a backfill that did not send everything that was requested.
     BackfillWatchFailed,
 }

@@ -151,6 +151,19 @@ impl<'a, T: Decode> ResourceApi<'a, T> {
         Ok(parse::<ListHead>(&body)?.metadata.resource_version)
     }
 
+    /// Returns whether the API server still has the objects at exactly this version, by a list of one object.
+    pub(super) async fn has_version(&self, version: ResourceVersion) -> Result<bool, UpstreamError> {
+        self.metrics.probes[T::RESOURCE].inc();
+        let params = ListParams { limit: Some(1), ..self.params() };
+        let request = self.request.list(&params.at(&version.to_string()).matching(VersionMatch::Exact));
+        let (bytes, limit) = (self.config.line_bytes, self.config.probe_timeout);
+        match self.read(&self.request_info("list"), request, bytes, limit).await {
+            Ok(_) => Ok(true),
+            Err(UpstreamError::Expired) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Starts a watch of the changes after `from` that ends after `duration`, in whole seconds.
     pub(super) async fn watch(&self, from: ResourceVersion, duration: Duration) -> Result<Body, UpstreamError> {
         let seconds = u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);

@@ -1,18 +1,23 @@
 //! Reads history for the feed: the changes before the start of the log, and the newest versions of the API server
 //! (docs/architecture.md#feed-contract, items 3 and 5).
 //!
-//! Guarantees: one round serves all waiting clients, and the number of rounds per minute is bounded. Cursors come from
-//! clients, so they must not become a way to load the API server.
+//! Guarantees:
+//! - One round serves all waiting clients, and the number of requests per minute is bounded. Cursors come from clients, so
+//!   they must not become a way to load the API server.
+//! - A cursor whose history the API server no longer has changes nothing for the other clients of the round.
 //!
 //! Kubernetes does not mark the end of the missed changes. The history is complete in two cases only: the watch has reached
-//! the start of the log, or it has lasted its full duration and ended in the regular way.
+//! the start of the log, or it has lasted its full duration, ended in the regular way and was quiet before.
 
-use std::{collections::VecDeque, convert::Infallible, time::Duration};
+use std::convert::Infallible;
 
-use futures::{StreamExt, future::try_join};
+use futures::{
+    StreamExt,
+    future::{join_all, try_join},
+};
 use http_body_util::BodyExt;
 use kube::core::WatchEvent;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{
     api_client::{self, ResourceApi},
@@ -20,18 +25,16 @@ use super::{
     config::Config,
     line_splitter::LineSplitter,
     metrics::Metrics,
+    round_budget::RoundBudget,
 };
 use crate::{
-    event::{PerResource, Resource},
-    feed::{BackfillFailure, BackfillHandle, Gap},
+    event::{PerResource, Resource, ResourceVersion},
+    feed::{BackfillFailure, BackfillHandle, BackfillRound, Gap},
     source::{
         decode::{Decode, DecodedClaim, DecodedPod},
         error::UpstreamError,
     },
 };
-
-/// The period in which rounds are counted.
-const MINUTE: Duration = Duration::from_secs(60);
 
 /// Runs backfills and version checks until the future is dropped.
 pub(super) async fn run(
@@ -47,111 +50,207 @@ pub(super) async fn run(
     never
 }
 
-/// The number of rounds that may start within a minute.
-struct RoundBudget {
-    max: usize,
-    started: VecDeque<Instant>,
-}
-
-impl RoundBudget {
-    fn new(max: usize) -> RoundBudget {
-        RoundBudget { max, started: VecDeque::new() }
-    }
-
-    /// Returns whether one more round may start now, and counts it if so.
-    fn try_start(&mut self) -> bool {
-        let now = Instant::now();
-        while self.started.front().is_some_and(|started| *started + MINUTE <= now) {
-            self.started.pop_front();
-        }
-        let is_allowed = self.started.len() < self.max;
-        if is_allowed {
-            self.started.push_back(now);
-        }
-        is_allowed
-    }
-}
-
 async fn run_backfills(
     pods: &ResourceApi<'_, DecodedPod>,
     claims: &ResourceApi<'_, DecodedClaim>,
     backfills: &BackfillHandle,
 ) -> Infallible {
     let config = pods.config;
-    let mut budget = RoundBudget::new(config.backfills_per_minute);
+    let mut budget = RoundBudget::per_minute(config.backfills_per_minute);
     loop {
         backfills.wait_for_request().await;
         sleep(config.backfill_batch_delay).await;
+        budget.ready().await;
         let mut round = backfills.start_round();
-        if !budget.try_start() {
-            let limit = config.backfills_per_minute;
-            tracing::debug!(limit, "backfill skipped: too many in this minute; waiting clients get the current state");
-            backfills.abandon_round(BackfillFailure::Budget);
-            continue;
+        let mut failure = None;
+        if !round.gaps.is_empty() {
+            budget.start();
+            failure = fill_all(pods, claims, backfills, &mut round).await;
         }
-        let filled = async {
-            for gap in &mut round.gaps {
-                match gap.resource() {
-                    Resource::Pods => fill(pods, gap).await?,
-                    Resource::Claims => fill(claims, gap).await?,
-                }
-            }
-            Ok::<_, UpstreamError>(())
-        };
-        match timeout(config.backfill_timeout, filled).await {
-            Ok(Ok(())) => backfills.complete_round(round),
-            Ok(Err(error)) => {
-                tracing::info!(%error, "backfill failed; waiting clients get the current state");
-                backfills.abandon_round(BackfillFailure::Failed);
-            }
-            Err(_) => {
-                let limit = config.backfill_timeout;
-                tracing::info!(?limit, "backfill timed out; waiting clients get the current state");
-                backfills.abandon_round(BackfillFailure::Timeout);
-            }
-        }
+        backfills.complete_round(round, failure);
     }
 }
 
-/// Reads the state at the start of the gap, then the changes up to its end.
-async fn fill<T: Decode>(api: &ResourceApi<'_, T>, gap: &mut Gap) -> Result<(), UpstreamError> {
-    let (views, version) = api.list_at(Some(gap.from())).await?;
-    if version != gap.from() {
-        return Err(UpstreamError::Decode(format!("a list at version {version} instead of {}", gap.from())));
-    }
-    gap.list(views);
-    let is_complete = match read_changes(api, gap).await {
-        Ok(is_complete) => is_complete,
-        Err(error) => {
-            // The two states are known, so the gap is still delivered as their difference.
-            tracing::debug!(resource = T::RESOURCE.plural(), %error, "backfill has no history; it delivers a difference");
-            false
+/// Fills the gaps of both resources at the same time. Returns why one of them was not filled.
+async fn fill_all(
+    pods: &ResourceApi<'_, DecodedPod>,
+    claims: &ResourceApi<'_, DecodedClaim>,
+    backfills: &BackfillHandle,
+    round: &mut BackfillRound,
+) -> Option<BackfillFailure> {
+    let deadline = Instant::now() + pods.config.backfill_timeout;
+    let fills = round.gaps.iter_mut().map(async |gap| match gap.resource() {
+        Resource::Pods => fill(pods, backfills, gap, deadline).await,
+        Resource::Claims => fill(claims, backfills, gap, deadline).await,
+    });
+    join_all(fills).await.into_iter().find_map(Result::err)
+}
+
+/// Fills a gap until the deadline. What could not be read by then becomes a difference, if there is a list to start from.
+async fn fill<T: Decode>(
+    api: &ResourceApi<'_, T>,
+    backfills: &BackfillHandle,
+    gap: &mut Gap,
+    deadline: Instant,
+) -> Result<(), BackfillFailure> {
+    let resource = T::RESOURCE.plural();
+    let failure = match timeout_at(deadline, read_history(api, backfills, gap)).await {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(error)) => {
+            tracing::info!(resource, %error, "backfill failed; the history so far is delivered");
+            BackfillFailure::Failed
+        }
+        Err(_) => {
+            let limit = api.config.backfill_timeout;
+            tracing::info!(resource, ?limit, "backfill timed out; the history so far is delivered");
+            BackfillFailure::Timeout
         }
     };
-    gap.close(is_complete);
+    if gap.filled_up_to().is_none() {
+        return Err(failure);
+    }
+    gap.close(false);
     Ok(())
 }
 
-/// Reads the changes of the gap, and returns whether they are complete.
+/// Reads the state at the oldest version that the API server still has, then the changes up to the end of the gap. Where they
+/// cannot be read to the end, it continues from the state at a later version.
+async fn read_history<T: Decode>(
+    api: &ResourceApi<'_, T>,
+    backfills: &BackfillHandle,
+    gap: &mut Gap,
+) -> Result<(), UpstreamError> {
+    list_oldest(api, backfills, gap).await?;
+    for further_lists in (0..api.config.backfill_lists).rev() {
+        let has_expired = match read_changes(api, gap).await {
+            Ok(true) => {
+                gap.close(true);
+                return Ok(());
+            }
+            Ok(false) => false,
+            Err(error) => {
+                tracing::debug!(resource = T::RESOURCE.plural(), %error, "backfill has no history from here on");
+                error == UpstreamError::Expired
+            }
+        };
+        let start = if has_expired { oldest_watchable(api, gap).await? } else { gap.requested().first().copied() };
+        match start {
+            Some(start) if further_lists > 0 => list_exact(api, gap, start).await?,
+            _ => {
+                // Clients at these versions get a difference that starts exactly there.
+                let newest = gap.requested().iter().rev().take(further_lists).copied().collect::<Vec<_>>();
+                for version in newest.into_iter().rev() {
+                    list_exact(api, gap, version).await?;
+                }
+                break;
+            }
+        }
+    }
+    gap.close(false);
+    Ok(())
+}
+
+/// Lists at the oldest requested version that the API server still has. Older ones are recorded as compacted.
+async fn list_oldest<T: Decode>(
+    api: &ResourceApi<'_, T>,
+    backfills: &BackfillHandle,
+    gap: &mut Gap,
+) -> Result<(), UpstreamError> {
+    while let Some(&oldest) = gap.requested().first() {
+        match list_exact(api, gap, oldest).await {
+            Err(UpstreamError::Expired) => {}
+            other => return other,
+        }
+        // A binary search: a few small requests, however many clients sent a cursor that is too old.
+        let requested = gap.requested();
+        let (mut compacted, mut end) = (0, requested.len());
+        while compacted + 1 < end {
+            let middle = usize::midpoint(compacted, end);
+            if api.has_version(requested[middle]).await? { end = middle } else { compacted = middle }
+        }
+        let version = requested[compacted];
+        backfills.record_compacted(gap, version);
+    }
+    Err(UpstreamError::Expired)
+}
+
+/// Lists at exactly this version.
+async fn list_exact<T: Decode>(
+    api: &ResourceApi<'_, T>,
+    gap: &mut Gap,
+    exact: ResourceVersion,
+) -> Result<(), UpstreamError> {
+    let (views, version) = api.list_at(Some(exact)).await?;
+    if version != exact {
+        return Err(UpstreamError::Decode(format!("a list at version {version} instead of {exact}")));
+    }
+    gap.list(version, views);
+    Ok(())
+}
+
+/// Returns the oldest of the requested versions from which the API server still has the watch history, by a binary search.
+async fn oldest_watchable<T: Decode>(
+    api: &ResourceApi<'_, T>,
+    gap: &Gap,
+) -> Result<Option<ResourceVersion>, UpstreamError> {
+    let requested = gap.requested();
+    let (mut start, mut end) = (0, requested.len());
+    while start < end {
+        let middle = usize::midpoint(start, end);
+        if is_watchable(api, requested[middle]).await? { end = middle } else { start = middle + 1 }
+    }
+    Ok(requested.get(start).copied())
+}
+
+/// Returns whether a watch from this version starts. An expired watch sends its error at once, so silence is a start.
+async fn is_watchable<T: Decode>(api: &ResourceApi<'_, T>, from: ResourceVersion) -> Result<bool, UpstreamError> {
+    let config = api.config;
+    let mut body = match api.watch(from, config.backfill_watch_timeout).await {
+        Ok(body) => body.into_data_stream(),
+        Err(UpstreamError::Expired) => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let mut lines = LineSplitter::new(config.line_bytes);
+    while let Ok(Some(Ok(chunk))) = timeout(config.backfill_probe_quiet_period, body.next()).await {
+        lines.push(&chunk);
+        if let Some(line) = lines.next().map_err(|_| api.line_too_long())? {
+            return match api_client::parse_line::<T>(&line)? {
+                WatchEvent::Error(status) => {
+                    match UpstreamError::from_watch_status(&status, &api.request_info("watch")) {
+                        UpstreamError::Expired => Ok(false),
+                        error => Err(error),
+                    }
+                }
+                _ => Ok(true),
+            };
+        }
+    }
+    Ok(true)
+}
+
+/// Reads the changes from the filled part of the gap on, and returns whether they are complete.
 async fn read_changes<T: Decode>(api: &ResourceApi<'_, T>, gap: &mut Gap) -> Result<bool, UpstreamError> {
     let config = api.config;
+    let Some(from) = gap.filled_up_to() else { return Ok(false) };
     let (started, duration) = (Instant::now(), config.backfill_watch_timeout);
-    let mut body = api.watch(gap.from(), duration).await?.into_data_stream();
+    let mut body = api.watch(from, duration).await?.into_data_stream();
     let mut lines = LineSplitter::new(config.line_bytes);
+    let mut last_chunk_at = started;
     loop {
         let chunk = match timeout(duration + config.watch_grace, body.next()).await {
             Ok(Some(Ok(chunk))) => chunk,
             Ok(Some(Err(_))) | Err(_) => return Ok(false),
-            // The watch ended in the regular way. If it ended early, something else ended it, and changes may be missing.
-            Ok(None) => return Ok(started.elapsed() >= duration),
+            // The watch ended in the regular way. If it ended early, or while it still delivered changes, some may be
+            // missing.
+            Ok(None) => {
+                return Ok(started.elapsed() >= duration && last_chunk_at.elapsed() >= config.catch_up_quiet_period);
+            }
         };
+        last_chunk_at = Instant::now();
         lines.push(&chunk);
         while let Some(line) = lines.next().map_err(|_| api.line_too_long())? {
             if apply_line(api, gap, &line)? {
                 return Ok(true);
-            }
-            if gap.len() > config.backfill_max_changes {
-                return Err(UpstreamError::Decode(format!("more than {} changes", config.backfill_max_changes)));
             }
         }
     }
@@ -159,27 +258,22 @@ async fn read_changes<T: Decode>(api: &ResourceApi<'_, T>, gap: &mut Gap) -> Res
 
 /// Applies one line, and returns whether it shows that all changes up to the end of the gap were received.
 fn apply_line<T: Decode>(api: &ResourceApi<'_, T>, gap: &mut Gap, line: &[u8]) -> Result<bool, UpstreamError> {
-    let end = gap.to();
     let version = match api_client::parse_line::<T>(line)? {
         WatchEvent::Added(object) | WatchEvent::Modified(object) => {
             let view = api.view(object);
             let version = view.resource_version();
-            if version <= end {
-                gap.upsert(view);
-            }
+            gap.upsert(view);
             version
         }
         WatchEvent::Deleted(object) => {
             let view = api.view(object);
-            if view.resource_version() <= end {
-                gap.remove(&view);
-            }
+            gap.remove(&view);
             view.resource_version()
         }
         WatchEvent::Bookmark(bookmark) => bookmark.metadata.resource_version.parse().unwrap_or(0),
         WatchEvent::Error(status) => return Err(UpstreamError::from_watch_status(&status, &api.request_info("watch"))),
     };
-    Ok(version >= end)
+    Ok(version >= gap.to())
 }
 
 async fn run_version_checks(
@@ -188,25 +282,35 @@ async fn run_version_checks(
     backfills: &BackfillHandle,
 ) -> Infallible {
     let config = pods.config;
-    let mut budget = RoundBudget::new(config.version_checks_per_minute);
+    let mut budget = RoundBudget::per_minute(config.version_checks_per_minute);
     loop {
         backfills.wait_for_version_check().await;
+        budget.ready().await;
+        budget.start();
         backfills.start_version_check();
-        if !budget.try_start() {
-            backfills.complete_version_check(None);
-            continue;
+        let versions = timeout(config.version_check_timeout, newest_versions(pods, claims)).await.ok();
+        if versions.is_none() {
+            let limit = config.version_check_timeout;
+            tracing::info!(?limit, "version check timed out; waiting clients get the current state");
         }
-        let mut failures = 0;
-        let versions = loop {
-            match try_join(pods.current_version(), claims.current_version()).await {
-                Ok((pods, claims)) => break PerResource::new(pods, claims),
-                Err(error) => {
-                    // The watch loops report the error. Waiting clients keep waiting, because nothing is known yet.
-                    failures += 1;
-                    back_off(config, failures, &error).await;
-                }
+        backfills.complete_version_check(versions);
+    }
+}
+
+/// Returns the newest versions of the API server. It repeats the requests until both succeed: the watch loops report the
+/// error, and nothing is known about the waiting clients before.
+async fn newest_versions(
+    pods: &ResourceApi<'_, DecodedPod>,
+    claims: &ResourceApi<'_, DecodedClaim>,
+) -> PerResource<ResourceVersion> {
+    let mut failures = 0;
+    loop {
+        match try_join(pods.current_version(), claims.current_version()).await {
+            Ok((pods, claims)) => return PerResource::new(pods, claims),
+            Err(error) => {
+                failures += 1;
+                back_off(pods.config, failures, &error).await;
             }
-        };
-        backfills.complete_version_check(Some(versions));
+        }
     }
 }

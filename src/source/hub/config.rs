@@ -31,10 +31,16 @@ pub struct Config {
     pub watch_grace: Duration,
     /// Maximum bytes of one watch line. etcd limits an object to 1.5 MiB; a MODIFIED line holds one object.
     pub line_bytes: usize,
+    /// Time after the last useful byte at which a resource counts as down while the hub waits for a list or for the start
+    /// of a watch. It is longer than a watch without a byte can last (`watch_timeout` and `watch_grace`), and below the
+    /// 40 s of docs/guarantees.md, G10.
+    pub down_after: Duration,
     /// Silence of a watch after which the hub sends one `LIST limit=1` (a probe).
     pub probe_after_silence: Duration,
     /// Maximum time for the response to a probe.
     pub probe_timeout: Duration,
+    /// Maximum delay before a throttled probe (429) is repeated, while a resumed watch must show that nothing is missing.
+    pub probe_retry_max: Duration,
     /// Silence after which a resumed watch has delivered all missed changes. The API server sends them at once.
     pub catch_up_quiet_period: Duration,
     /// A watch that ends sooner, without a change, counts as failed, because something ends it at its start.
@@ -49,14 +55,22 @@ pub struct Config {
     pub backfill_batch_delay: Duration,
     /// Duration of the watch of a backfill, in whole seconds. The watch ends earlier if it reaches the start of the log.
     pub backfill_watch_timeout: Duration,
+    /// Silence of a watch after which its start counts as successful, where a backfill only asks whether the API server
+    /// has the watch history. An expired watch sends its error at once.
+    pub backfill_probe_quiet_period: Duration,
     /// Maximum time of one backfill.
     pub backfill_timeout: Duration,
-    /// Maximum changes that a backfill adds for one resource. The default is the default size of the log.
-    pub backfill_max_changes: usize,
-    /// Maximum number of backfills that start within a minute.
-    pub backfills_per_minute: usize,
-    /// Maximum number of version checks, for cursors ahead of this replica, that start within a minute.
-    pub version_checks_per_minute: usize,
+    /// Maximum exact lists of one resource in one backfill. The first is at the oldest version that the API server still
+    /// has. The others are for clients with newer cursors, if the changes from there cannot be read to the end.
+    pub backfill_lists: usize,
+    /// Maximum number of backfills that start within a minute. Further ones wait.
+    pub backfills_per_minute: u32,
+    /// Maximum number of version checks, for cursors ahead of this replica, that start within a minute. Further ones wait.
+    pub version_checks_per_minute: u32,
+    /// Maximum time of one version check, with its retries.
+    pub version_check_timeout: Duration,
+    /// Time between two requests for the Namespace, which show whether it was deleted and created again.
+    pub namespace_check_interval: Duration,
     /// Returns random bits for the delay after the given number of failures.
     pub jitter: fn(u32) -> u64,
 }
@@ -74,8 +88,10 @@ impl Default for Config {
             watch_timeout: Duration::from_secs(30),
             watch_grace: Duration::from_secs(5),
             line_bytes: 4 << 20,
+            down_after: Duration::from_secs(38),
             probe_after_silence: Duration::from_secs(15),
             probe_timeout: Duration::from_secs(5),
+            probe_retry_max: Duration::from_secs(5),
             catch_up_quiet_period: Duration::from_secs(1),
             min_watch_duration: Duration::from_secs(1),
             backoff_min: Duration::from_millis(100),
@@ -83,10 +99,13 @@ impl Default for Config {
             retry_after_max: Duration::from_secs(30),
             backfill_batch_delay: Duration::from_secs(1),
             backfill_watch_timeout: Duration::from_secs(2),
+            backfill_probe_quiet_period: Duration::from_millis(250),
             backfill_timeout: Duration::from_secs(10),
-            backfill_max_changes: 64 << 10,
+            backfill_lists: 4,
             backfills_per_minute: 6,
             version_checks_per_minute: 12,
+            version_check_timeout: Duration::from_secs(30),
+            namespace_check_interval: Duration::from_secs(30),
             jitter: |failures| RandomState::new().hash_one(failures),
         }
     }

@@ -2,6 +2,7 @@
 
 mod scripted_api;
 mod seeded_faults;
+mod upstream_health;
 
 use std::time::Duration;
 
@@ -382,6 +383,9 @@ async fn older_versions_are_ignored() {
     let test = async {
         for object in [pod("b", 12), pod("b", 12), pod("c", 11), pod("d", 13)] {
             sender.send(line("ADDED", &object)).await.unwrap();
+        }
+        for object in [pod("b", 11), pod("b", 12), pod("a", 5), pod("d", 13)] {
+            sender.send(line("DELETED", &object)).await.unwrap();
         }
         sender.send(bookmark(12)).await.unwrap();
         sender.send(bookmark(14)).await.unwrap();

@@ -5,11 +5,14 @@
 //! Guarantees:
 //! - Versions never go back, except by a list that found a history reset.
 //! - After an error the resource is live only when the missed changes have been written.
+//! - A resource without a useful byte for `down_after` is down, also while a list or the start of a watch is awaited.
 //! - An error never ends the loop.
 //!
 //! `NextStep` is the state of the loop; an `UpstreamError` ends each step.
 
-use std::{convert::Infallible, pin::pin, sync::Arc};
+mod health;
+
+use std::{convert::Infallible, pin::pin};
 
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture};
@@ -22,7 +25,6 @@ use tokio::{
 
 use super::{
     api_client::{self, ResourceApi},
-    backoff::back_off,
     event::{EventSink, SourceEvent, emit},
     line_splitter::LineSplitter,
 };
@@ -31,10 +33,6 @@ use crate::{
     feed::Health,
     source::{decode::Decode, error::UpstreamError},
 };
-
-/// Maximum number of expected errors in a row that are retried at once and do not count as an outage. A restart of the API
-/// server causes two: the watch is cut, and the next watch finds its history expired.
-const EXPECTED_FAILURES: u32 = 2;
 
 /// The next step of the loop.
 enum NextStep {
@@ -61,6 +59,8 @@ struct WatchRead<'a> {
     /// When the last probe was sent, and the last version at that time. Lines received since then may be newer than the
     /// response to the probe.
     last_probe: (Instant, ResourceVersion),
+    /// When a throttled probe is repeated, while the watch must show that nothing is missing.
+    retry_probe_at: Option<Instant>,
     /// When the connection counts as dead.
     end_by: Instant,
 }
@@ -73,6 +73,8 @@ pub(super) struct WatchLoop<'a, T> {
     last_version: ResourceVersion,
     /// The last step was a list, so the next watch cannot have missed a change.
     just_listed: bool,
+    /// When the last useful byte was received: of a complete list, of a watch and its complete lines, or of the answer to a
+    /// probe. An error is not useful.
     last_byte_at: Instant,
     /// Failures in a row since a watch worked.
     failures: u32,
@@ -95,8 +97,9 @@ impl<'a, T: Decode> WatchLoop<'a, T> {
         }
     }
 
-    /// Runs the loop until the future is dropped.
-    pub(super) async fn run(mut self) -> Infallible {
+    /// Runs the loop until the future is dropped. It starts with a list, and continues with the last version and the health
+    /// of an earlier run.
+    pub(super) async fn run(&mut self) -> Infallible {
         let mut next = NextStep::List;
         loop {
             let error = match next {
@@ -118,7 +121,8 @@ impl<'a, T: Decode> WatchLoop<'a, T> {
     }
 
     async fn list(&mut self) -> Result<(), UpstreamError> {
-        let (views, version) = self.api.list().await?;
+        let api = self.api;
+        let (views, version) = self.await_answer("list", api.list()).await?;
         self.record_received();
         if version < self.last_version {
             // Another cluster may answer at the same address, so the namespace id is read again.
@@ -132,11 +136,19 @@ impl<'a, T: Decode> WatchLoop<'a, T> {
     }
 
     async fn watch(&mut self) -> UpstreamError {
-        let (from, started) = (self.last_version, Instant::now());
-        let error = match self.api.watch(from, self.api.config.watch_timeout).await {
-            Ok(body) => self.read(body).await,
+        let (api, from, started) = (self.api, self.last_version, Instant::now());
+        let body = match self.await_answer("watch", api.watch(from, api.config.watch_timeout)).await {
+            Ok(body) => body,
             Err(error) => return error,
         };
+        let last_byte_before = self.last_byte_at;
+        self.record_received();
+        let watch_started_at = self.last_byte_at;
+        let error = self.read(body).await;
+        if error.requires_relist() && self.last_byte_at == watch_started_at {
+            // All that this watch has shown is that a list is needed.
+            self.last_byte_at = last_byte_before;
+        }
         if self.last_version > from || started.elapsed() >= self.api.config.min_watch_duration {
             self.failures = 0;
         }
@@ -181,7 +193,6 @@ impl<'a, T: Decode> WatchLoop<'a, T> {
 
     fn start_read(&mut self) -> WatchRead<'a> {
         let (api, now) = (self.api, Instant::now());
-        self.record_received();
         let may_have_missed = !self.just_listed && self.health != Health::Live;
         self.just_listed = false;
         if !may_have_missed {
@@ -192,18 +203,24 @@ impl<'a, T: Decode> WatchLoop<'a, T> {
             catch_up: if may_have_missed { CatchUp::Probing } else { CatchUp::Done },
             probe: may_have_missed.then(|| api.current_version().boxed()),
             last_probe: (now, self.last_version),
+            retry_probe_at: None,
             end_by: now + api.config.watch_timeout + api.config.watch_grace,
         }
     }
 
     fn on_chunk(&mut self, read: &mut WatchRead<'_>, chunk: &Bytes) -> Result<(), UpstreamError> {
-        self.record_received();
         read.lines.push(chunk);
+        let mut has_line = false;
         while let Some(line) = read.lines.next().map_err(|_| self.api.line_too_long())? {
             self.on_line(&line)?;
+            has_line = true;
+        }
+        if has_line {
+            self.record_received();
         }
         if let CatchUp::Until { version, ref mut quiet } = read.catch_up {
-            *quiet = self.last_byte_at + self.api.config.catch_up_quiet_period;
+            // Also a part of a line shows that the missed changes are not complete.
+            *quiet = Instant::now() + self.api.config.catch_up_quiet_period;
             self.set_caught_up(read, self.last_version >= version);
         }
         Ok(())
@@ -257,7 +274,14 @@ impl<'a, T: Decode> WatchLoop<'a, T> {
         let now = match response {
             Ok(version) => version,
             // An API server that is too busy for a list still answers.
-            Err(UpstreamError::Throttled { .. }) => return Ok(()),
+            Err(UpstreamError::Throttled { retry_after, .. }) => {
+                if matches!(read.catch_up, CatchUp::Probing) {
+                    let config = self.api.config;
+                    let delay = retry_after.unwrap_or_default().max(config.backoff_max).min(config.probe_retry_max);
+                    read.retry_probe_at = Some(Instant::now() + delay);
+                }
+                return Ok(());
+            }
             Err(error) => return Err(error),
         };
         self.record_received();
@@ -281,11 +305,17 @@ impl<'a, T: Decode> WatchLoop<'a, T> {
         if let CatchUp::Until { quiet, .. } = read.catch_up {
             self.set_caught_up(read, now >= quiet);
         }
-        if read.probe.is_none() && now >= self.last_byte_at.max(read.last_probe.0) + api.config.probe_after_silence {
-            read.last_probe = (now, self.last_version);
+        if read.probe.is_none() && now >= self.next_probe_at(read) {
+            (read.last_probe, read.retry_probe_at) = ((now, self.last_version), None);
             read.probe = Some(api.current_version().boxed());
         }
         Ok(())
+    }
+
+    /// Returns when the next probe is due, if none is pending.
+    fn next_probe_at(&self, read: &WatchRead<'_>) -> Instant {
+        let silent = self.last_byte_at.max(read.last_probe.0) + self.api.config.probe_after_silence;
+        read.retry_probe_at.map_or(silent, |retry_at| retry_at.min(silent))
     }
 
     /// Returns when `on_timer` may have work although no byte was received. A call that is too early is harmless: received
@@ -293,7 +323,7 @@ impl<'a, T: Decode> WatchLoop<'a, T> {
     fn next_wake(&self, read: &WatchRead<'_>) -> Instant {
         let silent = match read.probe {
             Some(_) => read.end_by,
-            None => self.last_byte_at.max(read.last_probe.0) + self.api.config.probe_after_silence,
+            None => self.next_probe_at(read),
         };
         let quiet = match read.catch_up {
             CatchUp::Until { quiet, .. } => quiet,
@@ -312,52 +342,6 @@ impl<'a, T: Decode> WatchLoop<'a, T> {
     fn set_last_version(&mut self, version: ResourceVersion) {
         self.last_version = version;
         self.api.metrics.record_version(T::RESOURCE, version);
-    }
-
-    fn record_received(&mut self) {
-        self.last_byte_at = Instant::now();
-        self.api.metrics.record_received(T::RESOURCE);
-        emit(self.sink, SourceEvent::BytesReceived(T::RESOURCE));
-    }
-
-    fn mark_live(&mut self) {
-        self.last_logged = None;
-        if self.health != Health::Live {
-            tracing::info!(resource = T::RESOURCE.plural(), version = self.last_version, "live");
-            self.set_health(Health::Live);
-        }
-    }
-
-    /// Counts and logs an error. Unless it is expected, reports the upstream as down and waits before the next attempt.
-    async fn on_error(&mut self, error: &UpstreamError) {
-        let (resource, reason) = (T::RESOURCE.plural(), error.reason());
-        self.api.metrics.record_interruption(T::RESOURCE, error);
-        if let UpstreamError::Decode(_) = error {
-            self.api.metrics.decode_errors[T::RESOURCE].inc();
-        }
-        self.just_listed = false;
-        self.failures = self.failures.saturating_add(1);
-        let is_expected = error.is_expected() && self.failures <= EXPECTED_FAILURES;
-        let is_silent = is_expected
-            && matches!(error, UpstreamError::WatchEnded | UpstreamError::ConnectionLost(_) | UpstreamError::Expired);
-        if !is_silent && self.last_logged.as_ref() != Some(error) {
-            tracing::warn!(resource, %error, "list or watch failed");
-            self.last_logged = Some(error.clone());
-        }
-        if is_expected {
-            return;
-        }
-        let is_reported = matches!(&self.health, Health::Down { reason: reported, .. } if **reported == *reason);
-        if !is_reported {
-            self.set_health(Health::Down { since: self.last_byte_at, reason: Arc::from(reason) });
-        }
-        back_off(self.api.config, self.failures, error).await;
-    }
-
-    fn set_health(&mut self, health: Health) {
-        self.api.metrics.up[T::RESOURCE].set(i64::from(health == Health::Live));
-        self.health = health.clone();
-        emit(self.sink, SourceEvent::Health(T::RESOURCE, health));
     }
 }
 

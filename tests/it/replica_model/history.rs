@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use boilerhouse_bridge::event::{Resource, ResourceVersion, View};
+use boilerhouse_bridge::event::{NamespaceId, Resource, ResourceVersion, View};
 use boilerhouse_bridge::test_support::{ClaimBuilder, PodBuilder, SeededRng};
 use serde_json::Value;
 
@@ -73,6 +73,8 @@ pub(super) struct ObjectHistory {
     /// The uid and the state of each object that exists.
     objects: BTreeMap<(Resource, String), (String, Object)>,
     uids: u64,
+    /// How often the Namespace was deleted and created again.
+    pub(super) recreations: u64,
 }
 
 impl ObjectHistory {
@@ -101,6 +103,20 @@ impl ObjectHistory {
         }
         let before = before.map(|(_, object)| object);
         self.changes.push(Change { version, resource, name, uid, before, after });
+    }
+
+    /// Deletes the Namespace with all objects, and creates it again.
+    pub(super) fn recreate_namespace(&mut self) {
+        for ((resource, name), (uid, object)) in std::mem::take(&mut self.objects) {
+            let version = self.version() + 1;
+            self.changes.push(Change { version, resource, name, uid, before: Some(object), after: None });
+        }
+        self.recreations += 1;
+    }
+
+    /// The Namespace that exists now.
+    pub(super) fn namespace(&self) -> NamespaceId {
+        NamespaceId::from_uid(&format!("home-{}", self.recreations))
     }
 
     /// The changes of one resource after one version, up to and including another one.
@@ -132,6 +148,6 @@ impl ObjectHistory {
             let json = |object: &Option<Object>| object.as_ref().map(Object::json);
             VersionChange::of(change.version, &json(&change.before), &json(&change.after))
         });
-        History::of_changes(changes.collect())
+        History::of_changes(changes.collect()).with_new_namespace(self.recreations > 0)
     }
 }

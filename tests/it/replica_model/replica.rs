@@ -1,8 +1,8 @@
 //! One replica of the model: a feed, and two watches that lag, lose their history or restart as the model decides.
 
 use boilerhouse_bridge::{
-    event::{NamespaceId, PerResource, Resource, ResourceVersion},
-    feed::{self, BackfillHandle, BackfillRound, Feed, Writer},
+    event::{PerResource, Resource, ResourceVersion},
+    feed::{self, BackfillHandle, BackfillRound, Feed, Gap, Writer},
     ring::Limits,
     test_support::SeededRng,
 };
@@ -27,7 +27,7 @@ impl Replica {
         let limits = Limits { items, ..Limits::default() };
         let (mut writer, feed) =
             Feed::new(feed::Config { log: limits, wall_clock_ms: || 0, ..feed::Config::default() });
-        writer.set_namespace(NamespaceId::from_uid("home"));
+        writer.set_namespace(history.namespace());
         let at = history.version();
         for resource in Resource::ALL {
             writer.replace(resource, history.list(resource, at), at);
@@ -55,22 +55,38 @@ impl Replica {
             return false;
         };
         for gap in &mut backfill.gaps {
-            let (resource, from, to) = (gap.resource(), gap.from(), gap.to());
-            gap.list(history.list(resource, from));
-            let missed: Vec<_> = history.between(resource, from, to).collect();
-            // Its watch may end early, or start after the history was compacted.
-            let is_complete = rng.below(4) != 0;
-            let received = if is_complete { missed.len() } else { rng.below(missed.len() as u64 + 1) as usize };
-            for change in missed.into_iter().take(received) {
-                match (&change.after, &change.before) {
-                    (Some(object), _) => gap.upsert(object.view()),
-                    (None, Some(object)) => gap.remove(&object.at_version(change.version).view()),
-                    (None, None) => unreachable!("a change has at least one side"),
+            let resource = gap.resource();
+            if rng.below(8) == 0 {
+                // The API server no longer has the oldest requested versions.
+                let requested = gap.requested();
+                let compacted = requested[rng.below(requested.len() as u64) as usize];
+                self.backfill_handle.record_compacted(gap, compacted);
+            }
+            let mut is_complete = false;
+            // A list at a requested version, and a watch from there. If the watch ends early or has no history, the next
+            // list is at a later requested version.
+            while let Some(&from) = gap.requested().first().filter(|_| !is_complete) {
+                gap.list(from, history.list(resource, from));
+                let missed: Vec<_> = history.between(resource, from, gap.to()).collect();
+                is_complete = rng.below(4) != 0;
+                let received = if is_complete { missed.len() } else { rng.below(missed.len() as u64 + 1) as usize };
+                for change in missed.into_iter().take(received) {
+                    let line = |gap: &mut Gap| match (&change.after, &change.before) {
+                        (Some(object), _) => gap.upsert(object.view()),
+                        (None, Some(object)) => gap.remove(&object.at_version(change.version).view()),
+                        (None, None) => unreachable!("a change has at least one side"),
+                    };
+                    line(gap);
+                    if rng.below(6) == 0 {
+                        // A line that arrives twice must not move anything back.
+                        line(gap);
+                    }
                 }
             }
             gap.close(is_complete);
         }
-        self.backfill_handle.complete_round(backfill);
+        // A round whose gap has no list fails, and the other gap is filled.
+        self.backfill_handle.complete_round(backfill, None);
         true
     }
 
@@ -79,6 +95,14 @@ impl Replica {
         if history.between(resource, self.at[resource], ResourceVersion::MAX).next().is_none() {
             self.at[resource] = history.version();
             self.writer.bookmark(resource, self.at[resource]);
+        }
+    }
+
+    /// Requests the Namespace. The hub lists again when it is another one.
+    pub(super) fn check_namespace(&mut self, history: &ObjectHistory) {
+        if self.feed.namespace() != Some(history.namespace()) {
+            self.writer.set_namespace(history.namespace());
+            Resource::ALL.into_iter().for_each(|resource| self.relist(history, resource));
         }
     }
 

@@ -135,6 +135,8 @@ struct RecordedRequest {
     resource: Option<Resource>,
     verb: Verb,
     is_backfill: bool,
+    /// The version of an exact list; the maximum for a further page, whose token contains the version.
+    exact: ResourceVersion,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -158,7 +160,9 @@ impl RecordedRequest {
         };
         let is_page = backfill_pages.iter().any(|page| uri.contains(page.as_str()));
         let is_backfill = uri.contains("resourceVersionMatch=Exact") || is_page || uri.contains(BACKFILL_WATCH);
-        RecordedRequest { resource, verb, is_backfill }
+        let (_, version) = uri.split_once("resourceVersion=").unwrap_or_default();
+        let version = version.split('&').next().and_then(|version| version.parse().ok());
+        RecordedRequest { resource, verb, is_backfill, exact: version.unwrap_or(ResourceVersion::MAX) }
     }
 }
 
@@ -189,7 +193,11 @@ impl Drop for PendingRequest {
         if self.answered {
             return;
         }
-        let RecordedRequest { resource, verb, is_backfill } = self.request;
+        let RecordedRequest { resource, verb, is_backfill, .. } = self.request;
+        if resource.is_none() && !self.recorder.log.lock().unwrap().recording.bytes.iter().all(Vec::is_empty) {
+            // A later request for the Namespace only checks its uid.
+            return;
+        }
         for resource in Resource::ALL.into_iter().filter(|one| resource.is_none_or(|resource| resource == *one)) {
             match (is_backfill, verb) {
                 (false, _) => self.recorder.log.lock().unwrap().request_failed(resource, self.at),
@@ -239,6 +247,9 @@ impl ApiRecorder {
         self.add_byte(resource);
         if response.status() == 410 && !request.is_backfill {
             self.add(resource, ResponseKind::Gone);
+        }
+        if response.status() == 410 && request.is_backfill && request.verb != Verb::Watch {
+            self.add(resource, ResponseKind::BackfillListGone(request.exact));
         }
         if !is_success {
             return Ok((response.map(|body| body.map_err(BoxError::from).boxed_unsync()), false));
@@ -310,6 +321,8 @@ impl ApiRecorder {
         let version = page.metadata.version();
         let token = page.metadata.r#continue.filter(|token| !token.is_empty());
         match token {
+            // It only asks whether the API server has the version.
+            _ if is_probe && request.is_backfill => {}
             _ if is_probe => self.add(resource, ResponseKind::Probe(version)),
             Some(token) if request.is_backfill => drop(self.log.lock().unwrap().backfill_pages.insert(token)),
             Some(_) => {}

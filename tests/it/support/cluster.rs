@@ -97,6 +97,15 @@ impl Cluster {
         }
     }
 
+    /// Compacts etcd up to now: exact lists at earlier versions get 410.
+    pub(crate) async fn compact(&self) {
+        match &self.server {
+            Server::Simulated(SimCluster { sim, .. }) => sim.store(|store| store.compact(store.revision())),
+            Server::Real(plane) => plane.compact().await,
+            Server::Shared(_) => panic!("{SHARED}"),
+        }
+    }
+
     /// Copies the data of etcd.
     pub(crate) async fn backup(&mut self) {
         self.exclusive().backup_etcd().await;
@@ -126,6 +135,29 @@ impl Cluster {
         let namespace = json!({"kind": "Namespace", "apiVersion": "v1", "metadata": {"generateName": "test-"}});
         let created = self.call(Method::POST, "/api/v1/namespaces", &namespace).await;
         created["metadata"]["name"].as_str().unwrap().to_owned()
+    }
+
+    /// Deletes the namespace that the test uses, and creates it again under its name. Its objects must be deleted.
+    pub(crate) async fn recreate_namespace(&self) {
+        if let Server::Simulated(SimCluster { sim, .. }) = &self.server {
+            let namespace = json!({"metadata": {"name": self.namespace}, "status": {"phase": "Active"}});
+            sim.store(|store| store.delete(ApiResource::Namespaces, "", &self.namespace)).unwrap();
+            sim.store(|store| store.create(ApiResource::Namespaces, namespace)).unwrap();
+            return;
+        }
+        let path = format!("/api/v1/namespaces/{}", self.namespace);
+        let mut namespace = json!({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": self.namespace}});
+        self.call(Method::DELETE, &path, &Value::Null).await;
+        // The namespace controller does this when no objects are left. The tests' control plane has no controllers.
+        namespace["spec"] = json!({"finalizers": []});
+        self.call(Method::PUT, &format!("{path}/finalize"), &namespace).await;
+        namespace["spec"] = json!({});
+        self.call(Method::POST, "/api/v1/namespaces", &namespace).await;
+    }
+
+    /// Returns a client with all permissions.
+    pub(crate) fn client(&self) -> Client {
+        self.client.clone()
     }
 
     /// Returns the uid of the namespace that the test uses.

@@ -56,6 +56,8 @@ pub(crate) struct ReplicaTimeline {
     /// Lists of backfills: time and version.
     pub(crate) backfill_lists: PerResource<Vec<(u64, ResourceVersion)>>,
     pub(crate) backfill_list_failed: PerResource<Vec<u64>>,
+    /// Versions that the API server no longer has, and when the replica found out.
+    pub(crate) backfill_list_gone: PerResource<Vec<(u64, ResourceVersion)>>,
     pub(crate) backfill_watch_failed: PerResource<Vec<u64>>,
     failed: PerResource<Vec<u64>>,
     pub(crate) watch_starts: PerResource<Vec<u64>>,
@@ -76,6 +78,7 @@ impl ReplicaTimeline {
             relists: PerResource::default(),
             backfill_lists: PerResource::default(),
             backfill_list_failed: PerResource::default(),
+            backfill_list_gone: PerResource::default(),
             backfill_watch_failed: PerResource::default(),
             failed: all(&recording.failed),
             watch_starts: all(&recording.watch_starts),
@@ -104,6 +107,7 @@ impl ReplicaTimeline {
                     ResponseKind::Gone | ResponseKind::Garbage => timeline.failed[resource].push(at),
                     ResponseKind::BackfillList(version) => timeline.backfill_lists[resource].push((at, version)),
                     ResponseKind::BackfillListFailed => timeline.backfill_list_failed[resource].push(at),
+                    ResponseKind::BackfillListGone(gone) => timeline.backfill_list_gone[resource].push((at, gone)),
                     ResponseKind::BackfillWatchFailed => timeline.backfill_watch_failed[resource].push(at),
                     ResponseKind::Probe(_) => {}
                 }

@@ -30,10 +30,11 @@ pub(crate) enum Mutation {
     ForeignWithoutReason,
     ResumeBeforeCursor,
     ResumeAfterCursor,
+    OtherNamespace,
 }
 
 impl Mutation {
-    pub(crate) const ALL: [Mutation; 21] = [
+    pub(crate) const ALL: [Mutation; 22] = [
         Mutation::MissingEvent,
         Mutation::RepeatedEvent,
         Mutation::MissingDeletion,
@@ -55,6 +56,7 @@ impl Mutation {
         Mutation::ForeignWithoutReason,
         Mutation::ResumeBeforeCursor,
         Mutation::ResumeAfterCursor,
+        Mutation::OtherNamespace,
     ];
 
     /// Changes the events of one read where the mutation is possible.
@@ -79,6 +81,14 @@ impl Mutation {
                     && events.get(at + 1).is_some_and(is_event)
                 {
                     events.swap(at, at + 1);
+                }
+            }
+            Mutation::OtherNamespace => {
+                if let Some(at) = find(events, rng, has_id)
+                    && let Some(cursor) = events[at]["id"].as_str().and_then(Cursor::decode)
+                {
+                    let namespace_hash = cursor.namespace_hash ^ 1;
+                    events[at]["id"] = json!(Cursor { namespace_hash, ..cursor }.encode());
                 }
             }
             Mutation::IdGoesBack => change_version(events, rng, has_id, |version| version.saturating_sub(40)),

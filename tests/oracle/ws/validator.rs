@@ -46,7 +46,10 @@ fn lists_have_reasons(mode: WatchMode, responses: &[RecordedResponse]) -> Valida
                 (has_reason, is_first, last_version) = (false, false, version);
             }
             // Clients of `/ws` never need a backfill.
-            ResponseKind::BackfillList(_) | ResponseKind::BackfillListFailed | ResponseKind::BackfillWatchFailed => {}
+            ResponseKind::BackfillList(_)
+            | ResponseKind::BackfillListFailed
+            | ResponseKind::BackfillListGone(_)
+            | ResponseKind::BackfillWatchFailed => {}
         }
     }
     Ok(())
@@ -216,7 +219,10 @@ pub(crate) fn replay(
                 position = position.max(version);
             }
             ResponseKind::Bookmark(_) | ResponseKind::Probe(_) | ResponseKind::Gone | ResponseKind::Garbage => {}
-            ResponseKind::BackfillList(_) | ResponseKind::BackfillListFailed | ResponseKind::BackfillWatchFailed => {}
+            ResponseKind::BackfillList(_)
+            | ResponseKind::BackfillListFailed
+            | ResponseKind::BackfillListGone(_)
+            | ResponseKind::BackfillWatchFailed => {}
         }
         if nth >= from {
             messages.extend(events.into_iter().map(|event| (nth, event)));

@@ -178,8 +178,9 @@ impl ScriptedApi {
         let (client, metrics) = (self.client(), Metrics::default());
         let api = ResourceApi::<DecodedPod>::new(&client, config, &metrics);
         let sink = Mutex::new(|event| self.record(event));
+        let mut watch_loop = WatchLoop::new(&api, &sink);
         tokio::select! {
-            never = WatchLoop::new(&api, &sink).run() => match never {},
+            never = watch_loop.run() => match never {},
             () = test => (),
         }
     }

@@ -43,6 +43,8 @@ pub(super) struct Connection {
     has_started: bool,
     /// The parts of a `state.initial` so far.
     pub(super) parts: Option<ReceivedState>,
+    /// The namespace in the ids of this connection, since the last `state.initial`.
+    pub(super) namespace_hash: Option<u64>,
     /// Whether a complete `state.initial` has been received.
     pub(super) has_snapshot: bool,
     /// Whether the last event about a resource was `upstream.down`.
@@ -158,6 +160,7 @@ impl<'a> Client<'a> {
             start: start.clone(),
             has_started: false,
             parts: None,
+            namespace_hash: None,
             has_snapshot: false,
             down: PerResource::default(),
         });

@@ -184,6 +184,9 @@ impl Client<'_> {
     pub(super) fn reach(&mut self, id: &str, at: u64) -> Validation {
         self.follow_switches(at);
         let versions = self.versions(id)?;
+        let hash = Cursor::decode(id).map_or(0, |cursor| cursor.namespace_hash);
+        let known = *self.connection_mut().namespace_hash.get_or_insert(hash);
+        ensure(known == hash, Guarantee::Resumable, || "the id is of another Namespace".to_owned())?;
         for resource in self.needed() {
             let version = versions[resource].unwrap();
             let last = self.id.and_then(|id| id[resource]);

@@ -103,6 +103,8 @@ impl Client<'_> {
         self.initial_started_at = started_at;
         let connection = self.connection_mut();
         connection.has_snapshot = true;
+        // Only a new state may be of another Namespace.
+        connection.namespace_hash = None;
         // What was reported about the upstream while the client lagged is not repeated: heartbeats report it.
         connection.down = PerResource::default();
         *self.coverage.initials.entry(reason).or_default() += 1;
@@ -150,6 +152,9 @@ impl Client<'_> {
     fn may_be_foreign(&self, at: u64) -> bool {
         let history = &self.expected().history;
         let newest = history.epoch_at(at);
+        if history.has_new_namespace() && matches!(self.replica(), ReplicaKnowledge::Unknown) {
+            return true;
+        }
         let Some(timeline) = self.timeline().filter(|_| newest > 0) else { return false };
         let is_lost = |resource: Resource| {
             let mut positions = self.positions[resource].iter();
@@ -182,7 +187,9 @@ impl Client<'_> {
             let watch_failed = timeline.backfill_watch_failed[resource].iter().any(|when| *when <= at);
             let waiting = connection.at..=at;
             let list_failed = timeline.backfill_list_failed[resource].iter().any(|when| waiting.contains(when));
-            is_inside || watch_failed || list_failed
+            let mut gone = timeline.backfill_list_gone[resource].iter();
+            let is_gone = version.is_some_and(|version| gone.any(|(when, gone)| *when <= at && version <= *gone));
+            is_inside || watch_failed || list_failed || is_gone
         };
         !timeline.setup.has_small_log
             && resumes <= BACKFILL_BUDGET
