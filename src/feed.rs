@@ -19,6 +19,7 @@
 mod backfill;
 mod backfill_requests;
 mod collector;
+mod filter_index;
 mod framing;
 mod group;
 mod handle;

@@ -19,10 +19,17 @@ impl Group {
         Group { inner, cache }
     }
 
-    /// Returns a number that equal groups share. It is unique while one of them exists.
+    /// Returns a number that equal groups share, and no other group.
     #[must_use]
     pub fn id(&self) -> usize {
-        Arc::as_ptr(&self.cache).addr()
+        self.cache.id()
+    }
+
+    /// Returns whether [`Feed::take_concerned`](super::Feed::take_concerned) reports the entries that can concern the group.
+    /// Otherwise each entry can.
+    #[must_use]
+    pub fn is_indexed(&self) -> bool {
+        self.cache.is_indexed()
     }
 
     /// Returns the end position of the log.

@@ -105,6 +105,19 @@ impl Feed {
         self.inner.log_end.subscribe()
     }
 
+    /// Adds a reader of the projections that entries concern. Returns its number, for [`Feed::take_concerned`].
+    #[must_use]
+    pub fn add_concern_reader(&self) -> usize {
+        self.inner.filter_index.add_reader()
+    }
+
+    /// Returns [`Group::id`](super::Group::id) of the indexed groups that entries can concern which were appended since the
+    /// last call. Groups that entries from `end` on can concern are returned again by the next call.
+    #[must_use]
+    pub fn take_concerned(&self, reader: usize, end: u64) -> Vec<usize> {
+        self.inner.filter_index.take_marked(reader, end)
+    }
+
     /// Returns whether both resources have been listed. The bridge serves no state before (G10).
     #[must_use]
     pub fn is_synced(&self) -> bool {
@@ -135,7 +148,7 @@ impl Feed {
     /// Returns the cache of this projection and framing. Equal ones share a cache, so entries are rendered once for all.
     #[must_use]
     pub fn projection_cache(&self, projection: Projection, framing: Framing) -> Arc<ProjectionCache> {
-        self.inner.projections.get(projection, framing)
+        self.inner.projections.get(&self.inner.shared, projection, framing)
     }
 
     /// Creates a subscription.

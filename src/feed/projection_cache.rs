@@ -23,7 +23,7 @@ pub(super) use self::{
     frame_cache::{Frame, MAX_FRAMES},
     initial_state::InitialState,
 };
-use super::{framing::Framing, state::Shared, types::SnapshotReason};
+use super::{filter_index::Marks, framing::Framing, state::Shared, types::SnapshotReason};
 use crate::{
     event::{
         ChangeSet, Cursor, EntryKind, EphemeralEvent, LogEntry, NamespaceId, PerResource, Resource, ResourceVersion,
@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// Entries read from the log at once. It bounds the work under the lock of the feed.
-const ENTRIES_PER_READ: usize = 256;
+pub(super) const ENTRIES_PER_READ: usize = 256;
 
 /// A projection in use, with the bytes that its subscriptions share.
 #[derive(Debug)]
@@ -44,6 +44,10 @@ pub struct ProjectionCache {
     /// [`Projection::fingerprint`], which is part of each cursor.
     fingerprint: u64,
     frame_cache: Mutex<FrameCache>,
+    /// The entries that can concern the projection; `None` if each one can.
+    marks: Option<Arc<Marks>>,
+    /// Its number. No other projection of the process has it.
+    id: usize,
     /// Bytes cached for all projections.
     cached_bytes: Gauge,
     /// The number of projections in use.
@@ -70,7 +74,14 @@ impl SharedBatch {
 
 impl ProjectionCache {
     /// Creates an empty cache. It adds its bytes to `cached_bytes` and itself to `in_use`, until it is dropped.
-    pub(super) fn new(projection: Projection, framing: Framing, cached_bytes: Gauge, in_use: Gauge) -> ProjectionCache {
+    pub(super) fn new(
+        projection: Projection,
+        framing: Framing,
+        id: usize,
+        marks: Option<Arc<Marks>>,
+        cached_bytes: Gauge,
+        in_use: Gauge,
+    ) -> ProjectionCache {
         in_use.inc();
         let fingerprint = projection.fingerprint();
         ProjectionCache {
@@ -78,9 +89,21 @@ impl ProjectionCache {
             framing,
             fingerprint,
             frame_cache: Mutex::new(FrameCache::new(cached_bytes.clone())),
+            marks,
+            id,
             cached_bytes,
             in_use,
         }
+    }
+
+    /// Returns the number of the projection.
+    pub(super) fn id(&self) -> usize {
+        self.id
+    }
+
+    /// Returns whether the index of filters marks the entries that can concern the projection.
+    pub(super) fn is_indexed(&self) -> bool {
+        self.marks.is_some()
     }
 
     /// Drops the cached parts of initial states, and all frames but this number of newest ones.
@@ -181,8 +204,22 @@ impl ProjectionCache {
             cache.reset_to(from);
         }
         // For most reads another subscription has rendered everything. They do not need the lock of the feed.
-        while from >= cache.first() && cache.end() < *shared.log_end.borrow() {
-            let (namespace, entries) = read_entries(shared, cache.end())?;
+        loop {
+            let log_end = *shared.log_end.borrow();
+            if from < cache.first() || cache.end() >= log_end {
+                break;
+            }
+            let mut max_entries = ENTRIES_PER_READ;
+            if let Some(marks) = &self.marks {
+                let next = marks.next_from(cache.end(), log_end);
+                if next > cache.end() {
+                    let last_skipped = read_entries(shared, next - 1, 1)?.1.pop()?;
+                    cache.push(Frame::empty(next, last_skipped.versions_after));
+                    continue;
+                }
+                max_entries = 1;
+            }
+            let (namespace, entries) = read_entries(shared, cache.end(), max_entries)?;
             if entries.is_empty() {
                 break;
             }
@@ -196,7 +233,7 @@ impl ProjectionCache {
 
     /// Renders entries for one read, until there are `max_bytes`.
     fn render_uncached(&self, shared: &Shared, from: u64, max_bytes: usize) -> Option<Vec<Frame>> {
-        let (namespace, entries) = read_entries(shared, from)?;
+        let (namespace, entries) = read_entries(shared, from, ENTRIES_PER_READ)?;
         let frames = entries
             .iter()
             .zip(from + 1..)
@@ -340,11 +377,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Reads at most [`ENTRIES_PER_READ`] entries from a position on, and the namespace to which they belong. A reader may still
+/// Reads at most `max` entries from a position on, and the namespace to which they belong. A reader may still
 /// have an earlier namespace. `None` means that the log has evicted the first entry.
-pub(super) fn read_entries(shared: &Shared, from: u64) -> Option<(NamespaceId, Vec<Arc<LogEntry>>)> {
+pub(super) fn read_entries(shared: &Shared, from: u64, max: usize) -> Option<(NamespaceId, Vec<Arc<LogEntry>>)> {
     let state = shared.state();
-    let entries = state.log.read_from(from, ENTRIES_PER_READ)?.cloned().collect();
+    let entries = state.log.read_from(from, max)?.cloned().collect();
     Some((state.namespace?, entries))
 }
 

@@ -9,7 +9,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
 };
 
 use prometheus_client::metrics::gauge::Gauge;
@@ -17,8 +20,12 @@ use prometheus_client::metrics::gauge::Gauge;
 use super::{
     framing::Framing,
     projection_cache::{MAX_FRAMES, ProjectionCache},
+    state::Shared,
 };
 use crate::event::projection::Projection;
+
+/// The number of the next projection.
+static NEXT_ID: AtomicUsize = AtomicUsize::new(0);
 
 type Caches = HashMap<(Projection, Framing), Weak<ProjectionCache>>;
 
@@ -46,7 +53,7 @@ impl ProjectionRegistry {
     }
 
     /// Returns the cache of this projection. It is created if no subscription uses an equal one.
-    pub(super) fn get(&self, projection: Projection, framing: Framing) -> Arc<ProjectionCache> {
+    pub(super) fn get(&self, shared: &Shared, projection: Projection, framing: Framing) -> Arc<ProjectionCache> {
         let mut caches = self.lock();
         let key = (projection, framing);
         if let Some(cache) = caches.get(&key).and_then(Weak::upgrade) {
@@ -54,8 +61,15 @@ impl ProjectionRegistry {
         }
         // Removes unused entries whenever one is added, so the map is bounded by the number of projections in use.
         caches.retain(|_, cache| cache.strong_count() > 0);
-        let cache =
-            Arc::new(ProjectionCache::new(key.0.clone(), framing, self.cached_bytes.clone(), self.in_use.clone()));
+        let id = NEXT_ID.fetch_add(1, Relaxed);
+        // The frames of a dedicated feed are not cached.
+        let marks = shared.hub_feed.is_none().then(|| {
+            let state = shared.state();
+            shared.filter_index.add(id, &key.0, state.log.end_position())
+        });
+        let (cached_bytes, in_use) = (self.cached_bytes.clone(), self.in_use.clone());
+        let cache = ProjectionCache::new(key.0.clone(), framing, id, marks.flatten(), cached_bytes, in_use);
+        let cache = Arc::new(cache);
         caches.insert(key, Arc::downgrade(&cache));
         cache
     }

@@ -24,6 +24,7 @@ use tokio::{
 
 use super::{
     backfill_requests::BackfillRequests,
+    filter_index::FilterIndex,
     inventory::Inventory,
     metrics::Metrics,
     pool_depth::DirtyPools,
@@ -54,6 +55,8 @@ pub(super) struct Shared {
     pub(super) hub_feed: Option<Arc<Shared>>,
     /// Notified when the reader of a dedicated feed has read entries, so that the log may have capacity again.
     pub(super) capacity_freed: Notify,
+    /// Which projections an entry can concern.
+    pub(super) filter_index: FilterIndex,
     /// Notified when a subscription requests a backfill or a version check.
     pub(super) backfill_requested: Notify,
     pub(super) metrics: Metrics,
@@ -214,6 +217,7 @@ impl Shared {
             hub_feed,
             capacity_freed: Notify::new(),
             backfill_requested: Notify::new(),
+            filter_index: FilterIndex::default(),
             state: Mutex::new(state),
             metrics,
         }
@@ -251,6 +255,11 @@ impl Shared {
                 }
                 let State { delivered, latest_versions, inventory, .. } = &mut *state;
                 delivered.prune(*latest_versions, inventory);
+                for (entry, position) in
+                    state.log.read_from(end_before, usize::MAX).into_iter().flatten().zip(end_before..)
+                {
+                    self.filter_index.mark(entry, position);
+                }
                 state.evict(now_ms);
             }
         }

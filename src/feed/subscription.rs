@@ -19,7 +19,7 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     framing::Framing,
     inner::Inner,
-    projection_cache::{self, InitialState, ProjectionCache},
+    projection_cache::{self, ENTRIES_PER_READ, InitialState, ProjectionCache},
     resume::{PendingBackfill, PendingOutcome, ResumeError, is_inside_coalesced, locate},
     types::{NotSynced, ReadResult, SnapshotReason, StartAt, required_resources},
 };
@@ -315,7 +315,7 @@ impl Subscription {
         let mut frames = Vec::new();
         let mut bytes = 0;
         loop {
-            let (_, entries) = projection_cache::read_entries(&self.inner, self.position)?;
+            let (_, entries) = projection_cache::read_entries(&self.inner, self.position, ENTRIES_PER_READ)?;
             if entries.is_empty() {
                 let latest = self.inner.state().latest_versions;
                 if self.finish_catch_up(floor, latest) {

@@ -39,6 +39,11 @@ pub(in crate::feed) struct Frame {
 }
 
 impl Frame {
+    /// Returns the frame of entries that do not concern the projection. `versions_after` are those after the last of them.
+    pub(super) fn empty(to: u64, versions_after: PerResource<ResourceVersion>) -> Frame {
+        Frame { to, bytes: Bytes::new(), versions_after, history_reset: false, per_client: false }
+    }
+
     /// Returns whether the entry has no effect on any subscription of the projection.
     pub(super) fn is_empty_for_all(&self) -> bool {
         self.bytes.is_empty() && !self.per_client

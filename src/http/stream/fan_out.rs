@@ -14,7 +14,7 @@
 //!   nothing is not evicted from the log.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     convert::Infallible,
     future::pending,
     sync::{
@@ -31,6 +31,9 @@ use crate::feed::{Feed, Group, SharedBatch};
 const MEMBERS_PER_YIELD: usize = 64;
 /// Maximum size of a shared batch: 64 KiB, as of one read. If more is unread, each member reads for itself.
 const MAX_SHARED_BATCH_BYTES: usize = 64 << 10;
+/// Number of log entries after which a shard visits all groups, and not only those that new entries can concern. It bounds
+/// how far the members of the others fall back in the log.
+const ENTRIES_PER_FULL_VISIT: u64 = 512;
 /// Maximum number of log entries without an event for a group, before its members advance nevertheless. It is half of
 /// the frames that a projection cache holds.
 const MAX_SILENT_ENTRIES: u64 = 512;
@@ -60,6 +63,8 @@ struct Shard(Mutex<ShardGroups>);
 #[derive(Debug, Default)]
 struct ShardGroups {
     by_id: HashMap<usize, GroupMembers>,
+    /// The groups that each entry can concern.
+    unindexed: HashSet<usize>,
     /// The number of groups at the last prune.
     len_at_last_prune: usize,
 }
@@ -125,6 +130,11 @@ impl FanOut {
                 group_members.delivering || group_members.members.iter().any(|member| member.strong_count() > 0)
             });
             groups.len_at_last_prune = groups.by_id.len();
+            let ShardGroups { by_id, unindexed, .. } = &mut *groups;
+            unindexed.retain(|id| by_id.contains_key(id));
+        }
+        if !group.is_indexed() {
+            groups.unindexed.insert(group.id());
         }
         let group_members = groups.by_id.entry(group.id()).or_insert_with(|| {
             let end = group.end();
@@ -150,13 +160,19 @@ impl FanOut {
         let _running = Running(&self.running_writers);
         let shard = &self.shards[shard];
         let mut changes = feed.log_end();
+        let reader = feed.add_concern_reader();
+        let mut fully_visited_to = 0;
         // The loop yields by itself. tokio's cooperative budget would make writes pending that do not block.
         unconstrained(async {
             // `feed` owns the sender, so that the channel does not close.
             while changes.changed().await.is_ok() {
-                changes.borrow_and_update();
-                let group_ids: Vec<usize> = shard.lock().by_id.keys().copied().collect();
-                for group_id in group_ids {
+                let end = *changes.borrow_and_update();
+                let concerned = feed.take_concerned(reader, end);
+                let visits_all = end - fully_visited_to >= ENTRIES_PER_FULL_VISIT;
+                if visits_all {
+                    fully_visited_to = end;
+                }
+                for group_id in shard.group_ids(&concerned, visits_all) {
                     shard.deliver_to_group(group_id).await;
                 }
             }
@@ -169,6 +185,16 @@ impl FanOut {
 impl Shard {
     fn lock(&self) -> MutexGuard<'_, ShardGroups> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the groups that new entries can concern: those in `concerned`, and those that are not indexed. With `all` it
+    /// returns all groups.
+    fn group_ids(&self, concerned: &[usize], all: bool) -> Vec<usize> {
+        let groups = self.lock();
+        if all {
+            return groups.by_id.keys().copied().collect();
+        }
+        groups.unindexed.iter().chain(concerned).copied().collect()
     }
 
     /// Delivers new entries to the members of one group, if there are any.
@@ -194,6 +220,7 @@ impl Shard {
             group_members.len_at_last_prune = group_members.members.len();
             if group_members.members.is_empty() {
                 groups.by_id.remove(&group_id);
+                groups.unindexed.remove(&group_id);
             }
         }
     }
