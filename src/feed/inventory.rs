@@ -69,6 +69,20 @@ impl Inventory {
         instances.cloned().map(View::Instance).chain(claims.cloned().map(View::Claim))
     }
 
+    /// Returns the views of one resource of which `other` has no view with the same name and uid, by name.
+    pub fn missing_in(&self, other: &Inventory, resource: Resource) -> Vec<View> {
+        match resource {
+            Resource::Pods => {
+                let missing = self.instances.missing_in(&other.instances, |one, other| one.uid == other.uid);
+                missing.cloned().map(View::Instance).collect()
+            }
+            Resource::Claims => {
+                let missing = self.claims.missing_in(&other.claims, |one, other| one.uid == other.uid);
+                missing.cloned().map(View::Claim).collect()
+            }
+        }
+    }
+
     /// Returns the depth of each pool, in the order of the workloads. An instance without a workload is in no pool.
     #[must_use]
     pub fn pools(&self) -> Vec<PoolDepth> {

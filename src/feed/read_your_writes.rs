@@ -9,7 +9,7 @@
 //! object as well, or holds it at a version newer than the list. kube-runtime hides the version of a list, so the
 //! newest version among its objects stands for it.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use super::inventory::Inventory;
 use crate::event::{LogEntry, PerResource, Resource, ResourceVersion, View};
@@ -22,7 +22,8 @@ const MAX_TOMBSTONES: usize = 1024;
 #[derive(Clone, Debug, Default)]
 pub(super) struct DeliveredWatermark {
     versions: PerResource<ResourceVersion>,
-    tombstones: VecDeque<Tombstone>,
+    /// Shared with the snapshot GETs that wait. Mostly empty.
+    tombstones: Arc<VecDeque<Tombstone>>,
 }
 
 /// The progress of a dedicated feed by one update.
@@ -75,12 +76,10 @@ impl DeliveredWatermark {
             }
             if dedicated.synced[resource] && !dedicated.synced_before[resource] {
                 // An object that is missing from the first list is a deletion for the client. No later event reports it.
-                let is_missing =
-                    |view: &View| dedicated.inventory.get(resource, view.name()).is_none_or(|v| v.uid() != view.uid());
-                for view in hub.views().filter(|view| {
-                    view.resource() == resource && view.resource_version() <= version && is_missing(view)
-                }) {
-                    dropped += self.push(Tombstone::new(&view, version));
+                for view in hub.missing_in(dedicated.inventory, resource) {
+                    if view.resource_version() <= version {
+                        dropped += self.push(Tombstone::new(&view, version));
+                    }
                 }
             }
         }
@@ -97,10 +96,11 @@ impl DeliveredWatermark {
 
     /// Adds a tombstone. Returns the number of old ones that it replaces.
     fn push(&mut self, tombstone: Tombstone) -> u64 {
-        let before = self.tombstones.len();
-        self.tombstones.truncate(MAX_TOMBSTONES - 1);
-        let dropped = before - self.tombstones.len();
-        self.tombstones.push_front(tombstone);
+        let tombstones = Arc::make_mut(&mut self.tombstones);
+        let before = tombstones.len();
+        tombstones.truncate(MAX_TOMBSTONES - 1);
+        let dropped = before - tombstones.len();
+        tombstones.push_front(tombstone);
         dropped as u64
     }
 
@@ -121,7 +121,10 @@ impl DeliveredWatermark {
     /// Drops the tombstones of deletions that the hub's feed has: it has reached the version of the list, and lacks the
     /// object.
     pub(super) fn prune(&mut self, versions: PerResource<ResourceVersion>, inventory: &Inventory) {
-        self.tombstones.retain(|tombstone| {
+        if self.tombstones.is_empty() {
+            return;
+        }
+        Arc::make_mut(&mut self.tombstones).retain(|tombstone| {
             versions[tombstone.resource] < tombstone.list_version || tombstone.is_still_listed(inventory)
         });
     }
@@ -129,7 +132,7 @@ impl DeliveredWatermark {
     /// Drops everything about a resource after a history reset: versions of two histories are not comparable.
     pub(super) fn reset(&mut self, resource: Resource) {
         self.versions[resource] = 0;
-        self.tombstones.retain(|tombstone| tombstone.resource != resource);
+        Arc::make_mut(&mut self.tombstones).retain(|tombstone| tombstone.resource != resource);
     }
 }
 

@@ -99,6 +99,20 @@ impl<T: HasName> ByName<T> {
         first.iter().chain(chunks.flat_map(|chunk| chunk.iter()))
     }
 
+    /// Iterates by name over the views of which `other` has no view with the same name that is `same`. It visits each view
+    /// of both once.
+    pub fn missing_in<'a>(
+        &'a self,
+        other: &'a ByName<T>,
+        same: impl Fn(&T, &T) -> bool,
+    ) -> impl Iterator<Item = &'a Arc<T>> {
+        let mut others = other.values().peekable();
+        self.values().filter(move |view| {
+            while others.next_if(|other| other.name() < view.name()).is_some() {}
+            !others.peek().is_some_and(|other| other.name() == view.name() && same(view, other))
+        })
+    }
+
     /// Removes all views and iterates over them by name.
     pub fn drain(&mut self) -> impl Iterator<Item = Arc<T>> + use<T> {
         self.len = 0;
@@ -208,6 +222,23 @@ mod tests {
             assert!(views.chunks.iter().all(|chunk| (1..=MAX_CHUNK).contains(&chunk.len())));
             assert!(views.drain().eq(model.into_values()) && views.is_empty());
         }
+    }
+
+    #[test]
+    fn missing_views_have_another_name_or_are_not_the_same() {
+        let set = |pods: &[(&str, &str)]| {
+            let mut views = ByName::default();
+            for (name, uid) in pods {
+                views.insert(pod(name, uid));
+            }
+            views
+        };
+        let one = set(&[("a", "1"), ("b", "1"), ("c", "1"), ("e", "1")]);
+        let other = set(&[("0", "1"), ("a", "1"), ("b", "2"), ("d", "1")]);
+        let missing = one.missing_in(&other, |one, other| one.uid == other.uid);
+        assert_eq!(missing.map(|view| view.name.as_str()).collect::<Vec<_>>(), ["b", "c", "e"]);
+        assert_eq!(one.missing_in(&one, |one, other| one.uid == other.uid).count(), 0);
+        assert_eq!(one.missing_in(&ByName::default(), |_, _| true).count(), 4);
     }
 
     #[test]
