@@ -23,6 +23,7 @@ use crate::{
         },
         browser_guard::{GuardConfig, HostName, Origin},
         conn::ReloadingTls,
+        filter_limit,
         forwarded::{IpNetwork, TrustedProxies},
         rate_limit, response_budget,
     },
@@ -100,12 +101,19 @@ pub(super) struct AccessArgs {
     #[arg(value_parser = integer_in::<NonZeroU32>(1..=MAX_CONNECTIONS))]
     max_connections_per_principal: Option<NonZeroU32>,
 
+    /// Maximum number of different filters (params) of each caller's open streams
+    #[arg(long, env = "BRIDGE_MAX_FILTERS_PER_PRINCIPAL", value_name = "N", default_value_t = DEFAULT_MAX_FILTERS)]
+    #[arg(value_parser = integer_in::<NonZeroU32>(1..=MAX_CONNECTIONS))]
+    max_filters_per_principal: NonZeroU32,
+
     /// Maximum memory in MiB of responses that clients have not read yet; one caller may use a quarter of it
     #[arg(long, env = "BRIDGE_RESPONSE_MEMORY", value_name = "MIB", default_value_t = DEFAULT_RESPONSE_MEMORY)]
     #[arg(value_parser = integer_in::<NonZeroU32>(RESPONSE_MEMORY))]
     response_memory: NonZeroU32,
 }
 
+/// Default of `--max-filters-per-principal`: [`filter_limit::DEFAULT_MAX`].
+const DEFAULT_MAX_FILTERS: NonZeroU32 = NonZeroU32::new(filter_limit::DEFAULT_MAX as u32).unwrap();
 /// Default of `--response-memory` in MiB: [`response_budget::Config::max_bytes`].
 const DEFAULT_RESPONSE_MEMORY: NonZeroU32 = NonZeroU32::new(48).unwrap();
 
@@ -135,6 +143,7 @@ enum WsAuth {
 pub(super) struct ResolvedAccess {
     pub(super) allowed: GuardConfig,
     pub(super) limits: rate_limit::Config,
+    pub(super) max_filters: usize,
     pub(super) responses: response_budget::Config,
     pub(super) proxies: TrustedProxies,
     pub(super) tls: Option<ReloadingTls>,
@@ -213,6 +222,7 @@ impl AccessArgs {
             auth_metrics,
             allowed,
             limits,
+            max_filters: self.max_filters_per_principal.get() as usize,
             responses,
             proxies: TrustedProxies::new(flatten_lists(self.trusted_proxies)),
             tls: tls.transpose()?,
@@ -228,6 +238,7 @@ impl ResolvedAccess {
         Ok(ResolvedAccess {
             allowed: GuardConfig::default(),
             limits: rate_limit::Config::default(),
+            max_filters: filter_limit::DEFAULT_MAX,
             responses: response_budget::Config::default(),
             proxies: TrustedProxies::default(),
             tls: None,

@@ -20,8 +20,8 @@ use super::{
 use crate::{
     feed::Feed,
     http::{
-        self, App, ConnectionInfo, DedicatedFeedFactory, conn, rate_limit::RateLimits, response_budget::ResponseBudget,
-        stream, stream_rate,
+        self, App, ConnectionInfo, DedicatedFeedFactory, conn, filter_limit::FilterLimit, rate_limit::RateLimits,
+        response_budget::ResponseBudget, stream, stream_rate,
     },
     source::{dedicated::DedicatedWatchers, hub},
     tasks::{self, Stopped, Tasks},
@@ -99,7 +99,7 @@ pub(super) async fn bind(host: &str, port: u16) -> Result<(TcpListener, SocketAd
 /// Serves until a signal, then drains. Returns the exit code.
 pub(super) async fn serve(setup: ServerSetup, listener: TcpListener) -> Result<u8, CliError> {
     let ServerSetup { feed, dedicated_feeds, access, mut registry, readiness_details, .. } = setup;
-    let ResolvedAccess { allowed, limits, responses, proxies, tls, auth, auth_metrics, .. } = access;
+    let ResolvedAccess { allowed, limits, max_filters, responses, proxies, tls, auth, auth_metrics, .. } = access;
     let ServerSetup { connection, max_connections, rate, tasks, drain, .. } = setup;
     let stream_metrics = stream::Metrics::default();
     let conn_metrics = conn::Metrics::default();
@@ -133,6 +133,7 @@ pub(super) async fn serve(setup: ServerSetup, listener: TcpListener) -> Result<u
         guard: allowed,
         auth,
         rate_limits: limits,
+        filters: FilterLimit::new(max_filters),
         responses,
         trusted_proxies: proxies,
         readiness_details,

@@ -8,8 +8,9 @@ use futures::future::BoxFuture;
 use prometheus_client::registry::Registry;
 
 use super::{
-    auth::Authenticator, browser_guard::GuardConfig, forwarded::TrustedProxies, metrics::Metrics,
-    rate_limit::RateLimits, response_budget::ResponseBudget, stream::StreamContext, stream_rate,
+    auth::Authenticator, browser_guard::GuardConfig, filter_limit::FilterLimit, forwarded::TrustedProxies,
+    metrics::Metrics, paced_body, rate_limit::RateLimits, response_budget::ResponseBudget, stream::StreamContext,
+    stream_rate,
 };
 use crate::feed::Feed;
 
@@ -33,6 +34,8 @@ pub struct App {
     pub auth: Arc<Authenticator>,
     /// Rate budgets and stream slots of all callers.
     pub rate_limits: RateLimits,
+    /// The number of different filters of each caller.
+    pub filters: FilterLimit,
     /// The bodies of snapshot responses, and their bound.
     pub responses: ResponseBudget,
     /// Proxies whose `X-Forwarded-*` headers count.
@@ -63,11 +66,17 @@ pub struct Config {
     pub sync_timeout: Duration,
     /// Maximum number of events for each client of the full stream (`--stream-rate`).
     pub stream_rate: stream_rate::Config,
+    /// Minimum pace at which clients read snapshot responses.
+    pub reader_pace: paced_body::Config,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { sync_timeout: Duration::from_secs(10), stream_rate: stream_rate::Config::default() }
+        Config {
+            sync_timeout: Duration::from_secs(10),
+            stream_rate: stream_rate::Config::default(),
+            reader_pace: paced_body::Config::default(),
+        }
     }
 }
 

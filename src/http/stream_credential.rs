@@ -16,6 +16,7 @@ use jiff::Timestamp;
 
 use super::{
     auth::lease::{CredentialStatus, CredentialWatch},
+    filter_limit::FilterSlot,
     rate_limit::StreamSlot,
     stream::Outbound,
 };
@@ -33,7 +34,14 @@ pub(super) struct WithCredential<O> {
     credential: Option<Box<CredentialState>>,
 }
 
-/// The credential and the stream slot of a client.
+/// What a stream occupies of its caller's limits. Dropping it frees them.
+#[derive(Debug)]
+pub(super) struct StreamSlots {
+    pub(super) stream: Option<StreamSlot>,
+    pub(super) filter: Option<FilterSlot>,
+}
+
+/// The credential and the slots of a client.
 struct CredentialState {
     watch: Option<CredentialWatch>,
     /// Whether the first batch has been read. `auth.expiring` is sent after it.
@@ -41,16 +49,16 @@ struct CredentialState {
     /// The end of the credential, if it must still be announced.
     expiring: Option<Timestamp>,
     ended: Option<CloseReason>,
-    /// Dropped at the end of the stream, which frees the slot.
-    _slot: Option<StreamSlot>,
+    /// Dropped at the end of the stream.
+    _slots: StreamSlots,
 }
 
 impl<O: Outbound> WithCredential<O> {
-    /// Wraps `out`. `watch` reports changes of the credential; `slot` is freed at the end of the stream.
-    pub(super) fn new(out: O, watch: Option<CredentialWatch>, slot: Option<StreamSlot>) -> WithCredential<O> {
-        let needed = watch.is_some() || slot.is_some();
+    /// Wraps `out`. `watch` reports changes of the credential; `slots` are freed at the end of the stream.
+    pub(super) fn new(out: O, watch: Option<CredentialWatch>, slots: StreamSlots) -> WithCredential<O> {
+        let needed = watch.is_some() || slots.stream.is_some() || slots.filter.is_some();
         let credential = needed.then(|| {
-            CredentialState { watch, first_read_done: false, expiring: None, ended: None, _slot: slot }.into()
+            CredentialState { watch, first_read_done: false, expiring: None, ended: None, _slots: slots }.into()
         });
         WithCredential { out, credential }
     }

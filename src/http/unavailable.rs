@@ -33,6 +33,8 @@ pub(super) enum Unavailable {
     TooManyStreams,
     /// `--max-connections-per-principal` streams of this caller are open.
     TooManyStreamsOfCaller,
+    /// The streams of this caller have `--max-filters-per-principal` different filters.
+    TooManyFilters,
     /// A rate budget of the caller is used up.
     RateLimited(BudgetStatus),
     /// The API server does not answer the review of the credential.
@@ -41,8 +43,15 @@ pub(super) enum Unavailable {
 
 impl Unavailable {
     /// Every value of [`Unavailable::label`].
-    pub(super) const LABELS: [&str; 6] =
-        ["not_ready", "draining", "max_streams", "max_streams_per_principal", "rate", "credential_check_unavailable"];
+    pub(super) const LABELS: [&str; 7] = [
+        "not_ready",
+        "draining",
+        "max_streams",
+        "max_streams_per_principal",
+        "max_filters_per_principal",
+        "rate",
+        "credential_check_unavailable",
+    ];
 
     /// Returns the name of the condition as the label of a metric.
     pub(super) fn label(self) -> &'static str {
@@ -51,6 +60,7 @@ impl Unavailable {
             Unavailable::Draining => "draining",
             Unavailable::TooManyStreams => "max_streams",
             Unavailable::TooManyStreamsOfCaller => "max_streams_per_principal",
+            Unavailable::TooManyFilters => "max_filters_per_principal",
             Unavailable::RateLimited(_) => "rate",
             Unavailable::CredentialCheckUnavailable => "credential_check_unavailable",
         }
@@ -61,7 +71,9 @@ impl Unavailable {
         match self {
             Unavailable::NotReady => "not ready",
             Unavailable::Draining => "draining",
-            Unavailable::TooManyStreams | Unavailable::TooManyStreamsOfCaller => "too many connections",
+            Unavailable::TooManyStreams | Unavailable::TooManyStreamsOfCaller | Unavailable::TooManyFilters => {
+                "too many connections"
+            }
             Unavailable::RateLimited(_) => "rate",
             Unavailable::CredentialCheckUnavailable => "credential check unavailable",
         }
@@ -83,6 +95,10 @@ impl Unavailable {
             Unavailable::TooManyStreamsOfCaller => (
                 ErrorCode::TooManyConnections,
                 "too many streams: --max-connections-per-principal of your streams are open; close one",
+            ),
+            Unavailable::TooManyFilters => (
+                ErrorCode::TooManyConnections,
+                "too many filters: your streams have --max-filters-per-principal different params; close one of them",
             ),
             Unavailable::CredentialCheckUnavailable => (
                 ErrorCode::UpstreamUnavailable,

@@ -353,3 +353,32 @@ async fn malformed_filter_is_rejected_with_accepted_values() {
     assert_eq!(answer.status, 400);
     assert!(answer.body.contains("parameter 'params': unknown; accepted are types"), "{}", answer.body);
 }
+
+#[tokio::test]
+async fn different_filters_of_a_caller_are_limited() {
+    let cluster = SimCluster::new().await;
+    let bridge = cluster.bridge(&["--max-filters-per-principal", "2"]).await;
+    let path = |name: &str| {
+        format!("/api/websocket?snapshot=none&params=%7B%22instances%22%3A%7B%22name%22%3A%22{name}%22%7D%7D")
+    };
+    let mut open = Vec::new();
+    for name in ["a", "b", "a", "b"] {
+        open.push(WsClient::connect(bridge.address, &path(name)).await);
+    }
+    assert_eq!(WsClient::try_connect(bridge.address, &path("c")).await.err(), Some(503));
+    let sse = path("c").replace("/api/websocket", "/api/sse");
+    let response = http_client::get(bridge.address, &sse).await;
+    assert_eq!(response.status, 200);
+    assert!(response.body.contains(r#""reason":"too many connections""#), "{}", response.body);
+    // Without a filter there is no limit.
+    open.push(WsClient::connect(bridge.address, "/api/websocket?snapshot=none").await);
+    let reason = r#"reason="max_filters_per_principal""#;
+    let rejected = http_client::metric_sum(bridge.address, "bridge_streams_rejected_total", &[reason]).await;
+    assert_eq!(rejected, 2);
+    drop(open);
+    let start = tokio::time::Instant::now();
+    while WsClient::try_connect(bridge.address, &path("c")).await.is_err() {
+        assert!(start.elapsed() < http_client::TEST_TIMEOUT, "the filters of closed streams still count");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}

@@ -15,7 +15,7 @@ use crate::{
         error::ApiError,
         request::ApiRequest,
         stream,
-        stream_credential::WithCredential,
+        stream_credential::{StreamSlots, WithCredential},
         unavailable::Unavailable,
         upgrade,
     },
@@ -61,7 +61,8 @@ pub(crate) async fn ws(request: ApiRequest) -> Result<Response, ApiError> {
     request.resolve_connection(&parameters)?;
     let projection = Projection { types, ..request.base_projection(EventFormat::Boilerhouse) };
     let watch = app.auth.watch(&request.principal);
-    let with_credential = |subscription| WithCredential::new(subscription, watch, slot);
+    let with_credential =
+        |subscription| WithCredential::new(subscription, watch, StreamSlots { stream: slot, filter: None });
     let start = match (app.dedicated_feeds)() {
         None => {
             let out = with_credential(subscribe(&app, &app.feed, projection, start_at)?);

@@ -21,7 +21,7 @@ use crate::{
         error::{ApiError, ErrorCode},
         request::{ApiRequest, QueryParams},
         stream::{self, Outbound, StreamPermit, Transport, control},
-        stream_credential::WithCredential,
+        stream_credential::{StreamSlots, WithCredential},
         stream_rate::RateLimited,
         unavailable::Unavailable,
         upgrade,
@@ -189,6 +189,9 @@ pub(crate) async fn serve_stream(endpoint: &'static StreamEndpoint, request: Api
         }
     };
     let projection = Projection { types, filter: parameters.filter()?, ..request.base_projection(EventFormat::Full) };
+    let Ok(filter_slot) = app.filters.open(&request.principal.caller, &projection) else {
+        return endpoint.unavailable_response(app, Unavailable::TooManyFilters);
+    };
     let start_at = endpoint.start_at(&request.headers, &parameters)?;
     if let Some(unavailable) = endpoint.check_available(&request).await {
         return endpoint.unavailable_response(app, unavailable);
@@ -205,11 +208,12 @@ pub(crate) async fn serve_stream(endpoint: &'static StreamEndpoint, request: Api
         return endpoint.unavailable_response(app, Unavailable::NotReady);
     };
     let watch = app.auth.watch(&request.principal);
+    let slots = StreamSlots { stream: slot, filter: filter_slot };
     let start = match rate.limit {
-        None => endpoint.start(WithCredential::new(subscription, watch, slot), permit),
+        None => endpoint.start(WithCredential::new(subscription, watch, slots), permit),
         Some(limit) => {
             let rate_limited = RateLimited::new(subscription, endpoint.framing, limit, rate.window);
-            endpoint.start(WithCredential::new(rate_limited, watch, slot), permit)
+            endpoint.start(WithCredential::new(rate_limited, watch, slots), permit)
         }
     };
     Ok(stream_start::response(head, Some(start)))

@@ -14,6 +14,7 @@ use crate::{
     http::{
         app::App,
         error::{ApiError, ErrorCode},
+        paced_body::PacedChunks,
         request::ApiRequest,
         response_budget::{BodyKey, BudgetExceeded, EncodedBody},
     },
@@ -179,8 +180,11 @@ fn json_response(request: &ApiRequest, snapshot: &Snapshot, projection: &Project
         *response.status_mut() = http::StatusCode::NOT_MODIFIED;
         response
     } else {
-        let mut response = Response::new(body.bytes.into());
+        let length = body.bytes.len();
+        let chunks = PacedChunks::new(body.bytes, request.app.config.reader_pace);
+        let mut response = warp::reply::stream(futures::stream::iter(chunks)).into_response();
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
         response
     };
     let headers = response.headers_mut();

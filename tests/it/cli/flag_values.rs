@@ -8,6 +8,7 @@ const NUMBERS: &[(&str, &str, &str)] = &[
     ("--port <PORT>", "PORT", "0 to 65535"),
     ("--request-rate <N>", "BRIDGE_REQUEST_RATE", "1 to 4294967295"),
     ("--connect-rate <N>", "BRIDGE_CONNECT_RATE", "1 to 4294967295"),
+    ("--max-filters-per-principal <N>", "BRIDGE_MAX_FILTERS_PER_PRINCIPAL", "1 to 1000000"),
     ("--response-memory <MIB>", "BRIDGE_RESPONSE_MEMORY", "1 to 65536"),
     ("--stream-rate <N>", "BRIDGE_STREAM_RATE", "1 to 4294967295"),
     ("--max-connections <N>", "BRIDGE_MAX_CONNECTIONS", "1 to 1000000"),
