@@ -95,8 +95,8 @@ mod tests {
     async fn reader_below_the_minimum_pace_gets_an_error_after_the_grace() {
         // Seconds between two chunks of 64 KiB: 8 s are exactly the minimum of 8 KiB a second.
         for (pause, ends) in [(1, false), (7, false), (9, true), (30, true)] {
-            let (mut body, mut results) = (chunks(4 << 20), Vec::new());
-            while let Some(result) = body.next() {
+            let mut results = Vec::new();
+            for result in chunks(4 << 20) {
                 results.push(result);
                 advance(Duration::from_secs(pause)).await;
             }
