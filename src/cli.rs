@@ -14,7 +14,7 @@ mod process_metrics;
 mod serve;
 mod server;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use clap::{Arg, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, builder::Resettable};
@@ -42,6 +42,9 @@ enum Command {
     /// Print the CustomResourceDefinition of BoilerhouseClaims, as input for `kubectl apply -f -`.
     Crd,
 }
+
+/// Maximum time at the end of the process for threads that read files or encode answers: 1 s.
+const BLOCKED_FILES: Duration = Duration::from_secs(1);
 
 /// Runs the subcommand that the arguments name, and returns its exit code.
 #[must_use]
@@ -86,8 +89,8 @@ fn adjust_flag(arg: Arg) -> Arg {
 
 fn run(matches: &ArgMatches) -> Result<u8, CliError> {
     match Cli::from_arg_matches(matches)?.command {
-        Command::Serve(serve) => runtime()?.block_on(serve.run()),
-        Command::Demo(demo) => runtime()?.block_on(demo.run()),
+        Command::Serve(serve) => block_on(serve.run()),
+        Command::Demo(demo) => block_on(demo.run()),
         Command::Crd => {
             let yaml = api::crd_yaml().context("cannot write the CustomResourceDefinition as YAML")?;
             print(&yaml)?;
@@ -96,8 +99,14 @@ fn run(matches: &ArgMatches) -> Result<u8, CliError> {
     }
 }
 
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the async runtime")
+/// Runs a command on a new runtime.
+fn block_on(command: impl Future<Output = Result<u8, CliError>>) -> Result<u8, CliError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.context("cannot start the async runtime")?;
+    let outcome = runtime.block_on(command);
+    // A read of a file that blocks, such as one of a network file system, must not keep the process.
+    runtime.shutdown_timeout(BLOCKED_FILES);
+    outcome
 }
 
 #[cfg(test)]

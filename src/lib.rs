@@ -62,3 +62,4 @@ pub mod tasks;
 #[cfg(any(test, feature = "test-support"))]
 pub mod test_support;
 pub mod wire;
+mod x509;

@@ -83,7 +83,7 @@ impl Demo {
             dedicated::Config::default(),
             dedicated_metrics,
         );
-        let readiness_details = server::readiness_details(metrics.clone());
+        let readiness_details = server::readiness_details(metrics.clone(), || None);
         let watch = hub::run(client, config, writer, metrics);
         tasks.spawn("hub", async move { Ok::<_, std::convert::Infallible>(watch.await) });
         let (stop, speed) = (tasks.stop().clone(), self.speed);

@@ -129,7 +129,8 @@ impl Serve {
             dedicated_config,
             dedicated_metrics,
         );
-        let readiness_details = server::readiness_details(metrics.clone());
+        let awaited = connection.clone();
+        let readiness_details = server::readiness_details(metrics.clone(), move || awaited.awaited());
         if let Some(audience) = access.audience.take() {
             let (namespace, server) = (config.namespace.clone(), config.server.clone());
             let config = review::Config { namespace, server, audience, ..review::Config::default() };

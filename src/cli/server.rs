@@ -72,9 +72,15 @@ pub(super) fn dedicated_feed_factory(watchers: DedicatedWatchers) -> DedicatedFe
     Box::new(move || watchers.try_open().map(|(feed, run)| (feed, run.boxed())))
 }
 
-/// Returns the hub's lines for `/readyz?verbose`.
-pub(super) fn readiness_details(hub: Arc<hub::Metrics>) -> ReadinessDetails {
-    Box::new(move || hub.malformed_fields())
+/// Returns the lines for `/readyz?verbose`: those of the hub, and what `awaited` returns.
+pub(super) fn readiness_details(
+    hub: Arc<hub::Metrics>,
+    awaited: impl Fn() -> Option<&'static str> + Send + Sync + 'static,
+) -> ReadinessDetails {
+    Box::new(move || {
+        let awaited = awaited().map(|awaited| format!("waiting for {awaited}"));
+        hub.malformed_fields().into_iter().chain(awaited).collect()
+    })
 }
 
 /// Binds the listener.

@@ -14,7 +14,6 @@
 //! Must not import: routes, streams, the feed.
 
 mod accept;
-mod certificate;
 mod handoff;
 mod hijack;
 mod metrics;

@@ -1,35 +1,41 @@
 //! Connections to a cluster: finds the kubeconfig or the service account, and builds the client (docs/architecture.md#source).
 //!
-//! Guarantees: connections that no longer deliver anything are detected by TCP keep-alive and a TCP user timeout. The client
-//! never retries; its callers decide. This module sends nothing itself, but a credential plugin may.
+//! Guarantees:
+//! - The bridge accepts the kubeconfigs that kubectl accepts, with the exceptions of docs/reference.md#kubeconfigs.
+//! - Connections that no longer deliver anything are detected by TCP keep-alive and a TCP user timeout.
+//! - The client never retries; its callers decide. [`connect`] sends nothing and runs no credential plugin.
 
-use std::{
-    env,
-    ffi::OsString,
-    io,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+mod api_service;
+mod contents;
+mod error;
+mod field;
+mod headers;
+mod kubeconfig;
+mod plugin;
+mod plugin_runs;
+mod server_url;
+mod single_flight;
+mod target;
+mod tls;
+mod yaml;
 
-use http::{HeaderValue, header::USER_AGENT};
-use hyper_util::{
-    client::legacy::{Client as HyperClient, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
-};
-use kube::{
-    Client, Config as KubeConfig,
-    client::{Body, ConfigExt},
-    config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
-};
-use thiserror::Error;
-use tower::{BoxError, ServiceBuilder};
+use std::{env, path::PathBuf, sync::Arc, time::Duration};
 
-use super::error::{RequestInfo, UpstreamError};
+use hyper_util::client::legacy::connect::HttpConnector;
+use kube::Client;
+
+use self::{
+    api_service::ApiService,
+    field::shown_name,
+    kubeconfig::{Kubeconfig, search_paths},
+    target::Target,
+};
+pub use self::{error::Error, field::FieldError};
 
 /// The name of the context if the bridge uses the service account of its Pod.
 const IN_CLUSTER: &str = "in-cluster";
 
-/// Which cluster to connect to, and the timeouts of its connections.
+/// Which cluster to connect to, and the bounds of its connections and credentials.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// `--kubeconfig`. Without it: `KUBECONFIG`, then `~/.kube/config`, then the service account of the Pod.
@@ -46,6 +52,26 @@ pub struct Config {
     pub user_timeout: Duration,
     /// Time that an unused connection stays open. It is short, so that a dead connection is rarely reused.
     pub pool_idle: Duration,
+    /// Time after which the files that the kubeconfig names are read again, when a request is sent. client-go reads a token
+    /// again after 50 s and a client certificate for each new connection.
+    pub reload_interval: Duration,
+    /// The same after the API server has rejected the credentials (401).
+    pub reload_after_rejection: Duration,
+    /// Maximum time that a request waits for these files. It then uses what was read before.
+    pub file_wait: Duration,
+    /// Time without an answer of the API server after which a log line reports it.
+    pub answer_notice: Duration,
+    /// Time after which a log line reports that a credential plugin runs.
+    pub plugin_notice: Duration,
+    /// Maximum time that a request waits for a credential plugin. The request then fails, and the plugin continues. It is less
+    /// than the shortest time limit of a request, so that the error names the plugin.
+    pub plugin_wait: Duration,
+    /// Time after which a credential plugin is killed.
+    pub plugin_timeout: Duration,
+    /// The same if the bridge runs in a terminal and the plugin may ask the user.
+    pub plugin_interactive_timeout: Duration,
+    /// Minimum time between the end of a run of the plugin and the start of the next one.
+    pub plugin_min_interval: Duration,
 }
 
 impl Default for Config {
@@ -58,7 +84,51 @@ impl Default for Config {
             keepalive: Duration::from_secs(10),
             user_timeout: Duration::from_secs(20),
             pool_idle: Duration::from_secs(30),
+            reload_interval: Duration::from_secs(10),
+            reload_after_rejection: Duration::from_secs(1),
+            file_wait: Duration::from_secs(1),
+            answer_notice: Duration::from_secs(5),
+            plugin_notice: Duration::from_secs(2),
+            plugin_wait: Duration::from_secs(3),
+            plugin_timeout: Duration::from_secs(60),
+            plugin_interactive_timeout: Duration::from_secs(300),
+            plugin_min_interval: Duration::from_secs(5),
         }
+    }
+}
+
+impl Config {
+    fn limits(&self) -> api_service::Limits {
+        api_service::Limits {
+            reload_interval: self.reload_interval,
+            reload_after_rejection: self.reload_after_rejection,
+            file_wait: self.file_wait,
+            answer_notice: self.answer_notice,
+            pool_idle: self.pool_idle,
+            plugin: plugin_runs::Limits {
+                run: plugin::Limits {
+                    notice: self.plugin_notice,
+                    timeout: self.plugin_timeout,
+                    interactive_timeout: self.plugin_interactive_timeout,
+                },
+                wait: self.plugin_wait,
+                min_interval: self.plugin_min_interval,
+            },
+        }
+    }
+
+    /// Returns a connector. That of kube has no TCP keep-alive and no user timeout.
+    fn tcp(&self) -> HttpConnector {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(self.connect_timeout));
+        tcp.set_keepalive(Some(self.keepalive));
+        tcp.set_keepalive_interval(Some(self.keepalive / 2));
+        tcp.set_keepalive_retries(Some(3));
+        #[cfg(target_os = "linux")]
+        tcp.set_tcp_user_timeout(Some(self.user_timeout));
+        tcp
     }
 }
 
@@ -73,223 +143,68 @@ pub struct ClusterConnection {
     pub namespace: String,
     /// URL of the API server, for messages only.
     pub server: String,
+    service: Arc<ApiService>,
+}
+
+impl ClusterConnection {
+    /// Returns what the first request waits for, for people: a credential plugin, or the API server. Returns `None` after the
+    /// first answer.
+    #[must_use]
+    pub fn awaited(&self) -> Option<&'static str> {
+        self.service.awaited()
+    }
 }
 
 impl std::fmt::Debug for ClusterConnection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let ClusterConnection { client: _, context, namespace, server } = self;
+        let ClusterConnection { client: _, context, namespace, server, service: _ } = self;
         write!(f, "ClusterConnection({context}, {namespace}, {server})")
     }
 }
 
-/// Why no client for a cluster can be built.
-#[derive(Debug, Error)]
-pub enum Error {
-    /// No kubeconfig and no service account.
-    #[error(
-        "no kubeconfig found (looked at {searched}) and this is not a Pod with a service account; name a file with \
-         --kubeconfig or KUBECONFIG, or try `boilerhouse-bridge demo`, which needs no cluster"
-    )]
-    NotFound {
-        /// The paths that were searched.
-        searched: String,
-    },
-    /// A kubeconfig that cannot be read or merged.
-    #[error("cannot read the kubeconfig {}", .path.display())]
-    Read {
-        /// Path of the file.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// A kubeconfig that cannot be parsed. The text contains the position and no content, which may be a token.
-    #[error("cannot parse the kubeconfig {}: error at line {line}, column {column}", .path.display())]
-    Malformed {
-        /// Path of the file.
-        path: PathBuf,
-        /// Counted from 1; 0 if it is unknown.
-        line: u64,
-        /// Counted from 1; 0 if it is unknown.
-        column: u64,
-    },
-    /// `--context` names no context of the kubeconfig.
-    #[error("the kubeconfig has no context `{wanted}`; it has {known}")]
-    UnknownContext {
-        /// The name in `--context`.
-        wanted: String,
-        /// The existing contexts.
-        known: String,
-    },
-    /// No `current-context` and no `--context`.
-    #[error("the kubeconfig names no current context; choose one with --context: it has {known}")]
-    NoContext {
-        /// The existing contexts.
-        known: String,
-    },
-    /// A context with missing or invalid parts.
-    #[error("cannot use the context `{context}` of the kubeconfig")]
-    Unusable {
-        /// Name of the context.
-        context: String,
-        /// The cause.
-        #[source]
-        source: KubeconfigError,
-    },
-    /// A Pod without a usable service account.
-    #[error("cannot use the service account of this Pod; check that `automountServiceAccountToken` is not false")]
-    InCluster(#[source] InClusterError),
-    /// A context with `proxy-url`.
-    #[error("cannot use the context `{context}`: `proxy-url` is not supported; use a context without it")]
-    Proxy {
-        /// Name of the context.
-        context: String,
-    },
-    /// Invalid credentials or certificates.
-    #[error("{0}")]
-    Upstream(UpstreamError),
-}
-
-/// Finds the configuration of the cluster and builds its client. It sends nothing; the hub finds out whether the API server
-/// responds.
+/// Finds the configuration of the cluster, reads the files that it names, and builds its client. It sends nothing and runs no
+/// credential plugin; the hub finds out whether the API server responds.
 ///
 /// # Errors
 /// When there is no configuration, or it cannot be used. Each error states what to do.
 pub async fn connect(config: &Config) -> Result<ClusterConnection, Error> {
+    let paths = search_paths(config.kubeconfig.as_deref(), env::var_os("KUBECONFIG"), env::home_dir());
+    let Some(kubeconfig) = Kubeconfig::read(&paths, config.kubeconfig.is_some())? else {
+        let Some(host) = env::var_os("KUBERNETES_SERVICE_HOST") else {
+            let searched: Vec<_> = paths.iter().map(|path| format!("`{}`", path.display())).collect();
+            return Err(Error::NotFound { searched: searched.join(", ") });
+        };
+        let target = Target::in_cluster(Some(host), env::var_os("KUBERNETES_SERVICE_PORT"));
+        return target.and_then(|target| build(target, config, IN_CLUSTER)).map_err(Error::InCluster);
+    };
+    let context = kubeconfig.context_name(config.context.as_deref())?;
+    let connection = kubeconfig
+        .cluster_and_user(&context)
+        .and_then(|(cluster, user)| build(Target::new(&cluster, &user)?, config, &context));
+    connection.map_err(|source| Error::Unusable { context: shown_name(&context), source })
+}
+
+fn build(target: Target, config: &Config, context: &str) -> Result<ClusterConnection, FieldError> {
     // An error means that a provider is installed already. It is always the same one.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let (kube, context) = load_config(config).await?;
-    let server = kube.cluster_url.to_string().trim_end_matches('/').to_owned();
-    let request_info =
-        RequestInfo { verb: "connect", resource: "".into(), namespace: "".into(), server: server.as_str().into() };
-    let client = client(kube, config).map_err(|error| Error::Upstream(classify_build_error(&error, &request_info)))?;
-    Ok(ClusterConnection { client, context, namespace: config.namespace.clone(), server })
-}
-
-/// Returns the configuration of the cluster and the name of its context.
-async fn load_config(config: &Config) -> Result<(KubeConfig, String), Error> {
-    let paths = kubeconfig_paths(config.kubeconfig.as_deref(), env::var_os("KUBECONFIG"), env::home_dir());
-    let Some(kubeconfig) = read(&paths, config.kubeconfig.is_some())? else {
-        return match env::var_os("KUBERNETES_SERVICE_HOST") {
-            Some(_) => Ok((KubeConfig::incluster().map_err(Error::InCluster)?, IN_CLUSTER.to_owned())),
-            None => Err(Error::NotFound { searched: quoted_list(paths.iter().map(|path| path.display())) }),
-        };
-    };
-    let context = context(&kubeconfig, config.context.as_deref())?;
-    let options = KubeConfigOptions { context: Some(context.clone()), ..KubeConfigOptions::default() };
-    let proxied = is_proxied(&kubeconfig, &context);
-    let mut kube = KubeConfig::from_custom_kubeconfig(kubeconfig, &options)
-        .await
-        .map_err(|source| Error::Unusable { context: context.clone(), source })?;
-    if proxied {
-        return Err(Error::Proxy { context });
+    for warning in &target.warnings {
+        tracing::warn!("{warning}");
     }
-    if kube.proxy_url.take().is_some() {
+    let ignored =
+        ["HTTPS_PROXY", "https_proxy"].iter().any(|name| env::var_os(name).is_some_and(|url| !url.is_empty()));
+    if ignored {
         tracing::warn!("HTTPS_PROXY ignored: connections to Kubernetes do not use a proxy");
     }
-    Ok((kube, context))
-}
-
-/// Returns the possible paths of the kubeconfig: only the explicit file, or the files of `KUBECONFIG`, or the file in the home
-/// directory.
-fn kubeconfig_paths(explicit: Option<&Path>, variable: Option<OsString>, home: Option<PathBuf>) -> Vec<PathBuf> {
-    if let Some(path) = explicit {
-        return vec![path.to_owned()];
-    }
-    let listed = variable.map(|value| env::split_paths(&value).filter(|path| !path.as_os_str().is_empty()).collect());
-    match listed {
-        Some(listed) if !Vec::is_empty(&listed) => listed,
-        _ => home.map(|home| home.join(".kube/config")).into_iter().collect(),
-    }
-}
-
-/// Reads and merges the files as kubectl does. Files that do not exist are skipped, unless `must_exist` is set.
-fn read(paths: &[PathBuf], must_exist: bool) -> Result<Option<Kubeconfig>, Error> {
-    let mut merged: Option<Kubeconfig> = None;
-    for path in paths {
-        let error = |source| match source {
-            KubeconfigError::Parse(error) => {
-                let (line, column) = error.location().map_or((0, 0), |at| (at.line(), at.column()));
-                Error::Malformed { path: path.clone(), line, column }
-            }
-            // The text of `ReadConfig` repeats the path.
-            KubeconfigError::ReadConfig(cause, _) => Error::Read { path: path.clone(), source: cause.into() },
-            source => Error::Read { path: path.clone(), source: source.into() },
-        };
-        let one = match Kubeconfig::read_from(path) {
-            Err(KubeconfigError::ReadConfig(cause, _)) if cause.kind() == io::ErrorKind::NotFound && !must_exist => {
-                continue;
-            }
-            other => other.map_err(error)?,
-        };
-        merged = Some(match merged {
-            Some(earlier) => earlier.merge(one).map_err(error)?,
-            None => one,
-        });
-    }
-    Ok(merged)
-}
-
-/// Returns the name of the context to use: `wanted`, or the current one.
-fn context(kubeconfig: &Kubeconfig, wanted: Option<&str>) -> Result<String, Error> {
-    let known = || match kubeconfig.contexts.as_slice() {
-        [] => "none".to_owned(),
-        contexts => quoted_list(contexts.iter().map(|context| &context.name)),
-    };
-    let current = kubeconfig.current_context.as_deref().filter(|name| !name.is_empty());
-    let name = wanted.or(current).ok_or_else(|| Error::NoContext { known: known() })?;
-    if kubeconfig.contexts.iter().any(|context| context.name == name) {
-        Ok(name.to_owned())
-    } else {
-        Err(Error::UnknownContext { wanted: name.to_owned(), known: known() })
-    }
-}
-
-fn is_proxied(kubeconfig: &Kubeconfig, context: &str) -> bool {
-    let context = kubeconfig.contexts.iter().find(|c| c.name == context).and_then(|c| c.context.as_ref());
-    let cluster = context.and_then(|context| kubeconfig.clusters.iter().find(|c| c.name == context.cluster));
-    let proxy = cluster.and_then(|named| named.cluster.as_ref()?.proxy_url.as_deref());
-    proxy.is_some_and(|url| !url.is_empty())
-}
-
-fn quoted_list(items: impl Iterator<Item = impl std::fmt::Display>) -> String {
-    items.map(|item| format!("`{item}`")).collect::<Vec<_>>().join(", ")
-}
-
-/// Builds the client from the layers of kube. The default client of kube has no TCP keep-alive and no user timeout.
-fn client(mut kube: KubeConfig, config: &Config) -> Result<Client, kube::Error> {
-    kube.headers
-        .push((USER_AGENT, HeaderValue::from_static(concat!("boilerhouse-bridge/", env!("CARGO_PKG_VERSION")))));
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(config.connect_timeout));
-    tcp.set_keepalive(Some(config.keepalive));
-    tcp.set_keepalive_interval(Some(config.keepalive / 2));
-    tcp.set_keepalive_retries(Some(3));
-    #[cfg(target_os = "linux")]
-    tcp.set_tcp_user_timeout(Some(config.user_timeout));
-    let https = kube.rustls_https_connector_with_connector(tcp)?;
-    let hyper: HyperClient<_, Body> = HyperClient::builder(TokioExecutor::new())
-        .pool_idle_timeout(config.pool_idle)
-        .pool_timer(TokioTimer::new())
-        .build(https);
-    let service = ServiceBuilder::new()
-        .layer(kube.base_uri_layer())
-        .option_layer(kube.auth_layer()?)
-        .layer(kube.extra_headers_layer()?)
-        .map_err(BoxError::from)
-        .service(hyper);
-    Ok(Client::new(service, config.namespace.clone()))
-}
-
-/// Classifies an error of building the client. Nothing was sent yet, so an error without another class is an invalid
-/// certificate.
-fn classify_build_error(error: &kube::Error, request_info: &RequestInfo) -> UpstreamError {
-    match UpstreamError::from_client_error(error, request_info) {
-        UpstreamError::Unreachable { server, detail } => UpstreamError::Tls { server, detail },
-        other => other,
-    }
+    let server = target.server.to_string();
+    let service = Arc::new(ApiService::new(target, config.tcp(), config.limits())?);
+    let sender = service.clone();
+    let send = tower::service_fn(move |request| {
+        let sender = sender.clone();
+        async move { sender.send(request).await }
+    });
+    let namespace = config.namespace.clone();
+    let client = Client::new(send, namespace.clone());
+    Ok(ClusterConnection { client, context: context.to_owned(), namespace, server, service })
 }
 
 #[cfg(test)]

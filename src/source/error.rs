@@ -6,7 +6,6 @@
 use std::{error::Error as StdError, io, sync::Arc, time::Duration};
 
 use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
-use kube::client::AuthError;
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -15,6 +14,12 @@ const MAX_CAUSES: usize = 16;
 
 /// Maximum bytes of the message of an error response. It is enough for a sentence; a proxy may send any amount.
 const MAX_MESSAGE: usize = 300;
+
+/// Why no credentials could be obtained. The text contains no output, argument or environment of a credential plugin, which
+/// may contain a token.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct CredentialError(pub String);
 
 /// What an error message states about a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,16 +156,13 @@ impl UpstreamError {
     /// Classifies an error of kube's client: no response was received.
     #[must_use]
     pub fn from_client_error(error: &kube::Error, request_info: &RequestInfo) -> UpstreamError {
-        if let kube::Error::Auth(error) = error {
-            return UpstreamError::Credentials(describe_auth_error(error));
-        }
         let server = request_info.server.clone();
         let mut innermost = String::new();
         let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
         for _ in 0..MAX_CAUSES {
             let Some(error) = cause else { break };
-            if let Some(error) = error.downcast_ref::<AuthError>() {
-                return UpstreamError::Credentials(describe_auth_error(error));
+            if let Some(error) = error.downcast_ref::<CredentialError>() {
+                return UpstreamError::Credentials(error.0.clone());
             }
             let io = error.downcast_ref::<io::Error>();
             if let Some(tls) = error.downcast_ref::<rustls::Error>() {
@@ -330,18 +332,6 @@ struct StatusBody {
 #[serde(default, rename_all = "camelCase")]
 struct Details {
     retry_after_seconds: u64,
-}
-
-/// Describes a failure to get credentials. A plugin's command line, environment and output may contain a token, so the text
-/// contains none of them.
-fn describe_auth_error(error: &AuthError) -> String {
-    match error {
-        AuthError::AuthExecRun { out, .. } => {
-            format!("the context's credential plugin failed ({}); run `kubectl get pods` to see its output", out.status)
-        }
-        AuthError::AuthExecParse(_) => "the context's credential plugin does not print an ExecCredential".to_owned(),
-        other => truncate_message(&other.to_string()),
-    }
 }
 
 /// Returns the message without surrounding white space, cut after [`MAX_MESSAGE`] bytes at a character boundary.

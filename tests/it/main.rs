@@ -18,6 +18,7 @@ mod full_stream_chaos;
 mod host_and_origin;
 mod http_golden;
 mod invented_cursors;
+mod kubeconfigs;
 mod many_clients;
 mod misbehaving_clients;
 mod module_layers;

@@ -27,7 +27,8 @@ use tokio_rustls::{
     server::TlsStream,
 };
 
-use super::{certificate::not_after, metrics::Metrics};
+use super::metrics::Metrics;
+use crate::x509::Certificate;
 
 /// Maximum number of bytes that TLS buffers while the kernel accepts none: one record (RFC 8446 section 5.1). A socket
 /// that becomes writable accepts at least as many bytes at once.
@@ -156,7 +157,7 @@ fn server_config(paths: &[PathBuf; 2], [certificates, key]: &[Vec<u8>; 2]) -> Re
 /// Returns `notAfter` of the first certificate, in seconds since 1970.
 fn expiry([certificates, _]: &[Vec<u8>; 2]) -> Option<i64> {
     let first = CertificateDer::pem_slice_iter(certificates).next()?.ok()?;
-    not_after(&first)
+    Some(Certificate::parse(&first)?.not_after)
 }
 
 /// Returns the text of an error and of its cause.

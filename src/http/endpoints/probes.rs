@@ -31,6 +31,8 @@ pub(crate) async fn livez(request: ApiRequest) -> Result<Response, ApiError> {
 
 /// Answers `/readyz`: 200 after both resources have been listed and until the process drains, 503 otherwise.
 ///
+/// The text of a 503 states the reason: it has the lines that `verbose` adds to a 200.
+///
 /// The bridge stays ready while the API server does not answer. Its streams report that (`upstream.down`), and another
 /// replica would not serve clients better.
 ///
@@ -42,7 +44,7 @@ pub(crate) async fn readyz(request: ApiRequest) -> Result<Response, ApiError> {
     let draining = request.app.streams.stop.is_cancelled();
     let ready = feed.is_synced() && !draining;
     let mut text = String::new();
-    if parameters.get("verbose").is_some() {
+    if parameters.get("verbose").is_some() || !(ready || draining) {
         let health = feed.health().borrow().clone();
         for (resource, health) in Resource::ALL.into_iter().zip(health.into_array()) {
             let (mark, state) = match &health {

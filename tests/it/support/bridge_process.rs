@@ -90,6 +90,19 @@ impl BridgeProcess {
         self.log.lock().unwrap().clone()
     }
 
+    /// Waits until the log has a line with this text, and returns the line.
+    pub(crate) async fn wait_for_log(&self, text: &str) -> String {
+        let found = timeout(TEST_TIMEOUT, async {
+            loop {
+                if let Some(line) = self.log().into_iter().find(|line| line.contains(text)) {
+                    return line;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        });
+        found.await.unwrap_or_else(|_| panic!("the log has no line with {text:?}: {:#?}", self.log()))
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id().unwrap()
     }

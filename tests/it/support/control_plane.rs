@@ -173,11 +173,21 @@ impl ControlPlane {
         path
     }
 
+    /// Returns the path of kubectl, for a test that starts it itself.
+    pub(crate) fn kubectl_binary(&self) -> &Path {
+        &self.kubectl
+    }
+
     /// Runs kubectl with all permissions. Returns its standard output, or its standard error if it fails.
     pub(crate) async fn kubectl(&self, args: &[&str], stdin: &str) -> Result<String, String> {
+        self.kubectl_with(args, stdin, &self.kubeconfig().to_string_lossy()).await
+    }
+
+    /// Does the same with this value of `KUBECONFIG`.
+    pub(crate) async fn kubectl_with(&self, args: &[&str], stdin: &str, kubeconfig: &str) -> Result<String, String> {
         let mut child = tokio::process::Command::new(&self.kubectl)
             .args(args)
-            .env("KUBECONFIG", self.kubeconfig())
+            .env("KUBECONFIG", kubeconfig)
             .env("KUBECACHEDIR", self.dir.path().join("kubectl-cache"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
