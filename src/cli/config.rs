@@ -176,4 +176,36 @@ mod tests {
             assert!(parse_values(text, &lists).is_err(), "{text}");
         }
     }
+
+    #[test]
+    fn mutated_config_file_causes_no_panic() {
+        use crate::test_support::{ReplayHint, SeededRng, seeds_to_run};
+        const LINES: [&str; 12] = [
+            "port: 3000",
+            "drain: 3",
+            "allowed-hosts: [a, b]",
+            "tls-cert: x",
+            "stream-rate: -1",
+            "namespace: 'a",
+            "? b",
+            "- c",
+            "&a: *a",
+            "kubeconfig: |",
+            "  \t",
+            "max-connections: 99999999999999999999",
+        ];
+        for seed in seeds_to_run(0..200) {
+            let _hint = ReplayHint::new(seed, module_path!(), "mutated_config_file_causes_no_panic");
+            let mut rng = SeededRng(seed);
+            let mut lines: Vec<String> = (0..rng.below(6)).map(|_| (*rng.choose(&LINES)).to_owned()).collect();
+            for line in &mut lines {
+                let mut chars: Vec<char> = line.chars().collect();
+                let at = rng.below(chars.len() as u64 + 1) as usize;
+                chars.splice(at..at, [*rng.choose(&['x', ':', '[', '}', '"', '\u{0}', '\u{feff}', '\n', '!', '9'])]);
+                *line = chars.into_iter().collect();
+            }
+            // Any result is fine.
+            let _ = port(&lines.join("\n"), &[]);
+        }
+    }
 }
