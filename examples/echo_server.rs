@@ -101,7 +101,11 @@ async fn main() -> anyhow::Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.context("cannot listen")?;
     eprintln!("echoing on ws://{}", listener.local_addr()?);
     let tasks = Tasks::new(tasks::Config::default());
-    let config = stream::Config { max_message_bytes: MAX_MESSAGE_BYTES, ..stream::Config::default() };
+    let config = stream::Config {
+        max_message_bytes: MAX_MESSAGE_BYTES,
+        max_frames_per_second: u32::MAX,
+        ..stream::Config::default()
+    };
     let streams = StreamContext::new(config, stream::Metrics::default(), tasks.stop().clone());
     let service = tower::service_fn(move |request: Request<Incoming>| {
         let response = answer(&request, &streams);

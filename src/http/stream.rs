@@ -8,7 +8,7 @@
 //! Guarantees:
 //! - One write for each batch: all frames that wait are written together.
 //! - A stream that does not read costs its position and at most one batch of frames.
-//! - The socket is read while a write is blocked, too.
+//! - The socket is read while a write is blocked, too. What a client may send in a second is bounded.
 //! - Each end has a named reason ([`StreamEnd`]) and is counted.
 //!
 //! Must not import: event types, principals, endpoints. Of the feed it imports only what an [`Outbound`] yields.
@@ -22,6 +22,7 @@ mod end;
 mod endpoint;
 mod fan_out;
 mod head;
+mod input_debt;
 mod jitter;
 mod metrics;
 mod outbound;

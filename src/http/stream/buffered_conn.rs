@@ -16,6 +16,7 @@ use tokio::{
     time::Instant,
 };
 
+use super::input_debt::InputDebt;
 use crate::http::conn::Conn;
 
 /// Maximum number of bytes of one read. A client's frames are small, and all streams of a thread share the buffer.
@@ -37,8 +38,10 @@ pub(super) enum IoEvent {
     Flushed,
     /// This many bytes are in the read buffer of the thread: see [`with_read_buffer`].
     Received(usize),
-    /// The connection is closed.
-    Closed,
+    /// The client sends nothing more. It may still read.
+    InputEnded,
+    /// The connection has failed.
+    Failed,
 }
 
 /// Calls `f` with the first `len` bytes of the read buffer of the thread, which [`BufferedConn::poll`] has just
@@ -59,13 +62,23 @@ pub(super) struct BufferedConn {
     unflushed: bool,
     /// The number of written bytes that [`BufferedConn::take_written`] has not returned. It saturates at 4 GiB.
     written: u32,
+    /// What the client has sent. It is here because the other small fields leave room for it.
+    pub(super) input_debt: InputDebt,
     /// The time since which writes have made no progress.
     blocked_since: Option<Instant>,
 }
 
 impl BufferedConn {
     pub(super) fn new(conn: Conn) -> Self {
-        Self { conn, queue: VecDeque::new(), mid_frame: false, unflushed: false, written: 0, blocked_since: None }
+        Self {
+            conn,
+            queue: VecDeque::new(),
+            mid_frame: false,
+            unflushed: false,
+            written: 0,
+            input_debt: InputDebt::default(),
+            blocked_since: None,
+        }
     }
 
     /// Queues complete frames.
@@ -97,21 +110,25 @@ impl BufferedConn {
         std::mem::take(&mut self.written)
     }
 
-    /// Writes queued bytes and reads. While a write is blocked, input is still read.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<IoEvent> {
+    /// Writes queued bytes and, if `may_read`, reads. While a write is blocked, input is still read.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, may_read: bool) -> Poll<IoEvent> {
         if !self.is_drained() {
             match self.poll_write(cx) {
                 Poll::Ready(Ok(())) => return Poll::Ready(IoEvent::Flushed),
-                Poll::Ready(Err(_)) => return Poll::Ready(IoEvent::Closed),
+                Poll::Ready(Err(_)) => return Poll::Ready(IoEvent::Failed),
                 Poll::Pending => {}
             }
+        }
+        if !may_read {
+            return Poll::Pending;
         }
         READ_BUFFER.with_borrow_mut(|buffer| {
             let mut buf = ReadBuf::new(buffer);
             let outcome = ready!(Pin::new(&mut self.conn).poll_read(cx, &mut buf));
             Poll::Ready(match (outcome, buf.filled().len()) {
                 (Ok(()), len @ 1..) => IoEvent::Received(len),
-                (Ok(()), 0) | (Err(_), _) => IoEvent::Closed,
+                (Ok(()), 0) => IoEvent::InputEnded,
+                (Err(_), _) => IoEvent::Failed,
             })
         })
     }
@@ -209,6 +226,12 @@ impl BufferedConn {
             self.queue.clear();
             self.unflushed = false;
         }
+    }
+
+    /// Ends the output, after all queued bytes are written. The peer sees the end of its input. Input is still read.
+    pub(super) fn end_output(&mut self, cx: &mut Context<'_>) {
+        // As in `poll_close`. A further call has no effect.
+        let _ = Pin::new(&mut self.conn).poll_shutdown(cx);
     }
 
     /// Closes the connection. If bytes are still queued, the connection is reset, so that the kernel discards its

@@ -34,6 +34,11 @@ pub struct Config {
     /// Maximum size of a client's message; a larger one is answered with 1009. Default: 64 KiB
     /// (docs/protocol.md#boilerhouse-stream).
     pub max_message_bytes: usize,
+    /// Maximum number of frames that a client may send in a second; each KiB that it sends counts as a frame. Beyond it
+    /// the bridge stops to read for a moment, and TCP slows down the client. Default: 1000.
+    ///
+    /// Clients of the bridge have no need to send anything but pongs, so the limit is far above what they send.
+    pub max_frames_per_second: u32,
     /// Maximum number of open streams. Clients of further streams are asked to retry. Default: 10000
     /// (docs/protocol.md#access).
     pub max_streams: usize,
@@ -55,6 +60,7 @@ impl Default for Config {
             batch_bytes: 64 * 1024,
             max_concurrent_encodings: 2,
             max_message_bytes: 64 * 1024,
+            max_frames_per_second: 1000,
             max_streams: 10_000,
             retry_min: Duration::from_secs(1),
             retry_max: Duration::from_secs(3),

@@ -8,6 +8,7 @@
 use std::{
     ops::ControlFlow,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -49,9 +50,12 @@ enum Phase {
 pub(super) enum CloseWait {
     /// Nothing.
     Flushed,
+    /// Nothing, and the peer sends nothing more.
+    FlushedAfterInput,
     /// The peer's close frame.
     PeerClose,
-    /// The peer's end of file, because the peer's frames can no longer be parsed.
+    /// The peer's end of input, because the peer's frames can no longer be parsed. The bridge ends its output after the
+    /// close frame, so that a peer that waits for the end of the connection ends it at once.
     PeerEof,
 }
 
@@ -133,12 +137,29 @@ impl StreamProtocol {
         config: &Config,
     ) -> ControlFlow<StreamEnd> {
         for _ in 0..2 {
-            match self.conn.poll(cx) {
+            match self.poll_conn(cx, config) {
                 Poll::Ready(event) => self.on_io(&event, out, config)?,
                 Poll::Pending => break,
             }
         }
         ControlFlow::Continue(())
+    }
+
+    /// Writes queued bytes and reads, unless the client has sent too much or sends nothing more.
+    pub(super) fn poll_conn(&mut self, cx: &mut Context<'_>, config: &Config) -> Poll<IoEvent> {
+        let input_ended = matches!(self.phase, Phase::Closing { wait_for: CloseWait::FlushedAfterInput, .. });
+        self.conn.poll(cx, !input_ended && self.reads_paused_until(config).is_none())
+    }
+
+    /// Returns the time until which the client is not read, because it has sent more than
+    /// [`Config::max_frames_per_second`].
+    fn reads_paused_until(&self, config: &Config) -> Option<Instant> {
+        let pause = self.conn.input_debt.pause(config.max_frames_per_second);
+        // The usual case needs no clock.
+        if pause.is_zero() {
+            return None;
+        }
+        Some(self.last_received + pause).filter(|until| *until > Instant::now())
     }
 
     /// Handles an event of the connection.
@@ -151,18 +172,38 @@ impl StreamProtocol {
         match event {
             IoEvent::Flushed => ControlFlow::Continue(()),
             IoEvent::Received(len) => {
-                self.last_received = Instant::now();
-                with_read_buffer(*len, |bytes| self.on_input(bytes, out, config));
+                let before = std::mem::replace(&mut self.last_received, Instant::now());
+                let frames = with_read_buffer(*len, |bytes| self.on_input(bytes, out, config));
+                let elapsed = self.last_received - before;
+                self.conn.input_debt.add(frames, *len, elapsed, config.max_frames_per_second);
                 ControlFlow::Continue(())
             }
-            IoEvent::Closed => ControlFlow::Break(self.on_disconnect()),
+            IoEvent::InputEnded => self.on_input_ended(config),
+            IoEvent::Failed => ControlFlow::Break(self.on_disconnect()),
         }
+    }
+
+    /// Ends the stream after the end of the client's input. What is queued is still written, because the client may have
+    /// closed only its side of the connection.
+    fn on_input_ended(&mut self, config: &Config) -> ControlFlow<StreamEnd> {
+        if self.conn.is_drained() {
+            return ControlFlow::Break(self.on_disconnect());
+        }
+        match &mut self.phase {
+            Phase::Closing { wait_for, .. } => *wait_for = CloseWait::FlushedAfterInput,
+            Phase::Open | Phase::Draining { .. } => {
+                let (end, deadline) = (StreamEnd::Disconnected, Instant::now() + config.write_timeout);
+                self.phase = Phase::Closing { end, wait_for: CloseWait::FlushedAfterInput, deadline };
+            }
+        }
+        ControlFlow::Continue(())
     }
 
     /// Processes the bytes that the client sent after its request.
     pub(super) fn process_read_ahead<O: Outbound>(&mut self, out: &mut O, config: &Config) {
         let mut read_ahead = std::mem::take(&mut self.read_ahead);
-        self.on_input(&mut read_ahead, out, config);
+        let frames = self.on_input(&mut read_ahead, out, config);
+        self.conn.input_debt.add(frames, read_ahead.len(), Duration::ZERO, config.max_frames_per_second);
     }
 
     /// Sends at most [`BATCHES_PER_TURN`] batches. It never waits.
@@ -177,9 +218,16 @@ impl StreamProtocol {
                 Poll::Pending => return SendOutcome::Blocked,
             }
             match &mut self.phase {
-                Phase::Closing { end, wait_for: CloseWait::Flushed, .. } => return SendOutcome::Ended(*end),
-                Phase::Closing { wait_for: CloseWait::PeerClose | CloseWait::PeerEof, deadline, .. } => {
+                Phase::Closing { end, wait_for: CloseWait::Flushed | CloseWait::FlushedAfterInput, .. } => {
+                    return SendOutcome::Ended(*end);
+                }
+                Phase::Closing {
+                    wait_for: wait_for @ (CloseWait::PeerClose | CloseWait::PeerEof), deadline, ..
+                } => {
                     *deadline = (*deadline).min(Instant::now() + config.close_timeout);
+                    if matches!(wait_for, CloseWait::PeerEof) {
+                        self.conn.end_output(cx);
+                    }
                     return SendOutcome::Blocked;
                 }
                 // The caller reads the next frames on a blocking thread.
@@ -212,18 +260,20 @@ impl StreamProtocol {
         true
     }
 
-    /// Processes bytes from the peer.
-    fn on_input<O: Outbound>(&mut self, mut bytes: &mut [u8], out: &mut O, config: &Config) {
-        let Some(reader) = &mut self.reader else { return };
-        if matches!(self.phase, Phase::Closing { wait_for: CloseWait::Flushed | CloseWait::PeerEof, .. }) {
-            return;
+    /// Processes bytes from the peer. Returns the number of frames that were parsed.
+    fn on_input<O: Outbound>(&mut self, mut bytes: &mut [u8], out: &mut O, config: &Config) -> usize {
+        let Some(reader) = &mut self.reader else { return 0 };
+        if matches!(self.phase, Phase::Closing { wait_for, .. } if !matches!(wait_for, CloseWait::PeerClose)) {
+            return 0;
         }
+        let mut frames = 0;
         let blocked = self.conn.blocked_since().is_some();
         let mut pongs = Vec::new();
         let end = loop {
             if bytes.is_empty() {
                 break None;
             }
+            frames += 1;
             match reader.read(bytes) {
                 Ok((_, Some(MessagePart::Close(_)))) => break Some(Ok(())),
                 Err(close) => break Some(Err(close)),
@@ -262,6 +312,7 @@ impl StreamProtocol {
             Some(Ok(())) => self.on_client_close(config),
             Some(Err(close)) => self.close_on_protocol_error(close, out, config),
         }
+        frames
     }
 
     /// Queues the last frames. On WebSocket the stream then waits for the peer's close frame.
@@ -338,7 +389,7 @@ impl StreamProtocol {
             Phase::Draining { at } => at.min(self.next_ping),
             Phase::Closing { deadline, .. } => deadline,
         };
-        stall_deadline.map_or(usual, |stall_deadline| stall_deadline.min(usual))
+        [stall_deadline, self.reads_paused_until(config)].into_iter().flatten().fold(usual, Instant::min)
     }
 
     /// Handles the deadlines that have passed.

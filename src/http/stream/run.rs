@@ -9,7 +9,7 @@ use super::{
     outbound::Outbound,
     permit::StreamPermit,
     protocol::StreamProtocol,
-    task::{self, StreamTask},
+    task::{self, OutboundPanicked, StreamTask},
 };
 use crate::{http::conn::HijackedSocket, wire::websocket::FrameReader};
 
@@ -46,9 +46,9 @@ fn run<O: Outbound + 'static>(
     async move {
         let outcome = AssertUnwindSafe(task::run(&stream)).catch_unwind().await;
         let end = match outcome {
-            Ok(end) => end,
+            Ok(Ok(end)) => end,
             // Boxed: it is rare, and its state would otherwise enlarge the future of every stream.
-            Err(_) => Box::pin(task::close_after_panic(&stream)).await,
+            Ok(Err(OutboundPanicked)) | Err(_) => Box::pin(task::close_after_panic(&stream)).await,
         };
         stream.record_closed(end);
         end

@@ -56,26 +56,20 @@ struct StreamState<O> {
     in_fan_out: bool,
     /// The shard has left work to the stream's task.
     needs_task: bool,
-    /// The end of the stream, if the shard has found it.
-    ended: Option<StreamEnd>,
-    /// The outbound has panicked in the task of the shard.
-    panicked: bool,
+    /// How the stream has ended in the task of the shard.
+    ended: Option<Result<StreamEnd, OutboundPanicked>>,
 }
+
+/// The outbound has panicked in the task of the shard.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct OutboundPanicked;
 
 impl<O: Outbound + 'static> StreamTask<O> {
     /// Counts the stream as opened.
     pub(super) fn new(protocol: StreamProtocol, out: O, permit: StreamPermit) -> Self {
         permit.metrics.record_opened(permit.endpoint());
         let out = Some(out);
-        let state = StreamState {
-            protocol,
-            out,
-            waker: None,
-            in_fan_out: false,
-            needs_task: false,
-            ended: None,
-            panicked: false,
-        };
+        let state = StreamState { protocol, out, waker: None, in_fan_out: false, needs_task: false, ended: None };
         Self { permit, state: Mutex::new(state) }
     }
 
@@ -120,7 +114,7 @@ impl<O> Drop for StreamTask<O> {
 impl<O: Outbound + 'static> Member for StreamTask<O> {
     fn deliver(&self, batch: Option<&SharedBatch>) {
         self.with_state(|state, _| {
-            let StreamState { protocol, out, waker, needs_task, ended, panicked, .. } = state;
+            let StreamState { protocol, out, waker, needs_task, ended, .. } = state;
             if protocol.is_closing() || protocol.conn.blocked_since().is_some() {
                 // The stream's own task waits for the socket.
                 return;
@@ -136,10 +130,10 @@ impl<O: Outbound + 'static> Member for StreamTask<O> {
             }));
             match outcome {
                 Ok(Some(SendOutcome::Drained)) => return,
-                Ok(Some(SendOutcome::Ended(end))) => *ended = Some(end),
+                Ok(Some(SendOutcome::Ended(end))) => *ended = Some(Ok(end)),
                 // The stream is at another position, or the socket buffer is full: its own task continues.
                 Ok(None | Some(SendOutcome::More | SendOutcome::Blocked)) => *needs_task = true,
-                Err(_) => *panicked = true,
+                Err(_) => *ended = Some(Err(OutboundPanicked)),
             }
             waker.wake_by_ref();
         });
@@ -147,7 +141,10 @@ impl<O: Outbound + 'static> Member for StreamTask<O> {
 }
 
 /// Runs the stream to its end, and closes the connection.
-pub(super) async fn run<O: Outbound + 'static>(stream: &Arc<StreamTask<O>>) -> StreamEnd {
+///
+/// # Errors
+/// If the outbound has panicked in the task of the shard. The connection is then still open.
+pub(super) async fn run<O: Outbound + 'static>(stream: &Arc<StreamTask<O>>) -> Result<StreamEnd, OutboundPanicked> {
     // A local that lives across an `await` costs memory in every stream: there are few of them, and they are small.
     stream.with_state(|state, config| state.protocol.process_read_ahead(&mut state.out, config));
     let mut stop = pin!(stream.permit.stop.cancelled());
@@ -157,7 +154,7 @@ pub(super) async fn run<O: Outbound + 'static>(stream: &Arc<StreamTask<O>>) -> S
             // Boxed: it is rare, and its state would otherwise enlarge the future of every stream.
             Box::pin(queue_next_on_blocking_thread(stream.clone())).await;
         }
-        let outcome = poll_fn(|cx| Poll::Ready(stream.with_state(|state, config| state.send(cx, config)))).await;
+        let outcome = poll_fn(|cx| Poll::Ready(stream.with_state(|state, config| state.send(cx, config)))).await?;
         if let SendOutcome::Ended(end) = outcome {
             break end;
         }
@@ -194,7 +191,7 @@ pub(super) async fn run<O: Outbound + 'static>(stream: &Arc<StreamTask<O>>) -> S
     };
     poll_fn(|cx| stream.with_state(|state, _| state.protocol.conn.poll_close(cx))).await;
     stream.record_sent();
-    end
+    Ok(end)
 }
 
 /// Reads and queues the next frames on a blocking thread, when one of [`Config::max_concurrent_encodings`] permits is free.
@@ -218,25 +215,26 @@ async fn queue_next_on_blocking_thread<O: Outbound + 'static>(stream: Arc<Stream
     }
 }
 
-/// Closes the stream with 1011 (`internal`) after a panic in [`run`]. The outbound is asked for its closing event only.
+/// Closes the stream with 1011 (`internal`) after a panic of the outbound, which is asked for its closing event only.
 pub(super) async fn close_after_panic<O: Outbound + 'static>(stream: &Arc<StreamTask<O>>) -> StreamEnd {
     stream.with_state(|state, config| {
-        (state.needs_task, state.panicked) = (false, false);
+        (state.needs_task, state.ended) = (false, None);
         let closing_event = state.out.take().and_then(|mut out| {
             catch_unwind(AssertUnwindSafe(|| out.closing_event(CloseReason::Internal, config.retry_delay())))
                 .unwrap_or_default()
         });
         state.protocol.close_with_event(CloseReason::Internal, state.protocol.close_wait(), closing_event, config);
     });
-    run(stream).await
+    // Without an outbound nothing can panic again.
+    run(stream).await.unwrap_or(StreamEnd::ByBridge(CloseReason::Internal))
 }
 
 impl<O: Outbound> StreamState<O> {
-    /// Sends for one turn, unless the shard has found the end of the stream.
-    fn send(&mut self, cx: &mut Context<'_>, config: &Config) -> SendOutcome {
+    /// Sends for one turn, unless the stream has ended in the task of the shard.
+    fn send(&mut self, cx: &mut Context<'_>, config: &Config) -> Result<SendOutcome, OutboundPanicked> {
         match self.ended {
-            Some(end) => SendOutcome::Ended(end),
-            None => self.protocol.send(cx, &mut self.out, config),
+            Some(ended) => ended.map(SendOutcome::Ended),
+            None => Ok(self.protocol.send(cx, &mut self.out, config)),
         }
     }
 
@@ -259,11 +257,10 @@ impl<O: Outbound> StreamState<O> {
         if self.waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
             self.waker = Some(cx.waker().clone());
         }
-        assert!(!self.panicked, "the outbound has panicked in the task of its shard");
         if std::mem::take(&mut self.needs_task) || self.ended.is_some() {
             return Poll::Ready(ControlFlow::Continue(()));
         }
-        self.protocol.conn.poll(cx).map(|event| self.protocol.on_io(&event, &mut self.out, config))
+        self.protocol.poll_conn(cx, config).map(|event| self.protocol.on_io(&event, &mut self.out, config))
     }
 }
 

@@ -431,6 +431,38 @@ async fn sse_sends_heartbeats_and_discards_client_input() {
     assert_eq!((got.as_slice(), stream_end(stream).await), (HEAD, StreamEnd::ByBridge(CloseReason::Lagged)));
 }
 
+/// A client that floods is read again after a pause, and its stream continues. Meanwhile TCP slows it down.
+#[tokio::test(start_paused = true)]
+async fn client_that_floods_is_read_slowly() {
+    const FRAME: &[u8] = b"\x81\x81\0\0\0\0x";
+    const SECONDS: u64 = 10;
+    let (script, context) = (ScriptedOutbound::default(), stream_context(Config::default()));
+    let (stream, client) = piped_websocket(&script, &context, 16 * 1024).await;
+    let (mut read, mut write) = tokio::io::split(client);
+    let started = Instant::now();
+    let flood = timeout(Duration::from_secs(SECONDS), async {
+        loop {
+            write.write_all(FRAME).await.unwrap()
+        }
+    });
+    assert!(flood.await.is_err());
+    let frames = script.0.received.lock().unwrap().len() as u64;
+    println!("{frames} frames read in {SECONDS} s");
+    // One second at once, then 1000 a second; one read of 16 KiB can exceed it by 2340 frames.
+    assert!((SECONDS * 500..(SECONDS + 1) * 1000 + 2340).contains(&frames), "{frames} frames in {SECONDS} s");
+    // The stream still sends, and answers what it reads later.
+    script.push_text("event");
+    let mut got = [0; 7];
+    read.read_exact(&mut got).await.unwrap();
+    assert_eq!((&got, started.elapsed().as_secs()), (b"\x81\x05event", SECONDS));
+    timeout(TIMEOUT, write.write_all(b"\x88\x80\0\0\0\0")).await.unwrap().unwrap();
+    let mut rest = Vec::new();
+    timeout(TIMEOUT, read.read_to_end(&mut rest)).await.unwrap().unwrap();
+    // The flood was cut inside a frame, so that the close frame is a part of it or an error.
+    assert!(rest.starts_with(b"\x88"), "{rest:?}");
+    assert_ne!(stream_end(stream).await, StreamEnd::Disconnected);
+}
+
 /// The bytes of a stream are reported at its deadlines and at its end, without an update for each delivery.
 #[tokio::test(start_paused = true)]
 async fn metrics_count_open_streams_and_written_bytes() {

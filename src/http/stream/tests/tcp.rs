@@ -83,6 +83,122 @@ async fn stalled_sse_reader_gets_a_closing_event_only_between_events() {
     }
 }
 
+/// Sends the client's close frame at once when one arrives, and reads to the end of the connection. Returns the bytes
+/// received after the head.
+async fn answer_close_at_once(mut client: TcpStream) -> Vec<u8> {
+    read_head(&mut client).await;
+    let mut got = Vec::new();
+    let mut answered = false;
+    while client.read_buf(&mut got).await.unwrap() > 0 {
+        if !answered && got.contains(&0x88) {
+            answered = true;
+            client.write_all(b"\x88\x82\0\0\0\0\x03\xe8").await.unwrap();
+        }
+    }
+    got
+}
+
+/// RFC 6455 section 7.1.1: the connection ends when the peer's close frame is there. The client's end of input, or the
+/// close timeout, are for clients that send none.
+#[tokio::test]
+async fn every_close_ends_the_connection_when_the_client_answers_at_once() {
+    type Trigger = fn(&ScriptedOutbound, &StreamContext) -> &'static [u8];
+    const END: fn(&ScriptedOutbound, CloseReason) -> &'static [u8] = |script, close| {
+        script.push_result(ReadResult::End(close));
+        b""
+    };
+    const TOO_BIG: &[u8] = b"\x81\xff\0\0\0\0\0\x01\0\x01\0\0\0\0";
+    let triggers: [(CloseReason, Trigger); 13] = [
+        (CloseReason::Normal, |_, _| b"\x88\x80\0\0\0\0"),
+        (CloseReason::Protocol, |_, _| b"\x81\x02hi"),
+        (CloseReason::Protocol, |_, _| b"\xc1\x80\0\0\0\0"),
+        (CloseReason::Utf8, |_, _| b"\x81\x81\0\0\0\0\xff"),
+        (CloseReason::TooBig, |_, _| TOO_BIG),
+        (CloseReason::Draining, |_, context| {
+            context.stop.cancel();
+            b""
+        }),
+        (CloseReason::CredentialExpired, |script, _| END(script, CloseReason::CredentialExpired)),
+        (CloseReason::AccessRevoked, |script, _| END(script, CloseReason::AccessRevoked)),
+        (CloseReason::UpstreamUnavailable, |script, _| END(script, CloseReason::UpstreamUnavailable)),
+        (CloseReason::Lagged, |script, _| END(script, CloseReason::Lagged)),
+        (CloseReason::Internal, |script, _| {
+            script.push_result(ReadResult::Batch(Vec::new()));
+            b""
+        }),
+        // Nothing causes these two: the client is silent.
+        (CloseReason::Idle, |_, _| b""),
+        (CloseReason::Idle, |_, _| b""),
+    ];
+    for (close, trigger) in triggers {
+        let config = Config {
+            drain_spread: Duration::ZERO,
+            peer_idle_timeout: if close == CloseReason::Idle { Duration::from_millis(50) } else { TIMEOUT },
+            ping_interval: TIMEOUT,
+            close_timeout: TIMEOUT,
+            ..Config::default()
+        };
+        let (script, context) = (ScriptedOutbound::default(), stream_context(config));
+        let (mut client, server) = loopback().await;
+        let stream =
+            spawn_stream(websocket(script.clone(), socket(Conn::Plain(server), b""), acquire_permit(&context)));
+        client.write_all(trigger(&script, &context)).await.unwrap();
+        let started = Instant::now();
+        let got = timeout(TIMEOUT, answer_close_at_once(client)).await.expect("the connection ends");
+        let waited = started.elapsed();
+        let mut frame = Vec::new();
+        ws::close(&mut frame, close);
+        assert_eq!(got, frame, "{close:?}");
+        let limit = Duration::from_millis(if close == CloseReason::Idle { 150 } else { 100 });
+        assert!(waited < limit, "{close:?}: the connection ended after {waited:?}");
+        let expected = if close == CloseReason::Normal { StreamEnd::ClientClosed } else { StreamEnd::ByBridge(close) };
+        assert_eq!(stream_end(stream).await, expected);
+    }
+}
+
+/// A client that breaks RFC 6455 and then says nothing still gets the close frame and the end of the output at once. The
+/// bridge reads and drops what the client sends until its end of input, at most for the close timeout. An unread byte
+/// would reset the connection, and the client could lose the close frame.
+#[tokio::test]
+async fn output_ends_at_once_after_a_protocol_error() {
+    let config = Config { close_timeout: Duration::from_millis(300), ..Config::default() };
+    let context = stream_context(config);
+    let (mut client, server) = loopback().await;
+    let socket = socket(Conn::Plain(server), b"");
+    let stream = spawn_stream(websocket(ScriptedOutbound::default(), socket, acquire_permit(&context)));
+    client.write_all(b"\x81\x02hi").await.unwrap();
+    read_head(&mut client).await;
+    let (started, mut got) = (Instant::now(), Vec::new());
+    timeout(TIMEOUT, client.read_to_end(&mut got)).await.unwrap().unwrap();
+    assert!(got.starts_with(b"\x88") && started.elapsed() < Duration::from_millis(100), "{:?}", started.elapsed());
+    for _ in 0..10 {
+        client.write_all(&[0; 1000]).await.unwrap();
+    }
+    assert_eq!(stream_end(stream).await, StreamEnd::ByBridge(CloseReason::Protocol));
+    assert!(started.elapsed() >= Duration::from_millis(300), "the client has not ended its output");
+}
+
+/// A client that ends its side of the connection still gets what the stream has queued for it.
+#[tokio::test]
+async fn half_closing_client_gets_the_queued_bytes() {
+    for transport in [Transport::WebSocket, Transport::Sse] {
+        let (script, context) = (ScriptedOutbound::default(), stream_context(Config::default()));
+        let (mut client, server) = loopback().await;
+        let message = Bytes::from(vec![b'x'; 8 << 20]);
+        script.push_result(ReadResult::Batch(vec![message.clone()]));
+        client.shutdown().await.unwrap();
+        let socket = socket(Conn::Plain(server), b"");
+        let stream = match transport {
+            Transport::WebSocket => spawn_stream(websocket(script.clone(), socket, acquire_permit(&context))),
+            Transport::Sse => spawn_stream(sse(script.clone(), socket, acquire_sse_permit(&context))),
+        };
+        let mut got = Vec::new();
+        timeout(TIMEOUT, client.read_to_end(&mut got)).await.unwrap().unwrap();
+        assert_eq!(got.len(), HEAD.len() + message.len(), "{transport:?}");
+        assert_eq!(stream_end(stream).await, StreamEnd::Disconnected);
+    }
+}
+
 #[tokio::test]
 async fn client_reset_ends_the_stream_as_disconnected() {
     let (script, context) = (ScriptedOutbound::default(), stream_context(Config::default()));
