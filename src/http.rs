@@ -32,5 +32,5 @@ mod upgrade;
 pub use self::{
     app::{App, Config, ConnectionInfo, DedicatedFeedFactory},
     metrics::Metrics,
-    routes::service,
+    routes::{Listener, service},
 };

@@ -1,5 +1,6 @@
-//! Supervision of tasks and shutdown. Every task of the process is spawned here, except the blocking encodings of GETs
-//! and the connections of the simulator.
+//! Supervision of tasks and shutdown. Every task of this crate is spawned here, except blocking work that its caller
+//! awaits (encodings of GETs, reads of files) and the connections of the simulator. The HTTP clients to the API server
+//! spawn tasks of their own for their connections.
 //!
 //! Owns: the process tasks and the connection tasks.
 //! - A *process task* (the hub, the accept loop) runs until shutdown. The first one that ends by itself ends the

@@ -55,7 +55,7 @@ impl Demo {
     pub(super) async fn run(self) -> Result<u8, CliError> {
         logging::init(self.log_level, self.log_format).map_err(CliError::usage)?;
         let access = ResolvedAccess::open()?;
-        let (listener, address) = server::bind("127.0.0.1", self.port).await?;
+        let (listener, address) = server::bind("127.0.0.1", self.port, "--port").await?;
         let scenario = ScenarioConfig::default();
         let namespace = scenario.namespace.clone();
         let sim = Sim::new(SimConfig { seed: self.seed, ..SimConfig::default() });
@@ -103,6 +103,8 @@ impl Demo {
             readiness_details,
             connection: ConnectionInfo { name: "demo".into(), namespace },
             max_connections: stream::Config::default().max_streams,
+            dedicated_watchers: dedicated::Config::default().max_connections,
+            probes: None,
             rate: stream_rate::Config::default(),
             tasks,
             drain: DRAIN,

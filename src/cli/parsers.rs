@@ -1,6 +1,6 @@
 //! Value parsers of flags. An error says what is accepted, in the same words for all flags.
 
-use std::{ops::RangeInclusive, str::FromStr};
+use std::{net::Ipv6Addr, ops::RangeInclusive, str::FromStr};
 
 use tracing::Level;
 
@@ -34,6 +34,19 @@ pub(super) fn integer_in<T: FromStr>(range: RangeInclusive<u64>) -> impl Fn(&str
         let number = text.parse().ok().filter(|number| range.contains(number));
         let number = number.and_then(|number: u64| number.to_string().parse().ok());
         number.ok_or_else(|| format!("expected a whole number from {} to {}", range.start(), range.end()))
+    }
+}
+
+/// Parses an address to listen on: `host:port`, with an IPv6 address in brackets. Port 0 takes a free port.
+pub(super) fn host_port(text: &str) -> Result<(String, u16), String> {
+    let split = text.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+    let (host, port) = split.unwrap_or_default();
+    let address = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let is_host = !host.is_empty() && !host.contains([':', '[', ']', '/']);
+    match address {
+        Some(address) if address.parse::<Ipv6Addr>().is_ok() => Ok((address.to_owned(), port)),
+        None if is_host => Ok((host.to_owned(), port)),
+        _ => Err("expected a host and a port, such as 127.0.0.1:9090, 0.0.0.0:9090 or [::]:9090".to_owned()),
     }
 }
 
@@ -80,6 +93,24 @@ mod tests {
         }
         for bad in ["", "Bad Name/x", "-a", "a-", "a.b", "A", "a_b", "ä", "a\n", "..", &"x".repeat(64)] {
             assert!(namespace(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn host_port_accepts_names_and_addresses() {
+        for (text, host, port) in [
+            ("127.0.0.1:9090", "127.0.0.1", 9090),
+            ("0.0.0.0:0", "0.0.0.0", 0),
+            ("localhost:80", "localhost", 80),
+            ("[::]:9090", "::", 9090),
+            ("[fe80::1]:1", "fe80::1", 1),
+        ] {
+            assert_eq!(host_port(text), Ok((host.to_owned(), port)), "{text}");
+        }
+        for bad in
+            ["", "9090", ":9090", "localhost", "localhost:", "localhost:65536", "::1:9090", "[::1]", "[x]:1", "a/b:1"]
+        {
+            assert!(host_port(bad).is_err(), "{bad:?}");
         }
     }
 

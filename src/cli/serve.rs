@@ -9,7 +9,7 @@ use super::{
     access::AccessArgs,
     exit::{CANNOT_CONNECT, CliError},
     logging::{self, LogFormat},
-    parsers::{MAX_CONNECTIONS, PORTS, RATES, integer_in, log_level, namespace},
+    parsers::{MAX_CONNECTIONS, PORTS, RATES, host_port, integer_in, log_level, namespace},
     server,
 };
 use crate::{
@@ -35,6 +35,11 @@ pub(super) struct Serve {
     /// Address to listen on. An address other than loopback requires credentials or --allow-anonymous
     #[arg(long, env = "LISTEN_HOST", default_value = "127.0.0.1", value_name = "HOST")]
     listen_host: String,
+
+    /// Address and port of a listener of its own for /livez, /readyz and /api/v1/health, such as 0.0.0.0:9090. Clients of
+    /// the other endpoints cannot take its connections. Without it, probes use --port only
+    #[arg(long, env = "BRIDGE_PROBE_LISTEN", value_name = "HOST:PORT", value_parser = host_port)]
+    probe_listen: Option<(String, u16)>,
 
     #[command(flatten)]
     access: AccessArgs,
@@ -97,7 +102,15 @@ impl Serve {
         let loopback = self.is_loopback().await?;
         let mut access = self.access.resolve(&self.listen_host, loopback)?;
         let drain = Duration::from_secs(self.drain);
-        let (listener, address) = server::bind(&self.listen_host, self.port).await?;
+        let (listener, address) = server::bind(&self.listen_host, self.port, "--port").await?;
+        let probes = match &self.probe_listen {
+            None => None,
+            Some((host, port)) => {
+                let (listener, address) = server::bind(host, *port, "--probe-listen").await?;
+                info!("probes at http://{address}/livez and http://{address}/readyz");
+                Some(listener)
+            }
+        };
         let config = connect::Config {
             kubeconfig: self.kubeconfig,
             context: self.context,
@@ -152,6 +165,8 @@ impl Serve {
             readiness_details,
             connection,
             max_connections,
+            dedicated_watchers: self.dedicated_watchers,
+            probes,
             rate,
             tasks,
             drain,

@@ -1,6 +1,12 @@
 //! What `serve` and `demo` share: serves a feed on a listener until a signal, then drains.
 
-use std::{convert::Infallible, io::ErrorKind, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io::ErrorKind,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context;
 use futures::FutureExt;
@@ -14,14 +20,14 @@ use tracing::info;
 use super::{
     access::ResolvedAccess,
     exit::{CliError, FAILED, INTERRUPTED},
-    file_limit::raise_file_limit,
+    file_limit::connection_limits,
     process_metrics,
 };
 use crate::{
     feed::Feed,
     http::{
-        self, App, ConnectionInfo, DedicatedFeedFactory, conn, filter_limit::FilterLimit, rate_limit::RateLimits,
-        response_budget::ResponseBudget, stream, stream_rate,
+        self, App, ConnectionInfo, DedicatedFeedFactory, Listener, caller::Caller, conn, filter_limit::FilterLimit,
+        forwarded::TrustedProxies, rate_limit::RateLimits, response_budget::ResponseBudget, stream, stream_rate,
     },
     source::{dedicated::DedicatedWatchers, hub},
     tasks::{self, Stopped, Tasks},
@@ -37,6 +43,10 @@ pub(super) struct ServerSetup {
     pub(super) connection: ConnectionInfo,
     /// Maximum number of open streams.
     pub(super) max_connections: usize,
+    /// Maximum number of `/ws` streams with dedicated watchers.
+    pub(super) dedicated_watchers: usize,
+    /// The listener for probes.
+    pub(super) probes: Option<TcpListener>,
     pub(super) rate: stream_rate::Config,
     pub(super) tasks: Tasks,
     pub(super) drain: Duration,
@@ -83,17 +93,17 @@ pub(super) fn readiness_details(
     })
 }
 
-/// Binds the listener.
+/// Binds a listener. `flag` is the flag that sets its port.
 ///
 /// # Errors
 /// An error that says what to do.
-pub(super) async fn bind(host: &str, port: u16) -> Result<(TcpListener, SocketAddr), CliError> {
+pub(super) async fn bind(host: &str, port: u16, flag: &str) -> Result<(TcpListener, SocketAddr), CliError> {
     let listener = TcpListener::bind((host, port)).await.map_err(|error| {
         let reason = match error.kind() {
             ErrorKind::AddrInUse => {
-                "another program uses it; choose another port with --port (0 takes a free port)".into()
+                format!("another program uses it; choose another port with {flag} (0 takes a free port)")
             }
-            ErrorKind::PermissionDenied => "the system reserves it; choose a port above 1023 with --port".into(),
+            ErrorKind::PermissionDenied => format!("the system reserves it; choose a port above 1023 with {flag}"),
             _ => format!("{error}; it must be an address of this machine, or a name of one"),
         };
         anyhow::anyhow!("cannot listen on {host} port {port}: {reason}")
@@ -106,7 +116,8 @@ pub(super) async fn bind(host: &str, port: u16) -> Result<(TcpListener, SocketAd
 pub(super) async fn serve(setup: ServerSetup, listener: TcpListener) -> Result<u8, CliError> {
     let ServerSetup { feed, dedicated_feeds, access, mut registry, readiness_details, .. } = setup;
     let ResolvedAccess { allowed, limits, max_filters, responses, proxies, tls, auth, auth_metrics, .. } = access;
-    let ServerSetup { connection, max_connections, rate, tasks, drain, .. } = setup;
+    let ServerSetup { connection, max_connections, dedicated_watchers, probes, rate, tasks, drain, .. } = setup;
+    let limits_of_files = connection_limits(max_connections, dedicated_watchers);
     let stream_metrics = stream::Metrics::default();
     let conn_metrics = conn::Metrics::default();
     let bridge = bridge_metrics(&mut registry);
@@ -116,8 +127,11 @@ pub(super) async fn serve(setup: ServerSetup, listener: TcpListener) -> Result<u
     tasks.metrics().register(bridge);
     auth_metrics.register(bridge);
     // The streams are asked to close over the first four fifths of the drain time, so that the last ones can finish.
-    let stream_config =
-        stream::Config { drain_spread: drain * 4 / 5, max_streams: max_connections, ..stream::Config::default() };
+    let stream_config = stream::Config {
+        drain_spread: drain * 4 / 5,
+        max_streams: limits_of_files.streams,
+        ..stream::Config::default()
+    };
     let streams = stream::StreamContext::new(stream_config, stream_metrics, tasks.stop().clone());
     let (auth, limits) = (Arc::new(auth), RateLimits::new(&limits));
     limits.register(bridge_metrics(&mut registry));
@@ -145,16 +159,28 @@ pub(super) async fn serve(setup: ServerSetup, listener: TcpListener) -> Result<u
         readiness_details,
         config,
     };
-    let max_connections = max_connections.saturating_add(conn::NON_STREAM_CONNECTIONS);
-    raise_file_limit(max_connections);
     let pools = app.feed.clone().publish_pool_depths();
     tasks.spawn("pools", async move { Ok::<_, Infallible>(pools.await) });
     for writer in 0..fan_out_streams.fan_out.writer_count() {
         let (streams, feed) = (fan_out_streams.clone(), app.feed.clone());
         tasks.spawn("writer", async move { Ok::<Infallible, Infallible>(streams.fan_out.run(writer, feed).await) });
     }
-    let service = http::service(Arc::new(app));
-    let config = conn::Config { max_connections, tls, ..conn::Config::default() };
+    let app = Arc::new(app);
+    if let Some(listener) = probes {
+        // Connections of this listener do not delay the drain, and are answered until the process ends.
+        let (service, connections) =
+            (http::service(app.clone(), Listener::Probes), Tasks::new(tasks::Config::default()));
+        let accept = conn::serve(listener, service, conn::Config::probes(), conn_metrics.clone(), connections);
+        tasks.spawn("probe listener", async move { Ok::<_, Infallible>(accept.await) });
+    }
+    let proxies = app.trusted_proxies.clone();
+    let config = conn::Config {
+        max_connections: limits_of_files.connections,
+        counted_address: conn::CountedAddress::new(move |peer| counted_address(&proxies, peer)),
+        tls,
+        ..conn::Config::default()
+    };
+    let service = http::service(app, Listener::Main);
     if let Some(tls) = config.tls.clone() {
         let watch = tls.watch_files(config.tls_reload_interval, conn_metrics.clone());
         tasks.spawn("certificate", async move { Ok::<_, Infallible>(watch.await) });
@@ -174,6 +200,16 @@ pub(super) async fn serve(setup: ServerSetup, listener: TcpListener) -> Result<u
         }
     }
     Ok(code)
+}
+
+/// Returns the address that waiting connections of a peer count for: all of an IPv6 /64 count together. Those of a trusted
+/// proxy, which come from many clients, count in total only.
+fn counted_address(proxies: &TrustedProxies, peer: IpAddr) -> Option<IpAddr> {
+    let peer = peer.to_canonical();
+    match Caller::address(peer) {
+        Caller::Address(address) if !proxies.trusts(peer) => Some(address),
+        _ => None,
+    }
 }
 
 /// SIGTERM and SIGINT.

@@ -66,7 +66,7 @@ pub enum GuardCheck {
 pub struct GuardError {
     /// The check that failed.
     pub check: GuardCheck,
-    /// The response, 403.
+    /// The response, 400 or 403.
     pub error: ApiError,
 }
 
@@ -121,7 +121,7 @@ impl FromStr for Origin {
 /// `host` is the one of `Host` and of an absolute request target. It is `None` if the two differ or one is malformed.
 ///
 /// # Errors
-/// [`GuardError`] with a 403 that names the setting that would allow the request.
+/// [`GuardError`] with a 400 for a request without exactly one valid `Host`, else with a 403 that names the setting that would allow the request.
 pub fn check(
     host: Option<&Authority>,
     headers: &HeaderMap,
@@ -137,9 +137,14 @@ fn check_host(
     headers: &HeaderMap,
     config: &GuardConfig,
 ) -> Result<(String, Option<u16>), ApiError> {
-    single_header(headers, &header::HOST)?;
+    // RFC 9112 section 3.2: a request without exactly one valid Host header is a 400.
+    let named = single_header(headers, &header::HOST, ErrorCode::BadRequest)?;
     let (host, port) = host.and_then(split_authority).ok_or_else(|| {
-        ApiError::new(ErrorCode::Forbidden, "the request names no valid host; send one valid Host header")
+        let named = named.and_then(|value| Authority::try_from(value.as_bytes()).ok());
+        let is_valid = named.as_ref().and_then(split_authority).is_some();
+        // A valid Host header that differs from the request target is a rejection.
+        let code = if is_valid { ErrorCode::Forbidden } else { ErrorCode::BadRequest };
+        ApiError::new(code, "the request names no valid host; send one valid Host header")
     })?;
     if !cannot_be_rebound(&host) && !config.hosts.iter().any(|name| name.0 == host) {
         let message = format!("host '{host}' is not allowed; add it to --allowed-hosts");
@@ -154,7 +159,9 @@ fn check_origin(
     headers: &HeaderMap,
     config: &GuardConfig,
 ) -> Result<OriginDecision, ApiError> {
-    let Some(value) = single_header(headers, &header::ORIGIN)? else { return Ok(OriginDecision::SameOrigin) };
+    let Some(value) = single_header(headers, &header::ORIGIN, ErrorCode::Forbidden)? else {
+        return Ok(OriginDecision::SameOrigin);
+    };
     let not_allowed = || {
         let origin: String = value.to_str().unwrap_or("?").chars().take(MAX_ORIGIN_CHARS).collect();
         let message = format!("origin '{origin}' is not allowed to read from this bridge; add it to CORS_ORIGIN");
@@ -201,14 +208,16 @@ fn default_port(scheme: &str) -> Option<u16> {
     }
 }
 
-fn single_header<'h>(headers: &'h HeaderMap, name: &header::HeaderName) -> Result<Option<&'h HeaderValue>, ApiError> {
+/// Returns the value of a header. `repeated` is the error code for more than one.
+fn single_header<'h>(
+    headers: &'h HeaderMap,
+    name: &header::HeaderName,
+    repeated: ErrorCode,
+) -> Result<Option<&'h HeaderValue>, ApiError> {
     let mut values = headers.get_all(name).iter();
     let first = values.next();
     if values.next().is_some() {
-        return Err(ApiError::new(
-            ErrorCode::Forbidden,
-            format!("the request has more than one {name} header; send one"),
-        ));
+        return Err(ApiError::new(repeated, format!("the request has more than one {name} header; send one")));
     }
     Ok(first)
 }
@@ -224,6 +233,7 @@ mod tests {
             any_origin: false,
         };
         let mut headers = HeaderMap::new();
+        headers.insert(header::HOST, host.parse().unwrap());
         if let Some(origin) = origin {
             headers.insert(header::ORIGIN, origin.parse().unwrap());
         }

@@ -9,27 +9,31 @@
 //! Guarantees:
 //! - The number of connections, the bytes of a request head and the unsent bytes of a connection are bounded
 //!   ([`Config`]).
+//! - Connections that wait for a request give way to connections that have one.
 //! - A connection that makes no progress is closed.
 //!
 //! Must not import: routes, streams, the feed.
 
 mod accept;
+mod connection;
 mod handoff;
 mod hijack;
+mod hyper_io;
 mod metrics;
 mod peer;
 pub(crate) mod stream_start;
 mod tls;
 mod transport;
-mod write_timeout;
+mod waiting;
 
 pub use self::{
-    accept::{Config, NON_STREAM_CONNECTIONS, serve},
+    accept::{Config, NON_STREAM_CONNECTIONS, PROBE_CONNECTIONS, serve},
     metrics::{Metrics, RejectReason},
     peer::Peer,
     stream_start::{HijackedSocket, StreamStart},
     tls::{ReloadingTls, TlsError},
     transport::Conn,
+    waiting::CountedAddress,
 };
 
 #[cfg(test)]

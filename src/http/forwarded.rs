@@ -83,7 +83,9 @@ impl TrustedProxies {
         ClientInfo { address, secure: tls || (is_trusted && forwarded_https()), loopback: peer.is_loopback() }
     }
 
-    fn trusts(&self, address: IpAddr) -> bool {
+    /// Returns whether this address is one of a trusted proxy.
+    #[must_use]
+    pub fn trusts(&self, address: IpAddr) -> bool {
         self.0.iter().any(|network| network.contains(address))
     }
 

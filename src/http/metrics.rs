@@ -93,7 +93,7 @@ impl Metrics {
         registry.register("http_requests_in_flight", "Requests being answered", self.in_flight.clone());
         registry.register(
             "http_guard_rejections",
-            "403 responses of the Host and Origin checks",
+            "400 and 403 responses of the Host and Origin checks",
             self.guard_rejections.clone(),
         );
         registry.register(

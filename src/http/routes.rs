@@ -5,9 +5,9 @@
 
 use std::{convert::Infallible, sync::Arc};
 
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderValue, Method, Version, header};
 use hyper::body::Incoming;
-use tower::Service;
+use tower::{Service, ServiceExt};
 use warp::{Filter, filters::BoxedFilter, host::Authority, path::FullPath, reject::Reject, reply::Response};
 
 use super::{
@@ -30,6 +30,8 @@ use super::{
 
 /// Allowed methods of read-only endpoints.
 const GET: &str = "GET, HEAD, OPTIONS";
+/// Paths of probes. They need no credential and are exempt from all limits.
+const PROBES: [&str; 3] = ["/livez", "/readyz", "/api/v1/health"];
 /// Characters of a path that an error message repeats.
 const MAX_PATH_CHARS: usize = 200;
 
@@ -52,10 +54,20 @@ macro_rules! path {
     };
 }
 
-/// Returns the HTTP service of the bridge.
+/// A listener of the bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listener {
+    /// It serves every path.
+    Main,
+    /// It serves probes only (`--probe-listen`).
+    Probes,
+}
+
+/// Returns the HTTP service of a listener.
 #[must_use]
 pub fn service(
     app: Arc<App>,
+    listener: Listener,
 ) -> impl Service<
     http::Request<Incoming>,
     Response = Response,
@@ -64,10 +76,34 @@ pub fn service(
 > + Clone
 + Send
 + 'static {
-    warp::service(routes(app))
+    let routes = match listener {
+        Listener::Main => routes(&app),
+        Listener::Probes => first_of(probe_routes(&app)),
+    };
+    warp::service(with_checks(app, routes)).map_request(name_host_of_probe)
 }
 
-fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
+/// Names `localhost` as the host of a probe that names none. Load balancers send such requests with HTTP/1.0, which does
+/// not require a host. No browser does.
+fn name_host_of_probe<B>(mut request: http::Request<B>) -> http::Request<B> {
+    let has_host = request.headers().contains_key(header::HOST) || request.uri().authority().is_some();
+    if request.version() == Version::HTTP_10 && !has_host && PROBES.contains(&request.uri().path()) {
+        request.headers_mut().insert(header::HOST, HeaderValue::from_static("localhost"));
+    }
+    request
+}
+
+/// Returns the routes of [`PROBES`].
+fn probe_routes(app: &Arc<App>) -> Vec<BoxedFilter<(Response,)>> {
+    let route = |(pattern, path)| Route { app: app.clone(), pattern, path, methods: GET };
+    vec![
+        route(path!("livez")).to(AccessRequirement::Probe, probes::livez),
+        route(path!("readyz")).to(AccessRequirement::Probe, probes::readyz),
+        route(path!("api" / "v1" / "health")).to(AccessRequirement::Probe, probes::health),
+    ]
+}
+
+fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
     for endpoint in ENDPOINTS.iter().map(StreamEndpoint::endpoint).chain([&boilerhouse_ws::ENDPOINT]) {
         let stream::Endpoint { path, transport } = endpoint;
         app.streams.metrics.create_label_sets(endpoint);
@@ -83,7 +119,7 @@ fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallibl
     let instance = warp::path!("api" / "v1" / "instances" / String).map(Some).boxed();
     let tenant = warp::path!("api" / "v1" / "tenants" / String).map(Some).boxed();
     let root = warp::path::end().map(|| None).boxed();
-    let routes = [
+    let routes = vec![
         route(path!("ws")).to(AccessRequirement::BoilerhouseWs, boilerhouse_ws::ws),
         route(path!("api" / "v1" / "instances")).to(AccessRequirement::Read, state::instances),
         route(("/api/v1/instances/{name}", instance)).to(AccessRequirement::Read, state::instances),
@@ -92,9 +128,6 @@ fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallibl
         route(path!("api" / "v1" / "pools")).to(AccessRequirement::ReadAllTenants, state::pools),
         route(path!("api" / "v1" / "stats")).to(AccessRequirement::Aggregates, state::stats),
         route(path!("api" / "v1" / "connections")).to(AccessRequirement::Read, state::connections),
-        route(path!("api" / "v1" / "health")).to(AccessRequirement::Probe, probes::health),
-        route(path!("livez")).to(AccessRequirement::Probe, probes::livez),
-        route(path!("readyz")).to(AccessRequirement::Probe, probes::readyz),
         route(path!("metrics")).to(AccessRequirement::Aggregates, metrics::metrics),
         route(("/", root)).to(AccessRequirement::Public, index::index),
         post_route(path!("api" / "v1" / "session"), "POST, DELETE, OPTIONS")
@@ -104,8 +137,22 @@ fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallibl
         // `FullPath` panics on a CONNECT request, which has no path. The route `/` matches it first.
         endpoints,
     ];
-    let no_route = warp::path::full().map(|path: FullPath| not_found(path.as_str())).boxed();
-    let all = routes.into_iter().rev().fold(no_route, |rest, route| route.or(rest).unify().boxed());
+    first_of(probe_routes(app).into_iter().chain(routes).collect())
+}
+
+/// Returns a filter that answers with the first route that matches, or with 404.
+fn first_of(routes: Vec<BoxedFilter<(Response,)>>) -> BoxedFilter<(Response,)> {
+    // `FullPath` panics on a CONNECT request, which has no path.
+    let no_path = warp::path::end().map(|| not_found("/"));
+    let no_route = no_path.or(warp::path::full().map(|path: FullPath| not_found(path.as_str()))).unify().boxed();
+    routes.into_iter().rev().fold(no_route, |rest, route| route.or(rest).unify().boxed())
+}
+
+/// Counts and times all requests, and checks `Host` and `Origin` before any route.
+fn with_checks(
+    app: Arc<App>,
+    all: BoxedFilter<(Response,)>,
+) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
     let timer_app = app.clone();
     warp::any()
         .map(move || timer_app.metrics.start_request())

@@ -1,11 +1,20 @@
 //! The upgrade to WebSocket: validation of the request.
 
+use base64::{
+    Engine as _, alphabet,
+    engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig},
+};
 use http::{HeaderMap, HeaderValue, Method, header};
 
 use super::{
     error::{ApiError, ErrorCode},
     request::ApiRequest,
 };
+
+/// Base64 as clients send it in `Sec-WebSocket-Key`. The unused bits of the last character may have any value: the
+/// example key of RFC 6455 section 1.3 has some that are not zero.
+const NONCE: GeneralPurpose =
+    GeneralPurpose::new(&alphabet::STANDARD, GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true));
 
 /// Returns whether the request requests a WebSocket, in a valid or an invalid form.
 pub(super) fn is_requested(request: &ApiRequest) -> bool {
@@ -39,8 +48,7 @@ pub(super) fn key<'a>(request: &'a ApiRequest, hint: &str) -> Result<&'a str, Ap
         return Err(ApiError::new(ErrorCode::BadRequest, message));
     }
     let key = headers.get(header::SEC_WEBSOCKET_KEY).and_then(|key| key.to_str().ok()).unwrap_or_default();
-    let nonce = base64::Engine::decode(&base64::prelude::BASE64_STANDARD, key);
-    if nonce.is_ok_and(|nonce| nonce.len() == 16) {
+    if NONCE.decode(key).is_ok_and(|nonce| nonce.len() == 16) {
         Ok(key)
     } else {
         Err(ApiError::new(ErrorCode::BadRequest, "Sec-WebSocket-Key must be 16 bytes in base64"))

@@ -238,7 +238,7 @@ async fn serve_feed(tasks: &mut JoinSet<()>, feed: &Feed, sync_timeout: Duration
         readiness_details: Box::new(Vec::new),
         config: http::Config { sync_timeout, ..http::Config::default() },
     };
-    let service = http::service(Arc::new(app));
+    let service = http::service(Arc::new(app), http::Listener::Main);
     let serve = conn::serve(listener, service, conn::Config::default(), conn::Metrics::default(), connections);
     tasks.spawn(async move { match serve.await {} });
     address

@@ -129,7 +129,6 @@ const REJECTED: &[(&str, &str, &[&str], &str)] = &[
     ("{path}", "1.1", &["Host: {own}", "Host: evil.example"], "the request has more than one host header; send one"),
     ("{path}", "1.1", &["Host: evil.example", "Host: {own}"], "the request has more than one host header; send one"),
     ("{path}", "1.1", &[], "{no_valid_host}"),
-    ("{path}", "1.0", &[], "{no_valid_host}"),
     ("{path}", "1.1", &["Host:"], "{no_valid_host}"),
     ("{path}", "1.1", &["Host: user@{own}"], "{no_valid_host}"),
     ("{path}", "1.1", &["Host: localhost:99999"], "{no_valid_host}"),
@@ -198,28 +197,36 @@ async fn bridge() -> (SimCluster, crate::support::bridge_process::BridgeProcess)
 }
 
 #[tokio::test]
-async fn foreign_hosts_and_origins_get_403_on_every_endpoint() {
+async fn foreign_hosts_and_origins_are_rejected_on_every_endpoint() {
     let (_cluster, bridge) = bridge().await;
     let own = bridge.address;
     let mut requests = Vec::new();
     for (target, version, headers, message) in REJECTED {
+        // RFC 9112 section 3.2: a 400 without exactly one valid Host header.
+        let malformed_host =
+            *target == "{path}" && (*message == "{no_valid_host}" || message.contains("one host header"));
         for (path, _) in ENDPOINTS {
             let target = fill(target, own, path);
-            requests.extend(METHODS.iter().map(|method| (*method, target.clone(), *version, *headers, "", *message)));
+            requests.extend(
+                METHODS
+                    .iter()
+                    .map(|method| (*method, target.clone(), *version, *headers, "", *message, malformed_host)),
+            );
         }
-        requests.push(("GET", fill(target, own, "/ws"), version, headers, UPGRADE, message));
+        requests.push(("GET", fill(target, own, "/ws"), version, headers, UPGRADE, message, malformed_host));
     }
     let mut responses = stream::iter(requests)
-        .map(|(method, target, version, headers, more, message)| async move {
-            (method, message, send(own, method, &target, version, headers, more).await)
+        .map(|(method, target, version, headers, more, message, malformed_host)| async move {
+            (method, message, malformed_host, send(own, method, &target, version, headers, more).await)
         })
         .buffer_unordered(MAX_CONCURRENT);
     let mut count = 0;
-    while let Some((method, message, Exchange { description, response })) = responses.next().await {
+    while let Some((method, message, malformed_host, Exchange { description, response })) = responses.next().await {
         count += 1;
-        assert_eq!(response.status, 403, "{description}: {response:?}");
         let message = fill(message, own, "");
-        let body = json!({"code": "FORBIDDEN", "message": message, "error": message});
+        let (status, code) = if malformed_host { (400, "BAD_REQUEST") } else { (403, "FORBIDDEN") };
+        assert_eq!(response.status, status, "{description}: {response:?}");
+        let body = json!({"code": code, "message": message, "error": message});
         if method == "HEAD" {
             assert_eq!(response.body, "", "{description}");
         } else {
@@ -293,5 +300,19 @@ async fn connect_method_is_rejected() {
         let Exchange { description, response } =
             send(own, "CONNECT", &fill(target, own, ""), "1.1", &[&host], "").await;
         assert_eq!(response.status, status, "{description}: {response:?}");
+    }
+}
+
+/// A load balancer probes with HTTP/1.0 and may name no host. Only the paths of probes answer it.
+#[tokio::test]
+async fn probes_of_http_1_0_need_no_host() {
+    let (_cluster, bridge) = bridge().await;
+    for (path, _) in ENDPOINTS {
+        let Exchange { description, response } = send(bridge.address, "GET", path, "1.0", &[], "").await;
+        let is_probe = ["/livez", "/readyz", "/readyz?verbose", "/api/v1/health"].contains(path);
+        assert_eq!(response.status, if is_probe { 200 } else { 400 }, "{description}: {response:?}");
+        let origin = ["Origin: http://evil.example"];
+        let Exchange { description, response } = send(bridge.address, "GET", path, "1.0", &origin, "").await;
+        assert_eq!(response.status, if is_probe { 403 } else { 400 }, "{description}: {response:?}");
     }
 }

@@ -1,6 +1,8 @@
 //! Hostile and faulty clients: they must not affect other clients (G11, docs/guarantees.md#guarantees).
 
+mod half_heads;
 mod idle_connections;
+mod tiny_frames;
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -343,6 +345,9 @@ async fn malformed_requests_get_a_status_and_a_closed_connection() {
     let line = |method, path: &str| format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\n{close}\r\n\r\n").into();
     let upgrade = http_client::upgrade(address, "/ws").replace("Connection: Upgrade", "Connection: Upgrade, close");
     let upgrade = upgrade.trim_end();
+    // A close frame, masked with zeros, ends the stream.
+    let upgrade_with =
+        |key: &str| [upgrade.replace("dGhlIHNhbXBsZSBub25jZQ==", key).as_bytes(), b"\r\n\r\n\x88\x80\0\0\0\0"].concat();
     let (name, cookie, path) = ("a".repeat(64 * 1024), "c".repeat(64 * 1024), "p".repeat(64 * 1024));
     let headers: String = (0..200).map(|index| format!("x-{index}: y\r\n")).collect();
     // The start of a TLS ClientHello (RFC 8446 section 5.1).
@@ -350,8 +355,10 @@ async fn malformed_requests_get_a_status_and_a_closed_connection() {
     let empty = Some("");
     let cases: Vec<(&str, Vec<u8>, u16, Option<&str>)> = vec![
         ("HTTP/1.0", format!("GET /livez HTTP/1.0\r\nHost: {address}\r\n\r\n").into(), 200, Some("ok\n")),
-        ("HTTP/1.0 without Host", b"GET /livez HTTP/1.0\r\n\r\n".into(), 403, None),
-        ("HTTP/1.1 without Host", format!("GET /livez HTTP/1.1\r\n{close}\r\n\r\n").into(), 403, None),
+        ("a probe with HTTP/1.0 without Host", b"GET /livez HTTP/1.0\r\n\r\n".into(), 200, Some("ok\n")),
+        ("HTTP/1.0 without Host", b"GET /api/v1/stats HTTP/1.0\r\n\r\n".into(), 400, None),
+        ("HTTP/1.1 without Host", format!("GET /livez HTTP/1.1\r\n{close}\r\n\r\n").into(), 400, None),
+        ("two Hosts", head(&format!("Host: {address}\r\n")), 400, None),
         ("an absolute URI", line("GET", &format!("http://{address}/livez")), 200, Some("ok\n")),
         ("an absolute URI of another host", line("GET", "http://example.com/livez"), 403, None),
         ("a chunked body on GET", head("Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n"), 200, Some("ok\n")),
@@ -359,6 +366,8 @@ async fn malformed_requests_get_a_status_and_a_closed_connection() {
         ("Expect", head("Expect: 100-continue\r\nContent-Length: 3\r\n"), 200, Some("ok\n")),
         ("two lengths", head("Content-Length: 3\r\nContent-Length: 4\r\n\r\nabc"), 400, empty),
         ("a body on an upgrade", format!("{upgrade}\r\nContent-Length: 3\r\n\r\nabc").into(), 400, None),
+        ("the example key of RFC 6455", upgrade_with("AQIDBAUGBwgJCgsMDQ4PEC=="), 101, None),
+        ("a key of 15 bytes", upgrade_with("AQIDBAUGBwgJCgsMDQ4P"), 400, None),
         ("a chunked upgrade", format!("{upgrade}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n").into(), 400, None),
         ("an upgrade of HTTP/1.0", format!("{upgrade}\r\n\r\n").replace("HTTP/1.1", "HTTP/1.0").into(), 426, None),
         ("no such path", line("GET", &format!("/{}", &path[..2000])), 404, None),
@@ -392,4 +401,46 @@ async fn malformed_requests_get_a_status_and_a_closed_connection() {
     assert_eq!(http_client::metric(address, "bridge_http_connection_panics_total").await, 0);
     cluster.create_pod("pod");
     assert_eq!(bridge.listen("/ws").await.text().await, event("Unknown"));
+}
+
+/// The bridge ignores the body of an SSE request. The stream starts as without it.
+#[tokio::test]
+async fn sse_request_with_a_body_starts_a_stream() {
+    let cluster = SimCluster::new().await;
+    let bridge = cluster.bridge(&[]).await;
+    let mut stream = TcpStream::connect(bridge.address).await.unwrap();
+    let request = format!("GET /api/sse HTTP/1.1\r\nHost: {}\r\nContent-Length: 4\r\n\r\nbody", bridge.address);
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let head = read_head(&mut stream).await;
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.contains("text/event-stream"), "{head}");
+}
+
+/// A client such as `nc -N` ends its output after the request. It gets the answer to a GET, and the first events of a
+/// stream.
+#[tokio::test]
+async fn half_closing_clients_are_answered() {
+    let cluster = SimCluster::new().await;
+    cluster.create_pod("pod");
+    let bridge = cluster.bridge(&[]).await;
+    let address = bridge.address;
+    let half_close = async |request: String| {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut answer = String::new();
+        timeout(TEST_TIMEOUT, stream.read_to_string(&mut answer)).await.expect("the answer does not end").unwrap();
+        answer
+    };
+    for path in ["/livez", "/api/v1/instances", "/metrics"] {
+        let gets = (0..50).map(|_| half_close(format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n")));
+        for answer in join_all(gets).await {
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{path}: no answer"));
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+            assert!(head.starts_with("HTTP/1.1 200 ") && body.len().to_string() == length, "{path}: {answer}");
+        }
+    }
+    for _ in 0..50 {
+        let answer = half_close(format!("GET /api/sse HTTP/1.1\r\nHost: {address}\r\n\r\n")).await;
+        assert!(answer.contains(r#""type":"state.initial""#), "the stream starts: {answer}");
+    }
 }

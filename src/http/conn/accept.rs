@@ -1,40 +1,32 @@
-//! The listener: accepts connections, sets socket options, and serves each connection with hyper until it ends or a
-//! stream starts on it.
+//! The listener: accepts connections, and sets socket options.
 //!
-//! Owns: the listening socket, and each connection until its stream starts.
+//! Owns: the listening socket, and each connection until its task starts ([`super::connection`]).
 //!
 //! Guarantees:
-//! - At most [`Config::max_connections`] connections are open. A further connection is accepted and closed.
+//! - At most [`Config::max_connections`] connections are open, and the connections that wait for a request are bounded
+//!   ([`Config::max_waiting`]). Beyond a bound, the connection that has waited longest for a request is closed.
 //! - A failure of `accept` does not end the listener.
-//! - While the process drains, each accepted connection still gets one response.
 
-use std::{
-    convert::Infallible,
-    future::poll_fn,
-    pin::{Pin, pin},
-    task::Poll,
-    time::Duration,
-};
+use std::{convert::Infallible, io, time::Duration};
 
-use bytes::Bytes;
 use hyper::{
     Request, Response,
     body::{Body, Incoming},
     server::conn::http1,
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioTimer;
+use rustix::io::Errno;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tower::Service;
 
 use super::{
-    hijack::HijackService,
+    connection::ConnContext,
     metrics::{Metrics, RejectReason},
     peer::Peer,
-    stream_start::HijackedSocket,
     tls::ReloadingTls,
     transport::Conn,
-    write_timeout::WriteTimeoutIo,
+    waiting::{CountedAddress, WaitingConns},
 };
 use crate::tasks::{BoxError, Tasks};
 
@@ -42,14 +34,27 @@ use crate::tasks::{BoxError, Tasks};
 ///
 /// 1000 of them cost at most 32 MiB, hyper's buffers included.
 pub const NON_STREAM_CONNECTIONS: usize = 1000;
+/// Connections of a listener for probes. A few kubelets, load balancers and people use it.
+pub const PROBE_CONNECTIONS: usize = 64;
 
 /// Limits of a listener, and of each connection until its stream starts (docs/limits.md).
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Maximum number of open connections, streams included. A further connection is accepted and closed.
+    /// Maximum number of open connections, streams included. For a further connection, the one that has waited longest
+    /// for a request is closed. If none waits, the new connection is accepted and closed.
     ///
     /// Default: the maximum number of streams (docs/protocol.md#access: 10000) plus [`NON_STREAM_CONNECTIONS`].
     pub max_connections: usize,
+    /// Maximum number of connections that wait for a request: new ones, and kept-alive ones after an answer. Beyond it
+    /// the one that has waited longest is closed.
+    ///
+    /// Default: 4096, as many as `backlog` lets arrive at once. With hyper's buffers they cost at most 128 MiB.
+    pub max_waiting: usize,
+    /// Maximum number of such connections of one address. Default: 1024, a quarter of `max_waiting`, so that many
+    /// clients behind one address can connect at once.
+    pub max_waiting_per_address: usize,
+    /// The address that a waiting connection is counted for. Default: the peer's address.
+    pub counted_address: CountedAddress,
     /// Maximum time until a request head is complete, also on an idle kept-alive connection, and maximum time of a TLS
     /// handshake. Default: 5 s (docs/guarantees.md#security-rules).
     pub header_read_timeout: Duration,
@@ -79,7 +84,8 @@ pub struct Config {
     /// The standard library uses 128. When more clients reconnect at once, they wait 1 s until their kernels send the
     /// first packet again.
     pub backlog: i32,
-    /// Pause after a failed `accept`, which mostly means that no file descriptor is free. Default: 100 ms.
+    /// Pause after an `accept` that failed because the process or the system has no file descriptor or no memory for a
+    /// further socket. Default: 100 ms.
     pub accept_retry_delay: Duration,
     /// Certificate and key of the listener. `None` means plain TCP.
     pub tls: Option<ReloadingTls>,
@@ -92,6 +98,9 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             max_connections: 10_000 + NON_STREAM_CONNECTIONS,
+            max_waiting: 4096,
+            max_waiting_per_address: 1024,
+            counted_address: CountedAddress::default(),
             header_read_timeout: Duration::from_secs(5),
             drain_request_grace: Duration::from_secs(1),
             max_head_bytes: 16 * 1024,
@@ -102,6 +111,25 @@ impl Default for Config {
             accept_retry_delay: Duration::from_millis(100),
             tls: None,
             tls_reload_interval: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Config {
+    /// Returns the limits of a listener for probes: few connections, short times, no TLS.
+    ///
+    /// A kubelet opens one connection for each probe, and its default timeout is 1 s.
+    #[must_use]
+    pub fn probes() -> Config {
+        Config {
+            max_connections: PROBE_CONNECTIONS,
+            max_waiting: PROBE_CONNECTIONS,
+            max_waiting_per_address: PROBE_CONNECTIONS,
+            header_read_timeout: Duration::from_secs(2),
+            max_head_bytes: 8 * 1024,
+            write_timeout: Duration::from_secs(2),
+            backlog: 128,
+            ..Config::default()
         }
     }
 }
@@ -130,18 +158,35 @@ where
     }
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(config.header_read_timeout).max_buf_size(config.max_head_bytes);
+    let waiting = WaitingConns::new(config.max_waiting, config.max_waiting_per_address);
+    let context = ConnContext {
+        http,
+        service,
+        tasks: tasks.clone(),
+        metrics: metrics.clone(),
+        handshake_timeout: config.header_read_timeout,
+        write_timeout: config.write_timeout,
+        drain_request_grace: config.drain_request_grace,
+    };
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(err) => {
                 metrics.record_accept_error();
-                tracing::warn!(%err, "accept failed");
-                tokio::time::sleep(config.accept_retry_delay).await;
+                if is_out_of_resources(&err) {
+                    tracing::warn!(%err, "accept failed");
+                    // The file descriptor of this connection lets the next one in.
+                    waiting.close_oldest();
+                    tokio::time::sleep(config.accept_retry_delay).await;
+                } else {
+                    // Only the connection that was to be accepted is lost.
+                    tracing::debug!(%err, "accept failed");
+                }
                 continue;
             }
         };
         metrics.record_accepted();
-        if tasks.connections() >= config.max_connections {
+        if tasks.connections() >= config.max_connections && !waiting.close_oldest() {
             metrics.record_rejected(RejectReason::Limit);
             continue;
         }
@@ -151,32 +196,21 @@ where
             tracing::debug!(%err, %peer, "socket option not set");
             continue;
         }
+        let waiting = waiting.connection(config.counted_address.of(peer.ip()));
         let peer = Peer { address: peer, tls: config.tls.is_some() };
-        let (http, service, task_set) = (http.clone(), service.clone(), tasks.clone());
-        match &config.tls {
-            None => {
-                let io = WriteTimeoutIo::new(Conn::Plain(stream), config.write_timeout);
-                tasks.connection(serve_connection(http, io, peer, service, task_set, config.drain_request_grace));
-            }
-            Some(tls) => {
-                let (tls, limit, write_timeout) = (tls.clone(), config.header_read_timeout, config.write_timeout);
-                let (drain_request_grace, metrics) = (config.drain_request_grace, metrics.clone());
-                tasks.connection(async move {
-                    // Boxed, so that the task does not keep the memory of the handshake.
-                    match Box::pin(tls.accept(stream, limit)).await {
-                        Ok(stream) => {
-                            let io = WriteTimeoutIo::new(Conn::Tls(stream), write_timeout);
-                            serve_connection(http, io, peer, service, task_set, drain_request_grace).await;
-                        }
-                        Err(err) => {
-                            metrics.record_rejected(RejectReason::TlsHandshake);
-                            tracing::debug!(%err, peer = %peer.address, "TLS handshake failed");
-                        }
-                    }
-                });
-            }
+        match config.tls.clone() {
+            None => tasks.connection(context.clone().serve(Conn::Plain(stream), peer, waiting)),
+            Some(tls) => tasks.connection(context.clone().serve_tls(stream, tls, peer, waiting)),
         }
     }
+}
+
+/// Returns true if `accept` failed because the process or the system has no resources for a further socket. It would
+/// fail again at once.
+///
+/// Other errors concern one connection, such as one that its client has reset (accept(2), "Error handling").
+fn is_out_of_resources(err: &io::Error) -> bool {
+    matches!(Errno::from_io_error(err), Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM))
 }
 
 /// Sets the socket options: events are sent at once, a dead peer is detected, and few bytes wait in the kernel.
@@ -198,59 +232,31 @@ fn set_socket_options(stream: &TcpStream, config: &Config) -> std::io::Result<()
     Ok(())
 }
 
-/// Serves one connection with hyper until it ends or a response starts a stream on it.
-pub(super) async fn serve_connection<S, B>(
-    mut http: http1::Builder,
-    io: WriteTimeoutIo,
-    peer: Peer,
-    service: S,
-    tasks: Tasks,
-    drain_request_grace: Duration,
-) where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send + 'static,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<BoxError>,
-{
-    let slot = io.slot().clone();
-    let service = HijackService::new(service, peer, slot.clone());
-    // A connection that arrives during the drain gets one response (`/readyz` then reports the drain).
-    let mut draining = tasks.stop().is_cancelled();
-    let mut hyper = http.keep_alive(!draining).serve_connection(TokioIo::new(io), service);
-    let mut drain = pin!(async {
-        tasks.stop().cancelled().await;
-        // A connection that arrived just before the drain gets one response, too. hyper would close it without one.
-        if !slot.has_request() {
-            tokio::time::sleep(drain_request_grace).await;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_exhausted_resources_pause_the_listener() {
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM] {
+            assert!(is_out_of_resources(&errno.into()), "{errno}");
         }
-    });
-    let handoff = poll_fn(|cx| {
-        if !draining && drain.as_mut().poll(cx).is_ready() {
-            draining = true;
-            Pin::new(&mut hyper).graceful_shutdown();
+        // accept(2) lists these errors of a single connection.
+        for errno in [
+            Errno::CONNABORTED,
+            Errno::CONNRESET,
+            Errno::INTR,
+            Errno::PERM,
+            Errno::PROTO,
+            Errno::NETDOWN,
+            Errno::NOPROTOOPT,
+            Errno::HOSTDOWN,
+            Errno::HOSTUNREACH,
+            Errno::NETUNREACH,
+            Errno::OPNOTSUPP,
+        ] {
+            assert!(!is_out_of_resources(&errno.into()), "{errno}");
         }
-        match Pin::new(&mut hyper).poll(cx) {
-            Poll::Ready(outcome) => {
-                if let Err(err) = outcome {
-                    tracing::debug!(%err, peer = %peer.address, "connection failed");
-                }
-                Poll::Ready(None)
-            }
-            Poll::Pending => match slot.take() {
-                Some(handoff) => Poll::Ready(Some(handoff)),
-                None => Poll::Pending,
-            },
-        }
-    })
-    .await;
-    let Some((head, start)) = handoff else { return };
-    // `into_parts` discards unwritten bytes. There are none, because the slot returns a stream only after a flush of
-    // the socket.
-    let parts = hyper.into_parts();
-    // Copied, so that the stream does not keep hyper's buffer of up to 16 KiB for a few bytes.
-    let read_ahead = Bytes::copy_from_slice(&parts.read_buf);
-    let socket = HijackedSocket { conn: parts.io.into_inner().into_inner(), head, read_ahead };
-    drop((parts.read_buf, parts.service));
-    start.run(socket, &tasks);
+        assert!(!is_out_of_resources(&io::Error::other("not an error of the system")));
+    }
 }

@@ -8,10 +8,10 @@ use std::{convert::Infallible, future::pending, pin::Pin};
 use bytes::Bytes;
 use hyper::{
     Request, Response, StatusCode, Version,
-    body::{Body, Incoming},
+    body::Incoming,
     header::{CONNECTION, DATE, HeaderMap, HeaderValue, UPGRADE},
 };
-use tower::Service;
+use tower::{Service, ServiceExt as _};
 
 use super::{handoff::HandoffSlot, peer::Peer, stream_start::StreamStart};
 
@@ -31,7 +31,7 @@ impl<S> HijackService<S> {
 
 impl<S, B> hyper::service::Service<Request<Incoming>> for HijackService<S>
 where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone,
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
     B: Send,
 {
@@ -45,26 +45,21 @@ where
         if request.version() < Version::HTTP_11 {
             request.headers_mut().remove(UPGRADE);
         }
-        // A stream would read the bytes of a request body as its input. A request with a body therefore starts no
-        // stream: it gets 400.
-        let has_no_body = request.body().is_end_stream();
         let slot = self.slot.clone();
-        slot.mark_request();
-        let response_future = self.service.clone().call(request);
+        slot.mark_request(request.headers().contains_key(UPGRADE));
+        let response_future = self.service.clone().oneshot(request);
         Box::pin(async move {
             let mut response = response_future.await?;
             match response.extensions_mut().remove::<StreamStart>() {
-                Some(start) if has_no_body => {
+                Some(start) => {
                     slot.store(encode_head(response.status(), response.headers()), start);
                     drop(response);
                     pending().await
                 }
-                Some(_) => {
-                    *response.status_mut() = StatusCode::BAD_REQUEST;
-                    response.headers_mut().clear();
+                None => {
+                    slot.mark_answered();
                     Ok(response)
                 }
-                None => Ok(response),
             }
         })
     }

@@ -6,11 +6,13 @@ use prometheus_client::{
     registry::Registry,
 };
 
-/// Why a TCP connection was closed before its first request.
+/// Why a TCP connection was closed before a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RejectReason {
-    /// [`super::Config::max_connections`] connections were open.
+    /// [`super::Config::max_connections`] connections were open, and none of them waited for a request.
     Limit,
+    /// It had waited longest for a request when more connections waited, or were open, than a bound allows.
+    Waiting,
     /// The TLS handshake failed or took longer than [`super::Config::header_read_timeout`].
     TlsHandshake,
     /// A socket option could not be set.
@@ -18,11 +20,12 @@ pub enum RejectReason {
 }
 
 impl RejectReason {
-    const ALL: [RejectReason; 3] = [Self::Limit, Self::TlsHandshake, Self::SocketOption];
+    const ALL: [RejectReason; 4] = [Self::Limit, Self::Waiting, Self::TlsHandshake, Self::SocketOption];
 
     fn name(self) -> &'static str {
         match self {
             Self::Limit => "limit",
+            Self::Waiting => "waiting",
             Self::TlsHandshake => "tls_handshake",
             Self::SocketOption => "socket_option",
         }

@@ -19,7 +19,8 @@ pub struct HijackedSocket {
     pub conn: Conn,
     /// The response head. It is not sent yet, so that the stream can write it together with the first events.
     pub head: Bytes,
-    /// The bytes that the client sent after its request.
+    /// The bytes that the client sent after the head of its request: the start of the stream's input. They can contain a
+    /// part of the body of the request.
     pub read_ahead: Bytes,
 }
 

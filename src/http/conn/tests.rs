@@ -1,11 +1,14 @@
 //! Connections on loopback sockets, because the design depends on the behavior of hyper and of the kernel.
 
+mod half_close;
 pub(in crate::http) mod tls;
+mod waiting;
 
 use std::{
     convert::Infallible,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -21,8 +24,8 @@ use tokio::{
 };
 
 use super::{
-    Config, Conn, HijackedSocket, Metrics, Peer, RejectReason, ReloadingTls, StreamStart, accept::serve_connection,
-    serve, write_timeout::WriteTimeoutIo,
+    Config, Conn, CountedAddress, HijackedSocket, Metrics, Peer, RejectReason, ReloadingTls, StreamStart,
+    connection::ConnContext, hyper_io::HyperIo, serve, waiting::WaitingConns,
 };
 use crate::tasks::{self, Tasks};
 
@@ -159,12 +162,28 @@ async fn connection_accepted_before_drain_gets_one_response() {
 
 /// hyper reads the next request while the last response is still in its buffer if that response came before the end of
 /// its request's body, and if hyper copies its writes into one buffer (as over TLS).
+///
+/// `Cargo.toml` names hyper's exact version. A change of the version must keep this test.
 #[tokio::test]
 async fn hijack_waits_until_hyper_has_flushed_earlier_responses() {
+    // The capacity of the pipe decides after which part of a response a write blocks. It holds the body at least.
+    for capacity in [7, 64, 100, 512, 4096, 8000, 8192, 16 * 1024] {
+        let (body, read_ahead) = responses_around_a_hijack(capacity).await;
+        let after_body = body
+            .strip_prefix(&"x".repeat(8000))
+            .unwrap_or_else(|| panic!("pipe of {capacity} bytes: the body is cut after {} bytes", body.len()));
+        assert!(after_body.starts_with("HTTP/1.1 101 "), "pipe of {capacity} bytes: {after_body}");
+        assert!(read_ahead.starts_with("earl"), "pipe of {capacity} bytes: {read_ahead}");
+    }
+}
+
+/// Sends a request whose response comes before the end of its body, then a request that starts a stream. Returns what
+/// the client reads after the first response head, and the read-ahead bytes that the stream has sent back.
+async fn responses_around_a_hijack(capacity: usize) -> (String, String) {
     let tasks = Tasks::new(tasks::Config::default());
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).writev(false);
-    let (mut client, server) = tokio::io::duplex(512);
+    let (mut client, server) = tokio::io::duplex(capacity);
     let bodies = Arc::new(Mutex::new(Vec::new()));
     let service = tower::service_fn(move |request: Request<Incoming>| {
         let long = request.uri().path() == "/long";
@@ -174,22 +193,37 @@ async fn hijack_waits_until_hyper_has_flushed_earlier_responses() {
         async { Ok::<_, Infallible>(response) }
     });
     let peer = Peer { address: (Ipv4Addr::LOCALHOST, 1).into(), tls: false };
-    let io = WriteTimeoutIo::new(Conn::Duplex(server), Duration::from_secs(10));
-    tasks.connection(serve_connection(http, io, peer, service, tasks.clone(), Duration::ZERO));
-    client.write_all(b"POST /long HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n").await.unwrap();
-    let mut received = vec![client.read_u8().await.unwrap()];
-    client.write_all(b"bodyGET /stream HTTP/1.1\r\nHost: x\r\n\r\nearly").await.unwrap();
-    let read_until_early_bytes = async {
-        while !received.ends_with(b"\r\n\r\nearly") {
-            assert_ne!(client.read_buf(&mut received).await.unwrap(), 0, "{}", String::from_utf8_lossy(&received));
-        }
+    let context = ConnContext {
+        http,
+        service,
+        tasks: tasks.clone(),
+        metrics: Metrics::default(),
+        handshake_timeout: TIMEOUT,
+        write_timeout: TIMEOUT,
+        drain_request_grace: Duration::ZERO,
     };
-    timeout(TIMEOUT, read_until_early_bytes).await.unwrap();
+    tasks.connection(context.serve(Conn::Duplex(server), peer, WaitingConns::new(1, 1).connection(None)));
+    let (mut read, mut write) = tokio::io::split(&mut client);
+    let exchange = async {
+        write.write_all(b"POST /long HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n").await.unwrap();
+        let mut received = vec![read.read_u8().await.unwrap()];
+        let send = write.write_all(b"bodyGET /stream HTTP/1.1\r\nHost: x\r\n\r\nearly");
+        let receive = async {
+            // The stream sends four bytes back in any case, and those that were read before it started.
+            while !received.windows(4).any(|part| part == b"earl") {
+                assert_ne!(read.read_buf(&mut received).await.unwrap(), 0, "{}", String::from_utf8_lossy(&received));
+            }
+        };
+        let (sent, ()) = tokio::join!(send, receive);
+        sent.unwrap();
+        received
+    };
+    let received = timeout(TIMEOUT, exchange).await;
+    let received = received.unwrap_or_else(|_| panic!("no stream over a pipe of {capacity} bytes"));
     let received = String::from_utf8(received).unwrap();
     let (_, body) = received.split_once("\r\n\r\n").unwrap();
-    let after_body =
-        body.strip_prefix(&"x".repeat(8000)).unwrap_or_else(|| panic!("the body is cut after {} bytes", body.len()));
-    assert!(after_body.starts_with("HTTP/1.1 101 "), "{after_body}");
+    let (_, read_ahead) = body.rsplit_once("\r\n\r\n").unwrap();
+    (body.to_owned(), read_ahead.to_owned())
 }
 
 #[tokio::test]
@@ -235,14 +269,56 @@ async fn listen_backlog_holds_500_simultaneous_connects() {
     drop(clients);
 }
 
+/// hyper or the stream drops the body of a request that starts a stream. An upgrade with a body is rejected before
+/// (`upgrade::key`), because its stream would parse the body.
 #[tokio::test]
-async fn request_with_body_is_400_and_starts_no_stream() {
-    let server = start_server(Config::default(), async |request| stream_or_text(&request)).await;
-    let mut client = server.connect().await;
-    let request = b"GET /stream HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbody";
-    client.write_all(request).await.unwrap();
-    let received = read_all(client).await;
-    assert!(received.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{received}");
+async fn body_of_a_request_does_not_prevent_its_stream() {
+    for head in
+        ["Content-Length: 9\r\n", "Content-Length: 9\r\nExpect: 100-continue\r\n", "Transfer-Encoding: chunked\r\n"]
+    {
+        let server = start_server(Config::default(), async |request| stream_or_text(&request)).await;
+        let mut client = server.connect().await;
+        client.write_all(format!("GET /stream HTTP/1.1\r\nHost: x\r\n{head}\r\n").as_bytes()).await.unwrap();
+        client.write_all(b"4\r\nbody\r\n0\r\n\r\n").await.unwrap();
+        let mut received = Vec::new();
+        while !received.ends_with(b"late") {
+            client.write_all(b"late").await.unwrap();
+            assert_ne!(timeout(TIMEOUT, client.read_buf(&mut received)).await.unwrap().unwrap_or(0), 0, "{received:?}");
+        }
+        assert!(received.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&received));
+        drop(client);
+        server.wait_until_idle().await;
+    }
+}
+
+/// tower's contract: a service is called only after it was ready.
+#[tokio::test]
+async fn service_is_called_only_when_it_is_ready() {
+    #[derive(Clone)]
+    struct NeedsReady(bool);
+    impl tower::Service<Request<Incoming>> for NeedsReady {
+        type Response = TestResponse;
+        type Error = Infallible;
+        type Future = std::future::Ready<Result<TestResponse, Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            self.0 = true;
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: Request<Incoming>) -> Self::Future {
+            assert!(self.0, "called before it was ready");
+            std::future::ready(Ok(text_response("ready")))
+        }
+    }
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let tasks = Tasks::new(tasks::Config::default());
+    let serving = serve(listener, NeedsReady(false), Config::default(), Metrics::default(), tasks.clone());
+    tasks.spawn("listener", async move { Ok::<_, Infallible>(serving.await) });
+    let mut client = TcpStream::connect(addr).await.unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    assert!(read_all(client).await.ends_with("ready"));
 }
 
 #[tokio::test]
@@ -309,25 +385,31 @@ async fn request_head_over_time_or_size_limit_is_rejected() {
     server.wait_until_idle().await;
 }
 
+/// Connections with a running request are not closed for others.
 #[tokio::test]
 async fn connections_over_the_limit_are_closed_and_counted() {
+    let (release, hold) = tokio::sync::watch::channel(false);
     let config = Config { max_connections: 2, ..Config::default() };
-    let server = start_server(config, async |_| text_response("hello")).await;
-    let mut open = Vec::new();
+    let server = start_server(config, move |_| {
+        let mut hold = hold.clone();
+        async move {
+            hold.wait_for(|release| *release).await.unwrap();
+            text_response("hello")
+        }
+    })
+    .await;
+    let mut running = Vec::new();
     for _ in 0..2 {
         let mut client = server.connect().await;
-        client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-        let mut first = [0; 12];
-        client.read_exact(&mut first).await.unwrap();
-        open.push(client);
+        client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        running.push(client);
     }
     assert_eq!(read_all(server.connect().await).await, "");
     assert_eq!((server.metrics.accepted(), server.metrics.rejected(RejectReason::Limit)), (3, 1));
-    drop(open);
-    server.wait_until_idle().await;
-    let mut client = server.connect().await;
-    client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
-    assert!(read_all(client).await.ends_with("hello"));
+    release.send(true).unwrap();
+    for client in running {
+        assert!(read_all(client).await.ends_with("hello"));
+    }
 }
 
 #[tokio::test]

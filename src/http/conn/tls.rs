@@ -8,7 +8,10 @@
 
 use std::{
     convert::Infallible,
-    fmt, io,
+    fmt,
+    fs::File,
+    future::pending,
+    io::{self, Read},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
@@ -16,6 +19,7 @@ use std::{
 
 use tokio::{
     net::TcpStream,
+    task::spawn_blocking,
     time::{sleep, timeout},
 };
 use tokio_rustls::{
@@ -36,6 +40,9 @@ use crate::x509::Certificate;
 /// rustls's default is 64 KiB, which is as much memory as a stalled client may cost in all.
 const UNSENT_BYTES: usize = 16 * 1024;
 
+/// Maximum number of bytes of a certificate or key file: enough for a hundred certificates.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
 /// A certificate and its key, from two files. Clones share them.
 #[derive(Clone)]
 pub struct ReloadingTls(Arc<Shared>);
@@ -54,6 +61,9 @@ pub enum TlsError {
     /// A file cannot be read.
     #[error("cannot read {}", .0.display())]
     Unreadable(PathBuf, #[source] io::Error),
+    /// A file has more than 1 MiB.
+    #[error("{} is longer than {MAX_FILE_BYTES} bytes", .0.display())]
+    TooLong(PathBuf),
     /// The certificate file contains no certificate.
     #[error("there is no certificate in PEM in {}", .0.display())]
     NoCertificate(PathBuf),
@@ -72,7 +82,7 @@ impl ReloadingTls {
     /// See [`TlsError`]. An error contains no part of a key.
     pub fn read(certificate: &Path, key: &Path) -> Result<ReloadingTls, TlsError> {
         let paths = [certificate.to_owned(), key.to_owned()];
-        let contents = read_files(&paths)?;
+        let contents = [read_file(&paths[0])?, read_file(&paths[1])?];
         let config = RwLock::new(server_config(&paths, &contents)?);
         Ok(ReloadingTls(Arc::new(Shared { paths, last_evaluated: Mutex::new(contents), config })))
     }
@@ -81,14 +91,16 @@ impl ReloadingTls {
     /// change nothing.
     ///
     /// A change counts at the second read that finds it, because the first read can happen between the replacement of
-    /// the two files.
+    /// the two files. Files that are not regular, such as pipes, are not read again.
     pub async fn watch_files(self, interval: Duration, metrics: Metrics) -> Infallible {
         metrics.set_certificate_expiry(expiry(&self.last_evaluated()));
         let mut last = None;
+        if self.read_blocking(|paths| paths.iter().any(|path| is_special(path))).await.unwrap_or(true) {
+            pending().await
+        }
         loop {
             sleep(interval).await;
-            // The files are small and mostly in the page cache: the read needs no blocking thread.
-            let found = read_files(&self.0.paths);
+            let Some(found) = self.read_blocking(reread_files).await else { continue };
             // An error counts as a version as well, so that it is logged once.
             let version = found.as_ref().map_or_else(|error| [error_chain(error).into(), Vec::new()], Clone::clone);
             if last.as_ref() == Some(&version) {
@@ -97,6 +109,16 @@ impl ReloadingTls {
                 last = Some(version);
             }
         }
+    }
+
+    /// Calls `read` on a thread that may block, because a network file system can be slow. Returns `None` if the runtime
+    /// shuts down.
+    async fn read_blocking<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&[PathBuf; 2]) -> T + Send + 'static,
+    ) -> Option<T> {
+        let paths = self.0.paths.clone();
+        spawn_blocking(move || read(&paths)).await.ok()
     }
 
     /// Loads a version of the files, unless it is the last one that was evaluated.
@@ -136,9 +158,25 @@ impl ReloadingTls {
     }
 }
 
-fn read_files(paths: &[PathBuf; 2]) -> Result<[Vec<u8>; 2], TlsError> {
-    let read = |path: &PathBuf| std::fs::read(path).map_err(|error| TlsError::Unreadable(path.clone(), error));
-    Ok([read(&paths[0])?, read(&paths[1])?])
+/// Reads both files again. Opening a pipe would block until another process opens it for writing.
+fn reread_files(paths: &[PathBuf; 2]) -> Result<[Vec<u8>; 2], TlsError> {
+    let reread = |path: &PathBuf| {
+        let special = || TlsError::Unreadable(path.clone(), io::Error::other("it is not a regular file"));
+        if is_special(path) { Err(special()) } else { read_file(path) }
+    };
+    Ok([reread(&paths[0])?, reread(&paths[1])?])
+}
+
+/// Returns true if the path names something that exists and is no regular file, such as a pipe.
+fn is_special(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file())
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, TlsError> {
+    let mut content = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut content));
+    let bytes = read.map_err(|error| TlsError::Unreadable(path.to_owned(), error))?;
+    if bytes as u64 > MAX_FILE_BYTES { Err(TlsError::TooLong(path.to_owned())) } else { Ok(content) }
 }
 
 fn server_config(paths: &[PathBuf; 2], [certificates, key]: &[Vec<u8>; 2]) -> Result<Arc<ServerConfig>, TlsError> {

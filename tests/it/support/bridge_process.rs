@@ -56,6 +56,24 @@ impl BridgeProcess {
     pub(crate) async fn run_with(args: &[&str], variables: &[(&str, &str)]) -> BridgeProcess {
         let mut command = command(args);
         command.envs(variables.iter().copied());
+        BridgeProcess::spawn(command).await
+    }
+
+    /// Starts any command that listens, with this limit of open files, soft and hard.
+    pub(crate) async fn run_with_file_limit(args: &[&str], files: u32) -> BridgeProcess {
+        // The shell replaces itself by the bridge, so that the process is the bridge.
+        let plain = command(args);
+        let mut limited = Command::new("sh");
+        limited.args(["-c", &format!("ulimit -n {files}; exec \"$0\" \"$@\"")]);
+        limited.arg(plain.as_std().get_program()).args(args).stdin(Stdio::null());
+        // `command` only removes variables.
+        for (name, _) in plain.as_std().get_envs() {
+            limited.env_remove(name);
+        }
+        BridgeProcess::spawn(limited).await
+    }
+
+    async fn spawn(mut command: Command) -> BridgeProcess {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
         let (sender, mut address) = watch::channel(None);
@@ -83,6 +101,13 @@ impl BridgeProcess {
     /// Opens a WebSocket on this path.
     pub(crate) async fn listen(&self, path: &str) -> WsClient {
         WsClient::connect(self.address, path).await
+    }
+
+    /// Returns the address of the listener for probes, which `--probe-listen` has started.
+    pub(crate) fn probe_address(&self) -> SocketAddr {
+        let log = self.log();
+        let url = log.iter().find_map(|line| line.split_once("probes at http://")?.1.split('/').next());
+        url.expect("no listener for probes in the log").parse().unwrap()
     }
 
     /// Returns the lines that the process has logged and printed.

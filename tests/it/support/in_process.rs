@@ -116,7 +116,7 @@ impl InProcessBridge {
         };
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let service = site::service(Arc::new(app));
+        let service = site::service(Arc::new(app), site::Listener::Main);
         let accept = conn::serve(listener, service, conn::Config::default(), conn::Metrics::default(), tasks.clone());
         tasks.spawn("listener", async move { Ok::<_, Infallible>(accept.await) });
         timeout(TEST_TIMEOUT, feed.wait_synced()).await.expect("the hub is not ready");

@@ -169,7 +169,7 @@ async fn blocked_tls_flush_fails_after_write_timeout() {
     let tls = certified.tls();
     let (client, server) = tokio::join!(certified.connect(client.unwrap()), tls.accept(server.unwrap().0, TIMEOUT));
     let (mut client, write_timeout) = (client.unwrap(), Duration::from_millis(300));
-    let mut timed_io = WriteTimeoutIo::new(Conn::Tls(server.unwrap()), write_timeout);
+    let mut timed_io = HyperIo::new(Conn::Tls(server.unwrap()), write_timeout);
     let blocked = timeout(TIMEOUT, async {
         loop {
             // TLS always accepts this write, because its buffer is empty after each flush.
