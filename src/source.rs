@@ -2,10 +2,14 @@
 //!
 //! Must not import: `http`, `sim`, and readers of the feed (docs/architecture.md#source).
 
+mod answer;
 pub mod connect;
 pub mod decode;
 pub mod dedicated;
 pub mod error;
 pub mod hub;
+mod line_splitter;
+pub mod list_limits;
 mod resource_family;
+pub mod retry;
 pub mod review;

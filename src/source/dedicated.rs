@@ -2,30 +2,30 @@
 //! (docs/protocol.md#boilerhouse-stream).
 //!
 //! Owns: the slots of connections and the limits of requests. The watchers of one connection share with those of others
-//! only the limit of concurrent lists.
+//! only the limit of concurrent lists and the limit of buffered bytes.
 //!
 //! Guarantees, beyond kube-runtime (docs/kubernetes-behavior.md#kube-and-kube-runtime):
 //! - A list is collected completely before it replaces the state.
-//! - A watcher is created again after an HTTP-level 410, and after a line that did not parse. It would continue without
-//!   that change.
+//! - Each answer of the API server is judged as the hub judges it (`source/answer.rs`, `source/retry.rs`).
+//! - A watcher is created again after an error after which the hub lists. It would continue without a change, or would
+//!   request the same version without end.
 //! - A watcher is created again when the hub finds a history reset. It would wait for a version that never comes.
-//! - Each request has a time limit, and each list a size limit (docs/limits.md).
+//! - Each request, line and list has the limits of the hub (docs/limits.md).
 //! - The watchers retry until the connection ends. The hub evaluates the health of the upstream, because only the hub
 //!   receives bookmarks and probes.
 
+mod checked_client;
 mod limits;
 mod watcher;
 
-use std::convert::Infallible;
+use std::{convert::Infallible, future::pending, sync::Arc};
 
-use http::{Request, Response};
-use http_body_util::{BodyExt, Limited};
-use kube::{Client, client::Body};
-use tokio::{sync::Mutex, time::timeout};
-use tower::BoxError;
+use kube::Client;
+use tokio::sync::Mutex;
 
 pub use self::limits::{Config, Metrics};
 use self::{
+    checked_client::checked_client,
     limits::{DedicatedLimits, SlotGuard},
     watcher::{WatchTarget, run_resource},
 };
@@ -42,10 +42,8 @@ impl DedicatedWatchers {
     /// Creates watchers of one namespace. `hub` is the feed of the hub that watches the same namespace.
     #[must_use]
     pub fn new(client: &Client, namespace: &str, hub: Feed, config: Config, metrics: Metrics) -> DedicatedWatchers {
-        let inner = client.clone();
-        let limited = tower::service_fn(move |request| send_with_limits(inner.clone(), request, config));
-        let client = Client::new(limited, client.default_namespace());
-        let limits = DedicatedLimits::new(config, metrics);
+        let limits = Arc::new(DedicatedLimits::new(config, metrics));
+        let client = checked_client(client);
         DedicatedWatchers { target: WatchTarget { client, namespace: namespace.into(), hub, limits } }
     }
 
@@ -70,11 +68,11 @@ async fn run(target: WatchTarget, writer: Writer, _slot: SlotGuard) -> Infallibl
     let writer = Mutex::new(writer);
     let health = async {
         let mut health = target.hub.health();
-        loop {
-            // It cannot fail: the hub runs until the process ends.
-            let _ = health.changed().await;
+        // The hub runs until the process ends. If it did not, its last health would stay.
+        while health.changed().await.is_ok() {
             writer.lock().await.notify_hub_health();
         }
+        pending().await
     };
     let (never, _, ()) = tokio::join!(
         run_resource::<DecodedPod>(&target, &writer),
@@ -82,17 +80,4 @@ async fn run(target: WatchTarget, writer: Writer, _slot: SlotGuard) -> Infallibl
         health
     );
     never
-}
-
-/// Sends a request. It limits the time until the head of the response, and the time and size of the body of a list.
-/// kube-runtime limits the idle time of the body of a watch.
-async fn send_with_limits(client: Client, request: Request<Body>, config: Config) -> Result<Response<Body>, BoxError> {
-    let is_watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
-    let response = timeout(config.start_timeout, client.send(request)).await??;
-    if is_watch && response.status().is_success() {
-        return Ok(response);
-    }
-    let (head, body) = response.into_parts();
-    let body = timeout(config.page_timeout, Limited::new(body, config.page_bytes).collect()).await??;
-    Ok(Response::from_parts(head, body.to_bytes().into()))
 }

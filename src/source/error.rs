@@ -119,9 +119,20 @@ pub enum UpstreamError {
         /// The message of the Status object, truncated to 300 bytes.
         message: String,
     },
-    /// No complete response within the time limit of the request.
+    /// A list beyond one of its bounds (docs/limits.md#hub). Nothing of it is used.
     #[error(
-        "cannot {} {}: no response from {} within {} s",
+        "cannot list {} in namespace {}: the list has {excess}; reduce the number of objects, or check what answers at {}",
+        .request_info.resource, .request_info.namespace, .request_info.server
+    )]
+    ListTooLarge {
+        /// The exceeded bound, such as "more than 10000 pages".
+        excess: String,
+        /// The request.
+        request_info: RequestInfo,
+    },
+    /// No complete response within the time limit of the request, or no complete list within that of the list.
+    #[error(
+        "cannot {} {}: no complete response from {} within {} s",
         .request_info.verb, .request_info.resource, .request_info.server, .limit.as_secs_f32()
     )]
     Timeout {
@@ -161,6 +172,10 @@ impl UpstreamError {
         let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
         for _ in 0..MAX_CAUSES {
             let Some(error) = cause else { break };
+            // The client of the dedicated watchers has classified it.
+            if let Some(classified) = error.downcast_ref::<UpstreamError>() {
+                return classified.clone();
+            }
             if let Some(error) = error.downcast_ref::<CredentialError>() {
                 return UpstreamError::Credentials(error.0.clone());
             }
@@ -233,7 +248,7 @@ impl UpstreamError {
     }
 
     /// All values of [`UpstreamError::label`].
-    pub const LABELS: [&'static str; 18] = [
+    pub const LABELS: [&'static str; 19] = [
         "connection_refused",
         "unreachable",
         "tls",
@@ -246,6 +261,7 @@ impl UpstreamError {
         "too_many_requests",
         "error_answer",
         "watch_error",
+        "list_too_large",
         "no_answer",
         "watch_overdue",
         "watch_ended",
@@ -281,6 +297,7 @@ impl UpstreamError {
             UpstreamError::Throttled { .. } => ("too many requests", "too_many_requests"),
             UpstreamError::ErrorStatus { .. } => ("error answer", "error_answer"),
             UpstreamError::WatchError { .. } => ("watch error", "watch_error"),
+            UpstreamError::ListTooLarge { .. } => ("list too large", "list_too_large"),
             UpstreamError::Timeout { .. } => ("no answer", "no_answer"),
             UpstreamError::WatchOverdue => ("watch overdue", "watch_overdue"),
             UpstreamError::WatchEnded => ("watch ended", "watch_ended"),
@@ -313,6 +330,7 @@ impl UpstreamError {
             | UpstreamError::WatchError { .. }
             | UpstreamError::Decode(_)
             | UpstreamError::VersionWentBack { .. }
+            | UpstreamError::ListTooLarge { .. }
             | UpstreamError::NoCrd => true,
             UpstreamError::ErrorStatus { code, .. } => (400..500).contains(code),
             _ => false,

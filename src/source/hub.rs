@@ -12,10 +12,8 @@
 
 mod api_client;
 mod backfill;
-mod backoff;
 mod config;
 mod event;
-mod line_splitter;
 mod metrics;
 mod round_budget;
 #[cfg(test)]
@@ -32,7 +30,6 @@ use tokio::time::{Instant, sleep};
 
 use self::{
     api_client::ResourceApi,
-    backoff::back_off,
     event::{EventSink, SourceEvent, emit},
     watch_loop::WatchLoop,
 };
@@ -118,6 +115,6 @@ async fn fetch_namespace(api: &ResourceApi<'_, DecodedPod>, config: &Config, sin
             }
             reported = Some(error.clone());
         }
-        back_off(config, failures, &error).await;
+        config.backoff.wait(failures, &error).await;
     }
 }

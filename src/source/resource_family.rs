@@ -1,15 +1,17 @@
-//! A metric family with one metric for each watched resource, and the label type for it.
+//! Metric families by watched resource: one metric for each resource, and errors by their reason.
 //!
-//! Guarantees: both label sets exist from the start, with the value 0. An update takes no lock and no hash lookup.
+//! Guarantees: all label sets exist from the start, with the value 0. An update of a [`ResourceFamily`] takes no lock and no
+//! hash lookup.
 
 use std::ops::Index;
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::family::Family,
+    metrics::{counter::Counter, family::Family},
     registry::{Metric, Registry},
 };
 
+use super::error::UpstreamError;
 use crate::event::{PerResource, Resource};
 
 /// The label `resource`: the plural of a watched resource.
@@ -54,5 +56,39 @@ impl<M> Index<Resource> for ResourceFamily<M> {
 
     fn index(&self, resource: Resource) -> &M {
         &self.metrics[resource]
+    }
+}
+
+/// Errors by resource and reason.
+#[derive(Clone, Debug)]
+pub(super) struct ErrorFamily(Family<ErrorLabels, Counter>);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ErrorLabels {
+    resource: &'static str,
+    reason: &'static str,
+}
+
+impl Default for ErrorFamily {
+    fn default() -> Self {
+        let family = Family::<ErrorLabels, Counter>::default();
+        for resource in Resource::ALL.map(Resource::plural) {
+            for reason in UpstreamError::LABELS {
+                drop(family.get_or_create(&ErrorLabels { resource, reason }));
+            }
+        }
+        ErrorFamily(family)
+    }
+}
+
+impl ErrorFamily {
+    /// Registers the family under `name`, to which the registry adds its prefix.
+    pub(super) fn register(&self, registry: &mut Registry, name: &str, help: &str) {
+        registry.register(name, help, self.0.clone());
+    }
+
+    /// Counts an error.
+    pub(super) fn record(&self, resource: Resource, error: &UpstreamError) {
+        self.0.get_or_create(&ErrorLabels { resource: resource.plural(), reason: error.label() }).inc();
     }
 }

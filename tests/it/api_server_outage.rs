@@ -21,7 +21,7 @@ use boilerhouse_bridge::{
         stream,
     },
     sim::{ApiResource, Sim, SimConfig},
-    source::hub,
+    source::{hub, retry::Backoff},
     tasks::{self, Tasks},
     test_support::PodBuilder,
 };
@@ -179,7 +179,7 @@ async fn short_downtime_closes_ws_clients() {
     let (writer, feed) = Feed::new(feed::Config { max_upstream_downtime: limit, ..feed::Config::default() });
     let config = hub::Config {
         catch_up_quiet_period: Duration::from_millis(50),
-        backoff_max: Duration::from_millis(100),
+        backoff: Backoff { max: Duration::from_millis(100), ..Backoff::default() },
         ..hub::Config::default()
     };
     let watch = hub::run(sim.client(NAMESPACE), config, writer, Arc::default());

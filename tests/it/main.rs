@@ -43,6 +43,7 @@ mod support;
 mod tls;
 mod token_and_access_reviews;
 mod unread_responses;
+mod upstream_answers;
 mod websocket_echo;
 mod ws_contract;
 mod ws_golden;

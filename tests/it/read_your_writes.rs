@@ -17,7 +17,7 @@ use boilerhouse_bridge::sim::{ApiResource, Sim, SimConfig};
 use boilerhouse_bridge::{
     event::{NamespaceId, PerResource, Resource},
     feed::{self, Feed, NotSynced},
-    source::{dedicated, hub},
+    source::{dedicated, hub, retry::Backoff},
     test_support::{ClaimBuilder, PodBuilder, SeededRng},
 };
 use http::{Method, Request};
@@ -243,8 +243,9 @@ async fn get_is_never_older_than_an_event_on_the_real_api_server() {
 async fn get_reflects_deletions_found_by_a_list() {
     let sim = Sim::new(SimConfig::default());
     let delayed = DelayedClient::new(400..=450);
-    let dedicated = dedicated::Config { error_delay: Duration::from_millis(20), ..dedicated::Config::default() };
-    let hub = hub::Config { backoff_max: Duration::from_millis(100), ..hub::Config::default() };
+    let backoff = Backoff { max: Duration::from_millis(100), ..Backoff::default() };
+    let dedicated = dedicated::Config { backoff, ..dedicated::Config::default() };
+    let hub = hub::Config { backoff, ..hub::Config::default() };
     let feed = feed::Config { read_your_writes_timeout: TEST_TIMEOUT, ..feed::Config::default() };
     let config = Config { hub, dedicated, feed, ..Config::default() };
     let client = sim.client(NAMESPACE);

@@ -8,7 +8,7 @@ use std::mem::replace;
 
 use kube::core::WatchEvent;
 use serde::{
-    Deserializer,
+    Deserialize, Deserializer,
     de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor, value::BorrowedBytesDeserializer},
     forward_to_deserialize_any,
 };
@@ -39,6 +39,13 @@ pub(super) fn parse_fast<T: Decode>(text: &[u8]) -> Option<WatchEvent<T>> {
     let mut json = FastJson { rest: object };
     let object = T::deserialize(&mut json).ok()?;
     (json.rest.trim_ascii() == b"}").then(|| event(object))
+}
+
+/// Parses a JSON text, of which most is skipped. Returns `None` for text that needs a complete parser.
+pub(in crate::source) fn parse_json_fast<'de, D: Deserialize<'de>>(text: &'de [u8]) -> Option<D> {
+    let mut json = FastJson { rest: text };
+    let value = D::deserialize(&mut json).ok()?;
+    json.rest.trim_ascii().is_empty().then_some(value)
 }
 
 /// A deserializer of JSON text. `rest` is the text that has not been read.

@@ -1,8 +1,14 @@
 //! Bounds and metrics that all dedicated watchers share.
 //!
-//! Owns: the slots of connections and the permits of lists.
+//! Owns: the slots of connections, the permits of lists, and the bytes that all watchers buffer together.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -11,7 +17,15 @@ use prometheus_client::{
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::source::resource_family::ResourceFamily;
+use crate::{
+    event::Resource,
+    source::{
+        error::UpstreamError,
+        list_limits::ListLimits,
+        resource_family::{ErrorFamily, ResourceFamily},
+        retry::Backoff,
+    },
+};
 
 /// Bounds of dedicated watchers.
 #[derive(Clone, Copy, Debug)]
@@ -22,21 +36,30 @@ pub struct Config {
     pub max_concurrent_lists: usize,
     /// `timeoutSeconds` of a watch. kube-runtime waits 5 s longer, then starts a new watch.
     pub watch_timeout: Duration,
-    /// Maximum time until the head of a response.
+    /// Maximum time until a watch starts, as for the hub.
     pub start_timeout: Duration,
-    /// Maximum time for one page of a list after that. kube's client has no limit of its own.
+    /// A watch that ends sooner, without a change, counts as failed, as for the hub.
+    pub min_watch_duration: Duration,
+    /// Maximum bytes of one watch line, as for the hub. kube's client has no limit of its own.
+    pub line_bytes: usize,
+    /// Maximum time for one page of a list, from the request to the last byte. kube's client has no limit of its own.
     pub page_timeout: Duration,
     /// Maximum bytes of one page. The default is nine times the size of 500 Pods of 14 KB.
     pub page_bytes: usize,
-    /// Maximum objects in one list. It bounds the memory if a server never ends its pages.
-    pub list_objects: usize,
-    /// Delay after an error, because kube-runtime has none.
-    pub error_delay: Duration,
-    /// First and maximum delay before a re-list. The delay doubles while each re-list starts within `healthy_after_quiet`
-    /// after the last one. The maximum is at most 5 s, because changes are delivered that much later.
+    /// Bounds of one list, over all its pages.
+    pub list: ListLimits,
+    /// Maximum bytes of the unfinished lines of all dedicated watchers together. It is 16 lines of the maximum size.
+    pub all_lines_bytes: usize,
+    /// Maximum bytes of the unfinished lists of all dedicated watchers together: pages, and views of the pages before. It is
+    /// two pages of the maximum size.
+    pub all_lists_bytes: usize,
+    /// Delays between retries of a watch, as for the hub.
+    pub backoff: Backoff,
+    /// First and maximum delay before a re-list. The delay doubles while each re-list starts within `relist_window` after
+    /// the last one. The maximum is at most 5 s, because changes are delivered that much later.
     pub relist_backoff: [Duration; 2],
-    /// Silence of a watch after an error that means that it works again. It is longer than a watch takes to fail to start.
-    pub healthy_after_quiet: Duration,
+    /// Time after a re-list in which another one is delayed longer.
+    pub relist_window: Duration,
 }
 
 impl Default for Config {
@@ -46,12 +69,16 @@ impl Default for Config {
             max_concurrent_lists: 4,
             watch_timeout: Duration::from_secs(30),
             start_timeout: Duration::from_secs(15),
+            min_watch_duration: Duration::from_secs(1),
+            line_bytes: 4 << 20,
             page_timeout: Duration::from_secs(30),
             page_bytes: 64 << 20,
-            list_objects: 500_000,
-            error_delay: Duration::from_secs(1),
+            list: ListLimits::default(),
+            all_lines_bytes: 64 << 20,
+            all_lists_bytes: 128 << 20,
+            backoff: Backoff::default(),
             relist_backoff: [Duration::from_millis(100), Duration::from_secs(5)],
-            healthy_after_quiet: Duration::from_secs(20),
+            relist_window: Duration::from_secs(20),
         }
     }
 }
@@ -65,13 +92,30 @@ pub(super) enum RebuildReason {
     DecodeError,
     /// The hub found a history reset.
     HistoryReset,
-    /// A list has more than `list_objects` objects.
+    /// A list exceeds one of its limits.
     ListTooLong,
+    /// Another error after which only a new list helps.
+    Error,
 }
 
 impl RebuildReason {
-    const ALL: [RebuildReason; 4] =
-        [RebuildReason::Expired, RebuildReason::DecodeError, RebuildReason::HistoryReset, RebuildReason::ListTooLong];
+    const ALL: [RebuildReason; 5] = [
+        RebuildReason::Expired,
+        RebuildReason::DecodeError,
+        RebuildReason::HistoryReset,
+        RebuildReason::ListTooLong,
+        RebuildReason::Error,
+    ];
+
+    /// Returns the reason for a new list after this error.
+    pub(super) fn after(error: &UpstreamError) -> RebuildReason {
+        match error {
+            UpstreamError::Expired => RebuildReason::Expired,
+            UpstreamError::Decode(_) => RebuildReason::DecodeError,
+            UpstreamError::ListTooLarge { .. } => RebuildReason::ListTooLong,
+            _ => RebuildReason::Error,
+        }
+    }
 
     /// Returns the reason for logs, and as the value of a metric label.
     pub(super) fn label(self) -> &'static str {
@@ -80,6 +124,7 @@ impl RebuildReason {
             RebuildReason::DecodeError => "decode_error",
             RebuildReason::HistoryReset => "history_reset",
             RebuildReason::ListTooLong => "list_too_long",
+            RebuildReason::Error => "error",
         }
     }
 }
@@ -89,7 +134,7 @@ impl RebuildReason {
 pub struct Metrics {
     connections: Gauge,
     pub(super) lists: ResourceFamily<Counter>,
-    pub(super) errors: ResourceFamily<Counter>,
+    errors: ErrorFamily,
     rebuilds: Family<RebuildLabels, Counter>,
 }
 
@@ -107,7 +152,7 @@ impl Default for Metrics {
         Metrics {
             connections: Gauge::default(),
             lists: ResourceFamily::default(),
-            errors: ResourceFamily::default(),
+            errors: ErrorFamily::default(),
             rebuilds,
         }
     }
@@ -122,12 +167,17 @@ impl Metrics {
             self.connections.clone(),
         );
         self.lists.register(registry, "dedicated_watcher_lists", "Lists started by dedicated watchers");
-        self.errors.register(registry, "dedicated_watcher_errors", "Errors of dedicated watchers");
+        self.errors.register(registry, "dedicated_watcher_errors", "Errors of dedicated watchers, by reason");
         registry.register(
             "dedicated_watcher_rebuilds",
             "Dedicated watchers created again, by reason",
             self.rebuilds.clone(),
         );
+    }
+
+    /// Counts an error.
+    pub(super) fn record_error(&self, resource: Resource, error: &UpstreamError) {
+        self.errors.record(resource, error);
     }
 
     /// Counts a watcher that is created again.
@@ -136,11 +186,13 @@ impl Metrics {
     }
 }
 
-/// Configuration, slots, permits and metrics of all dedicated watchers.
-#[derive(Clone, Debug)]
+/// Configuration, slots, permits, buffers and metrics of all dedicated watchers.
+#[derive(Debug)]
 pub(super) struct DedicatedLimits {
     pub(super) config: Config,
     pub(super) metrics: Metrics,
+    pub(super) line_buffers: BufferBudget,
+    pub(super) list_buffers: BufferBudget,
     slots: Arc<Semaphore>,
     lists: Arc<Semaphore>,
 }
@@ -150,6 +202,8 @@ impl DedicatedLimits {
         DedicatedLimits {
             config,
             metrics,
+            line_buffers: BufferBudget { used: Arc::default(), max: config.all_lines_bytes },
+            list_buffers: BufferBudget { used: Arc::default(), max: config.all_lists_bytes },
             slots: Arc::new(Semaphore::new(config.max_connections)),
             lists: Arc::new(Semaphore::new(config.max_concurrent_lists)),
         }
@@ -169,6 +223,65 @@ impl DedicatedLimits {
     }
 }
 
+/// The bytes that buffers of all dedicated watchers use together. Lines and lists have budgets of their own, so that lines
+/// that do not end cannot prevent a list.
+#[derive(Clone, Debug)]
+pub(super) struct BufferBudget {
+    used: Arc<AtomicUsize>,
+    max: usize,
+}
+
+impl BufferBudget {
+    /// Returns a charge of no bytes.
+    pub(super) fn charge(&self) -> BufferCharge {
+        BufferCharge { budget: self.clone(), bytes: 0 }
+    }
+}
+
+/// The part of a [`BufferBudget`] that one buffer uses. Dropping it releases the bytes.
+#[derive(Debug)]
+pub(super) struct BufferCharge {
+    budget: BufferBudget,
+    bytes: usize,
+}
+
+impl BufferCharge {
+    /// Charges this many bytes instead of the bytes before.
+    ///
+    /// # Errors
+    /// All buffers together would be too large. The charge is unchanged, and the caller must drop its buffer.
+    pub(super) fn set(&mut self, bytes: usize) -> Result<(), UpstreamError> {
+        let BufferBudget { used, max } = &self.budget;
+        if bytes > self.bytes {
+            let more = bytes - self.bytes;
+            if used.fetch_add(more, Relaxed).saturating_add(more) > *max {
+                used.fetch_sub(more, Relaxed);
+                return Err(UpstreamError::Decode(format!(
+                    "more than {max} bytes in the buffers of dedicated watchers"
+                )));
+            }
+        } else if bytes < self.bytes {
+            used.fetch_sub(self.bytes - bytes, Relaxed);
+        }
+        self.bytes = bytes;
+        Ok(())
+    }
+
+    /// Charges more bytes.
+    ///
+    /// # Errors
+    /// As [`BufferCharge::set`].
+    pub(super) fn add(&mut self, bytes: usize) -> Result<(), UpstreamError> {
+        self.set(self.bytes.saturating_add(bytes))
+    }
+}
+
+impl Drop for BufferCharge {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.bytes, Relaxed);
+    }
+}
+
 /// The slot of one connection. Dropping it frees the slot.
 #[derive(Debug)]
 pub(super) struct SlotGuard {
@@ -179,5 +292,23 @@ pub(super) struct SlotGuard {
 impl Drop for SlotGuard {
     fn drop(&mut self) {
         self.connections.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_share_one_budget_and_release_it() {
+        let budget = BufferBudget { used: Arc::default(), max: 100 };
+        let (mut first, mut second) = (budget.charge(), budget.charge());
+        assert!(first.set(60).is_ok() && second.set(40).is_ok());
+        assert!(second.add(1).is_err(), "101 bytes are over the budget");
+        assert!(first.set(50).is_ok() && second.add(10).is_ok());
+        drop(first);
+        assert!(second.set(100).is_ok());
+        drop(second);
+        assert_eq!(budget.used.load(Relaxed), 0);
     }
 }

@@ -1,42 +1,55 @@
 //! One resource of a connection with dedicated watchers: what each event and each error of kube-runtime's watcher leads to.
 //!
-//! Owns: the list that is collected, the newest version, and the delays. A watcher that ends is created again.
+//! Owns: the list that is collected, the newest version, the failures in a row, and the delays. A watcher that ends is
+//! created again.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream::BoxStream};
 use kube::{
     Api, Client,
-    core::Status,
     runtime::watcher::{self, Event},
 };
 use tokio::{
     sync::{Mutex, OwnedSemaphorePermit, watch},
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 
-use super::limits::{DedicatedLimits, RebuildReason};
+use super::{
+    checked_client::{RequestState, upstream_error},
+    limits::{DedicatedLimits, RebuildReason},
+};
 use crate::{
     api::MANAGED_SELECTOR,
-    event::{PerResource, Resource, ResourceVersion, View},
+    event::{Resource, ResourceVersion, View},
     feed::{Feed, Health, Writer},
-    source::decode::Decode,
+    source::{decode::Decode, error::UpstreamError, retry::is_outage},
 };
 
 /// What dedicated watchers watch, and within which limits.
 #[derive(Clone)]
 pub(super) struct WatchTarget {
+    /// The client of [`super::checked_client`].
     pub(super) client: Client,
     pub(super) namespace: Arc<str>,
     /// The feed of the hub. It reports history resets and the health of the upstream.
     pub(super) hub: Feed,
-    pub(super) limits: DedicatedLimits,
+    pub(super) limits: Arc<DedicatedLimits>,
 }
 
 /// Watches one resource until the future is dropped.
 pub(super) async fn run_resource<T: Decode>(target: &WatchTarget, writer: &Mutex<Writer>) -> Infallible {
-    let mut hub = HubSignals { history_resets: target.hub.history_resets(), health: target.hub.health() };
-    let mut watcher = Watcher { target, writer, list: None, highest_version: 0, failed_since: None, last_relist: None };
+    let mut history_resets = target.hub.history_resets();
+    let mut watcher = Watcher {
+        target,
+        writer,
+        requests: RequestState::new(T::RESOURCE, target.namespace.clone(), target.limits.clone()),
+        list: None,
+        highest_version: 0,
+        failures: 0,
+        is_down: false,
+        last_relist: None,
+    };
     loop {
         let selector = match T::RESOURCE {
             Resource::Pods => MANAGED_SELECTOR,
@@ -45,9 +58,9 @@ pub(super) async fn run_resource<T: Decode>(target: &WatchTarget, writer: &Mutex
         let seconds = u32::try_from(target.limits.config.watch_timeout.as_secs()).unwrap_or(u32::MAX);
         let config = watcher::Config::default().labels(selector).timeout(seconds);
         let api = Api::<T>::namespaced(target.client.clone(), &target.namespace);
-        let reason = watcher.run(kube::runtime::watcher(api, config).boxed(), &mut hub).await;
+        let reason = watcher.run(kube::runtime::watcher(api, config).boxed(), &mut history_resets).await;
         // The versions and the health outlive a watcher. An incomplete list does not.
-        watcher.list = None;
+        watcher.drop_list();
         if reason == RebuildReason::HistoryReset {
             // The versions of the next list are lower.
             watcher.highest_version = 0;
@@ -58,22 +71,19 @@ pub(super) async fn run_resource<T: Decode>(target: &WatchTarget, writer: &Mutex
     }
 }
 
-/// What the hub reports to all dedicated watchers.
-struct HubSignals {
-    history_resets: watch::Receiver<u64>,
-    health: watch::Receiver<PerResource<Health>>,
-}
-
 /// The watchers of one resource, one after the other.
 struct Watcher<'a> {
     target: &'a WatchTarget,
     writer: &'a Mutex<Writer>,
+    requests: Arc<RequestState>,
     /// The list that is being collected, with its permit.
     list: Option<(Vec<View>, OwnedSemaphorePermit)>,
     /// The highest version received in this history. kube-runtime hides the version of a list.
     highest_version: ResourceVersion,
-    /// When the first error occurred, while the upstream counts as down for this connection.
-    failed_since: Option<Instant>,
+    /// Failures in a row since a watch worked.
+    failures: u32,
+    /// The upstream counts as down for this connection, until a watch starts.
+    is_down: bool,
     /// The last delay before a list, and when it ended.
     last_relist: Option<(Duration, Instant)>,
 }
@@ -83,8 +93,9 @@ impl Watcher<'_> {
     async fn run<T: Decode>(
         &mut self,
         mut events: BoxStream<'static, watcher::Result<Event<T>>>,
-        hub: &mut HubSignals,
+        history_resets: &mut watch::Receiver<u64>,
     ) -> RebuildReason {
+        let requests = self.requests.clone();
         loop {
             // The watcher is not polled while the client is behind, so TCP slows down the API server. A list is read
             // nevertheless: it becomes one log entry, and other connections wait for its permit.
@@ -92,42 +103,34 @@ impl Watcher<'_> {
                 let capacity = self.writer.lock().await.wait_for_capacity();
                 capacity.await;
             }
-            let next = tokio::select! {
+            let result = tokio::select! {
                 // A history reset comes first: events that are ready at the same time belong to the old history.
                 biased;
-                // It cannot fail: the hub runs until the process ends.
-                _ = hub.history_resets.changed() => return RebuildReason::HistoryReset,
-                _ = hub.health.changed() => {
-                    // A quiet watch that was started again gives no sign of health, but the hub does.
-                    if hub.health.borrow_and_update()[T::RESOURCE] == Health::Live {
-                        self.mark_healthy(T::RESOURCE).await;
-                    }
+                Ok(()) = history_resets.changed() => return RebuildReason::HistoryReset,
+                () = requests.wait_started() => {
+                    self.mark_live(T::RESOURCE).await;
                     continue;
                 }
-                next = timeout(self.target.limits.config.healthy_after_quiet, events.next()) => next,
+                event = requests.scope(events.next()) => match event {
+                    Some(Ok(event)) => self.on_event(event).await,
+                    Some(Err(error)) => Err(upstream_error(&error, &requests.request_info("watch"))),
+                    // The stream of kube-runtime does not end by itself.
+                    None => return RebuildReason::Expired,
+                },
             };
-            match next {
-                Err(_) if self.list.is_none() => self.mark_healthy(T::RESOURCE).await,
-                Err(_) => {}
-                Ok(Some(Ok(event))) => {
-                    if let Err(rebuild) = self.on_event(event).await {
-                        return rebuild;
-                    }
-                }
-                Ok(Some(Err(error))) => {
-                    // Only a report of the hub that comes after this error shows that the upstream works.
-                    hub.health.mark_unchanged();
-                    if let Some(rebuild) = self.on_error(T::RESOURCE, &error).await {
-                        return rebuild;
-                    }
-                }
-                // The stream of kube-runtime does not end by itself.
-                Ok(None) => return RebuildReason::Expired,
+            if let Err(error) = result
+                && let Some(reason) = self.on_error(T::RESOURCE, &error).await
+            {
+                return reason;
             }
         }
     }
 
-    async fn on_event<T: Decode>(&mut self, event: Event<T>) -> Result<(), RebuildReason> {
+    /// Applies one event.
+    ///
+    /// # Errors
+    /// A list exceeds one of its limits.
+    async fn on_event<T: Decode>(&mut self, event: Event<T>) -> Result<(), UpstreamError> {
         match event {
             Event::Init => {
                 // kube-runtime yields this event before it sends a request, and sends none until it is polled again.
@@ -137,79 +140,86 @@ impl Watcher<'_> {
             }
             Event::InitApply(object) => {
                 let view = strip_unused_fields(object.into_decoded().view);
+                self.requests.add_object(view.charged_bytes())?;
                 self.highest_version = self.highest_version.max(view.resource_version());
                 if let Some((views, _)) = &mut self.list {
                     views.push(view);
-                    if views.len() > self.target.limits.config.list_objects {
-                        return Err(RebuildReason::ListTooLong);
-                    }
                 }
             }
             Event::InitDone => {
                 if let Some((views, _)) = self.list.take() {
                     self.writer.lock().await.replace(T::RESOURCE, views, self.highest_version);
                 }
-                self.mark_healthy(T::RESOURCE).await;
+                self.requests.reset_list();
             }
             Event::Apply(object) => {
                 let view = strip_unused_fields(object.into_decoded().view);
                 self.highest_version = self.highest_version.max(view.resource_version());
                 self.writer.lock().await.upsert(view);
-                self.mark_healthy(T::RESOURCE).await;
             }
             Event::Delete(object) => {
                 let view = strip_unused_fields(object.into_decoded().view);
                 self.highest_version = self.highest_version.max(view.resource_version());
                 self.writer.lock().await.remove(view.resource(), view.name(), view.uid(), view.resource_version());
-                self.mark_healthy(T::RESOURCE).await;
             }
         }
         Ok(())
     }
 
+    fn drop_list(&mut self) {
+        self.list = None;
+        self.requests.reset_list();
+    }
+
     /// Waits before a list, so that a condition that requires a list each time does not load the API server.
     async fn relist_delay(&mut self) {
         let [first, max] = self.target.limits.config.relist_backoff;
-        let quiet = self.target.limits.config.healthy_after_quiet;
-        let recent = self.last_relist.filter(|(_, ended)| ended.elapsed() < quiet);
+        let window = self.target.limits.config.relist_window;
+        let recent = self.last_relist.filter(|(_, ended)| ended.elapsed() < window);
         let delay = recent.map_or(first, |(delay, _)| max.min(delay * 2));
         sleep(delay).await;
         self.last_relist = Some((delay, Instant::now()));
     }
 
-    /// Handles an error, with the delay that kube-runtime does not have. Returns a reason if the watcher must be created
-    /// again.
-    async fn on_error(&mut self, resource: Resource, error: &watcher::Error) -> Option<RebuildReason> {
-        let config = &self.target.limits.config;
-        self.target.limits.metrics.errors[resource].inc();
-        self.list = None;
-        if let Some(reason) = rebuild_reason(error) {
-            return Some(reason);
+    /// Counts an error, and reports an outage, as the hub does. Then it waits, because kube-runtime retries at once.
+    /// Returns a reason if the watcher must be created again.
+    async fn on_error(&mut self, resource: Resource, error: &UpstreamError) -> Option<RebuildReason> {
+        let DedicatedLimits { config, metrics, .. } = &*self.target.limits;
+        if self.requests.take_worked() {
+            self.failures = 0;
         }
-        match error {
-            // kube-runtime lists at once after an ERROR line with 410.
-            watcher::Error::WatchError(status) if is_expired(status) => self.relist_delay().await,
-            // A watch that breaks has worked before. The next attempt shows whether the upstream is down.
-            watcher::Error::WatchFailed(_) => {
-                self.mark_healthy(resource).await;
-                sleep(config.error_delay).await;
+        self.failures = self.failures.saturating_add(1);
+        let is_outage = is_outage(error, self.failures);
+        // Watches end all the time.
+        if is_outage || *error != UpstreamError::WatchEnded {
+            metrics.record_error(resource, error);
+            tracing::debug!(resource = resource.plural(), %error, "dedicated watcher failed");
+        }
+        if is_outage && !self.is_down {
+            self.is_down = true;
+            let reason = Arc::from(error.reason());
+            self.writer.lock().await.set_health(resource, Health::Down { since: Instant::now(), reason });
+        }
+        let was_list = self.list.is_some();
+        if matches!(error, UpstreamError::ListTooLarge { .. }) || (error.requires_relist() && !was_list) {
+            return Some(RebuildReason::after(error));
+        }
+        if was_list {
+            // kube-runtime starts the list again.
+            self.drop_list();
+            if let Some(requested) = config.backoff.requested(error) {
+                sleep(requested).await;
             }
-            watcher::Error::WatchError(_)
-            | watcher::Error::WatchStartFailed(_)
-            | watcher::Error::InitialListFailed(_)
-            | watcher::Error::NoResourceVersion => {
-                let since = *self.failed_since.get_or_insert_with(Instant::now);
-                let reason = Arc::from("the connection's own watch failed");
-                self.writer.lock().await.set_health(resource, Health::Down { since, reason });
-                sleep(config.error_delay).await;
-            }
+            self.relist_delay().await;
+        } else if is_outage {
+            config.backoff.wait(self.failures, error).await;
         }
         None
     }
 
-    /// Reports that the watcher works: it delivered an event, or it was quiet for `healthy_after_quiet`.
-    async fn mark_healthy(&mut self, resource: Resource) {
-        if self.failed_since.take().is_some() {
+    /// Reports that the watcher works: a watch has started.
+    async fn mark_live(&mut self, resource: Resource) {
+        if std::mem::take(&mut self.is_down) {
             self.writer.lock().await.set_health(resource, Health::Live);
         }
     }
@@ -230,23 +240,4 @@ fn strip_unused_fields(mut view: View) -> View {
         }
     }
     view
-}
-
-/// Returns why the watcher must be created again after this error, or `None` if it can continue without a loss.
-fn rebuild_reason(error: &watcher::Error) -> Option<RebuildReason> {
-    use kube::Error as ClientError;
-    match error {
-        watcher::Error::WatchStartFailed(ClientError::Api(status))
-        | watcher::Error::WatchFailed(ClientError::Api(status)) => is_expired(status).then_some(RebuildReason::Expired),
-        watcher::Error::WatchFailed(ClientError::SerdeError(_) | ClientError::LinesCodecMaxLineLengthExceeded)
-        | watcher::Error::NoResourceVersion => Some(RebuildReason::DecodeError),
-        watcher::Error::InitialListFailed(_)
-        | watcher::Error::WatchStartFailed(_)
-        | watcher::Error::WatchError(_)
-        | watcher::Error::WatchFailed(_) => None,
-    }
-}
-
-fn is_expired(status: &Status) -> bool {
-    status.code == 410
 }

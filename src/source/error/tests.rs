@@ -101,6 +101,7 @@ fn label_is_the_reason_in_snake_case_and_listed() {
         UpstreamError::Throttled { code: 429, retry_after: None },
         UpstreamError::ErrorStatus { code: 500, message: String::new(), request_info: info.clone() },
         UpstreamError::WatchError { code: 500, message: String::new() },
+        UpstreamError::ListTooLarge { excess: String::new(), request_info: info.clone() },
         UpstreamError::Timeout { request_info: info, limit: Duration::from_secs(1) },
         UpstreamError::WatchOverdue,
         UpstreamError::WatchEnded,

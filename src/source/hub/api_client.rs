@@ -6,18 +6,17 @@ use std::{marker::PhantomData, time::Duration};
 
 use bytes::Bytes;
 use http::Response;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{
     Client,
     client::Body,
     core::{
-        Request, Resource as _, WatchEvent,
+        Request, Resource as _,
         params::{GetParams, ListParams, VersionMatch, WatchParams},
         request::Error as RequestError,
     },
 };
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::Deserialize;
 use tokio::time::{Instant, timeout};
 
 use super::{config::Config, metrics::Metrics};
@@ -25,13 +24,12 @@ use crate::{
     api::MANAGED_SELECTOR,
     event::{Resource, ResourceVersion, View},
     source::{
-        decode::{Decode, Decoded, resource_version, watch_line::parse_watch_line},
+        answer::{self, ListMeta, ListVersion},
+        decode::{Decode, Decoded},
         error::{RequestInfo, UpstreamError},
+        list_limits::ListUsage,
     },
 };
-
-/// Maximum bytes that are read of an error response. A Status object has a few hundred.
-const ERROR_BYTES: usize = 64 << 10;
 
 /// The requests about one resource.
 pub(super) struct ResourceApi<'a, T> {
@@ -47,21 +45,6 @@ struct Page<T> {
     metadata: ListMeta,
     /// Null in an empty list.
     items: Option<Vec<T>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct ListMeta {
-    #[serde(deserialize_with = "resource_version")]
-    resource_version: ResourceVersion,
-    #[serde(rename = "continue")]
-    next: Option<String>,
-}
-
-/// A list of which only the metadata is read.
-#[derive(Deserialize)]
-struct ListHead {
-    metadata: ListMeta,
 }
 
 #[derive(Deserialize)]
@@ -82,12 +65,7 @@ impl<'a, T: Decode> ResourceApi<'a, T> {
 
     /// Describes a request with this verb, for error messages.
     pub(super) fn request_info(&self, verb: &'static str) -> RequestInfo {
-        let resource = match T::RESOURCE {
-            Resource::Pods => "pods",
-            Resource::Claims => "boilerhouseclaims.boilerhouse.dev",
-        };
-        let Config { namespace, server, .. } = self.config;
-        RequestInfo { verb, resource: resource.into(), namespace: namespace.clone(), server: server.clone() }
+        answer::request_info(verb, T::RESOURCE, &self.config.namespace, &self.config.server)
     }
 
     /// Returns the uid of the watched Namespace. It needs the right to `get` that object.
@@ -97,9 +75,9 @@ impl<'a, T: Decode> ResourceApi<'a, T> {
             RequestInfo { resource: format!("namespaces/{namespace}").into(), ..self.request_info("get") };
         let request = Request::new(Namespace::url_path(&(), None)).get(namespace, &GetParams::default());
         let body = self
-            .read(&request_info, request, ERROR_BYTES.max(self.config.line_bytes), self.config.page_timeout)
+            .read(&request_info, request, answer::ERROR_BYTES.max(self.config.line_bytes), self.config.page_timeout)
             .await?;
-        Ok(parse::<ObjectUid>(&body)?.metadata.uid)
+        Ok(answer::parse::<ObjectUid>(&body)?.metadata.uid)
     }
 
     /// Returns all objects and the version of the list, as of now (a quorum read).
@@ -112,22 +90,32 @@ impl<'a, T: Decode> ResourceApi<'a, T> {
         &self,
         exact: Option<ResourceVersion>,
     ) -> Result<(Vec<View>, ResourceVersion), UpstreamError> {
-        let Config { page_objects, page_bytes, page_timeout, list_objects, .. } = *self.config;
+        let Config { page_objects, page_bytes, page_timeout, list: limits, .. } = *self.config;
+        let request_info = self.request_info("list");
+        let too_large = |excess| UpstreamError::ListTooLarge { excess, request_info: request_info.clone() };
         let mut views = Vec::new();
         let mut params = ListParams { limit: Some(page_objects), ..self.params() };
         if let Some(exact) = exact {
             params = params.at(&exact.to_string()).matching(VersionMatch::Exact);
         }
         let start = Instant::now();
+        let mut usage = ListUsage::start(limits, start);
         loop {
-            let body =
-                self.read(&self.request_info("list"), self.request.list(&params), page_bytes, page_timeout).await?;
+            usage.add_page().map_err(too_large)?;
+            let left = usage.time_left(Instant::now());
+            let page = self.read(&request_info, self.request.list(&params), page_bytes, page_timeout);
+            let body = timeout(left, page)
+                .await
+                .map_err(|_| UpstreamError::Timeout { request_info: request_info.clone(), limit: limits.time })??;
             self.metrics.list_pages[T::RESOURCE].inc();
             self.metrics.record_received(T::RESOURCE);
-            let page: Page<T> = parse(&body)?;
-            views.extend(page.items.unwrap_or_default().into_iter().map(|object| self.view(object)));
-            if views.len() > list_objects {
-                return Err(UpstreamError::Decode(format!("more than {list_objects} objects in a list")));
+            usage.add_bytes(body.len()).map_err(too_large)?;
+            let page: Page<T> = answer::parse(&body)?;
+            drop(body);
+            for object in page.items.unwrap_or_default() {
+                let view = self.view(object);
+                usage.add_object(view.charged_bytes()).map_err(too_large)?;
+                views.push(view);
             }
             match page.metadata.next {
                 // The continue token contains the version, so the next page must not repeat it.
@@ -148,7 +136,7 @@ impl<'a, T: Decode> ResourceApi<'a, T> {
         let request = self.request.list(&ListParams { limit: Some(1), ..self.params() });
         let body =
             self.read(&self.request_info("list"), request, self.config.line_bytes, self.config.probe_timeout).await?;
-        Ok(parse::<ListHead>(&body)?.metadata.resource_version)
+        Ok(answer::parse::<ListVersion>(&body)?.metadata.resource_version)
     }
 
     /// Returns whether the API server still has the objects at exactly this version, by a list of one object.
@@ -183,11 +171,6 @@ impl<'a, T: Decode> ResourceApi<'a, T> {
         Ok(response.into_body())
     }
 
-    /// Returns the error for a watch line longer than `line_bytes`.
-    pub(super) fn line_too_long(&self) -> UpstreamError {
-        UpstreamError::Decode(format!("more than {} bytes in a watch line", self.config.line_bytes))
-    }
-
     /// Returns the view of an object, and counts its malformed fields.
     pub(super) fn view(&self, object: T) -> View {
         let Decoded { view, malformed_fields } = object.into_decoded();
@@ -214,7 +197,8 @@ impl<'a, T: Decode> ResourceApi<'a, T> {
         bytes: usize,
         limit: Duration,
     ) -> Result<Bytes, UpstreamError> {
-        let body = async { collect(self.send(request_info, request).await?.into_body(), bytes).await };
+        let body =
+            async { answer::read_body(self.send(request_info, request).await?.into_body(), bytes, |_| Ok(())).await };
         timeout(limit, body).await.map_err(|_| UpstreamError::Timeout { request_info: request_info.clone(), limit })?
     }
 
@@ -231,33 +215,6 @@ impl<'a, T: Decode> ResourceApi<'a, T> {
             .send(request.map(Body::from))
             .await
             .map_err(|error| UpstreamError::from_client_error(&error, request_info))?;
-        if response.status().is_success() {
-            return Ok(response);
-        }
-        let (head, body) = response.into_parts();
-        // The status alone classifies the error; a body that cannot be read only shortens the message.
-        let body = collect(body, ERROR_BYTES).await.unwrap_or_default();
-        Err(UpstreamError::from_response(head.status, &head.headers, &body, request_info))
+        answer::require_success(response, request_info).await
     }
-}
-
-/// Reads a body of at most `bytes`.
-async fn collect(body: Body, bytes: usize) -> Result<Bytes, UpstreamError> {
-    match Limited::new(body, bytes).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => {
-            Err(UpstreamError::Decode(format!("more than {bytes} bytes in a response")))
-        }
-        Err(error) => Err(UpstreamError::ConnectionLost(error.to_string())),
-    }
-}
-
-/// Parses a complete JSON text.
-pub(super) fn parse<D: DeserializeOwned>(text: &[u8]) -> Result<D, UpstreamError> {
-    serde_json::from_slice(text).map_err(|error| UpstreamError::from_json_error(&error))
-}
-
-/// Parses one watch line, without its newline.
-pub(super) fn parse_line<T: Decode>(text: &[u8]) -> Result<WatchEvent<T>, UpstreamError> {
-    parse_watch_line(text).map_err(|error| UpstreamError::from_json_error(&error))
 }

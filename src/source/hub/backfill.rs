@@ -16,23 +16,17 @@ use futures::{
     future::{join_all, try_join},
 };
 use http_body_util::BodyExt;
-use kube::core::WatchEvent;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::{
-    api_client::{self, ResourceApi},
-    backoff::back_off,
-    config::Config,
-    line_splitter::LineSplitter,
-    metrics::Metrics,
-    round_budget::RoundBudget,
-};
+use super::{api_client::ResourceApi, config::Config, metrics::Metrics, round_budget::RoundBudget};
 use crate::{
     event::{PerResource, Resource, ResourceVersion},
     feed::{BackfillFailure, BackfillHandle, BackfillRound, Gap},
     source::{
+        answer::{self, WatchLine},
         decode::{Decode, DecodedClaim, DecodedPod},
         error::UpstreamError,
+        line_splitter::LineSplitter,
     },
 };
 
@@ -213,15 +207,11 @@ async fn is_watchable<T: Decode>(api: &ResourceApi<'_, T>, from: ResourceVersion
     let mut lines = LineSplitter::new(config.line_bytes);
     while let Ok(Some(Ok(chunk))) = timeout(config.backfill_probe_quiet_period, body.next()).await {
         lines.push(&chunk);
-        if let Some(line) = lines.next().map_err(|_| api.line_too_long())? {
-            return match api_client::parse_line::<T>(&line)? {
-                WatchEvent::Error(status) => {
-                    match UpstreamError::from_watch_status(&status, &api.request_info("watch")) {
-                        UpstreamError::Expired => Ok(false),
-                        error => Err(error),
-                    }
-                }
-                _ => Ok(true),
+        if let Some(line) = lines.next().map_err(|_| answer::line_too_long(config.line_bytes))? {
+            return match answer::parse_line::<T>(&line, || api.request_info("watch")) {
+                Ok(_) => Ok(true),
+                Err(UpstreamError::Expired) => Ok(false),
+                Err(error) => Err(error),
             };
         }
     }
@@ -248,7 +238,7 @@ async fn read_changes<T: Decode>(api: &ResourceApi<'_, T>, gap: &mut Gap) -> Res
         };
         last_chunk_at = Instant::now();
         lines.push(&chunk);
-        while let Some(line) = lines.next().map_err(|_| api.line_too_long())? {
+        while let Some(line) = lines.next().map_err(|_| answer::line_too_long(config.line_bytes))? {
             if apply_line(api, gap, &line)? {
                 return Ok(true);
             }
@@ -258,20 +248,19 @@ async fn read_changes<T: Decode>(api: &ResourceApi<'_, T>, gap: &mut Gap) -> Res
 
 /// Applies one line, and returns whether it shows that all changes up to the end of the gap were received.
 fn apply_line<T: Decode>(api: &ResourceApi<'_, T>, gap: &mut Gap, line: &[u8]) -> Result<bool, UpstreamError> {
-    let version = match api_client::parse_line::<T>(line)? {
-        WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+    let version = match answer::parse_line::<T>(line, || api.request_info("watch"))? {
+        WatchLine::Added(object) | WatchLine::Modified(object) => {
             let view = api.view(object);
             let version = view.resource_version();
             gap.upsert(view);
             version
         }
-        WatchEvent::Deleted(object) => {
+        WatchLine::Deleted(object) => {
             let view = api.view(object);
             gap.remove(&view);
             view.resource_version()
         }
-        WatchEvent::Bookmark(bookmark) => bookmark.metadata.resource_version.parse().unwrap_or(0),
-        WatchEvent::Error(status) => return Err(UpstreamError::from_watch_status(&status, &api.request_info("watch"))),
+        WatchLine::Bookmark(version) => version,
     };
     Ok(version >= gap.to())
 }
@@ -309,7 +298,7 @@ async fn newest_versions(
             Ok((pods, claims)) => return PerResource::new(pods, claims),
             Err(error) => {
                 failures += 1;
-                back_off(pods.config, failures, &error).await;
+                pods.config.backoff.wait(failures, &error).await;
             }
         }
     }

@@ -1,10 +1,8 @@
 //! Configuration and bounds of the hub.
 
-use std::{
-    hash::{BuildHasher, RandomState},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
+
+use crate::source::{list_limits::ListLimits, retry::Backoff};
 
 /// What the hub watches, and its bounds.
 #[derive(Clone, Debug)]
@@ -18,8 +16,8 @@ pub struct Config {
     /// Maximum bytes of one page. A longer page is a decode error. The default is nine times the size of 500 Pods of
     /// 14 KB.
     pub page_bytes: usize,
-    /// Maximum objects in one list. It bounds the memory if a server never ends its pages.
-    pub list_objects: usize,
+    /// Bounds of one list, over all its pages.
+    pub list: ListLimits,
     /// Maximum time for one page of a list, or for the Namespace, from the request to the last byte.
     pub page_timeout: Duration,
     /// Maximum time until a watch starts. An API server usually answers at once; 15 s allows for a slow load balancer.
@@ -45,12 +43,8 @@ pub struct Config {
     pub catch_up_quiet_period: Duration,
     /// A watch that ends sooner, without a change, counts as failed, because something ends it at its start.
     pub min_watch_duration: Duration,
-    /// Delay before the first retry.
-    pub backoff_min: Duration,
-    /// Maximum delay between retries. It is short, because clients see the upstream as down during the delay.
-    pub backoff_max: Duration,
-    /// Maximum delay that a `Retry-After` header can request.
-    pub retry_after_max: Duration,
+    /// Delays between retries.
+    pub backoff: Backoff,
     /// Time for which the hub collects clients with cursors older than the log, so that one backfill serves them all.
     pub backfill_batch_delay: Duration,
     /// Duration of the watch of a backfill, in whole seconds. The watch ends earlier if it reaches the start of the log.
@@ -71,8 +65,6 @@ pub struct Config {
     pub version_check_timeout: Duration,
     /// Time between two requests for the Namespace, which show whether it was deleted and created again.
     pub namespace_check_interval: Duration,
-    /// Returns random bits for the delay after the given number of failures.
-    pub jitter: fn(u32) -> u64,
 }
 
 impl Default for Config {
@@ -82,7 +74,7 @@ impl Default for Config {
             server: "the API server".into(),
             page_objects: 500,
             page_bytes: 64 << 20,
-            list_objects: 500_000,
+            list: ListLimits::default(),
             page_timeout: Duration::from_secs(30),
             start_timeout: Duration::from_secs(15),
             watch_timeout: Duration::from_secs(30),
@@ -94,9 +86,7 @@ impl Default for Config {
             probe_retry_max: Duration::from_secs(5),
             catch_up_quiet_period: Duration::from_secs(1),
             min_watch_duration: Duration::from_secs(1),
-            backoff_min: Duration::from_millis(100),
-            backoff_max: Duration::from_secs(1),
-            retry_after_max: Duration::from_secs(30),
+            backoff: Backoff::default(),
             backfill_batch_delay: Duration::from_secs(1),
             backfill_watch_timeout: Duration::from_secs(2),
             backfill_probe_quiet_period: Duration::from_millis(250),
@@ -106,7 +96,6 @@ impl Default for Config {
             version_checks_per_minute: 12,
             version_check_timeout: Duration::from_secs(30),
             namespace_check_interval: Duration::from_secs(30),
-            jitter: |failures| RandomState::new().hash_one(failures),
         }
     }
 }

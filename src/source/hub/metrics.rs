@@ -19,7 +19,7 @@ use crate::{
     source::{
         decode::{Decode, DecodedClaim, DecodedPod},
         error::UpstreamError,
-        resource_family::ResourceFamily,
+        resource_family::{ErrorFamily, ResourceFamily},
     },
 };
 
@@ -39,7 +39,7 @@ pub struct Metrics {
     pub(super) synced: ResourceFamily<Gauge>,
     resource_version: ResourceFamily<Gauge>,
     last_received: ResourceFamily<Gauge<f64, AtomicU64>>,
-    interruptions: Family<InterruptionLabels, Counter>,
+    interruptions: ErrorFamily,
     event_family: Family<EventLabels, Counter>,
     pub(super) events: PerResource<EventCounters>,
     malformed_family: Family<FieldLabels, Counter>,
@@ -58,12 +58,6 @@ pub(super) struct EventCounters {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct InterruptionLabels {
-    resource: &'static str,
-    reason: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct EventLabels {
     resource: &'static str,
     r#type: &'static str,
@@ -77,12 +71,6 @@ struct FieldLabels {
 
 impl Default for Metrics {
     fn default() -> Self {
-        let interruptions = Family::<InterruptionLabels, Counter>::default();
-        for resource in Resource::ALL.map(Resource::plural) {
-            for reason in UpstreamError::LABELS {
-                drop(interruptions.get_or_create(&InterruptionLabels { resource, reason }));
-            }
-        }
         let event_family = Family::<EventLabels, Counter>::default();
         let events = PerResource::from_fn(|resource| {
             let counter =
@@ -117,7 +105,7 @@ impl Default for Metrics {
             synced: ResourceFamily::default(),
             resource_version: ResourceFamily::default(),
             last_received,
-            interruptions,
+            interruptions: ErrorFamily::default(),
             event_family,
             events,
             malformed_family,
@@ -170,10 +158,10 @@ impl Metrics {
             "Time from the first request to the last byte of a complete list, all pages included",
         );
         self.watches_started.register(registry, "upstream_watches_started", "Watches started");
-        registry.register(
+        self.interruptions.register(
+            registry,
             "upstream_interruptions",
             "Ends of watches and failed requests, by reason",
-            self.interruptions.clone(),
         );
         self.decode_errors.register(
             registry,
@@ -202,8 +190,7 @@ impl Metrics {
 
     /// Counts the end of a watch or a failed request.
     pub(super) fn record_interruption(&self, resource: Resource, error: &UpstreamError) {
-        let labels = InterruptionLabels { resource: resource.plural(), reason: error.label() };
-        self.interruptions.get_or_create(&labels).inc();
+        self.interruptions.record(resource, error);
     }
 
     /// Sets the time of the last byte to now.

@@ -1,5 +1,6 @@
 //! Tests of the hub: with scripted responses, and with seeded faults of the simulated API.
 
+mod list_limits;
 mod scripted_api;
 mod seeded_faults;
 mod upstream_health;
@@ -419,7 +420,7 @@ async fn missing_namespace_delays_the_first_list() {
 #[test]
 fn decode_error_contains_no_object_content() {
     let secret = br#"{"metadata":{"name":"n","uid":"u","resourceVersion":"canary"}}"#;
-    let Err(UpstreamError::Decode(text)) = api_client::parse::<DecodedPod>(secret) else {
+    let Err(UpstreamError::Decode(text)) = crate::source::answer::parse::<DecodedPod>(secret) else {
         panic!("the object must not parse, because its version is not a number")
     };
     assert!(!text.contains("canary"), "the error must not contain the content: {text}");

@@ -17,21 +17,25 @@ use std::{convert::Infallible, pin::pin};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture};
 use http_body_util::BodyExt;
-use kube::{client::Body, core::WatchEvent};
+use kube::client::Body;
 use tokio::{
     task::coop::consume_budget,
     time::{Instant, sleep_until},
 };
 
 use super::{
-    api_client::{self, ResourceApi},
+    api_client::ResourceApi,
     event::{EventSink, SourceEvent, emit},
-    line_splitter::LineSplitter,
 };
 use crate::{
     event::ResourceVersion,
     feed::Health,
-    source::{decode::Decode, error::UpstreamError},
+    source::{
+        answer::{self, WatchLine, innermost_cause},
+        decode::Decode,
+        error::UpstreamError,
+        line_splitter::LineSplitter,
+    },
 };
 
 /// The next step of the loop.
@@ -211,7 +215,7 @@ impl<'a, T: Decode> WatchLoop<'a, T> {
     fn on_chunk(&mut self, read: &mut WatchRead<'_>, chunk: &Bytes) -> Result<(), UpstreamError> {
         read.lines.push(chunk);
         let mut has_line = false;
-        while let Some(line) = read.lines.next().map_err(|_| self.api.line_too_long())? {
+        while let Some(line) = read.lines.next().map_err(|_| answer::line_too_long(self.api.config.line_bytes))? {
             self.on_line(&line)?;
             has_line = true;
         }
@@ -228,31 +232,31 @@ impl<'a, T: Decode> WatchLoop<'a, T> {
 
     fn on_line(&mut self, line: &[u8]) -> Result<(), UpstreamError> {
         let (api, counters) = (self.api, &self.api.metrics.events[T::RESOURCE]);
-        let (version, event) = match api_client::parse_line::<T>(line)? {
-            WatchEvent::Added(object) => {
+        let line = answer::parse_line::<T>(line, || api.request_info("watch")).inspect_err(|error| {
+            // Every error except this one is the content of an `ERROR` line.
+            if !matches!(error, UpstreamError::Decode(_)) {
+                counters.error.inc();
+            }
+        })?;
+        let (version, event) = match line {
+            WatchLine::Added(object) => {
                 counters.added.inc();
                 let view = api.view(object);
                 (view.resource_version(), SourceEvent::Upsert(view))
             }
-            WatchEvent::Modified(object) => {
+            WatchLine::Modified(object) => {
                 counters.modified.inc();
                 let view = api.view(object);
                 (view.resource_version(), SourceEvent::Upsert(view))
             }
-            WatchEvent::Deleted(object) => {
+            WatchLine::Deleted(object) => {
                 counters.deleted.inc();
                 let view = api.view(object);
                 (view.resource_version(), SourceEvent::Remove(view))
             }
-            WatchEvent::Bookmark(bookmark) => {
+            WatchLine::Bookmark(version) => {
                 counters.bookmark.inc();
-                let version = bookmark.metadata.resource_version.parse();
-                let version = version.map_err(|_| UpstreamError::Decode("the version of a bookmark".to_owned()))?;
                 (version, SourceEvent::Bookmark(T::RESOURCE, version))
-            }
-            WatchEvent::Error(status) => {
-                counters.error.inc();
-                return Err(UpstreamError::from_watch_status(&status, &api.request_info("watch")));
             }
         };
         if version > self.last_version {
@@ -277,7 +281,7 @@ impl<'a, T: Decode> WatchLoop<'a, T> {
             Err(UpstreamError::Throttled { retry_after, .. }) => {
                 if matches!(read.catch_up, CatchUp::Probing) {
                     let config = self.api.config;
-                    let delay = retry_after.unwrap_or_default().max(config.backoff_max).min(config.probe_retry_max);
+                    let delay = retry_after.unwrap_or_default().max(config.backoff.max).min(config.probe_retry_max);
                     read.retry_probe_at = Some(Instant::now() + delay);
                 }
                 return Ok(());
@@ -353,13 +357,4 @@ async fn probe_response(
         Some(probe) => probe.await,
         None => std::future::pending().await,
     }
-}
-
-/// Returns the text of the innermost cause. The outer errors only state that a body was read.
-fn innermost_cause(error: &kube::Error) -> String {
-    let mut innermost: &dyn std::error::Error = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    innermost.to_string()
 }

@@ -12,7 +12,7 @@ use boilerhouse_bridge::event::{Cursor, PerResource, Resource};
 use boilerhouse_bridge::feed::{self, Feed};
 use boilerhouse_bridge::ring::Limits;
 use boilerhouse_bridge::sim::store::Store;
-use boilerhouse_bridge::source::hub;
+use boilerhouse_bridge::source::{hub, retry::Backoff};
 use boilerhouse_bridge::test_support::SeededRng;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -197,7 +197,8 @@ fn start(
     let (client, log) = cluster.client(Latency::slot(slot));
     let (writer, feed) = Feed::new(config);
     // Delays without jitter end in a time slot.
-    let config_of_hub = hub::Config { namespace: NAMESPACE.into(), jitter: |_| u64::MAX, ..hub::Config::default() };
+    let backoff = Backoff { jitter: |_| u64::MAX, ..Backoff::default() };
+    let config_of_hub = hub::Config { namespace: NAMESPACE.into(), backoff, ..hub::Config::default() };
     let run = hub::run(client, config_of_hub, writer, Arc::default());
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { match run.await {} });

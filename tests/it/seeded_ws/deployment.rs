@@ -11,7 +11,7 @@ use boilerhouse_bridge::event::projection::{EventFormat, Projection};
 use boilerhouse_bridge::feed::{self, Feed, Framing, ReadResult, SnapshotReason, StartAt};
 use boilerhouse_bridge::ring::Limits;
 use boilerhouse_bridge::sim::store::Store;
-use boilerhouse_bridge::source::{dedicated, hub};
+use boilerhouse_bridge::source::{dedicated, hub, retry::Backoff};
 use boilerhouse_bridge::test_support::SeededRng;
 use boilerhouse_bridge::wire::CloseReason;
 use bytes::Bytes;
@@ -30,6 +30,14 @@ const UPSTREAM_LIMIT: Duration = Duration::from_secs(58);
 
 /// The longest time between two connections of a client.
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(40);
+
+/// Each run of a seed has the same delays.
+const BACKOFF: Backoff = Backoff {
+    min: Duration::from_millis(100),
+    max: Duration::from_secs(1),
+    retry_after_max: Duration::from_secs(30),
+    jitter: |tries| (tries as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+};
 
 /// For a reader that stays connected: longer than any history.
 pub(super) const NO_LIMIT: Duration = Duration::from_secs(1 << 30);
@@ -89,12 +97,7 @@ impl SimulatedDeployment {
         let cluster = Cluster::new(seed, fill);
         let (client, hub_log) = cluster.client(Latency::fixed(1));
         let (writer, feed) = Feed::new(feed::Config { log, wall_clock_ms: clock, ..feed::Config::default() });
-        let config = hub::Config {
-            namespace: NAMESPACE.into(),
-            // Each run of a seed has the same delays.
-            jitter: |tries| u64::from(tries).wrapping_mul(0x9e37_79b9_7f4a_7c15),
-            ..hub::Config::default()
-        };
+        let config = hub::Config { namespace: NAMESPACE.into(), backoff: BACKOFF, ..hub::Config::default() };
         let run = hub::run(client, config, writer, Arc::default());
         tasks.spawn(async move { match run.await {} });
         Arc::new(SimulatedDeployment {
@@ -142,7 +145,8 @@ impl SimulatedDeployment {
                 }
                 WatchMode::Dedicated => {
                     let (client, log) = self.cluster.client(latency);
-                    let config = dedicated::Config { max_connections: 1, ..dedicated::Config::default() };
+                    let config =
+                        dedicated::Config { max_connections: 1, backoff: BACKOFF, ..dedicated::Config::default() };
                     let (hub_feed, metrics) = (self.feed.clone(), dedicated::Metrics::default());
                     let watchers = dedicated::DedicatedWatchers::new(&client, NAMESPACE, hub_feed, config, metrics);
                     let (feed, source) = watchers.try_open().unwrap();

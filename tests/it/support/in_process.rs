@@ -85,17 +85,22 @@ impl InProcessBridge {
     ) -> InProcessBridge {
         let (writer, feed) = Feed::new(config.feed);
         let tasks = Tasks::new(tasks::Config::default());
+        let (hub_metrics, dedicated_metrics) = (Arc::new(hub::Metrics::default()), dedicated::Metrics::default());
+        let (mut registry, metrics) = (Registry::with_prefix("bridge"), stream::Metrics::default());
+        hub_metrics.register(&mut registry);
+        dedicated_metrics.register(&mut registry);
         let watchers = dedicated::DedicatedWatchers::new(
             dedicated_client,
             namespace,
             feed.clone(),
             config.dedicated,
-            dedicated::Metrics::default(),
+            dedicated_metrics,
         );
         let hub_config = hub::Config { namespace: namespace.into(), ..config.hub };
-        let hub = hub::run(hub_client, hub_config, writer, Arc::default());
+        let hub = hub::run(hub_client, hub_config, writer, hub_metrics);
         tasks.spawn("hub", async move { Ok::<_, Infallible>(hub.await) });
-        let (mut registry, metrics) = (Registry::with_prefix("bridge"), stream::Metrics::default());
+        let rate_limits = RateLimits::new(&config.limits);
+        rate_limits.register(&mut registry);
         feed.register_metrics(&mut registry);
         metrics.register(&mut registry);
         let app = App {
@@ -107,7 +112,7 @@ impl InProcessBridge {
             metrics: site::Metrics::default(),
             guard: GuardConfig::default(),
             auth: auth_with(CredentialSources { file: config.keys, ..CredentialSources::default() }),
-            rate_limits: RateLimits::new(&config.limits),
+            rate_limits,
             filters: FilterLimit::new(filter_limit::DEFAULT_MAX),
             responses: ResponseBudget::new(response_budget::Config::default()),
             trusted_proxies: config.proxies,

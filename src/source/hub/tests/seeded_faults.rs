@@ -14,6 +14,7 @@ use crate::{
         fault::{Answer, ConnectionEnd, Fault, WatchFault},
         store::{Change, Store},
     },
+    source::retry::Backoff,
     test_support::{ReplayHint, SeededRng, seeds_to_run},
 };
 
@@ -218,7 +219,7 @@ async fn run_history(seed: u64) -> Vec<Recorded> {
     let config = Config {
         namespace: NAMESPACE.into(),
         page_objects: 3,
-        jitter: |_| JITTER.with_borrow_mut(SeededRng::next_u64),
+        backoff: Backoff { jitter: |_| JITTER.with_borrow_mut(SeededRng::next_u64), ..Backoff::default() },
         ..Config::default()
     };
     let (client, metrics, events) = (sim.client(NAMESPACE), Metrics::default(), Mutex::new(Vec::new()));

@@ -10,16 +10,10 @@ use crate::{
     source::{
         decode::Decode,
         error::UpstreamError,
-        hub::{
-            backoff::back_off,
-            event::{SourceEvent, emit},
-        },
+        hub::event::{SourceEvent, emit},
+        retry::is_outage,
     },
 };
-
-/// Maximum number of expected errors in a row that are retried at once and do not count as an outage. A restart of the API
-/// server causes two: the watch is cut, and the next watch finds its history expired.
-const EXPECTED_FAILURES: u32 = 2;
 
 impl<T: Decode> WatchLoop<'_, T> {
     /// Waits for an answer of the API server. Reports the resource as down when no useful byte has been received for
@@ -60,7 +54,7 @@ impl<T: Decode> WatchLoop<'_, T> {
         }
         self.just_listed = false;
         self.failures = self.failures.saturating_add(1);
-        let is_expected = error.is_expected() && self.failures <= EXPECTED_FAILURES;
+        let is_expected = !is_outage(error, self.failures);
         let is_silent = is_expected
             && matches!(error, UpstreamError::WatchEnded | UpstreamError::ConnectionLost(_) | UpstreamError::Expired);
         if !is_silent {
@@ -70,7 +64,7 @@ impl<T: Decode> WatchLoop<'_, T> {
             return;
         }
         self.report_down(error);
-        back_off(self.api.config, self.failures, error).await;
+        self.api.config.backoff.wait(self.failures, error).await;
     }
 
     /// Logs an error, unless it is the last logged one.

@@ -29,6 +29,11 @@ impl LineSplitter {
         self.rest.extend_from_slice(chunk);
     }
 
+    /// Returns the bytes of the incomplete last line, after [`LineSplitter::next`] has returned `None`.
+    pub(super) fn buffered(&self) -> usize {
+        self.rest.len()
+    }
+
     /// Returns the next complete line that is not empty, without its newline.
     ///
     /// # Errors
