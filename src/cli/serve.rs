@@ -101,6 +101,7 @@ impl Serve {
         logging::init(self.log_level, self.log_format).map_err(CliError::usage)?;
         let loopback = self.is_loopback().await?;
         let mut access = self.access.resolve(&self.listen_host, loopback)?;
+        access.limits = access.limits.with_dedicated_watchers(self.dedicated_watchers);
         let drain = Duration::from_secs(self.drain);
         let (listener, address) = server::bind(&self.listen_host, self.port, "--port").await?;
         let probes = match &self.probe_listen {

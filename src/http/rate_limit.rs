@@ -33,6 +33,9 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// on each request.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
+/// Minimum of [`Config::dedicated_opens`], for a small `--dedicated-watchers`.
+pub const MIN_DEDICATED_OPENS: u32 = 50;
+
 /// Limits for each caller.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
@@ -43,6 +46,9 @@ pub struct Config {
     pub denied_credentials: NonZeroU32,
     /// New streams per minute (docs/protocol.md#access); `None`: no limit.
     pub stream_opens: Option<NonZeroU32>,
+    /// Connections to `/ws` that get dedicated watchers, per minute; twice as many for all callers together. Each of them
+    /// costs two lists at the API server.
+    pub dedicated_opens: NonZeroU32,
     /// Open streams (docs/protocol.md#access); `None`: no limit.
     pub max_open_streams: Option<NonZeroU32>,
     /// Callers that each budget distinguishes: 10,000, about 1 MiB. Callers with a full budget are removed when the table
@@ -57,9 +63,19 @@ impl Default for Config {
             requests: requests.unwrap_or(NonZeroU32::MAX),
             denied_credentials: denied_credentials.unwrap_or(NonZeroU32::MAX),
             stream_opens: None,
+            dedicated_opens: NonZeroU32::new(MIN_DEDICATED_OPENS).unwrap_or(NonZeroU32::MIN),
             max_open_streams: None,
             callers: 10_000,
         }
+    }
+}
+
+impl Config {
+    /// Returns this configuration with a budget that lets one caller open all dedicated watchers of a server at once.
+    #[must_use]
+    pub fn with_dedicated_watchers(self, max_connections: usize) -> Config {
+        let opens = u32::try_from(max_connections).unwrap_or(u32::MAX).max(MIN_DEDICATED_OPENS);
+        Config { dedicated_opens: NonZeroU32::new(opens).unwrap_or(NonZeroU32::MAX), ..self }
     }
 }
 
@@ -73,6 +89,8 @@ pub struct RateLimits {
     /// TokenReviews of unknown tokens, by address.
     pub token_reviews: RateBudget,
     stream_opens: Option<RateBudget>,
+    dedicated_opens: RateBudget,
+    dedicated_opens_total: RateBudget,
     max_open_streams: Option<usize>,
     open_streams: Arc<Mutex<BTreeMap<Caller, usize>>>,
     rejections: Rejections,
@@ -140,6 +158,14 @@ impl RateLimits {
             denied_credentials: new("refused", "denied_credentials", config.denied_credentials),
             token_reviews: new("refused", "token_reviews", config.denied_credentials),
             stream_opens: config.stream_opens.map(|quota| new("connects", "stream_opens", quota)),
+            dedicated_opens: new("watchers", "dedicated_opens", config.dedicated_opens),
+            // A budget for no caller is one budget for all callers.
+            dedicated_opens_total: RateBudget::new(
+                "watchers",
+                config.dedicated_opens.saturating_add(config.dedicated_opens.get()),
+                0,
+                rejections.get_or_create_owned(&BudgetLabels { budget: "dedicated_opens_total" }),
+            ),
             max_open_streams: config.max_open_streams.and_then(|max| max.get().try_into().ok()),
             open_streams: Arc::default(),
             rejections,
@@ -149,6 +175,11 @@ impl RateLimits {
     /// Registers the metrics under their names.
     pub fn register(&self, registry: &mut Registry) {
         registry.register("rate_limit_rejections", "Requests over a rate budget", self.rejections.clone());
+    }
+
+    /// Returns whether a connection of this caller may get dedicated watchers, and consumes one use of the budgets.
+    pub(super) fn open_dedicated(&self, caller: &Caller) -> bool {
+        self.dedicated_opens.consume(caller).is_ok() && self.dedicated_opens_total.consume(caller).is_ok()
     }
 
     /// Counts one more open stream of a caller. Returns its slot, or `None` if open streams are not limited.
@@ -397,6 +428,16 @@ mod tests {
         assert_eq!(budget.consume(&caller(4)).unwrap().remaining, 1, "callers with full budgets are removed");
         assert_eq!(budget.consume(&caller(4)).unwrap().remaining, 0);
         assert_eq!(budget.consume(&caller(5)).unwrap().remaining, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn dedicated_watchers_are_budgeted_by_caller_and_in_total() {
+        let limits = limits(Config::default().with_dedicated_watchers(50));
+        let opened = |last: u8| (0..200).filter(|_| limits.open_dedicated(&caller(last))).count();
+        assert_eq!([opened(1), opened(2), opened(3)], [50, 50, 0], "50 of each caller, 100 of all");
+        tokio::time::advance(WINDOW / 2).await;
+        assert_eq!([opened(1), opened(2), opened(3)], [25, 25, 0]);
+        assert_eq!(Config::default().with_dedicated_watchers(1).dedicated_opens.get(), MIN_DEDICATED_OPENS);
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,6 +3,7 @@
 
 mod concurrent_lists;
 mod malformed_fields;
+mod open_budget;
 
 use std::process::Stdio;
 use std::time::Duration;

@@ -1,5 +1,8 @@
 //! `/ws`: the Boilerhouse stream (`docs/protocol.md#boilerhouse-stream`).
 
+use std::convert::Infallible;
+
+use futures::future::BoxFuture;
 use tokio::time::{Instant, timeout_at};
 use warp::reply::Response;
 
@@ -11,6 +14,7 @@ use crate::{
     feed::{Feed, Framing, NotSynced, SnapshotReason, StartAt, Subscription},
     http::{
         app::App,
+        caller::Caller,
         conn::{StreamStart, stream_start},
         error::ApiError,
         request::ApiRequest,
@@ -63,7 +67,7 @@ pub(crate) async fn ws(request: ApiRequest) -> Result<Response, ApiError> {
     let watch = app.auth.watch(&request.principal);
     let with_credential =
         |subscription| WithCredential::new(subscription, watch, StreamSlots { stream: slot, filter: None });
-    let start = match (app.dedicated_feeds)() {
+    let start = match open_dedicated(&app, &request.principal.caller) {
         None => {
             let out = with_credential(subscribe(&app, &app.feed, projection, start_at)?);
             StreamStart::new(move |socket| stream::websocket(out, socket, permit))
@@ -87,6 +91,13 @@ pub(crate) async fn ws(request: ApiRequest) -> Result<Response, ApiError> {
         }
     };
     Ok(stream_start::response(stream::websocket_head(key), Some(start)))
+}
+
+/// Returns a dedicated feed for a connection of this caller. Returns `None` if the connection must read the hub's feed: all
+/// dedicated watchers are in use, or a budget for opening them is.
+fn open_dedicated(app: &App, caller: &Caller) -> Option<(Feed, BoxFuture<'static, Infallible>)> {
+    // Dropping the feed frees its slot. It sends no request before it is polled.
+    (app.dedicated_feeds)().filter(|_| app.rate_limits.open_dedicated(caller))
 }
 
 /// Counts a rejection and returns its response.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use boilerhouse_bridge::http::rate_limit;
 use boilerhouse_bridge::source::{connect, dedicated};
 use boilerhouse_bridge::test_support::PodBuilder;
 use futures::future::join_all;
@@ -68,7 +69,8 @@ async fn concurrent_lists_are_bounded_under_many_connections() {
     let client = connect::connect(&config).await.unwrap().client;
     let lists = Arc::new(ListCounter::default());
     let limits = dedicated::Config { max_connections: connections, ..dedicated::Config::default() };
-    let config = Config { dedicated: limits, ..Config::default() };
+    let budgets = rate_limit::Config::default().with_dedicated_watchers(connections);
+    let config = Config { dedicated: limits, limits: budgets, ..Config::default() };
     let bridge = InProcessBridge::start(&cluster.namespace, client.clone(), &lists.client(client), config).await;
 
     let mut served = join_all((0..connections).map(|_| tokio::spawn(connect(bridge.address)))).await;
