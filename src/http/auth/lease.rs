@@ -5,7 +5,8 @@
 //! Guarantees:
 //! - Streams with the same credential share one lease. Each stream receives the current status and each change of it.
 //! - An ended credential stays ended.
-//! - A lease exists while a stream holds it, so the table has at most as many live leases as there are streams.
+//! - A lease exists while a stream holds it, so the table has at most as many live leases as there are streams. Entries of
+//!   other leases are removed in amortized O(1) for each new lease ([`PRUNE_SLACK`]).
 //!
 //! `watchdog` changes the status. Must not import: `authenticator` and `watchdog`.
 //!
@@ -29,6 +30,9 @@ use super::{
     review_cache::{ReviewOutcome, ReviewUnavailable},
 };
 use crate::wire::CloseReason;
+
+/// Leases without a stream that stay in the table until a prune, beyond twice the number of leases at the last one.
+const PRUNE_SLACK: usize = 64;
 
 /// The status of a credential with open streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +112,25 @@ pub(super) struct Lease {
 
 /// All leases.
 #[derive(Debug, Default)]
-pub(super) struct LeaseTable(Mutex<HashMap<CredentialIdentity, Weak<Lease>>>);
+pub(super) struct LeaseTable(Mutex<Leases>);
+
+#[derive(Debug, Default)]
+struct Leases {
+    by_identity: HashMap<CredentialIdentity, Weak<Lease>>,
+    /// Number of leases after the last prune.
+    pruned_len: usize,
+}
+
+impl Leases {
+    /// Removes leases without a stream when there can be many. A prune is O(number of leases), and the number doubles
+    /// between two prunes, so that a new lease costs O(1) on average.
+    fn prune(&mut self) {
+        if self.by_identity.len() >= 2 * self.pruned_len + PRUNE_SLACK {
+            self.by_identity.retain(|_, lease| lease.strong_count() > 0);
+            self.pruned_len = self.by_identity.len();
+        }
+    }
+}
 
 /// The current status of a credential, followed by each change. It holds the lease.
 ///
@@ -123,16 +145,15 @@ impl LeaseTable {
         identity: &CredentialIdentity,
         status: impl FnOnce(&CredentialIdentity) -> CredentialStatus,
     ) -> CredentialWatch {
-        let mut leases = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let lease = match leases.get(identity).and_then(Weak::upgrade).filter(|lease| !lease.is_ended()) {
+        let mut leases = self.lock();
+        let lease = match leases.by_identity.get(identity).and_then(Weak::upgrade).filter(|lease| !lease.is_ended()) {
             Some(lease) => lease,
             None => {
-                // Unused leases are removed when a new one is added.
-                leases.retain(|_, lease| lease.strong_count() > 0);
+                leases.prune();
                 let status = watch::Sender::new(status(identity));
                 let review_history = Mutex::new(ReviewHistory::new(Instant::now()));
                 let lease = Arc::new(Lease { identity: identity.clone(), status, review_history });
-                leases.insert(identity.clone(), Arc::downgrade(&lease));
+                leases.by_identity.insert(identity.clone(), Arc::downgrade(&lease));
                 lease
             }
         };
@@ -149,13 +170,16 @@ impl LeaseTable {
 
     /// Returns the number of leases that streams hold.
     pub(super) fn len(&self) -> usize {
-        let leases = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        leases.values().filter(|lease| lease.strong_count() > 0).count()
+        self.lock().by_identity.values().filter(|lease| lease.strong_count() > 0).count()
     }
 
     /// Returns all leases that a stream holds.
     pub(super) fn all(&self) -> Vec<Arc<Lease>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().filter_map(Weak::upgrade).collect()
+        self.lock().by_identity.values().filter_map(Weak::upgrade).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Leases> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -186,6 +210,7 @@ impl Lease {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{event::projection::Scope, http::auth::secret::Secret};
 
     const CONFIRM_DELAY: Duration = Duration::from_secs(2);
 
@@ -239,5 +264,37 @@ mod tests {
             history(Err(ReviewUnavailable), 1),
         ];
         assert!(order.is_sorted_by_key(ReviewHistory::priority), "{order:?}");
+    }
+    fn identity(number: usize) -> CredentialIdentity {
+        let token = Some(Secret::new(number.to_string()));
+        CredentialIdentity { subject: None, token, expires_at: None, scope: Scope::All }
+    }
+
+    #[test]
+    fn leases_without_a_stream_are_removed() {
+        let table = LeaseTable::default();
+        let watch = |number| table.watch(&identity(number), |_| CredentialStatus::Valid);
+        let open: Vec<_> = (0..100).map(watch).collect();
+        for number in 100..10_000 {
+            drop(watch(number));
+            let entries = table.lock().by_identity.len();
+            assert!(entries <= 2 * open.len() + PRUNE_SLACK, "found {entries} entries");
+        }
+        assert_eq!((table.len(), table.all().len()), (100, 100));
+    }
+
+    #[test]
+    fn all_prunes_together_examine_each_lease_a_few_times() {
+        const STREAMS: usize = 10_000;
+        let table = LeaseTable::default();
+        let (mut open, mut examined) = (Vec::new(), 0);
+        for number in 0..STREAMS {
+            let before = table.lock().pruned_len;
+            open.push(table.watch(&identity(number), |_| CredentialStatus::Valid));
+            let after = table.lock().pruned_len;
+            // A prune examines all leases, and here it keeps all of them.
+            examined += if after == before { 0 } else { after };
+        }
+        assert!((1..=2 * STREAMS).contains(&examined), "{STREAMS} new leases examined {examined} others");
     }
 }
