@@ -169,7 +169,7 @@ impl<O: Outbound> Outbound for WithCredential<O> {
         self.out.heartbeat()
     }
 
-    fn control_event(&mut self, name: &'static str, json: &str) -> Option<Bytes> {
+    fn control_event(&mut self, name: &'static str, json: &dyn Fn(u64) -> String) -> Option<Bytes> {
         self.out.control_event(name, json)
     }
 
@@ -181,9 +181,44 @@ impl<O: Outbound> Outbound for WithCredential<O> {
 /// Returns the event `auth.expiring`, or `None` on `/ws`, whose format does not have it.
 fn expiring_event(out: &mut impl Outbound, end: Timestamp) -> Option<Bytes> {
     let name = "auth.expiring";
-    let now_ms = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default();
-    out.control_event(
-        name,
-        &format!(r#"{{"type":"{name}","time":"{}","expiresAt":"{end}"}}"#, render::format_timestamp(now_ms)),
-    )
+    out.control_event(name, &|now_ms| {
+        format!(r#"{{"type":"{name}","time":"{}","expiresAt":"{end}"}}"#, render::format_timestamp(now_ms))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::stream;
+
+    use super::*;
+    use crate::{
+        event::{
+            NamespaceId, Resource,
+            projection::{EventFormat, Projection},
+        },
+        feed::{self, Feed, Framing, StartAt},
+    };
+
+    /// All `time` values of a stream come from one clock.
+    #[test]
+    fn expiry_notice_has_the_time_of_the_feed_clock() {
+        const NOW_MS: u64 = 1_767_323_045_678;
+        let (mut writer, feed) = Feed::new(feed::Config { wall_clock_ms: || NOW_MS, ..feed::Config::default() });
+        writer.set_namespace(NamespaceId::from_uid("a namespace"));
+        writer.replace(Resource::Pods, Vec::new(), 1);
+        writer.replace(Resource::Claims, Vec::new(), 1);
+        let cache = feed.projection_cache(Projection::everything(EventFormat::Full), Framing::WEBSOCKET);
+        let subscription = feed.subscribe(cache, StartAt::Live).unwrap();
+        let end = Timestamp::from_millisecond(NOW_MS as i64 + 60_000).unwrap();
+        let watch = stream::iter([CredentialStatus::Expiring(end)]).chain(stream::pending()).boxed();
+        let slots = StreamSlots { stream: None, filter: None };
+        let mut out = WithCredential::new(subscription, Some(watch), slots);
+        let mut text = String::new();
+        while let ReadResult::Batch(frames) = out.read(1) {
+            frames.iter().for_each(|frame| text += &String::from_utf8_lossy(frame));
+        }
+        let expected =
+            r#"{"type":"auth.expiring","time":"2026-01-02T03:04:05.678Z","expiresAt":"2026-01-02T03:05:05.678Z"}"#;
+        assert!(text.contains(expected), "{text}");
+    }
 }

@@ -115,9 +115,10 @@ impl Outbound for RateLimited {
         Some(self.frame(&line))
     }
 
-    fn control_event(&mut self, _name: &'static str, json: &str) -> Option<Bytes> {
-        self.window.advance(Instant::now(), self.subscription.now_ms());
-        Some(self.frame(json.as_bytes()))
+    fn control_event(&mut self, _name: &'static str, json: &dyn Fn(u64) -> String) -> Option<Bytes> {
+        let now_ms = self.subscription.now_ms();
+        self.window.advance(Instant::now(), now_ms);
+        Some(self.frame(json(now_ms).as_bytes()))
     }
 
     fn closing_event(&mut self, close: CloseReason, retry: Duration) -> Option<Bytes> {

@@ -38,9 +38,9 @@ impl Outbound for Subscription {
         Subscription::heartbeat(self)
     }
 
-    fn control_event(&mut self, name: &'static str, json: &str) -> Option<Bytes> {
+    fn control_event(&mut self, name: &'static str, json: &dyn Fn(u64) -> String) -> Option<Bytes> {
         let mut out = Vec::new();
-        self.framing()?.append_frame(&mut out, name, None, json);
+        self.framing()?.append_frame(&mut out, name, None, &json(self.now_ms()));
         Some(out.into())
     }
 

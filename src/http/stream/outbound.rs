@@ -60,9 +60,10 @@ pub trait Outbound: Send {
         None
     }
 
-    /// Returns the frame of an event about the stream itself, made of its name and its JSON. Returns `None` if the
-    /// event format of the stream has no such events.
-    fn control_event(&mut self, _name: &'static str, _json: &str) -> Option<Bytes> {
+    /// Returns the frame of an event about the stream itself. `json` returns the JSON of the event at a time of the
+    /// stream's clock, in milliseconds since the Unix epoch. Returns `None` if the event format of the stream has no such
+    /// events.
+    fn control_event(&mut self, _name: &'static str, _json: &dyn Fn(u64) -> String) -> Option<Bytes> {
         None
     }
 

@@ -266,7 +266,7 @@ impl<O: Outbound> StreamState<O> {
 
 /// An outbound that has panicked (`None`) sends nothing more.
 impl<O: Outbound> Outbound for Option<O> {
-    fn control_event(&mut self, name: &'static str, json: &str) -> Option<Bytes> {
+    fn control_event(&mut self, name: &'static str, json: &dyn Fn(u64) -> String) -> Option<Bytes> {
         self.as_mut()?.control_event(name, json)
     }
 
