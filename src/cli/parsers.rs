@@ -63,6 +63,20 @@ pub(super) fn namespace(text: &str) -> Result<String, String> {
     ))
 }
 
+/// Parses the address to listen on: an IP address or a name. The brackets that an IPv6 address has in a URL are removed.
+pub(super) fn listen_host(text: &str) -> Result<String, String> {
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    if let Some(address) = bare.filter(|bare| bare.contains(':')) {
+        return Ok(address.to_owned());
+    }
+    let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
+    let has_port = port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']'));
+    if text.contains("://") || has_port {
+        return Err("expected an address or a name without scheme and port; set the port with --port".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
 /// Parses a log level.
 pub(super) fn log_level(text: &str) -> Result<Level, String> {
     text.parse().map_err(|_| "expected error, warn, info, debug or trace".to_owned())
@@ -111,6 +125,28 @@ mod tests {
             ["", "9090", ":9090", "localhost", "localhost:", "localhost:65536", "::1:9090", "[::1]", "[x]:1", "a/b:1"]
         {
             assert!(host_port(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn listen_host_has_no_brackets_and_no_port() {
+        for (text, host) in [
+            ("[::1]", "::1"),
+            ("::1", "::1"),
+            ("[::]", "::"),
+            ("[fe80::1%eth0]", "fe80::1%eth0"),
+            ("::ffff:127.0.0.1", "::ffff:127.0.0.1"),
+            ("127.0.0.1", "127.0.0.1"),
+            ("localhost", "localhost"),
+            ("[localhost]", "[localhost]"),
+            ("", ""),
+        ] {
+            assert_eq!(listen_host(text).as_deref(), Ok(host), "{text}");
+        }
+        for wrong in
+            ["127.0.0.1:3000", "localhost:3000", "[::1]:3000", ":3000", "http://localhost", "http://[::1]:3000"]
+        {
+            assert!(listen_host(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -9,7 +9,7 @@ use super::{
     access::AccessArgs,
     exit::{CANNOT_CONNECT, CliError},
     logging::{self, LogFormat},
-    parsers::{MAX_CONNECTIONS, PORTS, RATES, host_port, integer_in, log_level, namespace},
+    parsers::{MAX_CONNECTIONS, PORTS, RATES, host_port, integer_in, listen_host, log_level, namespace},
     server,
 };
 use crate::{
@@ -33,7 +33,7 @@ pub(super) struct Serve {
     pub(super) port: u16,
 
     /// Address to listen on. An address other than loopback requires credentials or --allow-anonymous
-    #[arg(long, env = "LISTEN_HOST", default_value = "127.0.0.1", value_name = "HOST")]
+    #[arg(long, env = "LISTEN_HOST", default_value = "127.0.0.1", value_name = "HOST", value_parser = listen_host)]
     listen_host: String,
 
     /// Address and port of a listener of its own for /livez, /readyz and /api/v1/health, such as 0.0.0.0:9090. Clients of
@@ -184,6 +184,7 @@ impl Serve {
                 self.listen_host
             ))
         })?;
-        Ok(addresses.all(|address| address.ip().is_loopback()))
+        // An IPv4 address can be written as an IPv6 address: `::ffff:127.0.0.1`.
+        Ok(addresses.all(|address| address.ip().to_canonical().is_loopback()))
     }
 }

@@ -8,6 +8,9 @@ use std::{net::IpAddr, str::FromStr};
 
 use http::HeaderMap;
 
+/// Bits of the prefix of IPv4 addresses that are mapped to IPv6, `::ffff:0:0/96` (RFC 4291, section 2.5.5.2).
+const MAPPED_BITS: u32 = 96;
+
 /// Networks of proxies whose `X-Forwarded-*` headers count (`--trusted-proxies`).
 #[derive(Clone, Debug, Default)]
 pub struct TrustedProxies(Vec<IpNetwork>);
@@ -46,7 +49,13 @@ impl FromStr for IpNetwork {
         if bits > width(address) {
             return Err(invalid());
         }
-        Ok(IpNetwork { address, bits })
+        // A network of IPv4 addresses that are mapped to IPv6, such as `::ffff:10.0.0.0/104`, is the IPv4 network.
+        match address.to_canonical() {
+            mapped @ IpAddr::V4(_) if address.is_ipv6() && bits >= MAPPED_BITS => {
+                Ok(IpNetwork { address: mapped, bits: bits - MAPPED_BITS })
+            }
+            _ => Ok(IpNetwork { address, bits }),
+        }
     }
 }
 
@@ -160,7 +169,12 @@ mod tests {
             ("::ffff:10.0.0.1", &[(FOR, "1.2.3.4")], "1.2.3.4", false),
             ("127.0.0.1", &[(FOR, "1.2.3.4")], "1.2.3.4", false),
             ("127.0.0.2", &[(FOR, "1.2.3.4")], "127.0.0.2", false),
+            ("::ffff:127.0.0.1", &[(FOR, "::ffff:1.2.3.4"), (PROTO, "https")], "1.2.3.4", true),
             ("11.0.0.1", &[(FOR, "1.2.3.4")], "11.0.0.1", false),
+            // Other headers that proxies send have no effect.
+            ("10.0.0.1", &[("forwarded", "for=6.6.6.6;proto=https"), ("x-real-ip", "6.6.6.6")], "10.0.0.1", false),
+            // The client is in a trusted network itself, so it counts as a proxy and can forge an address.
+            ("10.0.0.1", &[(FOR, "6.6.6.6, 10.5.5.5")], "6.6.6.6", false),
         ];
         for (peer, headers, address, secure) in table {
             assert_eq!(
@@ -178,6 +192,10 @@ mod tests {
         assert!(contains("0.0.0.0/0", "1.2.3.4") && contains("::/0", "::1") && !contains("0.0.0.0/0", "::1"));
         assert!(contains("192.0.2.128/25", "192.0.2.200") && !contains("192.0.2.128/25", "192.0.2.1"));
         assert!(contains("2001:db8::/33", "2001:db8:7fff::") && !contains("2001:db8::/33", "2001:db8:8000::"));
+        // Addresses of requests are IPv4 where they are mapped.
+        assert!(contains("::ffff:10.0.0.0/104", "10.1.2.3") && !contains("::ffff:10.0.0.0/104", "11.0.0.0"));
+        assert!(contains("::ffff:192.0.2.7", "192.0.2.7") && !contains("::ffff:192.0.2.7", "192.0.2.8"));
+        assert!(contains("::ffff:0:0/96", "192.0.2.7") && contains("::ffff:0:0/95", "::ffff:0:0"));
         for invalid in ["", "10.0.0.0/33", "10.0.0/8", "::/129", "host", "10.0.0.0/x", "10.0.0.0/-1"] {
             assert!(invalid.parse::<IpNetwork>().is_err(), "expected an error for '{invalid}'");
         }

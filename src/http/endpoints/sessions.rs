@@ -84,7 +84,7 @@ fn set_cookie(response: &mut Response, request: &ApiRequest, name: &str, value: 
 fn is_loopback(host: &str) -> bool {
     let Ok(authority) = host.parse::<http::uri::Authority>() else { return false };
     let name = authority.host().trim_matches(['[', ']']);
-    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 #[cfg(test)]
@@ -93,10 +93,19 @@ mod tests {
 
     #[test]
     fn is_loopback_accepts_only_loopback_hosts() {
-        for own in ["localhost", "localhost:3000", "127.0.0.1:1", "127.9.9.9", "[::1]", "[::1]:3000"] {
+        for own in [
+            "localhost",
+            "localhost:3000",
+            "127.0.0.1:1",
+            "127.9.9.9",
+            "[::1]",
+            "[::1]:3000",
+            "[::ffff:127.0.0.1]:3000",
+        ] {
             assert!(is_loopback(own), "expected loopback: {own}");
         }
-        for other in ["", "10.0.0.1", "[::]", "bridge.example", "localhost.example:80", "0.0.0.0"] {
+        for other in ["", "10.0.0.1", "[::]", "bridge.example", "localhost.example:80", "0.0.0.0", "[::ffff:10.0.0.1]"]
+        {
             assert!(!is_loopback(other), "expected no loopback: {other}");
         }
     }
