@@ -62,17 +62,22 @@ pub(super) async fn admit(
     // Only a request of a unit test has no peer.
     let peer = peer.unwrap_or(Peer { address: (Ipv4Addr::UNSPECIFIED, 0).into(), tls: false });
     let client = app.trusted_proxies.client_info(peer.address.ip(), peer.tls, &headers);
+    // The route has rejected what the guard rejects.
+    let decision = browser_guard::check(host.as_ref(), &headers, &app.guard).ok();
     // With `CORS_ORIGIN=*` a page of another site may send a credential that it holds itself, but no cookie
     // (docs/protocol.md#access).
-    let decision = || browser_guard::check(host.as_ref(), &headers, &app.guard);
-    let cookies =
-        headers.contains_key(header::COOKIE) && decision().is_ok_and(|decision| decision != OriginDecision::AnyOrigin);
+    let cookies = decision.as_ref().is_some_and(|decision| *decision != OriginDecision::AnyOrigin);
+    let is_navigation = decision == Some(OriginDecision::Navigation);
+    let address = if is_navigation { Caller::navigation(client.address) } else { Caller::address(client.address) };
     let context = CredentialContext { headers: &headers, query: &query, client, cookies };
     let limits = &app.rate_limits;
-    let principal = match app.auth.authenticate(requirement, context, &limits.token_reviews).await {
+    let mut principal = match app.auth.authenticate(requirement, context, &address, &limits.token_reviews).await {
         Ok(principal) => principal,
-        Err(denied) => return Err(reject(&denied, &limits.denied_credentials, &Caller::address(client.address))),
+        Err(denied) => return Err(reject(&denied, &limits.denied_credentials, &address)),
     };
+    if is_navigation {
+        principal.caller = address;
+    }
     let status = match requirement {
         // Streams have their own limits (`RateLimits::open_stream`).
         AccessRequirement::Probe | AccessRequirement::Stream | AccessRequirement::BoilerhouseWs => None,

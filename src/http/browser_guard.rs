@@ -1,22 +1,24 @@
-//! The browser guard: the `Host` and `Origin` rules that hold on every endpoint (`docs/protocol.md#access`).
+//! The browser guard: the rules about `Host`, `Origin` and `Sec-Fetch-Site` that hold on every endpoint
+//! (`docs/protocol.md#access`).
 //!
 //! The threat: a developer runs `kubectl port-forward` to the bridge and opens a web page of another site. Requests of that
-//! page carry the page's `Origin`. If the page's name resolves to the bridge (DNS rebinding), they carry that name as
-//! `Host`. The guard rejects both before the path is evaluated.
+//! page carry the page's `Origin`, or no `Origin` and the mark `Sec-Fetch-Site`. If the page's name resolves to the bridge
+//! (DNS rebinding), they carry that name as `Host`. The guard rejects all of them before the path is evaluated.
 //!
 //! Guarantees: pure; the decision depends on the headers and the configuration only.
 
-use std::{
-    net::{Ipv4Addr, Ipv6Addr},
-    str::FromStr,
-};
+mod origin;
 
 use http::{HeaderMap, HeaderValue, header, uri::Authority};
 
+pub use self::origin::{HostName, Origin};
+use self::origin::{cannot_be_rebound, split_authority};
 use super::error::{ApiError, ErrorCode};
 
 /// Characters of an origin that an error message repeats.
 const MAX_ORIGIN_CHARS: usize = 200;
+/// The values of `Sec-Fetch-Site` (Fetch Metadata, section 2.3) of a request that a page of another origin caused.
+const FOREIGN_SITES: [&str; 2] = ["cross-site", "same-site"];
 
 /// Hosts and origins that are allowed in addition to IP literals, `localhost` and the request's own origin.
 #[derive(Clone, Debug, Default)]
@@ -29,27 +31,18 @@ pub struct GuardConfig {
     pub any_origin: bool,
 }
 
-/// A name that `Host` may carry: lower case, without a port.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostName(String);
-
-/// A web origin (RFC 6454) in normal form: lower case, with an explicit port.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Origin {
-    scheme: String,
-    host: String,
-    port: u16,
-}
-
 /// The origin of a request that passes the guard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OriginDecision {
-    /// No `Origin`, or the bridge's own.
+    /// No `Origin` and no mark of another site, or the bridge's own `Origin`.
     SameOrigin,
     /// Another origin that is allowed. The value is the one for `Access-Control-Allow-Origin`.
     Allowed(HeaderValue),
     /// Another origin, and all are allowed. The response carries `Access-Control-Allow-Origin: *`, and cookies do not count.
     AnyOrigin,
+    /// A page of another site makes a window of the browser show the bridge, as a link does. The page cannot read the
+    /// response, and the request does not use the budgets of the user.
+    Navigation,
 }
 
 /// The check that rejects a request.
@@ -59,6 +52,8 @@ pub enum GuardCheck {
     Host,
     /// The check of `Origin`.
     Origin,
+    /// The check of `Sec-Fetch-Site`.
+    Site,
 }
 
 /// The rejection of a request.
@@ -77,59 +72,29 @@ impl GuardCheck {
         match self {
             GuardCheck::Host => "host",
             GuardCheck::Origin => "origin",
+            GuardCheck::Site => "site",
         }
     }
 }
 
-impl FromStr for HostName {
-    type Err = String;
-
-    /// Parses a DNS name. It rejects a port and a scheme, because a name with either never equals a `Host`.
-    fn from_str(text: &str) -> Result<HostName, String> {
-        let is_label = |label: &str| {
-            !label.is_empty() && label.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
-        };
-        // A client sends the trailing dot of an absolute DNS name in `Host`, so it is part of the name.
-        if text.strip_suffix('.').unwrap_or(text).split('.').all(is_label) {
-            Ok(HostName(text.to_ascii_lowercase()))
-        } else {
-            Err(format!(
-                "'{text}' is not a host name: expected one like bridge.example, without scheme, port or wildcard (it is \
-                 valid for every port; IP addresses and localhost are always allowed)"
-            ))
-        }
-    }
-}
-
-impl FromStr for Origin {
-    type Err = String;
-
-    /// Parses `scheme://host[:port]` with the scheme `http` or `https`.
-    fn from_str(text: &str) -> Result<Origin, String> {
-        let invalid = || format!("'{text}' is not an origin: expected http://host[:port] or https://host[:port]");
-        let (scheme, rest) = text.split_once("://").ok_or_else(invalid)?;
-        let scheme = scheme.to_ascii_lowercase();
-        let default = default_port(&scheme).ok_or_else(invalid)?;
-        let authority: Authority = rest.parse().map_err(|_| invalid())?;
-        let (host, port) = split_authority(&authority).ok_or_else(invalid)?;
-        Ok(Origin { scheme, host, port: port.unwrap_or(default) })
-    }
-}
-
-/// Checks the host that a request names and its `Origin`.
+/// Checks the host that a request names, its `Origin`, and without one its `Sec-Fetch-Site`.
 ///
 /// `host` is the one of `Host` and of an absolute request target. It is `None` if the two differ or one is malformed.
 ///
 /// # Errors
-/// [`GuardError`] with a 400 for a request without exactly one valid `Host`, else with a 403 that names the setting that would allow the request.
+/// [`GuardError`] with a 400 for a request without exactly one valid `Host`, else with a 403 that names the setting that would
+/// allow the request.
 pub fn check(
     host: Option<&Authority>,
     headers: &HeaderMap,
     config: &GuardConfig,
 ) -> Result<OriginDecision, GuardError> {
-    let (host, port) =
-        check_host(host, headers, config).map_err(|error| GuardError { check: GuardCheck::Host, error })?;
-    check_origin(&host, port, headers, config).map_err(|error| GuardError { check: GuardCheck::Origin, error })
+    let failed = |check| move |error| GuardError { check, error };
+    let (host, port) = check_host(host, headers, config).map_err(failed(GuardCheck::Host))?;
+    match single_header(headers, &header::ORIGIN, ErrorCode::Forbidden).map_err(failed(GuardCheck::Origin))? {
+        Some(origin) => check_origin(origin, &host, port, config).map_err(failed(GuardCheck::Origin)),
+        None => check_site(headers).map_err(failed(GuardCheck::Site)),
+    }
 }
 
 fn check_host(
@@ -146,7 +111,7 @@ fn check_host(
         let code = if is_valid { ErrorCode::Forbidden } else { ErrorCode::BadRequest };
         ApiError::new(code, "the request names no valid host; send one valid Host header")
     })?;
-    if !cannot_be_rebound(&host) && !config.hosts.iter().any(|name| name.0 == host) {
+    if !cannot_be_rebound(&host) && !config.hosts.iter().any(|name| name.matches(&host)) {
         let message = format!("host '{host}' is not allowed; add it to --allowed-hosts");
         return Err(ApiError::new(ErrorCode::Forbidden, message));
     }
@@ -154,58 +119,48 @@ fn check_host(
 }
 
 fn check_origin(
+    value: &HeaderValue,
     host: &str,
     port: Option<u16>,
-    headers: &HeaderMap,
     config: &GuardConfig,
 ) -> Result<OriginDecision, ApiError> {
-    let Some(value) = single_header(headers, &header::ORIGIN, ErrorCode::Forbidden)? else {
-        return Ok(OriginDecision::SameOrigin);
-    };
-    let not_allowed = || {
+    let refused = |advice: &str| {
         let origin: String = value.to_str().unwrap_or("?").chars().take(MAX_ORIGIN_CHARS).collect();
-        let message = format!("origin '{origin}' is not allowed to read from this bridge; add it to CORS_ORIGIN");
+        let message = format!("origin '{origin}' is not allowed to read from this bridge; {advice}");
         ApiError::new(ErrorCode::Forbidden, message)
     };
-    let origin: Origin = value.to_str().ok().and_then(|text| text.parse().ok()).ok_or_else(not_allowed)?;
-    // After a TLS proxy the schemes of `Origin` and of the connection differ. A `Host` without a port therefore stands for
-    // the default port of the origin's scheme.
-    let own_port = port.or(default_port(&origin.scheme));
-    if origin.host == host && Some(origin.port) == own_port {
+    let text = value.to_str().unwrap_or_default();
+    if text == "null" || text.starts_with("file:") {
+        return Err(refused("it stands for a file, a sandboxed frame or a redirect: load the page from a web server"));
+    }
+    let origin: Origin = text.parse().map_err(|_| refused("it is malformed: send scheme://host[:port]"))?;
+    if origin.is_at(host, port) {
         Ok(OriginDecision::SameOrigin)
     } else if config.origins.contains(&origin) {
         Ok(OriginDecision::Allowed(value.clone()))
     } else if config.any_origin {
         Ok(OriginDecision::AnyOrigin)
     } else {
-        Err(not_allowed())
+        Err(refused("add it to CORS_ORIGIN"))
     }
 }
 
-/// Returns whether no DNS server can make this name resolve to the bridge: it is an IP literal or `localhost`.
-fn cannot_be_rebound(host: &str) -> bool {
-    let v6 = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-    host == "localhost" || host.parse::<Ipv4Addr>().is_ok() || v6.is_some_and(|v6| v6.parse::<Ipv6Addr>().is_ok())
-}
-
-fn split_authority(authority: &Authority) -> Option<(String, Option<u16>)> {
-    let text = authority.as_str();
-    if text.contains('@') || authority.host().is_empty() {
-        return None;
-    }
-    let port = match text.strip_prefix(authority.host())? {
-        "" => None,
-        rest => Some(rest.strip_prefix(':')?.parse().ok()?),
+/// Checks the mark that browsers set on a request without `Origin`, such as one for an image. A page cannot change the mark.
+/// Other clients and old browsers do not send it.
+fn check_site(headers: &HeaderMap) -> Result<OriginDecision, ApiError> {
+    let has = |name: &str, accepted: &[&str]| {
+        headers.get_all(name).iter().any(|value| accepted.iter().any(|accepted| value == accepted))
     };
-    Some((authority.host().to_ascii_lowercase(), port))
-}
-
-fn default_port(scheme: &str) -> Option<u16> {
-    match scheme {
-        "http" => Some(80),
-        "https" => Some(443),
-        _ => None,
+    if !has("sec-fetch-site", &FOREIGN_SITES) {
+        return Ok(OriginDecision::SameOrigin);
     }
+    // A frame has another destination. Only a window that shows the bridge alone is what a person expects of a link.
+    if has("sec-fetch-mode", &["navigate"]) && has("sec-fetch-dest", &["document"]) {
+        return Ok(OriginDecision::Navigation);
+    }
+    let message = "a page of another site sent this request without an Origin (Sec-Fetch-Site); add the site to CORS_ORIGIN \
+                   and use CORS, or open the address in a window of its own";
+    Err(ApiError::new(ErrorCode::Forbidden, message))
 }
 
 /// Returns the value of a header. `repeated` is the error code for more than one.
@@ -272,31 +227,6 @@ mod tests {
     }
 
     #[test]
-    fn host_name_parser_accepts_only_plain_names() {
-        for valid in
-            ["bridge", "bridge.example", "BRIDGE.Example", "bridge.ns.svc.cluster.local.", "my_bridge", "10.0.0.7"]
-        {
-            assert_eq!(valid.parse(), Ok(HostName(valid.to_ascii_lowercase())), "parsed host name {valid}");
-        }
-        for invalid in [
-            "",
-            ".",
-            "bridge..example",
-            ".example",
-            "bridge.example:8080",
-            "https://bridge.example",
-            "bridge.example/",
-            "*",
-            "*.example",
-            "bücher.example",
-            "[::1]",
-            "a b",
-        ] {
-            assert!(invalid.parse::<HostName>().is_err(), "expected an error for {invalid:?}");
-        }
-    }
-
-    #[test]
     fn own_and_listed_origins_pass_and_others_are_rejected() {
         for (host, origin) in [
             ("localhost:3000", "http://localhost:3000"),
@@ -338,6 +268,83 @@ mod tests {
         ] {
             assert_eq!(decision_for("localhost:3000", Some(origin)), None, "decision for origin {origin:?}");
         }
+    }
+
+    /// Every advice of a 403 is true: an origin that `CORS_ORIGIN` does not accept is not advised to be added to it.
+    #[test]
+    fn advice_of_a_rejected_origin_is_a_setting_that_accepts_it() {
+        let host: Authority = "localhost:3000".parse().unwrap();
+        for (origin, is_accepted) in [
+            ("https://app.example", true),
+            ("http://127.0.0.1:8080", true),
+            ("capacitor://localhost", true),
+            ("ionic://localhost", true),
+            ("chrome-extension://abcdefghijklmnop", true),
+            ("moz-extension://6ad1bd7a-1f3c-4f7f-b5a6-e0b2f0a3f1c9", true),
+            ("null", false),
+            ("file://", false),
+            ("https://app.example/", false),
+            ("https://*.example", false),
+            ("*", false),
+            ("", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.append(header::HOST, "localhost:3000".parse().unwrap());
+            headers.append(header::ORIGIN, origin.parse().unwrap());
+            let error = format!("{:?}", check(Some(&host), &headers, &GuardConfig::default()).unwrap_err());
+            assert_eq!(error.contains("add it to CORS_ORIGIN"), is_accepted, "{error}");
+            assert_eq!(origin.parse::<Origin>().is_ok(), is_accepted, "{origin}");
+            if let Ok(allowed) = origin.parse() {
+                let config = GuardConfig { origins: vec![allowed], ..GuardConfig::default() };
+                let decision = check(Some(&host), &headers, &config).ok();
+                assert_eq!(decision, Some(OriginDecision::Allowed(origin.parse().unwrap())), "{origin}");
+            }
+        }
+    }
+
+    #[test]
+    fn marked_requests_without_an_origin_are_rejected_except_navigations() {
+        let decision = |marks: &[(&'static str, &'static str)], any_origin| {
+            let mut headers = HeaderMap::new();
+            headers.append(header::HOST, "localhost:3000".parse().unwrap());
+            for (name, value) in marks {
+                headers.append(*name, value.parse().unwrap());
+            }
+            let config = GuardConfig { any_origin, ..GuardConfig::default() };
+            check("localhost:3000".parse().ok().as_ref(), &headers, &config).map_err(|GuardError { check, .. }| check)
+        };
+        const SITE: &str = "sec-fetch-site";
+        const MODE: (&str, &str) = ("sec-fetch-mode", "navigate");
+        let document = ("sec-fetch-dest", "document");
+        let own = Ok(OriginDecision::SameOrigin);
+        for (marks, expected) in [
+            (&[][..], own.clone()),
+            (&[(SITE, "none"), MODE, document], own.clone()),
+            (&[(SITE, "same-origin"), ("sec-fetch-mode", "no-cors")], own.clone()),
+            (&[(SITE, "unknown")], own.clone()),
+            (&[(SITE, "cross-site")], Err(GuardCheck::Site)),
+            (&[(SITE, "same-site")], Err(GuardCheck::Site)),
+            (&[(SITE, "none"), (SITE, "cross-site")], Err(GuardCheck::Site)),
+            (
+                &[(SITE, "cross-site"), ("sec-fetch-mode", "no-cors"), ("sec-fetch-dest", "image")],
+                Err(GuardCheck::Site),
+            ),
+            (&[(SITE, "cross-site"), ("sec-fetch-mode", "no-cors"), document], Err(GuardCheck::Site)),
+            (&[(SITE, "cross-site"), MODE], Err(GuardCheck::Site)),
+            (&[(SITE, "cross-site"), MODE, ("sec-fetch-dest", "iframe")], Err(GuardCheck::Site)),
+            (&[(SITE, "cross-site"), MODE, document], Ok(OriginDecision::Navigation)),
+            (&[(SITE, "same-site"), MODE, document], Ok(OriginDecision::Navigation)),
+            (&[(SITE, "cross-site"), ("origin", "http://localhost:3000")], own.clone()),
+            (&[(SITE, "cross-site"), MODE, document, ("origin", "https://evil.example")], Err(GuardCheck::Origin)),
+        ] {
+            assert_eq!(decision(marks, false), expected, "{marks:?}");
+        }
+        // All origins may read with CORS. A request without CORS names no origin.
+        assert_eq!(
+            decision(&[(SITE, "cross-site"), ("origin", "https://app.example")], true),
+            Ok(OriginDecision::AnyOrigin)
+        );
+        assert_eq!(decision(&[(SITE, "cross-site")], true), Err(GuardCheck::Site));
     }
 
     #[test]

@@ -13,6 +13,9 @@ pub enum Caller {
     /// An anonymous caller, by its address. Of an IPv6 address the first 64 bits count, because a subscriber gets a /64
     /// prefix.
     Address(IpAddr),
+    /// Pages of other sites that make a browser at this address show the bridge. They must not use the budgets of the
+    /// user of the browser.
+    Navigation(IpAddr),
     /// An API key, by its name.
     Key(Arc<str>),
     /// A Kubernetes user, by its name.
@@ -23,10 +26,21 @@ impl Caller {
     /// Returns the anonymous caller at an address.
     #[must_use]
     pub fn address(address: IpAddr) -> Caller {
-        Caller::Address(match address {
-            IpAddr::V4(_) => address,
-            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-        })
+        Caller::Address(subscriber(address))
+    }
+
+    /// Returns the caller for pages of other sites in a browser at an address.
+    #[must_use]
+    pub fn navigation(address: IpAddr) -> Caller {
+        Caller::Navigation(subscriber(address))
+    }
+}
+
+/// Returns the part of an address that counts. An IPv4 address that is mapped to IPv6 is the IPv4 address.
+fn subscriber(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
     }
 }
 
@@ -39,5 +53,12 @@ mod tests {
         let caller = |text: &str| Caller::address(text.parse().unwrap());
         assert_eq!(caller("2001:db8:0:1::1"), caller("2001:db8:0:1:ffff::2"));
         assert_ne!(caller("2001:db8:0:1::1"), caller("2001:db8:0:2::1"));
+    }
+
+    #[test]
+    fn mapped_ipv4_addresses_are_ipv4_addresses() {
+        let caller = |text: &str| Caller::address(text.parse().unwrap());
+        assert_eq!(caller("::ffff:192.0.2.1"), caller("192.0.2.1"));
+        assert_ne!(caller("::ffff:192.0.2.1"), caller("::ffff:192.0.2.2"));
     }
 }

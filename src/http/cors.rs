@@ -22,7 +22,7 @@ pub(super) fn add_cors_headers(
     let headers = response.headers_mut();
     headers.append(header::VARY, HeaderValue::from_static("Origin"));
     let cross_origin = match decision {
-        OriginDecision::SameOrigin => None,
+        OriginDecision::SameOrigin | OriginDecision::Navigation => None,
         OriginDecision::Allowed(origin) => Some((origin, true)),
         OriginDecision::AnyOrigin => Some((HeaderValue::from_static("*"), false)),
     };

@@ -19,7 +19,7 @@ const REQUEST_SECONDS: [f64; 7] = [0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0];
 /// Label of paths without a route, of requests that the browser guard rejects, and of unknown methods.
 const OTHER: &str = "other";
 /// Names of the checks of the browser guard.
-const GUARD_CHECKS: [&str; 2] = ["host", "origin"];
+const GUARD_CHECKS: [&str; 3] = ["host", "origin", "site"];
 
 /// Counters, gauges and histograms of all requests of a server.
 #[derive(Clone, Debug)]
@@ -93,7 +93,7 @@ impl Metrics {
         registry.register("http_requests_in_flight", "Requests being answered", self.in_flight.clone());
         registry.register(
             "http_guard_rejections",
-            "400 and 403 responses of the Host and Origin checks",
+            "400 and 403 responses of the Host, Origin and Sec-Fetch-Site checks",
             self.guard_rejections.clone(),
         );
         registry.register(

@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::support::{
     bridge_process::BridgeProcess,
-    npm_client,
+    http_client, npm_client,
     sim_cluster::{NAMESPACE, SimCluster},
 };
 
@@ -260,9 +260,14 @@ async fn foreign_pages_read_nothing_without_credentials() {
         let base = base.clone();
         Page { name, url, base, has_key: false, signed_in: false, outcomes, overrides: &[] }
     };
-    let mut table = foreign_pages(&base, pages, false);
-    table.push(page("an allowed site", format!("http://app.example:{pages}/"), ALLOWED));
-    table.push(page("the bridge's own", format!("{base}/livez"), OWN_ORIGIN));
+    check_pages(&foreign_pages(&base, pages, false)).await;
+    // Nor have they used the request budget of this address: this is its first request.
+    let first = http_client::get(bridge.address, "/api/v1/stats").await;
+    assert_eq!(first.header("ratelimit"), Some("\"default\";r=5999;t=1"), "{first:?}");
+    let table = [
+        page("an allowed site", format!("http://app.example:{pages}/"), ALLOWED),
+        page("the bridge's own", format!("{base}/livez"), OWN_ORIGIN),
+    ];
     check_pages(&table).await;
 }
 

@@ -113,6 +113,36 @@ async fn non_loopback_host_requires_credentials_or_allow_anonymous() {
     fails(&["demo"], &[("PORT", &port)], 1, &in_use).await;
 }
 
+/// IPv6 addresses as in a URL, and IPv4 addresses that are written as IPv6 addresses.
+#[tokio::test]
+async fn listen_host_accepts_brackets_and_mapped_ipv4_addresses() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let in_use = |host: &str| {
+        format!(
+            "cannot listen on {host} port {port}: another program uses it; choose another port with --port (0 takes a free \
+             port)"
+        )
+    };
+    let serve = ["serve", "--port", &port, "--listen-host"];
+    for host in ["::ffff:127.0.0.1", "[::ffff:127.0.0.1]", "::ffff:7f00:1"] {
+        let bare = host.trim_matches(['[', ']']);
+        fails(&[&serve[..], &[host]].concat(), &[], 1, &in_use(bare)).await;
+        fails(&serve[..3], &[("LISTEN_HOST", host)], 1, &in_use(bare)).await;
+        let (_file, path) = file(&format!("listen-host: '{host}'\n"));
+        fails(&[&serve[..3], &["--config", &path]].concat(), &[], 1, &in_use(bare)).await;
+    }
+    let error = "--listen-host :: would give the network access without credentials: set BOILERHOUSE_API_KEY, --keys-file or \
+                 --token-audience, or pass --allow-anonymous";
+    fails(&[&serve[..], &["[::]"]].concat(), &[], 2, error).await;
+    // A machine without IPv6 cannot listen on it. Both errors are about the address without brackets.
+    let listener = TcpListener::bind("[::1]:0");
+    let port = listener.as_ref().map_or(port.clone(), |taken| taken.local_addr().unwrap().port().to_string());
+    let exit = run(&["serve", "--listen-host", "[::1]", "--port", &port], &[]).await;
+    assert_eq!(exit.code, 1, "{}", exit.stderr);
+    assert!(exit.stderr.contains(&format!("error: cannot listen on ::1 port {port}: ")), "{}", exit.stderr);
+}
+
 #[tokio::test]
 async fn contradictory_auth_options_are_rejected() {
     let error = "BOILERHOUSE_API_KEY holds only white space: set a key, or unset the variable";
@@ -191,6 +221,16 @@ async fn usage_errors_name_the_argument() {
             &["serve", "--cors-origin", "null"],
             "invalid value 'null' for '--cors-origin <ORIGIN>': 'null' is not an origin: expected http://host[:port] or \
              https://host[:port]",
+        ),
+        (
+            &["serve", "--cors-origin", "https://*.example"],
+            "invalid value 'https://*.example' for '--cors-origin <ORIGIN>': 'https://*.example' is not an origin: it has a \
+             wildcard; name each origin, or use * alone for all origins",
+        ),
+        (
+            &["serve", "--listen-host", "127.0.0.1:3000"],
+            "invalid value '127.0.0.1:3000' for '--listen-host <HOST>': expected an address or a name without scheme and \
+             port; set the port with --port",
         ),
     ];
     for (args, error) in table {

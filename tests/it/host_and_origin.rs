@@ -48,13 +48,23 @@ const UPGRADE: &str = "Connection: Upgrade, close\r\nUpgrade: websocket\r\nSec-W
                        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 
 const FOREIGN_ORIGIN: &str = "is not allowed to read from this bridge; add it to CORS_ORIGIN";
+const OPAQUE_ORIGIN: &str = "is not allowed to read from this bridge; it stands for a file, a sandboxed frame or a redirect: \
+                             load the page from a web server";
+const MALFORMED_ORIGIN: &str = "is not allowed to read from this bridge; it is malformed: send scheme://host[:port]";
+const FOREIGN_SITE: &str = "a page of another site sent this request without an Origin (Sec-Fetch-Site); add the site to \
+                            CORS_ORIGIN and use CORS, or open the address in a window of its own";
 const UNKNOWN_HOST: &str = "is not allowed; add it to --allowed-hosts";
 const NO_VALID_HOST: &str = "the request names no valid host; send one valid Host header";
+
+const CROSS_SITE: &str = "Sec-Fetch-Site: cross-site";
+const SAME_SITE: &str = "Sec-Fetch-Site: same-site";
+const NAVIGATE: &str = "Sec-Fetch-Mode: navigate";
+const DOCUMENT: &str = "Sec-Fetch-Dest: document";
 
 /// Rejected requests: target, version, headers, and the message of the 403.
 const REJECTED: &[(&str, &str, &[&str], &str)] = &[
     ("{path}", "1.1", &["Host: {own}", "Origin: http://evil.example"], "origin 'http://evil.example' {foreign_origin}"),
-    ("{path}", "1.1", &["Host: {own}", "Origin: null"], "origin 'null' {foreign_origin}"),
+    ("{path}", "1.1", &["Host: {own}", "Origin: null"], "origin 'null' {opaque_origin}"),
     ("{path}", "1.1", &["Host: {own}", "Origin: http://127.0.0.1:1"], "origin 'http://127.0.0.1:1' {foreign_origin}"),
     (
         "{path}",
@@ -87,14 +97,14 @@ const REJECTED: &[(&str, &str, &[&str], &str)] = &[
         &["Host: {own}", "Origin: chrome-extension://abcdef"],
         "origin 'chrome-extension://abcdef' {foreign_origin}",
     ),
-    ("{path}", "1.1", &["Host: {own}", "Origin: http://{own}/"], "origin 'http://{own}/' {foreign_origin}"),
-    ("{path}", "1.1", &["Host: {own}", "Origin: *"], "origin '*' {foreign_origin}"),
-    ("{path}", "1.1", &["Host: {own}", "Origin:"], "origin '' {foreign_origin}"),
+    ("{path}", "1.1", &["Host: {own}", "Origin: http://{own}/"], "origin 'http://{own}/' {malformed_origin}"),
+    ("{path}", "1.1", &["Host: {own}", "Origin: *"], "origin '*' {malformed_origin}"),
+    ("{path}", "1.1", &["Host: {own}", "Origin:"], "origin '' {malformed_origin}"),
     (
         "{path}",
         "1.1",
         &["Host: {own}", "Origin: http://{own} http://{own}"],
-        "origin 'http://{own} http://{own}' {foreign_origin}",
+        "origin 'http://{own} http://{own}' {malformed_origin}",
     ),
     (
         "{path}",
@@ -139,6 +149,37 @@ const REJECTED: &[(&str, &str, &[&str], &str)] = &[
     ("http://user@{own}{path}", "1.1", &["Host: {own}"], "{no_valid_host}"),
     ("http://evil.example:{port}{path}", "1.1", &["Host: evil.example:{port}"], "host 'evil.example' {unknown_host}"),
     ("http://evil.example{path}", "1.0", &[], "host 'evil.example' {unknown_host}"),
+    ("{path}", "1.1", &["Host: {own}", "Origin: file://"], "origin 'file://' {opaque_origin}"),
+    (
+        "{path}",
+        "1.1",
+        &["Host: localhost:{port}", "Origin: capacitor://localhost"],
+        "origin 'capacitor://localhost' {foreign_origin}",
+    ),
+    // A script, an image or a no-cors fetch of a page of another site, of another port of this machine, a frame, and a
+    // prefetch. A browser sends no Origin with them.
+    (
+        "{path}",
+        "1.1",
+        &["Host: {own}", CROSS_SITE, "Sec-Fetch-Mode: no-cors", "Sec-Fetch-Dest: script"],
+        "{foreign_site}",
+    ),
+    (
+        "{path}",
+        "1.1",
+        &["Host: {own}", SAME_SITE, "Sec-Fetch-Mode: no-cors", "Sec-Fetch-Dest: empty"],
+        "{foreign_site}",
+    ),
+    ("{path}", "1.1", &["Host: {own}", CROSS_SITE, NAVIGATE, "Sec-Fetch-Dest: iframe"], "{foreign_site}"),
+    ("{path}", "1.1", &["Host: {own}", SAME_SITE, NAVIGATE, "Sec-Fetch-Dest: object"], "{foreign_site}"),
+    ("{path}", "1.1", &["Host: {own}", CROSS_SITE], "{foreign_site}"),
+    ("{path}", "1.1", &["Host: evil.example", CROSS_SITE, NAVIGATE, DOCUMENT], "host 'evil.example' {unknown_host}"),
+    (
+        "{path}",
+        "1.1",
+        &["Host: {own}", "Origin: http://evil.example", CROSS_SITE, "Sec-Fetch-Mode: cors"],
+        "origin 'http://evil.example' {foreign_origin}",
+    ),
 ];
 
 /// Permitted requests: target, version, headers, and the allowed foreign origin, if the request has one.
@@ -163,6 +204,19 @@ const PERMITTED: &[(&str, &str, &[&str], Option<&str>)] = &[
     ("{path}", "1.1", &["Host: bridge.example", "Origin: https://app.example"], Some("https://app.example")),
     ("{path}", "1.1", &["Host: {own}", "Origin: http://dev.example:8080"], Some("http://dev.example:8080")),
     ("{path}", "1.1", &["Host: {own}", "Origin: HTTPS://App.Example:443"], Some("HTTPS://App.Example:443")),
+    ("{path}", "1.1", &["Host: {own}", "Origin: capacitor://app"], Some("capacitor://app")),
+    // The address bar, a page of the bridge, a link of another site, and a page of an allowed origin.
+    ("{path}", "1.1", &["Host: {own}", "Sec-Fetch-Site: none", NAVIGATE, DOCUMENT], None),
+    ("{path}", "1.1", &["Host: {own}", "Sec-Fetch-Site: same-origin", "Sec-Fetch-Mode: cors"], None),
+    ("{path}", "1.1", &["Host: {own}", CROSS_SITE, NAVIGATE, DOCUMENT], None),
+    ("{path}", "1.1", &["Host: {own}", SAME_SITE, NAVIGATE, DOCUMENT], None),
+    (
+        "{path}",
+        "1.1",
+        &["Host: {own}", "Origin: https://app.example", CROSS_SITE, "Sec-Fetch-Mode: cors", "Sec-Fetch-Dest: empty"],
+        Some("https://app.example"),
+    ),
+    ("{path}", "1.1", &["Host: {own}", "Origin: http://{own}", SAME_SITE, "Sec-Fetch-Mode: websocket"], None),
 ];
 
 /// A request, as text for assertion messages, and its response.
@@ -176,6 +230,9 @@ fn fill(text: &str, own: SocketAddr, path: &str) -> String {
         .replace("{own}", &own.to_string())
         .replace("{port}", &own.port().to_string())
         .replace("{foreign_origin}", FOREIGN_ORIGIN)
+        .replace("{opaque_origin}", OPAQUE_ORIGIN)
+        .replace("{malformed_origin}", MALFORMED_ORIGIN)
+        .replace("{foreign_site}", FOREIGN_SITE)
         .replace("{unknown_host}", UNKNOWN_HOST)
         .replace("{no_valid_host}", NO_VALID_HOST)
 }
@@ -189,9 +246,12 @@ async fn send(own: SocketAddr, method: &str, target: &str, version: &str, header
     Exchange { description, response }
 }
 
+/// Allowed origins, one of them of an app.
+const ORIGINS: &str = "https://app.example,http://dev.example:8080,capacitor://app";
+
 async fn bridge() -> (SimCluster, crate::support::bridge_process::BridgeProcess) {
     let cluster = SimCluster::new().await;
-    let allow = ["--allowed-hosts", "bridge.example", "--cors-origin", "https://app.example,http://dev.example:8080"];
+    let allow = ["--allowed-hosts", "bridge.example", "--cors-origin", ORIGINS];
     let bridge = cluster.bridge(&allow).await;
     (cluster, bridge)
 }
@@ -285,6 +345,54 @@ fn check_permitted(Exchange { description, response }: &Exchange, status: u16, o
     }
     for name in ["access-control-allow-methods", "access-control-allow-headers", "access-control-max-age"] {
         assert!(values(name).is_empty(), "{description}: only a preflight response has {name}");
+    }
+}
+
+/// A page of another site uses no budget of the user of the browser: its requests are rejected before any budget, and its
+/// navigations have a budget of their own.
+#[tokio::test]
+async fn pages_of_other_sites_do_not_use_the_budgets_of_the_user() {
+    let cluster = SimCluster::new().await;
+    let keys = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(keys.path(), "keys: []").unwrap();
+    let keys = keys.path().to_string_lossy().into_owned();
+    for credentials in [&[][..], &["--keys-file", &keys]] {
+        let limits = ["--request-rate", "3", "--connect-rate", "1", "--max-connections-per-principal", "1"];
+        let bridge = cluster.bridge(&[&limits[..], credentials].concat()).await;
+        let own = bridge.address;
+        let get = async |path: &str, headers: &[&str]| {
+            send(own, "GET", path, "1.1", &[&["Host: {own}"], headers].concat(), "").await.response
+        };
+        for _ in 0..10 {
+            for mode in ["no-cors", "navigate"] {
+                let mode = format!("Sec-Fetch-Mode: {mode}");
+                let rejected = get("/api/v1/stats", &[CROSS_SITE, &mode, "Sec-Fetch-Dest: iframe"]).await;
+                assert_eq!((rejected.status, rejected.header("ratelimit")), (403, None), "{rejected:?}");
+            }
+        }
+        // Links of another site, until their budget is used up.
+        let mut statuses = Vec::new();
+        for _ in 0..5 {
+            statuses.push(get("/api/v1/stats", &[CROSS_SITE, NAVIGATE, DOCUMENT]).await.status);
+        }
+        assert_eq!(statuses, [200, 200, 200, 429, 429]);
+        // Wrong credentials in the query, until 60 are denied.
+        if !credentials.is_empty() {
+            let guess = async || get("/api/sse?token=guess", &[CROSS_SITE, NAVIGATE, DOCUMENT]).await.status;
+            let mut denied = 0;
+            while guess().await == 401 {
+                denied += 1;
+                assert!(denied < 200, "expected a 429");
+            }
+            assert_eq!(get("/api/sse?token=guess", &[]).await.status, 401);
+        }
+        // The user has the complete budget.
+        for left in [2, 1, 0] {
+            let response = get("/api/v1/stats", &[]).await;
+            let remaining = format!("\"default\";r={left};");
+            assert!(response.header("ratelimit").is_some_and(|value| value.starts_with(&remaining)), "{response:?}");
+        }
+        assert_eq!(get("/api/v1/stats", &[]).await.status, 429);
     }
 }
 

@@ -179,7 +179,8 @@ impl Authenticator {
 
     /// Authenticates and authorizes a request.
     ///
-    /// It can wait for a review: for at most `queue_timeout` and the timeout of the [`ReviewBackend`].
+    /// `address` is the caller of a request without a credential. Denials count for it too. The call can wait for a review:
+    /// for at most `queue_timeout` and the timeout of the [`ReviewBackend`].
     ///
     /// # Errors
     /// [`Denied`] if the credential does not satisfy `requirement`, or if its review fails.
@@ -187,14 +188,14 @@ impl Authenticator {
         &self,
         requirement: AccessRequirement,
         context: CredentialContext<'_>,
+        address: &Caller,
         token_reviews: &RateBudget,
     ) -> Result<Principal, Denied> {
-        let address = Caller::address(context.client.address);
         if self.allows_anonymous_for(requirement) {
-            return Ok(Principal::anonymous(address));
+            return Ok(Principal::anonymous(address.clone()));
         }
         let principal = match Credential::of(context, requirement) {
-            Ok(credential) => self.identify(credential, context, token_reviews, &address).await,
+            Ok(credential) => self.identify(credential, context, token_reviews, address).await,
             Err(denied) => Err(denied),
         };
         let principal = principal.and_then(|principal| authorize(principal, requirement));

@@ -132,8 +132,9 @@ async fn authenticate(
     headers.insert(http::header::AUTHORIZATION, format!("Bearer {secret}").parse().unwrap());
     let client = ClientInfo { address, secure: false, loopback: false };
     let context = CredentialContext { headers: &headers, query: "", client, cookies: true };
-    let principal = auth.authenticate(AccessRequirement::Read, context, &limits.token_reviews).await;
-    principal.map_err(|denied| admit::reject(&denied, &limits.denied_credentials, &Caller::address(address)))
+    let caller = Caller::address(address);
+    let principal = auth.authenticate(AccessRequirement::Read, context, &caller, &limits.token_reviews).await;
+    principal.map_err(|denied| admit::reject(&denied, &limits.denied_credentials, &caller))
 }
 
 /// Returns the status and the `Retry-After` header of a rejection.

@@ -267,7 +267,13 @@ async fn each_cell_gets_the_status_and_body_of_the_table() {
                     error(403, "FORBIDDEN", message)
                 }
                 "origin" => {
-                    let (origin, rule) = (request.origin.as_deref().unwrap(), "add it to CORS_ORIGIN");
+                    let origin = request.origin.as_deref().unwrap();
+                    let rule = match origin {
+                        "null" => {
+                            "it stands for a file, a sandboxed frame or a redirect: load the page from a web server"
+                        }
+                        _ => "add it to CORS_ORIGIN",
+                    };
                     error(
                         403,
                         "FORBIDDEN",
