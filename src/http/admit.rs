@@ -120,7 +120,8 @@ pub(super) fn reject(denied: &Denied, denied_credentials: &RateBudget, address: 
         Denied::KeyCannotRead(_) | Denied::UserCannotRead(..) | Denied::TenantScopedKey(_) => {
             Rejection::Error(ApiError::new(ErrorCode::Forbidden, denied.to_string()))
         }
-        Denied::ReviewBudgetExceeded(status) => Rejection::Error(too_many_requests(status, TOO_MANY_DENIED)),
+        // The token was not reviewed, so it can be valid.
+        Denied::ReviewBudgetExceeded(status) => Rejection::Unavailable(Unavailable::TooManyUnknownTokens(*status)),
         Denied::ReviewUnavailable => Rejection::Unavailable(Unavailable::CredentialCheckUnavailable),
     }
 }

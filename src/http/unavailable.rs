@@ -37,6 +37,8 @@ pub(super) enum Unavailable {
     TooManyFilters,
     /// A rate budget of the caller is used up.
     RateLimited(BudgetStatus),
+    /// The address has used up its reviews of unknown tokens, so that the token was not reviewed.
+    TooManyUnknownTokens(BudgetStatus),
     /// The API server does not answer the review of the credential.
     CredentialCheckUnavailable,
 }
@@ -61,7 +63,7 @@ impl Unavailable {
             Unavailable::TooManyStreams => "max_streams",
             Unavailable::TooManyStreamsOfCaller => "max_streams_per_principal",
             Unavailable::TooManyFilters => "max_filters_per_principal",
-            Unavailable::RateLimited(_) => "rate",
+            Unavailable::RateLimited(_) | Unavailable::TooManyUnknownTokens(_) => "rate",
             Unavailable::CredentialCheckUnavailable => "credential_check_unavailable",
         }
     }
@@ -74,7 +76,7 @@ impl Unavailable {
             Unavailable::TooManyStreams | Unavailable::TooManyStreamsOfCaller | Unavailable::TooManyFilters => {
                 "too many connections"
             }
-            Unavailable::RateLimited(_) => "rate",
+            Unavailable::RateLimited(_) | Unavailable::TooManyUnknownTokens(_) => "rate",
             Unavailable::CredentialCheckUnavailable => "credential check unavailable",
         }
     }
@@ -105,6 +107,7 @@ impl Unavailable {
                 "credential check unavailable: the API server does not answer; try again in a moment",
             ),
             Unavailable::RateLimited(status) => return too_many_requests(&status, "too many requests"),
+            Unavailable::TooManyUnknownTokens(status) => return too_many_requests(&status, "too many unknown tokens"),
         };
         let error = ApiError::new(code, message).with(header::RETRY_AFTER, HeaderValue::from_static("1"));
         error.with(header::CONNECTION, CLOSE)

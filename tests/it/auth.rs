@@ -4,6 +4,7 @@ mod access_matrix;
 mod api_keys_and_sessions;
 mod expiry_and_revocation;
 mod forwarded_headers;
+mod guessed_tokens;
 mod kubernetes_tokens;
 mod rate_limits;
 mod secrets_are_never_printed;

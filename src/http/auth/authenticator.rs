@@ -5,8 +5,9 @@
 //! Guarantees:
 //! - The rights of a principal are read from the current keys or from a review at each request. They are never taken
 //!   from a session cookie or a ticket.
-//! - A token that no review has accepted before costs a unit of the address's budget of token reviews, if the API
-//!   server rejects it. An exhausted budget does not block tokens that were accepted before.
+//! - The review of a token that no review has accepted before takes one use of the address's budget of token reviews. The
+//!   use is given back if the API server accepts the token. An exhausted budget does not block tokens that were accepted
+//!   before.
 //!
 //! Must not import: an endpoint, a Kubernetes client (the caller provides a [`review_cache::ReviewBackend`]).
 //!
@@ -30,7 +31,7 @@ use super::{
     metrics::Metrics,
     principal::{CredentialIdentity, Principal},
     requirement::AccessRequirement,
-    review_cache::{self, ReviewBackend, ReviewCache, ReviewOutcome, ReviewSubject, ReviewUnavailable},
+    review_cache::{self, ReviewBackend, ReviewCache, ReviewOutcome, ReviewSubject},
     review_metrics,
     secret::Secret,
     signed_token::{CredentialSubject, SignedToken, SigningKeyError, TokenPurpose, TokenSigner},
@@ -308,7 +309,7 @@ impl Authenticator {
                 self.principal_of_key(key, expires_at)
             }
             CredentialSubject::User(user) => {
-                let outcome = self.review(&ReviewSubject::User(user)).await?;
+                let outcome = self.review_user(user).await?;
                 self.principal_of_user(outcome, None, expires_at)
             }
         }
@@ -331,28 +332,44 @@ impl Authenticator {
         let subject = ReviewSubject::Token(secret.clone());
         let outcome = match reviews.cached(&subject) {
             Some(outcome) => outcome,
-            None => {
-                // The budget bounds the reviews of guessed tokens. It does not apply to tokens that were accepted
-                // before, so that guesses do not block other clients of the same address.
-                if !reviews.was_authenticated(&subject) {
-                    token_reviews.check(address).map_err(Denied::ReviewBudgetExceeded)?;
-                }
-                let outcome = self.review(&subject).await?;
-                if outcome == ReviewOutcome::Unknown {
-                    // A concurrent request may have exhausted the budget since the check. The review is already done.
-                    token_reviews.charge(address);
-                }
-                outcome
-            }
+            None => self.review_token(reviews, &subject, token_reviews, address).await?,
         };
         let expires_at = review_cache::jwt_expiry(&secret);
         self.principal_of_user(outcome, Some(secret), expires_at)
     }
 
-    /// Returns the cached or new outcome of a review.
-    async fn review(&self, subject: &ReviewSubject) -> Result<ReviewOutcome, Denied> {
+    /// Reviews a token. A use of the budget is taken before the review and given back if the API server accepts the token,
+    /// so that parallel guesses cause no more reviews than the budget has.
+    async fn review_token(
+        &self,
+        reviews: &ReviewCache,
+        subject: &ReviewSubject,
+        token_reviews: &RateBudget,
+        address: &Caller,
+    ) -> Result<ReviewOutcome, Denied> {
+        // The budget does not apply to tokens that were accepted before, so that guesses do not block other clients of the
+        // same address.
+        if reviews.was_authenticated(subject) {
+            return reviews.get(subject, || Ok(())).await;
+        }
+        // With an exhausted budget, a guess does not delay the reviews of others.
+        token_reviews.check(address).map_err(Denied::ReviewBudgetExceeded)?;
+        let mut reservation = None;
+        let reserve = || {
+            reservation = Some(token_reviews.reserve(address).map_err(Denied::ReviewBudgetExceeded)?);
+            Ok::<_, Denied>(())
+        };
+        let outcome = reviews.get(subject, reserve).await?;
+        if let Some(reservation) = reservation.filter(|_| outcome != ReviewOutcome::Unknown) {
+            reservation.give_back();
+        }
+        Ok(outcome)
+    }
+
+    /// Returns the cached or new outcome of a review of a user.
+    async fn review_user(&self, user: Arc<KubernetesUser>) -> Result<ReviewOutcome, Denied> {
         let reviews = self.reviews.as_ref().ok_or(Denied::Unknown)?;
-        reviews.get(subject).await.map_err(|ReviewUnavailable| Denied::ReviewUnavailable)
+        reviews.get(&ReviewSubject::User(user), || Ok(())).await
     }
 
     /// Returns the principal of an API key. `expires_at` is the expiry of the cookie or ticket that names the key.

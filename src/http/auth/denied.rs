@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use thiserror::Error as ThisError;
 
-use super::requirement::AccessRequirement;
+use super::{requirement::AccessRequirement, review_cache::ReviewUnavailable};
 use crate::http::rate_limit::BudgetStatus;
 
 /// Why a request is denied. `Display` returns the message for the client.
@@ -53,6 +53,12 @@ pub(crate) enum Denied {
     /// The API server did not answer the review.
     #[error("the API server did not answer the review of the credential")]
     ReviewUnavailable,
+}
+
+impl From<ReviewUnavailable> for Denied {
+    fn from(ReviewUnavailable: ReviewUnavailable) -> Denied {
+        Denied::ReviewUnavailable
+    }
 }
 
 impl Denied {

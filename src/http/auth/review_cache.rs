@@ -6,7 +6,8 @@
 //! - At most one review of a subject runs at once. Concurrent callers share its outcome.
 //! - At most `max_concurrent_reviews` reviews for requests run at once. The repeated reviews of credentials with open
 //!   streams (`ReviewCache::refresh`) do not wait for these permits.
-//! - The number of cache entries is bounded by `max_entries`, except for entries in use.
+//! - The number of cache entries is bounded by `max_entries`, except for entries in use. A new entry in a full cache
+//!   examines at most [`EVICTION_CANDIDATES`] others for each one that it evicts.
 //! - A review without an answer is not an outcome. It is cached for `unavailable_ttl` only.
 //!
 //! Must not import: any sibling except `secret` and `user`; any Kubernetes client. [`ReviewBackend`] provides the
@@ -15,10 +16,10 @@
 //! Specification: docs/protocol.md#access, "Kubernetes tokens".
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
@@ -125,6 +126,10 @@ impl Default for Config {
     }
 }
 
+/// Cache entries of which one eviction selects the least useful. A scan of the complete cache would block all requests for
+/// each unknown token.
+const EVICTION_CANDIDATES: usize = 16;
+
 type CachedOutcome = Option<(Instant, Result<ReviewOutcome, ReviewUnavailable>)>;
 
 /// The cached state of one subject.
@@ -141,8 +146,16 @@ struct CacheEntry {
 pub(super) struct ReviewCache {
     config: Config,
     reviews: ReviewBackend,
-    entries: Mutex<HashMap<Fingerprint, Arc<CacheEntry>>>,
+    entries: Mutex<Entries>,
     permits: Semaphore,
+}
+
+/// All cache entries.
+#[derive(Default)]
+struct Entries {
+    by_subject: HashMap<Fingerprint, Arc<CacheEntry>>,
+    /// The keys of `by_subject`, in the order in which evictions examine them.
+    order: VecDeque<Fingerprint>,
 }
 
 impl ReviewCache {
@@ -154,15 +167,13 @@ impl ReviewCache {
 
     /// Returns the number of entries, expired ones included.
     pub(super) fn len(&self) -> usize {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.lock().by_subject.len()
     }
 
     /// Returns the unexpired outcome of a subject. It sends no review, and returns `None` while a review of the subject
     /// runs.
     pub(super) fn cached(&self, subject: &ReviewSubject) -> Option<ReviewOutcome> {
-        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = entries.get(&subject.fingerprint())?.clone();
-        drop(entries);
+        let entry = self.lock().by_subject.get(&subject.fingerprint())?.clone();
         let cached = entry.lock.try_lock().ok()?;
         self.unexpired(&cached).and_then(Result::ok)
     }
@@ -170,28 +181,37 @@ impl ReviewCache {
     /// Returns whether the last outcome of a subject identified a user, independent of its age. It is `false` after the
     /// entry was evicted.
     pub(super) fn was_authenticated(&self, subject: &ReviewSubject) -> bool {
-        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.get(&subject.fingerprint()).is_some_and(|entry| entry.was_authenticated.load(Relaxed))
+        self.lock().by_subject.get(&subject.fingerprint()).is_some_and(|entry| entry.was_authenticated.load(Relaxed))
     }
 
     /// Returns the unexpired result of a subject, or sends a review.
     ///
+    /// `reserve` is called immediately before a review is sent. Its error is returned, and no review is sent. It is not
+    /// called while the review waits for a permit, so that at most `max_concurrent_reviews` uses of a budget are taken by
+    /// reviews that run.
+    ///
     /// # Errors
-    /// [`ReviewUnavailable`] if the API server does not answer, or after `queue_timeout` without a permit.
+    /// The error of `reserve`. [`ReviewUnavailable`] if the API server does not answer, or after `queue_timeout` without a
+    /// permit.
     ///
     /// Cancel safe: a cancelled call stores no result.
-    pub(super) async fn get(&self, subject: &ReviewSubject) -> Result<ReviewOutcome, ReviewUnavailable> {
+    pub(super) async fn get<E: From<ReviewUnavailable>>(
+        &self,
+        subject: &ReviewSubject,
+        reserve: impl FnOnce() -> Result<(), E>,
+    ) -> Result<ReviewOutcome, E> {
         let (entry, deadline) = (self.entry(subject), Instant::now() + self.config.queue_timeout);
         let mut cached = timeout_at(deadline, entry.lock.lock()).await.map_err(|_| ReviewUnavailable)?;
         if let Some(outcome) = self.unexpired(&cached) {
-            return outcome;
+            return Ok(outcome?);
         }
         // The second error means a closed semaphore, which this one never is.
         let _permit = timeout_at(deadline, self.permits.acquire())
             .await
             .map_err(|_| ReviewUnavailable)?
             .map_err(|_| ReviewUnavailable)?;
-        self.review_and_store(subject, &entry, &mut cached).await
+        reserve()?;
+        Ok(self.review_and_store(subject, &entry, &mut cached).await?)
     }
 
     /// Sends a review regardless of the cache, and caches its result. The caller must bound the number of concurrent
@@ -248,32 +268,44 @@ impl ReviewCache {
 
     /// Returns the entry of a subject. For a new entry in a full cache, it evicts others.
     fn entry(&self, subject: &ReviewSubject) -> Arc<CacheEntry> {
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = self.lock();
         let fingerprint = subject.fingerprint();
-        if let Some(entry) = entries.get(&fingerprint) {
+        if let Some(entry) = entries.by_subject.get(&fingerprint) {
             return entry.clone();
         }
-        let in_use = |entry: &Arc<CacheEntry>| Arc::strong_count(entry) > 1;
-        let is_unexpired =
-            |entry: &Arc<CacheEntry>| entry.lock.try_lock().is_ok_and(|cached| self.unexpired(&cached).is_some());
-        let is_full = |entries: &HashMap<_, _>| entries.len() >= self.config.max_entries;
-        // First expired entries of subjects without a user are evicted, then all expired entries.
-        if is_full(&entries) {
-            entries.retain(|_, entry| in_use(entry) || entry.was_authenticated.load(Relaxed) || is_unexpired(entry));
-        }
-        if is_full(&entries) {
-            entries.retain(|_, entry| in_use(entry) || is_unexpired(entry));
-        }
-        // If no entry has expired, arbitrary ones are evicted and reviewed again later. Entries in use stay.
-        if is_full(&entries) {
-            let mut excess = entries.len() + 1 - self.config.max_entries;
-            entries.retain(|_, entry| {
-                let evict = excess > 0 && !in_use(entry);
-                excess -= usize::from(evict);
-                !evict
+        // Entries that were in use are evicted later, so this can be more than one.
+        while entries.by_subject.len() >= self.config.max_entries && self.evict(&mut entries) {}
+        entries.order.push_back(fingerprint);
+        entries.by_subject.entry(fingerprint).or_default().clone()
+    }
+
+    /// Evicts the least useful of the next [`EVICTION_CANDIDATES`] entries. Returns false if all of them are in use.
+    fn evict(&self, entries: &mut Entries) -> bool {
+        let Entries { by_subject, order } = entries;
+        let mut least: Option<((bool, bool), Fingerprint)> = None;
+        for _ in 0..EVICTION_CANDIDATES.min(order.len()) {
+            let Some(key) = order.pop_front() else { break };
+            let unused = by_subject.get(&key).filter(|entry| Arc::strong_count(entry) == 1);
+            // An expired entry is less useful than another, and among equals an entry of a subject without a user is.
+            let usefulness = unused.map(|entry| {
+                let is_unexpired = entry.lock.try_lock().is_ok_and(|cached| self.unexpired(&cached).is_some());
+                (is_unexpired, entry.was_authenticated.load(Relaxed))
             });
+            let kept = match usefulness {
+                Some(usefulness) if least.is_none_or(|(other, _)| usefulness < other) => {
+                    least.replace((usefulness, key)).map(|(_, other)| other)
+                }
+                Some(_) | None => Some(key),
+            };
+            order.extend(kept);
         }
-        entries.entry(fingerprint).or_default().clone()
+        let Some((_, key)) = least else { return false };
+        by_subject.remove(&key);
+        true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

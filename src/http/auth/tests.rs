@@ -1,5 +1,6 @@
 //! Tests of credentials over time, with a paused clock: their end, the notice before it, and the budgets of denials.
 
+mod guesses;
 mod thousand_streams;
 
 use std::{
@@ -280,58 +281,6 @@ async fn rejected_credentials_are_limited_by_address_and_valid_ones_are_not() {
     assert_eq!(status_of(authenticate(&auth, &limits, THERE, "wrong").await.unwrap_err()).0, 401);
     assert!(authenticate(&auth, &limits, HERE, "abc").await.is_ok());
     assert_eq!(auth.metrics.denied("unknown"), 62);
-}
-
-/// Guessed tokens do not load the API server: after 60 in a minute it gets no further review for that address.
-#[tokio::test(start_paused = true)]
-async fn reviews_stop_after_sixty_unknown_tokens_from_one_address() {
-    let cluster = Arc::new(Cluster::default());
-    let (auth, limits) = (auth(&cluster), limits());
-    for attempt in 0..200 {
-        authenticate(&auth, &limits, HERE, &format!("guess{attempt}")).await.unwrap_err();
-    }
-    assert_eq!(cluster.review_count.load(SeqCst), 60);
-    authenticate(&auth, &limits, THERE, "guess").await.unwrap_err();
-    assert_eq!(cluster.review_count.load(SeqCst), 61);
-    assert_eq!((auth.metrics.denied("unknown"), auth.metrics.denied("review_budget_exceeded")), (61, 140));
-}
-
-/// Many clients can share one address.
-#[tokio::test(start_paused = true)]
-async fn exhausted_guess_budget_still_admits_known_tokens() {
-    let cluster = Arc::new(Cluster::default());
-    let (auth, limits) = (auth(&cluster), limits());
-    authenticate(&auth, &limits, HERE, "known").await.unwrap();
-    // The cached outcome expires.
-    tokio::time::advance(Duration::from_secs(3600)).await;
-    for attempt in 0..200 {
-        authenticate(&auth, &limits, HERE, &format!("guess{attempt}")).await.unwrap_err();
-    }
-    assert!(authenticate(&auth, &limits, HERE, "known").await.is_ok());
-    assert_eq!(
-        status_of(authenticate(&auth, &limits, HERE, "new").await.unwrap_err()),
-        (429, Some("1".into())),
-        "expected 429 for a token that was never reviewed"
-    );
-    assert!(authenticate(&auth, &limits, THERE, "new").await.is_ok());
-    assert!(
-        authenticate(&auth, &limits, HERE, "new").await.is_ok(),
-        "expected acceptance after a review for another address"
-    );
-}
-
-/// A repeated unknown token, whose outcome is cached, and a malformed signed token need no review and use no budget.
-#[tokio::test(start_paused = true)]
-async fn rejections_without_a_review_do_not_use_the_guess_budget() {
-    let cluster = Arc::new(Cluster::default());
-    let (auth, limits) = (auth(&cluster), limits());
-    for _ in 0..100 {
-        authenticate(&auth, &limits, HERE, "guess").await.unwrap_err();
-        authenticate(&auth, &limits, HERE, "bbp1.not.signed").await.unwrap_err();
-    }
-    assert_eq!(status_of(authenticate(&auth, &limits, HERE, "guess").await.unwrap_err()).0, 429);
-    assert_eq!(cluster.review_count.load(SeqCst), 1);
-    assert!(authenticate(&auth, &limits, HERE, "new").await.is_ok());
 }
 
 /// Tickets appear in URLs. Nothing in a ticket helps to guess a key.

@@ -49,6 +49,13 @@ impl Cluster {
     }
 }
 
+impl ReviewCache {
+    /// As [`ReviewCache::get`], without a budget.
+    async fn get_unlimited(&self, subject: &ReviewSubject) -> Result<ReviewOutcome, ReviewUnavailable> {
+        self.get(subject, || Ok(())).await
+    }
+}
+
 fn token(text: &str) -> ReviewSubject {
     ReviewSubject::Token(Secret::new(text))
 }
@@ -68,7 +75,7 @@ async fn outcomes_are_cached_for_their_time_to_live() {
         ("unknown", ReviewOutcome::Unknown, 10),
     ] {
         let before = cluster.review_counts();
-        let results = join_all((0..100).map(|_| async { cache.get(&token(name)).await })).await;
+        let results = join_all((0..100).map(|_| async { cache.get_unlimited(&token(name)).await })).await;
         assert!(
             results.iter().all(|result| *result == Ok(outcome.clone())),
             "expected {outcome:?}, found: {results:?}"
@@ -76,17 +83,17 @@ async fn outcomes_are_cached_for_their_time_to_live() {
         assert_eq!(cluster.review_counts().0, before.0 + 1, "expected one review for 100 concurrent calls");
         assert_eq!(cache.cached(&token(name)), Some(outcome.clone()));
         advance(Duration::from_millis(seconds * 1000 - 1)).await;
-        assert_eq!(cache.get(&token(name)).await, Ok(outcome.clone()));
+        assert_eq!(cache.get_unlimited(&token(name)).await, Ok(outcome.clone()));
         assert_eq!(cluster.review_counts().0, before.0 + 1, "expected the cached outcome before its expiry");
         advance(Duration::from_millis(1)).await;
         assert_eq!(cache.cached(&token(name)), None);
-        assert_eq!(cache.get(&token(name)).await, Ok(outcome.clone()));
+        assert_eq!(cache.get_unlimited(&token(name)).await, Ok(outcome.clone()));
         assert_eq!(cluster.review_counts().0, before.0 + 2, "expected a review after the expiry");
         assert_eq!(cache.refresh(&token(name)).await, Ok(outcome));
         assert_eq!(cluster.review_counts().0, before.0 + 3, "expected a review regardless of the cache");
     }
     let before = cluster.review_counts();
-    assert_eq!(cache.get(&ReviewSubject::User(user("jane"))).await, Ok(ReviewOutcome::Allowed(user("jane"))));
+    assert_eq!(cache.get_unlimited(&ReviewSubject::User(user("jane"))).await, Ok(ReviewOutcome::Allowed(user("jane"))));
     assert_eq!(
         cluster.review_counts(),
         (before.0, before.1 + 1),
@@ -98,15 +105,15 @@ async fn outcomes_are_cached_for_their_time_to_live() {
 async fn unreachable_cluster_produces_no_outcome() {
     let cluster = Cluster::default();
     let cache = ReviewCache::new(Config::default(), cluster.reviews());
-    cache.get(&token("jane")).await.unwrap();
+    cache.get_unlimited(&token("jane")).await.unwrap();
     cluster.is_down.store(true, SeqCst);
-    let results = join_all((0..100).map(|_| async { cache.get(&token("joe")).await })).await;
+    let results = join_all((0..100).map(|_| async { cache.get_unlimited(&token("joe")).await })).await;
     assert!(results.iter().all(|result| *result == Err(ReviewUnavailable)), "expected errors, found: {results:?}");
     assert_eq!(cluster.review_counts().0, 2, "expected one failed review for 100 concurrent calls");
-    assert!(cache.get(&token("jane")).await.is_ok(), "expected the cached outcome during the outage");
+    assert!(cache.get_unlimited(&token("jane")).await.is_ok(), "expected the cached outcome during the outage");
     cluster.is_down.store(false, SeqCst);
     advance(Duration::from_secs(1)).await;
-    assert!(cache.get(&token("joe")).await.is_ok());
+    assert!(cache.get_unlimited(&token("joe")).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
@@ -115,10 +122,10 @@ async fn concurrent_reviews_and_cache_entries_are_bounded() {
     let config = Config { max_entries: 10, max_concurrent_reviews: 3, ..Config::default() };
     let cache = ReviewCache::new(config, cluster.reviews());
     let subjects: Vec<ReviewSubject> = (0..100).map(|n| token(&format!("user-{n}"))).collect();
-    join_all(subjects.iter().map(|subject| cache.get(subject))).await;
+    join_all(subjects.iter().map(|subject| cache.get_unlimited(subject))).await;
     assert_eq!(cluster.max_concurrent.load(SeqCst), 3);
-    cache.get(&token("another")).await.unwrap();
-    let entries = cache.entries.lock().unwrap().len();
+    cache.get_unlimited(&token("another")).await.unwrap();
+    let entries = cache.len();
     assert!(entries <= 10, "expected at most 10 entries, found {entries}");
 }
 
@@ -127,12 +134,12 @@ async fn authenticated_subjects_stay_cached_longer_than_unknown_ones() {
     let cluster = Cluster::default();
     let cache = ReviewCache::new(Config { max_entries: 4, ..Config::default() }, cluster.reviews());
     for name in ["jane", "guest", "unknown"] {
-        cache.get(&token(name)).await.unwrap();
+        cache.get_unlimited(&token(name)).await.unwrap();
     }
     cluster.is_down.store(true, SeqCst);
-    cache.get(&token("joe")).await.unwrap_err();
+    cache.get_unlimited(&token("joe")).await.unwrap_err();
     advance(Duration::from_secs(3600)).await;
-    cache.get(&token("jane")).await.unwrap_err();
+    cache.get_unlimited(&token("jane")).await.unwrap_err();
     let was_authenticated = |name| cache.was_authenticated(&token(name));
     assert_eq!(
         ["jane", "guest", "unknown", "joe"].map(was_authenticated),
@@ -140,18 +147,76 @@ async fn authenticated_subjects_stay_cached_longer_than_unknown_ones() {
         "expected no change by failed reviews"
     );
     cluster.is_down.store(false, SeqCst);
-    cache.get(&token("first")).await.unwrap();
-    assert_eq!(cache.entries.lock().unwrap().len(), 3, "expected eviction of the entries without a user");
-    assert_eq!(["jane", "guest", "first"].map(was_authenticated), [true; 3]);
-    advance(Duration::from_secs(1)).await;
-    for name in ["second", "third"] {
-        cache.get(&token(name)).await.unwrap();
+    for name in ["first", "second"] {
+        cache.get_unlimited(&token(name)).await.unwrap();
+        assert_eq!(cache.len(), 4, "expected one eviction for {name}");
     }
     assert_eq!(
-        ["jane", "guest", "first", "third"].map(was_authenticated),
-        [false, false, true, true],
+        ["jane", "guest", "unknown", "first", "second"].map(was_authenticated),
+        [true, true, false, true, true],
+        "expected eviction of the entries without a user"
+    );
+    advance(Duration::from_secs(1)).await;
+    for name in ["third", "fourth"] {
+        cache.get_unlimited(&token(name)).await.unwrap();
+    }
+    assert_eq!(
+        ["jane", "guest", "first", "second", "third", "fourth"].map(was_authenticated),
+        [false, false, true, true, true, true],
         "expected eviction of the expired entries"
     );
+}
+
+/// One client can send many unknown tokens. None of them may cost a scan of the complete cache.
+#[tokio::test(start_paused = true)]
+async fn entry_in_a_full_cache_examines_a_fixed_number_of_others() {
+    const MAX_ENTRIES: usize = 1_000;
+    let cluster = Cluster::default();
+    let cache = ReviewCache::new(Config { max_entries: MAX_ENTRIES, ..Config::default() }, cluster.reviews());
+    join_all((0..MAX_ENTRIES).map(async |n| drop(cache.get_unlimited(&token(&format!("first-{n}"))).await))).await;
+    for n in 0..MAX_ENTRIES {
+        let next = cache.lock().order[EVICTION_CANDIDATES];
+        cache.get_unlimited(&token(&format!("second-{n}"))).await.unwrap();
+        let entries = cache.lock();
+        // Evictions examine the entries in this order, and the examined ones move to the end.
+        assert!(entries.order[0] == next, "expected {EVICTION_CANDIDATES} examined entries for entry {n}");
+        assert_eq!((entries.by_subject.len(), entries.order.len()), (MAX_ENTRIES, MAX_ENTRIES));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn entries_in_use_are_not_evicted() {
+    let cluster = Cluster::default();
+    let cache = ReviewCache::new(Config { max_entries: 4, ..Config::default() }, cluster.reviews());
+    let used: Vec<_> = (0..100).map(|n| cache.entry(&token(&format!("used-{n}")))).collect();
+    for n in 0..100 {
+        cache.get_unlimited(&token(&format!("unused-{n}"))).await.unwrap();
+        assert!(cache.len() <= used.len() + EVICTION_CANDIDATES, "found {} entries", cache.len());
+    }
+    drop(used);
+    cache.get_unlimited(&token("last")).await.unwrap();
+    assert_eq!(cache.len(), 4);
+}
+
+/// The budget is taken when the review starts: not while it waits, and not for a cached outcome.
+#[tokio::test(start_paused = true)]
+async fn budget_is_reserved_only_for_reviews_that_run() {
+    let cluster = Cluster::default();
+    let cache = ReviewCache::new(Config { max_concurrent_reviews: 3, ..Config::default() }, cluster.reviews());
+    let reserved = AtomicU64::new(0);
+    let results = join_all((0..100).map(async |n| {
+        let reserve = || {
+            reserved.fetch_add(1, SeqCst);
+            assert!(cluster.concurrent.load(SeqCst) < 3, "expected a free permit");
+            Ok::<_, ReviewUnavailable>(())
+        };
+        cache.get(&token(&format!("user-{}", n % 10)), reserve).await
+    }));
+    assert!(results.await.iter().all(Result::is_ok));
+    assert_eq!((cluster.review_counts().0, reserved.load(SeqCst)), (10, 10));
+    let before = cluster.review_counts();
+    let refused = cache.get(&token("another"), || Err(ReviewUnavailable)).await;
+    assert_eq!((refused, cluster.review_counts()), (Err(ReviewUnavailable), before), "expected no review");
 }
 
 /// After a revocation, the token counts as unknown for the budget of token reviews.
@@ -166,7 +231,7 @@ async fn revoked_token_is_not_remembered_as_authenticated() {
     let reviews = ReviewBackend { token: Box::new(review_token), ..cluster.reviews() };
     let cache = ReviewCache::new(Config::default(), reviews);
     assert!(!cache.was_authenticated(&token("jane")));
-    cache.get(&token("jane")).await.unwrap();
+    cache.get_unlimited(&token("jane")).await.unwrap();
     assert!(cache.was_authenticated(&token("jane")));
     revoked.store(true, SeqCst);
     cache.refresh(&token("jane")).await.unwrap();
@@ -181,10 +246,10 @@ async fn reviews_fail_after_10_s_when_the_cluster_hangs() {
     };
     let cache = ReviewCache::new(Config { max_concurrent_reviews: 1, ..Config::default() }, reviews);
     let (joe, jane, start) = (token("joe"), token("jane"), Instant::now());
-    let waiting = async { (cache.get(&joe).await, cache.get(&jane).await) };
+    let waiting = async { (cache.get_unlimited(&joe).await, cache.get_unlimited(&jane).await) };
     let results = tokio::select! {
         biased;
-        result = cache.get(&joe) => panic!("expected no result while the cluster hangs, found: {result:?}"),
+        result = cache.get_unlimited(&joe) => panic!("expected no result while the cluster hangs, found: {result:?}"),
         results = waiting => results,
     };
     assert_eq!(
