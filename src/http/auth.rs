@@ -13,6 +13,7 @@
 //! Specification: docs/protocol.md#access.
 
 mod authenticator;
+mod config;
 mod credential;
 mod denied;
 pub mod keys;
@@ -29,7 +30,8 @@ pub mod user;
 mod watchdog;
 
 pub use self::{
-    authenticator::{AuthConfigError, Authenticator, Config, CredentialSources},
+    authenticator::Authenticator,
+    config::{AuthConfigError, Config, CredentialSources},
     metrics::Metrics,
 };
 pub(super) use self::{

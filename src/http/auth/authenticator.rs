@@ -13,19 +13,15 @@
 //!
 //! Specification: docs/protocol.md#access.
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, RwLock},
-    time::Duration,
-};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use jiff::Timestamp;
-use thiserror::Error as ThisError;
 
 use super::{
+    config::{AuthConfigError, Config, CredentialSources},
     credential::{self, Credential, CredentialContext},
     denied::Denied,
-    keys::{self, ApiKey, ApiKeys, Permission},
+    keys::{ApiKey, ApiKeys, Permission},
     keys_file::KeysFile,
     lease::{CredentialStatus, CredentialWatch, LeaseTable},
     metrics::Metrics,
@@ -34,7 +30,7 @@ use super::{
     review_cache::{self, ReviewBackend, ReviewCache, ReviewOutcome, ReviewSubject},
     review_metrics,
     secret::Secret,
-    signed_token::{CredentialSubject, SignedToken, SigningKeyError, TokenPurpose, TokenSigner},
+    signed_token::{CredentialSubject, SignedToken, TokenPurpose, TokenSigner},
     user::KubernetesUser,
 };
 use crate::{
@@ -47,82 +43,6 @@ use crate::{
 /// (RFC 6265, section 6.1), for which 200 bytes are reserved.
 const MAX_COOKIE: usize = 4096 - 200;
 
-/// Rules and times of authentication.
-#[derive(Clone, Copy, Debug)]
-pub struct Config {
-    /// `/ws` needs a credential also without tenant keys (`--ws-auth required`).
-    pub ws_auth: bool,
-    /// `/ws`, stats and metrics need a credential also without tenant keys, because pages of every site can send
-    /// requests (`CORS_ORIGIN=*`).
-    pub require_credentials: bool,
-    /// Lifetime of a session cookie (docs/protocol.md#access: at most 12 h).
-    pub session_lifetime: Duration,
-    /// Lifetime of a stream ticket (docs/protocol.md#access: at most 3600 s).
-    pub ticket_lifetime: Duration,
-    /// Time between two reviews of a user with open streams (docs/protocol.md#access: 20 s).
-    pub review_interval: Duration,
-    /// Delay between a denial and the review that confirms it (docs/protocol.md#access: 2 s). An API server that had
-    /// just started was observed to deny existing rights for 100 ms. Streams must end within 30 s of a revocation.
-    pub denial_confirm_delay: Duration,
-    /// Time that streams continue without an answer to reviews (docs/protocol.md#access: 5 min). It starts
-    /// `review_interval` after the last approval.
-    pub unreachable_grace: Duration,
-    /// Time between `auth.expiring` and the expiry of the credential (docs/protocol.md#full-stream: 60 s).
-    pub expiry_notice: Duration,
-    /// Time between two checks of the leases: 500 ms, because a stream may end at most 1 s after the expiry.
-    pub check_interval: Duration,
-    /// Time between two reads of the keys file: 2 s. A change takes effect at the second read with the same content, so
-    /// a leaked key can be revoked within 5 s (docs/protocol.md#access).
-    pub keys_reload_interval: Duration,
-    /// Times and bounds of the review cache.
-    pub reviews: review_cache::Config,
-    /// Returns the current time.
-    pub clock: fn() -> Timestamp,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Config {
-            ws_auth: false,
-            require_credentials: false,
-            session_lifetime: Duration::from_secs(12 * 3600),
-            ticket_lifetime: Duration::from_secs(3600),
-            review_interval: Duration::from_secs(20),
-            denial_confirm_delay: Duration::from_secs(2),
-            unreachable_grace: Duration::from_secs(300),
-            expiry_notice: Duration::from_secs(60),
-            check_interval: Duration::from_millis(500),
-            keys_reload_interval: Duration::from_secs(2),
-            reviews: review_cache::Config::default(),
-            clock: Timestamp::now,
-        }
-    }
-}
-
-/// The configured credentials, except Kubernetes tokens ([`Authenticator::with_reviews`]). Without any, the bridge is
-/// open.
-#[derive(Debug, Default)]
-pub struct CredentialSources {
-    /// The API key of the environment. It has all permissions for all tenants.
-    pub environment: Option<Secret>,
-    /// The path of the keys file.
-    pub file: Option<PathBuf>,
-    /// Signs session cookies and tickets, with the same key on every replica. `None` draws a random key for this
-    /// process.
-    pub signer: Option<TokenSigner>,
-}
-
-/// Why an authenticator cannot be created.
-#[derive(Debug, ThisError)]
-pub enum AuthConfigError {
-    /// The keys file cannot be read or is invalid.
-    #[error("the keys file {} cannot be used", .0.display())]
-    Keys(PathBuf, #[source] keys::KeysFileError),
-    /// There is no signing key.
-    #[error("session cookies and stream tickets cannot be signed")]
-    SigningKey(#[from] SigningKeyError),
-}
-
 /// Authenticates requests, issues session cookies and tickets, and observes the credentials of open streams.
 #[derive(Debug)]
 pub struct Authenticator {
@@ -132,7 +52,8 @@ pub struct Authenticator {
     pub(super) allows_anonymous: bool,
     pub(super) keys: RwLock<Arc<ApiKeys>>,
     pub(super) environment: Option<Secret>,
-    pub(super) file: Option<Mutex<KeysFile>>,
+    /// Shared with the blocking thread that reads the file.
+    pub(super) file: Option<Arc<KeysFile>>,
     pub(super) reviews: Option<ReviewCache>,
     signer: TokenSigner,
     pub(super) leases: LeaseTable,
@@ -152,7 +73,7 @@ impl Authenticator {
             Some(path) => {
                 let (file, parsed) = KeysFile::open(&path).map_err(|error| AuthConfigError::Keys(path, error))?;
                 keys = parsed;
-                Some(Mutex::new(file))
+                Some(Arc::new(file))
             }
         };
         if let Some(secret) = &environment {

@@ -16,6 +16,7 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use super::{
@@ -32,7 +33,9 @@ pub(super) struct KeysFile {
     path: PathBuf,
     /// Whether the file can be read more than once.
     is_regular: bool,
-    changes: ChangeDetector,
+    /// Reads the file again. Tests replace it with a function that does not return.
+    read: fn(&Path) -> Result<String, KeysFileError>,
+    changes: Mutex<ChangeDetector>,
 }
 
 /// Detects changes by fingerprint, so that `Debug` output contains nothing of the file.
@@ -53,8 +56,8 @@ impl KeysFile {
         let (is_regular, text) = read_initial(path)?;
         let keys = ApiKeys::parse(&text)?;
         let fingerprint = Fingerprint::of(text.as_bytes());
-        let changes = ChangeDetector { last_seen: fingerprint, last_applied: fingerprint };
-        Ok((KeysFile { path: path.to_owned(), is_regular, changes }, keys))
+        let changes = Mutex::new(ChangeDetector { last_seen: fingerprint, last_applied: fingerprint });
+        Ok((KeysFile { path: path.to_owned(), is_regular, read: reread, changes }, keys))
     }
 
     /// Returns the path of the file.
@@ -62,25 +65,37 @@ impl KeysFile {
         &self.path
     }
 
-    /// Reads the file again. Returns the new keys, or why they are rejected, at the second consecutive read that finds
-    /// the same new content; otherwise `None`.
-    pub(super) fn poll_change(&mut self) -> Option<Result<ApiKeys, KeysFileError>> {
-        if !self.is_regular {
-            return None;
-        }
-        // The file is small and mostly in the page cache, so a blocking read on this thread is short.
-        let content = reread(&self.path);
+    /// Reads the file again, or returns `None` if it can be read only once. It blocks until the file system answers.
+    pub(super) fn read(&self) -> Option<Result<String, KeysFileError>> {
+        self.is_regular.then(|| (self.read)(&self.path))
+    }
+
+    /// Evaluates the result of a read. Returns the new keys, or why they are rejected, at the second consecutive read that
+    /// finds the same new content; otherwise `None`.
+    pub(super) fn confirm_change(
+        &self,
+        content: Result<String, KeysFileError>,
+    ) -> Option<Result<ApiKeys, KeysFileError>> {
         let text = content.as_ref().map_or_else(ToString::to_string, Clone::clone);
-        self.changes
-            .confirm_change(Fingerprint::of(text.as_bytes()))
-            .then(|| content.and_then(|text| ApiKeys::parse(&text)))
+        let is_confirmed = self.lock().confirm(Fingerprint::of(text.as_bytes()));
+        is_confirmed.then(|| content.and_then(|text| ApiKeys::parse(&text)))
+    }
+
+    /// Replaces the function that reads the file.
+    #[cfg(test)]
+    pub(super) fn with_read(self, read: fn(&Path) -> Result<String, KeysFileError>) -> KeysFile {
+        KeysFile { read, ..self }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ChangeDetector> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl ChangeDetector {
     /// Records the fingerprint of a read. Returns whether it is the second consecutive read of a content that has not
     /// been reported yet.
-    fn confirm_change(&mut self, fingerprint: Fingerprint) -> bool {
+    fn confirm(&mut self, fingerprint: Fingerprint) -> bool {
         let confirmed = fingerprint == self.last_seen && fingerprint != self.last_applied;
         self.last_seen = fingerprint;
         if confirmed {
@@ -96,7 +111,11 @@ fn read_initial(path: &Path) -> Result<(bool, String), KeysFileError> {
     Ok((is_regular, read_text(file)?))
 }
 
-fn reread(path: &Path) -> Result<String, KeysFileError> {
+/// Reads a file that was regular at start.
+///
+/// # Errors
+/// See [`KeysFileError`].
+pub(super) fn reread(path: &Path) -> Result<String, KeysFileError> {
     // Opening a named pipe would block until another process opens it for writing.
     if !fs::metadata(path).map_err(unreadable)?.is_file() {
         return Err(KeysFileError::NotRegular);
@@ -125,6 +144,12 @@ mod tests {
                          ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\n  tenantId: alice\n";
     const NO_KEYS: &str = "keys: []\n";
 
+    impl KeysFile {
+        fn poll_change(&self) -> Option<Result<ApiKeys, KeysFileError>> {
+            self.read().and_then(|content| self.confirm_change(content))
+        }
+    }
+
     fn temporary_file(text: &str) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), text).unwrap();
@@ -132,7 +157,7 @@ mod tests {
     }
 
     /// Writes `text` and returns the results of three polls.
-    fn write_and_poll(keys: &mut KeysFile, path: &Path, text: &str) -> [Option<Result<usize, KeysFileError>>; 3] {
+    fn write_and_poll(keys: &KeysFile, path: &Path, text: &str) -> [Option<Result<usize, KeysFileError>>; 3] {
         fs::write(path, text).unwrap();
         [(); 3].map(|()| keys.poll_change().map(|parsed| parsed.map(|keys| keys.len())))
     }
@@ -140,38 +165,38 @@ mod tests {
     #[test]
     fn change_is_applied_once_after_two_equal_polls() {
         let file = temporary_file(KEY_OF_ALICE);
-        let (mut keys, parsed) = KeysFile::open(file.path()).unwrap();
+        let (keys, parsed) = KeysFile::open(file.path()).unwrap();
         assert_eq!(parsed.len(), 1);
-        assert_eq!(write_and_poll(&mut keys, file.path(), KEY_OF_ALICE), [None, None, None]);
-        assert_eq!(write_and_poll(&mut keys, file.path(), NO_KEYS), [None, Some(Ok(0)), None]);
-        assert_eq!(write_and_poll(&mut keys, file.path(), KEY_OF_ALICE), [None, Some(Ok(1)), None]);
+        assert_eq!(write_and_poll(&keys, file.path(), KEY_OF_ALICE), [None, None, None]);
+        assert_eq!(write_and_poll(&keys, file.path(), NO_KEYS), [None, Some(Ok(0)), None]);
+        assert_eq!(write_and_poll(&keys, file.path(), KEY_OF_ALICE), [None, Some(Ok(1)), None]);
     }
 
     /// Another process writes the file in place, byte by byte, and a poll follows each byte.
     #[test]
     fn partially_written_file_is_not_applied() {
         let file = temporary_file(NO_KEYS);
-        let (mut keys, _) = KeysFile::open(file.path()).unwrap();
+        let (keys, _) = KeysFile::open(file.path()).unwrap();
         for written in 0..KEY_OF_ALICE.len() {
             fs::write(file.path(), &KEY_OF_ALICE[..written]).unwrap();
             let result = keys.poll_change().map(|parsed| parsed.is_ok());
             assert_eq!(result, None, "expected no change after {written} bytes");
         }
-        assert_eq!(write_and_poll(&mut keys, file.path(), KEY_OF_ALICE), [None, Some(Ok(1)), None]);
+        assert_eq!(write_and_poll(&keys, file.path(), KEY_OF_ALICE), [None, Some(Ok(1)), None]);
     }
 
     #[test]
     fn invalid_version_is_reported_once_and_the_previous_one_can_return() {
         let file = temporary_file(KEY_OF_ALICE);
-        let (mut keys, _) = KeysFile::open(file.path()).unwrap();
+        let (keys, _) = KeysFile::open(file.path()).unwrap();
         for invalid in ["", "# keys\n", "keys:\n", "null\n", "{}"] {
-            let results = write_and_poll(&mut keys, file.path(), invalid);
+            let results = write_and_poll(&keys, file.path(), invalid);
             assert_eq!(results, [None, Some(Err(KeysFileError::NoList)), None], "{invalid:?}");
-            assert_eq!(write_and_poll(&mut keys, file.path(), KEY_OF_ALICE), [None, Some(Ok(1)), None]);
+            assert_eq!(write_and_poll(&keys, file.path(), KEY_OF_ALICE), [None, Some(Ok(1)), None]);
         }
         let too_long = format!("{KEY_OF_ALICE}#{}", "x".repeat(1 << 20));
         assert_eq!(
-            write_and_poll(&mut keys, file.path(), &too_long),
+            write_and_poll(&keys, file.path(), &too_long),
             [None, Some(Err(KeysFileError::TooLong(MAX_BYTES))), None]
         );
         let path = file.path().to_owned();
@@ -206,7 +231,7 @@ mod tests {
         writer.write_all(KEY_OF_ALICE.as_bytes()).unwrap();
         drop(writer);
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&reader));
-        let (mut keys, parsed) = KeysFile::open(Path::new(&path)).unwrap();
+        let (keys, parsed) = KeysFile::open(Path::new(&path)).unwrap();
         assert_eq!((parsed.len(), keys.poll_change(), keys.poll_change()), (1, None, None));
     }
 

@@ -1,6 +1,7 @@
 //! Tests of credentials over time, with a paused clock: their end, the notice before it, and the budgets of denials.
 
 mod guesses;
+mod keys_reload;
 mod thousand_streams;
 
 use std::{

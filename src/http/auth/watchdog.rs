@@ -1,9 +1,10 @@
 //! The watchdog: checks the credentials of open streams until shutdown.
 //!
-//! Three loops run concurrently, and none waits for another:
-//! - Every `check_interval` it checks the expiry of all leases, and every `keys_reload_interval` it reads the keys
-//!   file. This loop also ends the streams of users whose last approval is too old, so that an API server that does not
-//!   answer cannot delay that end.
+//! Four loops run concurrently, and none waits for another:
+//! - Every `check_interval` it checks the expiry of all leases. This loop also ends the streams of users whose last
+//!   approval is too old, so that an API server that does not answer cannot delay that end.
+//! - Every `keys_reload_interval` it reads the keys file, on a blocking thread. A file system that does not answer delays
+//!   nothing else.
 //! - Every `review_interval` it repeats the reviews of all users with open streams.
 //! - `denial_confirm_delay` after a denial it reviews the user once more. An API server that has just started has not
 //!   loaded all roles, and denies rights that exist.
@@ -18,15 +19,21 @@
 use std::{
     collections::HashMap,
     convert::Infallible,
+    panic::resume_unwind,
     pin::pin,
     sync::{Arc, PoisonError},
 };
 
 use futures::{StreamExt, future, stream};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+};
 
 use super::{
     authenticator::Authenticator,
+    keys::{ApiKeys, KeysFileError},
+    keys_file::KeysFile,
     lease::{CredentialStatus, Lease, ReviewHistory},
     metrics::Revocation,
     review_cache::{ReviewCache, ReviewSubject},
@@ -44,14 +51,16 @@ impl Authenticator {
             return future::pending().await;
         }
         let checks = async {
-            let (mut ticks, mut last_read) = (interval(self.config.check_interval), Instant::now());
+            let mut ticks = interval(self.config.check_interval);
             loop {
                 ticks.tick().await;
-                if last_read.elapsed() >= self.config.keys_reload_interval {
-                    last_read = Instant::now();
-                    self.reload_keys();
-                }
                 self.check_leases();
+            }
+        };
+        let reloads = async {
+            match &self.file {
+                Some(file) => self.run_reloads(file).await,
+                None => future::pending().await,
             }
         };
         let reviews = async {
@@ -60,7 +69,11 @@ impl Authenticator {
                 None => future::pending().await,
             }
         };
-        future::select(pin!(checks), pin!(reviews)).await.factor_first().0
+        tokio::select! {
+            never = checks => never,
+            never = reloads => never,
+            never = reviews => never,
+        }
     }
 
     /// Updates the status of all leases.
@@ -87,14 +100,37 @@ impl Authenticator {
         }
     }
 
-    /// Applies a new version of the keys file. An invalid version is logged and counted once.
-    fn reload_keys(&self) {
-        let Some(file) = &self.file else { return };
-        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Reads the keys file until shutdown and applies its changes.
+    async fn run_reloads(&self, file: &Arc<KeysFile>) -> Infallible {
         let path = file.path().display().to_string();
-        match file.poll_change() {
-            None => {}
-            Some(Ok(mut keys)) => {
+        loop {
+            sleep(self.config.keys_reload_interval).await;
+            let reader = file.clone();
+            let mut read = spawn_blocking(move || reader.read());
+            let content = match timeout(self.config.keys_read_timeout, &mut read).await {
+                Ok(content) => content,
+                Err(_) => {
+                    self.metrics.keys_file_errors.inc();
+                    tracing::error!(
+                        path,
+                        "keys file cannot be read: the file system does not answer; the previously loaded keys stay in effect"
+                    );
+                    // At most one read runs at once, so that they occupy at most one thread.
+                    read.await
+                }
+            };
+            // The task is never aborted, so an error means that it panicked. The panic continues here.
+            let content = content.unwrap_or_else(|error| resume_unwind(error.into_panic()));
+            if let Some(version) = content.and_then(|content| file.confirm_change(content)) {
+                self.apply_keys(version, &path);
+            }
+        }
+    }
+
+    /// Applies a new version of the keys file. An invalid version is logged and counted once.
+    fn apply_keys(&self, version: Result<ApiKeys, KeysFileError>, path: &str) {
+        match version {
+            Ok(mut keys) => {
                 tracing::info!(path, keys = keys.len(), "keys file reloaded");
                 if let Some(secret) = &self.environment {
                     keys = keys.with_environment(secret);
@@ -102,7 +138,7 @@ impl Authenticator {
                 self.metrics.set_keys(keys.len());
                 *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
             }
-            Some(Err(error)) => {
+            Err(error) => {
                 self.metrics.keys_file_errors.inc();
                 tracing::error!(path, %error, "keys file rejected; the previously loaded keys stay in effect");
             }
