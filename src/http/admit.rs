@@ -75,6 +75,15 @@ pub(super) async fn admit(
         Ok(principal) => principal,
         Err(denied) => return Err(reject(&denied, &limits.denied_credentials, &address)),
     };
+    // A client of an open `/ws` may send a credential. It counts when the other streams are reserved for callers with one.
+    if requirement == AccessRequirement::BoilerhouseWs
+        && principal.is_anonymous()
+        && !app.auth.allows_anonymous()
+        && app.streams.has_only_reserved()
+        && let Ok(known) = app.auth.identify_request(requirement, context, &address, &limits.token_reviews).await
+    {
+        principal = known;
+    }
     if is_navigation {
         principal.caller = address;
     }

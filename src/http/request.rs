@@ -10,6 +10,8 @@ use super::{
     auth::Principal,
     error::{ApiError, ErrorCode},
     forwarded::ClientInfo,
+    stream::{Endpoint, StreamPermit},
+    unavailable::Unavailable,
 };
 use crate::event::{
     NamespaceId,
@@ -54,6 +56,18 @@ impl ApiRequest {
             }
         }
         Ok(QueryParams(parameters))
+    }
+
+    /// Returns a permit for one more stream.
+    ///
+    /// # Errors
+    /// Too many streams are open. Where credentials are configured, this is earlier for a caller without one.
+    pub(super) fn acquire_stream(&self, endpoint: &'static Endpoint) -> Result<StreamPermit, Unavailable> {
+        let App { streams, auth, .. } = &*self.app;
+        if self.principal.is_anonymous() && !auth.allows_anonymous() {
+            return streams.try_acquire_unreserved(endpoint).ok_or(Unavailable::TooManyAnonymousStreams);
+        }
+        streams.try_acquire(endpoint).ok_or(Unavailable::TooManyStreams)
     }
 
     /// Checks `connectionId` against the one connection of this bridge.

@@ -31,6 +31,8 @@ pub(super) enum Unavailable {
     Draining,
     /// `--max-connections` streams are open.
     TooManyStreams,
+    /// The streams that are open leave only those that are reserved for callers with a credential.
+    TooManyAnonymousStreams,
     /// `--max-connections-per-principal` streams of this caller are open.
     TooManyStreamsOfCaller,
     /// The streams of this caller have `--max-filters-per-principal` different filters.
@@ -45,10 +47,11 @@ pub(super) enum Unavailable {
 
 impl Unavailable {
     /// Every value of [`Unavailable::label`].
-    pub(super) const LABELS: [&str; 7] = [
+    pub(super) const LABELS: [&str; 8] = [
         "not_ready",
         "draining",
         "max_streams",
+        "max_anonymous_streams",
         "max_streams_per_principal",
         "max_filters_per_principal",
         "rate",
@@ -61,6 +64,7 @@ impl Unavailable {
             Unavailable::NotReady => "not_ready",
             Unavailable::Draining => "draining",
             Unavailable::TooManyStreams => "max_streams",
+            Unavailable::TooManyAnonymousStreams => "max_anonymous_streams",
             Unavailable::TooManyStreamsOfCaller => "max_streams_per_principal",
             Unavailable::TooManyFilters => "max_filters_per_principal",
             Unavailable::RateLimited(_) | Unavailable::TooManyUnknownTokens(_) => "rate",
@@ -73,9 +77,10 @@ impl Unavailable {
         match self {
             Unavailable::NotReady => "not ready",
             Unavailable::Draining => "draining",
-            Unavailable::TooManyStreams | Unavailable::TooManyStreamsOfCaller | Unavailable::TooManyFilters => {
-                "too many connections"
-            }
+            Unavailable::TooManyStreams
+            | Unavailable::TooManyAnonymousStreams
+            | Unavailable::TooManyStreamsOfCaller
+            | Unavailable::TooManyFilters => "too many connections",
             Unavailable::RateLimited(_) | Unavailable::TooManyUnknownTokens(_) => "rate",
             Unavailable::CredentialCheckUnavailable => "credential check unavailable",
         }
@@ -93,6 +98,11 @@ impl Unavailable {
             Unavailable::TooManyStreams => (
                 ErrorCode::TooManyConnections,
                 "too many streams: --max-connections streams are open; connect again in a moment",
+            ),
+            Unavailable::TooManyAnonymousStreams => (
+                ErrorCode::TooManyConnections,
+                "too many streams: the others are reserved for callers with a credential; send one, or connect again in a \
+                 moment",
             ),
             Unavailable::TooManyStreamsOfCaller => (
                 ErrorCode::TooManyConnections,

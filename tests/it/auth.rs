@@ -1,6 +1,7 @@
 //! Tests of authentication, authorization and rate limits (docs/protocol.md#access, docs/protocol.md#errors).
 
 mod access_matrix;
+mod anonymous_streams;
 mod api_keys_and_sessions;
 mod expiry_and_revocation;
 mod forwarded_headers;

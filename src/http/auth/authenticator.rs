@@ -116,15 +116,28 @@ impl Authenticator {
         if self.allows_anonymous_for(requirement) {
             return Ok(Principal::anonymous(address.clone()));
         }
-        let principal = match Credential::of(context, requirement) {
-            Ok(credential) => self.identify(credential, context, token_reviews, address).await,
-            Err(denied) => Err(denied),
-        };
+        let principal = self.identify_request(requirement, context, address, token_reviews).await;
         let principal = principal.and_then(|principal| authorize(principal, requirement));
         principal.inspect_err(|denied| {
             self.metrics.count_denied(denied.label());
             tracing::debug!(address = %context.client.address, %denied, "request denied");
         })
+    }
+
+    /// Returns the principal of the credential that a request presents, also where none is required. It does not check that
+    /// the principal satisfies `requirement`, and can wait as [`Authenticator::authenticate`].
+    ///
+    /// # Errors
+    /// [`Denied`] without a credential that permits to read.
+    pub(crate) async fn identify_request(
+        &self,
+        requirement: AccessRequirement,
+        context: CredentialContext<'_>,
+        address: &Caller,
+        token_reviews: &RateBudget,
+    ) -> Result<Principal, Denied> {
+        let credential = Credential::of(context, requirement)?;
+        self.identify(credential, context, token_reviews, address).await
     }
 
     /// Observes the credential of a principal while the result exists. Returns `None` on an open bridge, where rights

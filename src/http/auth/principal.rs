@@ -39,6 +39,11 @@ impl Principal {
         Principal { caller, identity, expires_at: None }
     }
 
+    /// Returns whether the principal has presented no credential.
+    pub(crate) fn is_anonymous(&self) -> bool {
+        self.identity.subject.is_none()
+    }
+
     /// Returns what the principal may read.
     pub(crate) fn scope(&self) -> &Scope {
         &self.identity.scope

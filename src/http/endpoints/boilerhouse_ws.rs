@@ -40,7 +40,7 @@ pub(crate) static ENDPOINT: stream::Endpoint =
 pub(crate) async fn ws(request: ApiRequest) -> Result<Response, ApiError> {
     let app = request.app.clone();
     let key = upgrade::key(&request, "connect with a WebSocket client")?;
-    let permit = app.streams.try_acquire(&ENDPOINT).ok_or_else(|| rejection(&app, Unavailable::TooManyStreams))?;
+    let permit = request.acquire_stream(&ENDPOINT).map_err(|unavailable| rejection(&app, unavailable))?;
     let slot =
         app.rate_limits.open_stream(&request.principal.caller).map_err(|exceeded| rejection(&app, exceeded.into()))?;
     let parameters = request.parameters(&["types", "connectionId", "snapshot"])?;

@@ -174,8 +174,9 @@ impl StreamEndpoint {
 /// 429 or 503 for [`Unavailable`].
 pub(crate) async fn serve_stream(endpoint: &'static StreamEndpoint, request: ApiRequest) -> Result<Response, ApiError> {
     let (app, head) = (&request.app, endpoint.head(&request)?);
-    let Some(permit) = app.streams.try_acquire(endpoint.endpoint()) else {
-        return endpoint.unavailable_response(app, Unavailable::TooManyStreams);
+    let permit = match request.acquire_stream(endpoint.endpoint()) {
+        Ok(permit) => permit,
+        Err(unavailable) => return endpoint.unavailable_response(app, unavailable),
     };
     let slot = match app.rate_limits.open_stream(&request.principal.caller) {
         Ok(slot) => slot,

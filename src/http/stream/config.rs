@@ -4,6 +4,10 @@ use std::time::Duration;
 
 use super::jitter::random_fraction;
 
+/// One stream in this many is reserved for callers with a credential, rounded up. Without the reservation, clients without a
+/// credential could take every stream.
+const RESERVED_SHARE: usize = 4;
+
 /// Limits of a stream (docs/limits.md).
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -69,6 +73,11 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Returns the number of open streams from which on only callers with a credential can open another one.
+    pub fn max_anonymous_streams(&self) -> usize {
+        self.max_streams - self.max_streams.div_ceil(RESERVED_SHARE)
+    }
+
     /// Returns the delay before a client reconnects. Each call returns another random delay.
     pub fn retry_delay(&self) -> Duration {
         self.retry_min + random_fraction(self.retry_max.saturating_sub(self.retry_min))

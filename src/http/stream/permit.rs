@@ -1,6 +1,6 @@
 //! The stream permit, and what all streams of a listener share.
 //!
-//! Guarantees: at most [`Config::max_streams`] permits exist at once.
+//! Guarantees: at most [`Config::max_streams`] permits exist at once. A part of them is reserved for callers with a credential.
 
 use std::{
     ops::Deref,
@@ -49,7 +49,22 @@ impl StreamContext {
 
     /// Returns a permit for one more stream of `endpoint`, or `None` if [`Config::max_streams`] permits exist.
     pub fn try_acquire(self: &Arc<Self>, endpoint: &'static Endpoint) -> Option<StreamPermit> {
-        let increment = |open| (open < self.config.max_streams).then_some(open + 1);
+        self.try_acquire_below(self.config.max_streams, endpoint)
+    }
+
+    /// As [`StreamContext::try_acquire`], for a caller without a credential where credentials are configured. It leaves the
+    /// permits that are reserved for callers with a credential ([`Config::max_anonymous_streams`]).
+    pub fn try_acquire_unreserved(self: &Arc<Self>, endpoint: &'static Endpoint) -> Option<StreamPermit> {
+        self.try_acquire_below(self.config.max_anonymous_streams(), endpoint)
+    }
+
+    /// Returns whether [`StreamContext::try_acquire_unreserved`] fails now.
+    pub fn has_only_reserved(&self) -> bool {
+        self.open_streams.load(Relaxed) >= self.config.max_anonymous_streams()
+    }
+
+    fn try_acquire_below(self: &Arc<Self>, max: usize, endpoint: &'static Endpoint) -> Option<StreamPermit> {
+        let increment = |open| (open < max).then_some(open + 1);
         self.open_streams.fetch_update(Relaxed, Relaxed, increment).ok()?;
         Some(StreamPermit { context: self.clone(), endpoint })
     }

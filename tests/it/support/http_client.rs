@@ -309,3 +309,16 @@ pub(crate) async fn poll_until<T>(mut poll: impl FnMut() -> Option<T>) -> T {
     });
     found.await.expect("the awaited state is not reached in time")
 }
+
+/// As [`poll_until`], for a state that a request reports.
+pub(crate) async fn poll_until_async<T>(poll: impl AsyncFn() -> Option<T>) -> T {
+    let found = timeout(TEST_TIMEOUT, async {
+        loop {
+            if let Some(found) = poll().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    found.await.expect("the awaited state is not reached in time")
+}
