@@ -295,39 +295,55 @@ impl SeededRng {
     }
 }
 
+/// The variable that selects one seed. It is the only one, and every seeded test reads it here.
+const SEED_VARIABLE: &str = "BRIDGE_SEED";
+
 /// Returns the seeds that a seeded test must run: only the one of the variable `BRIDGE_SEED`, or all of `seeds` without it.
 ///
 /// # Panics
 /// When `BRIDGE_SEED` is not a decimal number.
 #[must_use]
 pub fn seeds_to_run(seeds: std::ops::Range<u64>) -> Vec<u64> {
-    match std::env::var("BRIDGE_SEED") {
-        Ok(seed) => vec![seed.parse().unwrap_or_else(|_| panic!("BRIDGE_SEED must be a decimal number, not {seed:?}"))],
+    match std::env::var(SEED_VARIABLE) {
+        Ok(seed) => {
+            vec![seed.parse().unwrap_or_else(|_| panic!("{SEED_VARIABLE} must be a decimal number, not {seed:?}"))]
+        }
         Err(_) => seeds.collect(),
     }
 }
 
-/// Prints the command that repeats a seeded unit test, if the test panics while this value exists.
-#[derive(Debug)]
-pub struct ReplayHint {
-    seed: u64,
-    test: String,
+/// Returns the seed of a test that runs one: that of the variable `BRIDGE_SEED`, or `default` without it.
+///
+/// # Panics
+/// When `BRIDGE_SEED` is not a decimal number.
+#[must_use]
+pub fn seed_to_run(default: u64) -> u64 {
+    seeds_to_run(default..default + 1)[0]
 }
 
-impl ReplayHint {
-    /// Creates the hint for a test function; `module` is the `module_path!()` of the test.
-    #[must_use]
-    pub fn new(seed: u64, module: &str, function: &str) -> ReplayHint {
-        let module = module.split_once("::").map_or("", |(_, path)| path);
-        ReplayHint { seed, test: format!("{module}::{function}") }
+/// Prints the command that repeats a seed if the test panics while this value exists. It works in `async` tests and in
+/// threads of a test as well.
+#[derive(Debug)]
+#[must_use = "the command is printed when the value is dropped"]
+pub struct ReplayCommand {
+    path: &'static str,
+    seed: u64,
+}
+
+impl ReplayCommand {
+    /// Creates it for a test function; `path` is [`test_name!`](crate::test_name) in that function.
+    pub fn on_panic(path: &'static str, seed: u64) -> ReplayCommand {
+        ReplayCommand { path, seed }
     }
 
     fn command(&self) -> String {
-        format!("BRIDGE_SEED={} cargo test --lib {}", self.seed, self.test)
+        let (binary, test) = self.path.split_once("::").unwrap_or(("", self.path));
+        let binary = if binary == env!("CARGO_CRATE_NAME") { "--lib" } else { "--test it" };
+        format!("{SEED_VARIABLE}={} cargo test {binary} {test}", self.seed)
     }
 }
 
-impl Drop for ReplayHint {
+impl Drop for ReplayCommand {
     #[expect(clippy::print_stderr, reason = "libtest prints it with the failure")]
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -336,14 +352,34 @@ impl Drop for ReplayHint {
     }
 }
 
+/// Returns the path of the enclosing test function with its crate, such as `it::seeded_ws::equal_seeds`.
+#[macro_export]
+macro_rules! test_name {
+    () => {{
+        fn inside() {}
+        $crate::test_support::enclosing_function(std::any::type_name_of_val(&inside))
+    }};
+}
+
+/// Returns the enclosing function of a path such as `it::module::test::{{closure}}::inside`.
+#[doc(hidden)]
+#[must_use]
+pub fn enclosing_function(path: &'static str) -> &'static str {
+    let path = path.trim_end_matches("::inside");
+    path.split_once("::{{closure}}").map_or(path, |(function, _)| function)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn replay_hint_names_the_seed_and_the_test_path() {
-        let hint = ReplayHint::new(7, module_path!(), "replay_hint_names_the_seed_and_the_test_path");
-        let path = "test_support::tests::replay_hint_names_the_seed_and_the_test_path";
-        assert_eq!(hint.command(), format!("BRIDGE_SEED=7 cargo test --lib {path}"));
+    fn replay_command_names_the_seed_the_binary_and_the_test() {
+        let in_closure = || crate::test_name!();
+        let path = "test_support::tests::replay_command_names_the_seed_the_binary_and_the_test";
+        let command = ReplayCommand::on_panic(in_closure(), 7);
+        assert_eq!(command.command(), format!("BRIDGE_SEED=7 cargo test --lib {path}"));
+        let command = ReplayCommand::on_panic("it::resume::every_seed", 8);
+        assert_eq!(command.command(), "BRIDGE_SEED=8 cargo test --test it resume::every_seed");
     }
 }

@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn mutated_config_file_causes_no_panic() {
-        use crate::test_support::{ReplayHint, SeededRng, seeds_to_run};
+        use crate::test_support::{ReplayCommand, SeededRng, seeds_to_run};
         const LINES: [&str; 12] = [
             "port: 3000",
             "drain: 3",
@@ -195,7 +195,7 @@ mod tests {
             "max-connections: 99999999999999999999",
         ];
         for seed in seeds_to_run(0..200) {
-            let _hint = ReplayHint::new(seed, module_path!(), "mutated_config_file_causes_no_panic");
+            let _hint = ReplayCommand::on_panic(crate::test_name!(), seed);
             let mut rng = SeededRng(seed);
             let mut lines: Vec<String> = (0..rng.below(6)).map(|_| (*rng.choose(&LINES)).to_owned()).collect();
             for line in &mut lines {

@@ -244,7 +244,7 @@ mod tests {
     use super::*;
     use crate::{
         event::{Change, ChangeSet, PoolDepth, ResourceVersion, projection::EventFormat, render},
-        test_support::{ClaimBuilder, PodBuilder, ReplayHint, SeededRng, seeds_to_run},
+        test_support::{ClaimBuilder, PodBuilder, ReplayCommand, SeededRng, seeds_to_run},
     };
 
     const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -312,7 +312,7 @@ mod tests {
     #[test]
     fn entries_without_a_mark_do_not_concern_a_projection() {
         for seed in seeds_to_run(0..30) {
-            let _hint = ReplayHint::new(seed, module_path!(), "entries_without_a_mark_do_not_concern_a_projection");
+            let _hint = ReplayCommand::on_panic(crate::test_name!(), seed);
             let mut rng = SeededRng(seed);
             let index = FilterIndex::default();
             let reader = index.add_reader();

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use boilerhouse_bridge::{
     event::{Cursor, PerResource, Resource, ResourceVersion},
     sim::{ApiResource, store::Store},
-    test_support::SeededRng,
+    test_support::{ReplayCommand, SeededRng, seeds_to_run},
 };
 use serde_json::{Value, json};
 use tokio::{sync::watch, task::JoinSet};
@@ -22,7 +22,6 @@ use crate::oracle::visibility::{Condition, ExpectedProjection};
 use crate::support::{
     http_client::{self, WsClient},
     long_form,
-    seeds::{ReplayCommand, seeds, test_name},
     sim_cluster::{NAMESPACE, SimCluster},
 };
 
@@ -214,11 +213,11 @@ async fn connect_clients(
 async fn filtered_fold_equals_the_filtered_state_at_every_id() {
     let (count, writes) = SIZES[usize::from(long_form())];
     let (mut left, mut entered) = (0, 0);
-    let seeds = seeds(0..count);
+    let seeds = seeds_to_run(0..count);
     let count = seeds.len();
     let mut applied = mutations::none_applied();
     for seed in seeds {
-        let _replay = ReplayCommand::on_panic(test_name!(), seed);
+        let _replay = ReplayCommand::on_panic(boilerhouse_bridge::test_name!(), seed);
         let cluster = SimCluster::new().await;
         let bridge = cluster.bridge(&[]).await;
         let mut rng = SeededRng(seed);

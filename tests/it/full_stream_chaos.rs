@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use boilerhouse_bridge::test_support::SeededRng;
+use boilerhouse_bridge::test_support::{ReplayCommand, SeededRng, seed_to_run};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -26,7 +26,6 @@ use crate::support::{
     control_plane::{ControlPlane, Options},
     full_stream_client::FullStreamClient,
     http_client::TEST_TIMEOUT,
-    seeds::{self, ReplayCommand, test_name},
 };
 
 /// How often the client is cut off in the short form and in the long form.
@@ -146,8 +145,8 @@ async fn replicas(cluster: &Cluster, args: &[&str]) -> Vec<BridgeProcess> {
 #[tokio::test]
 async fn disconnects_under_100_writes_per_second_lose_and_repeat_nothing() {
     let (cluster, cuts) = (Cluster::shared().await, CUTS[usize::from(support::long_form())]);
-    let seed = seeds::seed(5);
-    let _replay = ReplayCommand::on_panic(test_name!(), seed);
+    let seed = seed_to_run(5);
+    let _replay = ReplayCommand::on_panic(boilerhouse_bridge::test_name!(), seed);
     let bridges = replicas(&cluster, &["--own-watchers", "0"]).await;
     let (ledger, mut client, mut rng) = (WriteLedger::default(), Client::default(), SeededRng(seed));
     client.connect(bridges[0].address, true, Duration::from_millis(300)).await;
@@ -186,8 +185,8 @@ async fn killed_processes_lead_to_history_or_diff_without_loss() {
     let mut cluster = Cluster::real().await;
     let mut bridges = replicas(&cluster, &["--own-watchers", "0"]).await;
     let (ledger, mut client) = (WriteLedger::default(), Client::default());
-    let seed = seeds::seed(9);
-    let _replay = ReplayCommand::on_panic(test_name!(), seed);
+    let seed = seed_to_run(9);
+    let _replay = ReplayCommand::on_panic(boilerhouse_bridge::test_name!(), seed);
     let mut writer = Writer::new(seed);
     client.connect(bridges[0].address, true, Duration::from_millis(300)).await;
 
@@ -235,8 +234,8 @@ async fn lost_history_is_reported_as_expired_or_foreign() {
     let mut cluster = Cluster::of(ControlPlane::start_with(&options).await).await;
     let mut bridges = replicas(&cluster, &["--own-watchers", "0"]).await;
     let (ledger, mut client) = (WriteLedger::default(), Client::default());
-    let seed = seeds::seed(9);
-    let _replay = ReplayCommand::on_panic(test_name!(), seed);
+    let seed = seed_to_run(9);
+    let _replay = ReplayCommand::on_panic(boilerhouse_bridge::test_name!(), seed);
     let mut writer = Writer::new(seed);
     client.connect(bridges[0].address, true, Duration::from_millis(300)).await;
     writer.write_some(&cluster, &ledger, 20).await;

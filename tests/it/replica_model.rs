@@ -14,15 +14,12 @@ mod history;
 mod replica;
 
 use boilerhouse_bridge::event::{Cursor, Resource};
-use boilerhouse_bridge::test_support::SeededRng;
+use boilerhouse_bridge::test_support::{ReplayCommand, SeededRng, seeds_to_run};
 
 use self::{client::Client, history::ObjectHistory, replica::Replica};
 use crate::oracle::full_stream::{ProjectedHistory, ReplicaKnowledge, StreamValidator};
 use crate::oracle::mutations::delivery::Mutation;
-use crate::support::{
-    long_form,
-    seeds::{ReplayCommand, seeds, test_name},
-};
+use crate::support::long_form;
 
 /// The number of seeds of the short form and of the long form.
 const SEEDS: [u64; 2] = [1_000, 5_000];
@@ -121,11 +118,11 @@ fn run_seed(seed: u64, coverage: &mut Coverage, mutation: Option<Mutation>) {
 
 #[test]
 fn two_replicas_send_no_duplicate_no_gap_and_no_decreasing_id() {
-    let seeds = seeds(0..SEEDS[usize::from(long_form())]);
+    let seeds = seeds_to_run(0..SEEDS[usize::from(long_form())]);
     let count = u64::try_from(seeds.len()).unwrap();
     let mut coverage = Coverage::default();
     for seed in seeds {
-        let _replay = ReplayCommand::on_panic(test_name!(), seed);
+        let _replay = ReplayCommand::on_panic(boilerhouse_bridge::test_name!(), seed);
         run_seed(seed, &mut coverage, None);
     }
     let Coverage { resumes, ahead, backfills, events, recreations } = coverage;
@@ -150,7 +147,7 @@ fn every_mutation_is_rejected_and_seeds_replay_equally() {
             let message = |panic: Box<dyn std::any::Any + Send>| panic.downcast_ref::<String>().cloned();
             std::panic::catch_unwind(run).map_err(message)
         };
-        let seeds = seeds(0..REJECTED_WITHIN);
+        let seeds = seeds_to_run(0..REJECTED_WITHIN);
         let count = seeds.len();
         let rejected = seeds.into_iter().find_map(|seed| run(seed).err().map(|message| (seed, message)));
         let Some((seed, message)) = rejected else {
@@ -158,7 +155,7 @@ fn every_mutation_is_rejected_and_seeds_replay_equally() {
             continue;
         };
         println!("{mutation:?}: seed {seed}");
-        let _replay = ReplayCommand::on_panic(test_name!(), seed);
+        let _replay = ReplayCommand::on_panic(boilerhouse_bridge::test_name!(), seed);
         assert_eq!(run(seed), Err(message), "{mutation:?}: seed {seed} does not repeat the same violation");
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use boilerhouse_bridge::sim::fault::ConnectionEnd;
-use boilerhouse_bridge::test_support::SeededRng;
+use boilerhouse_bridge::test_support::{ReplayCommand, SeededRng, seeds_to_run};
 use tokio::task::JoinSet;
 
 use crate::oracle::full_stream::{Coverage, Entry, ProjectedHistory, Start, StreamValidator};
@@ -19,7 +19,6 @@ use crate::oracle::violation::{Guarantee, Violation};
 use crate::seeded_ws::THREADS;
 use crate::seeded_ws::script::{self, FaultCounts, InjectedFault};
 use crate::support::long_form;
-use crate::support::seeds::{ReplayCommand, seeds, test_name};
 use client::{Client, ClientBehavior};
 use deployment::SimulatedDeployment;
 use projections::PROJECTIONS;
@@ -215,12 +214,12 @@ fn run(test: &'static str, seeds: impl Iterator<Item = u64>, all: &Mutex<All>) {
 
 #[test]
 fn every_client_receives_every_event_once_on_any_replica() {
-    let (started, seeds) = (std::time::Instant::now(), seeds(0..SEEDS[usize::from(long_form())]));
+    let (started, seeds) = (std::time::Instant::now(), seeds_to_run(0..SEEDS[usize::from(long_form())]));
     let all = Mutex::new(All::default());
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
             let (all, own) = (&all, seeds.iter().copied().filter(move |seed| seed % THREADS == thread));
-            scope.spawn(move || run(test_name!(), own, all));
+            scope.spawn(move || run(boilerhouse_bridge::test_name!(), own, all));
         }
     });
     let all = all.into_inner().unwrap();
@@ -257,8 +256,8 @@ fn every_client_receives_every_event_once_on_any_replica() {
 
 #[test]
 fn equal_seeds_produce_equal_lines() {
-    for seed in seeds(0..REPLAYED_SEEDS[usize::from(long_form())]) {
-        let _replay = ReplayCommand::on_panic(test_name!(), seed);
+    for seed in seeds_to_run(0..REPLAYED_SEEDS[usize::from(long_form())]) {
+        let _replay = ReplayCommand::on_panic(boilerhouse_bridge::test_name!(), seed);
         let (first, second) = (run_seed(seed).validated.records, run_seed(seed).validated.records);
         for (index, (one, other)) in first.iter().zip(&second).enumerate() {
             let differs = one.iter().zip(other).find(|(one, other)| one != other);
@@ -270,10 +269,10 @@ fn equal_seeds_produce_equal_lines() {
 #[test]
 fn validator_rejects_every_mutation() {
     let mut applied = mutations::none_applied();
-    let seeds = seeds(0..MUTATED_SEEDS);
+    let seeds = seeds_to_run(0..MUTATED_SEEDS);
     let count = seeds.len();
     for seed in seeds {
-        let _replay = ReplayCommand::on_panic(test_name!(), seed);
+        let _replay = ReplayCommand::on_panic(boilerhouse_bridge::test_name!(), seed);
         let mut generators = mutations::Generators::new(seed);
         let run = run_seed(seed).validated;
         for record in &run.records {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use boilerhouse_bridge::event::Resource;
 use boilerhouse_bridge::ring::Limits;
-use boilerhouse_bridge::test_support::SeededRng;
+use boilerhouse_bridge::test_support::{ReplayCommand, SeededRng, seeds_to_run};
 use boilerhouse_bridge::wire::CloseReason;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -22,7 +22,6 @@ use crate::oracle::mutations::ws as mutations;
 use crate::oracle::recording::RecordedResponse;
 use crate::oracle::ws::{End, Record, Start, WatchMode, WsEvent, validate};
 use crate::support::long_form;
-use crate::support::seeds::{ReplayCommand, seeds, test_name};
 use deployment::{NO_LIMIT, Reader, SimulatedDeployment};
 use script::{FaultCounts, InjectedFault};
 
@@ -202,13 +201,13 @@ fn run(test: &'static str, seeds: impl Iterator<Item = u64>, faults: &[InjectedF
 
 #[test]
 fn every_client_receives_exactly_the_store_history() {
-    let (started, seeds) = (std::time::Instant::now(), seeds(0..SEEDS[usize::from(long_form())]));
+    let (started, seeds) = (std::time::Instant::now(), seeds_to_run(0..SEEDS[usize::from(long_form())]));
     let all = Mutex::new(Coverage::default());
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
             let (all, own) = (&all, seeds.iter().copied().filter(move |seed| seed % THREADS == thread));
             scope.spawn(move || {
-                let coverage = run(test_name!(), own, &InjectedFault::ALL);
+                let coverage = run(boilerhouse_bridge::test_name!(), own, &InjectedFault::ALL);
                 all.lock().unwrap().add(&coverage);
             });
         }
@@ -237,9 +236,9 @@ fn every_client_receives_exactly_the_store_history() {
 fn retained_history_is_sent_version_by_version_without_relists() {
     let faults: Vec<InjectedFault> = InjectedFault::ALL.into_iter().filter(|fault| fault.retains_history()).collect();
     // Other seeds than those of the test above.
-    let seeds = seeds(1 << 32..(1 << 32) + RETAINED_SEEDS[usize::from(long_form())]);
+    let seeds = seeds_to_run(1 << 32..(1 << 32) + RETAINED_SEEDS[usize::from(long_form())]);
     let count = u64::try_from(seeds.len()).unwrap();
-    let coverage = run(test_name!(), seeds.into_iter(), &faults);
+    let coverage = run(boilerhouse_bridge::test_name!(), seeds.into_iter(), &faults);
     assert_eq!(coverage.lists, 0, "a watcher listed again: {coverage:?}");
     assert!(count == 1 || coverage.messages > 100 * count, "too little was tested: {coverage:?}");
 }
@@ -254,8 +253,8 @@ fn equal_seeds_produce_equal_records() {
         };
         records.iter().map(own).collect()
     };
-    for seed in seeds(0..5) {
-        let _replay = ReplayCommand::on_panic(test_name!(), seed);
+    for seed in seeds_to_run(0..5) {
+        let _replay = ReplayCommand::on_panic(boilerhouse_bridge::test_name!(), seed);
         let run = || run_seed(seed, &InjectedFault::ALL).1;
         let (first, second) = (run(), run());
         for resource in Resource::ALL {
@@ -267,10 +266,10 @@ fn equal_seeds_produce_equal_records() {
 #[test]
 fn validator_rejects_every_mutation() {
     let mut applied = mutations::none_applied();
-    let seeds = seeds(0..MUTATED_SEEDS);
+    let seeds = seeds_to_run(0..MUTATED_SEEDS);
     let count = seeds.len();
     for seed in seeds {
-        let _replay = ReplayCommand::on_panic(test_name!(), seed);
+        let _replay = ReplayCommand::on_panic(boilerhouse_bridge::test_name!(), seed);
         let mut rng = SeededRng(seed);
         let (history, records, _) = run_seed(seed, &InjectedFault::ALL);
         for record in records.iter().filter(|record| record.end == End::Open) {

@@ -14,16 +14,10 @@ pub(crate) mod npm_client;
 pub(crate) mod paused_clock;
 pub(crate) mod proc_net_tcp;
 pub(crate) mod scripted_api;
-pub(crate) mod seeds;
 pub(crate) mod sim_cluster;
 pub(crate) mod sse_client;
 pub(crate) mod tcp_proxy;
 pub(crate) mod ws_matrix;
-
-/// The former path of the seeded generator, for tests that still import it from here.
-pub(crate) mod rng {
-    pub(crate) use boilerhouse_bridge::test_support::SeededRng;
-}
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 

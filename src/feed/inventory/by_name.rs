@@ -169,7 +169,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::test_support::{PodBuilder, ReplayHint, SeededRng, seeds_to_run};
+    use crate::test_support::{PodBuilder, ReplayCommand, SeededRng, seeds_to_run};
 
     fn pod(name: &str, uid: &str) -> Arc<Instance> {
         PodBuilder::new(name).uid(uid).instance()
@@ -194,8 +194,7 @@ mod tests {
     #[test]
     fn random_changes_match_an_ordered_map_and_leave_copies_unchanged() {
         for seed in seeds_to_run(0..20) {
-            let _hint =
-                ReplayHint::new(seed, module_path!(), "random_changes_match_an_ordered_map_and_leave_copies_unchanged");
+            let _hint = ReplayCommand::on_panic(crate::test_name!(), seed);
             let mut rng = SeededRng(seed);
             let (mut views, mut model) = (ByName::default(), BTreeMap::new());
             let mut copies: Vec<(ByName<Instance>, Vec<Arc<Instance>>)> = Vec::new();

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use boilerhouse_bridge::sim::ApiResource;
+use boilerhouse_bridge::{sim::ApiResource, test_support::SeededRng};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -21,7 +21,6 @@ use crate::support::{
     self,
     bridge_process::BridgeProcess,
     http_client::{self, HttpResponse, TEST_TIMEOUT, poll_until, request},
-    rng::SeededRng,
     sim_cluster::{NAMESPACE, SimCluster},
 };
 

@@ -13,10 +13,11 @@ use boilerhouse_bridge::{
         projection::{EventFormat, EventTypes, Filter, ObjectFilter, Projection, Scope},
     },
     feed::{self, Feed, FrameFormat, Framing, Health, ReadResult, SnapshotReason, StartAt, Subscription, Writer},
+    test_support::SeededRng,
 };
 use serde_json::Value;
 
-use crate::support::{self, rng::SeededRng};
+use crate::support;
 
 /// Number of histories in the long form and in the short form of the test.
 const HISTORIES: [u64; 2] = [1_000, 250];

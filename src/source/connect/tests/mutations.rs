@@ -15,7 +15,7 @@ use super::{
     },
     full_text,
 };
-use crate::test_support::{ReplayHint, SeededRng, seeds_to_run};
+use crate::test_support::{ReplayCommand, SeededRng, seeds_to_run};
 
 /// Mutated kubeconfigs of one seed.
 const CASES: u64 = 1000;
@@ -319,8 +319,7 @@ fn mutated_kubeconfig_causes_no_panic_and_no_error_with_a_secret() {
     let seeds = seeds_to_run(0..if long_form() { LONG } else { SHORT });
     let (mut usable, mut cases) = (0_u64, 0_u64);
     for seed in seeds {
-        let _hint =
-            ReplayHint::new(seed, module_path!(), "mutated_kubeconfig_causes_no_panic_and_no_error_with_a_secret");
+        let _hint = ReplayCommand::on_panic(crate::test_name!(), seed);
         let mut rng = SeededRng(seed);
         for case in 0..CASES {
             let bytes = mutated(&mut rng);
@@ -350,11 +349,7 @@ fn mutated_output_of_a_plugin_causes_no_panic_and_no_error_with_a_secret() {
     });
     let printed = serde_json::to_string_pretty(&credential).unwrap();
     for seed in seeds_to_run(0..if long_form() { LONG } else { SHORT }) {
-        let _hint = ReplayHint::new(
-            seed,
-            module_path!(),
-            "mutated_output_of_a_plugin_causes_no_panic_and_no_error_with_a_secret",
-        );
+        let _hint = ReplayCommand::on_panic(crate::test_name!(), seed);
         let mut rng = SeededRng(seed);
         for _ in 0..100 {
             let mut text = printed.clone();

@@ -15,7 +15,7 @@ use crate::{
         store::{Change, Store},
     },
     source::retry::Backoff,
-    test_support::{ReplayHint, SeededRng, seeds_to_run},
+    test_support::{ReplayCommand, SeededRng, seeds_to_run},
 };
 
 const NAMESPACE: &str = "boilerhouse";
@@ -267,7 +267,7 @@ async fn run_history(seed: u64) -> Vec<Recorded> {
 #[tokio::test(start_paused = true)]
 async fn hub_events_match_store_history_for_every_seed() {
     for seed in seeds_to_run(SEEDS) {
-        let _hint = ReplayHint::new(seed, module_path!(), "hub_events_match_store_history_for_every_seed");
+        let _hint = ReplayCommand::on_panic(crate::test_name!(), seed);
         run_history(seed).await;
     }
 }
@@ -275,7 +275,7 @@ async fn hub_events_match_store_history_for_every_seed() {
 #[tokio::test(start_paused = true)]
 async fn a_seed_repeats_the_same_events() {
     for seed in seeds_to_run(0..5) {
-        let _hint = ReplayHint::new(seed, module_path!(), "a_seed_repeats_the_same_events");
+        let _hint = ReplayCommand::on_panic(crate::test_name!(), seed);
         // Only the creation timestamps differ, because the simulated API takes them from the wall clock.
         let short = |recorded: Recorded| (recorded.at, recorded.store_version, short_form(&[recorded.event]));
         let [first, second] = [run_history(seed).await, run_history(seed).await];
