@@ -187,11 +187,11 @@ impl BackfillHandle {
     }
 
     /// Ends a version check with the newest versions of the API server. `None` means that the API server has not answered
-    /// in time: the versions of this replica count then.
+    /// in time: its clients wait for the next version check, because nothing is known about them.
     pub fn complete_version_check(&self, versions: Option<PerResource<ResourceVersion>>) {
-        self.shared.update(|state, _| {
-            let versions = versions.unwrap_or(state.latest_versions);
-            state.backfill_requests.end_version_check(versions);
+        self.shared.update(|state, _| match versions {
+            Some(versions) => state.backfill_requests.end_version_check(versions),
+            None => state.backfill_requests.retry_version_check(),
         });
         let metrics = &self.shared.metrics;
         let outcome =

@@ -108,6 +108,12 @@ impl BackfillRequests {
         self.version_checks.started += 1;
     }
 
+    /// Takes back the start of a version check without an answer: the next one answers its requests.
+    pub(super) fn retry_version_check(&mut self) {
+        self.version_checks.started -= 1;
+        self.version_check_requested = true;
+    }
+
     pub(super) fn end_version_check(&mut self, versions: PerResource<ResourceVersion>) {
         self.version_checks.ended += 1;
         self.checked_versions = versions;

@@ -121,10 +121,10 @@ async fn throttled_catch_up_probe_is_repeated_after_its_delay() {
 }
 
 #[tokio::test]
-async fn cursor_ahead_is_answered_while_the_api_server_fails() {
+async fn cursor_ahead_waits_until_the_api_server_answers() {
     let cluster = SimCluster::new().await;
     let client = cluster.sim().client(NAMESPACE);
-    let hub = hub::Config { version_check_timeout: Duration::from_millis(500), ..hub::Config::default() };
+    let hub = hub::Config { version_check_timeout: Duration::from_millis(100), ..hub::Config::default() };
     let bridge = InProcessBridge::start(NAMESPACE, client.clone(), &client, config(hub)).await;
     let mut sse = SseClient::open(bridge.address, "/api/sse", &[]).await;
     let id = sse.event().await.id.unwrap();
@@ -132,8 +132,15 @@ async fn cursor_ahead_is_answered_while_the_api_server_fails() {
     let cursor = Cursor::decode(&id).unwrap();
     let ahead = Cursor { versions: PerResource::from_fn(|resource| cursor.versions[resource] + 5), ..cursor }.encode();
     let mut resumed = SseClient::open(bridge.address, "/api/sse", &[("Last-Event-ID", &ahead)]).await;
-    let initial = resumed.until(|event| event["type"] == "state.initial").await.pop().unwrap();
+    let timeouts = r#"bridge_feed_version_checks_total{outcome="timeout"}"#;
+    http_client::wait_for_metric(bridge.address, timeouts, |value| value >= 3).await;
+    cluster.sim().up();
+    let received = resumed.until(|event| event["type"] == "state.initial").await;
+    let (initial, before) = received.split_last().unwrap();
     assert_eq!(initial.json()["reason"], "foreign");
+    let live_again = before.iter().any(|event| event.json()["type"] == "upstream.up");
+    let initial_versions = Cursor::decode(initial.id.as_deref().unwrap()).unwrap().versions;
+    assert!(live_again || initial_versions == cursor.versions, "the state is the one of the API server");
 }
 
 /// A client whose watches of Pods also receive the lines that the sender sends.

@@ -280,7 +280,7 @@ async fn run_version_checks(
         let versions = timeout(config.version_check_timeout, newest_versions(pods, claims)).await.ok();
         if versions.is_none() {
             let limit = config.version_check_timeout;
-            tracing::info!(?limit, "version check timed out; waiting clients get the current state");
+            tracing::info!(?limit, "version check timed out; it is repeated, and clients wait for it");
         }
         backfills.complete_version_check(versions);
     }

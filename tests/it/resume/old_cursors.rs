@@ -271,16 +271,20 @@ async fn invented_cursors_ahead_delay_a_version_check_and_do_not_fail_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn version_check_ends_after_30_s_while_the_api_server_fails() {
+async fn cursor_ahead_waits_while_the_api_server_fails() {
     let sim = Sim::new(SimConfig::default());
     let replica = Replica::start(&sim).await;
     let mut client = replica.subscribe(feed::StartAt::Live);
     let id = last_id(&read_until(&mut client, |event| event["type"] == "heartbeat").await);
     let newest = sim.store(|store| store.revision());
     sim.down();
-    let started = Instant::now();
-    let received = read_until(&mut replica.resume(&with_versions(&id, newest + 5, newest)), is_initial).await;
+    let mut resumed = replica.resume(&with_versions(&id, newest + 5, newest));
+    // Longer than 2 s for a replica that lags by milliseconds, and the 30 s of one check.
+    tokio::select! {
+        received = read_until(&mut resumed, is_initial) => panic!("nothing is known about the cursor: {received:?}"),
+        () = sleep(Duration::from_secs(40)) => {}
+    }
+    sim.up();
+    let received = read_until(&mut resumed, is_initial).await;
     assert_eq!(received.last().unwrap()["reason"], "foreign");
-    // 2 s for a replica that lags by milliseconds, then the check.
-    assert_eq!(started.elapsed().as_secs(), 32, "{:?}", started.elapsed());
 }
