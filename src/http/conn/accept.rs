@@ -17,7 +17,10 @@ use hyper::{
 use hyper_util::rt::TokioTimer;
 use rustix::io::Errno;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::yield_now,
+};
 use tower::Service;
 
 use super::{
@@ -36,6 +39,9 @@ use crate::tasks::{BoxError, Tasks};
 pub const NON_STREAM_CONNECTIONS: usize = 1000;
 /// Connections of a listener for probes. A few kubelets, load balancers and people use it.
 pub const PROBE_CONNECTIONS: usize = 64;
+
+/// Maximum number of turns in which the listener waits for the end of a connection that it has closed.
+const MAX_YIELDS: usize = 256;
 
 /// Limits of a listener, and of each connection until its stream starts (docs/limits.md).
 #[derive(Debug, Clone)]
@@ -186,9 +192,19 @@ where
             }
         };
         metrics.record_accepted();
-        if tasks.connections() >= config.max_connections && !waiting.close_oldest() {
-            metrics.record_rejected(RejectReason::Limit);
-            continue;
+        let is_full = || tasks.connections() >= config.max_connections;
+        if is_full() {
+            if !waiting.close_oldest() {
+                metrics.record_rejected(RejectReason::Limit);
+                continue;
+            }
+            // The file of a closed connection is free after its task has run.
+            for _ in 0..MAX_YIELDS {
+                if !is_full() {
+                    break;
+                }
+                yield_now().await;
+            }
         }
         if let Err(err) = set_socket_options(&stream, &config) {
             // This fails only on a socket that is already closed.
