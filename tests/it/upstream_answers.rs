@@ -176,7 +176,8 @@ async fn observe_repeated(case: &Case, mode: Mode) -> Result<(), String> {
     }
     let connected = watch::Sender::new(false);
     let api = api(case, true, connected.subscribe());
-    let bridge = start(mode, &api, MAX_DOWNTIME).await;
+    let max_downtime = if case.repeated == Repeated::Closes { MAX_DOWNTIME } else { Duration::from_secs(60) };
+    let bridge = start(mode, &api, max_downtime).await;
     let mut client = WsClient::connect(bridge.address, "/ws").await;
     connected.send_replace(true);
     if case.repeated == Repeated::Closes {

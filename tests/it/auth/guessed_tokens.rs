@@ -26,6 +26,8 @@ const FLAGS: &[&str] = &["--token-audience", AUDIENCE, "--trusted-proxies", "127
 const PROMISED: u64 = 60;
 /// Clients that guess in parallel.
 const GUESSERS: usize = 40;
+/// Reviews that the bridge has in flight at once (docs/limits.md#authentication).
+const CONCURRENT_REVIEWS: usize = 8;
 const ATTACKER: &str = "192.0.2.1";
 
 /// A cluster with one account that may read, and a bridge that accepts its tokens.
@@ -108,8 +110,11 @@ async fn parallel_valid_tokens_use_no_budget() {
     const CLIENTS: usize = 3 * PROMISED as usize;
     let fixture = Fixture::new().await;
     let tokens = join_all((0..CLIENTS).map(|_| fixture.token())).await;
-    let statuses = join_all(tokens.iter().map(async |token| fixture.get(ATTACKER, token).await.status)).await;
-    assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
+    // As many at once as reviews run: a request that waits for its review for 5 s gets 503, which a busy machine could reach.
+    for tokens in tokens.chunks(CONCURRENT_REVIEWS) {
+        let statuses = join_all(tokens.iter().map(async |token| fixture.get(ATTACKER, token).await.status)).await;
+        assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
+    }
     assert_eq!(fixture.review_count(), CLIENTS as u64);
     let statuses = fixture.guess("guess", GUESSERS).await;
     assert!(statuses.iter().all(|status| *status == 401), "expected the complete budget, found {statuses:?}");

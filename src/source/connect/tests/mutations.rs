@@ -156,11 +156,11 @@ fn long_form() -> bool {
     std::env::var("BRIDGE_TESTS").is_ok_and(|tests| tests == "full")
 }
 
-/// Returns a kubeconfig with one to six mutations.
+/// Returns a kubeconfig with one to three mutations.
 fn mutated(rng: &mut SeededRng) -> Vec<u8> {
     let texts = &MATERIAL.texts;
     let mut text = rng.choose(texts).clone();
-    for _ in 0..=rng.below(6) {
+    for _ in 0..=rng.below(3) {
         mutate(&mut text, rng);
     }
     let mut bytes = match rng.below(40) {
@@ -169,7 +169,7 @@ fn mutated(rng: &mut SeededRng) -> Vec<u8> {
         2 => [&[0xef, 0xbb, 0xbf], text.as_bytes()].concat(),
         _ => text.into_bytes(),
     };
-    if rng.below(8) == 0 {
+    if rng.below(20) == 0 {
         mutate_bytes(&mut bytes, rng);
     }
     bytes
@@ -180,12 +180,18 @@ fn mutate(text: &mut String, rng: &mut SeededRng) {
     let at = index(rng, lines.len());
     let other = index(rng, lines.len());
     let value = *rng.choose(VALUES);
-    match rng.below(12) {
-        0..3 => {
-            // The value after the key.
+    match rng.below(24) {
+        0..2 => {
             let key = lines[at].find(": ").map_or(0, |colon| colon + 2);
             lines[at].replace_range(key.., value);
         }
+        // In quotes, so that the document and the types stay valid.
+        12..18 => {
+            if let Some(colon) = lines[at].find(": ") {
+                lines[at].replace_range(colon + 2.., &format!("{value:?}"));
+            }
+        }
+        2 | 18.. => mutate_encoded(&mut lines, rng),
         3 => drop(lines.remove(at)),
         4 => lines.insert(other, lines[at].clone()),
         5 => lines.swap(at, other),
@@ -197,7 +203,6 @@ fn mutate(text: &mut String, rng: &mut SeededRng) {
             let from: Vec<&str> = rng.choose(texts).split('\n').collect();
             lines[at] = from[index(rng, from.len())].to_owned();
         }
-        10 => mutate_encoded(&mut lines, rng),
         _ => {
             let mut chars: Vec<char> = lines[at].chars().collect();
             let position = index(rng, chars.len() + 1);
@@ -273,24 +278,25 @@ fn index(rng: &mut SeededRng, length: usize) -> usize {
     rng.below(length.max(1) as u64) as usize
 }
 
-/// Does everything that [`super::super::connect`] and a request do, except the connection. Returns the texts of errors.
-fn evaluate(bytes: &[u8], folder: &Path) -> Vec<String> {
+/// Does everything that [`super::super::connect`] and a request do, except the connection. Returns the texts of errors, and
+/// adds the contexts for which a request was built to `reached`.
+fn evaluate(bytes: &[u8], folder: &Path, reached: &mut u64) -> Vec<String> {
     let config = match Kubeconfig::parse(bytes, folder) {
         Ok(config) => config,
         Err(error) => return vec![full_text(&error.in_file(Path::new("config")))],
     };
     let mut errors = Vec::new();
-    for wanted in [None, Some("away"), Some("")] {
-        let context = match config.context_name(wanted) {
-            Ok(context) => context,
-            Err(error) => {
-                errors.push(full_text(&error));
-                continue;
+    for wanted in [None, Some("away")] {
+        let evaluated = config.context_name(wanted).map_err(|error| full_text(&error)).and_then(|context| {
+            let target = config.cluster_and_user(&context).and_then(|(cluster, user)| Target::new(&cluster, &user));
+            target.map_err(|error| error.to_string())
+        });
+        match evaluated {
+            Ok(target) => {
+                *reached += 1;
+                errors.extend(request(&target));
             }
-        };
-        match config.cluster_and_user(&context).and_then(|(cluster, user)| Target::new(&cluster, &user)) {
-            Ok(target) => errors.extend(request(&target)),
-            Err(error) => errors.push(error.to_string()),
+            Err(error) => errors.push(error),
         }
     }
     errors
@@ -299,7 +305,7 @@ fn evaluate(bytes: &[u8], folder: &Path) -> Vec<String> {
 fn request(target: &Target) -> Vec<String> {
     let (contents, error) = Contents::read_again(target, &Contents::default());
     let mut errors: Vec<String> = error.into_iter().map(|error| error.to_string()).collect();
-    errors.extend(target.warnings.iter().cloned());
+    assert!(target.warnings.iter().all(|warning| !warning.contains(SECRET)), "{:?}", target.warnings);
     // The certificates of the system are not mutated, and they take long to read.
     if !target.tls.as_ref().is_some_and(|tls| matches!(tls.trust, Trust::System { .. })) {
         errors.extend(contents.client_config(target, None).err().map(|error| error.to_string()));
@@ -317,20 +323,20 @@ fn request(target: &Target) -> Vec<String> {
 fn mutated_kubeconfig_causes_no_panic_and_no_error_with_a_secret() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let seeds = seeds_to_run(0..if long_form() { LONG } else { SHORT });
-    let (mut usable, mut cases) = (0_u64, 0_u64);
+    let (mut reached, mut cases) = (0, 0_u64);
     for seed in seeds {
         let _hint = ReplayCommand::on_panic(crate::test_name!(), seed);
         let mut rng = SeededRng(seed);
         for case in 0..CASES {
             let bytes = mutated(&mut rng);
-            let errors = evaluate(&bytes, MATERIAL.folder.path());
+            let errors = evaluate(&bytes, MATERIAL.folder.path(), &mut reached);
             let leak = errors.iter().find(|error| error.contains(SECRET));
             assert_eq!(leak, None, "case {case}: {}", String::from_utf8_lossy(&bytes));
-            usable += u64::from(errors.is_empty());
             cases += 1;
         }
     }
-    println!("{cases} mutated kubeconfigs, {usable} of them usable in all contexts");
+    println!("{cases} mutated kubeconfigs; requests of {reached} contexts were built");
+    assert!(reached >= cases / 5, "expected requests of at least {} contexts: {reached}", cases / 5);
 }
 
 #[test]
