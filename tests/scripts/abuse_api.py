@@ -36,6 +36,11 @@ def pod(n, version, stamp="0"):
     return json.dumps({"metadata": metadata, "status": status}).encode()
 
 
+# 500 Pods. The page's number makes their names and uids different from those of other pages.
+ENDLESS_PAGE = b",".join(pod(n, 1) for n in range(500))
+ENDLESS_PAGE = ENDLESS_PAGE.replace(b'"pod-', b'"pod-NUMBER-').replace(b'"000000', b'"NUMBER')
+
+
 class Watch:
     """An open watch. Ids increase in the order of their starts."""
 
@@ -154,11 +159,10 @@ class Api:
         if number == len(self.endless_lists):
             self.endless_lists.append({"pages": 0, "first": time.monotonic(), "last": 0})
         record = self.endless_lists[number]
-        start = 100_000 + 500 * record["pages"]
+        page = ENDLESS_PAGE.replace(b"NUMBER", b"%06x" % (number << 16 | record["pages"]))
         record["pages"] += 1
         record["last"] = time.monotonic()
-        page = [pod(n, 1) for n in range(start, start + 500)] if self.list_fault == "endless" else []
-        reply(writer, 200, list_object(self.version, str(number), page))
+        reply(writer, 200, list_object(self.version, str(number), [page] if self.list_fault == "endless" else []))
 
     async def watch(self, is_pods, query, reader, writer):
         version = int(query["resourceVersion"])

@@ -168,9 +168,13 @@ class Bridge:
         self.log = []
         self.reader = threading.Thread(target=lambda: self.log.extend(self.process.stderr), daemon=True)
         self.reader.start()
-        self.address = self.find(r"listening on http://([^/,\s]+)")
-        self.probe_address = self.find(r"probes at http://([^/,\s]+)") if probe else self.address
-        self.wait_for(lambda: get(self.address, "/readyz", source=OTHER)[0] == 200)
+        try:
+            self.address = self.find(r"listening on http://([^/,\s]+)")
+            self.probe_address = self.find(r"probes at http://([^/,\s]+)") if probe else self.address
+            self.wait_for(lambda: get(self.address, "/readyz", source=OTHER)[0] == 200)
+        except BaseException:
+            self.close()
+            raise
 
     def wait_for(self, condition, seconds=20):
         end = time.monotonic() + seconds
