@@ -30,7 +30,7 @@ impl Default for ListLimits {
             pages: 10_000,
             bytes: 4 << 30,
             objects: 500_000,
-            view_bytes: 256 << 20,
+            view_bytes: 128 << 20,
         }
     }
 }

@@ -70,7 +70,7 @@ impl Default for Config {
     }
 }
 
-/// The configured credentials, except Kubernetes tokens ([`Authenticator::with_reviews`]). Without any, the bridge is
+/// The configured credentials, except Kubernetes tokens (`Authenticator::with_reviews`). Without any, the bridge is
 /// open.
 #[derive(Debug, Default)]
 pub struct CredentialSources {

@@ -6,7 +6,7 @@
 //! - Streams with the same credential share one lease. Each stream receives the current status and each change of it.
 //! - An ended credential stays ended.
 //! - A lease exists while a stream holds it, so the table has at most as many live leases as there are streams. Entries of
-//!   other leases are removed in amortized O(1) for each new lease ([`PRUNE_SLACK`]).
+//!   other leases are removed in amortized O(1) for each new lease (`PRUNE_SLACK`).
 //!
 //! `watchdog` changes the status. Must not import: `authenticator` and `watchdog`.
 //!

@@ -7,7 +7,7 @@
 //! - At most `max_concurrent_reviews` reviews for requests run at once. The repeated reviews of credentials with open
 //!   streams (`ReviewCache::refresh`) do not wait for these permits.
 //! - The number of cache entries is bounded by `max_entries`, except for entries in use. A new entry in a full cache
-//!   examines at most [`EVICTION_CANDIDATES`] others for each one that it evicts.
+//!   examines at most `EVICTION_CANDIDATES` others for each one that it evicts.
 //! - A review without an answer is not an outcome. It is cached for `unavailable_ttl` only.
 //!
 //! Must not import: any sibling except `secret` and `user`; any Kubernetes client. [`ReviewBackend`] provides the

@@ -75,7 +75,7 @@ impl Default for Config {
             page_bytes: 64 << 20,
             list: ListLimits::default(),
             all_lines_bytes: 64 << 20,
-            all_lists_bytes: 128 << 20,
+            all_lists_bytes: 64 << 20,
             backoff: Backoff::default(),
             relist_backoff: [Duration::from_millis(100), Duration::from_secs(5)],
             relist_window: Duration::from_secs(20),

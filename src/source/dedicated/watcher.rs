@@ -103,7 +103,7 @@ impl Watcher<'_> {
                 let capacity = self.writer.lock().await.wait_for_capacity();
                 capacity.await;
             }
-            let result = tokio::select! {
+            let error = tokio::select! {
                 // A history reset comes first: events that are ready at the same time belong to the old history.
                 biased;
                 Ok(()) = history_resets.changed() => return RebuildReason::HistoryReset,
@@ -112,15 +112,21 @@ impl Watcher<'_> {
                     continue;
                 }
                 event = requests.scope(events.next()) => match event {
-                    Some(Ok(event)) => self.on_event(event).await,
-                    Some(Err(error)) => Err(upstream_error(&error, &requests.request_info("watch"))),
+                    Some(Ok(event)) => match self.on_event(event).await {
+                        Ok(()) => continue,
+                        // kube-runtime does not know this error. It would continue the list without the objects that
+                        // have been dropped, and then watch from the version of the list.
+                        Err(error) => {
+                            let reason = self.on_error(T::RESOURCE, &error).await;
+                            return reason.unwrap_or(RebuildReason::after(&error));
+                        }
+                    },
+                    Some(Err(error)) => upstream_error(&error, &requests.request_info("watch")),
                     // The stream of kube-runtime does not end by itself.
                     None => return RebuildReason::Expired,
                 },
             };
-            if let Err(error) = result
-                && let Some(reason) = self.on_error(T::RESOURCE, &error).await
-            {
+            if let Some(reason) = self.on_error(T::RESOURCE, &error).await {
                 return reason;
             }
         }

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
+use boilerhouse_bridge::event::Instance;
 use boilerhouse_bridge::source::{dedicated, hub};
 use bytes::Bytes;
 use futures::stream;
 use futures::{StreamExt, future::join_all};
+use serde_json::{Value, json};
 
 use super::{Mode, pod};
 use crate::support::http_client::{WsClient, poll_until};
@@ -111,4 +113,36 @@ async fn unfinished_lines_of_all_dedicated_watchers_share_one_limit() {
     assert!(max >= BUFFERS / 2, "only {max} bytes were buffered, so the limit was not reached");
     drop(clients);
     poll_until(|| (unfinished.now.load(SeqCst) == 0).then_some(())).await;
+}
+
+/// The limit is reached by the objects of the second page. The list then starts again, and what it lists afterwards arrives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn list_beyond_the_limit_of_all_lists_starts_again_and_loses_nothing() {
+    const PODS_OF_A_PAGE: usize = 100;
+    let pods: Vec<Value> = (0..PODS_OF_A_PAGE).map(|number| pod(&format!("pod-{number}"), 5)).collect();
+    let page = |after: Option<&str>| {
+        let metadata = json!({"resourceVersion": "10", "continue": after});
+        json!({"kind": "PodList", "apiVersion": "v1", "metadata": metadata, "items": pods})
+    };
+    let (first, last) = (page(Some("next")), page(None));
+    // Enough for the views of the first page beside a page, and too little for those of both pages.
+    let all_lists_bytes = first.to_string().len() + PODS_OF_A_PAGE * 3 / 2 * size_of::<Instance>();
+    let api = ScriptedApi::new(move |request: &ApiRequest| match request.kind {
+        Kind::List if request.is_pods && request.before == 0 => Answer::json(200, &first),
+        Kind::NextPage if request.is_pods => Answer::json(200, &last),
+        Kind::List if request.is_pods => list(20, &[pod("relisted", 15)]),
+        Kind::Watch(_) if request.is_pods => Answer::open(Vec::new()),
+        _ => empty_answer(request, 10),
+    });
+    let quiet = ScriptedApi::new(|request| empty_answer(request, 10));
+    let dedicated = dedicated::Config {
+        all_lists_bytes,
+        relist_backoff: [Duration::from_millis(10), Duration::from_millis(50)],
+        ..dedicated::Config::default()
+    };
+    let config = Config { dedicated, ..Config::default() };
+    let bridge = InProcessBridge::start(NAMESPACE, quiet.client(), &api.client(), config).await;
+    let mut client = WsClient::connect(bridge.address, "/ws").await;
+    let received = client.until(|event| event["name"] == "relisted").await;
+    assert_eq!(received.len(), 1, "objects of the list that was given up: {received:?}");
 }
