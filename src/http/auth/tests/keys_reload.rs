@@ -38,7 +38,7 @@ fn read_when_unlocked(path: &Path) -> Result<String, KeysFileError> {
 #[expect(clippy::await_holding_lock, reason = "the lock stands for a read that does not end")]
 async fn file_system_without_an_answer_delays_only_the_reload() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    let end = Timestamp::now() + Duration::from_millis(200);
+    let end = Timestamp::now() + Duration::from_secs(2);
     std::fs::write(file.path(), keys_file("first", end)).unwrap();
     let config = Config {
         check_interval: Duration::from_millis(5),
