@@ -147,8 +147,8 @@ pub struct ClusterConnection {
 }
 
 impl ClusterConnection {
-    /// Returns what the first request waits for, for people: a credential plugin, or the API server. Returns `None` after the
-    /// first answer.
+    /// Returns what requests wait for, for people: a credential plugin that runs, or the first answer of the API server.
+    /// `None` otherwise.
     #[must_use]
     pub fn awaited(&self) -> Option<&'static str> {
         self.service.awaited()

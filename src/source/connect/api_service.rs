@@ -134,7 +134,9 @@ impl ApiService {
     pub(super) async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, BoxError> {
         self.reread_files().await;
         let current = self.credential().await?;
-        let (connections, authorization) = self.session_for(current.as_ref().map(|current| &current.credential))?;
+        let session = self.session_for(current.as_ref().map(|current| &current.credential));
+        // Without the rejection, a plugin whose certificate cannot be used would not run again before it expires.
+        let (connections, authorization) = session.inspect_err(|_| self.reject(current.as_ref()))?;
         let request = address(&self.target, request, authorization)?;
         let response = self.answer(connections.request(request)).await?;
         if response.status() == StatusCode::BAD_REQUEST && !self.target.server.is_https() {
@@ -143,14 +145,19 @@ impl ApiService {
         }
         if response.status() == StatusCode::UNAUTHORIZED {
             self.session().is_rejected = true;
-            if let (Some(plugin), Some(current)) = (&self.plugin, &current) {
-                plugin.reject(current.run());
-            }
+            self.reject(current.as_ref());
         }
         Ok(response)
     }
 
-    /// Returns what the first request waits for, or `None` after the first answer.
+    /// Makes the plugin run again for the next request, if it returned this credential.
+    fn reject(&self, current: Option<&Current>) {
+        if let (Some(plugin), Some(current)) = (&self.plugin, current) {
+            plugin.reject(current.run());
+        }
+    }
+
+    /// Returns what requests wait for: a plugin that runs, or the first answer. `None` otherwise.
     pub(super) fn awaited(&self) -> Option<&'static str> {
         if self.plugin.as_ref().is_some_and(PluginRuns::is_running) {
             return Some("the credential plugin of the kubeconfig");

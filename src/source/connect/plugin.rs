@@ -2,7 +2,8 @@
 //!
 //! Owns: the process of the plugin.
 //!
-//! Guarantees: a plugin has a time limit and a limit of its output, and no process of it outlives them. No error and no log
+//! Guarantees: a plugin has a time limit and a limit of its output. A plugin without a terminal has a process group of its own;
+//! at a limit, all processes of the group are killed. No error and no log
 //! line contains its arguments, its environment or its output, because each may contain a secret.
 
 use std::{io::IsTerminal, path::Path, process::Stdio, sync::Arc, time::Duration};

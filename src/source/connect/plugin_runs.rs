@@ -2,8 +2,9 @@
 //!
 //! Owns: the last result.
 //!
-//! Guarantees: at most one process of the plugin runs at a time, and at most one run starts within
-//! [`Limits::min_interval`]. A result is used until it expires or until the API server rejects it (401).
+//! Guarantees: at most one process of the plugin runs at a time. The next run starts [`Limits::min_interval`] after the last
+//! one; only a request that checks while a run ends can start one at once. A result is used until it expires or until the API
+//! server rejects it (401).
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},

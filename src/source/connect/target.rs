@@ -1,4 +1,5 @@
-//! What one context states: the server, how to verify it, and which credentials to send. Pure.
+//! What one context states: the server, how to verify it, and which credentials to send. Pure, except that a
+//! plugin depends on whether stdin is a terminal.
 //!
 //! Guarantees: the rules are those of client-go (`clientcmd` and `transport`): which of two credentials counts, which
 //! combinations are refused, and that credentials are sent over https only.
@@ -94,7 +95,7 @@ impl Target {
         let has_credentials = ["token", "tokenFile", "username", "client-certificate", "client-certificate-data"]
             .iter()
             .any(|field| user.has(field))
-            || user.object("exec").is_some();
+            || ["exec", "auth-provider"].iter().any(|object| user.object(object).is_some());
         if !server.is_https() && has_credentials {
             warnings
                 .push(format!("{}: the credentials are not sent, because the server's URL is not https", user.entry()));

@@ -115,12 +115,13 @@ fn client_identity([certificate, key]: [Pem<'_>; 2]) -> Result<Arc<dyn ResolvesC
     Ok(Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain, signing_key))))
 }
 
-/// Returns the content of the first section whose label ends with `PRIVATE KEY`.
+/// Returns the content of the first section whose label ends with `PRIVATE KEY`. The content is empty if it is not base64,
+/// for example because the section is encrypted and has header lines.
 fn private_key(pem: &[u8]) -> Option<Vec<u8>> {
     let mut lines = pem.split(|byte| matches!(byte, b'\r' | b'\n')).map(<[u8]>::trim_ascii);
     lines.find(|line| line.starts_with(b"-----BEGIN ") && line.ends_with(b"PRIVATE KEY-----"))?;
     let base64: Vec<u8> = lines.take_while(|line| !line.starts_with(b"-----END ")).flatten().copied().collect();
-    STANDARD.decode(base64).ok()
+    Some(STANDARD.decode(base64).unwrap_or_default())
 }
 
 fn belongs_to(key: &dyn SigningKey, certificate: &CertificateDer<'_>) -> bool {

@@ -119,7 +119,7 @@ impl RequestState {
     pub(super) fn add_object(&self, view_bytes: usize) -> Result<(), UpstreamError> {
         let mut list = self.list();
         list.usage.add_object(view_bytes).map_err(|excess| self.too_large(excess))?;
-        list.views.add(view_bytes)
+        list.views.add(view_bytes).map_err(|excess| self.too_large(excess))
     }
 
     /// Releases what the list has buffered, and starts to count a new one.
@@ -206,7 +206,7 @@ async fn read_page(
         let response = client.send(request).await;
         let response = response.map_err(|error| UpstreamError::from_client_error(&error, &request_info))?;
         let (head, body) = answer::require_success(response, &request_info).await?.into_parts();
-        let charge = |bytes| watcher.list().page.set(bytes);
+        let charge = |bytes| watcher.list().page.set(bytes).map_err(|excess| watcher.too_large(excess));
         Ok((head, answer::read_body(body, config.page_bytes, charge).await?))
     };
     let limit = if left < max { all } else { max };
@@ -277,7 +277,7 @@ impl CheckedWatch {
                 return Ok(Some(line.freeze()));
             }
         }
-        self.charge.set(self.lines.buffered())?;
+        self.charge.set(self.lines.buffered()).map_err(UpstreamError::Decode)?;
         Ok(None)
     }
 

@@ -51,7 +51,7 @@ pub struct Config {
     /// Maximum bytes of the unfinished lines of all dedicated watchers together. It is 16 lines of the maximum size.
     pub all_lines_bytes: usize,
     /// Maximum bytes of the unfinished lists of all dedicated watchers together: pages, and views of the pages before. It is
-    /// two pages of the maximum size.
+    /// one page of the maximum size. It also bounds each list, because it is less than `list.view_bytes`.
     pub all_lists_bytes: usize,
     /// Delays between retries of a watch, as for the hub.
     pub backoff: Backoff,
@@ -93,7 +93,7 @@ pub(super) enum RebuildReason {
     /// The hub found a history reset.
     HistoryReset,
     /// A list exceeds one of its limits.
-    ListTooLong,
+    ListTooLarge,
     /// Another error after which only a new list helps.
     Error,
 }
@@ -103,7 +103,7 @@ impl RebuildReason {
         RebuildReason::Expired,
         RebuildReason::DecodeError,
         RebuildReason::HistoryReset,
-        RebuildReason::ListTooLong,
+        RebuildReason::ListTooLarge,
         RebuildReason::Error,
     ];
 
@@ -112,7 +112,7 @@ impl RebuildReason {
         match error {
             UpstreamError::Expired => RebuildReason::Expired,
             UpstreamError::Decode(_) => RebuildReason::DecodeError,
-            UpstreamError::ListTooLarge { .. } => RebuildReason::ListTooLong,
+            UpstreamError::ListTooLarge { .. } => RebuildReason::ListTooLarge,
             _ => RebuildReason::Error,
         }
     }
@@ -123,7 +123,7 @@ impl RebuildReason {
             RebuildReason::Expired => "expired",
             RebuildReason::DecodeError => "decode_error",
             RebuildReason::HistoryReset => "history_reset",
-            RebuildReason::ListTooLong => "list_too_long",
+            RebuildReason::ListTooLarge => "list_too_large",
             RebuildReason::Error => "error",
         }
     }
@@ -249,16 +249,15 @@ impl BufferCharge {
     /// Charges this many bytes instead of the bytes before.
     ///
     /// # Errors
-    /// All buffers together would be too large. The charge is unchanged, and the caller must drop its buffer.
-    pub(super) fn set(&mut self, bytes: usize) -> Result<(), UpstreamError> {
+    /// The excess, in words: all buffers together would be too large. The charge is unchanged, and the caller must drop its
+    /// buffer.
+    pub(super) fn set(&mut self, bytes: usize) -> Result<(), String> {
         let BufferBudget { used, max } = &self.budget;
         if bytes > self.bytes {
             let more = bytes - self.bytes;
             if used.fetch_add(more, Relaxed).saturating_add(more) > *max {
                 used.fetch_sub(more, Relaxed);
-                return Err(UpstreamError::Decode(format!(
-                    "more than {max} bytes in the buffers of dedicated watchers"
-                )));
+                return Err(format!("more than {max} bytes in the buffers of all dedicated watchers"));
             }
         } else if bytes < self.bytes {
             used.fetch_sub(self.bytes - bytes, Relaxed);
@@ -271,7 +270,7 @@ impl BufferCharge {
     ///
     /// # Errors
     /// As [`BufferCharge::set`].
-    pub(super) fn add(&mut self, bytes: usize) -> Result<(), UpstreamError> {
+    pub(super) fn add(&mut self, bytes: usize) -> Result<(), String> {
         self.set(self.bytes.saturating_add(bytes))
     }
 }

@@ -117,6 +117,7 @@ impl Watcher<'_> {
                         // kube-runtime does not know this error. It would continue the list without the objects that
                         // have been dropped, and then watch from the version of the list.
                         Err(error) => {
+                            self.drop_list();
                             let reason = self.on_error(T::RESOURCE, &error).await;
                             return reason.unwrap_or(RebuildReason::after(&error));
                         }
@@ -203,6 +204,10 @@ impl Watcher<'_> {
         }
         if is_outage && !self.is_down {
             self.is_down = true;
+            // The hub logs its own errors. It has a limit of its own for lists.
+            if matches!(error, UpstreamError::ListTooLarge { .. }) {
+                tracing::warn!(resource = resource.plural(), %error, "dedicated watchers cannot list");
+            }
             let reason = Arc::from(error.reason());
             self.writer.lock().await.set_health(resource, Health::Down { since: Instant::now(), reason });
         }

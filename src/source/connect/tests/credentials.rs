@@ -219,6 +219,23 @@ async fn certificate_of_a_plugin_is_presented_and_renewed() {
     }
 }
 
+/// No request is sent with such a certificate, so no 401 can make the plugin run again.
+#[tokio::test]
+async fn plugin_runs_again_after_a_certificate_that_cannot_be_used() {
+    let fixture = with_plugin("cat credential").await;
+    let connection = fixture.connect().await;
+    let [(one, _, _), (two, key, der)] = ["one", "two"].map(|name| fixture.server.client(name));
+    let credential_of = |certificate: &str| {
+        credential(&json!({"clientCertificateData": certificate, "clientKeyData": key, "token": "t"}))
+    };
+    fixture.write("credential", &credential_of(&one));
+    let error = send(&connection).await.unwrap_err().to_string();
+    assert!(error.contains("does not belong to the certificate"), "{error}");
+    fixture.write("credential", &credential_of(&two));
+    send(&connection).await.unwrap();
+    assert_eq!(fixture.seen(), Seen { authorization: bearer("t"), certificate: Some(der) });
+}
+
 #[tokio::test]
 async fn failing_plugin_is_named_and_its_output_and_arguments_are_hidden() {
     let mut fixture = with_plugin("echo canary; echo canary >&2; exit 3").await;

@@ -26,7 +26,7 @@ impl<T: Decode> WatchLoop<'_, T> {
             () = sleep_until(self.last_byte_at + config.down_after), if self.health == Health::Live => {}
         }
         let request_info = self.api.request_info(verb);
-        let error = UpstreamError::Timeout { request_info, limit: self.last_byte_at.elapsed() };
+        let error = UpstreamError::Timeout { request_info, limit: config.down_after };
         self.log(&error);
         self.report_down(&error);
         answer.await
