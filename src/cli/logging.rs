@@ -12,7 +12,9 @@ use std::{
 use clap::ValueEnum;
 use tracing_subscriber::{
     EnvFilter,
+    field::MakeExt as _,
     fmt::{
+        FormatFields,
         format::{Writer, debug_fn},
         writer::MakeWriter,
     },
@@ -48,9 +50,7 @@ pub(super) fn init(level: tracing::Level, format: LogFormat) -> Result<(), Strin
     let builder = tracing_subscriber::fmt().with_env_filter(filter);
     // A second call in one process changes nothing.
     let _ = match format {
-        LogFormat::Text => {
-            builder.with_ansi(color()).with_writer(io::stderr).fmt_fields(debug_fn(write_field)).try_init()
-        }
+        LogFormat::Text => builder.with_ansi(color()).with_writer(io::stderr).fmt_fields(text_fields()).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).with_writer(EscapedStderr).try_init(),
     };
     Ok(())
@@ -65,6 +65,11 @@ fn filter(own: Option<&str>, level: tracing::Level) -> Result<EnvFilter, String>
 /// Returns whether stderr may be colored: on a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
 pub(super) fn color() -> bool {
     io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Returns the format of the message and the fields of a line: escaped, with a space between two of them.
+fn text_fields() -> impl for<'writer> FormatFields<'writer> + Send + Sync + 'static {
+    debug_fn(write_field).delimited(" ")
 }
 
 /// Writes `name=value`, or the value alone for the message.
@@ -146,6 +151,8 @@ fn escape_json_line(line: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use super::*;
 
     #[test]
@@ -154,6 +161,36 @@ mod tests {
         assert_eq!(escape("a\nINFO forged"), "a\\nINFO forged");
         assert_eq!(escape("\u{1b}[2J\r\t\u{7f}\u{9b}"), "\\u{1b}[2J\\r\\t\\u{7f}\\u{9b}");
         assert_eq!(escape("\u{202e}gnp.exe\u{2066}\u{2028}"), "\\u{202e}gnp.exe\\u{2066}\\u{2028}");
+    }
+
+    /// A writer that keeps what is written.
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn text_line_has_a_space_between_its_message_and_its_fields() {
+        let written = Arc::<Mutex<Vec<u8>>>::default();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).without_time().with_target(false);
+        let subscriber = subscriber.fmt_fields(text_fields()).with_writer({
+            let written = written.clone();
+            move || Lines(written.clone())
+        });
+        let subscriber = subscriber.finish();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(resource = "pods", version = 7, "live");
+            tracing::warn!(error = %"a\nb", "failed");
+        });
+        let lines = String::from_utf8(written.lock().unwrap().clone()).unwrap();
+        assert_eq!(lines, " INFO live resource=\"pods\" version=7\n WARN failed error=a\\nb\n");
     }
 
     #[test]
