@@ -108,14 +108,14 @@ impl BackfillRequests {
         self.version_checks.started += 1;
     }
 
-    /// Takes back the start of a version check without an answer: the next one answers its requests.
+    /// Requests another version check after one without an answer. It also answers the requests of that one.
     pub(super) fn retry_version_check(&mut self) {
-        self.version_checks.started -= 1;
         self.version_check_requested = true;
     }
 
     pub(super) fn end_version_check(&mut self, versions: PerResource<ResourceVersion>) {
-        self.version_checks.ended += 1;
+        // Checks without an answer before this one end with it.
+        self.version_checks.ended = self.version_checks.started;
         self.checked_versions = versions;
     }
 
