@@ -26,6 +26,7 @@ pub mod stream;
 mod stream_credential;
 pub mod stream_rate;
 mod subscription_outbound;
+mod sync;
 mod unavailable;
 mod upgrade;
 

@@ -61,5 +61,6 @@ pub mod source;
 pub mod tasks;
 #[cfg(any(test, feature = "test-support"))]
 pub mod test_support;
+mod weak_table;
 pub mod wire;
 mod x509;

@@ -114,8 +114,8 @@ pub(super) struct AccessArgs {
 
 /// Default of `--max-filters-per-principal`: [`filter_limit::DEFAULT_MAX`].
 const DEFAULT_MAX_FILTERS: NonZeroU32 = NonZeroU32::new(filter_limit::DEFAULT_MAX as u32).unwrap();
-/// Default of `--response-memory` in MiB: [`response_budget::Config::max_bytes`].
-const DEFAULT_RESPONSE_MEMORY: NonZeroU32 = NonZeroU32::new(48).unwrap();
+/// Default of `--response-memory` in MiB: [`response_budget::DEFAULT_MAX_MIB`].
+const DEFAULT_RESPONSE_MEMORY: NonZeroU32 = NonZeroU32::new(response_budget::DEFAULT_MAX_MIB).unwrap();
 
 /// One element of `--cors-origin`.
 #[derive(Clone, Debug)]

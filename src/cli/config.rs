@@ -52,7 +52,7 @@ fn parse(command: Command, args: Vec<OsString>, text: &str) -> Result<ArgMatches
     for (flag, value) in parse_values(text, &lists)? {
         let Some(id) = ids.get(&flag) else {
             flags.sort_unstable();
-            return Err(format!("unknown key '{flag}': accepted are {}", flags.join(", ")));
+            return Err(format!("unknown key '{flag}'; accepted: {}", flags.join(", ")));
         };
         // clap does not read this variable, because it may name several files.
         let is_overridden =

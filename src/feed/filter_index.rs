@@ -15,15 +15,16 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-use crate::event::{
-    EntryKind, EphemeralEvent, LogEntry, PerResource, Resource, View,
-    projection::{EventType, Filter, ObjectFilter, Projection, Scope},
+use crate::{
+    event::{
+        EntryKind, EphemeralEvent, LogEntry, PerResource, Resource, View,
+        projection::{EventType, Filter, ObjectFilter, Projection, Scope},
+    },
+    weak_table::PruneSchedule,
 };
 
 /// Marked positions of one projection that are kept. A projection with more unread marks renders all entries instead.
 const MAX_MARKS: usize = 1024;
-/// Places of dropped projections are removed when the index has this many more than twice the places at the last removal.
-const PRUNE_SLACK: usize = 64;
 
 /// The index of one feed.
 #[derive(Debug, Default)]
@@ -50,7 +51,7 @@ struct Positions {
 struct Places {
     by_value: HashMap<Selector, HashMap<String, Vec<Weak<Marks>>>>,
     all: Vec<Weak<Marks>>,
-    len_at_last_prune: usize,
+    prune_schedule: PruneSchedule,
     /// For each reader the projections that were marked since it asked, with their last marks.
     marked_ids: Vec<HashMap<usize, u64>>,
 }
@@ -161,12 +162,12 @@ impl Places {
 
     /// Removes the places of projections that no longer exist.
     fn prune(&mut self) {
-        if self.all.len() < 2 * self.len_at_last_prune + PRUNE_SLACK {
+        if !self.prune_schedule.is_due(self.all.len()) {
             return;
         }
         let exists = |marks: &Weak<Marks>| marks.strong_count() > 0;
         self.all.retain(exists);
-        self.len_at_last_prune = self.all.len();
+        self.prune_schedule.pruned(self.all.len());
         self.by_value.retain(|_, by_value| {
             by_value.retain(|_, places| {
                 places.retain(exists);
@@ -245,6 +246,7 @@ mod tests {
     use crate::{
         event::{Change, ChangeSet, PoolDepth, ResourceVersion, projection::EventFormat, render},
         test_support::{ClaimBuilder, PodBuilder, ReplayCommand, SeededRng, seeds_to_run},
+        weak_table::PRUNE_SLACK,
     };
 
     const NAMES: [&str; 3] = ["a", "b", "c"];

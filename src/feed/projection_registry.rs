@@ -7,12 +7,9 @@
 //! - After [`ProjectionRegistry::trim`] all caches together are within the budget, for any number of projections.
 //! - The lock of the registry is taken before the lock of a cache.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
 use prometheus_client::metrics::gauge::Gauge;
@@ -22,12 +19,12 @@ use super::{
     projection_cache::{MAX_FRAMES, ProjectionCache},
     state::Shared,
 };
-use crate::event::projection::Projection;
+use crate::{event::projection::Projection, weak_table::WeakTable};
 
 /// The number of the next projection.
 static NEXT_ID: AtomicUsize = AtomicUsize::new(0);
 
-type Caches = HashMap<(Projection, Framing), Weak<ProjectionCache>>;
+type Caches = WeakTable<(Projection, Framing), ProjectionCache>;
 
 /// The projections in use.
 #[derive(Debug)]
@@ -56,11 +53,9 @@ impl ProjectionRegistry {
     pub(super) fn get(&self, shared: &Shared, projection: Projection, framing: Framing) -> Arc<ProjectionCache> {
         let mut caches = self.lock();
         let key = (projection, framing);
-        if let Some(cache) = caches.get(&key).and_then(Weak::upgrade) {
+        if let Some(cache) = caches.get(&key) {
             return cache;
         }
-        // Removes unused entries whenever one is added, so the map is bounded by the number of projections in use.
-        caches.retain(|_, cache| cache.strong_count() > 0);
         let id = NEXT_ID.fetch_add(1, Relaxed);
         // The frames of a dedicated feed are not cached.
         let marks = shared.hub_feed.is_none().then(|| {
@@ -70,7 +65,7 @@ impl ProjectionRegistry {
         let (cached_bytes, in_use) = (self.cached_bytes.clone(), self.in_use.clone());
         let cache = ProjectionCache::new(key.0.clone(), framing, id, marks.flatten(), cached_bytes, in_use);
         let cache = Arc::new(cache);
-        caches.insert(key, Arc::downgrade(&cache));
+        caches.insert(key, &cache);
         cache
     }
 
@@ -89,7 +84,7 @@ impl ProjectionRegistry {
         let (mut target_bytes, mut max_frames) = (self.budget_bytes, MAX_FRAMES);
         // The condition may be false at once: another task may have evicted meanwhile.
         while self.cached_bytes.get() > target_bytes {
-            for cache in caches.values().filter_map(Weak::upgrade) {
+            for cache in caches.values() {
                 cache.shrink_to(max_frames);
             }
             if max_frames == 0 {

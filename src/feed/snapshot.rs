@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::inventory::Inventory;
 use crate::event::{
-    Claim, Instance, NamespaceId, PerResource, PoolDepth, ResourceVersion,
+    Claim, Instance, NamespaceId, PerResource, PoolDepth, Resource, ResourceVersion,
     projection::{Projection, Scope},
 };
 
@@ -95,11 +95,13 @@ impl Snapshot {
         }
     }
 
-    /// Returns the bytes that are charged for holding the objects of each resource: about the bytes of their JSON.
+    /// Returns the bytes that are charged for holding the objects of a resource: about the bytes of their JSON.
     #[must_use]
-    pub fn charged_bytes(&self) -> PerResource<usize> {
-        let instances = self.inventory.instances.values().map(|instance| instance.charged_bytes()).sum();
-        PerResource::new(instances, self.inventory.claims.values().map(|claim| claim.charged_bytes()).sum())
+    pub fn charged_bytes(&self, resource: Resource) -> usize {
+        match resource {
+            Resource::Pods => self.inventory.instances.values().map(|instance| instance.charged_bytes()).sum(),
+            Resource::Claims => self.inventory.claims.values().map(|claim| claim.charged_bytes()).sum(),
+        }
     }
 
     fn included_claims(&self, projection: &Projection) -> impl Iterator<Item = &Claim> {

@@ -136,6 +136,7 @@ impl Subscription {
         {
             return ReadResult::Batch(vec![heartbeat]);
         }
+        let is_initial = matches!(self.phase, Phase::SnapshotPending(..) | Phase::SendingSnapshot(..));
         loop {
             let frames = match &mut self.phase {
                 Phase::PendingBackfill(pending) => {
@@ -155,7 +156,11 @@ impl Subscription {
                 Phase::SnapshotPending(_, not_before) => {
                     let floor = *not_before;
                     if self.take_snapshot() {
-                        continue;
+                        if is_initial || !self.prepare_read() {
+                            continue;
+                        }
+                        // The caller could not know that this read would encode.
+                        return ReadResult::Batch(Vec::new());
                     }
                     if self.cursor_beyond_history(floor) {
                         self.restart_with_snapshot(SnapshotReason::Foreign);

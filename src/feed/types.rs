@@ -164,7 +164,7 @@ pub struct NotSynced;
 /// The result of one read of a subscription.
 #[derive(Debug)]
 pub enum ReadResult {
-    /// Complete frames, to be written in this order.
+    /// Complete frames, to be written in this order. There are none if the next read has to encode them.
     Batch(Vec<Bytes>),
     /// Nothing to send until [`Subscription::readable`](super::Subscription::readable) resolves.
     Idle,

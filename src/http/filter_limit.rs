@@ -5,22 +5,25 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    hash::{BuildHasher as _, RandomState},
+    sync::{Arc, Mutex},
 };
 
-use super::caller::Caller;
+use super::{caller::Caller, sync::lock};
 use crate::event::projection::{Filter, Projection};
 
 /// Default of [`FilterLimit::new`]: a quarter of the default of `--max-connections`.
 pub const DEFAULT_MAX: usize = 2500;
 
-/// Streams by filter, for each caller. The key is [`Projection::fingerprint`].
+/// Streams by a hash of their projection, for each caller. A projection has a cache of its own.
 type OpenFilters = HashMap<Caller, HashMap<u64, usize>>;
 
 /// The filters in use, by caller.
 #[derive(Debug)]
 pub struct FilterLimit {
     max: usize,
+    /// Its key is random, so that no client can choose filters with equal hashes.
+    hasher: RandomState,
     open: Arc<Mutex<OpenFilters>>,
 }
 
@@ -28,7 +31,7 @@ pub struct FilterLimit {
 #[derive(Debug)]
 pub struct FilterSlot {
     caller: Caller,
-    fingerprint: u64,
+    projection: u64,
     open: Arc<Mutex<OpenFilters>>,
 }
 
@@ -40,7 +43,7 @@ impl FilterLimit {
     /// Allows each caller this number of different filters.
     #[must_use]
     pub fn new(max: usize) -> FilterLimit {
-        FilterLimit { max, open: Arc::default() }
+        FilterLimit { max, hasher: RandomState::new(), open: Arc::default() }
     }
 
     /// Counts a stream with this projection. Returns `None` for a stream without a filter, which is not limited.
@@ -51,14 +54,14 @@ impl FilterLimit {
         if projection.filter == Filter::default() {
             return Ok(None);
         }
-        let fingerprint = projection.fingerprint();
+        let projection = self.hasher.hash_one(projection);
         let mut open = lock(&self.open);
         let filters = open.entry(caller.clone()).or_default();
-        if filters.len() >= self.max && !filters.contains_key(&fingerprint) {
+        if filters.len() >= self.max && !filters.contains_key(&projection) {
             return Err(TooManyFilters);
         }
-        *filters.entry(fingerprint).or_default() += 1;
-        Ok(Some(FilterSlot { caller: caller.clone(), fingerprint, open: self.open.clone() }))
+        *filters.entry(projection).or_default() += 1;
+        Ok(Some(FilterSlot { caller: caller.clone(), projection, open: self.open.clone() }))
     }
 }
 
@@ -66,20 +69,16 @@ impl Drop for FilterSlot {
     fn drop(&mut self) {
         let mut open = lock(&self.open);
         let Some(filters) = open.get_mut(&self.caller) else { return };
-        if let Some(streams) = filters.get_mut(&self.fingerprint) {
+        if let Some(streams) = filters.get_mut(&self.projection) {
             *streams -= 1;
             if *streams == 0 {
-                filters.remove(&self.fingerprint);
+                filters.remove(&self.projection);
             }
         }
         if filters.is_empty() {
             open.remove(&self.caller);
         }
     }
-}
-
-fn lock(open: &Mutex<OpenFilters>) -> MutexGuard<'_, OpenFilters> {
-    open.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

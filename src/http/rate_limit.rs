@@ -8,7 +8,7 @@ mod budget;
 use std::{
     collections::BTreeMap,
     num::NonZeroU32,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use prometheus_client::{
@@ -18,7 +18,7 @@ use prometheus_client::{
 };
 
 pub use self::budget::{BudgetStatus, RateBudget, Reservation};
-use super::caller::Caller;
+use super::{caller::Caller, sync::lock};
 
 /// Minimum of [`Config::dedicated_opens`], for a small `--dedicated-watchers`.
 pub const MIN_DEDICATED_OPENS: u32 = 50;
@@ -178,10 +178,6 @@ impl Drop for StreamSlot {
             }
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -47,7 +47,7 @@ impl ApiRequest {
             if !accepted.contains(&&*name) {
                 let accepted = match accepted {
                     [] => "this endpoint has no parameters".to_owned(),
-                    names => format!("accepted are {}", names.join(", ")),
+                    names => format!("accepted: {}", names.join(", ")),
                 };
                 return Err(ApiError::parameter(&name, &format!("unknown; {accepted}")));
             }

@@ -10,10 +10,8 @@
 //! Must not import: the feed, endpoints.
 
 use std::{
-    collections::HashMap,
     fmt,
-    hash::Hash,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -24,19 +22,24 @@ use prometheus_client::{
 };
 use tokio::{
     sync::{OnceCell, OwnedSemaphorePermit, Semaphore},
-    task::spawn_blocking,
     time::timeout,
 };
 
-use super::caller::Caller;
-use crate::event::{hash::sha256_prefix, projection::Projection};
+use super::{
+    caller::Caller,
+    sync::{lock, run_blocking},
+};
+use crate::{
+    event::{hash::sha256_prefix, projection::Projection},
+    weak_table::WeakTable,
+};
 
+/// Default of [`Config::max_bytes`] in MiB.
+pub const DEFAULT_MAX_MIB: u32 = 48;
 /// Bytes of one permit of a budget.
 const UNIT_BYTES: usize = 1024;
 /// The part of the budget that the bodies of one caller may have.
 const CALLER_SHARE: usize = 4;
-/// Unused entries of a table are removed when it has this many more than twice the entries at the last removal.
-const PRUNE_SLACK: usize = 64;
 
 /// Bounds of the bodies.
 #[derive(Clone, Copy, Debug)]
@@ -51,7 +54,11 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Config { max_bytes: 48 << 20, max_wait: Duration::from_secs(1), max_concurrent_encodings: 2 }
+        Config {
+            max_bytes: (DEFAULT_MAX_MIB as usize) << 20,
+            max_wait: Duration::from_secs(1),
+            max_concurrent_encodings: 2,
+        }
     }
 }
 
@@ -72,7 +79,7 @@ pub struct ResponseBudget {
     total: Arc<Semaphore>,
     callers: Mutex<WeakTable<Caller, Semaphore>>,
     bodies: Mutex<WeakTable<BodyKey, OnceCell<Body>>>,
-    encodings: Semaphore,
+    encodings: Arc<Semaphore>,
     bytes: Gauge,
     rejections: Counter,
 }
@@ -129,7 +136,7 @@ impl ResponseBudget {
             total: Arc::new(Semaphore::new(units(config.max_bytes) as usize)),
             callers: Mutex::default(),
             bodies: Mutex::default(),
-            encodings: Semaphore::new(config.max_concurrent_encodings),
+            encodings: Arc::new(Semaphore::new(config.max_concurrent_encodings)),
             bytes: Gauge::default(),
             rejections: Counter::default(),
         }
@@ -168,10 +175,12 @@ impl ResponseBudget {
             let of_total = self.total.clone().acquire_many_owned(wanted).await.ok()?;
             Some(Reservation { of_caller, of_total })
         });
-        reserved.await.ok().flatten().ok_or_else(|| {
-            self.rejections.inc();
-            BudgetExceeded
-        })
+        reserved.await.ok().flatten().ok_or(BudgetExceeded)
+    }
+
+    /// Counts a request that is rejected after [`BudgetExceeded`].
+    pub fn count_rejection(&self) {
+        self.rejections.inc();
     }
 
     /// Returns the body with this key. If no response has it, `encode` makes it on a blocking thread. A body without a key is
@@ -182,27 +191,22 @@ impl ResponseBudget {
     pub async fn body<E: Send + 'static>(
         &self,
         key: Option<BodyKey>,
-        mut reservation: Reservation,
+        reservation: Reservation,
         encode: impl FnOnce() -> Result<String, E> + Send + 'static,
     ) -> Result<EncodedBody, E> {
         let cell = key.map_or_else(Arc::default, |key| lock(&self.bodies).get_or_insert(key, OnceCell::new));
         let init = cell.get_or_try_init(|| async {
-            let (hash, text) = self.encode(|| encode().map(|text| (sha256_prefix(text.as_bytes()), text))).await?;
+            // Encoding 10,000 Pods takes 10 ms, which would delay streams on the runtime's threads. The reservation is held
+            // until its end, also if the client disconnects.
+            let work = move || (reservation, encode().map(|text| (sha256_prefix(text.as_bytes()), text)));
+            let (mut reservation, encoded) = run_blocking(&self.encodings, work).await;
+            let (hash, text) = encoded?;
             reservation.adjust_to(text.len());
             self.bytes.inc_by(text.len().cast_signed() as i64);
             Ok(Body { text, hash, bytes: self.bytes.clone(), _reservation: reservation })
         });
         init.await?;
         Ok(share(cell).expect("the body exists since it was initialized"))
-    }
-
-    /// Calls `encode` on a blocking thread, when one of [`Config::max_concurrent_encodings`] permits is free. Encoding
-    /// 10,000 Pods takes 10 ms, which would delay streams on the runtime's threads.
-    async fn encode<T: Send + 'static>(&self, encode: impl FnOnce() -> T + Send + 'static) -> T {
-        // An error would mean a closed semaphore, which this one never is.
-        let _permit = self.encodings.acquire().await.ok();
-        // The task is never aborted, so an error means that it panicked. The panic continues here.
-        spawn_blocking(encode).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
     }
 }
 
@@ -238,44 +242,6 @@ fn share(cell: Arc<OnceCell<Body>>) -> Option<EncodedBody> {
 /// Returns the permits for this number of bytes, at least one.
 fn units(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).clamp(1, u32::MAX >> 4)
-}
-
-/// Shared values by key, which exist while they are in use.
-#[derive(Debug)]
-struct WeakTable<K, V> {
-    entries: HashMap<K, Weak<V>>,
-    len_at_last_prune: usize,
-}
-
-impl<K, V> Default for WeakTable<K, V> {
-    fn default() -> Self {
-        WeakTable { entries: HashMap::new(), len_at_last_prune: 0 }
-    }
-}
-
-impl<K: Eq + Hash, V> WeakTable<K, V> {
-    /// Returns the value, if it is in use.
-    fn get(&self, key: &K) -> Option<Arc<V>> {
-        self.entries.get(key)?.upgrade()
-    }
-
-    /// Returns the value in use, or a new one.
-    fn get_or_insert(&mut self, key: K, new: impl FnOnce() -> V) -> Arc<V> {
-        if self.entries.len() >= 2 * self.len_at_last_prune + PRUNE_SLACK {
-            self.entries.retain(|_, value| value.strong_count() > 0);
-            self.len_at_last_prune = self.entries.len();
-        }
-        let entry = self.entries.entry(key).or_default();
-        entry.upgrade().unwrap_or_else(|| {
-            let value = Arc::new(new());
-            *entry = Arc::downgrade(&value);
-            value
-        })
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -331,7 +297,7 @@ mod tests {
         let second = body(&budget, 1, 2, MIB).await.unwrap();
         let start = Instant::now();
         assert_eq!(body(&budget, 1, 3, MIB).await.unwrap_err(), BudgetExceeded);
-        assert_eq!((start.elapsed(), budget.rejections.get()), (budget.config.max_wait, 1));
+        assert_eq!(start.elapsed(), budget.config.max_wait);
         let start = Instant::now();
         let other = body(&budget, 2, 4, MIB).await.unwrap();
         assert!(start.elapsed().is_zero(), "another caller does not wait");
@@ -366,6 +332,35 @@ mod tests {
         let small = budget.body(None, reservation, || Ok::<_, Infallible>("x".to_owned())).await.unwrap();
         assert!(body(&budget, 1, 4, MIB - UNIT_BYTES).await.is_ok(), "the reservation was reduced to the body");
         drop(small);
+    }
+
+    #[tokio::test]
+    async fn encoding_of_a_client_that_left_holds_its_permit_and_its_reservation() {
+        let budget = budget(4 * MIB);
+        let (started, mut has_started) = tokio::sync::mpsc::channel(1);
+        let (continues, may_continue) = std::sync::mpsc::sync_channel::<()>(1);
+        let reservation = budget.reserve(&caller(1), MIB).await.unwrap();
+        let encode = move || {
+            started.try_send(()).unwrap();
+            may_continue.recv().unwrap();
+            Ok::<_, Infallible>("x".repeat(MIB))
+        };
+        {
+            let mut body = std::pin::pin!(budget.body(Some(key(1)), reservation, encode));
+            tokio::select! {
+                _ = &mut body => panic!("the encoding has not ended"),
+                _ = has_started.recv() => {}
+            }
+        }
+        assert_eq!(budget.encodings.available_permits(), budget.config.max_concurrent_encodings - 1);
+        assert_eq!(budget.total.available_permits(), 3 * MIB / UNIT_BYTES);
+        continues.send(()).unwrap();
+        let ended = timeout(Duration::from_secs(20), async {
+            while budget.total.available_permits() < 4 * MIB / UNIT_BYTES {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+        assert!(ended.await.is_ok(), "the reservation is not returned");
     }
 
     #[tokio::test(start_paused = true)]

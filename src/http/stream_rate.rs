@@ -94,7 +94,7 @@ impl Outbound for RateLimited {
     }
 
     fn prepare_read(&mut self) -> bool {
-        self.subscription.prepare_read()
+        self.window.blocked_until().is_none() && self.subscription.prepare_read()
     }
 
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {

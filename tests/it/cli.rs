@@ -278,8 +278,8 @@ async fn config_file_is_validated_as_strictly_as_flags() {
                 stream-rate, tls-cert, tls-key, token-audience, trusted-proxies, ws-auth";
     let port = "expected a whole number from 0 to 65535";
     let table = [
-        ("prot: 4000", format!("unknown key 'prot': accepted are {keys}")),
-        ("config: other.yaml", format!("unknown key 'config': accepted are {keys}")),
+        ("prot: 4000", format!("unknown key 'prot'; accepted: {keys}")),
+        ("config: other.yaml", format!("unknown key 'config'; accepted: {keys}")),
         ("port: many", format!("invalid value 'many' for '--port <PORT>': {port}")),
         ("port: 1.50", format!("invalid value '1.50' for '--port <PORT>': {port}")),
         (

@@ -350,7 +350,7 @@ async fn malformed_filter_is_rejected_with_accepted_values() {
     // `/ws` has no filters (docs/protocol.md#boilerhouse-stream). Its message names its parameters.
     let answer = http_client::request(bridge.address, "GET", "/ws?params=%7B%7D", UPGRADE).await;
     assert_eq!(answer.status, 400);
-    assert!(answer.body.contains("parameter 'params': unknown; accepted are types"), "{}", answer.body);
+    assert!(answer.body.contains("parameter 'params': unknown; accepted: types"), "{}", answer.body);
 }
 
 #[tokio::test]

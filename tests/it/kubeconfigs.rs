@@ -30,7 +30,7 @@ use crate::support::bridge_process;
 use crate::support::control_plane::{ControlPlane, Options};
 
 /// Minimum number of kubeconfigs in the table.
-const MIN_VARIANTS: usize = 60;
+const MIN_VARIANTS: usize = 171;
 /// How long one request of the bridge's client may take. The test machine may be busy.
 const BOUND: Duration = Duration::from_secs(30);
 /// Kubeconfigs that are tried at the same time.

@@ -17,10 +17,11 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("wire", &[]),
     ("ring", &[]),
     ("tasks", &[]),
+    ("weak_table", &[]),
     ("x509", &[]),
-    ("feed", &["event", "wire", "ring"]),
+    ("feed", &["event", "wire", "ring", "weak_table"]),
     ("source", &["api", "event", "feed", "x509"]),
-    ("http", &["event", "wire", "feed", "tasks", "x509"]),
+    ("http", &["event", "wire", "feed", "tasks", "weak_table", "x509"]),
     ("sim", &["api"]),
     ("cli", &["api", "event", "wire", "ring", "feed", "source", "http", "tasks", "sim"]),
     ("test_support", &["api", "event"]),
@@ -36,8 +37,11 @@ const NARROWER: &[(&str, &[&str])] = &[
     // Connections do not depend on what is served over them.
     ("http::conn", &["http::conn", "tasks", "x509"]),
     // Streams do not depend on events, principals or endpoints: what they send comes from an `Outbound`.
-    ("http::stream", &["http::stream", "http::conn", "feed", "wire"]),
-    ("http::auth", &["event", "wire", "http::auth", "http::caller", "http::forwarded", "http::rate_limit"]),
+    ("http::stream", &["http::stream", "http::conn", "http::sync", "feed", "wire", "weak_table"]),
+    (
+        "http::auth",
+        &["event", "wire", "http::auth", "http::caller", "http::forwarded", "http::rate_limit", "weak_table"],
+    ),
 ];
 
 /// External crates that only these modules may name. Other crates may be used anywhere.

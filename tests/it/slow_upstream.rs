@@ -107,8 +107,10 @@ async fn throttled_catch_up_probe_is_repeated_after_its_delay() {
     let bridge = InProcessBridge::start(NAMESPACE, client.clone(), &client, config(hub::Config::default())).await;
     let mut sse = SseClient::open(bridge.address, "/api/sse", &[]).await;
     cluster.sim().down();
-    for resource in ["pods", "boilerhouseclaims"] {
-        sse.until(|event| event["type"] == "upstream.down" || event["resource"] == resource).await;
+    let mut down = std::collections::BTreeSet::new();
+    while down.len() < 2 {
+        let event = sse.until(|event| event["type"] == "upstream.down").await.pop().unwrap();
+        down.insert(event.json()["resource"].as_str().unwrap().to_owned());
     }
     for resource in [ApiResource::Pods, ApiResource::Claims] {
         cluster.sim().arm(Fault::answer(Answer::TooManyRequests(1)).on_verb(Verb::List).on(resource));

@@ -196,7 +196,7 @@ async fn observe_repeated(case: &Case, mode: Mode) -> Result<(), String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hub_and_dedicated_watchers_judge_each_answer_equally() {
     let cases = cases();
-    assert!(cases.len() >= 40, "{} cases", cases.len());
+    assert!(cases.len() >= 96, "{} cases", cases.len());
     let mut wrong = Vec::new();
     for chunk in cases.chunks(8) {
         let runs = chunk.iter().flat_map(|case| [Mode::Hub, Mode::Dedicated].map(|mode| (case.clone(), mode)));

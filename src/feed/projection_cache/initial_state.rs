@@ -6,7 +6,10 @@
 //! - Every cached byte is charged to the sum over all projections of the feed.
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -23,7 +26,8 @@ use crate::{
     },
 };
 
-/// After a change, an initial state is reused for at most this many times the time of its encoding...
+/// After a change, an initial state whose parts are all encoded is reused for at most this many times the time of the
+/// encoding...
 const REUSE_FACTOR: u32 = 10;
 /// ...and for at most this time (docs/architecture.md#feed-contract, item 6).
 const REUSE_LIMIT: Duration = Duration::from_secs(1);
@@ -37,6 +41,8 @@ pub(in crate::feed) struct InitialState {
     /// The time of the snapshot, in milliseconds since the Unix epoch.
     pub(super) snapshot_at_ms: u64,
     created_at: Instant,
+    /// Nanoseconds that the encoding of all parts has taken; 0 until the last one is encoded.
+    encode_nanos: AtomicU64,
     parts: Mutex<Parts>,
 }
 
@@ -92,6 +98,7 @@ impl InitialState {
             reason,
             snapshot_at_ms: (shared.config.wall_clock_ms)(),
             created_at: Instant::now(),
+            encode_nanos: AtomicU64::new(0),
             parts: Mutex::new(Parts { list, encode_time: Duration::ZERO, charged: 0, cached_bytes }),
         }
     }
@@ -124,6 +131,8 @@ impl InitialState {
             parts.encode_time += started_at.elapsed();
             if next.is_none() {
                 shared.metrics.initial_state_encode_seconds.observe(parts.encode_time.as_secs_f64());
+                let nanos = u64::try_from(parts.encode_time.as_nanos()).unwrap_or(u64::MAX);
+                self.encode_nanos.store(nanos.max(1), Relaxed);
             }
             parts.list.push(Part { start: next, bytes: None });
         }
@@ -142,10 +151,11 @@ impl InitialState {
         self.lock_parts().drop_all();
     }
 
-    /// Returns whether it must not be reused after a change of the state.
+    /// Returns whether it must not be reused after a change of the state. It never waits for an encoding.
     pub(super) fn is_stale(&self) -> bool {
-        let age = self.created_at.elapsed();
-        age >= REUSE_LIMIT || age >= self.lock_parts().encode_time * REUSE_FACTOR
+        let (age, encode_nanos) = (self.created_at.elapsed(), self.encode_nanos.load(Relaxed));
+        let is_encoded = encode_nanos > 0;
+        age >= REUSE_LIMIT || (is_encoded && age >= Duration::from_nanos(encode_nanos) * REUSE_FACTOR)
     }
 
     /// Returns whether it may be sent to another subscription now: nothing has changed, or it is not stale and the log

@@ -5,16 +5,14 @@
 //! Guarantees:
 //! - Streams with the same credential share one lease. Each stream receives the current status and each change of it.
 //! - An ended credential stays ended.
-//! - A lease exists while a stream holds it, so the table has at most as many live leases as there are streams. Entries of
-//!   other leases are removed in amortized O(1) for each new lease (`PRUNE_SLACK`).
+//! - A lease exists while a stream holds it, so the table has at most as many live leases as there are streams.
 //!
 //! `watchdog` changes the status. Must not import: `authenticator` and `watchdog`.
 //!
 //! Specification: docs/protocol.md#access, "While a stream is open".
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -29,10 +27,7 @@ use super::{
     principal::CredentialIdentity,
     review_cache::{ReviewOutcome, ReviewUnavailable},
 };
-use crate::wire::CloseReason;
-
-/// Leases without a stream that stay in the table until a prune, beyond twice the number of leases at the last one.
-const PRUNE_SLACK: usize = 64;
+use crate::{weak_table::WeakTable, wire::CloseReason};
 
 /// The status of a credential with open streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,25 +107,7 @@ pub(super) struct Lease {
 
 /// All leases.
 #[derive(Debug, Default)]
-pub(super) struct LeaseTable(Mutex<Leases>);
-
-#[derive(Debug, Default)]
-struct Leases {
-    by_identity: HashMap<CredentialIdentity, Weak<Lease>>,
-    /// Number of leases after the last prune.
-    pruned_len: usize,
-}
-
-impl Leases {
-    /// Removes leases without a stream when there can be many. A prune is O(number of leases), and the number doubles
-    /// between two prunes, so that a new lease costs O(1) on average.
-    fn prune(&mut self) {
-        if self.by_identity.len() >= 2 * self.pruned_len + PRUNE_SLACK {
-            self.by_identity.retain(|_, lease| lease.strong_count() > 0);
-            self.pruned_len = self.by_identity.len();
-        }
-    }
-}
+pub(super) struct LeaseTable(Mutex<WeakTable<CredentialIdentity, Lease>>);
 
 /// The current status of a credential, followed by each change. It holds the lease.
 ///
@@ -146,14 +123,13 @@ impl LeaseTable {
         status: impl FnOnce(&CredentialIdentity) -> CredentialStatus,
     ) -> CredentialWatch {
         let mut leases = self.lock();
-        let lease = match leases.by_identity.get(identity).and_then(Weak::upgrade).filter(|lease| !lease.is_ended()) {
+        let lease = match leases.get(identity).filter(|lease| !lease.is_ended()) {
             Some(lease) => lease,
             None => {
-                leases.prune();
                 let status = watch::Sender::new(status(identity));
                 let review_history = Mutex::new(ReviewHistory::new(Instant::now()));
                 let lease = Arc::new(Lease { identity: identity.clone(), status, review_history });
-                leases.by_identity.insert(identity.clone(), Arc::downgrade(&lease));
+                leases.insert(identity.clone(), &lease);
                 lease
             }
         };
@@ -170,15 +146,15 @@ impl LeaseTable {
 
     /// Returns the number of leases that streams hold.
     pub(super) fn len(&self) -> usize {
-        self.lock().by_identity.values().filter(|lease| lease.strong_count() > 0).count()
+        self.lock().values().count()
     }
 
     /// Returns all leases that a stream holds.
     pub(super) fn all(&self) -> Vec<Arc<Lease>> {
-        self.lock().by_identity.values().filter_map(Weak::upgrade).collect()
+        self.lock().values().collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Leases> {
+    fn lock(&self) -> MutexGuard<'_, WeakTable<CredentialIdentity, Lease>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -271,30 +247,13 @@ mod tests {
     }
 
     #[test]
-    fn leases_without_a_stream_are_removed() {
+    fn leases_without_a_stream_are_not_counted() {
         let table = LeaseTable::default();
         let watch = |number| table.watch(&identity(number), |_| CredentialStatus::Valid);
         let open: Vec<_> = (0..100).map(watch).collect();
         for number in 100..10_000 {
             drop(watch(number));
-            let entries = table.lock().by_identity.len();
-            assert!(entries <= 2 * open.len() + PRUNE_SLACK, "found {entries} entries");
         }
-        assert_eq!((table.len(), table.all().len()), (100, 100));
-    }
-
-    #[test]
-    fn all_prunes_together_examine_each_lease_a_few_times() {
-        const STREAMS: usize = 10_000;
-        let table = LeaseTable::default();
-        let (mut open, mut examined) = (Vec::new(), 0);
-        for number in 0..STREAMS {
-            let before = table.lock().pruned_len;
-            open.push(table.watch(&identity(number), |_| CredentialStatus::Valid));
-            let after = table.lock().pruned_len;
-            // A prune examines all leases, and here it keeps all of them.
-            examined += if after == before { 0 } else { after };
-        }
-        assert!((1..=2 * STREAMS).contains(&examined), "{STREAMS} new leases examined {examined} others");
+        assert_eq!((table.len(), table.all().len(), open.len()), (100, 100, 100));
     }
 }

@@ -55,7 +55,7 @@ pub(crate) async fn ws(request: ApiRequest) -> Result<Response, ApiError> {
             StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: PerResource::default() }
         }
         Some("none") => StartAt::Live,
-        Some(_) => return Err(ApiError::parameter("snapshot", "accepted are state, none")),
+        Some(_) => return Err(ApiError::parameter("snapshot", "accepted: state, none")),
     };
     if app.streams.stop.is_cancelled() {
         return Err(rejection(&app, Unavailable::Draining));

@@ -112,14 +112,14 @@ impl StreamEndpoint {
             None => None,
             Some((_, Some(cursor))) => Some(StartAt::Cursor(cursor)),
             Some((_, None)) => {
-                let reason = "not a cursor: accepted is the id of an event, or the value of Event-Cursor";
+                let reason = "not a cursor; send the `id` of an event, or the value of the header Event-Cursor";
                 return Err(ApiError::parameter("lastEventId", reason));
             }
         };
         let without_cursor = match parameters.get("snapshot").unwrap_or(self.default_snapshot) {
             "state" => StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: PerResource::default() },
             "none" => StartAt::Live,
-            _ => return Err(ApiError::parameter("snapshot", "accepted are state, none")),
+            _ => return Err(ApiError::parameter("snapshot", "accepted: state, none")),
         };
         Ok(header_start(headers).or(from_query).unwrap_or(without_cursor))
     }

@@ -146,16 +146,23 @@ async fn respond_from_snapshot(
         return Ok(json_response(&request, &snapshot, &projection, body));
     }
     let bytes = match (listed, name) {
-        (Some(resource), None) => snapshot.charged_bytes()[resource],
+        (Some(resource), None) => snapshot.charged_bytes(resource),
         (_, _) => SMALL_BODY_BYTES,
     };
-    let reservation = app.responses.reserve(&principal.caller, bytes);
-    let reservation = reservation.await.map_err(|BudgetExceeded| {
+    let reservation = app.responses.reserve(&principal.caller, bytes).await;
+    // Not the state from before the wait.
+    let snapshot = load_snapshot(app).await?;
+    // A request for the same body may have made it meanwhile.
+    if name.is_none()
+        && let Some(body) = app.responses.find(&key(&snapshot))
+    {
+        return Ok(json_response(&request, &snapshot, &projection, body));
+    }
+    let reservation = reservation.map_err(|BudgetExceeded| {
+        app.responses.count_rejection();
         let message = "too many responses are not read yet: read them, or try again in a moment";
         ApiError::new(ErrorCode::NotReady, message).with(header::RETRY_AFTER, BUSY_RETRY)
     })?;
-    // Not the state from before the wait.
-    let snapshot = load_snapshot(app).await?;
     let (encoded_snapshot, encoded_projection, encoded_name) = (snapshot.clone(), projection.clone(), name.clone());
     let encode = move || encode(encoded_name.as_deref(), &encoded_snapshot, &encoded_projection);
     let shared_key = name.is_none().then(|| key(&snapshot));

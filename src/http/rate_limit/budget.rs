@@ -11,7 +11,7 @@ use std::{
     collections::HashMap,
     fmt,
     num::NonZeroU32,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -22,7 +22,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::Instant;
 
-use crate::http::caller::Caller;
+use crate::http::{caller::Caller, sync::lock};
 
 /// The time over which a budget refills completely.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -230,10 +230,6 @@ impl StateStore for BoundedStateStore {
         full_at.insert(key, at);
         Ok(outcome)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@
 //! Guarantees:
 //! - An entry that is appended while a stream joins is not missed: the stream polls its subscription once more after it
 //!   has joined.
-//! - Each member advances at least every [`MAX_SILENT_ENTRIES`] log entries, so that a member whose projection matches
+//! - Each member advances at least every [`ENTRIES_PER_FULL_VISIT`] and [`MAX_SILENT_ENTRIES`] log entries together, so that a member whose projection matches
 //!   nothing is not evicted from the log.
 
 use std::{
@@ -25,7 +25,10 @@ use std::{
 
 use tokio::task::{unconstrained, yield_now};
 
-use crate::feed::{Feed, Group, SharedBatch};
+use crate::{
+    feed::{Feed, Group, SharedBatch},
+    weak_table::PruneSchedule,
+};
 
 /// Members that a shard visits before other tasks of its thread run: about 0.3 ms of system calls.
 const MEMBERS_PER_YIELD: usize = 64;
@@ -37,9 +40,6 @@ const ENTRIES_PER_FULL_VISIT: u64 = 512;
 /// Maximum number of log entries without an event for a group, before its members advance nevertheless. It is half of
 /// the frames that a projection cache holds.
 const MAX_SILENT_ENTRIES: u64 = 512;
-/// Closed members and empty groups are removed when the number of members or groups exceeds twice the number at the
-/// last prune by this slack.
-const PRUNE_SLACK: usize = 64;
 
 /// A stream, as a shard sees it.
 pub(super) trait Member: Send + Sync {
@@ -65,8 +65,7 @@ struct ShardGroups {
     by_id: HashMap<usize, GroupMembers>,
     /// The groups that each entry can concern.
     unindexed: HashSet<usize>,
-    /// The number of groups at the last prune.
-    len_at_last_prune: usize,
+    prune_schedule: PruneSchedule,
 }
 
 /// The members of one group in one shard.
@@ -77,8 +76,7 @@ struct GroupMembers {
     /// The position up to which the members have been served.
     delivered_to: u64,
     members: Members,
-    /// The number of members at the last prune.
-    len_at_last_prune: usize,
+    prune_schedule: PruneSchedule,
     /// True while the shard's task delivers to the members, which are then not in `members`.
     delivering: bool,
 }
@@ -93,6 +91,15 @@ impl std::fmt::Debug for GroupMembers {
 }
 
 type Members = Vec<Weak<dyn Member>>;
+
+/// Counts the visit of a group or a member, and yields after [`MEMBERS_PER_YIELD`] of them.
+async fn count_visit(visited: &mut usize) {
+    *visited += 1;
+    if *visited >= MEMBERS_PER_YIELD {
+        *visited = 0;
+        yield_now().await;
+    }
+}
 
 /// Counts a shard's task as running until it is dropped.
 struct Running<'a>(&'a AtomicUsize);
@@ -125,12 +132,12 @@ impl FanOut {
     pub(super) fn join(&self, group: Group, member: Weak<dyn Member>) {
         let shard = &self.shards[self.next_shard.fetch_add(1, Relaxed) % self.shards.len()];
         let mut groups = shard.lock();
-        if groups.by_id.len() >= 2 * groups.len_at_last_prune + PRUNE_SLACK {
+        if groups.prune_schedule.is_due(groups.by_id.len()) {
             groups.by_id.retain(|_, group_members| {
                 group_members.delivering || group_members.members.iter().any(|member| member.strong_count() > 0)
             });
-            groups.len_at_last_prune = groups.by_id.len();
-            let ShardGroups { by_id, unindexed, .. } = &mut *groups;
+            let ShardGroups { by_id, unindexed, prune_schedule } = &mut *groups;
+            prune_schedule.pruned(by_id.len());
             unindexed.retain(|id| by_id.contains_key(id));
         }
         if !group.is_indexed() {
@@ -143,25 +150,26 @@ impl FanOut {
                 scanned_to: end,
                 delivered_to: end,
                 members: Vec::new(),
-                len_at_last_prune: 0,
+                prune_schedule: PruneSchedule::default(),
                 delivering: false,
             }
         });
-        if group_members.members.len() >= 2 * group_members.len_at_last_prune + PRUNE_SLACK {
+        if group_members.prune_schedule.is_due(group_members.members.len()) {
             group_members.members.retain(|member| member.strong_count() > 0);
-            group_members.len_at_last_prune = group_members.members.len();
+            group_members.prune_schedule.pruned(group_members.members.len());
         }
         group_members.members.push(member);
     }
 
     /// Delivers the log entries of `feed` to the streams of one shard until shutdown.
     pub async fn run(&self, shard: usize, feed: Feed) -> Infallible {
+        let mut changes = feed.log_end();
+        let reader = feed.add_concern_reader();
+        // From now on streams rely on this shard.
         self.running_writers.fetch_add(1, Relaxed);
         let _running = Running(&self.running_writers);
         let shard = &self.shards[shard];
-        let mut changes = feed.log_end();
-        let reader = feed.add_concern_reader();
-        let mut fully_visited_to = 0;
+        let (mut fully_visited_to, mut visited) = (0, 0);
         // The loop yields by itself. tokio's cooperative budget would make writes pending that do not block.
         unconstrained(async {
             // `feed` owns the sender, so that the channel does not close.
@@ -173,7 +181,7 @@ impl FanOut {
                     fully_visited_to = end;
                 }
                 for group_id in shard.group_ids(&concerned, visits_all) {
-                    shard.deliver_to_group(group_id).await;
+                    shard.deliver_to_group(group_id, &mut visited).await;
                 }
             }
             pending().await
@@ -197,10 +205,12 @@ impl Shard {
         groups.unindexed.iter().chain(concerned).copied().collect()
     }
 
-    /// Delivers new entries to the members of one group, if there are any.
-    async fn deliver_to_group(&self, group_id: usize) {
+    /// Delivers new entries to the members of one group, if there are any. `visited` counts groups and members, so that the
+    /// shard yields also among small groups.
+    async fn deliver_to_group(&self, group_id: usize, visited: &mut usize) {
+        count_visit(visited).await;
         let Some((batch, mut members)) = self.members_to_deliver(group_id) else { return };
-        let (mut index, mut visited) = (0_usize, 0_usize);
+        let mut index = 0;
         while let Some(member) = members.get(index) {
             match member.upgrade() {
                 Some(live_member) => {
@@ -209,16 +219,13 @@ impl Shard {
                 }
                 None => drop(members.swap_remove(index)),
             }
-            visited += 1;
-            if visited.is_multiple_of(MEMBERS_PER_YIELD) {
-                yield_now().await;
-            }
+            count_visit(visited).await;
         }
         let mut groups = self.lock();
         if let Some(group_members) = groups.by_id.get_mut(&group_id) {
             group_members.delivering = false;
             group_members.members.append(&mut members);
-            group_members.len_at_last_prune = group_members.members.len();
+            group_members.prune_schedule.pruned(group_members.members.len());
             if group_members.members.is_empty() {
                 groups.by_id.remove(&group_id);
                 groups.unindexed.remove(&group_id);
@@ -291,12 +298,19 @@ mod tests {
         members.truncate(OPEN);
         writer.upsert(PodBuilder::new("p").version(2).view());
         let group = *fan_out.shards[0].lock().by_id.keys().next().unwrap();
-        let mut delivery = pin!(fan_out.shards[0].deliver_to_group(group));
-        let mut yields = 0;
-        while delivery.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-            yields += 1;
-        }
-        assert_eq!(yields, (OPEN + CLOSED) / MEMBERS_PER_YIELD);
+        let mut visited = 0;
+        let mut yields_of = |group_id| {
+            let mut delivery = pin!(fan_out.shards[0].deliver_to_group(group_id, &mut visited));
+            let mut yields = 0;
+            while delivery.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+                yields += 1;
+            }
+            yields
+        };
+        // The visit of the group counts too.
+        assert_eq!(yields_of(group), (1 + OPEN + CLOSED) / MEMBERS_PER_YIELD);
+        let small_groups: usize = (0..MEMBERS_PER_YIELD).map(|_| yields_of(usize::MAX)).sum();
+        assert_eq!(small_groups, 1, "the shard yields among groups without members as well");
         assert_eq!(fan_out.shards[0].lock().by_id[&group].members.len(), OPEN);
     }
 }

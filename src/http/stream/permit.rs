@@ -27,7 +27,7 @@ pub struct StreamContext {
     /// The shards, which write to fan-out groups.
     pub fan_out: FanOut,
     /// Permits for encoding parts of initial states.
-    pub(super) encodings: Semaphore,
+    pub(super) encodings: Arc<Semaphore>,
     /// The number of permits that exist.
     open_streams: AtomicUsize,
 }
@@ -43,7 +43,7 @@ pub struct StreamPermit {
 impl StreamContext {
     /// Returns the context of a listener without streams.
     pub fn new(config: Config, metrics: Metrics, stop: CancellationToken) -> Arc<Self> {
-        let encodings = Semaphore::new(config.max_concurrent_encodings);
+        let encodings = Arc::new(Semaphore::new(config.max_concurrent_encodings));
         Arc::new(Self { config, metrics, stop, fan_out: FanOut::new(), encodings, open_streams: AtomicUsize::new(0) })
     }
 

@@ -5,28 +5,23 @@
 //!   only to an earlier time or after it has fired, and never because of a write.
 //! - A close frame is sent only between frames. The content of frames is not inspected.
 
+mod closing;
+mod input;
+
 use std::{
     ops::ControlFlow,
     task::{Context, Poll},
-    time::Duration,
 };
 
-use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{
-    buffered_conn::{BufferedConn, IoEvent, with_read_buffer},
-    config::Config,
-    end::StreamEnd,
-    jitter::random_fraction,
-    outbound::Outbound,
-};
+use super::{buffered_conn::BufferedConn, config::Config, end::StreamEnd, jitter::random_fraction, outbound::Outbound};
 use crate::{
     feed::{ReadResult, SharedBatch},
     http::conn::HijackedSocket,
     wire::{
         CloseReason, sse,
-        websocket::{self, FrameReader, MessagePart},
+        websocket::{self, FrameReader},
     },
 };
 
@@ -145,67 +140,6 @@ impl StreamProtocol {
         ControlFlow::Continue(())
     }
 
-    /// Writes queued bytes and reads, unless the client has sent too much or sends nothing more.
-    pub(super) fn poll_conn(&mut self, cx: &mut Context<'_>, config: &Config) -> Poll<IoEvent> {
-        let input_ended = matches!(self.phase, Phase::Closing { wait_for: CloseWait::FlushedAfterInput, .. });
-        self.conn.poll(cx, !input_ended && self.reads_paused_until(config).is_none())
-    }
-
-    /// Returns the time until which the client is not read, because it has sent more than
-    /// [`Config::max_frames_per_second`].
-    fn reads_paused_until(&self, config: &Config) -> Option<Instant> {
-        let pause = self.conn.input_debt.pause(config.max_frames_per_second);
-        // The usual case needs no clock.
-        if pause.is_zero() {
-            return None;
-        }
-        Some(self.last_received + pause).filter(|until| *until > Instant::now())
-    }
-
-    /// Handles an event of the connection.
-    pub(super) fn on_io<O: Outbound>(
-        &mut self,
-        event: &IoEvent,
-        out: &mut O,
-        config: &Config,
-    ) -> ControlFlow<StreamEnd> {
-        match event {
-            IoEvent::Flushed => ControlFlow::Continue(()),
-            IoEvent::Received(len) => {
-                let before = std::mem::replace(&mut self.last_received, Instant::now());
-                let frames = with_read_buffer(*len, |bytes| self.on_input(bytes, out, config));
-                let elapsed = self.last_received - before;
-                self.conn.input_debt.add(frames, *len, elapsed, config.max_frames_per_second);
-                ControlFlow::Continue(())
-            }
-            IoEvent::InputEnded => self.on_input_ended(config),
-            IoEvent::Failed => ControlFlow::Break(self.on_disconnect()),
-        }
-    }
-
-    /// Ends the stream after the end of the client's input. What is queued is still written, because the client may have
-    /// closed only its side of the connection.
-    fn on_input_ended(&mut self, config: &Config) -> ControlFlow<StreamEnd> {
-        if self.conn.is_drained() {
-            return ControlFlow::Break(self.on_disconnect());
-        }
-        match &mut self.phase {
-            Phase::Closing { wait_for, .. } => *wait_for = CloseWait::FlushedAfterInput,
-            Phase::Open | Phase::Draining { .. } => {
-                let (end, deadline) = (StreamEnd::Disconnected, Instant::now() + config.write_timeout);
-                self.phase = Phase::Closing { end, wait_for: CloseWait::FlushedAfterInput, deadline };
-            }
-        }
-        ControlFlow::Continue(())
-    }
-
-    /// Processes the bytes that the client sent after its request.
-    pub(super) fn process_read_ahead<O: Outbound>(&mut self, out: &mut O, config: &Config) {
-        let mut read_ahead = std::mem::take(&mut self.read_ahead);
-        let frames = self.on_input(&mut read_ahead, out, config);
-        self.conn.input_debt.add(frames, read_ahead.len(), Duration::ZERO, config.max_frames_per_second);
-    }
-
     /// Sends at most [`BATCHES_PER_TURN`] batches. It never waits.
     pub(super) fn send<O: Outbound>(&mut self, cx: &mut Context<'_>, out: &mut O, config: &Config) -> SendOutcome {
         for _ in 0..BATCHES_PER_TURN {
@@ -260,126 +194,6 @@ impl StreamProtocol {
         true
     }
 
-    /// Processes bytes from the peer. Returns the number of frames that were parsed.
-    fn on_input<O: Outbound>(&mut self, mut bytes: &mut [u8], out: &mut O, config: &Config) -> usize {
-        let Some(reader) = &mut self.reader else { return 0 };
-        if matches!(self.phase, Phase::Closing { wait_for, .. } if !matches!(wait_for, CloseWait::PeerClose)) {
-            return 0;
-        }
-        let mut frames = 0;
-        let blocked = self.conn.blocked_since().is_some();
-        let mut pongs = Vec::new();
-        let end = loop {
-            if bytes.is_empty() {
-                break None;
-            }
-            frames += 1;
-            match reader.read(bytes) {
-                Ok((_, Some(MessagePart::Close(_)))) => break Some(Ok(())),
-                Err(close) => break Some(Err(close)),
-                Ok((used, part)) => {
-                    match part {
-                        Some(MessagePart::Ping(payload)) => {
-                            if blocked {
-                                pongs.clear();
-                            }
-                            websocket::pong(&mut pongs, &payload);
-                        }
-                        Some(part) => out.on_message_part(&part),
-                        None => {}
-                    }
-                    bytes = &mut bytes[used..];
-                }
-            }
-        };
-        if matches!(self.phase, Phase::Closing { .. }) {
-            // Nothing follows the close frame of the bridge.
-        } else if blocked {
-            self.pending_pong = if pongs.is_empty() { self.pending_pong.take() } else { Some(pongs.into()) };
-        } else {
-            if !pongs.is_empty() {
-                self.conn.push(pongs.into());
-            }
-            // Frames that answer earlier messages precede the close frame that answers the last one.
-            if end.is_some()
-                && let ReadResult::Batch(frames) = out.read(config.batch_bytes)
-            {
-                self.conn.push_all(frames);
-            }
-        }
-        match end {
-            None => {}
-            Some(Ok(())) => self.on_client_close(config),
-            Some(Err(close)) => self.close_on_protocol_error(close, out, config),
-        }
-        frames
-    }
-
-    /// Queues the last frames. On WebSocket the stream then waits for the peer's close frame.
-    pub(super) fn close<O: Outbound>(&mut self, close: CloseReason, out: &mut O, config: &Config) {
-        self.close_with_event(close, self.close_wait(), out.closing_event(close, config.retry_delay()), config);
-    }
-
-    /// Returns what this transport waits for after the last frame.
-    pub(super) fn close_wait(&self) -> CloseWait {
-        if self.reader.is_some() { CloseWait::PeerClose } else { CloseWait::Flushed }
-    }
-
-    /// Closes the stream because the peer's bytes cannot be parsed further.
-    fn close_on_protocol_error<O: Outbound>(&mut self, close: CloseReason, out: &mut O, config: &Config) {
-        match &mut self.phase {
-            Phase::Closing { wait_for, .. } => *wait_for = CloseWait::PeerEof,
-            Phase::Open | Phase::Draining { .. } => {
-                self.close_with_event(
-                    close,
-                    CloseWait::PeerEof,
-                    out.closing_event(close, config.retry_delay()),
-                    config,
-                );
-            }
-        }
-    }
-
-    /// Queues `closing_event` and starts to close.
-    pub(super) fn close_with_event(
-        &mut self,
-        close: CloseReason,
-        wait_for: CloseWait,
-        closing_event: Option<Bytes>,
-        config: &Config,
-    ) {
-        if let Some(closing_event) = closing_event {
-            self.conn.push(closing_event);
-        }
-        self.start_closing(close, StreamEnd::ByBridge(close), wait_for, config);
-    }
-
-    /// Handles the peer's close frame: the answer to the bridge's, or the first.
-    fn on_client_close(&mut self, config: &Config) {
-        match &mut self.phase {
-            Phase::Closing { wait_for, .. } => *wait_for = CloseWait::Flushed,
-            Phase::Open | Phase::Draining { .. } => {
-                self.start_closing(CloseReason::Normal, StreamEnd::ClientClosed, CloseWait::Flushed, config);
-            }
-        }
-    }
-
-    /// Queues the close frame, on WebSocket, and sets the deadline.
-    fn start_closing(&mut self, close: CloseReason, end: StreamEnd, wait_for: CloseWait, config: &Config) {
-        if self.reader.is_some() {
-            self.conn.push(encode_close_frame(close));
-        }
-        self.phase = Phase::Closing { end, wait_for, deadline: Instant::now() + config.write_timeout };
-    }
-
-    /// Returns the end of a stream whose connection was closed. A stream that was already closing keeps its end.
-    fn on_disconnect(&self) -> StreamEnd {
-        match self.phase {
-            Phase::Closing { end, .. } => end,
-            Phase::Open | Phase::Draining { .. } => StreamEnd::Disconnected,
-        }
-    }
-
     /// Returns the time of the nearest deadline.
     pub(super) fn deadline(&self, config: &Config) -> Instant {
         let stall_deadline = self.conn.blocked_since().map(|since| since + config.write_timeout);
@@ -420,8 +234,10 @@ impl StreamProtocol {
             return;
         }
         // A read moves the cursor past entries without an event for the stream. The heartbeat then has the newest
-        // cursor.
-        self.queue_next(out, config);
+        // cursor. While an initial state is being sent there is no cursor, and a read would encode.
+        if !out.prepare_read() {
+            self.queue_next(out, config);
+        }
         if self.is_closing() {
             // Nothing follows a close frame (RFC 6455 section 5.5.1).
             return;
@@ -440,23 +256,4 @@ impl StreamProtocol {
             self.conn.push(heartbeat);
         }
     }
-
-    /// Ends the stream after the write timeout. The last frames are written only if they fit at once.
-    fn on_write_timeout<O: Outbound>(&mut self, out: &mut O, config: &Config) -> StreamEnd {
-        if let Phase::Closing { end, .. } = self.phase {
-            return end;
-        }
-        let closing_event = out.closing_event(CloseReason::SlowConsumer, config.retry_delay()).unwrap_or_default();
-        let close = if self.reader.is_some() { encode_close_frame(CloseReason::SlowConsumer) } else { Bytes::new() };
-        if !(closing_event.is_empty() && close.is_empty()) {
-            self.conn.try_write_final(&[closing_event, close].concat());
-        }
-        StreamEnd::ByBridge(CloseReason::SlowConsumer)
-    }
-}
-
-fn encode_close_frame(close: CloseReason) -> Bytes {
-    let mut frame = Vec::new();
-    websocket::close(&mut frame, close);
-    frame.into()
 }

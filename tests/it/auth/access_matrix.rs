@@ -211,7 +211,7 @@ fn expected(result: &str, method: &str, path: &str, fixture: &Fixture) -> (u16, 
         ("alice", ..) => success(path, &["alice"], fixture),
         ("param", ..) => {
             let accepted =
-                if path == "/api/v1/health" { "this endpoint has no parameters" } else { "accepted are verbose" };
+                if path == "/api/v1/health" { "this endpoint has no parameters" } else { "accepted: verbose" };
             let (status, mut body) = error(400, "BAD_REQUEST", &format!("parameter 'token': unknown; {accepted}"));
             body["details"] = json!({"parameter": "token"});
             (status, body)

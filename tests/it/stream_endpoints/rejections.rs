@@ -16,14 +16,14 @@ const MALFORMED: &[(&str, &str, &[&str])] = &[
     ("types=pods", "types", &["unknown type 'pods'", "instance", "instance.state", "mqtt.message", "telemetry"]),
     ("types=", "types", &["accepted types"]),
     ("types=instance,", "types", &["accepted types"]),
-    ("snapshot=half", "snapshot", &["accepted are state, none"]),
-    ("snapshot=", "snapshot", &["accepted are state, none"]),
+    ("snapshot=half", "snapshot", &["accepted: state, none"]),
+    ("snapshot=", "snapshot", &["accepted: state, none"]),
     ("lastEventId=42", "lastEventId", &["not a cursor", "the id of an event", "Event-Cursor"]),
     ("lastEventId=", "lastEventId", &["not a cursor"]),
     ("lastEventId=%ff", "lastEventId", &["not a cursor"]),
     ("params=%7B", "params", &["JSON"]),
     ("params=%7B%22instances%22%3A%7B%22colour%22%3A%22red%22%7D%7D", "params", &["colour", "phase", "labels"]),
-    ("color=red", "color", &["unknown", "accepted are types, params, connectionId, snapshot, lastEventId"]),
+    ("color=red", "color", &["unknown", "accepted: types, params, connectionId, snapshot, lastEventId"]),
     ("snapshot=none&snapshot=none", "snapshot", &["repeated"]),
 ];
 
