@@ -159,9 +159,12 @@ impl InitialState {
     }
 
     /// Returns whether it may be sent to another subscription now: nothing has changed, or it is not stale and the log
-    /// continues from it.
+    /// continues from it in the same history.
     pub(super) fn is_reusable(&self, state: &State) -> bool {
         let position = self.snapshot.position;
+        if self.history_epoch != state.history_epoch {
+            return false;
+        }
         position == state.log.end_position() || (!self.is_stale() && position >= state.log.first_position())
     }
 
