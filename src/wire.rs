@@ -1,4 +1,4 @@
-//! The wire: the bytes that clients send and receive, as JSON, SSE blocks and WebSocket frames.
+//! The wire: the bytes that clients send and receive, as JSON, SSE blocks, HTTP chunks and WebSocket frames.
 //!
 //! Owns: no state. It contains pure functions and readers without I/O.
 //!
@@ -8,6 +8,7 @@
 //!
 //! Implements `docs/protocol.md#stream-endpoints`.
 
+pub mod chunked;
 mod close;
 pub mod json;
 pub mod sse;

@@ -73,7 +73,11 @@ fn run(step: &str, count: u64) {
             each(line, count, |line| writer.upsert(view(line)));
         }
         "websocket" => frames(line, count, Framing::WEBSOCKET),
-        "sse" => frames(line, count, Framing { format: FrameFormat::Sse { named: false }, edgeplane_names: false }),
+        "sse" => frames(
+            line,
+            count,
+            Framing { format: FrameFormat::Sse { named: false, chunked: true }, edgeplane_names: false },
+        ),
         "ignored" => each(line, count, |line| serde_json::from_slice::<serde::de::IgnoredAny>(line).expect(JSON)),
         "pod" => each(line, count, |line| serde_json::from_slice::<WatchEvent<Pod>>(line).expect(JSON)),
         "value" => each(line, count, |line| serde_json::from_slice::<Value>(line).expect(JSON)),

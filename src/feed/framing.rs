@@ -1,6 +1,6 @@
 //! The framing of events for a transport.
 
-use crate::wire::{sse, websocket};
+use crate::wire::{chunked, sse, websocket};
 
 /// How the events of a subscription are framed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,9 +21,24 @@ pub enum FrameFormat {
     Sse {
         /// Whether the block has an `event:` field with the event type.
         named: bool,
+        /// Whether the block is an HTTP chunk: in a body of HTTP/1.1.
+        chunked: bool,
     },
     /// One line of JSON, for readers that frame the events themselves.
     JsonLines,
+}
+
+impl FrameFormat {
+    /// Appends what `write` appends, as an HTTP chunk where the body has chunks.
+    pub fn append_part(self, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+        if self.is_chunked() { chunked::chunk(out, write) } else { write(out) }
+    }
+
+    /// Returns true if the body has chunks.
+    #[must_use]
+    pub fn is_chunked(self) -> bool {
+        matches!(self, FrameFormat::Sse { chunked: true, .. })
+    }
 }
 
 impl Framing {
@@ -34,9 +49,9 @@ impl Framing {
     pub fn append_frame(self, out: &mut Vec<u8>, name: &str, id: Option<&str>, json: &str) {
         match self.format {
             FrameFormat::WebSocket => websocket::text(out, json),
-            FrameFormat::Sse { named } => {
-                sse::event(out, (named || name.starts_with("matrix-")).then_some(name), id, json)
-            }
+            FrameFormat::Sse { named, .. } => self.format.append_part(out, |out| {
+                sse::event(out, (named || name.starts_with("matrix-")).then_some(name), id, json);
+            }),
             FrameFormat::JsonLines => {
                 out.extend_from_slice(json.as_bytes());
                 out.push(b'\n');

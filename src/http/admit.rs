@@ -5,7 +5,7 @@
 
 use std::{net::Ipv4Addr, sync::Arc};
 
-use http::{HeaderMap, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderValue, Method, Version, header};
 use warp::host::Authority;
 
 use super::{
@@ -36,6 +36,8 @@ pub(super) struct RawRequest {
     pub(super) query: String,
     pub(super) host: Option<Authority>,
     pub(super) peer: Option<Peer>,
+    /// Only a request of a unit test has none.
+    pub(super) version: Option<Version>,
 }
 
 /// Why a request is not admitted.
@@ -58,7 +60,7 @@ pub(super) async fn admit(
     path_param: Option<String>,
     requirement: AccessRequirement,
 ) -> Result<(ApiRequest, Option<BudgetStatus>), Rejection> {
-    let RawRequest { app, method, headers, query, host, peer } = request;
+    let RawRequest { app, method, headers, query, host, peer, version } = request;
     // Only a request of a unit test has no peer.
     let peer = peer.unwrap_or(Peer { address: (Ipv4Addr::UNSPECIFIED, 0).into(), tls: false });
     let client = app.trusted_proxies.client_info(peer.address.ip(), peer.tls, &headers);
@@ -104,7 +106,8 @@ pub(super) async fn admit(
     // No object has a name that is not UTF-8, so a lossy decoding cannot match one.
     let decode = |encoded: String| percent_encoding::percent_decode_str(&encoded).decode_utf8_lossy().into_owned();
     let path_param = path_param.map(decode);
-    Ok((ApiRequest { app, method, headers, query, client, principal, path_param }, status))
+    let version = version.unwrap_or(Version::HTTP_11);
+    Ok((ApiRequest { app, method, version, headers, query, client, principal, path_param }, status))
 }
 
 /// Maps the reason of a denial to a response.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use warp::reply::Response;
 
 use super::{
@@ -25,6 +25,7 @@ use crate::event::{
 pub(super) struct ApiRequest {
     pub(super) app: Arc<App>,
     pub(super) method: Method,
+    pub(super) version: Version,
     pub(super) headers: HeaderMap,
     pub(super) query: String,
     pub(super) client: ClientInfo,

@@ -270,14 +270,16 @@ fn with_pattern(mut response: Response, pattern: &'static str) -> Response {
 
 fn raw_request(app: Arc<App>) -> impl Filter<Extract = (RawRequest,), Error = Infallible> + Clone {
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
-    let parts = warp::method().and(warp::header::headers_cloned()).and(query).and(host()).and(warp::ext::optional());
-    parts.map(move |method, headers, query, host, peer| RawRequest {
+    let extensions = warp::ext::optional().and(warp::ext::optional());
+    let parts = warp::method().and(warp::header::headers_cloned()).and(query).and(host()).and(extensions);
+    parts.map(move |method, headers, query, host, peer, version| RawRequest {
         app: app.clone(),
         method,
         headers,
         query,
         host,
         peer,
+        version,
     })
 }
 

@@ -389,7 +389,7 @@ mod tests {
     /// On every transport, the events are those of a stream without the limit, with `rate_limit` added.
     #[tokio::test(start_paused = true)]
     async fn rate_limited_frames_equal_unlimited_frames_plus_quota() {
-        let sse = |named| FrameFormat::Sse { named };
+        let sse = |named| FrameFormat::Sse { named, chunked: false };
         for (format, edgeplane_names) in [(FrameFormat::WebSocket, false), (sse(true), false), (sse(false), true)] {
             let (mut writer, feed) = feed();
             let framing = Framing { format, edgeplane_names };

@@ -125,7 +125,7 @@ impl Unavailable {
 
     /// Returns the response to a request for an SSE stream: an event stream that ends after one `stream.closing` event.
     pub(super) fn to_sse_response(self, framing: Framing, retry: Duration) -> Response {
-        let mut response: Response = stream_start::response(stream::sse_head(), None);
+        let mut response: Response = stream_start::response(stream::sse_head(false), None);
         response.headers_mut().insert(header::CONNECTION, CLOSE);
         *response.body_mut() = closing_event(framing, self.reason(), retry).into();
         response

@@ -1,7 +1,9 @@
 //! Server-sent events: the event stream format of the HTML standard (section 9.2, "Server-sent events").
 //!
 //! Guarantees:
-//! - Each function appends one complete block with its blank line. Blocks can therefore be shared and concatenated.
+//! - [`event`] appends one complete block with its blank line. Blocks can therefore be shared and concatenated.
+//! - Nothing else ends a block, because widespread clients deliver a block without data as an empty message. What
+//!   [`retry`] and [`comment`] append becomes a part of the next block.
 //! - No argument can end a line, a field or a block, whatever characters it contains.
 
 use memchr::memchr2;
@@ -23,15 +25,15 @@ pub fn event(out: &mut Vec<u8>, name: Option<&str>, id: Option<&str>, data: &str
     out.push(b'\n');
 }
 
-/// Appends the time in milliseconds that the client waits before it reconnects.
+/// Appends the time in milliseconds that the client waits before it reconnects. The line belongs to the next block.
 pub fn retry(out: &mut Vec<u8>, ms: u128) {
-    out.extend_from_slice(format!("retry: {ms}\n\n").as_bytes());
+    out.extend_from_slice(format!("retry: {ms}\n").as_bytes());
 }
 
-/// Appends a comment, which clients ignore. It keeps proxies from closing a quiet connection.
+/// Appends comment lines, which clients ignore. They keep proxies from closing a quiet connection, and belong to the next
+/// block.
 pub fn comment(out: &mut Vec<u8>, text: &str) {
     lines(out, ": ", text);
-    out.push(b'\n');
 }
 
 fn field(out: &mut Vec<u8>, field: &str, value: &str) {
@@ -73,9 +75,9 @@ mod tests {
         assert_eq!(one(None, None, "a\nb\r\nc\rd\n"), "data: a\ndata: b\ndata: c\ndata: d\ndata: \n\n");
         assert_eq!(one(None, None, "\n\r"), "data: \ndata: \ndata: \n\n");
         assert_eq!(one(Some("a\r\nid: x"), Some("1\n\ndata: y\0"), "z"), "id: 1data: y\nevent: aid: x\ndata: z\n\n");
-        assert_eq!(written(|out| retry(out, 1500)), "retry: 1500\n\n");
-        assert_eq!(written(|out| comment(out, "ok")), ": ok\n\n");
-        assert_eq!(written(|out| comment(out, "a\ndata: b")), ": a\n: data: b\n\n");
+        assert_eq!(written(|out| retry(out, 1500)), "retry: 1500\n");
+        assert_eq!(written(|out| comment(out, "ok")), ": ok\n");
+        assert_eq!(written(|out| comment(out, "a\ndata: b")), ": a\n: data: b\n");
     }
 
     /// Parses a stream as a client does (section 9.2.6 of the standard). Returns (type, last event id, data) of each
@@ -128,6 +130,7 @@ mod tests {
                 comment(out, &text);
                 event(out, None, None, "after");
             });
+            prop_assert_eq!(stream.matches("\n\n").count(), 2, "only events end a block");
             let one_line = |text: &str| text.replace(['\r', '\n', '\0'], "");
             let id = one_line(&id);
             let received = data.replace("\r\n", "\n").replace('\r', "\n");

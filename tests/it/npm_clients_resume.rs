@@ -144,9 +144,9 @@ fn check_head<'a>(header: impl Fn(&'static str) -> Option<&'a str>) {
     assert_eq!(header("content-encoding"), None);
 }
 
-/// Returns the delay of the `retry:` block at the start of a body, and the rest of the body.
+/// Returns the delay of the `retry:` line at the start of a body, and the rest of the body.
 fn retry(body: &str) -> (u64, &str) {
-    let (retry, rest) = body.split_once("\n\n").unwrap_or_else(|| panic!("no complete block: {body:?}"));
+    let (retry, rest) = body.split_once('\n').unwrap_or_else(|| panic!("no complete line: {body:?}"));
     let ms = retry.strip_prefix("retry: ").unwrap_or_else(|| panic!("the first field is not retry: {body:?}"));
     let ms = ms.parse().unwrap();
     assert!((1000..=3000).contains(&ms), "retry delay of {ms} ms");
@@ -314,7 +314,8 @@ async fn read_until(
     let started = Instant::now();
     let mut stream = TcpStream::connect(address).await.unwrap();
     let header = last_id.map_or(String::new(), |id| format!("Last-Event-ID: {id}\r\n"));
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n{header}\r\n");
+    // The body of an HTTP/1.0 response has no chunks.
+    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n{header}\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut bytes = Vec::new();
     let reading = timeout(TEST_TIMEOUT, async {

@@ -41,6 +41,8 @@ where
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         request.extensions_mut().insert(self.peer);
+        let version = request.version();
+        request.extensions_mut().insert(version);
         // RFC 9110 section 7.8: a server ignores `Upgrade` in an HTTP/1.0 request.
         if request.version() < Version::HTTP_11 {
             request.headers_mut().remove(UPGRADE);
@@ -65,8 +67,7 @@ where
     }
 }
 
-/// Returns a response head as it is sent (RFC 9112 section 4). It has neither a length nor chunks: the end of the
-/// connection is the end of the stream.
+/// Returns a response head as it is sent (RFC 9112 section 4). The end of the stream is the end of the connection.
 fn encode_head(status: StatusCode, headers: &HeaderMap) -> Bytes {
     let mut headers = headers.clone();
     let now = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&jiff::Timestamp::now());

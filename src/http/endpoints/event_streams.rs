@@ -4,7 +4,7 @@
 //! a change by the client is reported in the form of the transport ([`Unavailable`]). A wrong request is a 4xx that lists
 //! what is accepted.
 
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, Version};
 use tokio::time::timeout;
 use warp::reply::Response;
 
@@ -44,13 +44,18 @@ pub(crate) struct StreamEndpoint {
     counterpart: &'static str,
 }
 
+/// SSE over HTTP/1.1, where a client finds the events of all types in `onmessage`.
+const UNNAMED_SSE: FrameFormat = FrameFormat::Sse { named: false, chunked: true };
+/// SSE over HTTP/1.1, where a client chooses the types with `addEventListener`.
+const NAMED_SSE: FrameFormat = FrameFormat::Sse { named: true, chunked: true };
+
 /// All full streams.
 pub(crate) static ENDPOINTS: [StreamEndpoint; 6] = [
     StreamEndpoint::new("/api/websocket", FrameFormat::WebSocket, false, "state", "/api/sse"),
-    StreamEndpoint::new("/api/sse", FrameFormat::Sse { named: false }, false, "state", "/api/websocket"),
-    StreamEndpoint::new("/api/events/stream", FrameFormat::Sse { named: true }, false, "none", "/api/websocket"),
-    StreamEndpoint::new("/events/stream", FrameFormat::Sse { named: false }, true, "none", "/events/ws"),
-    StreamEndpoint::new("/events", FrameFormat::Sse { named: false }, true, "none", "/events/ws"),
+    StreamEndpoint::new("/api/sse", UNNAMED_SSE, false, "state", "/api/websocket"),
+    StreamEndpoint::new("/api/events/stream", NAMED_SSE, false, "none", "/api/websocket"),
+    StreamEndpoint::new("/events/stream", UNNAMED_SSE, true, "none", "/events/ws"),
+    StreamEndpoint::new("/events", UNNAMED_SSE, true, "none", "/events/ws"),
     StreamEndpoint::new("/events/ws", FrameFormat::WebSocket, true, "none", "/events/stream"),
 ];
 
@@ -85,6 +90,16 @@ impl StreamEndpoint {
         self.endpoint.transport == Transport::WebSocket
     }
 
+    /// Returns the framing of the response. HTTP/1.0 has no chunks.
+    fn framing(&self, version: Version) -> Framing {
+        match self.framing.format {
+            FrameFormat::Sse { named, .. } if version < Version::HTTP_11 => {
+                Framing { format: FrameFormat::Sse { named, chunked: false }, ..self.framing }
+            }
+            _ => self.framing,
+        }
+    }
+
     /// Returns the head of the response.
     ///
     /// # Errors
@@ -99,7 +114,7 @@ impl StreamEndpoint {
             let message = format!("this endpoint sends server-sent events: the WebSocket is at {}", self.counterpart);
             return Err(ApiError::new(ErrorCode::BadRequest, message));
         }
-        Ok(stream::sse_head())
+        Ok(stream::sse_head(self.framing(request.version).format.is_chunked()))
     }
 
     /// Returns where the stream starts (docs/protocol.md#full-stream, "Resume"). A cursor takes precedence over `snapshot`,
@@ -150,19 +165,19 @@ impl StreamEndpoint {
         if self.is_websocket() {
             return Err(unavailable.to_error());
         }
-        Ok(unavailable.to_sse_response(self.framing, app.streams.config.retry_delay()))
+        // hyper frames this body, because it is complete.
+        Ok(unavailable.to_sse_response(self.framing(Version::HTTP_10), app.streams.config.retry_delay()))
     }
 
-    fn start<O: Outbound + 'static>(&self, out: O, permit: StreamPermit) -> StreamStart {
+    fn start<O: Outbound + 'static>(&self, out: O, framing: Framing, permit: StreamPermit) -> StreamStart {
         if self.is_websocket() {
             return StreamStart::new(move |socket| stream::websocket(out, socket, permit));
         }
-        let framing = self.framing;
         StreamStart::new(move |mut socket| {
             // The retry field is appended to the head, so that both and the first events go out in one write.
             let retry = control::retry_field(framing, permit.config.retry_delay());
             socket.head = [&socket.head[..], &retry].concat().into();
-            stream::sse(out, socket, permit)
+            stream::sse(out, socket, framing.format, permit)
         })
     }
 }
@@ -203,18 +218,19 @@ pub(crate) async fn serve_stream(endpoint: &'static StreamEndpoint, request: Api
     }
     // The only error of `subscribe` is a feed that is not synced. A cursor that cannot be resumed is reported on the stream.
     let rate = app.config.stream_rate;
-    let format = if rate.limit.is_some() { FrameFormat::JsonLines } else { endpoint.framing.format };
-    let framing = Framing { format, ..endpoint.framing };
-    let Ok(subscription) = app.feed.subscribe(app.feed.projection_cache(projection, framing), start_at) else {
+    let framing = endpoint.framing(request.version);
+    let format = if rate.limit.is_some() { FrameFormat::JsonLines } else { framing.format };
+    let cache = app.feed.projection_cache(projection, Framing { format, ..framing });
+    let Ok(subscription) = app.feed.subscribe(cache, start_at) else {
         return endpoint.unavailable_response(app, Unavailable::NotReady);
     };
     let watch = app.auth.watch(&request.principal);
     let slots = StreamSlots { stream: slot, filter: filter_slot };
     let start = match rate.limit {
-        None => endpoint.start(WithCredential::new(subscription, watch, slots), permit),
+        None => endpoint.start(WithCredential::new(subscription, watch, slots), framing, permit),
         Some(limit) => {
-            let rate_limited = RateLimited::new(subscription, endpoint.framing, limit, rate.window);
-            endpoint.start(WithCredential::new(rate_limited, watch, slots), permit)
+            let rate_limited = RateLimited::new(subscription, framing, limit, rate.window);
+            endpoint.start(WithCredential::new(rate_limited, watch, slots), framing, permit)
         }
     };
     Ok(stream_start::response(head, Some(start)))
@@ -276,7 +292,7 @@ mod tests {
         drop(if endpoint.is_websocket() {
             tokio::spawn(stream::websocket(subscription, socket, permit))
         } else {
-            tokio::spawn(stream::sse(subscription, socket, permit))
+            tokio::spawn(stream::sse(subscription, socket, endpoint.framing.format, permit))
         });
         (writer, client)
     }
@@ -305,7 +321,9 @@ mod tests {
                 // A WebSocket ping frame precedes the heartbeat.
                 assert_eq!(text.starts_with("\u{fffd}\0"), path == "/api/websocket" && beat > 0, "{text:?}");
                 let fields = [format!("id: {id}\ndata: "), format!("id: {id}\nevent: heartbeat\ndata: ")];
-                let sse = fields.map(|start| text.starts_with(&start));
+                // The size of the chunk precedes an SSE block.
+                let block = text.split_once("\r\n").map_or("", |(_, block)| block);
+                let sse = fields.map(|start| block.starts_with(&start));
                 assert_eq!(sse, [path == "/api/sse", path == "/api/events/stream"], "{text}");
                 let (resource, rv) = if beat == 0 { (Resource::Pods, 5) } else { (Resource::Claims, 9) };
                 writer.bookmark(resource, rv);
@@ -328,7 +346,7 @@ mod tests {
                 stream::websocket(out, socket, permit)
             });
         let sse = size_of_output(|out: WithCredential<Subscription>, socket: HijackedSocket, permit: StreamPermit| {
-            stream::sse(out, socket, permit)
+            stream::sse(out, socket, UNNAMED_SSE, permit)
         });
         assert!(websocket.max(sse) + TASK <= 1152, "{websocket} and {sse} bytes");
     }

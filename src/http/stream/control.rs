@@ -9,12 +9,12 @@ use crate::{
     wire::sse,
 };
 
-/// Returns SSE's `retry:` field, from which a browser's `EventSource` takes its reconnection delay. On other transports
-/// the field does not exist, and the result is empty.
+/// Returns SSE's `retry:` field, from which a browser's `EventSource` takes its reconnection delay. It is the start of the
+/// block of the event that follows. On other transports the field does not exist, and the result is empty.
 pub(in crate::http) fn retry_field(framing: Framing, retry: Duration) -> Vec<u8> {
     let mut out = Vec::new();
     if let FrameFormat::Sse { .. } = framing.format {
-        sse::retry(&mut out, retry.as_millis());
+        framing.format.append_part(&mut out, |out| sse::retry(out, retry.as_millis()));
     }
     out
 }

@@ -2,7 +2,7 @@
 
 use hyper::{
     HeaderMap, Response, StatusCode,
-    header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, UPGRADE},
+    header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, TRANSFER_ENCODING, UPGRADE},
 };
 
 use crate::wire::websocket::accept_key;
@@ -21,12 +21,16 @@ pub fn websocket_head(key: &str) -> Response<()> {
     response
 }
 
-/// Returns the response head of an SSE stream (docs/protocol.md#stream-endpoints, "SSE").
-pub fn sse_head() -> Response<()> {
+/// Returns the response head of an SSE stream (docs/protocol.md#stream-endpoints, "SSE"). Where the body has no chunks it
+/// ends with the connection.
+pub fn sse_head(is_chunked: bool) -> Response<()> {
     let mut response = Response::new(());
     let headers: &mut HeaderMap = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform"));
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    if is_chunked {
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     response
 }

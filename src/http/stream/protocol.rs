@@ -13,14 +13,17 @@ use std::{
     task::{Context, Poll},
 };
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{buffered_conn::BufferedConn, config::Config, end::StreamEnd, jitter::random_fraction, outbound::Outbound};
 use crate::{
-    feed::{ReadResult, SharedBatch},
+    feed::{FrameFormat, ReadResult, SharedBatch},
     http::conn::HijackedSocket,
     wire::{
-        CloseReason, sse,
+        CloseReason,
+        chunked::LAST_CHUNK,
+        sse,
         websocket::{self, FrameReader},
     },
 };
@@ -54,12 +57,39 @@ pub(super) enum CloseWait {
     PeerEof,
 }
 
+/// The transport of a stream.
+#[derive(Debug)]
+pub(super) enum Peer {
+    /// The reader parses the client's frames.
+    WebSocket(FrameReader),
+    /// The client's bytes are dropped.
+    Sse(FrameFormat),
+}
+
+impl Peer {
+    fn is_websocket(&self) -> bool {
+        matches!(self, Peer::WebSocket(_))
+    }
+
+    /// Returns what ends the stream: the close frame, or the last chunk of the body.
+    fn encode_end(&self, close: CloseReason) -> Bytes {
+        match self {
+            Peer::WebSocket(_) => {
+                let mut frame = Vec::new();
+                websocket::close(&mut frame, close);
+                frame.into()
+            }
+            Peer::Sse(format) if format.is_chunked() => Bytes::from_static(LAST_CHUNK),
+            Peer::Sse(_) => Bytes::new(),
+        }
+    }
+}
+
 /// The state of one stream.
 #[derive(Debug)]
 pub(super) struct StreamProtocol {
     pub(super) conn: BufferedConn,
-    /// Parses the client's frames. `None` on SSE, where the client's bytes are dropped.
-    reader: Option<FrameReader>,
+    peer: Peer,
     /// The bytes that the client sent after its request.
     read_ahead: Box<[u8]>,
     phase: Phase,
@@ -83,14 +113,14 @@ pub(super) enum SendOutcome {
 }
 
 impl StreamProtocol {
-    /// Returns the state of a new stream: WebSocket with a `reader`, SSE without.
-    pub(super) fn new(socket: HijackedSocket, reader: Option<FrameReader>, config: &Config) -> Self {
+    /// Returns the state of a new stream.
+    pub(super) fn new(socket: HijackedSocket, peer: Peer, config: &Config) -> Self {
         let HijackedSocket { conn, head, read_ahead } = socket;
         let (mut conn, read_ahead) = (BufferedConn::new(conn), read_ahead[..].into());
         conn.push(head);
         let now = Instant::now();
         let next_ping = now + config.ping_interval;
-        Self { conn, reader, read_ahead, phase: Phase::Open, pending_pong: None, next_ping, last_received: now }
+        Self { conn, peer, read_ahead, phase: Phase::Open, pending_pong: None, next_ping, last_received: now }
     }
 
     /// Returns true if the stream neither drains nor closes.
@@ -197,7 +227,7 @@ impl StreamProtocol {
     /// Returns the time of the nearest deadline.
     pub(super) fn deadline(&self, config: &Config) -> Instant {
         let stall_deadline = self.conn.blocked_since().map(|since| since + config.write_timeout);
-        let idle_deadline = self.reader.as_ref().map(|_| self.last_received + config.peer_idle_timeout);
+        let idle_deadline = self.peer.is_websocket().then(|| self.last_received + config.peer_idle_timeout);
         let usual = match self.phase {
             Phase::Open => idle_deadline.map_or(self.next_ping, |idle_deadline| idle_deadline.min(self.next_ping)),
             Phase::Draining { at } => at.min(self.next_ping),
@@ -217,7 +247,7 @@ impl StreamProtocol {
             Phase::Closing { .. } => {}
             Phase::Draining { at } if now >= at => self.close(CloseReason::Draining, out, config),
             Phase::Open | Phase::Draining { .. } => {
-                if self.reader.is_some() && now >= self.last_received + config.peer_idle_timeout {
+                if self.peer.is_websocket() && now >= self.last_received + config.peer_idle_timeout {
                     self.close(CloseReason::Idle, out, config);
                 } else if now >= self.next_ping {
                     self.next_ping = now + config.ping_interval;
@@ -244,10 +274,10 @@ impl StreamProtocol {
         }
         let heartbeat = out.heartbeat();
         let mut frame = Vec::new();
-        match (&self.reader, &heartbeat) {
-            (Some(_), _) => websocket::ping(&mut frame),
-            (None, Some(_)) => {}
-            (None, None) => sse::comment(&mut frame, ""),
+        match (&self.peer, &heartbeat) {
+            (Peer::WebSocket(_), _) => websocket::ping(&mut frame),
+            (Peer::Sse(_), Some(_)) => {}
+            (Peer::Sse(format), None) => format.append_part(&mut frame, |out| sse::comment(out, "")),
         }
         if !frame.is_empty() {
             self.conn.push(frame.into());

@@ -8,10 +8,10 @@ use super::{
     end::StreamEnd,
     outbound::Outbound,
     permit::StreamPermit,
-    protocol::StreamProtocol,
+    protocol::{Peer, StreamProtocol},
     task::{self, OutboundPanicked, StreamTask},
 };
-use crate::{http::conn::HijackedSocket, wire::websocket::FrameReader};
+use crate::{feed::FrameFormat, http::conn::HijackedSocket, wire::websocket::FrameReader};
 
 /// Runs a WebSocket stream (RFC 6455, server side) until it ends.
 pub fn websocket<O: Outbound + 'static>(
@@ -20,17 +20,18 @@ pub fn websocket<O: Outbound + 'static>(
     permit: StreamPermit,
 ) -> impl Future<Output = StreamEnd> + Send {
     let reader = FrameReader::new(permit.config.max_message_bytes);
-    run(out, StreamProtocol::new(socket, Some(reader), &permit.config), permit)
+    run(out, StreamProtocol::new(socket, Peer::WebSocket(reader), &permit.config), permit)
 }
 
-/// Runs an SSE stream until it ends. Bytes that the client sends are read and dropped; the client's end of file ends
-/// the stream.
+/// Runs an SSE stream in this format until it ends. Bytes that the client sends are read and dropped; the client's end of
+/// file ends the stream.
 pub fn sse<O: Outbound + 'static>(
     out: O,
     socket: HijackedSocket,
+    format: FrameFormat,
     permit: StreamPermit,
 ) -> impl Future<Output = StreamEnd> + Send {
-    run(out, StreamProtocol::new(socket, None, &permit.config), permit)
+    run(out, StreamProtocol::new(socket, Peer::Sse(format), &permit.config), permit)
 }
 
 /// Runs the stream's task and counts its end. A panic of `out` closes the stream with 1011 (`internal`).

@@ -39,7 +39,7 @@ use super::{
     websocket_head,
 };
 use crate::{
-    feed::{Group, ReadResult, SharedBatch},
+    feed::{FrameFormat, Group, ReadResult, SharedBatch},
     http::conn::{Conn, HijackedSocket},
     wire::{
         CloseReason,
@@ -49,6 +49,9 @@ use crate::{
 
 static WEBSOCKET: Endpoint = Endpoint { path: "/websocket", transport: Transport::WebSocket };
 static SSE: Endpoint = Endpoint { path: "/sse", transport: Transport::Sse };
+
+/// The body of an HTTP/1.0 response.
+const UNCHUNKED: FrameFormat = FrameFormat::Sse { named: false, chunked: false };
 
 const HEAD: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
 
@@ -291,14 +294,16 @@ async fn sse_sends_heartbeats_and_discards_client_input() {
     let (script, context) = (ScriptedOutbound::default(), stream_context(Config::default()));
     script.0.heartbeats.store(1, Ordering::Relaxed);
     let (mut client, server) = tokio::io::duplex(4096);
-    let stream =
-        spawn_stream(sse(script.clone(), socket(Conn::Duplex(server), b"early"), acquire_sse_permit(&context)));
+    let stream = spawn_stream(sse(
+        script.clone(),
+        socket(Conn::Duplex(server), b"early"),
+        UNCHUNKED,
+        acquire_sse_permit(&context),
+    ));
     read_head(&mut client).await;
     script.push_result(ReadResult::Batch(vec![Bytes::from_static(b"data: 1\n\n")]));
     let started = Instant::now();
-    for (seconds, expected) in
-        [(0, "data: 1\n\n"), (15, "data: beat\n\n"), (30, ": \n\n"), (45, ": \n\n"), (60, ": \n\n")]
-    {
+    for (seconds, expected) in [(0, "data: 1\n\n"), (15, "data: beat\n\n"), (30, ": \n"), (45, ": \n"), (60, ": \n")] {
         let mut got = vec![0; expected.len()];
         client.read_exact(&mut got).await.unwrap();
         assert_eq!((String::from_utf8(got).unwrap().as_str(), started.elapsed().as_secs()), (expected, seconds));
@@ -312,7 +317,8 @@ async fn sse_sends_heartbeats_and_discards_client_input() {
 
     let script = ScriptedOutbound::default();
     let (mut client, server) = tokio::io::duplex(4096);
-    let stream = spawn_stream(sse(script.clone(), socket(Conn::Duplex(server), b""), acquire_sse_permit(&context)));
+    let stream =
+        spawn_stream(sse(script.clone(), socket(Conn::Duplex(server), b""), UNCHUNKED, acquire_sse_permit(&context)));
     script.push_result(ReadResult::End(CloseReason::Lagged));
     let mut got = Vec::new();
     client.read_to_end(&mut got).await.unwrap();

@@ -49,7 +49,7 @@ async fn anonymous_streams_leave_a_quarter_for_callers_with_a_credential() {
             assert_eq!(upgrade_status(&bridge, path, &all).await, 503, "{path}");
         }
         let closing = SseClient::open(bridge.address, "/api/sse", &all).await.rest().await;
-        assert_eq!(closing[1].json()["reason"], "too many connections");
+        assert_eq!(closing[0].json()["reason"], "too many connections");
         let metrics = http_client::request(bridge.address, "GET", "/metrics", &all).await.body;
         let rejected = |reason: &str| {
             let sample =

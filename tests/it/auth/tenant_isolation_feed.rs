@@ -31,7 +31,7 @@ const OTHER: &str = "mallory";
 /// Formats and framings of the streams.
 const FRAMINGS: [(EventFormat, Framing); 3] = [
     (EventFormat::Boilerhouse, Framing::WEBSOCKET),
-    (EventFormat::Full, Framing { format: FrameFormat::Sse { named: false }, edgeplane_names: true }),
+    (EventFormat::Full, Framing { format: FrameFormat::Sse { named: false, chunked: false }, edgeplane_names: true }),
     (EventFormat::Full, Framing { format: FrameFormat::JsonLines, edgeplane_names: false }),
 ];
 

@@ -71,7 +71,7 @@ impl Client {
 
     /// Connects to a replica, with a snapshot if it has no cursor.
     pub(super) fn connect(&mut self, number: usize, replica: &Replica) {
-        let framing = Framing { format: FrameFormat::Sse { named: false }, edgeplane_names: false };
+        let framing = Framing { format: FrameFormat::Sse { named: false, chunked: false }, edgeplane_names: false };
         let cache = replica.feed.projection_cache(to_projection(&projections()[self.projection]), framing);
         let cursor =
             self.cursor().map(|cursor| self.mutation.map_or(cursor, |mutation| mutation.mutate_cursor(cursor)));

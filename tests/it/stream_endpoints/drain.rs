@@ -26,8 +26,10 @@ async fn wait_for_closing(mut client: Client, named: bool) -> (Instant, u64) {
             let mut blocks = events.rest().await;
             let closing = blocks.pop().unwrap();
             assert_eq!(closing.event.as_deref(), named.then_some("stream.closing"));
+            assert!(events.has_last_chunk, "an orderly end has the last chunk");
+            let retry = closing.retry;
             let closing = closing.json();
-            assert_eq!(blocks.pop().unwrap().retry, closing["retryAfterMs"].as_u64());
+            assert_eq!(retry, closing["retryAfterMs"].as_u64());
             closing
         }
     };

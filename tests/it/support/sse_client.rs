@@ -17,6 +17,11 @@ pub(crate) struct SseClient {
     stream: TcpStream,
     /// The head of the response. Its body is empty here.
     pub(crate) head: HttpResponse,
+    /// Received bytes of the body that are not decoded yet. Without chunks all of the body is decoded.
+    undecoded: Vec<u8>,
+    is_chunked: bool,
+    /// The body has ended with the last chunk.
+    pub(crate) has_last_chunk: bool,
     /// Received text that is not a complete block yet.
     partial: String,
     blocks: VecDeque<SseEvent>,
@@ -69,7 +74,9 @@ impl SseClient {
         });
         head.await.expect("the server sends no head in time");
         let head = http_client::parse(&String::from_utf8(bytes).unwrap());
-        SseClient { stream, head, partial: String::new(), blocks: VecDeque::new() }
+        let is_chunked = head.header("transfer-encoding") == Some("chunked");
+        let (undecoded, blocks) = (Vec::new(), VecDeque::new());
+        SseClient { stream, head, undecoded, is_chunked, has_last_chunk: false, partial: String::new(), blocks }
     }
 
     /// Returns the next block, or `None` at the end of the stream.
@@ -78,8 +85,7 @@ impl SseClient {
             if let Some(block) = self.blocks.pop_front() {
                 return Some(block);
             }
-            let mut bytes = Vec::new();
-            let read = timeout(TEST_TIMEOUT, self.stream.read_buf(&mut bytes))
+            let read = timeout(TEST_TIMEOUT, self.stream.read_buf(&mut self.undecoded))
                 .await
                 .expect("no block arrives in time")
                 .unwrap();
@@ -87,12 +93,33 @@ impl SseClient {
                 assert_eq!(self.partial, "", "the stream ends inside a block");
                 return None;
             }
-            // The events of these tests are ASCII, so a read cannot end inside a character.
-            self.partial += std::str::from_utf8(&bytes).unwrap();
+            self.decode();
             while let Some((block, rest)) = self.partial.split_once("\n\n") {
                 self.blocks.push_back(SseEvent::parse(block));
                 self.partial = rest.to_owned();
             }
+        }
+    }
+
+    /// Decodes the complete chunks (RFC 9112 section 7.1), or all bytes of a body without chunks.
+    fn decode(&mut self) {
+        // The events of these tests are ASCII, so neither a chunk nor a read can end inside a character.
+        if !self.is_chunked {
+            self.partial += std::str::from_utf8(&std::mem::take(&mut self.undecoded)).unwrap();
+            return;
+        }
+        while let Some(head) = self.undecoded.windows(2).position(|two| two == b"\r\n") {
+            assert!(!self.has_last_chunk, "bytes after the last chunk: {:?}", self.undecoded);
+            let size = std::str::from_utf8(&self.undecoded[..head]).unwrap();
+            let size = usize::from_str_radix(size, 16).unwrap_or_else(|_| panic!("no size of a chunk: {size:?}"));
+            let (data, end) = (head + 2, head + 2 + size);
+            if self.undecoded.len() < end + 2 {
+                return;
+            }
+            assert_eq!(&self.undecoded[end..end + 2], b"\r\n", "the end of a chunk");
+            self.partial += std::str::from_utf8(&self.undecoded[data..end]).unwrap();
+            self.has_last_chunk = size == 0;
+            self.undecoded.drain(..end + 2);
         }
     }
 

@@ -1,6 +1,7 @@
-//! The end of a stream: closing events, close frames, and what a closing stream waits for.
+//! The end of a stream: closing events, close frames, the last chunk, and what a closing stream waits for.
 //!
-//! Guarantees: a close frame is sent once, and nothing follows it (RFC 6455 section 5.5.1).
+//! Guarantees: a close frame (RFC 6455 section 5.5.1) or last chunk (RFC 9112 section 7.1) is sent once, and nothing follows
+//! it.
 
 use std::ops::ControlFlow;
 
@@ -10,7 +11,7 @@ use tokio::time::Instant;
 use super::{CloseWait, Phase, StreamProtocol};
 use crate::{
     http::stream::{config::Config, end::StreamEnd, outbound::Outbound},
-    wire::{CloseReason, websocket},
+    wire::CloseReason,
 };
 
 impl StreamProtocol {
@@ -37,7 +38,7 @@ impl StreamProtocol {
 
     /// Returns what this transport waits for after the last frame.
     pub(in crate::http::stream) fn close_wait(&self) -> CloseWait {
-        if self.reader.is_some() { CloseWait::PeerClose } else { CloseWait::Flushed }
+        if self.peer.is_websocket() { CloseWait::PeerClose } else { CloseWait::Flushed }
     }
 
     /// Closes the stream because the peer's bytes cannot be parsed further.
@@ -79,10 +80,11 @@ impl StreamProtocol {
         }
     }
 
-    /// Queues the close frame, on WebSocket, and sets the deadline.
+    /// Queues the close frame or the last chunk, and sets the deadline.
     pub(super) fn start_closing(&mut self, close: CloseReason, end: StreamEnd, wait_for: CloseWait, config: &Config) {
-        if self.reader.is_some() {
-            self.conn.push(encode_close_frame(close));
+        let frame = self.peer.encode_end(close);
+        if !frame.is_empty() {
+            self.conn.push(frame);
         }
         self.phase = Phase::Closing { end, wait_for, deadline: Instant::now() + config.write_timeout };
     }
@@ -101,16 +103,10 @@ impl StreamProtocol {
             return end;
         }
         let closing_event = out.closing_event(CloseReason::SlowConsumer, config.retry_delay()).unwrap_or_default();
-        let close = if self.reader.is_some() { encode_close_frame(CloseReason::SlowConsumer) } else { Bytes::new() };
+        let close = self.peer.encode_end(CloseReason::SlowConsumer);
         if !(closing_event.is_empty() && close.is_empty()) {
             self.conn.try_write_final(&[closing_event, close].concat());
         }
         StreamEnd::ByBridge(CloseReason::SlowConsumer)
     }
-}
-
-fn encode_close_frame(close: CloseReason) -> Bytes {
-    let mut frame = Vec::new();
-    websocket::close(&mut frame, close);
-    frame.into()
 }

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{CloseWait, Phase, StreamProtocol};
+use super::{CloseWait, Peer, Phase, StreamProtocol};
 use crate::{
     feed::ReadResult,
     http::stream::{
@@ -70,7 +70,7 @@ impl StreamProtocol {
 
     /// Processes bytes from the peer. Returns the number of frames that were parsed.
     pub(super) fn on_input<O: Outbound>(&mut self, mut bytes: &mut [u8], out: &mut O, config: &Config) -> usize {
-        let Some(reader) = &mut self.reader else { return 0 };
+        let Peer::WebSocket(reader) = &mut self.peer else { return 0 };
         if matches!(self.phase, Phase::Closing { wait_for, .. } if !matches!(wait_for, CloseWait::PeerClose)) {
             return 0;
         }

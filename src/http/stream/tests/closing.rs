@@ -20,24 +20,30 @@ async fn every_close_by_the_bridge_sends_a_closing_event() {
         (CloseReason::Internal, |script, _| script.push_result(ReadResult::Batch(Vec::new()))),
     ];
     for (close, trigger) in ends {
-        for transport in [Transport::WebSocket, Transport::Sse] {
+        let chunked = FrameFormat::Sse { named: false, chunked: true };
+        for format in [FrameFormat::WebSocket, UNCHUNKED, chunked] {
             let (script, context) = (ScriptedOutbound::default(), stream_context(Config::default()));
             *script.0.closing_prefix.lock().unwrap() = Some(CLOSING_PREFIX);
             let (mut client, server) = tokio::io::duplex(4096);
             let socket = socket(Conn::Duplex(server), b"");
-            let stream = match transport {
-                Transport::WebSocket => spawn_stream(websocket(script.clone(), socket, acquire_permit(&context))),
-                Transport::Sse => spawn_stream(sse(script.clone(), socket, acquire_sse_permit(&context))),
+            let stream = if format == FrameFormat::WebSocket {
+                spawn_stream(websocket(script.clone(), socket, acquire_permit(&context)))
+            } else {
+                spawn_stream(sse(script.clone(), socket, format, acquire_sse_permit(&context)))
             };
             read_head(&mut client).await;
             trigger(&script, &context);
             let mut got = Vec::new();
             client.read_to_end(&mut got).await.unwrap();
             let mut expected = [CLOSING_PREFIX, close.text(), ";"].concat().into_bytes();
-            if transport == Transport::WebSocket {
+            if format == FrameFormat::WebSocket {
                 ws::close(&mut expected, close);
             }
-            assert_eq!(got, expected, "{close:?} {transport:?}");
+            // A client takes a body without its last chunk for an incomplete one.
+            if format == chunked {
+                expected.extend_from_slice(b"0\r\n\r\n");
+            }
+            assert_eq!(got, expected, "{close:?} {format:?}");
             assert_eq!(stream_end(stream).await, StreamEnd::ByBridge(close));
         }
     }
@@ -64,7 +70,7 @@ async fn stream_permit_is_released_when_its_stream_ends() {
     let (_open, ending) = (acquire_permit(&context), acquire_sse_permit(&context));
     assert!(context.try_acquire(&WEBSOCKET).is_none());
     let (client, server) = tokio::io::duplex(1);
-    let stream = spawn_stream(sse(ScriptedOutbound::default(), socket(Conn::Duplex(server), b""), ending));
+    let stream = spawn_stream(sse(ScriptedOutbound::default(), socket(Conn::Duplex(server), b""), UNCHUNKED, ending));
     assert!(context.try_acquire(&SSE).is_none());
     drop(client);
     assert_eq!(stream_end(stream).await, StreamEnd::Disconnected);
@@ -139,7 +145,7 @@ async fn close_found_by_a_ping_sends_nothing_after_the_close_frame() {
             (ExpiringOutbound::after(config.ping_interval.as_secs()), socket(Conn::Duplex(server), b""));
         let stream = match transport {
             Transport::WebSocket => spawn_stream(websocket(out, socket, acquire_permit(&context))),
-            Transport::Sse => spawn_stream(sse(out, socket, acquire_sse_permit(&context))),
+            Transport::Sse => spawn_stream(sse(out, socket, UNCHUNKED, acquire_sse_permit(&context))),
         };
         read_head(&mut client).await;
         let mut got = Vec::new();

@@ -65,7 +65,8 @@ async fn stalled_sse_reader_gets_a_closing_event_only_between_events() {
     let (script, context) = (ScriptedOutbound::default(), stream_context(config));
     *script.0.closing_prefix.lock().unwrap() = Some("last: ");
     let (mut client, server) = loopback().await;
-    let stream = spawn_stream(sse(script.clone(), socket(Conn::Plain(server), b""), acquire_sse_permit(&context)));
+    let stream =
+        spawn_stream(sse(script.clone(), socket(Conn::Plain(server), b""), UNCHUNKED, acquire_sse_permit(&context)));
     let event = Bytes::from(format!("data: {}\n\n", "x".repeat(992)));
     while !stream.is_finished() {
         if script.0.reads.lock().unwrap().is_empty() {
@@ -190,7 +191,7 @@ async fn half_closing_client_gets_the_queued_bytes() {
         let socket = socket(Conn::Plain(server), b"");
         let stream = match transport {
             Transport::WebSocket => spawn_stream(websocket(script.clone(), socket, acquire_permit(&context))),
-            Transport::Sse => spawn_stream(sse(script.clone(), socket, acquire_sse_permit(&context))),
+            Transport::Sse => spawn_stream(sse(script.clone(), socket, UNCHUNKED, acquire_sse_permit(&context))),
         };
         let mut got = Vec::new();
         timeout(TIMEOUT, client.read_to_end(&mut got)).await.unwrap().unwrap();
