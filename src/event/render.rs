@@ -64,7 +64,7 @@ pub struct Heartbeat<'a> {
     pub id: &'a str,
     /// When the event was made: RFC 3339 with milliseconds.
     pub timestamp: &'a str,
-    /// `live` or `down`.
+    /// `live`, `syncing` or `down`.
     pub upstream: &'static str,
     /// Milliseconds since the last byte from the API server, of the resource with the older last byte.
     pub upstream_age_ms: u64,

@@ -318,14 +318,28 @@ impl Gap {
         }
     }
 
+    /// Returns whether the changes so far lead to the state at the end of the gap: the same objects in the same versions.
+    #[must_use]
+    pub fn is_at_end(&self) -> bool {
+        let Progress::Filling { state, .. } = &self.progress else { return false };
+        match self.resource {
+            Resource::Pods => state.instances == self.end.instances,
+            Resource::Claims => state.claims == self.end.claims,
+        }
+    }
+
+    /// Returns whether the history so far has a change.
+    #[must_use]
+    pub fn has_changes(&self) -> bool {
+        let (Progress::Filling { history, .. } | Progress::Closed(history)) = &self.progress else { return false };
+        history.change_sets.iter().any(|(change_set, _)| !change_set.changes.is_empty())
+    }
+
     /// Closes the gap. Unless the changes so far are complete and lead to the state at the start of the log, it appends
     /// the difference to that state. A gap without a list stays open.
     pub fn close(&mut self, is_complete: bool) {
+        let reaches_log_start = self.is_at_end();
         let Progress::Filling { history, state, at } = &mut self.progress else { return };
-        let reaches_log_start = match self.resource {
-            Resource::Pods => state.instances == self.end.instances,
-            Resource::Claims => state.claims == self.end.claims,
-        };
         if !is_complete || !reaches_log_start {
             let end = self.end.views().filter(|view| view.resource() == self.resource).collect();
             let changes = state.replace(self.resource, end);

@@ -54,6 +54,17 @@ pub struct ProjectionCache {
     in_use: Gauge,
 }
 
+/// What a heartbeat says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HeartbeatKind {
+    /// How far the client has been served.
+    Periodic,
+    /// As `Periodic`, and that the resume of the client is being prepared.
+    Syncing,
+    /// The cursor passes a difference without an event for the client.
+    Coalesced,
+}
+
 /// The bytes that every member of a fan-out group at one position receives.
 #[derive(Clone, Debug)]
 pub struct SharedBatch {
@@ -298,7 +309,7 @@ impl ProjectionCache {
                 && change_set.coalesced_from.is_some()
                 && self.projection.types.resources()[change_set.resource] =>
             {
-                self.append_heartbeat(out, shared, namespace, versions, true);
+                self.append_heartbeat(out, shared, namespace, versions, HeartbeatKind::Coalesced);
             }
             None => {}
         }
@@ -323,11 +334,17 @@ impl ProjectionCache {
         shared: &Shared,
         namespace: NamespaceId,
         versions: PerResource<ResourceVersion>,
-        coalesced: bool,
+        kind: HeartbeatKind,
     ) {
         let id = self.cursor(namespace, versions);
         let timestamp = render::format_timestamp((shared.config.wall_clock_ms)());
-        let (upstream, upstream_age_ms) = shared.upstream_status();
+        let (is_live, upstream_age_ms) = shared.upstream_status();
+        let upstream = match kind {
+            _ if !is_live => "down",
+            HeartbeatKind::Syncing => "syncing",
+            HeartbeatKind::Periodic | HeartbeatKind::Coalesced => "live",
+        };
+        let coalesced = kind == HeartbeatKind::Coalesced;
         let body = render::Heartbeat { id: &id, timestamp: &timestamp, upstream, upstream_age_ms, coalesced };
         self.append_body(out, "heartbeat", Some(&id), body);
     }

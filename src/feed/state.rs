@@ -295,11 +295,11 @@ impl Shared {
         state.log.end_position() - state.log.first_position() < limits.items as u64 && state.log.bytes() < limits.bytes
     }
 
-    /// Returns `live` or `down`, and the milliseconds since the last byte of the resource that has been silent longer.
-    pub(super) fn upstream_status(&self) -> (&'static str, u64) {
+    /// Returns whether both resources are watched, and the milliseconds since the last byte of the resource that has been silent longer.
+    pub(super) fn upstream_status(&self) -> (bool, u64) {
         let live = self.health.borrow().iter().all(|health| *health == Health::Live);
         let last_byte = self.last_byte_ms.iter().map(|at| at.load(Ordering::Relaxed)).min().unwrap_or(0);
-        (if live { "live" } else { "down" }, (self.config.wall_clock_ms)().saturating_sub(last_byte))
+        (live, (self.config.wall_clock_ms)().saturating_sub(last_byte))
     }
 
     /// Locks the state.

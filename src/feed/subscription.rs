@@ -19,7 +19,7 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     framing::Framing,
     inner::Inner,
-    projection_cache::{self, ENTRIES_PER_READ, InitialState, ProjectionCache},
+    projection_cache::{self, ENTRIES_PER_READ, HeartbeatKind, InitialState, ProjectionCache},
     resume::{PendingBackfill, PendingOutcome, ResumeError, is_inside_coalesced, locate},
     types::{NotSynced, ReadResult, SnapshotReason, StartAt, required_resources},
 };
@@ -43,8 +43,10 @@ pub struct Subscription {
     wake_at: Option<Instant>,
     /// The number of the version check for which the client waits; 0: none.
     version_check: u64,
-    /// The first read returns a heartbeat. Streams that do not start with `state.initial` start with one.
+    /// The first read returns a heartbeat: streams that do not start with `state.initial` start with one.
     heartbeat_first: bool,
+    /// The last heartbeat said that the resume is being prepared.
+    sent_syncing: bool,
     /// Its fan-out group delivers new entries to it.
     in_fan_out: bool,
     /// What it waits for, if it waits by itself.
@@ -122,6 +124,7 @@ impl Subscription {
             wake_at: None,
             version_check: 0,
             heartbeat_first,
+            sent_syncing: false,
             in_fan_out: false,
             wake_future: None,
         })
@@ -195,6 +198,8 @@ impl Subscription {
                     }
                     frames
                 }
+                // The client learns at once that the resume has ended.
+                Phase::Live if self.sent_syncing => Some(self.heartbeat().into_iter().collect()),
                 Phase::Live => self.live(max_bytes),
             };
             match frames {
@@ -264,8 +269,19 @@ impl Subscription {
         }
         let mut out = Vec::new();
         let versions = self.advance_delivered()?;
-        self.cache.append_heartbeat(&mut out, &self.inner, self.namespace, versions, false);
+        self.sent_syncing = self.is_syncing();
+        let kind = if self.sent_syncing { HeartbeatKind::Syncing } else { HeartbeatKind::Periodic };
+        self.cache.append_heartbeat(&mut out, &self.inner, self.namespace, versions, kind);
         Some(out.into())
+    }
+
+    /// Returns whether a resume is being prepared: a backfill is pending, or this replica has not reached the cursor.
+    fn is_syncing(&self) -> bool {
+        match self.phase {
+            Phase::PendingBackfill(_) => true,
+            Phase::CatchUp(floor) => !self.cache.covers(self.inner.state().latest_versions, floor),
+            Phase::SnapshotPending(..) | Phase::SendingSnapshot(..) | Phase::Live => false,
+        }
     }
 
     /// Returns the framing for events that the transport adds to the stream; `None` on `/ws`, which has no such events.

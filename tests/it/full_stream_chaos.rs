@@ -258,7 +258,7 @@ async fn lost_history_is_reported_as_expired_or_foreign() {
     cluster.restore_backup().await;
     let foreign = async {
         while client.snapshot_reasons.len() < 3 {
-            client.connect(bridges[0].address, true, Duration::from_millis(300)).await;
+            client.connect(bridges[0].address, true, Duration::from_secs(2)).await;
         }
     };
     tokio::time::timeout(2 * TEST_TIMEOUT, foreign).await.expect("the restore is not detected");

@@ -6,7 +6,7 @@ use boilerhouse_bridge::event::{Resource, ResourceVersion};
 use serde_json::{Value, json};
 
 /// An object at one version.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(crate) struct ExpectedObject {
     pub(crate) resource: Resource,
     pub(crate) name: String,

@@ -54,7 +54,10 @@ impl Subscription {
     /// Advances past a batch that the group delivers instead of a read. Returns false, and does nothing, if the
     /// subscription is not live at the start of the batch.
     pub fn accept_batch(&mut self, batch: &SharedBatch) -> bool {
-        let is_next = matches!(self.phase, Phase::Live) && !self.heartbeat_first && self.position == batch.from;
+        let is_next = matches!(self.phase, Phase::Live)
+            && !self.heartbeat_first
+            && !self.sent_syncing
+            && self.position == batch.from;
         if is_next {
             (self.position, self.delivered_versions) = (batch.to, batch.versions_after);
         }
@@ -95,6 +98,8 @@ mod tests {
         for resource in [Resource::Pods, Resource::Claims] {
             writer.bookmark(resource, 9);
         }
+        // The first heartbeat said `syncing`, and another one follows.
+        assert!(matches!(reader.read(1 << 20), ReadResult::Batch(_)));
         while let Ok(()) = timeout(Duration::from_secs(1), reader.readable()).await {
             assert!(matches!(reader.read(1 << 20), ReadResult::Idle));
         }

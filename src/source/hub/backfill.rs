@@ -8,6 +8,10 @@
 //!
 //! Kubernetes does not mark the end of the missed changes. The history is complete in two cases only: the watch has reached
 //! the start of the log, or it has lasted its full duration, ended in the regular way and was quiet before.
+//!
+//! Clients do not wait for that where missed changes were found and the objects are those at the start of the log, in the
+//! same versions. All changes up to the last one that was read are then complete, because a watch delivers them in order.
+//! Only an object that was created and deleted after that one can be missing: the rest is a difference without a change.
 
 use std::convert::Infallible;
 
@@ -16,7 +20,10 @@ use futures::{
     future::{join_all, try_join},
 };
 use http_body_util::BodyExt;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until, timeout, timeout_at},
+};
 
 use super::{api_client::ResourceApi, config::Config, metrics::Metrics, round_budget::RoundBudget};
 use crate::{
@@ -51,10 +58,12 @@ async fn run_backfills(
 ) -> Infallible {
     let config = pods.config;
     let mut budget = RoundBudget::per_minute(config.backfills_per_minute);
+    let mut next_start = Instant::now();
     loop {
         backfills.wait_for_request().await;
-        sleep(config.backfill_batch_delay).await;
+        sleep_until(next_start.max(Instant::now() + config.backfill_batch_delay)).await;
         budget.ready().await;
+        next_start = Instant::now() + config.backfill_interval;
         let mut round = backfills.start_round();
         let mut failure = None;
         if !round.gaps.is_empty() {
@@ -73,11 +82,41 @@ async fn fill_all(
     round: &mut BackfillRound,
 ) -> Option<BackfillFailure> {
     let deadline = Instant::now() + pods.config.backfill_timeout;
-    let fills = round.gaps.iter_mut().map(async |gap| match gap.resource() {
-        Resource::Pods => fill(pods, backfills, gap, deadline).await,
-        Resource::Claims => fill(claims, backfills, gap, deadline).await,
+    let mut readings = PerResource::new(Reading::Ended { has_changes: false }, Reading::Ended { has_changes: false });
+    for gap in &round.gaps {
+        readings[gap.resource()] = Reading::Open;
+    }
+    let readings = watch::Sender::new(readings);
+    let fills = round.gaps.iter_mut().map(async |gap| {
+        let resource = gap.resource();
+        let outcome = match resource {
+            Resource::Pods => fill(pods, backfills, gap, &readings, deadline).await,
+            Resource::Claims => fill(claims, backfills, gap, &readings, deadline).await,
+        };
+        readings.send_modify(|readings| readings[resource] = Reading::Ended { has_changes: gap.has_changes() });
+        outcome
     });
     join_all(fills).await.into_iter().find_map(Result::err)
+}
+
+/// How far the history of one resource has been read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    /// Changes are missing.
+    Open,
+    /// The changes so far lead to the state at the end of the gap.
+    AtEnd { has_changes: bool },
+    /// Nothing more is read.
+    Ended { has_changes: bool },
+}
+
+/// Returns whether clients need not wait for more: no resource misses a change, and there are changes to deliver. Without
+/// one, clients miss nothing while they wait for the proof that there was none.
+fn can_deliver(readings: &PerResource<Reading>) -> bool {
+    let has_changes = |reading: &Reading| {
+        matches!(reading, Reading::AtEnd { has_changes: true } | Reading::Ended { has_changes: true })
+    };
+    readings.iter().all(|reading| *reading != Reading::Open) && readings.iter().any(has_changes)
 }
 
 /// Fills a gap until the deadline. What could not be read by then becomes a difference, if there is a list to start from.
@@ -85,10 +124,11 @@ async fn fill<T: Decode>(
     api: &ResourceApi<'_, T>,
     backfills: &BackfillHandle,
     gap: &mut Gap,
+    readings: &watch::Sender<PerResource<Reading>>,
     deadline: Instant,
 ) -> Result<(), BackfillFailure> {
     let resource = T::RESOURCE.plural();
-    let failure = match timeout_at(deadline, read_history(api, backfills, gap)).await {
+    let failure = match timeout_at(deadline, read_history(api, backfills, gap, readings)).await {
         Ok(Ok(())) => return Ok(()),
         Ok(Err(error)) => {
             tracing::info!(resource, %error, "backfill failed; the history so far is delivered");
@@ -113,15 +153,23 @@ async fn read_history<T: Decode>(
     api: &ResourceApi<'_, T>,
     backfills: &BackfillHandle,
     gap: &mut Gap,
+    readings: &watch::Sender<PerResource<Reading>>,
 ) -> Result<(), UpstreamError> {
     list_oldest(api, backfills, gap).await?;
     for further_lists in (0..api.config.backfill_lists).rev() {
-        let has_expired = match read_changes(api, gap).await {
-            Ok(true) => {
+        let has_expired = match read_changes(api, gap, readings, further_lists).await {
+            Ok(Ending::Complete) => {
                 gap.close(true);
                 return Ok(());
             }
-            Ok(false) => false,
+            Ok(Ending::AtEnd) => {
+                // Clients at these versions get a difference that starts exactly there.
+                for version in gap.requested().to_vec() {
+                    list_exact(api, gap, version).await?;
+                }
+                break;
+            }
+            Ok(Ending::Incomplete) => false,
             Err(error) => {
                 tracing::debug!(resource = T::RESOURCE.plural(), %error, "backfill has no history from here on");
                 error == UpstreamError::Expired
@@ -218,32 +266,75 @@ async fn is_watchable<T: Decode>(api: &ResourceApi<'_, T>, from: ResourceVersion
     Ok(true)
 }
 
-/// Reads the changes from the filled part of the gap on, and returns whether they are complete.
-async fn read_changes<T: Decode>(api: &ResourceApi<'_, T>, gap: &mut Gap) -> Result<bool, UpstreamError> {
+/// How the reading of changes ended.
+enum Ending {
+    /// All changes up to the end of the gap were read.
+    Complete,
+    /// The changes lead to the state at the end of the gap ([`Reading::AtEnd`]), and clients need not wait for more.
+    AtEnd,
+    /// Changes can be missing.
+    Incomplete,
+}
+
+/// Reads the changes from the filled part of the gap on. At most `further_lists` exact lists may follow.
+async fn read_changes<T: Decode>(
+    api: &ResourceApi<'_, T>,
+    gap: &mut Gap,
+    readings: &watch::Sender<PerResource<Reading>>,
+    further_lists: usize,
+) -> Result<Ending, UpstreamError> {
     let config = api.config;
-    let Some(from) = gap.filled_up_to() else { return Ok(false) };
+    let Some(from) = gap.filled_up_to() else { return Ok(Ending::Incomplete) };
     let (started, duration) = (Instant::now(), config.backfill_watch_timeout);
     let mut body = api.watch(from, duration).await?.into_data_stream();
     let mut lines = LineSplitter::new(config.line_bytes);
     let mut last_chunk_at = started;
     loop {
-        let chunk = match timeout(duration + config.watch_grace, body.next()).await {
+        let chunk = tokio::select! {
+            biased;
+            chunk = timeout(duration + config.watch_grace, body.next()) => chunk,
+            () = wait_at_end(gap, readings, last_chunk_at + config.backfill_quiet_period, further_lists) => {
+                return Ok(Ending::AtEnd);
+            }
+        };
+        readings.send_modify(|readings| readings[T::RESOURCE] = Reading::Open);
+        let chunk = match chunk {
             Ok(Some(Ok(chunk))) => chunk,
-            Ok(Some(Err(_))) | Err(_) => return Ok(false),
+            Ok(Some(Err(_))) | Err(_) => return Ok(Ending::Incomplete),
             // The watch ended in the regular way. If it ended early, or while it still delivered changes, some may be
             // missing.
-            Ok(None) => {
-                return Ok(started.elapsed() >= duration && last_chunk_at.elapsed() >= config.catch_up_quiet_period);
+            Ok(None) if started.elapsed() >= duration && last_chunk_at.elapsed() >= config.catch_up_quiet_period => {
+                return Ok(Ending::Complete);
             }
+            Ok(None) => return Ok(Ending::Incomplete),
         };
         last_chunk_at = Instant::now();
         lines.push(&chunk);
         while let Some(line) = lines.next().map_err(|_| answer::line_too_long(config.line_bytes))? {
             if apply_line(api, gap, &line)? {
-                return Ok(true);
+                return Ok(Ending::Complete);
             }
         }
     }
+}
+
+/// Waits until the gap is at its end at `quiet_at`, and until the histories of both resources can be delivered
+/// ([`can_deliver`]). It never ends if a change is missing, or if more clients than `further_lists` need a list after the
+/// last change. Cancel safe.
+async fn wait_at_end(
+    gap: &Gap,
+    readings: &watch::Sender<PerResource<Reading>>,
+    quiet_at: Instant,
+    further_lists: usize,
+) {
+    sleep_until(quiet_at).await;
+    if !gap.is_at_end() || gap.requested().len() > further_lists {
+        return std::future::pending().await;
+    }
+    let at_end = Reading::AtEnd { has_changes: gap.has_changes() };
+    readings.send_modify(|readings| readings[gap.resource()] = at_end);
+    // It fails only without a sender.
+    let _ = readings.subscribe().wait_for(can_deliver).await;
 }
 
 /// Applies one line, and returns whether it shows that all changes up to the end of the gap were received.

@@ -47,6 +47,12 @@ pub struct Config {
     pub backoff: Backoff,
     /// Time for which the hub collects clients with cursors older than the log, so that one backfill serves them all.
     pub backfill_batch_delay: Duration,
+    /// Minimum time between the starts of two backfills. The second one collects clients for all of it: after a restart they
+    /// reconnect within 3 s, and a minute has few backfills.
+    pub backfill_interval: Duration,
+    /// Silence of the watch of a backfill after which what it has delivered is taken for all of the history, if the objects
+    /// are those at the end of the gap, in the same versions.
+    pub backfill_quiet_period: Duration,
     /// Duration of the watch of a backfill, in whole seconds. The watch ends earlier if it reaches the start of the log.
     pub backfill_watch_timeout: Duration,
     /// Silence of a watch after which its start counts as successful, where a backfill only asks whether the API server
@@ -87,7 +93,9 @@ impl Default for Config {
             catch_up_quiet_period: Duration::from_secs(1),
             min_watch_duration: Duration::from_secs(1),
             backoff: Backoff::default(),
-            backfill_batch_delay: Duration::from_secs(1),
+            backfill_batch_delay: Duration::from_millis(50),
+            backfill_interval: Duration::from_secs(2),
+            backfill_quiet_period: Duration::from_millis(50),
             backfill_watch_timeout: Duration::from_secs(2),
             backfill_probe_quiet_period: Duration::from_millis(250),
             backfill_timeout: Duration::from_secs(10),

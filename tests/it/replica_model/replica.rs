@@ -62,10 +62,10 @@ impl Replica {
                 let compacted = requested[rng.below(requested.len() as u64) as usize];
                 self.backfill_handle.record_compacted(gap, compacted);
             }
-            let mut is_complete = false;
+            let (mut is_complete, mut is_left) = (false, false);
             // A list at a requested version, and a watch from there. If the watch ends early or has no history, the next
             // list is at a later requested version.
-            while let Some(&from) = gap.requested().first().filter(|_| !is_complete) {
+            while let Some(&from) = gap.requested().first().filter(|_| !is_complete && !is_left) {
                 gap.list(from, history.list(resource, from));
                 let missed: Vec<_> = history.between(resource, from, gap.to()).collect();
                 is_complete = rng.below(4) != 0;
@@ -80,6 +80,17 @@ impl Replica {
                     if rng.below(6) == 0 {
                         // A line that arrives twice must not move anything back.
                         line(gap);
+                    }
+                    if gap.is_at_end() && rng.below(3) == 0 {
+                        // The objects are those at the end of the gap, so the rest is not read.
+                        is_left = true;
+                        break;
+                    }
+                }
+                if is_left {
+                    is_complete = false;
+                    for version in gap.requested().to_vec() {
+                        gap.list(version, history.list(resource, version));
                     }
                 }
             }

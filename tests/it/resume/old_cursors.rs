@@ -228,8 +228,8 @@ async fn backfill_reads_both_resources_at_the_same_time() {
     let started = Instant::now();
     let received = resume_all(&second, &[cursor], "b").await;
     assert_exact(&received[0], &["b"]);
-    // 1 s for requests of other clients, and 2 s for the two watches.
-    assert_eq!(started.elapsed().as_secs(), 3, "{:?}", started.elapsed());
+    // The protocol promises 500 ms from the request on.
+    assert!(started.elapsed() <= Duration::from_millis(500), "{:?}", started.elapsed());
 }
 
 /// The version check answers a client whose cursor is really ahead, however many cursors are invented.

@@ -192,8 +192,10 @@ fn start(
         rng.duration_up_to(max)
     };
     let lag = PerResource::from_fn(|_| lag(rng));
+    // Two of three are longer than the silence after which the hub does not wait for more.
+    let backfill_lag = PerResource::from_fn(|_| *rng.choose(&[0, 100, 300])).map(Duration::from_millis);
     let phases = PerResource::new(1 + 2 * which, 2 + 2 * which);
-    let slot = TimeSlot { started, phases, lag };
+    let slot = TimeSlot { started, phases, lag, backfill_lag };
     let (client, log) = cluster.client(Latency::slot(slot));
     let (writer, feed) = Feed::new(config);
     // Delays without jitter end in a time slot.

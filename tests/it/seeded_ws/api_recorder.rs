@@ -281,19 +281,29 @@ impl ApiRecorder {
         response.map(|body| StreamBody::new(BodyStream::new(body).then(record_frame)).boxed_unsync())
     }
 
-    /// The watch of a backfill has no lag. Only the main watch has one.
     fn record_backfill_watch<B>(&self, resource: Resource, response: Response<B>) -> ApiResponse
     where
         B: hyper::body::Body<Data = Bytes, Error = io::Error> + Send + 'static,
     {
-        let mut watch =
-            BackfillWatch { recorder: self.clone(), resource, started: Instant::now(), failed: false, ended: false };
+        let mut watch = BackfillWatch {
+            recorder: self.clone(),
+            resource,
+            started: Instant::now(),
+            failed: false,
+            ended: false,
+            version: 0,
+        };
         let record_frame = move |frame: Option<io::Result<Frame<Bytes>>>| {
             let frame = watch.frame(frame);
             async move { frame.map(|frame| frame.map_err(BoxError::from)) }
         };
+        let latency = self.latency;
+        let delay = move |frame: io::Result<Frame<Bytes>>| async move {
+            latency.backfill_line(resource).await;
+            frame
+        };
         response.map(|body| {
-            let frames = BodyStream::new(body).map(Some).chain(futures::stream::iter([None]));
+            let frames = BodyStream::new(body).then(delay).map(Some).chain(futures::stream::iter([None]));
             StreamBody::new(frames.filter_map(record_frame)).boxed_unsync()
         })
     }
@@ -366,6 +376,8 @@ struct BackfillWatch {
     started: Instant,
     failed: bool,
     ended: bool,
+    /// The version of the last line; 0: none.
+    version: ResourceVersion,
 }
 
 impl BackfillWatch {
@@ -374,7 +386,10 @@ impl BackfillWatch {
         let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()).and_then(|frame| frame.data_ref());
         let line = bytes.and_then(|bytes| serde_json::from_slice::<Line>(bytes).ok());
         self.ended |= frame.is_none();
-        self.failed |= frame.is_some() && line.is_none_or(|line| line.object.code.is_some());
+        match line {
+            Some(Line { object: Object { metadata, code: None }, .. }) => self.version = metadata.version(),
+            _ => self.failed |= frame.is_some(),
+        }
         frame
     }
 }
@@ -383,9 +398,17 @@ impl Drop for BackfillWatch {
     fn drop(&mut self) {
         // A reader that has everything drops the watch before its timeout.
         let elapsed = self.started.elapsed();
-        let is_complete = if self.ended { elapsed >= BACKFILL_WATCH_LASTS } else { elapsed <= BACKFILL_WATCH_LASTS };
-        if self.failed || !is_complete {
-            self.recorder.add(self.resource, ResponseKind::BackfillWatchFailed);
-        }
+        let is_complete = if self.ended {
+            // Lines that are late can arrive immediately before the end. The reader cannot know that nothing follows.
+            elapsed >= BACKFILL_WATCH_LASTS && !self.recorder.latency.delays_backfill_lines(self.resource)
+        } else {
+            elapsed <= BACKFILL_WATCH_LASTS
+        };
+        let kind = match (self.failed || !is_complete, self.ended) {
+            (true, _) => ResponseKind::BackfillWatchFailed,
+            (false, true) => return,
+            (false, false) => ResponseKind::BackfillWatchLeft(self.version),
+        };
+        self.recorder.add(self.resource, kind);
     }
 }

@@ -22,6 +22,8 @@ pub(crate) struct TimeSlot {
     pub(crate) phases: PerResource<u64>,
     /// The additional delay of watch lines.
     pub(crate) lag: PerResource<Duration>,
+    /// The delay of each line of the watch of a backfill.
+    pub(crate) backfill_lag: PerResource<Duration>,
 }
 
 impl Latency {
@@ -44,6 +46,16 @@ impl Latency {
         if let Some(slot) = self.slot {
             slot.wait(resource, slot.lag[resource]).await;
         }
+    }
+
+    pub(crate) async fn backfill_line(self, resource: Resource) {
+        if let Some(slot) = self.slot.filter(|slot| !slot.backfill_lag[resource].is_zero()) {
+            slot.wait(resource, slot.backfill_lag[resource]).await;
+        }
+    }
+
+    pub(crate) fn delays_backfill_lines(self, resource: Resource) -> bool {
+        self.slot.is_some_and(|slot| !slot.backfill_lag[resource].is_zero())
     }
 }
 

@@ -49,7 +49,8 @@ fn lists_have_reasons(mode: WatchMode, responses: &[RecordedResponse]) -> Valida
             ResponseKind::BackfillList(_)
             | ResponseKind::BackfillListFailed
             | ResponseKind::BackfillListGone(_)
-            | ResponseKind::BackfillWatchFailed => {}
+            | ResponseKind::BackfillWatchFailed
+            | ResponseKind::BackfillWatchLeft(_) => {}
         }
     }
     Ok(())
@@ -222,7 +223,8 @@ pub(crate) fn replay(
             ResponseKind::BackfillList(_)
             | ResponseKind::BackfillListFailed
             | ResponseKind::BackfillListGone(_)
-            | ResponseKind::BackfillWatchFailed => {}
+            | ResponseKind::BackfillWatchFailed
+            | ResponseKind::BackfillWatchLeft(_) => {}
         }
         if nth >= from {
             messages.extend(events.into_iter().map(|event| (nth, event)));

@@ -65,8 +65,8 @@ pub(super) struct Client<'a> {
     pub(super) undo: Vec<Undo>,
     pub(super) pools: Option<Pools>,
     connection: Option<Connection>,
-    /// When the first part of the last `state.initial` was received.
-    pub(super) initial_started_at: u64,
+    /// The time of the last `state.initial`.
+    pub(super) initial_taken_at: u64,
     pub(super) coverage: Coverage,
 }
 
@@ -83,7 +83,7 @@ impl<'a> Client<'a> {
             undo: Vec::new(),
             pools: None,
             connection: None,
-            initial_started_at: 0,
+            initial_taken_at: 0,
             coverage: Coverage::default(),
         }
     }

@@ -122,6 +122,16 @@ impl Client<'_> {
                 // An incomplete backfill ends with a difference up to the start of the log. If the client disconnected
                 // before its id, that may be any version of the replica.
                 let ends = to.map_or_else(|| timeline.versions(resource, at), |to| vec![to]);
+                // A backfill need not read the rest of the history if the objects are the same at its end. Objects that
+                // were created and deleted there can be missing.
+                if timeline.backfill_watch_left[resource].iter().any(|(when, _)| *when <= at) {
+                    let stops: Vec<ResourceVersion> = timeline.backfill_stops(resource, at).collect();
+                    for to in &ends {
+                        let state = |version| history.state(position.epoch, resource, version);
+                        let same = stops.iter().filter(|since| *since < to && state(**since) == state(*to));
+                        all.extend(same.map(|since| (*since, *to)));
+                    }
+                }
                 let failed = timeline.backfill_watch_failed[resource].iter().rev().find(|when| **when <= at);
                 if let Some(failed) = failed {
                     let lists = timeline.backfill_lists[resource].iter().filter(|list| list.0 <= *failed);

@@ -9,7 +9,7 @@ use crate::oracle::fold::Fold;
 use crate::oracle::violation::{Guarantee, Validation, Violation, ensure};
 
 use super::super::projected_history::Pools;
-use super::super::record::{ReceivedEvent, Start};
+use super::super::record::{ReceivedEvent, Start, time_ms};
 use super::super::replica::ReplicaKnowledge;
 use super::super::timeline::ReplicaTimeline;
 use super::client::{CandidatePosition, CandidatePositions, Client, pool_of};
@@ -28,8 +28,8 @@ const BACKFILL_BUDGET_TIME: u64 = 65_000;
 #[derive(Debug, Default)]
 pub(super) struct ReceivedState {
     reason: String,
-    /// When its first part was received.
-    started_at: u64,
+    /// The time of the state. A client that reads slowly receives the first part later.
+    taken_at: u64,
     objects: Fold,
     pools: Pools,
 }
@@ -39,7 +39,9 @@ impl Client<'_> {
         let body = &received.body;
         let missing = |key: &str| Violation::new(Guarantee::WireFormat, format!("{key} is missing"));
         let reason = body["reason"].as_str().ok_or_else(|| missing("reason"))?.to_owned();
-        let first = || ReceivedState { reason: reason.clone(), started_at: received.at, ..ReceivedState::default() };
+        let taken_at = time_ms(body["snapshotAt"].as_str())?;
+        ensure(taken_at <= received.at, Guarantee::Honest, || "the state is of the future".to_owned())?;
+        let first = || ReceivedState { reason: reason.clone(), taken_at, ..ReceivedState::default() };
         let mut state = self.connection_mut().parts.take().unwrap_or_else(first);
         ensure(state.reason == reason, Guarantee::Atomic, || format!("the first part has reason {}", state.reason))?;
         state.objects.add_part(body)?;
@@ -61,7 +63,7 @@ impl Client<'_> {
     }
 
     fn complete_initial(&mut self, at: u64, id: &str, state: ReceivedState) -> Validation {
-        let ReceivedState { reason, started_at, objects, pools } = state;
+        let ReceivedState { reason, taken_at, objects, pools } = state;
         ensure(self.is_justified(&reason, at), Guarantee::Reliable, || format!("there is no reason {reason}"))?;
         let versions = self.versions(id)?;
         if reason == "connect" || reason == "foreign" {
@@ -100,7 +102,7 @@ impl Client<'_> {
         self.positions = positions;
         self.fold = Some(objects);
         self.pools = Some(pools);
-        self.initial_started_at = started_at;
+        self.initial_taken_at = taken_at;
         let connection = self.connection_mut();
         connection.has_snapshot = true;
         // Only a new state may be of another Namespace.
@@ -142,7 +144,7 @@ impl Client<'_> {
             ReplicaKnowledge::Undisturbed => false,
             ReplicaKnowledge::Unknown => true,
             ReplicaKnowledge::Recorded(timeline) => {
-                let since = self.connection().at.max(self.initial_started_at);
+                let since = self.connection().at.max(self.initial_taken_at);
                 (timeline.setup.has_small_log || is_long(timeline, at)) && timeline.has_grown(since, at)
             }
         }
@@ -168,7 +170,7 @@ impl Client<'_> {
             resets.any(|relist| version.is_none_or(|version| version < relist.version))
         };
         self.needed().any(is_lost)
-            || timeline.has_history_reset(self.initial_started_at.saturating_sub(NAMESPACE_CHECK), at)
+            || timeline.has_history_reset(self.initial_taken_at.saturating_sub(NAMESPACE_CHECK), at)
             || self.needed().any(is_before_reset)
     }
 
@@ -189,7 +191,9 @@ impl Client<'_> {
             let list_failed = timeline.backfill_list_failed[resource].iter().any(|when| waiting.contains(when));
             let mut gone = timeline.backfill_list_gone[resource].iter();
             let is_gone = version.is_some_and(|version| gone.any(|(when, gone)| *when <= at && version <= *gone));
-            is_inside || watch_failed || list_failed || is_gone
+            // So does one that stopped before the end, because the objects there are the same.
+            let may_be_left = version.is_some_and(|version| timeline.may_be_left_out(resource, version, at));
+            is_inside || watch_failed || list_failed || is_gone || may_be_left
         };
         !timeline.setup.has_small_log
             && resumes <= BACKFILL_BUDGET

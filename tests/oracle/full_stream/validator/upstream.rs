@@ -34,9 +34,11 @@ impl Client<'_> {
         let age = received.body["upstreamAgeMs"].as_u64().ok_or_else(|| missing("upstreamAgeMs"))?;
         let members = received.body.as_object().map_or(0, serde_json::Map::len);
         let expected_members = 4 + usize::from(received.is_coalesced());
-        ensure(["live", "down"].contains(&upstream) && members == expected_members, Guarantee::WireFormat, || {
-            "the members are wrong".to_owned()
-        })?;
+        ensure(
+            ["live", "syncing", "down"].contains(&upstream) && members == expected_members,
+            Guarantee::WireFormat,
+            || "the members are wrong".to_owned(),
+        )?;
         let at = time_ms(received.body["timestamp"].as_str())?;
         ensure(at <= received.at, Guarantee::Honest, || "the timestamp is in the future".to_owned())?;
         if let Some(timeline) = self.timeline() {
@@ -44,7 +46,7 @@ impl Client<'_> {
             let last_byte_at = timeline.bytes.iter().filter_map(last).min().unwrap_or(0);
             // The heartbeat of a difference is rendered once for all clients. A slow client receives it later.
             let is_fresh = at == received.at || received.is_coalesced();
-            let is_honest = age >= at - last_byte_at && (upstream != "live" || age <= DETECTED_WITHIN);
+            let is_honest = age >= at - last_byte_at && (upstream == "down" || age <= DETECTED_WITHIN);
             ensure(is_fresh && is_honest, Guarantee::Honest, || format!("the last byte arrived at {last_byte_at}"))?;
         }
         self.reach(id, received.at)?;
