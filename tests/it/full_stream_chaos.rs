@@ -58,7 +58,7 @@ struct Client {
 
 impl Client {
     fn receive(&mut self, event: Value) {
-        if event["coalesced"] == true {
+        if event["coalesced"] == true && event["type"] != "heartbeat" {
             self.coalesced += 1;
         }
         if event["type"] == "state.initial" {

@@ -30,6 +30,7 @@ mod read_your_writes;
 mod recorded_credentials;
 mod recreated_namespace;
 mod replica_model;
+mod restart_latency;
 mod resume;
 mod seeded_full_stream;
 mod seeded_ws;

@@ -8,7 +8,8 @@ pub(crate) enum ReplicaKnowledge {
     /// Every response of its API server was recorded.
     Recorded(Box<ReplicaTimeline>),
     /// Its responses were not recorded, but nothing disturbed it: it kept its watches and its log, and could read all
-    /// of the history. So it has no reason for a difference, for a further snapshot, or for `upstream.down`.
+    /// of the history. So it has no reason for a further snapshot, for `upstream.down`, or for a difference, except where
+    /// the objects are the same at both ends.
     Undisturbed,
     /// Its responses were not recorded. It may have listed again at any version, and may have lost any part of its log.
     Unknown,

@@ -104,7 +104,14 @@ impl Client<'_> {
         };
         let mut all = Vec::new();
         match self.replica() {
-            ReplicaKnowledge::Undisturbed => {}
+            // A backfill need not read the rest of the history if the objects are the same at its end.
+            ReplicaKnowledge::Undisturbed => {
+                if let Some(to) = to {
+                    let state = |version| history.state(position.epoch, resource, version);
+                    let versions = versions_between(position.version, to).chain([position.version]);
+                    all.extend(versions.filter(|since| state(*since) == state(to)).map(|since| (since, to)));
+                }
+            }
             ReplicaKnowledge::Unknown => {
                 if let Some(to) = to {
                     let end = next.unwrap_or(to).min(to);
