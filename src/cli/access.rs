@@ -70,7 +70,7 @@ pub(super) struct AccessArgs {
     #[arg(long, env = "CORS_ORIGIN", value_name = "ORIGIN")]
     cors_origin: Vec<List<CorsOrigin>>,
 
-    /// Host names that requests may use, beside localhost and IP addresses (comma-separated)
+    /// Host names that requests may use, beside localhost, IP addresses and names of Services (comma-separated)
     #[arg(long, env = "BRIDGE_ALLOWED_HOSTS", value_name = "NAME")]
     allowed_hosts: Vec<List<HostName>>,
 

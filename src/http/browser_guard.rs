@@ -12,7 +12,7 @@ mod origin;
 use http::{HeaderMap, HeaderValue, header, uri::Authority};
 
 pub use self::origin::{HostName, Origin};
-use self::origin::{cannot_be_rebound, split_authority};
+use self::origin::{cannot_be_rebound, is_service_name, split_authority};
 use super::error::{ApiError, ErrorCode};
 
 /// Characters of an origin that an error message repeats.
@@ -20,7 +20,8 @@ const MAX_ORIGIN_CHARS: usize = 200;
 /// The values of `Sec-Fetch-Site` (Fetch Metadata, section 2.3) of a request that a page of another origin caused.
 const FOREIGN_SITES: [&str; 2] = ["cross-site", "same-site"];
 
-/// Hosts and origins that are allowed in addition to IP literals, `localhost` and the request's own origin.
+/// Hosts and origins that are allowed in addition to IP literals, `localhost`, names of Services and the request's own
+/// origin.
 #[derive(Clone, Debug, Default)]
 pub struct GuardConfig {
     /// Names that `Host` may carry, with any port (`--allowed-hosts`).
@@ -111,7 +112,9 @@ fn check_host(
         let code = if is_valid { ErrorCode::Forbidden } else { ErrorCode::BadRequest };
         ApiError::new(code, "the request names no valid host; send one valid Host header")
     })?;
-    if !cannot_be_rebound(&host) && !config.hosts.iter().any(|name| name.matches(&host)) {
+    let is_allowed =
+        cannot_be_rebound(&host) || is_service_name(&host) || config.hosts.iter().any(|name| name.matches(&host));
+    if !is_allowed {
         let message = format!("host '{host}' is not allowed; add it to --allowed-hosts");
         return Err(ApiError::new(ErrorCode::Forbidden, message));
     }
@@ -205,6 +208,10 @@ mod tests {
             "localhost",
             "LOCALHOST:3000",
             "Bridge.Example",
+            "bridge.boilerhouse.svc",
+            "Bridge.Boilerhouse.svc:3000",
+            "bridge.boilerhouse.svc.cluster.local:80",
+            "bridge-0.bridge.boilerhouse.svc.cluster.local",
         ] {
             assert_eq!(decision_for(allowed, None), Some(OriginDecision::SameOrigin), "decision for host {allowed}");
         }
@@ -216,6 +223,16 @@ mod tests {
             "127.1",
             "0x7f000001",
             "localhost.",
+            "svc",
+            ".svc",
+            "a..svc",
+            "b'idge.boilerhouse.svc",
+            "evilsvc",
+            "bridge.boilerhouse.svc.",
+            "bridge.boilerhouse.svc.evil.example",
+            "bridge.boilerhouse.svc.cluster.local.evil.example",
+            "bridge.boilerhouse.cluster.local",
+            "cluster.local",
             "user@localhost",
             "[::1",
             "localhost:99999",
@@ -237,6 +254,7 @@ mod tests {
             ("bridge.example:443", "https://bridge.example"),
             ("[::1]:3000", "http://[::1]:3000"),
             ("LocalHost:3000", "http://localhost:3000"),
+            ("bridge.boilerhouse.svc:3000", "http://bridge.boilerhouse.svc:3000"),
         ] {
             assert_eq!(
                 decision_for(host, Some(origin)),

@@ -11,6 +11,9 @@ use std::{
 
 use http::uri::Authority;
 
+/// How the names of Services end in a cluster with the default cluster domain.
+const SERVICE_SUFFIXES: [&str; 2] = [".svc", ".svc.cluster.local"];
+
 /// A name that `Host` may carry: lower case, without a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostName(String);
@@ -88,6 +91,14 @@ impl Origin {
 /// Returns whether no DNS server can make this host resolve to the bridge: it is an IP literal or `localhost`.
 pub(super) fn cannot_be_rebound(host: &str) -> bool {
     host == "localhost" || is_ip_address(host)
+}
+
+/// Returns whether this is the name of a Kubernetes Service: it ends in `.svc` or `.svc.cluster.local`.
+///
+/// A public DNS server cannot answer for such a name: the top-level domain `svc` does not exist, and `local` is never
+/// delegated (RFC 6762, section 3).
+pub(super) fn is_service_name(host: &str) -> bool {
+    is_dns_name(host) && SERVICE_SUFFIXES.iter().any(|suffix| host.ends_with(suffix))
 }
 
 /// Returns the host in normal form and the port, if there is one.
