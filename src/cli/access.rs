@@ -74,8 +74,8 @@ pub(super) struct AccessArgs {
     #[arg(long, env = "BRIDGE_ALLOWED_HOSTS", value_name = "NAME")]
     allowed_hosts: Vec<List<HostName>>,
 
-    /// Networks of proxies whose X-Forwarded-For and X-Forwarded-Proto headers are used (comma-separated), such as
-    /// `10.0.0.0/8`
+    /// Networks of proxies whose X-Forwarded-For, X-Forwarded-Proto and X-Forwarded-Host headers are used (comma-separated),
+    /// such as `10.0.0.0/8`
     #[arg(long, env = "BRIDGE_TRUSTED_PROXIES", value_name = "NETWORK")]
     trusted_proxies: Vec<List<IpNetwork>>,
 

@@ -1,4 +1,4 @@
-//! The origin of a request: the peer's address or, behind trusted proxies, the client's.
+//! The origin of a request: the peer's address or, behind trusted proxies, the client's, and the host that the client named.
 //!
 //! Guarantees: pure; `X-Forwarded-*` headers of a peer that is no trusted proxy have no effect.
 //!
@@ -6,7 +6,7 @@
 
 use std::{net::IpAddr, str::FromStr};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 
 /// Bits of the prefix of IPv4 addresses that are mapped to IPv6, `::ffff:0:0/96` (RFC 4291, section 2.5.5.2).
 const MAPPED_BITS: u32 = 96;
@@ -90,6 +90,17 @@ impl TrustedProxies {
         let forwarded_https =
             || last_value(headers, "x-forwarded-proto").is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
         ClientInfo { address, secure: tls || (is_trusted && forwarded_https()), loopback: peer.is_loopback() }
+    }
+
+    /// Returns the host that the client named, in a request from `peer`: the last value of `X-Forwarded-Host`, which the
+    /// nearest proxy added. Values before it may be the client's own. The result can be malformed.
+    ///
+    /// `None` if the peer is no trusted proxy or sends no such header: then `Host` counts.
+    pub(super) fn forwarded_host(&self, peer: IpAddr, headers: &HeaderMap) -> Option<HeaderValue> {
+        let last = headers.get_all("x-forwarded-host").into_iter().next_back()?;
+        let value = last.as_bytes().rsplit(|byte| *byte == b',').next()?;
+        // Every part of a header value is a header value.
+        self.trusts(peer.to_canonical()).then(|| HeaderValue::from_bytes(value.trim_ascii()).ok())?
     }
 
     /// Returns whether this address is one of a trusted proxy.
@@ -182,6 +193,34 @@ mod tests {
                 ((*address).to_owned(), *secure),
                 "client address and scheme of a request from {peer} with {headers:?}"
             );
+        }
+    }
+
+    #[test]
+    fn last_forwarded_host_of_a_trusted_proxy_counts() {
+        type Row<'a> = (&'a str, &'a [&'a [u8]], Option<&'a [u8]>);
+        let table: &[Row<'_>] = &[
+            ("10.0.0.1", &[], None),
+            ("192.0.2.1", &[b"bridge.example"], None),
+            ("10.0.0.1", &[b"bridge.example"], Some(b"bridge.example")),
+            ("::ffff:10.0.0.1", &[b" Bridge.Example:8443 "], Some(b"Bridge.Example:8443")),
+            ("10.0.0.1", &[b"localhost, bridge.example"], Some(b"bridge.example")),
+            ("10.0.0.1", &[b"localhost,a", b"b , bridge.example"], Some(b"bridge.example")),
+            // The guard rejects what is no host.
+            ("10.0.0.1", &[b""], Some(b"")),
+            ("10.0.0.1", &[b"localhost,"], Some(b"")),
+            ("10.0.0.1", &[b"localhost", b""], Some(b"")),
+            ("10.0.0.1", &[b"localhost, a b"], Some(b"a b")),
+            ("10.0.0.1", &[b"localhost, b\xfccher.example"], Some(b"b\xfccher.example")),
+        ];
+        let proxies = TrustedProxies::new(vec!["10.0.0.0/8".parse().unwrap()]);
+        for (peer, values, expected) in table {
+            let mut headers = HeaderMap::new();
+            for value in *values {
+                headers.append("x-forwarded-host", HeaderValue::from_bytes(value).unwrap());
+            }
+            let host = proxies.forwarded_host(peer.parse().unwrap(), &headers);
+            assert_eq!(host.as_ref().map(HeaderValue::as_bytes), *expected, "host from {peer} with {values:?}");
         }
     }
 

@@ -15,6 +15,7 @@ use super::{
     app::App,
     auth::AccessRequirement,
     browser_guard::{self, GuardError},
+    conn::Peer,
     cors::{add_cors_headers, add_isolation_headers},
     endpoints::{
         boilerhouse_ws,
@@ -22,6 +23,7 @@ use super::{
         index, metrics, probes, sessions, state,
     },
     error::{ApiError, ErrorCode},
+    forwarded::TrustedProxies,
     metrics::RequestTimer,
     request::{self, ApiRequest},
     stream::{self, Transport},
@@ -80,7 +82,20 @@ pub fn service(
         Listener::Main => routes(&app),
         Listener::Probes => first_of(probe_routes(&app)),
     };
-    warp::service(with_checks(app, routes)).map_request(name_host_of_probe)
+    let proxies = app.trusted_proxies.clone();
+    warp::service(with_checks(app, routes))
+        .map_request(move |request| name_host_of_probe(use_forwarded_host(&proxies, request)))
+}
+
+/// Replaces `Host` by the `X-Forwarded-Host` of a trusted proxy, for everything that reads `Host`. A malformed value makes
+/// `Host` malformed. A request without exactly one `Host` is left as it is, because the guard rejects it.
+fn use_forwarded_host<B>(proxies: &TrustedProxies, mut request: http::Request<B>) -> http::Request<B> {
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.address.ip());
+    let forwarded = peer.and_then(|peer| proxies.forwarded_host(peer, request.headers()));
+    if let Some(host) = forwarded.filter(|_| request.headers().get_all(header::HOST).iter().count() == 1) {
+        request.headers_mut().insert(header::HOST, host);
+    }
+    request
 }
 
 /// Names `localhost` as the host of a probe that names none. Load balancers send such requests with HTTP/1.0, which does

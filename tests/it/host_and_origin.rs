@@ -400,6 +400,47 @@ async fn pages_of_other_sites_do_not_use_the_budgets_of_the_user() {
     }
 }
 
+/// From a trusted proxy the host that the client named counts, for the Host rule and for the own Origin. The last value is
+/// the one that the proxy added.
+#[tokio::test]
+async fn forwarded_host_counts_only_from_trusted_proxies() {
+    let cluster = SimCluster::new().await;
+    let names = ["--allowed-hosts", "bridge.example"];
+    let trusting = cluster.bridge(&[&names[..], &["--trusted-proxies", "127.0.0.1"]].concat()).await;
+    let other = cluster.bridge(&[&names[..], &["--trusted-proxies", "192.0.2.1"]].concat()).await;
+    // Headers, the status behind a trusted proxy, and the status from another address.
+    let table: &[(&[&str], u16, u16)] = &[
+        (&["Host: upstream", "X-Forwarded-Host: bridge.example"], 200, 403),
+        (&["Host: upstream", "X-Forwarded-Host: Bridge.Example:8443"], 200, 403),
+        (&["Host: upstream", "X-Forwarded-Host: evil.example, bridge.example"], 200, 403),
+        (&["Host: upstream", "X-Forwarded-Host: evil.example", "X-Forwarded-Host: bridge.example"], 200, 403),
+        (&["Host: upstream", "X-Forwarded-Host: bridge.example, evil.example"], 403, 403),
+        (&["Host: upstream", "Forwarded: host=bridge.example", "X-Forwarded-Port: 80"], 403, 403),
+        (&["Host: {own}", "X-Forwarded-Host: evil.example"], 403, 200),
+        (&["Host: {own}", "X-Forwarded-Host:"], 400, 200),
+        (&["Host: {own}", "X-Forwarded-Host: bridge.example,"], 400, 200),
+        (&["Host: {own}", "X-Forwarded-Host: user@bridge.example"], 400, 200),
+        (&["Host: {own}", "X-Forwarded-Host: bridge.example:99999"], 400, 200),
+        (&["X-Forwarded-Host: bridge.example"], 400, 400),
+        (&["Host: {own}", "Host: {own}", "X-Forwarded-Host: bridge.example"], 400, 400),
+        (&["Host: {own}", "X-Forwarded-Host: bridge.example", "Origin: https://bridge.example"], 200, 403),
+        (&["Host: {own}", "X-Forwarded-Host: bridge.example:8443", "Origin: https://bridge.example:8443"], 200, 403),
+        (&["Host: {own}", "X-Forwarded-Host: bridge.example:8443", "Origin: https://bridge.example"], 403, 403),
+        (&["Host: {own}", "X-Forwarded-Host: bridge.example", "Origin: http://{own}"], 403, 200),
+    ];
+    for (headers, behind_proxy, direct) in table {
+        for (bridge, status) in [(&trusting, behind_proxy), (&other, direct)] {
+            let Exchange { description, response } =
+                send(bridge.address, "GET", "/api/v1/pools", "1.1", headers, "").await;
+            assert_eq!(response.status, *status, "{description}: {response:?}");
+        }
+    }
+    // The page shows the address of the bridge as the client knows it.
+    let headers = ["Host: upstream", "X-Forwarded-Host: bridge.example"];
+    let Exchange { response, .. } = send(trusting.address, "GET", "/", "1.1", &headers, "").await;
+    assert!(response.body.contains("curl -N http://bridge.example/api/sse"), "{response:?}");
+}
+
 /// CONNECT is a request to a proxy. Its target is a host without a path.
 #[tokio::test]
 async fn connect_method_is_rejected() {

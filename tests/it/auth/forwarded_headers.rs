@@ -58,14 +58,14 @@ async fn client_forges_no_address_behind_a_proxy_that_reports_it() {
         for forged in FORGED {
             assert_eq!(get(Some(forged), CLIENT, &[]).await, 429, "{proxy:?}, X-Forwarded-For: {forged}");
         }
-        // The bridge does not read other headers about the client.
+        // The bridge does not read other headers about the client's address.
         for (name, value) in [
             ("Forwarded", "for=198.51.100.7;proto=https;host=bridge.example"),
             ("X-Real-IP", "198.51.100.7"),
             ("X-Client-IP", "198.51.100.7"),
             ("True-Client-IP", "198.51.100.7"),
             ("CF-Connecting-IP", "198.51.100.7"),
-            ("X-Forwarded-Host", "bridge.example"),
+            ("X-Forwarded-Host", "localhost"),
             ("X-Forwarded-Port", "443"),
         ] {
             assert_eq!(get(None, CLIENT, &[(name, value)]).await, 429, "{proxy:?}, {name}: {value}");
@@ -87,10 +87,13 @@ async fn client_forges_its_address_where_the_proxy_or_the_trust_is_too_wide() {
     assert_eq!([get("198.51.100.1").await, get("198.51.100.1").await, get("198.51.100.2").await], [200, 429, 200]);
     // The address of the client is in --trusted-proxies, so it counts as another proxy.
     assert_eq!([get("198.51.100.3, 192.0.2.1").await, get("198.51.100.4, 192.0.2.1").await], [200, 200]);
+    // The proxy passes X-Forwarded-Host on and adds none.
+    let rebound = [("X-Forwarded-For", "198.51.100.5"), ("Host", "evil.example"), ("X-Forwarded-Host", "localhost")];
+    assert_eq!(request(bridge.address, "GET", "/api/v1/stats", &rebound).await.status, 200);
 }
 
 /// `X-Forwarded-Proto` decides whether a session cookie is set over https. A client that forges it affects its own cookie
-/// only. `X-Forwarded-Host` and `Forwarded` never replace `Host`.
+/// only. `X-Forwarded-Host` replaces `Host` only as the proxy adds it, and `Forwarded` never does.
 #[tokio::test]
 async fn client_forges_no_scheme_and_no_host() {
     let (cluster, keys) = (two_tenants().await, KeysFile::new(&three_keys()));
@@ -116,8 +119,15 @@ async fn client_forges_no_scheme_and_no_host() {
     ] {
         assert_eq!(https("127.0.0.0/8", schemes).await, is_https, "{schemes:?}");
     }
-    let bridge = cluster.bridge(&[&flags[..], &["127.0.0.0/8"]].concat()).await;
-    for (name, value) in [("X-Forwarded-Host", "bridge.example"), ("Forwarded", "host=bridge.example;proto=https")] {
+    let forwarded = ("Forwarded", "host=bridge.example;proto=https");
+    for (trusted, (name, value)) in [
+        ("127.0.0.0/8", forwarded),
+        ("10.0.0.0/8", forwarded),
+        ("10.0.0.0/8", ("X-Forwarded-Host", "bridge.example")),
+        // The client sends the first value, and the proxy the last one.
+        ("127.0.0.0/8", ("X-Forwarded-Host", "bridge.example, evil.example")),
+    ] {
+        let bridge = cluster.bridge(&[&flags[..], &[trusted]].concat()).await;
         let headers = [("Authorization", all.as_str()), ("Host", "evil.example"), (name, value)];
         let response = request(bridge.address, "GET", "/api/v1/instances", &headers).await;
         assert_eq!(response.status, 403, "{name}: {value}: {response:?}");
