@@ -26,8 +26,9 @@ use super::{
 use crate::{
     feed::Feed,
     http::{
-        self, App, ConnectionInfo, DedicatedFeedFactory, Listener, caller::Caller, conn, filter_limit::FilterLimit,
-        forwarded::TrustedProxies, rate_limit::RateLimits, response_budget::ResponseBudget, stream, stream_rate,
+        self, App, ConnectionInfo, DedicatedFeedFactory, Listener, browser_guard::RefusedOrigins, caller::Caller, conn,
+        filter_limit::FilterLimit, forwarded::TrustedProxies, rate_limit::RateLimits, response_budget::ResponseBudget,
+        stream, stream_rate,
     },
     source::{dedicated::DedicatedWatchers, hub},
     tasks::{self, Stopped, Tasks},
@@ -151,6 +152,7 @@ pub(super) async fn serve(setup: ServerSetup, listener: TcpListener) -> Result<u
         registry,
         metrics,
         guard: allowed,
+        refused_origins: RefusedOrigins::default(),
         auth,
         rate_limits: limits,
         filters: FilterLimit::new(max_filters),

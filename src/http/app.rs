@@ -8,8 +8,15 @@ use futures::future::BoxFuture;
 use prometheus_client::registry::Registry;
 
 use super::{
-    auth::Authenticator, browser_guard::GuardConfig, filter_limit::FilterLimit, forwarded::TrustedProxies,
-    metrics::Metrics, paced_body, rate_limit::RateLimits, response_budget::ResponseBudget, stream::StreamContext,
+    auth::Authenticator,
+    browser_guard::{GuardConfig, RefusedOrigins},
+    filter_limit::FilterLimit,
+    forwarded::TrustedProxies,
+    metrics::Metrics,
+    paced_body,
+    rate_limit::RateLimits,
+    response_budget::ResponseBudget,
+    stream::StreamContext,
     stream_rate,
 };
 use crate::feed::Feed;
@@ -30,6 +37,8 @@ pub struct App {
     pub metrics: Metrics,
     /// Allowed hosts and origins.
     pub guard: GuardConfig,
+    /// The refusals of origins that were logged.
+    pub refused_origins: RefusedOrigins,
     /// Authenticates requests. The caller must run [`Authenticator::run_watchdog`].
     pub auth: Arc<Authenticator>,
     /// Rate budgets and stream slots of all callers.

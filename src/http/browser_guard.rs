@@ -8,15 +8,23 @@
 //! Guarantees: pure; the decision depends on the headers and the configuration only.
 
 mod origin;
+mod refused_origins;
 
 use http::{HeaderMap, HeaderValue, header, uri::Authority};
 
-pub use self::origin::{HostName, Origin};
 use self::origin::{cannot_be_rebound, is_service_name, split_authority};
+pub use self::{
+    origin::{HostName, Origin},
+    refused_origins::{RefusedOrigin, RefusedOrigins},
+};
 use super::error::{ApiError, ErrorCode};
 
-/// Characters of an origin that an error message repeats.
-const MAX_ORIGIN_CHARS: usize = 200;
+/// Characters of an origin or a host that an error message and a log line repeat.
+const MAX_SHOWN_CHARS: usize = 200;
+/// What to do about a refused origin. A page of the bridge has a foreign origin if a proxy replaces `Host`.
+const REMEDIES: &str = "if it is the address of the bridge behind a proxy, the proxy must pass the Host header on (nginx: \
+                        proxy_set_header Host $http_host; Apache: ProxyPreserveHost On); if it is another site, add it \
+                        to CORS_ORIGIN";
 /// The values of `Sec-Fetch-Site` (Fetch Metadata, section 2.3) of a request that a page of another origin caused.
 const FOREIGN_SITES: [&str; 2] = ["cross-site", "same-site"];
 
@@ -64,6 +72,17 @@ pub struct GuardError {
     pub check: GuardCheck,
     /// The response, 400 or 403.
     pub error: ApiError,
+    /// The one `Origin` that was refused, for the log.
+    pub refused: Option<Box<RefusedOrigin>>,
+}
+
+/// The host that a request names.
+struct RequestHost {
+    /// In normal form, without the port.
+    name: String,
+    port: Option<u16>,
+    /// As the client sent it, cut for messages.
+    shown: String,
 }
 
 impl GuardCheck {
@@ -90,22 +109,22 @@ pub fn check(
     headers: &HeaderMap,
     config: &GuardConfig,
 ) -> Result<OriginDecision, GuardError> {
-    let failed = |check| move |error| GuardError { check, error };
-    let (host, port) = check_host(host, headers, config).map_err(failed(GuardCheck::Host))?;
+    let failed = |check| move |error| GuardError { check, error, refused: None };
+    let host = check_host(host, headers, config).map_err(failed(GuardCheck::Host))?;
     match single_header(headers, &header::ORIGIN, ErrorCode::Forbidden).map_err(failed(GuardCheck::Origin))? {
-        Some(origin) => check_origin(origin, &host, port, config).map_err(failed(GuardCheck::Origin)),
+        Some(origin) => check_origin(origin, host, config),
         None => check_site(headers).map_err(failed(GuardCheck::Site)),
     }
 }
 
 fn check_host(
-    host: Option<&Authority>,
+    authority: Option<&Authority>,
     headers: &HeaderMap,
     config: &GuardConfig,
-) -> Result<(String, Option<u16>), ApiError> {
+) -> Result<RequestHost, ApiError> {
     // RFC 9112 section 3.2: a request without exactly one valid Host header is a 400.
     let named = single_header(headers, &header::HOST, ErrorCode::BadRequest)?;
-    let (host, port) = host.and_then(split_authority).ok_or_else(|| {
+    let (name, port) = authority.and_then(split_authority).ok_or_else(|| {
         let named = named.and_then(|value| Authority::try_from(value.as_bytes()).ok());
         let is_valid = named.as_ref().and_then(split_authority).is_some();
         // A valid Host header that differs from the request target is a rejection.
@@ -113,38 +132,41 @@ fn check_host(
         ApiError::new(code, "the request names no valid host; send one valid Host header")
     })?;
     let is_allowed =
-        cannot_be_rebound(&host) || is_service_name(&host) || config.hosts.iter().any(|name| name.matches(&host));
+        cannot_be_rebound(&name) || is_service_name(&name) || config.hosts.iter().any(|allowed| allowed.matches(&name));
     if !is_allowed {
-        let message = format!("host '{host}' is not allowed; add it to --allowed-hosts");
+        let message = format!("host '{}' is not allowed; add it to --allowed-hosts", shown(&name));
         return Err(ApiError::new(ErrorCode::Forbidden, message));
     }
-    Ok((host, port))
+    Ok(RequestHost { name, port, shown: authority.map(|authority| shown(authority.as_str())).unwrap_or_default() })
 }
 
-fn check_origin(
-    value: &HeaderValue,
-    host: &str,
-    port: Option<u16>,
-    config: &GuardConfig,
-) -> Result<OriginDecision, ApiError> {
+/// Returns the text of a header as messages and the log repeat it.
+fn shown(text: &str) -> String {
+    text.chars().take(MAX_SHOWN_CHARS).collect()
+}
+
+fn check_origin(value: &HeaderValue, host: RequestHost, config: &GuardConfig) -> Result<OriginDecision, GuardError> {
+    let RequestHost { name, port, shown: host } = host;
     let refused = |advice: &str| {
-        let origin: String = value.to_str().unwrap_or("?").chars().take(MAX_ORIGIN_CHARS).collect();
-        let message = format!("origin '{origin}' is not allowed to read from this bridge; {advice}");
-        ApiError::new(ErrorCode::Forbidden, message)
+        let refused = RefusedOrigin { origin: shown(value.to_str().unwrap_or("?")), host: host.clone() };
+        let RefusedOrigin { origin, host } = &refused;
+        let message = format!("origin '{origin}' is not allowed to read from this bridge at host '{host}'; {advice}");
+        let error = ApiError::new(ErrorCode::Forbidden, message);
+        GuardError { check: GuardCheck::Origin, error, refused: Some(Box::new(refused)) }
     };
     let text = value.to_str().unwrap_or_default();
     if text == "null" || text.starts_with("file:") {
         return Err(refused("it stands for a file, a sandboxed frame or a redirect: load the page from a web server"));
     }
     let origin: Origin = text.parse().map_err(|_| refused("it is malformed: send scheme://host[:port]"))?;
-    if origin.is_at(host, port) {
+    if origin.is_at(&name, port) {
         Ok(OriginDecision::SameOrigin)
     } else if config.origins.contains(&origin) {
         Ok(OriginDecision::Allowed(value.clone()))
     } else if config.any_origin {
         Ok(OriginDecision::AnyOrigin)
     } else {
-        Err(refused("add it to CORS_ORIGIN"))
+        Err(refused(REMEDIES))
     }
 }
 

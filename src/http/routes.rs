@@ -7,7 +7,9 @@ use std::{convert::Infallible, sync::Arc};
 
 use http::{HeaderMap, HeaderValue, Method, Version, header};
 use hyper::body::Incoming;
+use tokio::time::Instant;
 use tower::{Service, ServiceExt};
+use tracing::info;
 use warp::{Filter, filters::BoxedFilter, host::Authority, path::FullPath, reject::Reject, reply::Response};
 
 use super::{
@@ -208,9 +210,9 @@ fn with_guard(
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
     let check = move |host: Option<Authority>, headers: HeaderMap| {
         let decision = browser_guard::check(host.as_ref(), &headers, &app.guard);
-        std::future::ready(decision.map_err(|GuardError { check, error }| {
-            app.metrics.count_guard_rejection(check.label());
-            warp::reject::custom(GuardRejection(error))
+        std::future::ready(decision.map_err(|rejection| {
+            record_guard_rejection(&app, &rejection);
+            warp::reject::custom(GuardRejection(rejection.error))
         }))
     };
     host()
@@ -222,6 +224,16 @@ fn with_guard(
         .recover(recover)
         .unify()
         .map(add_isolation_headers)
+}
+
+/// Counts a rejection of the guard. It logs a refused origin, because a page cannot show its user the message.
+fn record_guard_rejection(app: &App, GuardError { check, refused, .. }: &GuardError) {
+    app.metrics.count_guard_rejection(check.label());
+    if let Some(refused) = refused
+        && app.refused_origins.must_log(refused, Instant::now())
+    {
+        info!(origin = refused.origin, host = refused.host, "origin refused");
+    }
 }
 
 /// Extracts the host that a request names. It is `None` where `Host` is malformed or the request target names another

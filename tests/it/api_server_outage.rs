@@ -12,7 +12,7 @@ use boilerhouse_bridge::{
     feed::{self, Feed},
     http::{
         self, App, ConnectionInfo,
-        browser_guard::GuardConfig,
+        browser_guard::{GuardConfig, RefusedOrigins},
         conn,
         filter_limit::{self, FilterLimit},
         forwarded::TrustedProxies,
@@ -230,6 +230,7 @@ async fn serve_feed(tasks: &mut JoinSet<()>, feed: &Feed, sync_timeout: Duration
         registry: Registry::default(),
         metrics: http::Metrics::default(),
         guard: GuardConfig::default(),
+        refused_origins: RefusedOrigins::default(),
         auth: anonymous_auth(),
         rate_limits: RateLimits::new(&rate_limit::Config::default()),
         filters: FilterLimit::new(filter_limit::DEFAULT_MAX),

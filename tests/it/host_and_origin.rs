@@ -2,7 +2,7 @@
 //! method. The tests send exact requests; `browser_cross_origin` tests a browser.
 //!
 //! The tables are written by hand. `{own}` stands for the bridge's address with its port, `{port}` for the port,
-//! `{path}` for the endpoint.
+//! `{path}` for the endpoint, `{host}` for the host that the request names.
 
 use std::net::SocketAddr;
 
@@ -47,10 +47,13 @@ const METHODS: &[&str] = &["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DE
 const UPGRADE: &str = "Connection: Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 
-const FOREIGN_ORIGIN: &str = "is not allowed to read from this bridge; add it to CORS_ORIGIN";
-const OPAQUE_ORIGIN: &str = "is not allowed to read from this bridge; it stands for a file, a sandboxed frame or a redirect: \
-                             load the page from a web server";
-const MALFORMED_ORIGIN: &str = "is not allowed to read from this bridge; it is malformed: send scheme://host[:port]";
+const FOREIGN_ORIGIN: &str = "is not allowed to read from this bridge at host '{host}'; if it is the address of the bridge \
+                              behind a proxy, the proxy must pass the Host header on (nginx: proxy_set_header Host \
+                              $http_host; Apache: ProxyPreserveHost On); if it is another site, add it to CORS_ORIGIN";
+const OPAQUE_ORIGIN: &str = "is not allowed to read from this bridge at host '{host}'; it stands for a file, a sandboxed \
+                             frame or a redirect: load the page from a web server";
+const MALFORMED_ORIGIN: &str = "is not allowed to read from this bridge at host '{host}'; it is malformed: send \
+                                scheme://host[:port]";
 const FOREIGN_SITE: &str = "a page of another site sent this request without an Origin (Sec-Fetch-Site); add the site to \
                             CORS_ORIGIN and use CORS, or open the address in a window of its own";
 const UNKNOWN_HOST: &str = "is not allowed; add it to --allowed-hosts";
@@ -281,13 +284,14 @@ async fn foreign_hosts_and_origins_are_rejected_on_every_endpoint() {
     }
     let mut responses = stream::iter(requests)
         .map(|(method, target, version, headers, more, message, malformed_host)| async move {
+            let host = headers.iter().find_map(|line| line.strip_prefix("Host: ")).unwrap_or_default();
+            let message = fill(&fill(message, own, "").replace("{host}", host), own, "");
             (method, message, malformed_host, send(own, method, &target, version, headers, more).await)
         })
         .buffer_unordered(MAX_CONCURRENT);
     let mut count = 0;
     while let Some((method, message, malformed_host, Exchange { description, response })) = responses.next().await {
         count += 1;
-        let message = fill(message, own, "");
         let (status, code) = if malformed_host { (400, "BAD_REQUEST") } else { (403, "FORBIDDEN") };
         assert_eq!(response.status, status, "{description}: {response:?}");
         let body = json!({"code": code, "message": message, "error": message});
@@ -398,6 +402,45 @@ async fn pages_of_other_sites_do_not_use_the_budgets_of_the_user() {
         }
         assert_eq!(get("/api/v1/stats", &[]).await.status, 429);
     }
+}
+
+/// A page cannot show its user why it is refused, so the log does: once a minute for each pair of Origin and Host.
+#[tokio::test]
+async fn refused_origin_is_logged_once_for_each_pair() {
+    let (_cluster, bridge) = bridge().await;
+    let own = bridge.address;
+    let long = format!("Origin: http://{}.example", "a".repeat(400));
+    for headers in [
+        ["Host: {own}", "Origin: http://evil.example"],
+        ["Host: {own}", "Origin: http://evil.example"],
+        ["Host: localhost:{port}", "Origin: http://evil.example"],
+        ["Host: {own}", "Origin: null"],
+        ["Host: {own}", "Origin: http://evil.example"],
+        ["Host: {own}", "Origin: http://b\u{85}.example"],
+        ["Host: {own}", &long],
+        // These are no refusals of an Origin.
+        ["Host: evil.example", "Origin: http://evil.example"],
+        ["Host: {own}", CROSS_SITE],
+        ["Host: {own}", "Origin: http://{own}"],
+        ["Host: {own}", "Origin: http://last.example"],
+    ] {
+        for path in ["/api/v1/pools", "/ws"] {
+            send(own, "GET", path, "1.1", &headers, "").await;
+        }
+    }
+    bridge.wait_for_log("http://last.example").await;
+    let log = bridge.log();
+    let lines = log.iter().filter_map(|line| line.split_once("INFO").filter(|_| line.contains("origin refused")));
+    let found: Vec<_> = lines.map(|(_, text)| text.split_once("origin refused ").unwrap().1).collect();
+    let expected = [
+        "origin=\"http://evil.example\" host=\"{own}\"".to_owned(),
+        "origin=\"http://evil.example\" host=\"localhost:{port}\"".to_owned(),
+        "origin=\"null\" host=\"{own}\"".to_owned(),
+        "origin=\"?\" host=\"{own}\"".to_owned(),
+        format!("origin=\"http://{}\" host=\"{{own}}\"", "a".repeat(193)),
+        "origin=\"http://last.example\" host=\"{own}\"".to_owned(),
+    ];
+    assert_eq!(found, expected.map(|line| fill(&line, own, "")));
 }
 
 /// From a trusted proxy the host that the client named counts, for the Host rule and for the own Origin. The last value is

@@ -272,13 +272,16 @@ async fn each_cell_gets_the_status_and_body_of_the_table() {
                         "null" => {
                             "it stands for a file, a sandboxed frame or a redirect: load the page from a web server"
                         }
-                        _ => "add it to CORS_ORIGIN",
+                        _ => {
+                            "if it is the address of the bridge behind a proxy, the proxy must pass the Host header on \
+                             (nginx: proxy_set_header Host $http_host; Apache: ProxyPreserveHost On); if it is another \
+                             site, add it to CORS_ORIGIN"
+                        }
                     };
-                    error(
-                        403,
-                        "FORBIDDEN",
-                        &format!("origin '{origin}' is not allowed to read from this bridge; {rule}"),
-                    )
+                    let host = &request.host;
+                    let message =
+                        format!("origin '{origin}' is not allowed to read from this bridge at host '{host}'; {rule}");
+                    error(403, "FORBIDDEN", &message)
                 }
                 _ => expected(result, method, path, fixture),
             };

@@ -14,7 +14,7 @@ use boilerhouse_bridge::feed::{self, Feed};
 use boilerhouse_bridge::http::{
     self as site, App, ConnectionInfo,
     auth::{self, Authenticator, CredentialSources},
-    browser_guard::GuardConfig,
+    browser_guard::{GuardConfig, RefusedOrigins},
     conn,
     filter_limit::{self, FilterLimit},
     forwarded::TrustedProxies,
@@ -111,6 +111,7 @@ impl InProcessBridge {
             registry,
             metrics: site::Metrics::default(),
             guard: GuardConfig::default(),
+            refused_origins: RefusedOrigins::default(),
             auth: auth_with(CredentialSources { file: config.keys, ..CredentialSources::default() }),
             rate_limits,
             filters: FilterLimit::new(filter_limit::DEFAULT_MAX),

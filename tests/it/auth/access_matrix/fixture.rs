@@ -63,6 +63,7 @@ pub(super) struct Request {
     address: SocketAddr,
     text: String,
     pub(super) origin: Option<String>,
+    pub(super) host: String,
 }
 
 impl Fixture {
@@ -205,7 +206,7 @@ impl Fixture {
         } else {
             lines += "Connection: close\r\n";
         }
-        Request { address, text: format!("{method} {path}{query} HTTP/1.1\r\n{lines}\r\n"), origin }
+        Request { address, text: format!("{method} {path}{query} HTTP/1.1\r\n{lines}\r\n"), origin, host: host_header }
     }
 
     fn bearer(&self, credential: &str) -> Option<String> {
