@@ -6,12 +6,11 @@
 use std::{net::Ipv4Addr, sync::Arc};
 
 use http::{HeaderMap, HeaderValue, Method, Version, header};
-use warp::host::Authority;
 
 use super::{
     app::App,
     auth::{AccessRequirement, CredentialContext, Denied},
-    browser_guard::{self, OriginDecision},
+    browser_guard::{GuardError, OriginDecision},
     caller::Caller,
     conn::Peer,
     error::{ApiError, ErrorCode},
@@ -28,13 +27,14 @@ const CHALLENGE_INVALID: HeaderValue =
 /// Message of the 429 for a caller whose budget of denied credentials is used up.
 const TOO_MANY_DENIED: &str = "too many denied credentials";
 
-/// A request of which only `Host`, `Origin` and the path have been checked.
+/// A request of which only `Host` and the path have been checked.
 pub(super) struct RawRequest {
     pub(super) app: Arc<App>,
     pub(super) method: Method,
     pub(super) headers: HeaderMap,
     pub(super) query: String,
-    pub(super) host: Option<Authority>,
+    /// The result of the checks of `Origin` and `Sec-Fetch-Site`.
+    pub(super) origin: Result<OriginDecision, GuardError>,
     pub(super) peer: Option<Peer>,
     /// Only a request of a unit test has none.
     pub(super) version: Option<Version>,
@@ -54,22 +54,21 @@ pub(super) enum Rejection {
 /// Returns the status of that budget, or `None` for endpoints that it does not limit: probes and streams.
 ///
 /// # Errors
-/// Returns a [`Rejection`] if the credential, its rights or a budget do not allow the request.
+/// Returns a [`Rejection`] if the origin, the credential, its rights or a budget do not allow the request.
 pub(super) async fn admit(
     request: RawRequest,
     path_param: Option<String>,
     requirement: AccessRequirement,
 ) -> Result<(ApiRequest, Option<BudgetStatus>), Rejection> {
-    let RawRequest { app, method, headers, query, host, peer, version } = request;
+    let RawRequest { app, method, headers, query, origin, peer, version } = request;
+    let decision = origin.map_err(|GuardError { error, .. }| Rejection::Error(error))?;
     // Only a request of a unit test has no peer.
     let peer = peer.unwrap_or(Peer { address: (Ipv4Addr::UNSPECIFIED, 0).into(), tls: false });
     let client = app.trusted_proxies.client_info(peer.address.ip(), peer.tls, &headers);
-    // The route has rejected what the guard rejects.
-    let decision = browser_guard::check(host.as_ref(), &headers, &app.guard).ok();
     // With `CORS_ORIGIN=*` a page of another site may send a credential that it holds itself, but no cookie
     // (docs/protocol.md#access).
-    let cookies = decision.as_ref().is_some_and(|decision| *decision != OriginDecision::AnyOrigin);
-    let is_navigation = decision == Some(OriginDecision::Navigation);
+    let cookies = decision != OriginDecision::AnyOrigin;
+    let is_navigation = decision == OriginDecision::Navigation;
     let address = if is_navigation { Caller::navigation(client.address) } else { Caller::address(client.address) };
     let context = CredentialContext { headers: &headers, query: &query, client, cookies };
     let limits = &app.rate_limits;

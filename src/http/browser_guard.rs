@@ -3,7 +3,8 @@
 //!
 //! The threat: a developer runs `kubectl port-forward` to the bridge and opens a web page of another site. Requests of that
 //! page carry the page's `Origin`, or no `Origin` and the mark `Sec-Fetch-Site`. If the page's name resolves to the bridge
-//! (DNS rebinding), they carry that name as `Host`. The guard rejects all of them before the path is evaluated.
+//! (DNS rebinding), they carry that name as `Host`. The guard rejects all of them: `Host` before the path is evaluated, the
+//! others before a credential is read or a request has an effect.
 //!
 //! Guarantees: pure; the decision depends on the headers and the configuration only.
 
@@ -76,8 +77,9 @@ pub struct GuardError {
     pub refused: Option<Box<RefusedOrigin>>,
 }
 
-/// The host that a request names.
-struct RequestHost {
+/// The host that a request names, which is allowed.
+#[derive(Clone, Debug)]
+pub struct RequestHost {
     /// In normal form, without the port.
     name: String,
     port: Option<u16>,
@@ -97,27 +99,38 @@ impl GuardCheck {
     }
 }
 
-/// Checks the host that a request names, its `Origin`, and without one its `Sec-Fetch-Site`.
+/// Checks the host that a request names.
 ///
 /// `host` is the one of `Host` and of an absolute request target. It is `None` if the two differ or one is malformed.
 ///
 /// # Errors
 /// [`GuardError`] with a 400 for a request without exactly one valid `Host`, else with a 403 that names the setting that would
 /// allow the request.
-pub fn check(
+pub fn check_host(
     host: Option<&Authority>,
+    headers: &HeaderMap,
+    config: &GuardConfig,
+) -> Result<RequestHost, GuardError> {
+    allowed_host(host, headers, config).map_err(|error| GuardError { check: GuardCheck::Host, error, refused: None })
+}
+
+/// Checks the `Origin` of a request to this host, and without one its `Sec-Fetch-Site`.
+///
+/// # Errors
+/// [`GuardError`] with a 403 that says how the request would be allowed.
+pub fn check_origin(
+    host: &RequestHost,
     headers: &HeaderMap,
     config: &GuardConfig,
 ) -> Result<OriginDecision, GuardError> {
     let failed = |check| move |error| GuardError { check, error, refused: None };
-    let host = check_host(host, headers, config).map_err(failed(GuardCheck::Host))?;
     match single_header(headers, &header::ORIGIN, ErrorCode::Forbidden).map_err(failed(GuardCheck::Origin))? {
-        Some(origin) => check_origin(origin, host, config),
+        Some(origin) => check_one_origin(origin, host, config),
         None => check_site(headers).map_err(failed(GuardCheck::Site)),
     }
 }
 
-fn check_host(
+fn allowed_host(
     authority: Option<&Authority>,
     headers: &HeaderMap,
     config: &GuardConfig,
@@ -145,7 +158,11 @@ fn shown(text: &str) -> String {
     text.chars().take(MAX_SHOWN_CHARS).collect()
 }
 
-fn check_origin(value: &HeaderValue, host: RequestHost, config: &GuardConfig) -> Result<OriginDecision, GuardError> {
+fn check_one_origin(
+    value: &HeaderValue,
+    host: &RequestHost,
+    config: &GuardConfig,
+) -> Result<OriginDecision, GuardError> {
     let RequestHost { name, port, shown: host } = host;
     let refused = |advice: &str| {
         let refused = RefusedOrigin { origin: shown(value.to_str().unwrap_or("?")), host: host.clone() };
@@ -159,7 +176,7 @@ fn check_origin(value: &HeaderValue, host: RequestHost, config: &GuardConfig) ->
         return Err(refused("it stands for a file, a sandboxed frame or a redirect: load the page from a web server"));
     }
     let origin: Origin = text.parse().map_err(|_| refused("it is malformed: send scheme://host[:port]"))?;
-    if origin.is_at(&name, port) {
+    if origin.is_at(name, *port) {
         Ok(OriginDecision::SameOrigin)
     } else if config.origins.contains(&origin) {
         Ok(OriginDecision::Allowed(value.clone()))
@@ -205,6 +222,14 @@ fn single_header<'h>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn check(
+        host: Option<&Authority>,
+        headers: &HeaderMap,
+        config: &GuardConfig,
+    ) -> Result<OriginDecision, GuardError> {
+        check_origin(&check_host(host, headers, config)?, headers, config)
+    }
 
     fn decision_for(host: &str, origin: Option<&str>) -> Option<OriginDecision> {
         let config = GuardConfig {

@@ -12,9 +12,10 @@ const EXPOSE_HEADERS: &str = "Event-Cursor, ETag, Retry-After, RateLimit, RateLi
 /// Time for which a browser may cache a preflight response, in seconds: 10 minutes.
 const PREFLIGHT_SECONDS: &str = "600";
 
-/// Adds the CORS headers for an allowed origin (Fetch standard, "CORS protocol").
+/// Adds the CORS headers for an allowed origin (Fetch standard, "CORS protocol"). `decision` is `None` for an origin or a site
+/// that is not allowed: its pages cannot read the response, a 403, 404 or 405.
 pub(super) fn add_cors_headers(
-    decision: OriginDecision,
+    decision: Option<OriginDecision>,
     request_headers: &HeaderMap,
     mut response: Response,
 ) -> Response {
@@ -22,9 +23,9 @@ pub(super) fn add_cors_headers(
     let headers = response.headers_mut();
     headers.append(header::VARY, HeaderValue::from_static("Origin"));
     let cross_origin = match decision {
-        OriginDecision::SameOrigin | OriginDecision::Navigation => None,
-        OriginDecision::Allowed(origin) => Some((origin, true)),
-        OriginDecision::AnyOrigin => Some((HeaderValue::from_static("*"), false)),
+        None | Some(OriginDecision::SameOrigin | OriginDecision::Navigation) => None,
+        Some(OriginDecision::Allowed(origin)) => Some((origin, true)),
+        Some(OriginDecision::AnyOrigin) => Some((HeaderValue::from_static("*"), false)),
     };
     if let Some((origin, credentials)) = cross_origin {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 /// Upper bounds of the request duration, in seconds. A WebSocket upgrade may wait 10 s for the first lists.
 const REQUEST_SECONDS: [f64; 7] = [0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0];
-/// Label of paths without a route, of requests that the browser guard rejects, and of unknown methods.
+/// Label of paths without a route, of requests whose `Host` the browser guard rejects, and of unknown methods.
 const OTHER: &str = "other";
 /// Names of the checks of the browser guard.
 const GUARD_CHECKS: [&str; 3] = ["host", "origin", "site"];
@@ -128,7 +128,7 @@ impl Metrics {
         RequestTimer { metrics: self.clone(), start: Instant::now() }
     }
 
-    /// Counts a request that the browser guard rejects. `check` is `host` or `origin`.
+    /// Counts a request that the browser guard rejects. `check` is `host`, `origin` or `site`.
     pub(super) fn count_guard_rejection(&self, check: &'static str) {
         self.guard_rejections.get_or_create(&GuardLabels { check }).inc();
     }

@@ -103,21 +103,23 @@ impl ApiRequest {
     }
 }
 
-/// Returns the response to OPTIONS and to a method that the route does not allow, or `None` for an allowed method.
-/// `allowed` is the value of the `Allow` header.
-pub(super) fn method_response(method: &Method, allowed: &'static str) -> Option<Response> {
-    if *method == Method::OPTIONS {
-        let mut response = Response::default();
-        *response.status_mut() = StatusCode::NO_CONTENT;
-        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
-        return Some(response);
-    }
+/// Returns the error for a method that the route does not allow, or `None` for an allowed one. `allowed` is the value of the
+/// `Allow` header.
+pub(super) fn method_error(method: &Method, allowed: &'static str) -> Option<ApiError> {
     if allowed.split(", ").any(|name| name == method.as_str()) {
         return None;
     }
     let message = format!("method {method} is not allowed; allowed methods: {allowed}");
     let error = ApiError::new(ErrorCode::MethodNotAllowed, message);
-    Some(error.with(header::ALLOW, HeaderValue::from_static(allowed)).into_response())
+    Some(error.with(header::ALLOW, HeaderValue::from_static(allowed)))
+}
+
+/// Returns the response to OPTIONS. `allowed` is the value of the `Allow` header.
+pub(super) fn options_response(allowed: &'static str) -> Response {
+    let mut response = Response::default();
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+    response
 }
 
 impl QueryParams {

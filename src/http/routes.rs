@@ -1,7 +1,7 @@
 //! The route table: every path, what it requires, and the endpoint that answers.
 //!
 //! Guarantees the order of checks, which decides the response where two things are wrong (`docs/protocol.md#errors`):
-//! `Host`, `Origin`, path, method, credential, rights, limits, then the checks of the endpoint.
+//! `Host`, path, method, `Origin` and `Sec-Fetch-Site`, credential, rights, limits, then the checks of the endpoint.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -16,7 +16,7 @@ use super::{
     admit::{RawRequest, Rejection, admit},
     app::App,
     auth::AccessRequirement,
-    browser_guard::{self, GuardError},
+    browser_guard::{self, GuardError, RequestHost},
     conn::Peer,
     cors::{add_cors_headers, add_isolation_headers},
     endpoints::{
@@ -165,7 +165,7 @@ fn first_of(routes: Vec<BoxedFilter<(Response,)>>) -> BoxedFilter<(Response,)> {
     routes.into_iter().rev().fold(no_route, |rest, route| route.or(rest).unify().boxed())
 }
 
-/// Counts and times all requests, and checks `Host` and `Origin` before any route.
+/// Counts and times all requests, and checks `Host` before any route.
 fn with_checks(
     app: Arc<App>,
     all: BoxedFilter<(Response,)>,
@@ -203,24 +203,30 @@ impl Route {
     }
 }
 
-/// Runs the browser guard before all routes, and adds CORS and isolation headers to all responses.
+/// Checks `Host` before all routes, and adds CORS and isolation headers to all responses.
 fn with_guard(
     app: Arc<App>,
     all: BoxedFilter<(Response,)>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
-    let check = move |host: Option<Authority>, headers: HeaderMap| {
-        let decision = browser_guard::check(host.as_ref(), &headers, &app.guard);
-        std::future::ready(decision.map_err(|rejection| {
+    let for_cors = app.clone();
+    let check_host = move |host: Option<Authority>, headers: HeaderMap| {
+        let checked = browser_guard::check_host(host.as_ref(), &headers, &app.guard);
+        std::future::ready(checked.map_err(|rejection| {
             record_guard_rejection(&app, &rejection);
             warp::reject::custom(GuardRejection(rejection.error))
         }))
     };
+    let add_cors = move |host: RequestHost, headers: HeaderMap, response| {
+        // Where this is an error, the route has answered 403, or there is no route or no such method.
+        let decision = browser_guard::check_origin(&host, &headers, &for_cors.guard).ok();
+        add_cors_headers(decision, &headers, response)
+    };
     host()
         .and(warp::header::headers_cloned())
-        .and_then(check)
+        .and_then(check_host)
         .and(warp::header::headers_cloned())
         .and(all)
-        .map(|decision, request_headers: HeaderMap, response| add_cors_headers(decision, &request_headers, response))
+        .map(add_cors)
         .recover(recover)
         .unify()
         .map(add_isolation_headers)
@@ -242,7 +248,19 @@ fn host() -> impl Filter<Extract = (Option<Authority>,), Error = Infallible> + C
     warp::host::optional().or(warp::any().map(|| None)).unify()
 }
 
-/// Checks method, credential, rights and limits of a request, then calls the endpoint.
+/// Checks the method, then `Origin` and `Sec-Fetch-Site`. Returns the response to a request that ends here.
+fn response_before_admission(request: &RawRequest, methods: &'static str) -> Option<Response> {
+    if let Some(error) = request::method_error(&request.method, methods) {
+        return Some(error.into_response());
+    }
+    if let Err(rejection) = &request.origin {
+        record_guard_rejection(&request.app, rejection);
+        return Some(rejection.error.clone().into_response());
+    }
+    (request.method == Method::OPTIONS).then(|| request::options_response(methods))
+}
+
+/// Checks method, origin, credential, rights and limits of a request, then calls the endpoint.
 async fn handle<F: Future<Output = Result<Response, ApiError>>>(
     request: RawRequest,
     path_param: Option<String>,
@@ -250,7 +268,7 @@ async fn handle<F: Future<Output = Result<Response, ApiError>>>(
     requirement: AccessRequirement,
     endpoint: impl FnOnce(ApiRequest) -> F,
 ) -> Response {
-    if let Some(response) = request::method_response(&request.method, methods) {
+    if let Some(response) = response_before_admission(&request, methods) {
         return response;
     }
     // Deleting a session needs no credential: it only removes the cookie.
@@ -277,7 +295,7 @@ async fn handle<F: Future<Output = Result<Response, ApiError>>>(
 /// As [`handle`], for a full stream. Conditions that pass without a change by the client are reported in the form of the
 /// transport.
 async fn handle_stream(endpoint: &'static StreamEndpoint, request: RawRequest) -> Response {
-    if let Some(response) = request::method_response(&request.method, GET) {
+    if let Some(response) = response_before_admission(&request, GET) {
         return with_pattern(response, endpoint.endpoint().path);
     }
     let app = request.app.clone();
@@ -299,14 +317,10 @@ fn raw_request(app: Arc<App>) -> impl Filter<Extract = (RawRequest,), Error = In
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
     let extensions = warp::ext::optional().and(warp::ext::optional());
     let parts = warp::method().and(warp::header::headers_cloned()).and(query).and(host()).and(extensions);
-    parts.map(move |method, headers, query, host, peer, version| RawRequest {
-        app: app.clone(),
-        method,
-        headers,
-        query,
-        host,
-        peer,
-        version,
+    parts.map(move |method, headers: HeaderMap, query, host: Option<Authority>, peer, version| {
+        let host = browser_guard::check_host(host.as_ref(), &headers, &app.guard);
+        let origin = host.and_then(|host| browser_guard::check_origin(&host, &headers, &app.guard));
+        RawRequest { app: app.clone(), method, headers, query, origin, peer, version }
     })
 }
 

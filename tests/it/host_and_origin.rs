@@ -1,5 +1,5 @@
 //! The checks of `Host` and `Origin` (docs/protocol.md#access): they are the same on every endpoint and for every
-//! method. The tests send exact requests; `browser_cross_origin` tests a browser.
+//! method that it has. The tests send exact requests; `browser_cross_origin` tests a browser.
 //!
 //! The tables are written by hand. `{own}` stands for the bridge's address with its port, `{port}` for the port,
 //! `{path}` for the endpoint, `{host}` for the host that the request names.
@@ -41,8 +41,12 @@ const ENDPOINTS: &[(&str, u16)] = &[
     ("/readyz", 200),
     ("/readyz?verbose", 200),
     ("/metrics", 200),
-    ("/api/v1/nothing", 404),
+    ("/api/v1/session", 405),
+    ("/api/v1/tickets", 405),
+    (NO_PATH, 404),
 ];
+/// A path that does not exist.
+const NO_PATH: &str = "/api/v1/nothing";
 const METHODS: &[&str] = &["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE", "BREW"];
 const UPGRADE: &str = "Connection: Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
@@ -226,6 +230,16 @@ const PERMITTED: &[(&str, &str, &[&str], Option<&str>)] = &[
     ("{path}", "1.1", &["Host: {own}", "Origin: http://{own}", SAME_SITE, "Sec-Fetch-Mode: websocket"], None),
 ];
 
+/// Returns the methods of an endpoint, as its `Allow` header lists them; `None` for a path that does not exist.
+fn allowed_methods(path: &str) -> Option<&'static str> {
+    match path {
+        NO_PATH => None,
+        "/api/v1/session" => Some("POST, DELETE, OPTIONS"),
+        "/api/v1/tickets" => Some("POST, OPTIONS"),
+        _ => Some("GET, HEAD, OPTIONS"),
+    }
+}
+
 /// A request, as text for assertion messages, and its response.
 struct Exchange {
     description: String,
@@ -263,36 +277,68 @@ async fn bridge() -> (SimCluster, crate::support::bridge_process::BridgeProcess)
     (cluster, bridge)
 }
 
+/// A rejected request: method, endpoint, target, a row of [`REJECTED`], and further header lines.
+type Rejected = (
+    &'static str,
+    &'static str,
+    String,
+    &'static (&'static str, &'static str, &'static [&'static str], &'static str),
+    &'static str,
+);
+
+/// Returns status, code, message and `Allow` header of a rejection. `message` is that of the guard. A wrong host is answered
+/// before the path, a wrong origin where the path and the method exist.
+fn rejection(
+    method: &str,
+    path: &str,
+    malformed_host: bool,
+    message: String,
+) -> (u16, &'static str, String, Option<&'static str>) {
+    if malformed_host {
+        return (400, "BAD_REQUEST", message, None);
+    }
+    match allowed_methods(path) {
+        _ if is_about_host(&message) => (403, "FORBIDDEN", message, None),
+        None => (404, "NOT_FOUND", format!("no such path: '{path}'; see / for the list of endpoints"), None),
+        Some(methods) if !methods.split(", ").any(|name| name == method) => {
+            let message = format!("method {method} is not allowed; allowed methods: {methods}");
+            (405, "METHOD_NOT_ALLOWED", message, Some(methods))
+        }
+        Some(_) => (403, "FORBIDDEN", message, None),
+    }
+}
+
+fn is_about_host(message: &str) -> bool {
+    message.starts_with("host '") || message == NO_VALID_HOST || message.contains("one host header")
+}
+
 #[tokio::test]
 async fn foreign_hosts_and_origins_are_rejected_on_every_endpoint() {
     let (_cluster, bridge) = bridge().await;
     let own = bridge.address;
-    let mut requests = Vec::new();
-    for (target, version, headers, message) in REJECTED {
-        // RFC 9112 section 3.2: a 400 without exactly one valid Host header.
-        let malformed_host =
-            *target == "{path}" && (*message == "{no_valid_host}" || message.contains("one host header"));
+    let mut requests: Vec<Rejected> = Vec::new();
+    for row in REJECTED {
         for (path, _) in ENDPOINTS {
-            let target = fill(target, own, path);
-            requests.extend(
-                METHODS
-                    .iter()
-                    .map(|method| (*method, target.clone(), *version, *headers, "", *message, malformed_host)),
-            );
+            let target = fill(row.0, own, path);
+            requests.extend(METHODS.iter().map(|method| (*method, *path, target.clone(), row, "")));
         }
-        requests.push(("GET", fill(target, own, "/ws"), version, headers, UPGRADE, message, malformed_host));
+        requests.push(("GET", "/ws", fill(row.0, own, "/ws"), row, UPGRADE));
     }
     let mut responses = stream::iter(requests)
-        .map(|(method, target, version, headers, more, message, malformed_host)| async move {
+        .map(|(method, path, target, (pattern, version, headers, message), more)| async move {
+            // RFC 9112 section 3.2: a 400 without exactly one valid Host header.
+            let malformed_host =
+                *pattern == "{path}" && (*message == "{no_valid_host}" || message.contains("one host header"));
             let host = headers.iter().find_map(|line| line.strip_prefix("Host: ")).unwrap_or_default();
             let message = fill(&fill(message, own, "").replace("{host}", host), own, "");
-            (method, message, malformed_host, send(own, method, &target, version, headers, more).await)
+            let expected = rejection(method, path, malformed_host, message);
+            (method, expected, send(own, method, &target, version, headers, more).await)
         })
         .buffer_unordered(MAX_CONCURRENT);
     let mut count = 0;
-    while let Some((method, message, malformed_host, Exchange { description, response })) = responses.next().await {
+    while let Some((method, expected, Exchange { description, response })) = responses.next().await {
         count += 1;
-        let (status, code) = if malformed_host { (400, "BAD_REQUEST") } else { (403, "FORBIDDEN") };
+        let (status, code, message, allow) = expected;
         assert_eq!(response.status, status, "{description}: {response:?}");
         let body = json!({"code": code, "message": message, "error": message});
         if method == "HEAD" {
@@ -300,13 +346,15 @@ async fn foreign_hosts_and_origins_are_rejected_on_every_endpoint() {
         } else {
             assert_eq!(response.json(), body, "{description}");
         }
+        assert_eq!(response.header("allow"), allow, "{description}");
+        assert_eq!(response.header("vary"), (!is_about_host(&message)).then_some("Origin"), "{description}");
         for (name, value) in &response.headers {
             let expected = match name.as_str() {
                 "content-type" => "application/json",
                 "cross-origin-resource-policy" => "same-origin",
                 "x-content-type-options" => "nosniff",
                 "connection" => "close",
-                "content-length" | "date" => continue,
+                "allow" | "vary" | "content-length" | "date" => continue,
                 other => panic!("{description}: unexpected header {other}: {value}"),
             };
             assert_eq!(value, expected, "{description}: value of {name}");
