@@ -38,13 +38,14 @@ pub(super) struct ApiRequest {
 pub(super) struct QueryParams(BTreeMap<String, String>);
 
 impl ApiRequest {
-    /// Parses the query.
+    /// Parses the query. Names that begin with `_` are ignored, because clients add one with a changing value to pass caches.
     ///
     /// # Errors
     /// 400 that names an unknown or repeated parameter and lists the accepted ones.
     pub(super) fn parameters(&self, accepted: &[&str]) -> Result<QueryParams, ApiError> {
         let mut parameters = BTreeMap::new();
-        for (name, value) in form_urlencoded::parse(self.query.as_bytes()) {
+        let parsed = form_urlencoded::parse(self.query.as_bytes());
+        for (name, value) in parsed.filter(|(name, _)| !name.starts_with('_')) {
             if !accepted.contains(&&*name) {
                 let accepted = match accepted {
                     [] => "this endpoint has no parameters".to_owned(),

@@ -226,6 +226,35 @@ async fn every_response_matches_the_golden_file() {
     golden::check("gets.txt", &transcript(&bridge, rows).await);
 }
 
+/// Clients add a parameter with a changing value to pass caches. Its name begins with `_`.
+#[tokio::test]
+async fn parameters_that_begin_with_an_underscore_are_ignored() {
+    const IGNORED: &str = "_=1690000000000&_=2&_t=x&%5Fcb&_types=pods";
+    let cluster = cluster().await;
+    let bridge = cluster.bridge(&[]).await;
+    let gets = ["/", "/livez", "/readyz", "/readyz?verbose", "/api/v1/health", "/metrics", "/api/v1/connections"];
+    let states = ["instances", "instances/web-taken", "tenants", "tenants/alice", "pools", "stats"];
+    let states = states.map(|name| format!("/api/v1/{name}"));
+    let sse = ["/api/sse", "/api/events/stream", "/events/stream", "/events"];
+    let answered = gets.into_iter().chain(states.iter().map(String::as_str)).map(|path| ("GET", path, 200));
+    let streams = sse.map(|path| ("HEAD", path, 200)).into_iter();
+    let sessions = [("DELETE", "/api/v1/session", 204), ("POST", "/api/v1/tickets", 403)].into_iter();
+    for (method, path, status) in answered.chain(streams).chain(sessions) {
+        let separator = if path.contains('?') { '&' } else { '?' };
+        let response = http_client::request(bridge.address, method, &format!("{path}{separator}{IGNORED}"), &[]).await;
+        assert_eq!(response.status, status, "{path}: {response:?}");
+        let unknown = format!("{path}{separator}{IGNORED}&x_=1");
+        assert_eq!(http_client::request(bridge.address, method, &unknown, &[]).await.status, 400, "{unknown}");
+    }
+    for path in ["/ws", "/api/websocket", "/events/ws"] {
+        let upgrade = http_client::upgrade(bridge.address, &format!("{path}?{IGNORED}"));
+        assert_eq!(http_client::request_raw(bridge.address, &upgrade).await.status, 101, "{path}");
+        let upgrade = http_client::upgrade(bridge.address, &format!("{path}?{IGNORED}&x_=1"));
+        let upgrade = upgrade.replace("Connection: Upgrade", "Connection: Upgrade, close");
+        assert_eq!(http_client::request_raw(bridge.address, &upgrade).await.status, 400, "{path}");
+    }
+}
+
 /// Written by hand, so that an error in a rewritten golden file is noticed: the instances, their order, and the joined
 /// claim.
 #[tokio::test]

@@ -118,15 +118,15 @@ impl StreamEndpoint {
     }
 
     /// Returns where the stream starts (docs/protocol.md#full-stream, "Resume"). A cursor takes precedence over `snapshot`,
-    /// and `Last-Event-ID` over `lastEventId`.
+    /// and `Last-Event-ID` over `lastEventId`. An empty one counts as absent.
     ///
     /// # Errors
     /// 400 for a `lastEventId` that is no cursor, or another value of `snapshot`.
     fn start_at(&self, headers: &HeaderMap, parameters: &QueryParams) -> Result<StartAt, ApiError> {
-        let from_query = match parameters.get("lastEventId").map(|text| (text, Cursor::decode(text))) {
+        let from_query = match parameters.get("lastEventId").filter(|text| !text.is_empty()).map(Cursor::decode) {
             None => None,
-            Some((_, Some(cursor))) => Some(StartAt::Cursor(cursor)),
-            Some((_, None)) => {
+            Some(Some(cursor)) => Some(StartAt::Cursor(cursor)),
+            Some(None) => {
                 let reason = "not a cursor; send the `id` of an event, or the value of the header Event-Cursor";
                 return Err(ApiError::parameter("lastEventId", reason));
             }

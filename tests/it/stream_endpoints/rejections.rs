@@ -19,12 +19,14 @@ const MALFORMED: &[(&str, &str, &[&str])] = &[
     ("snapshot=half", "snapshot", &["accepted: state, none"]),
     ("snapshot=", "snapshot", &["accepted: state, none"]),
     ("lastEventId=42", "lastEventId", &["not a cursor", "the `id` of an event", "Event-Cursor"]),
-    ("lastEventId=", "lastEventId", &["not a cursor"]),
+    ("lastEventId=%20", "lastEventId", &["not a cursor"]),
     ("lastEventId=%ff", "lastEventId", &["not a cursor"]),
     ("params=%7B", "params", &["JSON"]),
     ("params=%7B%22instances%22%3A%7B%22colour%22%3A%22red%22%7D%7D", "params", &["colour", "phase", "labels"]),
     ("color=red", "color", &["unknown", "accepted: types, params, connectionId, snapshot, lastEventId"]),
     ("snapshot=none&snapshot=none", "snapshot", &["repeated"]),
+    ("_=1&c_=1", "c_", &["unknown"]),
+    ("_snapshot=none&snapshot=half", "snapshot", &["accepted: state, none"]),
 ];
 
 /// Sends a request of this transport and returns the response.

@@ -58,6 +58,22 @@ async fn cursor_overrides_snapshot_on_every_endpoint() {
     }
 }
 
+/// A client that has no cursor yet may send the parameter without a value.
+#[tokio::test]
+async fn empty_last_event_id_parameter_counts_as_absent() {
+    let (_cluster, bridge, _) = cluster_with_cursors().await;
+    for (path, transport, ..) in ENDPOINTS {
+        for (query, expected) in [
+            ("?lastEventId=&snapshot=state", "state.initial"),
+            ("?lastEventId&snapshot=none", "heartbeat"),
+            ("?snapshot=none&lastEventId=", "heartbeat"),
+        ] {
+            let mut client = Client::open(&bridge, transport, &format!("{path}{query}")).await;
+            assert_eq!(client.event().await.json()["type"], expected, "{path}{query}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn last_event_id_header_overrides_the_query() {
     let (cluster, bridge, [a, b, c]) = cluster_with_cursors().await;
