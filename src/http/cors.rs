@@ -42,7 +42,8 @@ pub(super) fn add_cors_headers(
     response
 }
 
-/// Adds headers that stop pages of other sites from loading a response as a script, an image or a style.
+/// Adds headers that stop pages of other sites from loading a response as a script, an image or a style, and every page from
+/// showing it in a frame.
 ///
 /// Such requests carry no `Origin` that the guard could check. Whether they load would reveal which instances and tenants
 /// exist (Fetch standard, "Cross-Origin-Resource-Policy header"). The headers do not change what CORS allows.
@@ -50,5 +51,6 @@ pub(super) fn add_isolation_headers(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
     response
 }

@@ -94,8 +94,8 @@ const FORBIDDEN: Outcomes<'_> = [
     ("module", "error, error"),
     ("image", "error, error"),
     ("style", "error, error"),
-    ("frame", "\"code\":\"FORBIDDEN\""),
-    ("form", "\"code\":\"FORBIDDEN\""),
+    ("frame", "unreadable"),
+    ("form", "unreadable"),
     ("timing", "sizes or statuses"),
 ];
 
@@ -142,8 +142,8 @@ const OWN_ORIGIN: Outcomes<'_> = [
     ("module", "error, error"),
     ("image", "error, error"),
     ("style", "error, error"),
-    ("frame", "\"name\":\"present\""),
-    ("form", "\"code\":\"METHOD_NOT_ALLOWED\""),
+    ("frame", "unreadable"),
+    ("form", "unreadable"),
     ("timing", "sizes or statuses"),
 ];
 

@@ -353,6 +353,7 @@ async fn foreign_hosts_and_origins_are_rejected_on_every_endpoint() {
                 "content-type" => "application/json",
                 "cross-origin-resource-policy" => "same-origin",
                 "x-content-type-options" => "nosniff",
+                "x-frame-options" => "DENY",
                 "connection" => "close",
                 "allow" | "vary" | "content-length" | "date" => continue,
                 other => panic!("{description}: unexpected header {other}: {value}"),
@@ -391,6 +392,7 @@ fn check_permitted(Exchange { description, response }: &Exchange, status: u16, o
         values.collect::<Vec<_>>()
     };
     assert_eq!(values("vary"), ["Origin"], "{description}");
+    assert_eq!(values("x-frame-options"), ["DENY"], "{description}");
     assert_eq!(values("access-control-allow-origin"), Vec::from_iter(origin), "{description}");
     let others = [
         ("access-control-allow-credentials", "true"),

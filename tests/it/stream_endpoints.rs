@@ -143,6 +143,7 @@ fn check_head(events: &SseClient) {
         ("vary", "Origin"),
         ("x-accel-buffering", "no"),
         ("x-content-type-options", "nosniff"),
+        ("x-frame-options", "DENY"),
     ];
     assert_eq!((events.head.status, headers), (200, BTreeMap::from(expected)));
 }
