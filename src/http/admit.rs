@@ -186,6 +186,9 @@ mod tests {
             );
             let found = budget.check(&caller()).is_err();
             assert_eq!(found, uses_budget, "whether {denied:?} uses the budget of denied credentials");
+            let message = denied.to_string();
+            assert_eq!(message.starts_with("missing Authorization header: "), challenge == MISSING, "{message}");
+            assert_eq!(message.starts_with("invalid API key: "), challenge == INVALID, "{message}");
             if uses_budget {
                 let Rejection::Error(error) = reject(&denied, &budget, &caller()) else { panic!("{denied:?}") };
                 assert_eq!(error.into_response().status(), 429, "second {denied:?} with a used-up budget");

@@ -11,32 +11,36 @@ use thiserror::Error as ThisError;
 use super::{requirement::AccessRequirement, review_cache::ReviewUnavailable};
 use crate::http::rate_limit::BudgetStatus;
 
-/// Why a request is denied. `Display` returns the message for the client.
+/// Why a request is denied. `Display` returns the message for the client. A message of a 401 begins with the words that
+/// Boilerhouse uses, because its clients may look for them.
 #[derive(Clone, Debug, PartialEq, Eq, ThisError)]
 pub(crate) enum Denied {
     /// The request presents no credential.
-    #[error("the request has no credential; send {}", accepted_credentials(*.0))]
+    #[error("missing Authorization header: the request has no credential; send {}", accepted_credentials(*.0))]
     Missing(AccessRequirement),
     /// The `Authorization` header is repeated, has another scheme, or has no credential or several.
-    #[error("the Authorization header is malformed; send it once, as 'Bearer' and one credential")]
+    #[error("invalid API key: the Authorization header is malformed; send it once, as 'Bearer' and one credential")]
     Malformed,
     /// No key, token or signature matches, or the session cookie is sent twice.
-    #[error("the credential is unknown")]
+    #[error("invalid API key: the credential is unknown")]
     Unknown,
     /// The key, token, cookie or ticket has expired.
-    #[error("the credential has expired")]
+    #[error("invalid API key: the credential has expired")]
     Expired,
     /// The session cookie was issued for another Host.
-    #[error("the session cookie belongs to another Host; sign in at this one")]
+    #[error("invalid API key: the session cookie belongs to another Host; sign in at this one")]
     HostMismatch,
     /// The query contains a text that is not a stream ticket.
     #[error(
-        "the query may contain only a stream ticket; create one with POST /api/v1/tickets, or send the key or token as \
-         'Authorization: Bearer'"
+        "invalid API key: the query may contain only a stream ticket; create one with POST /api/v1/tickets, or send the key \
+         or token as 'Authorization: Bearer'"
     )]
     BearerInQuery,
     /// The `Authorization` header contains a session cookie or a stream ticket.
-    #[error("a session cookie or a stream ticket is not accepted as Bearer; send a ticket as ?token= on a stream")]
+    #[error(
+        "invalid API key: a session cookie or a stream ticket is not accepted as Bearer; send a ticket as ?token= on a \
+         stream"
+    )]
     SignedTokenAsBearer,
     /// The key with this name has no permission to read.
     #[error("the key '{0}' has no permission to read; add 'read' to its access in the keys file")]

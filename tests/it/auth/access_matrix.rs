@@ -87,13 +87,13 @@ fn denial(name: &str) -> (u16, &'static str, &'static str) {
                    and boilerhouseclaims";
     let no_watch = "user 'system:serviceaccount:boilerhouse:no-watch' may not watch pods; grant list and watch on pods \
                     and boilerhouseclaims";
-    let missing = "the request has no credential; send an API key or a Kubernetes token as 'Authorization: Bearer', a \
+    let missing = "missing Authorization header: the request has no credential; send an API key or a Kubernetes token as 'Authorization: Bearer', a \
                    session cookie, or, on a stream, a stream ticket as ?token=";
-    let no_ws = "the request has no credential; send an API key or a Kubernetes token as 'Authorization: Bearer', or a \
+    let no_ws = "missing Authorization header: the request has no credential; send an API key or a Kubernetes token as 'Authorization: Bearer', or a \
                  session cookie (/ws does not accept stream tickets)";
-    let no_issue = "the request has no credential; send an API key or a Kubernetes token as 'Authorization: Bearer' \
+    let no_issue = "missing Authorization header: the request has no credential; send an API key or a Kubernetes token as 'Authorization: Bearer' \
                     (session cookies and stream tickets are not accepted here)";
-    let in_query = "the query may contain only a stream ticket; create one with POST /api/v1/tickets, or send the key \
+    let in_query = "invalid API key: the query may contain only a stream ticket; create one with POST /api/v1/tickets, or send the key \
                     or token as 'Authorization: Bearer'";
     let no_read = "the key 'blind' has no permission to read; add 'read' to its access in the keys file";
     let tenant = "the key 'alice' is limited to one tenant; use a credential for all tenants here";
@@ -101,9 +101,11 @@ fn denial(name: &str) -> (u16, &'static str, &'static str) {
         "missing" => (401, "UNAUTHORIZED", missing),
         "no-ws" => (401, "UNAUTHORIZED", no_ws),
         "no-issue" => (401, "UNAUTHORIZED", no_issue),
-        "unknown" => (401, "UNAUTHORIZED", "the credential is unknown"),
-        "expired" => (401, "UNAUTHORIZED", "the credential has expired"),
-        "at-host" => (401, "UNAUTHORIZED", "the session cookie belongs to another Host; sign in at this one"),
+        "unknown" => (401, "UNAUTHORIZED", "invalid API key: the credential is unknown"),
+        "expired" => (401, "UNAUTHORIZED", "invalid API key: the credential has expired"),
+        "at-host" => {
+            (401, "UNAUTHORIZED", "invalid API key: the session cookie belongs to another Host; sign in at this one")
+        }
         "in-query" => (401, "UNAUTHORIZED", in_query),
         "no-read" => (403, "FORBIDDEN", no_read),
         "no-list" => (403, "FORBIDDEN", no_list),

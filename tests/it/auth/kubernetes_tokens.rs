@@ -90,7 +90,10 @@ async fn check_token_admission(fixture: TokenFixture<'_>) {
     // The API server accepts an expired token for another 30 s. The bridge reads the expiry from the token.
     let expired = accounts.create_token_expiring_in(namespace, "reader", AUDIENCE, -20).await;
     let response = fixture.get(&format!("Bearer {expired}")).await;
-    assert_eq!((response.status, &response.json()["message"]), (401, &json!("the credential has expired")));
+    assert_eq!(
+        (response.status, &response.json()["message"]),
+        (401, &json!("invalid API key: the credential has expired"))
+    );
 
     for (missing, right) in
         REQUIRED_ACCESS.iter().zip(["list pods", "watch pods", "list boilerhouseclaims", "watch boilerhouseclaims"])

@@ -137,7 +137,7 @@ fn check_log(secrets: &Secrets, bridge: &BridgeProcess) {
     let log = bridge.log();
     assert!(log.len() < bridge_process::LOG_LINES, "the log must have fewer than {} lines", bridge_process::LOG_LINES);
     let log = log.join("\n");
-    for word in ["TRACE", "DEBUG", "denied=the credential is unknown"] {
+    for word in ["TRACE", "DEBUG", "denied=invalid API key: the credential is unknown"] {
         assert!(log.contains(word), "expected '{word}' in the log, found: {log}");
     }
     secrets.check("the log", &log);
