@@ -106,6 +106,7 @@ impl Demo {
             dedicated_watchers: dedicated::Config::default().max_connections,
             probes: None,
             rate: stream_rate::Config::default(),
+            heartbeat: stream::Config::default().ping_interval,
             tasks,
             drain: DRAIN,
         };

@@ -8,6 +8,8 @@ use tracing::Level;
 pub(super) const PORTS: RangeInclusive<u64> = 0..=u16::MAX as u64;
 /// Rate limits per minute. 0 would reject every request; the upper bound is that of the type.
 pub(super) const RATES: RangeInclusive<u64> = 1..=u32::MAX as u64;
+/// Values of `--heartbeat` in seconds. Proxies end a connection that is silent for 60 s by default.
+pub(super) const HEARTBEATS: RangeInclusive<u64> = 5..=60;
 /// Values of `--response-memory` in MiB: up to 64 GiB.
 pub(super) const RESPONSE_MEMORY: RangeInclusive<u64> = 1..=65_536;
 /// Maximum of `--max-connections`. Linux lets a process open 1,048,576 files (`fs.nr_open`), and each stream is one file.

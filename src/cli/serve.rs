@@ -9,7 +9,7 @@ use super::{
     access::AccessArgs,
     exit::{CANNOT_CONNECT, CliError},
     logging::{self, LogFormat},
-    parsers::{MAX_CONNECTIONS, PORTS, RATES, host_port, integer_in, listen_host, log_level, namespace},
+    parsers::{HEARTBEATS, MAX_CONNECTIONS, PORTS, RATES, host_port, integer_in, listen_host, log_level, namespace},
     server,
 };
 use crate::{
@@ -60,6 +60,12 @@ pub(super) struct Serve {
     /// is no limit
     #[arg(long, env = "BRIDGE_STREAM_RATE", value_name = "N", value_parser = integer_in::<NonZeroU32>(RATES))]
     stream_rate: Option<NonZeroU32>,
+
+    /// Seconds between two heartbeats of a stream, between two comment lines where it has no heartbeat, and between two
+    /// WebSocket pings, on /ws too
+    #[arg(long, env = "BRIDGE_HEARTBEAT", default_value_t = 15, value_name = "SECONDS")]
+    #[arg(value_parser = integer_in::<u64>(HEARTBEATS))]
+    heartbeat: u64,
 
     /// Seconds over which open streams are closed on shutdown
     #[arg(long, env = "BRIDGE_DRAIN", default_value_t = 10, value_name = "SECONDS")]
@@ -169,6 +175,7 @@ impl Serve {
             dedicated_watchers: self.dedicated_watchers,
             probes,
             rate,
+            heartbeat: Duration::from_secs(self.heartbeat),
             tasks,
             drain,
         };

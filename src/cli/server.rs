@@ -49,6 +49,8 @@ pub(super) struct ServerSetup {
     /// The listener for probes.
     pub(super) probes: Option<TcpListener>,
     pub(super) rate: stream_rate::Config,
+    /// Interval of heartbeats, comment lines and pings.
+    pub(super) heartbeat: Duration,
     pub(super) tasks: Tasks,
     pub(super) drain: Duration,
 }
@@ -117,7 +119,8 @@ pub(super) async fn bind(host: &str, port: u16, flag: &str) -> Result<(TcpListen
 pub(super) async fn serve(setup: ServerSetup, listener: TcpListener) -> Result<u8, CliError> {
     let ServerSetup { feed, dedicated_feeds, access, mut registry, readiness_details, .. } = setup;
     let ResolvedAccess { allowed, limits, max_filters, responses, proxies, tls, auth, auth_metrics, .. } = access;
-    let ServerSetup { connection, max_connections, dedicated_watchers, probes, rate, tasks, drain, .. } = setup;
+    let ServerSetup { connection, max_connections, dedicated_watchers, probes, rate, heartbeat, tasks, drain, .. } =
+        setup;
     let limits_of_files = connection_limits(max_connections, dedicated_watchers);
     let stream_metrics = stream::Metrics::default();
     let conn_metrics = conn::Metrics::default();
@@ -132,7 +135,8 @@ pub(super) async fn serve(setup: ServerSetup, listener: TcpListener) -> Result<u
         drain_spread: drain * 4 / 5,
         max_streams: limits_of_files.streams,
         ..stream::Config::default()
-    };
+    }
+    .with_ping_interval(heartbeat);
     let streams = stream::StreamContext::new(stream_config, stream_metrics, tasks.stop().clone());
     let (auth, limits) = (Arc::new(auth), RateLimits::new(&limits));
     limits.register(bridge_metrics(&mut registry));

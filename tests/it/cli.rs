@@ -272,8 +272,8 @@ async fn flag_overrides_environment_and_environment_overrides_file() {
 
 #[tokio::test]
 async fn config_file_is_validated_as_strictly_as_flags() {
-    let keys = "allow-anonymous, allowed-hosts, connect-rate, context, cors-origin, dedicated-watchers, drain, keys-file, \
-                kubeconfig, listen-host, log-format, log-level, max-connections, max-connections-per-principal, \
+    let keys = "allow-anonymous, allowed-hosts, connect-rate, context, cors-origin, dedicated-watchers, drain, heartbeat, \
+                keys-file, kubeconfig, listen-host, log-format, log-level, max-connections, max-connections-per-principal, \
                 max-filters-per-principal, namespace, port, probe-listen, request-rate, response-memory, session-key-file, \
                 stream-rate, tls-cert, tls-key, token-audience, trusted-proxies, ws-auth";
     let port = "expected a whole number from 0 to 65535";

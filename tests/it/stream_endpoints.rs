@@ -3,6 +3,7 @@
 
 mod drain;
 mod golden;
+mod heartbeat_interval;
 mod rejections;
 mod resume;
 

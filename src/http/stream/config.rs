@@ -8,13 +8,16 @@ use super::jitter::random_fraction;
 /// credential could take every stream.
 const RESERVED_SHARE: usize = 4;
 
+/// Pings without an answer, at least, before a WebSocket peer is disconnected.
+const PINGS_BEFORE_IDLE: u32 = 3;
+
 /// Limits of a stream (docs/limits.md).
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Interval of pings (WebSocket), and of heartbeats or comment lines. Default: 15 s
-    /// (docs/protocol.md#boilerhouse-stream).
+    /// Interval of pings (WebSocket), and of heartbeats or comment lines (`--heartbeat`). Default: 15 s
+    /// (docs/protocol.md#boilerhouse-stream). [`Config::with_ping_interval`] sets it together with `peer_idle_timeout`.
     pub ping_interval: Duration,
-    /// A WebSocket peer that sends no byte for this time, not even a pong, is disconnected. Default: 45 s
+    /// A WebSocket peer that sends no byte for this time, not even a pong, is disconnected. Default: 45 s, three pings
     /// (docs/protocol.md#boilerhouse-stream).
     pub peer_idle_timeout: Duration,
     /// Time without progress after which a write ends the stream. It is also the maximum time to write the last frame.
@@ -73,6 +76,14 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Sets the interval of pings, heartbeats and comment lines. A WebSocket peer may then be silent for three intervals, and
+    /// for the default time if that is longer.
+    #[must_use]
+    pub fn with_ping_interval(self, ping_interval: Duration) -> Self {
+        let peer_idle_timeout = Self::default().peer_idle_timeout.max(PINGS_BEFORE_IDLE * ping_interval);
+        Self { ping_interval, peer_idle_timeout, ..self }
+    }
+
     /// Returns the number of open streams from which on only callers with a credential can open another one.
     pub fn max_anonymous_streams(&self) -> usize {
         self.max_streams - self.max_streams.div_ceil(RESERVED_SHARE)
@@ -81,5 +92,22 @@ impl Config {
     /// Returns the delay before a client reconnects. Each call returns another random delay.
     pub fn retry_delay(&self) -> Duration {
         self.retry_min + random_fraction(self.retry_max.saturating_sub(self.retry_min))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_timeout_is_at_least_three_pings_and_45_s() {
+        for (ping, idle) in [(5, 45), (15, 45), (16, 48), (60, 180)] {
+            let config = Config::default().with_ping_interval(Duration::from_secs(ping));
+            assert_eq!(
+                (config.ping_interval, config.peer_idle_timeout),
+                (Duration::from_secs(ping), Duration::from_secs(idle)),
+                "ping interval of {ping} s"
+            );
+        }
     }
 }

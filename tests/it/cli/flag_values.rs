@@ -15,6 +15,7 @@ const NUMBERS: &[(&str, &str, &str)] = &[
     ("--max-connections-per-principal <N>", "BRIDGE_MAX_CONNECTIONS_PER_PRINCIPAL", "1 to 1000000"),
     ("--dedicated-watchers <N>", "BRIDGE_DEDICATED_WATCHERS", "0 to 1000000"),
     ("--drain <SECONDS>", "BRIDGE_DRAIN", "0 to 3600"),
+    ("--heartbeat <SECONDS>", "BRIDGE_HEARTBEAT", "5 to 60"),
 ];
 
 /// Other flags and their variables.

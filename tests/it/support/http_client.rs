@@ -97,6 +97,17 @@ impl WsClient {
         serde_json::from_str(&self.text().await).unwrap()
     }
 
+    /// Waits for the next ping, and answers it. Text messages are ignored.
+    pub(crate) async fn ping(&mut self) {
+        loop {
+            match timeout(TEST_TIMEOUT, self.socket.next()).await.expect("no ping arrives in time") {
+                Some(Ok(Message::Ping(_))) => return,
+                Some(Ok(Message::Text(_) | Message::Pong(_))) => {}
+                other => panic!("expected a ping: {other:?}"),
+            }
+        }
+    }
+
     /// Answers pings while it is polled.
     ///
     /// # Panics
