@@ -16,7 +16,7 @@ use super::{
     rate_limit::{BudgetStatus, LimitExceeded},
     stream::{self, control::closing_event},
 };
-use crate::feed::Framing;
+use crate::{event::Cursor, feed::Framing};
 
 /// `Connection: close` of a rejected stream request, so that its connection is free for other clients.
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
@@ -124,10 +124,11 @@ impl Unavailable {
     }
 
     /// Returns the response to a request for an SSE stream: an event stream that ends after one `stream.closing` event.
-    pub(super) fn to_sse_response(self, framing: Framing, retry: Duration) -> Response {
+    pub(super) fn to_sse_response(self, framing: Framing, cursor: Option<&Cursor>, retry: Duration) -> Response {
         let mut response: Response = stream_start::response(stream::sse_head(false), None);
         response.headers_mut().insert(header::CONNECTION, CLOSE);
-        *response.body_mut() = closing_event(framing, self.reason(), retry).into();
+        *response.body_mut() =
+            closing_event(framing, self.reason(), cursor.map(Cursor::encode).as_deref(), retry).into();
         response
     }
 }

@@ -84,7 +84,7 @@ async fn restart(cluster: &Cluster, count: usize) -> Vec<Duration> {
         last_id = id;
     }
     // A list can be older than the change, which the watch then delivers.
-    assert!(syncing > count / 2, "only {syncing} of {count} clients were told that the resume is being prepared");
+    assert!(syncing > count / 2, "only {syncing} of {count} clients got a heartbeat with `syncing`");
     times
 }
 
@@ -101,7 +101,8 @@ async fn read_until_label(client: &mut FullStreamClient, label: Option<&str>) ->
         let is_initial = event["type"] == "state.initial";
         assert!(!is_initial || label.is_none(), "a resume gets no initial state: {event}");
         was_syncing |= event["upstream"] == "syncing";
-        let is_change = event["name"] == "probe" && event["instance"]["labels"]["boilerhouse.dev/restart"].as_str() == label;
+        let is_change =
+            event["name"] == "probe" && event["instance"]["labels"]["boilerhouse.dev/restart"].as_str() == label;
         if if label.is_some() { is_change } else { is_initial && event["more"] != true } {
             return (last_id, was_syncing);
         }

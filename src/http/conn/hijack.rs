@@ -9,7 +9,7 @@ use bytes::Bytes;
 use hyper::{
     Request, Response, StatusCode, Version,
     body::Incoming,
-    header::{CONNECTION, DATE, HeaderMap, HeaderValue, UPGRADE},
+    header::{CONNECTION, DATE, HeaderMap, HeaderValue, TRANSFER_ENCODING, UPGRADE},
 };
 use tower::{Service, ServiceExt as _};
 
@@ -74,7 +74,9 @@ fn encode_head(status: StatusCode, headers: &HeaderMap) -> Bytes {
     if let Some(date) = now.ok().and_then(|now| HeaderValue::try_from(now).ok()) {
         headers.insert(DATE, date);
     }
-    if status != StatusCode::SWITCHING_PROTOCOLS {
+    // A crash of the bridge cuts a body in chunks, which is an error for its client. Clients such as Node's `fetch` take it
+    // for the end of the body if the head announces the close of the connection.
+    if status != StatusCode::SWITCHING_PROTOCOLS && !headers.contains_key(TRANSFER_ENCODING) {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     let mut out = Vec::with_capacity(256);

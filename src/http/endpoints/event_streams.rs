@@ -141,16 +141,15 @@ impl StreamEndpoint {
 
     /// Checks conditions that reject all clients now.
     ///
-    /// A WebSocket request waits for the first lists (at most `sync_timeout`, 10 s), because WebSocket libraries do not
-    /// reconnect by themselves. An SSE request does not wait.
+    /// A request waits for the first lists (at most `sync_timeout`, 10 s): WebSocket libraries do not reconnect by themselves,
+    /// and some SSE clients do not reconnect after an orderly end.
     async fn check_available(&self, request: &ApiRequest) -> Option<Unavailable> {
         let app = &request.app;
-        if app.streams.stop.is_cancelled() {
-            return Some(Unavailable::Draining);
-        }
-        if self.is_websocket() {
+        tokio::select! {
+            biased;
+            () = app.streams.stop.cancelled() => return Some(Unavailable::Draining),
             // A timeout needs no handling here: `is_synced` is then false.
-            let _ = timeout(app.config.sync_timeout, app.feed.wait_synced()).await;
+            _ = timeout(app.config.sync_timeout, app.feed.wait_synced()) => {}
         }
         (!app.feed.is_synced()).then_some(Unavailable::NotReady)
     }
@@ -158,15 +157,21 @@ impl StreamEndpoint {
     /// Counts a request that is rejected for now, and returns its response.
     ///
     /// # Errors
-    /// A WebSocket request gets a status. An SSE request gets a stream of one `stream.closing` event instead.
-    pub(crate) fn unavailable_response(&self, app: &App, unavailable: Unavailable) -> Result<Response, ApiError> {
+    /// A WebSocket request gets a status. An SSE request gets a stream of one `stream.closing` event instead. Its id is the
+    /// `cursor` of the request, because some clients forget their id when the first event has none.
+    pub(crate) fn unavailable_response(
+        &self,
+        app: &App,
+        cursor: Option<&Cursor>,
+        unavailable: Unavailable,
+    ) -> Result<Response, ApiError> {
         let stream::Endpoint { path, transport } = self.endpoint;
         app.metrics.count_stream_rejection(path, transport.label(), unavailable.label());
         if self.is_websocket() {
             return Err(unavailable.to_error());
         }
         // hyper frames this body, because it is complete.
-        Ok(unavailable.to_sse_response(self.framing(Version::HTTP_10), app.streams.config.retry_delay()))
+        Ok(unavailable.to_sse_response(self.framing(Version::HTTP_10), cursor, app.streams.config.retry_delay()))
     }
 
     fn start<O: Outbound + 'static>(&self, out: O, framing: Framing, permit: StreamPermit) -> StreamStart {
@@ -189,13 +194,15 @@ impl StreamEndpoint {
 /// 429 or 503 for [`Unavailable`].
 pub(crate) async fn serve_stream(endpoint: &'static StreamEndpoint, request: ApiRequest) -> Result<Response, ApiError> {
     let (app, head) = (&request.app, endpoint.head(&request)?);
+    let cursor = header_cursor(&request.headers);
+    let reject = |unavailable| endpoint.unavailable_response(app, cursor.as_ref(), unavailable);
     let permit = match request.acquire_stream(endpoint.endpoint()) {
         Ok(permit) => permit,
-        Err(unavailable) => return endpoint.unavailable_response(app, unavailable),
+        Err(unavailable) => return reject(unavailable),
     };
     let slot = match app.rate_limits.open_stream(&request.principal.caller) {
         Ok(slot) => slot,
-        Err(exceeded) => return endpoint.unavailable_response(app, exceeded.into()),
+        Err(exceeded) => return reject(exceeded.into()),
     };
     let parameters = request.parameters(ACCEPTED)?;
     let types = match parameters.get("types") {
@@ -206,11 +213,11 @@ pub(crate) async fn serve_stream(endpoint: &'static StreamEndpoint, request: Api
     };
     let projection = Projection { types, filter: parameters.filter()?, ..request.base_projection(EventFormat::Full) };
     let Ok(filter_slot) = app.filters.open(&request.principal.caller, &projection) else {
-        return endpoint.unavailable_response(app, Unavailable::TooManyFilters);
+        return reject(Unavailable::TooManyFilters);
     };
     let start_at = endpoint.start_at(&request.headers, &parameters)?;
     if let Some(unavailable) = endpoint.check_available(&request).await {
-        return endpoint.unavailable_response(app, unavailable);
+        return reject(unavailable);
     }
     request.resolve_connection(&parameters)?;
     if request.method == Method::HEAD {
@@ -222,7 +229,7 @@ pub(crate) async fn serve_stream(endpoint: &'static StreamEndpoint, request: Api
     let format = if rate.limit.is_some() { FrameFormat::JsonLines } else { framing.format };
     let cache = app.feed.projection_cache(projection, Framing { format, ..framing });
     let Ok(subscription) = app.feed.subscribe(cache, start_at) else {
-        return endpoint.unavailable_response(app, Unavailable::NotReady);
+        return reject(Unavailable::NotReady);
     };
     let watch = app.auth.watch(&request.principal);
     let slots = StreamSlots { stream: slot, filter: filter_slot };
@@ -236,13 +243,17 @@ pub(crate) async fn serve_stream(endpoint: &'static StreamEndpoint, request: Api
     Ok(stream_start::response(head, Some(start)))
 }
 
+/// Returns the cursor in `Last-Event-ID`, if it is one.
+pub(crate) fn header_cursor(headers: &HeaderMap) -> Option<Cursor> {
+    headers.get("last-event-id")?.to_str().ok().and_then(Cursor::decode)
+}
+
 /// Returns the start that `Last-Event-ID` requests.
 ///
 /// A value that is no cursor starts with `state.initial`. It must not be a 400, which would end an `EventSource` for good.
 fn header_start(headers: &HeaderMap) -> Option<StartAt> {
-    let id = headers.get("last-event-id").filter(|id| !id.is_empty())?;
-    let cursor = id.to_str().ok().and_then(Cursor::decode);
-    Some(cursor.map_or(
+    headers.get("last-event-id").filter(|id| !id.is_empty())?;
+    Some(header_cursor(headers).map_or(
         StartAt::Snapshot { reason: SnapshotReason::Foreign, not_before: PerResource::default() },
         StartAt::Cursor,
     ))

@@ -21,11 +21,16 @@ pub(in crate::http) fn retry_field(framing: Framing, retry: Duration) -> Vec<u8>
 
 /// Returns `stream.closing`, the last event of a stream that the bridge ends. On SSE a `retry:` field precedes it.
 ///
-/// `reason` must need no escape in JSON.
-pub(in crate::http) fn closing_event(framing: Framing, reason: &'static str, retry: Duration) -> Bytes {
+/// `reason` must need no escape in JSON. The event has the id `id`, if there is one.
+pub(in crate::http) fn closing_event(
+    framing: Framing,
+    reason: &'static str,
+    id: Option<&str>,
+    retry: Duration,
+) -> Bytes {
     let (name, ms) = ("stream.closing", retry.as_millis());
     let mut out = retry_field(framing, retry);
     let json = format!(r#"{{"type":"{name}","reason":"{reason}","retryAfterMs":{ms}}}"#);
-    framing.append_frame(&mut out, name, None, &json);
+    framing.append_frame(&mut out, name, id, &json);
     out.into()
 }

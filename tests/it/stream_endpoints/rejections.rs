@@ -1,9 +1,10 @@
 //! Rejected requests. A permanent rejection has a status and lists the accepted values. A temporary one makes the
 //! client reconnect.
 
+use boilerhouse_bridge::event::{Cursor, NamespaceId, PerResource};
 use serde_json::json;
 
-use super::{Client, ENDPOINTS, Transport};
+use super::{Client, ENDPOINTS, Endpoint, Transport};
 use crate::support::{
     bridge_process::BridgeProcess,
     http_client::{self, HttpResponse, WsClient},
@@ -94,19 +95,22 @@ async fn wrong_transport_error_names_the_right_path() {
     }
 }
 
-/// Asserts that an event stream ends at once, with a reason and a retry delay.
+/// Asserts that an event stream ends at once, with a reason and a retry delay. It repeats the cursor of the request.
 async fn check_closing(bridge: &BridgeProcess, path: &str, named: bool, reason: &str) {
-    let mut events = SseClient::open(bridge.address, path, &[]).await;
+    let cursor =
+        Cursor::new(NamespaceId::from_uid("a"), 1, PerResource::new(true, true), PerResource::new(5, 6)).encode();
+    let mut events = SseClient::open(bridge.address, path, &[("Last-Event-ID", &cursor)]).await;
     let length = events.head.headers.iter().position(|(name, _)| name == "content-length");
     events.head.headers.remove(length.expect("no content-length"));
     super::check_head(&events);
+    assert_eq!(events.head.header("connection"), Some("close"));
     let blocks = events.rest().await;
     let [closing] = &blocks[..] else { panic!("{blocks:?}") };
     let ms = closing.retry.expect("the block has no retry field");
     assert!((1000..=3000).contains(&ms), "retry delay of {ms} ms");
     let event = named.then(|| "stream.closing".to_owned());
     let data = format!(r#"{{"type":"stream.closing","reason":"{reason}","retryAfterMs":{ms}}}"#);
-    assert_eq!(closing, &SseEvent { retry: Some(ms), event, data, ..SseEvent::default() }, "{path}");
+    assert_eq!(closing, &SseEvent { retry: Some(ms), id: Some(cursor), event, data }, "{path}");
 }
 
 /// Asserts a temporary rejection on every endpoint: an EventSource gets a stream that ends at once, a WebSocket client
@@ -164,8 +168,12 @@ async fn event_source_gets_a_retry_delay_before_the_first_sync() {
     // No process listens on port 1 (tcpmux).
     let kubeconfig = kubeconfig("http://127.0.0.1:1");
     let bridge = BridgeProcess::start(&kubeconfig.path().to_string_lossy(), NAMESPACE, &[]).await;
-    for (path, transport, ..) in ENDPOINTS.into_iter().filter(|endpoint| endpoint.1 != Transport::WebSocket) {
-        check_closing(&bridge, path, transport == Transport::NamedSse, "not ready").await;
+    // Each request waits 10 s for the first lists.
+    let sse = || ENDPOINTS.into_iter().filter(|endpoint| endpoint.1 != Transport::WebSocket);
+    let check =
+        |(path, transport, ..): Endpoint| check_closing(&bridge, path, transport == Transport::NamedSse, "not ready");
+    futures::future::join_all(sse().map(check)).await;
+    for (path, ..) in sse() {
         // A malformed parameter is reported first, because it is permanent.
         assert_eq!(http_client::get(bridge.address, &format!("{path}?snapshot=half")).await.status, 400, "{path}");
     }
