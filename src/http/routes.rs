@@ -25,7 +25,6 @@ use super::{
         index, metrics, probes, sessions, state,
     },
     error::{ApiError, ErrorCode},
-    forwarded::TrustedProxies,
     metrics::RequestTimer,
     request::{self, ApiRequest},
     stream::{self, Transport},
@@ -84,17 +83,21 @@ pub fn service(
         Listener::Main => routes(&app),
         Listener::Probes => first_of(probe_routes(&app)),
     };
-    let proxies = app.trusted_proxies.clone();
-    warp::service(with_checks(app, routes))
-        .map_request(move |request| name_host_of_probe(use_forwarded_host(&proxies, request)))
+    warp::service(with_checks(app.clone(), routes))
+        .map_request(move |request| name_host_of_probe(use_forwarded_host(&app, request)))
 }
 
 /// Replaces `Host` by the `X-Forwarded-Host` of a trusted proxy, for everything that reads `Host`. A malformed value makes
-/// `Host` malformed. A request without exactly one `Host` is left as it is, because the guard rejects it.
-fn use_forwarded_host<B>(proxies: &TrustedProxies, mut request: http::Request<B>) -> http::Request<B> {
+/// `Host` malformed.
+///
+/// A request whose own `Host` the guard rejects is left as it is. Otherwise a page whose name leads to a proxy that passes
+/// the header of clients on could name any host.
+fn use_forwarded_host<B>(app: &App, mut request: http::Request<B>) -> http::Request<B> {
     let peer = request.extensions().get::<Peer>().map(|peer| peer.address.ip());
-    let forwarded = peer.and_then(|peer| proxies.forwarded_host(peer, request.headers()));
-    if let Some(host) = forwarded.filter(|_| request.headers().get_all(header::HOST).iter().count() == 1) {
+    let headers = request.headers();
+    let Some(host) = peer.and_then(|peer| app.trusted_proxies.forwarded_host(peer, headers)) else { return request };
+    let own: Option<Authority> = headers.get(header::HOST).and_then(|host| host.to_str().ok()?.parse().ok());
+    if browser_guard::check_host(own.as_ref(), headers, &app.guard).is_ok() {
         request.headers_mut().insert(header::HOST, host);
     }
     request
@@ -298,11 +301,11 @@ async fn handle_stream(endpoint: &'static StreamEndpoint, request: RawRequest) -
     if let Some(response) = response_before_admission(&request, GET) {
         return with_pattern(response, endpoint.endpoint().path);
     }
-    let app = request.app.clone();
+    let (app, cursor) = (request.app.clone(), event_streams::header_cursor(&request.headers));
     let response = match admit(request, None, AccessRequirement::Stream).await {
         Ok((request, _)) => event_streams::serve_stream(endpoint, request).await,
         Err(Rejection::Error(error)) => Err(error),
-        Err(Rejection::Unavailable(unavailable)) => endpoint.unavailable_response(&app, unavailable),
+        Err(Rejection::Unavailable(unavailable)) => endpoint.unavailable_response(&app, cursor.as_ref(), unavailable),
     };
     with_pattern(response.unwrap_or_else(ApiError::into_response), endpoint.endpoint().path)
 }
