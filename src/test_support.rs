@@ -295,18 +295,24 @@ impl SeededRng {
     }
 }
 
-/// The variable that selects one seed. It is the only one, and every seeded test reads it here.
+/// The variable that selects one seed, or a range such as `0..20000`. It is the only one, and every seeded test reads it here.
 const SEED_VARIABLE: &str = "BRIDGE_SEED";
 
-/// Returns the seeds that a seeded test must run: only the one of the variable `BRIDGE_SEED`, or all of `seeds` without it.
+/// Returns the seeds that a seeded test must run: those of the variable `BRIDGE_SEED`, or all of `seeds` without it.
 ///
 /// # Panics
-/// When `BRIDGE_SEED` is not a decimal number.
+/// When `BRIDGE_SEED` is neither a decimal number nor a range of two.
 #[must_use]
 pub fn seeds_to_run(seeds: std::ops::Range<u64>) -> Vec<u64> {
     match std::env::var(SEED_VARIABLE) {
-        Ok(seed) => {
-            vec![seed.parse().unwrap_or_else(|_| panic!("{SEED_VARIABLE} must be a decimal number, not {seed:?}"))]
+        Ok(text) => {
+            let (first, end) = text.split_once("..").unwrap_or((&text, ""));
+            let number = |text: &str| {
+                text.parse::<u64>()
+                    .unwrap_or_else(|_| panic!("{SEED_VARIABLE} must be a decimal number or A..B, not {text:?}"))
+            };
+            let first = number(first);
+            (first..if end.is_empty() { first + 1 } else { number(end) }).collect()
         }
         Err(_) => seeds.collect(),
     }
@@ -315,7 +321,7 @@ pub fn seeds_to_run(seeds: std::ops::Range<u64>) -> Vec<u64> {
 /// Returns the seed of a test that runs one: that of the variable `BRIDGE_SEED`, or `default` without it.
 ///
 /// # Panics
-/// When `BRIDGE_SEED` is not a decimal number.
+/// When `BRIDGE_SEED` is neither a decimal number nor a range of two.
 #[must_use]
 pub fn seed_to_run(default: u64) -> u64 {
     seeds_to_run(default..default + 1)[0]
