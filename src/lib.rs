@@ -52,6 +52,7 @@
 
 pub mod api;
 pub mod cli;
+pub mod client;
 pub mod event;
 pub mod feed;
 pub mod http;

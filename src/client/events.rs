@@ -1,0 +1,384 @@
+//! The client, and its stream of events across connections.
+//!
+//! Guarantees:
+//! - [`Events::next`] is cancel safe: a delay, a deadline and an open connection survive it. Only a connection that is being
+//!   established starts again.
+//! - An event of a resourceVersion that was delivered before a cut is not delivered again, although only the last event of
+//!   the version has an id (docs/protocol.md#cursor).
+
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::Stream;
+use rustls::ClientConfig;
+use serde::Deserialize;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::{
+    backoff::{Backoff, random},
+    connection::{Connection, Options},
+    endpoint::{Credential, Endpoint, Transport},
+    error::Error,
+    event::Event,
+    filter::{ClaimFilter, InstanceFilter, params},
+    tls,
+};
+
+/// The time for one connection, from the lookup of the name to the head of the response.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Keys of delivered events without an id that are remembered: more than a difference of a large namespace has.
+const MAX_KEYS: usize = 65_536;
+/// Bytes of a file with a token.
+const MAX_TOKEN_BYTES: u64 = 64 << 10;
+
+/// The settings of a client.
+#[derive(Clone, Debug)]
+#[must_use = "call `build`"]
+pub struct Builder {
+    url: String,
+    transport: Option<Transport>,
+    credential: Option<Credential>,
+    ca_file: Option<PathBuf>,
+    instances: InstanceFilter,
+    claims: ClaimFilter,
+    types: Vec<String>,
+    snapshot: Option<bool>,
+    since: Option<String>,
+    allow_insecure: bool,
+    connect_timeout: Duration,
+    silence: Option<Duration>,
+    user_agent: String,
+}
+
+/// A client of one stream. It connects when its events are read.
+#[derive(Clone, Debug)]
+pub struct Client {
+    endpoint: Endpoint,
+    credential: Option<Credential>,
+    tls: Option<Arc<ClientConfig>>,
+    parameters: Vec<(&'static str, String)>,
+    since: Option<String>,
+    connect_timeout: Duration,
+    silence: Option<Duration>,
+    user_agent: String,
+}
+
+/// The events of a stream. It reconnects after each error that is not final.
+#[derive(Debug)]
+pub struct Events {
+    client: Client,
+    phase: Phase,
+    backoff: Backoff,
+    /// The last id.
+    cursor: Option<String>,
+    /// The keys of the events after the last id.
+    keys: HashSet<String>,
+    /// The keys that were delivered on the connection before, after its last id.
+    delivered: HashSet<String>,
+    /// The token was rejected once. It is not read again until a connection works.
+    was_unauthorized: bool,
+    connections: u64,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Connect { at: Instant },
+    Open(Box<Connection>),
+    Ended,
+}
+
+impl Builder {
+    /// Selects the transport. The default is WebSocket, unless the URL names an SSE stream.
+    pub fn transport(self, transport: Transport) -> Self {
+        Builder { transport: Some(transport), ..self }
+    }
+
+    /// Sends this token.
+    pub fn token(self, token: impl Into<String>) -> Self {
+        Builder { credential: Some(Credential::Token(token.into())), ..self }
+    }
+
+    /// Sends the token in this file, which is read before each connection.
+    pub fn token_file(self, path: impl Into<PathBuf>) -> Self {
+        Builder { credential: Some(Credential::File(path.into())), ..self }
+    }
+
+    /// Trusts the certificates in this PEM file instead of those of the system.
+    pub fn ca_file(self, path: impl Into<PathBuf>) -> Self {
+        Builder { ca_file: Some(path.into()), ..self }
+    }
+
+    /// Selects instances. The bridge filters.
+    pub fn instances(self, instances: InstanceFilter) -> Self {
+        Builder { instances, ..self }
+    }
+
+    /// Selects claims. The bridge filters.
+    pub fn claims(self, claims: ClaimFilter) -> Self {
+        Builder { claims, ..self }
+    }
+
+    /// Selects exact event types or families (`instance`, `claim`, `tenant`, `pool`). The bridge filters. Control events
+    /// always come.
+    pub fn types<T: Into<String>>(self, types: impl IntoIterator<Item = T>) -> Self {
+        Builder { types: types.into_iter().map(Into::into).collect(), ..self }
+    }
+
+    /// Selects whether the stream starts with the current state. The default is that of the endpoint.
+    pub fn snapshot(self, snapshot: bool) -> Self {
+        Builder { snapshot: Some(snapshot), ..self }
+    }
+
+    /// Resumes after this cursor.
+    pub fn since(self, cursor: impl Into<String>) -> Self {
+        Builder { since: Some(cursor.into()), ..self }
+    }
+
+    /// Sends the credential over plain HTTP to any host.
+    pub fn allow_insecure(self, allow_insecure: bool) -> Self {
+        Builder { allow_insecure, ..self }
+    }
+
+    /// Sets the time for one connection (default 10 s).
+    pub fn connect_timeout(self, connect_timeout: Duration) -> Self {
+        Builder { connect_timeout, ..self }
+    }
+
+    /// Sets the silence after which a connection counts as dead. The default follows from the heartbeats: two intervals and
+    /// 10 s.
+    pub fn silence_timeout(self, silence: Duration) -> Self {
+        Builder { silence: Some(silence), ..self }
+    }
+
+    /// Sets the header `User-Agent`.
+    pub fn user_agent(self, user_agent: impl Into<String>) -> Self {
+        Builder { user_agent: user_agent.into(), ..self }
+    }
+
+    /// Returns the client.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a URL that cannot be used, a credential that would be sent over plain HTTP, or a file of
+    /// certificates that cannot be used.
+    pub fn build(self) -> Result<Client, Error> {
+        let endpoint = Endpoint::parse(&self.url, self.transport)?;
+        if self.credential.is_some() && !self.allow_insecure {
+            endpoint.check_credential()?;
+        }
+        let tls = endpoint.is_tls.then(|| tls::config(self.ca_file.as_deref())).transpose()?;
+        let mut parameters = Vec::new();
+        if !self.types.is_empty() {
+            parameters.push(("types", self.types.join(",")));
+        }
+        parameters.extend(params(&self.instances, &self.claims).map(|params| ("params", params)));
+        parameters.extend(self.snapshot.map(|state| ("snapshot", if state { "state" } else { "none" }.to_owned())));
+        let Builder { credential, since, connect_timeout, silence, user_agent, .. } = self;
+        Ok(Client { endpoint, credential, tls, parameters, since, connect_timeout, silence, user_agent })
+    }
+}
+
+impl Client {
+    /// Returns the settings of a client for a bridge (`http://localhost:3000`) or for one stream
+    /// (`https://host/events/stream`).
+    pub fn builder(url: impl Into<String>) -> Builder {
+        Builder {
+            url: url.into(),
+            transport: None,
+            credential: None,
+            ca_file: None,
+            instances: InstanceFilter::new(),
+            claims: ClaimFilter::new(),
+            types: Vec::new(),
+            snapshot: None,
+            since: None,
+            allow_insecure: false,
+            connect_timeout: CONNECT_TIMEOUT,
+            silence: None,
+            user_agent: concat!("boilerhouse-bridge/", env!("CARGO_PKG_VERSION")).to_owned(),
+        }
+    }
+
+    /// Returns the URL of the stream, without its query.
+    #[must_use]
+    pub fn url(&self) -> String {
+        self.endpoint.url()
+    }
+
+    /// Returns the events. The first read connects.
+    #[must_use]
+    pub fn events(&self) -> Events {
+        Events {
+            client: self.clone(),
+            phase: Phase::Connect { at: Instant::now() },
+            backoff: Backoff::default(),
+            cursor: self.since.clone(),
+            keys: HashSet::new(),
+            delivered: HashSet::new(),
+            was_unauthorized: false,
+            connections: 0,
+        }
+    }
+
+    async fn connect(&self, cursor: Option<&str>) -> Result<Connection, Error> {
+        let token = match &self.credential {
+            None => None,
+            Some(Credential::Token(token)) => Some(token.clone()),
+            Some(Credential::File(path)) => Some(read_token(path)?),
+        };
+        let options = Options {
+            endpoint: &self.endpoint,
+            tls: self.tls.as_ref(),
+            token: token.as_deref(),
+            cursor,
+            parameters: &self.parameters,
+            silence: self.silence,
+            user_agent: &self.user_agent,
+        };
+        let connecting = timeout(self.connect_timeout, Connection::open(&options));
+        connecting.await.unwrap_or_else(|_| {
+            let Endpoint { host, port, .. } = &self.endpoint;
+            let reason = format!("no answer within {:?}", self.connect_timeout);
+            Err(Error::Connect { address: format!("{host}:{port}"), reason })
+        })
+    }
+}
+
+impl Events {
+    /// Returns the next event, or an error. `None` follows a final error ([`Error::is_final`]); after any other error the
+    /// stream continues, with a new connection where it is needed. Cancel safe.
+    pub async fn next(&mut self) -> Option<Result<Event, Error>> {
+        loop {
+            match &mut self.phase {
+                Phase::Ended => return None,
+                Phase::Connect { at } => {
+                    sleep_until(*at).await;
+                    match self.client.connect(self.cursor.as_deref()).await {
+                        Ok(connection) => {
+                            self.connections += 1;
+                            self.was_unauthorized = false;
+                            self.phase = Phase::Open(Box::new(connection));
+                        }
+                        Err(error) => {
+                            if let Some(error) = self.on_rejection(error) {
+                                return Some(Err(error));
+                            }
+                        }
+                    }
+                }
+                Phase::Open(connection) => match connection.next().await {
+                    Ok(event) => {
+                        if self.accept(&event) {
+                            return Some(Ok(event));
+                        }
+                    }
+                    Err(error @ Error::Malformed { .. }) => return Some(Err(error)),
+                    Err(error) => {
+                        if let Some(id) = connection.last_id() {
+                            self.cursor = Some(id.to_owned()).filter(|id| !id.is_empty());
+                        }
+                        self.delivered = std::mem::take(&mut self.keys);
+                        self.reconnect_after(&error);
+                        return Some(Err(error));
+                    }
+                },
+            }
+        }
+    }
+
+    /// Returns the cursor up to which the events were read, for [`Builder::since`].
+    #[must_use]
+    pub fn cursor(&self) -> Option<&str> {
+        self.cursor.as_deref()
+    }
+
+    /// Returns the number of connections so far.
+    #[must_use]
+    pub fn connections(&self) -> u64 {
+        self.connections
+    }
+
+    /// Returns when the next connection is tried, while there is none.
+    #[must_use]
+    pub fn reconnects_at(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Connect { at } => Some(at),
+            Phase::Open(_) | Phase::Ended => None,
+        }
+    }
+
+    /// Returns the events as a [`Stream`].
+    pub fn into_stream(self) -> impl Stream<Item = Result<Event, Error>> + Send {
+        futures::stream::unfold(self, async |mut events| events.next().await.map(|item| (item, events)))
+    }
+
+    /// Handles a rejected connection. Returns the error unless the next connection is tried at once.
+    fn on_rejection(&mut self, error: Error) -> Option<Error> {
+        let now = Instant::now();
+        // A release that does not accept the encoding of the cursor (docs/protocol.md#what-clients-must-do).
+        if matches!(&error, Error::Status { parameter: Some(name), .. } if name == "lastEventId")
+            && self.cursor.is_some()
+        {
+            self.cursor = None;
+            self.phase = Phase::Connect { at: now };
+            return None;
+        }
+        // A rotated token: the file is read again, once.
+        let has_file = matches!(self.client.credential, Some(Credential::File(_)));
+        if error.is_unauthorized() && has_file && self.connections > 0 && !self.was_unauthorized {
+            self.was_unauthorized = true;
+            self.phase = Phase::Connect { at: now };
+            return None;
+        }
+        if error.is_final() {
+            self.phase = Phase::Ended;
+        } else {
+            self.reconnect_after(&error);
+        }
+        Some(error)
+    }
+
+    fn reconnect_after(&mut self, error: &Error) {
+        self.phase = Phase::Connect { at: Instant::now() + self.backoff.next(error.retry_after(), random()) };
+    }
+
+    /// Records an event. Returns false if it was delivered before the connection was cut.
+    fn accept(&mut self, event: &Event) -> bool {
+        #[derive(Deserialize)]
+        struct Key {
+            key: Option<String>,
+        }
+        self.backoff.reset();
+        let Some(id) = &event.id else {
+            let key = serde_json::from_str::<Key>(event.json.get()).ok().and_then(|key| key.key);
+            let is_new = key.as_ref().is_none_or(|key| !self.delivered.contains(key));
+            if let Some(key) = key.filter(|_| self.keys.len() < MAX_KEYS) {
+                self.keys.insert(key);
+            }
+            return is_new;
+        };
+        self.cursor = Some(id.clone());
+        // A heartbeat with the cursor of the connection before precedes the events that are sent again.
+        if event.kind != "heartbeat" {
+            self.delivered.clear();
+        }
+        self.keys.clear();
+        true
+    }
+}
+
+/// Reads the token of a file.
+fn read_token(path: &Path) -> Result<String, Error> {
+    use std::io::Read as _;
+    let failed = |reason: String| Error::Token { path: path.display().to_string(), reason };
+    let file = std::fs::File::open(path).map_err(|error| failed(error.to_string()))?;
+    let mut text = String::new();
+    file.take(MAX_TOKEN_BYTES).read_to_string(&mut text).map_err(|error| failed(error.to_string()))?;
+    match text.trim() {
+        "" => Err(failed("the file is empty".to_owned())),
+        token => Ok(token.to_owned()),
+    }
+}
