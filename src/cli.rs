@@ -6,6 +6,7 @@
 mod access;
 mod config;
 mod demo;
+mod events;
 mod exit;
 mod file_limit;
 mod logging;
@@ -39,6 +40,8 @@ enum Command {
     Serve(Box<serve::Serve>),
     /// Serve the events of a simulated cluster that changes all the time. Needs no Kubernetes.
     Demo(demo::Demo),
+    /// Print the events of a bridge, as readable lines or as JSON. Reconnects and resumes by itself.
+    Events(Box<events::EventsCommand>),
     /// Print the CustomResourceDefinition of BoilerhouseClaims, as input for `kubectl apply -f -`.
     Crd,
 }
@@ -91,6 +94,7 @@ fn run(matches: &ArgMatches) -> Result<u8, CliError> {
     match Cli::from_arg_matches(matches)?.command {
         Command::Serve(serve) => block_on(serve.run()),
         Command::Demo(demo) => block_on(demo.run()),
+        Command::Events(events) => block_on(events.run()),
         Command::Crd => {
             let yaml = api::crd_yaml().context("cannot write the CustomResourceDefinition as YAML")?;
             print(&yaml)?;

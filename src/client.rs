@@ -15,7 +15,7 @@
 //!         Ok(event) => {
 //!             state.apply(&event);
 //!             if let Payload::TenantClaimed(claimed) = &event.payload {
-//!                 println!("{} holds {}", claimed.tenant_id.as_deref().unwrap_or("nobody"), claimed.name);
+//!                 println!("{} holds {}", claimed.tenant_id.as_deref().unwrap_or_default(), claimed.name);
 //!             }
 //!         }
 //!         // The stream reconnects.

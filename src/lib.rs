@@ -33,6 +33,7 @@
 //! | [`source`] | How does the bridge read Kubernetes, and what does it do when a watch fails? |
 //! | [`http`] | How are clients accepted, authenticated and served? |
 //! | [`cli`] | Which flags exist, and how are the modules combined? |
+//! | [`client`] | How does a Rust program read the events of a bridge? |
 //! | [`tasks`] | Which tasks run, and how does the process shut down? |
 //! | [`api`], [`sim`] | Which Kubernetes types does the project define? How is a cluster simulated? |
 //!
@@ -50,18 +51,31 @@
 //!   (`docs/guarantees.md#guarantees`).
 //! - Every buffer, queue, retry and wait has a bound with a name (`docs/limits.md`).
 
+#[cfg(feature = "server")]
 pub mod api;
+#[cfg(feature = "server")]
 pub mod cli;
+#[cfg(feature = "client")]
 pub mod client;
+#[cfg(feature = "server")]
 pub mod event;
+#[cfg(feature = "server")]
 pub mod feed;
+#[cfg(feature = "server")]
 pub mod http;
+#[cfg(feature = "server")]
 pub mod ring;
+#[cfg(feature = "server")]
 pub mod sim;
+#[cfg(feature = "server")]
 pub mod source;
+#[cfg(feature = "server")]
 pub mod tasks;
-#[cfg(any(test, feature = "test-support"))]
+#[cfg(all(feature = "server", any(test, feature = "test-support")))]
 pub mod test_support;
+#[cfg(feature = "server")]
 mod weak_table;
+#[cfg(feature = "server")]
 pub mod wire;
+#[cfg(feature = "server")]
 mod x509;

@@ -13,6 +13,10 @@ pub(super) const FAILED: u8 = 1;
 pub(super) const USAGE: u8 = 2;
 /// The API server could not be reached, or no kubeconfig was found.
 pub(super) const CANNOT_CONNECT: u8 = 5;
+/// The bridge does not accept the credential.
+pub(super) const CREDENTIAL: u8 = 4;
+/// The time was over before everything was done.
+pub(super) const TIMED_OUT: u8 = 124;
 /// SIGINT ended the command.
 pub(super) const INTERRUPTED: u8 = 130;
 

@@ -64,7 +64,13 @@ fn filter(own: Option<&str>, level: tracing::Level) -> Result<EnvFilter, String>
 
 /// Returns whether stderr may be colored: on a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
 pub(super) fn color() -> bool {
-    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    color_for(io::stderr().is_terminal())
+}
+
+/// Returns whether an output may be colored.
+pub(super) fn color_for(is_terminal: bool) -> bool {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    is_terminal && !is_set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// Returns the format of the message and the fields of a line: escaped, with a space between two of them.
@@ -132,7 +138,7 @@ impl Write for EscapedStderr {
     }
 }
 
-fn escape_json_line(line: &str) -> Cow<'_, str> {
+pub(super) fn escape_json_line(line: &str) -> Cow<'_, str> {
     let is_escaped = |c: char| c != '\n' && is_unsafe(c);
     if !line.contains(is_escaped) {
         return Cow::Borrowed(line);

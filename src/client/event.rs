@@ -276,6 +276,14 @@ impl Event {
         Ok(Event { id: header.id.or(id).filter(|id| !id.is_empty()), kind, json, payload })
     }
 
+    /// Parses the JSON of an event, for example of a line that `events -o json` has printed.
+    ///
+    /// # Errors
+    /// The text is no JSON object, or a member of a known type has another JSON type.
+    pub fn from_json(data: &str) -> Result<Event, String> {
+        Event::parse(None, None, data)
+    }
+
     /// Returns the data as a JSON value.
     #[must_use]
     pub fn value(&self) -> Value {

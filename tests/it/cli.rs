@@ -2,6 +2,7 @@
 //! flags, environment variables and the config file. Each command ends by itself. None of them listens: the addresses in
 //! this file cannot be bound.
 
+mod events_command;
 mod flag_values;
 
 use std::{net::TcpListener, process::Stdio};

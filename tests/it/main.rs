@@ -8,6 +8,7 @@ mod api_server_outage;
 mod auth;
 mod browser_cross_origin;
 mod cli;
+mod client_library;
 mod control_plane;
 mod dedicated_watchers;
 mod demo_command;
