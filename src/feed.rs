@@ -35,6 +35,7 @@ pub mod snapshot;
 mod state;
 mod subscription;
 mod types;
+mod unproven_rest;
 mod writer;
 
 pub use self::{

@@ -112,6 +112,15 @@ impl<T> RingLog<T> {
         items.into_iter().map(|(item, _)| item).collect()
     }
 
+    /// Replaces each item for which `with` returns another one. The position and the charge stay.
+    pub fn replace(&mut self, mut with: impl FnMut(&T) -> Option<Arc<T>>) {
+        for entry in &mut self.entries {
+            if let Some(item) = with(&entry.item) {
+                entry.item = item;
+            }
+        }
+    }
+
     /// Removes and returns the oldest item if a limit is exceeded. The caller must repeat the call until it returns
     /// `None`. The newest item is never evicted.
     pub fn evict(&mut self, now_ms: u64) -> Option<Arc<T>> {

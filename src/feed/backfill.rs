@@ -14,6 +14,7 @@ use super::{
     backfill_requests::BackfillRequests,
     inventory::Inventory,
     state::{Shared, State},
+    unproven_rest::UnprovenRest,
 };
 use crate::{
     event::{Change, ChangeSet, EntryKind, LogEntry, PerResource, Resource, ResourceVersion, View},
@@ -63,6 +64,8 @@ pub struct Gap {
     /// Bounds of the history: those of the log.
     limits: ring::Limits,
     progress: Progress,
+    /// The version after which changes can be missing, if the gap was closed early.
+    rest_after: Option<ResourceVersion>,
 }
 
 #[derive(Debug)]
@@ -142,6 +145,7 @@ impl BackfillHandle {
                 end: end.clone(),
                 limits: self.shared.config.log,
                 progress: Progress::Empty,
+                rest_after: None,
             })
         };
         let gaps = Resource::ALL.into_iter().zip(requested.into_array()).filter_map(gap).collect();
@@ -169,7 +173,12 @@ impl BackfillHandle {
             state.backfill_requests.end_backfill();
             let metrics = &self.shared.metrics;
             let is_current = state.history_epoch == round.history_epoch;
+            let rests: Vec<_> =
+                round.gaps.iter().filter_map(|gap| Some((gap.resource, gap.rest_after?, gap.to))).collect();
             let is_prepended = is_current && prepend(state, round, now_ms);
+            for (resource, from, to) in rests.into_iter().filter(|_| is_prepended) {
+                state.unproven[resource] = Some(UnprovenRest::new(from, to));
+            }
             let outcome = match failure {
                 Some(BackfillFailure::Failed) => &metrics.backfills_failed,
                 Some(BackfillFailure::Timeout) => &metrics.backfills_timeout,
@@ -178,6 +187,17 @@ impl BackfillHandle {
                 None => &metrics.backfills_no_room,
             };
             outcome.inc_by(u64::from(is_counted));
+        });
+    }
+
+    /// Ends the wait for the rest of a history that was closed early ([`Gap::close_early`]). If it is proven that the rest has
+    /// no change, its differences count as complete from now on. Otherwise clients inside them get the current state.
+    pub fn end_rest(&self, resource: Resource, is_proven: bool) {
+        self.shared.update(|state, _| {
+            let Some(rest) = state.unproven[resource].take() else { return };
+            if is_proven {
+                state.log.replace(|entry| rest.proven(resource, entry));
+            }
         });
     }
 
@@ -333,6 +353,14 @@ impl Gap {
     pub fn has_changes(&self) -> bool {
         let (Progress::Filling { history, .. } | Progress::Closed(history)) = &self.progress else { return false };
         history.change_sets.iter().any(|(change_set, _)| !change_set.changes.is_empty())
+    }
+
+    /// Closes the gap although changes after the last one can be missing. The objects must be those at its end
+    /// ([`Gap::is_at_end`]), so that only objects that were created and deleted can be missing. The rest is a difference
+    /// without a change, and clients inside it wait until [`BackfillHandle::end_rest`].
+    pub fn close_early(&mut self) {
+        self.rest_after = self.filled_up_to().filter(|at| *at < self.to);
+        self.close(false);
     }
 
     /// Closes the gap. Unless the changes so far are complete and lead to the state at the start of the log, it appends

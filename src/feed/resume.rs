@@ -22,6 +22,8 @@ pub(super) enum ResumeError {
     NoHistory,
     /// The cursor is inside a difference, which is correct only for a client at its start.
     InsideCoalesced,
+    /// As `InsideCoalesced`, and the source still finds out whether the difference omits anything.
+    Unproven,
     /// The cursor belongs to another namespace or another history.
     ForeignHistory,
     /// The cursor belongs to another filter or other rights, or does not cover a required resource.
@@ -66,8 +68,11 @@ fn find_position(
     let mut start = state.log.end_position();
     for resource in required_resources(projection) {
         let first = state.log.partition_point(|entry| entry.versions_after[resource] <= versions[resource]);
-        if state.log.read_from(first, 1).into_iter().flatten().any(|entry| is_inside_coalesced(entry, versions)) {
-            return Err(ResumeError::InsideCoalesced);
+        let inside =
+            state.log.read_from(first, 1).into_iter().flatten().find(|entry| is_inside_coalesced(entry, versions));
+        if let Some(change_set) = inside.and_then(|entry| entry.change_set()) {
+            let is_unproven = state.unproven[change_set.resource].is_some_and(|rest| rest.contains(change_set));
+            return Err(if is_unproven { ResumeError::Unproven } else { ResumeError::InsideCoalesced });
         }
         start = start.min(first);
     }
@@ -137,6 +142,7 @@ impl PendingBackfill {
         match find_position(&state, projection, versions) {
             Ok(position) => PendingOutcome::Resume(position),
             Err(ResumeError::BeforeLog) if !is_over => PendingOutcome::Waiting,
+            Err(ResumeError::Unproven) if Instant::now() < self.deadline => PendingOutcome::Waiting,
             Err(_) => PendingOutcome::Snapshot(SnapshotReason::Expired),
         }
     }

@@ -31,6 +31,7 @@ use super::{
     read_your_writes::{DedicatedProgress, DeliveredWatermark},
     snapshot::Snapshot,
     types::{Config, Health, NotSynced, SourceState},
+    unproven_rest::UnprovenRest,
 };
 use crate::{
     event::{
@@ -82,6 +83,8 @@ pub(super) struct State {
     pub(super) delivered: DeliveredWatermark,
     /// What subscriptions wait for.
     pub(super) backfill_requests: BackfillRequests,
+    /// Differences of which the source still finds out whether they omit anything.
+    pub(super) unproven: PerResource<Option<UnprovenRest>>,
     /// The versions at which the current history started. A cursor below them belongs to an earlier history.
     pub(super) history_start_versions: PerResource<ResourceVersion>,
     /// The number of history resets. In a dedicated feed: that of the hub's feed at the last list.
@@ -105,6 +108,7 @@ impl State {
             down_since_ms: PerResource::default(),
             delivered: DeliveredWatermark::default(),
             backfill_requests: BackfillRequests::default(),
+            unproven: PerResource::default(),
             history_start_versions: PerResource::default(),
             history_epoch: 0,
             dirty_pools: DirtyPools::default(),
@@ -143,6 +147,7 @@ impl State {
         self.log_base_versions = self.latest_versions;
         self.history_start_versions = self.latest_versions;
         self.backfill_requests.reset();
+        self.unproven = PerResource::default();
     }
 
     /// Appends a change set to the log and advances the latest version of its resource.

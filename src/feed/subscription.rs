@@ -89,7 +89,7 @@ impl Subscription {
             StartAt::Cursor(cursor) => {
                 let (phase, position) = match locate(&state, namespace, &cache.projection, &cursor) {
                     Ok(position) => (Phase::CatchUp(cursor.versions), position),
-                    Err(ResumeError::BeforeLog) => {
+                    Err(ResumeError::BeforeLog | ResumeError::Unproven) => {
                         let pending =
                             PendingBackfill::new(&inner.shared, &mut state, &cache.projection, cursor.versions);
                         inner.backfill_requested.notify_waiters();
@@ -198,9 +198,13 @@ impl Subscription {
                     }
                     frames
                 }
-                // The client learns at once that the resume has ended.
-                Phase::Live if self.sent_syncing => Some(self.heartbeat().into_iter().collect()),
-                Phase::Live => self.live(max_bytes),
+                Phase::Live => match self.live(max_bytes) {
+                    // The client learns that the resume has ended when it has all missed events.
+                    Some(frames) if frames.is_empty() && self.sent_syncing && matches!(self.phase, Phase::Live) => {
+                        Some(self.heartbeat().into_iter().collect())
+                    }
+                    frames => frames,
+                },
             };
             match frames {
                 Some(frames) if !frames.is_empty() => return ReadResult::Batch(frames),

@@ -83,6 +83,10 @@ fn run_seed(seed: u64) -> CompletedRun {
                     *faults.entry(fault).or_default() += 1;
                 }
                 2 => {
+                    // What a backfill of the next replica may leave out.
+                    if rng.below(2) == 0 {
+                        deployment.cluster.write(|store| script::transient(store, &mut rng));
+                    }
                     deployment.restart(rng.below(2) as usize, &mut rng);
                     restarts += 1;
                 }

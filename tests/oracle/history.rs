@@ -133,6 +133,25 @@ impl History {
         &changes[position(after)..position(up_to).max(position(after))]
     }
 
+    /// Whether an object was created and deleted between two versions.
+    pub(crate) fn has_transient(
+        &self,
+        epoch: usize,
+        resource: Resource,
+        after: ResourceVersion,
+        up_to: ResourceVersion,
+    ) -> bool {
+        let changes = self.changes_between(epoch, resource, after, up_to);
+        let created =
+            changes.iter().filter(|change| change.before.is_none()).filter_map(|change| change.after.as_ref());
+        let mut created = created.map(|object| &object.uid);
+        let is_deleted = |uid: &String| {
+            let mut deleted = changes.iter().filter(|change| change.after.is_none());
+            deleted.any(|change| change.before.as_ref().is_some_and(|object| object.uid == *uid))
+        };
+        created.any(is_deleted)
+    }
+
     /// The state at a version of an epoch.
     pub(crate) fn state(&self, epoch: usize, resource: Resource, version: ResourceVersion) -> &State {
         let epoch = &self.epochs[epoch][resource];

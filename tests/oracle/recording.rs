@@ -36,8 +36,6 @@ pub(crate) enum ResponseKind {
     BackfillListGone(ResourceVersion),
     /// A watch of a backfill that did not send everything that was requested.
     BackfillWatchFailed,
-    /// A watch of a backfill that the replica left after the line of this version (0: before any line).
-    BackfillWatchLeft(ResourceVersion),
 }
 
 impl RecordedResponse {

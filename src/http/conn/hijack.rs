@@ -9,7 +9,7 @@ use bytes::Bytes;
 use hyper::{
     Request, Response, StatusCode, Version,
     body::Incoming,
-    header::{CONNECTION, DATE, HeaderMap, HeaderValue, TRANSFER_ENCODING, UPGRADE},
+    header::{ACCEPT, CONNECTION, DATE, HeaderMap, HeaderValue, TRANSFER_ENCODING, UPGRADE},
 };
 use tower::{Service, ServiceExt as _};
 
@@ -48,13 +48,19 @@ where
             request.headers_mut().remove(UPGRADE);
         }
         let slot = self.slot.clone();
-        slot.mark_request(request.headers().contains_key(UPGRADE));
+        // A client that waits for a stream has left when its input has ended.
+        let has = |name, value: &str| {
+            let values = request.headers().get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+            values.flat_map(|values| values.split(',')).any(|one| one.trim().eq_ignore_ascii_case(value))
+        };
+        slot.mark_request(request.headers().contains_key(UPGRADE) || has(ACCEPT, "text/event-stream"));
+        let wants_close = has(CONNECTION, "close");
         let response_future = self.service.clone().oneshot(request);
         Box::pin(async move {
             let mut response = response_future.await?;
             match response.extensions_mut().remove::<StreamStart>() {
                 Some(start) => {
-                    slot.store(encode_head(response.status(), response.headers()), start);
+                    slot.store(encode_head(response.status(), response.headers(), wants_close), start);
                     drop(response);
                     pending().await
                 }
@@ -68,15 +74,15 @@ where
 }
 
 /// Returns a response head as it is sent (RFC 9112 section 4). The end of the stream is the end of the connection.
-fn encode_head(status: StatusCode, headers: &HeaderMap) -> Bytes {
+fn encode_head(status: StatusCode, headers: &HeaderMap, wants_close: bool) -> Bytes {
     let mut headers = headers.clone();
     let now = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&jiff::Timestamp::now());
     if let Some(date) = now.ok().and_then(|now| HeaderValue::try_from(now).ok()) {
         headers.insert(DATE, date);
     }
     // A crash of the bridge cuts a body in chunks, which is an error for its client. Clients such as Node's `fetch` take it
-    // for the end of the body if the head announces the close of the connection.
-    if status != StatusCode::SWITCHING_PROTOCOLS && !headers.contains_key(TRANSFER_ENCODING) {
+    // for the end of the body if the head announces the close of the connection. Those do not ask for the close.
+    if status != StatusCode::SWITCHING_PROTOCOLS && (wants_close || !headers.contains_key(TRANSFER_ENCODING)) {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     let mut out = Vec::with_capacity(256);

@@ -12,11 +12,13 @@
 //! Clients do not wait for that where missed changes were found and the objects are those at the start of the log, in the
 //! same versions. All changes up to the last one that was read are then complete, because a watch delivers them in order.
 //! Only an object that was created and deleted after that one can be missing: the rest is a difference without a change.
+//! The watch goes on until the proof. Clients whose cursors are inside the rest wait for it.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, pin::Pin};
 
+use bytes::Bytes;
 use futures::{
-    StreamExt,
+    Stream, StreamExt, TryStreamExt,
     future::{join_all, try_join},
 };
 use http_body_util::BodyExt;
@@ -65,22 +67,27 @@ async fn run_backfills(
         budget.ready().await;
         next_start = Instant::now() + config.backfill_interval;
         let mut round = backfills.start_round();
-        let mut failure = None;
+        let (mut failure, mut proofs) = (None, Vec::new());
         if !round.gaps.is_empty() {
             budget.start();
-            failure = fill_all(pods, claims, backfills, &mut round).await;
+            (failure, proofs) = fill_all(pods, claims, backfills, &mut round).await;
         }
         backfills.complete_round(round, failure);
+        join_all(proofs.into_iter().map(async |(resource, proof)| backfills.end_rest(resource, proof.await))).await;
     }
 }
 
-/// Fills the gaps of both resources at the same time. Returns why one of them was not filled.
-async fn fill_all(
-    pods: &ResourceApi<'_, DecodedPod>,
-    claims: &ResourceApi<'_, DecodedClaim>,
+/// Reads the rest of a history that was closed early. The result is true if it is proven to have no change.
+type Proof<'a> = Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
+
+/// Fills the gaps of both resources at the same time. Returns why one of them was not filled, and the proofs of those that
+/// were closed early.
+async fn fill_all<'a>(
+    pods: &'a ResourceApi<'a, DecodedPod>,
+    claims: &'a ResourceApi<'a, DecodedClaim>,
     backfills: &BackfillHandle,
     round: &mut BackfillRound,
-) -> Option<BackfillFailure> {
+) -> (Option<BackfillFailure>, Vec<(Resource, Proof<'a>)>) {
     let deadline = Instant::now() + pods.config.backfill_timeout;
     let mut readings = PerResource::new(Reading::Ended { has_changes: false }, Reading::Ended { has_changes: false });
     for gap in &round.gaps {
@@ -94,9 +101,16 @@ async fn fill_all(
             Resource::Claims => fill(claims, backfills, gap, &readings, deadline).await,
         };
         readings.send_modify(|readings| readings[resource] = Reading::Ended { has_changes: gap.has_changes() });
-        outcome
+        (resource, outcome)
     });
-    join_all(fills).await.into_iter().find_map(Result::err)
+    let (mut failure, mut proofs) = (None, Vec::new());
+    for (resource, outcome) in join_all(fills).await {
+        match outcome {
+            Ok(proof) => proofs.extend(proof.map(|proof| (resource, proof))),
+            Err(reason) => failure = failure.or(Some(reason)),
+        }
+    }
+    (failure, proofs)
 }
 
 /// How far the history of one resource has been read.
@@ -120,16 +134,16 @@ fn can_deliver(readings: &PerResource<Reading>) -> bool {
 }
 
 /// Fills a gap until the deadline. What could not be read by then becomes a difference, if there is a list to start from.
-async fn fill<T: Decode>(
-    api: &ResourceApi<'_, T>,
+async fn fill<'a, T: Decode>(
+    api: &'a ResourceApi<'a, T>,
     backfills: &BackfillHandle,
     gap: &mut Gap,
     readings: &watch::Sender<PerResource<Reading>>,
     deadline: Instant,
-) -> Result<(), BackfillFailure> {
+) -> Result<Option<Proof<'a>>, BackfillFailure> {
     let resource = T::RESOURCE.plural();
     let failure = match timeout_at(deadline, read_history(api, backfills, gap, readings)).await {
-        Ok(Ok(())) => return Ok(()),
+        Ok(Ok(proof)) => return Ok(proof),
         Ok(Err(error)) => {
             tracing::info!(resource, %error, "backfill failed; the history so far is delivered");
             BackfillFailure::Failed
@@ -144,30 +158,27 @@ async fn fill<T: Decode>(
         return Err(failure);
     }
     gap.close(false);
-    Ok(())
+    Ok(None)
 }
 
 /// Reads the state at the oldest version that the API server still has, then the changes up to the end of the gap. Where they
 /// cannot be read to the end, it continues from the state at a later version.
-async fn read_history<T: Decode>(
-    api: &ResourceApi<'_, T>,
+async fn read_history<'a, T: Decode>(
+    api: &'a ResourceApi<'a, T>,
     backfills: &BackfillHandle,
     gap: &mut Gap,
     readings: &watch::Sender<PerResource<Reading>>,
-) -> Result<(), UpstreamError> {
+) -> Result<Option<Proof<'a>>, UpstreamError> {
     list_oldest(api, backfills, gap).await?;
     for further_lists in (0..api.config.backfill_lists).rev() {
-        let has_expired = match read_changes(api, gap, readings, further_lists).await {
+        let has_expired = match read_changes(api, gap, readings).await {
             Ok(Ending::Complete) => {
                 gap.close(true);
-                return Ok(());
+                return Ok(None);
             }
-            Ok(Ending::AtEnd) => {
-                // Clients at these versions get a difference that starts exactly there.
-                for version in gap.requested().to_vec() {
-                    list_exact(api, gap, version).await?;
-                }
-                break;
+            Ok(Ending::AtEnd(proof)) => {
+                gap.close_early();
+                return Ok(Some(proof));
             }
             Ok(Ending::Incomplete) => false,
             Err(error) => {
@@ -189,7 +200,7 @@ async fn read_history<T: Decode>(
         }
     }
     gap.close(false);
-    Ok(())
+    Ok(None)
 }
 
 /// Lists at the oldest requested version that the API server still has. Older ones are recorded as compacted.
@@ -267,68 +278,125 @@ async fn is_watchable<T: Decode>(api: &ResourceApi<'_, T>, from: ResourceVersion
 }
 
 /// How the reading of changes ended.
-enum Ending {
+enum Ending<'a> {
     /// All changes up to the end of the gap were read.
     Complete,
     /// The changes lead to the state at the end of the gap ([`Reading::AtEnd`]), and clients need not wait for more.
-    AtEnd,
+    AtEnd(Proof<'a>),
     /// Changes can be missing.
     Incomplete,
 }
 
-/// Reads the changes from the filled part of the gap on. At most `further_lists` exact lists may follow.
-async fn read_changes<T: Decode>(
-    api: &ResourceApi<'_, T>,
+/// Reads the changes from the filled part of the gap on.
+async fn read_changes<'a, T: Decode>(
+    api: &'a ResourceApi<'a, T>,
     gap: &mut Gap,
     readings: &watch::Sender<PerResource<Reading>>,
-    further_lists: usize,
-) -> Result<Ending, UpstreamError> {
+) -> Result<Ending<'a>, UpstreamError> {
     let config = api.config;
     let Some(from) = gap.filled_up_to() else { return Ok(Ending::Incomplete) };
-    let (started, duration) = (Instant::now(), config.backfill_watch_timeout);
-    let mut body = api.watch(from, duration).await?.into_data_stream();
-    let mut lines = LineSplitter::new(config.line_bytes);
-    let mut last_chunk_at = started;
+    let mut history = HistoryWatch::start(api, from).await?;
     loop {
-        let chunk = tokio::select! {
+        let quiet_at = history.last_chunk_at + config.backfill_quiet_period;
+        let line = tokio::select! {
             biased;
-            chunk = timeout(duration + config.watch_grace, body.next()) => chunk,
-            () = wait_at_end(gap, readings, last_chunk_at + config.backfill_quiet_period, further_lists) => {
-                return Ok(Ending::AtEnd);
+            line = history.next() => line?,
+            () = wait_at_end(gap, readings, quiet_at) => {
+                return Ok(Ending::AtEnd(Box::pin(prove(history, gap.to()))));
             }
         };
         readings.send_modify(|readings| readings[T::RESOURCE] = Reading::Open);
-        let chunk = match chunk {
-            Ok(Some(Ok(chunk))) => chunk,
-            Ok(Some(Err(_))) | Err(_) => return Ok(Ending::Incomplete),
-            // The watch ended in the regular way. If it ended early, or while it still delivered changes, some may be
-            // missing.
-            Ok(None) if started.elapsed() >= duration && last_chunk_at.elapsed() >= config.catch_up_quiet_period => {
-                return Ok(Ending::Complete);
+        match line {
+            HistoryLine::Line(line) if apply_line(api, gap, &line)? => return Ok(Ending::Complete),
+            HistoryLine::Line(_) => {}
+            HistoryLine::End => return Ok(Ending::Complete),
+            HistoryLine::Failed => return Ok(Ending::Incomplete),
+        }
+    }
+}
+
+/// Returns whether a watch that was left at the state of the end delivers nothing up to `to`.
+async fn prove<T: Decode>(mut history: HistoryWatch<'_, T>, to: ResourceVersion) -> bool {
+    loop {
+        match history.next().await {
+            Ok(HistoryLine::End) => return true,
+            Ok(HistoryLine::Line(line)) => match line_version(history.api, &line) {
+                Ok((version, _)) if version >= to => return true,
+                Ok((_, is_bookmark)) if is_bookmark => {}
+                // An object was created and deleted.
+                Ok(_) | Err(_) => return false,
+            },
+            Ok(HistoryLine::Failed) | Err(_) => return false,
+        }
+    }
+}
+
+/// The version of a line, and whether it is a bookmark.
+fn line_version<T: Decode>(api: &ResourceApi<'_, T>, line: &[u8]) -> Result<(ResourceVersion, bool), UpstreamError> {
+    Ok(match answer::parse_line::<T>(line, || api.request_info("watch"))? {
+        WatchLine::Added(object) | WatchLine::Modified(object) | WatchLine::Deleted(object) => {
+            (api.view(object).resource_version(), false)
+        }
+        WatchLine::Bookmark(version) => (version, true),
+    })
+}
+
+/// A watch of missed changes.
+struct HistoryWatch<'a, T> {
+    api: &'a ResourceApi<'a, T>,
+    body: Pin<Box<dyn Stream<Item = Result<Bytes, UpstreamError>> + Send>>,
+    lines: LineSplitter,
+    started: Instant,
+    last_chunk_at: Instant,
+}
+
+/// What a watch of missed changes delivers next.
+enum HistoryLine {
+    Line(Vec<u8>),
+    /// The watch ended in the regular way: after its time, and after a silence. Nothing is missing.
+    End,
+    /// The watch ended early, or while it still delivered changes. Some may be missing.
+    Failed,
+}
+
+impl<'a, T: Decode> HistoryWatch<'a, T> {
+    async fn start(api: &'a ResourceApi<'a, T>, from: ResourceVersion) -> Result<HistoryWatch<'a, T>, UpstreamError> {
+        let started = Instant::now();
+        let body = api.watch(from, api.config.backfill_watch_timeout).await?.into_data_stream();
+        let body = Box::pin(body.map_err(|_| UpstreamError::Decode("the body is cut".to_owned())));
+        let lines = LineSplitter::new(api.config.line_bytes);
+        Ok(HistoryWatch { api, body, lines, started, last_chunk_at: started })
+    }
+
+    /// Returns the next line. Cancel safe.
+    async fn next(&mut self) -> Result<HistoryLine, UpstreamError> {
+        let config = self.api.config;
+        let duration = config.backfill_watch_timeout;
+        loop {
+            if let Some(line) = self.lines.next().map_err(|_| answer::line_too_long(config.line_bytes))? {
+                return Ok(HistoryLine::Line(line.to_vec()));
             }
-            Ok(None) => return Ok(Ending::Incomplete),
-        };
-        last_chunk_at = Instant::now();
-        lines.push(&chunk);
-        while let Some(line) = lines.next().map_err(|_| answer::line_too_long(config.line_bytes))? {
-            if apply_line(api, gap, &line)? {
-                return Ok(Ending::Complete);
+            match timeout(duration + config.watch_grace, self.body.next()).await {
+                Ok(Some(Ok(chunk))) => {
+                    self.last_chunk_at = Instant::now();
+                    self.lines.push(&chunk);
+                }
+                Ok(Some(Err(_))) | Err(_) => return Ok(HistoryLine::Failed),
+                Ok(None) => {
+                    let is_regular = self.started.elapsed() >= duration
+                        && self.last_chunk_at.elapsed() >= config.catch_up_quiet_period;
+                    return Ok(if is_regular { HistoryLine::End } else { HistoryLine::Failed });
+                }
             }
         }
     }
 }
 
 /// Waits until the gap is at its end at `quiet_at`, and until the histories of both resources can be delivered
-/// ([`can_deliver`]). It never ends if a change is missing, or if more clients than `further_lists` need a list after the
-/// last change. Cancel safe.
-async fn wait_at_end(
-    gap: &Gap,
-    readings: &watch::Sender<PerResource<Reading>>,
-    quiet_at: Instant,
-    further_lists: usize,
-) {
+/// ([`can_deliver`]). It never ends if a change is missing. Cancel safe.
+async fn wait_at_end(gap: &Gap, readings: &watch::Sender<PerResource<Reading>>, quiet_at: Instant) {
     sleep_until(quiet_at).await;
-    if !gap.is_at_end() || gap.requested().len() > further_lists {
+    if !gap.is_at_end() {
         return std::future::pending().await;
     }
     let at_end = Reading::AtEnd { has_changes: gap.has_changes() };

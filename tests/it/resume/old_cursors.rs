@@ -12,7 +12,7 @@ use boilerhouse_bridge::{
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{BOUND, Replica, create, has_coalesced, has_type, is, last_id, names, read_until};
+use super::{BOUND, Replica, create, delete, has_coalesced, has_type, is, last_id, names, read_until};
 use crate::support::sim_cluster::NAMESPACE;
 
 /// Creates a Pod and a claim for each name. Returns the cursor after both, for each name.
@@ -297,4 +297,64 @@ async fn cursor_ahead_waits_while_the_api_server_fails() {
         let received = read_until(subscription, is_initial).await;
         assert_eq!(received.last().unwrap()["reason"], "foreign");
     }
+}
+
+/// Clients of a quiet stream have cursors at different bookmarks. The first one to reconnect gets what it missed at once; a
+/// resource without a change must not cost the others their resume.
+#[tokio::test(start_paused = true)]
+async fn later_clients_with_newer_bookmarks_resume_exactly() {
+    let sim = Sim::new(SimConfig::default());
+    let first = Replica::start(&sim).await;
+    let id = create_all(&sim, &first, &["a"]).await.remove(0);
+    drop(first);
+    let write_elsewhere = |name: &str| {
+        let other = json!({"metadata": {"name": name}});
+        sim.store(|store| store.create(ApiResource::Namespaces, other)).unwrap();
+        sim.store(|store| store.revision())
+    };
+    let mut cursors = vec![id.clone()];
+    for n in 0..5 {
+        let bookmark = write_elsewhere(&format!("other-{n}"));
+        cursors.push(with_versions(&id, bookmark, bookmark));
+    }
+    create(&sim, "b");
+    write_elsewhere("last");
+    let second = Replica::start(&sim).await;
+    let mut clients = Vec::new();
+    for cursor in &cursors {
+        clients.push(second.resume(cursor));
+        sleep(Duration::from_millis(120)).await;
+    }
+    for mut client in clients {
+        let started = Instant::now();
+        let received = read_until(&mut client, |event| is_initial(event) || event["name"] == "b").await;
+        assert_exact(&received, &["b"]);
+        assert!(started.elapsed() <= Duration::from_secs(3), "{:?}", started.elapsed());
+    }
+}
+
+/// The rest of a round that ended early contains an object that a client inside the rest holds.
+#[tokio::test(start_paused = true)]
+async fn client_inside_a_rest_that_cannot_be_proven_gets_the_state() {
+    use boilerhouse_bridge::sim::fault::{Fault, WatchFault};
+
+    let sim = Sim::new(SimConfig::default());
+    let first = Replica::start(&sim).await;
+    let old = create_all(&sim, &first, &["a"]).await.remove(0);
+    create(&sim, "b");
+    create(&sim, "held");
+    let mut client = first.resume(&old);
+    let inside = last_id(&read_until(&mut client, is("held", "Unknown")).await);
+    drop((client, first));
+    delete(&sim, "held");
+    let other = json!({"metadata": {"name": "other"}});
+    sim.store(|store| store.create(ApiResource::Namespaces, other)).unwrap();
+    let second = Replica::start(&sim).await;
+    // The watch of the round delivers `b` and stalls: the creation and the deletion of `held` are missing.
+    sim.arm(Fault::watch(1, WatchFault::Stall).on(ApiResource::Pods));
+    let (mut before, mut inside) = (second.resume(&old), second.resume(&inside));
+    let received = read_until(&mut before, |event| event["coalesced"] == true).await;
+    assert_exact(&received, &["b"]);
+    let received = read_until(&mut inside, is_initial).await;
+    assert_expired(&received);
 }

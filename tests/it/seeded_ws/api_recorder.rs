@@ -285,14 +285,8 @@ impl ApiRecorder {
     where
         B: hyper::body::Body<Data = Bytes, Error = io::Error> + Send + 'static,
     {
-        let mut watch = BackfillWatch {
-            recorder: self.clone(),
-            resource,
-            started: Instant::now(),
-            failed: false,
-            ended: false,
-            version: 0,
-        };
+        let mut watch =
+            BackfillWatch { recorder: self.clone(), resource, started: Instant::now(), failed: false, ended: false };
         let record_frame = move |frame: Option<io::Result<Frame<Bytes>>>| {
             let frame = watch.frame(frame);
             async move { frame.map(|frame| frame.map_err(BoxError::from)) }
@@ -376,8 +370,6 @@ struct BackfillWatch {
     started: Instant,
     failed: bool,
     ended: bool,
-    /// The version of the last line; 0: none.
-    version: ResourceVersion,
 }
 
 impl BackfillWatch {
@@ -386,10 +378,7 @@ impl BackfillWatch {
         let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()).and_then(|frame| frame.data_ref());
         let line = bytes.and_then(|bytes| serde_json::from_slice::<Line>(bytes).ok());
         self.ended |= frame.is_none();
-        match line {
-            Some(Line { object: Object { metadata, code: None }, .. }) => self.version = metadata.version(),
-            _ => self.failed |= frame.is_some(),
-        }
+        self.failed |= frame.is_some() && line.is_none_or(|line| line.object.code.is_some());
         frame
     }
 }
@@ -404,11 +393,8 @@ impl Drop for BackfillWatch {
         } else {
             elapsed <= BACKFILL_WATCH_LASTS
         };
-        let kind = match (self.failed || !is_complete, self.ended) {
-            (true, _) => ResponseKind::BackfillWatchFailed,
-            (false, true) => return,
-            (false, false) => ResponseKind::BackfillWatchLeft(self.version),
-        };
-        self.recorder.add(self.resource, kind);
+        if self.failed || !is_complete {
+            self.recorder.add(self.resource, ResponseKind::BackfillWatchFailed);
+        }
     }
 }

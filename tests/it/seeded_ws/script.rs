@@ -116,6 +116,19 @@ pub(crate) fn write(store: &mut Store, rng: &mut SeededRng) {
     if rng.below(5) < 3 { pod(store, rng, namespace, mark) } else { claim(store, rng, namespace, mark) }
 }
 
+/// Creates and deletes an object that no list contains. Sometimes a write that the bridge does not watch follows.
+pub(crate) fn transient(store: &mut Store, rng: &mut SeededRng) {
+    let labels = json!({"metadata": {"labels": {"boilerhouse.dev/managed": "true"}}});
+    let spec = json!({"spec": {"tenantId": "alice", "workloadRef": "web"}});
+    let (resource, body) = if rng.below(2) == 0 { (ApiResource::Pods, &labels) } else { (ApiResource::Claims, &spec) };
+    let _ = create(store, resource, NAMESPACE, "transient", body);
+    let _ = store.delete(resource, NAMESPACE, "transient");
+    if rng.below(2) == 0 {
+        let mark = store.revision();
+        pod(store, rng, "elsewhere", mark);
+    }
+}
+
 fn pod(store: &mut Store, rng: &mut SeededRng, namespace: &str, mark: u64) {
     let name = format!("p{}", rng.below(6));
     let managed = *rng.choose(&["true", "true", "true", "true", "true", "false"]);

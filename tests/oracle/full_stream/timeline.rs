@@ -59,8 +59,6 @@ pub(crate) struct ReplicaTimeline {
     /// Versions that the API server no longer has, and when the replica found out.
     pub(crate) backfill_list_gone: PerResource<Vec<(u64, ResourceVersion)>>,
     pub(crate) backfill_watch_failed: PerResource<Vec<u64>>,
-    /// Watches that a backfill left early: the time and the version of the last line.
-    pub(crate) backfill_watch_left: PerResource<Vec<(u64, ResourceVersion)>>,
     failed: PerResource<Vec<u64>>,
     pub(crate) watch_starts: PerResource<Vec<u64>>,
     /// When bytes arrived.
@@ -82,7 +80,6 @@ impl ReplicaTimeline {
             backfill_list_failed: PerResource::default(),
             backfill_list_gone: PerResource::default(),
             backfill_watch_failed: PerResource::default(),
-            backfill_watch_left: PerResource::default(),
             failed: all(&recording.failed),
             watch_starts: all(&recording.watch_starts),
             bytes: all(&recording.bytes),
@@ -112,7 +109,6 @@ impl ReplicaTimeline {
                     ResponseKind::BackfillListFailed => timeline.backfill_list_failed[resource].push(at),
                     ResponseKind::BackfillListGone(gone) => timeline.backfill_list_gone[resource].push((at, gone)),
                     ResponseKind::BackfillWatchFailed => timeline.backfill_watch_failed[resource].push(at),
-                    ResponseKind::BackfillWatchLeft(last) => timeline.backfill_watch_left[resource].push((at, last)),
                     ResponseKind::Probe(_) => {}
                 }
             }
@@ -170,22 +166,6 @@ impl ReplicaTimeline {
     /// Whether a version is inside a difference that the replica has in place of the history.
     pub(crate) fn is_inside_difference(&self, resource: Resource, version: ResourceVersion, at: u64) -> bool {
         self.relists[resource].iter().any(|relist| relist.at <= at && relist.contains(version))
-    }
-
-    /// Where a backfill may have stopped reading before a time: after the last line of a watch that it left, or at a list.
-    pub(crate) fn backfill_stops(&self, resource: Resource, at: u64) -> impl Iterator<Item = ResourceVersion> {
-        let all = self.backfill_watch_left[resource].iter().chain(&self.backfill_lists[resource]);
-        all.filter(move |(when, _)| *when <= at).map(|(_, version)| *version)
-    }
-
-    /// Whether a version may be inside the rest that a backfill did not read.
-    pub(crate) fn may_be_left_out(&self, resource: Resource, version: ResourceVersion, at: u64) -> bool {
-        let is_list = self.backfill_lists[resource].iter().any(|(_, list)| *list == version);
-        let was_left = self.backfill_watch_left[resource].iter().any(|(when, _)| *when <= at);
-        was_left
-            && !is_list
-            && self.first_version(resource).is_some_and(|first| version < first)
-            && self.backfill_stops(resource, at).any(|stop| stop < version)
     }
 
     /// Whether there is a reason to report a resource as down.

@@ -49,8 +49,7 @@ fn lists_have_reasons(mode: WatchMode, responses: &[RecordedResponse]) -> Valida
             ResponseKind::BackfillList(_)
             | ResponseKind::BackfillListFailed
             | ResponseKind::BackfillListGone(_)
-            | ResponseKind::BackfillWatchFailed
-            | ResponseKind::BackfillWatchLeft(_) => {}
+            | ResponseKind::BackfillWatchFailed => {}
         }
     }
     Ok(())
@@ -223,8 +222,7 @@ pub(crate) fn replay(
             ResponseKind::BackfillList(_)
             | ResponseKind::BackfillListFailed
             | ResponseKind::BackfillListGone(_)
-            | ResponseKind::BackfillWatchFailed
-            | ResponseKind::BackfillWatchLeft(_) => {}
+            | ResponseKind::BackfillWatchFailed => {}
         }
         if nth >= from {
             messages.extend(events.into_iter().map(|event| (nth, event)));

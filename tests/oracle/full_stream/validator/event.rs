@@ -131,12 +131,12 @@ impl Client<'_> {
                 let ends = to.map_or_else(|| timeline.versions(resource, at), |to| vec![to]);
                 // A backfill need not read the rest of the history if the objects are the same at its end. Objects that
                 // were created and deleted there can be missing.
-                if timeline.backfill_watch_left[resource].iter().any(|(when, _)| *when <= at) {
-                    let stops: Vec<ResourceVersion> = timeline.backfill_stops(resource, at).collect();
+                if timeline.backfill_lists[resource].iter().any(|(when, _)| *when <= at) {
                     for to in &ends {
                         let state = |version| history.state(position.epoch, resource, version);
-                        let same = stops.iter().filter(|since| *since < to && state(**since) == state(*to));
-                        all.extend(same.map(|since| (*since, *to)));
+                        let versions = versions_between(position.version, *to).chain([position.version]);
+                        let versions = versions.chain(timeline.backfill_lists[resource].iter().map(|list| list.1));
+                        all.extend(versions.filter(|since| state(*since) == state(*to)).map(|since| (since, *to)));
                     }
                 }
                 let failed = timeline.backfill_watch_failed[resource].iter().rev().find(|when| **when <= at);

@@ -191,8 +191,11 @@ impl Client<'_> {
             let list_failed = timeline.backfill_list_failed[resource].iter().any(|when| waiting.contains(when));
             let mut gone = timeline.backfill_list_gone[resource].iter();
             let is_gone = version.is_some_and(|version| gone.any(|(when, gone)| *when <= at && version <= *gone));
-            // So does one that stopped before the end, because the objects there are the same.
-            let may_be_left = version.is_some_and(|version| timeline.may_be_left_out(resource, version, at));
+            // So does one that stopped before the end, if an object was then created and deleted.
+            let first = timeline.first_version(resource).unwrap_or(0);
+            let may_be_left = timeline.backfill_lists[resource]
+                .iter()
+                .any(|(when, list)| *when <= at && self.expected().history.has_transient(0, resource, *list, first));
             is_inside || watch_failed || list_failed || is_gone || may_be_left
         };
         !timeline.setup.has_small_log
