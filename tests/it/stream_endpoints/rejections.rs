@@ -3,6 +3,12 @@
 
 use boilerhouse_bridge::event::{Cursor, NamespaceId, PerResource};
 use serde_json::json;
+use std::time::Duration;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 
 use super::{Client, ENDPOINTS, Endpoint, Transport};
 use crate::support::{
@@ -220,4 +226,27 @@ async fn streams_are_accepted_while_the_upstream_is_down() {
             assert_eq!(event["upstream"], "down", "{path}");
         }
     }
+}
+
+/// A client that leaves while its request waits for the first lists does not count as open.
+#[tokio::test]
+async fn client_that_leaves_before_the_first_sync_frees_its_stream() {
+    let kubeconfig = kubeconfig("http://127.0.0.1:1");
+    let args = ["--max-connections-per-principal", "2"];
+    let bridge = BridgeProcess::start(&kubeconfig.path().to_string_lossy(), NAMESPACE, &args).await;
+    let request = async || {
+        let mut stream = TcpStream::connect(bridge.address).await.unwrap();
+        let request = format!("GET /api/sse HTTP/1.1\r\nHost: {}\r\nAccept: text/event-stream\r\n\r\n", bridge.address);
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream
+    };
+    let waits = async |stream: &mut TcpStream| timeout(Duration::from_millis(300), stream.read_u8()).await.is_err();
+    let mut first_two = [request().await, request().await];
+    for stream in &mut first_two {
+        assert!(waits(stream).await, "the request waits for the first lists");
+    }
+    assert!(!waits(&mut request().await).await, "a third stream is rejected at once");
+    drop(first_two);
+    let freed = async { while !waits(&mut request().await).await {} };
+    timeout(Duration::from_secs(5), freed).await.expect("a stream is free before the 10 s of the wait are over");
 }
