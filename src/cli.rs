@@ -18,7 +18,7 @@ mod server;
 use std::{process::ExitCode, time::Duration};
 
 use anyhow::Context;
-use clap::{Arg, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, builder::Resettable};
+use clap::{Arg, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, builder::Resettable};
 
 use self::exit::{CliError, print};
 use crate::api;
@@ -42,8 +42,25 @@ enum Command {
     Demo(demo::Demo),
     /// Print the events of a bridge, as readable lines or as JSON. Reconnects and resumes by itself.
     Events(Box<events::EventsCommand>),
+    /// Print the completions of a shell, as input for `source` or a file in its folder of completions.
+    Completions {
+        /// The shell
+        #[arg(value_enum, value_name = "bash|zsh|fish", hide_possible_values = true)]
+        shell: CompletionShell,
+    },
     /// Print the CustomResourceDefinition of BoilerhouseClaims, as input for `kubectl apply -f -`.
     Crd,
+}
+
+/// A shell of `completions`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum CompletionShell {
+    /// Bash
+    Bash,
+    /// Z shell
+    Zsh,
+    /// Fish
+    Fish,
 }
 
 /// Maximum time at the end of the process for threads that read files or encode answers: 1 s.
@@ -95,6 +112,17 @@ fn run(matches: &ArgMatches) -> Result<u8, CliError> {
         Command::Serve(serve) => block_on(serve.run()),
         Command::Demo(demo) => block_on(demo.run()),
         Command::Events(events) => block_on(events.run()),
+        Command::Completions { shell } => {
+            let shell = match shell {
+                CompletionShell::Bash => clap_complete::Shell::Bash,
+                CompletionShell::Zsh => clap_complete::Shell::Zsh,
+                CompletionShell::Fish => clap_complete::Shell::Fish,
+            };
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut command(), "boilerhouse-bridge", &mut text);
+            print(&String::from_utf8_lossy(&text))?;
+            Ok(0)
+        }
         Command::Crd => {
             let yaml = api::crd_yaml().context("cannot write the CustomResourceDefinition as YAML")?;
             print(&yaml)?;

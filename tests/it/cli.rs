@@ -60,9 +60,22 @@ fn file(text: &str) -> (tempfile::NamedTempFile, String) {
 }
 
 #[tokio::test]
+async fn completions_name_the_commands_and_flags() {
+    for shell in ["bash", "zsh", "fish"] {
+        let exit = run(&["completions", shell], &[]).await;
+        assert_eq!((exit.code, exit.stderr.as_str()), (0, ""), "{shell}");
+        for word in ["serve", "events", "instance-filter", "dedicated-watchers"] {
+            assert!(exit.stdout.contains(word), "{shell}: no {word}");
+        }
+    }
+    let exit = run(&["completions", "tcsh"], &[]).await;
+    assert!(exit.code == 2 && exit.stderr.contains("bash, zsh, fish"), "{exit:?}");
+}
+
+#[tokio::test]
 async fn help_output_matches_the_golden_file() {
     let mut text = String::new();
-    for args in [&["--help"][..], &["serve", "--help"], &["demo", "--help"], &["events", "--help"], &["crd", "--help"]]
+    for args in [&["--help"][..], &["serve", "--help"], &["demo", "--help"], &["events", "--help"], &["completions", "--help"], &["crd", "--help"]]
     {
         // Help does not show the values of variables.
         let exit = run(args, &[("PORT", "1234"), ("BOILERHOUSE_API_KEY", "canary")]).await;

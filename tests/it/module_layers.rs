@@ -59,6 +59,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("sha1", &["wire"]),
     ("sha2", &["event"]),
     ("clap", &["cli"]),
+    ("clap_complete", &["cli"]),
     ("anyhow", &["cli"]),
     ("serde_saphyr", &["api", "cli", "source", "http"]),
     ("rustls", &["cli", "client", "source", "http"]),
