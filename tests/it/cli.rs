@@ -75,8 +75,14 @@ async fn completions_name_the_commands_and_flags() {
 #[tokio::test]
 async fn help_output_matches_the_golden_file() {
     let mut text = String::new();
-    for args in [&["--help"][..], &["serve", "--help"], &["demo", "--help"], &["events", "--help"], &["completions", "--help"], &["crd", "--help"]]
-    {
+    for args in [
+        &["--help"][..],
+        &["serve", "--help"],
+        &["demo", "--help"],
+        &["events", "--help"],
+        &["completions", "--help"],
+        &["crd", "--help"],
+    ] {
         // Help does not show the values of variables.
         let exit = run(args, &[("PORT", "1234"), ("BOILERHOUSE_API_KEY", "canary")]).await;
         assert_eq!((exit.code, exit.stderr.as_str()), (0, ""), "{args:?}");

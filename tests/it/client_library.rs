@@ -10,7 +10,7 @@ use boilerhouse_bridge::client::{Client, Error, Events, InstanceFilter, Payload,
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 
 use crate::support::{self, http_client::TEST_TIMEOUT, sim_cluster::SimCluster, tcp_proxy::TcpProxy};
@@ -221,9 +221,8 @@ async fn malformed_events_are_skipped_and_silence_ends_a_connection() {
     let client = Client::builder(bridge.address.to_string()).silence_timeout(Duration::from_millis(300));
     let mut events = client.build().unwrap().events();
     assert_eq!(events.next().await.unwrap().unwrap().kind, "state.initial");
-    let started = Instant::now();
     let error = events.next().await.unwrap().unwrap_err();
-    assert!(matches!(error, Error::Silent(_)) && started.elapsed() >= Duration::from_millis(300), "{error}");
+    assert!(matches!(error, Error::Silent(_)) && !error.is_final(), "{error}");
 }
 
 #[tokio::test]

@@ -140,8 +140,9 @@ impl Client<'_> {
                     }
                 }
                 let failed = timeline.backfill_watch_failed[resource].iter().rev().find(|when| **when <= at);
-                if let Some(failed) = failed {
-                    let lists = timeline.backfill_lists[resource].iter().filter(|list| list.0 <= *failed);
+                if failed.is_some() {
+                    // Lists without a watch can follow the failed one: clients there get a difference of their own.
+                    let lists = timeline.backfill_lists[resource].iter().filter(|list| list.0 <= at);
                     let lists: Vec<ResourceVersion> = lists.map(|list| list.1).collect();
                     let min = lists.iter().copied().min().unwrap_or(ResourceVersion::MAX).max(position.version);
                     for to in ends {
