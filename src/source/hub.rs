@@ -18,6 +18,7 @@ mod metrics;
 mod round_budget;
 #[cfg(test)]
 mod tests;
+mod version_check;
 mod watch_loop;
 
 use std::{
@@ -57,25 +58,31 @@ pub async fn run(client: Client, config: Config, mut writer: Writer, metrics: Ar
         SourceEvent::BytesReceived(resource) => writer.record_received(resource),
         SourceEvent::Health(resource, health) => writer.set_health(resource, health),
     });
-    let (never, _) = tokio::join!(
-        watch_all(&client, &config, &metrics, &sink),
-        backfill::run(&client, &config, &metrics, &backfills)
+    let pods = ResourceApi::<DecodedPod>::new(&client, &config, &metrics);
+    let claims = ResourceApi::<DecodedClaim>::new(&client, &config, &metrics);
+    let (never, ..) = tokio::join!(
+        watch_all(&pods, &claims, &sink),
+        backfill::run(&pods, &claims, &backfills),
+        version_check::run(&pods, &claims, &backfills)
     );
     never
 }
 
 /// Reads the uid of the Namespace, then runs both watch loops. Lists both resources again when the uid has changed.
-async fn watch_all(client: &Client, config: &Config, metrics: &Metrics, sink: EventSink<'_>) -> Infallible {
-    let pods = ResourceApi::<DecodedPod>::new(client, config, metrics);
-    let claims = ResourceApi::<DecodedClaim>::new(client, config, metrics);
-    let mut uid = fetch_namespace(&pods, config, sink).await;
-    let (mut pods_loop, mut claims_loop) = (WatchLoop::new(&pods, sink), WatchLoop::new(&claims, sink));
+async fn watch_all(
+    pods: &ResourceApi<'_, DecodedPod>,
+    claims: &ResourceApi<'_, DecodedClaim>,
+    sink: EventSink<'_>,
+) -> Infallible {
+    let config = pods.config;
+    let mut uid = fetch_namespace(pods, config, sink).await;
+    let (mut pods_loop, mut claims_loop) = (WatchLoop::new(pods, sink), WatchLoop::new(claims, sink));
     loop {
         emit(sink, SourceEvent::Namespace(uid.clone()));
         tokio::select! {
             biased;
             (never, _) = async { tokio::join!(pods_loop.run(), claims_loop.run()) } => match never {},
-            changed = wait_for_another_namespace(&pods, &uid) => uid = changed,
+            changed = wait_for_another_namespace(pods, &uid) => uid = changed,
         }
         tracing::warn!(
             namespace = &*config.namespace,

@@ -189,8 +189,9 @@ impl ScriptedApi {
     pub(super) async fn run_hub(&self, config: &Config, test: impl Future<Output = ()>) {
         let (client, metrics) = (self.client(), Metrics::default());
         let sink = Mutex::new(|event| self.record(event));
+        let (pods, claims) = (ResourceApi::new(&client, config, &metrics), ResourceApi::new(&client, config, &metrics));
         tokio::select! {
-            never = watch_all(&client, config, &metrics, &sink) => match never {},
+            never = watch_all(&pods, &claims, &sink) => match never {},
             () = test => (),
         }
     }

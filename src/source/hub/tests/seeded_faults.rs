@@ -255,10 +255,11 @@ async fn run_history(seed: u64) -> Vec<Recorded> {
         .await
         .expect("the hub must reach the state of the store within 600 s");
     };
+    let (pods, claims) = (ResourceApi::new(&client, &config, &metrics), ResourceApi::new(&client, &config, &metrics));
     tokio::select! {
         // A fixed order of polling, so that a seed repeats the same history.
         biased;
-        never = watch_all(&client, &config, &metrics, &sink) => match never {},
+        never = watch_all(&pods, &claims, &sink) => match never {},
         () = test => (),
     }
     events.lock().unwrap().clone()
