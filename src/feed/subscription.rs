@@ -9,6 +9,8 @@
 //!   (docs/architecture.md#feed-contract, item 2).
 //! - The versions in its cursors never go back, for either resource.
 
+mod catch_up;
+mod cursor;
 mod wake;
 
 use std::{fmt, pin::Pin, sync::Arc};
@@ -19,12 +21,12 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     framing::Framing,
     inner::Inner,
-    projection_cache::{self, ENTRIES_PER_READ, HeartbeatKind, InitialState, ProjectionCache},
-    resume::{PendingBackfill, PendingOutcome, ResumeError, is_inside_coalesced, locate},
-    types::{NotSynced, ReadResult, SnapshotReason, StartAt, required_resources},
+    projection_cache::{InitialState, ProjectionCache},
+    resume::{PendingBackfill, PendingOutcome, ResumeError, locate},
+    types::{NotSynced, ReadResult, SnapshotReason, StartAt},
 };
 use crate::{
-    event::{NamespaceId, PerResource, ResourceVersion, cursor, projection::EventFormat},
+    event::{NamespaceId, PerResource, ResourceVersion, projection::EventFormat},
     wire::CloseReason,
 };
 
@@ -242,52 +244,6 @@ impl Subscription {
         true
     }
 
-    /// Returns the cursor up to which the client has received everything; `None` while it has no complete state.
-    #[must_use]
-    pub fn cursor(&mut self) -> Option<String> {
-        let versions = self.advance_delivered()?;
-        Some(self.cache.cursor(self.namespace, versions))
-    }
-
-    fn advance_delivered(&mut self) -> Option<PerResource<ResourceVersion>> {
-        match self.phase {
-            Phase::SnapshotPending(..) | Phase::SendingSnapshot(..) => None,
-            Phase::PendingBackfill(_) => Some(self.delivered_versions),
-            Phase::CatchUp(_) | Phase::Live => {
-                let state = self.inner.state();
-                if self.position == state.log.end_position() {
-                    // Bookmarks advance the cursor of a quiet stream (G6), but only if the client has read everything.
-                    self.delivered_versions = cursor::max_versions(self.delivered_versions, state.latest_versions);
-                }
-                Some(self.delivered_versions)
-            }
-        }
-    }
-
-    /// Returns a heartbeat with the client's own cursor (docs/protocol.md#full-stream); `None` on `/ws`, and while the
-    /// client has no complete state.
-    #[must_use]
-    pub fn heartbeat(&mut self) -> Option<Bytes> {
-        if self.cache.projection.format == EventFormat::Boilerhouse {
-            return None;
-        }
-        let mut out = Vec::new();
-        let versions = self.advance_delivered()?;
-        self.sent_syncing = self.is_syncing();
-        let kind = if self.sent_syncing { HeartbeatKind::Syncing } else { HeartbeatKind::Periodic };
-        self.cache.append_heartbeat(&mut out, &self.inner, self.namespace, versions, kind);
-        Some(out.into())
-    }
-
-    /// Returns whether a resume is being prepared: a backfill is pending, or this replica has not reached the cursor.
-    fn is_syncing(&self) -> bool {
-        match self.phase {
-            Phase::PendingBackfill(_) => true,
-            Phase::CatchUp(floor) => !self.cache.covers(self.inner.state().latest_versions, floor),
-            Phase::SnapshotPending(..) | Phase::SendingSnapshot(..) | Phase::Live => false,
-        }
-    }
-
     /// Returns the framing for events that the transport adds to the stream; `None` on `/ws`, which has no such events.
     #[must_use]
     pub fn framing(&self) -> Option<Framing> {
@@ -307,100 +263,6 @@ impl Subscription {
             if reason == SnapshotReason::Foreign { PerResource::default() } else { self.delivered_versions };
         self.phase = Phase::SnapshotPending(reason, not_before);
         (self.wake_at, self.version_check) = (None, 0);
-    }
-
-    /// Returns whether the client's versions are beyond those of the API server, so that they are of another history.
-    ///
-    /// Replicas differ by milliseconds, so it waits for `ahead_cursor_wait` first. Then one version check answers for
-    /// all waiting subscriptions (docs/architecture.md#feed-contract, item 3).
-    fn cursor_beyond_history(&mut self, floor: PerResource<ResourceVersion>) -> bool {
-        let mut state = self.inner.state();
-        let existing = cursor::max_versions(state.latest_versions, state.backfill_requests.checked_versions());
-        if self.cache.covers(existing, floor) {
-            (self.wake_at, self.version_check) = (None, 0);
-            return false;
-        }
-        if self.version_check > 0 {
-            return state.backfill_requests.version_check_result(self.version_check).is_some();
-        }
-        let now = Instant::now();
-        let deadline = *self.wake_at.get_or_insert_with(|| now + self.inner.config.ahead_cursor_wait);
-        if now >= deadline {
-            self.wake_at = None;
-            self.version_check = state.backfill_requests.request_version_check();
-            drop(state);
-            self.inner.backfill_requested.notify_waiters();
-        }
-        false
-    }
-
-    /// Renders entries for this client alone, without those that it already has. `None` means that the log has evicted
-    /// the next entry.
-    fn catch_up(&mut self, floor: PerResource<ResourceVersion>, max_bytes: usize) -> Option<Vec<Bytes>> {
-        let mut frames = Vec::new();
-        let mut bytes = 0;
-        loop {
-            let (_, entries) = projection_cache::read_entries(&self.inner, self.position, ENTRIES_PER_READ)?;
-            if entries.is_empty() {
-                let latest = self.inner.state().latest_versions;
-                if self.finish_catch_up(floor, latest) {
-                    frames.extend(self.pool_depths());
-                }
-                return Some(frames);
-            }
-            for entry in entries {
-                if bytes > max_bytes {
-                    return Some(frames);
-                }
-                let change_set = entry.change_set();
-                if change_set.is_some_and(|change_set| change_set.history_reset) && self.on_history_reset() {
-                    return Some(frames);
-                }
-                let is_required = change_set.is_some_and(|change_set| {
-                    required_resources(&self.cache.projection).any(|resource| resource == change_set.resource)
-                });
-                if is_required && is_inside_coalesced(&entry, floor) {
-                    self.restart_with_snapshot(SnapshotReason::Expired);
-                    return Some(frames);
-                }
-                self.position += 1;
-                self.delivered_versions = cursor::max_versions(self.delivered_versions, entry.versions_after);
-                // Ephemeral events of the past are skipped: only the newest one counts.
-                if change_set.is_some_and(|change_set| change_set.version > floor[change_set.resource]) {
-                    let frame = self.cache.render_entry(
-                        &self.inner,
-                        self.namespace,
-                        &entry,
-                        self.position,
-                        self.delivered_versions,
-                    );
-                    if !frame.bytes.is_empty() {
-                        bytes += frame.bytes.len();
-                        frames.push(frame.bytes);
-                    }
-                }
-                if self.finish_catch_up(floor, entry.versions_after) {
-                    frames.extend(self.pool_depths());
-                    return Some(frames);
-                }
-            }
-        }
-    }
-
-    /// Returns the depths of all pools: the client missed the events of those that changed while it was disconnected.
-    fn pool_depths(&self) -> Option<Bytes> {
-        let mut out = Vec::new();
-        self.cache.append_pool_depths(&mut out, &self.inner);
-        (!out.is_empty()).then(|| out.into())
-    }
-
-    /// Ends the catch-up if `versions` have reached the floor for all resources that the projection needs.
-    fn finish_catch_up(&mut self, floor: PerResource<ResourceVersion>, versions: PerResource<ResourceVersion>) -> bool {
-        let is_finished = self.cache.covers(versions, floor);
-        if is_finished {
-            self.go_live();
-        }
-        is_finished
     }
 
     /// Enters [`Phase::Live`]. It clears `wake_at`: a deadline in the past would wake the stream again and again.
