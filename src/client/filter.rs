@@ -42,12 +42,27 @@ pub struct ClaimFilter {
 
 /// Defines one method for each key of a filter.
 macro_rules! keys {
-    ($filter:ident: $($key:ident $doc:literal),+) => {
+    ($filter:ident: $($key:ident $name:literal $doc:literal),+) => {
         impl $filter {
+            /// The keys as they are in JSON, without those of labels (`labels.KEY`).
+            pub const KEYS: &[&str] = &[$($name),+];
+
             /// Returns a filter that selects everything.
             #[must_use]
             pub fn new() -> Self {
                 Self::default()
+            }
+
+            /// Sets a key by its name: one of [`Self::KEYS`] to a value, or `labels.KEY` to a value or to `None`, which means
+            /// that the label exists. Returns `None` for another key, and for a key that needs a value.
+            #[must_use]
+            pub fn with(self, key: &str, value: Option<&str>) -> Option<Self> {
+                match (key.strip_prefix("labels."), key, value) {
+                    (Some(label), _, Some(value)) => Some(self.label(label, value)),
+                    (Some(label), _, None) => Some(self.has_label(label)),
+                    $((None, $name, Some(value)) => Some(self.$key(value)),)+
+                    _ => None,
+                }
             }
 
             $(
@@ -81,17 +96,17 @@ macro_rules! keys {
 }
 
 keys!(InstanceFilter:
-    name "The name of the Pod.",
-    phase "The phase, for example `Running`.",
-    workload_ref "The workload.",
-    tenant_id "The tenant.",
-    pool_status "The state in the pool: `warming`, `ready` or `acquired`.");
+    name "name" "The name of the Pod.",
+    phase "phase" "The phase, for example `Running`.",
+    workload_ref "workloadRef" "The workload.",
+    tenant_id "tenantId" "The tenant.",
+    pool_status "poolStatus" "The state in the pool: `warming`, `ready` or `acquired`.");
 keys!(ClaimFilter:
-    name "The name of the claim.",
-    phase "The phase, for example `Active`.",
-    tenant_id "The tenant.",
-    workload_ref "The workload.",
-    source "Where the instance came from, for example `pool`.");
+    name "name" "The name of the claim.",
+    phase "phase" "The phase, for example `Active`.",
+    tenant_id "tenantId" "The tenant.",
+    workload_ref "workloadRef" "The workload.",
+    source "source" "Where the instance came from, for example `pool`.");
 
 /// Returns the value of the parameter `params`, or `None` if everything is selected.
 pub(super) fn params(instances: &InstanceFilter, claims: &ClaimFilter) -> Option<String> {
@@ -120,5 +135,20 @@ mod tests {
         );
         assert_eq!(params(&InstanceFilter::new(), &claims).unwrap(), r#"{"claims":{"tenantId":"alice"}}"#);
         assert_eq!(params(&InstanceFilter::new(), &ClaimFilter::new()), None);
+    }
+
+    /// Each key by its name is the JSON key of that name.
+    #[test]
+    fn keys_have_the_names_of_the_json() {
+        for key in InstanceFilter::KEYS {
+            let filter = InstanceFilter::new().with(key, Some("v")).unwrap();
+            assert_eq!(serde_json::to_string(&filter).unwrap(), format!(r#"{{"{key}":"v"}}"#));
+        }
+        for key in ClaimFilter::KEYS {
+            let filter = ClaimFilter::new().with(key, Some("v")).unwrap();
+            assert_eq!(serde_json::to_string(&filter).unwrap(), format!(r#"{{"{key}":"v"}}"#));
+        }
+        assert_eq!(ClaimFilter::new().with("labels.a", None), Some(ClaimFilter::new().has_label("a")));
+        assert_eq!((ClaimFilter::new().with("name", None), ClaimFilter::new().with("other", Some("v"))), (None, None));
     }
 }

@@ -196,6 +196,15 @@ impl EventFormat {
     pub fn types(self) -> impl Iterator<Item = EventType> {
         EventType::ALL.into_iter().filter(move |t| self == EventFormat::Full || t.in_boilerhouse_format())
     }
+
+    /// Returns what [`EventTypes::parse`] accepts: families and names, sorted.
+    #[must_use]
+    pub fn accepted_types(self) -> Vec<&'static str> {
+        let mut accepted: Vec<&str> = self.types().flat_map(|t| [t.family(), t.name()]).collect();
+        accepted.sort_unstable();
+        accepted.dedup();
+        accepted
+    }
 }
 
 impl EventTypes {
@@ -214,13 +223,8 @@ impl EventTypes {
         for word in list.split(',').map(str::trim) {
             let matching: EventTypes = format.types().filter(|t| t.name() == word || t.family() == word).collect();
             if matching.0 == 0 {
-                let mut accepted: Vec<&str> = format.types().flat_map(|t| [t.family(), t.name()]).collect();
-                accepted.sort_unstable();
-                accepted.dedup();
-                return Err(format!(
-                    "unknown type '{word}'; accepted types (comma-separated): {}",
-                    accepted.join(", ")
-                ));
+                let accepted = format.accepted_types().join(", ");
+                return Err(format!("unknown type '{word}'; accepted types (comma-separated): {accepted}"));
             }
             requested.0 |= matching.0;
         }

@@ -2,24 +2,11 @@
 
 use std::time::Duration;
 
-use crate::client::{ClaimFilter, InstanceFilter};
+use crate::{
+    client::{ClaimFilter, InstanceFilter},
+    event::projection::{EventFormat, EventType},
+};
 
-/// Event types of the full stream, and families (docs/protocol.md#event-types-and-families).
-const TYPES: &[&str] = &[
-    "instance",
-    "instance.state",
-    "claim",
-    "claim.state",
-    "tenant",
-    "tenant.claimed",
-    "tenant.released",
-    "pool",
-    "pool.instance.ready",
-    "pool.depth",
-    "telemetry",
-    "mqtt",
-    "mqtt.message",
-];
 /// Events about the stream itself.
 const CONTROL: &[&str] = &[
     "state.initial",
@@ -32,33 +19,30 @@ const CONTROL: &[&str] = &[
     "stream.closing",
     "relay.gap",
 ];
-const INSTANCE_KEYS: &[&str] = &["name", "phase", "workloadRef", "tenantId", "poolStatus", "labels.KEY"];
-const CLAIM_KEYS: &[&str] = &["name", "phase", "tenantId", "workloadRef", "source", "labels.KEY"];
 /// Two values are near from this similarity on (Jaro-Winkler, 0 to 1).
 const NEAR: f64 = 0.75;
 
 /// Parses one element of `--types`.
 pub(super) fn event_type(text: &str) -> Result<String, String> {
-    one_of(text.trim(), TYPES.iter().copied())
+    one_of(text.trim(), &EventFormat::Full.accepted_types())
 }
 
 /// Parses one element of `--events`.
 pub(super) fn event_name(text: &str) -> Result<String, String> {
-    let families = ["instance", "claim", "tenant", "pool", "mqtt"];
-    one_of(text.trim(), TYPES.iter().chain(CONTROL).copied().filter(|name| !families.contains(name)))
+    let names: Vec<&str> = EventFormat::Full.types().map(EventType::name).chain(CONTROL.iter().copied()).collect();
+    one_of(text.trim(), &names)
 }
 
-fn one_of(text: &str, accepted: impl Iterator<Item = &'static str> + Clone) -> Result<String, String> {
-    if accepted.clone().any(|name| name == text) {
+fn one_of(text: &str, accepted: &[&str]) -> Result<String, String> {
+    if accepted.contains(&text) {
         return Ok(text.to_owned());
     }
-    let list = accepted.clone().collect::<Vec<_>>().join(", ");
-    Err(format!("{}accepted: {list}", suggestion(text, accepted)))
+    Err(format!("{}accepted: {}", suggestion(text, accepted), accepted.join(", ")))
 }
 
 /// Returns a text that names the nearest accepted value, if one is near.
-fn suggestion(text: &str, accepted: impl Iterator<Item = &'static str>) -> String {
-    let scored = accepted.map(|name| (strsim::jaro_winkler(text, name), name));
+fn suggestion(text: &str, accepted: &[&str]) -> String {
+    let scored = accepted.iter().map(|name| (strsim::jaro_winkler(text, name), name));
     let nearest = scored.max_by(|one, other| one.0.total_cmp(&other.0)).filter(|(score, _)| *score >= NEAR);
     nearest.map_or(String::new(), |(_, name)| format!("did you mean '{name}'? "))
 }
@@ -83,55 +67,33 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 
 /// Parses `--instance-filter`.
 pub(super) fn instance_filter(text: &str) -> Result<InstanceFilter, String> {
-    pairs(text, INSTANCE_KEYS)?.into_iter().try_fold(InstanceFilter::new(), |filter, (key, value)| {
-        Ok(match (key.as_str(), value) {
-            ("name", Some(value)) => filter.name(value),
-            ("phase", Some(value)) => filter.phase(value),
-            ("workloadRef", Some(value)) => filter.workload_ref(value),
-            ("tenantId", Some(value)) => filter.tenant_id(value),
-            ("poolStatus", Some(value)) => filter.pool_status(value),
-            (label, Some(value)) => filter.label(label_key(label)?, value),
-            (label, None) => filter.has_label(label_key(label)?),
-        })
-    })
+    filter(text, InstanceFilter::KEYS, InstanceFilter::with)
 }
 
 /// Parses `--claim-filter`.
 pub(super) fn claim_filter(text: &str) -> Result<ClaimFilter, String> {
-    pairs(text, CLAIM_KEYS)?.into_iter().try_fold(ClaimFilter::new(), |filter, (key, value)| {
-        Ok(match (key.as_str(), value) {
-            ("name", Some(value)) => filter.name(value),
-            ("phase", Some(value)) => filter.phase(value),
-            ("tenantId", Some(value)) => filter.tenant_id(value),
-            ("workloadRef", Some(value)) => filter.workload_ref(value),
-            ("source", Some(value)) => filter.source(value),
-            (label, Some(value)) => filter.label(label_key(label)?, value),
-            (label, None) => filter.has_label(label_key(label)?),
-        })
-    })
+    filter(text, ClaimFilter::KEYS, ClaimFilter::with)
 }
 
-fn label_key(key: &str) -> Result<&str, String> {
-    key.strip_prefix("labels.").ok_or_else(|| format!("'{key}' needs a value: write {key}=VALUE"))
-}
-
-/// Splits `a=b,c=d`. A label without a value, or with `*`, has `None`.
-fn pairs(text: &str, keys: &'static [&str]) -> Result<Vec<(String, Option<String>)>, String> {
-    let mut all: Vec<(String, Option<String>)> = Vec::new();
+/// Parses `a=b,labels.c=d`. A label with the value `*`, or without one, must exist.
+fn filter<F: Default>(text: &str, keys: &[&str], with: fn(F, &str, Option<&str>) -> Option<F>) -> Result<F, String> {
+    let (mut filter, mut known) = (F::default(), Vec::new());
     for pair in text.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').ok_or_else(|| format!("'{pair}' is not KEY=VALUE"))?;
         let is_label = key.strip_prefix("labels.").is_some_and(|label| !label.is_empty());
-        if !is_label && !keys.contains(&key) {
-            let near = suggestion(key, keys.iter().copied());
-            return Err(format!("unknown key '{key}': {near}accepted: {}", keys.join(", ")));
-        }
-        if all.iter().any(|(known, _)| known == key) {
+        let exists = is_label && matches!(value, "" | "*");
+        if known.contains(&key) {
             return Err(format!("'{key}' is given twice"));
         }
-        let exists = is_label && matches!(value, "" | "*");
-        all.push((key.to_owned(), (!exists).then(|| value.to_owned())));
+        known.push(key);
+        let changed =
+            if is_label || keys.contains(&key) { with(filter, key, (!exists).then_some(value)) } else { None };
+        filter = changed.ok_or_else(|| {
+            let accepted = [keys, &["labels.KEY"]].concat();
+            format!("unknown key '{key}': {}accepted: {}", suggestion(key, &accepted), accepted.join(", "))
+        })?;
     }
-    Ok(all)
+    Ok(filter)
 }
 
 #[cfg(test)]
@@ -158,9 +120,7 @@ mod tests {
     #[test]
     fn types_and_times_list_what_is_accepted() {
         assert_eq!(event_type("tenant").unwrap(), "tenant");
-        assert!(
-            event_type("tenant.claim").unwrap_err().starts_with("did you mean 'tenant.claimed'? accepted: instance,")
-        );
+        assert!(event_type("tenant.claim").unwrap_err().starts_with("did you mean 'tenant.claimed'? accepted: claim,"));
         assert!(event_name("tenant").is_err() && event_name("heartbeat").is_ok());
         let seconds = |text: &str| duration(text).map(|duration| duration.as_secs_f64());
         assert_eq!(

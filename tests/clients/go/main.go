@@ -284,18 +284,19 @@ func nhooyrWebSocket(options func(*nhooyr.Conn)) func() error {
 	}
 }
 
-func gorillaWebSocket() error {
-	connection, _, err := gorilla.DefaultDialer.Dial(wsURL(), nil)
-	if err != nil {
-		return err
-	}
+// messageReader is the API that gorilla/websocket and its fork share.
+type messageReader interface {
+	ReadMessage() (int, []byte, error)
+	Close() error
+}
+
+func readMessages(connection messageReader, closeFrame func(error) (int, string, bool)) error {
 	defer connection.Close()
 	state("open", "")
 	for {
 		_, text, err := connection.ReadMessage()
-		var end *gorilla.CloseError
-		if errors.As(err, &end) {
-			return closed(end.Code, end.Text)
+		if code, reason, isClose := closeFrame(err); isClose {
+			return closed(code, reason)
 		}
 		if err != nil {
 			return err
@@ -304,24 +305,32 @@ func gorillaWebSocket() error {
 	}
 }
 
+func gorillaWebSocket() error {
+	connection, _, err := gorilla.DefaultDialer.Dial(wsURL(), nil)
+	if err != nil {
+		return err
+	}
+	return readMessages(connection, func(err error) (int, string, bool) {
+		var end *gorilla.CloseError
+		if errors.As(err, &end) {
+			return end.Code, end.Text, true
+		}
+		return 0, "", false
+	})
+}
+
 func fasthttpWebSocket() error {
 	connection, _, err := fasthttp.DefaultDialer.Dial(wsURL(), nil)
 	if err != nil {
 		return err
 	}
-	defer connection.Close()
-	state("open", "")
-	for {
-		_, text, err := connection.ReadMessage()
+	return readMessages(connection, func(err error) (int, string, bool) {
 		var end *fasthttp.CloseError
 		if errors.As(err, &end) {
-			return closed(end.Code, end.Text)
+			return end.Code, end.Text, true
 		}
-		if err != nil {
-			return err
-		}
-		message(string(text))
-	}
+		return 0, "", false
+	})
 }
 
 // buffered reads the bytes that arrived together with the response head first.

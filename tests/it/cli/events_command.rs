@@ -74,7 +74,7 @@ async fn exit_codes_tell_how_it_ended() {
     with_token("http://user:secret@localhost:1", 2, "a URL must not contain a credential").await;
     let cases: [(&[&str], i32, &str); 6] = [
         (&["--url", "http://127.0.0.1:1", "--connect-timeout", "0.3"], 5, "Connection refused"),
-        (&["--url", &url, "--types", "tenant.claim"], 2, "did you mean 'tenant.claimed'? accepted: instance,"),
+        (&["--url", &url, "--types", "tenant.claim"], 2, "did you mean 'tenant.claimed'? accepted: claim,"),
         (&["--url", &url, "--claim-filter", "tenant=a"], 2, "unknown key 'tenant': did you mean 'tenantId'?"),
         (&["--url", &url, "--timeout", "soon"], 2, "accepted: a time such as 3, 3s, 2m or 1h"),
         (&["--url", &format!("{url}/nothing")], 1, "HTTP 404: no such path"),
