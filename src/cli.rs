@@ -5,6 +5,7 @@
 
 mod access;
 mod config;
+mod connection;
 mod demo;
 mod events;
 mod exit;

@@ -7,7 +7,6 @@ mod text;
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
-    path::PathBuf,
     time::Duration,
 };
 
@@ -18,13 +17,14 @@ use tokio::{
     time::{Instant, sleep_until, timeout_at},
 };
 
-use self::arguments::{claim_filter, duration, event_name, event_type, instance_filter};
+use self::arguments::{claim_filter, event_name, event_type, instance_filter};
 use super::{
-    exit::{CANNOT_CONNECT, CREDENTIAL, CliError, FAILED, INTERRUPTED, TIMED_OUT},
+    connection::ConnectionArgs,
+    exit::{CliError, FAILED, INTERRUPTED, TIMED_OUT},
     logging::{color_for, escape, escape_json_line},
-    parsers::integer_in,
+    parsers::{duration, integer_in},
 };
-use crate::client::{ClaimFilter, Client, Error, Event, Events, InstanceFilter, Transport};
+use crate::client::{ClaimFilter, Client, Error, Event, Events, InstanceFilter};
 
 /// How one event is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -33,15 +33,6 @@ enum Output {
     Text,
     /// The JSON of the event, on one line
     Json,
-}
-
-/// The transport of `--transport`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum TransportName {
-    /// WebSocket
-    Websocket,
-    /// Server-sent events
-    Sse,
 }
 
 /// Arguments of `events`.
@@ -55,25 +46,8 @@ Examples:
 Exit codes: 0 success, 1 failure, 2 wrong usage, 4 credential refused, 5 no connection within --connect-timeout,
 124 --timeout before --count, 130 interrupted.")]
 pub(super) struct EventsCommand {
-    /// The bridge, such as http://localhost:3000, or one stream of any server, such as https://host/events/stream
-    #[arg(long, env = "BRIDGE_URL", value_name = "URL")]
-    url: String,
-
-    /// Transport of the stream; by default WebSocket
-    #[arg(long, env = "BRIDGE_TRANSPORT", value_enum, value_name = "websocket|sse", hide_possible_values = true)]
-    transport: Option<TransportName>,
-
-    /// File with the API key, Kubernetes token or stream ticket. It is read for each connection
-    #[arg(long, env = "BRIDGE_TOKEN_FILE", value_name = "FILE")]
-    token_file: Option<PathBuf>,
-
-    /// File with the certificates to trust, in PEM, instead of those of the system
-    #[arg(long, env = "BRIDGE_CA_FILE", value_name = "FILE")]
-    ca_file: Option<PathBuf>,
-
-    /// Send the token over plain HTTP to a host that is not loopback
-    #[arg(long, env = "EP_ALLOW_INSECURE")]
-    allow_insecure: bool,
+    #[command(flatten)]
+    connection: ConnectionArgs,
 
     /// Output: by default text on a terminal and JSON in a pipe
     #[arg(short, long, env = "BRIDGE_OUTPUT", value_enum, value_name = "text|json", hide_possible_values = true)]
@@ -106,15 +80,11 @@ pub(super) struct EventsCommand {
     /// End after this time, such as 3, 3s or 2m
     #[arg(long, value_name = "TIME", value_parser = duration)]
     timeout: Option<Duration>,
-
-    /// Time for the first connection
-    #[arg(long, env = "BRIDGE_CONNECT_TIMEOUT", default_value = "10s", value_name = "TIME", value_parser = duration)]
-    connect_timeout: Duration,
 }
 
 impl EventsCommand {
     pub(super) async fn run(self) -> Result<u8, CliError> {
-        let mut events = self.client()?.events();
+        let mut events = self.client().await?.events();
         let mut printer = Printer::new(&self);
         let end = self.timeout.map(|timeout| Instant::now() + timeout);
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
@@ -128,34 +98,22 @@ impl EventsCommand {
         }
     }
 
-    fn client(&self) -> Result<Client, CliError> {
-        let mut builder = Client::builder(&self.url)
+    async fn client(&self) -> Result<Client, CliError> {
+        let builder = self.connection.client().await?;
+        let builder = builder
             .instances(self.instance_filter.clone().unwrap_or_default())
             .claims(self.claim_filter.clone().unwrap_or_default())
-            .types(self.types.iter().cloned())
-            .allow_insecure(self.allow_insecure)
-            .connect_timeout(self.connect_timeout);
-        if let Some(transport) = self.transport {
-            builder = builder.transport(match transport {
-                TransportName::Websocket => Transport::WebSocket,
-                TransportName::Sse => Transport::Sse,
-            });
-        }
-        if let Some(file) = &self.token_file {
-            builder = builder.token_file(file);
-        }
-        if let Some(file) = &self.ca_file {
-            builder = builder.ca_file(file);
-        }
-        if let Some(cursor) = &self.since {
-            builder = builder.since(cursor);
-        }
+            .types(self.types.iter().cloned());
+        let builder = match &self.since {
+            Some(cursor) => builder.since(cursor),
+            None => builder,
+        };
         builder.build().map_err(|error| CliError::usage(error.to_string()))
     }
 
     /// Prints events until there are enough, the output is closed, or the stream ends for good.
     async fn read(&self, events: &mut Events, printer: &mut Printer) -> Result<u8, CliError> {
-        let connect_by = Instant::now() + self.connect_timeout;
+        let connect_by = Instant::now() + self.connection.connect_timeout;
         let mut printed = 0;
         let mut lost_at: Option<Instant> = None;
         let mut last_error: Option<Error> = None;
@@ -166,7 +124,7 @@ impl EventsCommand {
             } else {
                 match timeout_at(connect_by, events.next()).await {
                     Ok(item) => item,
-                    Err(_) => return Err(cannot_connect(last_error, self.connect_timeout)),
+                    Err(_) => return Err(self.connection.cannot_connect(last_error)),
                 }
             };
             match item {
@@ -186,7 +144,7 @@ impl EventsCommand {
                         return Ok(0);
                     }
                 }
-                Some(Err(error)) if error.is_final() => return Err(final_error(error, self.token_file.is_some())),
+                Some(Err(error)) if error.is_final() => return Err(self.connection.final_error(error)),
                 Some(Err(error @ Error::Malformed { .. })) => report(&format!("{error}; it is left out")),
                 Some(Err(error)) => {
                     let wait = events.reconnects_at().map_or(Duration::ZERO, |at| at.duration_since(Instant::now()));
@@ -210,21 +168,6 @@ async fn wait_until(end: Option<Instant>) {
         Some(end) => sleep_until(end).await,
         None => std::future::pending().await,
     }
-}
-
-fn cannot_connect(last: Option<Error>, limit: Duration) -> CliError {
-    let reason = last.map_or_else(|| "no answer".to_owned(), |error| error.to_string());
-    let error = anyhow::anyhow!("no stream within {limit:?} (--connect-timeout): {reason}");
-    CliError { code: CANNOT_CONNECT, error }
-}
-
-fn final_error(error: Error, has_token: bool) -> CliError {
-    let code = match &error {
-        Error::Status { status: 401, .. } | Error::Token { .. } => CREDENTIAL,
-        Error::Status { status: 403, .. } if has_token => CREDENTIAL,
-        _ => FAILED,
-    };
-    CliError { code, error: error.into() }
 }
 
 /// Reports to stderr, with the time.

@@ -1,6 +1,6 @@
 //! Value parsers of flags. An error says what is accepted, in the same words for all flags.
 
-use std::{net::Ipv6Addr, ops::RangeInclusive, str::FromStr};
+use std::{net::Ipv6Addr, ops::RangeInclusive, str::FromStr, time::Duration};
 
 use tracing::Level;
 
@@ -84,6 +84,24 @@ pub(super) fn log_level(text: &str) -> Result<Level, String> {
     text.parse().map_err(|_| "expected error, warn, info, debug or trace".to_owned())
 }
 
+/// Parses a time: seconds, or a number with `s`, `m` or `h`.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = match text.strip_suffix(['s', 'm', 'h']) {
+        Some(number) => (number, &text[number.len()..]),
+        None => (text, "s"),
+    };
+    let seconds = match unit {
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => 1.0,
+    };
+    let number = number.parse().ok().filter(|number: &f64| number.is_finite() && *number > 0.0);
+    let duration = number.and_then(|number| Duration::try_from_secs_f64(number * seconds).ok());
+    duration
+        .filter(|duration| duration.as_secs() < 1 << 32)
+        .ok_or_else(|| "accepted: a time such as 3, 3s, 2m or 1h".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroU32;
@@ -158,5 +176,17 @@ mod tests {
         assert_eq!(list(""), Some(vec![]));
         assert_eq!(list(" , 1,,2 ,"), Some(vec![1, 2]));
         assert_eq!(list("1,x"), None);
+    }
+
+    #[test]
+    fn times_have_a_unit_and_are_positive() {
+        let seconds = |text: &str| duration(text).map(|duration| duration.as_secs_f64());
+        assert_eq!(
+            [seconds("3"), seconds("3s"), seconds("2m"), seconds("0.5")],
+            [Ok(3.0), Ok(3.0), Ok(120.0), Ok(0.5)]
+        );
+        for text in ["", "0", "-1", "x", "3d", "inf", "1e300"] {
+            duration(text).unwrap_err();
+        }
     }
 }

@@ -60,6 +60,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("sha2", &["event"]),
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
+    ("clap_mangen", &["cli"]),
+    ("ratatui", &["cli"]),
     ("anyhow", &["cli"]),
     ("serde_saphyr", &["api", "cli", "source", "http"]),
     ("rustls", &["cli", "client", "source", "http"]),

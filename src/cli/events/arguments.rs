@@ -1,7 +1,5 @@
 //! Values of the arguments of `events`. An error says what is accepted, and names the nearest accepted value.
 
-use std::time::Duration;
-
 use crate::{
     client::{ClaimFilter, InstanceFilter},
     event::projection::{EventFormat, EventType},
@@ -45,24 +43,6 @@ fn suggestion(text: &str, accepted: &[&str]) -> String {
     let scored = accepted.iter().map(|name| (strsim::jaro_winkler(text, name), name));
     let nearest = scored.max_by(|one, other| one.0.total_cmp(&other.0)).filter(|(score, _)| *score >= NEAR);
     nearest.map_or(String::new(), |(_, name)| format!("did you mean '{name}'? "))
-}
-
-/// Parses a time: seconds, or a number with `s`, `m` or `h`.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    let (number, unit) = match text.strip_suffix(['s', 'm', 'h']) {
-        Some(number) => (number, &text[number.len()..]),
-        None => (text, "s"),
-    };
-    let seconds = match unit {
-        "m" => 60.0,
-        "h" => 3600.0,
-        _ => 1.0,
-    };
-    let number = number.parse().ok().filter(|number: &f64| number.is_finite() && *number > 0.0);
-    let duration = number.and_then(|number| Duration::try_from_secs_f64(number * seconds).ok());
-    duration
-        .filter(|duration| duration.as_secs() < 1 << 32)
-        .ok_or_else(|| "accepted: a time such as 3, 3s, 2m or 1h".to_owned())
 }
 
 /// Parses `--instance-filter`.
@@ -118,17 +98,9 @@ mod tests {
     }
 
     #[test]
-    fn types_and_times_list_what_is_accepted() {
+    fn types_list_what_is_accepted() {
         assert_eq!(event_type("tenant").unwrap(), "tenant");
         assert!(event_type("tenant.claim").unwrap_err().starts_with("did you mean 'tenant.claimed'? accepted: claim,"));
         assert!(event_name("tenant").is_err() && event_name("heartbeat").is_ok());
-        let seconds = |text: &str| duration(text).map(|duration| duration.as_secs_f64());
-        assert_eq!(
-            [seconds("3"), seconds("3s"), seconds("2m"), seconds("0.5")],
-            [Ok(3.0), Ok(3.0), Ok(120.0), Ok(0.5)]
-        );
-        for text in ["", "0", "-1", "x", "3d", "inf", "1e300"] {
-            duration(text).unwrap_err();
-        }
     }
 }
