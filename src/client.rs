@@ -39,6 +39,7 @@
 
 mod backoff;
 mod connection;
+mod connector;
 mod endpoint;
 mod error;
 mod event;
@@ -49,6 +50,11 @@ mod sse;
 mod state;
 mod tls;
 
+#[cfg(feature = "server")]
+pub(crate) use self::{
+    backoff::{Backoff, random},
+    tls::config as tls_config,
+};
 pub use self::{
     connection::MAX_EVENT_BYTES,
     endpoint::{Credential, Transport},

@@ -34,6 +34,7 @@
 //! | [`http`] | How are clients accepted, authenticated and served? |
 //! | [`cli`] | Which flags exist, and how are the modules combined? |
 //! | [`client`] | How does a Rust program read the events of a bridge? |
+//! | [`forward`] | How are events delivered to webhooks? |
 //! | [`tasks`] | Which tasks run, and how does the process shut down? |
 //! | [`api`], [`sim`] | Which Kubernetes types does the project define? How is a cluster simulated? |
 //!
@@ -61,6 +62,8 @@ pub mod client;
 pub mod event;
 #[cfg(feature = "server")]
 pub mod feed;
+#[cfg(feature = "server")]
+pub mod forward;
 #[cfg(feature = "server")]
 pub mod http;
 #[cfg(feature = "server")]

@@ -10,6 +10,7 @@ pub mod error;
 pub mod hub;
 mod line_splitter;
 pub mod list_limits;
+pub mod port_forward;
 mod resource_family;
 pub mod retry;
 pub mod review;

@@ -1,15 +1,19 @@
 //! The arguments that lead to a stream, for every subcommand that reads events: a URL, or the Service of a bridge in a
 //! cluster (docs/protocol.md#events-1).
 
-use std::{path::PathBuf, time::Duration};
+use std::{io, path::PathBuf, time::Duration};
 
+use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
 use super::{
     exit::{CANNOT_CONNECT, CREDENTIAL, CliError, FAILED},
-    parsers::duration,
+    parsers::{duration, namespace},
 };
-use crate::client::{Builder, Client, Error, Transport};
+use crate::{
+    client::{Builder, Client, Error, Transport},
+    source::{connect, port_forward::PortForward},
+};
 
 /// The transport of `--transport`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -24,9 +28,27 @@ enum TransportName {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Connection")]
 pub(super) struct ConnectionArgs {
-    /// The bridge, such as http://localhost:3000, or one stream of any server, such as https://host/events/stream
+    /// The bridge, such as http://localhost:3000, or one stream of any server, such as https://host/events/stream. Without
+    /// it, the command forwards a port to the Service of the bridge in the cluster of the kubeconfig
     #[arg(long, env = "BRIDGE_URL", value_name = "URL")]
-    url: String,
+    url: Option<String>,
+
+    /// Service of the bridge. Without it: the one with the label app.kubernetes.io/name=boilerhouse-bridge
+    #[arg(long, env = "BRIDGE_SERVICE", value_name = "NAME", conflicts_with = "url")]
+    service: Option<String>,
+
+    /// Namespace of that Service
+    #[arg(short, long, env = "K8S_NAMESPACE", default_value = "boilerhouse", value_parser = namespace)]
+    namespace: String,
+
+    /// Path of the kubeconfig. Without it: the files in KUBECONFIG, then ~/.kube/config, then the service account of the
+    /// Pod
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Name of the kubeconfig context. Without it: the current context
+    #[arg(long, env = "BRIDGE_CONTEXT", value_name = "NAME")]
+    context: Option<String>,
 
     /// Transport of the stream; by default WebSocket
     #[arg(long, env = "BRIDGE_TRANSPORT", value_enum, value_name = "websocket|sse", hide_possible_values = true)]
@@ -50,13 +72,23 @@ pub(super) struct ConnectionArgs {
 }
 
 impl ConnectionArgs {
-    /// Returns the settings of a client of this bridge.
+    /// Returns the settings of a client of this bridge. Without a URL it finds the Service first.
     ///
     /// # Errors
-    /// No bridge is found, with the exit code.
+    /// No bridge is found: exit code 5.
     pub(super) async fn client(&self) -> Result<Builder, CliError> {
-        let mut builder =
-            Client::builder(&self.url).allow_insecure(self.allow_insecure).connect_timeout(self.connect_timeout);
+        let builder = match &self.url {
+            Some(url) => Client::builder(url),
+            None => {
+                let forward = self.port_forward().await?;
+                let url = forward.url();
+                Client::builder(url).connector(move || {
+                    let forward = forward.clone();
+                    async move { forward.open().await.map_err(io::Error::other) }
+                })
+            }
+        };
+        let mut builder = builder.allow_insecure(self.allow_insecure).connect_timeout(self.connect_timeout);
         if let Some(transport) = self.transport {
             builder = builder.transport(match transport {
                 TransportName::Websocket => Transport::WebSocket,
@@ -70,6 +102,25 @@ impl ConnectionArgs {
             builder = builder.ca_file(file);
         }
         Ok(builder)
+    }
+
+    /// Finds the Service of the bridge in the cluster of the kubeconfig.
+    ///
+    /// # Errors
+    /// There is no cluster or no such Service: exit code 5.
+    async fn port_forward(&self) -> Result<PortForward, CliError> {
+        let config = connect::Config {
+            kubeconfig: self.kubeconfig.clone(),
+            context: self.context.clone(),
+            namespace: self.namespace.clone(),
+            ..connect::Config::default()
+        };
+        let failed = |error: anyhow::Error| CliError { code: CANNOT_CONNECT, error };
+        let connection = connect::connect(&config).await;
+        let connection = connection.context("no --url, and no cluster to find the bridge in").map_err(failed)?;
+        let found = PortForward::find(&connection, self.service.as_deref(), self.connect_timeout).await;
+        let context = || format!("no --url, and no bridge found with context {}", connection.context);
+        found.with_context(context).map_err(failed)
     }
 
     /// Returns the error with which a command ends that got no stream within `--connect-timeout`.

@@ -33,6 +33,11 @@ impl CliError {
         CliError { code: USAGE, error: anyhow::Error::msg(message.into()) }
     }
 
+    /// The command failed.
+    pub(super) fn failed(message: impl Into<String>) -> CliError {
+        CliError { code: FAILED, error: anyhow::Error::msg(message.into()) }
+    }
+
     /// Prints the error with its causes to stderr.
     pub(super) fn print(&self) -> ExitCode {
         let (bold, plain) = if color() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };

@@ -17,9 +17,8 @@ use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
 use serde::Deserialize;
 use tokio::{
-    net::TcpStream,
     task::JoinHandle,
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_rustls::TlsConnector;
 use tokio_tungstenite::{
@@ -32,6 +31,7 @@ use tokio_tungstenite::{
 };
 
 use super::{
+    connector::Connector,
     endpoint::{Endpoint, Transport},
     error::{Error, first_line},
     event::{Event, Payload},
@@ -43,6 +43,8 @@ use super::{
 pub const MAX_EVENT_BYTES: usize = 4 << 20;
 /// Bytes of an error response that are read.
 const MAX_ERROR_BYTES: usize = 64 << 10;
+/// The time in which a connection ends after its request has failed.
+const DRIVER_END: Duration = Duration::from_secs(1);
 /// Characters of a malformed event that the error repeats.
 const MAX_MALFORMED_CHARS: usize = 200;
 
@@ -50,6 +52,7 @@ const MAX_MALFORMED_CHARS: usize = 200;
 #[derive(Debug)]
 pub(super) struct Options<'a> {
     pub(super) endpoint: &'a Endpoint,
+    pub(super) connector: &'a Connector,
     pub(super) tls: Option<&'a Arc<ClientConfig>>,
     pub(super) token: Option<&'a str>,
     pub(super) cursor: Option<&'a str>,
@@ -81,7 +84,21 @@ enum Stream {
 
 /// A task that is aborted when the value is dropped.
 #[derive(Debug)]
-struct Driver(JoinHandle<()>);
+struct Driver(JoinHandle<hyper::Result<()>>);
+
+impl Driver {
+    /// Returns why the connection ended, if it was an error of the connection. A request that was not answered has no
+    /// reason of its own.
+    async fn cause(&mut self) -> Option<String> {
+        let ended = timeout(DRIVER_END, &mut self.0).await.ok()?.ok()?;
+        let error = ended.err()?;
+        let mut innermost: &dyn std::error::Error = &error;
+        while let Some(source) = innermost.source() {
+            innermost = source;
+        }
+        Some(innermost.to_string())
+    }
+}
 
 impl Drop for Driver {
     fn drop(&mut self) {
@@ -98,20 +115,21 @@ impl Connection {
         let endpoint = options.endpoint;
         let failed =
             |reason: String| Error::Connect { address: format!("{}:{}", endpoint.host, endpoint.port), reason };
-        let tcp = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await;
-        let tcp = tcp.map_err(|error| failed(error.to_string()))?;
-        tcp.set_nodelay(true).map_err(|error| failed(error.to_string()))?;
-        let (mut sender, driver) = match options.tls {
-            None => handshake(tcp).await,
+        let io = options.connector.open(endpoint).await.map_err(|error| failed(error.to_string()))?;
+        let (mut sender, mut driver) = match options.tls {
+            None => handshake(io).await,
             Some(config) => {
                 let name = ServerName::try_from(endpoint.host.clone()).map_err(|error| failed(error.to_string()))?;
-                let tls = TlsConnector::from(config.clone()).connect(name, tcp).await;
+                let tls = TlsConnector::from(config.clone()).connect(name, io).await;
                 handshake(tls.map_err(|error| failed(format!("TLS: {error}")))?).await
             }
         }
         .map_err(|error| failed(error.to_string()))?;
         let key = BASE64_STANDARD.encode(super::backoff::random().to_le_bytes().repeat(2));
-        let response = sender.send_request(request(options, &key)?).await.map_err(|error| failed(error.to_string()))?;
+        let response = match sender.send_request(request(options, &key)?).await {
+            Ok(response) => response,
+            Err(error) => return Err(failed(driver.cause().await.unwrap_or_else(|| error.to_string()))),
+        };
         let stream = match endpoint.transport {
             Transport::Sse => event_stream(response).await?,
             Transport::WebSocket => websocket(response, &key).await?,
@@ -225,10 +243,8 @@ where
 {
     let (sender, connection) = http1::handshake(TokioIo::new(io)).await?;
     #[allow(clippy::disallowed_methods, reason = "the task is aborted with the connection")]
-    let task = tokio::spawn(async move {
-        // The reader of the body or of the WebSocket gets the error.
-        let _ = connection.with_upgrades().await;
-    });
+    // The reader of the body or of the WebSocket gets the error.
+    let task = tokio::spawn(connection.with_upgrades());
     Ok((sender, Driver(task)))
 }
 

@@ -8,6 +8,7 @@
 
 use std::{
     collections::HashSet,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -16,11 +17,15 @@ use std::{
 use futures::Stream;
 use rustls::ClientConfig;
 use serde::Deserialize;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant, sleep_until, timeout},
+};
 
 use super::{
     backoff::{Backoff, random},
     connection::{Connection, Options},
+    connector::Connector,
     endpoint::{Credential, Endpoint, Transport},
     error::Error,
     event::Event,
@@ -40,6 +45,7 @@ const MAX_TOKEN_BYTES: u64 = 64 << 10;
 #[must_use = "call `build`"]
 pub struct Builder {
     url: String,
+    connector: Connector,
     transport: Option<Transport>,
     credential: Option<Credential>,
     ca_file: Option<PathBuf>,
@@ -58,6 +64,7 @@ pub struct Builder {
 #[derive(Clone, Debug)]
 pub struct Client {
     endpoint: Endpoint,
+    connector: Connector,
     credential: Option<Credential>,
     tls: Option<Arc<ClientConfig>>,
     parameters: Vec<(&'static str, String)>,
@@ -95,6 +102,17 @@ impl Builder {
     /// Selects the transport. The default is WebSocket, unless the URL names an SSE stream.
     pub fn transport(self, transport: Transport) -> Self {
         Builder { transport: Some(transport), ..self }
+    }
+
+    /// Opens connections with this function instead of TCP to the host of the URL: a tunnel, for example. TLS follows if the
+    /// URL is one of https. The function is responsible for the secrecy of what it transports: a credential is sent over
+    /// plain HTTP too.
+    pub fn connector<T, F>(self, open: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        F: Future<Output = io::Result<T>> + Send + 'static,
+    {
+        Builder { connector: Connector::new(open), ..self }
     }
 
     /// Sends this token.
@@ -166,7 +184,7 @@ impl Builder {
     /// certificates that cannot be used.
     pub fn build(self) -> Result<Client, Error> {
         let endpoint = Endpoint::parse(&self.url, self.transport)?;
-        if self.credential.is_some() && !self.allow_insecure {
+        if self.credential.is_some() && !self.allow_insecure && self.connector.is_tcp() {
             endpoint.check_credential()?;
         }
         let tls = endpoint.is_tls.then(|| tls::config(self.ca_file.as_deref())).transpose()?;
@@ -176,8 +194,8 @@ impl Builder {
         }
         parameters.extend(params(&self.instances, &self.claims).map(|params| ("params", params)));
         parameters.extend(self.snapshot.map(|state| ("snapshot", if state { "state" } else { "none" }.to_owned())));
-        let Builder { credential, since, connect_timeout, silence, user_agent, .. } = self;
-        Ok(Client { endpoint, credential, tls, parameters, since, connect_timeout, silence, user_agent })
+        let Builder { connector, credential, since, connect_timeout, silence, user_agent, .. } = self;
+        Ok(Client { endpoint, connector, credential, tls, parameters, since, connect_timeout, silence, user_agent })
     }
 }
 
@@ -187,6 +205,7 @@ impl Client {
     pub fn builder(url: impl Into<String>) -> Builder {
         Builder {
             url: url.into(),
+            connector: Connector::default(),
             transport: None,
             credential: None,
             ca_file: None,
@@ -206,6 +225,12 @@ impl Client {
     #[must_use]
     pub fn url(&self) -> String {
         self.endpoint.url()
+    }
+
+    /// Returns the cursor after which the events start, if there is one.
+    #[must_use]
+    pub fn since(&self) -> Option<&str> {
+        self.since.as_deref()
     }
 
     /// Returns the events. The first read connects.
@@ -231,6 +256,7 @@ impl Client {
         };
         let options = Options {
             endpoint: &self.endpoint,
+            connector: &self.connector,
             tls: self.tls.as_ref(),
             token: token.as_deref(),
             cursor,

@@ -14,7 +14,7 @@ use super::error::Error;
 ///
 /// # Errors
 /// The file has no certificate, or the roots of the system cannot be used.
-pub(super) fn config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, Error> {
+pub(crate) fn config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, Error> {
     let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|error| Error::Setting(format!("TLS: {error}")))?;

@@ -26,6 +26,7 @@ mod module_layers;
 mod npm_clients_resume;
 #[path = "../oracle/mod.rs"]
 mod oracle;
+mod port_forward;
 mod rbac_least_privilege;
 mod read_your_writes;
 mod recorded_credentials;
@@ -46,6 +47,7 @@ mod tls;
 mod token_and_access_reviews;
 mod unread_responses;
 mod upstream_answers;
+mod webhooks;
 mod websocket_echo;
 mod ws_contract;
 mod ws_golden;

@@ -18,13 +18,14 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("ring", &[]),
     ("tasks", &[]),
     ("client", &[]),
+    ("forward", &["client"]),
     ("weak_table", &[]),
     ("x509", &[]),
     ("feed", &["event", "wire", "ring", "weak_table"]),
     ("source", &["api", "event", "feed", "x509"]),
     ("http", &["event", "wire", "feed", "tasks", "weak_table", "x509"]),
     ("sim", &["api"]),
-    ("cli", &["api", "client", "event", "wire", "ring", "feed", "source", "http", "tasks", "sim"]),
+    ("cli", &["api", "client", "event", "forward", "wire", "ring", "feed", "source", "http", "tasks", "sim"]),
     ("test_support", &["api", "event"]),
 ];
 
@@ -53,8 +54,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("fearless_simd", &["source"]),
     ("warp", &["http"]),
     ("hyper", &["client", "http", "sim", "source"]),
-    ("hyper_rustls", &["source"]),
-    ("hyper_util", &["client", "http", "sim", "source"]),
+    ("hyper_rustls", &["forward", "source"]),
+    ("hyper_util", &["client", "forward", "http", "sim", "source"]),
     ("socket2", &["http"]),
     ("sha1", &["wire"]),
     ("sha2", &["event"]),
@@ -64,23 +65,23 @@ const CRATES: &[(&str, &[&str])] = &[
     ("ratatui", &["cli"]),
     ("anyhow", &["cli"]),
     ("serde_saphyr", &["api", "cli", "source", "http"]),
-    ("rustls", &["cli", "client", "source", "http"]),
+    ("rustls", &["cli", "client", "forward", "source", "http"]),
     ("rustls_platform_verifier", &["client"]),
     ("tokio_tungstenite", &["client"]),
     ("strsim", &["cli"]),
     ("tokio_rustls", &["cli", "client", "http"]),
-    ("ring", &["http"]),
+    ("ring", &["forward", "http"]),
     ("subtle", &["http"]),
     ("governor", &["http"]),
     ("tracing_subscriber", &["cli"]),
-    ("tokio", &["client", "feed", "source", "http", "tasks", "sim", "cli"]),
+    ("tokio", &["client", "feed", "forward", "source", "http", "tasks", "sim", "cli"]),
     ("tokio_util", &["http", "tasks"]),
     ("tracing", &["source", "http", "tasks", "sim", "cli"]),
 ];
 
 /// Files that hold documentation, `mod` and `use` only, so that no child has to import its parent.
 const FACADES: &[&str] =
-    &["lib", "api", "event", "feed", "source", "http", "http::auth", "http::conn", "http::stream", "sim"];
+    &["lib", "api", "event", "feed", "forward", "source", "http", "http::auth", "http::conn", "http::stream", "sim"];
 
 /// A source file without comments, strings and test modules, and where it lives in the module tree.
 #[derive(Clone, Debug)]

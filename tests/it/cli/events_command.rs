@@ -13,6 +13,7 @@ use crate::support::{
     bridge_process::{BridgeProcess, command},
     http_client::{TEST_TIMEOUT, metric_sum},
     sim_cluster::{NAMESPACE, SimCluster},
+    tcp_proxy::TcpProxy,
 };
 
 async fn events(args: &[&str]) -> Output {
@@ -134,8 +135,10 @@ async fn interrupt_and_closed_pipe_end_it() {
 async fn events_continue_after_a_restart() {
     let cluster = SimCluster::new().await;
     let bridge = cluster.bridge(&[]).await;
-    let port = bridge.address.port().to_string();
-    let url = format!("http://{}", bridge.address);
+    // The address of the proxy stays. The port of an ended bridge can be that of another process.
+    let proxy = TcpProxy::new(None, 1).await;
+    proxy.set_target(Some(bridge.address));
+    let url = format!("http://{}", proxy.address);
     let mut events = command(&["events", "--url", &url, "--events", "instance.state", "--count", "2"]);
     events.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).kill_on_drop(true);
     let events = events.spawn().unwrap();
@@ -148,9 +151,8 @@ async fn events_continue_after_a_restart() {
     cluster.create_pod("before");
     drop(bridge);
     cluster.create_pod("between");
-    let kubeconfig = cluster.kubeconfig();
-    let args = ["serve", "--port", &port, "--kubeconfig", &kubeconfig, "--namespace", NAMESPACE];
-    let _bridge = BridgeProcess::run(&args).await;
+    let bridge = cluster.bridge(&[]).await;
+    proxy.set_target(Some(bridge.address));
     let output = timeout(TEST_TIMEOUT, events.wait_with_output()).await.expect("it ends in time").unwrap();
     let names: Vec<Value> =
         text(&output.stdout).lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["name"].clone()).collect();

@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 
 use boilerhouse_bridge::{
     sim::{ApiResource, Sim, SimConfig},
-    test_support::PodBuilder,
+    test_support::{ClaimBuilder, PodBuilder},
 };
 use serde_json::json;
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -69,6 +69,19 @@ impl SimCluster {
     pub(crate) fn pod_phase(&self, name: &str, phase: &str) {
         let status = json!({"status": {"phase": phase}});
         self.sim.store(|store| store.patch(ApiResource::Pods, NAMESPACE, name, &status)).unwrap();
+    }
+
+    /// Creates an active claim of this tenant, with the name of the tenant. The bridge sends `tenant.claimed`.
+    pub(crate) fn claim(&self, tenant: &str) {
+        let claim = ClaimBuilder::new(tenant).namespace(NAMESPACE).tenant(tenant).json();
+        self.sim.store(|store| store.create(ApiResource::Claims, claim)).unwrap();
+        self.claim_phase(tenant, "Active");
+    }
+
+    /// Changes the phase of a claim.
+    pub(crate) fn claim_phase(&self, name: &str, phase: &str) {
+        let status = json!({"status": {"phase": phase}});
+        self.sim.store(|store| store.patch(ApiResource::Claims, NAMESPACE, name, &status)).unwrap();
     }
 }
 

@@ -1,0 +1,147 @@
+//! One attempt to deliver a message: one POST.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{
+    HeaderValue, Request, StatusCode,
+    header::{CONTENT_TYPE, RETRY_AFTER, USER_AGENT},
+};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper_rustls::HttpsConnector;
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use jiff::Timestamp;
+use rustls::ClientConfig;
+use tokio::time::timeout;
+
+use super::{message::Message, receiver::Receiver, retry::retry_after, signature::Secrets};
+
+/// The time of one attempt, from the lookup of the name to the end of the response (docs/protocol.md#deliveries).
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of a response that are read, so that its connection can be used again. They are not used otherwise.
+const MAX_RESPONSE_BYTES: usize = 64 << 10;
+/// Time that an unused connection stays open.
+const POOL_IDLE: Duration = Duration::from_secs(30);
+const AGENT: HeaderValue = HeaderValue::from_static(concat!("boilerhouse-bridge/", env!("CARGO_PKG_VERSION")));
+
+/// Sends messages.
+#[derive(Clone, Debug)]
+pub struct Sender {
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    timeout: Duration,
+}
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// 2xx.
+    Accepted(u16),
+    /// 410: the receiver wants no more deliveries.
+    Gone,
+    /// Any other status.
+    Rejected {
+        /// The status.
+        status: u16,
+        /// `Retry-After`.
+        retry_after: Option<Duration>,
+    },
+    /// There was no answer.
+    Failed(String),
+}
+
+impl Outcome {
+    /// Returns the status, if there was an answer.
+    #[must_use]
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Outcome::Accepted(status) | Outcome::Rejected { status, .. } => Some(*status),
+            Outcome::Gone => Some(StatusCode::GONE.as_u16()),
+            Outcome::Failed(_) => None,
+        }
+    }
+
+    /// Returns why the message was not accepted.
+    #[must_use]
+    pub fn error(&self) -> Option<String> {
+        match self {
+            Outcome::Accepted(_) => None,
+            Outcome::Failed(error) => Some(error.clone()),
+            Outcome::Gone => Some("HTTP 410".to_owned()),
+            Outcome::Rejected { status, .. } => Some(format!("HTTP {status}")),
+        }
+    }
+}
+
+impl Sender {
+    /// Returns a sender. `tls` is used for receivers with https.
+    #[must_use]
+    pub fn new(tls: Arc<ClientConfig>) -> Sender {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        let https = HttpsConnector::from((tcp, tls));
+        let mut client = Client::builder(TokioExecutor::new());
+        let client = client.pool_idle_timeout(POOL_IDLE).pool_timer(TokioTimer::new()).build(https);
+        Sender { client, timeout: ATTEMPT_TIMEOUT }
+    }
+
+    /// Returns the sender with another time for one attempt.
+    #[cfg(test)]
+    pub(super) fn with_timeout(self, timeout: Duration) -> Sender {
+        Sender { timeout, ..self }
+    }
+
+    /// POSTs a message once. It follows no redirect.
+    pub(super) async fn send(&self, receiver: &Receiver, message: &Message, secrets: Option<&Secrets>) -> Outcome {
+        let request = match request(receiver, message, secrets) {
+            Ok(request) => request,
+            Err(error) => return Outcome::Failed(error.to_string()),
+        };
+        let sending = async {
+            let response = self.client.request(request).await.map_err(|error| shown(&error))?;
+            let (head, body) = response.into_parts();
+            // The status counts, also if the body is cut.
+            let _ = Limited::new(body, MAX_RESPONSE_BYTES).collect().await;
+            Ok(head)
+        };
+        let head = match timeout(self.timeout, sending).await {
+            Err(_) => return Outcome::Failed(format!("no complete answer within {:?}", self.timeout)),
+            Ok(Err(error)) => return Outcome::Failed(error),
+            Ok(Ok(head)) => head,
+        };
+        match head.status {
+            status if status.is_success() => Outcome::Accepted(status.as_u16()),
+            StatusCode::GONE => Outcome::Gone,
+            status => {
+                let asked = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+                let retry_after = asked.and_then(|value| retry_after(value, Timestamp::now()));
+                Outcome::Rejected { status: status.as_u16(), retry_after }
+            }
+        }
+    }
+}
+
+fn request(receiver: &Receiver, message: &Message, secrets: Option<&Secrets>) -> http::Result<Request<Full<Bytes>>> {
+    let timestamp = u64::try_from(Timestamp::now().as_second()).unwrap_or_default();
+    let mut request = Request::post(receiver.uri.clone())
+        .header(CONTENT_TYPE, "application/json")
+        .header(USER_AGENT, AGENT)
+        .header("webhook-id", &message.id)
+        .header("webhook-timestamp", timestamp);
+    if let Some(secrets) = secrets {
+        request = request.header("webhook-signature", secrets.sign(&message.id, timestamp, &message.body));
+    }
+    request.body(Full::from(message.body.clone()))
+}
+
+/// Returns the innermost cause of an error, which says what to do: "Connection refused", for example.
+fn shown(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}

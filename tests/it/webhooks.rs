@@ -1,0 +1,233 @@
+//! `events --forward-to`: deliveries to receivers that fail, through restarts of the command, signed so that another
+//! implementation accepts them.
+
+mod receiver;
+mod seeded_faults;
+
+use std::{process::Stdio, time::Duration};
+
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
+    time::timeout,
+};
+
+use self::receiver::{Answer, Receiver};
+use crate::support::{
+    self,
+    bridge_process::{BridgeProcess, command},
+    http_client::{TEST_TIMEOUT, metric_sum},
+    npm_client::NpmClient,
+    sim_cluster::SimCluster,
+};
+
+/// A secret of 24 bytes.
+const SECRET: &str = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz";
+
+/// A running `events --forward-to`.
+struct Forwarder {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Forwarder {
+    fn start(url: &str, args: &[&str]) -> Forwarder {
+        let mut command: Command = command(&[&["events", "--url", url], args].concat());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Forwarder { child, lines }
+    }
+
+    /// Returns the next delivery.
+    async fn delivery(&mut self) -> Value {
+        let line = timeout(TEST_TIMEOUT, self.lines.next_line()).await.expect("no delivery in time").unwrap();
+        serde_json::from_str(&line.expect("the command has ended")).unwrap()
+    }
+
+    /// Waits for the end, and returns the exit code and stderr.
+    async fn ended(self) -> (Option<i32>, String) {
+        let output = timeout(TEST_TIMEOUT, self.child.wait_with_output()).await.expect("it ends in time").unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    }
+}
+
+/// Waits until a bridge has opened so many streams.
+async fn streams_opened(bridge: &BridgeProcess, count: u64) {
+    let opened = async {
+        while metric_sum(bridge.address, "bridge_streams_opened_total", &[]).await < count {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(TEST_TIMEOUT, opened).await.expect("the stream is not open in time");
+}
+
+#[tokio::test]
+async fn deliveries_are_signed_and_shown() {
+    let cluster = SimCluster::new().await;
+    let bridge = cluster.bridge(&[]).await;
+    let mut receiver = NpmClient::start("webhook_receiver.mjs", SECRET);
+    receiver.until(|line| line.get("listening").is_some()).await;
+    let hook = format!("http://127.0.0.1:{}/hook", receiver.lines[0]["listening"]);
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(secret.path(), format!("{SECRET}\n")).unwrap();
+    let url = format!("http://{}", bridge.address);
+    let args = ["--transport", "sse", "--events", "tenant.claimed,tenant.released", "--forward-to", &hook];
+    let secret = secret.path().to_string_lossy();
+    let mut forwarder =
+        Forwarder::start(&url, &[&args[..], &["--webhook-secret-file", &secret, "--count", "2"]].concat());
+    streams_opened(&bridge, 1).await;
+    cluster.create_pod("not-forwarded");
+    cluster.claim("alice");
+    let delivery = forwarder.delivery().await;
+    let shown = |key: &str| delivery[key].clone();
+    assert_eq!(
+        [shown("receiver"), shown("type"), shown("status"), shown("error"), shown("attempt")],
+        [hook.as_str().into(), "tenant.claimed".into(), 204.into(), Value::Null, 1.into()],
+        "{delivery}"
+    );
+    receiver.until(|line| line.get("verified").is_some()).await;
+    let received = &receiver.lines.last().unwrap()["verified"];
+    assert_eq!(
+        (&received["contentType"], &received["body"]["tenantId"]),
+        (&"application/json".into(), &"alice".into())
+    );
+    assert_eq!((&received["id"], &received["id"]), (&delivery["webhookId"], &received["body"]["key"]));
+    cluster.claim_phase("alice", "Released");
+    assert_eq!(forwarder.delivery().await["type"], "tenant.released");
+    let (code, stderr) = forwarder.ended().await;
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stderr.contains("2 delivered, 0 failed attempts"), "{stderr}");
+}
+
+/// 500, 429 with `Retry-After`, an answer that never comes, and a receiver that is down: each event arrives, in order, and
+/// the next one only after it.
+#[tokio::test]
+async fn a_failing_receiver_gets_every_event_in_order() {
+    let down = Duration::from_secs(if support::long_form() { 60 } else { 3 });
+    let cluster = SimCluster::new().await;
+    let bridge = cluster.bridge(&[]).await;
+    let receiver = Receiver::start().await;
+    let url = format!("http://{}", bridge.address);
+    let mut forwarder = Forwarder::start(&url, &["--types", "instance", "--forward-to", &receiver.url("/hook")]);
+    streams_opened(&bridge, 1).await;
+    let answers = [Answer::Status(500), Answer::RetryAfter(2), Answer::Status(302), Answer::Hang, Answer::Cut];
+    receiver.answer_next(answers);
+    for n in 0..6 {
+        cluster.create_pod(&format!("pod-{n}"));
+    }
+    let mut attempts = Vec::new();
+    while attempts.len() < 6 {
+        attempts.push(forwarder.delivery().await);
+    }
+    let statuses: Vec<&Value> = attempts.iter().map(|attempt| &attempt["status"]).collect();
+    assert_eq!(statuses, [&500.into(), &429.into(), &302.into(), &Value::Null, &Value::Null, &200.into()]);
+    assert!(attempts[3]["error"].as_str().unwrap().contains("within 10s"), "{}", attempts[3]);
+    let ids: Vec<&Value> = attempts.iter().map(|attempt| &attempt["webhookId"]).collect();
+    assert!(ids.iter().all(|id| *id == ids[0]), "a retry has the id of the first attempt: {ids:?}");
+    let [rejected, again] = [receiver.arrived_at(1), receiver.arrived_at(2)];
+    assert!(again - rejected >= Duration::from_secs(2), "Retry-After: {:?}", again - rejected);
+    receiver.go_down(down).await;
+    cluster.create_pod("pod-6");
+    cluster.create_pod("pod-7");
+    receiver.wait_for(8).await;
+    assert_eq!(receiver.accepted_names(), (0..8).map(|n| format!("pod-{n}")).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn receivers_are_independent_and_410_ends_one() {
+    let cluster = SimCluster::new().await;
+    let bridge = cluster.bridge(&[]).await;
+    let [dead, gone, good] = [Receiver::start().await, Receiver::start().await, Receiver::start().await];
+    dead.always(Answer::Status(503));
+    gone.always(Answer::Status(410));
+    let urls = [&dead, &gone, &good].map(|receiver| receiver.url("/hook?secret=1"));
+    let args: Vec<&str> = urls.iter().flat_map(|url| ["--forward-to", url]).chain(["--types", "instance"]).collect();
+    let forwarder = Forwarder::start(&format!("http://{}", bridge.address), &args);
+    streams_opened(&bridge, 3).await;
+    for n in 0..20 {
+        cluster.create_pod(&format!("pod-{n}"));
+    }
+    good.wait_for(20).await;
+    gone.wait_for_attempts(1).await;
+    assert_eq!((gone.attempts(), dead.accepted_names().len()), (1, 0));
+    let pid = forwarder.child.id().unwrap();
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let (code, stderr) = forwarder.ended().await;
+    assert_eq!(code, Some(130), "{stderr}");
+    for words in ["answers 410: no more deliveries to it", "HTTP 503; it is tried again", "20 waiting, no delivery for"]
+    {
+        assert!(stderr.contains(words), "{words}: {stderr}");
+    }
+    assert!(!stderr.contains("secret"), "{stderr}");
+    // When each receiver has answered 410, nothing is left to do.
+    let forwarder = Forwarder::start(&format!("http://{}", bridge.address), &["--forward-to", &urls[1]]);
+    streams_opened(&bridge, 4).await;
+    cluster.create_pod("last");
+    let (code, stderr) = forwarder.ended().await;
+    assert_eq!((code, stderr.contains("no receiver is left")), (Some(1), true), "{stderr}");
+}
+
+/// What the bridge cannot resume is a gap, and the first state is not.
+#[tokio::test]
+async fn a_gap_is_delivered_in_place_of_a_state() {
+    let cluster = SimCluster::new().await;
+    let bridge = cluster.bridge(&[]).await;
+    let receiver = Receiver::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state.json").to_string_lossy().into_owned();
+    let url = format!("http://{}", bridge.address);
+    let hook = receiver.url("/hook");
+    let args = [
+        "--forward-to",
+        &hook,
+        "--state-file",
+        &state,
+        "--events",
+        "instance.state",
+        "--instance-filter",
+        "phase=Unknown",
+        "--count",
+        "1",
+    ];
+    let forwarder = Forwarder::start(&url, &args);
+    streams_opened(&bridge, 1).await;
+    cluster.create_pod("one");
+    assert_eq!(forwarder.ended().await.0, Some(0));
+    // Another filter cannot continue the cursor.
+    let args = ["--forward-to", &hook, "--state-file", &state, "--events", "instance.state", "--count", "2"];
+    let mut forwarder = Forwarder::start(&url, &args);
+    let gap = forwarder.delivery().await;
+    assert_eq!(gap["type"], "stream.gap", "{gap}");
+    cluster.create_pod("two");
+    forwarder.delivery().await;
+    let bodies = receiver.accepted();
+    assert_eq!((&bodies[1]["type"], &bodies[1]["reason"]), (&"stream.gap".into(), &"filter".into()));
+    assert_eq!((&bodies[0]["name"], &bodies[2]["name"]), (&"one".into(), &"two".into()));
+}
+
+#[tokio::test]
+async fn wrong_arguments_are_refused_before_anything_is_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file").to_string_lossy().into_owned();
+    std::fs::write(&file, "secret").unwrap();
+    let hook = "http://127.0.0.1:1/hook";
+    let cases: [(&[&str], i32, &str); 8] = [
+        (&["--forward-to", "ftp://host/"], 2, "accepted: http://HOST:PORT/PATH or https://HOST/PATH"),
+        (&["--forward-to", "https://user:password@host/"], 2, "must not contain a credential"),
+        (&["--forward-to", hook, "--forward-to", hook], 2, "names a receiver twice"),
+        (&["--forward-to", hook, "--events", "heartbeat"], 2, "is not forwarded"),
+        (&["--forward-to", hook, "--webhook-secret-file", &file], 2, "each whsec_ and the base64 of 24 to 64 bytes"),
+        (&["--forward-to", hook, "--webhook-secret-file", "/nowhere"], 2, "No such file"),
+        (&["--forward-to", hook, "--state-file", &file], 1, "not a state file"),
+        (&["--state-file", &file], 2, "--forward-to"),
+    ];
+    for (args, code, words) in cases {
+        let forwarder = Forwarder::start("http://127.0.0.1:1", args);
+        let (ended, stderr) = forwarder.ended().await;
+        assert!(ended == Some(code) && stderr.contains(words), "{args:?}: {ended:?} {stderr}");
+        assert!(!stderr.contains("password"), "{stderr}");
+    }
+}
