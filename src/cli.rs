@@ -49,6 +49,12 @@ enum Command {
         #[arg(value_enum, value_name = "bash|zsh|fish", hide_possible_values = true)]
         shell: CompletionShell,
     },
+    /// Print a man page, as input for `man -l -`.
+    Man {
+        /// The subcommand. Without it: the page of the program
+        #[arg(value_name = "COMMAND")]
+        command: Option<String>,
+    },
     /// Print the CustomResourceDefinition of BoilerhouseClaims, as input for `kubectl apply -f -`.
     Crd,
 }
@@ -124,12 +130,37 @@ fn run(matches: &ArgMatches) -> Result<u8, CliError> {
             print(&String::from_utf8_lossy(&text))?;
             Ok(0)
         }
+        Command::Man { command } => {
+            print(&man_page(command.as_deref())?)?;
+            Ok(0)
+        }
         Command::Crd => {
             let yaml = api::crd_yaml().context("cannot write the CustomResourceDefinition as YAML")?;
             print(&yaml)?;
             Ok(0)
         }
     }
+}
+
+/// Returns the man page of a subcommand, or of the program.
+fn man_page(name: Option<&str>) -> Result<String, CliError> {
+    let program = command();
+    let page = match name {
+        None => program,
+        Some(name) => {
+            let names: Vec<&str> = program.get_subcommands().map(clap::Command::get_name).collect();
+            let found = program.find_subcommand(name);
+            let found = found.ok_or_else(|| {
+                CliError::usage(format!("there is no command '{name}'; accepted: {}", names.join(", ")))
+            })?;
+            // A page of its own has the full name, as the pages of git have.
+            let full = format!("boilerhouse-bridge-{name}");
+            found.clone().name(&full).bin_name(format!("boilerhouse-bridge {name}")).display_name(full)
+        }
+    };
+    let mut text = Vec::new();
+    clap_mangen::Man::new(page).render(&mut text).context("cannot write the man page")?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// Runs a command on a new runtime.

@@ -73,6 +73,19 @@ async fn completions_name_the_commands_and_flags() {
 }
 
 #[tokio::test]
+async fn man_pages_exist_for_every_command() {
+    let program = run(&["man"], &[]).await;
+    assert!(program.code == 0 && program.stdout.contains(".TH boilerhouse-bridge 1"), "{program:?}");
+    for command in ["serve", "demo", "events", "completions", "man", "crd"] {
+        let page = run(&["man", command], &[]).await;
+        assert_eq!((page.code, page.stderr.as_str()), (0, ""), "{command}");
+        assert!(page.stdout.contains(&format!(".TH boilerhouse-bridge-{command} 1")), "{command}: {}", page.stdout);
+    }
+    let wrong = run(&["man", "event"], &[]).await;
+    assert!(wrong.code == 2 && wrong.stderr.contains("accepted: serve, demo, events"), "{wrong:?}");
+}
+
+#[tokio::test]
 async fn help_output_matches_the_golden_file() {
     let mut text = String::new();
     for args in [
@@ -81,6 +94,7 @@ async fn help_output_matches_the_golden_file() {
         &["demo", "--help"],
         &["events", "--help"],
         &["completions", "--help"],
+        &["man", "--help"],
         &["crd", "--help"],
     ] {
         // Help does not show the values of variables.
