@@ -31,7 +31,6 @@ const AGENT: HeaderValue = HeaderValue::from_static(concat!("boilerhouse-bridge/
 #[derive(Clone, Debug)]
 pub struct Sender {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
-    timeout: Duration,
 }
 
 /// How an attempt ended.
@@ -85,13 +84,7 @@ impl Sender {
         let https = HttpsConnector::from((tcp, tls));
         let mut client = Client::builder(TokioExecutor::new());
         let client = client.pool_idle_timeout(POOL_IDLE).pool_timer(TokioTimer::new()).build(https);
-        Sender { client, timeout: ATTEMPT_TIMEOUT }
-    }
-
-    /// Returns the sender with another time for one attempt.
-    #[cfg(test)]
-    pub(super) fn with_timeout(self, timeout: Duration) -> Sender {
-        Sender { timeout, ..self }
+        Sender { client }
     }
 
     /// POSTs a message once. It follows no redirect.
@@ -107,8 +100,8 @@ impl Sender {
             let _ = Limited::new(body, MAX_RESPONSE_BYTES).collect().await;
             Ok(head)
         };
-        let head = match timeout(self.timeout, sending).await {
-            Err(_) => return Outcome::Failed(format!("no complete answer within {:?}", self.timeout)),
+        let head = match timeout(ATTEMPT_TIMEOUT, sending).await {
+            Err(_) => return Outcome::Failed(format!("no complete answer within {ATTEMPT_TIMEOUT:?}")),
             Ok(Err(error)) => return Outcome::Failed(error),
             Ok(Ok(head)) => head,
         };

@@ -165,7 +165,7 @@ impl Worker {
     async fn deliver(&mut self, message: &Message, observer: &impl Observer) -> bool {
         let mut backoff = Backoff::default();
         for number in 1.. {
-            let secrets = self.secrets.as_mut().map(|secrets| &*secrets.current());
+            let secrets = self.secrets.as_mut().map(SecretsFile::current);
             let start = Instant::now();
             let outcome = self.sender.send(&self.receiver, message, secrets).await;
             let duration = start.elapsed();
