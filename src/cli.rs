@@ -7,6 +7,8 @@ mod access;
 mod config;
 mod connection;
 mod demo;
+mod event_filter;
+mod event_text;
 mod events;
 mod exit;
 mod file_limit;

@@ -2,11 +2,9 @@
 //!
 //! Results go to stdout, everything else to stderr. A closed pipe is success.
 
-mod arguments;
 mod follow;
 mod forward;
 mod printer;
-mod text;
 
 use std::{pin::pin, time::Duration};
 
@@ -19,17 +17,17 @@ use tokio::{
 };
 
 use self::{
-    arguments::{claim_filter, event_name, event_type, instance_filter},
     follow::{Follow, Followed},
     forward::ForwardArgs,
     printer::{Output, Printer},
 };
 use super::{
     connection::ConnectionArgs,
+    event_filter::{FilterArgs, event_name},
     exit::{CliError, INTERRUPTED, TIMED_OUT},
     parsers::{duration, integer_in},
 };
-use crate::client::{Builder, ClaimFilter, InstanceFilter};
+use crate::client::Builder;
 
 /// Arguments of `events`.
 #[derive(Debug, Args)]
@@ -48,17 +46,8 @@ pub(super) struct EventsCommand {
     #[arg(short, long, env = "BRIDGE_OUTPUT", value_enum, value_name = "text|json", hide_possible_values = true)]
     output: Option<Output>,
 
-    /// Instances to send, such as 'phase=Running,labels.team=a'. The bridge filters. 'labels.KEY=*' means that it exists
-    #[arg(long, env = "BRIDGE_INSTANCE_FILTER", value_name = "KEY=VALUE,...", value_parser = instance_filter)]
-    instance_filter: Option<InstanceFilter>,
-
-    /// Claims to send, such as 'tenantId=alice'. The bridge filters
-    #[arg(long, env = "BRIDGE_CLAIM_FILTER", value_name = "KEY=VALUE,...", value_parser = claim_filter)]
-    claim_filter: Option<ClaimFilter>,
-
-    /// Event types or families to send, such as 'instance,tenant.claimed'. The bridge filters
-    #[arg(long, env = "BRIDGE_TYPES", value_name = "TYPE,...", value_delimiter = ',', value_parser = event_type)]
-    types: Vec<String>,
+    #[command(flatten)]
+    filter: FilterArgs,
 
     /// Event types to print, such as 'tenant.claimed,tenant.released'. The others are received and not printed
     #[arg(long, env = "BRIDGE_EVENTS", value_name = "TYPE,...", value_delimiter = ',', value_parser = event_name)]
@@ -120,11 +109,7 @@ impl EventsCommand {
     }
 
     async fn client(&self) -> Result<Builder, CliError> {
-        let builder = self.connection.client().await?;
-        let builder = builder
-            .instances(self.instance_filter.clone().unwrap_or_default())
-            .claims(self.claim_filter.clone().unwrap_or_default())
-            .types(self.types.iter().cloned());
+        let builder = self.filter.apply(self.connection.client().await?);
         Ok(match &self.since {
             Some(cursor) => builder.since(cursor),
             None => builder,

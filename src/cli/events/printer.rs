@@ -5,11 +5,13 @@ use std::io::{self, IsTerminal as _, Write as _};
 use clap::ValueEnum;
 use serde_json::Value;
 
-use super::{
-    super::logging::{color_for, escape, escape_json_line},
-    text,
+use crate::{
+    cli::{
+        event_text,
+        logging::{color_for, escape, escape_json_line},
+    },
+    client::Event,
 };
-use crate::client::Event;
 
 /// How one event is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -39,7 +41,7 @@ impl Printer {
     pub(super) fn print_event(&self, event: &Event) -> io::Result<bool> {
         match self.output {
             Output::Json => print(&json_line(event.json.get(), self.is_terminal)),
-            Output::Text => print(&format!("{}\n", text::line(event, color_for(self.is_terminal)))),
+            Output::Text => print(&format!("{}\n", event_text::line(event, color_for(self.is_terminal)))),
         }
     }
 

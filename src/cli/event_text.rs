@@ -1,4 +1,4 @@
-//! The readable line of an event.
+//! The readable text of an event.
 
 use std::fmt::Write as _;
 
@@ -8,41 +8,67 @@ use crate::{
 };
 
 /// Width of the column of the event type: that of `pool.instance.ready`.
-const TYPE_WIDTH: usize = 19;
+pub(super) const TYPE_WIDTH: usize = 19;
 /// Characters of the JSON of an unknown event.
 const MAX_JSON_CHARS: usize = 200;
 
-/// Colors of the terminal.
-mod color {
-    pub(super) const GRAY: &str = "90";
-    pub(super) const RED: &str = "31";
-    pub(super) const GREEN: &str = "32";
-    pub(super) const YELLOW: &str = "33";
-    pub(super) const BLUE: &str = "34";
-    pub(super) const MAGENTA: &str = "35";
-    pub(super) const CYAN: &str = "36";
+/// What the color of an event says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tone {
+    Quiet,
+    Bad,
+    Good,
+    Warning,
+    Pool,
+    Tenant,
+    State,
+}
+
+impl Tone {
+    /// Returns the color as the number of an SGR sequence.
+    fn code(self) -> &'static str {
+        match self {
+            Tone::Quiet => "90",
+            Tone::Bad => "31",
+            Tone::Good => "32",
+            Tone::Warning => "33",
+            Tone::Pool => "34",
+            Tone::Tenant => "35",
+            Tone::State => "36",
+        }
+    }
+}
+
+/// An event as a person reads it. The text is not escaped.
+#[derive(Clone, Debug)]
+pub(super) struct Described {
+    /// When it happened (RFC 3339), if the event says so.
+    pub(super) time: Option<String>,
+    pub(super) tone: Tone,
+    pub(super) text: String,
 }
 
 /// Returns the line of an event, without a line end.
 pub(super) fn line(event: &Event, is_colored: bool) -> String {
-    let (time, color, text) = describe(event);
-    let paint = |code: &str, text: &str| {
-        if is_colored { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    let described = describe(event);
+    let paint = |tone: Tone, text: &str| {
+        if is_colored { format!("\x1b[{}m{text}\x1b[0m", tone.code()) } else { text.to_owned() }
     };
-    let time = clock(time.as_deref());
+    let time = clock(described.time.as_deref());
     let kind = format!("{:TYPE_WIDTH$}", escape(&event.kind));
-    format!("{} {} {}", paint(color::GRAY, &time), paint(color, &kind), escape(&text)).trim_end().to_owned()
+    let line = format!("{} {} {}", paint(Tone::Quiet, &time), paint(described.tone, &kind), escape(&described.text));
+    line.trim_end().to_owned()
 }
 
 /// Returns the time of day of an RFC 3339 time, in UTC, or that of now.
-fn clock(time: Option<&str>) -> String {
+pub(super) fn clock(time: Option<&str>) -> String {
     let parsed = time.and_then(|time| time.parse::<jiff::Timestamp>().ok());
     parsed.unwrap_or_else(jiff::Timestamp::now).strftime("%H:%M:%S%.3f").to_string()
 }
 
-/// Returns time, color and text of an event.
-fn describe(event: &Event) -> (Option<String>, &'static str, String) {
-    match &event.payload {
+/// Returns time, tone and text of an event.
+pub(super) fn describe(event: &Event) -> Described {
+    let (time, tone, text) = match &event.payload {
         Payload::StateInitial(state) => {
             let mut text = format!(
                 "{}: {} instances, {} claims, {} pools",
@@ -54,7 +80,7 @@ fn describe(event: &Event) -> (Option<String>, &'static str, String) {
             if state.more {
                 text += ", more follows";
             }
-            (Some(state.snapshot_at.clone()), color::CYAN, text)
+            (Some(state.snapshot_at.clone()), Tone::State, text)
         }
         Payload::InstanceState(state) => {
             let mut text = phases(&state.name, state.previous_phase.as_deref(), &state.phase, state.cause.as_deref());
@@ -62,7 +88,7 @@ fn describe(event: &Event) -> (Option<String>, &'static str, String) {
             member(&mut text, "tenant", state.instance.tenant_id.as_deref());
             member(&mut text, "pool", state.instance.pool_status.as_deref());
             coalesced(&mut text, state.coalesced);
-            (Some(state.time.clone()), phase_color(&state.phase), text)
+            (Some(state.time.clone()), phase_tone(&state.phase), text)
         }
         Payload::ClaimState(state) => {
             let mut text = phases(&state.name, state.previous_phase.as_deref(), &state.phase, state.cause.as_deref());
@@ -71,20 +97,20 @@ fn describe(event: &Event) -> (Option<String>, &'static str, String) {
             member(&mut text, "instance", state.claim.instance_id.as_deref());
             member(&mut text, "detail", state.claim.detail.as_deref());
             coalesced(&mut text, state.coalesced);
-            (Some(state.time.clone()), phase_color(&state.phase), text)
+            (Some(state.time.clone()), phase_tone(&state.phase), text)
         }
         Payload::PoolReady(ready) => {
             let mut text = ready.name.clone();
             member(&mut text, "workload", ready.workload_ref.as_deref());
             coalesced(&mut text, ready.coalesced);
-            (Some(ready.time.clone()), color::BLUE, text)
+            (Some(ready.time.clone()), Tone::Pool, text)
         }
         Payload::PoolDepth(pool) => {
             let text = format!(
                 "{} warming={} ready={} acquired={}",
                 pool.workload_ref, pool.warming, pool.ready, pool.acquired
             );
-            (None, color::BLUE, text)
+            (None, Tone::Pool, text)
         }
         Payload::TenantClaimed(tenant) | Payload::TenantReleased(tenant) => {
             let mut text = tenant.name.clone();
@@ -92,24 +118,25 @@ fn describe(event: &Event) -> (Option<String>, &'static str, String) {
             member(&mut text, "workload", tenant.workload_ref.as_deref());
             member(&mut text, "source", tenant.source.as_deref());
             coalesced(&mut text, tenant.coalesced);
-            (Some(tenant.time.clone()), color::MAGENTA, text)
+            (Some(tenant.time.clone()), Tone::Tenant, text)
         }
         Payload::Heartbeat(heartbeat) => {
             let text = format!("upstream={} age={} ms", heartbeat.upstream, heartbeat.upstream_age_ms);
-            let color = if heartbeat.upstream == "live" { color::GRAY } else { color::YELLOW };
-            (Some(heartbeat.timestamp.clone()), color, text)
+            let tone = if heartbeat.upstream == "live" { Tone::Quiet } else { Tone::Warning };
+            (Some(heartbeat.timestamp.clone()), tone, text)
         }
         Payload::UpstreamDown(upstream) => {
             let mut text = upstream.resource.clone();
             member(&mut text, "reason", upstream.reason.as_deref());
             member(&mut text, "since", upstream.since.as_deref());
-            (Some(upstream.time.clone()), color::RED, text)
+            (Some(upstream.time.clone()), Tone::Bad, text)
         }
-        Payload::UpstreamUp(upstream) => (Some(upstream.time.clone()), color::GREEN, upstream.resource.clone()),
-        Payload::AuthExpiring(expiring) => (None, color::YELLOW, format!("expires at {}", expiring.expires_at)),
-        Payload::StreamClosing(closing) => (None, color::YELLOW, closing.reason.clone()),
-        Payload::Unknown => (None, color::GRAY, event.json.get().chars().take(MAX_JSON_CHARS).collect()),
-    }
+        Payload::UpstreamUp(upstream) => (Some(upstream.time.clone()), Tone::Good, upstream.resource.clone()),
+        Payload::AuthExpiring(expiring) => (None, Tone::Warning, format!("expires at {}", expiring.expires_at)),
+        Payload::StreamClosing(closing) => (None, Tone::Warning, closing.reason.clone()),
+        Payload::Unknown => (None, Tone::Quiet, event.json.get().chars().take(MAX_JSON_CHARS).collect()),
+    };
+    Described { time, tone, text }
 }
 
 /// Returns `name  before → after (cause)`.
@@ -139,12 +166,13 @@ fn coalesced(text: &mut String, is_coalesced: bool) {
     }
 }
 
-fn phase_color(phase: &str) -> &'static str {
+/// Returns the tone of a phase.
+pub(super) fn phase_tone(phase: &str) -> Tone {
     match phase {
-        "Running" | "Active" => color::GREEN,
-        "Failed" | "Error" | "ReleaseFailed" => color::RED,
-        "Deleted" | "Released" | "Succeeded" => color::GRAY,
-        _ => color::YELLOW,
+        "Running" | "Active" => Tone::Good,
+        "Failed" | "Error" | "ReleaseFailed" => Tone::Bad,
+        "Deleted" | "Released" | "Succeeded" => Tone::Quiet,
+        _ => Tone::Warning,
     }
 }
 

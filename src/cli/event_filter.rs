@@ -1,7 +1,10 @@
-//! Values of the arguments of `events`. An error says what is accepted, and names the nearest accepted value.
+//! The arguments that select events, and the parsers of their values. An error says what is accepted, and names the
+//! nearest accepted value.
+
+use clap::Args;
 
 use crate::{
-    client::{ClaimFilter, InstanceFilter},
+    client::{Builder, ClaimFilter, InstanceFilter},
     event::projection::{EventFormat, EventType},
 };
 
@@ -20,8 +23,34 @@ const CONTROL: &[&str] = &[
 /// Two values are near from this similarity on (Jaro-Winkler, 0 to 1).
 const NEAR: f64 = 0.75;
 
+/// What the bridge is asked to send, for every subcommand that reads events.
+#[derive(Clone, Debug, Args)]
+pub(super) struct FilterArgs {
+    /// Instances to send, such as 'phase=Running,labels.team=a'. The bridge filters. 'labels.KEY=*' means that it exists
+    #[arg(long, env = "BRIDGE_INSTANCE_FILTER", value_name = "KEY=VALUE,...", value_parser = instance_filter)]
+    instance_filter: Option<InstanceFilter>,
+
+    /// Claims to send, such as 'tenantId=alice'. The bridge filters
+    #[arg(long, env = "BRIDGE_CLAIM_FILTER", value_name = "KEY=VALUE,...", value_parser = claim_filter)]
+    claim_filter: Option<ClaimFilter>,
+
+    /// Event types or families to send, such as 'instance,tenant.claimed'. The bridge filters
+    #[arg(long, env = "BRIDGE_TYPES", value_name = "TYPE,...", value_delimiter = ',', value_parser = event_type)]
+    types: Vec<String>,
+}
+
+impl FilterArgs {
+    /// Adds the selection to the settings of a client.
+    pub(super) fn apply(&self, builder: Builder) -> Builder {
+        builder
+            .instances(self.instance_filter.clone().unwrap_or_default())
+            .claims(self.claim_filter.clone().unwrap_or_default())
+            .types(self.types.iter().cloned())
+    }
+}
+
 /// Parses one element of `--types`.
-pub(super) fn event_type(text: &str) -> Result<String, String> {
+fn event_type(text: &str) -> Result<String, String> {
     one_of(text.trim(), &EventFormat::Full.accepted_types())
 }
 
@@ -46,12 +75,12 @@ fn suggestion(text: &str, accepted: &[&str]) -> String {
 }
 
 /// Parses `--instance-filter`.
-pub(super) fn instance_filter(text: &str) -> Result<InstanceFilter, String> {
+fn instance_filter(text: &str) -> Result<InstanceFilter, String> {
     filter(text, InstanceFilter::KEYS, InstanceFilter::with)
 }
 
 /// Parses `--claim-filter`.
-pub(super) fn claim_filter(text: &str) -> Result<ClaimFilter, String> {
+fn claim_filter(text: &str) -> Result<ClaimFilter, String> {
     filter(text, ClaimFilter::KEYS, ClaimFilter::with)
 }
 
