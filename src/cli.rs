@@ -17,6 +17,8 @@ mod parsers;
 mod process_metrics;
 mod serve;
 mod server;
+#[cfg(feature = "top")]
+mod top;
 
 use std::{process::ExitCode, time::Duration};
 
@@ -45,6 +47,9 @@ enum Command {
     Demo(demo::Demo),
     /// Print the events of a bridge, as readable lines or as JSON. Reconnects and resumes by itself.
     Events(Box<events::EventsCommand>),
+    /// Show the instances, tenants, pools and events of a bridge in the terminal, live.
+    #[cfg(feature = "top")]
+    Top(Box<top::Top>),
     /// Print the completions of a shell, as input for `source` or a file in its folder of completions.
     Completions {
         /// The shell
@@ -121,6 +126,8 @@ fn run(matches: &ArgMatches) -> Result<u8, CliError> {
         Command::Serve(serve) => block_on(serve.run()),
         Command::Demo(demo) => block_on(demo.run()),
         Command::Events(events) => block_on(events.run()),
+        #[cfg(feature = "top")]
+        Command::Top(top) => block_on(top.run()),
         Command::Completions { shell } => {
             let shell = match shell {
                 CompletionShell::Bash => clap_complete::Shell::Bash,

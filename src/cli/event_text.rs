@@ -54,16 +54,16 @@ pub(super) fn line(event: &Event, is_colored: bool) -> String {
     let paint = |tone: Tone, text: &str| {
         if is_colored { format!("\x1b[{}m{text}\x1b[0m", tone.code()) } else { text.to_owned() }
     };
-    let time = clock(described.time.as_deref());
+    let time = clock(described.time.as_deref(), jiff::Timestamp::now());
     let kind = format!("{:TYPE_WIDTH$}", escape(&event.kind));
     let line = format!("{} {} {}", paint(Tone::Quiet, &time), paint(described.tone, &kind), escape(&described.text));
     line.trim_end().to_owned()
 }
 
-/// Returns the time of day of an RFC 3339 time, in UTC, or that of now.
-pub(super) fn clock(time: Option<&str>) -> String {
+/// Returns the time of day of an RFC 3339 time, in UTC, or that of `now`.
+pub(super) fn clock(time: Option<&str>, now: jiff::Timestamp) -> String {
     let parsed = time.and_then(|time| time.parse::<jiff::Timestamp>().ok());
-    parsed.unwrap_or_else(jiff::Timestamp::now).strftime("%H:%M:%S%.3f").to_string()
+    parsed.unwrap_or(now).strftime("%H:%M:%S%.3f").to_string()
 }
 
 /// Returns time, tone and text of an event.

@@ -17,6 +17,9 @@ pub(super) const CANNOT_CONNECT: u8 = 5;
 pub(super) const CREDENTIAL: u8 = 4;
 /// The time was over before everything was done.
 pub(super) const TIMED_OUT: u8 = 124;
+/// The terminal was closed (SIGHUP).
+#[cfg(feature = "top")]
+pub(super) const HANGUP: u8 = 129;
 /// SIGINT ended the command.
 pub(super) const INTERRUPTED: u8 = 130;
 

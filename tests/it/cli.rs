@@ -4,6 +4,8 @@
 
 mod events_command;
 mod flag_values;
+#[cfg(feature = "top")]
+mod top_command;
 
 use std::{net::TcpListener, process::Stdio};
 
@@ -93,6 +95,7 @@ async fn help_output_matches_the_golden_file() {
         &["serve", "--help"],
         &["demo", "--help"],
         &["events", "--help"],
+        &["top", "--help"],
         &["completions", "--help"],
         &["man", "--help"],
         &["crd", "--help"],

@@ -13,6 +13,8 @@ pub(crate) mod in_process;
 pub(crate) mod npm_client;
 pub(crate) mod paused_clock;
 pub(crate) mod proc_net_tcp;
+#[cfg(feature = "top")]
+pub(crate) mod pty;
 pub(crate) mod scripted_api;
 pub(crate) mod sim_cluster;
 pub(crate) mod sse_client;
