@@ -45,25 +45,26 @@ mod error;
 mod event;
 mod events;
 mod filter;
+mod rate_limit;
 mod silence;
 mod sse;
 mod state;
 mod tls;
 
 #[cfg(feature = "server")]
-pub(crate) use self::{
-    backoff::{Backoff, random},
-    tls::config as tls_config,
-};
+pub(crate) use self::tls::config as tls_config;
 pub use self::{
-    connection::MAX_EVENT_BYTES,
+    backoff::{Backoff, random},
+    connection::{Connection, MAX_EVENT_BYTES},
     endpoint::{Credential, Transport},
     error::Error,
     event::{
         AuthExpiring, Claim, ClaimState, Endpoint, Event, Heartbeat, Instance, InstanceState, Payload, Pool, PoolReady,
-        StateInitial, StreamClosing, TenantEvent, Upstream,
+        RelayGap, StateInitial, StreamClosing, TenantEvent, Upstream,
     },
     events::{Builder, Client, Events},
     filter::{ClaimFilter, InstanceFilter},
+    rate_limit::RateLimit,
+    sse::Block,
     state::State,
 };

@@ -9,13 +9,13 @@ const MAX: Duration = Duration::from_secs(30);
 
 /// Delays from 1 s on, doubling to 30 s. Each is drawn at random from its upper half, so that clients spread.
 #[derive(Debug, Default)]
-pub(crate) struct Backoff {
+pub struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
     /// Returns the next delay. `random` is between 0 and 1. A longer delay that the server asks for wins, up to [`MAX`].
-    pub(crate) fn next(&mut self, asked: Option<Duration>, random: f64) -> Duration {
+    pub fn next(&mut self, asked: Option<Duration>, random: f64) -> Duration {
         let own = (MIN * 2_u32.saturating_pow(self.failures.min(8))).min(MAX);
         self.failures = self.failures.saturating_add(1);
         let own = own.mul_f64(0.5 + random.clamp(0.0, 1.0) / 2.0);
@@ -23,13 +23,14 @@ impl Backoff {
     }
 
     /// Starts again at 1 s, because a connection has delivered an event.
-    pub(crate) fn reset(&mut self) {
+    pub fn reset(&mut self) {
         self.failures = 0;
     }
 }
 
 /// Returns a random number between 0 and 1.
-pub(crate) fn random() -> f64 {
+#[must_use]
+pub fn random() -> f64 {
     use std::hash::{BuildHasher, RandomState};
     f64::from(u32::try_from(RandomState::new().hash_one(0) >> 32).unwrap_or(u32::MAX)) / f64::from(u32::MAX)
 }

@@ -1,6 +1,8 @@
-//! One connection: the HTTP request, and the events of its response.
+//! One connection: the HTTP request, and the blocks or events of its response.
 //!
-//! Guarantees: [`Connection::next`] is cancel safe. Redirects are not followed.
+//! [`Connection`] reads blocks of any text. [`EventConnection`] parses them as events of a bridge.
+//!
+//! Guarantees: [`Connection::next`] and [`EventConnection::next`] are cancel safe. Redirects are not followed.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -35,8 +37,9 @@ use super::{
     endpoint::{Endpoint, Transport},
     error::{Error, first_line},
     event::{Event, Payload},
+    rate_limit::RateLimit,
     silence::SilenceLimit,
-    sse,
+    sse::{self, Block},
 };
 
 /// Maximum size of one event. A bridge sends less than 32 KiB, unless one object alone is larger.
@@ -61,15 +64,21 @@ pub(super) struct Options<'a> {
     pub(super) user_agent: &'a str,
 }
 
-/// An open stream.
+/// An open stream of blocks. It neither reconnects nor interprets them: [`Events`](super::Events) does.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub struct Connection {
     stream: Stream,
     /// Drives HTTP. It ends with the connection.
     _driver: Driver,
     silence: SilenceLimit,
     last_byte: Instant,
-    received: VecDeque<sse::Block>,
+    received: VecDeque<Block>,
+}
+
+/// An open stream of events.
+#[derive(Debug)]
+pub(super) struct EventConnection {
+    blocks: Connection,
     /// The number of events so far.
     number: u64,
     /// What `stream.closing` said.
@@ -140,9 +149,44 @@ impl Connection {
             silence: SilenceLimit::new(options.silence),
             last_byte: Instant::now(),
             received: VecDeque::new(),
-            number: 0,
-            closing: None,
         })
+    }
+
+    /// Returns the next block. Cancel safe.
+    ///
+    /// # Errors
+    /// The connection has ended, was silent for too long, or a block exceeds [`MAX_EVENT_BYTES`].
+    pub async fn next(&mut self) -> Result<Block, Error> {
+        loop {
+            if let Some(block) = self.received.pop_front() {
+                return Ok(block);
+            }
+            let limit = self.silence.limit();
+            let read = timeout_at(self.last_byte + limit, self.stream.read(&mut self.received));
+            read.await.map_err(|_| Error::Silent(limit))??;
+            self.last_byte = Instant::now();
+        }
+    }
+
+    /// Returns the next block that has arrived already. A read can bring several.
+    pub fn next_received(&mut self) -> Option<Block> {
+        self.received.pop_front()
+    }
+
+    /// Returns the last id of the stream, also that of a block without data, which is no event. An empty id means that
+    /// there is none any more.
+    #[must_use]
+    pub fn last_id(&self) -> Option<&str> {
+        match &self.stream {
+            Stream::Sse { parser, .. } => parser.last_id.as_deref(),
+            Stream::WebSocket(_) => None,
+        }
+    }
+}
+
+impl EventConnection {
+    pub(super) fn new(blocks: Connection) -> EventConnection {
+        EventConnection { blocks, number: 0, closing: None }
     }
 
     /// Returns the next event. Cancel safe.
@@ -150,27 +194,17 @@ impl Connection {
     /// # Errors
     /// [`Error::Malformed`] concerns one event only. After every other error the connection has ended.
     pub(super) async fn next(&mut self) -> Result<Event, Error> {
-        loop {
-            if let Some(block) = self.received.pop_front() {
-                self.number += 1;
-                return self.parse(block);
-            }
-            let limit = self.silence.limit();
-            let read = timeout_at(self.last_byte + limit, self.stream.read(&mut self.received));
-            read.await.map_err(|_| Error::Silent(limit))?.map_err(|error| self.end(error))?;
-            self.last_byte = Instant::now();
-        }
+        let block = self.blocks.next().await.map_err(|error| self.end(error))?;
+        self.number += 1;
+        self.parse(block)
     }
 
-    /// Returns the last id of the stream that no event carries: SSE knows blocks without data.
+    /// Returns [`Connection::last_id`].
     pub(super) fn last_id(&self) -> Option<&str> {
-        match &self.stream {
-            Stream::Sse { parser, .. } => parser.last_id.as_deref(),
-            Stream::WebSocket(_) => None,
-        }
+        self.blocks.last_id()
     }
 
-    fn parse(&mut self, block: sse::Block) -> Result<Event, Error> {
+    fn parse(&mut self, block: Block) -> Result<Event, Error> {
         let malformed = |reason, data: &str| Error::Malformed {
             number: self.number,
             reason,
@@ -178,7 +212,7 @@ impl Connection {
         };
         let event = Event::parse(block.id, block.name, &block.data).map_err(|reason| malformed(reason, &block.data))?;
         match &event.payload {
-            Payload::Heartbeat(_) => self.silence.on_heartbeat(Instant::now()),
+            Payload::Heartbeat(_) => self.blocks.silence.on_heartbeat(Instant::now()),
             Payload::StreamClosing(closing) => {
                 self.closing = Some((closing.reason.clone(), closing.retry_after_ms.map(Duration::from_millis)));
             }
@@ -199,10 +233,14 @@ impl Connection {
 }
 
 impl Stream {
-    /// Reads once, and appends complete events.
-    async fn read(&mut self, received: &mut VecDeque<sse::Block>) -> Result<(), Error> {
+    /// Reads once, and appends complete blocks.
+    async fn read(&mut self, received: &mut VecDeque<Block>) -> Result<(), Error> {
         match self {
             Stream::Sse { body, parser } => {
+                // After the complete blocks of the read before have been taken.
+                if parser.held_bytes() > MAX_EVENT_BYTES {
+                    return Err(Error::TooLarge(MAX_EVENT_BYTES));
+                }
                 let retry_after = |parser: &sse::Parser| parser.retry_ms.map(Duration::from_millis);
                 let Some(frame) = body.frame().await else {
                     return Err(Error::Closed {
@@ -213,15 +251,12 @@ impl Stream {
                 let frame = frame.map_err(|error| Error::Lost(error.to_string()))?;
                 if let Some(bytes) = frame.data_ref() {
                     parser.push(bytes, |block| received.push_back(block));
-                    if parser.held_bytes() > MAX_EVENT_BYTES {
-                        return Err(Error::TooLarge(MAX_EVENT_BYTES));
-                    }
                 }
                 Ok(())
             }
             Stream::WebSocket(stream) => match stream.next().await {
                 Some(Ok(Message::Text(text))) => {
-                    received.push_back(sse::Block { data: text.as_str().to_owned(), ..sse::Block::default() });
+                    received.push_back(Block { data: text.as_str().to_owned(), ..Block::default() });
                     Ok(())
                 }
                 Some(Ok(Message::Close(frame))) => {
@@ -271,7 +306,8 @@ fn request(options: &Options<'_>, key: &str) -> Result<Request<Empty<Bytes>>, Er
     if is_sse {
         headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
         if let Some(cursor) = cursor {
-            headers.insert("last-event-id", HeaderValue::try_from(*cursor).map_err(invalid("the cursor"))?);
+            // An id of another server can have characters beyond ASCII.
+            headers.insert("last-event-id", HeaderValue::from_bytes(cursor.as_bytes()).map_err(invalid("the cursor"))?);
         }
     } else {
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -329,12 +365,12 @@ fn status_error(status: StatusCode, headers: &HeaderMap, body: &[u8], expected: 
     let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
         let found = format!("{status} with {}", text(CONTENT_TYPE).unwrap_or("no content type"));
-        return Error::NotAStream { expected, found, first_line: first_line(body) };
+        return Error::NotAStream { status: status.as_u16(), expected, found, first_line: first_line(body) };
     }
     if status.is_redirection() {
         let target = text(LOCATION).unwrap_or("another place");
-        let target = target.split('?').next().unwrap_or_default();
-        return Error::Setting(format!("the server redirects to {target}: use that URL; redirects are not followed"));
+        let target = target.split('?').next().unwrap_or_default().to_owned();
+        return Error::Redirect { status: status.as_u16(), target };
     }
     let retry_after = text(RETRY_AFTER).and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs);
     let (code, message, parameter) = match serde_json::from_slice::<ErrorBody>(body) {
@@ -342,5 +378,6 @@ fn status_error(status: StatusCode, headers: &HeaderMap, body: &[u8], expected: 
         Err(_) => (None, first_line(body), None),
     };
     let message = if message.is_empty() { status.canonical_reason().unwrap_or("no text").to_owned() } else { message };
-    Error::Status { status: status.as_u16(), code, message, retry_after, parameter }
+    let rate_limit = RateLimit::parse(&String::from_utf8_lossy(body)).map(Box::new);
+    Error::Status { status: status.as_u16(), code, message, retry_after, parameter, rate_limit }
 }

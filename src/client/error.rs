@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::rate_limit::RateLimit;
+
 /// Characters of a response's first line that an error repeats.
 const MAX_LINE_CHARS: usize = 200;
 
@@ -41,10 +43,22 @@ pub enum Error {
         retry_after: Option<Duration>,
         /// The query parameter that the bridge rejects.
         parameter: Option<String>,
+        /// The rate limit that the body names.
+        rate_limit: Option<Box<RateLimit>>,
+    },
+    /// The server redirects. Redirects are not followed, because they could lead a credential to another host.
+    #[error("the server redirects to {target}: use that URL; redirects are not followed")]
+    Redirect {
+        /// The status.
+        status: u16,
+        /// The target without its query.
+        target: String,
     },
     /// The response is no event stream and no WebSocket: a sign-in page, for example.
     #[error("the response is {found}, not {expected}: {first_line:?}")]
     NotAStream {
+        /// The status.
+        status: u16,
         /// What the client asked for.
         expected: &'static str,
         /// Status and content type of the response.
@@ -86,7 +100,7 @@ impl Error {
     #[must_use]
     pub fn is_final(&self) -> bool {
         match self {
-            Error::Setting(_) | Error::Token { .. } | Error::NotAStream { .. } => true,
+            Error::Setting(_) | Error::Token { .. } | Error::NotAStream { .. } | Error::Redirect { .. } => true,
             // 408, 425 and 429 pass by themselves.
             Error::Status { status, .. } => (400..500).contains(status) && ![408, 425, 429].contains(status),
             Error::Connect { .. }
@@ -104,8 +118,20 @@ impl Error {
         matches!(self, Error::Status { status: 401, .. })
     }
 
+    /// Returns the HTTP status of a response that is no stream.
+    #[must_use]
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Error::Status { status, .. } | Error::Redirect { status, .. } | Error::NotAStream { status, .. } => {
+                Some(*status)
+            }
+            _ => None,
+        }
+    }
+
     /// Returns the delay that the server asks for.
-    pub(super) fn retry_after(&self) -> Option<Duration> {
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Error::Status { retry_after, .. } | Error::Closed { retry_after, .. } => *retry_after,
             _ => None,

@@ -49,6 +49,8 @@ pub enum Payload {
     AuthExpiring(AuthExpiring),
     /// `stream.closing`
     StreamClosing(StreamClosing),
+    /// `relay.gap`
+    RelayGap(RelayGap),
     /// A type of a later release, or of another server.
     Unknown,
 }
@@ -249,6 +251,11 @@ objects! {
         /// When (RFC 3339).
         expires_at: String,
     }
+    /// Events may be missing: a relay does not have them.
+    RelayGap {
+        /// Why: `expired`, `foreign`, `upstream`, or a later reason.
+        reason: String,
+    }
     /// The bridge ends the stream.
     StreamClosing {
         /// Why.
@@ -309,6 +316,7 @@ impl Payload {
             "upstream.up" | "matrix-up" => serde_json::from_str(data).map_or(Payload::Unknown, Payload::UpstreamUp),
             "auth.expiring" => Payload::AuthExpiring(serde_json::from_str(data)?),
             "stream.closing" => Payload::StreamClosing(serde_json::from_str(data)?),
+            "relay.gap" => Payload::RelayGap(serde_json::from_str(data)?),
             _ => Payload::Unknown,
         })
     }

@@ -24,7 +24,7 @@ use tokio::{
 
 use super::{
     backoff::{Backoff, random},
-    connection::{Connection, Options},
+    connection::{Connection, EventConnection, Options},
     connector::Connector,
     endpoint::{Credential, Endpoint, Transport},
     error::Error,
@@ -94,7 +94,7 @@ pub struct Events {
 #[derive(Debug)]
 enum Phase {
     Connect { at: Instant },
-    Open(Box<Connection>),
+    Open(Box<EventConnection>),
     Ended,
 }
 
@@ -248,7 +248,12 @@ impl Client {
         }
     }
 
-    async fn connect(&self, cursor: Option<&str>) -> Result<Connection, Error> {
+    /// Opens one connection, which resumes after this id, and returns its blocks as they are sent. It is for streams of any
+    /// server. The caller reconnects: [`Backoff`] returns the delays of [`Client::events`].
+    ///
+    /// # Errors
+    /// There is no connection, or the response is no stream.
+    pub async fn connect(&self, last_id: Option<&str>) -> Result<Connection, Error> {
         let token = match &self.credential {
             None => None,
             Some(Credential::Token(token)) => Some(token.clone()),
@@ -259,7 +264,7 @@ impl Client {
             connector: &self.connector,
             tls: self.tls.as_ref(),
             token: token.as_deref(),
-            cursor,
+            cursor: last_id,
             parameters: &self.parameters,
             silence: self.silence,
             user_agent: &self.user_agent,
@@ -286,7 +291,7 @@ impl Events {
                         Ok(connection) => {
                             self.connections += 1;
                             self.was_unauthorized = false;
-                            self.phase = Phase::Open(Box::new(connection));
+                            self.phase = Phase::Open(Box::new(EventConnection::new(connection)));
                         }
                         Err(error) => {
                             if let Some(error) = self.on_rejection(error) {

@@ -2,14 +2,15 @@
 //!
 //! Guarantees: the input may be split anywhere. A block without data is no event.
 
-/// One event as it was sent.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Block {
-    /// The `id:` field of this block.
-    pub(super) id: Option<String>,
-    /// The `event:` field.
-    pub(super) name: Option<String>,
-    pub(super) data: String,
+/// One event as it was sent, of any server and with any text.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Block {
+    /// The `id:` field of this block. An empty one clears the last id.
+    pub id: Option<String>,
+    /// The `event:` field. A WebSocket message has none.
+    pub name: Option<String>,
+    /// The lines of the `data:` fields, joined with `\n`; or a WebSocket message.
+    pub data: String,
 }
 
 /// A parser of one stream. It holds at most one block.
@@ -54,7 +55,8 @@ impl Parser {
 
     /// Returns the bytes that are held.
     pub(super) fn held_bytes(&self) -> usize {
-        self.line.len() + self.data.as_ref().map_or(0, String::len)
+        let fields = [&self.id, &self.name, &self.data];
+        self.line.len() + fields.into_iter().flatten().map(String::len).sum::<usize>()
     }
 
     fn on_line(&mut self, line: &str, event: &mut impl FnMut(Block)) {

@@ -46,6 +46,11 @@ impl State {
                 }
                 self.pools.insert(workload, pool.clone()).as_ref() != Some(pool)
             }
+            // The next `state.initial` completes the state again.
+            Payload::RelayGap(_) => {
+                self.parts = None;
+                std::mem::take(&mut self.is_complete)
+            }
             _ => false,
         }
     }
@@ -71,7 +76,7 @@ impl State {
         true
     }
 
-    /// Returns true if a complete `state.initial` has been received.
+    /// Returns true if a complete `state.initial` has been received, and no `relay.gap` since.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.is_complete
@@ -127,5 +132,7 @@ mod tests {
         assert!(apply(&mut state, r#"{"type":"pool.depth","workloadRef":"w","ready":0}"#));
         assert!(!apply(&mut state, r#"{"type":"heartbeat"}"#) && !apply(&mut state, r#"{"type":"new"}"#));
         assert_eq!((state.instances().len(), state.claims().len(), state.pools().len()), (2, 1, 0));
+        assert!(state.is_complete() && apply(&mut state, r#"{"type":"relay.gap","reason":"expired"}"#));
+        assert!(!state.is_complete() && !apply(&mut state, r#"{"type":"relay.gap","reason":"expired"}"#));
     }
 }
