@@ -11,15 +11,15 @@ use memchr::memchr2;
 /// Appends an event with id, name and data. An `EventSource` delivers an event without a name to `onmessage`.
 ///
 /// A line end in `data` (`\n`, `\r\n` or a single `\r`, which are equal in the standard) starts a new `data:` line, and
-/// the client receives `\n`. Line ends and U+0000 are removed from `name` and `id`, because a client ignores an id with
-/// U+0000.
+/// the client receives `\n`. Line ends are removed from `name` and `id`, and U+0000 from `id`, because a client ignores an id
+/// with U+0000.
 pub fn event(out: &mut Vec<u8>, name: Option<&str>, id: Option<&str>, data: &str) {
     out.reserve(data.len() + name.map_or(0, str::len) + id.map_or(0, str::len) + 32);
     if let Some(id) = id {
-        field(out, "id: ", id);
+        field(out, "id: ", id, |byte| byte != 0);
     }
     if let Some(name) = name {
-        field(out, "event: ", name);
+        field(out, "event: ", name, |_| true);
     }
     lines(out, "data: ", data);
     out.push(b'\n');
@@ -36,9 +36,9 @@ pub fn comment(out: &mut Vec<u8>, text: &str) {
     lines(out, ": ", text);
 }
 
-fn field(out: &mut Vec<u8>, field: &str, value: &str) {
+fn field(out: &mut Vec<u8>, field: &str, value: &str, is_allowed: impl Fn(u8) -> bool) {
     out.extend_from_slice(field.as_bytes());
-    out.extend(value.bytes().filter(|byte| !matches!(byte, b'\r' | b'\n' | 0)));
+    out.extend(value.bytes().filter(|byte| !matches!(byte, b'\r' | b'\n') && is_allowed(*byte)));
     out.push(b'\n');
 }
 
@@ -131,8 +131,8 @@ mod tests {
                 event(out, None, None, "after");
             });
             prop_assert_eq!(stream.matches("\n\n").count(), 2, "only events end a block");
-            let one_line = |text: &str| text.replace(['\r', '\n', '\0'], "");
-            let id = one_line(&id);
+            let one_line = |text: &str| text.replace(['\r', '\n'], "");
+            let id = one_line(&id).replace('\0', "");
             let received = data.replace("\r\n", "\n").replace('\r', "\n");
             let first = (one_line(&name.unwrap_or_default()), id.clone(), received);
             prop_assert_eq!(parse(&stream), (vec![first, (String::new(), id, "after".to_owned())], Some(ms)));
