@@ -15,6 +15,7 @@ mod file_limit;
 mod logging;
 mod parsers;
 mod process_metrics;
+mod relay;
 mod serve;
 mod server;
 #[cfg(feature = "top")]
@@ -50,6 +51,8 @@ enum Command {
     /// Show the instances, tenants, pools and events of a bridge in the terminal, live.
     #[cfg(feature = "top")]
     Top(Box<top::Top>),
+    /// Read one event stream of any server and serve it to many local clients, with resume and reports of outages.
+    Relay(Box<relay::RelayCommand>),
     /// Print the completions of a shell, as input for `source` or a file in its folder of completions.
     Completions {
         /// The shell
@@ -128,6 +131,7 @@ fn run(matches: &ArgMatches) -> Result<u8, CliError> {
         Command::Events(events) => block_on(events.run()),
         #[cfg(feature = "top")]
         Command::Top(top) => block_on(top.run()),
+        Command::Relay(relay) => block_on(relay.run()),
         Command::Completions { shell } => {
             let shell = match shell {
                 CompletionShell::Bash => clap_complete::Shell::Bash,

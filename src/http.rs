@@ -3,7 +3,8 @@
 //! [`conn`] owns the sockets, [`stream`] sends what a subscription reads, `routes` maps each path to an endpoint.
 //! [`browser_guard`] checks `Host` and `Origin`, [`auth`] authenticates, [`rate_limit`] counts requests and streams.
 //!
-//! Must not import: Kubernetes or a source. All data is read from a [`crate::feed::Feed`].
+//! Must not import: Kubernetes or a source. All data is read from a [`crate::feed::Feed`] or a
+//! [`crate::relay::History`].
 
 mod admit;
 mod app;
@@ -19,11 +20,13 @@ pub mod forwarded;
 mod metrics;
 pub mod paced_body;
 pub mod rate_limit;
+mod relay_outbound;
 mod request;
 pub mod response_budget;
 mod routes;
 pub mod stream;
 mod stream_credential;
+mod stream_endpoint;
 pub mod stream_rate;
 mod subscription_outbound;
 mod sync;
@@ -31,7 +34,7 @@ mod unavailable;
 mod upgrade;
 
 pub use self::{
-    app::{App, Config, ConnectionInfo, DedicatedFeedFactory},
+    app::{App, Config, ConnectionInfo, DedicatedFeedFactory, ServedFeed, ServedRelay},
     metrics::Metrics,
-    routes::{Listener, service},
+    routes::{Content, Listener, service},
 };

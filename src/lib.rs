@@ -35,6 +35,7 @@
 //! | [`cli`] | Which flags exist, and how are the modules combined? |
 //! | [`client`] | How does a Rust program read the events of a bridge? |
 //! | [`forward`] | How are events delivered to webhooks? |
+//! | [`relay`] | How is the stream of another server sent on to many clients? |
 //! | [`tasks`] | Which tasks run, and how does the process shut down? |
 //! | [`api`], [`sim`] | Which Kubernetes types does the project define? How is a cluster simulated? |
 //!
@@ -43,8 +44,8 @@
 //!
 //! # Rules that the tests check
 //!
-//! - Imports follow the data: `{event, wire, ring} ← feed ← {source, http} ← cli`. `source` and `http` meet only at
-//!   `feed`, and no files import each other in a cycle (`docs/architecture.md#module-layers`,
+//! - Imports follow the data: `{event, wire, ring} ← feed ← {source, http} ← cli`, and `client ← relay ← http`. `source`
+//!   and `http` meet only at `feed`, and no files import each other in a cycle (`docs/architecture.md#module-layers`,
 //!   `tests/it/module_layers.rs`).
 //! - One resourceVersion is one log entry. The events of a client are a pure function of the log entry and the
 //!   projection.
@@ -66,6 +67,8 @@ pub mod feed;
 pub mod forward;
 #[cfg(feature = "server")]
 pub mod http;
+#[cfg(feature = "server")]
+pub mod relay;
 #[cfg(feature = "server")]
 pub mod ring;
 #[cfg(feature = "server")]

@@ -1,4 +1,4 @@
-//! Flags of `serve` for credentials, browser origins, proxies, TLS and rate limits (docs/protocol.md#access).
+//! Flags for credentials, browser origins, proxies, TLS and rate limits (docs/protocol.md#access).
 
 use std::{num::NonZeroU32, path::PathBuf, str::FromStr, sync::Arc};
 
@@ -34,7 +34,7 @@ use crate::{
 /// hash by trial.
 const MIN_KEY_CHARS: usize = 16;
 
-/// Flags for credentials, origins, proxies, TLS and limits.
+/// Flags for credentials, origins, proxies, TLS and limits of every server.
 #[derive(Debug, Args)]
 pub(super) struct AccessArgs {
     /// Allow requests without credentials on addresses other than loopback
@@ -50,15 +50,6 @@ pub(super) struct AccessArgs {
     /// Path of the file with hashed API keys; reloaded when it changes. BOILERHOUSE_API_KEY adds one key
     #[arg(long, env = "BRIDGE_KEYS_FILE", value_name = "FILE")]
     keys_file: Option<PathBuf>,
-
-    /// Audience of accepted Kubernetes tokens. Their users need list and watch permission on both resources
-    #[arg(long, env = "BRIDGE_TOKEN_AUDIENCE", value_name = "AUDIENCE")]
-    token_audience: Option<String>,
-
-    /// Whether /ws requires a credential. It always does while a key is limited to one tenant
-    #[arg(long, env = "BRIDGE_WS_AUTH", value_enum, default_value_t = WsAuth::Open, value_name = "open|required")]
-    #[arg(hide_possible_values = true)]
-    ws_auth: WsAuth,
 
     /// Path of the key that signs session cookies and stream tickets. Use the same key on all replicas; without it, a replica
     /// accepts only the cookies and tickets that it issued
@@ -100,6 +91,22 @@ pub(super) struct AccessArgs {
     #[arg(long, env = "BRIDGE_MAX_CONNECTIONS_PER_PRINCIPAL", value_name = "N")]
     #[arg(value_parser = integer_in::<NonZeroU32>(1..=MAX_CONNECTIONS))]
     max_connections_per_principal: Option<NonZeroU32>,
+}
+
+/// Flags of `serve` beside those of every server.
+#[derive(Debug, Args)]
+pub(super) struct BridgeAccessArgs {
+    #[command(flatten)]
+    common: AccessArgs,
+
+    /// Audience of accepted Kubernetes tokens. Their users need list and watch permission on both resources
+    #[arg(long, env = "BRIDGE_TOKEN_AUDIENCE", value_name = "AUDIENCE")]
+    token_audience: Option<String>,
+
+    /// Whether /ws requires a credential. It always does while a key is limited to one tenant
+    #[arg(long, env = "BRIDGE_WS_AUTH", value_enum, default_value_t = WsAuth::Open, value_name = "open|required")]
+    #[arg(hide_possible_values = true)]
+    ws_auth: WsAuth,
 
     /// Maximum number of different filters (params) of each caller's open streams
     #[arg(long, env = "BRIDGE_MAX_FILTERS_PER_PRINCIPAL", value_name = "N", default_value_t = DEFAULT_MAX_FILTERS)]
@@ -139,47 +146,76 @@ enum WsAuth {
     Required,
 }
 
-/// The flags, checked and loaded.
+/// Where a server listens.
+#[derive(Debug)]
+pub(super) struct ListenPlace<'a> {
+    /// The flag with its value.
+    pub(super) flag: String,
+    /// Only this machine can connect.
+    pub(super) is_loopback: bool,
+    /// The settings that configure credentials, for messages.
+    pub(super) credentials: &'a str,
+}
+
+/// The flags of every server, checked and loaded.
 pub(super) struct ResolvedAccess {
     pub(super) allowed: GuardConfig,
     pub(super) limits: rate_limit::Config,
-    pub(super) max_filters: usize,
-    pub(super) responses: response_budget::Config,
     pub(super) proxies: TrustedProxies,
     pub(super) tls: Option<ReloadingTls>,
-    /// The audience of Kubernetes tokens.
-    pub(super) audience: Option<String>,
     pub(super) auth: Authenticator,
     pub(super) auth_metrics: auth::Metrics,
+    /// Credentials are configured.
+    is_closed: bool,
+}
+
+/// The flags of `serve`, checked and loaded.
+pub(super) struct ResolvedBridgeAccess {
+    pub(super) common: ResolvedAccess,
+    pub(super) max_filters: usize,
+    pub(super) responses: response_budget::Config,
+    /// The audience of Kubernetes tokens.
+    pub(super) audience: Option<String>,
+}
+
+/// Returns whether a server on `host` can be reached from this machine only: every address is a loopback address. `flag` is
+/// the flag that sets it.
+///
+/// # Errors
+/// A usage error for a name that cannot be resolved.
+pub(super) async fn is_loopback(host: &str, port: u16, flag: &str) -> Result<bool, CliError> {
+    let mut addresses = tokio::net::lookup_host((host, port)).await.map_err(|error| {
+        CliError::usage(format!("{flag} '{host}' is not an IP address or a name that can be resolved: {error}"))
+    })?;
+    // An IPv4 address can be written as an IPv6 address: `::ffff:127.0.0.1`.
+    Ok(addresses.all(|address| address.ip().to_canonical().is_loopback()))
 }
 
 impl AccessArgs {
-    /// Checks the flags and loads the files that they name, before a port is opened. `loopback` says that only this machine
-    /// can connect.
+    /// Checks the flags and loads the files that they name, before a port is opened. `has_audience` says that Kubernetes
+    /// tokens are accepted, `ws_auth` that `/ws` requires a credential.
     ///
     /// # Errors
     /// A usage error for a combination that is unsafe or contradictory; a failure for a file that cannot be used.
-    pub(super) fn resolve(self, listen_host: &str, loopback: bool) -> Result<ResolvedAccess, CliError> {
+    pub(super) fn resolve(
+        self,
+        place: &ListenPlace<'_>,
+        has_audience: bool,
+        ws_auth: bool,
+    ) -> Result<ResolvedAccess, CliError> {
         let environment = env_api_key()?;
-        let audience = self.token_audience.map(|audience| audience.trim().to_owned());
-        if audience.as_deref() == Some("") {
-            return Err(CliError::usage(
-                "--token-audience is empty, so that every token of the cluster would be accepted: name an audience",
-            ));
-        }
-        let closed = environment.is_some() || self.keys_file.is_some() || audience.is_some();
-        if !closed && !loopback && !self.allow_anonymous {
+        let is_closed = environment.is_some() || self.keys_file.is_some() || has_audience;
+        let ListenPlace { flag, is_loopback, credentials } = place;
+        if !is_closed && !is_loopback && !self.allow_anonymous {
             return Err(CliError::usage(format!(
-                "--listen-host {listen_host} would give the network access without credentials: set BOILERHOUSE_API_KEY, \
-                 --keys-file or --token-audience, or pass --allow-anonymous"
+                "{flag} would give the network access without credentials: set {credentials}, or pass --allow-anonymous"
             )));
         }
-        if !closed && self.ws_auth == WsAuth::Required {
-            let message =
-                "--ws-auth required needs credentials: set BOILERHOUSE_API_KEY, --keys-file or --token-audience";
+        if !is_closed && ws_auth {
+            let message = format!("--ws-auth required needs credentials: set {credentials}");
             return Err(CliError::usage(message));
         }
-        let allowed = allowed(flatten_lists(self.cors_origin), flatten_lists(self.allowed_hosts), closed)?;
+        let allowed = allowed(flatten_lists(self.cors_origin), flatten_lists(self.allowed_hosts), is_closed)?;
         let tls = match (self.tls_cert, self.tls_key) {
             (Some(certificate), Some(key)) => Some((certificate, key)),
             (None, None) => None,
@@ -191,11 +227,8 @@ impl AccessArgs {
                 return Err(CliError::usage("--tls-key needs --tls-cert: set the path of the certificate"));
             }
         };
-        if !closed && !loopback {
+        if !is_closed && !is_loopback {
             warn!("clients without credentials can read everything on this address (--allow-anonymous)");
-        }
-        if closed && !loopback && self.ws_auth == WsAuth::Open {
-            warn!("/ws is open without a credential; --ws-auth required closes it");
         }
         let signer = self.session_key_file.as_ref().map(|path| {
             let key = std::fs::read(path).map_err(anyhow::Error::from);
@@ -209,11 +242,6 @@ impl AccessArgs {
             max_open_streams: self.max_connections_per_principal,
             ..rate_limit::Config::default()
         };
-        let responses = response_budget::Config {
-            max_bytes: (self.response_memory.get() as usize) << 20,
-            ..response_budget::Config::default()
-        };
-        let ws_auth = self.ws_auth == WsAuth::Required;
         let config = auth::Config { ws_auth, require_credentials: allowed.any_origin, ..auth::Config::default() };
         let sources = CredentialSources { environment, file: self.keys_file, signer: signer.transpose()? };
         let auth_metrics = auth::Metrics::default();
@@ -222,35 +250,73 @@ impl AccessArgs {
             auth_metrics,
             allowed,
             limits,
-            max_filters: self.max_filters_per_principal.get() as usize,
-            responses,
             proxies: TrustedProxies::new(flatten_lists(self.trusted_proxies)),
             tls: tls.transpose()?,
+            is_closed,
+        })
+    }
+}
+
+impl BridgeAccessArgs {
+    /// As [`AccessArgs::resolve`], for `serve` on `listen_host`.
+    ///
+    /// # Errors
+    /// Those of [`AccessArgs::resolve`].
+    pub(super) fn resolve(self, listen_host: &str, is_loopback: bool) -> Result<ResolvedBridgeAccess, CliError> {
+        let audience = self.token_audience.map(|audience| audience.trim().to_owned());
+        if audience.as_deref() == Some("") {
+            return Err(CliError::usage(
+                "--token-audience is empty, so that every token of the cluster would be accepted: name an audience",
+            ));
+        }
+        let place = ListenPlace {
+            flag: format!("--listen-host {listen_host}"),
+            is_loopback,
+            credentials: "BOILERHOUSE_API_KEY, --keys-file or --token-audience",
+        };
+        let common = self.common.resolve(&place, audience.is_some(), self.ws_auth == WsAuth::Required)?;
+        if common.is_closed && !is_loopback && self.ws_auth == WsAuth::Open {
+            warn!("/ws is open without a credential; --ws-auth required closes it");
+        }
+        let responses = response_budget::Config {
+            max_bytes: (self.response_memory.get() as usize) << 20,
+            ..response_budget::Config::default()
+        };
+        Ok(ResolvedBridgeAccess {
+            common,
+            max_filters: self.max_filters_per_principal.get() as usize,
+            responses,
             audience,
         })
     }
 }
 
-impl ResolvedAccess {
+impl ResolvedBridgeAccess {
     /// Returns the access of `demo`: no credentials, loopback only.
-    pub(super) fn open() -> anyhow::Result<ResolvedAccess> {
+    pub(super) fn open() -> anyhow::Result<ResolvedBridgeAccess> {
         let auth_metrics = auth::Metrics::default();
-        Ok(ResolvedAccess {
+        let auth = Authenticator::new(auth::Config::default(), CredentialSources::default(), auth_metrics.clone())?;
+        let common = ResolvedAccess {
             allowed: GuardConfig::default(),
             limits: rate_limit::Config::default(),
-            max_filters: filter_limit::DEFAULT_MAX,
-            responses: response_budget::Config::default(),
             proxies: TrustedProxies::default(),
             tls: None,
-            audience: None,
-            auth: Authenticator::new(auth::Config::default(), CredentialSources::default(), auth_metrics.clone())?,
+            auth,
             auth_metrics,
+            is_closed: false,
+        };
+        Ok(ResolvedBridgeAccess {
+            common,
+            max_filters: filter_limit::DEFAULT_MAX,
+            responses: response_budget::Config::default(),
+            audience: None,
         })
     }
 
     /// Adds Kubernetes tokens, which the API server reviews.
-    pub(super) fn with_reviews(self, review: Reviewer) -> ResolvedAccess {
-        ResolvedAccess { auth: self.auth.with_reviews(review_backend(review)), ..self }
+    pub(super) fn with_reviews(self, review: Reviewer) -> ResolvedBridgeAccess {
+        let auth = self.common.auth.with_reviews(review_backend(review));
+        ResolvedBridgeAccess { common: ResolvedAccess { auth, ..self.common }, ..self }
     }
 }
 

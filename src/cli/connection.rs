@@ -24,6 +24,37 @@ enum TransportName {
     Sse,
 }
 
+/// Arguments that a client of a server needs beside its URL.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Connection")]
+pub(super) struct CredentialArgs {
+    /// File with the API key, Kubernetes token or stream ticket. It is read for each connection
+    #[arg(long, env = "BRIDGE_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+
+    /// File with the certificates to trust, in PEM, instead of those of the system
+    #[arg(long, env = "BRIDGE_CA_FILE", value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+
+    /// Send the token over plain HTTP to a host that is not loopback
+    #[arg(long, env = "EP_ALLOW_INSECURE")]
+    allow_insecure: bool,
+}
+
+impl CredentialArgs {
+    /// Adds the arguments to the settings of a client.
+    pub(super) fn apply(&self, builder: Builder) -> Builder {
+        let mut builder = builder.allow_insecure(self.allow_insecure);
+        if let Some(file) = &self.token_file {
+            builder = builder.token_file(file);
+        }
+        if let Some(file) = &self.ca_file {
+            builder = builder.ca_file(file);
+        }
+        builder
+    }
+}
+
 /// Arguments that lead to a stream.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Connection")]
@@ -54,17 +85,8 @@ pub(super) struct ConnectionArgs {
     #[arg(long, env = "BRIDGE_TRANSPORT", value_enum, value_name = "websocket|sse", hide_possible_values = true)]
     transport: Option<TransportName>,
 
-    /// File with the API key, Kubernetes token or stream ticket. It is read for each connection
-    #[arg(long, env = "BRIDGE_TOKEN_FILE", value_name = "FILE")]
-    token_file: Option<PathBuf>,
-
-    /// File with the certificates to trust, in PEM, instead of those of the system
-    #[arg(long, env = "BRIDGE_CA_FILE", value_name = "FILE")]
-    ca_file: Option<PathBuf>,
-
-    /// Send the token over plain HTTP to a host that is not loopback
-    #[arg(long, env = "EP_ALLOW_INSECURE")]
-    allow_insecure: bool,
+    #[command(flatten)]
+    pub(super) credential: CredentialArgs,
 
     /// Time for the first connection
     #[arg(long, env = "BRIDGE_CONNECT_TIMEOUT", default_value = "10s", value_name = "TIME", value_parser = duration)]
@@ -88,18 +110,12 @@ impl ConnectionArgs {
                 })
             }
         };
-        let mut builder = builder.allow_insecure(self.allow_insecure).connect_timeout(self.connect_timeout);
+        let mut builder = self.credential.apply(builder.connect_timeout(self.connect_timeout));
         if let Some(transport) = self.transport {
             builder = builder.transport(match transport {
                 TransportName::Websocket => Transport::WebSocket,
                 TransportName::Sse => Transport::Sse,
             });
-        }
-        if let Some(file) = &self.token_file {
-            builder = builder.token_file(file);
-        }
-        if let Some(file) = &self.ca_file {
-            builder = builder.ca_file(file);
         }
         Ok(builder)
     }
@@ -134,7 +150,7 @@ impl ConnectionArgs {
     pub(super) fn final_error(&self, error: Error) -> CliError {
         let code = match &error {
             Error::Status { status: 401, .. } | Error::Token { .. } => CREDENTIAL,
-            Error::Status { status: 403, .. } if self.token_file.is_some() => CREDENTIAL,
+            Error::Status { status: 403, .. } if self.credential.token_file.is_some() => CREDENTIAL,
             _ => FAILED,
         };
         CliError { code, error: error.into() }

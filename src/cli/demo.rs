@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{
-    access::ResolvedAccess,
+    access::ResolvedBridgeAccess,
     exit::{CliError, print},
     logging::{self, LogFormat},
     parsers::{PORTS, integer_in, log_level},
@@ -54,7 +54,7 @@ pub(super) struct Demo {
 impl Demo {
     pub(super) async fn run(self) -> Result<u8, CliError> {
         logging::init(self.log_level, self.log_format).map_err(CliError::usage)?;
-        let access = ResolvedAccess::open()?;
+        let access = ResolvedBridgeAccess::open()?;
         let (listener, address) = server::bind("127.0.0.1", self.port, "--port").await?;
         let scenario = ScenarioConfig::default();
         let namespace = scenario.namespace.clone();
@@ -95,7 +95,7 @@ impl Demo {
 
         feed.wait_synced().await;
         print(&welcome(&address.to_string()))?;
-        let setup = server::ServerSetup {
+        let setup = server::BridgeSetup {
             feed,
             dedicated_feeds: server::dedicated_feed_factory(watchers),
             access,
@@ -110,7 +110,7 @@ impl Demo {
             tasks,
             drain: DRAIN,
         };
-        server::serve(setup, listener).await
+        server::serve_bridge(setup, listener).await
     }
 }
 

@@ -12,6 +12,10 @@ pub(super) const RATES: RangeInclusive<u64> = 1..=u32::MAX as u64;
 pub(super) const HEARTBEATS: RangeInclusive<u64> = 5..=60;
 /// Values of `--response-memory` in MiB: up to 64 GiB.
 pub(super) const RESPONSE_MEMORY: RangeInclusive<u64> = 1..=65_536;
+/// Values of `--history`.
+pub(super) const HISTORY_EVENTS: RangeInclusive<u64> = 1..=10_000_000;
+/// Values of `--history-memory` in MiB: up to 64 GiB.
+pub(super) const HISTORY_MEMORY: RangeInclusive<u64> = 1..=65_536;
 /// Maximum of `--max-connections`. Linux lets a process open 1,048,576 files (`fs.nr_open`), and each stream is one file.
 pub(super) const MAX_CONNECTIONS: u64 = 1_000_000;
 /// Maximum length of a DNS label, in characters (RFC 1123, section 2.1, which refers to RFC 1035).

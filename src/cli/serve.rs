@@ -6,7 +6,7 @@ use clap::Args;
 use tracing::info;
 
 use super::{
-    access::AccessArgs,
+    access::{self, BridgeAccessArgs},
     exit::{CANNOT_CONNECT, CliError},
     logging::{self, LogFormat},
     parsers::{HEARTBEATS, MAX_CONNECTIONS, PORTS, RATES, host_port, integer_in, listen_host, log_level, namespace},
@@ -42,7 +42,7 @@ pub(super) struct Serve {
     probe_listen: Option<(String, u16)>,
 
     #[command(flatten)]
-    access: AccessArgs,
+    access: BridgeAccessArgs,
 
     /// Maximum number of /ws connections with Kubernetes watchers of their own. Further connections share the watches of
     /// the bridge and receive the same events
@@ -105,9 +105,9 @@ fn dedicated_watchers_env() -> &'static str {
 impl Serve {
     pub(super) async fn run(self) -> Result<u8, CliError> {
         logging::init(self.log_level, self.log_format).map_err(CliError::usage)?;
-        let loopback = self.is_loopback().await?;
+        let loopback = access::is_loopback(&self.listen_host, self.port, "--listen-host").await?;
         let mut access = self.access.resolve(&self.listen_host, loopback)?;
-        access.limits = access.limits.with_dedicated_watchers(self.dedicated_watchers);
+        access.common.limits = access.common.limits.with_dedicated_watchers(self.dedicated_watchers);
         let drain = Duration::from_secs(self.drain);
         let (listener, address) = server::bind(&self.listen_host, self.port, "--port").await?;
         let probes = match &self.probe_listen {
@@ -158,13 +158,13 @@ impl Serve {
         }
         let watch = hub::run(connection.client, config, writer, metrics);
         tasks.spawn("hub", async move { Ok::<_, std::convert::Infallible>(watch.await) });
-        let (http, ws) = if access.tls.is_some() { ("https", "wss") } else { ("http", "ws") };
+        let (http, ws) = if access.common.tls.is_some() { ("https", "wss") } else { ("http", "ws") };
         info!("listening on {http}://{address}, events on {ws}://{address}/ws");
         let max_connections = self.max_connections;
         let dedicated_feeds = server::dedicated_feed_factory(watchers);
         let connection = ConnectionInfo { name: connection.context, namespace: connection.namespace };
         let rate = stream_rate::Config { limit: self.stream_rate, ..stream_rate::Config::default() };
-        let setup = server::ServerSetup {
+        let setup = server::BridgeSetup {
             feed,
             dedicated_feeds,
             access,
@@ -179,19 +179,6 @@ impl Serve {
             tasks,
             drain,
         };
-        server::serve(setup, listener).await
-    }
-
-    /// Returns whether only this machine can connect: every address of `--listen-host` is a loopback address.
-    async fn is_loopback(&self) -> Result<bool, CliError> {
-        let addresses = tokio::net::lookup_host((self.listen_host.as_str(), self.port)).await;
-        let mut addresses = addresses.map_err(|error| {
-            CliError::usage(format!(
-                "--listen-host '{}' is not an IP address or a name that can be resolved: {error}",
-                self.listen_host
-            ))
-        })?;
-        // An IPv4 address can be written as an IPv6 address: `::ffff:127.0.0.1`.
-        Ok(addresses.all(|address| address.ip().to_canonical().is_loopback()))
+        server::serve_bridge(setup, listener).await
     }
 }

@@ -1,4 +1,4 @@
-//! What `serve` and `demo` share: serves a feed on a listener until a signal, then drains.
+//! What the servers share: `serve`, `demo` and `relay` serve on a listener until a signal, then drain.
 
 use std::{
     convert::Infallible,
@@ -18,7 +18,7 @@ use tokio::{
 use tracing::info;
 
 use super::{
-    access::ResolvedAccess,
+    access::{ResolvedAccess, ResolvedBridgeAccess},
     exit::{CliError, FAILED, INTERRUPTED},
     file_limit::connection_limits,
     process_metrics,
@@ -26,30 +26,45 @@ use super::{
 use crate::{
     feed::Feed,
     http::{
-        self, App, ConnectionInfo, DedicatedFeedFactory, Listener, browser_guard::RefusedOrigins, caller::Caller, conn,
-        filter_limit::FilterLimit, forwarded::TrustedProxies, rate_limit::RateLimits, response_budget::ResponseBudget,
-        stream, stream_rate,
+        self, App, ConnectionInfo, Content, DedicatedFeedFactory, Listener, ServedFeed, browser_guard::RefusedOrigins,
+        caller::Caller, conn, filter_limit::FilterLimit, forwarded::TrustedProxies, rate_limit::RateLimits,
+        response_budget::ResponseBudget, stream, stream_rate,
     },
     source::{dedicated::DedicatedWatchers, hub},
     tasks::{self, Stopped, Tasks},
 };
 
 /// Everything that a server needs beside its listener.
-pub(super) struct ServerSetup {
-    pub(super) feed: Feed,
-    pub(super) dedicated_feeds: DedicatedFeedFactory,
+pub(super) struct ServerSetup<C> {
+    pub(super) content: C,
+    /// The log that the streams read.
+    pub(super) log: stream::Log,
     pub(super) access: ResolvedAccess,
     pub(super) registry: Registry,
-    pub(super) readiness_details: ReadinessDetails,
-    pub(super) connection: ConnectionInfo,
     /// Maximum number of open streams.
     pub(super) max_connections: usize,
     /// Maximum number of `/ws` streams with dedicated watchers.
     pub(super) dedicated_watchers: usize,
     /// The listener for probes.
     pub(super) probes: Option<TcpListener>,
-    pub(super) rate: stream_rate::Config,
     /// Interval of heartbeats, comment lines and pings.
+    pub(super) heartbeat: Duration,
+    pub(super) tasks: Tasks,
+    pub(super) drain: Duration,
+}
+
+/// Everything that a bridge needs beside its listener.
+pub(super) struct BridgeSetup {
+    pub(super) feed: Feed,
+    pub(super) dedicated_feeds: DedicatedFeedFactory,
+    pub(super) access: ResolvedBridgeAccess,
+    pub(super) registry: Registry,
+    pub(super) readiness_details: ReadinessDetails,
+    pub(super) connection: ConnectionInfo,
+    pub(super) max_connections: usize,
+    pub(super) dedicated_watchers: usize,
+    pub(super) probes: Option<TcpListener>,
+    pub(super) rate: stream_rate::Config,
     pub(super) heartbeat: Duration,
     pub(super) tasks: Tasks,
     pub(super) drain: Duration,
@@ -115,17 +130,51 @@ pub(super) async fn bind(host: &str, port: u16, flag: &str) -> Result<(TcpListen
     Ok((listener, address))
 }
 
+/// Serves a feed until a signal, then drains. Returns the exit code.
+pub(super) async fn serve_bridge(setup: BridgeSetup, listener: TcpListener) -> Result<u8, CliError> {
+    let BridgeSetup { feed, dedicated_feeds, access, mut registry, readiness_details, connection, rate, .. } = setup;
+    let BridgeSetup { max_connections, dedicated_watchers, probes, heartbeat, tasks, drain, .. } = setup;
+    let bridge = bridge_metrics(&mut registry);
+    feed.register_metrics(bridge);
+    let responses = ResponseBudget::new(access.responses);
+    responses.register(bridge);
+    let pools = feed.clone().publish_pool_depths();
+    tasks.spawn("pools", async move { Ok::<_, Infallible>(pools.await) });
+    let log = stream::Log::Feed(feed.clone());
+    let content = ServedFeed {
+        feed,
+        dedicated_feeds,
+        connection,
+        filters: FilterLimit::new(access.max_filters),
+        responses,
+        readiness_details,
+        config: http::Config { stream_rate: rate, ..http::Config::default() },
+    };
+    let access = access.common;
+    let setup = ServerSetup {
+        content,
+        log,
+        access,
+        registry,
+        max_connections,
+        dedicated_watchers,
+        probes,
+        heartbeat,
+        tasks,
+        drain,
+    };
+    serve(setup, listener).await
+}
+
 /// Serves until a signal, then drains. Returns the exit code.
-pub(super) async fn serve(setup: ServerSetup, listener: TcpListener) -> Result<u8, CliError> {
-    let ServerSetup { feed, dedicated_feeds, access, mut registry, readiness_details, .. } = setup;
-    let ResolvedAccess { allowed, limits, max_filters, responses, proxies, tls, auth, auth_metrics, .. } = access;
-    let ServerSetup { connection, max_connections, dedicated_watchers, probes, rate, heartbeat, tasks, drain, .. } =
-        setup;
+pub(super) async fn serve<C: Content>(setup: ServerSetup<C>, listener: TcpListener) -> Result<u8, CliError> {
+    let ServerSetup { content, log, access, mut registry, max_connections, dedicated_watchers, .. } = setup;
+    let ResolvedAccess { allowed, limits, proxies, tls, auth, auth_metrics, .. } = access;
+    let ServerSetup { probes, heartbeat, tasks, drain, .. } = setup;
     let limits_of_files = connection_limits(max_connections, dedicated_watchers);
     let stream_metrics = stream::Metrics::default();
     let conn_metrics = conn::Metrics::default();
     let bridge = bridge_metrics(&mut registry);
-    feed.register_metrics(bridge);
     stream_metrics.register(bridge);
     conn_metrics.register(bridge);
     tasks.metrics().register(bridge);
@@ -140,18 +189,16 @@ pub(super) async fn serve(setup: ServerSetup, listener: TcpListener) -> Result<u
     let streams = stream::StreamContext::new(stream_config, stream_metrics, tasks.stop().clone());
     let (auth, limits) = (Arc::new(auth), RateLimits::new(&limits));
     limits.register(bridge_metrics(&mut registry));
-    let responses = ResponseBudget::new(responses);
-    responses.register(bridge_metrics(&mut registry));
     let metrics = http::Metrics::default();
     metrics.register(bridge_metrics(&mut registry));
-    let config = http::Config { stream_rate: rate, ..http::Config::default() };
     let watched_auth = auth.clone();
     tasks.spawn("credentials", async move { Ok::<_, Infallible>(watched_auth.run_watchdog().await) });
-    let fan_out_streams = streams.clone();
+    for writer in 0..streams.fan_out.writer_count() {
+        let (streams, log) = (streams.clone(), log.clone());
+        tasks.spawn("writer", async move { Ok::<Infallible, Infallible>(streams.fan_out.run(writer, log).await) });
+    }
     let app = App {
-        feed,
-        dedicated_feeds,
-        connection,
+        content,
         streams,
         registry,
         metrics,
@@ -159,18 +206,8 @@ pub(super) async fn serve(setup: ServerSetup, listener: TcpListener) -> Result<u
         refused_origins: RefusedOrigins::default(),
         auth,
         rate_limits: limits,
-        filters: FilterLimit::new(max_filters),
-        responses,
         trusted_proxies: proxies,
-        readiness_details,
-        config,
     };
-    let pools = app.feed.clone().publish_pool_depths();
-    tasks.spawn("pools", async move { Ok::<_, Infallible>(pools.await) });
-    for writer in 0..fan_out_streams.fan_out.writer_count() {
-        let (streams, feed) = (fan_out_streams.clone(), app.feed.clone());
-        tasks.spawn("writer", async move { Ok::<Infallible, Infallible>(streams.fan_out.run(writer, feed).await) });
-    }
     let app = Arc::new(app);
     if let Some(listener) = probes {
         // Connections of this listener do not delay the drain, and are answered until the process ends.

@@ -76,6 +76,18 @@ pub struct SharedBatch {
 }
 
 impl SharedBatch {
+    /// Returns a batch of a log that has no resource versions.
+    #[must_use]
+    pub fn new(from: u64, to: u64, bytes: Bytes) -> SharedBatch {
+        SharedBatch { from, to, versions_after: PerResource::default(), bytes }
+    }
+
+    /// Returns the position of the first entry.
+    #[must_use]
+    pub fn start(&self) -> u64 {
+        self.from
+    }
+
     /// Returns the position after the batch.
     #[must_use]
     pub fn end(&self) -> u64 {

@@ -28,8 +28,8 @@ const CHALLENGE_INVALID: HeaderValue =
 const TOO_MANY_DENIED: &str = "too many denied credentials";
 
 /// A request of which only `Host` and the path have been checked.
-pub(super) struct RawRequest {
-    pub(super) app: Arc<App>,
+pub(super) struct RawRequest<C> {
+    pub(super) app: Arc<App<C>>,
     pub(super) method: Method,
     pub(super) headers: HeaderMap,
     pub(super) query: String,
@@ -55,11 +55,11 @@ pub(super) enum Rejection {
 ///
 /// # Errors
 /// Returns a [`Rejection`] if the origin, the credential, its rights or a budget do not allow the request.
-pub(super) async fn admit(
-    request: RawRequest,
+pub(super) async fn admit<C>(
+    request: RawRequest<C>,
     path_param: Option<String>,
     requirement: AccessRequirement,
-) -> Result<(ApiRequest, Option<BudgetStatus>), Rejection> {
+) -> Result<(ApiRequest<C>, Option<BudgetStatus>), Rejection> {
     let RawRequest { app, method, headers, query, origin, peer, version } = request;
     let decision = origin.map_err(|GuardError { error, .. }| Rejection::Error(error))?;
     // Only a request of a unit test has no peer.
@@ -90,7 +90,10 @@ pub(super) async fn admit(
     }
     let status = match requirement {
         // Streams have their own limits (`RateLimits::open_stream`).
-        AccessRequirement::Probe | AccessRequirement::Stream | AccessRequirement::BoilerhouseWs => None,
+        AccessRequirement::Probe
+        | AccessRequirement::Stream
+        | AccessRequirement::StreamAllTenants
+        | AccessRequirement::BoilerhouseWs => None,
         AccessRequirement::Public
         | AccessRequirement::Aggregates
         | AccessRequirement::Read

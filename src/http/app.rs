@@ -1,6 +1,6 @@
 //! The state that all requests of a server share.
 //!
-//! Owns the handles to the feed, the streams, the authenticator, the limits and the metrics of one server.
+//! Owns the handles to what a server serves, the streams, the authenticator, the limits and the metrics of one server.
 
 use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
 
@@ -19,16 +19,12 @@ use super::{
     stream::StreamContext,
     stream_rate,
 };
-use crate::feed::Feed;
+use crate::{feed::Feed, relay::History};
 
-/// The state that all requests of a server share.
-pub struct App {
-    /// The feed that endpoints read.
-    pub feed: Feed,
-    /// Creates the dedicated feed of a `/ws` connection.
-    pub dedicated_feeds: DedicatedFeedFactory,
-    /// The names of the watched namespace and its cluster.
-    pub connection: ConnectionInfo,
+/// The state that all requests of a server share. `C` is what it serves: [`ServedFeed`] or [`ServedRelay`].
+pub struct App<C = ServedFeed> {
+    /// What the endpoints of this kind of server read.
+    pub content: C,
     /// Configuration, metrics and permits of streams.
     pub streams: Arc<StreamContext>,
     /// The metrics that `/metrics` prints.
@@ -43,16 +39,33 @@ pub struct App {
     pub auth: Arc<Authenticator>,
     /// Rate budgets and stream slots of all callers.
     pub rate_limits: RateLimits,
+    /// Proxies whose `X-Forwarded-*` headers count.
+    pub trusted_proxies: TrustedProxies,
+}
+
+/// What a bridge serves.
+pub struct ServedFeed {
+    /// The feed that endpoints read.
+    pub feed: Feed,
+    /// Creates the dedicated feed of a `/ws` connection.
+    pub dedicated_feeds: DedicatedFeedFactory,
+    /// The names of the watched namespace and its cluster.
+    pub connection: ConnectionInfo,
     /// The number of different filters of each caller.
     pub filters: FilterLimit,
     /// The bodies of snapshot responses, and their bound.
     pub responses: ResponseBudget,
-    /// Proxies whose `X-Forwarded-*` headers count.
-    pub trusted_proxies: TrustedProxies,
     /// Returns further lines for `/readyz?verbose`.
     pub readiness_details: Box<dyn Fn() -> Vec<String> + Send + Sync>,
     /// Timeouts and limits of the endpoints.
     pub config: Config,
+}
+
+/// What a relay serves.
+#[derive(Debug)]
+pub struct ServedRelay {
+    /// The events that the streams read.
+    pub history: History,
 }
 
 /// The names of a watched namespace, as `/api/v1/connections` lists it.
@@ -89,8 +102,14 @@ impl Default for Config {
     }
 }
 
-impl fmt::Debug for App {
+impl<C: fmt::Debug> fmt::Debug for App<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("App").field("feed", &self.feed).field("guard", &self.guard).finish_non_exhaustive()
+        f.debug_struct("App").field("content", &self.content).field("guard", &self.guard).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ServedFeed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServedFeed").field("feed", &self.feed).finish_non_exhaustive()
     }
 }

@@ -5,5 +5,6 @@ pub(super) mod event_streams;
 pub(super) mod index;
 pub(super) mod metrics;
 pub(super) mod probes;
+pub(super) mod relay;
 pub(super) mod sessions;
 pub(super) mod state;

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use warp::reply::Response;
 
 use super::{
-    app::App,
+    app::{App, ServedFeed},
     auth::Principal,
     error::{ApiError, ErrorCode},
     forwarded::ClientInfo,
@@ -21,9 +21,8 @@ use crate::event::{
 /// An admitted request and the application that answers it.
 ///
 /// It has no `Debug`, because its headers and its query contain credentials.
-#[derive(Clone)]
-pub(super) struct ApiRequest {
-    pub(super) app: Arc<App>,
+pub(super) struct ApiRequest<C = ServedFeed> {
+    pub(super) app: Arc<App<C>>,
     pub(super) method: Method,
     pub(super) version: Version,
     pub(super) headers: HeaderMap,
@@ -37,7 +36,7 @@ pub(super) struct ApiRequest {
 /// The parameters of a query, each at most once. It has no `Debug`, because a stream ticket may be among them.
 pub(super) struct QueryParams(BTreeMap<String, String>);
 
-impl ApiRequest {
+impl<C> ApiRequest<C> {
     /// Parses the query. Names that begin with `_` are ignored, because clients add one with a changing value to pass caches.
     ///
     /// # Errors
@@ -71,7 +70,9 @@ impl ApiRequest {
         }
         streams.try_acquire(endpoint).ok_or(Unavailable::TooManyStreams)
     }
+}
 
+impl ApiRequest {
     /// Checks `connectionId` against the one connection of this bridge.
     ///
     /// # Errors
@@ -92,7 +93,7 @@ impl ApiRequest {
     /// # Errors
     /// 503 until the API server has returned the uid of the Namespace.
     pub(super) fn namespace(&self) -> Result<NamespaceId, ApiError> {
-        self.app.feed.namespace().ok_or_else(|| {
+        self.app.content.feed.namespace().ok_or_else(|| {
             ApiError::not_ready("the API server has not answered yet: see /readyz?verbose for the reason")
         })
     }

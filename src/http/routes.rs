@@ -14,20 +14,21 @@ use warp::{Filter, filters::BoxedFilter, host::Authority, path::FullPath, reject
 
 use super::{
     admit::{RawRequest, Rejection, admit},
-    app::App,
+    app::{App, ServedFeed, ServedRelay},
     auth::AccessRequirement,
     browser_guard::{self, GuardError, RequestHost},
     conn::Peer,
     cors::{add_cors_headers, add_isolation_headers},
     endpoints::{
         boilerhouse_ws,
-        event_streams::{self, ENDPOINTS, StreamEndpoint},
-        index, metrics, probes, sessions, state,
+        event_streams::{self, FullStream},
+        index, metrics, probes, relay, sessions, state,
     },
     error::{ApiError, ErrorCode},
     metrics::RequestTimer,
     request::{self, ApiRequest},
     stream::{self, Transport},
+    stream_endpoint::{self, StreamEndpoint},
     unavailable::Unavailable,
 };
 
@@ -66,10 +67,34 @@ pub enum Listener {
     Probes,
 }
 
+/// What a server serves.
+pub trait Content: Sized + Send + Sync + 'static {
+    /// Returns the routes of a server with this content: its own, and those that every server has.
+    fn routes(app: &Arc<App<Self>>, listener: Listener) -> BoxedFilter<(Response,)>;
+}
+
+impl Content for ServedFeed {
+    fn routes(app: &Arc<App>, listener: Listener) -> BoxedFilter<(Response,)> {
+        match listener {
+            Listener::Main => feed_routes(app),
+            Listener::Probes => first_of(probe_routes(app, probes::readyz)),
+        }
+    }
+}
+
+impl Content for ServedRelay {
+    fn routes(app: &Arc<App<Self>>, listener: Listener) -> BoxedFilter<(Response,)> {
+        match listener {
+            Listener::Main => relay_routes(app),
+            Listener::Probes => first_of(probe_routes(app, relay::readyz)),
+        }
+    }
+}
+
 /// Returns the HTTP service of a listener.
 #[must_use]
-pub fn service(
-    app: Arc<App>,
+pub fn service<C: Content>(
+    app: Arc<App<C>>,
     listener: Listener,
 ) -> impl Service<
     http::Request<Incoming>,
@@ -79,10 +104,7 @@ pub fn service(
 > + Clone
 + Send
 + 'static {
-    let routes = match listener {
-        Listener::Main => routes(&app),
-        Listener::Probes => first_of(probe_routes(&app)),
-    };
+    let routes = C::routes(&app, listener);
     warp::service(with_checks(app.clone(), routes))
         .map_request(move |request| name_host_of_probe(use_forwarded_host(&app, request)))
 }
@@ -92,7 +114,7 @@ pub fn service(
 ///
 /// A request whose own `Host` the guard rejects is left as it is. Otherwise a page whose name leads to a proxy that passes
 /// the header of clients on could name any host.
-fn use_forwarded_host<B>(app: &App, mut request: http::Request<B>) -> http::Request<B> {
+fn use_forwarded_host<B, C>(app: &App<C>, mut request: http::Request<B>) -> http::Request<B> {
     let peer = request.extensions().get::<Peer>().map(|peer| peer.address.ip());
     let headers = request.headers();
     let Some(host) = peer.and_then(|peer| app.trusted_proxies.forwarded_host(peer, headers)) else { return request };
@@ -114,50 +136,90 @@ fn name_host_of_probe<B>(mut request: http::Request<B>) -> http::Request<B> {
 }
 
 /// Returns the routes of [`PROBES`].
-fn probe_routes(app: &Arc<App>) -> Vec<BoxedFilter<(Response,)>> {
-    let route = |(pattern, path)| Route { app: app.clone(), pattern, path, methods: GET };
+fn probe_routes<C, F>(app: &Arc<App<C>>, readyz: fn(ApiRequest<C>) -> F) -> Vec<BoxedFilter<(Response,)>>
+where
+    C: Content,
+    F: Future<Output = Result<Response, ApiError>> + Send + 'static,
+{
     vec![
-        route(path!("livez")).to(AccessRequirement::Probe, probes::livez),
-        route(path!("readyz")).to(AccessRequirement::Probe, probes::readyz),
-        route(path!("api" / "v1" / "health")).to(AccessRequirement::Probe, probes::health),
+        route(app, path!("livez")).to(AccessRequirement::Probe, probes::livez),
+        route(app, path!("readyz")).to(AccessRequirement::Probe, readyz),
+        route(app, path!("api" / "v1" / "health")).to(AccessRequirement::Probe, probes::health),
     ]
 }
 
-fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
-    for endpoint in ENDPOINTS.iter().map(StreamEndpoint::endpoint).chain([&boilerhouse_ws::ENDPOINT]) {
-        let stream::Endpoint { path, transport } = endpoint;
-        app.streams.metrics.create_label_sets(endpoint);
-        app.metrics.add_route(path, "GET", if *transport == Transport::WebSocket { 101 } else { 200 });
-        app.metrics.add_stream_endpoint(path, transport.label(), &Unavailable::LABELS);
-    }
-    let find_endpoint =
-        |path: FullPath| std::future::ready(StreamEndpoint::find(path.as_str()).ok_or_else(warp::reject::not_found));
-    let endpoints =
-        warp::path::full().and_then(find_endpoint).and(raw_request(app.clone())).then(handle_stream).boxed();
-    let route = |(pattern, path)| Route { app: app.clone(), pattern, path, methods: GET };
-    let post_route = |path, methods| Route { methods, ..route(path) };
-    let instance = warp::path!("api" / "v1" / "instances" / String).map(Some).boxed();
-    let tenant = warp::path!("api" / "v1" / "tenants" / String).map(Some).boxed();
-    let root = warp::path::end().map(|| None).boxed();
-    let routes = vec![
-        route(path!("ws")).to(AccessRequirement::BoilerhouseWs, boilerhouse_ws::ws),
-        route(path!("api" / "v1" / "instances")).to(AccessRequirement::Read, state::instances),
-        route(("/api/v1/instances/{name}", instance)).to(AccessRequirement::Read, state::instances),
-        route(path!("api" / "v1" / "tenants")).to(AccessRequirement::Read, state::tenants),
-        route(("/api/v1/tenants/{tenantId}", tenant)).to(AccessRequirement::Read, state::tenants),
-        route(path!("api" / "v1" / "pools")).to(AccessRequirement::ReadAllTenants, state::pools),
-        route(path!("api" / "v1" / "stats")).to(AccessRequirement::Aggregates, state::stats),
-        route(path!("api" / "v1" / "connections")).to(AccessRequirement::Read, state::connections),
-        route(path!("metrics")).to(AccessRequirement::Aggregates, metrics::metrics),
-        route(("/", root)).to(AccessRequirement::Public, index::index),
+/// Returns the routes that every server has beside its probes and its own.
+fn common_routes<C: Content>(app: &Arc<App<C>>) -> Vec<BoxedFilter<(Response,)>> {
+    let post_route = |path, methods| Route { methods, ..route(app, path) };
+    vec![
+        route(app, path!("metrics")).to(AccessRequirement::Aggregates, metrics::metrics),
         post_route(path!("api" / "v1" / "session"), "POST, DELETE, OPTIONS")
             .to(AccessRequirement::RawCredential, sessions::session),
         post_route(path!("api" / "v1" / "tickets"), "POST, OPTIONS")
             .to(AccessRequirement::RawCredential, sessions::ticket),
-        // `FullPath` panics on a CONNECT request, which has no path. The route `/` matches it first.
-        endpoints,
+    ]
+}
+
+fn feed_routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
+    let streams = event_streams::ENDPOINTS.iter().map(|entry| &entry.stream.endpoint);
+    streams.chain([&boilerhouse_ws::ENDPOINT]).for_each(|endpoint| create_label_sets(app, endpoint));
+    let find = |path: FullPath| std::future::ready(FullStream::find(path.as_str()).ok_or_else(warp::reject::not_found));
+    let answer = |endpoint: &'static FullStream, request: RawRequest<ServedFeed>| {
+        let last_id = event_streams::header_cursor(&request.headers).map(|cursor| cursor.encode());
+        let serve = move |request| event_streams::serve_stream(endpoint, request);
+        handle_stream(request, &endpoint.stream, AccessRequirement::Stream, last_id, serve)
+    };
+    // `FullPath` panics on a CONNECT request, which has no path. The route `/` matches it first.
+    let streams = warp::path::full().and_then(find).and(raw_request(app.clone())).then(answer).boxed();
+    let instance = warp::path!("api" / "v1" / "instances" / String).map(Some).boxed();
+    let tenant = warp::path!("api" / "v1" / "tenants" / String).map(Some).boxed();
+    let own = vec![
+        route(app, path!("ws")).to(AccessRequirement::BoilerhouseWs, boilerhouse_ws::ws),
+        route(app, path!("api" / "v1" / "instances")).to(AccessRequirement::Read, state::instances),
+        route(app, ("/api/v1/instances/{name}", instance)).to(AccessRequirement::Read, state::instances),
+        route(app, path!("api" / "v1" / "tenants")).to(AccessRequirement::Read, state::tenants),
+        route(app, ("/api/v1/tenants/{tenantId}", tenant)).to(AccessRequirement::Read, state::tenants),
+        route(app, path!("api" / "v1" / "pools")).to(AccessRequirement::ReadAllTenants, state::pools),
+        route(app, path!("api" / "v1" / "stats")).to(AccessRequirement::Aggregates, state::stats),
+        route(app, path!("api" / "v1" / "connections")).to(AccessRequirement::Read, state::connections),
+        route(app, ("/", root())).to(AccessRequirement::Public, index::index),
     ];
-    first_of(probe_routes(app).into_iter().chain(routes).collect())
+    let probes = probe_routes(app, probes::readyz);
+    first_of(probes.into_iter().chain(own).chain(common_routes(app)).chain([streams]).collect())
+}
+
+fn relay_routes(app: &Arc<App<ServedRelay>>) -> BoxedFilter<(Response,)> {
+    relay::ENDPOINTS.iter().for_each(|stream| create_label_sets(app, &stream.endpoint));
+    let find = |path: FullPath| std::future::ready(relay::find(path.as_str()).ok_or_else(warp::reject::not_found));
+    let answer = |endpoint: &'static StreamEndpoint, request: RawRequest<ServedRelay>| {
+        let last_id = stream_endpoint::last_event_id(&request.headers);
+        let last_id = last_id.map(|id| String::from_utf8_lossy(id).into_owned());
+        let serve = move |request| relay::serve_stream(endpoint, request);
+        handle_stream(request, endpoint, AccessRequirement::StreamAllTenants, last_id, serve)
+    };
+    // As in `feed_routes`, the route `/` comes before `FullPath`.
+    let streams = warp::path::full().and_then(find).and(raw_request(app.clone())).then(answer).boxed();
+    let index = route(app, ("/", root())).to(AccessRequirement::Public, relay::index);
+    let probes = probe_routes(app, relay::readyz);
+    first_of(probes.into_iter().chain([index]).chain(common_routes(app)).chain([streams]).collect())
+}
+
+/// Creates the label sets of a stream endpoint, so that they are visible before the first stream.
+fn create_label_sets<C>(app: &App<C>, endpoint: &'static stream::Endpoint) {
+    let stream::Endpoint { path, transport } = endpoint;
+    app.streams.metrics.create_label_sets(endpoint);
+    app.metrics.add_route(path, "GET", if *transport == Transport::WebSocket { 101 } else { 200 });
+    app.metrics.add_stream_endpoint(path, transport.label(), &Unavailable::LABELS);
+}
+
+/// Matches the path `/`.
+fn root() -> PathFilter {
+    warp::path::end().map(|| None).boxed()
+}
+
+/// Returns a route that can be read.
+fn route<C>(app: &Arc<App<C>>, (pattern, path): (&'static str, PathFilter)) -> Route<C> {
+    Route { app: app.clone(), pattern, path, methods: GET }
 }
 
 /// Returns a filter that answers with the first route that matches, or with 404.
@@ -169,8 +231,8 @@ fn first_of(routes: Vec<BoxedFilter<(Response,)>>) -> BoxedFilter<(Response,)> {
 }
 
 /// Counts and times all requests, and checks `Host` before any route.
-fn with_checks(
-    app: Arc<App>,
+fn with_checks<C: Content>(
+    app: Arc<App<C>>,
     all: BoxedFilter<(Response,)>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
     let timer_app = app.clone();
@@ -182,16 +244,16 @@ fn with_checks(
 }
 
 /// A path and its allowed methods.
-struct Route {
-    app: Arc<App>,
+struct Route<C> {
+    app: Arc<App<C>>,
     pattern: &'static str,
     path: PathFilter,
     methods: &'static str,
 }
 
-impl Route {
+impl<C: Content> Route<C> {
     /// Sets what the route requires and the endpoint that answers.
-    fn to<F>(self, requirement: AccessRequirement, endpoint: fn(ApiRequest) -> F) -> BoxedFilter<(Response,)>
+    fn to<F>(self, requirement: AccessRequirement, endpoint: fn(ApiRequest<C>) -> F) -> BoxedFilter<(Response,)>
     where
         F: Future<Output = Result<Response, ApiError>> + Send + 'static,
     {
@@ -207,8 +269,8 @@ impl Route {
 }
 
 /// Checks `Host` before all routes, and adds CORS and isolation headers to all responses.
-fn with_guard(
-    app: Arc<App>,
+fn with_guard<C: Content>(
+    app: Arc<App<C>>,
     all: BoxedFilter<(Response,)>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
     let for_cors = app.clone();
@@ -236,7 +298,7 @@ fn with_guard(
 }
 
 /// Counts a rejection of the guard. It logs a refused origin, because a page cannot show its user the message.
-fn record_guard_rejection(app: &App, GuardError { check, refused, .. }: &GuardError) {
+fn record_guard_rejection<C>(app: &App<C>, GuardError { check, refused, .. }: &GuardError) {
     app.metrics.count_guard_rejection(check.label());
     if let Some(refused) = refused
         && app.refused_origins.must_log(refused, Instant::now())
@@ -252,7 +314,7 @@ fn host() -> impl Filter<Extract = (Option<Authority>,), Error = Infallible> + C
 }
 
 /// Checks the method, then `Origin` and `Sec-Fetch-Site`. Returns the response to a request that ends here.
-fn response_before_admission(request: &RawRequest, methods: &'static str) -> Option<Response> {
+fn response_before_admission<C>(request: &RawRequest<C>, methods: &'static str) -> Option<Response> {
     if let Some(error) = request::method_error(&request.method, methods) {
         return Some(error.into_response());
     }
@@ -264,12 +326,12 @@ fn response_before_admission(request: &RawRequest, methods: &'static str) -> Opt
 }
 
 /// Checks method, origin, credential, rights and limits of a request, then calls the endpoint.
-async fn handle<F: Future<Output = Result<Response, ApiError>>>(
-    request: RawRequest,
+async fn handle<C, F: Future<Output = Result<Response, ApiError>>>(
+    request: RawRequest<C>,
     path_param: Option<String>,
     methods: &'static str,
     requirement: AccessRequirement,
-    endpoint: impl FnOnce(ApiRequest) -> F,
+    endpoint: impl FnOnce(ApiRequest<C>) -> F,
 ) -> Response {
     if let Some(response) = response_before_admission(&request, methods) {
         return response;
@@ -295,19 +357,28 @@ async fn handle<F: Future<Output = Result<Response, ApiError>>>(
     response
 }
 
-/// As [`handle`], for a full stream. Conditions that pass without a change by the client are reported in the form of the
-/// transport.
-async fn handle_stream(endpoint: &'static StreamEndpoint, request: RawRequest) -> Response {
+/// As [`handle`], for a stream of the server's own events. Conditions that pass without a change by the client are reported
+/// in the form of the transport. `last_id` is the id after which the client resumes.
+async fn handle_stream<C, F: Future<Output = Result<Response, ApiError>>>(
+    request: RawRequest<C>,
+    endpoint: &'static StreamEndpoint,
+    requirement: AccessRequirement,
+    last_id: Option<String>,
+    serve: impl FnOnce(ApiRequest<C>) -> F,
+) -> Response {
+    let pattern = endpoint.endpoint.path;
     if let Some(response) = response_before_admission(&request, GET) {
-        return with_pattern(response, endpoint.endpoint().path);
+        return with_pattern(response, pattern);
     }
-    let (app, cursor) = (request.app.clone(), event_streams::header_cursor(&request.headers));
-    let response = match admit(request, None, AccessRequirement::Stream).await {
-        Ok((request, _)) => event_streams::serve_stream(endpoint, request).await,
+    let app = request.app.clone();
+    let response = match admit(request, None, requirement).await {
+        Ok((request, _)) => serve(request).await,
         Err(Rejection::Error(error)) => Err(error),
-        Err(Rejection::Unavailable(unavailable)) => endpoint.unavailable_response(&app, cursor.as_ref(), unavailable),
+        Err(Rejection::Unavailable(unavailable)) => {
+            endpoint.unavailable_response(&app, last_id.as_deref(), unavailable)
+        }
     };
-    with_pattern(response.unwrap_or_else(ApiError::into_response), endpoint.endpoint().path)
+    with_pattern(response.unwrap_or_else(ApiError::into_response), pattern)
 }
 
 /// Records the pattern of the route that answered, for [`finish_request`].
@@ -316,7 +387,7 @@ fn with_pattern(mut response: Response, pattern: &'static str) -> Response {
     response
 }
 
-fn raw_request(app: Arc<App>) -> impl Filter<Extract = (RawRequest,), Error = Infallible> + Clone {
+fn raw_request<C: Content>(app: Arc<App<C>>) -> impl Filter<Extract = (RawRequest<C>,), Error = Infallible> + Clone {
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
     let extensions = warp::ext::optional().and(warp::ext::optional());
     let parts = warp::method().and(warp::header::headers_cloned()).and(query).and(host()).and(extensions);

@@ -11,7 +11,8 @@
 //! - The socket is read while a write is blocked, too. What a client may send in a second is bounded.
 //! - Each end has a named reason ([`StreamEnd`]) and is counted.
 //!
-//! Must not import: event types, principals, endpoints. Of the feed it imports only what an [`Outbound`] yields.
+//! Must not import: event types, principals, endpoints. Of the feed and the relay it imports only what an
+//! [`Outbound`] yields.
 //!
 //! Protocol: docs/protocol.md#stream-endpoints.
 
@@ -24,6 +25,7 @@ mod fan_out;
 mod head;
 mod input_debt;
 mod jitter;
+mod log;
 mod metrics;
 mod outbound;
 mod permit;
@@ -37,6 +39,7 @@ pub use self::{
     endpoint::{Endpoint, Transport},
     fan_out::FanOut,
     head::{sse_head, websocket_head},
+    log::{Group, Log},
     metrics::Metrics,
     outbound::Outbound,
     permit::{StreamContext, StreamPermit},

@@ -18,11 +18,11 @@ use super::{
     auth::lease::{CredentialStatus, CredentialWatch},
     filter_limit::FilterSlot,
     rate_limit::StreamSlot,
-    stream::Outbound,
+    stream::{Group, Outbound},
 };
 use crate::{
     event::render,
-    feed::{Group, ReadResult, SharedBatch},
+    feed::{ReadResult, SharedBatch},
     wire::{CloseReason, websocket::MessagePart},
 };
 

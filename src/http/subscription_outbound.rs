@@ -7,9 +7,9 @@ use std::{
 
 use bytes::Bytes;
 
-use super::stream::{Outbound, control};
+use super::stream::{Group, Outbound, control};
 use crate::{
-    feed::{Group, ReadResult, SharedBatch, Subscription},
+    feed::{ReadResult, SharedBatch, Subscription},
     wire::CloseReason,
 };
 
@@ -27,7 +27,7 @@ impl Outbound for Subscription {
     }
 
     fn group(&mut self) -> Option<Group> {
-        Subscription::join_group(self)
+        Subscription::join_group(self).map(Group::Feed)
     }
 
     fn accept_batch(&mut self, batch: &SharedBatch) -> bool {

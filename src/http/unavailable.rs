@@ -16,7 +16,7 @@ use super::{
     rate_limit::{BudgetStatus, LimitExceeded},
     stream::{self, control::closing_event},
 };
-use crate::{event::Cursor, feed::Framing};
+use crate::feed::Framing;
 
 /// `Connection: close` of a rejected stream request, so that its connection is free for other clients.
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
@@ -123,12 +123,12 @@ impl Unavailable {
         error.with(header::CONNECTION, CLOSE)
     }
 
-    /// Returns the response to a request for an SSE stream: an event stream that ends after one `stream.closing` event.
-    pub(super) fn to_sse_response(self, framing: Framing, cursor: Option<&Cursor>, retry: Duration) -> Response {
+    /// Returns the response to a request for an SSE stream: an event stream that ends after one `stream.closing` event. The
+    /// event has the id `id`, if there is one.
+    pub(super) fn to_sse_response(self, framing: Framing, id: Option<&str>, retry: Duration) -> Response {
         let mut response: Response = stream_start::response(stream::sse_head(false), None);
         response.headers_mut().insert(header::CONNECTION, CLOSE);
-        *response.body_mut() =
-            closing_event(framing, self.reason(), cursor.map(Cursor::encode).as_deref(), retry).into();
+        *response.body_mut() = closing_event(framing, self.reason(), id, retry).into();
         response
     }
 }

@@ -17,7 +17,7 @@ const NONCE: GeneralPurpose =
     GeneralPurpose::new(&alphabet::STANDARD, GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true));
 
 /// Returns whether the request requests a WebSocket, in a valid or an invalid form.
-pub(super) fn is_requested(request: &ApiRequest) -> bool {
+pub(super) fn is_requested<C>(request: &ApiRequest<C>) -> bool {
     contains_word(&request.headers, header::UPGRADE, "websocket")
 }
 
@@ -26,7 +26,7 @@ pub(super) fn is_requested(request: &ApiRequest) -> bool {
 /// # Errors
 /// 426 with `hint`, a text on what to do, for a request without an upgrade; 426 for another version of WebSocket; 400 for
 /// a request that cannot be upgraded.
-pub(super) fn key<'a>(request: &'a ApiRequest, hint: &str) -> Result<&'a str, ApiError> {
+pub(super) fn key<'a, C>(request: &'a ApiRequest<C>, hint: &str) -> Result<&'a str, ApiError> {
     let headers = &request.headers;
     let upgrade_required = |message: String| {
         ApiError::new(ErrorCode::UpgradeRequired, message)

@@ -11,7 +11,7 @@ use std::{
 use boilerhouse_bridge::{
     feed::{self, Feed},
     http::{
-        self, App, ConnectionInfo,
+        self, App, ConnectionInfo, ServedFeed,
         browser_guard::{GuardConfig, RefusedOrigins},
         conn,
         filter_limit::{self, FilterLimit},
@@ -222,22 +222,25 @@ async fn serve_feed(tasks: &mut JoinSet<()>, feed: &Feed, sync_timeout: Duration
     let address = listener.local_addr().unwrap();
     let connections = Tasks::new(tasks::Config::default());
     let stop = connections.stop().clone();
-    let app = App {
+    let content = ServedFeed {
         feed: feed.clone(),
         dedicated_feeds: Box::new(|| None),
-        streams: stream::StreamContext::new(stream::Config::default(), stream::Metrics::default(), stop),
         connection: ConnectionInfo { name: "test".into(), namespace: "test".into() },
+        filters: FilterLimit::new(filter_limit::DEFAULT_MAX),
+        responses: ResponseBudget::new(response_budget::Config::default()),
+        readiness_details: Box::new(Vec::new),
+        config: http::Config { sync_timeout, ..http::Config::default() },
+    };
+    let app = App {
+        content,
+        streams: stream::StreamContext::new(stream::Config::default(), stream::Metrics::default(), stop),
         registry: Registry::default(),
         metrics: http::Metrics::default(),
         guard: GuardConfig::default(),
         refused_origins: RefusedOrigins::default(),
         auth: anonymous_auth(),
         rate_limits: RateLimits::new(&rate_limit::Config::default()),
-        filters: FilterLimit::new(filter_limit::DEFAULT_MAX),
-        responses: ResponseBudget::new(response_budget::Config::default()),
         trusted_proxies: TrustedProxies::default(),
-        readiness_details: Box::new(Vec::new),
-        config: http::Config { sync_timeout, ..http::Config::default() },
     };
     let service = http::service(Arc::new(app), http::Listener::Main);
     let serve = conn::serve(listener, service, conn::Config::default(), conn::Metrics::default(), connections);

@@ -96,6 +96,7 @@ async fn help_output_matches_the_golden_file() {
         &["demo", "--help"],
         &["events", "--help"],
         &["top", "--help"],
+        &["relay", "--help"],
         &["completions", "--help"],
         &["man", "--help"],
         &["crd", "--help"],

@@ -236,11 +236,11 @@ fn rejected_words_do_not_return() {
     assert!(wrong.is_empty(), "docs/development.md#language-rules rejects these words:\n{}", wrong.join("\n"));
 }
 
-/// `docs/metrics.md` lists exactly the metrics of the golden file, which a running bridge is compared with.
+/// `docs/metrics.md` lists exactly the metrics of the golden files, which a running bridge and relay are compared with.
 #[test]
 fn metrics_document_lists_every_metric() {
     let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
-    let golden = read("tests/golden/metrics.txt");
+    let golden = read("tests/golden/metrics.txt") + &read("tests/golden/metrics-relay.txt");
     let expected: BTreeSet<String> = golden
         .lines()
         .filter_map(|line| line.strip_prefix("# TYPE "))

@@ -22,10 +22,11 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("weak_table", &[]),
     ("x509", &[]),
     ("feed", &["event", "wire", "ring", "weak_table"]),
+    ("relay", &["client", "feed", "ring", "wire"]),
     ("source", &["api", "event", "feed", "x509"]),
-    ("http", &["event", "wire", "feed", "tasks", "weak_table", "x509"]),
+    ("http", &["event", "wire", "feed", "relay", "tasks", "weak_table", "x509"]),
     ("sim", &["api"]),
-    ("cli", &["api", "client", "event", "forward", "wire", "ring", "feed", "source", "http", "tasks", "sim"]),
+    ("cli", &["api", "client", "event", "forward", "wire", "ring", "feed", "relay", "source", "http", "tasks", "sim"]),
     ("test_support", &["api", "event"]),
 ];
 
@@ -39,7 +40,7 @@ const NARROWER: &[(&str, &[&str])] = &[
     // Connections do not depend on what is served over them.
     ("http::conn", &["http::conn", "tasks", "x509"]),
     // Streams do not depend on events, principals or endpoints: what they send comes from an `Outbound`.
-    ("http::stream", &["http::stream", "http::conn", "http::sync", "feed", "wire", "weak_table"]),
+    ("http::stream", &["http::stream", "http::conn", "http::sync", "feed", "relay", "wire", "weak_table"]),
     (
         "http::auth",
         &["event", "wire", "http::auth", "http::caller", "http::forwarded", "http::rate_limit", "weak_table"],
@@ -74,14 +75,26 @@ const CRATES: &[(&str, &[&str])] = &[
     ("subtle", &["http"]),
     ("governor", &["http"]),
     ("tracing_subscriber", &["cli"]),
-    ("tokio", &["client", "feed", "forward", "source", "http", "tasks", "sim", "cli"]),
+    ("tokio", &["client", "feed", "forward", "relay", "source", "http", "tasks", "sim", "cli"]),
     ("tokio_util", &["http", "tasks"]),
-    ("tracing", &["source", "http", "tasks", "sim", "cli"]),
+    ("tracing", &["relay", "source", "http", "tasks", "sim", "cli"]),
 ];
 
 /// Files that hold documentation, `mod` and `use` only, so that no child has to import its parent.
-const FACADES: &[&str] =
-    &["lib", "api", "event", "feed", "forward", "source", "http", "http::auth", "http::conn", "http::stream", "sim"];
+const FACADES: &[&str] = &[
+    "lib",
+    "api",
+    "event",
+    "feed",
+    "forward",
+    "relay",
+    "source",
+    "http",
+    "http::auth",
+    "http::conn",
+    "http::stream",
+    "sim",
+];
 
 /// A source file without comments, strings and test modules, and where it lives in the module tree.
 #[derive(Clone, Debug)]

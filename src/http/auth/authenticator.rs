@@ -211,6 +211,7 @@ impl Authenticator {
             AccessRequirement::Read
             | AccessRequirement::ReadAllTenants
             | AccessRequirement::Stream
+            | AccessRequirement::StreamAllTenants
             | AccessRequirement::RawCredential => self.allows_anonymous,
         }
     }
@@ -363,10 +364,12 @@ fn scope(key: &ApiKey) -> Scope {
 /// # Errors
 /// [`Denied::TenantScopedKey`] for a tenant key where a credential for all tenants is required.
 fn authorize(principal: Principal, requirement: AccessRequirement) -> Result<Principal, Denied> {
-    match (requirement, &principal.caller, &principal.identity.scope) {
-        (AccessRequirement::ReadAllTenants | AccessRequirement::Aggregates, Caller::Key(name), Scope::Tenant(_)) => {
-            Err(Denied::TenantScopedKey(name.clone()))
-        }
+    let for_all_tenants = matches!(
+        requirement,
+        AccessRequirement::ReadAllTenants | AccessRequirement::StreamAllTenants | AccessRequirement::Aggregates
+    );
+    match (&principal.caller, &principal.identity.scope) {
+        (Caller::Key(name), Scope::Tenant(_)) if for_all_tenants => Err(Denied::TenantScopedKey(name.clone())),
         _ => Ok(principal),
     }
 }

@@ -57,7 +57,7 @@ impl Credential {
         if requirement == AccessRequirement::RawCredential {
             return Err(Denied::Missing(requirement));
         }
-        if requirement == AccessRequirement::Stream {
+        if matches!(requirement, AccessRequirement::Stream | AccessRequirement::StreamAllTenants) {
             let mut parameters = form_urlencoded::parse(context.query.as_bytes());
             if let Some((_, text)) = parameters.find(|(name, _)| TICKET_PARAMS.contains(&&**name)) {
                 return Ok(Credential::Ticket(Secret::new(text)));

@@ -101,7 +101,8 @@ fn accepted_credentials(requirement: AccessRequirement) -> &'static str {
         | AccessRequirement::Aggregates
         | AccessRequirement::Read
         | AccessRequirement::ReadAllTenants
-        | AccessRequirement::Stream => {
+        | AccessRequirement::Stream
+        | AccessRequirement::StreamAllTenants => {
             "an API key or a Kubernetes token as 'Authorization: Bearer', a session cookie, or, on a stream, a stream \
              ticket as ?token="
         }

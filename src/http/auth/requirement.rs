@@ -21,6 +21,8 @@ pub(crate) enum AccessRequirement {
     ReadAllTenants,
     /// A credential with the right to read, or a stream ticket.
     Stream,
+    /// As `Stream`, for all tenants: a relay cannot separate the events of tenants.
+    StreamAllTenants,
     /// An API key or a Kubernetes token, from which session cookies and stream tickets are created.
     RawCredential,
 }

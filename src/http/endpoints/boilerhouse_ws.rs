@@ -60,8 +60,8 @@ pub(crate) async fn ws(request: ApiRequest) -> Result<Response, ApiError> {
     if app.streams.stop.is_cancelled() {
         return Err(rejection(&app, Unavailable::Draining));
     }
-    let deadline = Instant::now() + app.config.sync_timeout;
-    timeout_at(deadline, app.feed.wait_serviceable()).await.map_err(|_| not_ready(&app))?;
+    let deadline = Instant::now() + app.content.config.sync_timeout;
+    timeout_at(deadline, app.content.feed.wait_serviceable()).await.map_err(|_| not_ready(&app))?;
     request.resolve_connection(&parameters)?;
     let projection = Projection { types, ..request.base_projection(EventFormat::Boilerhouse) };
     let watch = app.auth.watch(&request.principal);
@@ -69,7 +69,7 @@ pub(crate) async fn ws(request: ApiRequest) -> Result<Response, ApiError> {
         |subscription| WithCredential::new(subscription, watch, StreamSlots { stream: slot, filter: None });
     let start = match open_dedicated(&app, &request.principal.caller) {
         None => {
-            let out = with_credential(subscribe(&app, &app.feed, projection, start_at)?);
+            let out = with_credential(subscribe(&app, &app.content.feed, projection, start_at)?);
             StreamStart::new(move |socket| stream::websocket(out, socket, permit))
         }
         Some((feed, mut source)) => {
@@ -97,11 +97,11 @@ pub(crate) async fn ws(request: ApiRequest) -> Result<Response, ApiError> {
 /// dedicated watchers are in use, or a budget for opening them is.
 fn open_dedicated(app: &App, caller: &Caller) -> Option<(Feed, BoxFuture<'static, Infallible>)> {
     // Dropping the feed frees its slot. It sends no request before it is polled.
-    (app.dedicated_feeds)().filter(|_| app.rate_limits.open_dedicated(caller))
+    (app.content.dedicated_feeds)().filter(|_| app.rate_limits.open_dedicated(caller))
 }
 
 /// Counts a rejection and returns its response.
-pub(crate) fn rejection(app: &App, unavailable: Unavailable) -> ApiError {
+pub(crate) fn rejection<C>(app: &App<C>, unavailable: Unavailable) -> ApiError {
     app.metrics.count_stream_rejection(ENDPOINT.path, ENDPOINT.transport.label(), unavailable.label());
     unavailable.to_error()
 }
@@ -113,7 +113,7 @@ fn subscribe(app: &App, feed: &Feed, projection: Projection, start_at: StartAt) 
 /// Returns the response to a request whose wait for the first lists, or for the API server, took too long.
 fn not_ready(app: &App) -> ApiError {
     let error = rejection(app, Unavailable::NotReady);
-    if app.feed.is_synced() {
+    if app.content.feed.is_synced() {
         ApiError::not_ready("the API server has not answered for too long: connect again in a moment")
     } else {
         error

@@ -4,7 +4,7 @@
 //! a change by the client is reported in the form of the transport ([`Unavailable`]). A wrong request is a 4xx that lists
 //! what is accepted.
 
-use http::{HeaderMap, Method, Version};
+use http::{HeaderMap, Method};
 use tokio::time::timeout;
 use warp::reply::Response;
 
@@ -15,16 +15,14 @@ use crate::{
     },
     feed::{FrameFormat, Framing, SnapshotReason, StartAt},
     http::{
-        app::App,
         auth,
-        conn::{StreamStart, stream_start},
-        error::{ApiError, ErrorCode},
+        conn::stream_start,
+        error::ApiError,
         request::{ApiRequest, QueryParams},
-        stream::{self, Outbound, StreamPermit, Transport, control},
         stream_credential::{StreamSlots, WithCredential},
+        stream_endpoint::{NAMED_SSE, StreamEndpoint, UNNAMED_SSE},
         stream_rate::RateLimited,
         unavailable::Unavailable,
-        upgrade,
     },
 };
 
@@ -34,87 +32,37 @@ const ACCEPTED: &[&str] =
 
 /// One streaming endpoint.
 #[derive(Debug)]
-pub(crate) struct StreamEndpoint {
-    /// The path and the transport.
-    endpoint: stream::Endpoint,
-    framing: Framing,
+pub(crate) struct FullStream {
+    pub(crate) stream: StreamEndpoint,
     /// The value of `snapshot` where the request does not set it.
     default_snapshot: &'static str,
-    /// The path of the same stream over the other transport.
-    counterpart: &'static str,
 }
 
-/// SSE over HTTP/1.1, where a client finds the events of all types in `onmessage`.
-const UNNAMED_SSE: FrameFormat = FrameFormat::Sse { named: false, chunked: true };
-/// SSE over HTTP/1.1, where a client chooses the types with `addEventListener`.
-const NAMED_SSE: FrameFormat = FrameFormat::Sse { named: true, chunked: true };
-
 /// All full streams.
-pub(crate) static ENDPOINTS: [StreamEndpoint; 6] = [
-    StreamEndpoint::new("/api/websocket", FrameFormat::WebSocket, false, "state", "/api/sse"),
-    StreamEndpoint::new("/api/sse", UNNAMED_SSE, false, "state", "/api/websocket"),
-    StreamEndpoint::new("/api/events/stream", NAMED_SSE, false, "none", "/api/websocket"),
-    StreamEndpoint::new("/events/stream", UNNAMED_SSE, true, "none", "/events/ws"),
-    StreamEndpoint::new("/events", UNNAMED_SSE, true, "none", "/events/ws"),
-    StreamEndpoint::new("/events/ws", FrameFormat::WebSocket, true, "none", "/events/stream"),
+pub(crate) static ENDPOINTS: [FullStream; 6] = [
+    FullStream::new("/api/websocket", FrameFormat::WebSocket, false, "state", "/api/sse"),
+    FullStream::new("/api/sse", UNNAMED_SSE, false, "state", "/api/websocket"),
+    FullStream::new("/api/events/stream", NAMED_SSE, false, "none", "/api/websocket"),
+    FullStream::new("/events/stream", UNNAMED_SSE, true, "none", "/events/ws"),
+    FullStream::new("/events", UNNAMED_SSE, true, "none", "/events/ws"),
+    FullStream::new("/events/ws", FrameFormat::WebSocket, true, "none", "/events/stream"),
 ];
 
-impl StreamEndpoint {
+impl FullStream {
     const fn new(
         path: &'static str,
         format: FrameFormat,
         edgeplane_names: bool,
         default_snapshot: &'static str,
         counterpart: &'static str,
-    ) -> StreamEndpoint {
-        let transport = match format {
-            FrameFormat::WebSocket => Transport::WebSocket,
-            FrameFormat::Sse { .. } | FrameFormat::JsonLines => Transport::Sse,
-        };
-        let endpoint = stream::Endpoint { path, transport };
-        StreamEndpoint { endpoint, framing: Framing { format, edgeplane_names }, default_snapshot, counterpart }
+    ) -> FullStream {
+        let stream = StreamEndpoint::new(path, Framing { format, edgeplane_names }, counterpart);
+        FullStream { stream, default_snapshot }
     }
 
-    /// Returns the endpoint at this path, with or without a trailing slash.
-    pub(crate) fn find(path: &str) -> Option<&'static StreamEndpoint> {
-        let path = path.strip_suffix('/').unwrap_or(path);
-        ENDPOINTS.iter().find(|entry| entry.endpoint.path == path)
-    }
-
-    /// Returns the path and the transport, as metrics name them.
-    pub(crate) fn endpoint(&'static self) -> &'static stream::Endpoint {
-        &self.endpoint
-    }
-
-    fn is_websocket(&self) -> bool {
-        self.endpoint.transport == Transport::WebSocket
-    }
-
-    /// Returns the framing of the response. HTTP/1.0 has no chunks.
-    fn framing(&self, version: Version) -> Framing {
-        match self.framing.format {
-            FrameFormat::Sse { named, .. } if version < Version::HTTP_11 => {
-                Framing { format: FrameFormat::Sse { named, chunked: false }, ..self.framing }
-            }
-            _ => self.framing,
-        }
-    }
-
-    /// Returns the head of the response.
-    ///
-    /// # Errors
-    /// 426 for a request without an upgrade on a WebSocket endpoint, 400 for an upgrade on an SSE endpoint. Both name the
-    /// endpoint with the other transport.
-    fn head(&self, request: &ApiRequest) -> Result<http::Response<()>, ApiError> {
-        if self.is_websocket() {
-            let hint = format!("connect with a WebSocket client, or read {} for server-sent events", self.counterpart);
-            return upgrade::key(request, &hint).map(stream::websocket_head);
-        }
-        if upgrade::is_requested(request) {
-            let message = format!("this endpoint sends server-sent events: the WebSocket is at {}", self.counterpart);
-            return Err(ApiError::new(ErrorCode::BadRequest, message));
-        }
-        Ok(stream::sse_head(self.framing(request.version).format.is_chunked()))
+    /// Returns the endpoint at this path.
+    pub(crate) fn find(path: &str) -> Option<&'static FullStream> {
+        ENDPOINTS.iter().find(|entry| entry.stream.is_at(path))
     }
 
     /// Returns where the stream starts (docs/protocol.md#full-stream, "Resume"). A cursor takes precedence over `snapshot`,
@@ -149,41 +97,9 @@ impl StreamEndpoint {
             biased;
             () = app.streams.stop.cancelled() => return Some(Unavailable::Draining),
             // A timeout needs no handling here: `is_synced` is then false.
-            _ = timeout(app.config.sync_timeout, app.feed.wait_synced()) => {}
+            _ = timeout(app.content.config.sync_timeout, app.content.feed.wait_synced()) => {}
         }
-        (!app.feed.is_synced()).then_some(Unavailable::NotReady)
-    }
-
-    /// Counts a request that is rejected for now, and returns its response.
-    ///
-    /// # Errors
-    /// A WebSocket request gets a status. An SSE request gets a stream of one `stream.closing` event instead. Its id is the
-    /// `cursor` of the request, because some clients forget their id when the first event has none.
-    pub(crate) fn unavailable_response(
-        &self,
-        app: &App,
-        cursor: Option<&Cursor>,
-        unavailable: Unavailable,
-    ) -> Result<Response, ApiError> {
-        let stream::Endpoint { path, transport } = self.endpoint;
-        app.metrics.count_stream_rejection(path, transport.label(), unavailable.label());
-        if self.is_websocket() {
-            return Err(unavailable.to_error());
-        }
-        // hyper frames this body, because it is complete.
-        Ok(unavailable.to_sse_response(self.framing(Version::HTTP_10), cursor, app.streams.config.retry_delay()))
-    }
-
-    fn start<O: Outbound + 'static>(&self, out: O, framing: Framing, permit: StreamPermit) -> StreamStart {
-        if self.is_websocket() {
-            return StreamStart::new(move |socket| stream::websocket(out, socket, permit));
-        }
-        StreamStart::new(move |mut socket| {
-            // The retry field is appended to the head, so that both and the first events go out in one write.
-            let retry = control::retry_field(framing, permit.config.retry_delay());
-            socket.head = [&socket.head[..], &retry].concat().into();
-            stream::sse(out, socket, framing.format, permit)
-        })
+        (!app.content.feed.is_synced()).then_some(Unavailable::NotReady)
     }
 }
 
@@ -192,11 +108,12 @@ impl StreamEndpoint {
 /// # Errors
 /// 400 for a parameter or a wrong transport, 404 for another `connectionId`, 426 for a missing upgrade, and on WebSocket
 /// 429 or 503 for [`Unavailable`].
-pub(crate) async fn serve_stream(endpoint: &'static StreamEndpoint, request: ApiRequest) -> Result<Response, ApiError> {
-    let (app, head) = (&request.app, endpoint.head(&request)?);
-    let cursor = header_cursor(&request.headers);
-    let reject = |unavailable| endpoint.unavailable_response(app, cursor.as_ref(), unavailable);
-    let permit = match request.acquire_stream(endpoint.endpoint()) {
+pub(crate) async fn serve_stream(endpoint: &'static FullStream, request: ApiRequest) -> Result<Response, ApiError> {
+    let stream = &endpoint.stream;
+    let (app, head) = (&request.app, stream.head(&request)?);
+    let last_id = header_cursor(&request.headers).map(|cursor| cursor.encode());
+    let reject = |unavailable| stream.unavailable_response(app, last_id.as_deref(), unavailable);
+    let permit = match request.acquire_stream(&stream.endpoint) {
         Ok(permit) => permit,
         Err(unavailable) => return reject(unavailable),
     };
@@ -212,7 +129,7 @@ pub(crate) async fn serve_stream(endpoint: &'static StreamEndpoint, request: Api
         }
     };
     let projection = Projection { types, filter: parameters.filter()?, ..request.base_projection(EventFormat::Full) };
-    let Ok(filter_slot) = app.filters.open(&request.principal.caller, &projection) else {
+    let Ok(filter_slot) = app.content.filters.open(&request.principal.caller, &projection) else {
         return reject(Unavailable::TooManyFilters);
     };
     let start_at = endpoint.start_at(&request.headers, &parameters)?;
@@ -224,20 +141,20 @@ pub(crate) async fn serve_stream(endpoint: &'static StreamEndpoint, request: Api
         return Ok(stream_start::response(head, None));
     }
     // The only error of `subscribe` is a feed that is not synced. A cursor that cannot be resumed is reported on the stream.
-    let rate = app.config.stream_rate;
-    let framing = endpoint.framing(request.version);
+    let rate = app.content.config.stream_rate;
+    let framing = stream.framing(request.version);
     let format = if rate.limit.is_some() { FrameFormat::JsonLines } else { framing.format };
-    let cache = app.feed.projection_cache(projection, Framing { format, ..framing });
-    let Ok(subscription) = app.feed.subscribe(cache, start_at) else {
+    let cache = app.content.feed.projection_cache(projection, Framing { format, ..framing });
+    let Ok(subscription) = app.content.feed.subscribe(cache, start_at) else {
         return reject(Unavailable::NotReady);
     };
     let watch = app.auth.watch(&request.principal);
     let slots = StreamSlots { stream: slot, filter: filter_slot };
     let start = match rate.limit {
-        None => endpoint.start(WithCredential::new(subscription, watch, slots), framing, permit),
+        None => stream.start(WithCredential::new(subscription, watch, slots), framing, permit),
         Some(limit) => {
             let rate_limited = RateLimited::new(subscription, framing, limit, rate.window);
-            endpoint.start(WithCredential::new(rate_limited, watch, slots), framing, permit)
+            stream.start(WithCredential::new(rate_limited, watch, slots), framing, permit)
         }
     };
     Ok(stream_start::response(head, Some(start)))
@@ -276,7 +193,7 @@ mod tests {
         feed::{self, Feed, Subscription, Writer},
         http::{
             conn::{Conn, HijackedSocket},
-            stream::StreamContext,
+            stream::{self, StreamContext, StreamPermit, Transport},
         },
     };
 
@@ -287,23 +204,21 @@ mod tests {
         writer.set_namespace(NamespaceId::from_uid("a namespace"));
         writer.replace(Resource::Pods, Vec::new(), 1);
         writer.replace(Resource::Claims, Vec::new(), 1);
-        let endpoint = StreamEndpoint::find(path).unwrap();
+        let endpoint = &FullStream::find(path).unwrap().stream;
+        let framing = endpoint.framing(http::Version::HTTP_11);
         let subscription = feed
-            .subscribe(
-                feed.projection_cache(Projection::everything(EventFormat::Full), endpoint.framing),
-                StartAt::Live,
-            )
+            .subscribe(feed.projection_cache(Projection::everything(EventFormat::Full), framing), StartAt::Live)
             .unwrap();
         let (client, server) = tokio::io::duplex(4096);
         let socket = HijackedSocket { conn: Conn::Duplex(server), head: Bytes::new(), read_ahead: Bytes::new() };
         let streams =
             StreamContext::new(stream::Config::default(), stream::Metrics::default(), CancellationToken::new());
-        let permit = streams.try_acquire(endpoint.endpoint()).unwrap();
+        let permit = streams.try_acquire(&endpoint.endpoint).unwrap();
         #[allow(clippy::disallowed_methods, reason = "the task ends with its client")]
-        drop(if endpoint.is_websocket() {
+        drop(if endpoint.endpoint.transport == Transport::WebSocket {
             tokio::spawn(stream::websocket(subscription, socket, permit))
         } else {
-            tokio::spawn(stream::sse(subscription, socket, endpoint.framing.format, permit))
+            tokio::spawn(stream::sse(subscription, socket, framing.format, permit))
         });
         (writer, client)
     }

@@ -12,7 +12,7 @@ use crate::http::{
 ///
 /// # Errors
 /// 400 for a parameter.
-pub(crate) async fn metrics(request: ApiRequest) -> Result<Response, ApiError> {
+pub(crate) async fn metrics<C>(request: ApiRequest<C>) -> Result<Response, ApiError> {
     request.parameters(&[])?;
     let app = &request.app;
     app.metrics.set_draining(app.streams.stop.is_cancelled());

@@ -15,7 +15,7 @@ use crate::{
 ///
 /// # Errors
 /// 400 for a parameter.
-pub(crate) async fn health(request: ApiRequest) -> Result<Response, ApiError> {
+pub(crate) async fn health<C>(request: ApiRequest<C>) -> Result<Response, ApiError> {
     request.parameters(&[])?;
     Ok(warp::reply::json(&serde_json::json!({ "status": "ok" })).into_response())
 }
@@ -24,7 +24,7 @@ pub(crate) async fn health(request: ApiRequest) -> Result<Response, ApiError> {
 ///
 /// # Errors
 /// 400 for a parameter other than `verbose`.
-pub(crate) async fn livez(request: ApiRequest) -> Result<Response, ApiError> {
+pub(crate) async fn livez<C>(request: ApiRequest<C>) -> Result<Response, ApiError> {
     request.parameters(&["verbose"])?;
     Ok("ok\n".into_response())
 }
@@ -40,7 +40,7 @@ pub(crate) async fn livez(request: ApiRequest) -> Result<Response, ApiError> {
 /// 400 for a parameter other than `verbose`.
 pub(crate) async fn readyz(request: ApiRequest) -> Result<Response, ApiError> {
     let parameters = request.parameters(&["verbose"])?;
-    let feed = &request.app.feed;
+    let feed = &request.app.content.feed;
     let draining = request.app.streams.stop.is_cancelled();
     let ready = feed.is_synced() && !draining;
     let mut text = String::new();
@@ -55,7 +55,7 @@ pub(crate) async fn readyz(request: ApiRequest) -> Result<Response, ApiError> {
             // Writing to a string cannot fail.
             let _ = writeln!(text, "[{mark}] {}: {state}", resource.plural());
         }
-        for line in (request.app.readiness_details)() {
+        for line in (request.app.content.readiness_details)() {
             let _ = writeln!(text, "[i] {line}");
         }
     }

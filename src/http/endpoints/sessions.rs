@@ -20,7 +20,7 @@ use crate::http::{
 /// # Errors
 /// 400 for a parameter. 403 without https or loopback, without configured credentials, or for a user with too many groups
 /// for a cookie.
-pub(crate) async fn session(request: ApiRequest) -> Result<Response, ApiError> {
+pub(crate) async fn session<C>(request: ApiRequest<C>) -> Result<Response, ApiError> {
     request.parameters(&[])?;
     if request.method == Method::DELETE {
         let mut response = StatusCode::NO_CONTENT.into_response();
@@ -54,7 +54,7 @@ pub(crate) async fn session(request: ApiRequest) -> Result<Response, ApiError> {
 ///
 /// # Errors
 /// 400 for a parameter, 403 without configured credentials.
-pub(crate) async fn ticket(request: ApiRequest) -> Result<Response, ApiError> {
+pub(crate) async fn ticket<C>(request: ApiRequest<C>) -> Result<Response, ApiError> {
     request.parameters(&[])?;
     let auth = &request.app.auth;
     // Without configured credentials the principal is anonymous, and `issue` returns `None`.
@@ -69,7 +69,7 @@ fn sessions_disabled() -> ApiError {
     ApiError::new(ErrorCode::Forbidden, "no credentials are configured: read without a session or ticket")
 }
 
-fn set_cookie(response: &mut Response, request: &ApiRequest, name: &str, value: &str, seconds: i64) {
+fn set_cookie<C>(response: &mut Response, request: &ApiRequest<C>, name: &str, value: &str, seconds: i64) {
     let secure = if request.client.secure { "; Secure" } else { "" };
     let cookie = format!("{name}={value}; Path=/; HttpOnly; SameSite=Strict; Max-Age={seconds}{secure}");
     // Base64url and fixed words are always a valid header value.

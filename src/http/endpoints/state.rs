@@ -97,7 +97,7 @@ pub(crate) async fn connections(request: ApiRequest) -> Result<Response, ApiErro
     request.parameters(&[])?;
     let app = &request.app;
     let namespace = request.namespace()?;
-    let (source_state, since_ms) = app.feed.source_state();
+    let (source_state, since_ms) = app.content.feed.source_state();
     let state = match source_state {
         SourceState::Syncing => "syncing",
         SourceState::Live => "live",
@@ -105,8 +105,8 @@ pub(crate) async fn connections(request: ApiRequest) -> Result<Response, ApiErro
     };
     let connection = ConnectionBody {
         id: namespace.connection_id.to_string(),
-        name: &app.connection.name,
-        namespace: &app.connection.namespace,
+        name: &app.content.connection.name,
+        namespace: &app.content.connection.namespace,
         state,
         since: render::format_timestamp(since_ms),
     };
@@ -141,7 +141,7 @@ async fn respond_from_snapshot(
     let snapshot = load_snapshot(app).await?;
     let key = |snapshot: &Snapshot| BodyKey { path, projection: projection.clone(), position: snapshot.position };
     if name.is_none()
-        && let Some(body) = app.responses.find(&key(&snapshot))
+        && let Some(body) = app.content.responses.find(&key(&snapshot))
     {
         return Ok(json_response(&request, &snapshot, &projection, body));
     }
@@ -149,30 +149,30 @@ async fn respond_from_snapshot(
         (Some(resource), None) => snapshot.charged_bytes(resource),
         (_, _) => SMALL_BODY_BYTES,
     };
-    let reservation = app.responses.reserve(&principal.caller, bytes).await;
+    let reservation = app.content.responses.reserve(&principal.caller, bytes).await;
     // Not the state from before the wait.
     let snapshot = load_snapshot(app).await?;
     // A request for the same body may have made it meanwhile.
     if name.is_none()
-        && let Some(body) = app.responses.find(&key(&snapshot))
+        && let Some(body) = app.content.responses.find(&key(&snapshot))
     {
         return Ok(json_response(&request, &snapshot, &projection, body));
     }
     let reservation = reservation.map_err(|BudgetExceeded| {
-        app.responses.count_rejection();
+        app.content.responses.count_rejection();
         let message = "too many responses are not read yet: read them, or try again in a moment";
         ApiError::new(ErrorCode::NotReady, message).with(header::RETRY_AFTER, BUSY_RETRY)
     })?;
     let (encoded_snapshot, encoded_projection, encoded_name) = (snapshot.clone(), projection.clone(), name.clone());
     let encode = move || encode(encoded_name.as_deref(), &encoded_snapshot, &encoded_projection);
     let shared_key = name.is_none().then(|| key(&snapshot));
-    let body = app.responses.body(shared_key, reservation, encode).await?;
+    let body = app.content.responses.body(shared_key, reservation, encode).await?;
     Ok(json_response(&request, &snapshot, &projection, body))
 }
 
 async fn load_snapshot(app: &App) -> Result<Snapshot, ApiError> {
     let not_ready = |NotSynced| ApiError::not_ready("the state is not complete yet: try again in a moment");
-    app.feed.snapshot().await.map_err(not_ready)
+    app.content.feed.snapshot().await.map_err(not_ready)
 }
 
 fn to_json(body: &impl Serialize) -> Result<String, ApiError> {
@@ -188,7 +188,7 @@ fn json_response(request: &ApiRequest, snapshot: &Snapshot, projection: &Project
         response
     } else {
         let length = body.bytes.len();
-        let chunks = PacedChunks::new(body.bytes, request.app.config.reader_pace);
+        let chunks = PacedChunks::new(body.bytes, request.app.content.config.reader_pace);
         let mut response = warp::reply::stream(futures::stream::iter(chunks)).into_response();
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response.headers_mut().insert(header::CONTENT_LENGTH, length.into());

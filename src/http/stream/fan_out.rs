@@ -25,10 +25,8 @@ use std::{
 
 use tokio::task::{unconstrained, yield_now};
 
-use crate::{
-    feed::{Feed, Group, SharedBatch},
-    weak_table::PruneSchedule,
-};
+use super::log::{Group, Log};
+use crate::{feed::SharedBatch, weak_table::PruneSchedule};
 
 /// Members that a shard visits before other tasks of its thread run: about 0.3 ms of system calls.
 const MEMBERS_PER_YIELD: usize = 64;
@@ -161,10 +159,10 @@ impl FanOut {
         group_members.members.push(member);
     }
 
-    /// Delivers the log entries of `feed` to the streams of one shard until shutdown.
-    pub async fn run(&self, shard: usize, feed: Feed) -> Infallible {
-        let mut changes = feed.log_end();
-        let reader = feed.add_concern_reader();
+    /// Delivers the entries of `log` to the streams of one shard until shutdown.
+    pub async fn run(&self, shard: usize, log: Log) -> Infallible {
+        let mut changes = log.end();
+        let reader = log.add_concern_reader();
         // From now on streams rely on this shard.
         self.running_writers.fetch_add(1, Relaxed);
         let _running = Running(&self.running_writers);
@@ -172,10 +170,10 @@ impl FanOut {
         let (mut fully_visited_to, mut visited) = (0, 0);
         // The loop yields by itself. tokio's cooperative budget would make writes pending that do not block.
         unconstrained(async {
-            // `feed` owns the sender, so that the channel does not close.
+            // `log` owns the sender, so that the channel does not close.
             while changes.changed().await.is_ok() {
                 let end = *changes.borrow_and_update();
-                let concerned = feed.take_concerned(reader, end);
+                let concerned = log.take_concerned(reader, end);
                 let visits_all = end - fully_visited_to >= ENTRIES_PER_FULL_VISIT;
                 if visits_all {
                     fully_visited_to = end;
@@ -265,7 +263,7 @@ mod tests {
     use super::*;
     use crate::{
         event::projection::{EventFormat, Projection},
-        feed::{self, Framing, StartAt},
+        feed::{self, Feed, Framing, StartAt},
         test_support::PodBuilder,
     };
 
@@ -292,7 +290,7 @@ mod tests {
         let mut members: Vec<Arc<dyn Member>> = Vec::new();
         for _ in 0..OPEN + CLOSED {
             members.push(Arc::new(Idle));
-            fan_out.join(subscription.join_group().unwrap(), Arc::downgrade(members.last().unwrap()));
+            fan_out.join(Group::Feed(subscription.join_group().unwrap()), Arc::downgrade(members.last().unwrap()));
         }
         // The open ones come first, so that all closed ones are removed at one position.
         members.truncate(OPEN);

@@ -8,8 +8,9 @@ use std::{
 
 use bytes::Bytes;
 
+use super::log::Group;
 use crate::{
-    feed::{Group, ReadResult, SharedBatch},
+    feed::{ReadResult, SharedBatch},
     wire::{CloseReason, websocket::MessagePart},
 };
 

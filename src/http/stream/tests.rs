@@ -35,11 +35,11 @@ use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Config, Endpoint, Metrics, Outbound, StreamContext, StreamEnd, StreamPermit, Transport, sse, websocket,
+    Config, Endpoint, Group, Log, Metrics, Outbound, StreamContext, StreamEnd, StreamPermit, Transport, sse, websocket,
     websocket_head,
 };
 use crate::{
-    feed::{FrameFormat, Group, ReadResult, SharedBatch},
+    feed::{FrameFormat, ReadResult, SharedBatch},
     http::conn::{Conn, HijackedSocket},
     wire::{
         CloseReason,

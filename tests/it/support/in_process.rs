@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use boilerhouse_bridge::feed::{self, Feed};
 use boilerhouse_bridge::http::{
-    self as site, App, ConnectionInfo,
+    self as site, App, ConnectionInfo, ServedFeed,
     auth::{self, Authenticator, CredentialSources},
     browser_guard::{GuardConfig, RefusedOrigins},
     conn,
@@ -103,22 +103,25 @@ impl InProcessBridge {
         rate_limits.register(&mut registry);
         feed.register_metrics(&mut registry);
         metrics.register(&mut registry);
-        let app = App {
+        let content = ServedFeed {
             feed: feed.clone(),
             dedicated_feeds: Box::new(move || watchers.try_open().map(|(feed, run)| (feed, run.boxed()))),
-            streams: stream::StreamContext::new(config.stream, metrics, tasks.stop().clone()),
             connection: ConnectionInfo { name: "test".into(), namespace: namespace.into() },
+            filters: FilterLimit::new(filter_limit::DEFAULT_MAX),
+            responses: ResponseBudget::new(response_budget::Config::default()),
+            readiness_details: Box::new(Vec::new),
+            config: site::Config::default(),
+        };
+        let app = App {
+            content,
+            streams: stream::StreamContext::new(config.stream, metrics, tasks.stop().clone()),
             registry,
             metrics: site::Metrics::default(),
             guard: GuardConfig::default(),
             refused_origins: RefusedOrigins::default(),
             auth: auth_with(CredentialSources { file: config.keys, ..CredentialSources::default() }),
             rate_limits,
-            filters: FilterLimit::new(filter_limit::DEFAULT_MAX),
-            responses: ResponseBudget::new(response_budget::Config::default()),
             trusted_proxies: config.proxies,
-            readiness_details: Box::new(Vec::new),
-            config: site::Config::default(),
         };
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -42,13 +42,16 @@ impl SseEvent {
     }
 
     fn parse(text: &str) -> SseEvent {
-        let mut block = SseEvent::default();
+        let (mut block, mut has_data) = (SseEvent::default(), false);
         for line in text.lines() {
             match line.split_once(": ").unwrap_or_else(|| panic!("the line is not a field: {line:?}")) {
                 ("retry", ms) => block.retry = Some(ms.parse().unwrap()),
                 ("id", id) => block.id = Some(id.to_owned()),
                 ("event", name) => block.event = Some(name.to_owned()),
-                ("data", data) if block.data.is_empty() => block.data = data.to_owned(),
+                ("data", data) => {
+                    block.data += if std::mem::replace(&mut has_data, true) { "\n" } else { "" };
+                    block.data += data;
+                }
                 ("", _) => {}
                 other => panic!("unexpected field {other:?} in {text:?}"),
             }

@@ -27,7 +27,7 @@ fn context_with_shards(feed: &Feed) -> Arc<StreamContext> {
     let streams = stream_context(Config::default());
     for shard in 0..streams.fan_out.writer_count() {
         let (streams, feed) = (streams.clone(), feed.clone());
-        drop(spawn_stream(async move { match streams.fan_out.run(shard, feed).await {} }));
+        drop(spawn_stream(async move { match streams.fan_out.run(shard, Log::Feed(feed)).await {} }));
     }
     streams
 }
@@ -147,7 +147,7 @@ impl Outbound for PanickingOutbound {
     }
 
     fn group(&mut self) -> Option<Group> {
-        self.0.join_group()
+        self.0.join_group().map(Group::Feed)
     }
 
     fn accept_batch(&mut self, _: &SharedBatch) -> bool {

@@ -1,0 +1,156 @@
+//! One entry of the history: an event of the upstream, or an event of the relay itself.
+
+use serde::Serialize;
+
+use crate::{
+    client::Block,
+    feed::FrameFormat,
+    wire::{sse, websocket},
+};
+
+/// Bytes that are charged for an entry beside its text: its slot in the log and its place in the index of ids.
+const ENTRY_OVERHEAD: usize = 256;
+
+/// One event of a relay, with the fields of an SSE block.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub(super) kind: Kind,
+    pub(super) block: Block,
+}
+
+/// Where an entry comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The upstream. Only these entries count for `--history`.
+    Event,
+    /// `matrix-down`: the upstream does not answer. A later client gets the newest one only.
+    Down,
+    /// `matrix-up`: the upstream answers again.
+    Up,
+    /// `relay.gap`: events of the upstream may be missing here.
+    Gap,
+}
+
+/// Why events may be missing: `reason` of `relay.gap`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GapReason {
+    /// The history no longer holds what the client needs.
+    Expired,
+    /// The id of the client is not one of this relay's history.
+    Foreign,
+    /// The upstream does not resume: it sends no ids, or its ids have started again.
+    Upstream,
+}
+
+impl GapReason {
+    /// Every reason.
+    pub(super) const ALL: [GapReason; 3] = [Self::Expired, Self::Foreign, Self::Upstream];
+
+    /// Returns the text of `reason`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::Foreign => "foreign",
+            Self::Upstream => "upstream",
+        }
+    }
+}
+
+impl Entry {
+    /// Returns an event of the upstream.
+    pub(super) fn event(block: Block) -> Entry {
+        Entry { kind: Kind::Event, block }
+    }
+
+    /// Returns `relay.gap`.
+    pub(super) fn gap(reason: GapReason) -> Entry {
+        let data = format!(r#"{{"type":"relay.gap","reason":"{}"}}"#, reason.name());
+        Entry::own(Kind::Gap, "relay.gap", data)
+    }
+
+    /// Returns `matrix-up`.
+    pub(super) fn up() -> Entry {
+        Entry::own(Kind::Up, "matrix-up", r#"{"type":"matrix-up"}"#.to_owned())
+    }
+
+    /// Returns `matrix-down`. `retry_at` is the time of the next try (RFC 3339).
+    pub(super) fn down(status: Option<u16>, reason: &str, retry_at: &str) -> Entry {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Down<'a> {
+            r#type: &'static str,
+            status: Option<u16>,
+            reason: &'a str,
+            retry_at: &'a str,
+        }
+        let down = Down { r#type: "matrix-down", status, reason, retry_at };
+        // Texts and a number always have a JSON form.
+        Entry::own(Kind::Down, down.r#type, serde_json::to_string(&down).unwrap_or_default())
+    }
+
+    fn own(kind: Kind, name: &str, data: String) -> Entry {
+        Entry { kind, block: Block { id: None, name: Some(name.to_owned()), data } }
+    }
+
+    /// Returns the id that a client can resume after.
+    pub(super) fn id(&self) -> Option<&str> {
+        self.block.id.as_deref().filter(|id| !id.is_empty())
+    }
+
+    /// Returns the bytes that the entry is charged. The index of ids holds each id a second time.
+    pub(super) fn charge(&self) -> usize {
+        let Block { id, name, data } = &self.block;
+        ENTRY_OVERHEAD + data.len() + name.as_ref().map_or(0, String::len) + 2 * id.as_ref().map_or(0, String::len)
+    }
+
+    /// Appends the frame of the entry: an SSE block with its fields, or a WebSocket message with its data alone.
+    pub(super) fn append_frame(&self, out: &mut Vec<u8>, format: FrameFormat) {
+        let Block { id, name, data } = &self.block;
+        match format {
+            FrameFormat::WebSocket => websocket::text(out, data),
+            FrameFormat::Sse { .. } | FrameFormat::JsonLines => {
+                format.append_part(out, |out| sse::event(out, name.as_deref(), id.as_deref(), data));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_events_have_exactly_their_keys() {
+        let data = |entry: Entry| (entry.block.name.unwrap(), entry.block.data);
+        let down = r#"{"type":"matrix-down","status":500,"reason":"a \"b\"","retryAt":"t"}"#;
+        assert_eq!(data(Entry::down(Some(500), "a \"b\"", "t")), ("matrix-down".into(), down.into()));
+        let down = r#"{"type":"matrix-down","status":null,"reason":"silent","retryAt":"t"}"#;
+        assert_eq!(data(Entry::down(None, "silent", "t")), ("matrix-down".into(), down.into()));
+        assert_eq!(data(Entry::up()), ("matrix-up".into(), r#"{"type":"matrix-up"}"#.into()));
+        let gap = r#"{"type":"relay.gap","reason":"foreign"}"#;
+        assert_eq!(data(Entry::gap(GapReason::Foreign)), ("relay.gap".into(), gap.into()));
+    }
+
+    #[test]
+    fn frames_have_the_fields_of_the_upstream() {
+        let frame = |format| {
+            let block = Block { id: Some("7".into()), name: Some("tick".into()), data: "a\n b".into() };
+            let mut out = Vec::new();
+            Entry::event(block).append_frame(&mut out, format);
+            String::from_utf8(out).unwrap()
+        };
+        let block = "id: 7\nevent: tick\ndata: a\ndata:  b\n\n";
+        assert_eq!(frame(FrameFormat::Sse { named: true, chunked: false }), block);
+        let chunk = format!("{:x}\r\n{block}\r\n", block.len());
+        assert_eq!(frame(FrameFormat::Sse { named: true, chunked: true }), chunk);
+    }
+
+    #[test]
+    fn websocket_message_is_the_data_alone() {
+        let block = Block { id: Some("7".into()), name: Some("tick".into()), data: "a\n b".into() };
+        let mut out = Vec::new();
+        Entry::event(block).append_frame(&mut out, FrameFormat::WebSocket);
+        assert_eq!(out, b"\x81\x04a\n b");
+    }
+}
