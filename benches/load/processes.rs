@@ -92,6 +92,16 @@ impl BridgeProcess {
         BridgeProcess::listening(child, log)
     }
 
+    /// Starts `relay` of this stream on a free port.
+    pub(crate) fn relay(binary: &Path, upstream: &str, args: &[&str]) -> Result<BridgeProcess> {
+        let mut command = Command::new(binary);
+        command.args(["relay", "--listen", "127.0.0.1:0", "--upstream", upstream]).args(args);
+        command.env_clear().stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut child = spawn(command, binary)?;
+        let log = child.stderr.take().context("the relay has no log")?;
+        BridgeProcess::listening(child, log)
+    }
+
     /// Starts `demo` on a free port.
     pub(crate) fn demo(binary: &Path, args: &[&str]) -> Result<BridgeProcess> {
         let mut command = Command::new(binary);

@@ -32,6 +32,8 @@ pub(crate) struct Target {
     pub(crate) is_encrypted: bool,
     /// The started bridge.
     pub(crate) bridge: Option<BridgeProcess>,
+    /// The measured relay, and the bridge that it reads. They end with the target.
+    pub(crate) _relay: Option<[BridgeProcess; 2]>,
     /// Bytes of an event on the wire.
     pub(crate) event_bytes: usize,
     pub(crate) samples: Vec<(Mode, Sample)>,
@@ -81,13 +83,17 @@ const ENCRYPTED: [BridgeVariant; 2] = [
 /// Index of the SSE bridge without TLS among the started bridges.
 pub(crate) const SSE: usize = 1;
 pub(crate) const SSE_NAMESPACE: &str = "sse";
+/// Relays: the name, the namespace of the bridge that they read, the scheme and the path of their streams.
+const RELAYS: [(&str, &str, &str, &str); 2] =
+    [("relay: WebSocket", "relay-ws", "ws", "/events/ws"), ("relay: SSE", "relay-sse", "http", "/events")];
 /// Namespace for the clients that watch the simulated cluster.
 const RAW_WATCH_NAMESPACE: &str = "watch";
 
 /// Returns the namespaces of the simulated cluster.
 pub(crate) fn namespaces() -> Vec<&'static str> {
     let of_bridges = PLAIN.iter().chain(&ENCRYPTED).map(|variant| variant.namespace);
-    of_bridges.chain([RAW_WATCH_NAMESPACE]).collect()
+    let of_relays = RELAYS.iter().map(|(_, namespace, ..)| *namespace);
+    of_bridges.chain(of_relays).chain([RAW_WATCH_NAMESPACE]).collect()
 }
 
 impl Mode {
@@ -153,6 +159,28 @@ impl FanOut {
         let pid = bridge.pid();
         let target = self.target(variant.name, &url, Some(pid), Source::Workload(workload))?;
         Ok(Target { bridge: Some(bridge), ..target })
+    }
+
+    /// Starts the relays. Each reads a bridge of its own, which has no other client: the relay is measured.
+    pub(crate) fn relays(&self, cluster: &SimulatedCluster) -> Result<Vec<Target>> {
+        RELAYS
+            .iter()
+            .map(|(name, namespace, scheme, path)| {
+                let args = ["--namespace", namespace, "--dedicated-watchers", "0"].map(str::to_owned);
+                let bridge = BridgeProcess::serve(&self.binary, &args, &cluster.kubeconfig())?;
+                http_client::wait_until_ready(&bridge.address, None)?;
+                let upstream = format!("http://{}/api/sse?{}", bridge.address, self.query);
+                let max_connections = (self.connections + OTHER_STREAMS).to_string();
+                let args = ["--max-connections", &max_connections];
+                let relay = BridgeProcess::relay(&self.binary, &upstream, &args)?;
+                http_client::wait_until_ready(&relay.address, None)?;
+                let workload = Workload::Simulated(cluster.pods(namespace));
+                workload.prepare()?;
+                let url = format!("{scheme}://{}{path}", relay.address).parse()?;
+                let target = self.target(name, &url, Some(relay.pid()), Source::Workload(workload))?;
+                Ok(Target { _relay: Some([relay, bridge]), ..target })
+            })
+            .collect()
     }
 
     /// Returns clients that watch the simulated cluster, without a bridge.
@@ -229,6 +257,7 @@ impl FanOut {
             source,
             is_encrypted,
             bridge: None,
+            _relay: None,
             event_bytes: self.message_bytes,
             samples: Vec::new(),
             empty_memory: None,

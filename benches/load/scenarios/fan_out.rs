@@ -93,6 +93,10 @@ pub(crate) struct FanOut {
     #[arg(long, conflicts_with = "url")]
     pub(crate) raw_watch: bool,
 
+    /// Adds relays, each in front of a bridge of its own
+    #[arg(long, conflicts_with_all = ["url", "filters"])]
+    pub(crate) relay: bool,
+
     /// Number of additional Pods in each namespace. Also measures the time of an initial state with all of them
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N", conflicts_with = "url")]
     #[arg(value_parser = clap::value_parser!(u64).range(..=100_000))]
@@ -163,6 +167,9 @@ impl FanOut {
                     let cluster = cluster.address().to_string();
                     let timing = initial_state::measure(&cluster, &bridge.address, self.static_pods, change)?;
                     initial_state = Some(timing);
+                }
+                if self.relay {
+                    started.extend(self.relays(&cluster)?);
                 }
                 if self.raw_watch {
                     started.push(self.raw_watches(&cluster)?);
