@@ -129,6 +129,8 @@ pub(super) fn describe(event: &Event) -> Described {
             let mut text = upstream.resource.clone();
             member(&mut text, "reason", upstream.reason.as_deref());
             member(&mut text, "since", upstream.since.as_deref());
+            member(&mut text, "status", upstream.status.map(|status| status.to_string()).as_deref());
+            member(&mut text, "next try", upstream.retry_at.as_deref());
             (Some(upstream.time.clone()), Tone::Bad, text)
         }
         Payload::UpstreamUp(upstream) => (Some(upstream.time.clone()), Tone::Good, upstream.resource.clone()),

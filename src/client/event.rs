@@ -235,7 +235,8 @@ objects! {
         /// A difference without an event for this client lies before.
         coalesced: bool,
     }
-    /// The bridge has lost a resource of the API server, or watches it again.
+    /// The bridge has lost a resource of the API server, or watches it again; or a relay has lost its upstream, or reads it
+    /// again.
     Upstream {
         /// When (RFC 3339).
         time: String,
@@ -245,6 +246,10 @@ objects! {
         reason: Option<String>,
         /// When the last useful byte arrived (RFC 3339).
         since: Option<String>,
+        /// Of a relay: the HTTP status of an answer that is no stream.
+        status: Option<u16>,
+        /// Of a relay: when it tries again (RFC 3339).
+        retry_at: Option<String>,
     }
     /// The credential expires soon.
     AuthExpiring {

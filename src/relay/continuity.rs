@@ -81,18 +81,19 @@ impl Continuity {
             return Verdict::Repeated;
         }
         let mut verdict = Verdict::New;
-        if let Some(id) = block.id.as_deref() {
-            if self.first_id.is_none() {
-                self.first_id = Some(id.to_owned());
+        // An empty id means that there is none any more.
+        if let Some(id) = block.id.as_deref()
+            && self.cursor.as_deref().unwrap_or_default() != id
+        {
+            if std::mem::take(&mut self.is_resuming) && self.starts_again(id, has_seen) {
+                verdict = Verdict::StartedAgain;
             }
-            if self.cursor.as_deref() != Some(id) {
-                if std::mem::take(&mut self.is_resuming) && self.starts_again(id, has_seen) {
-                    verdict = Verdict::StartedAgain;
-                }
-                self.cursor = Some(id.to_owned()).filter(|id| !id.is_empty());
-                self.expected.clear();
-                self.tail.clear();
-            }
+            self.cursor = Some(id.to_owned()).filter(|id| !id.is_empty());
+            self.expected.clear();
+            self.tail.clear();
+        }
+        if self.first_id.is_none() {
+            self.first_id = block.id.clone().filter(|id| !id.is_empty());
         }
         if self.tail.len() < MAX_TAIL {
             *self.tail.entry(hash).or_default() += 1;
@@ -176,6 +177,12 @@ mod tests {
         assert_eq!(resumed(&first, &[], ("11", "b")), Repeated, "the server sends the event with the last id again");
         assert_eq!(resumed(&first, &[], ("11", "other")), New);
         assert_eq!(resumed(&first, &[], ("3", "c")), StartedAgain, "lower than before");
+        let cleared = Block { id: Some(String::new()), ..Block::default() };
+        assert_eq!(
+            Continuity { cursor: Some("7".into()), is_resuming: true, ..Continuity::default() }
+                .judge(&cleared, |_| false),
+            New
+        );
         assert_eq!(resumed(&[("x", "a"), ("y", "b")], &[], ("x", "c")), StartedAgain, "the first id again");
         assert_eq!(resumed(&[("x", "a"), ("y", "b"), ("z", "")], &["y"], ("y", "c")), StartedAgain, "a known id");
     }

@@ -114,6 +114,19 @@ async fn split_and_large_events_arrive_complete() {
     sending.await.unwrap();
 }
 
+/// The relay is heard of every 15 s, whatever the upstream does.
+#[tokio::test]
+async fn quiet_streams_get_comments_and_pings() {
+    let mut upstream = SseUpstream::new().await;
+    let relay = relay(&upstream.url(), &[]).await;
+    let _connection = upstream.stream().await;
+    let mut websocket = WsClient::connect(relay.address, "/events/ws").await;
+    let start = std::time::Instant::now();
+    let (comment, ()) = tokio::join!(body(relay.address, 3), websocket.ping());
+    assert_eq!(comment, ": \n");
+    assert!(start.elapsed() >= std::time::Duration::from_secs(14), "{:?}", start.elapsed());
+}
+
 /// The relay ends its own streams with its own `stream.closing`, and not with that of the upstream.
 #[tokio::test]
 async fn drain_closes_the_streams_of_the_relay() {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use boilerhouse_bridge::client::{Client, Events, State, Transport};
+use boilerhouse_bridge::client::{Client, Events, Payload, State, Transport};
 use tokio::time::timeout;
 
 use super::relay;
@@ -114,4 +114,29 @@ async fn state_behind_two_relays_is_that_of_the_bridge() {
     late.until(&expected).await;
     assert_eq!(late.kinds[0], "state.initial");
     assert!(!late.kinds.iter().any(|kind| kind == "relay.gap"), "{:?}", late.kinds);
+}
+
+/// A client that comes after the start of the stream was evicted learns that it lacks the state.
+#[tokio::test]
+async fn late_client_is_informed_that_it_lacks_the_state() {
+    let cluster = SimCluster::new().await;
+    let bridge = cluster.bridge(&[]).await;
+    let relay = relay(&format!("http://{}", bridge.address), &["--history", "2"]).await;
+    let mut first = Follower::new(relay.address, "/events", Transport::Sse);
+    for n in 0..3 {
+        cluster.create_pod(&format!("pod-{n}"));
+        let expected = http_client::poll_until_async(async || {
+            let phases = phases(&bridge).await;
+            (phases.len() == n + 1).then_some(phases)
+        })
+        .await;
+        first.until(&expected).await;
+    }
+    let mut late = Follower::new(relay.address, "/events", Transport::Sse);
+    let gap = late.events.next().await.unwrap().unwrap();
+    assert!(matches!(&gap.payload, Payload::RelayGap(gap) if gap.reason == "expired"), "{gap:?}");
+    late.state.apply(&gap);
+    let event = late.events.next().await.unwrap().unwrap();
+    late.state.apply(&event);
+    assert!(!late.state.is_complete());
 }
