@@ -54,7 +54,7 @@ impl TlsFixture {
     }
 
     /// Returns the flags of a bridge that serves with the certificate.
-    fn flags(&self) -> [String; 4] {
+    pub(crate) fn flags(&self) -> [String; 4] {
         let file = |name| self.file(name).to_string_lossy().into_owned();
         ["--tls-cert".to_owned(), file("tls.crt"), "--tls-key".to_owned(), file("tls.key")]
     }

@@ -6,12 +6,16 @@ use std::collections::BTreeMap;
 use boilerhouse_bridge::client::{Client, Events, Payload, State, Transport};
 use tokio::time::timeout;
 
-use super::relay;
-use crate::support::{
-    bridge_process::BridgeProcess,
-    http_client::{self, TEST_TIMEOUT},
-    sim_cluster::{NAMESPACE, SimCluster},
-    tcp_proxy::TcpProxy,
+use super::{expect_down, local_sse, next, relay};
+use crate::{
+    support::{
+        bridge_process::BridgeProcess,
+        http_client::{self, TEST_TIMEOUT},
+        sim_cluster::{NAMESPACE, SimCluster},
+        sse_upstream::SseUpstream,
+        tcp_proxy::TcpProxy,
+    },
+    tls::TlsFixture,
 };
 
 /// One client with its state and the types of its events.
@@ -139,4 +143,29 @@ async fn late_client_is_informed_that_it_lacks_the_state() {
     let event = late.events.next().await.unwrap().unwrap();
     late.state.apply(&event);
     assert!(!late.state.is_complete());
+}
+
+/// Between two relays: TLS, a credential, and a file with the trusted certificate.
+#[tokio::test]
+async fn relays_serve_and_read_tls_with_a_credential() {
+    const KEY: &str = "a-key-of-thirty-two-characters-x";
+    let tls = TlsFixture::new();
+    let token = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(token.path(), KEY).unwrap();
+    let mut upstream = SseUpstream::new().await;
+    let (url, flags) = (upstream.url(), tls.flags());
+    let mut args = vec!["relay", "--upstream", &url, "--listen", "127.0.0.1:0"];
+    args.extend(flags.iter().map(String::as_str));
+    let first = BridgeProcess::run_with(&args, &[("BOILERHOUSE_API_KEY", KEY)]).await;
+    let mut connection = upstream.stream().await;
+    connection.send("id: 1\nevent: tick\ndata: over TLS\n\n").await;
+    let (ca, token) = (tls.file("tls.crt"), token.path().to_string_lossy().into_owned());
+    let url = format!("https://{}/events", first.address);
+    let second = relay(&url, &["--ca-file", &ca.to_string_lossy(), "--token-file", &token]).await;
+    let mut client = local_sse(second.address, None).await;
+    assert_eq!(next(&mut client).await, (Some("1".into()), Some("tick".into()), "over TLS".into()));
+    // Without the file the certificate is not trusted.
+    let third = relay(&url, &["--token-file", &token]).await;
+    let mut client = local_sse(third.address, None).await;
+    expect_down(&mut client, None, "no connection").await;
 }
