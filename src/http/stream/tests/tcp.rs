@@ -167,6 +167,8 @@ async fn output_ends_at_once_after_a_protocol_error() {
     let (mut client, server) = loopback().await;
     let socket = socket(Conn::Plain(server), b"");
     let stream = spawn_stream(websocket(ScriptedOutbound::default(), socket, acquire_permit(&context)));
+    // The close timeout cannot begin before the client has sent this.
+    let sent = Instant::now();
     client.write_all(b"\x81\x02hi").await.unwrap();
     read_head(&mut client).await;
     let (started, mut got) = (Instant::now(), Vec::new());
@@ -176,7 +178,7 @@ async fn output_ends_at_once_after_a_protocol_error() {
         client.write_all(&[0; 1000]).await.unwrap();
     }
     assert_eq!(stream_end(stream).await, StreamEnd::ByBridge(CloseReason::Protocol));
-    assert!(started.elapsed() >= CLOSE_TIMEOUT, "the client has not ended its output");
+    assert!(sent.elapsed() >= CLOSE_TIMEOUT, "the client has not ended its output");
 }
 
 /// A client that ends its side of the connection still gets what the stream has queued for it.
