@@ -1,0 +1,280 @@
+// The client against a server that misbehaves. WebSocket is tested where the runtime or BRIDGE_TEST_MODULES (a folder with
+// node_modules/ws) has one.
+import assert from "node:assert/strict";
+import { createRequire } from "node:module";
+import path from "node:path";
+import { test } from "node:test";
+import { BridgeClient, LIMITS } from "../client.js";
+import { ScriptedBridge } from "./scripted.js";
+
+const folder = process.env.BRIDGE_TEST_MODULES;
+const WebSocket = folder ? createRequire(path.join(folder, "x.js"))("ws").WebSocket : globalThis.WebSocket;
+const TRANSPORTS = WebSocket ? ["sse", "websocket"] : ["sse"];
+const change = (uid, id) => ({ type: "instance.state", id, phase: "Running", name: uid, key: `${uid}.1`, instance: { uid, name: uid } });
+
+/** Runs a test with a server and a client, which records what it reports. */
+async function withClient(options, prepare, check) {
+  const bridge = await new ScriptedBridge().start();
+  prepare(bridge);
+  const client = new BridgeClient({ url: bridge.url, WebSocket, ...options });
+  const seen = { errors: [], events: [], stale: [] };
+  client.addEventListener("error", ({ detail }) => seen.errors.push(detail));
+  client.addEventListener("event", ({ detail }) => seen.events.push(detail));
+  client.addEventListener("stale", ({ detail }) => seen.stale.push(detail.reason));
+  try {
+    await check({ bridge, client, seen });
+  } finally {
+    client.close();
+    await bridge.stop();
+  }
+}
+
+async function until(what, check, boundMs = 8000) {
+  const end = performance.now() + boundMs;
+  while (!check()) {
+    assert.ok(performance.now() < end, `not in time: ${what}`);
+    await new Promise((done) => setTimeout(done, 10));
+  }
+}
+
+for (const transport of TRANSPORTS) {
+  test(`${transport}: filters, types and the cursor are in the request`, () =>
+    withClient(
+      { transport, types: ["instance", "pool.depth"], instanceFilter: { labels: { team: null } }, claimFilter: {}, since: "c0", snapshot: false },
+      () => {},
+      async ({ bridge, client }) => {
+        await until("open", () => client.connection.status === "open");
+        const { query, headers } = bridge.requests.at(-1);
+        assert.equal(query.types, "instance,pool.depth");
+        assert.equal(query.params, '{"instances":{"labels":{"team":null}}}');
+        assert.equal(query.snapshot, "none");
+        assert.equal(headers["last-event-id"] ?? query.lastEventId, "c0");
+      },
+    ));
+
+  test(`${transport}: a cut is resumed at the newest id, without a duplicate`, () =>
+    withClient(
+      { transport },
+      (bridge) => {
+        bridge.onStream = (stream, cursor) => {
+          if (!cursor) {
+            stream.send({ type: "state.initial", id: "c1", reason: "connect", ...bridge.state() });
+            stream.send(change("a"));
+            setTimeout(() => stream.cut(), 50);
+            return;
+          }
+          stream.send({ type: "heartbeat", id: cursor, upstream: "live", upstreamAgeMs: 1 });
+          stream.send(change("a"));
+          stream.send(change("b", "c2"));
+        };
+      },
+      async ({ bridge, client, seen }) => {
+        await until("b", () => client.state.instances.has("b"));
+        assert.deepEqual(seen.events.map((event) => event.name ?? event.type), ["state.initial", "a", "heartbeat", "b"]);
+        assert.equal(seen.errors.length, 1);
+        assert.equal(seen.errors[0].kind, "lost");
+        assert.equal(client.counters.duplicates, 1);
+        assert.equal(client.cursor, "c2");
+        assert.equal(bridge.requests.filter(({ path }) => /sse|websocket/.test(path)).length, 2);
+        assert.ok(seen.stale.includes("disconnected") && !client.isStale);
+      },
+    ));
+
+  test(`${transport}: malformed and unknown events do not end the stream`, () =>
+    withClient(
+      { transport },
+      (bridge) => {
+        bridge.onStream = (stream) => {
+          stream.send({ type: "state.initial", id: "c1", reason: "connect", ...bridge.state() });
+          for (const data of ["<html>", "[]", '{"type":"instance.state"}']) stream.raw(data);
+          stream.send({ type: "instance.frozen", id: "c2", color: "red" });
+          stream.send(change("a", "c3"));
+        };
+      },
+      async ({ client, seen }) => {
+        await until("a", () => client.state.instances.has("a"));
+        assert.deepEqual(seen.errors.map(({ kind }) => kind), ["malformed", "malformed", "malformed"]);
+        const { malformed, unknown, connections } = client.counters;
+        assert.deepEqual({ malformed, unknown, connections }, { malformed: 3, unknown: 1, connections: 1 });
+      },
+    ));
+
+  test(`${transport}: stream.closing gives the reason and the delay`, () =>
+    withClient(
+      { transport },
+      (bridge) => {
+        bridge.onStream = (stream) => {
+          stream.send({ type: "state.initial", id: "c1", reason: "connect", ...bridge.state() });
+          stream.send({ type: "stream.closing", reason: "draining", retryAfterMs: 2500 });
+          stream.end();
+        };
+      },
+      async ({ client, seen }) => {
+        await until("the end", () => client.connection.status === "waiting");
+        assert.equal(seen.errors[0].kind, "closed");
+        assert.equal(seen.errors[0].reason, "draining");
+        assert.ok(client.connection.retryAt - performance.now() > 2000);
+        client.start();
+        await until("the next connection", () => client.counters.connections === 2);
+      },
+    ));
+
+  for (const [status, body, expected] of [
+    [401, '{"code":"UNAUTHORIZED","message":"invalid API key"}', { kind: "status", status: 401, code: "UNAUTHORIZED", isFinal: true }],
+    [403, '{"code":"FORBIDDEN","message":"no"}', { kind: "status", status: 403, code: "FORBIDDEN", isFinal: true }],
+    [503, '{"code":"NOT_READY","message":"wait"}', { kind: "status", status: 503, code: "NOT_READY", isFinal: false, retryAfterMs: 3000 }],
+    [502, "<html><h1>Bad Gateway</h1></html>", { kind: "status", status: 502, isFinal: false }],
+    [200, "<html>Sign in</html>", { kind: "not-a-stream", isFinal: true }],
+    [302, "", { kind: "redirect", isFinal: true }],
+  ]) {
+    test(`${transport}: the answer ${status} ${body.slice(0, 20)} is a typed error`, () =>
+      withClient(
+        { transport },
+        (bridge) => {
+          bridge.intercept = ({ path }, response) => {
+            if (!/sse|websocket/.test(path)) return false;
+            response.writeHead(status, { "retry-after": "3", "content-type": "text/html", location: "/login?secret" }).end(body);
+            return true;
+          };
+        },
+        async ({ client, seen }) => {
+          await until("an error", () => seen.errors.length > 0);
+          const [error] = seen.errors;
+          if (status !== 503) expected.retryAfterMs = error.retryAfterMs;
+          for (const [key, value] of Object.entries(expected)) assert.equal(error[key], value, `${key} of ${error}`);
+          assert.equal(client.connection.status, expected.isFinal ? "closed" : "waiting");
+          assert.equal(client.isStale, true);
+          assert.doesNotMatch(error.message, /secret|<h1>/);
+        },
+      ));
+  }
+}
+
+test("a proxy that removes Upgrade: SSE after the documented number of failures", { skip: !WebSocket && "no WebSocket" }, () =>
+  withClient(
+    {},
+    (bridge) => (bridge.stripsUpgrade = true),
+    async ({ client, seen }) => {
+      await until("SSE", () => client.connection.status === "open");
+      assert.equal(client.connection.transport, "sse");
+      assert.deepEqual(seen.errors.map(({ kind }) => kind), Array(LIMITS.upgradeFailures).fill("upgrade"));
+      assert.match(seen.errors.at(-1).message, /server-sent events instead/);
+    },
+  ));
+
+test("a token opens a WebSocket by a ticket, and SSE by the header", async () => {
+  for (const transport of TRANSPORTS) {
+    await withClient(
+      { transport, token: "key" },
+      (bridge) => {
+        bridge.intercept = ({ path, headers }, response) =>
+          path === "/api/v1/tickets" && headers.authorization === "Bearer key" && bridge.json(response, 200, { ticket: "t1" });
+      },
+      async ({ bridge, client }) => {
+        await until("open", () => client.connection.status === "open");
+        const { headers, query } = bridge.requests.at(-1);
+        assert.equal(transport === "sse" ? headers.authorization : query.token, transport === "sse" ? "Bearer key" : "t1");
+      },
+    );
+  }
+});
+
+test("a token that was replaced is asked for again, once", () => {
+  let asked = 0;
+  return withClient(
+    { transport: "sse", tokenProvider: () => `k${++asked}` },
+    (bridge) => {
+      bridge.onStream = (stream, cursor) => {
+        stream.send({ type: "heartbeat", id: cursor ?? "c", upstream: "live", upstreamAgeMs: 1 });
+        if (asked === 1) stream.end();
+      };
+      bridge.intercept = ({ path, headers }, response) =>
+        path === "/api/sse" && headers.authorization === "Bearer k2" && bridge.json(response, 401, {});
+    },
+    async ({ client, seen }) => {
+      await until("the third token", () => client.counters.connections === 2);
+      assert.equal(asked, 3);
+      assert.deepEqual(seen.errors.map(({ kind }) => kind), ["closed"]);
+    },
+  );
+});
+
+test("a cursor that the release does not accept is discarded", () =>
+  withClient(
+    { transport: "sse", since: "old" },
+    (bridge) => {
+      bridge.intercept = ({ path, headers }, response) =>
+        path === "/api/sse" && headers["last-event-id"] === "old" && bridge.json(response, 400, { code: "BAD_REQUEST", message: "no", details: { parameter: "lastEventId" } });
+    },
+    async ({ client, seen }) => {
+      await until("open", () => client.connection.status === "open");
+      assert.deepEqual(seen.errors, []);
+    },
+  ));
+
+test("silence ends a connection, and the upstream is reported", () =>
+  withClient(
+    { transport: "sse", silenceMs: 1500 },
+    () => {},
+    async ({ bridge, client, seen }) => {
+      await until("open", () => client.connection.status === "open");
+      bridge.broadcast({ type: "upstream.down", resource: "pods", time: "", since: "2026-01-01T00:00:00Z", reason: "unreachable" });
+      await until("down", () => client.upstream.status === "down");
+      assert.deepEqual([client.isStale, client.freshness.reason], [true, "upstream"]);
+      bridge.broadcast({ type: "upstream.up", resource: "pods", time: "", since: "" });
+      await until("up", () => !client.isStale);
+      await until("silence", () => seen.errors.some(({ kind }) => kind === "silent"));
+      await until("open again", () => client.counters.connections === 2);
+    },
+  ));
+
+test("the iterator yields all events, and ends with close, abort and a final error", async () => {
+  const abort = new AbortController();
+  await withClient({ transport: "sse", signal: abort.signal }, () => {}, async ({ bridge, client }) => {
+    const names = [];
+    for await (const event of client) {
+      names.push(event.name ?? event.type);
+      if (event.type === "state.initial") for (let i = 0; i < 50; i++) bridge.broadcast(change(`i${i}`, `c${i}`));
+      if (event.name === "i49") break;
+    }
+    assert.equal(names.length, 51);
+    const rest = client[Symbol.asyncIterator]();
+    setTimeout(() => abort.abort(), 20);
+    assert.deepEqual(await rest.next(), { value: undefined, done: true });
+    assert.equal(client.connection.status, "closed");
+  });
+  await withClient(
+    { transport: "sse" },
+    (bridge) => (bridge.intercept = (_, response) => bridge.json(response, 403, { code: "FORBIDDEN", message: "no rights" })),
+    async ({ client }) => {
+      await assert.rejects(client[Symbol.asyncIterator]().next(), /no rights/);
+    },
+  );
+});
+
+test("a slow reader makes the stream resume later and gets everything", () =>
+  withClient(
+    { transport: "sse" },
+    (bridge) => {
+      const total = LIMITS.queuedEvents * 2.5;
+      bridge.onStream = (stream, cursor) => {
+        const from = cursor ? Number(cursor) + 1 : 0;
+        for (let i = from; i < total; i++) stream.send(change(`i${i}`, `${i}`));
+      };
+    },
+    async ({ client, seen }) => {
+      const reader = client[Symbol.asyncIterator]();
+      await until("the bound", () => seen.errors.some(({ kind }) => kind === "slow-reader"));
+      for (let i = 0; i < LIMITS.queuedEvents * 2.5; i++) assert.equal((await reader.next()).value.id, `${i}`);
+    },
+  ));
+
+test("pause keeps the cursor and the state, start resumes", () =>
+  withClient({ transport: "sse" }, () => {}, async ({ bridge, client }) => {
+    await until("open", () => client.connection.status === "open");
+    client.pause();
+    assert.deepEqual([client.connection.status, client.isStale, client.state.isComplete], ["paused", true, true]);
+    client.start();
+    await until("open", () => client.connection.status === "open");
+    assert.equal(bridge.requests.at(-1).headers["last-event-id"], "c1");
+  }));
