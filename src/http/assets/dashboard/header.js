@@ -1,0 +1,89 @@
+// The top of the page: which connection, how fresh, and the banners.
+import { clockNotice } from "./status.js";
+import { clock, count, duration, rate } from "./format.js";
+import { html } from "./html.js";
+import { VIEWS } from "./location.js";
+
+const TITLES = { instances: "Instances", tenants: "Tenants", pools: "Pools", events: "Events" };
+
+function Numbers({ store }) {
+  const { state } = store.client;
+  if (!state.isComplete) return false;
+  const phases = new Map();
+  for (const { phase } of state.instances.values()) phases.set(phase, (phases.get(phase) ?? 0) + 1);
+  const byPhase = [...phases].sort((a, b) => b[1] - a[1]).slice(0, 3).map(([phase, number]) => `${number.toLocaleString("en")} ${phase}`);
+  const claims = [...state.claims.values()];
+  const active = claims.filter(({ phase }) => phase === "Active").length;
+  const tenants = new Set(claims.filter(({ phase }) => phase === "Active").map(({ tenantId }) => tenantId)).size;
+  const pools = [...state.pools.values()];
+  const ready = pools.reduce((sum, pool) => sum + pool.ready, 0);
+  return html`<p class="numbers">
+    <span>
+      <b>${count(state.instances.size, "instance")}</b>
+      ${byPhase.length > 0 && html`<span class="more"> (${byPhase.join(", ")})</span>`}
+    </span>
+    <span><b>${count(active, "active claim")}</b><span class="more"> of ${count(tenants, "tenant")}</span></span>
+    ${pools.length > 0 && html`<span><b>${ready.toLocaleString("en")} ready</b><span class="more"> in ${count(pools.length, "pool")}</span></span>`}
+  </p>`;
+}
+
+function Freshness({ store }) {
+  const { ageMs, upstreamAgeMs } = store.client.freshness;
+  const { lastChangeAt } = store;
+  const change = lastChangeAt === undefined ? "–" : `${duration(performance.now() - lastChangeAt)} ago`;
+  // A message of the bridge arrives at least with every heartbeat. Its age matters only when it is long.
+  // The first heartbeat tells the age.
+  const state = store.connections[0]?.state === "live" ? "reached" : "–";
+  const upstream = upstreamAgeMs === undefined ? state : `${duration(upstreamAgeMs)} ago`;
+  const isQuiet = ageMs !== undefined && ageMs > 20_000;
+  return html`<dl class="freshness">
+    <div title="The last event that this page got"><dt>Last event</dt><dd>${change}</dd></div>
+    ${isQuiet && html`<div><dt>Last message</dt><dd>${duration(ageMs)} ago</dd></div>`}
+    <div title="The last byte that the bridge got from the API server">
+      <dt>API server</dt><dd>${upstream}</dd>
+    </div>
+    <div><dt>Events/s</dt><dd>${rate(store.eventsPerSecond)}</dd></div>
+  </dl>`;
+}
+
+export function Header({ store, address, status, onHelp }) {
+  const [connection] = store.connections;
+  const { view } = address.current;
+  return html`<header class="top">
+    <div class="line">
+      <h1>boilerhouse-bridge</h1>
+      ${connection && html`<p class="connection" title="The connection and the namespace that the bridge watches">
+        ${connection.name} / ${connection.namespace}
+      </p>`}
+      <span id="status" class="chip" data-state=${status.state}>${status.chip}</span>
+      <${Freshness} store=${store} />
+      <span class="buttons">
+        ${store.hasCredentials && status.state !== "signed-out" && html`<button type="button" onClick=${() => store.signOut()}>Sign out</button>`}
+        <button type="button" onClick=${onHelp} aria-label="Help" title="Help (?)">?</button>
+      </span>
+    </div>
+    <${Numbers} store=${store} />
+    <nav aria-label="Views">
+      ${VIEWS.map((name, index) => html`<a
+        key=${name} href=${`#${name}`} aria-current=${view === name ? "page" : undefined} aria-keyshortcuts=${index + 1}
+      >${TITLES[name]}</a>`)}
+    </nav>
+  </header>`;
+}
+
+/** Announced when they change. The countdown is in the chip, which is not announced. */
+export function Banners({ store, status }) {
+  const clockText = clockNotice(store.clockOffsetMs);
+  const expires = store.expiresAt && `The session ends at ${clock(store.expiresAt)}. Sign in again after that.`;
+  return html`<div class="banners">
+    <div role=${status.isAlert ? "alert" : "status"}>
+      ${status.text && html`<p class="banner" data-tone=${status.isAlert ? "bad" : "wait"}>
+        <span>${status.text}</span>
+        ${status.canRetry && html`<button type="button" onClick=${() => store.client.start()}>Try now</button>`}
+      </p>`}
+    </div>
+    <div role="status">
+      ${[store.notice, clockText, expires].filter(Boolean).map((text) => html`<p key=${text} class="banner" data-tone="info">${text}</p>`)}
+    </div>
+  </div>`;
+}

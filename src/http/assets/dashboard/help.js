@@ -1,0 +1,47 @@
+// The help: what the words mean, and the keys.
+import { Component, createRef, html } from "./html.js";
+
+const KEYS = [
+  ["1 2 3 4", "instances, tenants, pools, events"],
+  ["/", "to the search field"],
+  ["↑ ↓ Page Home End", "move in a list"],
+  ["Enter", "open the detail of a row"],
+  ["Esc", "close a dialog, leave a field"],
+  ["p", "pause the event log, or continue"],
+  ["?", "this help"],
+];
+
+export class Help extends Component {
+  dialog = createRef();
+
+  componentDidMount() {
+    this.dialog.current.showModal();
+  }
+
+  render({ onClose, hasKeys, onKeys }) {
+    return html`<dialog
+      ref=${this.dialog} class="help" aria-labelledby="help-title" onClose=${onClose}
+      onClick=${({ target }) => target === this.dialog.current && onClose()}
+    >
+      <div class="content">
+        <header><h2 id="help-title">Help</h2><button type="button" onClick=${onClose} aria-label="Close">✕</button></header>
+        <p>
+          This page shows what a Boilerhouse platform does, as it happens. It only reads.
+        </p>
+        <dl class="fields">
+          <div><dt>Instance</dt><dd>a Pod that runs one workload</dd></div>
+          <div><dt>Workload</dt><dd>what an instance runs, such as a browser</dd></div>
+          <div><dt>Tenant</dt><dd>who uses instances. To look one up: view Tenants, then /</dd></div>
+          <div><dt>Claim</dt><dd>the request of a tenant for an instance. Active: the tenant has it</dd></div>
+          <div><dt>Pool</dt><dd>the instances of a workload that wait for tenants: warming, then ready, then acquired</dd></div>
+          <div><dt>Live</dt><dd>what you see is current. Otherwise the page says so, and marks the lists</dd></div>
+        </dl>
+        <h3>Keys</h3>
+        <dl class="fields keys">
+          ${KEYS.map(([key, text]) => html`<div key=${key}><dt><kbd>${key}</kbd></dt><dd>${text}</dd></div>`)}
+        </dl>
+        <label><input type="checkbox" checked=${hasKeys} onChange=${({ target }) => onKeys(target.checked)} /> Keys of one character</label>
+      </div>
+    </dialog>`;
+  }
+}

@@ -1,0 +1,72 @@
+// The view of all instances.
+import { age, count, includes, matches } from "./format.js";
+import { Grid } from "./grid.js";
+import { Component, html } from "./html.js";
+import { Choice, Clear, Phase, Search, Summary, Text, cached, compare, sortOf } from "./parts.js";
+
+const FILTERS = ["q", "phase", "workload", "tenant"];
+
+export class Instances extends Component {
+  #rows = cached();
+  #values = cached();
+
+  #find(instances, { q = "", phase, workload, tenant = "" }, { key, isDescending }) {
+    const text = q.trim().toLowerCase();
+    const owner = tenant.trim().toLowerCase();
+    const found = [];
+    for (const instance of instances.values()) {
+      const { name, uid, tenantId, workloadRef, poolStatus, ip, labels } = instance;
+      if (phase && instance.phase !== phase) continue;
+      if (workload && workloadRef !== workload) continue;
+      if (owner && !includes(owner, tenantId)) continue;
+      if (!matches(text, [name, tenantId, workloadRef, instance.phase, poolStatus, ip, uid], labels)) continue;
+      found.push(instance);
+    }
+    return found.sort((a, b) => compare(a[key], b[key], isDescending) || compare(a.name, b.name, false));
+  }
+
+  render({ store, address, status, gridRef }) {
+    const { state } = store.client;
+    const { params } = address.current;
+    const sort = sortOf(address, "name");
+    const inputs = [state.version, ...FILTERS.map((name) => params[name]), sort.key, sort.isDescending];
+    const rows = this.#rows(inputs, () => this.#find(state.instances, params, sort));
+    const { phases, workloads } = this.#values([state.version], () => {
+      const [phases, workloads] = [new Set(), new Set()];
+      for (const { phase, workloadRef } of state.instances.values()) {
+        phases.add(phase);
+        if (workloadRef) workloads.add(workloadRef);
+      }
+      return { phases: [...phases].sort(), workloads: [...workloads].sort() };
+    });
+    const now = store.now();
+    const columns = [
+      { key: "name", title: "Instance", sort: true, isHeader: true, class: "name", render: ({ name }) => name },
+      { key: "phase", title: "Phase", sort: true, class: "phases", render: ({ phase }) => html`<${Phase} value=${phase} />` },
+      { key: "workloadRef", title: "Workload", sort: true, class: "wide", render: ({ workloadRef }) => workloadRef ?? "–" },
+      { key: "tenantId", title: "Tenant", sort: true, class: "tenant", render: ({ tenantId }) => tenantId ?? "–" },
+      {
+        key: "poolStatus", title: "Pool", sort: true, class: "wide phases",
+        render: ({ poolStatus }) => html`<${Phase} value=${poolStatus} />`,
+      },
+      { key: "createdAt", title: "Age", sort: true, class: "wide age", render: ({ createdAt }) => age(createdAt, now) },
+    ];
+    const total = state.instances.size;
+    const text = rows.length === total ? count(total, "instance") : `${rows.length.toLocaleString("en")} of ${count(total, "instance")}`;
+    return html`<section aria-label="Instances">
+      <div class="tools">
+        <${Search} address=${address} label="Search" placeholder="name, tenant, ip, label=value" />
+        <${Choice} address=${address} name="phase" label="Phase" values=${phases} />
+        <${Choice} address=${address} name="workload" label="Workload" values=${workloads} />
+        <${Text} address=${address} name="tenant" label="Tenant" />
+      </div>
+      <${Summary} text=${text} status=${status} store=${store}><${Clear} address=${address} names=${FILTERS} /></>
+      <${Grid}
+        ref=${gridRef} label="Instances" rows=${rows} columns=${columns} sort=${sort} onSort=${sort.onSort}
+        rowKey=${({ uid }) => uid} rowProps=${({ name }) => ({ "data-instance": name })}
+        onOpen=${({ name }) => address.show("instance", name)}
+        empty=${total === 0 ? "There is no instance." : "No instance matches the filters."}
+      />
+    </section>`;
+  }
+}

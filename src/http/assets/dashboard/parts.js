@@ -1,0 +1,95 @@
+// Small parts that several views share.
+import { html } from "./html.js";
+
+/** A word with a colour and a shape. The colour never stands alone. */
+export function Phase({ value }) {
+  const tones = {
+    Running: "good", Active: "good", ready: "good", Pending: "wait", warming: "wait", Releasing: "wait",
+    Failed: "bad", Error: "bad", ReleaseFailed: "bad", Unknown: "bad", Deleted: "gone", Released: "gone",
+    Succeeded: "gone", acquired: "used",
+  };
+  if (!value) return html`<span class="none">–</span>`;
+  return html`<span class="phase" data-tone=${Object.hasOwn(tones, value) ? tones[value] : "other"}>${value}</span>`;
+}
+
+/** The search field of a view. The key / leads to it. */
+export function Search({ address, label, placeholder }) {
+  const { params } = address.current;
+  return html`<label class="field search">
+    <span>${label}</span>
+    <input
+      id="search" type="search" value=${params.q ?? ""} placeholder=${placeholder} autocomplete="off" spellcheck=${false}
+      onInput=${({ target }) => address.set({ q: target.value })}
+    />
+  </label>`;
+}
+
+export function Text({ address, name, label }) {
+  return html`<label class="field">
+    <span>${label}</span>
+    <input
+      type="text" value=${address.current.params[name] ?? ""} placeholder="any" autocomplete="off" spellcheck=${false}
+      onInput=${({ target }) => address.set({ [name]: target.value })}
+    />
+  </label>`;
+}
+
+export function Choice({ address, name, label, values }) {
+  const value = address.current.params[name] ?? "";
+  // A value of the address that no object has is still shown.
+  const all = value && !values.includes(value) ? [value, ...values] : values;
+  return html`<label class="field">
+    <span>${label}</span>
+    <select value=${value} onChange=${({ target }) => address.set({ [name]: target.value })}>
+      <option value="">any</option>
+      ${all.map((item) => html`<option key=${item} value=${item}>${item}</option>`)}
+    </select>
+  </label>`;
+}
+
+/** Removes the filters of a view, if there are any. */
+export function Clear({ address, names }) {
+  const isFiltered = names.some((name) => address.current.params[name]);
+  const clear = () => address.set(Object.fromEntries(names.map((name) => [name, ""])));
+  return isFiltered && html`<button type="button" class="plain" onClick=${clear}>Clear filters</button>`;
+}
+
+/** What a list shows, and of when it is. */
+export function Summary({ text, status, store, children }) {
+  const when = store.lastLiveAt?.toLocaleTimeString("en-GB");
+  return html`<p class="summary">
+    <span>${text}</span>
+    ${!status.isLive && html`<strong class="old">${when ? `Not live: as of ${when}` : "Not live"}</strong>`}
+    ${children}
+  </p>`;
+}
+
+/** The sort order of a view in the address: `name`, or `-name` for descending. */
+export function sortOf(address, initial) {
+  const text = address.current.params.sort || initial;
+  const isDescending = text.startsWith("-");
+  const key = isDescending ? text.slice(1) : text;
+  const onSort = (next) => address.set({ sort: next === key && !isDescending ? `-${next}` : next });
+  return { key, isDescending, onSort };
+}
+
+/** Orders two values. Missing ones are last in both directions. Comparing code units is fast, and names are ASCII. */
+export function compare(a, b, isDescending) {
+  if (a === b) return 0;
+  if (a === undefined || a === "") return 1;
+  if (b === undefined || b === "") return -1;
+  return a < b === isDescending ? 1 : -1;
+}
+
+/** Keeps the result of a computation until one of its inputs changes. */
+export function cached() {
+  let inputs = [];
+  let result;
+  return (now, compute) => {
+    if (now.length !== inputs.length || now.some((input, index) => input !== inputs[index])) {
+      inputs = now;
+      result = compute();
+    }
+    return result;
+  };
+}

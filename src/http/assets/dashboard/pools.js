@@ -1,0 +1,96 @@
+// The view of the pools: their counts now and over the last 15 minutes.
+import { count } from "./format.js";
+import { Component, html } from "./html.js";
+import { Search, Summary, cached } from "./parts.js";
+
+/** Pools that are shown at once. */
+const MAX_SHOWN = 60;
+/** The shortest of these windows that holds the history is shown. */
+const WINDOWS_MIN = [1, 2, 5, 15];
+/** A longer pause between two samples is a gap in the line. */
+const GAP_MS = 12_000;
+const [WIDTH, HEIGHT] = [300, 64];
+const LINES = ["acquired", "warming", "ready"];
+
+/** The lines of a chart, as paths with steps. */
+function paths(samples, now, windowMs) {
+  const top = Math.max(1, ...samples.map((sample) => Math.max(...LINES.map((line) => sample[line]))));
+  const x = (at) => (WIDTH * Math.max(0, 1 - (now - at) / windowMs)).toFixed(1);
+  const y = (value) => (HEIGHT - 2 - ((HEIGHT - 4) * value) / top).toFixed(1);
+  const path = (line) =>
+    samples
+      .map((sample, index) => {
+        const isStart = index === 0 || sample.at - samples[index - 1].at > GAP_MS;
+        return `${isStart ? "M" : "H"}${x(sample.at)}${isStart ? " " : "V"}${y(sample[line])}`;
+      })
+      .join("");
+  return { top, lines: LINES.map((line) => ({ line, path: path(line) })) };
+}
+
+class Chart extends Component {
+  /** The line ends with the counts of now. */
+  shouldComponentUpdate({ number, pool }) {
+    return number !== this.props.number || pool !== this.props.pool;
+  }
+
+  render({ pool, samples }) {
+    const { workloadRef: workload } = pool;
+    if (samples.length < 2) return html`<p class="chart waiting">The chart starts in a few seconds.</p>`;
+    const now = performance.now();
+    const minutes = WINDOWS_MIN.find((minutes) => now - samples[0].at < minutes * 60_000) ?? WINDOWS_MIN.at(-1);
+    const { top, lines } = paths([...samples, { ...pool, at: now }], now, minutes * 60_000);
+    const last = minutes === 1 ? "last minute" : `last ${minutes} minutes`;
+    const label = `Instances of ${workload} in the ${last}, at most ${top} in one state`;
+    return html`<figure>
+      <svg class="chart" viewBox="0 0 ${WIDTH} ${HEIGHT}" preserveAspectRatio="none" role="img" aria-label=${label}>
+        ${lines.map(({ line, path }) => html`<path key=${line} class=${line} d=${path} />`)}
+      </svg>
+      <figcaption><span>${last}</span><span>top: ${top}</span></figcaption>
+    </figure>`;
+  }
+}
+
+export class Pools extends Component {
+  #rows = cached();
+
+  render({ store, address, status }) {
+    const { state } = store.client;
+    const { q = "" } = address.current.params;
+    const pools = this.#rows([state.version, q], () => {
+      const text = q.trim().toLowerCase();
+      const found = [...state.pools.values()].filter(({ workloadRef }) => workloadRef.toLowerCase().includes(text));
+      return found.sort((a, b) => (a.workloadRef < b.workloadRef ? -1 : 1));
+    });
+    const shown = pools.slice(0, MAX_SHOWN);
+    const hasWorkload = [...state.instances.values()].some(({ workloadRef }) => workloadRef);
+    // A key of one tenant gets no pools (docs/protocol.md#tenant-keys).
+    const isTenantKey = state.pools.size === 0 && hasWorkload && store.hasCredentials;
+    const empty = isTenantKey
+      ? "This key sees one tenant. Pools count the instances of all tenants, so it gets none."
+      : state.pools.size === 0 ? "There is no pool. A pool exists while its workload has an instance." : "No pool matches.";
+    return html`<section aria-label="Pools" class="scrolling" tabindex="0">
+      <div class="tools"><${Search} address=${address} label="Search" placeholder="workload" /></div>
+      <${Summary} text=${count(pools.length, "pool")} status=${status} store=${store}>
+        <span class="legend">
+          <span class="ready">ready to claim</span><span class="warming">warming up</span><span class="acquired">held by a tenant</span>
+        </span>
+      </>
+      ${pools.length === 0 && html`<p class="empty">${empty}</p>`}
+      <ul class="pools">
+        ${shown.map((pool) => html`<li key=${pool.workloadRef} data-pool=${pool.workloadRef}>
+          <h2>${pool.workloadRef}</h2>
+          <dl class="counts">
+            <div class="ready"><dt>ready</dt><dd>${pool.ready}</dd></div>
+            <div class="warming"><dt>warming</dt><dd>${pool.warming}</dd></div>
+            <div class="acquired"><dt>acquired</dt><dd>${pool.acquired}</dd></div>
+          </dl>
+          <${Chart} pool=${pool} samples=${store.histories.get(pool.workloadRef) ?? []} number=${store.historyNumber} />
+          <button type="button" class="plain" onClick=${() => address.go("instances", { workload: pool.workloadRef })}>
+            Show its instances
+          </button>
+        </li>`)}
+      </ul>
+      ${pools.length > shown.length && html`<p>${count(pools.length - shown.length, "more pool")}. Search to see them.</p>`}
+    </section>`;
+  }
+}

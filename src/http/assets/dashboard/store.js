@@ -1,0 +1,242 @@
+// The state of the page: the client, the event log, the history of the pools and the rates. It renders nothing.
+//
+// Guarantees: every collection is bounded. `onChange` is called at most once for each RENDER_MS, and never while the page
+// is hidden.
+import { BridgeClient } from "../client.js";
+
+/** Rows of the event log. */
+export const MAX_LOG = 1000;
+/** Changes are shown together: about six times a second. */
+const RENDER_MS = 160;
+/** The clock of the page: ages, countdowns, rates. */
+const TICK_MS = 1000;
+/** Each pool has one sample every 3 s, for 15 minutes. */
+const SAMPLE_MS = 3000;
+export const MAX_SAMPLES = 300;
+/** Pools with a history. */
+const MAX_HISTORIES = 500;
+/** Events a second are the average of so many seconds. */
+const RATE_SECONDS = 10;
+/** A page that was hidden for so long ends its connection. It resumes where it was when it is shown. */
+const HIDDEN_PAUSE_MS = 300_000;
+/** After a final error other than 401 the page tries again by itself. */
+const RETRY_MS = 30_000;
+
+const FAMILIES = ["instance", "claim", "tenant", "pool"];
+
+/** The family of a type in the log: events about the stream and of later releases are `stream` and `other`. */
+export function familyOf(type) {
+  const family = type.split(".")[0];
+  if (FAMILIES.includes(family)) return family;
+  return ["state", "upstream", "matrix-down", "matrix-up", "auth", "stream", "page"].includes(family) ? "stream" : "other";
+}
+
+export class Store {
+  connections = [];
+  hasCredentials = false;
+  hasOpened = false;
+  /** Why a file of the page or an event could not be used. */
+  notice = "";
+  expiresAt = "";
+  /** Newest last. */
+  log = [];
+  /** The number of the newest row of the log. */
+  logNumber = 0;
+  /** By workload: `{ at, warming, ready, acquired }`. */
+  histories = new Map();
+  historyNumber = 0;
+  lastChangeAt = undefined;
+  lastLiveAt = undefined;
+  /** Milliseconds by which the clock of the bridge is ahead. */
+  clockOffsetMs = undefined;
+  #second = { at: 0, count: 0 };
+  #seconds = [];
+  #lastRender = -Infinity;
+  #isDue = false;
+  #lastSample = -Infinity;
+  #hiddenTimer;
+
+  constructor(onChange) {
+    this.onChange = onChange;
+    this.base = new URL("..", import.meta.url);
+    this.client = new BridgeClient({ url: this.base });
+    this.client.addEventListener("event", ({ detail }) => this.#onEvent(detail));
+    this.client.addEventListener("connection", ({ detail }) => this.#onConnection(detail));
+    this.client.addEventListener("stale", () => this.invalidate());
+    this.client.addEventListener("error", ({ detail }) => this.#onError(detail));
+    document.addEventListener("visibilitychange", () => this.#onVisibility());
+    this.#ticks();
+  }
+
+  // -- What arrives
+
+  #onEvent(event) {
+    this.#count();
+    const time = event.timestamp ?? event.snapshotAt;
+    if (time) this.clockOffsetMs = Date.parse(time) - Date.now();
+    if (event.type !== "heartbeat") {
+      this.lastChangeAt = performance.now();
+      this.#append(event);
+    }
+    if (event.type === "auth.expiring") this.expiresAt = event.expiresAt;
+    this.invalidate();
+  }
+
+  #onConnection({ status, error }) {
+    if (status === "open") {
+      this.hasOpened = true;
+      this.expiresAt = "";
+      this.#append({ type: "page.connected", time: this.now().toISOString() });
+      void this.#readConnections();
+    } else if (status === "waiting") {
+      this.#append({ type: "page.disconnected", time: this.now().toISOString(), reason: error?.message });
+    } else if (status === "closed" && error && error.status !== 401) {
+      setTimeout(() => this.client.connection.status === "closed" && this.client.start(), RETRY_MS);
+    }
+    this.invalidate();
+  }
+
+  #onError({ kind, message }) {
+    if (kind === "malformed") this.notice = `${this.client.counters.malformed} events could not be read. The last one: ${message}`;
+    if (kind === "upgrade") this.notice = message;
+    this.invalidate();
+  }
+
+  #append(event) {
+    // A state can be large. The log keeps its counts.
+    if (event.type === "state.initial") {
+      if (event.more) return;
+      const { type, id, snapshotAt: time, reason } = event;
+      const { instances, claims } = this.client.state;
+      event = { type, id, time, reason, instances: instances.size, claims: claims.size };
+    }
+    this.logNumber += 1;
+    this.log.push({ number: this.logNumber, event });
+    // Cut in steps, because removing the first item of a list moves all others.
+    if (this.log.length >= MAX_LOG + 200) this.log = this.log.slice(-MAX_LOG);
+  }
+
+  async #readConnections() {
+    const get = (credentials) => fetch(new URL("api/v1/connections", this.base), { cache: "no-store", credentials });
+    try {
+      const response = await get("same-origin");
+      if (response.ok) this.connections = await response.json();
+      // Without credentials the same request tells whether there is something to sign out of.
+      this.hasCredentials = (await get("omit")).status === 401;
+    } catch {
+      // The stream itself reports what is wrong with the connection.
+    }
+    this.invalidate();
+  }
+
+  // -- Numbers
+
+  #count() {
+    const second = Math.floor(performance.now() / 1000);
+    if (this.#second.at !== second) {
+      this.#seconds.push(this.#second);
+      if (this.#seconds.length > RATE_SECONDS) this.#seconds.shift();
+      this.#second = { at: second, count: 0 };
+    }
+    this.#second.count += 1;
+  }
+
+  /** Events a second, over the last complete seconds. */
+  get eventsPerSecond() {
+    const now = Math.floor(performance.now() / 1000);
+    const recent = [...this.#seconds, this.#second].filter(({ at }) => at < now && at >= now - RATE_SECONDS);
+    return recent.reduce((sum, { count }) => sum + count, 0) / RATE_SECONDS;
+  }
+
+  /** The time by the clock of the bridge. */
+  now() {
+    return new Date(Date.now() + (this.clockOffsetMs ?? 0));
+  }
+
+  get isLive() {
+    return !this.client.isStale;
+  }
+
+  #sample() {
+    const at = performance.now();
+    if (!this.isLive || at - this.#lastSample < SAMPLE_MS) return;
+    this.#lastSample = at;
+    this.historyNumber += 1;
+    const { pools } = this.client.state;
+    for (const [workload, { warming, ready, acquired }] of pools) {
+      let samples = this.histories.get(workload);
+      if (!samples) {
+        if (this.histories.size >= MAX_HISTORIES) continue;
+        this.histories.set(workload, (samples = []));
+      }
+      samples.push({ at, warming, ready, acquired });
+      if (samples.length > MAX_SAMPLES) samples.shift();
+    }
+    for (const workload of this.histories.keys()) if (!pools.has(workload)) this.histories.delete(workload);
+  }
+
+  // -- Sessions
+
+  /** Exchanges a key for a session cookie. The key is in this request only. Returns an error text, or nothing. */
+  async signIn(key) {
+    try {
+      const url = new URL("api/v1/session", this.base);
+      const headers = { Authorization: `Bearer ${key}` };
+      const response = await fetch(url, { method: "POST", headers, credentials: "same-origin", redirect: "manual" });
+      if (response.ok) {
+        this.client.start();
+        return "";
+      }
+      if (response.status === 401) return "The bridge does not accept this key.";
+      const body = await response.json().catch(() => ({}));
+      return typeof body.message === "string" ? body.message : `The bridge answered with status ${response.status}.`;
+    } catch (error) {
+      // A key with other characters than a header allows is a TypeError, too.
+      return /headers|ByteString|ISO-8859-1/i.test(error.message)
+        ? "The bridge does not accept this key."
+        : "The bridge cannot be reached.";
+    }
+  }
+
+  async signOut() {
+    this.client.pause();
+    await fetch(new URL("api/v1/session", this.base), { method: "DELETE" }).catch(() => {});
+    location.reload();
+  }
+
+  // -- When to render
+
+  #ticks() {
+    setInterval(() => {
+      if (document.hidden) return;
+      if (this.isLive) this.lastLiveAt = this.now();
+      this.#sample();
+      this.invalidate();
+    }, TICK_MS);
+  }
+
+  #onVisibility() {
+    clearTimeout(this.#hiddenTimer);
+    if (document.hidden) {
+      this.#hiddenTimer = setTimeout(() => this.client.pause(), HIDDEN_PAUSE_MS);
+      return;
+    }
+    if (this.client.connection.status === "paused") this.client.start();
+    this.invalidate();
+  }
+
+  /** Renders soon. */
+  invalidate() {
+    if (this.#isDue || document.hidden) return;
+    this.#isDue = true;
+    const wait = Math.max(0, this.#lastRender + RENDER_MS - performance.now());
+    setTimeout(() => requestAnimationFrame(() => this.#render()), wait);
+  }
+
+  /** Renders now, for what the user does. */
+  #render() {
+    this.#isDue = false;
+    this.#lastRender = performance.now();
+    this.onChange();
+  }
+}
