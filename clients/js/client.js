@@ -46,6 +46,8 @@ const SLEEP_GAP_MS = 5000;
 /** After a sleep, a connection that has been silent for a heartbeat and this time is replaced at once. */
 const WAKE_MARGIN_MS = 5000;
 const PROBE_TIMEOUT_MS = 5000;
+/** While the browser says that it is offline, the bridge is asked so often: it can be on the same computer. */
+const PROBE_PAUSE_MS = 3000;
 const MAX_LINE_CHARS = 200;
 const DELETED = "Deleted";
 const KNOWN = new Set(
@@ -481,6 +483,7 @@ export class BridgeClient extends EventTarget {
   /** @type {Stopwatch | undefined} */
   #lastByte;
   #lastTick = new Stopwatch();
+  #lastProbe = new Stopwatch();
   /** @type {ReturnType<typeof setInterval> | undefined} */
   #ticks;
   /** @type {{ ageMs: number, since: Stopwatch } | undefined} */
@@ -779,8 +782,9 @@ export class BridgeClient extends EventTarget {
     const headers = await this.#headers(link.signal);
     headers.Accept = "text/event-stream";
     const { cursor } = this.#dedupe;
-    if (cursor) headers["Last-Event-ID"] = cursor;
-    const url = this.#url("api/sse");
+    // In the query, a text that is no cursor is a 400, as for the WebSocket. In the header it is a new state.
+    if (cursor && !onWorking) headers["Last-Event-ID"] = cursor;
+    const url = this.#url("api/sse", onWorking && cursor);
     const { ticket } = this.#options;
     if (ticket) url.searchParams.set("token", typeof ticket === "function" ? await ticket() : ticket);
     const response = await this.#request(url, { headers, signal: link.signal });
@@ -1006,6 +1010,7 @@ export class BridgeClient extends EventTarget {
   #tick() {
     const gap = this.#lastTick.withSleepMs;
     this.#lastTick.restart();
+    if (globalThis.navigator?.onLine === false && this.#lastProbe.ms > PROBE_PAUSE_MS) void this.#probe();
     if (gap > SLEEP_GAP_MS) this.#onWake();
     else if ((this.#lastByte?.ms ?? 0) > this.#silenceMs()) this.#drop("silent");
     this.#reportFreshness();
@@ -1030,6 +1035,7 @@ export class BridgeClient extends EventTarget {
   async #probe() {
     const link = this.#link;
     if (this.#connection.status !== "open" || !link) return;
+    this.#lastProbe.restart();
     try {
       const signal = AbortSignal.timeout(PROBE_TIMEOUT_MS);
       await this.#fetch(new URL("api/v1/health", this.#base).href, { signal, cache: "no-store", credentials: "omit" });

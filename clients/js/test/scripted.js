@@ -47,7 +47,8 @@ class WebSocketStream {
     socket.write(
       `HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ${accept}\r\n\r\n`,
     );
-    socket.on("data", () => {});
+    // A close frame of the client is answered. Nothing else that it sends matters.
+    socket.on("data", ([first]) => (first & 15) === 8 && this.end(1000, ""));
     socket.on("error", () => {});
   }
 
@@ -80,10 +81,15 @@ export class ScriptedBridge {
   /** Answers a request before everything else, if it returns true. */
   intercept = () => false;
   heartbeatMs = HEARTBEAT_MS;
+  #sockets = new Set();
 
   async start(port = 0) {
     this.server = http.createServer((request, response) => this.#answer(request, response));
     this.server.on("upgrade", (request, socket) => this.#upgrade(request, socket));
+    this.server.on("connection", (socket) => {
+      this.#sockets.add(socket);
+      socket.on("close", () => this.#sockets.delete(socket));
+    });
     await new Promise((done, failed) => this.server.once("error", failed).listen(port, "127.0.0.1", done));
     this.port = this.server.address().port;
     this.url = `http://127.0.0.1:${this.port}/`;
@@ -108,8 +114,7 @@ export class ScriptedBridge {
 
   async stop() {
     clearInterval(this.timer);
-    for (const stream of this.streams) stream.cut();
-    this.server.closeAllConnections();
+    for (const socket of this.#sockets) socket.destroy();
     await new Promise((done) => this.server.close(done));
   }
 

@@ -212,6 +212,24 @@ test("a cursor that the release does not accept is discarded", () =>
     },
   ));
 
+test("a cursor that a WebSocket does not accept is discarded, and is no failure of the upgrade", { skip: !WebSocket && "no WebSocket" }, () =>
+  withClient(
+    { transport: "websocket", since: "old" },
+    (bridge) => {
+      const body = { code: "BAD_REQUEST", message: "no", details: { parameter: "lastEventId" } };
+      bridge.intercept = ({ query }, response) => {
+        if (query.lastEventId !== "old") return false;
+        response.writeHead(400, { "content-type": "application/json" }).end(JSON.stringify(body));
+        return true;
+      };
+    },
+    async ({ client, seen }) => {
+      await until("open", () => client.connection.status === "open");
+      assert.equal(client.connection.transport, "websocket");
+      assert.deepEqual(seen.errors, []);
+    },
+  ));
+
 test("silence ends a connection, and the upstream is reported", () =>
   withClient(
     { transport: "sse", silenceMs: 1500 },
