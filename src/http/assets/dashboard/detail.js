@@ -81,9 +81,11 @@ class Activity extends Component {
   async componentDidMount() {
     const { store, name } = this.props;
     try {
-      const url = new URL(`api/v1/instances/${encodeURIComponent(name)}`, store.base);
+      // A filter, because the path of an instance that has just gone is a 404, which the console shows as an error.
+      const url = new URL("api/v1/instances", store.base);
+      url.searchParams.set("params", JSON.stringify({ instances: { name } }));
       const response = await fetch(url, { cache: "no-store" });
-      const { lastActivity } = response.ok ? await response.json() : {};
+      const [{ lastActivity } = {}] = response.ok ? await response.json() : [];
       this.setState({ text: lastActivity ? `${lastActivity} (${age(lastActivity, store.now())} ago)` : "not known" });
     } catch {
       this.setState({ text: "not known, because the bridge cannot be reached" });

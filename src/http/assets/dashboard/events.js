@@ -78,7 +78,7 @@ export class Events extends Component {
     if (isPaused && !this.#paused) this.#paused = { log: store.log.slice(), number: store.logNumber };
     if (!isPaused) this.#paused = undefined;
     const { log, number } = this.#paused ?? { log: store.log, number: store.logNumber };
-    const rows = this.#rows([number, params.q, params.types], () => this.#find(log, params));
+    const rows = this.#rows(number, [params.q, params.types], () => this.#find(log, params));
     const columns = [
       { key: "time", title: "Time", class: "time", render: ({ event }) => clock(event.time) },
       { key: "type", title: "Type", class: "wide type", render: ({ event }) => event.type },
@@ -98,7 +98,7 @@ export class Events extends Component {
       </>
       <div role="log" aria-live="off" aria-label="Event log">
         <${Grid}
-          ref=${gridRef} label="Events" rows=${rows} columns=${columns} sort=${{}} anchor=${true}
+          handle=${gridRef} label="Events" rows=${rows} columns=${columns} sort=${{}} anchor=${true}
           rowKey=${({ number }) => number} rowProps=${({ event }) => ({ "data-type": familyOf(event.type) })}
           onOpen=${({ number }) => address.show("event", String(number))}
           empty=${log.length === 0 ? "No event yet. Events appear here as they happen." : "No event matches the filters."}

@@ -16,6 +16,7 @@ export class Grid extends Component {
   #observer;
 
   componentDidMount() {
+    this.props.handle.current = this;
     const scroller = this.scroller.current;
     const measure = () => {
       if (scroller.clientHeight !== this.state.height) this.setState({ height: scroller.clientHeight });
@@ -27,6 +28,7 @@ export class Grid extends Component {
 
   componentWillUnmount() {
     this.#observer.disconnect();
+    if (this.props.handle.current === this) this.props.handle.current = null;
   }
 
   /** With `anchor`, new rows at the start do not move what the user reads. */

@@ -3,12 +3,13 @@ import { clockNotice } from "./status.js";
 import { clock, count, duration, rate } from "./format.js";
 import { html } from "./html.js";
 import { VIEWS } from "./location.js";
+import { cached } from "./parts.js";
 
 const TITLES = { instances: "Instances", tenants: "Tenants", pools: "Pools", events: "Events" };
 
-function Numbers({ store }) {
-  const { state } = store.client;
-  if (!state.isComplete) return false;
+const summed = cached();
+
+function sums(state) {
   const phases = new Map();
   for (const { phase } of state.instances.values()) phases.set(phase, (phases.get(phase) ?? 0) + 1);
   const byPhase = [...phases].sort((a, b) => b[1] - a[1]).slice(0, 3).map(([phase, number]) => `${number.toLocaleString("en")} ${phase}`);
@@ -17,13 +18,20 @@ function Numbers({ store }) {
   const tenants = new Set(claims.filter(({ phase }) => phase === "Active").map(({ tenantId }) => tenantId)).size;
   const pools = [...state.pools.values()];
   const ready = pools.reduce((sum, pool) => sum + pool.ready, 0);
+  return { byPhase, active, tenants, pools: pools.length, ready };
+}
+
+function Numbers({ store }) {
+  const { state } = store.client;
+  if (!state.isComplete) return false;
+  const { byPhase, active, tenants, pools, ready } = summed(state.version, [], () => sums(state));
   return html`<p class="numbers">
     <span>
       <b>${count(state.instances.size, "instance")}</b>
       ${byPhase.length > 0 && html`<span class="more"> (${byPhase.join(", ")})</span>`}
     </span>
     <span><b>${count(active, "active claim")}</b><span class="more"> of ${count(tenants, "tenant")}</span></span>
-    ${pools.length > 0 && html`<span><b>${ready.toLocaleString("en")} ready</b><span class="more"> in ${count(pools.length, "pool")}</span></span>`}
+    ${pools > 0 && html`<span><b>${ready.toLocaleString("en")} ready</b><span class="more"> in ${count(pools, "pool")}</span></span>`}
   </p>`;
 }
 

@@ -11,6 +11,8 @@ const KEYS = [
   ["?", "this help"],
 ];
 
+const ENDPOINTS = ["api/v1/instances", "api/v1/tenants", "api/v1/pools", "api/v1/stats", "metrics", "readyz?verbose"];
+
 export class Help extends Component {
   dialog = createRef();
 
@@ -40,6 +42,11 @@ export class Help extends Component {
         <dl class="fields keys">
           ${KEYS.map(([key, text]) => html`<div key=${key}><dt><kbd>${key}</kbd></dt><dd>${text}</dd></div>`)}
         </dl>
+        <h3>Endpoints</h3>
+        <p class="endpoints">
+          The same data for programs: ${ENDPOINTS.map((path) => html`<a key=${path} href=${path}>${path}</a> `)}
+          Streams: <code>api/websocket</code> and <code>api/sse</code>. JavaScript: <a href="client.js">client.js</a>.
+        </p>
         <label><input type="checkbox" checked=${hasKeys} onChange=${({ target }) => onKeys(target.checked)} /> Keys of one character</label>
       </div>
     </dialog>`;

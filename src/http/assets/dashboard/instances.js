@@ -29,9 +29,9 @@ export class Instances extends Component {
     const { state } = store.client;
     const { params } = address.current;
     const sort = sortOf(address, "name");
-    const inputs = [state.version, ...FILTERS.map((name) => params[name]), sort.key, sort.isDescending];
-    const rows = this.#rows(inputs, () => this.#find(state.instances, params, sort));
-    const { phases, workloads } = this.#values([state.version], () => {
+    const inputs = [...FILTERS.map((name) => params[name]), sort.key, sort.isDescending];
+    const rows = this.#rows(state.version, inputs, () => this.#find(state.instances, params, sort));
+    const { phases, workloads } = this.#values(state.version, [], () => {
       const [phases, workloads] = [new Set(), new Set()];
       for (const { phase, workloadRef } of state.instances.values()) {
         phases.add(phase);
@@ -62,7 +62,7 @@ export class Instances extends Component {
       </div>
       <${Summary} text=${text} status=${status} store=${store}><${Clear} address=${address} names=${FILTERS} /></>
       <${Grid}
-        ref=${gridRef} label="Instances" rows=${rows} columns=${columns} sort=${sort} onSort=${sort.onSort}
+        handle=${gridRef} label="Instances" rows=${rows} columns=${columns} sort=${sort} onSort=${sort.onSort}
         rowKey=${({ uid }) => uid} rowProps=${({ name }) => ({ "data-instance": name })}
         onOpen=${({ name }) => address.show("instance", name)}
         empty=${total === 0 ? "There is no instance." : "No instance matches the filters."}

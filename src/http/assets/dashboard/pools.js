@@ -12,18 +12,24 @@ const GAP_MS = 12_000;
 const [WIDTH, HEIGHT] = [300, 64];
 const LINES = ["acquired", "warming", "ready"];
 
-/** The lines of a chart, as paths with steps. */
+const rounded = (number) => Math.round(number * 10) / 10;
+
+/** The lines of a chart, as paths with steps. A value that stays adds no point. */
 function paths(samples, now, windowMs) {
   const top = Math.max(1, ...samples.map((sample) => Math.max(...LINES.map((line) => sample[line]))));
-  const x = (at) => (WIDTH * Math.max(0, 1 - (now - at) / windowMs)).toFixed(1);
-  const y = (value) => (HEIGHT - 2 - ((HEIGHT - 4) * value) / top).toFixed(1);
-  const path = (line) =>
-    samples
-      .map((sample, index) => {
-        const isStart = index === 0 || sample.at - samples[index - 1].at > GAP_MS;
-        return `${isStart ? "M" : "H"}${x(sample.at)}${isStart ? " " : "V"}${y(sample[line])}`;
-      })
-      .join("");
+  const x = (at) => rounded(WIDTH * Math.max(0, 1 - (now - at) / windowMs));
+  const y = (value) => rounded(HEIGHT - 2 - ((HEIGHT - 4) * value) / top);
+  const path = (line) => {
+    let text = "";
+    samples.forEach((sample, index) => {
+      const last = samples[index - 1];
+      if (!last || sample.at - last.at > GAP_MS) text += `M${x(sample.at)} ${y(sample[line])}`;
+      else if (sample[line] !== last[line]) text += `H${x(sample.at)}V${y(sample[line])}`;
+      // The line reaches the end, and the last sample before a gap.
+      else if (!samples[index + 1] || samples[index + 1].at - sample.at > GAP_MS) text += `H${x(sample.at)}`;
+    });
+    return text;
+  };
   return { top, lines: LINES.map((line) => ({ line, path: path(line) })) };
 }
 
@@ -56,15 +62,15 @@ export class Pools extends Component {
   render({ store, address, status }) {
     const { state } = store.client;
     const { q = "" } = address.current.params;
-    const pools = this.#rows([state.version, q], () => {
+    const pools = this.#rows(state.version, [q], () => {
       const text = q.trim().toLowerCase();
       const found = [...state.pools.values()].filter(({ workloadRef }) => workloadRef.toLowerCase().includes(text));
       return found.sort((a, b) => (a.workloadRef < b.workloadRef ? -1 : 1));
     });
     const shown = pools.slice(0, MAX_SHOWN);
-    const hasWorkload = [...state.instances.values()].some(({ workloadRef }) => workloadRef);
     // A key of one tenant gets no pools (docs/protocol.md#tenant-keys).
-    const isTenantKey = state.pools.size === 0 && hasWorkload && store.hasCredentials;
+    const hasWorkload = () => [...state.instances.values()].some(({ workloadRef }) => workloadRef);
+    const isTenantKey = state.pools.size === 0 && store.hasCredentials && hasWorkload();
     const empty = isTenantKey
       ? "This key sees one tenant. Pools count the instances of all tenants, so it gets none."
       : state.pools.size === 0 ? "There is no pool. A pool exists while its workload has an instance." : "No pool matches.";

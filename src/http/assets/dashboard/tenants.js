@@ -34,8 +34,8 @@ export class Tenants extends Component {
   render({ store, address, status, gridRef }) {
     const { state } = store.client;
     const { params } = address.current;
-    const found = this.#rows([state.version, params.q, params.claim], () => this.#find(state.claims, params));
-    const phases = this.#phases([state.version], () =>
+    const found = this.#rows(state.version, [params.q, params.claim], () => this.#find(state.claims, params));
+    const phases = this.#phases(state.version, [], () =>
       [...new Set([...state.claims.values()].map(({ phase }) => phase))].sort(),
     );
     const now = store.now();
@@ -61,7 +61,7 @@ export class Tenants extends Component {
       </div>
       <${Summary} text=${text} status=${status} store=${store}><${Clear} address=${address} names=${FILTERS} /></>
       <${Grid}
-        ref=${gridRef} label="Tenants and their claims" rows=${found.rows} columns=${columns} sort=${{}}
+        handle=${gridRef} label="Tenants and their claims" rows=${found.rows} columns=${columns} sort=${{}}
         rowKey=${({ key }) => key}
         rowProps=${({ claim, tenantId }) =>
           claim ? { "data-claim": claim.name } : { "data-tenant": tenantId, class: "group" }}
