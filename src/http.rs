@@ -8,6 +8,7 @@
 
 mod admit;
 mod app;
+mod assets;
 pub mod auth;
 pub mod browser_guard;
 pub mod caller;
@@ -15,6 +16,7 @@ pub mod conn;
 mod cors;
 mod endpoints;
 pub mod error;
+mod etag;
 pub mod filter_limit;
 pub mod forwarded;
 mod metrics;

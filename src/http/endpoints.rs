@@ -1,5 +1,6 @@
 //! The endpoints, one file for each group. No endpoint imports another.
 
+pub(super) mod assets;
 pub(super) mod boilerhouse_ws;
 pub(super) mod event_streams;
 pub(super) mod index;

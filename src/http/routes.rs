@@ -10,7 +10,9 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 use tower::{Service, ServiceExt};
 use tracing::info;
-use warp::{Filter, filters::BoxedFilter, host::Authority, path::FullPath, reject::Reject, reply::Response};
+use warp::{
+    Filter, filters::BoxedFilter, host::Authority, path::FullPath, path::Tail, reject::Reject, reply::Response,
+};
 
 use super::{
     admit::{RawRequest, Rejection, admit},
@@ -20,7 +22,7 @@ use super::{
     conn::Peer,
     cors::{add_cors_headers, add_isolation_headers},
     endpoints::{
-        boilerhouse_ws,
+        assets, boilerhouse_ws,
         event_streams::{self, FullStream},
         index, metrics, probes, relay, sessions, state,
     },
@@ -173,6 +175,7 @@ fn feed_routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
     let streams = warp::path::full().and_then(find).and(raw_request(app.clone())).then(answer).boxed();
     let instance = warp::path!("api" / "v1" / "instances" / String).map(Some).boxed();
     let tenant = warp::path!("api" / "v1" / "tenants" / String).map(Some).boxed();
+    let file = warp::path("assets").and(warp::path::tail()).map(|name: Tail| Some(name.as_str().to_owned())).boxed();
     let own = vec![
         route(app, path!("ws")).to(AccessRequirement::BoilerhouseWs, boilerhouse_ws::ws),
         route(app, path!("api" / "v1" / "instances")).to(AccessRequirement::Read, state::instances),
@@ -183,6 +186,8 @@ fn feed_routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
         route(app, path!("api" / "v1" / "stats")).to(AccessRequirement::Aggregates, state::stats),
         route(app, path!("api" / "v1" / "connections")).to(AccessRequirement::Read, state::connections),
         route(app, ("/", root())).to(AccessRequirement::Public, index::index),
+        route(app, path!("client.js")).to(AccessRequirement::Public, assets::client),
+        route(app, ("/assets/{file}", file)).to(AccessRequirement::Public, assets::file),
     ];
     let probes = probe_routes(app, probes::readyz);
     first_of(probes.into_iter().chain(own).chain(common_routes(app)).chain([streams]).collect())

@@ -20,6 +20,8 @@ const MAX_CONCURRENT: usize = 16;
 /// Every endpoint, and the status of its GET on an empty cluster.
 const ENDPOINTS: &[(&str, u16)] = &[
     ("/", 200),
+    ("/client.js", 200),
+    ("/assets/app.js", 200),
     ("/ws", 426),
     ("/ws?snapshot=none", 426),
     ("/api/websocket", 426),

@@ -184,7 +184,12 @@ async fn every_response_matches_the_golden_file() {
         ("live", "GET", "/livez", &[]),
         ("ready", "GET", "/readyz", &[]),
         ("ready, at length", "GET", "/readyz?verbose", &[]),
-        ("the page", "GET", "/", &[]),
+        ("the list of endpoints", "GET", "/", &[]),
+        ("the dashboard, for browsers", "HEAD", "/", &[("Accept", "text/html,application/xml;q=0.9,*/*;q=0.8")]),
+        ("a file of it", "GET", "/assets/vendor/htm.js", &[]),
+        ("a file of it that the client has", "GET", "/assets/vendor/htm.js", &[("If-None-Match", "{etag}")]),
+        ("a file that does not exist", "GET", "/assets/../../Cargo.toml", &[]),
+        ("a parameter of a file", "GET", "/client.js?x=1", &[]),
         ("HEAD is GET without the body", "HEAD", "/api/v1/pools", &[]),
         ("the own connection by its id", "GET", &with_connection, &[]),
         ("another connection", "GET", foreign, &[]),
@@ -232,7 +237,16 @@ async fn parameters_that_begin_with_an_underscore_are_ignored() {
     const IGNORED: &str = "_=1690000000000&_=2&_t=x&%5Fcb&_types=pods";
     let cluster = cluster().await;
     let bridge = cluster.bridge(&[]).await;
-    let gets = ["/", "/livez", "/readyz", "/readyz?verbose", "/api/v1/health", "/metrics", "/api/v1/connections"];
+    let gets = [
+        "/",
+        "/livez",
+        "/readyz",
+        "/readyz?verbose",
+        "/api/v1/health",
+        "/metrics",
+        "/api/v1/connections",
+        "/client.js",
+    ];
     let states = ["instances", "instances/web-taken", "tenants", "tenants/alice", "pools", "stats"];
     let states = states.map(|name| format!("/api/v1/{name}"));
     let sse = ["/api/sse", "/api/events/stream", "/events/stream", "/events"];

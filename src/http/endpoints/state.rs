@@ -14,6 +14,7 @@ use crate::{
     http::{
         app::App,
         error::{ApiError, ErrorCode},
+        etag,
         paced_body::PacedChunks,
         request::ApiRequest,
         response_budget::{BodyKey, BudgetExceeded, EncodedBody},
@@ -182,7 +183,7 @@ fn to_json(body: &impl Serialize) -> Result<String, ApiError> {
 /// Returns JSON with `Event-Cursor` and `ETag`, or 304 if `If-None-Match` contains the tag (RFC 9110, section 13).
 fn json_response(request: &ApiRequest, snapshot: &Snapshot, projection: &Projection, body: EncodedBody) -> Response {
     let tag = format!("\"{:016x}\"", body.hash);
-    let mut response = if matches_etag(&request.headers, &tag) {
+    let mut response = if etag::matches(&request.headers, &tag) {
         let mut response = Response::default();
         *response.status_mut() = http::StatusCode::NOT_MODIFIED;
         response
@@ -196,7 +197,7 @@ fn json_response(request: &ApiRequest, snapshot: &Snapshot, projection: &Project
     };
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    insert(headers, header::ETAG, &tag);
+    etag::insert(headers, &tag);
     insert(
         headers,
         http::HeaderName::from_static("event-cursor"),
@@ -210,11 +211,4 @@ fn insert(headers: &mut HeaderMap, name: http::HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);
     }
-}
-
-/// Returns whether `If-None-Match` contains this tag. The comparison is weak, as RFC 9110 requires for GET.
-fn matches_etag(headers: &HeaderMap, tag: &str) -> bool {
-    let values = headers.get_all(header::IF_NONE_MATCH).into_iter().filter_map(|value| value.to_str().ok());
-    let mut tags = values.flat_map(|list| list.split(',')).map(str::trim);
-    tags.any(|listed| listed == "*" || listed.strip_prefix("W/").unwrap_or(listed) == tag)
 }

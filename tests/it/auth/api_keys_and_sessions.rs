@@ -13,6 +13,8 @@ use crate::support::{
 /// `read`, with a tenant key, and with a key for all tenants.
 const STATUS_BY_KEY: &[(&str, [u16; 5])] = &[
     ("/", [200, 200, 200, 200, 200]),
+    ("/client.js", [200, 200, 200, 200, 200]),
+    ("/assets/app.js", [200, 200, 200, 200, 200]),
     ("/livez", [200, 200, 200, 200, 200]),
     ("/readyz", [200, 200, 200, 200, 200]),
     ("/readyz?verbose", [200, 200, 200, 200, 200]),
