@@ -1,0 +1,248 @@
+// Every view against `demo`: what it shows, search, sort, filters, detail, the address, the width of a phone, the keyboard.
+import { check, same, until } from "./browser.mjs";
+
+const sorted = (list) => [...list].sort();
+
+async function get(bridge, path) {
+  const response = await fetch(`${bridge.url}api/v1/${path}`);
+  return response.json();
+}
+
+/** Freezes nothing: the page and the GETs are compared until they agree. */
+async function agree(what, page, expected) {
+  await until(`${what}: the page agrees with the GETs`, async () => {
+    const [found, wanted] = await Promise.all([page(), expected()]);
+    return JSON.stringify(found) === JSON.stringify(wanted);
+  });
+}
+
+export async function views({ chromium, bridge, url }) {
+  const p = await chromium.open(url);
+  await p.untilState("live", 5000);
+  check((await p.text(".connection")).includes("demo / boilerhouse"), "the connection is in the header");
+  await until("the rate", async () => /Events\/s\s*[1-9]/.test(await p.text(".freshness")), 20_000);
+
+  // Instances
+  await agree(
+    "instances",
+    () => p.rows("instance"),
+    async () => sorted((await get(bridge, "instances")).map(({ name }) => name)),
+  );
+  await p.page.getByLabel("Workload").selectOption("browser");
+  await agree(
+    "filter",
+    () => p.rows("instance"),
+    async () =>
+      sorted(
+        (await get(bridge, "instances")).filter(({ workloadRef }) => workloadRef === "browser").map(({ name }) => name),
+      ),
+  );
+  check((await p.page.evaluate(() => location.hash)).includes("workload=browser"), "the filter is in the address");
+  await p.page.reload();
+  await p.untilState("live");
+  same(await p.page.getByLabel("Workload").inputValue(), "browser", "the filter after a reload");
+  await p.page.getByLabel("Search").fill("no such thing");
+  await until("the empty list", async () => (await p.text(".empty")).includes("No instance matches"));
+  await p.page.getByRole("button", { name: "Clear filters" }).click();
+  await p.page.getByRole("button", { name: /^Instance/ }).click();
+  await until("descending order", async () => {
+    const names = await p.rows("instance");
+    return names.length > 3 && JSON.stringify(names) === JSON.stringify(sorted(names).reverse());
+  });
+  same(await p.page.locator("th[aria-sort=descending]").count(), 1, "the sorted column");
+  await p.page.getByLabel("Search").fill("boilerhouse.dev/pool-status=ready");
+  await agree(
+    "label search",
+    async () => sorted(await p.rows("instance")),
+    async () =>
+      sorted(
+        (await get(bridge, "instances")).filter(({ poolStatus }) => poolStatus === "ready").map(({ name }) => name),
+      ),
+  );
+  await p.page.getByRole("button", { name: "Clear filters" }).click();
+
+  // Detail
+  const [target] = await get(bridge, "instances");
+  await p.page.goto(`${url}#instances?show=${encodeURIComponent(`instance/${target.name}`)}`);
+  const dialog = p.page.locator("dialog.detail");
+  await until("the dialog", async () => (await dialog.innerText()).includes(target.uid));
+  const text = await dialog.innerText();
+  for (const [key, value] of Object.entries(target.labels)) {
+    if (key !== "boilerhouse.dev/pool-status" && key !== "boilerhouse.dev/tenant")
+      check(text.includes(key) && text.includes(value), `the label ${key} is shown`);
+  }
+  await until("the last activity", async () => !(await dialog.innerText()).includes("…"));
+  await p.page.keyboard.press("Escape");
+  await until("the end of the dialog", async () => (await dialog.count()) === 0);
+
+  // Tenants
+  await p.page.getByRole("link", { name: "Tenants" }).click();
+  await agree(
+    "tenants",
+    () => p.rows("tenant"),
+    async () => (await get(bridge, "tenants")).map(({ tenantId }) => tenantId),
+  );
+  await agree(
+    "claims",
+    () => p.rows("claim"),
+    async () => (await get(bridge, "tenants")).flatMap(({ claims }) => claims.map(({ name }) => name)),
+  );
+  await until("the detail of a tenant", async () => {
+    const [tenant] = await p.rows("tenant");
+    await p.page.locator(`[data-tenant="${tenant}"]`).click({ timeout: 1000 });
+    return (await dialog.innerText()).includes("Claims");
+  });
+  await p.page.goBack();
+  await until("back closes the dialog", async () => (await dialog.count()) === 0);
+
+  // Pools
+  await p.page.getByRole("link", { name: "Pools" }).click();
+  await agree(
+    "pools",
+    () => p.rows("pool"),
+    async () => (await get(bridge, "pools")).map(({ workloadRef }) => workloadRef),
+  );
+  await agree(
+    "counts",
+    () => p.page.locator(".counts dd").evaluateAll((all) => all.map((one) => Number(one.textContent))),
+    async () => (await get(bridge, "pools")).flatMap(({ ready, warming, acquired }) => [ready, warming, acquired]),
+  );
+  await until("the charts", async () => (await p.page.locator("svg.chart path[d^=M]").count()) === 9);
+  await p.page.getByRole("button", { name: "Show its instances" }).first().click();
+  check(
+    (await p.page.evaluate(() => location.hash)).startsWith("#instances?workload="),
+    "a pool leads to its instances",
+  );
+
+  // Events
+  await p.page.getByRole("link", { name: "Events" }).click();
+  await until("events", async () => (await p.page.locator("[data-type]").count()) > 5);
+  await p.page.getByLabel("Instances", { exact: true }).uncheck();
+  await p.page.getByLabel("Pools", { exact: true }).uncheck();
+  await until("filtered types", async () => (await p.page.locator("[data-type=instance]").count()) === 0);
+  await p.page.getByLabel("Search").fill("tenant.claimed");
+  await until("filtered text", async () => {
+    const types = await p.page.locator("[data-type] td.type").allInnerTexts();
+    return types.length > 0 && types.every((type) => type === "tenant.claimed");
+  });
+  await p.page
+    .getByRole("button", { name: "Clear filters" })
+    .click({ timeout: 500 })
+    .catch(() => p.page.getByLabel("Search").fill(""));
+  await p.page.getByRole("button", { name: "Pause" }).click();
+  const before = await p.page.locator("[data-type]").first().getAttribute("id");
+  await until("new events during the pause", async () => /Paused\. [1-9]/.test(await p.text(".summary")));
+  same(await p.page.locator("[data-type]").first().getAttribute("id"), before, "the first row during the pause");
+  await p.page.locator("[data-type]").first().click();
+  await until("the JSON of an event", async () => JSON.parse(await p.text("dialog pre")).type);
+  await p.page.keyboard.press("Escape");
+  await p.page.getByRole("button", { name: "Continue" }).click();
+  await p.close();
+}
+
+/** The page by keyboard alone. */
+export async function keyboard({ chromium, bridge, url }) {
+  const p = await chromium.open(url);
+  const { keyboard } = p.page;
+  const focused = () => p.page.evaluate(() => document.activeElement.id || document.activeElement.tagName);
+  const hash = () => p.page.evaluate(() => location.hash);
+  await p.untilState("live");
+  await until("rows", async () => (await p.rows("instance")).length > 3);
+  await keyboard.press("/");
+  same(await focused(), "search", "the focus after /");
+  await keyboard.type("browser");
+  await until("the search", async () => (await p.rows("instance")).every((name) => name.startsWith("browser")));
+  await keyboard.press("ArrowDown");
+  same(await focused(), "TABLE", "the focus after the arrow");
+  await keyboard.press("ArrowDown");
+  await keyboard.press("Enter");
+  await until("the detail", async () => (await p.text("dialog h2")).startsWith("browser"));
+  check((await hash()).includes("show=instance"), "the detail is in the address");
+  await keyboard.press("Tab");
+  check(
+    await p.page.evaluate(() => document.activeElement.closest("dialog") !== null),
+    "the focus stays in the dialog",
+  );
+  await keyboard.press("Escape");
+  await until("the end of the dialog", async () => (await p.page.locator("dialog").count()) === 0);
+  same(await focused(), "TABLE", "the focus after the dialog");
+  for (const [key, view] of [
+    ["2", "#tenants"],
+    ["3", "#pools"],
+    ["4", "#events"],
+    ["1", "#instances"],
+  ]) {
+    await keyboard.press(key);
+    same(await hash(), view, `the view of the key ${key}`);
+  }
+  await keyboard.press("End");
+  await keyboard.press("?");
+  await until("the help", async () => (await p.text("dialog.help")).includes("Keys"));
+  await keyboard.press("Escape");
+  await until("the end of the help", async () => (await p.page.locator("dialog").count()) === 0);
+  await keyboard.press("4");
+  await keyboard.press("p");
+  await until("the pause", async () => (await p.text(".summary")).includes("Paused"));
+  await keyboard.press("p");
+  // From the start, Tab reaches everything that can be used, and the focus can be seen.
+  await keyboard.press("1");
+  await p.page.evaluate(() => document.activeElement.blur());
+  const reached = new Set();
+  for (let step = 0; step < 25; step++) {
+    await keyboard.press("Tab");
+    const found = await p.page.evaluate(() => {
+      const element = document.activeElement;
+      const shown =
+        element.closest(".scroller") && element.tagName === "TABLE" ? element.closest(".scroller") : element;
+      const { outlineStyle, outlineWidth } = getComputedStyle(shown);
+      return {
+        name: element.innerText?.slice(0, 20) || element.id || element.tagName,
+        tag: element.tagName,
+        outline: `${outlineStyle} ${outlineWidth}`,
+      };
+    });
+    if (found.tag === "BODY") break;
+    check(/^(solid|auto) [1-9]/.test(found.outline), `the focus of ${found.name} is visible: ${found.outline}`);
+    reached.add(found.tag === "TABLE" ? "TABLE" : found.name.trim());
+  }
+  for (const name of ["?", "Tenants", "Events", "search", "TABLE"])
+    check(reached.has(name), `Tab reaches ${name}: ${[...reached].join(", ")}`);
+  await p.close();
+}
+
+/** axe and the width of a phone, in both colours, in every view and dialog. */
+export async function accessible({ chromium, url, log }) {
+  let states = 0;
+  for (const colorScheme of ["light", "dark"]) {
+    for (const viewport of [
+      { width: 1280, height: 800 },
+      { width: 360, height: 720 },
+    ]) {
+      const p = await chromium.open(url, { colorScheme, viewport });
+      await p.untilState("live");
+      const assertGood = async (what) => {
+        const where = `${what}, ${colorScheme}, ${viewport.width} px`;
+        await p.assertAccessible(where);
+        await p.assertFits(where);
+        states += 1;
+      };
+      for (const view of ["instances", "tenants", "pools", "events"]) {
+        await p.page.goto(`${url}#${view}`);
+        await until(view, async () => (await p.page.locator("main section").count()) === 1);
+        if (view === "pools") await until("charts", async () => (await p.page.locator("svg.chart").count()) > 0);
+        await assertGood(view);
+      }
+      await p.page.goto(`${url}#instances`);
+      await until("a detail", async () => {
+        await p.page.locator("[data-instance]").first().click({ timeout: 1000 });
+        return (await p.page.locator("dialog[open]").count()) === 1;
+      });
+      await assertGood("detail");
+      await p.page.keyboard.press("Escape");
+      await p.page.getByRole("button", { name: "Help" }).click();
+      await assertGood("help");
+      await p.close();
+    }
+  }
+  log(`axe finds nothing in ${states} states (light and dark, 1280 and 360 px wide)`);
+}
