@@ -51,8 +51,10 @@ const PROBE_PAUSE_MS = 3000;
 const MAX_LINE_CHARS = 200;
 const DELETED = "Deleted";
 const KNOWN = new Set(
-  ("state.initial instance.state claim.state pool.instance.ready tenant.claimed tenant.released pool.depth heartbeat " +
-    "upstream.down upstream.up matrix-down matrix-up auth.expiring stream.closing").split(" "),
+  (
+    "state.initial instance.state claim.state pool.instance.ready tenant.claimed tenant.released pool.depth heartbeat " +
+    "upstream.down upstream.up matrix-down matrix-up auth.expiring stream.closing"
+  ).split(" "),
 );
 
 // ---- Errors -------------------------------------------------------------------------------------------------------
@@ -77,8 +79,7 @@ export class BridgeError extends Error {
 }
 
 /** @param {string} text */
-const firstLine = (text) =>
-  (text.split(/[\r\n]+/).find((line) => line.trim()) ?? "").trim().slice(0, MAX_LINE_CHARS);
+const firstLine = (text) => (text.split(/[\r\n]+/).find((line) => line.trim()) ?? "").trim().slice(0, MAX_LINE_CHARS);
 
 /** @param {unknown} error */
 const words = (error) => {
@@ -403,7 +404,7 @@ class Stopwatch {
     this.#wall = Date.now();
   }
 
-  /** By the monotonic clock only: nobody sets it. */
+  /** By the monotonic clock only, which cannot be set. */
   get ms() {
     return performance.now() - this.#mono;
   }
@@ -605,7 +606,13 @@ export class BridgeClient extends EventTarget {
       reader.wake();
       return { value: undefined, done: /** @type {true} */ (true) };
     };
-    return { next, return: end, [Symbol.asyncIterator]() { return this; } };
+    return {
+      next,
+      return: end,
+      [Symbol.asyncIterator]() {
+        return this;
+      },
+    };
   }
 
   // -- One connection after the other
@@ -735,7 +742,7 @@ export class BridgeClient extends EventTarget {
     if (ticket) url.searchParams.set("token", ticket);
     link.signal.throwIfAborted();
     return new Promise((resolve) => {
-      const socket = new (/** @type {typeof WebSocket} */ (this.#WebSocket))(url.href);
+      const socket = new /** @type {typeof WebSocket} */ (this.#WebSocket)(url.href);
       let isOpen = false;
       let isEnded = false;
       /** @param {BridgeError} error */

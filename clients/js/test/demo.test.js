@@ -22,7 +22,10 @@ class Cutter {
   async start(port) {
     this.server = net.createServer((client) => {
       const upstream = net.connect(port, "127.0.0.1");
-      for (const [from, to] of [[client, upstream], [upstream, client]]) {
+      for (const [from, to] of [
+        [client, upstream],
+        [upstream, client],
+      ]) {
         this.#sockets.add(from);
         from.on("error", () => to.destroy()).on("close", () => (this.#sockets.delete(from), to.destroy()));
         from.pipe(to);
@@ -80,7 +83,7 @@ async function assertEqualToGets(client) {
     const { state } = client;
     const claims = tenants.body.flatMap((tenant) => tenant.claims);
     // Two keys are in the GETs only (docs/protocol.md#instance).
-    for (const instance of instances.body) delete instance.lastActivity, delete instance.claimedAt;
+    for (const instance of instances.body) (delete instance.lastActivity, delete instance.claimedAt);
     assert.deepEqual(byUid(state.instances.values()), byUid(instances.body));
     assert.deepEqual(byUid(state.claims.values()), byUid(claims));
     return;
@@ -89,38 +92,45 @@ async function assertEqualToGets(client) {
 }
 
 for (const transport of WebSocket ? ["sse", "websocket"] : ["sse"]) {
-  test(`${transport}: the state equals the GETs after ${BRIDGE_TEST_CUTS} cuts, and no event comes twice`, { skip }, async () => {
-    const cutter = await new Cutter().start(bridgePort);
-    const client = new BridgeClient({ url: cutter.url, transport, WebSocket });
-    const keys = new Set();
-    let twice = 0, initial = 0;
-    client.addEventListener("event", ({ detail }) => {
-      if (detail.type === "state.initial" && !detail.more) initial += 1;
-      if (!detail.key) return;
-      if (keys.has(detail.key)) twice += 1;
-      keys.add(detail.key);
-    });
-    const open = async () => {
-      while (client.connection.status !== "open") {
-        client.start();
-        await new Promise((done) => setTimeout(done, 5));
-      }
-    };
-    try {
-      await open();
-      for (let cut = 0; cut < Number(BRIDGE_TEST_CUTS); cut++) {
-        await new Promise((done) => setTimeout(done, Math.random() * 120));
-        cutter.cut();
-        while (client.connection.status === "open") await new Promise((done) => setTimeout(done, 1));
+  test(
+    `${transport}: the state equals the GETs after ${BRIDGE_TEST_CUTS} cuts, and no event comes twice`,
+    { skip },
+    async () => {
+      const cutter = await new Cutter().start(bridgePort);
+      const client = new BridgeClient({ url: cutter.url, transport, WebSocket });
+      const keys = new Set();
+      let twice = 0,
+        initial = 0;
+      client.addEventListener("event", ({ detail }) => {
+        if (detail.type === "state.initial" && !detail.more) initial += 1;
+        if (!detail.key) return;
+        if (keys.has(detail.key)) twice += 1;
+        keys.add(detail.key);
+      });
+      const open = async () => {
+        while (client.connection.status !== "open") {
+          client.start();
+          await new Promise((done) => setTimeout(done, 5));
+        }
+      };
+      try {
         await open();
+        for (let cut = 0; cut < Number(BRIDGE_TEST_CUTS); cut++) {
+          await new Promise((done) => setTimeout(done, Math.random() * 120));
+          cutter.cut();
+          while (client.connection.status === "open") await new Promise((done) => setTimeout(done, 1));
+          await open();
+        }
+        await assertEqualToGets(client);
+        assert.equal(twice, 0);
+        assert.equal(initial, 1, "a resume needs no new state");
+        console.log(
+          `# ${transport}: ${client.counters.events} events, ${client.counters.connections} connections, ${client.counters.duplicates} duplicates recognized`,
+        );
+      } finally {
+        client.close();
+        cutter.stop();
       }
-      await assertEqualToGets(client);
-      assert.equal(twice, 0);
-      assert.equal(initial, 1, "a resume needs no new state");
-      console.log(`# ${transport}: ${client.counters.events} events, ${client.counters.connections} connections, ${client.counters.duplicates} duplicates recognized`);
-    } finally {
-      client.close();
-      cutter.stop();
-    }
-  });
+    },
+  );
 }

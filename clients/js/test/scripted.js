@@ -160,7 +160,9 @@ export class ScriptedBridge {
       socket.end(`HTTP/1.1 426 Upgrade Required\r\nContent-Length: ${text.length}\r\nConnection: close\r\n\r\n${text}`);
       return;
     }
-    const refused = { writeHead: (status) => ({ end: () => socket.end(`HTTP/1.1 ${status} No\r\nConnection: close\r\n\r\n`) }) };
+    const refused = {
+      writeHead: (status) => ({ end: () => socket.end(`HTTP/1.1 ${status} No\r\nConnection: close\r\n\r\n`) }),
+    };
     if (this.intercept(record, refused)) return;
     this.#open(new WebSocketStream(request, socket), socket, record);
   }

@@ -10,7 +10,14 @@ import { ScriptedBridge } from "./scripted.js";
 const folder = process.env.BRIDGE_TEST_MODULES;
 const WebSocket = folder ? createRequire(path.join(folder, "x.js"))("ws").WebSocket : globalThis.WebSocket;
 const TRANSPORTS = WebSocket ? ["sse", "websocket"] : ["sse"];
-const change = (uid, id) => ({ type: "instance.state", id, phase: "Running", name: uid, key: `${uid}.1`, instance: { uid, name: uid } });
+const change = (uid, id) => ({
+  type: "instance.state",
+  id,
+  phase: "Running",
+  name: uid,
+  key: `${uid}.1`,
+  instance: { uid, name: uid },
+});
 
 /** Runs a test with a server and a client, which records what it reports. */
 async function withClient(options, prepare, check) {
@@ -40,7 +47,14 @@ async function until(what, check, boundMs = 8000) {
 for (const transport of TRANSPORTS) {
   test(`${transport}: filters, types and the cursor are in the request`, () =>
     withClient(
-      { transport, types: ["instance", "pool.depth"], instanceFilter: { labels: { team: null } }, claimFilter: {}, since: "c0", snapshot: false },
+      {
+        transport,
+        types: ["instance", "pool.depth"],
+        instanceFilter: { labels: { team: null } },
+        claimFilter: {},
+        since: "c0",
+        snapshot: false,
+      },
       () => {},
       async ({ bridge, client }) => {
         await until("open", () => client.connection.status === "open");
@@ -70,7 +84,10 @@ for (const transport of TRANSPORTS) {
       },
       async ({ bridge, client, seen }) => {
         await until("b", () => client.state.instances.has("b"));
-        assert.deepEqual(seen.events.map((event) => event.name ?? event.type), ["state.initial", "a", "heartbeat", "b"]);
+        assert.deepEqual(
+          seen.events.map((event) => event.name ?? event.type),
+          ["state.initial", "a", "heartbeat", "b"],
+        );
         assert.equal(seen.errors.length, 1);
         assert.equal(seen.errors[0].kind, "lost");
         assert.equal(client.counters.duplicates, 1);
@@ -93,7 +110,10 @@ for (const transport of TRANSPORTS) {
       },
       async ({ client, seen }) => {
         await until("a", () => client.state.instances.has("a"));
-        assert.deepEqual(seen.errors.map(({ kind }) => kind), ["malformed", "malformed", "malformed"]);
+        assert.deepEqual(
+          seen.errors.map(({ kind }) => kind),
+          ["malformed", "malformed", "malformed"],
+        );
         const { malformed, unknown, connections } = client.counters;
         assert.deepEqual({ malformed, unknown, connections }, { malformed: 3, unknown: 1, connections: 1 });
       },
@@ -120,9 +140,17 @@ for (const transport of TRANSPORTS) {
     ));
 
   for (const [status, body, expected] of [
-    [401, '{"code":"UNAUTHORIZED","message":"invalid API key"}', { kind: "status", status: 401, code: "UNAUTHORIZED", isFinal: true }],
+    [
+      401,
+      '{"code":"UNAUTHORIZED","message":"invalid API key"}',
+      { kind: "status", status: 401, code: "UNAUTHORIZED", isFinal: true },
+    ],
     [403, '{"code":"FORBIDDEN","message":"no"}', { kind: "status", status: 403, code: "FORBIDDEN", isFinal: true }],
-    [503, '{"code":"NOT_READY","message":"wait"}', { kind: "status", status: 503, code: "NOT_READY", isFinal: false, retryAfterMs: 3000 }],
+    [
+      503,
+      '{"code":"NOT_READY","message":"wait"}',
+      { kind: "status", status: 503, code: "NOT_READY", isFinal: false, retryAfterMs: 3000 },
+    ],
     [502, "<html><h1>Bad Gateway</h1></html>", { kind: "status", status: 502, isFinal: false }],
     [200, "<html>Sign in</html>", { kind: "not-a-stream", isFinal: true }],
     [302, "", { kind: "redirect", isFinal: true }],
@@ -133,7 +161,9 @@ for (const transport of TRANSPORTS) {
         (bridge) => {
           bridge.intercept = ({ path }, response) => {
             if (!/sse|websocket/.test(path)) return false;
-            response.writeHead(status, { "retry-after": "3", "content-type": "text/html", location: "/login?secret" }).end(body);
+            response
+              .writeHead(status, { "retry-after": "3", "content-type": "text/html", location: "/login?secret" })
+              .end(body);
             return true;
           };
         },
@@ -150,17 +180,24 @@ for (const transport of TRANSPORTS) {
   }
 }
 
-test("a proxy that removes Upgrade: SSE after the documented number of failures", { skip: !WebSocket && "no WebSocket" }, () =>
-  withClient(
-    {},
-    (bridge) => (bridge.stripsUpgrade = true),
-    async ({ client, seen }) => {
-      await until("SSE", () => client.connection.status === "open");
-      assert.equal(client.connection.transport, "sse");
-      assert.deepEqual(seen.errors.map(({ kind }) => kind), Array(LIMITS.upgradeFailures).fill("upgrade"));
-      assert.match(seen.errors.at(-1).message, /server-sent events instead/);
-    },
-  ));
+test(
+  "a proxy that removes Upgrade: SSE after the documented number of failures",
+  { skip: !WebSocket && "no WebSocket" },
+  () =>
+    withClient(
+      {},
+      (bridge) => (bridge.stripsUpgrade = true),
+      async ({ client, seen }) => {
+        await until("SSE", () => client.connection.status === "open");
+        assert.equal(client.connection.transport, "sse");
+        assert.deepEqual(
+          seen.errors.map(({ kind }) => kind),
+          Array(LIMITS.upgradeFailures).fill("upgrade"),
+        );
+        assert.match(seen.errors.at(-1).message, /server-sent events instead/);
+      },
+    ),
+);
 
 test("a token opens a WebSocket by a ticket, and SSE by the header", async () => {
   for (const transport of TRANSPORTS) {
@@ -168,12 +205,17 @@ test("a token opens a WebSocket by a ticket, and SSE by the header", async () =>
       { transport, token: "key" },
       (bridge) => {
         bridge.intercept = ({ path, headers }, response) =>
-          path === "/api/v1/tickets" && headers.authorization === "Bearer key" && bridge.json(response, 200, { ticket: "t1" });
+          path === "/api/v1/tickets" &&
+          headers.authorization === "Bearer key" &&
+          bridge.json(response, 200, { ticket: "t1" });
       },
       async ({ bridge, client }) => {
         await until("open", () => client.connection.status === "open");
         const { headers, query } = bridge.requests.at(-1);
-        assert.equal(transport === "sse" ? headers.authorization : query.token, transport === "sse" ? "Bearer key" : "t1");
+        assert.equal(
+          transport === "sse" ? headers.authorization : query.token,
+          transport === "sse" ? "Bearer key" : "t1",
+        );
       },
     );
   }
@@ -194,7 +236,10 @@ test("a token that was replaced is asked for again, once", () => {
     async ({ client, seen }) => {
       await until("the third token", () => client.counters.connections === 2);
       assert.equal(asked, 3);
-      assert.deepEqual(seen.errors.map(({ kind }) => kind), ["closed"]);
+      assert.deepEqual(
+        seen.errors.map(({ kind }) => kind),
+        ["closed"],
+      );
     },
   );
 });
@@ -204,7 +249,9 @@ test("a cursor that the release does not accept is discarded", () =>
     { transport: "sse", since: "old" },
     (bridge) => {
       bridge.intercept = ({ path, headers }, response) =>
-        path === "/api/sse" && headers["last-event-id"] === "old" && bridge.json(response, 400, { code: "BAD_REQUEST", message: "no", details: { parameter: "lastEventId" } });
+        path === "/api/sse" &&
+        headers["last-event-id"] === "old" &&
+        bridge.json(response, 400, { code: "BAD_REQUEST", message: "no", details: { parameter: "lastEventId" } });
     },
     async ({ client, seen }) => {
       await until("open", () => client.connection.status === "open");
@@ -212,23 +259,27 @@ test("a cursor that the release does not accept is discarded", () =>
     },
   ));
 
-test("a cursor that a WebSocket does not accept is discarded, and is no failure of the upgrade", { skip: !WebSocket && "no WebSocket" }, () =>
-  withClient(
-    { transport: "websocket", since: "old" },
-    (bridge) => {
-      const body = { code: "BAD_REQUEST", message: "no", details: { parameter: "lastEventId" } };
-      bridge.intercept = ({ query }, response) => {
-        if (query.lastEventId !== "old") return false;
-        response.writeHead(400, { "content-type": "application/json" }).end(JSON.stringify(body));
-        return true;
-      };
-    },
-    async ({ client, seen }) => {
-      await until("open", () => client.connection.status === "open");
-      assert.equal(client.connection.transport, "websocket");
-      assert.deepEqual(seen.errors, []);
-    },
-  ));
+test(
+  "a cursor that a WebSocket does not accept is discarded, and is no failure of the upgrade",
+  { skip: !WebSocket && "no WebSocket" },
+  () =>
+    withClient(
+      { transport: "websocket", since: "old" },
+      (bridge) => {
+        const body = { code: "BAD_REQUEST", message: "no", details: { parameter: "lastEventId" } };
+        bridge.intercept = ({ query }, response) => {
+          if (query.lastEventId !== "old") return false;
+          response.writeHead(400, { "content-type": "application/json" }).end(JSON.stringify(body));
+          return true;
+        };
+      },
+      async ({ client, seen }) => {
+        await until("open", () => client.connection.status === "open");
+        assert.equal(client.connection.transport, "websocket");
+        assert.deepEqual(seen.errors, []);
+      },
+    ),
+);
 
 test("silence ends a connection, and the upstream is reported", () =>
   withClient(
@@ -236,7 +287,13 @@ test("silence ends a connection, and the upstream is reported", () =>
     () => {},
     async ({ bridge, client, seen }) => {
       await until("open", () => client.connection.status === "open");
-      bridge.broadcast({ type: "upstream.down", resource: "pods", time: "", since: "2026-01-01T00:00:00Z", reason: "unreachable" });
+      bridge.broadcast({
+        type: "upstream.down",
+        resource: "pods",
+        time: "",
+        since: "2026-01-01T00:00:00Z",
+        reason: "unreachable",
+      });
       await until("down", () => client.upstream.status === "down");
       assert.deepEqual([client.isStale, client.freshness.reason], [true, "upstream"]);
       bridge.broadcast({ type: "upstream.up", resource: "pods", time: "", since: "" });
@@ -248,22 +305,27 @@ test("silence ends a connection, and the upstream is reported", () =>
 
 test("the iterator yields all events, and ends with close, abort and a final error", async () => {
   const abort = new AbortController();
-  await withClient({ transport: "sse", signal: abort.signal }, () => {}, async ({ bridge, client }) => {
-    const names = [];
-    for await (const event of client) {
-      names.push(event.name ?? event.type);
-      if (event.type === "state.initial") for (let i = 0; i < 50; i++) bridge.broadcast(change(`i${i}`, `c${i}`));
-      if (event.name === "i49") break;
-    }
-    assert.equal(names.length, 51);
-    const rest = client[Symbol.asyncIterator]();
-    setTimeout(() => abort.abort(), 20);
-    assert.deepEqual(await rest.next(), { value: undefined, done: true });
-    assert.equal(client.connection.status, "closed");
-  });
+  await withClient(
+    { transport: "sse", signal: abort.signal },
+    () => {},
+    async ({ bridge, client }) => {
+      const names = [];
+      for await (const event of client) {
+        names.push(event.name ?? event.type);
+        if (event.type === "state.initial") for (let i = 0; i < 50; i++) bridge.broadcast(change(`i${i}`, `c${i}`));
+        if (event.name === "i49") break;
+      }
+      assert.equal(names.length, 51);
+      const rest = client[Symbol.asyncIterator]();
+      setTimeout(() => abort.abort(), 20);
+      assert.deepEqual(await rest.next(), { value: undefined, done: true });
+      assert.equal(client.connection.status, "closed");
+    },
+  );
   await withClient(
     { transport: "sse" },
-    (bridge) => (bridge.intercept = (_, response) => bridge.json(response, 403, { code: "FORBIDDEN", message: "no rights" })),
+    (bridge) =>
+      (bridge.intercept = (_, response) => bridge.json(response, 403, { code: "FORBIDDEN", message: "no rights" })),
     async ({ client }) => {
       await assert.rejects(client[Symbol.asyncIterator]().next(), /no rights/);
     },
@@ -288,11 +350,15 @@ test("a slow reader makes the stream resume later and gets everything", () =>
   ));
 
 test("pause keeps the cursor and the state, start resumes", () =>
-  withClient({ transport: "sse" }, () => {}, async ({ bridge, client }) => {
-    await until("open", () => client.connection.status === "open");
-    client.pause();
-    assert.deepEqual([client.connection.status, client.isStale, client.state.isComplete], ["paused", true, true]);
-    client.start();
-    await until("open", () => client.connection.status === "open");
-    assert.equal(bridge.requests.at(-1).headers["last-event-id"], "c1");
-  }));
+  withClient(
+    { transport: "sse" },
+    () => {},
+    async ({ bridge, client }) => {
+      await until("open", () => client.connection.status === "open");
+      client.pause();
+      assert.deepEqual([client.connection.status, client.isStale, client.state.isComplete], ["paused", true, true]);
+      client.start();
+      await until("open", () => client.connection.status === "open");
+      assert.equal(bridge.requests.at(-1).headers["last-event-id"], "c1");
+    },
+  ));

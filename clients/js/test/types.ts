@@ -13,16 +13,16 @@ const error: declared.BridgeError = {} as derived.BridgeError;
 const make: (options: declared.Options) => declared.BridgeClient = (options) => new derived.BridgeClient(options);
 
 export async function read(): Promise<string | undefined> {
-  const bridge = new declared.BridgeClient({ url: "http://localhost", instanceFilter: { labels: { team: null } } });
-  bridge.addEventListener("stale", ({ detail }) => detail.reason === "silent");
-  bridge.addEventListener("error", ({ detail }) => detail.kind === "upgrade");
-  for await (const event of bridge) {
-    if (!declared.isKnown(event)) continue;
-    if (event.type === "instance.state") return event.instance.workloadRef;
-    if (event.type === "tenant.claimed") return event.source;
-    // @ts-expect-error: a heartbeat has no name.
-    if (event.type === "heartbeat") return event.name;
-  }
-  return undefined;
+    const bridge = new declared.BridgeClient({ url: "http://localhost", instanceFilter: { labels: { team: null } } });
+    bridge.addEventListener("stale", ({ detail }) => detail.reason === "silent");
+    bridge.addEventListener("error", ({ detail }) => detail.kind === "upgrade");
+    for await (const event of bridge) {
+        if (!declared.isKnown(event)) continue;
+        if (event.type === "instance.state") return event.instance.workloadRef;
+        if (event.type === "tenant.claimed") return event.source;
+        // @ts-expect-error: a heartbeat has no name.
+        if (event.type === "heartbeat") return event.name;
+    }
+    return undefined;
 }
 export default { names, client, parser, dedupe, backoff, error, make };

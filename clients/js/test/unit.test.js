@@ -1,7 +1,17 @@
 // The parts of the client, without a network.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { Backoff, BridgeClient, BridgeError, Dedupe, LIMITS, SseParser, State, isKnown, parseEvent } from "../client.js";
+import {
+  Backoff,
+  BridgeClient,
+  BridgeError,
+  Dedupe,
+  LIMITS,
+  SseParser,
+  State,
+  isKnown,
+  parseEvent,
+} from "../client.js";
 
 const STREAM =
   "\uFEFFretry: 1500\nid: a\nevent: x\ndata: 1\n\n: comment\n\ndata\n\ndata:2\ndata: 3\r\n\r\nid\r\rdata:  é€😀\n\nevent: y\n\ndata: 5\n\ndata: cut";
@@ -19,7 +29,11 @@ test("every split of a stream gives the same events", () => {
     for (let second = first; second <= bytes.length; second++) {
       const parser = new SseParser();
       const cuts = [bytes.subarray(0, first), bytes.subarray(first, second), bytes.subarray(second)];
-      assert.deepEqual(cuts.flatMap((cut) => parser.push(cut)), BLOCKS, `cuts at ${first} and ${second}`);
+      assert.deepEqual(
+        cuts.flatMap((cut) => parser.push(cut)),
+        BLOCKS,
+        `cuts at ${first} and ${second}`,
+      );
       assert.equal(parser.retryMs, 1500);
       assert.equal(parser.lastId, "");
     }
