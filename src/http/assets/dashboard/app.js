@@ -58,7 +58,10 @@ class App extends Component {
     const { client, hasOpened, connections } = store;
     const { connection, freshness, upstream } = client;
     const status = describe({
-      connection, freshness, upstream, hasOpened,
+      connection,
+      freshness,
+      upstream,
+      hasOpened,
       hasState: client.state.isComplete,
       isDown: connections[0]?.state === "down",
       now: performance.now(),
@@ -71,17 +74,24 @@ class App extends Component {
       <${Header} store=${store} address=${address} status=${status} onHelp=${() => this.setState({ isHelp: true })} />
       <${Banners} store=${store} status=${status} />
       ${isSignedOut && html`<${SignIn} store=${store} />`}
-      ${!isSignedOut && client.state.isComplete && html`<main class=${status.isLive ? "" : "not-live"}>
+      ${
+        !isSignedOut &&
+        client.state.isComplete &&
+        html`<main class=${status.isLive ? "" : "not-live"}>
         <${Page}
           key=${view} store=${store} address=${address} status=${status} gridRef=${this.grid}
           isPaused=${isPaused} onPause=${this.togglePause}
         />
-      </main>`}
+      </main>`
+      }
       ${!isSignedOut && !client.state.isComplete && html`<main class="boot"><p>Waiting for the current state…</p></main>`}
       ${!isSignedOut && target && html`<${Detail} store=${store} address=${address} status=${status} target=${target} />`}
-      ${isHelp && html`<${Help}
+      ${
+        isHelp &&
+        html`<${Help}
         onClose=${() => this.setState({ isHelp: false })} hasKeys=${hasKeys} onKeys=${(hasKeys) => this.setState({ hasKeys })}
-      />`}
+      />`
+      }
     `;
   }
 }

@@ -9,13 +9,25 @@ const MAX_EVENTS = 20;
 const MAX_RELATED = 100;
 
 const TITLES = {
-  phase: "Phase", tenantId: "Tenant", workloadRef: "Workload", poolStatus: "Pool status", instanceId: "Instance",
-  endpoint: "Endpoint", source: "Source", claimedAt: "Claimed", createdAt: "Created", lastActivity: "Last activity",
-  ip: "IP address", detail: "Detail", name: "Name", uid: "Uid",
+  phase: "Phase",
+  tenantId: "Tenant",
+  workloadRef: "Workload",
+  poolStatus: "Pool status",
+  instanceId: "Instance",
+  endpoint: "Endpoint",
+  source: "Source",
+  claimedAt: "Claimed",
+  createdAt: "Created",
+  lastActivity: "Last activity",
+  ip: "IP address",
+  detail: "Detail",
+  name: "Name",
+  uid: "Uid",
 };
 const TIMES = new Set(["createdAt", "claimedAt", "lastActivity"]);
 
-const Link = ({ onClick, children }) => html`<button type="button" class="link" onClick=${onClick}>${children}</button>`;
+const Link = ({ onClick, children }) =>
+  html`<button type="button" class="link" onClick=${onClick}>${children}</button>`;
 
 /** The value of one field. Fields of later releases are shown as JSON. */
 function Value({ name, value, address, now }) {
@@ -34,10 +46,12 @@ function Fields({ object, address, now }) {
   const known = Object.keys(TITLES).filter((name) => object[name] !== undefined);
   const others = Object.keys(object).filter((name) => !Object.hasOwn(TITLES, name) && name !== "labels");
   return html`<dl class="fields">
-    ${[...known, ...others].map((name) => html`<div key=${name}>
+    ${[...known, ...others].map(
+      (name) => html`<div key=${name}>
       <dt>${TITLES[name] ?? name}</dt>
       <dd><${Value} name=${name} value=${object[name]} address=${address} now=${now} /></dd>
-    </div>`)}
+    </div>`,
+    )}
   </dl>`;
 }
 
@@ -53,9 +67,11 @@ function Related({ title, kind, objects, address }) {
   if (objects.length === 0) return false;
   return html`<h3>${title}</h3>
     <ul class="related">
-      ${objects.slice(0, MAX_RELATED).map(({ uid, name, phase }) => html`<li key=${uid}>
+      ${objects.slice(0, MAX_RELATED).map(
+        ({ uid, name, phase }) => html`<li key=${uid}>
         <${Link} onClick=${() => address.show(kind, name)}>${name}</> <${Phase} value=${phase} />
-      </li>`)}
+      </li>`,
+      )}
       ${objects.length > MAX_RELATED && html`<li>${objects.length - MAX_RELATED} more</li>`}
     </ul>`;
 }
@@ -68,9 +84,11 @@ function History({ store, matches }) {
   return html`<h3>Events since this page was opened</h3>
     ${found.length === 0 && html`<p>None.</p>`}
     <ul class="history">
-      ${found.map(({ number, event }) => html`<li key=${number}>
+      ${found.map(
+        ({ number, event }) => html`<li key=${number}>
         <time>${clock(event.time)}</time> <span>${event.type}</span> <span>${summary(event)}</span>
-      </li>`)}
+      </li>`,
+      )}
     </ul>`;
 }
 
@@ -127,7 +145,8 @@ export class Detail extends Component {
         <${History} store=${store} matches=${(event) => event.tenantId === name} />`;
     }
     const uid = (event) => event.instance?.uid ?? event.claim?.uid ?? event.uid;
-    const holders = kind === "instance" && [...store.client.state.claims.values()].filter(({ instanceId }) => instanceId === name);
+    const holders =
+      kind === "instance" && [...store.client.state.claims.values()].filter(({ instanceId }) => instanceId === name);
     return html`
       <${Fields} object=${object} address=${address} now=${now} />
       ${kind === "instance" && html`<${Activity} key=${name} name=${name} store=${store} />`}
@@ -154,9 +173,13 @@ export class Detail extends Component {
           <button type="button" onClick=${close} aria-label="Close">✕</button>
         </header>
         ${!status.isLive && html`<p class="old">Not live: this may be old.</p>`}
-        ${!found && store.client.state.isComplete && html`<p class="old">
+        ${
+          !found &&
+          store.client.state.isComplete &&
+          html`<p class="old">
           ${last ? `This ${kind} no longer exists. This is its last state.` : `There is no ${kind} with this name now.`}
-        </p>`}
+        </p>`
+        }
         ${last && this.#body(kind, name, last)}
       </div>
     </dialog>`;

@@ -6,7 +6,12 @@ import { Search, Summary, cached } from "./parts.js";
 import { MAX_LOG, familyOf } from "./store.js";
 
 const TYPES = [
-  ["instance", "Instances"], ["claim", "Claims"], ["tenant", "Tenants"], ["pool", "Pools"], ["stream", "Stream"], ["other", "Other"],
+  ["instance", "Instances"],
+  ["claim", "Claims"],
+  ["tenant", "Tenants"],
+  ["pool", "Pools"],
+  ["stream", "Stream"],
+  ["other", "Other"],
 ];
 
 /** What an event says, in a few words. */
@@ -67,9 +72,11 @@ export class Events extends Component {
     };
     return html`<fieldset class="chips">
       <legend>Types</legend>
-      ${TYPES.map(([key, title]) => html`<label key=${key}>
+      ${TYPES.map(
+        ([key, title]) => html`<label key=${key}>
         <input type="checkbox" checked=${chosen.has(key)} onChange=${() => toggle(key)} /> ${title}
-      </label>`)}
+      </label>`,
+      )}
     </fieldset>`;
   }
 

@@ -71,7 +71,14 @@ export class Grid extends Component {
     if (event.altKey || event.ctrlKey || event.metaKey) return;
     const page = Math.max(1, Math.floor(this.state.height / ROW_PX) - 2);
     const index = this.#activeIndex();
-    const moves = { ArrowDown: index + 1, ArrowUp: index - 1, PageDown: index + page, PageUp: index - page, Home: 0, End: Infinity };
+    const moves = {
+      ArrowDown: index + 1,
+      ArrowUp: index - 1,
+      PageDown: index + page,
+      PageUp: index - page,
+      Home: 0,
+      End: Infinity,
+    };
     if (event.target.tagName === "BUTTON" && !(event.key in moves)) return;
     if (event.key in moves) this.#activate(moves[event.key]);
     else if (event.key === "Enter" && index >= 0) this.props.onOpen(this.props.rows[index]);

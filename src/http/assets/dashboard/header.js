@@ -12,7 +12,10 @@ const summed = cached();
 function sums(state) {
   const phases = new Map();
   for (const { phase } of state.instances.values()) phases.set(phase, (phases.get(phase) ?? 0) + 1);
-  const byPhase = [...phases].sort((a, b) => b[1] - a[1]).slice(0, 3).map(([phase, number]) => `${number.toLocaleString("en")} ${phase}`);
+  const byPhase = [...phases]
+    .sort((a, b) => b[1] - a[1])
+    .slice(0, 3)
+    .map(([phase, number]) => `${number.toLocaleString("en")} ${phase}`);
   const claims = [...state.claims.values()];
   const active = claims.filter(({ phase }) => phase === "Active").length;
   const tenants = new Set(claims.filter(({ phase }) => phase === "Active").map(({ tenantId }) => tenantId)).size;
@@ -21,11 +24,12 @@ function sums(state) {
   return { byPhase, active, tenants, pools: pools.length, ready };
 }
 
-function Numbers({ store }) {
+function Numbers({ store, status }) {
   const { state } = store.client;
   if (!state.isComplete) return false;
   const { byPhase, active, tenants, pools, ready } = summed(state.version, [], () => sums(state));
   return html`<p class="numbers">
+    ${!status.isLive && html`<span class="old">Not live:</span>`}
     <span>
       <b>${count(state.instances.size, "instance")}</b>
       ${byPhase.length > 0 && html`<span class="more"> (${byPhase.join(", ")})</span>`}
@@ -35,14 +39,20 @@ function Numbers({ store }) {
   </p>`;
 }
 
+/** The age of the upstream is known at each heartbeat. A smaller one says nothing. */
+const UPSTREAM_FRESH_MS = 20_000;
+
 function Freshness({ store }) {
   const { ageMs, upstreamAgeMs } = store.client.freshness;
+  const isOpen = store.client.connection.status === "open";
   const { lastChangeAt } = store;
   const change = lastChangeAt === undefined ? "–" : `${duration(performance.now() - lastChangeAt)} ago`;
   // A message of the bridge arrives at least with every heartbeat. Its age matters only when it is long.
   // The first heartbeat tells the age.
   const state = store.connections[0]?.state === "live" ? "reached" : "–";
-  const upstream = upstreamAgeMs === undefined ? state : `${duration(upstreamAgeMs)} ago`;
+  const isFresh = upstreamAgeMs < UPSTREAM_FRESH_MS;
+  const upstreamAge = isFresh ? `under ${UPSTREAM_FRESH_MS / 1000} s ago` : `${duration(upstreamAgeMs ?? 0)} ago`;
+  const upstream = !isOpen ? "–" : upstreamAgeMs === undefined ? state : upstreamAge;
   const isQuiet = ageMs !== undefined && ageMs > 20_000;
   return html`<dl class="freshness">
     <div title="The last event that this page got"><dt>Last event</dt><dd>${change}</dd></div>
@@ -50,32 +60,41 @@ function Freshness({ store }) {
     <div title="The last byte that the bridge got from the API server">
       <dt>API server</dt><dd>${upstream}</dd>
     </div>
-    <div><dt>Events/s</dt><dd>${rate(store.eventsPerSecond)}</dd></div>
+    <div><dt>Events/s</dt><dd>${isOpen ? rate(store.eventsPerSecond) : "–"}</dd></div>
   </dl>`;
 }
 
 export function Header({ store, address, status, onHelp }) {
   const [connection] = store.connections;
   const { view } = address.current;
+  const isSignedOut = status.state === "signed-out";
   return html`<header class="top">
     <div class="line">
       <h1>boilerhouse-bridge</h1>
-      ${connection && html`<p class="connection" title="The connection and the namespace that the bridge watches">
+      ${
+        connection &&
+        html`<p class="connection" title="The connection and the namespace that the bridge watches">
         ${connection.name} / ${connection.namespace}
-      </p>`}
+      </p>`
+      }
       <span id="status" class="chip" data-state=${status.state}>${status.chip}</span>
-      <${Freshness} store=${store} />
+      ${!isSignedOut && html`<${Freshness} store=${store} />`}
       <span class="buttons">
-        ${store.hasCredentials && status.state !== "signed-out" && html`<button type="button" onClick=${() => store.signOut()}>Sign out</button>`}
+        ${store.hasCredentials && !isSignedOut && html`<button type="button" onClick=${() => store.signOut()}>Sign out</button>`}
         <button type="button" onClick=${onHelp} aria-label="Help" title="Help (?)">?</button>
       </span>
     </div>
-    <${Numbers} store=${store} />
-    <nav aria-label="Views">
-      ${VIEWS.map((name, index) => html`<a
+    ${!isSignedOut && html`<${Numbers} store=${store} status=${status} />`}
+    ${
+      !isSignedOut &&
+      html`<nav aria-label="Views">
+      ${VIEWS.map(
+        (name, index) => html`<a
         key=${name} href=${`#${name}`} aria-current=${view === name ? "page" : undefined} aria-keyshortcuts=${index + 1}
-      >${TITLES[name]}</a>`)}
-    </nav>
+      >${TITLES[name]}</a>`,
+      )}
+    </nav>`
+    }
   </header>`;
 }
 
@@ -85,10 +104,13 @@ export function Banners({ store, status }) {
   const expires = store.expiresAt && `The session ends at ${clock(store.expiresAt)}. Sign in again after that.`;
   return html`<div class="banners">
     <div role=${status.isAlert ? "alert" : "status"}>
-      ${status.text && html`<p class="banner" data-tone=${status.isAlert ? "bad" : "wait"}>
+      ${
+        status.text &&
+        html`<p class="banner" data-tone=${status.isAlert ? "bad" : "wait"}>
         <span>${status.text}</span>
         ${status.canRetry && html`<button type="button" onClick=${() => store.client.start()}>Try now</button>`}
-      </p>`}
+      </p>`
+      }
     </div>
     <div role="status">
       ${[store.notice, clockText, expires].filter(Boolean).map((text) => html`<p key=${text} class="banner" data-tone="info">${text}</p>`)}

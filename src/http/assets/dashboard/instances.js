@@ -42,17 +42,35 @@ export class Instances extends Component {
     const now = store.now();
     const columns = [
       { key: "name", title: "Instance", sort: true, isHeader: true, class: "name", render: ({ name }) => name },
-      { key: "phase", title: "Phase", sort: true, class: "phases", render: ({ phase }) => html`<${Phase} value=${phase} />` },
-      { key: "workloadRef", title: "Workload", sort: true, class: "wide", render: ({ workloadRef }) => workloadRef ?? "–" },
+      {
+        key: "phase",
+        title: "Phase",
+        sort: true,
+        class: "phases",
+        render: ({ phase }) => html`<${Phase} value=${phase} />`,
+      },
+      {
+        key: "workloadRef",
+        title: "Workload",
+        sort: true,
+        class: "wide",
+        render: ({ workloadRef }) => workloadRef ?? "–",
+      },
       { key: "tenantId", title: "Tenant", sort: true, class: "tenant", render: ({ tenantId }) => tenantId ?? "–" },
       {
-        key: "poolStatus", title: "Pool", sort: true, class: "wide phases",
+        key: "poolStatus",
+        title: "Pool",
+        sort: true,
+        class: "wide phases",
         render: ({ poolStatus }) => html`<${Phase} value=${poolStatus} />`,
       },
       { key: "createdAt", title: "Age", sort: true, class: "wide age", render: ({ createdAt }) => age(createdAt, now) },
     ];
     const total = state.instances.size;
-    const text = rows.length === total ? count(total, "instance") : `${rows.length.toLocaleString("en")} of ${count(total, "instance")}`;
+    const text =
+      rows.length === total
+        ? count(total, "instance")
+        : `${rows.length.toLocaleString("en")} of ${count(total, "instance")}`;
     return html`<section aria-label="Instances">
       <div class="tools">
         <${Search} address=${address} label="Search" placeholder="name, tenant, ip, label=value" />

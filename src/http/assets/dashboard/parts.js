@@ -4,9 +4,20 @@ import { html } from "./html.js";
 /** A word with a colour and a shape. The colour never stands alone. */
 export function Phase({ value }) {
   const tones = {
-    Running: "good", Active: "good", ready: "good", Pending: "wait", warming: "wait", Releasing: "wait",
-    Failed: "bad", Error: "bad", ReleaseFailed: "bad", Unknown: "bad", Deleted: "gone", Released: "gone",
-    Succeeded: "gone", acquired: "used",
+    Running: "good",
+    Active: "good",
+    ready: "good",
+    Pending: "wait",
+    warming: "wait",
+    Releasing: "wait",
+    Failed: "bad",
+    Error: "bad",
+    ReleaseFailed: "bad",
+    Unknown: "bad",
+    Deleted: "gone",
+    Released: "gone",
+    Succeeded: "gone",
+    acquired: "used",
   };
   if (!value) return html`<span class="none">–</span>`;
   return html`<span class="phase" data-tone=${Object.hasOwn(tones, value) ? tones[value] : "other"}>${value}</span>`;

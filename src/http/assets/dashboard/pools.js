@@ -73,7 +73,9 @@ export class Pools extends Component {
     const isTenantKey = state.pools.size === 0 && store.hasCredentials && hasWorkload();
     const empty = isTenantKey
       ? "This key sees one tenant. Pools count the instances of all tenants, so it gets none."
-      : state.pools.size === 0 ? "There is no pool. A pool exists while its workload has an instance." : "No pool matches.";
+      : state.pools.size === 0
+        ? "There is no pool. A pool exists while its workload has an instance."
+        : "No pool matches.";
     return html`<section aria-label="Pools" class="scrolling" tabindex="0">
       <div class="tools"><${Search} address=${address} label="Search" placeholder="workload" /></div>
       <${Summary} text=${count(pools.length, "pool")} status=${status} store=${store}>
@@ -83,7 +85,8 @@ export class Pools extends Component {
       </>
       ${pools.length === 0 && html`<p class="empty">${empty}</p>`}
       <ul class="pools">
-        ${shown.map((pool) => html`<li key=${pool.workloadRef} data-pool=${pool.workloadRef}>
+        ${shown.map(
+          (pool) => html`<li key=${pool.workloadRef} data-pool=${pool.workloadRef}>
           <h2>${pool.workloadRef}</h2>
           <dl class="counts">
             <div class="ready"><dt>ready</dt><dd>${pool.ready}</dd></div>
@@ -94,7 +97,8 @@ export class Pools extends Component {
           <button type="button" class="plain" onClick=${() => address.go("instances", { workload: pool.workloadRef })}>
             Show its instances
           </button>
-        </li>`)}
+        </li>`,
+        )}
       </ul>
       ${pools.length > shown.length && html`<p>${count(pools.length - shown.length, "more pool")}. Search to see them.</p>`}
     </section>`;

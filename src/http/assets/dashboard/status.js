@@ -3,7 +3,7 @@
 // Guarantees: `isLive` is true only while the state on the page is the current one.
 import { clock, duration } from "./format.js";
 
-/** A longer difference between the clocks is told. */
+/** A longer difference between the clocks is shown. */
 const CLOCK_TOLERANCE_MS = 60_000;
 
 const NOT_READY = "The bridge is still reading the cluster (first sync). The page continues by itself.";
@@ -22,6 +22,7 @@ function because(error) {
   if (kind === "connect" || kind === "lost") return "The bridge cannot be reached.";
   if (kind === "silent") return `The connection was silent: ${message}.`;
   if (status === 403) return `The bridge refuses this access. ${message}`;
+  if ([502, 503, 504].includes(status) && !error.code) return `A proxy cannot reach the bridge (HTTP ${status}).`;
   return `${message}.`;
 }
 
@@ -40,13 +41,22 @@ export function clockNotice(offsetMs) {
  */
 export function describe({ connection, freshness, upstream, hasState, hasOpened, isDown, now }) {
   const { status, error, retryAt } = connection;
-  const say = (state, chip, text, more = {}) => ({ state, isLive: false, chip, text, isAlert: false, canRetry: false, ...more });
+  const say = (state, chip, text, more = {}) => ({
+    state,
+    isLive: false,
+    chip,
+    text,
+    isAlert: false,
+    canRetry: false,
+    ...more,
+  });
   if (status === "closed" && error?.status === 401) return say("signed-out", "Signed out", "");
   if (status === "closed") {
     const text = `${because(error) || "The page is closed."} The page has stopped trying.`;
     return say("reconnecting", "Stopped", text, { isAlert: true, canRetry: true });
   }
-  if (status === "paused") return say("stale", "Paused", "The page was in the background and paused. It continues now.");
+  if (status === "paused")
+    return say("stale", "Paused", "The page was in the background and paused. It continues now.");
   if (status === "waiting") {
     const chip = `Reconnecting in ${Math.max(1, Math.ceil((retryAt - now) / 1000))} s`;
     const text = hasOpened ? `Connection lost. ${because(error)}` : because(error);
@@ -57,7 +67,10 @@ export function describe({ connection, freshness, upstream, hasState, hasOpened,
   }
   const down = [...upstream.down.values()];
   if (upstream.status === "down" || (isDown && upstream.status !== "live")) {
-    const since = down.map((event) => event.since).filter(Boolean).sort()[0];
+    const since = down
+      .map((event) => event.since)
+      .filter(Boolean)
+      .sort()[0];
     const reason = down.find((event) => event.reason)?.reason;
     const when = since ? ` since ${clock(since)}` : "";
     const text = `The bridge cannot reach the API server${when}${reason ? ` (${reason})` : ""}. What you see may be old.`;
@@ -65,7 +78,9 @@ export function describe({ connection, freshness, upstream, hasState, hasOpened,
   }
   if (!hasState) return say("reconnecting", "Loading", "Loading the current state…");
   if (freshness.reason === "silent") {
-    return say("stale", "Stale", `Nothing has arrived for ${duration(freshness.ageMs)}. What you see may be old.`, { isAlert: true });
+    return say("stale", "Stale", `Nothing has arrived for ${duration(freshness.ageMs)}. What you see may be old.`, {
+      isAlert: true,
+    });
   }
   if (freshness.reason === "upstream") {
     return say("stale", "Catching up", "The bridge is reading changes that were missed. What you see may be old.");

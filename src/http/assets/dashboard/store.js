@@ -28,7 +28,9 @@ const FAMILIES = ["instance", "claim", "tenant", "pool"];
 export function familyOf(type) {
   const family = type.split(".")[0];
   if (FAMILIES.includes(family)) return family;
-  return ["state", "upstream", "matrix-down", "matrix-up", "auth", "stream", "page"].includes(family) ? "stream" : "other";
+  return ["state", "upstream", "matrix-down", "matrix-up", "auth", "stream", "page"].includes(family)
+    ? "stream"
+    : "other";
 }
 
 export class Store {
@@ -97,7 +99,8 @@ export class Store {
   }
 
   #onError({ kind, message }) {
-    if (kind === "malformed") this.notice = `${this.client.counters.malformed} events could not be read. The last one: ${message}`;
+    if (kind === "malformed")
+      this.notice = `${this.client.counters.malformed} events could not be read. The last one: ${message}`;
     if (kind === "upgrade") this.notice = message;
     this.invalidate();
   }

@@ -41,17 +41,39 @@ export class Tenants extends Component {
     const now = store.now();
     const columns = [
       {
-        key: "name", title: "Tenant and claims", isHeader: true, class: "name",
-        render: ({ tenantId, claim }) => (claim ? html`<span class="child" title=${claim.name}>${claim.name}</span>` : tenantId || "(no tenant)"),
+        key: "name",
+        title: "Tenant and claims",
+        isHeader: true,
+        class: "name",
+        render: ({ tenantId, claim }) =>
+          claim ? html`<span class="child" title=${claim.name}>${claim.name}</span>` : tenantId || "(no tenant)",
       },
       {
-        key: "phase", title: "Phase", class: "phases",
-        render: ({ claim, claims }) => (claim ? html`<${Phase} value=${claim.phase} />` : count(claims.length, "claim")),
+        key: "phase",
+        title: "Phase",
+        class: "phases",
+        render: ({ claim, claims }) =>
+          claim ? html`<${Phase} value=${claim.phase} />` : count(claims.length, "claim"),
       },
-      { key: "instance", title: "Instance", class: "tenant", render: ({ claim }) => (claim ? claim.instanceId ?? "–" : "") },
+      {
+        key: "instance",
+        title: "Instance",
+        class: "tenant",
+        render: ({ claim }) => (claim ? (claim.instanceId ?? "–") : ""),
+      },
       { key: "workload", title: "Workload", class: "wide", render: ({ claim }) => (claim ? claim.workloadRef : "") },
-      { key: "source", title: "Source", class: "wide source", render: ({ claim }) => (claim ? claim.source ?? "–" : "") },
-      { key: "claimed", title: "Claimed", class: "wide age", render: ({ claim }) => (claim ? age(claim.claimedAt, now) : "") },
+      {
+        key: "source",
+        title: "Source",
+        class: "wide source",
+        render: ({ claim }) => (claim ? (claim.source ?? "–") : ""),
+      },
+      {
+        key: "claimed",
+        title: "Claimed",
+        class: "wide age",
+        render: ({ claim }) => (claim ? age(claim.claimedAt, now) : ""),
+      },
     ];
     const text = `${count(found.tenants, "tenant")}, ${count(found.rows.length - found.tenants, "claim")}`;
     return html`<section aria-label="Tenants">
