@@ -116,6 +116,7 @@ async function readStart(response) {
 async function refusal(response, expected) {
   const { status, headers, type } = response;
   if (type === "opaqueredirect" || (status >= 300 && status < 400)) {
+    await response.body?.cancel().catch(() => {});
     const to = headers.get("location")?.split("?")[0];
     const message = `the server redirects${to ? ` to ${to}` : ""}: a proxy asks for a sign-in, or the URL is wrong`;
     return new BridgeError("redirect", message, { status: status || undefined });
@@ -890,8 +891,12 @@ export class BridgeClient extends EventTarget {
    */
   async #headers(signal) {
     const { token, tokenProvider } = this.#options;
-    const value = tokenProvider ? await tokenProvider() : token;
+    const value = (tokenProvider ? await tokenProvider() : token)?.trim();
     signal.throwIfAborted();
+    // The error of fetch would repeat the token.
+    if (value && !/^[\x21-\x7e]+$/.test(value)) {
+      throw new BridgeError("setting", "the token has characters that HTTP does not allow");
+    }
     return value ? { Authorization: `Bearer ${value}` } : {};
   }
 
@@ -906,7 +911,10 @@ export class BridgeClient extends EventTarget {
     if (!headers.Authorization) return undefined;
     const response = await this.#request(new URL("api/v1/tickets", this.#base), { method: "POST", headers, signal });
     // 403: no credential is configured, or this one may not read. The stream tells which.
-    if (response.status === 403) return undefined;
+    if (response.status === 403) {
+      await response.body?.cancel().catch(() => {});
+      return undefined;
+    }
     if (response.status !== 200) throw this.#judge(await refusal(response, "a ticket"));
     const body = await response.json().catch(() => undefined);
     if (typeof body?.ticket === "string") return body.ticket;

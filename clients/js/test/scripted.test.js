@@ -221,6 +221,18 @@ test("a token opens a WebSocket by a ticket, and SSE by the header", async () =>
   }
 });
 
+test("a token that no header can hold is an error that does not repeat it", () =>
+  withClient(
+    { transport: "sse", token: "secret\nline" },
+    () => {},
+    async ({ bridge, client, seen }) => {
+      await until("the error", () => client.connection.status === "closed");
+      assert.equal(seen.errors[0].kind, "setting");
+      assert.doesNotMatch(seen.errors[0].message, /secret/);
+      assert.equal(bridge.requests.length, 0);
+    },
+  ));
+
 test("a token that was replaced is asked for again, once", () => {
   let asked = 0;
   return withClient(
