@@ -84,7 +84,8 @@ export class Store {
     this.invalidate();
   }
 
-  #onConnection({ status, error }) {
+  #onConnection(connection) {
+    const { status, error } = connection;
     if (status === "open") {
       this.hasOpened = true;
       this.expiresAt = "";
