@@ -27,6 +27,11 @@ export function age(time, now) {
   return Number.isNaN(at) ? "–" : duration(now - at);
 }
 
+export function ago(time, now) {
+  const text = age(time, now);
+  return text === "–" ? text : `${text} ago`;
+}
+
 export function rate(perSecond) {
   return perSecond >= 10 ? String(Math.round(perSecond)) : perSecond.toFixed(1);
 }

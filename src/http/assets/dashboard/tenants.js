@@ -1,5 +1,5 @@
 // The view of the tenants: each with its claims below.
-import { age, count, matches } from "./format.js";
+import { ago, count, matches } from "./format.js";
 import { Grid } from "./grid.js";
 import { Component, html } from "./html.js";
 import { Choice, Clear, Phase, Search, Summary, cached, compare } from "./parts.js";
@@ -53,7 +53,9 @@ export class Tenants extends Component {
         title: "Phase",
         class: "phases",
         render: ({ claim, claims }) =>
-          claim ? html`<${Phase} value=${claim.phase} />` : count(claims.length, "claim"),
+          claim
+            ? html`<${Phase} value=${claim.phase} />`
+            : `${claims.filter(({ phase }) => phase === "Active").length} of ${claims.length} active`,
       },
       {
         key: "instance",
@@ -72,7 +74,7 @@ export class Tenants extends Component {
         key: "claimed",
         title: "Claimed",
         class: "wide age",
-        render: ({ claim }) => (claim ? age(claim.claimedAt, now) : ""),
+        render: ({ claim }) => (claim ? ago(claim.claimedAt, now) : ""),
       },
     ];
     const text = `${count(found.tenants, "tenant")}, ${count(found.rows.length - found.tenants, "claim")}`;
