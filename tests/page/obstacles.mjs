@@ -1,7 +1,12 @@
 // Every obstacle between the page and the stream has words of its own, and passes: errors of the bridge, pages of proxies,
 // no WebSocket, no credential.
+import { execFileSync } from "node:child_process";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import os from "node:os";
+import path from "node:path";
 import { Failure, check, same, until } from "./browser.mjs";
 import { isStream, scripted } from "./scripted_page.mjs";
+import { Proxy } from "./servers.mjs";
 
 /** Every obstacle has words of its own. */
 export async function obstacles(context) {
@@ -164,4 +169,53 @@ export async function signIn(context) {
     same((await p.rows("instance")).length, 0, "rows after the sign-out");
     same(keys, ["Bearer wrong", "Bearer right", undefined], "the requests of the session");
   });
+}
+
+/** A proxy with TLS before a bridge without it, below a path: the page uses wss by itself. */
+export async function tls({ chromium, bridge }) {
+  const folder = mkdtempSync(path.join(os.tmpdir(), "page-tls-"));
+  const [keyFile, certFile] = ["key.pem", "certificate.pem"].map((name) => path.join(folder, name));
+  const kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"];
+  const name = ["-subj", "/CN=127.0.0.1", "-keyout", keyFile, "-out", certFile];
+  execFileSync("openssl", ["req", ...kind, ...name], { stdio: "ignore" });
+  const proxy = await new Proxy(bridge.port, "/deep/down/").start({
+    key: readFileSync(keyFile),
+    cert: readFileSync(certFile),
+  });
+  const p = await chromium.open(proxy.url, { ignoreHTTPSErrors: true });
+  const sockets = [];
+  p.page.on("websocket", (socket) => sockets.push(socket.url()));
+  try {
+    await p.page.reload();
+    await p.untilState("live");
+    await until("rows", async () => (await p.rows("instance")).length > 3);
+    check(
+      sockets.every((url) => url.startsWith(proxy.url.replace("https", "wss"))) && sockets.length > 0,
+      `sockets: ${sockets}`,
+    );
+    await p.close();
+  } finally {
+    await p.context.close().catch(() => {});
+    await proxy.stop();
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
+
+/** A key of one tenant gets no pools, and the page says why. */
+export async function tenantKey(context) {
+  const prepare = (server) => {
+    server.answer = ({ path, headers }, response) =>
+      path === "/api/v1/connections" &&
+      !headers.cookie &&
+      server.json(response, 401, { code: "UNAUTHORIZED", message: "no" });
+  };
+  await scripted(
+    context,
+    prepare,
+    async (p) => {
+      await p.untilState("live");
+      await until("the words", async () => /sees one tenant/.test(await p.text(".empty")));
+    },
+    { hash: "#pools" },
+  );
 }

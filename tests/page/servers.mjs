@@ -2,6 +2,7 @@
 import { spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
 import http from "node:http";
+import https from "node:https";
 import net from "node:net";
 import path from "node:path";
 import { ScriptedBridge } from "../../clients/js/test/scripted.js";
@@ -92,8 +93,10 @@ export class Proxy {
     Object.assign(this, { bridgePort, prefix });
   }
 
-  async start() {
-    this.server = http.createServer((request, response) => {
+  /** @param {{ key: string, cert: string }} [tls] */
+  async start(tls) {
+    const create = tls ? (answer) => https.createServer(tls, answer) : http.createServer;
+    this.server = create((request, response) => {
       const inner = this.#inner(request.url);
       this.requests.push(request.url);
       if (inner === undefined) return response.writeHead(404).end();
@@ -108,7 +111,7 @@ export class Proxy {
       socket.on("close", () => this.#sockets.delete(socket));
     });
     await new Promise((done) => this.server.listen(0, "127.0.0.1", done));
-    this.url = `http://127.0.0.1:${this.server.address().port}${this.prefix}`;
+    this.url = `http${tls ? "s" : ""}://127.0.0.1:${this.server.address().port}${this.prefix}`;
     return this;
   }
 
