@@ -6,6 +6,7 @@
 mod access;
 mod config;
 mod connection;
+mod dashboard;
 mod demo;
 mod event_filter;
 mod event_text;
@@ -46,13 +47,16 @@ enum Command {
     Serve(Box<serve::Serve>),
     /// Serve the events of a simulated cluster that changes all the time. Needs no Kubernetes.
     Demo(demo::Demo),
-    /// Print the events of a bridge, as readable lines or as JSON. Reconnects and resumes by itself.
+    /// Print the events of a bridge, as readable lines or as JSON, or deliver them to webhooks. Reconnects and resumes by
+    /// itself.
     Events(Box<events::EventsCommand>),
     /// Show the instances, tenants, pools and events of a bridge in the terminal, live.
     #[cfg(feature = "top")]
     Top(Box<top::Top>),
     /// Read one event stream of any server and serve it to many local clients, with resume and reports of outages.
     Relay(Box<relay::RelayCommand>),
+    /// Forward a port of this machine to the dashboard of a bridge in a cluster, and print its URL.
+    Dashboard(dashboard::DashboardCommand),
     /// Print the completions of a shell, as input for `source` or a file in its folder of completions.
     Completions {
         /// The shell
@@ -131,6 +135,7 @@ fn run(matches: &ArgMatches) -> Result<u8, CliError> {
         Command::Events(events) => block_on(events.run()),
         #[cfg(feature = "top")]
         Command::Top(top) => block_on(top.run()),
+        Command::Dashboard(dashboard) => block_on(dashboard.run()),
         Command::Relay(relay) => block_on(relay.run()),
         Command::Completions { shell } => {
             let shell = match shell {

@@ -51,8 +51,6 @@ mod sse;
 mod state;
 mod tls;
 
-#[cfg(feature = "server")]
-pub(crate) use self::tls::config as tls_config;
 pub use self::{
     backoff::{Backoff, random},
     connection::{Connection, MAX_EVENT_BYTES},
@@ -68,3 +66,5 @@ pub use self::{
     sse::Block,
     state::State,
 };
+#[cfg(feature = "server")]
+pub(crate) use self::{endpoint::has_wrong_port, tls::config as tls_config};

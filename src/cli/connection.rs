@@ -55,17 +55,12 @@ impl CredentialArgs {
     }
 }
 
-/// Arguments that lead to a stream.
+/// Arguments that lead to the Service of a bridge in a cluster.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Connection")]
-pub(super) struct ConnectionArgs {
-    /// The bridge, such as http://localhost:3000, or one stream of any server, such as https://host/events/stream. Without
-    /// it, the command forwards a port to the Service of the bridge in the cluster of the kubeconfig
-    #[arg(long, env = "BRIDGE_URL", value_name = "URL")]
-    url: Option<String>,
-
+pub(super) struct ServiceArgs {
     /// Service of the bridge. Without it: the one with the label app.kubernetes.io/name=boilerhouse-bridge
-    #[arg(long, env = "BRIDGE_SERVICE", value_name = "NAME", conflicts_with = "url")]
+    #[arg(long, env = "BRIDGE_SERVICE", value_name = "NAME")]
     service: Option<String>,
 
     /// Namespace of that Service
@@ -80,6 +75,40 @@ pub(super) struct ConnectionArgs {
     /// Name of the kubeconfig context. Without it: the current context
     #[arg(long, env = "BRIDGE_CONTEXT", value_name = "NAME")]
     context: Option<String>,
+}
+
+impl ServiceArgs {
+    /// Finds the Service in the cluster of the kubeconfig. Each request may take `limit`.
+    ///
+    /// # Errors
+    /// There is no cluster or no such Service: exit code 5.
+    pub(super) async fn port_forward(&self, limit: Duration) -> Result<PortForward, CliError> {
+        let config = connect::Config {
+            kubeconfig: self.kubeconfig.clone(),
+            context: self.context.clone(),
+            namespace: self.namespace.clone(),
+            ..connect::Config::default()
+        };
+        let failed = |error: anyhow::Error| CliError { code: CANNOT_CONNECT, error };
+        let connection = connect::connect(&config).await;
+        let connection = connection.context("no cluster to find the bridge in").map_err(failed)?;
+        let found = PortForward::find(&connection, self.service.as_deref(), limit).await;
+        let context = || format!("no bridge found with context {}", connection.context);
+        found.with_context(context).map_err(failed)
+    }
+}
+
+/// Arguments that lead to a stream.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Connection")]
+pub(super) struct ConnectionArgs {
+    /// The bridge, such as http://localhost:3000, or one stream of any server, such as https://host/events/stream. Without
+    /// it, the command forwards a port to the Service of the bridge in the cluster of the kubeconfig
+    #[arg(long, env = "BRIDGE_URL", value_name = "URL")]
+    url: Option<String>,
+
+    #[command(flatten)]
+    service: ServiceArgs,
 
     /// Transport of the stream; by default WebSocket
     #[arg(long, env = "BRIDGE_TRANSPORT", value_enum, value_name = "websocket|sse", hide_possible_values = true)]
@@ -102,7 +131,8 @@ impl ConnectionArgs {
         let builder = match &self.url {
             Some(url) => Client::builder(url),
             None => {
-                let forward = self.port_forward().await?;
+                // Half, so that the request that hangs is named.
+                let forward = self.service.port_forward(self.connect_timeout / 2).await?;
                 let url = forward.url();
                 Client::builder(url).connector(move || {
                     let forward = forward.clone();
@@ -118,25 +148,6 @@ impl ConnectionArgs {
             });
         }
         Ok(builder)
-    }
-
-    /// Finds the Service of the bridge in the cluster of the kubeconfig.
-    ///
-    /// # Errors
-    /// There is no cluster or no such Service: exit code 5.
-    async fn port_forward(&self) -> Result<PortForward, CliError> {
-        let config = connect::Config {
-            kubeconfig: self.kubeconfig.clone(),
-            context: self.context.clone(),
-            namespace: self.namespace.clone(),
-            ..connect::Config::default()
-        };
-        let failed = |error: anyhow::Error| CliError { code: CANNOT_CONNECT, error };
-        let connection = connect::connect(&config).await;
-        let connection = connection.context("no --url, and no cluster to find the bridge in").map_err(failed)?;
-        let found = PortForward::find(&connection, self.service.as_deref(), self.connect_timeout).await;
-        let context = || format!("no --url, and no bridge found with context {}", connection.context);
-        found.with_context(context).map_err(failed)
     }
 
     /// Returns the error with which a command ends that got no stream within `--connect-timeout`.

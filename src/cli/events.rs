@@ -4,6 +4,7 @@
 
 mod follow;
 mod forward;
+mod lines;
 mod printer;
 
 use std::{pin::pin, time::Duration};
@@ -13,7 +14,7 @@ use clap::Args;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::oneshot,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 
 use self::{
@@ -28,6 +29,9 @@ use super::{
     parsers::{duration, integer_in},
 };
 use crate::client::Builder;
+
+/// Time for the end after a signal or `--timeout`: it is longer than that of the last lines and the state file.
+const STOP: Duration = Duration::from_secs(3);
 
 /// Arguments of `events`.
 #[derive(Debug, Args)]
@@ -78,17 +82,22 @@ impl EventsCommand {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
         let (stop, stopped) = oneshot::channel();
-        let running = self.read_until(stopped);
-        let mut running = pin!(running);
+        let is_counted = self.count.is_some();
+        // In a task of its own: a write to a stdout that is not read must not delay the signals.
+        #[allow(clippy::disallowed_methods, reason = "the process ends with this command")]
+        let mut running = tokio::spawn(async move { self.read_until(stopped).await });
         let code = tokio::select! {
-            outcome = &mut running => return outcome,
+            outcome = &mut running => return outcome.context("the command panicked")?,
             _ = interrupt.recv() => INTERRUPTED,
             _ = terminate.recv() => 0,
-            () = wait_until(end) => if self.count.is_some() { TIMED_OUT } else { 0 },
+            () = wait_until(end) => if is_counted { TIMED_OUT } else { 0 },
         };
         // Deliveries write their state before they end.
         let _ = stop.send(());
-        running.await.map(|_| code)
+        match timeout(STOP, running).await {
+            Ok(outcome) => outcome.context("the command panicked")?.map(|_| code),
+            Err(_) => Ok(code),
+        }
     }
 
     /// Prints or delivers events until there are enough, the output is closed, the stream ends for good, or `stopped`.

@@ -114,6 +114,13 @@ pub(super) fn escape(text: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
+/// Reports to a person at a terminal: a line on stderr, with the time. Commands that are no server have no log.
+pub(super) fn report(message: &str) {
+    let time = jiff::Timestamp::now().strftime("%H:%M:%S");
+    // Nothing can be reported when stderr is closed.
+    let _ = writeln!(io::stderr().lock(), "{time} {}", escape(message));
+}
+
 /// Writes JSON lines to stderr. `serde_json` escapes the control characters below U+0020; the other unsafe characters stand
 /// in strings only, so that they can be replaced in the text.
 #[derive(Clone, Copy, Debug)]

@@ -100,13 +100,16 @@ impl Driver {
     /// reason of its own.
     async fn cause(&mut self) -> Option<String> {
         let ended = timeout(DRIVER_END, &mut self.0).await.ok()?.ok()?;
-        let error = ended.err()?;
-        let mut innermost: &dyn std::error::Error = &error;
-        while let Some(source) = innermost.source() {
-            innermost = source;
-        }
-        Some(innermost.to_string())
+        ended.err().map(|error| innermost(&error))
     }
+}
+
+/// Returns the innermost cause of an error. That of hyper says "connection error" only.
+fn innermost(mut error: &(dyn std::error::Error + 'static)) -> String {
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
 }
 
 impl Drop for Driver {
@@ -137,7 +140,7 @@ impl Connection {
         let key = BASE64_STANDARD.encode(super::backoff::random().to_le_bytes().repeat(2));
         let response = match sender.send_request(request(options, &key)?).await {
             Ok(response) => response,
-            Err(error) => return Err(failed(driver.cause().await.unwrap_or_else(|| error.to_string()))),
+            Err(error) => return Err(failed(driver.cause().await.unwrap_or_else(|| innermost(&error)))),
         };
         let stream = match endpoint.transport {
             Transport::Sse => event_stream(response).await?,
@@ -210,7 +213,11 @@ impl EventConnection {
             reason,
             text: data.chars().take(MAX_MALFORMED_CHARS).collect(),
         };
-        let event = Event::parse(block.id, block.name, &block.data).map_err(|reason| malformed(reason, &block.data))?;
+        let event = match &self.blocks.stream {
+            Stream::Sse { .. } => Event::of_block(block.id, block.name, &block.data),
+            Stream::WebSocket(_) => Event::of_message(&block.data),
+        };
+        let event = event.map_err(|reason| malformed(reason, &block.data))?;
         match &event.payload {
             Payload::Heartbeat(_) => self.blocks.silence.on_heartbeat(Instant::now()),
             Payload::StreamClosing(closing) => {
@@ -292,7 +299,8 @@ fn request(options: &Options<'_>, key: &str) -> Result<Request<Empty<Bytes>>, Er
     }
     let mut request = Request::new(Empty::new());
     let target = endpoint.target(&parameters);
-    *request.uri_mut() = target.parse().map_err(|_| Error::Setting(format!("{target:?} is not a path and a query")))?;
+    *request.uri_mut() =
+        target.parse().map_err(|_| Error::Setting("path, query and cursor do not form a request".to_owned()))?;
     let invalid =
         |name: &'static str| move |_| Error::Setting(format!("{name} has characters that HTTP does not allow"));
     let headers = request.headers_mut();

@@ -74,6 +74,9 @@ impl Endpoint {
         if authority.as_str().contains('@') {
             return Err(invalid("a URL must not contain a credential; use a file with the token"));
         }
+        if has_wrong_port(authority) {
+            return Err(invalid("the port is no number from 1 to 65535"));
+        }
         let default_port = if is_tls { 443 } else { 80 };
         let has_path = !matches!(uri.path(), "" | "/");
         let transport = match (transport, from_scheme) {
@@ -138,6 +141,12 @@ impl Endpoint {
     }
 }
 
+/// Returns whether a port is named that does not exist. The parser of URLs accepts it.
+pub(crate) fn has_wrong_port(authority: &http::uri::Authority) -> bool {
+    let after_host = authority.as_str().rsplit(']').next().unwrap_or_default();
+    after_host.contains(':') && authority.port_u16().is_none_or(|port| port == 0)
+}
+
 /// Returns a URL without what may be a secret: user information and query.
 fn without_credential(url: &str) -> String {
     let url = url.split(['?', '#']).next().unwrap_or_default();
@@ -165,6 +174,9 @@ mod tests {
             ("ftp://h", "accepted schemes"),
             ("http://user:secret@h/", "must not contain a credential"),
             ("http://", "not a URL"),
+            ("http://h:99999", "the port is no number"),
+            ("h:", "the port is no number"),
+            ("[::1]:0", "the port is no number"),
             ("a b", "not a URL"),
         ] {
             let error = url(wrong).unwrap_err();

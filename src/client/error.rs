@@ -46,6 +46,9 @@ pub enum Error {
         /// The rate limit that the body names.
         rate_limit: Option<Box<RateLimit>>,
     },
+    /// The server does not accept the cursor. The stream starts again without one: events may be missing.
+    #[error("the server does not accept the cursor ({0}); the stream starts again without one")]
+    CursorRejected(String),
     /// The server redirects. Redirects are not followed, because they could lead a credential to another host.
     #[error("the server redirects to {target}: use that URL; redirects are not followed")]
     Redirect {
@@ -104,6 +107,7 @@ impl Error {
             // 408, 425 and 429 pass by themselves.
             Error::Status { status, .. } => (400..500).contains(status) && ![408, 425, 429].contains(status),
             Error::Connect { .. }
+            | Error::CursorRejected(_)
             | Error::Malformed { .. }
             | Error::TooLarge(_)
             | Error::Closed { .. }

@@ -7,6 +7,9 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
+/// Bytes of an id. A cursor of a bridge has about 100, and servers accept header lines of at least 8 KiB.
+pub(super) const MAX_ID_BYTES: usize = 4096;
+
 /// One event.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -271,21 +274,41 @@ objects! {
 }
 
 impl Event {
-    /// Parses an event. `id` and `name` are the fields of SSE.
+    /// Parses an event of SSE. `id` and `name` are the fields of its block; a member `id` of the data is no cursor.
     ///
     /// # Errors
-    /// The data is no JSON object, or a member of a known type has another JSON type.
-    pub(super) fn parse(id: Option<String>, name: Option<String>, data: &str) -> Result<Event, String> {
+    /// The data is no JSON object, a member of a known type has another JSON type, or the id cannot be sent back.
+    pub(super) fn of_block(id: Option<String>, name: Option<String>, data: &str) -> Result<Event, String> {
+        Event::parse(id, name, data)
+    }
+
+    /// Parses an event of a WebSocket, or of a line: the member `id` is the cursor.
+    ///
+    /// # Errors
+    /// As for [`Event::of_block`].
+    pub(super) fn of_message(data: &str) -> Result<Event, String> {
         #[derive(Deserialize)]
-        struct Header {
-            r#type: Option<String>,
-            id: Option<String>,
+        struct Id {
+            id: Option<Value>,
         }
-        let header: Header = serde_json::from_str(data).map_err(|error| error.to_string())?;
-        let kind = header.r#type.or(name).unwrap_or_default();
+        let Id { id } = serde_json::from_str(data).map_err(|error| error.to_string())?;
+        Event::parse(id.and_then(|id| id.as_str().map(str::to_owned)), None, data)
+    }
+
+    fn parse(id: Option<String>, name: Option<String>, data: &str) -> Result<Event, String> {
+        #[derive(Deserialize)]
+        struct Type {
+            r#type: Option<Value>,
+        }
+        let Type { r#type } = serde_json::from_str(data).map_err(|error| error.to_string())?;
+        let kind = r#type.and_then(|kind| kind.as_str().map(str::to_owned)).or(name).unwrap_or_default();
         let json: Box<RawValue> = serde_json::from_str(data).map_err(|error| error.to_string())?;
         let payload = Payload::parse(&kind, data).map_err(|error| error.to_string())?;
-        Ok(Event { id: header.id.or(id).filter(|id| !id.is_empty()), kind, json, payload })
+        let id = id.filter(|id| !id.is_empty());
+        if id.as_ref().is_some_and(|id| id.len() > MAX_ID_BYTES || id.chars().any(char::is_control)) {
+            return Err(format!("its id is longer than {MAX_ID_BYTES} bytes, or has control characters"));
+        }
+        Ok(Event { id, kind, json, payload })
     }
 
     /// Parses the JSON of an event, for example of a line that `events -o json` has printed.
@@ -293,7 +316,7 @@ impl Event {
     /// # Errors
     /// The text is no JSON object, or a member of a known type has another JSON type.
     pub fn from_json(data: &str) -> Result<Event, String> {
-        Event::parse(None, None, data)
+        Event::of_message(data)
     }
 
     /// Returns the data as a JSON value.
@@ -333,11 +356,11 @@ mod tests {
 
     #[test]
     fn known_types_are_parsed_and_unknown_ones_are_passed_on() {
-        let parse = |data: &str| Event::parse(Some("sse".to_owned()), Some("named".to_owned()), data);
+        let parse = |data: &str| Event::of_block(Some("sse".to_owned()), Some("named".to_owned()), data);
         let event =
             parse(r#"{"type":"instance.state","id":"c1","name":"a","phase":"Running","instance":{"uid":"u","new":1}}"#);
         let event = event.unwrap();
-        assert_eq!((event.id.as_deref(), event.kind.as_str()), (Some("c1"), "instance.state"));
+        assert_eq!((event.id.as_deref(), event.kind.as_str()), (Some("sse"), "instance.state"));
         let Payload::InstanceState(state) = event.payload else { panic!("{:?}", event.payload) };
         assert_eq!((state.name.as_str(), state.instance.uid.as_str(), state.coalesced), ("a", "u", false));
         let event = parse(r#"{"color":"red"}"#).unwrap();
@@ -346,6 +369,19 @@ mod tests {
         assert_eq!(event.json.get(), r#"{"color":"red"}"#);
         for malformed in ["", "[]", "1", "{", r#"{"type":"heartbeat","upstreamAgeMs":"x"}"#] {
             parse(malformed).unwrap_err();
+        }
+    }
+
+    /// The member `id` of another server is no cursor of SSE. On a WebSocket it is the only place for one.
+    #[test]
+    fn the_cursor_is_the_id_of_the_transport() {
+        let id = |event: Result<Event, String>| event.unwrap().id;
+        assert_eq!(id(Event::of_block(None, None, r#"{"type":"a","id":"order-1"}"#)), None);
+        assert_eq!(id(Event::of_block(None, None, r#"{"type":1,"id":17}"#)), None);
+        assert_eq!(id(Event::of_message(r#"{"type":"a","id":"c"}"#)).as_deref(), Some("c"));
+        assert_eq!(id(Event::of_message(r#"{"type":"a","id":17}"#)), None);
+        for wrong in ["x".repeat(MAX_ID_BYTES + 1), "a\u{1}b".to_owned()] {
+            assert!(Event::of_block(Some(wrong), None, "{}").unwrap_err().contains("its id is longer than 4096 bytes"));
         }
     }
 }

@@ -19,6 +19,7 @@ use rustls::ClientConfig;
 use serde::Deserialize;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    sync::watch,
     time::{Instant, sleep_until, timeout},
 };
 
@@ -37,6 +38,8 @@ use super::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Keys of delivered events without an id that are remembered: more than a difference of a large namespace has.
 const MAX_KEYS: usize = 65_536;
+/// Bytes of one of these keys: those of a bridge have about 100.
+const MAX_KEY_BYTES: usize = 256;
 /// Bytes of a file with a token.
 const MAX_TOKEN_BYTES: u64 = 64 << 10;
 
@@ -82,13 +85,15 @@ pub struct Events {
     backoff: Backoff,
     /// The last id.
     cursor: Option<String>,
+    /// The last id when the connection was opened.
+    resumed_after: Option<String>,
     /// The keys of the events after the last id.
     keys: HashSet<String>,
     /// The keys that were delivered on the connection before, after its last id.
     delivered: HashSet<String>,
     /// The token was rejected once. It is not read again until a connection works.
     was_unauthorized: bool,
-    connections: u64,
+    connections: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
@@ -241,10 +246,11 @@ impl Client {
             phase: Phase::Connect { at: Instant::now() },
             backoff: Backoff::default(),
             cursor: self.since.clone(),
+            resumed_after: None,
             keys: HashSet::new(),
             delivered: HashSet::new(),
             was_unauthorized: false,
-            connections: 0,
+            connections: watch::Sender::new(0),
         }
     }
 
@@ -289,7 +295,8 @@ impl Events {
                     sleep_until(*at).await;
                     match self.client.connect(self.cursor.as_deref()).await {
                         Ok(connection) => {
-                            self.connections += 1;
+                            self.resumed_after.clone_from(&self.cursor);
+                            self.connections.send_modify(|connections| *connections += 1);
                             self.was_unauthorized = false;
                             self.phase = Phase::Open(Box::new(EventConnection::new(connection)));
                         }
@@ -312,6 +319,10 @@ impl Events {
                             self.cursor = Some(id.to_owned()).filter(|id| !id.is_empty());
                         }
                         self.delivered = std::mem::take(&mut self.keys);
+                        // Without a cursor, the next connection repeats nothing.
+                        if self.cursor.is_none() {
+                            self.delivered.clear();
+                        }
                         self.reconnect_after(&error);
                         return Some(Err(error));
                     }
@@ -326,10 +337,22 @@ impl Events {
         self.cursor.as_deref()
     }
 
+    /// Returns the cursor after which the last connection resumes, if it resumes.
+    #[must_use]
+    pub fn resumed_after(&self) -> Option<&str> {
+        self.resumed_after.as_deref()
+    }
+
     /// Returns the number of connections so far.
     #[must_use]
     pub fn connections(&self) -> u64 {
-        self.connections
+        *self.connections.borrow()
+    }
+
+    /// Returns the number of connections so far, and its changes. [`Events::next`] opens them.
+    #[must_use]
+    pub fn watch_connections(&self) -> watch::Receiver<u64> {
+        self.connections.subscribe()
     }
 
     /// Returns when the next connection is tried, while there is none.
@@ -355,15 +378,24 @@ impl Events {
         {
             self.cursor = None;
             self.phase = Phase::Connect { at: now };
-            return None;
+            return Some(Error::CursorRejected(error.to_string()));
         }
         // A rotated token: the file is read again, once.
         let has_file = matches!(self.client.credential, Some(Credential::File(_)));
-        if error.is_unauthorized() && has_file && self.connections > 0 && !self.was_unauthorized {
+        if error.is_unauthorized() && has_file && self.connections() > 0 && !self.was_unauthorized {
             self.was_unauthorized = true;
             self.phase = Phase::Connect { at: now };
             return None;
         }
+        // Where a stream was open, a proxy can answer in its place for a while.
+        let can_pass =
+            matches!(&error, Error::NotAStream { .. } | Error::Redirect { .. } | Error::Status { status: 404, .. });
+        let error = if can_pass && self.connections() > 0 {
+            let Endpoint { host, port, .. } = &self.client.endpoint;
+            Error::Connect { address: format!("{host}:{port}"), reason: error.to_string() }
+        } else {
+            error
+        };
         if error.is_final() {
             self.phase = Phase::Ended;
         } else {
@@ -386,7 +418,7 @@ impl Events {
         let Some(id) = &event.id else {
             let key = serde_json::from_str::<Key>(event.json.get()).ok().and_then(|key| key.key);
             let is_new = key.as_ref().is_none_or(|key| !self.delivered.contains(key));
-            if let Some(key) = key.filter(|_| self.keys.len() < MAX_KEYS) {
+            if let Some(key) = key.filter(|key| self.keys.len() < MAX_KEYS && key.len() <= MAX_KEY_BYTES) {
                 self.keys.insert(key);
             }
             return is_new;

@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     fn apply(state: &mut State, data: &str) -> bool {
-        state.apply(&Event::parse(None, None, data).unwrap())
+        state.apply(&Event::from_json(data).unwrap())
     }
 
     #[test]

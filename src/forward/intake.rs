@@ -1,6 +1,6 @@
-//! From the events of a stream to what a receiver gets. Pure.
+//! From what a stream yields to what a receiver gets. Pure.
 
-use super::message::{Message, NEVER_FORWARDED, UNRESUMABLE, gap_reason};
+use super::message::{MALFORMED, Message, NEVER_FORWARDED, RELAY_GAP, UNRESUMABLE};
 use crate::client::{Event, Payload};
 
 /// What follows from one event.
@@ -17,49 +17,71 @@ pub(super) struct Item {
 pub(super) struct Intake {
     /// `--events`; empty selects every type.
     types: Vec<String>,
-    /// The stream has resumed after a cursor, or has delivered an event.
+    /// A stream was open before, in this process or in an earlier one: what was sent meanwhile may be missing.
     has_started: bool,
-    /// A part of an initial state was received, and further ones follow.
-    is_in_initial_state: bool,
+    /// The server did not accept the cursor.
+    was_rejected: bool,
+    /// The connection resumes after a cursor.
+    is_resumed: bool,
+    /// A gap was reported, and no event has followed: an initial state is no further gap.
+    is_reported: bool,
     /// The start of the ids of messages without a key.
     run: String,
     numbered: u64,
 }
 
 impl Intake {
-    /// `has_cursor` is true if the stream resumes after a cursor. `run` differs in each process.
-    pub(super) fn new(types: Vec<String>, has_cursor: bool, run: String) -> Intake {
-        Intake { types, has_started: has_cursor, is_in_initial_state: false, run, numbered: 0 }
+    /// `has_started` is true if the receiver has a state of an earlier process. `run` differs in each process.
+    pub(super) fn new(types: Vec<String>, has_started: bool, run: String) -> Intake {
+        Intake { types, has_started, was_rejected: false, is_resumed: false, is_reported: false, run, numbered: 0 }
     }
 
-    /// Handles one event. `time` is now (RFC 3339).
-    pub(super) fn accept(&mut self, event: &Event, time: &str) -> Item {
+    /// Handles a new connection, which resumes after `cursor`. `time` is now (RFC 3339). The gap follows the loss only here,
+    /// so that what a receiver reads again after it is not older than the stream.
+    pub(super) fn on_connected(&mut self, cursor: Option<&str>, time: &str) -> Option<Item> {
+        let was_rejected = std::mem::take(&mut self.was_rejected);
+        let is_gap = was_rejected || (cursor.is_none() && self.has_started);
+        (self.has_started, self.is_resumed, self.is_reported) = (true, cursor.is_some(), false);
+        is_gap.then(|| self.gap(UNRESUMABLE, time, None))
+    }
+
+    /// Handles the rejection of the cursor. The next connection has none.
+    pub(super) fn on_cursor_rejected(&mut self) {
+        self.was_rejected = true;
+    }
+
+    /// Handles an event that cannot be parsed.
+    pub(super) fn on_malformed(&mut self, time: &str) -> Item {
+        self.gap(MALFORMED, time, None)
+    }
+
+    /// Handles one event.
+    pub(super) fn on_event(&mut self, event: &Event, time: &str) -> Item {
         let cursor = event.id.clone();
-        if let Some(gap) = gap_reason(event, !self.has_started) {
-            let more = matches!(&event.payload, Payload::StateInitial(state) if state.more);
-            let is_first_part = !std::mem::replace(&mut self.is_in_initial_state, more);
-            let gap = gap.filter(|_| is_first_part).map(|reason| self.gap(reason, time));
-            self.has_started |= !more;
-            return Item { message: gap, cursor };
+        if let Payload::StateInitial(state) = &event.payload {
+            let reason = match state.reason.as_str() {
+                "connect" if !self.is_resumed => None,
+                "connect" => Some(UNRESUMABLE),
+                reason => Some(reason),
+            };
+            // One gap for all parts of a state.
+            return match reason.filter(|_| !self.is_reported) {
+                Some(reason) => self.gap(reason, time, cursor),
+                None => Item { message: None, cursor },
+            };
         }
-        self.has_started = true;
-        let is_forwarded = !NEVER_FORWARDED.contains(&event.kind.as_str())
-            && (self.types.is_empty() || self.types.contains(&event.kind));
+        let kind = event.kind.as_str();
+        self.is_reported &= kind == "heartbeat";
+        let is_selected = self.types.is_empty() || kind == RELAY_GAP || self.types.contains(&event.kind);
+        let is_forwarded = is_selected && !NEVER_FORWARDED.contains(&kind);
         let message = is_forwarded.then(|| Message::of_event(event, || self.own_id()));
         Item { message, cursor }
     }
 
-    /// Handles the loss of a connection. `cursor` is the one that the next connection resumes after.
-    pub(super) fn on_lost(&mut self, cursor: Option<&str>, time: &str) -> Option<Item> {
-        // The rest of the initial state does not follow.
-        self.is_in_initial_state = false;
-        let is_gap = cursor.is_none() && self.has_started;
-        is_gap.then(|| Item { message: Some(self.gap(UNRESUMABLE, time)), cursor: None })
-    }
-
-    fn gap(&mut self, reason: &str, time: &str) -> Message {
+    fn gap(&mut self, reason: &str, time: &str, cursor: Option<String>) -> Item {
+        self.is_reported = true;
         let id = self.own_id();
-        Message::of_gap(reason, time, id)
+        Item { message: Some(Message::of_gap(reason, time, id)), cursor }
     }
 
     fn own_id(&mut self) -> String {
@@ -72,58 +94,79 @@ impl Intake {
 mod tests {
     use super::*;
 
+    fn intake(types: &[&str], has_started: bool) -> Intake {
+        Intake::new(types.iter().map(|kind| (*kind).to_owned()).collect(), has_started, "run".to_owned())
+    }
+
     fn event(json: &str, id: Option<&str>) -> Event {
         let mut event = Event::from_json(json).unwrap();
         event.id = id.map(str::to_owned);
         event
     }
 
-    fn kinds(items: &[Item]) -> Vec<Option<&str>> {
-        items.iter().map(|item| item.message.as_ref().map(|message| message.kind.as_str())).collect()
+    /// The two parts of a state.
+    fn state(reason: &str) -> [Event; 2] {
+        let part = |rest: &str| format!(r#"{{"type":"state.initial","reason":"{reason}"{rest}}}"#);
+        [event(&part(r#","more":true"#), None), event(&part(""), Some("c"))]
+    }
+
+    /// The reasons of gaps, and the types of other messages.
+    fn texts(items: impl IntoIterator<Item = Option<Item>>) -> Vec<String> {
+        let messages = items.into_iter().filter_map(|item| item?.message);
+        let text = |message: Message| {
+            let body: serde_json::Value = serde_json::from_str(&message.body).unwrap();
+            body["reason"].as_str().map_or(message.kind, str::to_owned)
+        };
+        messages.map(text).collect()
     }
 
     #[test]
     fn a_first_state_is_no_gap_and_a_later_one_is_one_gap() {
-        let mut intake = Intake::new(Vec::new(), false, "run".to_owned());
-        let parts = |reason: &str| {
-            [
-                event(&format!(r#"{{"type":"state.initial","reason":"{reason}","more":true}}"#), None),
-                event(&format!(r#"{{"type":"state.initial","reason":"{reason}"}}"#), Some("c")),
-            ]
-        };
-        let first = parts("connect").map(|event| intake.accept(&event, "t"));
-        assert_eq!((kinds(&first), first[1].cursor.as_deref()), (vec![None, None], Some("c")));
-        let later = parts("expired").map(|event| intake.accept(&event, "t"));
-        assert_eq!(kinds(&later), [Some("stream.gap"), None]);
+        let mut intake = intake(&[], false);
+        assert_eq!(intake.on_connected(None, "t"), None);
+        let first = state("connect").map(|event| intake.on_event(&event, "t"));
+        assert_eq!((first[1].message.is_none(), first[1].cursor.as_deref()), (true, Some("c")));
+        let resumed = intake.on_connected(Some("c"), "t");
+        let later = state("expired").map(|event| Some(intake.on_event(&event, "t")));
+        assert_eq!((resumed, texts(later)), (None, vec!["expired".to_owned()]));
         // A cut between the parts starts the state again.
-        intake.accept(&parts("lagged")[0], "t");
-        assert_eq!(intake.on_lost(Some("c"), "t"), None);
-        assert_eq!(kinds(&[intake.accept(&parts("lagged")[0], "t")]), [Some("stream.gap")]);
+        intake.on_event(&state("lagged")[0], "t");
+        assert_eq!(intake.on_connected(Some("c"), "t"), None);
+        assert_eq!(texts([Some(intake.on_event(&state("lagged")[0], "t"))]), ["lagged"]);
     }
 
     #[test]
-    fn a_state_although_there_was_a_cursor_is_a_gap() {
-        let state = event(r#"{"type":"state.initial","reason":"connect"}"#, Some("c"));
-        assert_eq!(kinds(&[Intake::new(Vec::new(), true, String::new()).accept(&state, "t")]), [Some("stream.gap")]);
+    fn what_a_cursor_does_not_cover_is_one_gap() {
+        // The server does not know of cursors.
+        let mut unknown = intake(&[], true);
+        assert_eq!(unknown.on_connected(Some("c"), "t"), None);
+        assert_eq!(texts(state("connect").map(|event| Some(unknown.on_event(&event, "t")))), [UNRESUMABLE]);
+        // It rejects the cursor, and its state follows the gap.
+        let mut rejected = intake(&[], true);
+        rejected.on_cursor_rejected();
+        let gap = rejected.on_connected(None, "t");
+        let [one, two] = state("connect").map(|event| Some(rejected.on_event(&event, "t")));
+        assert_eq!(texts([gap, one, two]), [UNRESUMABLE]);
+        // A stream without cursors: the gap follows when it is open again.
+        let mut plain = intake(&[], false);
+        let opened = plain.on_connected(None, "t");
+        let event = Some(plain.on_event(&event(r#"{"type":"x"}"#, None), "t"));
+        assert_eq!(texts([opened, event, plain.on_connected(None, "t")]), ["x", UNRESUMABLE]);
+        // A state file without a cursor says that an earlier process has read the stream.
+        assert_eq!(texts([intake(&[], true).on_connected(None, "t")]), [UNRESUMABLE]);
     }
 
     #[test]
     fn control_events_move_the_cursor_only() {
-        let mut intake = Intake::new(vec!["tenant.claimed".to_owned()], true, "run".to_owned());
+        let mut intake = intake(&["tenant.claimed"], true);
         for kind in ["heartbeat", "auth.expiring", "stream.closing", "claim.state"] {
-            let item = intake.accept(&event(&format!(r#"{{"type":"{kind}"}}"#), Some("c")), "t");
+            let item = intake.on_event(&event(&format!(r#"{{"type":"{kind}"}}"#), Some("c")), "t");
             assert_eq!(item, Item { message: None, cursor: Some("c".to_owned()) });
         }
-        let claimed = intake.accept(&event(r#"{"type":"tenant.claimed"}"#, None), "t").message.unwrap();
+        let claimed = intake.on_event(&event(r#"{"type":"tenant.claimed"}"#, None), "t").message.unwrap();
         assert_eq!(claimed.id, "run.1");
-    }
-
-    #[test]
-    fn a_lost_stream_without_a_cursor_is_a_gap() {
-        let mut intake = Intake::new(Vec::new(), false, "run".to_owned());
-        assert_eq!(intake.on_lost(None, "t"), None, "nothing was received yet");
-        intake.accept(&event(r#"{"type":"x"}"#, None), "t");
-        assert_eq!(intake.on_lost(Some("c"), "t"), None);
-        assert_eq!(kinds(&[intake.on_lost(None, "t").unwrap()]), [Some("stream.gap")]);
+        // What may be missing is never narrowed.
+        let relay = intake.on_event(&event(r#"{"type":"relay.gap","reason":"expired"}"#, None), "t");
+        assert_eq!(texts([Some(relay), Some(intake.on_malformed("t"))]), ["expired", MALFORMED]);
     }
 }

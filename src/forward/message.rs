@@ -3,12 +3,16 @@
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::client::{Event, Payload};
+use crate::client::Event;
 
-/// Types that concern the connection only and are never forwarded.
-pub const NEVER_FORWARDED: &[&str] = &["heartbeat", "auth.expiring", "stream.closing"];
-/// The reason of a gap after a connection that had no cursor to resume from.
+/// Types that concern one connection only and are never forwarded. `stream.gap` stands for a state.
+pub const NEVER_FORWARDED: &[&str] = &["heartbeat", "auth.expiring", "stream.closing", "state.initial"];
+/// The type that says that a relay has missed events. `--events` does not narrow it.
+pub(super) const RELAY_GAP: &str = "relay.gap";
+/// The reason of a gap: there was no cursor to resume from, or the server did not accept it.
 pub(super) const UNRESUMABLE: &str = "unresumable";
+/// The reason of a gap in place of an event that cannot be parsed.
+pub(super) const MALFORMED: &str = "malformed";
 /// Characters of `webhook-id`.
 const MAX_ID_CHARS: usize = 256;
 
@@ -46,18 +50,6 @@ impl Message {
     }
 }
 
-/// Returns the reason of a gap that an event reports, if it is an initial state. `is_start` is true if the receiver has
-/// missed nothing before it: it has received nothing and had no cursor.
-pub(super) fn gap_reason(event: &Event, is_start: bool) -> Option<Option<&str>> {
-    let Payload::StateInitial(state) = &event.payload else { return None };
-    Some(match state.reason.as_str() {
-        "connect" if is_start => None,
-        // The bridge did not know of the cursor.
-        "connect" => Some(UNRESUMABLE),
-        reason => Some(reason),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,14 +69,5 @@ mod tests {
         }
         let gap = Message::of_gap("expired", "2026-01-02T03:04:05Z", "own".to_owned());
         assert_eq!(gap.body, r#"{"reason":"expired","time":"2026-01-02T03:04:05Z","type":"stream.gap"}"#);
-    }
-
-    #[test]
-    fn an_initial_state_is_a_gap_unless_the_receiver_starts() {
-        let initial = |reason: &str| event(&format!(r#"{{"type":"state.initial","reason":"{reason}"}}"#));
-        assert_eq!(gap_reason(&initial("connect"), true), Some(None));
-        assert_eq!(gap_reason(&initial("connect"), false), Some(Some(UNRESUMABLE)));
-        assert_eq!(gap_reason(&initial("expired"), true), Some(Some("expired")));
-        assert_eq!(gap_reason(&event(r#"{"type":"claim.state"}"#), true), None);
     }
 }

@@ -23,6 +23,17 @@ struct State {
     is_closed: bool,
 }
 
+impl State {
+    /// Replaces the cursor of the last item, unless there is no new one.
+    fn replace_last_cursor(&mut self, cursor: Option<String>) {
+        if let (Some(last), Some(cursor)) = (self.items.back_mut(), cursor) {
+            let before = size(last);
+            last.cursor = Some(cursor);
+            self.bytes = self.bytes - before + size(last);
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
@@ -51,7 +62,9 @@ pub(super) fn queue() -> (Input, Output) {
 }
 
 fn size(item: &Item) -> usize {
-    item.message.as_ref().map_or(0, |message| message.body.len() + message.id.len())
+    let message = item.message.as_ref();
+    let bytes = message.map_or(0, |message| message.body.len() + message.id.len() + message.kind.len());
+    bytes + item.cursor.as_ref().map_or(0, String::len)
 }
 
 impl Input {
@@ -64,10 +77,8 @@ impl Input {
                     return false;
                 }
                 // A cursor alone belongs to what is before it.
-                if item.message.is_none()
-                    && let Some(last) = state.items.back_mut()
-                {
-                    last.cursor = item.cursor.or(last.cursor.take());
+                if item.message.is_none() && !state.items.is_empty() {
+                    state.replace_last_cursor(item.cursor);
                     return true;
                 }
                 let bytes = state.bytes + size(&item);

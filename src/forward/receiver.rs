@@ -2,6 +2,8 @@
 
 use http::Uri;
 
+use crate::client::has_wrong_port;
+
 /// A receiver of webhooks.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Receiver {
@@ -31,28 +33,20 @@ impl Receiver {
         if authority.contains('@') {
             return Err("a URL must not contain a credential; sign deliveries with --webhook-secret-file".to_owned());
         }
+        if uri.authority().is_some_and(has_wrong_port) {
+            return Err(format!("the port is no number from 1 to 65535; {ACCEPTED}"));
+        }
         if uri.host().is_none_or(str::is_empty) {
             return Err(format!("the host is missing; {ACCEPTED}"));
         }
         Ok(Receiver { uri })
     }
 
-    /// Returns the URL for people, without its query.
+    /// Returns the URL without its query, which may be a secret. It identifies the receiver.
     #[must_use]
     pub fn name(&self) -> String {
         let text = self.uri.to_string();
         text.split('?').next().unwrap_or_default().to_owned()
-    }
-
-    /// Returns the complete URL. It may contain a secret.
-    pub(super) fn url(&self) -> String {
-        self.uri.to_string()
-    }
-
-    /// Returns whether deliveries need TLS.
-    #[must_use]
-    pub fn is_https(&self) -> bool {
-        self.uri.scheme_str() == Some("https")
     }
 }
 
@@ -64,12 +58,13 @@ mod tests {
     fn urls_are_checked_and_never_repeated_with_their_secrets() {
         let receiver = Receiver::parse("localhost:9000/hook?token=secret").unwrap();
         assert_eq!(receiver.name(), "http://localhost:9000/hook");
-        assert!(!format!("{receiver:?}").contains("secret") && receiver.url().contains("secret"));
+        assert!(!format!("{receiver:?}").contains("secret"));
         for (wrong, words) in [
             ("ftp://h/", "accepted: http://"),
             ("https://user:password@h/", "must not contain a credential"),
             ("http:///hook", "not a URL"),
             ("a b", "not a URL"),
+            ("http://h:99999/", "the port is no number"),
         ] {
             let error = Receiver::parse(wrong).unwrap_err();
             assert!(error.contains(words) && !error.contains("password"), "{wrong}: {error}");

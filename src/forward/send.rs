@@ -15,7 +15,7 @@ use hyper_util::{
 };
 use jiff::Timestamp;
 use rustls::ClientConfig;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::{message::Message, receiver::Receiver, retry::retry_after, signature::Secrets};
 
@@ -69,6 +69,9 @@ impl Outcome {
             Outcome::Accepted(_) => None,
             Outcome::Failed(error) => Some(error.clone()),
             Outcome::Gone => Some("HTTP 410".to_owned()),
+            Outcome::Rejected { status: status @ 300..400, .. } => {
+                Some(format!("HTTP {status} (redirects are not followed: change the URL)"))
+            }
             Outcome::Rejected { status, .. } => Some(format!("HTTP {status}")),
         }
     }
@@ -93,18 +96,14 @@ impl Sender {
             Ok(request) => request,
             Err(error) => return Outcome::Failed(error.to_string()),
         };
-        let sending = async {
-            let response = self.client.request(request).await.map_err(|error| shown(&error))?;
-            let (head, body) = response.into_parts();
-            // The status counts, also if the body is cut.
-            let _ = Limited::new(body, MAX_RESPONSE_BYTES).collect().await;
-            Ok(head)
+        let end = Instant::now() + ATTEMPT_TIMEOUT;
+        let (head, body) = match timeout_at(end, self.client.request(request)).await {
+            Err(_) => return Outcome::Failed(format!("no answer within {ATTEMPT_TIMEOUT:?}")),
+            Ok(Err(error)) => return Outcome::Failed(shown(&error)),
+            Ok(Ok(response)) => response.into_parts(),
         };
-        let head = match timeout(ATTEMPT_TIMEOUT, sending).await {
-            Err(_) => return Outcome::Failed(format!("no complete answer within {ATTEMPT_TIMEOUT:?}")),
-            Ok(Err(error)) => return Outcome::Failed(error),
-            Ok(Ok(head)) => head,
-        };
+        // The status counts, also if the body is cut or has no end.
+        let _ = timeout_at(end, Limited::new(body, MAX_RESPONSE_BYTES).collect()).await;
         match head.status {
             status if status.is_success() => Outcome::Accepted(status.as_u16()),
             StatusCode::GONE => Outcome::Gone,

@@ -13,7 +13,6 @@ use std::{
     time::Duration,
 };
 
-use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 use tokio::{sync::Notify, task::spawn_blocking, time::sleep};
 
@@ -25,20 +24,18 @@ const VERSION: u32 = 1;
 const WRITE_INTERVAL: Duration = Duration::from_millis(200);
 /// Bytes of a file that is read.
 const MAX_FILE_BYTES: u64 = 1 << 20;
-/// Bytes of the hash that identifies a receiver.
-const HASH_BYTES: usize = 16;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Content {
     version: u32,
+    /// By the URL of the receiver without its query.
     receivers: BTreeMap<String, Entry>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry {
-    /// For people.
-    url: String,
-    cursor: String,
+    /// None before the first cursor of the stream, and always if the stream has none.
+    cursor: Option<String>,
 }
 
 /// The state of all receivers, in memory and, with a path, in a file.
@@ -64,6 +61,8 @@ impl StateFile {
     pub fn open(path: Option<&Path>) -> Result<StateFile, String> {
         let Some(path) = path else { return Ok(StateFile::new(None, Content::default(), None)) };
         let failed = |reason: String| format!("{}: {reason}", path.display());
+        // A link would be replaced by the file. All names of a file have one lock.
+        let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let lock = lock(path).map_err(failed)?;
         let content = match read(path) {
             Ok(content) => content,
@@ -84,13 +83,26 @@ impl StateFile {
     /// Returns the cursor of a receiver.
     #[must_use]
     pub fn cursor(&self, receiver: &Receiver) -> Option<String> {
-        self.content().receivers.get(&key(receiver)).map(|entry| entry.cursor.clone())
+        self.content().receivers.get(&receiver.name())?.cursor.clone()
+    }
+
+    /// Returns whether a stream for this receiver was open before.
+    pub(super) fn is_started(&self, receiver: &Receiver) -> bool {
+        self.content().receivers.contains_key(&receiver.name())
+    }
+
+    /// Records that a stream for this receiver is open.
+    pub(super) fn set_started(&self, receiver: &Receiver) {
+        let mut content = self.content();
+        if !content.receivers.contains_key(&receiver.name()) {
+            content.receivers.insert(receiver.name(), Entry::default());
+            self.0.changed.notify_one();
+        }
     }
 
     /// Records that a receiver has accepted everything up to `cursor`.
     pub(super) fn set_cursor(&self, receiver: &Receiver, cursor: String) {
-        let entry = Entry { url: receiver.name(), cursor };
-        self.content().receivers.insert(key(receiver), entry);
+        self.content().receivers.insert(receiver.name(), Entry { cursor: Some(cursor) });
         self.0.changed.notify_one();
     }
 
@@ -134,12 +146,6 @@ impl StateFile {
     }
 }
 
-/// Returns what identifies a receiver in the file. A URL may contain a secret, so that it is not stored.
-fn key(receiver: &Receiver) -> String {
-    let hash = digest(&SHA256, receiver.url().as_bytes());
-    hash.as_ref().iter().take(HASH_BYTES).map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn sibling(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
@@ -181,12 +187,18 @@ mod tests {
         let [one, two] = ["http://h/a?key=secret", "http://h/b"].map(|url| Receiver::parse(url).unwrap());
         let state = StateFile::open(Some(&path)).unwrap();
         assert_eq!(state.cursor(&one), None);
+        state.set_started(&one);
+        assert!(state.is_started(&one) && !state.is_started(&two) && state.cursor(&one).is_none());
         state.set_cursor(&one, "c1".to_owned());
         state.write().unwrap();
+        let link = folder.path().join("link.json");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(StateFile::open(Some(&link)).unwrap_err().contains("another process"));
         assert!(StateFile::open(Some(&path)).unwrap_err().contains("another process uses this state file"));
         drop(state);
         let state = StateFile::open(Some(&path)).unwrap();
-        assert_eq!((state.cursor(&one).as_deref(), state.cursor(&two)), (Some("c1"), None));
+        let rotated = Receiver::parse("http://h/a?key=other").unwrap();
+        assert_eq!((state.cursor(&rotated).as_deref(), state.cursor(&two)), (Some("c1"), None));
         assert!(!std::fs::read_to_string(&path).unwrap().contains("secret"));
     }
 

@@ -43,18 +43,23 @@ pub struct Attempt<'a> {
     pub next: Option<Duration>,
 }
 
-/// What is called after each attempt.
+/// What is called when something happens.
 pub trait Observer: Send + Sync {
+    /// Something concerns a person.
+    fn report(&self, message: &str);
+
     /// An attempt has ended.
     fn on_attempt(&self, attempt: &Attempt<'_>);
 }
 
 /// The secrets of a file, which is read again from time to time.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SecretsFile {
     path: PathBuf,
     secrets: Secrets,
     read_at: Instant,
+    /// The error of the last read.
+    error: Option<String>,
 }
 
 impl SecretsFile {
@@ -64,18 +69,25 @@ impl SecretsFile {
     /// It cannot be read, or has no usable secret. The text contains no part of a secret.
     pub fn open(path: PathBuf) -> Result<SecretsFile, String> {
         let secrets = read_secrets(&path)?;
-        Ok(SecretsFile { path, secrets, read_at: Instant::now() })
+        Ok(SecretsFile { path, secrets, read_at: Instant::now(), error: None })
     }
 
-    /// Returns the current secrets. A file that can no longer be used changes nothing.
-    fn current(&mut self) -> &Secrets {
-        if self.read_at.elapsed() >= SECRETS_INTERVAL {
-            self.read_at = Instant::now();
-            if let Ok(secrets) = read_secrets(&self.path) {
-                self.secrets = secrets;
-            }
+    /// Reads the file again, if it is time. A file that can no longer be used changes nothing. Returns what to report.
+    fn refresh(&mut self) -> Option<String> {
+        if self.read_at.elapsed() < SECRETS_INTERVAL {
+            return None;
         }
-        &self.secrets
+        self.read_at = Instant::now();
+        let error = match read_secrets(&self.path) {
+            Ok(secrets) => {
+                self.secrets = secrets;
+                None
+            }
+            Err(error) => Some(error),
+        };
+        let is_new = error.is_some() && error != self.error;
+        self.error.clone_from(&error);
+        error.filter(|_| is_new).map(|error| format!("{error}; the secrets that were read before stay in use"))
     }
 }
 
@@ -91,24 +103,37 @@ fn read_secrets(path: &Path) -> Result<Secrets, String> {
 /// What the stream of a receiver fills.
 #[derive(Debug)]
 pub struct Feeder {
+    receiver: Receiver,
+    state: StateFile,
     intake: Intake,
     input: Input,
 }
 
 impl Feeder {
-    /// Queues an event. It waits while the queue is full. Returns false if the receiver wants no more.
-    pub async fn on_event(&mut self, event: &Event) -> bool {
-        let item = self.intake.accept(event, &now());
-        self.input.push(item).await
-    }
-
-    /// Records that the connection was lost. `cursor` is the one that the next connection resumes after. Returns false if
-    /// the receiver wants no more.
-    pub async fn on_lost(&mut self, cursor: Option<&str>) -> bool {
-        match self.intake.on_lost(cursor, &now()) {
+    /// Records that a connection is open, which resumes after `cursor`. Returns false if the receiver wants no more.
+    pub async fn on_connected(&mut self, cursor: Option<&str>) -> bool {
+        self.state.set_started(&self.receiver);
+        match self.intake.on_connected(cursor, &now()) {
             Some(item) => self.input.push(item).await,
             None => true,
         }
+    }
+
+    /// Queues an event. It waits while the queue is full. Returns false if the receiver wants no more.
+    pub async fn on_event(&mut self, event: &Event) -> bool {
+        let item = self.intake.on_event(event, &now());
+        self.input.push(item).await
+    }
+
+    /// Queues a gap in place of an event that cannot be parsed. Returns false if the receiver wants no more.
+    pub async fn on_malformed(&mut self) -> bool {
+        let item = self.intake.on_malformed(&now());
+        self.input.push(item).await
+    }
+
+    /// Records that the server does not accept the cursor.
+    pub fn on_cursor_rejected(&mut self) {
+        self.intake.on_cursor_rejected();
     }
 }
 
@@ -137,8 +162,10 @@ impl Worker {
         state: StateFile,
     ) -> (Feeder, Worker) {
         let (input, output) = queue();
-        let intake = Intake::new(types, since.is_some(), run.to_owned());
-        (Feeder { intake, input }, Worker { receiver, output, sender, secrets, state })
+        let has_started = since.is_some() || state.is_started(&receiver);
+        let intake = Intake::new(types, has_started, run.to_owned());
+        let feeder = Feeder { receiver: receiver.clone(), state: state.clone(), intake, input };
+        (feeder, Worker { receiver, output, sender, secrets, state })
     }
 
     /// Returns the messages that wait.
@@ -165,7 +192,10 @@ impl Worker {
     async fn deliver(&mut self, message: &Message, observer: &impl Observer) -> bool {
         let mut backoff = Backoff::default();
         for number in 1.. {
-            let secrets = self.secrets.as_mut().map(SecretsFile::current);
+            if let Some(problem) = self.secrets.as_mut().and_then(SecretsFile::refresh) {
+                observer.report(&problem);
+            }
+            let secrets = self.secrets.as_ref().map(|file| &file.secrets);
             let start = Instant::now();
             let outcome = self.sender.send(&self.receiver, message, secrets).await;
             let duration = start.elapsed();

@@ -246,7 +246,9 @@ impl Upstream {
             Error::Lost(_) => "connection cut",
             Error::Silent(_) => "silent",
             // A raw connection parses no events, and its settings are checked at the start.
-            Error::Connect { .. } | Error::Setting(_) | Error::Malformed { .. } => "no connection",
+            Error::Connect { .. } | Error::Setting(_) | Error::Malformed { .. } | Error::CursorRejected(_) => {
+                "no connection"
+            }
         };
         let (status, retry_after) = (error.status(), error.retry_after());
         Failure { status, reason: label.to_owned(), label, retry_after, detail: error.to_string() }

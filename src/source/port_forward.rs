@@ -11,7 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -245,17 +245,19 @@ impl Drop for PodConnection {
 impl AsyncRead for PodConnection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        if buffer.filled().len() == before
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        let has_bytes = read.is_ready() && buffer.filled().len() > before;
+        // After an error of the node nothing follows, and the connection may stay open.
+        if !has_bytes
             && let Some(error) = &mut self.error
+            && let Poll::Ready(message) = error.as_mut().poll(cx)
         {
-            let message = ready!(error.as_mut().poll(cx));
             self.error = None;
             if let Some(message) = message {
                 return Poll::Ready(Err(io::Error::other(format!("the node reports: {}", message.trim()))));
             }
         }
-        Poll::Ready(Ok(()))
+        read
     }
 }
 

@@ -78,7 +78,7 @@ async fn completions_name_the_commands_and_flags() {
 async fn man_pages_exist_for_every_command() {
     let program = run(&["man"], &[]).await;
     assert!(program.code == 0 && program.stdout.contains(".TH boilerhouse-bridge 1"), "{program:?}");
-    for command in ["serve", "demo", "events", "completions", "man", "crd"] {
+    for command in ["serve", "demo", "events", "relay", "dashboard", "completions", "man", "crd"] {
         let page = run(&["man", command], &[]).await;
         assert_eq!((page.code, page.stderr.as_str()), (0, ""), "{command}");
         assert!(page.stdout.contains(&format!(".TH boilerhouse-bridge-{command} 1")), "{command}: {}", page.stdout);
@@ -97,6 +97,7 @@ async fn help_output_matches_the_golden_file() {
         &["events", "--help"],
         &["top", "--help"],
         &["relay", "--help"],
+        &["dashboard", "--help"],
         &["completions", "--help"],
         &["man", "--help"],
         &["crd", "--help"],

@@ -1,4 +1,4 @@
-//! `events` without a URL: it finds the Service of the bridge and forwards a port to a Pod.
+//! `events` without a URL, and `dashboard`: they find the Service of the bridge and forward a port to a Pod.
 //!
 //! A small API server of the test speaks the port-forward protocol of Kubernetes (binary WebSocket messages: a channel, then
 //! bytes) and leads to a real bridge. The real API server has no node here, so that it refuses; its refusal must be
@@ -24,7 +24,11 @@ use tokio_tungstenite::{
 };
 
 use crate::support::{
-    self, bridge_process::command, cluster::Cluster, http_client::TEST_TIMEOUT, sim_cluster::SimCluster,
+    self,
+    bridge_process::{BridgeProcess, command},
+    cluster::Cluster,
+    http_client::{self, TEST_TIMEOUT, WsClient},
+    sim_cluster::SimCluster,
 };
 
 const NAMESPACE: &str = "boilerhouse";
@@ -160,7 +164,8 @@ async fn forward(mut socket: TcpStream, head: &str, path: &str, pod: &str, objec
     let Some(target) = target else {
         let error = "\x01an error occurred forwarding 3000: connection refused inside the Pod";
         stream.send(Message::binary(error.as_bytes().to_vec())).await.unwrap();
-        let _ = stream.close(None).await;
+        // The client ends the connection.
+        while let Some(Ok(_)) = stream.next().await {}
         return;
     };
     let mut bridge = TcpStream::connect(target).await.unwrap();
@@ -306,4 +311,32 @@ async fn the_real_api_server_understands_the_request() {
         "cannot forward a port to Pod bridge-0 in namespace {namespace}: 400 pod bridge-0 does not have a host"
     );
     assert!(stderr.contains(&words), "{stderr}");
+}
+
+/// `dashboard` prints a URL of this machine, which leads to the bridge.
+#[tokio::test]
+async fn the_dashboard_of_a_bridge_is_reached_through_a_port_forward() {
+    let cluster = SimCluster::new().await;
+    let bridge = cluster.bridge(&[]).await;
+    let api = ForwardingApi::start(Objects {
+        services: vec![service("bridge")],
+        pods: vec![pod("one", true)],
+        targets: vec![("one", bridge.address)],
+        ..Objects::default()
+    })
+    .await;
+    let kubeconfig = api.kubeconfig.path().to_string_lossy().into_owned();
+    let mut dashboard = BridgeProcess::run(&["dashboard", "--kubeconfig", &kubeconfig]).await;
+    let html = [("Accept", "text/html")];
+    let page = http_client::request(dashboard.address, "GET", "/", &html).await;
+    assert!(page.status == 200 && page.body.contains("app.js"), "{}", page.body);
+    assert_eq!(http_client::get(dashboard.address, "/api/v1/instances").await.body, "[]");
+    let mut stream = WsClient::connect(dashboard.address, "/api/websocket").await;
+    assert_eq!(stream.json().await["type"], "state.initial");
+    dashboard.signal("TERM").await;
+    assert_eq!(dashboard.ended(TEST_TIMEOUT).await.code(), Some(0));
+    let nothing = ForwardingApi::start(Objects::default()).await;
+    let mut dashboard = command(&["dashboard", "--kubeconfig", &nothing.kubeconfig.path().to_string_lossy()]);
+    let output = timeout(TEST_TIMEOUT, dashboard.output()).await.expect("it ends in time").unwrap();
+    assert!(output.status.code() == Some(5) && text(&output.stderr).contains("has no Service"), "{output:?}");
 }

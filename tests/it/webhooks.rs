@@ -214,15 +214,18 @@ async fn wrong_arguments_are_refused_before_anything_is_sent() {
     let file = folder.path().join("file").to_string_lossy().into_owned();
     std::fs::write(&file, "secret").unwrap();
     let hook = "http://127.0.0.1:1/hook";
-    let cases: [(&[&str], i32, &str); 8] = [
+    let cases: [(&[&str], i32, &str); 11] = [
         (&["--forward-to", "ftp://host/"], 2, "accepted: http://HOST:PORT/PATH or https://HOST/PATH"),
         (&["--forward-to", "https://user:password@host/"], 2, "must not contain a credential"),
         (&["--forward-to", hook, "--forward-to", hook], 2, "names a receiver twice"),
+        (&["--forward-to", hook, "--forward-to", "http://127.0.0.1:1/hook?a=1"], 2, "differ only in their query"),
+        (&["--forward-to", "http://127.0.0.1:1/a b"], 2, "a URL has no spaces"),
+        (&["--forward-to", "http://127.0.0.1:99999/"], 2, "the port is no number from 1 to 65535"),
         (&["--forward-to", hook, "--events", "heartbeat"], 2, "is not forwarded"),
+        (&["--forward-to", hook, "--events", "state.initial"], 2, "is not forwarded"),
         (&["--forward-to", hook, "--webhook-secret-file", &file], 2, "each whsec_ and the base64 of 24 to 64 bytes"),
         (&["--forward-to", hook, "--webhook-secret-file", "/nowhere"], 2, "No such file"),
         (&["--forward-to", hook, "--state-file", &file], 1, "not a state file"),
-        (&["--state-file", &file], 2, "--forward-to"),
     ];
     for (args, code, words) in cases {
         let forwarder = Forwarder::start("http://127.0.0.1:1", args);
@@ -230,4 +233,93 @@ async fn wrong_arguments_are_refused_before_anything_is_sent() {
         assert!(ended == Some(code) && stderr.contains(words), "{args:?}: {ended:?} {stderr}");
         assert!(!stderr.contains("password"), "{stderr}");
     }
+}
+
+/// A plain server of events: it has no ids, and ends each connection after its script.
+struct PlainServer {
+    address: std::net::SocketAddr,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+impl PlainServer {
+    /// Answers each connection with the next body, and the last one without end.
+    async fn start(bodies: &'static [&'static str]) -> PlainServer {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = tokio::spawn(async move {
+            for n in 0.. {
+                let (mut socket, _) = listener.accept().await.unwrap();
+                let mut request = Vec::new();
+                while !request.windows(4).any(|bytes| bytes == b"\r\n\r\n") {
+                    socket.read_buf(&mut request).await.unwrap();
+                }
+                let Some(body) = bodies.get(n) else { return std::future::pending().await };
+                let answer = if body.starts_with("HTTP/1.1") {
+                    (*body).to_owned()
+                } else {
+                    format!("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n{body}")
+                };
+                socket.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        PlainServer { address, serving }
+    }
+}
+
+impl Drop for PlainServer {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+/// What a server without cursors sent between two connections is a gap, after the reconnect and once. Its own members `id`
+/// and `key` mean nothing to the client, and a failed try is no gap.
+#[tokio::test]
+async fn a_stream_without_cursors_has_a_gap_at_each_reconnect() {
+    let first = "data: {\"type\":\"order\",\"id\":17,\"key\":\"customer-1\"}\n\ndata: not JSON\n\n";
+    let second = "data: {\"type\":\"order\",\"id\":\"order-2\",\"key\":\"customer-1\"}\n\n";
+    let failure = "HTTP/1.1 503 Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    let sign_in = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 7\r\nConnection: close\r\n\r\nSign in";
+    let bodies: &[&str] = Vec::leak(vec![first, failure, sign_in, second]);
+    let server = PlainServer::start(bodies).await;
+    let receiver = Receiver::start().await;
+    let hook = receiver.url("/hook");
+    let url = format!("http://{}/events", server.address);
+    let forwarder = Forwarder::start(&url, &["--transport", "sse", "--forward-to", &hook]);
+    receiver.wait_for(4).await;
+    let received = receiver.accepted();
+    let text = |body: &Value| body["reason"].as_str().or(body["type"].as_str()).unwrap().to_owned();
+    assert_eq!(received.iter().map(text).collect::<Vec<_>>(), ["order", "malformed", "unresumable", "order"]);
+    drop(forwarder);
+}
+
+/// Neither a stdout that is not read nor a full disk stops the deliveries or the signals silently.
+#[tokio::test]
+async fn deliveries_do_not_wait_for_stdout() {
+    let cluster = SimCluster::new().await;
+    let bridge = cluster.bridge(&[]).await;
+    let receiver = Receiver::start().await;
+    let (url, hook) = (format!("http://{}", bridge.address), receiver.url("/hook"));
+    let forwarder = Forwarder::start(&url, &["--types", "instance", "--forward-to", &hook]);
+    streams_opened(&bridge, 1).await;
+    // More than the pipe and the queue of lines hold, if each line has more than 100 bytes.
+    let pods = 2500;
+    for n in 0..pods {
+        cluster.create_pod(&format!("pod-{n}"));
+    }
+    receiver.wait_for(pods).await;
+    let pid = rustix::process::Pid::from_raw(i32::try_from(forwarder.child.id().unwrap()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let (code, stderr) = forwarder.ended().await;
+    assert!(code == Some(130) && stderr.contains("lines about deliveries are left out"), "{code:?} {stderr}");
+
+    let mut full: Command = command(&["events", "--url", &url, "--forward-to", &hook]);
+    full.stdout(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap()).stderr(Stdio::piped());
+    let full = full.kill_on_drop(true).spawn().unwrap();
+    streams_opened(&bridge, 2).await;
+    cluster.create_pod("last");
+    let output = timeout(TEST_TIMEOUT, full.wait_with_output()).await.expect("it ends in time").unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && stderr.contains("No space left on device"), "{output:?}");
 }

@@ -4,10 +4,14 @@ use std::{
     collections::BTreeSet,
     path::PathBuf,
     pin::Pin,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
+use anyhow::Context as _;
 use clap::Args;
 use futures::future::try_join_all;
 use jiff::Timestamp;
@@ -18,8 +22,9 @@ use tokio::{
 };
 
 use super::{
-    super::{connection::ConnectionArgs, exit::CliError},
-    follow::{Follow, Followed, report},
+    super::{connection::ConnectionArgs, exit::CliError, logging::report},
+    follow::{Follow, Followed},
+    lines::Lines,
     printer::Printer,
 };
 use crate::{
@@ -38,21 +43,21 @@ const MAX_RECEIVERS: usize = 32;
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Deliveries")]
 pub(super) struct ForwardArgs {
-    /// POST each event to this URL as a webhook, in order and at least once. Can be given several times. Stdout shows the
-    /// deliveries
-    #[arg(long, env = "BRIDGE_FORWARD_TO", value_name = "URL", value_delimiter = ' ')]
+    /// POST each event to this URL as a webhook, in order and at least once. Can be given several times; in the variable,
+    /// spaces separate the URLs. Stdout shows the deliveries
+    #[arg(long, env = "BRIDGE_FORWARD_TO", value_name = "URL")]
     forward_to: Vec<String>,
 
     /// File with the secret that signs the deliveries: whsec_ and the base64 of 24 to 64 bytes (Standard Webhooks)
-    #[arg(long, env = "BRIDGE_WEBHOOK_SECRET_FILE", value_name = "FILE", requires = "forward_to")]
+    #[arg(long, env = "BRIDGE_WEBHOOK_SECRET_FILE", value_name = "FILE")]
     webhook_secret_file: Option<PathBuf>,
 
     /// File with the certificates to trust for receivers, in PEM, instead of those of the system
-    #[arg(long, env = "BRIDGE_WEBHOOK_CA_FILE", value_name = "FILE", requires = "forward_to")]
+    #[arg(long, env = "BRIDGE_WEBHOOK_CA_FILE", value_name = "FILE")]
     webhook_ca_file: Option<PathBuf>,
 
     /// File that keeps the cursor of the last delivery for each receiver, so that a restart continues there
-    #[arg(long, env = "BRIDGE_STATE_FILE", value_name = "FILE", requires = "forward_to")]
+    #[arg(long, env = "BRIDGE_STATE_FILE", value_name = "FILE")]
     state_file: Option<PathBuf>,
 }
 
@@ -79,7 +84,7 @@ impl ForwardArgs {
         if let Some(kind) = types.iter().find(|kind| NEVER_FORWARDED.contains(&kind.as_str())) {
             return Err(CliError::usage(format!("--events {kind} concerns one connection only and is not forwarded")));
         }
-        let secrets = || self.webhook_secret_file.clone().map(SecretsFile::open).transpose();
+        let secrets = self.webhook_secret_file.clone().map(SecretsFile::open).transpose().map_err(CliError::usage)?;
         let tls = tls_config(self.webhook_ca_file.as_deref()).map_err(|error| CliError::usage(error.to_string()))?;
         let state = StateFile::open(self.state_file.as_deref()).map_err(CliError::failed)?;
         let sender = Sender::new(tls);
@@ -92,25 +97,30 @@ impl ForwardArgs {
                 None => builder.clone().build(),
             };
             let client = client.map_err(|error| CliError::usage(error.to_string()))?;
-            let secrets = secrets().map_err(CliError::usage)?;
             let (feeder, worker) = Worker::new(
                 receiver.clone(),
                 types.to_vec(),
                 client.since(),
                 &run,
                 sender.clone(),
-                secrets,
+                secrets.clone(),
                 state.clone(),
             );
             counts.push(Counts::new(receiver.name(), worker.backlog()));
             streams.push((Follow::new(&client, connection), feeder, worker));
         }
         let deliveries = Deliveries::new(printer, count, counts);
+        let (opened, all) = (AtomicUsize::new(0), receivers.len());
+        let on_opened = || {
+            if opened.fetch_add(1, Ordering::Relaxed) + 1 == all {
+                report(&format!("connected; deliveries to {all} {}", if all == 1 { "receiver" } else { "receivers" }));
+            }
+        };
         let receivers = streams.into_iter().map(|(follow, feeder, worker)| {
-            let deliveries = &deliveries;
+            let (deliveries, on_opened) = (&deliveries, &on_opened);
             async move {
                 tokio::select! {
-                    fed = feed(follow, feeder) => fed,
+                    fed = feed(follow, feeder, on_opened) => fed,
                     () = worker.run(deliveries) => Ok(()),
                 }
             }
@@ -121,23 +131,34 @@ impl ForwardArgs {
                 Err(error) => Err(error),
             },
             () = deliveries.done.notified() => Ok(0),
+            () = deliveries.lines.closed() => Ok(0),
             _ = stopped => Ok(0),
             _ = state.run(report) => Ok(0),
             () = deliveries.report_counts() => Ok(0),
         };
         deliveries.report_totals();
-        state.write().map_err(|error| anyhow::anyhow!("cannot write the state file: {error}"))?;
+        state.write().context("cannot write the state file")?;
+        deliveries.lines.finish().await.context("cannot print the deliveries")?;
         outcome
     }
 
     /// Parses the URLs. The parser of flags would repeat a wrong one, which may contain a secret.
     fn receivers(&self) -> Result<Vec<Receiver>, CliError> {
+        let urls: Vec<&str> = self.forward_to.iter().flat_map(|urls| urls.split_whitespace()).collect();
+        let is_one = |url: &&str| url.contains("://") || urls.len() == 1;
+        if !urls.iter().all(is_one) {
+            return Err(CliError::usage(
+                "--forward-to: a URL has no spaces; of several, each begins with http:// or https://",
+            ));
+        }
         let parse =
-            |url: &String| Receiver::parse(url).map_err(|error| CliError::usage(format!("--forward-to: {error}")));
-        let receivers: Vec<Receiver> = self.forward_to.iter().map(parse).collect::<Result<_, _>>()?;
+            |url: &&str| Receiver::parse(url).map_err(|error| CliError::usage(format!("--forward-to: {error}")));
+        let receivers: Vec<Receiver> = urls.iter().map(parse).collect::<Result<_, _>>()?;
         let names: BTreeSet<String> = receivers.iter().map(Receiver::name).collect();
         if names.len() < receivers.len() {
-            return Err(CliError::usage("--forward-to names a receiver twice"));
+            return Err(CliError::usage(
+                "--forward-to names a receiver twice: URLs that differ only in their query are one",
+            ));
         }
         if receivers.len() > MAX_RECEIVERS {
             return Err(CliError::usage(format!("--forward-to accepts at most {MAX_RECEIVERS} receivers")));
@@ -147,11 +168,22 @@ impl ForwardArgs {
 }
 
 /// Fills the queue of one receiver until the receiver wants no more.
-async fn feed(mut follow: Follow<'_>, mut feeder: Feeder) -> Result<(), CliError> {
+async fn feed(mut follow: Follow<'_>, mut feeder: Feeder, on_opened: impl Fn()) -> Result<(), CliError> {
+    let mut is_first = true;
     loop {
         let goes_on = match follow.next().await? {
+            Followed::Connected => {
+                if std::mem::take(&mut is_first) {
+                    on_opened();
+                }
+                feeder.on_connected(follow.resumed_after()).await
+            }
             Followed::Event(event) => feeder.on_event(&event).await,
-            Followed::Lost => feeder.on_lost(follow.cursor()).await,
+            Followed::Malformed => feeder.on_malformed().await,
+            Followed::CursorRejected => {
+                feeder.on_cursor_rejected();
+                true
+            }
         };
         if !goes_on {
             return Ok(());
@@ -213,22 +245,25 @@ impl Counts {
 #[derive(Debug)]
 struct Deliveries {
     printer: Printer,
+    lines: Lines,
     limit: Option<u64>,
     state: Mutex<DeliveryState>,
-    /// Enough lines are printed, or stdout is closed.
+    /// Enough lines are printed.
     done: Notify,
 }
 
 #[derive(Debug)]
 struct DeliveryState {
     printed: u64,
+    /// Lines that were left out, because stdout is not read.
+    left_out: u64,
     counts: Vec<Counts>,
 }
 
 impl Deliveries {
     fn new(printer: Printer, limit: Option<u64>, counts: Vec<Counts>) -> Deliveries {
-        let state = Mutex::new(DeliveryState { printed: 0, counts });
-        Deliveries { printer, limit, state, done: Notify::new() }
+        let state = Mutex::new(DeliveryState { printed: 0, left_out: 0, counts });
+        Deliveries { printer, lines: Lines::new(), limit, state, done: Notify::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, DeliveryState> {
@@ -246,6 +281,10 @@ impl Deliveries {
     fn report_totals(&self) {
         let texts: Vec<String> = self.state().counts.iter_mut().filter_map(Counts::text).collect();
         texts.iter().for_each(|text| report(text));
+        let left_out = std::mem::take(&mut self.state().left_out);
+        if left_out > 0 {
+            report(&format!("stdout is not read: {left_out} lines about deliveries are left out"));
+        }
     }
 
     fn count(&self, receiver: &str, outcome: &Outcome) {
@@ -260,6 +299,10 @@ impl Deliveries {
 }
 
 impl Observer for Deliveries {
+    fn report(&self, message: &str) {
+        report(message);
+    }
+
     fn on_attempt(&self, attempt: &Attempt<'_>) {
         let Attempt { receiver, kind, id, number, outcome, duration, .. } = attempt;
         let now = Timestamp::now();
@@ -278,10 +321,16 @@ impl Observer for Deliveries {
         let clock = now.strftime("%H:%M:%S%.3f");
         let text = format!("{clock} {receiver}  {kind}  {id}  {status}  attempt {number}  {milliseconds} ms");
         self.count(&receiver, outcome);
-        let is_open = self.printer.print(&json, &text).unwrap_or(false);
+        let line = self.printer.line(&json, &text);
         let mut state = self.state();
+        if self.limit.is_some_and(|limit| state.printed >= limit) {
+            return;
+        }
         state.printed += 1;
-        if !is_open || self.limit.is_some_and(|limit| state.printed >= limit) {
+        if !self.lines.push(line) {
+            state.left_out += 1;
+        }
+        if self.limit.is_some_and(|limit| state.printed >= limit) {
             self.done.notify_one();
         }
     }

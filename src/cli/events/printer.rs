@@ -45,16 +45,17 @@ impl Printer {
         }
     }
 
-    /// Prints a value of the program. Returns false if the output is closed.
-    pub(super) fn print(&self, json: &Value, text: &str) -> io::Result<bool> {
+    /// Returns the line for a value of the program.
+    pub(super) fn line(&self, json: &Value, text: &str) -> String {
         match self.output {
-            Output::Json => print(&json_line(&json.to_string(), self.is_terminal)),
-            Output::Text => print(&format!("{}\n", escape(text))),
+            Output::Json => json_line(&json.to_string(), self.is_terminal),
+            Output::Text => format!("{}\n", escape(text)),
         }
     }
 }
 
-fn print(line: &str) -> io::Result<bool> {
+/// Prints a line, and flushes it. Returns false if the output is closed.
+pub(super) fn print(line: &str) -> io::Result<bool> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),

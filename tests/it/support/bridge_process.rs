@@ -209,9 +209,9 @@ async fn follow(
     }
 }
 
-/// Returns the address in a log line with `listening on http://…` or `listening on https://…`.
+/// Returns the address in a log line with `listening on http://…` or `listening on https://…`, or of a line that is a URL.
 fn address(line: &str) -> Option<SocketAddr> {
-    let rest = line.split_once("listening on http")?.1;
+    let rest = line.split_once("listening on ").map_or(line, |(_, rest)| rest).strip_prefix("http")?;
     let rest = rest.strip_prefix('s').unwrap_or(rest).strip_prefix("://")?;
     rest.split(|c: char| c.is_whitespace() || c == ',' || c == '/').next()?.parse().ok()
 }
