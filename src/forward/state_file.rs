@@ -4,7 +4,7 @@
 //! process at a time uses it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map},
     fs::{File, OpenOptions, TryLockError},
     io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
@@ -94,8 +94,8 @@ impl StateFile {
     /// Records that a stream for this receiver is open.
     pub(super) fn set_started(&self, receiver: &Receiver) {
         let mut content = self.content();
-        if !content.receivers.contains_key(&receiver.name()) {
-            content.receivers.insert(receiver.name(), Entry::default());
+        if let btree_map::Entry::Vacant(vacant) = content.receivers.entry(receiver.name()) {
+            vacant.insert(Entry::default());
             self.0.changed.notify_one();
         }
     }
