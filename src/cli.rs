@@ -195,6 +195,17 @@ fn block_on(command: impl Future<Output = Result<u8, CliError>>) -> Result<u8, C
 mod tests {
     use super::*;
 
+    /// docs/protocol.md#commands. kubectl reads KUBECONFIG in place of `--kubeconfig`, and so does `source::connect`.
+    #[test]
+    fn every_flag_has_a_variable() {
+        for subcommand in command().get_subcommands() {
+            let flags = subcommand.get_arguments().filter(|arg| arg.get_long().is_some());
+            let without: Vec<_> = flags.filter(|arg| arg.get_env().is_none()).filter_map(Arg::get_long).collect();
+            let is_known = |flag: &&str| ["kubeconfig", "help", "version"].contains(flag);
+            assert!(without.iter().all(is_known), "{}: {without:?}", subcommand.get_name());
+        }
+    }
+
     #[test]
     fn clap_definition_passes_debug_assert() {
         command().debug_assert();

@@ -34,11 +34,11 @@ pub(super) struct Demo {
     port: u16,
 
     /// Speed of the changes; 1 is about one change a second
-    #[arg(long, default_value_t = 1.0, value_parser = speed)]
+    #[arg(long, env = "BRIDGE_DEMO_SPEED", default_value_t = 1.0, value_parser = speed)]
     speed: f64,
 
     /// Seed of the random changes. The same seed repeats the same changes
-    #[arg(long, default_value_t = 1, value_parser = integer_in::<u64>(0..=u64::MAX))]
+    #[arg(long, env = "BRIDGE_DEMO_SEED", default_value_t = 1, value_parser = integer_in::<u64>(0..=u64::MAX))]
     seed: u64,
 
     /// Log level: error, warn, info, debug or trace. RUST_LOG, if set, replaces it by a filter for each module

@@ -58,15 +58,15 @@ pub(super) struct EventsCommand {
     events: Vec<String>,
 
     /// Resume after this cursor: the `id` of an event, or the value of the header Event-Cursor
-    #[arg(long, value_name = "CURSOR")]
+    #[arg(long, env = "BRIDGE_SINCE", value_name = "CURSOR")]
     since: Option<String>,
 
     /// End after this number of printed events
-    #[arg(long, value_name = "N", value_parser = integer_in::<u64>(1..=u64::MAX))]
+    #[arg(long, env = "BRIDGE_COUNT", value_name = "N", value_parser = integer_in::<u64>(1..=u64::MAX))]
     count: Option<u64>,
 
     /// End after this time, such as 3, 3s or 2m
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, env = "BRIDGE_TIMEOUT", value_name = "TIME", value_parser = duration)]
     timeout: Option<Duration>,
 
     #[command(flatten)]

@@ -2,6 +2,7 @@
 //! transports, and reports what is no stream.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, HashSet},
     time::Duration,
 };
@@ -13,7 +14,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::support::{self, http_client::TEST_TIMEOUT, sim_cluster::SimCluster, tcp_proxy::TcpProxy};
+use crate::support::{
+    self, bridge_process::BridgeProcess, cluster::Cluster, http_client::TEST_TIMEOUT, sim_cluster::SimCluster,
+    tcp_proxy::TcpProxy,
+};
 
 /// Connections that are cut, in the short form and in the long form.
 const CUTS: [u64; 2] = [8, 200];
@@ -64,28 +68,42 @@ impl Received {
     }
 }
 
-/// Writes without end: each Pod gets a phase, and now and then it is deleted and created again. Returns never.
-async fn write(cluster: &SimCluster) {
+/// Writes until `is_enough`: each Pod gets a phase, and now and then it is deleted and created again. `prefix` differs for
+/// each call.
+async fn write(cluster: &Cluster, prefix: u64, is_enough: &Cell<bool>) {
     for n in 0_u64.. {
-        let name = format!("pod-{}", n % PODS);
+        if is_enough.get() {
+            return;
+        }
+        let name = format!("pod-{prefix}-{}", n % PODS);
         match n / PODS % 4 {
-            0 => cluster.create_pod(&name),
-            1 => cluster.pod_phase(&name, "Pending"),
-            2 => cluster.pod_phase(&name, "Running"),
-            _ => cluster.sim().store(|store| {
-                use boilerhouse_bridge::sim::ApiResource;
-                store.delete(ApiResource::Pods, crate::support::sim_cluster::NAMESPACE, &name).unwrap();
-            }),
+            0 => cluster.create_pod(&name, "").await,
+            1 => cluster.pod_phase(&name, "Pending").await,
+            2 => cluster.pod_phase(&name, "Running").await,
+            _ => cluster.delete_pod(&name).await,
         }
         sleep(PAUSE).await;
     }
 }
 
+/// Returns the phases of all Pods, as the API server lists them.
+async fn phases(cluster: &Cluster) -> BTreeMap<String, String> {
+    let request =
+        http::Request::get(format!("/api/v1/namespaces/{}/pods", cluster.namespace)).body(Vec::new()).unwrap();
+    let list: serde_json::Value = cluster.client().request(request).await.unwrap();
+    let pods = list["items"].as_array().unwrap().iter();
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    pods.map(|pod| (text(&pod["metadata"]["name"]), text(&pod["status"]["phase"]))).collect()
+}
+
+/// The long form runs on the real API server.
 #[tokio::test]
 async fn client_follows_the_cluster_through_cuts_and_restarts() {
     let cuts = CUTS[usize::from(support::long_form())];
-    let cluster = SimCluster::new().await;
-    let mut bridge = cluster.bridge(&[]).await;
+    let mut cluster = if support::long_form() { Cluster::real().await } else { Cluster::simulated().await };
+    let (kubeconfig, namespace) = (cluster.kubeconfig().to_string_lossy().into_owned(), cluster.namespace.clone());
+    let mut bridge = BridgeProcess::start(&kubeconfig, &namespace, &[]).await;
+    bridge.wait_ready().await;
     let proxy = TcpProxy::new(Some(CUT_AFTER), 7).await;
     proxy.set_target(Some(bridge.address));
     let client = |transport| {
@@ -93,32 +111,32 @@ async fn client_follows_the_cluster_through_cuts_and_restarts() {
         builder.build().unwrap().events()
     };
     let mut clients = [Transport::WebSocket, Transport::Sse].map(|transport| (client(transport), Received::default()));
-    let reading = async {
+    for part in 1..=3 {
         let [(one, first), (two, second)] = &mut clients;
-        for round in 1..=2 {
-            let enough = |received: &Received, _: &Events| received.errors >= cuts * round / 2;
+        let enough = |received: &Received, _: &Events| received.errors >= cuts * part / 3;
+        let is_enough = Cell::new(false);
+        let reading = async {
             tokio::join!(first.read_until(one, enough), second.read_until(two, enough));
-            if round == 1 {
+            is_enough.set(true);
+        };
+        tokio::join!(write(&cluster, part, &is_enough), reading);
+        match part {
+            1 => {
                 // The next bridge has no state of its clients.
                 bridge.signal("KILL").await;
                 bridge.ended(TEST_TIMEOUT).await;
-                bridge = cluster.bridge(&[]).await;
+                bridge = BridgeProcess::start(&kubeconfig, &namespace, &[]).await;
+                bridge.wait_ready().await;
                 proxy.set_target(Some(bridge.address));
             }
+            2 => {
+                cluster.down().await;
+                cluster.up().await;
+            }
+            _ => {}
         }
-    };
-    tokio::select! {
-        () = write(&cluster) => unreachable!("the writes have no end"),
-        () = reading => {}
     }
-    let expected: BTreeMap<String, String> = support::http_client::get(bridge.address, "/api/v1/instances")
-        .await
-        .json()
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|instance| (instance["name"].as_str().unwrap().into(), instance["phase"].as_str().unwrap().into()))
-        .collect();
+    let expected = phases(&cluster).await;
     for (events, received) in &mut clients {
         let is_equal = |received: &Received, _: &Events| received.phases() == expected;
         timeout(2 * TEST_TIMEOUT, received.read_until(events, is_equal)).await.expect("the fold reaches the state");
