@@ -1,6 +1,8 @@
 package bridge
 
 import (
+	"crypto/sha1"
+	"encoding/base64"
 	"fmt"
 	"net/http"
 	"slices"
@@ -323,5 +325,32 @@ func TestTheIDOfABlockWithoutDataCounts(t *testing.T) {
 	nextEvent(t, stream)
 	if found := server.seen()[1].Header.Get("Last-Event-ID"); found != "2" {
 		t.Fatalf("the second request has %q", found)
+	}
+}
+
+// The WebSocket package returns a message that is cut after as many bytes as it reads at once as if it were complete.
+func TestAWebSocketMessageThatIsCutIsNotDelivered(t *testing.T) {
+	checkLeaks(t)
+	const size = 1200
+	server := newScripted(t)
+	sent := 0
+	server.intercept = func(w http.ResponseWriter, r *http.Request) bool {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return true
+		}
+		defer conn.Close()
+		hash := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+		_, _ = fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
+			"Sec-WebSocket-Accept: %s\r\n\r\n", base64.StdEncoding.EncodeToString(hash[:]))
+		frame := append([]byte{0x81, 126, size >> 8, size & 0xFF}, strings.Repeat("x", sent)...)
+		_, _ = conn.Write(frame)
+		return true
+	}
+	for sent = range size {
+		stream := newStream(t, server.URL, Options{})
+		nextError[*LostError](t, stream)
+		stream.Close()
 	}
 }

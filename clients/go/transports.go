@@ -87,15 +87,31 @@ type answer struct {
 
 func (a *answer) RoundTrip(request *http.Request) (*http.Response, error) {
 	response, err := a.RoundTripper.RoundTrip(request)
-	if err != nil || response.StatusCode == http.StatusSwitchingProtocols {
+	if err != nil {
+		return nil, err
+	}
+	if upgraded, ok := response.Body.(io.ReadWriteCloser); ok && response.StatusCode == http.StatusSwitchingProtocols {
+		response.Body = upgradedConn{upgraded}
 		a.response = response
-		return response, err
+		return response, nil
 	}
 	a.body = readStart(response.Body)
 	_ = response.Body.Close()
 	response.Body = io.NopCloser(bytes.NewReader(a.body))
 	a.response = response
 	return response, nil
+}
+
+// upgradedConn reports the end of a connection as an error. The WebSocket package takes io.EOF inside a message for the end
+// of the message, and would return a message that was cut. An orderly end has a close frame, after which nothing is read.
+type upgradedConn struct{ io.ReadWriteCloser }
+
+func (c upgradedConn) Read(p []byte) (int, error) {
+	n, err := c.ReadWriteCloser.Read(p)
+	if errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
 }
 
 func openWebSocket(ctx context.Context, client *http.Client, target string, header http.Header) (source, error) {
