@@ -3,11 +3,15 @@ package bridge
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -248,6 +252,31 @@ func TestACredentialStaysOnLoopback(t *testing.T) {
 	if _, err := loopbackOnly(elsewhere, false)(t.Context(), "tcp", "a.localhost:80"); err != nil {
 		t.Errorf("without a credential: %v", err)
 	}
+}
+
+func TestTLSUsesTheGivenRootsAndHTTP1(t *testing.T) {
+	bothTransports(t, func(t *testing.T, transport Transport) {
+		plain := newScripted(t)
+		server := httptest.NewUnstartedServer(http.HandlerFunc(plain.serve))
+		server.EnableHTTP2 = true
+		server.Config.ErrorLog = log.New(io.Discard, "", 0)
+		server.StartTLS()
+		t.Cleanup(func() {
+			server.CloseClientConnections()
+			server.Close()
+		})
+		untrusted := nextError[*ConnectError](t, newStream(t, server.URL, Options{Transport: transport}))
+		if !strings.Contains(untrusted.Error(), "certificate") {
+			t.Fatalf("found %v", untrusted)
+		}
+		roots := x509.NewCertPool()
+		roots.AddCert(server.Certificate())
+		stream := newStream(t, server.URL, Options{Transport: transport, TLS: &tls.Config{RootCAs: roots}})
+		nextEvent(t, stream)
+		if request := plain.seen()[0]; request.ProtoMajor != 1 {
+			t.Fatalf("the request has HTTP/%d", request.ProtoMajor)
+		}
+	})
 }
 
 // The real durations of silence and backoff, on the clock of a synctest bubble.

@@ -27,7 +27,7 @@ func responseError(response *http.Response, body []byte, expected string) error 
 		found := fmt.Sprintf("%s with %s", statusText(status), firstLine([]byte(kind)))
 		return &NotStreamError{Status: status, Expected: expected, Found: found, FirstLine: firstLine(body)}
 	case status < 400:
-		target, _, _ := strings.Cut(cmp.Or(header.Get("Location"), "another place"), "?")
+		target := withoutCredential(cmp.Or(header.Get("Location"), "another place"))
 		return &RedirectError{Status: status, Target: firstLine([]byte(target))}
 	}
 	// The error body of a bridge (docs/protocol.md#errors).
