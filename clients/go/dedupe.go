@@ -21,7 +21,7 @@ func (d *dedupe) accept(event *Event) bool {
 		}
 		return !isRepeated
 	}
-	if event.Key != "" && len(d.keys) < MaxRememberedKeys {
+	if event.Key != "" && len(event.Key) <= MaxKeyBytes && len(d.keys) < MaxRememberedKeys {
 		if d.keys == nil {
 			d.keys = map[string]struct{}{}
 		}

@@ -45,6 +45,8 @@ const (
 	// MaxRememberedKeys is the maximum number of keys of delivered events after the last id. A difference of a large
 	// namespace has fewer.
 	MaxRememberedKeys = 65_536
+	// MaxKeyBytes is the maximum length of such a key. Those of a bridge have about 100 bytes.
+	MaxKeyBytes = 256
 	// MinDelay is the delay before the first reconnect. Each delay is drawn from its upper half.
 	MinDelay = time.Second
 	// MaxDelay is the longest delay before a reconnect.

@@ -87,6 +87,8 @@ type StatusError struct {
 	Parameter string
 	// RetryAfter is the delay that the server asks for, or 0.
 	RetryAfter time.Duration
+	// Retries is true for a 404 after a connection has worked: a proxy answers in place of the bridge for a while.
+	Retries bool
 }
 
 // Error returns status and message.
@@ -96,8 +98,21 @@ func (e *StatusError) isFinal() bool {
 	case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests:
 		return false
 	}
-	return e.Status >= 400 && e.Status < 500
+	return e.Status >= 400 && e.Status < 500 && !e.Retries
 }
+
+// CursorRejectedError reports that the server does not accept the cursor. The stream starts again without one, so events may
+// be missing.
+type CursorRejectedError struct {
+	// Message is the message of the server.
+	Message string
+}
+
+// Error names the message.
+func (e *CursorRejectedError) Error() string {
+	return fmt.Sprintf("the server does not accept the cursor (%s); the stream starts again without one", e.Message)
+}
+func (*CursorRejectedError) isFinal() bool { return false }
 
 // RedirectError reports a redirect. It is not followed, because it could lead a credential to another host. It is final
 // unless a connection has worked before.

@@ -35,10 +35,11 @@ func ParseEvent(data []byte) (Event, error) {
 
 // parseEvent parses a block. The event keeps its data.
 func parseEvent(b block) (Event, error) {
+	// Another server can use these names for values of other types.
 	var head struct {
-		Type *string `json:"type"`
-		ID   string  `json:"id"`
-		Key  string  `json:"key"`
+		Type any `json:"type"`
+		ID   any `json:"id"`
+		Key  any `json:"key"`
 	}
 	// JSON also decodes null into a struct.
 	if !bytes.HasPrefix(bytes.TrimLeft(b.data, " \t\r\n"), []byte("{")) {
@@ -47,12 +48,14 @@ func parseEvent(b block) (Event, error) {
 	if err := json.Unmarshal(b.data, &head); err != nil {
 		return Event{}, err
 	}
-	event := Event{ID: head.ID, Type: b.name, Key: head.Key, JSON: b.data}
-	if head.Type != nil {
-		event.Type = *head.Type
+	event := Event{ID: b.id, Type: b.name, JSON: b.data}
+	if kind, ok := head.Type.(string); ok {
+		event.Type = kind
 	}
-	if event.ID == "" {
-		event.ID = b.id
+	event.Key, _ = head.Key.(string)
+	// A member id of another server is no cursor of SSE, which has a field for it.
+	if id, ok := head.ID.(string); ok && !b.isSSE {
+		event.ID = id
 	}
 	if err := checkCursor(event.ID); err != nil {
 		return Event{}, err

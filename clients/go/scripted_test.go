@@ -217,15 +217,23 @@ func TestAnAnswerInPlaceOfTheStreamIsNotFinalAfterAConnectionHasWorked(t *testin
 			return stays
 		}
 		server.intercept = func(w http.ResponseWriter, _ *http.Request) bool {
-			if len(server.seen()) == 2 {
+			switch len(server.seen()) {
+			case 2:
 				_, _ = w.Write([]byte("<html>maintenance"))
+				return true
+			case 3:
+				w.WriteHeader(http.StatusNotFound)
+				return true
 			}
-			return len(server.seen()) == 2
+			return false
 		}
 		stream := newStream(t, server.URL, Options{Transport: transport})
 		nextEvent(t, stream)
 		nextError[*LostError](t, stream)
 		if err := nextError[*NotStreamError](t, stream); IsFinal(err) || err.FirstLine != "<html>maintenance" {
+			t.Fatalf("found %+v", err)
+		}
+		if err := nextError[*StatusError](t, stream); IsFinal(err) || err.Status != 404 {
 			t.Fatalf("found %+v", err)
 		}
 		nextEvent(t, stream)
@@ -244,6 +252,9 @@ func TestACursorThatTheReleaseDoesNotAcceptIsDiscarded(t *testing.T) {
 			return true
 		}
 		stream := newStream(t, server.URL, Options{Transport: transport, Since: "old"})
+		if err := nextError[*CursorRejectedError](t, stream); IsFinal(err) || err.Message != "no" {
+			t.Fatalf("found %v", err)
+		}
 		if event := nextEvent(t, stream); event.Type != "state.initial" || stream.Cursor() != "c1" {
 			t.Fatalf("found %+v", event)
 		}

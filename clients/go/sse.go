@@ -14,6 +14,7 @@ const keptLineBytes = 64 << 10
 type block struct {
 	id, name string
 	data     []byte
+	isSSE    bool
 }
 
 // parser parses an event stream (HTML standard, section 9.2.6). The input may be split anywhere. It holds at most one
@@ -102,7 +103,7 @@ func (p *parser) endBlock(emit func(block)) {
 	if p.hasID {
 		p.lastID, p.hasLastID = p.id, true
 	}
-	complete, isEvent := block{p.id, p.name, p.data}, p.hasData
+	complete, isEvent := block{p.id, p.name, p.data, true}, p.hasData
 	p.id, p.name, p.data, p.hasID, p.hasData = "", "", nil, false, false
 	if isEvent {
 		emit(complete)

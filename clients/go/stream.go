@@ -5,6 +5,7 @@ import (
 	"errors"
 	"iter"
 	"math/rand/v2"
+	"net/http"
 	"time"
 )
 
@@ -131,8 +132,8 @@ func (s *Stream) onRejection(ctx context.Context, err error, token string) error
 	var status *StatusError
 	if errors.As(err, &status) && status.Parameter == "lastEventId" && s.dedupe.cursor != "" {
 		// The release does not accept the encoding of the cursor (docs/protocol.md#what-clients-must-do).
-		s.dedupe.cursor = ""
-		return nil
+		s.dedupe = dedupe{}
+		return &CursorRejectedError{status.Message}
 	}
 	if IsUnauthorized(err) && !s.wasUnauthorized {
 		// The token can have been replaced since it was read. Another try with the same one does not help.
@@ -163,6 +164,8 @@ func retrying(err error) error {
 		err.Retries = true
 	case *NotStreamError:
 		err.Retries = true
+	case *StatusError:
+		err.Retries = err.Status == http.StatusNotFound
 	}
 	return err
 }

@@ -127,6 +127,10 @@ func (s *scripted) serveSSE(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
 	_ = http.NewResponseController(w).Flush()
 	send := func(data string) {
+		var event struct{ ID string }
+		if json.Unmarshal([]byte(data), &event) == nil && event.ID != "" {
+			_, _ = fmt.Fprintf(w, "id: %s\n", event.ID)
+		}
 		_, _ = fmt.Fprintf(w, "data: %s\n\n", data)
 		_ = http.NewResponseController(w).Flush()
 	}

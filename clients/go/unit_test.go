@@ -18,11 +18,11 @@ const stream = "\uFEFFretry: 1500\nid: a\nevent: x\ndata: 1\n\n: comment\n\ndata
 	"event: y\n\ndata: 5\n\ndata: cut"
 
 var streamBlocks = []block{
-	{"a", "x", []byte("1")},
-	{"", "", []byte{}},
-	{"", "", []byte("2\n3")},
-	{"", "", []byte(" é€😀")},
-	{"", "", []byte("5")},
+	{"a", "x", []byte("1"), true},
+	{"", "", []byte{}, true},
+	{"", "", []byte("2\n3"), true},
+	{"", "", []byte(" é€😀"), true},
+	{"", "", []byte("5"), true},
 }
 
 func parseChunks(chunks ...[]byte) ([]block, *parser) {
@@ -38,7 +38,7 @@ func checkBlocks(t *testing.T, where string, blocks []block, p *parser) {
 	t.Helper()
 	isEqual := func(a, b block) bool { return a.id == b.id && a.name == b.name && bytes.Equal(a.data, b.data) }
 	if !slices.EqualFunc(blocks, streamBlocks, isEqual) {
-		t.Fatalf("%s: found %q", where, blocks)
+		t.Fatalf("%s: found %+v", where, blocks)
 	}
 	if p.retry != 1500*time.Millisecond || p.lastID != "" || !p.hasLastID || p.heldBytes() != len("data: cut") {
 		t.Fatalf("%s: retry %v, last id %q, %d bytes held", where, p.retry, p.lastID, p.heldBytes())
@@ -64,7 +64,7 @@ func TestEverySplitOfAStreamGivesTheSameEvents(t *testing.T) {
 func TestParserIgnoresWhatIsNoField(t *testing.T) {
 	blocks, p := parseChunks([]byte("retry: 1x\nretry: -1\nid: a\x00b\nunknown: 1\ndata: \xff\n\nid: 7\n\n"))
 	if len(blocks) != 1 || blocks[0].id != "" || p.retry != 0 || p.lastID != "7" {
-		t.Fatalf("found %q, retry %v, last id %q", blocks, p.retry, p.lastID)
+		t.Fatalf("found %+v, retry %v, last id %q", blocks, p.retry, p.lastID)
 	}
 }
 
@@ -170,9 +170,17 @@ func TestKnownTypesAreParsedAndUnknownOnesArePassedOn(t *testing.T) {
 		t.Fatalf("found %+v", e)
 	}
 	data := `{"color":"red"}`
-	e, err := parseEvent(block{"sse", "named", []byte(data)})
+	e, err := parseEvent(block{"sse", "named", []byte(data), true})
 	if _, ok := e.Payload.(*Unknown); err != nil || !ok || e.ID != "sse" || e.Type != "named" || string(e.JSON) != data {
 		t.Fatalf("found %+v, %v", e, err)
+	}
+	// The members of another server have other meanings.
+	e, err = parseEvent(block{"sse", "named", []byte(`{"type":1,"id":"order-1","key":7}`), true})
+	if err != nil || e.ID != "sse" || e.Type != "named" || e.Key != "" {
+		t.Fatalf("found %+v, %v", e, err)
+	}
+	if e := event(t, `{"type":"a","id":17}`); e.ID != "" || e.Type != "a" {
+		t.Fatalf("found %+v", e)
 	}
 	if _, ok := event(t, `{"type":"matrix-down","status":503,"retryAt":"x","reason":"error answer"}`).Payload.(*UpstreamDown); !ok {
 		t.Fatal("matrix-down of a relay is not known")
@@ -203,7 +211,7 @@ func TestKnownTypesAreParsedAndUnknownOnesArePassedOn(t *testing.T) {
 func TestMalformedEventsAreErrors(t *testing.T) {
 	long, _ := json.Marshal(strings.Repeat("x", MaxCursorBytes+1))
 	for _, data := range []string{
-		``, `[]`, `1`, `null`, `{`, `<html>`, `{} {}`, `{"type":1}`,
+		``, `[]`, `1`, `null`, `{`, `<html>`, `{} {}`,
 		`{"type":"heartbeat","upstreamAgeMs":"x"}`,
 		`{"type":"instance.state","phase":"Running"}`,
 		`{"type":"claim.state","phase":"Active","claim":{"uid":1}}`,
