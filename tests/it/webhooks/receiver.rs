@@ -5,7 +5,10 @@
 use std::{
     collections::VecDeque,
     net::{Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,7 +21,32 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::support::http_client::TEST_TIMEOUT;
+use crate::support::{http_client::TEST_TIMEOUT, sim_cluster::SimCluster};
+
+/// The start of the names of Pods that no test looks at.
+const WARM_UP: &str = "warm-up";
+
+/// The number of such Pods in this process.
+static WARM_UPS: AtomicU32 = AtomicU32::new(0);
+
+/// Creates Pods until each receiver gets requests. The state with which a stream starts can contain the first of them, so
+/// that there is no event about it.
+pub(super) async fn start_forwarding(cluster: &SimCluster, receivers: &[&Receiver]) {
+    let started = async {
+        loop {
+            let name = format!("{WARM_UP}-{}", WARM_UPS.fetch_add(1, Ordering::Relaxed));
+            cluster.create_pod(&name);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            if receivers.iter().all(|receiver| receiver.attempts() > 0) {
+                return name;
+            }
+        }
+    };
+    let last = timeout(TEST_TIMEOUT, started).await.expect("the streams start in time");
+    for receiver in receivers.iter().filter(|receiver| receiver.state().always.is_none()) {
+        receiver.wait_for_last(&last).await;
+    }
+}
 
 /// How a request is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,11 +144,14 @@ impl Receiver {
         self.state().accepted.clone()
     }
 
+    /// Returns the names in the accepted bodies, without those of [`start_forwarding`].
     pub(super) fn accepted_names(&self) -> Vec<String> {
-        self.accepted().iter().map(|body| body["name"].as_str().unwrap_or_default().to_owned()).collect()
+        let names = self.accepted();
+        let names = names.iter().map(|body| body["name"].as_str().unwrap_or_default().to_owned());
+        names.filter(|name| !name.starts_with(WARM_UP)).collect()
     }
 
-    /// Waits until so many events are accepted.
+    /// Waits until so many events are accepted, those of [`start_forwarding`] included.
     pub(super) async fn wait_for(&self, count: usize) {
         self.wait_until(|state| state.accepted.len() >= count).await;
     }
@@ -128,10 +159,6 @@ impl Receiver {
     /// Waits until the event about this Pod is accepted.
     pub(super) async fn wait_for_last(&self, name: &str) {
         self.wait_until(|state| state.accepted.iter().any(|body| body["name"] == name)).await;
-    }
-
-    pub(super) async fn wait_for_attempts(&self, count: usize) {
-        self.wait_until(|state| state.arrived.len() >= count).await;
     }
 
     async fn wait_until(&self, is_enough: impl Fn(&State) -> bool) {

@@ -9,8 +9,7 @@ use serde_json::Value;
 
 use super::{
     Forwarder,
-    receiver::{Answer, Receiver},
-    streams_opened,
+    receiver::{Answer, Receiver, start_forwarding},
 };
 use crate::support::{self, sim_cluster::SimCluster, tcp_proxy::TcpProxy};
 
@@ -41,12 +40,10 @@ async fn round(seed: u64) {
     let transport = if rng.below(2) == 0 { "sse" } else { "websocket" };
     let args = ["--transport", transport, "--types", "instance", "--forward-to", &hook, "--state-file", &state];
     let mut forwarder = Forwarder::start(&url, &args);
-    streams_opened(&bridge, 1).await;
+    start_forwarding(&cluster, &[&receiver]).await;
     // The first cursor must be stored before the command is killed for the first time.
-    cluster.create_pod("pod-0");
-    receiver.wait_for(1).await;
     wait_for_cursor(&state).await;
-    for n in 1..PODS {
+    for n in 0..PODS {
         let name = format!("pod-{n}");
         cluster.create_pod(&name);
         let fault = rng.below(12);
@@ -95,7 +92,8 @@ async fn wait_for_cursor(path: &str) {
         loop {
             let text = std::fs::read_to_string(path).unwrap_or_default();
             let state: Value = serde_json::from_str(&text).unwrap_or_default();
-            if state["receivers"].as_object().is_some_and(|receivers| !receivers.is_empty()) {
+            let receivers = state["receivers"].as_object();
+            if receivers.is_some_and(|receivers| receivers.values().any(|receiver| receiver["cursor"].is_string())) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
