@@ -55,9 +55,11 @@ impl State {
         }
     }
 
-    /// Forgets the parts of a state whose last part has not come, because the connection has ended.
+    /// Forgets what the next connection sends again: the parts of a state whose last part has not come, and the pools. A
+    /// resumed stream sends all pools that there are, and does not name the others (docs/protocol.md#resume).
     pub fn connection_ended(&mut self) {
         self.parts = None;
+        self.pools.clear();
     }
 
     fn add_part(&mut self, part: &StateInitial) -> bool {
@@ -94,7 +96,8 @@ impl State {
         &self.claims
     }
 
-    /// Returns the pools by workload. A pool without an instance in a pool state is left out after its counts changed.
+    /// Returns the pools by workload. A pool without an instance in a pool state is left out after its counts changed. After a
+    /// cut there is none until a resumed stream has sent them.
     #[must_use]
     pub fn pools(&self) -> &BTreeMap<String, Pool> {
         &self.pools
@@ -132,6 +135,9 @@ mod tests {
         assert!(apply(&mut state, r#"{"type":"pool.depth","workloadRef":"w","ready":0}"#));
         assert!(!apply(&mut state, r#"{"type":"heartbeat"}"#) && !apply(&mut state, r#"{"type":"new"}"#));
         assert_eq!((state.instances().len(), state.claims().len(), state.pools().len()), (2, 1, 0));
+        assert!(apply(&mut state, r#"{"type":"pool.depth","workloadRef":"w","ready":1}"#));
+        state.connection_ended();
+        assert_eq!((state.instances().len(), state.pools().len()), (2, 0), "a resumed stream sends the pools again");
         assert!(state.is_complete() && apply(&mut state, r#"{"type":"relay.gap","reason":"expired"}"#));
         assert!(!state.is_complete() && !apply(&mut state, r#"{"type":"relay.gap","reason":"expired"}"#));
     }
