@@ -19,7 +19,10 @@
 //!             }
 //!         }
 //!         // The stream reconnects.
-//!         Err(error) if !error.is_final() => eprintln!("{error}"),
+//!         Err(error) if !error.is_final() => {
+//!             state.connection_ended();
+//!             eprintln!("{error}");
+//!         }
 //!         Err(error) => return Err(error),
 //!     }
 //! }
@@ -28,7 +31,8 @@
 //! ```
 //!
 //! Guarantees:
-//! - A resumed connection continues after the last id, so that no event is lost or repeated. Where the bridge cannot
+//! - A resumed connection continues after the last id, so that no event is lost or repeated. Events are returned when their
+//!   id has arrived. Where the bridge cannot
 //!   resume, it sends `state.initial` with a reason (docs/protocol.md#resume).
 //! - A connection that is silent for two heartbeats counts as dead.
 //! - A credential is never sent over plain HTTP to another host, unless [`Builder::allow_insecure`] is called, and never to

@@ -3,11 +3,12 @@
 //! Guarantees:
 //! - [`Events::next`] is cancel safe: a delay, a deadline and an open connection survive it. Only a connection that is being
 //!   established starts again.
-//! - An event of a resourceVersion that was delivered before a cut is not delivered again, although only the last event of
-//!   the version has an id (docs/protocol.md#cursor).
+//! - No event is returned twice. Only the last event of a resourceVersion or of a difference has an id, and a resume
+//!   repeats what has no id (docs/protocol.md#cursor). So the events before it are held back until it has come, and
+//!   forgotten if the connection is cut before. Another replica may send other events instead, in another order.
 
 use std::{
-    collections::HashSet,
+    collections::VecDeque,
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -16,11 +17,11 @@ use std::{
 
 use futures::Stream;
 use rustls::ClientConfig;
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::watch,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 
 use super::{
@@ -36,10 +37,11 @@ use super::{
 
 /// The time for one connection, from the lookup of the name to the head of the response.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Keys of delivered events without an id that are remembered: more than a difference of a large namespace has.
-const MAX_KEYS: usize = 65_536;
-/// Bytes of one of these keys: those of a bridge have about 100.
-const MAX_KEY_BYTES: usize = 256;
+/// Bytes of events that are held back: more than a difference of a large namespace has. Beyond them, events are returned
+/// although their id has not come.
+const MAX_HELD_BYTES: usize = 64 << 20;
+/// The time for which they are held back. A bridge sends the id in the same write; another server may send none.
+const MAX_HELD_TIME: Duration = Duration::from_secs(5);
 /// Bytes of a file with a token.
 const MAX_TOKEN_BYTES: u64 = 64 << 10;
 
@@ -83,14 +85,17 @@ pub struct Events {
     client: Client,
     phase: Phase,
     backoff: Backoff,
-    /// The last id.
+    /// The last id that was returned.
     cursor: Option<String>,
     /// The last id when the connection was opened.
     resumed_after: Option<String>,
-    /// The keys of the events after the last id.
-    keys: HashSet<String>,
-    /// The keys that were delivered on the connection before, after its last id.
-    delivered: HashSet<String>,
+    /// Events whose id has not come, and their bytes.
+    held: Vec<Event>,
+    held_bytes: usize,
+    /// When they are returned although their id has not come.
+    held_until: Instant,
+    /// Events that are returned next.
+    complete: VecDeque<Event>,
     /// The token was rejected once. It is not read again until a connection works.
     was_unauthorized: bool,
     connections: watch::Sender<u64>,
@@ -247,8 +252,10 @@ impl Client {
             backoff: Backoff::default(),
             cursor: self.since.clone(),
             resumed_after: None,
-            keys: HashSet::new(),
-            delivered: HashSet::new(),
+            held: Vec::new(),
+            held_bytes: 0,
+            held_until: Instant::now(),
+            complete: VecDeque::new(),
             was_unauthorized: false,
             connections: watch::Sender::new(0),
         }
@@ -289,6 +296,12 @@ impl Events {
     /// stream continues, with a new connection where it is needed. Cancel safe.
     pub async fn next(&mut self) -> Option<Result<Event, Error>> {
         loop {
+            if let Some(event) = self.complete.pop_front() {
+                if let Some(id) = &event.id {
+                    self.cursor = Some(id.clone());
+                }
+                return Some(Ok(event));
+            }
             match &mut self.phase {
                 Phase::Ended => return None,
                 Phase::Connect { at } => {
@@ -307,26 +320,23 @@ impl Events {
                         }
                     }
                 }
-                Phase::Open(connection) => match connection.next().await {
-                    Ok(event) => {
-                        if self.accept(&event) {
-                            return Some(Ok(event));
+                Phase::Open(connection) => {
+                    match next_before(connection, self.held_until, !self.held.is_empty()).await {
+                        None => self.release(),
+                        Some(Ok(event)) => self.accept(event),
+                        Some(Err(error @ Error::Malformed { .. })) => return Some(Err(error)),
+                        Some(Err(error)) => {
+                            // An id without an event does not cover what is forgotten here.
+                            if let Some(id) = connection.last_id().filter(|_| self.held.is_empty()) {
+                                self.cursor = Some(id.to_owned()).filter(|id| !id.is_empty());
+                            }
+                            self.held.clear();
+                            self.held_bytes = 0;
+                            self.reconnect_after(&error);
+                            return Some(Err(error));
                         }
                     }
-                    Err(error @ Error::Malformed { .. }) => return Some(Err(error)),
-                    Err(error) => {
-                        if let Some(id) = connection.last_id() {
-                            self.cursor = Some(id.to_owned()).filter(|id| !id.is_empty());
-                        }
-                        self.delivered = std::mem::take(&mut self.keys);
-                        // Without a cursor, the next connection repeats nothing.
-                        if self.cursor.is_none() {
-                            self.delivered.clear();
-                        }
-                        self.reconnect_after(&error);
-                        return Some(Err(error));
-                    }
-                },
+                }
             }
         }
     }
@@ -408,29 +418,41 @@ impl Events {
         self.phase = Phase::Connect { at: Instant::now() + self.backoff.next(error.retry_after(), random()) };
     }
 
-    /// Records an event. Returns false if it was delivered before the connection was cut.
-    fn accept(&mut self, event: &Event) -> bool {
+    /// Records an event: it is returned next, or held back.
+    fn accept(&mut self, event: Event) {
+        self.backoff.reset();
+        if self.held.is_empty() {
+            self.held_until = Instant::now() + MAX_HELD_TIME;
+        }
+        self.held_bytes += event.json.get().len();
+        let waits = event.id.is_none() && (!self.held.is_empty() || self.is_followed_by_id(&event));
+        self.held.push(event);
+        if !waits || self.held_bytes > MAX_HELD_BYTES {
+            self.release();
+        }
+    }
+
+    /// Returns what is held back next.
+    fn release(&mut self) {
+        self.complete.extend(self.held.drain(..));
+        self.held_bytes = 0;
+    }
+
+    /// Returns whether another event follows at once, which has the id of this one. An event without a key has no id of its
+    /// own, and a server that has sent no id will not send one.
+    fn is_followed_by_id(&self, event: &Event) -> bool {
         #[derive(Deserialize)]
         struct Key {
-            key: Option<String>,
+            key: Option<IgnoredAny>,
         }
-        self.backoff.reset();
-        let Some(id) = &event.id else {
-            let key = serde_json::from_str::<Key>(event.json.get()).ok().and_then(|key| key.key);
-            let is_new = key.as_ref().is_none_or(|key| !self.delivered.contains(key));
-            if let Some(key) = key.filter(|key| self.keys.len() < MAX_KEYS && key.len() <= MAX_KEY_BYTES) {
-                self.keys.insert(key);
-            }
-            return is_new;
-        };
-        self.cursor = Some(id.clone());
-        // A heartbeat with the cursor of the connection before precedes the events that are sent again.
-        if event.kind != "heartbeat" {
-            self.delivered.clear();
-        }
-        self.keys.clear();
-        true
+        let has_key = || serde_json::from_str::<Key>(event.json.get()).is_ok_and(|object| object.key.is_some());
+        self.cursor.is_some() && has_key()
     }
+}
+
+/// Returns the next event of a connection, or `None` at `end` if `has_end`. Cancel safe.
+async fn next_before(connection: &mut EventConnection, end: Instant, has_end: bool) -> Option<Result<Event, Error>> {
+    if has_end { timeout_at(end, connection.next()).await.ok() } else { Some(connection.next().await) }
 }
 
 /// Reads the token of a file.
@@ -443,5 +465,31 @@ fn read_token(path: &Path) -> Result<String, Error> {
     match text.trim() {
         "" => Err(failed("the file is empty".to_owned())),
         token => Ok(token.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kinds of the events that are returned next.
+    fn accept(events: &mut Events, data: &str) -> Vec<String> {
+        events.accept(Event::from_json(data).unwrap());
+        events.complete.drain(..).map(|event| event.kind).collect()
+    }
+
+    #[test]
+    fn events_are_held_back_until_their_id_has_come() {
+        let mut events = Client::builder("http://h").build().unwrap().events();
+        let (first, last) = (r#"{"type":"a","key":"u.1.a"}"#, r#"{"type":"b","key":"u.1.b","id":"2"}"#);
+        assert_eq!(accept(&mut events, first), ["a"], "a server without ids");
+        events.cursor = Some("1".to_owned());
+        assert_eq!(accept(&mut events, r#"{"type":"pool.depth"}"#), ["pool.depth"]);
+        assert!(accept(&mut events, first).is_empty());
+        assert!(accept(&mut events, r#"{"type":"c"}"#).is_empty(), "the order stays");
+        assert_eq!(accept(&mut events, last), ["a", "c", "b"]);
+        events.held_bytes = MAX_HELD_BYTES;
+        assert_eq!(accept(&mut events, first), ["a"], "the buffer is bounded");
+        assert_eq!((events.held.len(), events.held_bytes), (0, 0));
     }
 }
