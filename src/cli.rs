@@ -129,6 +129,9 @@ fn adjust_flag(arg: Arg) -> Arg {
 }
 
 fn run(matches: &ArgMatches) -> Result<u8, CliError> {
+    if let Some(("events", events)) = matches.subcommand() {
+        events::EventsCommand::check_flags(events)?;
+    }
     match Cli::from_arg_matches(matches)?.command {
         Command::Serve(serve) => block_on(serve.run()),
         Command::Demo(demo) => block_on(demo.run()),

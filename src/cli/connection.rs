@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
 use super::{
-    exit::{CANNOT_CONNECT, CREDENTIAL, CliError, FAILED},
+    exit::{CANNOT_CONNECT, CREDENTIAL, CliError, FAILED, USAGE},
     parsers::{duration, namespace},
 };
 use crate::{
@@ -132,7 +132,11 @@ impl ConnectionArgs {
             Some(url) => Client::builder(url),
             None => {
                 // Half, so that the request that hangs is named.
-                let forward = self.service.port_forward(self.connect_timeout / 2).await?;
+                let found = self.service.port_forward(self.connect_timeout / 2).await;
+                let forward = found.map_err(|CliError { code, error }| CliError {
+                    code,
+                    error: error.context("no --url (such as --url http://localhost:3000)"),
+                })?;
                 let url = forward.url();
                 Client::builder(url).connector(move || {
                     let forward = forward.clone();
@@ -160,7 +164,8 @@ impl ConnectionArgs {
     /// Returns the error with which a command ends after a final error of the client ([`Error::is_final`]).
     pub(super) fn final_error(&self, error: Error) -> CliError {
         let code = match &error {
-            Error::Status { status: 401, .. } | Error::Token { .. } => CREDENTIAL,
+            Error::Status { status: 401, .. } => CREDENTIAL,
+            Error::Token { .. } => USAGE,
             Error::Status { status: 403, .. } if self.credential.token_file.is_some() => CREDENTIAL,
             _ => FAILED,
         };

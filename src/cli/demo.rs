@@ -94,7 +94,9 @@ impl Demo {
         });
 
         feed.wait_synced().await;
-        print(&welcome(&address.to_string()))?;
+        // As it was called, so that the commands can be copied.
+        let program = std::env::args().next().unwrap_or_else(|| "boilerhouse-bridge".to_owned());
+        print(&welcome(&address.to_string(), &program))?;
         let setup = server::BridgeSetup {
             feed,
             dedicated_feeds: server::dedicated_feed_factory(watchers),
@@ -119,11 +121,14 @@ fn speed(text: &str) -> Result<f64, String> {
     speed.ok_or_else(|| format!("expected a number from {} to {}", SPEEDS.start(), SPEEDS.end()))
 }
 
-fn welcome(address: &str) -> String {
+fn welcome(address: &str, program: &str) -> String {
     format!(
         "boilerhouse-bridge demo: a simulated cluster, listening on http://{address}\n\
          \n\
-         \x20 live      npx wscat -c ws://{address}/ws\n\
+         \x20 browser   http://{address}/\n\
+         \x20 terminal  {program} top --url http://{address}\n\
+         \x20           {program} events --url http://{address}\n\
+         \x20 streams   npx wscat -c ws://{address}/ws\n\
          \x20           curl -N http://{address}/api/sse\n\
          \x20 state     curl http://{address}/api/v1/instances\n\
          \x20           curl http://{address}/api/v1/tenants\n\

@@ -10,7 +10,7 @@ mod printer;
 use std::{pin::pin, time::Duration};
 
 use anyhow::Context as _;
-use clap::Args;
+use clap::{ArgMatches, Args, parser::ValueSource};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::oneshot,
@@ -39,7 +39,7 @@ const STOP: Duration = Duration::from_secs(3);
 Examples:
   boilerhouse-bridge events
   boilerhouse-bridge events --url http://localhost:3000
-  boilerhouse-bridge events --url http://localhost:3000 --types tenant -o json | jq .name
+  boilerhouse-bridge events --url http://localhost:3000 --events tenant.claimed -o json | jq .tenantId
   boilerhouse-bridge events --url http://localhost:3000 --instance-filter 'phase=Running,labels.team=a'
   boilerhouse-bridge events --types tenant --forward-to https://host/hook --state-file events.json
 
@@ -61,7 +61,7 @@ pub(super) struct EventsCommand {
     #[arg(long, env = "BRIDGE_SINCE", value_name = "CURSOR")]
     since: Option<String>,
 
-    /// End after this number of printed events
+    /// End after this number of printed lines. Control events such as state.initial count; --events leaves them out
     #[arg(long, env = "BRIDGE_COUNT", value_name = "N", value_parser = integer_in::<u64>(1..=u64::MAX))]
     count: Option<u64>,
 
@@ -77,6 +77,19 @@ pub(super) struct EventsCommand {
 }
 
 impl EventsCommand {
+    /// Rejects flags of deliveries that would have no effect. A variable that is set for another call is ignored.
+    ///
+    /// # Errors
+    /// A usage error that names the flag.
+    pub(super) fn check_flags(matches: &ArgMatches) -> Result<(), CliError> {
+        let is_flag = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+        let flags = ["webhook_secret_file", "webhook_ca_file", "state_file"];
+        match flags.into_iter().find(|id| is_flag(id) && !matches.contains_id("forward_to")) {
+            Some(id) => Err(CliError::usage(format!("--{} has no effect without --forward-to", id.replace('_', "-")))),
+            None => Ok(()),
+        }
+    }
+
     pub(super) async fn run(self) -> Result<u8, CliError> {
         let end = self.timeout.map(|timeout| Instant::now() + timeout);
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;

@@ -104,6 +104,17 @@ impl Driver {
     }
 }
 
+/// Returns the text of an error of TLS. That about a message of another protocol says little to a person.
+fn tls_error(error: &std::io::Error) -> String {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    match cause {
+        Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)) => {
+            "the server does not answer with TLS; is it http?".to_owned()
+        }
+        _ => format!("TLS: {error}"),
+    }
+}
+
 /// Returns the innermost cause of an error. That of hyper says "connection error" only.
 fn innermost(mut error: &(dyn std::error::Error + 'static)) -> String {
     while let Some(source) = error.source() {
@@ -133,7 +144,7 @@ impl Connection {
             Some(config) => {
                 let name = ServerName::try_from(endpoint.host.clone()).map_err(|error| failed(error.to_string()))?;
                 let tls = TlsConnector::from(config.clone()).connect(name, io).await;
-                handshake(tls.map_err(|error| failed(format!("TLS: {error}")))?).await
+                handshake(tls.map_err(|error| failed(tls_error(&error)))?).await
             }
         }
         .map_err(|error| failed(error.to_string()))?;

@@ -66,7 +66,8 @@ async fn demo_output_matches_the_golden_file_and_its_commands_work() {
     })
     .await;
     let text = text.join("\n") + "\n";
-    golden::check("demo.txt", &text.replace(&address, "{address}"));
+    let program = env!("CARGO_BIN_EXE_boilerhouse-bridge");
+    golden::check("demo.txt", &text.replace(&address, "{address}").replace(program, "boilerhouse-bridge"));
     for line in text.lines() {
         let Some((_, path)) = line.split_once(&format!("curl http://{address}")) else { continue };
         let response = http_client::get(bridge.address, path).await;

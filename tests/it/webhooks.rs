@@ -209,7 +209,7 @@ async fn wrong_arguments_are_refused_before_anything_is_sent() {
     let file = folder.path().join("file").to_string_lossy().into_owned();
     std::fs::write(&file, "secret").unwrap();
     let hook = "http://127.0.0.1:1/hook";
-    let cases: [(&[&str], i32, &str); 11] = [
+    let cases: [(&[&str], i32, &str); 12] = [
         (&["--forward-to", "ftp://host/"], 2, "accepted: http://HOST:PORT/PATH or https://HOST/PATH"),
         (&["--forward-to", "https://user:password@host/"], 2, "must not contain a credential"),
         (&["--forward-to", hook, "--forward-to", hook], 2, "names a receiver twice"),
@@ -221,6 +221,7 @@ async fn wrong_arguments_are_refused_before_anything_is_sent() {
         (&["--forward-to", hook, "--webhook-secret-file", &file], 2, "each whsec_ and the base64 of 24 to 64 bytes"),
         (&["--forward-to", hook, "--webhook-secret-file", "/nowhere"], 2, "No such file"),
         (&["--forward-to", hook, "--state-file", &file], 1, "not a state file"),
+        (&["--state-file", &file], 2, "--state-file has no effect without --forward-to"),
     ];
     for (args, code, words) in cases {
         let forwarder = Forwarder::start("http://127.0.0.1:1", args);
