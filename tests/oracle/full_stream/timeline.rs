@@ -10,6 +10,8 @@ use crate::oracle::recording::{Recording, ResponseKind};
 const POOL_DEPTH_DELAY: u64 = 300;
 /// A failure justifies `upstream.down` for this time. A stalled response is given up after 30 s (milliseconds).
 const FAILURE_LASTS: u64 = 45_000;
+/// A watch that ends earlier, without a change, does not start the count of failures again (milliseconds).
+const SHORT_WATCH: u64 = 1_000;
 /// A silence of the API server justifies `upstream.down` after this time (milliseconds).
 const SILENCE: u64 = 15_000;
 
@@ -174,5 +176,15 @@ impl ReplicaTimeline {
         let last_byte = self.bytes[resource].iter().rev().find(|time| **time <= at);
         self.failed[resource].iter().any(|time| recently.contains(time))
             || last_byte.is_none_or(|last| last + SILENCE <= at)
+            || self.watch_starts[resource]
+                .windows(2)
+                .any(|starts| recently.contains(&starts[1]) && self.is_short_and_empty(resource, starts[0], starts[1]))
+    }
+
+    /// Whether a watch ended soon and without a change. With the end of the watch before it and of the next one, it is one
+    /// of three ends in a row (docs/failures.md#a-watch-ends-normally).
+    fn is_short_and_empty(&self, resource: Resource, started: u64, ended: u64) -> bool {
+        let is_empty = || !self.positions[resource].iter().any(|(at, ..)| (started + 1..ended).contains(at));
+        ended - started < SHORT_WATCH && is_empty()
     }
 }
