@@ -1,6 +1,7 @@
 //! Seeded histories of the full stream (docs/development.md#test-layers): two replicas of a bridge on a cluster with
 //! random writes and faults, clients that disconnect and resume on either replica, and the oracle, which compares every
-//! event of every client with the store's history.
+//! event of every client with the store's history. The client library reads too, over SSE and over WebSocket, and its own
+//! results are compared with what it was sent ([`library`]).
 //!
 //! Everything runs in one process on a paused clock. A seed repeats the same history to the last line.
 //! `BRIDGE_SEED=<n>` runs one seed, `BRIDGE_TESTS=full` runs 2,000.
@@ -19,13 +20,19 @@ use crate::oracle::violation::{Guarantee, Violation};
 use crate::seeded_ws::THREADS;
 use crate::seeded_ws::script::{self, FaultCounts, InjectedFault};
 use crate::support::long_form;
-use client::{Client, ClientBehavior};
+use client::Client;
 use deployment::SimulatedDeployment;
+use library::{LibraryCoverage, LibraryReader};
 use projections::PROJECTIONS;
+use session::ClientBehavior;
 
 mod client;
 mod deployment;
+mod library;
+mod library_server;
 pub(crate) mod projections;
+mod session;
+mod wire;
 
 /// The number of seeds of the short form and of the long form.
 const SEEDS: [u64; 2] = [60, 2_000];
@@ -60,6 +67,7 @@ struct ValidatedRun {
     validator: StreamValidator,
     records: Vec<Vec<Entry>>,
     coverage: Vec<Coverage>,
+    libraries: Vec<LibraryCoverage>,
 }
 
 /// Runs one history to its end.
@@ -75,6 +83,7 @@ fn run_seed(seed: u64) -> CompletedRun {
         for behavior in clients(&mut rng) {
             tasks.spawn(Client::new(&deployment, behavior, rng.fork()).run());
         }
+        let libraries = LibraryReader::start_all(&deployment, seed, &mut tasks);
         let (mut faults, mut restarts) = (FaultCounts::default(), 0);
         for _ in 0..STEPS {
             match rng.below(24) {
@@ -100,12 +109,12 @@ fn run_seed(seed: u64) -> CompletedRun {
                 }
             }
         }
-        let validated = settle(&deployment, &mut rng, seed).await;
+        let validated = settle(&deployment, &libraries, &mut rng, seed).await;
         CompletedRun { validated, faults, restarts }
     })
 }
 
-/// Five clients: one that stays connected, one that reconnects often, a slow one, one without a snapshot, and one with
+/// Five clients that read feeds directly: one that stays connected, one that reconnects often, a slow one, one without a snapshot, and one with
 /// random connection times.
 fn clients(rng: &mut SeededRng) -> Vec<ClientBehavior> {
     let any = |rng: &mut SeededRng| rng.below(PROJECTIONS.len() as u64) as usize;
@@ -137,7 +146,12 @@ fn clients(rng: &mut SeededRng) -> Vec<ClientBehavior> {
 
 /// Waits until every client has received everything. Then it makes a few more writes, and validates the records when
 /// the time for them is over.
-async fn settle(deployment: &Arc<SimulatedDeployment>, rng: &mut SeededRng, seed: u64) -> ValidatedRun {
+async fn settle(
+    deployment: &Arc<SimulatedDeployment>,
+    libraries: &[LibraryReader],
+    rng: &mut SeededRng,
+    seed: u64,
+) -> ValidatedRun {
     deployment.settling.store(true, Ordering::Relaxed);
     let mut outcome = Err(Violation::new(Guarantee::Convergent, "a replica did not become ready"));
     for _ in 0..MAX_SETTLE_CHECKS {
@@ -145,7 +159,7 @@ async fn settle(deployment: &Arc<SimulatedDeployment>, rng: &mut SeededRng, seed
         // An armed fault may have written something: this adds the time of the newest revision.
         deployment.cluster.write(|_| {});
         if deployment.is_live() {
-            outcome = validate(deployment);
+            outcome = validate(deployment, libraries);
             if outcome.is_ok() {
                 break;
             }
@@ -164,10 +178,11 @@ async fn settle(deployment: &Arc<SimulatedDeployment>, rng: &mut SeededRng, seed
     (0..3).for_each(|_| deployment.cluster.write(|store| script::write(store, rng)));
     let bound = CONVERGED_WITHIN[usize::from(deployment.lags())];
     deployment.cluster.sleep_slot(bound).await;
-    validate(deployment).unwrap_or_else(|violation| panic!("{}", violation.at(format!("seed {seed}, after {bound:?}"))))
+    validate(deployment, libraries)
+        .unwrap_or_else(|violation| panic!("{}", violation.at(format!("seed {seed}, after {bound:?}"))))
 }
 
-fn validate(deployment: &SimulatedDeployment) -> Result<ValidatedRun, Violation> {
+fn validate(deployment: &SimulatedDeployment, libraries: &[LibraryReader]) -> Result<ValidatedRun, Violation> {
     let records = deployment.records.lock().unwrap().clone();
     let resume = |entry: &Entry| match entry {
         Entry::Connect { at, replica, start: Start::Resume { .. }, .. } => Some((*at, *replica)),
@@ -181,13 +196,15 @@ fn validate(deployment: &SimulatedDeployment) -> Result<ValidatedRun, Violation>
         .enumerate()
         .map(|(index, record)| validator.validate(record).map_err(|violation| violation.at(format!("client {index}"))));
     let coverage = coverage.collect::<Result<_, _>>()?;
-    Ok(ValidatedRun { validator, records, coverage })
+    let libraries = libraries.iter().map(|library| library.validate(&validator.expected)).collect::<Result<_, _>>()?;
+    Ok(ValidatedRun { validator, records, coverage, libraries })
 }
 
 /// What all histories contained, so that the test can assert that it tested something.
 #[derive(Debug, Default)]
 struct All {
     coverage: Vec<Coverage>,
+    libraries: Vec<LibraryCoverage>,
     faults: FaultCounts,
     restarts: u64,
 }
@@ -195,12 +212,17 @@ struct All {
 impl All {
     fn add(&mut self, run: CompletedRun) {
         self.coverage.extend(run.validated.coverage);
+        self.libraries.extend(run.validated.libraries);
         run.faults.iter().for_each(|(fault, count)| *self.faults.entry(*fault).or_default() += count);
         self.restarts += run.restarts;
     }
 
     fn sum(&self, of: fn(&Coverage) -> u64) -> u64 {
         self.coverage.iter().map(of).sum()
+    }
+
+    fn libraries(&self, of: fn(&LibraryCoverage) -> u64) -> u64 {
+        self.libraries.iter().map(of).sum()
     }
 
     fn initials(&self, reason: &str) -> u64 {
@@ -240,6 +262,13 @@ fn every_client_receives_every_event_once_on_any_replica() {
         ("parts of snapshots", all.sum(|coverage| coverage.parts), 5),
         ("upstream.down", all.sum(|coverage| coverage.downs), 2),
         ("restarts", all.restarts, 2),
+        ("events of the library", all.libraries(|library| library.events), 30),
+        ("others that a cut left without an id", all.libraries(|library| library.forgotten), 0),
+        ("cuts", all.libraries(|library| library.cuts), 5),
+        ("silences", all.libraries(|library| library.silences), 0),
+        ("refused connections", all.libraries(|library| library.refusals), 0),
+        ("rejected cursors", all.libraries(|library| library.rejected_cursors), 0),
+        ("states of the library", all.libraries(|library| library.states), 1),
     ];
     let reasons = ["connect", "expired", "foreign", "filter", "lagged"].map(|reason| (reason, all.initials(reason)));
     let received = numbers.map(|(name, number, _)| format!("{number} {name}")).join(", ");

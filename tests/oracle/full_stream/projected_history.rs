@@ -23,7 +23,7 @@ pub(super) struct VisibleChange {
 }
 
 /// Instances of each workload: warming, ready, acquired.
-pub(super) type Pools = BTreeMap<String, [u64; 3]>;
+pub(crate) type Pools = BTreeMap<String, [u64; 3]>;
 
 type VisibleCache = HashMap<(usize, usize, Resource), Rc<Vec<VisibleChange>>>;
 
@@ -104,7 +104,7 @@ impl ProjectedHistory {
     }
 
     /// The pools that a client sees at a version.
-    pub(super) fn pools(&self, projection: usize, epoch: usize, version: ResourceVersion) -> Pools {
+    pub(crate) fn pools(&self, projection: usize, epoch: usize, version: ResourceVersion) -> Pools {
         let projection = &self.projections[projection];
         let mut pools = Pools::new();
         for pod in self.history.state(epoch, Resource::Pods, version).values() {
