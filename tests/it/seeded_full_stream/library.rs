@@ -201,6 +201,7 @@ fn outcome(error: &Error) -> Outcome {
         Error::Silent(_) => Outcome::Silent,
         Error::Connect { .. } => Outcome::NotConnected,
         Error::Status { status: 503, .. } => Outcome::Refused,
+        Error::CursorRejected(_) => Outcome::CursorRejected,
         _ => Outcome::Violation("the library returns another error"),
     }
 }
@@ -275,8 +276,6 @@ impl<'a> Expected<'a> {
             Outcome::CursorRejected => {
                 coverage.rejected_cursors += 1;
                 self.keys.clear();
-                // The library connects again without an error.
-                return Ok(());
             }
             Outcome::Violation(message) => return Err(Violation::new(Guarantee::Resumable, message)),
         }

@@ -215,7 +215,7 @@ async fn refuse(io: &mut DuplexStream, outcome: Outcome) -> End {
     End { outcome, retry_after: RETRY_AFTER }
 }
 
-/// Writes. The library may have closed the connection: then nobody reads it.
+/// Writes. Returns false if the library has closed the connection.
 async fn write(io: &mut DuplexStream, bytes: &[u8]) -> bool {
     io.write_all(bytes).await.is_ok()
 }
