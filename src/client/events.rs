@@ -8,6 +8,7 @@
 //!   forgotten if the connection is cut before. Another replica may send other events instead, in another order.
 
 use std::{
+    borrow::Cow,
     collections::VecDeque,
     io,
     path::{Path, PathBuf},
@@ -17,11 +18,11 @@ use std::{
 
 use futures::Stream;
 use rustls::ClientConfig;
-use serde::{Deserialize, de::IgnoredAny};
+use serde::Deserialize;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::watch,
-    time::{Instant, sleep_until, timeout, timeout_at},
+    time::{Instant, sleep_until, timeout},
 };
 
 use super::{
@@ -40,8 +41,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of events that are held back: more than a difference of a large namespace has. Beyond them, events are returned
 /// although their id has not come.
 const MAX_HELD_BYTES: usize = 64 << 20;
-/// The time for which they are held back. A bridge sends the id in the same write; another server may send none.
-const MAX_HELD_TIME: Duration = Duration::from_secs(5);
 /// Bytes of a file with a token.
 const MAX_TOKEN_BYTES: u64 = 64 << 10;
 
@@ -92,8 +91,6 @@ pub struct Events {
     /// Events whose id has not come, and their bytes.
     held: Vec<Event>,
     held_bytes: usize,
-    /// When they are returned although their id has not come.
-    held_until: Instant,
     /// Events that are returned next.
     complete: VecDeque<Event>,
     /// The token was rejected once. It is not read again until a connection works.
@@ -254,7 +251,6 @@ impl Client {
             resumed_after: None,
             held: Vec::new(),
             held_bytes: 0,
-            held_until: Instant::now(),
             complete: VecDeque::new(),
             was_unauthorized: false,
             connections: watch::Sender::new(0),
@@ -320,23 +316,20 @@ impl Events {
                         }
                     }
                 }
-                Phase::Open(connection) => {
-                    match next_before(connection, self.held_until, !self.held.is_empty()).await {
-                        None => self.release(),
-                        Some(Ok(event)) => self.accept(event),
-                        Some(Err(error @ Error::Malformed { .. })) => return Some(Err(error)),
-                        Some(Err(error)) => {
-                            // An id without an event does not cover what is forgotten here.
-                            if let Some(id) = connection.last_id().filter(|_| self.held.is_empty()) {
-                                self.cursor = Some(id.to_owned()).filter(|id| !id.is_empty());
-                            }
-                            self.held.clear();
-                            self.held_bytes = 0;
-                            self.reconnect_after(&error);
-                            return Some(Err(error));
+                Phase::Open(connection) => match connection.next().await {
+                    Ok(event) => self.accept(event),
+                    Err(error @ Error::Malformed { .. }) => return Some(Err(error)),
+                    Err(error) => {
+                        // An id without an event does not cover what is forgotten here.
+                        if let Some(id) = connection.last_id().filter(|_| self.held.is_empty()) {
+                            self.cursor = Some(id.to_owned()).filter(|id| !id.is_empty());
                         }
+                        self.held.clear();
+                        self.held_bytes = 0;
+                        self.reconnect_after(&error);
+                        return Some(Err(error));
                     }
-                }
+                },
             }
         }
     }
@@ -421,9 +414,6 @@ impl Events {
     /// Records an event: it is returned next, or held back.
     fn accept(&mut self, event: Event) {
         self.backoff.reset();
-        if self.held.is_empty() {
-            self.held_until = Instant::now() + MAX_HELD_TIME;
-        }
         self.held_bytes += event.json.get().len();
         let waits = event.id.is_none() && (!self.held.is_empty() || self.is_followed_by_id(&event));
         self.held.push(event);
@@ -438,21 +428,18 @@ impl Events {
         self.held_bytes = 0;
     }
 
-    /// Returns whether another event follows at once, which has the id of this one. An event without a key has no id of its
-    /// own, and a server that has sent no id will not send one.
+    /// Returns whether another event follows at once, which has the id of this one. Only the keys of a bridge end with the
+    /// type (docs/protocol.md#events-about-objects): the events of other servers do not wait.
     fn is_followed_by_id(&self, event: &Event) -> bool {
         #[derive(Deserialize)]
-        struct Key {
-            key: Option<IgnoredAny>,
+        struct Key<'a> {
+            #[serde(borrow)]
+            key: Option<Cow<'a, str>>,
         }
-        let has_key = || serde_json::from_str::<Key>(event.json.get()).is_ok_and(|object| object.key.is_some());
-        self.cursor.is_some() && has_key()
+        let key = || serde_json::from_str::<Key<'_>>(event.json.get()).ok().and_then(|object| object.key);
+        let is_of_bridge = |key: &str| key.strip_suffix(&event.kind).is_some_and(|rest| rest.ends_with('.'));
+        self.cursor.is_some() && !event.kind.is_empty() && key().is_some_and(|key| is_of_bridge(&key))
     }
-}
-
-/// Returns the next event of a connection, or `None` at `end` if `has_end`. Cancel safe.
-async fn next_before(connection: &mut EventConnection, end: Instant, has_end: bool) -> Option<Result<Event, Error>> {
-    if has_end { timeout_at(end, connection.next()).await.ok() } else { Some(connection.next().await) }
 }
 
 /// Reads the token of a file.
