@@ -1,6 +1,6 @@
 //! The relay: one event stream of any server, read once and served to many clients (docs/protocol.md#relay).
 //!
-//! [`upstream`] reads the stream and reconnects, [`history`] holds the last events, [`outbound`] is one client's position
+//! `upstream` reads the stream and reconnects, `history` holds the last events, `outbound` is one client's position
 //! in them. `http` sends what an [`Outbound`] reads, with the transport and the fan-out of the bridge's own streams.
 //!
 //! Guarantees:

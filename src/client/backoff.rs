@@ -14,7 +14,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Returns the next delay. `random` is between 0 and 1. A longer delay that the server asks for wins, up to [`MAX`].
+    /// Returns the next delay. `random` is between 0 and 1. A longer delay that the server asks for wins, up to `MAX`.
     pub fn next(&mut self, asked: Option<Duration>, random: f64) -> Duration {
         let own = (MIN * 2_u32.saturating_pow(self.failures.min(8))).min(MAX);
         self.failures = self.failures.saturating_add(1);

@@ -106,7 +106,7 @@ impl StateFile {
         self.0.changed.notify_one();
     }
 
-    /// Writes changes until it is dropped, at most one in [`WRITE_INTERVAL`]. `report` gets errors, each change of them once.
+    /// Writes changes until it is dropped, at most one in `WRITE_INTERVAL`. `report` gets errors, each change of them once.
     pub async fn run(&self, report: impl Fn(&str)) -> std::convert::Infallible {
         let mut reported = None;
         loop {
