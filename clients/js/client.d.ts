@@ -249,7 +249,7 @@ export class State {
     readonly instances: ReadonlyMap<string, Instance>;
     /** By uid. */
     readonly claims: ReadonlyMap<string, Claim>;
-    /** By workload. */
+    /** By workload. With the first event after a cut they are forgotten: a resumed stream sends all that there are. */
     readonly pools: ReadonlyMap<string, Pool>;
     /** A complete `state.initial` has been received. */
     readonly isComplete: boolean;
@@ -261,7 +261,7 @@ export class State {
     claim(name: string): Claim | undefined;
     /** Applies an event. Returns true if the state has changed. */
     apply(event: BridgeEvent): boolean;
-    /** Forgets the parts of an incomplete `state.initial`. */
+    /** Forgets what the next connection sends again: parts of an incomplete `state.initial`, and, with its first event, the pools. */
     connectionEnded(): void;
 }
 
@@ -296,7 +296,6 @@ export interface Counters {
     events: number;
     malformed: number;
     unknown: number;
-    duplicates: number;
     connections: number;
 }
 
@@ -312,7 +311,8 @@ interface EventMap {
 export const LIMITS: Readonly<{
     eventBytes: number;
     queuedEvents: number;
-    rememberedKeys: number;
+    heldBytes: number;
+    heldMs: number;
     errorBytes: number;
     minDelayMs: number;
     maxDelayMs: number;
@@ -369,10 +369,14 @@ export class Backoff {
     next(askedMs: number | undefined, random: number): number;
     reset(): void;
 }
-/** Recognizes events that were delivered before a cut. */
+/** Holds events back until their id has come, so that a resume does not repeat what was delivered. */
 export class Dedupe {
+    constructor(deliver: (event: BridgeEvent) => void);
+    /** The last id that was delivered. */
     cursor?: string;
-    accept(event: BridgeEvent): boolean;
+    /** Delivers an event, or holds it back. `bytes` is the length of its JSON. */
+    accept(event: BridgeEvent, bytes: number): void;
+    /** Forgets the events that are held back. `lastId` is an id that no event carries. */
     connectionEnded(lastId?: string): void;
 }
 /** Parses the JSON of an event. Throws text. */

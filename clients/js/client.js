@@ -2,7 +2,8 @@
 // It runs in browsers, Node 20, Deno and Bun. The bridge serves this file at /client.js.
 //
 // Guarantees:
-// - After a cut the stream resumes at the newest id. An event that was delivered is not delivered again.
+// - After a cut the stream resumes at the newest id, and no event is delivered twice: events are held back until their id
+//   has come.
 // - An unknown type, key or value is no error. A malformed event is counted and reported, and the stream continues.
 // - Every buffer has a bound in LIMITS. A reader that is too slow makes the stream resume later; nothing is dropped.
 // - A state that may be old is reported as stale, whatever the clock of the computer says.
@@ -20,8 +21,10 @@ export const LIMITS = Object.freeze({
   eventBytes: 4 << 20,
   /** Events that wait for one iterator. */
   queuedEvents: 10_000,
-  /** Keys of delivered events without an id: more than a difference of a large namespace has. */
-  rememberedKeys: 65_536,
+  /** Events whose id has not come: more than a difference of a large namespace has. Beyond it they are delivered. */
+  heldBytes: 64 << 20,
+  /** The time for which they are held back. A bridge sends the id in the same write; another server may send none. */
+  heldMs: 5000,
   /** Of an error answer. */
   errorBytes: 64 << 10,
   minDelayMs: 1000,
@@ -274,6 +277,8 @@ export class State {
   version = 0;
   /** The parts of a state that is not complete. @type {any[]} */
   #parts = [];
+  /** The pools are those of a connection that has ended. */
+  #hasOldPools = false;
 
   /** @param {string} name */
   instance(name) {
@@ -287,9 +292,23 @@ export class State {
 
   /** @param {BridgeEvent} event */
   apply(event) {
-    const hasChanged = this.#apply(/** @type {any} */ (event));
+    const hadPools = this.#forgetPools(event);
+    const hasChanged = this.#apply(/** @type {any} */ (event)) || hadPools;
     if (hasChanged) this.version += 1;
     return hasChanged;
+  }
+
+  /**
+   * A resumed stream sends all pools that there are, and does not name the others (docs/protocol.md#resume). Until it
+   * begins, the old ones are as good as the rest of the state. A rejected resume has `stream.closing` only.
+   * @param {BridgeEvent} event
+   */
+  #forgetPools(event) {
+    if (!this.#hasOldPools || event.type === "stream.closing") return false;
+    this.#hasOldPools = false;
+    const hadPools = this.pools.size > 0;
+    this.pools.clear();
+    return hadPools;
   }
 
   /** @param {KnownEvent} event */
@@ -330,6 +349,7 @@ export class State {
 
   connectionEnded() {
     this.#parts = [];
+    this.#hasOldPools = true;
   }
 }
 
@@ -345,34 +365,70 @@ function replace(map, key, value, isGone) {
   return true;
 }
 
+/**
+ * Only the last event of a resourceVersion or of a difference has an id, and a resume repeats what has no id
+ * (docs/protocol.md#cursor). So the events before it are held back until it has come, and forgotten if the connection ends
+ * before. Another replica may send other events instead, in another order.
+ */
 export class Dedupe {
-  /** @type {string | undefined} */
+  /** The last id that was delivered. @type {string | undefined} */
   cursor;
-  /** The keys of the events after the last id. @type {Set<string>} */
-  #keys = new Set();
-  /** Those that were delivered on the connection before. @type {Set<string>} */
-  #delivered = new Set();
+  /** @type {(event: BridgeEvent) => void} */
+  #deliver;
+  /** Events whose id has not come. @type {BridgeEvent[]} */
+  #held = [];
+  #heldBytes = 0;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #timer;
 
-  /** @param {BridgeEvent} event */
-  accept(event) {
-    if (event.id) {
-      this.cursor = event.id;
-      // A heartbeat with the cursor of the connection before precedes the events that are sent again.
-      if (event.type !== "heartbeat") this.#delivered.clear();
-      this.#keys.clear();
-      return true;
-    }
-    const { key } = /** @type {any} */ (event);
-    if (typeof key !== "string") return true;
-    if (this.#keys.size < LIMITS.rememberedKeys) this.#keys.add(key);
-    return !this.#delivered.has(key);
+  /** @param {(event: BridgeEvent) => void} deliver */
+  constructor(deliver) {
+    this.#deliver = deliver;
+  }
+
+  /**
+   * Delivers an event, or holds it back.
+   * @param {BridgeEvent} event
+   * @param {number} bytes the length of its JSON
+   */
+  accept(event, bytes) {
+    const isFirst = this.#held.length === 0;
+    const waits = !event.id && (!isFirst || this.#isFollowedById(event));
+    this.#held.push(event);
+    this.#heldBytes += bytes;
+    if (!waits || this.#heldBytes > LIMITS.heldBytes) this.#release();
+    else if (isFirst) this.#timer = setTimeout(() => this.#release(), LIMITS.heldMs);
   }
 
   /** @param {string} [lastId] an id that no event carries: SSE knows blocks without data */
   connectionEnded(lastId) {
-    if (lastId !== undefined) this.cursor = lastId || undefined;
-    this.#delivered = this.#keys;
-    this.#keys = new Set();
+    // Such an id does not cover what is forgotten here.
+    if (lastId !== undefined && this.#held.length === 0) this.cursor = lastId || undefined;
+    this.#take();
+  }
+
+  /**
+   * Another event follows at once, which has the id of this one. An event without a key has no id of its own, and a
+   * server that has sent no id will not send one.
+   * @param {BridgeEvent} event
+   */
+  #isFollowedById(event) {
+    return this.cursor !== undefined && typeof (/** @type {any} */ (event).key) === "string";
+  }
+
+  #release() {
+    for (const event of this.#take()) {
+      if (event.id) this.cursor = event.id;
+      this.#deliver(event);
+    }
+  }
+
+  #take() {
+    const held = this.#held;
+    clearTimeout(this.#timer);
+    this.#held = [];
+    this.#heldBytes = 0;
+    return held;
   }
 }
 
@@ -458,11 +514,11 @@ export class BridgeClient extends EventTarget {
   #WebSocket;
   /** @type {State} */
   #state;
-  #dedupe = new Dedupe();
+  #dedupe = new Dedupe((event) => this.#deliver(event));
   #backoff = new Backoff();
   /** @type {Connection} */
   #connection;
-  #counters = { events: 0, malformed: 0, unknown: 0, duplicates: 0, connections: 0 };
+  #counters = { events: 0, malformed: 0, unknown: 0, connections: 0 };
   /** @type {Set<Reader>} */
   #readers = new Set();
   /** Of the loop that connects. It is aborted by pause and close. @type {AbortController | undefined} */
@@ -737,9 +793,9 @@ export class BridgeClient extends EventTarget {
    * @returns {Promise<BridgeError>}
    */
   async #readWebSocket(link) {
+    const ticket = await this.#ticket(link.signal);
     const url = this.#url("api/websocket", this.#dedupe.cursor);
     url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
-    const ticket = await this.#ticket(link.signal);
     if (ticket) url.searchParams.set("token", ticket);
     link.signal.throwIfAborted();
     return new Promise((resolve) => {
@@ -944,10 +1000,11 @@ export class BridgeClient extends EventTarget {
       return this.#emit("error", new BridgeError("malformed", message));
     }
     this.#note(/** @type {any} */ (event));
-    if (!this.#dedupe.accept(event)) {
-      this.#counters.duplicates += 1;
-      return;
-    }
+    this.#dedupe.accept(event, block.data.length);
+  }
+
+  /** @param {BridgeEvent} event */
+  #deliver(event) {
     this.#counters.events += 1;
     if (!isKnown(event)) this.#counters.unknown += 1;
     const hasChanged = this.#state.apply(event);

@@ -125,7 +125,7 @@ for (const transport of WebSocket ? ["sse", "websocket"] : ["sse"]) {
         assert.equal(twice, 0);
         assert.equal(initial, 1, "a resume needs no new state");
         console.log(
-          `# ${transport}: ${client.counters.events} events, ${client.counters.connections} connections, ${client.counters.duplicates} duplicates recognized`,
+          `# ${transport}: ${client.counters.events} events, ${client.counters.connections} connections`,
         );
       } finally {
         client.close();

@@ -74,6 +74,23 @@ test("parts replace the state together, and events change it", () => {
   assert.deepEqual([state.instances.size, state.claims.size, state.pools.size], [2, 1, 0]);
 });
 
+test("the pools are forgotten with the first event after a cut", () => {
+  const state = new State();
+  const depth = (workloadRef) => ({ type: "pool.depth", workloadRef, warming: 0, ready: 1, acquired: 0 });
+  apply(state, { type: "instance.state", phase: "Running", instance: { uid: "d" } });
+  apply(state, depth("gone"));
+  apply(state, depth("w"));
+  state.connectionEnded();
+  assert.equal(apply(state, { type: "stream.closing", reason: "syncing" }), false, "no resume");
+  assert.deepEqual([state.instances.size, state.pools.size], [1, 2]);
+  const { version } = state;
+  assert.equal(apply(state, { type: "heartbeat", upstream: "live", upstreamAgeMs: 0 }), true);
+  assert.deepEqual([state.instances.size, state.pools.size, state.version], [1, 0, version + 1]);
+  assert.equal(apply(state, depth("w")), true);
+  assert.equal(apply(state, { type: "heartbeat", upstream: "live", upstreamAgeMs: 0 }), false);
+  assert.deepEqual([...state.pools.keys()], ["w"]);
+});
+
 test("uids that are names of Object members are only keys", () => {
   const state = new State();
   for (const uid of ["__proto__", "constructor", "toString"]) {
@@ -116,21 +133,81 @@ test("delays double to the maximum and honour the server", () => {
   assert.equal(backoff.next(3_600_000, 0), LIMITS.maxDelayMs);
 });
 
-test("events of a resourceVersion that were delivered before a cut are recognized", () => {
-  const dedupe = new Dedupe();
-  assert.equal(dedupe.accept({ type: "instance.state", id: "1", key: "a" }), true);
-  assert.equal(dedupe.accept({ type: "claim.state", key: "b" }), true);
-  dedupe.connectionEnded();
-  // The heartbeat of a resume has the cursor of before.
-  assert.equal(dedupe.accept({ type: "heartbeat", id: "1" }), true);
-  assert.equal(dedupe.accept({ type: "claim.state", key: "b" }), false);
-  assert.equal(dedupe.accept({ type: "tenant.claimed", id: "2", key: "c" }), true);
-  assert.equal(dedupe.accept({ type: "claim.state", key: "b" }), true);
+/** A Dedupe, and the types that it has delivered since the last look. */
+function recorded(cursor) {
+  let types = "";
+  const dedupe = new Dedupe(({ type, id }) => {
+    types += type;
+    if (id) assert.equal(dedupe.cursor, id);
+  });
+  dedupe.cursor = cursor;
+  const look = () => {
+    const found = types;
+    types = "";
+    return found;
+  };
+  const accept = (event, bytes = 10) => (dedupe.accept(event, bytes), look());
+  return { dedupe, accept, look };
+}
+const FIRST = { type: "a", key: "u.1.a" };
+const LAST = { type: "b", key: "u.1.b", id: "2" };
+
+test("events are held back until their id has come", () => {
+  const { dedupe, accept } = recorded();
+  assert.equal(accept(FIRST), "a", "a server without ids");
+  dedupe.cursor = "1";
+  assert.equal(accept({ type: "pool.depth" }), "pool.depth");
+  assert.equal(accept(FIRST), "");
+  assert.equal(accept({ type: "c" }), "", "the order stays");
+  assert.equal(dedupe.cursor, "1");
+  assert.equal(accept(LAST), "acb");
   assert.equal(dedupe.cursor, "2");
-  dedupe.connectionEnded("3");
-  assert.equal(dedupe.cursor, "3");
+  assert.equal(accept(FIRST, LIMITS.heldBytes), "");
+  assert.equal(accept(FIRST, 1), "aa", "the buffer is bounded");
+  assert.equal(accept(FIRST, LIMITS.heldBytes), "", "the bound starts again");
+  assert.equal(accept({ type: "heartbeat", id: "2" }), "aheartbeat", "any id releases them");
+});
+
+test("events whose id has not come are forgotten with the connection, and come once after a resume", () => {
+  const { dedupe, accept } = recorded("1");
+  assert.equal(accept(FIRST), "");
+  dedupe.connectionEnded("7");
+  assert.equal(dedupe.cursor, "1", "the id of a block does not cover what is forgotten");
+  // A resume that is cut before the repetition, one that is cut inside it, and one that sends it in another order.
+  assert.equal(accept({ type: "heartbeat", id: "1" }), "heartbeat");
+  dedupe.connectionEnded("1");
+  assert.equal(accept({ type: "heartbeat", id: "1" }), "heartbeat");
+  assert.equal(accept(FIRST), "");
+  dedupe.connectionEnded();
+  assert.equal(accept({ type: "c", key: "u.2.c", id: "3" }), "c");
+  assert.equal(accept(FIRST), "");
+  assert.equal(accept(LAST), "ab");
+  dedupe.connectionEnded("4");
+  assert.equal(dedupe.cursor, "4");
   dedupe.connectionEnded("");
   assert.equal(dedupe.cursor, undefined);
+});
+
+test("events whose id does not come are delivered after 5 s", (context) => {
+  context.mock.timers.enable({ apis: ["setTimeout"] });
+  const { dedupe, accept, look } = recorded("1");
+  accept(FIRST);
+  context.mock.timers.tick(4000);
+  accept({ type: "c", key: "u.1.c" });
+  context.mock.timers.tick(999);
+  assert.equal(look(), "");
+  context.mock.timers.tick(1);
+  assert.equal(look(), "ac", "the time counts from the first");
+  accept(FIRST);
+  context.mock.timers.tick(4000);
+  assert.equal(accept(LAST), "ab");
+  accept(FIRST);
+  context.mock.timers.tick(4999);
+  assert.equal(look(), "", "the time starts again");
+  dedupe.connectionEnded();
+  context.mock.timers.tick(10_000);
+  assert.equal(look(), "");
+  assert.equal(dedupe.cursor, "2");
 });
 
 test("options that cannot be used are errors with words, and show no secret", () => {
