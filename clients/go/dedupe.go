@@ -1,31 +1,80 @@
 package bridge
 
-// dedupe records the cursor, and recognizes events that a resumed connection sends again: only the last event of one
-// resourceVersion has an id, so a cut between two events of one version repeats the first.
+import "time"
+
+// dedupe records the cursor, and holds events back until their id has come. Only the last event of one resourceVersion or of
+// a difference has an id, and a resume repeats what has no id (docs/protocol.md#cursor). What is held back is forgotten if
+// the connection is cut before the id. Another replica may send other events instead, in another order.
 type dedupe struct {
+	// cursor is the last id that was returned.
 	cursor string
-	// keys are those of the events that were delivered after the cursor, on all connections.
-	keys map[string]struct{}
+	// held are the events whose id has not come, and heldBytes their bytes.
+	held      []Event
+	heldBytes int
+	// heldUntil is when they are returned although their id has not come.
+	heldUntil time.Time
+	// complete are the events that are returned next.
+	complete []Event
 }
 
-// accept records an event. It returns false if the event was delivered before.
-func (d *dedupe) accept(event *Event) bool {
-	_, isRepeated := d.keys[event.Key]
-	isRepeated = isRepeated && event.Key != ""
+// accept records an event: it is returned next, or held back.
+func (d *dedupe) accept(event Event) {
+	if len(d.held) == 0 {
+		d.heldUntil = time.Now().Add(MaxHeldTime)
+	}
+	waits := event.ID == "" && (len(d.held) > 0 || d.isFollowedByID(&event))
+	d.held = append(d.held, event)
+	d.heldBytes += len(event.JSON)
+	if !waits || d.heldBytes > MaxHeldBytes {
+		d.release()
+	}
+}
+
+// isFollowedByID returns whether another event follows at once, which has the id of this one. An event without a key has no
+// id of its own, and a server that has sent no id will not send one.
+func (d *dedupe) isFollowedByID(event *Event) bool {
+	return d.cursor != "" && event.Key != ""
+}
+
+// release returns what is held back next.
+func (d *dedupe) release() {
+	d.complete = append(d.complete, d.held...)
+	d.forget()
+}
+
+// next returns the next event that is complete.
+func (d *dedupe) next() (Event, bool) {
+	if len(d.complete) == 0 {
+		return Event{}, false
+	}
+	event := d.complete[0]
+	if d.complete = d.complete[1:]; len(d.complete) == 0 {
+		d.complete = nil
+	}
 	if event.ID != "" {
 		d.cursor = event.ID
-		// A heartbeat, and the stream.closing of a rejected resume, repeat the cursor: events that follow can still be
-		// those of before.
-		if event.Key != "" || event.Type == "state.initial" {
-			clear(d.keys)
-		}
-		return !isRepeated
 	}
-	if event.Key != "" && len(event.Key) <= MaxKeyBytes && len(d.keys) < MaxRememberedKeys {
-		if d.keys == nil {
-			d.keys = map[string]struct{}{}
-		}
-		d.keys[event.Key] = struct{}{}
+	return event, true
+}
+
+// overdue returns a channel that receives when what is held back is due. It is nil if there is nothing.
+func (d *dedupe) overdue() <-chan time.Time {
+	if len(d.held) == 0 {
+		return nil
 	}
-	return !isRepeated
+	return time.After(time.Until(d.heldUntil))
+}
+
+// connectionEnded forgets what is held back. lastID is an id that no event carries, if there was one: SSE knows blocks
+// without data. An empty one means that there is none any more.
+func (d *dedupe) connectionEnded(lastID string, hasLastID bool) {
+	// Such an id does not cover what is forgotten here.
+	if hasLastID && len(d.held) == 0 {
+		d.cursor = lastID
+	}
+	d.forget()
+}
+
+func (d *dedupe) forget() {
+	d.held, d.heldBytes = nil, 0
 }

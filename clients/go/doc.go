@@ -19,8 +19,8 @@
 //
 // # Guarantees
 //
-//   - A new connection continues after the last id, so that no event is lost or delivered twice. Where the bridge cannot
-//     resume, it sends state.initial with a reason.
+//   - A new connection continues after the last id, so that no event is lost or delivered twice. Events whose id has not come
+//     are held back until then. Where the bridge cannot resume, it sends state.initial with a reason.
 //   - A connection without a byte for two heartbeats and 10 s counts as dead.
 //   - A credential is not sent over plain HTTP to a host that is not loopback, unless [Options.AllowInsecure] is set.
 //     Redirects are not followed.
@@ -42,11 +42,12 @@ const (
 	MaxTokenBytes = 64 << 10
 	// MaxCursorBytes is the maximum length of a cursor. The protocol requires 255.
 	MaxCursorBytes = 4 << 10
-	// MaxRememberedKeys is the maximum number of keys of delivered events after the last id. A difference of a large
-	// namespace has fewer.
-	MaxRememberedKeys = 65_536
-	// MaxKeyBytes is the maximum length of such a key. Those of a bridge have about 100 bytes.
-	MaxKeyBytes = 256
+	// MaxHeldBytes bounds the events that are held back until their id has come. A difference of a large namespace has fewer
+	// bytes. Beyond them, events are returned although their id has not come.
+	MaxHeldBytes = 64 << 20
+	// MaxHeldTime is the time for which they are held back. A bridge sends the id in the same write; another server may send
+	// none.
+	MaxHeldTime = 5 * time.Second
 	// MinDelay is the delay before the first reconnect. Each delay is drawn from its upper half.
 	MinDelay = time.Second
 	// MaxDelay is the longest delay before a reconnect.

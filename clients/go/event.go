@@ -12,7 +12,7 @@ const phaseDeleted = "Deleted"
 
 // Event is one event of a stream.
 type Event struct {
-	// ID is the cursor of the event, or empty. Only the last event of one resourceVersion has one.
+	// ID is the cursor of the event, or empty. Only the last event of one resourceVersion or of a difference has one.
 	ID string
 	// Type is the type, for example instance.state. Where the data has none, it is the name of the SSE event.
 	Type string

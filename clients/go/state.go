@@ -8,18 +8,33 @@ type State struct {
 	instances map[string]*Instance
 	claims    map[string]*Claim
 	pools     map[string]*Pool
-	// parts are those of a state that is not complete, and the connection that sends them.
-	parts           *StateInitial
-	partsConnection int
-	isComplete      bool
+	// parts are those of a state that is not complete.
+	parts *StateInitial
+	// connection is that of the last event.
+	connection int
+	isComplete bool
 }
 
 // Apply applies an event, and returns whether the state has changed. A state in parts replaces the old one with its last
-// part. Parts of a connection that has ended are dropped.
+// part.
+//
+// The first event of another connection forgets what that connection sends again: the parts of a state whose last part has
+// not come, and the pools. A resumed stream sends all pools that there are, and does not name the others
+// (docs/protocol.md#resume).
 func (s *State) Apply(event Event) bool {
+	hadPools := false
+	if event.Connection != s.connection {
+		hadPools = len(s.pools) > 0
+		s.connection, s.parts = event.Connection, nil
+		clear(s.pools)
+	}
+	return s.apply(event) || hadPools
+}
+
+func (s *State) apply(event Event) bool {
 	switch payload := event.Payload.(type) {
 	case *StateInitial:
-		return s.addPart(payload, event.Connection)
+		return s.addPart(payload)
 	case *InstanceState:
 		if payload.Phase == phaseDeleted {
 			return remove(s.instances, payload.Instance.UID)
@@ -57,7 +72,7 @@ func (s *State) Instances() map[string]*Instance { return s.instances }
 func (s *State) Claims() map[string]*Claim { return s.claims }
 
 // Pools returns the pools by workload. The map belongs to the state: it changes with Apply and must not be modified. A
-// pool whose counts have become 0 is left out.
+// pool whose counts have become 0 is left out. After a cut there is none until the resumed stream has sent them.
 func (s *State) Pools() map[string]*Pool { return s.pools }
 
 // Instance returns the instance with this name, or nil.
@@ -80,9 +95,9 @@ func (s *State) Claim(name string) *Claim {
 	return nil
 }
 
-func (s *State) addPart(part *StateInitial, connection int) bool {
-	if s.parts == nil || s.partsConnection != connection {
-		s.parts, s.partsConnection = &StateInitial{}, connection
+func (s *State) addPart(part *StateInitial) bool {
+	if s.parts == nil {
+		s.parts = &StateInitial{}
 	}
 	all := s.parts
 	all.Instances = append(all.Instances, part.Instances...)

@@ -61,6 +61,26 @@ func TestPartsReplaceTheStateTogetherAndEventsChangeIt(t *testing.T) {
 	}
 }
 
+func TestThePoolsAreForgottenWithTheFirstEventOfAnotherConnection(t *testing.T) {
+	var state State
+	apply := func(data string, connection int) bool {
+		t.Helper()
+		e := event(t, data)
+		e.Connection = connection
+		return state.Apply(e)
+	}
+	apply(`{"type":"instance.state","phase":"Running","instance":{"uid":"d"}}`, 1)
+	apply(`{"type":"pool.depth","workloadRef":"gone","ready":1}`, 1)
+	apply(`{"type":"pool.depth","workloadRef":"w","ready":1}`, 1)
+	if !apply(`{"type":"heartbeat"}`, 2) || len(state.Pools()) != 0 || len(state.Instances()) != 1 {
+		t.Fatalf("found %+v", state)
+	}
+	if !apply(`{"type":"pool.depth","workloadRef":"w","ready":1}`, 2) || apply(`{"type":"heartbeat"}`, 2) ||
+		apply(`{"type":"heartbeat"}`, 3) == apply(`{"type":"heartbeat"}`, 3) {
+		t.Fatalf("found %+v", state)
+	}
+}
+
 func TestAnEmptyStateAcceptsEveryEvent(t *testing.T) {
 	var state State
 	for _, data := range []string{

@@ -39,24 +39,46 @@ func (s *Stream) Next(ctx context.Context) (Event, error) {
 		if err := ctx.Err(); err != nil {
 			return Event{}, err
 		}
+		if event, ok := s.dedupe.next(); ok {
+			return event, nil
+		}
 		if s.conn == nil {
 			if err := s.connect(ctx); err != nil {
 				return Event{}, err
 			}
 			continue
 		}
-		select {
-		case <-ctx.Done():
-			return Event{}, ctx.Err()
-		case item := <-s.conn.items:
-			if err := s.onError(item); err != nil {
-				return Event{}, err
-			}
-			s.backoff.reset()
-			if s.dedupe.accept(&item.event) {
-				return item.event, nil
-			}
+		item, isOverdue, err := s.receive(ctx)
+		if err != nil {
+			return Event{}, err
 		}
+		if isOverdue {
+			s.dedupe.release()
+			continue
+		}
+		if err := s.onError(item); err != nil {
+			return Event{}, err
+		}
+		s.backoff.reset()
+		s.dedupe.accept(item.event)
+	}
+}
+
+// receive waits for the next item of the connection, or until what is held back is due.
+func (s *Stream) receive(ctx context.Context) (_ item, isOverdue bool, _ error) {
+	// An id that has come while Next was not called counts.
+	select {
+	case item := <-s.conn.items:
+		return item, false, nil
+	default:
+	}
+	select {
+	case <-ctx.Done():
+		return item{}, false, ctx.Err()
+	case item := <-s.conn.items:
+		return item, false, nil
+	case <-s.dedupe.overdue():
+		return item{}, true, nil
 	}
 }
 
@@ -100,6 +122,7 @@ func (s *Stream) disconnect() {
 	if s.conn != nil {
 		s.conn.close()
 		s.conn = nil
+		s.dedupe.forget()
 	}
 }
 
@@ -176,10 +199,7 @@ func (s *Stream) onError(item item) error {
 	if item.err == nil || errors.As(item.err, &malformed) {
 		return item.err
 	}
-	if item.hasLastID {
-		// A block without data is no event, but its id counts. An empty id means that there is none any more.
-		s.dedupe.cursor = item.lastID
-	}
+	s.dedupe.connectionEnded(item.lastID, item.hasLastID)
 	s.disconnect()
 	s.reconnectAfter(item.err)
 	return item.err

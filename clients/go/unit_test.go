@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -132,34 +134,137 @@ func event(t *testing.T, data string) Event {
 	return event
 }
 
-func TestEventsRepeatedAfterACutAreRecognized(t *testing.T) {
+const (
+	firstOfTwo = `{"type":"a","key":"u.1.a"}`
+	lastOfTwo  = `{"type":"b","key":"u.1.b","id":"2"}`
+)
+
+// accepted returns the types of the events that are returned next.
+func accepted(t *testing.T, d *dedupe, data string) string {
+	t.Helper()
+	d.accept(event(t, data))
+	types := ""
+	for event, ok := d.next(); ok; event, ok = d.next() {
+		types += event.Type
+	}
+	return types
+}
+
+func TestEventsAreHeldBackUntilTheirIDHasCome(t *testing.T) {
 	var d dedupe
-	accept := func(data string, expected bool) {
+	accept := func(data, expected string) {
 		t.Helper()
-		e := event(t, data)
-		if d.accept(&e) != expected {
-			t.Fatalf("%s: expected %v", data, expected)
+		if found := accepted(t, &d, data); found != expected {
+			t.Fatalf("%s: found %q, expected %q", data, found, expected)
 		}
 	}
-	accept(`{"type":"tenant.claimed","id":"1","key":"a"}`, true)
-	accept(`{"type":"tenant.claimed","key":"b"}`, true)
-	// A cut, and two resumes: one ends after its heartbeat, one is rejected.
-	accept(`{"type":"heartbeat","id":"1"}`, true)
-	accept(`{"type":"stream.closing","id":"1"}`, true)
-	accept(`{"type":"heartbeat","id":"1"}`, true)
-	accept(`{"type":"tenant.claimed","key":"b"}`, false)
-	accept(`{"type":"tenant.claimed","id":"2","key":"c"}`, true)
-	if d.cursor != "2" || len(d.keys) != 0 {
-		t.Fatalf("cursor %q, %d keys", d.cursor, len(d.keys))
+	// A server without ids.
+	accept(firstOfTwo, "a")
+	d.cursor = "1"
+	accept(`{"type":"pool.depth","workloadRef":"w"}`, "pool.depth")
+	accept(firstOfTwo, "")
+	// The order stays.
+	accept(`{"type":"c"}`, "")
+	if d.cursor != "1" {
+		t.Fatalf("the cursor is %q before the id has come", d.cursor)
 	}
-	accept(`{"type":"pool.depth","workloadRef":"w"}`, true)
-	accept(`{"type":"pool.depth","workloadRef":"w"}`, true)
-	for i := range MaxRememberedKeys + 10 {
-		accept(fmt.Sprintf(`{"type":"tenant.claimed","key":"k%d"}`, i), true)
+	accept(lastOfTwo, "acb")
+	if d.cursor != "2" || len(d.held) != 0 || d.heldBytes != 0 {
+		t.Fatalf("found %+v", d)
 	}
-	if len(d.keys) != MaxRememberedKeys {
-		t.Fatalf("%d keys are remembered", len(d.keys))
+	d.heldBytes = MaxHeldBytes
+	accept(firstOfTwo, "a")
+	accept(firstOfTwo, "")
+	// Any id releases them.
+	accept(`{"type":"heartbeat","id":"2"}`, "aheartbeat")
+}
+
+func TestEventsWhoseIDHasNotComeAreForgottenWithTheConnection(t *testing.T) {
+	d := dedupe{cursor: "1"}
+	accept := func(data, expected string) {
+		t.Helper()
+		if found := accepted(t, &d, data); found != expected {
+			t.Fatalf("%s: found %q, expected %q", data, found, expected)
+		}
 	}
+	accept(firstOfTwo, "")
+	d.connectionEnded("7", true)
+	if d.cursor != "1" {
+		t.Fatalf("the id of a block covers what is forgotten: %q", d.cursor)
+	}
+	// A resume that is cut before the repetition, one that is cut inside it, and one that sends it in another order.
+	accept(`{"type":"heartbeat","id":"1"}`, "heartbeat")
+	d.connectionEnded("1", true)
+	accept(`{"type":"heartbeat","id":"1"}`, "heartbeat")
+	accept(firstOfTwo, "")
+	d.connectionEnded("", false)
+	accept(`{"type":"c","key":"u.2.c","id":"3"}`, "c")
+	accept(firstOfTwo, "")
+	accept(lastOfTwo, "ab")
+	for _, id := range []string{"4", ""} {
+		d.connectionEnded(id, true)
+		if d.cursor != id {
+			t.Fatalf("the cursor is %q", d.cursor)
+		}
+	}
+}
+
+func TestEventsWhoseIDDoesNotComeAreReturnedAfterATime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		done := make(chan struct{})
+		close(done)
+		conn := &connection{items: make(chan item), cancel: func() {}, done: done}
+		stream := &Stream{conn: conn, dedupe: dedupe{cursor: "1"}}
+		send := func(data string, after time.Duration) {
+			e := event(t, data)
+			go func() {
+				time.Sleep(after)
+				conn.items <- item{event: e}
+			}()
+		}
+		expect := func(kind string, after time.Duration) {
+			t.Helper()
+			start := time.Now()
+			event, err := stream.Next(t.Context())
+			if err != nil || event.Type != kind || time.Since(start) != after {
+				t.Fatalf("found %q %v after %v, expected %q after %v", event.Type, err, time.Since(start), kind, after)
+			}
+		}
+		send(firstOfTwo, 0)
+		send(`{"type":"c","key":"u.1.c"}`, 4*time.Second)
+		// The time counts from the first.
+		expect("a", MaxHeldTime)
+		expect("c", 0)
+		send(firstOfTwo, 0)
+		send(lastOfTwo, 4*time.Second)
+		expect("a", 4*time.Second)
+		if stream.Cursor() != "1" {
+			t.Fatalf("the cursor is %q", stream.Cursor())
+		}
+		expect("b", 0)
+		// An id that has come while Next was not called counts.
+		send(firstOfTwo, 0)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if event, err := stream.Next(ctx); err != context.DeadlineExceeded {
+			t.Fatalf("found %q %v", event.Type, err)
+		}
+		send(`{"type":"d","key":"u.1.d","id":"3"}`, 0)
+		time.Sleep(time.Minute)
+		expect("a", 0)
+		expect("d", 0)
+		// The end forgets what is held back.
+		send(firstOfTwo, 0)
+		ctx, cancel = context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if event, err := stream.Next(ctx); err != context.DeadlineExceeded {
+			t.Fatalf("found %q %v", event.Type, err)
+		}
+		stream.Close()
+		if _, err := stream.Next(t.Context()); err != ErrStreamClosed || len(stream.dedupe.held) != 0 {
+			t.Fatalf("found %v, %+v", err, stream.dedupe)
+		}
+	})
 }
 
 func TestKnownTypesAreParsedAndUnknownOnesArePassedOn(t *testing.T) {
