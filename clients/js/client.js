@@ -879,7 +879,8 @@ export class BridgeClient extends EventTarget {
       if (error instanceof BridgeError) throw error;
       throw this.#closing ? this.#endOf("") : new BridgeError("lost", `the connection was lost: ${words(error)}`);
     } finally {
-      this.#dedupe.connectionEnded(parser.lastId);
+      // Until a stream works, no event of it but stream.closing has been delivered.
+      this.#dedupe.connectionEnded(onWorking ? undefined : parser.lastId);
       reader.cancel().catch(() => {});
     }
   }

@@ -191,9 +191,13 @@ test(
     withClient(
       {},
       (bridge) => (bridge.stripsUpgrade = true),
-      async ({ client, seen }) => {
+      async ({ bridge, client, seen }) => {
         await until("SSE", () => client.connection.status === "open");
         assert.equal(client.connection.transport, "sse");
+        // A try that ends before it delivers does not move the cursor.
+        const { headers, query } = bridge.requests.at(-1);
+        assert.equal(headers["last-event-id"] ?? query.lastEventId, undefined);
+        await until("the state", () => client.state.isComplete);
         assert.deepEqual(
           seen.errors.map(({ kind }) => kind),
           Array(LIMITS.upgradeFailures).fill("upgrade"),
