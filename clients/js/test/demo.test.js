@@ -124,9 +124,7 @@ for (const transport of WebSocket ? ["sse", "websocket"] : ["sse"]) {
         await assertEqualToGets(client);
         assert.equal(twice, 0);
         assert.equal(initial, 1, "a resume needs no new state");
-        console.log(
-          `# ${transport}: ${client.counters.events} events, ${client.counters.connections} connections`,
-        );
+        console.log(`# ${transport}: ${client.counters.events} events, ${client.counters.connections} connections`);
       } finally {
         client.close();
         cutter.stop();
