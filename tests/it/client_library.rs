@@ -139,7 +139,8 @@ async fn client_follows_the_cluster_through_cuts_and_restarts() {
     let expected = phases(&cluster).await;
     for (events, received) in &mut clients {
         let is_equal = |received: &Received, _: &Events| received.phases() == expected;
-        timeout(2 * TEST_TIMEOUT, received.read_until(events, is_equal)).await.expect("the fold reaches the state");
+        let reached = timeout(2 * TEST_TIMEOUT, received.read_until(events, is_equal)).await;
+        assert!(reached.is_ok(), "the fold is {:?}, the API server has {expected:?}", received.phases());
         assert!(events.connections() > cuts, "{} connections", events.connections());
     }
 }
