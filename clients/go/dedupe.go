@@ -1,6 +1,6 @@
 package bridge
 
-import "time"
+import "strings"
 
 // dedupe records the cursor, and holds events back until their id has come. Only the last event of one resourceVersion or of
 // a difference has an id, and a resume repeats what has no id (docs/protocol.md#cursor). What is held back is forgotten if
@@ -11,17 +11,12 @@ type dedupe struct {
 	// held are the events whose id has not come, and heldBytes their bytes.
 	held      []Event
 	heldBytes int
-	// heldUntil is when they are returned although their id has not come.
-	heldUntil time.Time
 	// complete are the events that are returned next.
 	complete []Event
 }
 
 // accept records an event: it is returned next, or held back.
 func (d *dedupe) accept(event Event) {
-	if len(d.held) == 0 {
-		d.heldUntil = time.Now().Add(MaxHeldTime)
-	}
 	waits := event.ID == "" && (len(d.held) > 0 || d.isFollowedByID(&event))
 	d.held = append(d.held, event)
 	d.heldBytes += len(event.JSON)
@@ -30,10 +25,10 @@ func (d *dedupe) accept(event Event) {
 	}
 }
 
-// isFollowedByID returns whether another event follows at once, which has the id of this one. An event without a key has no
-// id of its own, and a server that has sent no id will not send one.
+// isFollowedByID returns whether another event follows at once, which has the id of this one. Only the keys of a bridge end
+// with the type: the events of other servers do not wait.
 func (d *dedupe) isFollowedByID(event *Event) bool {
-	return d.cursor != "" && event.Key != ""
+	return d.cursor != "" && event.Type != "" && strings.HasSuffix(event.Key, "."+event.Type)
 }
 
 // release returns what is held back next.
@@ -55,14 +50,6 @@ func (d *dedupe) next() (Event, bool) {
 		d.cursor = event.ID
 	}
 	return event, true
-}
-
-// overdue returns a channel that receives when what is held back is due. It is nil if there is nothing.
-func (d *dedupe) overdue() <-chan time.Time {
-	if len(d.held) == 0 {
-		return nil
-	}
-	return time.After(time.Until(d.heldUntil))
 }
 
 // connectionEnded forgets what is held back. lastID is an id that no event carries, if there was one: SSE knows blocks

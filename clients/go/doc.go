@@ -45,9 +45,6 @@ const (
 	// MaxHeldBytes bounds the events that are held back until their id has come. A difference of a large namespace has fewer
 	// bytes. Beyond them, events are returned although their id has not come.
 	MaxHeldBytes = 64 << 20
-	// MaxHeldTime is the time for which they are held back. A bridge sends the id in the same write; another server may send
-	// none.
-	MaxHeldTime = 5 * time.Second
 	// MinDelay is the delay before the first reconnect. Each delay is drawn from its upper half.
 	MinDelay = time.Second
 	// MaxDelay is the longest delay before a reconnect.

@@ -48,37 +48,17 @@ func (s *Stream) Next(ctx context.Context) (Event, error) {
 			}
 			continue
 		}
-		item, isOverdue, err := s.receive(ctx)
-		if err != nil {
-			return Event{}, err
-		}
-		if isOverdue {
-			s.dedupe.release()
-			continue
+		var item item
+		select {
+		case <-ctx.Done():
+			return Event{}, ctx.Err()
+		case item = <-s.conn.items:
 		}
 		if err := s.onError(item); err != nil {
 			return Event{}, err
 		}
 		s.backoff.reset()
 		s.dedupe.accept(item.event)
-	}
-}
-
-// receive waits for the next item of the connection, or until what is held back is due.
-func (s *Stream) receive(ctx context.Context) (_ item, isOverdue bool, _ error) {
-	// An id that has come while Next was not called counts.
-	select {
-	case item := <-s.conn.items:
-		return item, false, nil
-	default:
-	}
-	select {
-	case <-ctx.Done():
-		return item{}, false, ctx.Err()
-	case item := <-s.conn.items:
-		return item, false, nil
-	case <-s.dedupe.overdue():
-		return item{}, true, nil
 	}
 }
 

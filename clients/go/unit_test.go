@@ -2,7 +2,6 @@ package bridge
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 )
 
@@ -207,64 +205,6 @@ func TestEventsWhoseIDHasNotComeAreForgottenWithTheConnection(t *testing.T) {
 			t.Fatalf("the cursor is %q", d.cursor)
 		}
 	}
-}
-
-func TestEventsWhoseIDDoesNotComeAreReturnedAfterATime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		done := make(chan struct{})
-		close(done)
-		conn := &connection{items: make(chan item), cancel: func() {}, done: done}
-		stream := &Stream{conn: conn, dedupe: dedupe{cursor: "1"}}
-		send := func(data string, after time.Duration) {
-			e := event(t, data)
-			go func() {
-				time.Sleep(after)
-				conn.items <- item{event: e}
-			}()
-		}
-		expect := func(kind string, after time.Duration) {
-			t.Helper()
-			start := time.Now()
-			event, err := stream.Next(t.Context())
-			if err != nil || event.Type != kind || time.Since(start) != after {
-				t.Fatalf("found %q %v after %v, expected %q after %v", event.Type, err, time.Since(start), kind, after)
-			}
-		}
-		send(firstOfTwo, 0)
-		send(`{"type":"c","key":"u.1.c"}`, 4*time.Second)
-		// The time counts from the first.
-		expect("a", MaxHeldTime)
-		expect("c", 0)
-		send(firstOfTwo, 0)
-		send(lastOfTwo, 4*time.Second)
-		expect("a", 4*time.Second)
-		if stream.Cursor() != "1" {
-			t.Fatalf("the cursor is %q", stream.Cursor())
-		}
-		expect("b", 0)
-		// An id that has come while Next was not called counts.
-		send(firstOfTwo, 0)
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		if event, err := stream.Next(ctx); err != context.DeadlineExceeded {
-			t.Fatalf("found %q %v", event.Type, err)
-		}
-		send(`{"type":"d","key":"u.1.d","id":"3"}`, 0)
-		time.Sleep(time.Minute)
-		expect("a", 0)
-		expect("d", 0)
-		// The end forgets what is held back.
-		send(firstOfTwo, 0)
-		ctx, cancel = context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		if event, err := stream.Next(ctx); err != context.DeadlineExceeded {
-			t.Fatalf("found %q %v", event.Type, err)
-		}
-		stream.Close()
-		if _, err := stream.Next(t.Context()); err != ErrStreamClosed || len(stream.dedupe.held) != 0 {
-			t.Fatalf("found %v, %+v", err, stream.dedupe)
-		}
-	})
 }
 
 func TestKnownTypesAreParsedAndUnknownOnesArePassedOn(t *testing.T) {

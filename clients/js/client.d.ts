@@ -312,7 +312,6 @@ export const LIMITS: Readonly<{
     eventBytes: number;
     queuedEvents: number;
     heldBytes: number;
-    heldMs: number;
     errorBytes: number;
     minDelayMs: number;
     maxDelayMs: number;

@@ -23,8 +23,6 @@ export const LIMITS = Object.freeze({
   queuedEvents: 10_000,
   /** Events whose id has not come: more than a difference of a large namespace has. Beyond it they are delivered. */
   heldBytes: 64 << 20,
-  /** The time for which they are held back. A bridge sends the id in the same write; another server may send none. */
-  heldMs: 5000,
   /** Of an error answer. */
   errorBytes: 64 << 10,
   minDelayMs: 1000,
@@ -378,8 +376,6 @@ export class Dedupe {
   /** Events whose id has not come. @type {BridgeEvent[]} */
   #held = [];
   #heldBytes = 0;
-  /** @type {ReturnType<typeof setTimeout> | undefined} */
-  #timer;
 
   /** @param {(event: BridgeEvent) => void} deliver */
   constructor(deliver) {
@@ -392,12 +388,10 @@ export class Dedupe {
    * @param {number} bytes the length of its JSON
    */
   accept(event, bytes) {
-    const isFirst = this.#held.length === 0;
-    const waits = !event.id && (!isFirst || this.#isFollowedById(event));
+    const waits = !event.id && (this.#held.length > 0 || this.#isFollowedById(event));
     this.#held.push(event);
     this.#heldBytes += bytes;
     if (!waits || this.#heldBytes > LIMITS.heldBytes) this.#release();
-    else if (isFirst) this.#timer = setTimeout(() => this.#release(), LIMITS.heldMs);
   }
 
   /** @param {string} [lastId] an id that no event carries: SSE knows blocks without data */
@@ -408,12 +402,13 @@ export class Dedupe {
   }
 
   /**
-   * Another event follows at once, which has the id of this one. An event without a key has no id of its own, and a
-   * server that has sent no id will not send one.
+   * Another event follows at once, which has the id of this one. Only the keys of a bridge end with the type: the events
+   * of other servers do not wait.
    * @param {BridgeEvent} event
    */
   #isFollowedById(event) {
-    return this.cursor !== undefined && typeof (/** @type {any} */ (event).key) === "string";
+    const { key } = /** @type {any} */ (event);
+    return this.cursor !== undefined && typeof key === "string" && key.endsWith(`.${event.type}`);
   }
 
   #release() {
@@ -425,7 +420,6 @@ export class Dedupe {
 
   #take() {
     const held = this.#held;
-    clearTimeout(this.#timer);
     this.#held = [];
     this.#heldBytes = 0;
     return held;

@@ -15,7 +15,7 @@ const change = (uid, id) => ({
   id,
   phase: "Running",
   name: uid,
-  key: `${uid}.1`,
+  key: `${uid}.1.instance.state`,
   instance: { uid, name: uid },
 });
 
