@@ -68,14 +68,13 @@ impl Received {
     }
 }
 
-/// Writes until `is_enough`: each Pod gets a phase, and now and then it is deleted and created again. `prefix` differs for
-/// each call.
-async fn write(cluster: &Cluster, prefix: u64, is_enough: &Cell<bool>) {
-    for n in 0_u64.. {
-        if is_enough.get() {
-            return;
-        }
-        let name = format!("pod-{prefix}-{}", n % PODS);
+/// Writes until `is_enough`: each Pod gets a phase, and now and then it is deleted and created again. `written` counts the
+/// writes of all calls.
+async fn write(cluster: &Cluster, written: &mut u64, is_enough: &Cell<bool>) {
+    while !is_enough.get() {
+        let n = *written;
+        *written += 1;
+        let name = format!("pod-{}", n % PODS);
         match n / PODS % 4 {
             0 => cluster.create_pod(&name, "").await,
             1 => cluster.pod_phase(&name, "Pending").await,
@@ -111,6 +110,7 @@ async fn client_follows_the_cluster_through_cuts_and_restarts() {
         builder.build().unwrap().events()
     };
     let mut clients = [Transport::WebSocket, Transport::Sse].map(|transport| (client(transport), Received::default()));
+    let mut written = 0;
     for part in 1..=3 {
         let [(one, first), (two, second)] = &mut clients;
         let enough = |received: &Received, _: &Events| received.errors >= cuts * part / 3;
@@ -119,7 +119,7 @@ async fn client_follows_the_cluster_through_cuts_and_restarts() {
             tokio::join!(first.read_until(one, enough), second.read_until(two, enough));
             is_enough.set(true);
         };
-        tokio::join!(write(&cluster, part, &is_enough), reading);
+        tokio::join!(write(&cluster, &mut written, &is_enough), reading);
         match part {
             1 => {
                 // The next bridge has no state of its clients.
