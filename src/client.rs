@@ -42,6 +42,7 @@
 //! Must not import: any other module of this crate.
 
 mod backoff;
+mod connect;
 mod connection;
 mod connector;
 mod endpoint;
@@ -50,6 +51,7 @@ mod event;
 mod events;
 mod filter;
 mod rate_limit;
+mod resume;
 mod silence;
 mod sse;
 mod state;
@@ -57,6 +59,7 @@ mod tls;
 
 pub use self::{
     backoff::{Backoff, random},
+    connect::{Builder, Client},
     connection::{Connection, MAX_EVENT_BYTES},
     endpoint::{Credential, Transport},
     error::Error,
@@ -64,7 +67,7 @@ pub use self::{
         AuthExpiring, Claim, ClaimState, Endpoint, Event, Heartbeat, Instance, InstanceState, Payload, Pool, PoolReady,
         RelayGap, StateInitial, StreamClosing, TenantEvent, Upstream,
     },
-    events::{Builder, Client, Events},
+    events::Events,
     filter::{ClaimFilter, InstanceFilter},
     rate_limit::RateLimit,
     sse::Block,

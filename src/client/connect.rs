@@ -1,0 +1,249 @@
+//! The client: its settings, and one connection with them.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use rustls::ClientConfig;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
+
+use super::{
+    connection::{Connection, Options},
+    connector::Connector,
+    endpoint::{Credential, Endpoint, Transport},
+    error::Error,
+    filter::{ClaimFilter, InstanceFilter, params},
+    tls,
+};
+
+/// The time for one connection, from the lookup of the name to the head of the response.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of a file with a token.
+const MAX_TOKEN_BYTES: u64 = 64 << 10;
+
+/// The settings of a client.
+#[derive(Clone, Debug)]
+#[must_use = "call `build`"]
+pub struct Builder {
+    url: String,
+    connector: Connector,
+    transport: Option<Transport>,
+    credential: Option<Credential>,
+    ca_file: Option<PathBuf>,
+    instances: InstanceFilter,
+    claims: ClaimFilter,
+    types: Vec<String>,
+    snapshot: Option<bool>,
+    since: Option<String>,
+    allow_insecure: bool,
+    connect_timeout: Duration,
+    silence: Option<Duration>,
+    user_agent: String,
+}
+
+/// A client of one stream. It connects when its events are read.
+#[derive(Clone, Debug)]
+pub struct Client {
+    endpoint: Endpoint,
+    connector: Connector,
+    credential: Option<Credential>,
+    tls: Option<Arc<ClientConfig>>,
+    parameters: Vec<(&'static str, String)>,
+    since: Option<String>,
+    connect_timeout: Duration,
+    silence: Option<Duration>,
+    user_agent: String,
+}
+
+impl Builder {
+    /// Selects the transport. The default is WebSocket, unless the URL names an SSE stream.
+    pub fn transport(self, transport: Transport) -> Self {
+        Builder { transport: Some(transport), ..self }
+    }
+
+    /// Opens connections with this function instead of TCP to the host of the URL: a tunnel, for example. TLS follows if the
+    /// URL is one of https. The function is responsible for the secrecy of what it transports: a credential is sent over
+    /// plain HTTP too.
+    pub fn connector<T, F>(self, open: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        F: Future<Output = io::Result<T>> + Send + 'static,
+    {
+        Builder { connector: Connector::new(open), ..self }
+    }
+
+    /// Sends this token.
+    pub fn token(self, token: impl Into<String>) -> Self {
+        Builder { credential: Some(Credential::Token(token.into())), ..self }
+    }
+
+    /// Sends the token in this file, which is read before each connection.
+    pub fn token_file(self, path: impl Into<PathBuf>) -> Self {
+        Builder { credential: Some(Credential::File(path.into())), ..self }
+    }
+
+    /// Trusts the certificates in this PEM file instead of those of the system.
+    pub fn ca_file(self, path: impl Into<PathBuf>) -> Self {
+        Builder { ca_file: Some(path.into()), ..self }
+    }
+
+    /// Selects instances. The bridge filters.
+    pub fn instances(self, instances: InstanceFilter) -> Self {
+        Builder { instances, ..self }
+    }
+
+    /// Selects claims. The bridge filters.
+    pub fn claims(self, claims: ClaimFilter) -> Self {
+        Builder { claims, ..self }
+    }
+
+    /// Selects exact event types or families (`instance`, `claim`, `tenant`, `pool`). The bridge filters. Control events
+    /// always come.
+    pub fn types<T: Into<String>>(self, types: impl IntoIterator<Item = T>) -> Self {
+        Builder { types: types.into_iter().map(Into::into).collect(), ..self }
+    }
+
+    /// Selects whether the stream starts with the current state. The default is that of the endpoint.
+    pub fn snapshot(self, snapshot: bool) -> Self {
+        Builder { snapshot: Some(snapshot), ..self }
+    }
+
+    /// Resumes after this cursor.
+    pub fn since(self, cursor: impl Into<String>) -> Self {
+        Builder { since: Some(cursor.into()), ..self }
+    }
+
+    /// Sends the credential over plain HTTP to any host.
+    pub fn allow_insecure(self, allow_insecure: bool) -> Self {
+        Builder { allow_insecure, ..self }
+    }
+
+    /// Sets the time for one connection (default 10 s).
+    pub fn connect_timeout(self, connect_timeout: Duration) -> Self {
+        Builder { connect_timeout, ..self }
+    }
+
+    /// Sets the silence after which a connection counts as dead. The default follows from the heartbeats: two intervals and
+    /// 10 s.
+    pub fn silence_timeout(self, silence: Duration) -> Self {
+        Builder { silence: Some(silence), ..self }
+    }
+
+    /// Sets the header `User-Agent`.
+    pub fn user_agent(self, user_agent: impl Into<String>) -> Self {
+        Builder { user_agent: user_agent.into(), ..self }
+    }
+
+    /// Returns the client.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a URL that cannot be used, a credential that would be sent over plain HTTP, or a file of
+    /// certificates that cannot be used.
+    pub fn build(self) -> Result<Client, Error> {
+        let endpoint = Endpoint::parse(&self.url, self.transport)?;
+        if self.credential.is_some() && !self.allow_insecure && self.connector.is_tcp() {
+            endpoint.check_credential()?;
+        }
+        let tls = endpoint.is_tls.then(|| tls::config(self.ca_file.as_deref())).transpose()?;
+        let mut parameters = Vec::new();
+        if !self.types.is_empty() {
+            parameters.push(("types", self.types.join(",")));
+        }
+        parameters.extend(params(&self.instances, &self.claims).map(|params| ("params", params)));
+        parameters.extend(self.snapshot.map(|state| ("snapshot", if state { "state" } else { "none" }.to_owned())));
+        let Builder { connector, credential, since, connect_timeout, silence, user_agent, .. } = self;
+        Ok(Client { endpoint, connector, credential, tls, parameters, since, connect_timeout, silence, user_agent })
+    }
+}
+
+impl Client {
+    /// Returns the settings of a client for a bridge (`http://localhost:3000`) or for one stream
+    /// (`https://host/events/stream`).
+    pub fn builder(url: impl Into<String>) -> Builder {
+        Builder {
+            url: url.into(),
+            connector: Connector::default(),
+            transport: None,
+            credential: None,
+            ca_file: None,
+            instances: InstanceFilter::new(),
+            claims: ClaimFilter::new(),
+            types: Vec::new(),
+            snapshot: None,
+            since: None,
+            allow_insecure: false,
+            connect_timeout: CONNECT_TIMEOUT,
+            silence: None,
+            user_agent: concat!("boilerhouse-bridge/", env!("CARGO_PKG_VERSION")).to_owned(),
+        }
+    }
+
+    /// Returns the URL of the stream, without its query.
+    #[must_use]
+    pub fn url(&self) -> String {
+        self.endpoint.url()
+    }
+
+    /// Returns the cursor after which the events start, if there is one.
+    #[must_use]
+    pub fn since(&self) -> Option<&str> {
+        self.since.as_deref()
+    }
+
+    /// Opens one connection, which resumes after this id, and returns its blocks as they are sent. It is for streams of any
+    /// server. The caller reconnects: [`Backoff`](super::Backoff) returns the delays of [`Client::events`].
+    ///
+    /// # Errors
+    /// There is no connection, or the response is no stream.
+    pub async fn connect(&self, last_id: Option<&str>) -> Result<Connection, Error> {
+        let token = match &self.credential {
+            None => None,
+            Some(Credential::Token(token)) => Some(token.clone()),
+            Some(Credential::File(path)) => Some(read_token(path)?),
+        };
+        let options = Options {
+            endpoint: &self.endpoint,
+            connector: &self.connector,
+            tls: self.tls.as_ref(),
+            token: token.as_deref(),
+            cursor: last_id,
+            parameters: &self.parameters,
+            silence: self.silence,
+            user_agent: &self.user_agent,
+        };
+        let connecting = timeout(self.connect_timeout, Connection::open(&options));
+        connecting
+            .await
+            .unwrap_or_else(|_| Err(self.no_connection(format!("no answer within {:?}", self.connect_timeout))))
+    }
+
+    /// Returns the error that says why there is no connection.
+    pub(super) fn no_connection(&self, reason: String) -> Error {
+        let Endpoint { host, port, .. } = &self.endpoint;
+        Error::Connect { address: format!("{host}:{port}"), reason }
+    }
+
+    /// Returns whether the token is read from a file, which can change.
+    pub(super) fn has_token_file(&self) -> bool {
+        matches!(self.credential, Some(Credential::File(_)))
+    }
+}
+
+/// Reads the token of a file.
+fn read_token(path: &Path) -> Result<String, Error> {
+    use std::io::Read as _;
+    let failed = |reason: String| Error::Token { path: path.display().to_string(), reason };
+    let file = std::fs::File::open(path).map_err(|error| failed(error.to_string()))?;
+    let mut text = String::new();
+    file.take(MAX_TOKEN_BYTES).read_to_string(&mut text).map_err(|error| failed(error.to_string()))?;
+    match text.trim() {
+        "" => Err(failed("the file is empty".to_owned())),
+        token => Ok(token.to_owned()),
+    }
+}
