@@ -10,6 +10,7 @@ use super::{
     auth::Principal,
     error::{ApiError, ErrorCode},
     forwarded::ClientInfo,
+    rate_limit::StreamSlot,
     stream::{Endpoint, StreamPermit},
     unavailable::Unavailable,
 };
@@ -59,16 +60,22 @@ impl<C> ApiRequest<C> {
         Ok(QueryParams(parameters))
     }
 
-    /// Returns a permit for one more stream.
+    /// Returns a permit for one more stream, and the slot that it takes of the caller.
     ///
     /// # Errors
-    /// Too many streams are open. Where credentials are configured, this is earlier for a caller without one.
-    pub(super) fn acquire_stream(&self, endpoint: &'static Endpoint) -> Result<StreamPermit, Unavailable> {
-        let App { streams, auth, .. } = &*self.app;
-        if self.principal.is_anonymous() && !auth.allows_anonymous() {
-            return streams.try_acquire_unreserved(endpoint).ok_or(Unavailable::TooManyAnonymousStreams);
-        }
-        streams.try_acquire(endpoint).ok_or(Unavailable::TooManyStreams)
+    /// Too many streams are open, of all callers or of this one. Where credentials are configured, this is earlier for a
+    /// caller without one.
+    pub(super) fn acquire_stream(
+        &self,
+        endpoint: &'static Endpoint,
+    ) -> Result<(StreamPermit, Option<StreamSlot>), Unavailable> {
+        let App { streams, auth, rate_limits, .. } = &*self.app;
+        let permit = if self.principal.is_anonymous() && !auth.allows_anonymous() {
+            streams.try_acquire_unreserved(endpoint).ok_or(Unavailable::TooManyAnonymousStreams)?
+        } else {
+            streams.try_acquire(endpoint).ok_or(Unavailable::TooManyStreams)?
+        };
+        Ok((permit, rate_limits.open_stream(&self.principal.caller)?))
     }
 }
 

@@ -38,6 +38,8 @@ use super::{
 const GET: &str = "GET, HEAD, OPTIONS";
 /// Paths of probes. They need no credential and are exempt from all limits.
 const PROBES: [&str; 3] = ["/livez", "/readyz", "/api/v1/health"];
+/// What a 404 says to a client of a bridge.
+const SEE_INDEX: &str = "see / for the list of endpoints";
 /// Characters of a path that an error message repeats.
 const MAX_PATH_CHARS: usize = 200;
 
@@ -79,7 +81,7 @@ impl Content for ServedFeed {
     fn routes(app: &Arc<App>, listener: Listener) -> BoxedFilter<(Response,)> {
         match listener {
             Listener::Main => feed_routes(app),
-            Listener::Probes => first_of(probe_routes(app, probes::readyz)),
+            Listener::Probes => first_of(probe_routes(app, probes::readyz), SEE_INDEX),
         }
     }
 }
@@ -88,7 +90,7 @@ impl Content for ServedRelay {
     fn routes(app: &Arc<App<Self>>, listener: Listener) -> BoxedFilter<(Response,)> {
         match listener {
             Listener::Main => relay_routes(app),
-            Listener::Probes => first_of(probe_routes(app, relay::readyz)),
+            Listener::Probes => first_of(probe_routes(app, relay::readyz), SEE_INDEX),
         }
     }
 }
@@ -190,7 +192,7 @@ fn feed_routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
         route(app, ("/assets/{file}", file)).to(AccessRequirement::Public, assets::file),
     ];
     let probes = probe_routes(app, probes::readyz);
-    first_of(probes.into_iter().chain(own).chain(common_routes(app)).chain([streams]).collect())
+    first_of(probes.into_iter().chain(own).chain(common_routes(app)).chain([streams]).collect(), SEE_INDEX)
 }
 
 fn relay_routes(app: &Arc<App<ServedRelay>>) -> BoxedFilter<(Response,)> {
@@ -206,7 +208,8 @@ fn relay_routes(app: &Arc<App<ServedRelay>>) -> BoxedFilter<(Response,)> {
     let streams = warp::path::full().and_then(find).and(raw_request(app.clone())).then(answer).boxed();
     let index = route(app, ("/", root())).to(AccessRequirement::Public, relay::index);
     let probes = probe_routes(app, relay::readyz);
-    first_of(probes.into_iter().chain([index]).chain(common_routes(app)).chain([streams]).collect())
+    let help = "this is a relay: its streams are /events (SSE) and /events/ws (WebSocket)";
+    first_of(probes.into_iter().chain([index]).chain(common_routes(app)).chain([streams]).collect(), help)
 }
 
 /// Creates the label sets of a stream endpoint, so that they are visible before the first stream.
@@ -228,10 +231,11 @@ fn route<C>(app: &Arc<App<C>>, (pattern, path): (&'static str, PathFilter)) -> R
 }
 
 /// Returns a filter that answers with the first route that matches, or with 404.
-fn first_of(routes: Vec<BoxedFilter<(Response,)>>) -> BoxedFilter<(Response,)> {
+fn first_of(routes: Vec<BoxedFilter<(Response,)>>, help: &'static str) -> BoxedFilter<(Response,)> {
     // `FullPath` panics on a CONNECT request, which has no path.
-    let no_path = warp::path::end().map(|| not_found("/"));
-    let no_route = no_path.or(warp::path::full().map(|path: FullPath| not_found(path.as_str()))).unify().boxed();
+    let no_path = warp::path::end().map(move || not_found("/", help));
+    let no_route =
+        no_path.or(warp::path::full().map(move |path: FullPath| not_found(path.as_str(), help))).unify().boxed();
     routes.into_iter().rev().fold(no_route, |rest, route| route.or(rest).unify().boxed())
 }
 
@@ -403,9 +407,9 @@ fn raw_request<C: Content>(app: Arc<App<C>>) -> impl Filter<Extract = (RawReques
     })
 }
 
-fn not_found(path: &str) -> Response {
+fn not_found(path: &str, help: &str) -> Response {
     let path: String = path.chars().take(MAX_PATH_CHARS).collect();
-    let message = format!("no such path: '{path}'; see / for the list of endpoints");
+    let message = format!("no such path: '{path}'; {help}");
     ApiError::new(ErrorCode::NotFound, message).into_response()
 }
 

@@ -40,9 +40,8 @@ pub(crate) static ENDPOINT: stream::Endpoint =
 pub(crate) async fn ws(request: ApiRequest) -> Result<Response, ApiError> {
     let app = request.app.clone();
     let key = upgrade::key(&request, "connect with a WebSocket client")?;
-    let permit = request.acquire_stream(&ENDPOINT).map_err(|unavailable| rejection(&app, unavailable))?;
-    let slot =
-        app.rate_limits.open_stream(&request.principal.caller).map_err(|exceeded| rejection(&app, exceeded.into()))?;
+    let acquired = request.acquire_stream(&ENDPOINT);
+    let (permit, slot) = acquired.map_err(|unavailable| rejection(&app, unavailable))?;
     let parameters = request.parameters(&["types", "connectionId", "snapshot"])?;
     let types = match parameters.get("types") {
         None => EventTypes::all(EventFormat::Boilerhouse),

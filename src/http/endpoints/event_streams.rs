@@ -113,13 +113,9 @@ pub(crate) async fn serve_stream(endpoint: &'static FullStream, request: ApiRequ
     let (app, head) = (&request.app, stream.head(&request)?);
     let last_id = header_cursor(&request.headers).map(|cursor| cursor.encode());
     let reject = |unavailable| stream.unavailable_response(app, last_id.as_deref(), unavailable);
-    let permit = match request.acquire_stream(&stream.endpoint) {
-        Ok(permit) => permit,
+    let (permit, slot) = match request.acquire_stream(&stream.endpoint) {
+        Ok(acquired) => acquired,
         Err(unavailable) => return reject(unavailable),
-    };
-    let slot = match app.rate_limits.open_stream(&request.principal.caller) {
-        Ok(slot) => slot,
-        Err(exceeded) => return reject(exceeded.into()),
     };
     let parameters = request.parameters(ACCEPTED)?;
     let types = match parameters.get("types") {

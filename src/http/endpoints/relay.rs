@@ -43,13 +43,9 @@ pub(crate) async fn serve_stream(
     let (app, head) = (&request.app, endpoint.head(&request)?);
     let header = last_event_id(&request.headers).map(String::from_utf8_lossy);
     let reject = |unavailable| endpoint.unavailable_response(app, header.as_deref(), unavailable);
-    let permit = match request.acquire_stream(&endpoint.endpoint) {
-        Ok(permit) => permit,
+    let (permit, slot) = match request.acquire_stream(&endpoint.endpoint) {
+        Ok(acquired) => acquired,
         Err(unavailable) => return reject(unavailable),
-    };
-    let slot = match app.rate_limits.open_stream(&request.principal.caller) {
-        Ok(slot) => slot,
-        Err(exceeded) => return reject(exceeded.into()),
     };
     let parameters = request.parameters(ACCEPTED)?;
     let after = header.as_deref().or(parameters.get("lastEventId")).filter(|id| !id.is_empty());
