@@ -55,6 +55,31 @@ impl CredentialArgs {
     }
 }
 
+/// Arguments that lead to a cluster, as kubectl has them.
+#[derive(Clone, Debug, Args)]
+pub(super) struct ContextArgs {
+    /// Path of the kubeconfig. Without it: the files in KUBECONFIG, then ~/.kube/config, then the service account of the
+    /// Pod
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Name of the kubeconfig context. Without it: the current context
+    #[arg(long, env = "BRIDGE_CONTEXT", value_name = "NAME")]
+    context: Option<String>,
+}
+
+impl ContextArgs {
+    /// Returns the configuration of a connection for this namespace.
+    pub(super) fn config(&self, namespace: &str) -> connect::Config {
+        connect::Config {
+            kubeconfig: self.kubeconfig.clone(),
+            context: self.context.clone(),
+            namespace: namespace.to_owned(),
+            ..connect::Config::default()
+        }
+    }
+}
+
 /// Arguments that lead to the Service of a bridge in a cluster.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Connection")]
@@ -67,14 +92,8 @@ pub(super) struct ServiceArgs {
     #[arg(short, long, env = "K8S_NAMESPACE", default_value = "boilerhouse", value_parser = namespace)]
     namespace: String,
 
-    /// Path of the kubeconfig. Without it: the files in KUBECONFIG, then ~/.kube/config, then the service account of the
-    /// Pod
-    #[arg(long, value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
-
-    /// Name of the kubeconfig context. Without it: the current context
-    #[arg(long, env = "BRIDGE_CONTEXT", value_name = "NAME")]
-    context: Option<String>,
+    #[command(flatten)]
+    context: ContextArgs,
 }
 
 impl ServiceArgs {
@@ -83,12 +102,7 @@ impl ServiceArgs {
     /// # Errors
     /// There is no cluster or no such Service: exit code 5.
     pub(super) async fn port_forward(&self, limit: Duration) -> Result<PortForward, CliError> {
-        let config = connect::Config {
-            kubeconfig: self.kubeconfig.clone(),
-            context: self.context.clone(),
-            namespace: self.namespace.clone(),
-            ..connect::Config::default()
-        };
+        let config = self.context.config(&self.namespace);
         let failed = |error: anyhow::Error| CliError { code: CANNOT_CONNECT, error };
         let connection = connect::connect(&config).await;
         let connection = connection.context("no cluster to find the bridge in").map_err(failed)?;

@@ -7,6 +7,7 @@ use tracing::info;
 
 use super::{
     access::{self, BridgeAccessArgs},
+    connection::ContextArgs,
     exit::{CANNOT_CONNECT, CliError},
     logging::{self, LogFormat},
     parsers::{HEARTBEATS, MAX_CONNECTIONS, PORTS, RATES, host_port, integer_in, listen_host, log_level, namespace},
@@ -76,14 +77,8 @@ pub(super) struct Serve {
     #[arg(short, long, env = "K8S_NAMESPACE", default_value = "boilerhouse", value_parser = namespace)]
     namespace: String,
 
-    /// Path of the kubeconfig. Without it: the files in KUBECONFIG, then ~/.kube/config, then the service account of the
-    /// Pod
-    #[arg(long, value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
-
-    /// Name of the kubeconfig context. Without it: the current context
-    #[arg(long, env = "BRIDGE_CONTEXT", value_name = "NAME")]
-    context: Option<String>,
+    #[command(flatten)]
+    cluster: ContextArgs,
 
     /// Log level: error, warn, info, debug or trace. RUST_LOG, if set, replaces it by a filter for each module
     #[arg(long, env = "LOG_LEVEL", default_value = "info", value_name = "LEVEL", value_parser = log_level)]
@@ -118,12 +113,7 @@ impl Serve {
                 Some(listener)
             }
         };
-        let config = connect::Config {
-            kubeconfig: self.kubeconfig,
-            context: self.context,
-            namespace: self.namespace,
-            ..connect::Config::default()
-        };
+        let config = self.cluster.config(&self.namespace);
         let connection =
             connect::connect(&config).await.map_err(|error| CliError { code: CANNOT_CONNECT, error: error.into() })?;
         info!(context = connection.context, server = connection.server, namespace = connection.namespace, "watching");
