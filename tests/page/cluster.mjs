@@ -1,9 +1,9 @@
 // The page of `serve` on a real API server: signing in with a real key, the exact state, an API server that goes and comes
 // back, a bridge that is killed, and what Kubernetes lets into names and details.
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import net from "node:net";
 import os from "node:os";
 import path from "node:path";
+import { TcpProxy } from "../../clients/js/test/proxy.js";
 import { ControlPlane } from "../proxies/control_plane.mjs";
 import { stopAll as stopControlPlane } from "../proxies/processes.mjs";
 import { check, same, until } from "./browser.mjs";
@@ -12,33 +12,6 @@ import { Bridge, Proxy } from "./servers.mjs";
 
 const KEY = "page-test-key-0123456789";
 const HOSTILE = `<img src=x onerror="window.ran=1">`;
-
-/** The way from the bridge to the API server. */
-class Gate {
-  #sockets = new Set();
-
-  async open(target, port = 0) {
-    this.server = net.createServer((client) => {
-      const upstream = net.connect(target, "127.0.0.1");
-      for (const [from, to] of [
-        [client, upstream],
-        [upstream, client],
-      ]) {
-        this.#sockets.add(from);
-        from.on("error", () => to.destroy()).on("close", () => (this.#sockets.delete(from), to.destroy()));
-        from.pipe(to);
-      }
-    });
-    await new Promise((done) => this.server.listen(port, "127.0.0.1", done));
-    this.port = this.server.address().port;
-    return this;
-  }
-
-  async close() {
-    for (const socket of this.#sockets) socket.destroy();
-    await new Promise((done) => this.server.close(done));
-  }
-}
 
 async function assertEqualsCluster(p, namespace, what) {
   await until(`${what}: the page equals the API server`, async () => {
@@ -57,7 +30,8 @@ export async function cluster({ chromium, binary, log, target }) {
     return;
   }
   const folder = mkdtempSync(path.join(os.tmpdir(), "page-"));
-  const gate = new Gate();
+  // The way from the bridge to the API server.
+  const gate = new TcpProxy();
   let bridge, proxy, p;
   try {
     const plane = await ControlPlane.start(folder, binaries);

@@ -1,12 +1,11 @@
 // The client against `demo` of the binary BRIDGE_BINARY, through a proxy that cuts connections.
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { once } from "node:events";
 import { createRequire } from "node:module";
-import net from "node:net";
 import path from "node:path";
 import { after, before, test } from "node:test";
 import { BridgeClient } from "../client.js";
+import { TcpProxy } from "./proxy.js";
 
 const { BRIDGE_BINARY, BRIDGE_TEST_MODULES, BRIDGE_TEST_CUTS = "30" } = process.env;
 const skip = BRIDGE_BINARY ? false : "BRIDGE_BINARY is not set";
@@ -14,38 +13,6 @@ const WebSocket = BRIDGE_TEST_MODULES
   ? createRequire(path.join(BRIDGE_TEST_MODULES, "x.js"))("ws").WebSocket
   : globalThis.WebSocket;
 let demo, bridgePort;
-
-/** A TCP proxy. `cut` ends all its connections. */
-class Cutter {
-  #sockets = new Set();
-
-  async start(port) {
-    this.server = net.createServer((client) => {
-      const upstream = net.connect(port, "127.0.0.1");
-      for (const [from, to] of [
-        [client, upstream],
-        [upstream, client],
-      ]) {
-        this.#sockets.add(from);
-        from.on("error", () => to.destroy()).on("close", () => (this.#sockets.delete(from), to.destroy()));
-        from.pipe(to);
-      }
-    });
-    this.server.listen(0, "127.0.0.1");
-    await once(this.server, "listening");
-    this.url = `http://127.0.0.1:${this.server.address().port}`;
-    return this;
-  }
-
-  cut() {
-    for (const socket of this.#sockets) socket.destroy();
-  }
-
-  stop() {
-    this.cut();
-    this.server.close();
-  }
-}
 
 before(async () => {
   if (skip) return;
@@ -96,7 +63,7 @@ for (const transport of WebSocket ? ["sse", "websocket"] : ["sse"]) {
     `${transport}: the state equals the GETs after ${BRIDGE_TEST_CUTS} cuts, and no event comes twice`,
     { skip },
     async () => {
-      const cutter = await new Cutter().start(bridgePort);
+      const cutter = await new TcpProxy().open(bridgePort);
       const client = new BridgeClient({ url: cutter.url, transport, WebSocket });
       const keys = new Set();
       let twice = 0,
@@ -127,7 +94,7 @@ for (const transport of WebSocket ? ["sse", "websocket"] : ["sse"]) {
         console.log(`# ${transport}: ${client.counters.events} events, ${client.counters.connections} connections`);
       } finally {
         client.close();
-        cutter.stop();
+        cutter.close();
       }
     },
   );

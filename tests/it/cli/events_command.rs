@@ -10,9 +10,9 @@ use tokio::{
 };
 
 use crate::support::{
-    bridge_process::{BridgeProcess, command},
+    bridge_process::command,
     http_client::TEST_TIMEOUT,
-    sim_cluster::{NAMESPACE, SimCluster},
+    sim_cluster::{KEY, SimCluster},
     tcp_proxy::TcpProxy,
 };
 
@@ -54,10 +54,7 @@ async fn events_are_lines_of_json_in_a_pipe_and_readable_on_request() {
 #[tokio::test]
 async fn exit_codes_tell_how_it_ended() {
     let cluster = SimCluster::new().await;
-    let kubeconfig = cluster.kubeconfig();
-    let args = ["serve", "--port", "0", "--kubeconfig", &kubeconfig, "--namespace", NAMESPACE];
-    let bridge = BridgeProcess::run_with(&args, &[("BOILERHOUSE_API_KEY", "a-key-for-tests")]).await;
-    bridge.wait_ready().await;
+    let bridge = cluster.bridge_with_key().await;
     let url = format!("http://{}", bridge.address);
     let token = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(token.path(), "another key").unwrap();
@@ -87,7 +84,7 @@ async fn exit_codes_tell_how_it_ended() {
         assert!(text(&output.stderr).contains(words), "{args:?}: {output:?}");
         assert!(!text(&output.stderr).contains("secret"), "{output:?}");
     }
-    std::fs::write(token.path(), "a-key-for-tests\n").unwrap();
+    std::fs::write(token.path(), format!("{KEY}\n")).unwrap();
     let output = events(&["--url", &url, "--token-file", &path, "--count", "1000", "--timeout", "0.5"]).await;
     assert_eq!(output.status.code(), Some(124), "{output:?}");
 }

@@ -1,6 +1,9 @@
 //! `top` under a pseudo terminal: what it shows, what keys and signals do, and that it restores the terminal.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use boilerhouse_bridge::{
     sim::{ApiResource, SimConfig},
@@ -8,10 +11,11 @@ use boilerhouse_bridge::{
 };
 
 use crate::support::{
-    bridge_process::{BridgeProcess, command},
+    bridge_process::command,
     long_form,
     pty::Pty,
     sim_cluster::{NAMESPACE, SimCluster},
+    tcp_proxy::TcpProxy,
 };
 
 const SIZE: (u16, u16) = (100, 24);
@@ -20,8 +24,8 @@ const CTRL_Z: &str = "\x1a";
 const DOWN: &str = "\x1b[B";
 const ESCAPE: &str = "\x1b";
 
-fn top(bridge: &BridgeProcess) -> Pty {
-    Pty::start(&["top", "--url", &format!("http://{}", bridge.address)], &[], SIZE)
+fn top(bridge: SocketAddr) -> Pty {
+    Pty::start(&["top", "--url", &format!("http://{bridge}")], &[], SIZE)
 }
 
 #[tokio::test]
@@ -30,7 +34,7 @@ async fn top_shows_the_cluster_and_follows_keys_and_size() {
     cluster.create_pod("alpha");
     cluster.create_pod("beta");
     let bridge = cluster.bridge(&[]).await;
-    let mut top = top(&bridge);
+    let mut top = top(bridge.address);
     let shown = top.wait_for("beta").await;
     assert!(shown.contains(&format!("http://{}", bridge.address)), "{shown}");
     assert!(shown.contains("connected (new state: connect)") && shown.contains("instances 2: Unknown 2"), "{shown}");
@@ -80,13 +84,13 @@ async fn every_signal_restores_the_terminal() {
     let cluster = SimCluster::new().await;
     let bridge = cluster.bridge(&[]).await;
     for (signal, code) in [("TERM", 0), ("INT", 130), ("HUP", 129)] {
-        let mut top = top(&bridge);
+        let mut top = top(bridge.address);
         top.wait_for("connected").await;
         top.signal(signal).await;
         assert_eq!(top.ended().await.code(), Some(code), "{signal}");
         top.restored().await;
     }
-    let mut interrupted = top(&bridge);
+    let mut interrupted = top(bridge.address);
     interrupted.wait_for("connected").await;
     interrupted.press(CTRL_C);
     assert_eq!(interrupted.ended().await.code(), Some(130));
@@ -99,7 +103,7 @@ async fn top_continues_after_a_stop() {
     let cluster = SimCluster::new().await;
     cluster.create_pod("alpha");
     let bridge = cluster.bridge(&[]).await;
-    let mut top = top(&bridge);
+    let mut top = top(bridge.address);
     top.wait_for("alpha").await;
     top.press(CTRL_Z);
     top.wait_for_alternate(false).await;
@@ -119,15 +123,16 @@ async fn a_killed_bridge_is_shown_and_its_successor_resumes() {
     let cluster = SimCluster::new().await;
     cluster.create_pod("alpha");
     let bridge = cluster.bridge(&[]).await;
-    let port = bridge.address.port().to_string();
-    let mut top = top(&bridge);
+    // The address of the proxy stays. The port of an ended bridge can be that of another process.
+    let proxy = TcpProxy::new(None, 1).await;
+    proxy.set_target(Some(bridge.address));
+    let mut top = top(proxy.address);
     top.wait_for("alpha").await;
     drop(bridge);
     top.wait_for("reconnecting").await;
     cluster.create_pod("beta");
-    let kubeconfig = cluster.kubeconfig();
-    let args = ["serve", "--port", &port, "--kubeconfig", &kubeconfig, "--namespace", NAMESPACE];
-    let _bridge = BridgeProcess::run(&args).await;
+    let bridge = cluster.bridge(&[]).await;
+    proxy.set_target(Some(bridge.address));
     let shown = top.wait_for("beta").await;
     assert!(shown.contains("connected (resumed)") && shown.contains("alpha"), "{shown}");
     top.press("q");
@@ -137,10 +142,7 @@ async fn a_killed_bridge_is_shown_and_its_successor_resumes() {
 #[tokio::test]
 async fn errors_are_printed_after_the_screen_and_have_the_exit_codes_of_events() {
     let cluster = SimCluster::new().await;
-    let kubeconfig = cluster.kubeconfig();
-    let args = ["serve", "--port", "0", "--kubeconfig", &kubeconfig, "--namespace", NAMESPACE];
-    let bridge = BridgeProcess::run_with(&args, &[("BOILERHOUSE_API_KEY", "a-key-for-tests")]).await;
-    bridge.wait_ready().await;
+    let bridge = cluster.bridge_with_key().await;
     let url = format!("http://{}", bridge.address);
     let cases: [(&[&str], i32, &str); 4] = [
         (&["--url", &url], 4, "HTTP 401"),
@@ -187,7 +189,7 @@ async fn many_instances_and_events_cost_little() {
         }
     });
     let bridge = cluster.bridge(&[]).await;
-    let top = top(&bridge);
+    let top = top(bridge.address);
     top.wait_for("instances 5000").await;
     let before = (cpu_seconds(top.pid()), top.written(), Instant::now());
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / rate);

@@ -17,6 +17,9 @@ use super::bridge_process::BridgeProcess;
 /// The namespace of a [`Sim`] with the default configuration.
 pub(crate) const NAMESPACE: &str = "boilerhouse";
 
+/// The API key of [`SimCluster::bridge_with_key`].
+pub(crate) const KEY: &str = "a-key-for-tests";
+
 /// A simulated cluster.
 #[derive(Debug)]
 pub(crate) struct SimCluster {
@@ -49,6 +52,15 @@ impl SimCluster {
     /// Starts a bridge on this cluster and waits until it is ready.
     pub(crate) async fn bridge(&self, args: &[&str]) -> BridgeProcess {
         let bridge = BridgeProcess::start(&self.kubeconfig(), NAMESPACE, args).await;
+        bridge.wait_ready().await;
+        bridge
+    }
+
+    /// Starts a bridge on this cluster that requires [`KEY`], and waits until it is ready.
+    pub(crate) async fn bridge_with_key(&self) -> BridgeProcess {
+        let kubeconfig = self.kubeconfig();
+        let args = ["serve", "--port", "0", "--kubeconfig", &kubeconfig, "--namespace", NAMESPACE];
+        let bridge = BridgeProcess::run_with(&args, &[("BOILERHOUSE_API_KEY", KEY)]).await;
         bridge.wait_ready().await;
         bridge
     }
