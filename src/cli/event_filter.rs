@@ -26,15 +26,16 @@ const NEAR: f64 = 0.75;
 /// What the bridge is asked to send, for every subcommand that reads events.
 #[derive(Clone, Debug, Args)]
 pub(super) struct FilterArgs {
-    /// Instances to send, such as 'phase=Running,labels.team=a'. The bridge filters. 'labels.KEY=*' means that it exists
+    /// Instances that the bridge sends, such as 'phase=Running,labels.team=a'. 'labels.KEY=*' selects instances that have
+    /// the label
     #[arg(long, env = "BRIDGE_INSTANCE_FILTER", value_name = "KEY=VALUE,...", value_parser = instance_filter)]
     instance_filter: Option<InstanceFilter>,
 
-    /// Claims to send, such as 'tenantId=alice'. The bridge filters
+    /// Claims that the bridge sends, such as 'tenantId=alice'
     #[arg(long, env = "BRIDGE_CLAIM_FILTER", value_name = "KEY=VALUE,...", value_parser = claim_filter)]
     claim_filter: Option<ClaimFilter>,
 
-    /// Event types or families to send, such as 'instance,tenant.claimed'. The bridge filters
+    /// Event types or families that the bridge sends, such as 'instance,tenant.claimed'
     #[arg(long, env = "BRIDGE_TYPES", value_name = "TYPE,...", value_delimiter = ',', value_parser = event_type)]
     types: Vec<String>,
 }

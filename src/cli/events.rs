@@ -53,7 +53,7 @@ pub(super) struct EventsCommand {
     #[command(flatten)]
     filter: FilterArgs,
 
-    /// Event types to print, such as 'tenant.claimed,tenant.released'. The others are received and not printed
+    /// Event types to print, such as 'tenant.claimed,tenant.released'. Events of other types are not shown
     #[arg(long, env = "BRIDGE_EVENTS", value_name = "TYPE,...", value_delimiter = ',', value_parser = event_name)]
     events: Vec<String>,
 

@@ -90,7 +90,9 @@ impl RelayCommand {
         let access = self.access.resolve(&place, false, false)?;
         let builder = Client::builder(&self.upstream).transport(Transport::Sse).silence_timeout(self.silence);
         let client = self.credential.apply(builder).build().map_err(|error| CliError::usage(error.to_string()))?;
-        let (listener, address) = server::bind(host, *port, "--listen").await?;
+        // Later, an unreadable file is an outage.
+        client.token().map_err(|error| CliError::usage(error.to_string()))?;
+        let (listener, address) = server::bind(host, *port, "--listen HOST:PORT").await?;
 
         let tasks = server::tasks(Duration::from_secs(self.drain));
         let mut registry = server::registry();

@@ -202,11 +202,7 @@ impl Client {
     /// # Errors
     /// There is no connection, or the response is no stream.
     pub async fn connect(&self, last_id: Option<&str>) -> Result<Connection, Error> {
-        let token = match &self.credential {
-            None => None,
-            Some(Credential::Token(token)) => Some(token.clone()),
-            Some(Credential::File(path)) => Some(read_token(path)?),
-        };
+        let token = self.token()?;
         let options = Options {
             endpoint: &self.endpoint,
             connector: &self.connector,
@@ -221,6 +217,18 @@ impl Client {
         connecting
             .await
             .unwrap_or_else(|_| Err(self.no_connection(format!("no answer within {:?}", self.connect_timeout))))
+    }
+
+    /// Returns the token, from its file if it is in one.
+    ///
+    /// # Errors
+    /// [`Error::Token`]
+    pub fn token(&self) -> Result<Option<String>, Error> {
+        match &self.credential {
+            None => Ok(None),
+            Some(Credential::Token(token)) => Ok(Some(token.clone())),
+            Some(Credential::File(path)) => read_token(path).map(Some),
+        }
     }
 
     /// Returns the error that says why there is no connection.

@@ -116,7 +116,7 @@ fn tls_error(error: &std::io::Error) -> String {
 }
 
 /// Returns the innermost cause of an error. That of hyper says "connection error" only.
-fn innermost(mut error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn innermost(mut error: &(dyn std::error::Error + 'static)) -> String {
     while let Some(source) = error.source() {
         error = source;
     }

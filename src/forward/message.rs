@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::client::Event;
+use crate::client::{Event, Payload};
 
 /// Types that concern one connection only and are never forwarded. `stream.gap` stands for a state.
 pub const NEVER_FORWARDED: &[&str] = &["heartbeat", "auth.expiring", "stream.closing", "state.initial"];
@@ -23,6 +23,8 @@ pub(super) struct Message {
     pub(super) id: String,
     /// The type of the event.
     pub(super) kind: String,
+    /// The reason of a gap.
+    pub(super) reason: Option<String>,
     /// The JSON.
     pub(super) body: String,
 }
@@ -39,14 +41,23 @@ impl Message {
         let usable = |key: &String| {
             !key.is_empty() && key.len() <= MAX_ID_CHARS && key.bytes().all(|byte| byte.is_ascii_graphic())
         };
-        Message { id: key.filter(usable).unwrap_or_else(own_id), kind: event.kind.clone(), body: body.to_owned() }
+        let reason = match &event.payload {
+            Payload::RelayGap(gap) => Some(gap.reason.clone()),
+            _ => None,
+        };
+        Message {
+            id: key.filter(usable).unwrap_or_else(own_id),
+            kind: event.kind.clone(),
+            reason,
+            body: body.to_owned(),
+        }
     }
 
     /// Returns `stream.gap`: events may have been missed. `time` is RFC 3339.
     pub(super) fn of_gap(reason: &str, time: &str, own_id: String) -> Message {
         let kind = "stream.gap".to_owned();
         let body = json!({"type": kind, "time": time, "reason": reason}).to_string();
-        Message { id: own_id, kind, body }
+        Message { id: own_id, kind, reason: Some(reason.to_owned()), body }
     }
 }
 

@@ -146,7 +146,7 @@ mod tests {
     use super::{super::message::Message, *};
 
     fn item(bytes: usize, cursor: Option<&str>) -> Item {
-        let message = Message { id: String::new(), kind: "a".to_owned(), body: "x".repeat(bytes) };
+        let message = Message { id: String::new(), kind: "a".to_owned(), reason: None, body: "x".repeat(bytes) };
         Item { message: Some(message), cursor: cursor.map(str::to_owned) }
     }
 

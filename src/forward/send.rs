@@ -18,6 +18,7 @@ use rustls::ClientConfig;
 use tokio::time::{Instant, timeout_at};
 
 use super::{message::Message, receiver::Receiver, retry::retry_after, signature::Secrets};
+use crate::client::innermost;
 
 /// The time of one attempt, from the lookup of the name to the end of the response (docs/protocol.md#deliveries).
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -99,7 +100,7 @@ impl Sender {
         let end = Instant::now() + ATTEMPT_TIMEOUT;
         let (head, body) = match timeout_at(end, self.client.request(request)).await {
             Err(_) => return Outcome::Failed(format!("no answer within {ATTEMPT_TIMEOUT:?}")),
-            Ok(Err(error)) => return Outcome::Failed(shown(&error)),
+            Ok(Err(error)) => return Outcome::Failed(innermost(&error)),
             Ok(Ok(response)) => response.into_parts(),
         };
         // The status counts, also if the body is cut or has no end.
@@ -127,13 +128,4 @@ fn request(receiver: &Receiver, message: &Message, secrets: Option<&Secrets>) ->
         request = request.header("webhook-signature", secrets.sign(&message.id, timestamp, &message.body));
     }
     request.body(Full::from(message.body.clone()))
-}
-
-/// Returns the innermost cause of an error, which says what to do: "Connection refused", for example.
-fn shown(error: &dyn std::error::Error) -> String {
-    let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    innermost.to_string()
 }

@@ -31,6 +31,8 @@ pub struct Attempt<'a> {
     pub receiver: &'a Receiver,
     /// The type of the event.
     pub kind: &'a str,
+    /// The reason of a gap.
+    pub reason: Option<&'a str>,
     /// `webhook-id`.
     pub id: &'a str,
     /// The number of the attempt for this event, from 1.
@@ -209,6 +211,7 @@ impl Worker {
             observer.on_attempt(&Attempt {
                 receiver: &self.receiver,
                 kind: &message.kind,
+                reason: message.reason.as_deref(),
                 id: &message.id,
                 number,
                 outcome: &outcome,

@@ -57,6 +57,9 @@ impl Default for Config {
     }
 }
 
+/// Time after which an outage that goes on is logged again.
+const REPORT_INTERVAL: Duration = Duration::from_secs(60);
+
 /// Reads the stream of `client` into the history until shutdown.
 pub async fn run(client: Client, writer: Writer, config: Config) -> Infallible {
     writer.metrics().create_failures(&REASONS);
@@ -69,6 +72,7 @@ pub async fn run(client: Client, writer: Writer, config: Config) -> Infallible {
         continuity: Continuity::default(),
         rate_reset: None,
         is_down: false,
+        reported: None,
     };
     loop {
         let failure = upstream.try_once().await;
@@ -87,6 +91,8 @@ struct Upstream {
     rate_reset: Option<Timestamp>,
     /// `matrix-down` is the newest status.
     is_down: bool,
+    /// The reason of the outage that was logged last, and when.
+    reported: Option<(&'static str, Instant)>,
 }
 
 /// Why there is no stream.
@@ -179,10 +185,11 @@ impl Upstream {
         let Some((_, may_miss_events)) = settles.take() else { return };
         self.continuity.on_streaming();
         self.writer.metrics().upstream_up.set(1);
+        self.reported = None;
         if std::mem::take(&mut self.is_down) {
-            info!(upstream = self.client.url(), "the upstream sends its stream again");
             entries.push(Entry::up());
         }
+        info!(upstream = self.client.url(), "the upstream sends its stream");
         if may_miss_events {
             entries.push(self.upstream_gap("the upstream sends no ids, so events may be missing after a reconnect"));
         }
@@ -265,8 +272,14 @@ impl Upstream {
         }
         let retry_at = now.checked_add(delay).unwrap_or(now);
         let Failure { status, reason, label, detail, .. } = failure;
-        if !std::mem::replace(&mut self.is_down, true) {
-            warn!(upstream = self.client.url(), retry_in_s = delay.as_secs_f32(), "the upstream is down: {detail}");
+        self.is_down = true;
+        if self.reported.as_ref().is_none_or(|(reported, at)| reported != label || at.elapsed() >= REPORT_INTERVAL) {
+            self.reported = Some((label, Instant::now()));
+            warn!(
+                upstream = self.client.url(),
+                "the upstream is down: {detail}; next try in {:.1} s",
+                delay.as_secs_f32()
+            );
         }
         self.writer.metrics().upstream_up.set(0);
         self.writer.metrics().count_failure(label);

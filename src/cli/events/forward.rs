@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    hash::{BuildHasher as _, RandomState},
     path::PathBuf,
     pin::Pin,
     sync::{
@@ -28,7 +29,7 @@ use super::{
     printer::Printer,
 };
 use crate::{
-    client::{Builder, random, tls_config},
+    client::{Builder, tls_config},
     forward::{
         Attempt, Backlog, Feeder, NEVER_FORWARDED, Observer, Outcome, Receiver, SecretsFile, Sender, StateFile, Worker,
     },
@@ -88,7 +89,7 @@ impl ForwardArgs {
         let tls = tls_config(self.webhook_ca_file.as_deref()).map_err(|error| CliError::usage(error.to_string()))?;
         let state = StateFile::open(self.state_file.as_deref()).map_err(CliError::failed)?;
         let sender = Sender::new(tls);
-        let run = format!("{:016x}", random().to_bits());
+        let run = format!("{:016x}", RandomState::new().hash_one(()));
         let (mut streams, mut counts) = (Vec::new(), Vec::new());
         for receiver in &receivers {
             let cursor = state.cursor(receiver);
@@ -218,7 +219,7 @@ impl Counts {
                 self.failed += 1;
                 let is_first = self.failing_since.is_none();
                 self.failing_since.get_or_insert_with(Instant::now);
-                is_first.then(|| format!("{receiver}: {error}; it is tried again until it accepts"))
+                is_first.then(|| format!("{receiver}: {error}; the delivery is repeated until the receiver accepts it"))
             }
             (_, None) => {
                 self.accepted += 1;
@@ -304,13 +305,14 @@ impl Observer for Deliveries {
     }
 
     fn on_attempt(&self, attempt: &Attempt<'_>) {
-        let Attempt { receiver, kind, id, number, outcome, duration, .. } = attempt;
+        let Attempt { receiver, kind, reason, id, number, outcome, duration, .. } = attempt;
         let now = Timestamp::now();
         let (receiver, milliseconds) = (receiver.name(), u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));
         let json = json!({
             "time": now.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string(),
             "receiver": receiver,
             "type": kind,
+            "reason": reason,
             "webhookId": id,
             "status": outcome.status(),
             "error": outcome.error(),
@@ -319,7 +321,8 @@ impl Observer for Deliveries {
         });
         let status = outcome.status().map_or_else(|| outcome.error().unwrap_or_default(), |status| status.to_string());
         let clock = now.strftime("%H:%M:%S%.3f");
-        let text = format!("{clock} {receiver}  {kind}  {id}  {status}  attempt {number}  {milliseconds} ms");
+        let reason = reason.map_or(String::new(), |reason| format!(" ({reason})"));
+        let text = format!("{clock} {receiver}  {kind}{reason}  {id}  {status}  attempt {number}  {milliseconds} ms");
         self.count(&receiver, outcome);
         let line = self.printer.line(&json, &text);
         let mut state = self.state();

@@ -195,7 +195,7 @@ fn hints_line(model: &Model, look: Look) -> Line<'_> {
             return Line::from_iter([
                 Span::styled(filter, BOLD),
                 Span::styled(" ", REVERSED),
-                Span::styled("  Enter keeps it, Esc returns to the filter before", look.tone(Tone::Quiet)),
+                Span::styled("  Enter keeps it, Esc restores the previous filter", look.tone(Tone::Quiet)),
             ]);
         }
         Mode::Browse => "1-4 view  / filter  s S sort  p pause  Enter fields  ? help  q quit",

@@ -51,7 +51,7 @@ class Chart extends Component {
       <svg class="chart" viewBox="0 0 ${WIDTH} ${HEIGHT}" preserveAspectRatio="none" role="img" aria-label=${label}>
         ${lines.map(({ line, path }) => html`<path key=${line} class=${line} d=${path} />`)}
       </svg>
-      <figcaption><span>${last}</span><span>top: ${top}</span></figcaption>
+      <figcaption><span>${last}</span><span>max: ${top}</span></figcaption>
     </figure>`;
   }
 }
