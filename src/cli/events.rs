@@ -43,8 +43,7 @@ Examples:
   boilerhouse-bridge events --url http://localhost:3000 --instance-filter 'phase=Running,labels.team=a'
   boilerhouse-bridge events --types tenant --forward-to https://host/hook --state-file events.json
 
-Exit codes: 0 success, 1 failure, 2 wrong usage, 4 credential refused, 5 no connection within --connect-timeout,
-124 --timeout before --count, 130 interrupted.")]
+Exit codes: 0 success, 1 failure, 2 wrong usage, 4 credential refused, 5 no connection within --connect-timeout, 124 --timeout before --count, 130 interrupted.")]
 pub(super) struct EventsCommand {
     /// Output: by default text on a terminal and JSON in a pipe
     #[arg(short, long, env = "BRIDGE_OUTPUT", value_enum, value_name = "text|json", hide_possible_values = true)]

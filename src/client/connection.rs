@@ -109,7 +109,7 @@ fn tls_error(error: &std::io::Error) -> String {
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
     match cause {
         Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)) => {
-            "the server does not answer with TLS; is it http?".to_owned()
+            "the server does not answer with TLS (does it serve http?)".to_owned()
         }
         _ => format!("TLS: {error}"),
     }

@@ -233,7 +233,8 @@ impl Upstream {
         let reason: String = closing.reason.chars().take(MAX_REASON_CHARS).collect();
         let reason = if reason.is_empty() { failure.reason } else { reason };
         let retry_after = closing.retry_after_ms.map(Duration::from_millis).or(failure.retry_after);
-        Failure { reason, label: CLOSED, retry_after, ..failure }
+        let detail = format!("it closed the stream: {reason}");
+        Failure { reason, label: CLOSED, retry_after, detail, ..failure }
     }
 
     fn failure(&mut self, error: &Error) -> Failure {

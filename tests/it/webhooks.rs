@@ -153,7 +153,9 @@ async fn receivers_are_independent_and_410_ends_one() {
     forwarder.signal(rustix::process::Signal::INT);
     let (code, stderr) = forwarder.ended().await;
     assert_eq!(code, Some(130), "{stderr}");
-    for words in ["answers 410: no more deliveries to it", "HTTP 503; the delivery is repeated", "waiting, no delivery for"] {
+    for words in
+        ["answers 410: no more deliveries to it", "HTTP 503; the delivery is repeated", "waiting, no delivery for"]
+    {
         assert!(stderr.contains(words), "{words}: {stderr}");
     }
     assert!(!stderr.contains("secret"), "{stderr}");

@@ -49,7 +49,7 @@ function Freshness({ store }) {
   const change = lastChangeAt === undefined ? "–" : `${duration(performance.now() - lastChangeAt)} ago`;
   // A message of the bridge arrives at least with every heartbeat. Its age matters only when it is long.
   // The first heartbeat tells the age.
-  const state = store.connections[0]?.state === "live" ? "reached" : "–";
+  const state = store.connections[0]?.state === "live" ? "reachable" : "–";
   const isFresh = upstreamAgeMs < UPSTREAM_FRESH_MS;
   const upstreamAge = isFresh ? `under ${UPSTREAM_FRESH_MS / 1000} s ago` : `${duration(upstreamAgeMs ?? 0)} ago`;
   const upstream = !isOpen ? "–" : upstreamAgeMs === undefined ? state : upstreamAge;
