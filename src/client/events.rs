@@ -99,7 +99,7 @@ impl Events {
         }
     }
 
-    /// Returns the cursor up to which the events were read, for [`Builder::since`].
+    /// Returns the cursor up to which the events were read, for [`ClientBuilder::since`](crate::client::Builder::since).
     #[must_use]
     pub fn cursor(&self) -> Option<&str> {
         self.progress.cursor()
