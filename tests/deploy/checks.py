@@ -19,6 +19,7 @@ from pathlib import Path
 import yaml
 
 import cluster
+import control_plane
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHART = ROOT / "deploy/chart"
@@ -571,7 +572,7 @@ def bridge(*arguments, env=None):
 
 
 def check_release_in_a_cluster():
-    with cluster.ControlPlane(os.environ["KUBEBUILDER_ASSETS"]) as plane:
+    with control_plane.ControlPlane(os.environ["KUBEBUILDER_ASSETS"]) as plane:
         return cluster.check_release(plane, sys.modules[__name__])
 
 
