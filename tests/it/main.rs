@@ -31,6 +31,7 @@ mod rbac_least_privilege;
 mod read_your_writes;
 mod recorded_credentials;
 mod recreated_namespace;
+mod reference_documents;
 mod relay;
 mod replica_model;
 mod restart_latency;
