@@ -243,9 +243,8 @@ const NO_BOUNDS: &[&str] = &[
 ];
 
 /// Parts of a name that say that a constant is a bound. A constant of type Duration is one too.
-const BOUND_PARTS: &[&str] = &[
-    "MAX", "MIN", "LIMIT", "BYTES", "TIMEOUT", "INTERVAL", "DELAY", "CAPACITY", "ATTEMPTS", "RETRIES", "BUDGET",
-];
+const BOUND_PARTS: &[&str] =
+    &["MAX", "MIN", "LIMIT", "BYTES", "TIMEOUT", "INTERVAL", "DELAY", "CAPACITY", "ATTEMPTS", "RETRIES", "BUDGET"];
 
 #[test]
 fn every_bound_is_in_the_reference() {

@@ -1,4 +1,4 @@
-// Runs the parts of tests/proxies/run. usage: node main.mjs quick|full <target folder> <binary of the bridge>
+// Runs the parts of tests/proxies/run. usage: node main.mjs reload|quick|full <target folder> <binary of the bridge>
 import { execFileSync } from "node:child_process";
 import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import os from "node:os";
@@ -10,6 +10,7 @@ import { forgedHost, wrongHost } from "./host_header.mjs";
 import { PROXIES, Proxy } from "./proxies.mjs";
 import { stopAll } from "./processes.mjs";
 import { reconnects } from "./reconnect.mjs";
+import { addresses, reloads } from "./reload.mjs";
 
 const FORMS = {
   // Longer than the 45 s of the documented timeouts.
@@ -52,6 +53,9 @@ function certificate(folder) {
 
 async function run(folder) {
   const tls = certificate(folder);
+  await part("reload and restart of the proxies", () => reloads({ folder, modules, tls, binary, log }));
+  await part("addresses of clients", () => addresses({ folder, tls, binary, log }));
+  if (form === "reload") return stopAll();
   const browsers = {};
   try {
     const [plane] = await Promise.all([

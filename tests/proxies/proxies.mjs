@@ -3,6 +3,7 @@
 // Guarantees: only addresses, ports and paths of a file are replaced, by text. A replacement that matches nothing is an
 // error, so the file and this test cannot drift apart. An `edit` changes the file on purpose, for a test of a wrong
 // one.
+import { execFileSync } from "node:child_process";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
@@ -32,6 +33,7 @@ const PRODUCTS = {
       ["127.0.0.1:3000", `127.0.0.1:${at.bridge}`],
     ],
     command: (at) => ["nginx", ["-e", "stderr", "-p", at.folder, "-c", at.config, "-g", nginxGlobals(at)]],
+    reload: { signal: "SIGHUP" },
   },
   "nginx-boilerhouse-dashboard": {
     file: "nginx-boilerhouse-dashboard.conf",
@@ -50,7 +52,8 @@ const PRODUCTS = {
       ["/etc/haproxy/bridge.pem", at.both],
       ["127.0.0.1:3000", `127.0.0.1:${at.bridge}`],
     ],
-    command: (at) => ["haproxy", ["-db", "-f", at.config]],
+    command: (at) => ["haproxy", ["-W", "-db", "-f", at.config]],
+    reload: { signal: "SIGUSR2" },
   },
   caddy: {
     file: "Caddyfile",
@@ -63,6 +66,12 @@ const PRODUCTS = {
       ["127.0.0.1:3000", `127.0.0.1:${at.bridge}`],
     ],
     command: (at) => ["caddy", ["run", "--config", at.config, "--adapter", "caddyfile"]],
+    reload: {
+      command: (at) => [
+        "caddy",
+        ["reload", "--force", "--config", at.config, "--adapter", "caddyfile", "--address", `unix/${at.folder}/admin.sock`],
+      ],
+    },
     env: (at) => ({ HOME: at.folder, XDG_DATA_HOME: at.folder, XDG_CONFIG_HOME: at.folder }),
   },
   apache: {
@@ -77,9 +86,22 @@ const PRODUCTS = {
       ["127.0.0.1:3000", `127.0.0.1:${at.bridge}`],
     ],
     command: (at) => ["apache2", ["-D", "FOREGROUND", "-d", at.folder, "-f", apacheMain(at)]],
+    reload: { signal: "SIGUSR1" },
+  },
+  // A file of Envoy is read at its start only, so that a reload is a restart.
+  envoy: {
+    file: "envoy.yaml",
+    replacements: (at) => [
+      ["address: 0.0.0.0, port_value: 8080", `address: 127.0.0.1, port_value: ${at.http}`],
+      ["address: 0.0.0.0, port_value: 8443", `address: 127.0.0.1, port_value: ${at.https}`],
+      ["/etc/ssl/certs/bridge.pem", at.certificate],
+      ["/etc/ssl/private/bridge.key", at.key],
+      ["address: 127.0.0.1, port_value: 3000", `address: 127.0.0.1, port_value: ${at.bridge}`],
+    ],
+    command: (at) => [process.env.ENVOY ?? "envoy", ["-c", at.config, "--disable-hot-restart", "--concurrency", "2"]],
   },
 };
-export const PROXIES = ["nginx", "haproxy", "caddy", "apache"];
+export const PROXIES = ["nginx", "haproxy", "caddy", "apache", "envoy"];
 
 /// The paths that Debian's nginx has outside of the prefix.
 function nginxGlobals(at) {
@@ -120,14 +142,36 @@ export class Proxy {
     const documented = readFileSync(path.join(FILES, product.file), "utf8");
     writeFileSync(at.config, replaceAll(edit(documented), product.replacements(at)));
     const proxy = new Proxy();
-    const [command, args] = product.command(at);
-    proxy.process = new Process(folder, label, command, args, product.env?.(at));
-    proxy.name = name;
+    Object.assign(proxy, { name, product, at, folder, label });
     proxy.http = `http://localhost:${at.http}`;
     proxy.https = `https://localhost:${at.https}`;
     proxy.port = at.http;
-    await proxy.process.untilListening(at.http);
+    await proxy.#spawn();
     return proxy;
+  }
+
+  #spawn() {
+    const [command, args] = this.product.command(this.at);
+    this.process = new Process(this.folder, this.label, command, args, this.product.env?.(this.at));
+    return this.process.untilListening(this.at.http);
+  }
+
+  /// Reads the file again, as an operator does it. Returns false if the product cannot.
+  async reload() {
+    const { reload, env } = this.product;
+    if (!reload) return false;
+    if (reload.signal) this.process.child.kill(reload.signal);
+    else {
+      const [command, args] = reload.command(this.at);
+      execFileSync(command, args, { stdio: "ignore", env: { ...process.env, ...env?.(this.at) } });
+    }
+    return true;
+  }
+
+  /// Ends all its connections and starts on the same port.
+  async restart() {
+    await this.stop();
+    await this.#spawn();
   }
 
   stop() {

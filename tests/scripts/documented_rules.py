@@ -14,7 +14,9 @@ IN_REPOSITORY = {
 }
 # Commands of these programs need tools or builds that only `tests/run full` has. A document with one of them is run in
 # the full form only.
-FULL_ONLY = re.compile(r"^(?:\w+=\S+ )*(helm|cargo|go|node --test|npx tsc|tests/\S+|export KUBEBUILDER_ASSETS)\b")
+FULL_ONLY = re.compile(r"^(?:\w+=\S+ )*(helm|cargo|go|nginx|node --test|npx|tests/\S+|export KUBEBUILDER_ASSETS)\b")
+# So do documents that have a proxy in front.
+FULL_DOCUMENTS = {"docs/how-to/reverse-proxies.md"}
 # Commands that lead to a cluster: a real API server is started for the document.
 CLUSTER = re.compile(r"\b(kubectl|helm) ")
 # The release is installed before these documents, with the manifests of deploy/kustomize/base.
@@ -36,6 +38,7 @@ REPLACEMENTS = [
     # No node runs in the test: the bridge runs on this machine as the Pod would, with the ServiceAccount, the Secret and
     # the configuration of the release.
     (r"^kubectl -n (\S+) port-forward (\S+) (\d+):(\d+)$", r"run-as-pod \1 \2 \3 \4"),
+    (r"\.\./\.\./target/debug/boilerhouse-bridge", "$BRIDGE_BINARY"),
     (r"<checkout>", "$REPOSITORY"),
     (r"<folder with node_modules/ws>", "$REPOSITORY/tests/node"),
 ]
