@@ -18,7 +18,7 @@ FULL_ONLY = re.compile(r"^(?:\w+=\S+ )*(helm|cargo|go|nginx|node --test|npx|test
 # So do documents that have a proxy in front.
 FULL_DOCUMENTS = {"docs/how-to/reverse-proxies.md"}
 # Commands that lead to a cluster: a real API server is started for the document.
-CLUSTER = re.compile(r"\b(kubectl|helm) ")
+CLUSTER = re.compile(r"\b(kubectl|helm) |boilerhouse-bridge serve\b")
 # The release is installed before these documents, with the manifests of deploy/kustomize/base.
 INSTALLED = {"docs/runbook.md", "docs/how-to/scaling-and-replicas.md", "docs/how-to/port-forward.md"}
 
@@ -76,6 +76,8 @@ SERVICES = [
     (r"^nginx (?!-t)", 8080),
     (r"\b(node receiver.mjs|python3 receiver.py)$", 9000),
 ]
+# These listen on port 3000.
+BRIDGE = re.compile(r"^(?:\w+=\S+ )*boilerhouse-bridge (demo|serve)\b")
 # These are ended when their output has the second text. `top` needs a terminal.
 WATCHES = [
     (r"^boilerhouse-bridge events\b(?!.*--(count|timeout))", r'"type":"|(instance|claim|tenant|pool)\.'),
@@ -128,7 +130,10 @@ BEFORE = {
         "kubectl create clusterrolebinding reviews --clusterrole=system:auth-delegator"
         " --serviceaccount=boilerhouse:boilerhouse-bridge",
     ],
-    ("clients/go/README.md", "go mod edit"): ["go mod init example"],
+    ("clients/go/README.md", "go mod edit"): [
+        "go mod init example",
+        "printf 'package main\\n\\nimport _ \"github.com/boilerhouse/boilerhouse-bridge/clients/go\"\\n\\nfunc main() {}\\n' >main.go",
+    ],
     ("docs/how-to/reverse-proxies.md", "curl -i -N"): [CERTIFICATE, "nginx -c \"$PWD/deploy/proxy/nginx.conf\""],
 }
 # Variables that a reader has set.

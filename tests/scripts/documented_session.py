@@ -75,7 +75,7 @@ class Session:
         self.document, self.bridge, self.binaries, self.helm = document, bridge, binaries, helm
         self.folder = Path(tempfile.mkdtemp(prefix="documented-"))
         self.ports = {port: free_port() for port in rules.PORTS}
-        self.processes, self.logs = [], 0
+        self.processes, self.bridges, self.logs = [], [], 0
         self.plane = self.server = None
         self.commands = 0
 
@@ -140,7 +140,7 @@ class Session:
         text = "\n".join(block.text for block in self.document.blocks if block.is_shell and not block.not_run)
         if rules.CLUSTER.search(text) and not in_repository:
             self.start_cluster()
-        if "3001" in text:
+        if "8080" in text:
             self.server = ThreadingHTTPServer(("127.0.0.1", self.ports[3001]), Boilerhouse)
             threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
@@ -205,10 +205,14 @@ class Session:
 
     def dispatch(self, command, text):
         service = next((ready for pattern, ready in rules.SERVICES if re.search(pattern, text)), None)
-        if service is None and str(self.ports[3000]) in text and not listens(self.ports[3000]):
+        needs_bridge = any(str(self.ports[port]) in text for port in (3000, 8080))
+        if service is None and needs_bridge and not listens(self.ports[3000]):
             self.start("boilerhouse-bridge demo", "Ctrl-C ends it")
         if text.startswith("run-as-pod "):
             return self.run_as_pod(*text.split()[1:])
+        if rules.BRIDGE.search(text) and self.bridges:
+            # A reader ends the bridge before, because both use the same port.
+            end(self.bridges.pop())
         if service is not None:
             return self.start(text, service)
         for pattern, seen in rules.WATCHES:
@@ -252,7 +256,10 @@ class Session:
         log = self.folder / f"{self.logs}.log"
         with log.open("wb") as file:
             process = self.popen(text, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
-        self.wait(process, log, lambda output: listens(self.ports[ready]) if isinstance(ready, int) else re.search(ready, output))
+        if rules.BRIDGE.search(text):
+            self.bridges.append(process)
+        is_port = isinstance(ready, int)
+        self.wait(process, log, lambda output: listens(self.ports[ready]) if is_port else re.search(ready, output))
 
     def until(self, text, seen):
         """Runs a command that does not end, until its output has a text."""
