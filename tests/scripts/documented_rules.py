@@ -115,12 +115,11 @@ BEFORE = {
     ("docs/how-to/helm.md", "helm install boilerhouse-bridge deploy/chart --namespace bridge"): [
         "helm uninstall boilerhouse-bridge --namespace boilerhouse",
     ],
-    ("docs/how-to/helm.md", "KEY="): [
+    ("docs/how-to/helm.md", "kubectl -n boilerhouse create secret generic my-secret"): [
         "helm uninstall boilerhouse-bridge --namespace bridge",
         "helm install boilerhouse-bridge deploy/chart --namespace boilerhouse",
-        "run-as-pod boilerhouse svc/boilerhouse-bridge 3000 3000",
+        KEYS,
     ],
-    ("docs/how-to/helm.md", "kubectl -n boilerhouse create secret generic my-secret"): [KEYS],
     ("docs/runbook.md", "kubectl -n boilerhouse get secret SECRET -o jsonpath='{.data.tls"): [
         CERTIFICATE,
         KEYS,
