@@ -3,7 +3,7 @@ when a command that does not end by itself has done its work. `documented-comman
 
 import re
 
-# --- which documents ---------------------------------------------------------------------------------------------------
+# --- which documents -----------------------------------------------------------------------------------------------
 
 # These run in the repository, or in the folder of the document, because they are commands of developers. All others run
 # in an empty folder that shows the files of the repository.
@@ -22,7 +22,7 @@ CLUSTER = re.compile(r"\b(kubectl|helm) |boilerhouse-bridge serve\b")
 # The release is installed before these documents, with the manifests of deploy/kustomize/base.
 INSTALLED = {"docs/runbook.md", "docs/how-to/scaling-and-replicas.md", "docs/how-to/port-forward.md"}
 
-# --- what is replaced --------------------------------------------------------------------------------------------------
+# --- what is replaced ----------------------------------------------------------------------------------------------
 
 # Each documented port becomes a free port of the document, in commands, in saved blocks, and in deploy/proxy.
 PORTS = (3000, 3001, 8080, 8443, 9000, 9090, 11234)
@@ -34,7 +34,7 @@ REPLACEMENTS = [
     (r"^cargo install --path \.$", "boilerhouse-bridge --version"),
     # The packages of tests/node, with pinned versions.
     (r"\bnpx wscat ", "wscat "),
-    (r"^npm install (standardwebhooks|eventsource|ws)$", "ln -sfn \"$REPOSITORY/tests/node/node_modules\" node_modules"),
+    (r"^npm install (standardwebhooks|eventsource|ws)$", 'ln -sfn "$REPOSITORY/tests/node/node_modules" node_modules'),
     # No node runs in the test: the bridge runs on this machine as the Pod would, with the ServiceAccount, the Secret and
     # the configuration of the release.
     (r"^kubectl -n (\S+) port-forward (\S+) (\d+):(\d+)$", r"run-as-pod \1 \2 \3 \4"),
@@ -63,7 +63,7 @@ PLACEHOLDERS = {
     "docs/how-to/scaling-and-replicas.md": {"POD": "deployment/boilerhouse-bridge"},
 }
 
-# --- commands that do not end by themselves ----------------------------------------------------------------------------
+# --- commands that do not end by themselves ------------------------------------------------------------------------
 
 # These run until the end of the document. Each is ready when its output has the second text, or when the port listens.
 SERVICES = [
@@ -101,7 +101,7 @@ EXPECTED = [
     (r"grep '\^bridge_streams", "bridge_streams"),
 ]
 
-# --- preparations ------------------------------------------------------------------------------------------------------
+# --- preparations --------------------------------------------------------------------------------------------------
 
 RELEASE = "boilerhouse-bridge"
 KUBECTL = "kubectl -n boilerhouse "
@@ -133,7 +133,7 @@ BEFORE = {
         "go mod init example",
         "printf 'package main\\n\\nimport _ \"github.com/boilerhouse/boilerhouse-bridge/clients/go\"\\n\\nfunc main() {}\\n' >main.go",
     ],
-    ("docs/how-to/reverse-proxies.md", "curl -i -N"): [CERTIFICATE, "nginx -c \"$PWD/deploy/proxy/nginx.conf\""],
+    ("docs/how-to/reverse-proxies.md", "curl -i -N"): [CERTIFICATE, 'nginx -c "$PWD/deploy/proxy/nginx.conf"'],
 }
 # Variables that a reader has set.
 ENVIRONMENT = {

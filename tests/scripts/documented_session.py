@@ -1,4 +1,4 @@
-"""One document as a session of a reader: its blocks run in their order, with the files and variables of the blocks before.
+"""One document as a session of a reader: its blocks run in order, with the files and variables of the blocks before.
 
 A session has a folder of its own, free ports in place of the documented ones, and, if it needs a cluster, a real API
 server. All processes that it starts are ended with it.
@@ -96,7 +96,7 @@ class Session:
             self.plane.__exit__()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    # --- what a reader has before the first block ------------------------------------------------------------------------
+    # --- what a reader has before the first block ------------------------------------------------------------------
 
     def prepare(self):
         path, work, tools = self.document.path, self.folder / "work", self.folder / "bin"
@@ -174,7 +174,7 @@ class Session:
             self.to_end(f"kubectl -n boilerhouse create secret generic {rules.RELEASE} {literals}", COMMAND_SECONDS)
             self.to_end("kubectl apply -k deploy/kustomize/base", COMMAND_SECONDS)
 
-    # --- the blocks ------------------------------------------------------------------------------------------------------
+    # --- the blocks ------------------------------------------------------------------------------------------------
 
     def with_ports(self, text):
         return rules.PORT.sub(lambda found: str(self.ports[int(found[1])]), text)
@@ -224,7 +224,7 @@ class Session:
             if re.search(pattern, command.text) and not re.search(expected, output):
                 raise Failed(f"the output does not have '{expected}':\n{tail(output)}")
 
-    # --- processes -------------------------------------------------------------------------------------------------------
+    # --- processes -------------------------------------------------------------------------------------------------
 
     def popen(self, text, **options):
         """Starts a command with the variables of the commands before, and keeps its variables."""
@@ -292,7 +292,7 @@ class Session:
             time.sleep(0.05)
 
     def run_as_pod(self, namespace, target, local, remote):
-        """Runs the bridge with the ServiceAccount, the Secret and the configuration of the release, on a forwarded port."""
+        """Runs the bridge with the ServiceAccount, the Secret and the configuration of the release, on a local port."""
 
         def get(kind):
             return json.loads(self.to_end(f"kubectl -n {namespace} get {kind} -o json", COMMAND_SECONDS))
@@ -302,7 +302,8 @@ class Session:
         if target.split("/")[0] not in ("svc", "deployment"):
             raise Failed(f"{target} is no Service and no Deployment")
         self.to_end(f"kubectl -n {namespace} get {target}", COMMAND_SECONDS)
-        found = [item["data"]["config.yaml"] for item in get("configmaps")["items"] if "config.yaml" in item.get("data", {})]
+        data = [item.get("data", {}) for item in get("configmaps")["items"]]
+        found = [files["config.yaml"] for files in data if "config.yaml" in files]
         if len(found) != 1:
             raise Failed(f"{len(found)} configurations in the namespace")
         (self.folder / "config.yaml").write_text(found[0])
