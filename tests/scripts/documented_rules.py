@@ -95,6 +95,8 @@ EXPECTED = [
     (r"curl -N --max-time", r"(?m)^data:"),
     (r"^curl \S+/api/v1/(instances|tenants|pools)$", r"^\["),
     (r"^curl \S+/api/v1/workloads", "answer of Boilerhouse"),
+    (r"http_code.*\|\| true$", "401"),
+    (r"http_code.*Bearer", "200"),
     (r"auth can-i create", "yes"),
     (r"/readyz\?verbose", "pods"),
     (r"auth can-i --list", "boilerhouseclaims"),

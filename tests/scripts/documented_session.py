@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -54,6 +55,15 @@ def listens(port):
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def is_ready(port):
+    """Whether a bridge has the state of its cluster."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
 
 
 class Boilerhouse(BaseHTTPRequestHandler):
@@ -250,16 +260,20 @@ class Session:
             raise Failed(f"ended with {process.returncode}:\n{tail(output)}")
         return output
 
-    def start(self, text, ready):
-        """Starts a command that runs until the end of the session, and waits until it is ready."""
+    def start(self, text, ready, port=None):
+        """Starts a command that runs until the end of the session, and waits until it is ready: its output has a text, or
+        it listens on a documented port. A bridge, which listens on `port`, has the state of its cluster then."""
         self.logs += 1
         log = self.folder / f"{self.logs}.log"
         with log.open("wb") as file:
             process = self.popen(text, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
         if rules.BRIDGE.search(text):
+            port = self.ports[3000]
             self.bridges.append(process)
         is_port = isinstance(ready, int)
         self.wait(process, log, lambda output: listens(self.ports[ready]) if is_port else re.search(ready, output))
+        if port:
+            self.wait(process, log, lambda _: is_ready(port))
 
     def until(self, text, seen):
         """Runs a command that does not end, until its output has a text."""
@@ -318,6 +332,7 @@ class Session:
             f" --config {self.folder}/config.yaml --listen-host 127.0.0.1 --port {ports[0]}"
             f" --probe-listen 127.0.0.1:{ports[1]} --session-key-file {self.folder}/session-key",
             "listening on",
+            int(local),
         )
 
 
