@@ -8,6 +8,7 @@ The comment is not shown to readers. Every other shell block is run by tests/scr
 """
 
 import re
+import shlex
 import textwrap
 from dataclasses import dataclass, field
 
@@ -93,12 +94,23 @@ def parse(path, text):
     return document
 
 
+def is_open(text):
+    """Whether a command goes on in the next line: after a backslash, or inside of quotes."""
+    if text.endswith("\\"):
+        return True
+    try:
+        shlex.split(text, comments=True)
+        return False
+    except ValueError:
+        return True
+
+
 def commands(block):
     """Splits a shell block into commands: one for each line, with its continuation lines or here-document."""
     found, lines, at = [], block.text.split("\n"), 0
     while at < len(lines):
         first, text = at, lines[at]
-        while text.endswith("\\") and at + 1 < len(lines):
+        while is_open(text) and at + 1 < len(lines):
             at += 1
             text += "\n" + lines[at]
         heredoc = HEREDOC.search(text)
