@@ -37,6 +37,14 @@ export async function freePort() {
 
 const running = new Set();
 
+function kill(group) {
+  try {
+    process.kill(group, "SIGKILL");
+  } catch (error) {
+    if (error.code !== "ESRCH") throw error;
+  }
+}
+
 /// One child process. Its output goes to `<folder>/<name>.log`.
 export class Process {
   constructor(folder, name, command, args, env = {}) {
@@ -85,11 +93,12 @@ export class Process {
     );
   }
 
-  /// Sends a signal and waits for the end. Kills the process after the bound.
+  /// Sends a signal and waits for the end. Kills the process and what it has started after the bound.
   async stop(signal = "SIGTERM", boundMs = 15_000) {
     if (!running.has(this)) return;
     this.child.kill(signal);
-    const timer = setTimeout(() => this.child.kill("SIGKILL"), boundMs);
+    // The group too: a worker of Apache can outlive the process that has started it, and holds the output open.
+    const timer = setTimeout(() => kill(-this.child.pid), boundMs);
     await this.ended;
     clearTimeout(timer);
   }
