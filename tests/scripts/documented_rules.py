@@ -31,7 +31,7 @@ PORT = re.compile(rf"(?<![\w.])({'|'.join(map(str, PORTS))})(?![\w.])")
 REPLACEMENTS = [
     # The program is built before the test, in the form that the caller has chosen.
     (r"\bcargo run --release -- ", "boilerhouse-bridge "),
-    (r"^cargo install --path \.$", "boilerhouse-bridge --version"),
+    (r"^cargo install --locked --path \.$", "boilerhouse-bridge --version"),
     # The packages of tests/node, with pinned versions.
     (r"\bnpx wscat ", "wscat "),
     (r"^npm install (standardwebhooks|eventsource|ws)$", 'ln -sfn "$REPOSITORY/tests/node/node_modules" node_modules'),
