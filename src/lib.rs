@@ -37,6 +37,7 @@
 //! | [`forward`] | How are events delivered to webhooks? |
 //! | [`relay`] | How is the stream of another server sent on to many clients? |
 //! | [`tasks`] | Which tasks run, and how does the process shut down? |
+//! | [`schema`] | Which schemas of the messages and bodies does the bridge publish? |
 //! | [`api`], [`sim`] | Which Kubernetes types does the project define? How is a cluster simulated? |
 //!
 //! `docs/architecture.md#data-flow` follows one change through these modules.
@@ -71,6 +72,8 @@ pub mod http;
 pub mod relay;
 #[cfg(feature = "server")]
 pub mod ring;
+#[cfg(feature = "server")]
+pub mod schema;
 #[cfg(feature = "server")]
 pub mod sim;
 #[cfg(feature = "server")]

@@ -24,6 +24,8 @@ type Event struct {
 	// [*TenantClaimed], [*TenantReleased], [*Heartbeat], [*UpstreamDown], [*UpstreamUp], [*AuthExpiring], [*StreamClosing],
 	// [*RelayGap] or [*Unknown].
 	Payload Payload
+	// RateLimit is nil unless the bridge limits the rate of the stream.
+	RateLimit *RateLimit
 	// Connection is the number of the connection that delivered the event, from 1. It is 0 for [ParseEvent].
 	Connection int
 }
@@ -40,6 +42,8 @@ func parseEvent(b block) (Event, error) {
 		Type any `json:"type"`
 		ID   any `json:"id"`
 		Key  any `json:"key"`
+		// Another server can use this name for a value of another type.
+		RateLimit json.RawMessage `json:"rate_limit"`
 	}
 	// JSON also decodes null into a struct.
 	if !bytes.HasPrefix(bytes.TrimLeft(b.data, " \t\r\n"), []byte("{")) {
@@ -53,6 +57,9 @@ func parseEvent(b block) (Event, error) {
 		event.Type = kind
 	}
 	event.Key, _ = head.Key.(string)
+	if len(head.RateLimit) > 0 && json.Unmarshal(head.RateLimit, &event.RateLimit) != nil {
+		event.RateLimit = nil
+	}
 	// A member id of another server is no cursor of SSE, which has a field for it.
 	if id, ok := head.ID.(string); ok && !b.isSSE {
 		event.ID = id

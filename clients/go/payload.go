@@ -88,6 +88,8 @@ type InstanceState struct {
 	Phase string `json:"phase"`
 	// PreviousPhase is the phase before, if it was different.
 	PreviousPhase string `json:"previousPhase"`
+	WorkloadRef   string `json:"workloadRef"`
+	TenantID      string `json:"tenantId"`
 	// Instance is the new view, or the last one.
 	Instance Instance `json:"instance"`
 	// Cause is deleted or filtered, with the phase Deleted.
@@ -101,6 +103,8 @@ type ClaimState struct {
 	Phase string `json:"phase"`
 	// PreviousPhase is the phase before, if it was different.
 	PreviousPhase string `json:"previousPhase"`
+	TenantID      string `json:"tenantId"`
+	WorkloadRef   string `json:"workloadRef"`
 	// Claim is the new view, or the last one.
 	Claim Claim `json:"claim"`
 	// Cause is deleted or filtered, with the phase Deleted.
@@ -189,6 +193,16 @@ type StreamClosing struct {
 type RelayGap struct {
 	// Reason is expired, foreign, upstream, or a later reason.
 	Reason string `json:"reason"`
+}
+
+// RateLimit is what a bridge with --stream-rate says with each event.
+type RateLimit struct {
+	// Limit is the number of events a minute.
+	Limit uint32 `json:"limit"`
+	// Remaining is the number of events that the client can still receive in this window.
+	Remaining uint32 `json:"remaining"`
+	// ResetAt is when the window ends (RFC 3339).
+	ResetAt string `json:"reset_at"`
 }
 
 // Unknown is the payload of a type that this package does not know. [Event.JSON] has the data.

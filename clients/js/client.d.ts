@@ -39,6 +39,8 @@ export interface Pool {
 interface Base {
     /** The cursor, if the event has one. */
     id?: string;
+    /** Only where the bridge limits the rate of streams. */
+    rate_limit?: { limit: number; remaining: number; reset_at: string };
 }
 interface Change extends Base {
     time: string;
@@ -108,10 +110,21 @@ export interface Heartbeat extends Base {
 }
 export interface Upstream extends Base {
     type: "upstream.down" | "upstream.up" | "matrix-down" | "matrix-up";
-    time: string;
-    resource: string;
+    /** Of a bridge. A relay has none. */
+    time?: string;
+    /** Of a bridge. A relay has none. */
+    resource?: string;
     reason?: string;
     since?: string;
+    /** Of a relay: the HTTP status of an answer that is no stream, or null. */
+    status?: number | null;
+    /** Of a relay: when it tries again. */
+    retryAt?: string;
+}
+/** Of a relay: events may be missing here. */
+export interface RelayGap extends Base {
+    type: "relay.gap";
+    reason: string;
 }
 export interface AuthExpiring extends Base {
     type: "auth.expiring";
@@ -135,7 +148,8 @@ export type KnownEvent =
     | Heartbeat
     | Upstream
     | AuthExpiring
-    | StreamClosing;
+    | StreamClosing
+    | RelayGap;
 /** An event of a type that this release does not know. `isKnown` tells the two apart. */
 export interface UnknownEvent extends Base {
     type: string;
@@ -336,7 +350,10 @@ export class BridgeClient extends EventTarget implements AsyncIterable<BridgeEve
     pause(): void;
     /** Ends the client. Iterators end. */
     close(): void;
-    /** The events from now on. A final error is thrown. */
+    /**
+     * The events from now on. A final error is thrown. Leaving the last loop (`break`) closes the client, unless it has
+     * listeners: a program can then exit.
+     */
     [Symbol.asyncIterator](): AsyncIterableIterator<BridgeEvent>;
     addEventListener<K extends keyof EventMap>(
         type: K,

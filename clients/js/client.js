@@ -54,7 +54,7 @@ const DELETED = "Deleted";
 const KNOWN = new Set(
   (
     "state.initial instance.state claim.state pool.instance.ready tenant.claimed tenant.released pool.depth heartbeat " +
-    "upstream.down upstream.up matrix-down matrix-up auth.expiring stream.closing"
+    "upstream.down upstream.up matrix-down matrix-up auth.expiring stream.closing relay.gap"
   ).split(" "),
 );
 
@@ -515,6 +515,7 @@ export class BridgeClient extends EventTarget {
   #counters = { events: 0, malformed: 0, unknown: 0, connections: 0 };
   /** @type {Set<Reader>} */
   #readers = new Set();
+  #hasListeners = false;
   /** Of the loop that connects. It is aborted by pause and close. @type {AbortController | undefined} */
   #loop;
   /** Of the current connection. @type {AbortController | undefined} */
@@ -632,6 +633,12 @@ export class BridgeClient extends EventTarget {
     this.#endReaders();
   }
 
+  /** @type {EventTarget["addEventListener"]} */
+  addEventListener(...listener) {
+    this.#hasListeners = true;
+    super.addEventListener(...listener);
+  }
+
   /** @returns {AsyncIterableIterator<BridgeEvent>} */
   [Symbol.asyncIterator]() {
     /** @type {Reader} */
@@ -655,6 +662,8 @@ export class BridgeClient extends EventTarget {
     const end = async () => {
       this.#readers.delete(reader);
       reader.wake();
+      // An open connection would keep the process of a program that has left its loop.
+      if (this.#readers.size === 0 && !this.#hasListeners) this.close();
       return { value: undefined, done: /** @type {true} */ (true) };
     };
     return {
@@ -1028,10 +1037,11 @@ export class BridgeClient extends EventTarget {
       if (event.upstream === "live") this.#upstream.down.clear();
       this.#upstreamAge = { ageMs: event.upstreamAgeMs, since: new Stopwatch() };
     } else if (event.type === "upstream.down" || event.type === "matrix-down") {
-      this.#upstream.down.set(event.resource, event);
+      // The event of a relay names no resource.
+      this.#upstream.down.set(event.resource ?? "", event);
       this.#upstream.status = "down";
     } else if (event.type === "upstream.up" || event.type === "matrix-up") {
-      this.#upstream.down.delete(event.resource);
+      this.#upstream.down.delete(event.resource ?? "");
       if (this.#upstream.down.size === 0) this.#upstream.status = "live";
     }
   }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{PerResource, Resource, ResourceVersion, View};
@@ -70,8 +71,9 @@ pub enum EphemeralEvent {
 }
 
 /// Number of instances of one workload by pool status (docs/protocol.md#objects).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "Pool")]
 pub struct PoolDepth {
     /// The workload.
     pub workload_ref: String,

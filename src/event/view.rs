@@ -5,6 +5,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{Resource, ResourceVersion};
@@ -13,7 +14,7 @@ use super::{Resource, ResourceVersion};
 pub type Labels = BTreeMap<String, String>;
 
 /// A managed Pod.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Instance {
     /// `metadata.name`.
@@ -45,7 +46,7 @@ pub struct Instance {
 }
 
 /// A BoilerhouseClaim.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Claim {
     /// `metadata.name`.
@@ -86,7 +87,7 @@ pub struct Claim {
 }
 
 /// The address at which a tenant reaches its instance.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Endpoint {
     /// DNS name or IP address.
     pub host: String,

@@ -1,4 +1,5 @@
-//! The files of the dashboard and the JavaScript client, embedded in the binary. They contain no data of a platform.
+//! The files of the dashboard and the JavaScript client, embedded in the binary, and the published schemas. They contain no
+//! data of a platform.
 //!
 //! Guarantees: the policy of every file allows scripts, styles and connections of the bridge itself only, and nothing inline.
 
@@ -9,12 +10,16 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use warp::reply::Response;
 
 use super::etag;
-use crate::event::hash::sha256_prefix;
+use crate::{
+    event::hash::sha256_prefix,
+    schema::{asyncapi, messages, openapi},
+};
 
 const HTML: &str = "text/html; charset=utf-8";
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 const CSS: &str = "text/css; charset=utf-8";
 const SVG: &str = "image/svg+xml";
+const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
 /// `connect-src 'self'` allows WebSockets of the same host too (Content Security Policy Level 3, section 6.7.2.8).
 const POLICY: HeaderValue = HeaderValue::from_static(
@@ -71,6 +76,14 @@ static FILES: LazyLock<Vec<Asset>> = LazyLock::new(|| {
     ]
 });
 
+static OPENAPI: LazyLock<Asset> = LazyLock::new(|| asset("openapi.json", JSON, openapi::text().as_bytes()));
+static ASYNCAPI: LazyLock<Asset> = LazyLock::new(|| asset("asyncapi.json", JSON, asyncapi::text().as_bytes()));
+/// By the type of the message.
+static SCHEMAS: LazyLock<Vec<Asset>> = LazyLock::new(|| {
+    let named = messages::names().filter_map(|name| messages::file(name).map(|text| (name, text)));
+    named.map(|(name, text)| asset(name, JSON, text.as_bytes())).collect()
+});
+
 fn asset(name: &'static str, content_type: &'static str, bytes: &'static [u8]) -> Asset {
     Asset { name, content_type, bytes, tag: format!("\"{:016x}\"", sha256_prefix(bytes)) }
 }
@@ -83,6 +96,21 @@ pub(crate) fn page() -> &'static Asset {
 /// Returns the JavaScript client.
 pub(crate) fn client() -> &'static Asset {
     &CLIENT
+}
+
+/// Returns the OpenAPI document.
+pub(crate) fn openapi() -> &'static Asset {
+    &OPENAPI
+}
+
+/// Returns the AsyncAPI document.
+pub(crate) fn asyncapi() -> &'static Asset {
+    &ASYNCAPI
+}
+
+/// Returns the schema of the messages of this type.
+pub(crate) fn schema(message_type: &str) -> Option<&'static Asset> {
+    SCHEMAS.iter().find(|asset| asset.name == message_type)
 }
 
 /// Returns a file below `/assets/`.

@@ -2,6 +2,7 @@
 
 pub(super) mod assets;
 pub(super) mod boilerhouse_ws;
+pub(super) mod documents;
 pub(super) mod event_streams;
 pub(super) mod index;
 pub(super) mod metrics;

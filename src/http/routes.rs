@@ -22,7 +22,7 @@ use super::{
     conn::Peer,
     cors::{add_cors_headers, add_isolation_headers},
     endpoints::{
-        assets, boilerhouse_ws,
+        assets, boilerhouse_ws, documents,
         event_streams::{self, FullStream},
         index, metrics, probes, relay, sessions, state,
     },
@@ -178,6 +178,7 @@ fn feed_routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
     let instance = warp::path!("api" / "v1" / "instances" / String).map(Some).boxed();
     let tenant = warp::path!("api" / "v1" / "tenants" / String).map(Some).boxed();
     let file = warp::path("assets").and(warp::path::tail()).map(|name: Tail| Some(name.as_str().to_owned())).boxed();
+    let schema = warp::path!("schemas" / String).map(Some).boxed();
     let own = vec![
         route(app, path!("ws")).to(AccessRequirement::BoilerhouseWs, boilerhouse_ws::ws),
         route(app, path!("api" / "v1" / "instances")).to(AccessRequirement::Read, state::instances),
@@ -190,6 +191,9 @@ fn feed_routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
         route(app, ("/", root())).to(AccessRequirement::Public, index::index),
         route(app, path!("client.js")).to(AccessRequirement::Public, assets::client),
         route(app, ("/assets/{file}", file)).to(AccessRequirement::Public, assets::file),
+        route(app, path!("openapi.json")).to(AccessRequirement::Public, documents::openapi),
+        route(app, path!("asyncapi.json")).to(AccessRequirement::Public, documents::asyncapi),
+        route(app, ("/schemas/{file}", schema)).to(AccessRequirement::Public, documents::schema),
     ];
     let probes = probe_routes(app, probes::readyz);
     first_of(probes.into_iter().chain(own).chain(common_routes(app)).chain([streams]).collect(), SEE_INDEX)

@@ -27,6 +27,7 @@ mod npm_clients_resume;
 #[path = "../oracle/mod.rs"]
 mod oracle;
 mod port_forward;
+mod published_schemas;
 mod rbac_least_privilege;
 mod read_your_writes;
 mod recorded_credentials;

@@ -15,6 +15,7 @@ pub(crate) mod paused_clock;
 pub(crate) mod proc_net_tcp;
 #[cfg(feature = "top")]
 pub(crate) mod pty;
+pub(crate) mod schemas;
 pub(crate) mod scripted_api;
 pub(crate) mod sim_cluster;
 pub(crate) mod sse_client;

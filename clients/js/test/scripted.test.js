@@ -1,6 +1,8 @@
 // The client against a server that misbehaves. WebSocket is tested where the runtime or BRIDGE_TEST_MODULES (a folder with
 // node_modules/ws) has one.
 import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { createRequire } from "node:module";
 import path from "node:path";
 import { test } from "node:test";
@@ -322,6 +324,49 @@ test("silence ends a connection, and the upstream is reported", () =>
       await until("open again", () => client.counters.connections === 2);
     },
   ));
+
+for (const transport of TRANSPORTS) {
+  test(`${transport}: a program that leaves its loop exits`, async () => {
+    const bridge = await new ScriptedBridge().start();
+    try {
+      const program = `
+        import { createRequire } from "node:module";
+        import { BridgeClient } from ${JSON.stringify(new URL("../client.js", import.meta.url).href)};
+        const folder = ${JSON.stringify(folder ?? "")};
+        const WebSocket = folder ? createRequire(folder + "/x.js")("ws").WebSocket : globalThis.WebSocket;
+        const client = new BridgeClient({ url: ${JSON.stringify(bridge.url)}, transport: "${transport}", WebSocket });
+        for await (const event of client) {
+          console.log(event.type);
+          break;
+        }
+        console.log(client.connection.status);`;
+      const child = spawn(process.execPath, ["--input-type=module", "--eval", program], { timeout: 20_000 });
+      let output = "";
+      for (const stream of [child.stdout, child.stderr]) stream.on("data", (data) => (output += data));
+      const [code, signal] = await once(child, "close");
+      assert.deepEqual({ code, signal, output }, { code: 0, signal: null, output: "state.initial\nclosed\n" });
+    } finally {
+      await bridge.stop();
+    }
+  });
+}
+
+test("a loop that is left leaves other loops and listeners their connection", async () => {
+  const bridge = await new ScriptedBridge().start();
+  const client = new BridgeClient({ url: bridge.url, transport: "sse" });
+  try {
+    const [first, second] = [client[Symbol.asyncIterator](), client[Symbol.asyncIterator]()];
+    await first.next();
+    await first.return();
+    assert.equal(client.connection.status, "open");
+    client.addEventListener("event", () => {});
+    await second.return();
+    assert.equal(client.connection.status, "open");
+  } finally {
+    client.close();
+    await bridge.stop();
+  }
+});
 
 test("the iterator yields all events, and ends with close, abort and a final error", async () => {
   const abort = new AbortController();

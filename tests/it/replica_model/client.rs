@@ -3,6 +3,7 @@
 use boilerhouse_bridge::{
     event::{Cursor, PerResource, Resource},
     feed::{FrameFormat, Framing, ReadResult, SnapshotReason, StartAt, Subscription},
+    schema::messages::Form,
     test_support::SeededRng,
 };
 use serde_json::Value;
@@ -12,6 +13,7 @@ use crate::oracle::full_stream::{Entry, ReceivedEvent, Start};
 use crate::oracle::mutations::delivery::Mutation;
 use crate::oracle::visibility::{Condition, ExpectedProjection};
 use crate::seeded_full_stream::projections::to_projection;
+use crate::support::schemas;
 
 /// `types` of a client, and whether its filter selects a tenant, a pool status, both or none.
 const TYPES: [Option<&str>; 3] = [Some("instance,pool"), Some("claim,tenant"), None];
@@ -143,6 +145,7 @@ impl Client {
     }
 
     fn receive(&mut self, event: Value) {
+        schemas::check_sampled(Form::Full, &event);
         let received = ReceivedEvent::new(event, 0, false);
         let is_event = received.body["key"].is_string();
         self.events += u64::from(is_event && !received.is_coalesced());

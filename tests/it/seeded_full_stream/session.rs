@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use boilerhouse_bridge::feed::{Feed, Group, ReadResult, SharedBatch, Subscription};
+use boilerhouse_bridge::schema::messages::Form;
 use boilerhouse_bridge::test_support::SeededRng;
 use bytes::Bytes;
 use futures::FutureExt;
@@ -14,6 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use super::deployment::{SimulatedDeployment, clock};
 use crate::oracle::full_stream::{Entry, ReceivedEvent, Start};
 use crate::seeded_ws::latency::TimeSlot;
+use crate::support::schemas;
 
 /// The longest time between two connections. In one of eight cases it is the second one.
 const MAX_RECONNECT_DELAY: [Duration; 2] = [Duration::from_secs(20), Duration::from_secs(150)];
@@ -158,7 +160,9 @@ impl Recorder {
     }
 
     pub(super) fn event(&mut self, json: &[u8], idle: bool) {
-        let received = ReceivedEvent::parse(json, clock(), idle);
+        let event = serde_json::from_slice(json).unwrap();
+        schemas::check_sampled(Form::Full, &event);
+        let received = ReceivedEvent::new(event, clock(), idle);
         if received.name() == "state.initial" {
             self.initial_started_at.get_or_insert(received.at);
         }

@@ -10,11 +10,13 @@ use boilerhouse_bridge::event::PerResource;
 use boilerhouse_bridge::event::projection::{EventFormat, Projection};
 use boilerhouse_bridge::feed::{self, Feed, Framing, ReadResult, SnapshotReason, StartAt};
 use boilerhouse_bridge::ring::Limits;
+use boilerhouse_bridge::schema::messages::Form;
 use boilerhouse_bridge::sim::store::Store;
 use boilerhouse_bridge::source::{dedicated, hub, retry::Backoff};
 use boilerhouse_bridge::test_support::SeededRng;
 use boilerhouse_bridge::wire::CloseReason;
 use bytes::Bytes;
+use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -23,6 +25,7 @@ use super::cluster::Cluster;
 use super::latency::Latency;
 use crate::oracle::history::NAMESPACE;
 use crate::oracle::ws::{End, Record, Start, WatchMode, WsEvent};
+use crate::support::schemas;
 
 /// `/ws` is closed after 60 s without the API server (docs/protocol.md#boilerhouse-stream). A watch that broke
 /// fails again within 2 s.
@@ -250,7 +253,9 @@ fn messages(frames: &Bytes) -> Vec<WsEvent> {
             127 => panic!("an event is longer than 64 KiB"),
             length => (usize::from(length), 2),
         };
-        messages.push(serde_json::from_slice(&rest[head..head + length]).unwrap());
+        let event: Value = serde_json::from_slice(&rest[head..head + length]).unwrap();
+        schemas::check_sampled(Form::Ws, &event);
+        messages.push(serde_json::from_value(event).unwrap());
         rest = &rest[head + length..];
     }
     messages

@@ -9,7 +9,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::http_client::{TEST_TIMEOUT, WsClient};
+use super::{
+    http_client::{TEST_TIMEOUT, WsClient},
+    schemas,
+};
 
 /// One connection to a full stream.
 #[allow(clippy::large_enum_variant, reason = "a test has one value per client")]
@@ -80,6 +83,7 @@ impl FullStreamClient {
                         return None;
                     }
                     if let Some(data) = line.strip_prefix("data: ") {
+                        schemas::check("/api/sse", data);
                         return Some(data.trim_end().to_owned());
                     }
                 }

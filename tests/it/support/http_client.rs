@@ -17,6 +17,8 @@ use tokio_tungstenite::{
     tungstenite::{Error, Message, client::IntoClientRequest, protocol::CloseFrame},
 };
 
+use super::schemas;
+
 /// How long a step may take that needs no waiting, on a busy machine.
 pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -24,6 +26,7 @@ pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(crate) struct WsClient {
     socket: WebSocketStream<TcpStream>,
+    path: String,
 }
 
 /// An HTTP response.
@@ -64,17 +67,23 @@ impl WsClient {
             request.headers_mut().append(HeaderName::try_from(*name).unwrap(), value.parse().unwrap());
         }
         match timeout(TEST_TIMEOUT, client_async(request, stream)).await.expect("the server does not answer in time") {
-            Ok((socket, _)) => Ok(WsClient { socket }),
+            Ok((socket, _)) => Ok(WsClient { socket, path: path.to_owned() }),
             Err(Error::Http(response)) => Err(response.status().as_u16()),
             Err(error) => panic!("{error}"),
         }
+    }
+
+    /// Returns the message, which must match its published schema.
+    fn checked(&self, text: String) -> String {
+        schemas::check(&self.path, &text);
+        text
     }
 
     /// Returns the next text message.
     pub(crate) async fn text(&mut self) -> String {
         loop {
             match timeout(TEST_TIMEOUT, self.socket.next()).await.expect("no message arrives in time") {
-                Some(Ok(Message::Text(text))) => return text.to_string(),
+                Some(Ok(Message::Text(text))) => return self.checked(text.to_string()),
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
                 other => panic!("expected a text message: {other:?}"),
             }
@@ -85,7 +94,7 @@ impl WsClient {
     pub(crate) async fn next_text(&mut self) -> Option<String> {
         loop {
             match self.socket.next().await {
-                Some(Ok(Message::Text(text))) => return Some(text.to_string()),
+                Some(Ok(Message::Text(text))) => return Some(self.checked(text.to_string())),
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
                 _ => return None,
             }
@@ -141,7 +150,10 @@ impl WsClient {
         let close = timeout(bound, async {
             loop {
                 match self.socket.next().await {
-                    Some(Ok(Message::Text(_))) => messages += 1,
+                    Some(Ok(Message::Text(text))) => {
+                        self.checked(text.to_string());
+                        messages += 1;
+                    }
                     Some(Ok(Message::Close(Some(CloseFrame { code, reason })))) => {
                         return Some((u16::from(code), reason.to_string()));
                     }

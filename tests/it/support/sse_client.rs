@@ -9,12 +9,16 @@ use tokio::{
     time::timeout,
 };
 
-use super::http_client::{self, HttpResponse, TEST_TIMEOUT};
+use super::{
+    http_client::{self, HttpResponse, TEST_TIMEOUT},
+    schemas,
+};
 
 /// An open event stream.
 #[derive(Debug)]
 pub(crate) struct SseClient {
     stream: TcpStream,
+    path: String,
     /// The head of the response. Its body is empty here.
     pub(crate) head: HttpResponse,
     /// Received bytes of the body that are not decoded yet. Without chunks all of the body is decoded.
@@ -79,7 +83,8 @@ impl SseClient {
         let head = http_client::parse(&String::from_utf8(bytes).unwrap());
         let is_chunked = head.header("transfer-encoding") == Some("chunked");
         let (undecoded, blocks) = (Vec::new(), VecDeque::new());
-        SseClient { stream, head, undecoded, is_chunked, has_last_chunk: false, partial: String::new(), blocks }
+        let path = path.to_owned();
+        SseClient { stream, path, head, undecoded, is_chunked, has_last_chunk: false, partial: String::new(), blocks }
     }
 
     /// Returns the next block, or `None` at the end of the stream.
@@ -98,7 +103,11 @@ impl SseClient {
             }
             self.decode();
             while let Some((block, rest)) = self.partial.split_once("\n\n") {
-                self.blocks.push_back(SseEvent::parse(block));
+                let block = SseEvent::parse(block);
+                if !block.data.is_empty() {
+                    schemas::check(&self.path, &block.data);
+                }
+                self.blocks.push_back(block);
                 self.partial = rest.to_owned();
             }
         }

@@ -54,10 +54,6 @@ pub(crate) enum Entry {
 }
 
 impl ReceivedEvent {
-    pub(crate) fn parse(json: &[u8], at: u64, idle: bool) -> ReceivedEvent {
-        ReceivedEvent::new(serde_json::from_slice(json).unwrap(), at, idle)
-    }
-
     pub(crate) fn new(mut body: Value, at: u64, idle: bool) -> ReceivedEvent {
         let mut take =
             |key: &str| body.as_object_mut().unwrap().remove(key).map(|text| text.as_str().unwrap().to_owned());

@@ -1,0 +1,143 @@
+//! The JSON bodies of the GETs and POSTs, as `docs/protocol.md#snapshots` and `docs/protocol.md#errors` list them.
+//!
+//! A field of type `Option` is a key that can be absent.
+
+#![expect(dead_code, reason = "the types describe bodies that `http` makes")]
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+
+use super::generate::Time;
+use crate::event::{Claim, Instance};
+
+/// An instance with two fields of the claim that holds it.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase")]
+pub(super) struct InstanceWithActivity {
+    #[schemars(flatten)]
+    instance: Instance,
+    /// Annotation `boilerhouse.dev/last-activity` of the claim.
+    last_activity: Option<String>,
+    /// `status.claimedAt` of the claim.
+    claimed_at: Option<String>,
+}
+
+/// A tenant and its claims, by name.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase")]
+pub(super) struct Tenant {
+    /// The tenant.
+    tenant_id: String,
+    /// Its claims.
+    claims: Vec<Claim>,
+}
+
+/// Counts by phase.
+#[derive(JsonSchema)]
+pub(super) struct Stats {
+    /// The instances.
+    instances: PhaseCounts,
+    /// The claims.
+    claims: PhaseCounts,
+}
+
+/// The number of objects, and of those in each phase.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase")]
+struct PhaseCounts {
+    /// All objects.
+    total: u64,
+    /// Phase → objects.
+    by_phase: BTreeMap<String, u64>,
+}
+
+/// What the bridge watches.
+#[derive(JsonSchema)]
+pub(super) struct Connection {
+    /// UUID version 5 of the uid of the Namespace.
+    id: String,
+    /// The context of the kubeconfig, or `in-cluster`, or `demo`.
+    name: String,
+    /// The watched namespace.
+    namespace: String,
+    /// `syncing` before the first lists, then `live` or `down`.
+    state: ConnectionState,
+    /// When `state` changed last: RFC 3339, UTC, milliseconds.
+    since: Time,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase", inline)]
+enum ConnectionState {
+    Syncing,
+    Live,
+    Down,
+}
+
+/// The process runs.
+#[derive(JsonSchema)]
+pub(super) struct Health {
+    status: HealthStatus,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase", inline)]
+enum HealthStatus {
+    Ok,
+}
+
+/// A session cookie was set.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase")]
+pub(super) struct Session {
+    /// When the cookie expires: RFC 3339, UTC.
+    expires_at: Time,
+}
+
+/// A stream ticket.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase")]
+pub(super) struct Ticket {
+    /// The value of the query parameter `token`.
+    ticket: String,
+    /// When the ticket expires: RFC 3339, UTC.
+    expires_at: Time,
+}
+
+/// An error.
+#[derive(JsonSchema)]
+#[schemars(rename = "Error")]
+pub(super) struct ErrorBody {
+    /// What is wrong.
+    code: ErrorCode,
+    /// What to do. The text is no contract.
+    message: String,
+    /// For a bad parameter: which one.
+    details: Option<ErrorDetails>,
+    /// The same as `message`.
+    error: String,
+}
+
+/// What the error is about.
+#[derive(JsonSchema)]
+struct ErrorDetails {
+    /// The name of the parameter.
+    parameter: String,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "SCREAMING_SNAKE_CASE", inline)]
+enum ErrorCode {
+    BadRequest,
+    Unauthorized,
+    Forbidden,
+    NotFound,
+    MethodNotAllowed,
+    UpgradeRequired,
+    RateLimitExceeded,
+    Internal,
+    NotReady,
+    UpstreamUnavailable,
+    TooManyConnections,
+}

@@ -1,0 +1,98 @@
+//! Validates what the bridge sends against the schemas that it publishes (docs/protocol.md#schemas).
+//!
+//! Guarantees: each validator is compiled once. The clients of `support` validate every message that they receive.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use boilerhouse_bridge::schema::messages::{self, Form, MESSAGES};
+use jsonschema::Validator;
+use serde_json::{Value, json};
+
+/// Of each type of message, [`check_sampled`] validates this many first ones.
+const FIRST: u64 = 500;
+/// After that it validates one of so many.
+const EVERY: u64 = 16;
+
+/// Type and form of a message → its schema, and the messages that [`check_sampled`] was given.
+static MESSAGE_VALIDATORS: LazyLock<BTreeMap<(&str, &str), (Validator, AtomicU64)>> = LazyLock::new(|| {
+    let entry = |message: &messages::Message| (validator(&form_schema(message)), AtomicU64::new(0));
+    MESSAGES.iter().map(|message| ((message.name, message.form.name()), entry(message))).collect()
+});
+
+/// Returns the validator of a schema. Formats count.
+pub(crate) fn validator(schema: &Value) -> Validator {
+    jsonschema::options().should_validate_formats(true).build(schema).unwrap()
+}
+
+/// Returns the published schema of one form of a message.
+pub(crate) fn form_schema(message: &messages::Message) -> Value {
+    let mut schema: Value = serde_json::from_str(messages::file(message.name).unwrap()).unwrap();
+    let form = message.form.name();
+    if schema["$defs"][form].is_object() {
+        let members = schema.as_object_mut().unwrap();
+        members.remove("anyOf").unwrap();
+        members.insert("$ref".into(), json!(format!("#/$defs/{form}")));
+    }
+    schema
+}
+
+/// Validates a message of the stream at `path` (with its query).
+///
+/// A relay sends the events of any server at `/events` and `/events/ws`. There, messages of other types are permitted.
+///
+/// # Panics
+/// When the message does not match the schema of its type.
+pub(crate) fn check(path: &str, message: &str) {
+    let path = path.split('?').next().unwrap_or_default().trim_end_matches('/');
+    let (forms, is_relay): (&[Form], bool) = match path {
+        "/ws" => (&[Form::Ws], false),
+        "/api/websocket" | "/api/sse" | "/api/events/stream" | "/events/stream" => (&[Form::Full], false),
+        "/events" | "/events/ws" => (&[Form::Full, Form::Relay], true),
+        // Not a stream of events.
+        _ => return,
+    };
+    let event: Value = match serde_json::from_str(message) {
+        Ok(event) => event,
+        Err(_) if is_relay => return,
+        Err(error) => panic!("{error}: {message}"),
+    };
+    if !is_relay || event["type"].as_str().is_some_and(|name| messages::file(name).is_some()) {
+        check_event(forms, &event);
+    }
+}
+
+/// Validates a message that has one of these forms.
+///
+/// # Panics
+/// When the message does not match the schema of its type.
+fn check_event(forms: &[Form], event: &Value) {
+    let name = event["type"].as_str().unwrap_or_default();
+    let mut errors = Vec::new();
+    for form in forms {
+        match MESSAGE_VALIDATORS.get(&(name, form.name())).map(|(validator, _)| validator.validate(event)) {
+            Some(Ok(())) => return,
+            Some(Err(error)) => errors.push(error.to_string()),
+            None => errors.push(format!("the form {} has no type '{name}'", form.name())),
+        }
+    }
+    panic!("a message does not match its published schema: {errors:?}: {event}");
+}
+
+/// Validates a sample of the messages of a long history: of each type the first [`FIRST`] messages of the process, and one of
+/// [`EVERY`] after that.
+///
+/// # Panics
+/// When a message of the sample does not match the schema of its type, and when no schema has the type.
+pub(crate) fn check_sampled(form: Form, event: &Value) {
+    let counter = MESSAGE_VALIDATORS.get(&(event["type"].as_str().unwrap_or_default(), form.name()));
+    let seen = counter.map_or(0, |(_, seen)| seen.fetch_add(1, Ordering::Relaxed));
+    if seen < FIRST || seen % EVERY == 0 {
+        check_event(&[form], event);
+    }
+}
