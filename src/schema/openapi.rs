@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     bodies::{Connection, ErrorBody, Health, InstanceWithActivity, Session, Stats, Tenant, Ticket},
-    generate, parameters,
+    generate, messages, parameters,
     streams::{self, STREAMS, Transport},
 };
 use crate::event::PoolDepth;
@@ -171,6 +171,7 @@ fn document() -> Value {
     for stream in STREAMS {
         add(stream.path, "get", stream_operation(stream));
     }
+    let parameters = parameters::components(&mut generator);
     let error_content = json!({ "application/json": { "schema": error } });
     json!({
         "openapi": "3.1.0",
@@ -186,7 +187,7 @@ fn document() -> Value {
         "paths": paths,
         "components": {
             "schemas": generate::definitions(&mut generator),
-            "parameters": parameters::components(),
+            "parameters": parameters,
             "headers": {
                 "Event-Cursor": {
                     "description": "The cursor at which the state is true",
@@ -254,7 +255,11 @@ impl Operation {
         let mut parameters = parameters::references(self.parameters);
         let segment = self.path.split_once('{').and_then(|(_, rest)| rest.split_once('}'));
         if let Some((name, _)) = segment {
-            parameters.push(json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }));
+            let mut schema = json!({ "type": "string" });
+            if self.path.starts_with("/schemas/") {
+                schema["enum"] = messages::names().map(|name| format!("{name}.json")).collect();
+            }
+            parameters.push(json!({ "name": name, "in": "path", "required": true, "schema": schema }));
         }
         json!({
             "operationId": self.id,

@@ -1,13 +1,54 @@
 //! The query parameters of all endpoints, as `docs/protocol.md#query-parameters` lists them.
 
+use std::collections::BTreeMap;
+
+use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
+
+/// A filter: the objects that the client asks for. The keys are combined with AND.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "the types describe the parameter that `event::projection` parses")]
+struct Params {
+    /// The instances.
+    instances: Option<InstanceFilter>,
+    /// The claims.
+    claims: Option<ClaimFilter>,
+}
+
+/// Equality filters on instances.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase")]
+#[expect(dead_code, reason = "as for `Params`")]
+struct InstanceFilter {
+    name: Option<String>,
+    phase: Option<String>,
+    workload_ref: Option<String>,
+    tenant_id: Option<String>,
+    pool_status: Option<String>,
+    /// Label → value. Null means that the label exists, with any value.
+    labels: Option<BTreeMap<String, Option<String>>>,
+}
+
+/// Equality filters on claims.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase")]
+#[expect(dead_code, reason = "as for `Params`")]
+struct ClaimFilter {
+    name: Option<String>,
+    phase: Option<String>,
+    tenant_id: Option<String>,
+    workload_ref: Option<String>,
+    source: Option<String>,
+    /// Label → value. Null means that the label exists, with any value.
+    labels: Option<BTreeMap<String, Option<String>>>,
+}
 
 /// Name, schema and meaning of each query parameter.
 fn query() -> [(&'static str, Value, &'static str); 8] {
     let text = || json!({ "type": "string" });
     [
         ("types", text(), "Comma-separated list of families or exact types of events"),
-        ("params", text(), "A filter as JSON: `{\"instances\":{…},\"claims\":{…}}`"),
+        ("params", text(), "A filter as JSON, URL-encoded, of at most 8 KiB"),
         ("connectionId", text(), "The `id` of `/api/v1/connections`"),
         (
             "snapshot",
@@ -22,9 +63,15 @@ fn query() -> [(&'static str, Value, &'static str); 8] {
 }
 
 /// Returns all query parameters as components of an OpenAPI document.
-pub(super) fn components() -> Map<String, Value> {
+pub(super) fn components(generator: &mut SchemaGenerator) -> Map<String, Value> {
     let component = |(name, schema, description): (&str, Value, &str)| {
-        let parameter = json!({ "name": name, "in": "query", "description": description, "schema": schema });
+        let mut parameter = json!({ "name": name, "in": "query", "description": description });
+        if name == "params" {
+            let filter = generator.subschema_for::<Params>();
+            parameter["content"] = json!({ "application/json": { "schema": filter } });
+        } else {
+            parameter["schema"] = schema;
+        }
         (name.to_owned(), parameter)
     };
     query().into_iter().map(component).collect()

@@ -88,8 +88,8 @@ for (const [declared, types] of published) {
   lines.push(
     `export const assignable${number}: (event: ${all}) => ${own} = (event) => event;`,
     `export const missing${number}: [Extra<${all}, ${own}>] extends [never] ? true : Extra<${all}, ${own}> = true;`,
-    // Every event of the client can have an id.
-    `export const invented${number}: [Exclude<Extra<${own}, ${all}>, "id">] extends [never] ? true : Extra<${own}, ${all}> = true;`,
+    // Every event of the client can have them.
+    `export const invented${number}: [Exclude<Extra<${own}, ${all}>, "id" | "rate_limit">] extends [never] ? true : Extra<${own}, ${all}> = true;`,
   );
 }
 writeFileSync(process.argv[2], lines.join("\n") + "\n");

@@ -15,7 +15,7 @@ pub(super) fn sample(root: &Value, schema: &Value, all_keys: bool) -> Value {
     if let Some(value) = schema.get("const").or_else(|| schema["enum"].get(0)) {
         return value.clone();
     }
-    match schema["type"].as_str().unwrap_or_default() {
+    match schema["type"].get(0).unwrap_or(&schema["type"]).as_str().unwrap_or_default() {
         "object" => sample_object(root, schema, all_keys).into(),
         "array" => json!([sample(root, &schema["items"], all_keys)]),
         "string" if schema["format"] == "date-time" => json!("2026-01-02T03:04:05.678Z"),
@@ -58,7 +58,9 @@ fn collect(root: &Value, schema: &Value, value: &Value, place: &str, emit: &mut 
     if is_any {
         return;
     }
-    let can_be_null = schema["oneOf"].as_array().is_some_and(|forms| forms.contains(&json!({"type": "null"})));
+    let types = schema["type"].as_array().map_or(&[][..], Vec::as_slice);
+    let can_be_null = types.contains(&json!("null"))
+        || schema["oneOf"].as_array().is_some_and(|forms| forms.contains(&json!({"type": "null"})));
     for wrong in [json!(null), json!(7.5), json!({"wrong": {}}), json!([[]])] {
         if !(wrong.is_null() && can_be_null) {
             emit(format!("{place}: {wrong}"), wrong);

@@ -62,7 +62,10 @@ pub(crate) fn check(path: &str, message: &str) {
         Err(_) if is_relay => return,
         Err(error) => panic!("{error}: {message}"),
     };
-    if !is_relay || event["type"].as_str().is_some_and(|name| messages::file(name).is_some()) {
+    // The upstream of a relay can use a name of the bridge for other keys. The tests of the relay do that.
+    let is_foreign = |name: &str| name == "stream.closing" && event["retryAfterMs"].is_null();
+    let name = event["type"].as_str().unwrap_or_default();
+    if !is_relay || (messages::file(name).is_some() && !is_foreign(name)) {
         check_event(forms, &event);
     }
 }
