@@ -19,8 +19,11 @@ const FIRST: u64 = 500;
 /// After that it validates one of so many.
 const EVERY: u64 = 16;
 
-/// Type and form of a message → its schema, and the messages that [`check_sampled`] was given.
-static MESSAGE_VALIDATORS: LazyLock<BTreeMap<(&str, &str), (Validator, AtomicU64)>> = LazyLock::new(|| {
+/// Type and form of a message.
+type Key = (&'static str, &'static str);
+
+/// Its schema, and the messages that [`check_sampled`] was given.
+static MESSAGE_VALIDATORS: LazyLock<BTreeMap<Key, (Validator, AtomicU64)>> = LazyLock::new(|| {
     let entry = |message: &messages::Message| (validator(&form_schema(message)), AtomicU64::new(0));
     MESSAGES.iter().map(|message| ((message.name, message.form.name()), entry(message))).collect()
 });
@@ -95,7 +98,7 @@ fn check_event(forms: &[Form], event: &Value) {
 pub(crate) fn check_sampled(form: Form, event: &Value) {
     let counter = MESSAGE_VALIDATORS.get(&(event["type"].as_str().unwrap_or_default(), form.name()));
     let seen = counter.map_or(0, |(_, seen)| seen.fetch_add(1, Ordering::Relaxed));
-    if seen < FIRST || seen % EVERY == 0 {
+    if seen < FIRST || seen.is_multiple_of(EVERY) {
         check_event(&[form], event);
     }
 }
