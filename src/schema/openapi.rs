@@ -2,7 +2,7 @@
 //!
 //! # Add an endpoint
 //!
-//! Add a row to [`OPERATIONS`], and the type of its body to `bodies`. `tests/it/published_schemas` compares the rows with
+//! Add a row to `OPERATIONS`, and the type of its body to `bodies`. `tests/it/published_schemas` compares the rows with
 //! the routes of a running bridge. The telemetry endpoints are planned: their rows belong after `/api/v1/connections`.
 
 use std::sync::LazyLock;
