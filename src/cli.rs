@@ -8,6 +8,7 @@ mod config;
 mod connection;
 mod dashboard;
 mod demo;
+mod doctor;
 mod event_filter;
 mod event_text;
 mod events;
@@ -57,6 +58,9 @@ enum Command {
     Relay(Box<relay::RelayCommand>),
     /// Forward a port of this machine to the dashboard of a bridge in a cluster, and print its URL.
     Dashboard(dashboard::DashboardCommand),
+    /// Check the configuration that `serve` would use, the cluster, and a running bridge. Each problem comes with a command
+    /// that repairs it.
+    Doctor(Box<doctor::DoctorCommand>),
     /// Print the completions of a shell, as input for `source` or a file in its folder of completions.
     Completions {
         /// The shell
@@ -94,7 +98,12 @@ pub fn main() -> ExitCode {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let args: Vec<_> = std::env::args_os().collect();
     let outcome = match command().try_get_matches_from(&args) {
-        Ok(matches) => config::apply_config_file(command(), args, matches).and_then(|matches| run(&matches)),
+        Ok(matches) => match config::apply_config_file(command(), args, matches.clone()) {
+            Ok(matches) => run(&matches, None),
+            // `doctor` reports it as a failed check.
+            Err(error) if matches.subcommand_name() == Some("doctor") => run(&matches, Some(error)),
+            Err(error) => Err(error),
+        },
         Err(error) => {
             // clap writes help to stdout and usage errors to stderr.
             let _ = error.print();
@@ -128,7 +137,8 @@ fn adjust_flag(arg: Arg) -> Arg {
     }
 }
 
-fn run(matches: &ArgMatches) -> Result<u8, CliError> {
+/// Runs a subcommand. `config_error` says why the file of `--config` cannot be used; only `doctor` then runs.
+fn run(matches: &ArgMatches, config_error: Option<CliError>) -> Result<u8, CliError> {
     if let Some(("events", events)) = matches.subcommand() {
         events::EventsCommand::check_flags(events)?;
     }
@@ -139,6 +149,7 @@ fn run(matches: &ArgMatches) -> Result<u8, CliError> {
         #[cfg(feature = "top")]
         Command::Top(top) => block_on(top.run()),
         Command::Dashboard(dashboard) => block_on(dashboard.run()),
+        Command::Doctor(doctor) => block_on(doctor.run(config_error)),
         Command::Relay(relay) => block_on(relay.run()),
         Command::Completions { shell } => {
             let shell = match shell {

@@ -36,6 +36,7 @@
 //! | [`client`] | How does a Rust program read the events of a bridge? |
 //! | [`forward`] | How are events delivered to webhooks? |
 //! | [`relay`] | How is the stream of another server sent on to many clients? |
+//! | [`doctor`] | What is wrong with a configuration, a cluster or a running bridge? |
 //! | [`tasks`] | Which tasks run, and how does the process shut down? |
 //! | [`schema`] | Which schemas of the messages and bodies does the bridge publish? |
 //! | [`api`], [`sim`] | Which Kubernetes types does the project define? How is a cluster simulated? |
@@ -60,6 +61,8 @@ pub mod api;
 pub mod cli;
 #[cfg(feature = "client")]
 pub mod client;
+#[cfg(feature = "server")]
+pub mod doctor;
 #[cfg(feature = "server")]
 pub mod event;
 #[cfg(feature = "server")]

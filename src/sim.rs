@@ -16,6 +16,7 @@
 //! Documentation: `docs/architecture.md#simulated-kubernetes-api`, `docs/kubernetes-behavior.md`.
 
 mod api;
+mod discovery;
 pub mod fault;
 mod handle;
 mod list_options;

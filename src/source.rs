@@ -6,6 +6,7 @@ mod answer;
 pub mod connect;
 pub mod decode;
 pub mod dedicated;
+pub mod diagnose;
 pub mod error;
 pub mod hub;
 mod line_splitter;

@@ -1,5 +1,7 @@
 //! Flags for credentials, browser origins, proxies, TLS and rate limits (docs/protocol.md#access).
 
+pub(super) mod checks;
+
 use std::{num::NonZeroU32, path::PathBuf, str::FromStr, sync::Arc};
 
 use anyhow::Context;
@@ -35,7 +37,7 @@ use crate::{
 const MIN_KEY_CHARS: usize = 16;
 
 /// Flags for credentials, origins, proxies, TLS and limits of every server.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(super) struct AccessArgs {
     /// Allow requests without credentials on addresses other than loopback
     #[arg(long, env = "BRIDGE_ALLOW_ANONYMOUS", num_args = 0..=1, require_equals = true, value_name = "true|false")]
@@ -94,7 +96,7 @@ pub(super) struct AccessArgs {
 }
 
 /// Flags of `serve` beside those of every server.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(super) struct BridgeAccessArgs {
     #[command(flatten)]
     common: AccessArgs,
@@ -204,38 +206,14 @@ impl AccessArgs {
         ws_auth: bool,
     ) -> Result<ResolvedAccess, CliError> {
         let environment = env_api_key()?;
-        let is_closed = environment.is_some() || self.keys_file.is_some() || has_audience;
-        let ListenPlace { flag, is_loopback, credentials } = place;
-        if !is_closed && !is_loopback && !self.allow_anonymous {
-            return Err(CliError::usage(format!(
-                "{flag} would give the network access without credentials: set {credentials}, or pass --allow-anonymous"
-            )));
-        }
-        if !is_closed && ws_auth {
-            let message = format!("--ws-auth required needs credentials: set {credentials}");
-            return Err(CliError::usage(message));
-        }
-        let allowed = allowed(flatten_lists(self.cors_origin), flatten_lists(self.allowed_hosts), is_closed)?;
-        let tls = match (self.tls_cert, self.tls_key) {
-            (Some(certificate), Some(key)) => Some((certificate, key)),
-            (None, None) => None,
-            // clap cannot check this: it takes the values of the config file for defaults, and a default requires nothing.
-            (Some(_), None) => {
-                return Err(CliError::usage("--tls-cert needs --tls-key: set the path of the private key"));
-            }
-            (None, Some(_)) => {
-                return Err(CliError::usage("--tls-key needs --tls-cert: set the path of the certificate"));
-            }
-        };
-        if !is_closed && !is_loopback {
+        let is_closed = self.check_exposure(place, environment.is_some() || has_audience, ws_auth)?;
+        if !is_closed && !place.is_loopback {
             warn!("clients without credentials can read everything on this address (--allow-anonymous)");
         }
-        let signer = self.session_key_file.as_ref().map(|path| {
-            let key = std::fs::read(path).map_err(anyhow::Error::from);
-            let signer = key.and_then(|key| Ok(TokenSigner::from_key(&key)?));
-            signer.with_context(|| format!("cannot use the session key file {}", path.display()))
-        });
-        let tls = tls.map(|(certificate, key)| ReloadingTls::read(&certificate, &key).context("cannot serve TLS"));
+        let allowed = self.allowed(is_closed)?;
+        let tls = self.tls_files()?;
+        let signer = self.signer();
+        let tls = tls.map(|[certificate, key]| ReloadingTls::read(&certificate, &key).context("cannot serve TLS"));
         let limits = rate_limit::Config {
             requests: self.request_rate,
             stream_opens: self.connect_rate,
@@ -243,7 +221,7 @@ impl AccessArgs {
             ..rate_limit::Config::default()
         };
         let config = auth::Config { ws_auth, require_credentials: allowed.any_origin, ..auth::Config::default() };
-        let sources = CredentialSources { environment, file: self.keys_file, signer: signer.transpose()? };
+        let sources = CredentialSources { environment, file: self.keys_file, signer: signer? };
         let auth_metrics = auth::Metrics::default();
         Ok(ResolvedAccess {
             auth: Authenticator::new(config, sources, auth_metrics.clone())?,
@@ -255,6 +233,65 @@ impl AccessArgs {
             is_closed,
         })
     }
+
+    /// Returns whether credentials are configured: other ones than keys in a file (`has_other`), or those.
+    ///
+    /// # Errors
+    /// A usage error where the network would get access without credentials, or `/ws` requires one that no client has.
+    pub(super) fn check_exposure(
+        &self,
+        place: &ListenPlace<'_>,
+        has_other: bool,
+        ws_auth: bool,
+    ) -> Result<bool, CliError> {
+        let is_closed = has_other || self.keys_file.is_some();
+        let ListenPlace { flag, is_loopback, credentials } = place;
+        if !is_closed && !is_loopback && !self.allow_anonymous {
+            return Err(CliError::usage(format!(
+                "{flag} would give the network access without credentials: set {credentials}, or pass --allow-anonymous"
+            )));
+        }
+        if !is_closed && ws_auth {
+            let message = format!("--ws-auth required needs credentials: set {credentials}");
+            return Err(CliError::usage(message));
+        }
+        Ok(is_closed)
+    }
+
+    /// Returns the hosts and origins that are allowed.
+    ///
+    /// # Errors
+    /// A usage error for `*` without credentials.
+    pub(super) fn allowed(&self, is_closed: bool) -> Result<GuardConfig, CliError> {
+        allowed(flatten_lists(self.cors_origin.clone()), flatten_lists(self.allowed_hosts.clone()), is_closed)
+    }
+
+    /// Returns the files of the certificate and of the key.
+    ///
+    /// # Errors
+    /// A usage error if one of them is missing.
+    pub(super) fn tls_files(&self) -> Result<Option<[PathBuf; 2]>, CliError> {
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(certificate), Some(key)) => Ok(Some([certificate.clone(), key.clone()])),
+            (None, None) => Ok(None),
+            // clap cannot check this: it takes the values of the config file for defaults, and a default requires nothing.
+            (Some(_), None) => Err(CliError::usage("--tls-cert needs --tls-key: set the path of the private key")),
+            (None, Some(_)) => Err(CliError::usage("--tls-key needs --tls-cert: set the path of the certificate")),
+        }
+    }
+
+    /// Reads the key that signs session cookies and stream tickets.
+    ///
+    /// # Errors
+    /// The file cannot be read, or the key is too short.
+    pub(super) fn signer(&self) -> anyhow::Result<Option<TokenSigner>> {
+        let signer = self.session_key_file.as_ref().map(|path| {
+            let key = std::fs::read(path).map_err(anyhow::Error::from);
+            let signer = key.and_then(|key| Ok(TokenSigner::from_key(&key)?));
+            signer.with_context(|| format!("cannot use the session key file {}", path.display()))
+        });
+        signer.transpose()
+    }
 }
 
 impl BridgeAccessArgs {
@@ -263,17 +300,8 @@ impl BridgeAccessArgs {
     /// # Errors
     /// Those of [`AccessArgs::resolve`].
     pub(super) fn resolve(self, listen_host: &str, is_loopback: bool) -> Result<ResolvedBridgeAccess, CliError> {
-        let audience = self.token_audience.map(|audience| audience.trim().to_owned());
-        if audience.as_deref() == Some("") {
-            return Err(CliError::usage(
-                "--token-audience is empty, so that every token of the cluster would be accepted: name an audience",
-            ));
-        }
-        let place = ListenPlace {
-            flag: format!("--listen-host {listen_host}"),
-            is_loopback,
-            credentials: "BOILERHOUSE_API_KEY, --keys-file or --token-audience",
-        };
+        let audience = self.audience()?;
+        let place = ListenPlace::of_bridge(listen_host, is_loopback);
         let common = self.common.resolve(&place, audience.is_some(), self.ws_auth == WsAuth::Required)?;
         if common.is_closed && !is_loopback && self.ws_auth == WsAuth::Open {
             warn!("/ws is open without a credential; --ws-auth required closes it");
@@ -288,6 +316,32 @@ impl BridgeAccessArgs {
             responses,
             audience,
         })
+    }
+}
+
+impl BridgeAccessArgs {
+    /// Returns the audience of Kubernetes tokens.
+    ///
+    /// # Errors
+    /// A usage error for one without characters.
+    fn audience(&self) -> Result<Option<String>, CliError> {
+        let audience = self.token_audience.as_ref().map(|audience| audience.trim().to_owned());
+        if audience.as_deref() == Some("") {
+            return Err(CliError::usage(
+                "--token-audience is empty, so that every token of the cluster would be accepted: name an audience",
+            ));
+        }
+        Ok(audience)
+    }
+}
+
+impl ListenPlace<'_> {
+    fn of_bridge(listen_host: &str, is_loopback: bool) -> ListenPlace<'static> {
+        ListenPlace {
+            flag: format!("--listen-host {listen_host}"),
+            is_loopback,
+            credentials: "BOILERHOUSE_API_KEY, --keys-file or --token-audience",
+        }
     }
 }
 

@@ -20,21 +20,23 @@ use super::exit::CliError;
 /// Environment variable of `--config`.
 pub(super) const ENV: &str = "BRIDGE_CONFIG";
 
-/// Parses the arguments again with the values of the file that `--config` names. `matches` is the result of the arguments
+/// Parses the arguments of `serve` or `doctor` again with the values of the file that `--config` names. `matches` is the result of the arguments
 /// alone, and is returned when there is no such file.
 pub(super) fn apply_config_file(
     command: Command,
     args: Vec<OsString>,
     matches: ArgMatches,
 ) -> Result<ArgMatches, CliError> {
-    let Some(("serve", serve)) = matches.subcommand() else { return Ok(matches) };
+    let Some((name @ ("serve" | "doctor"), serve)) = matches.subcommand() else { return Ok(matches) };
     let Some(path) = serve.get_one::<PathBuf>("config") else { return Ok(matches) };
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the config file {}", path.display()));
     let text = text.map_err(|error| CliError { error, ..CliError::usage("") })?;
-    parse(command, args, &text).map_err(|error| CliError::usage(format!("{}: {error}", path.display())))
+    parse(command, name, args, &text).map_err(|error| CliError::usage(format!("{}: {error}", path.display())))
 }
 
-fn parse(command: Command, args: Vec<OsString>, text: &str) -> Result<ArgMatches, String> {
+/// Parses the arguments of the subcommand `name` with the values of the text. The keys are the flags of `serve`, which that
+/// subcommand has too.
+fn parse(command: Command, name: &str, args: Vec<OsString>, text: &str) -> Result<ArgMatches, String> {
     let serve = command.find_subcommand("serve").ok_or("there is no serve command")?;
     let (mut ids, mut flags) = (BTreeMap::new(), Vec::new());
     let mut lists = BTreeSet::new();
@@ -59,7 +61,7 @@ fn parse(command: Command, args: Vec<OsString>, text: &str) -> Result<ArgMatches
             flag == "kubeconfig" && std::env::var_os("KUBECONFIG").is_some_and(|names| !names.is_empty());
         // An empty value counts as unset, as in the environment.
         if !value.is_empty() && !is_overridden {
-            command = command.mut_subcommand("serve", |serve| serve.mut_arg(id, |arg| arg.default_value(value)));
+            command = command.mut_subcommand(name, |serve| serve.mut_arg(id, |arg| arg.default_value(value)));
         }
     }
     // The arguments alone were accepted, so the error is in the file.
@@ -138,7 +140,7 @@ mod tests {
 
     fn port(text: &str, args: &[&str]) -> Result<u16, String> {
         let args = ["boilerhouse-bridge", "serve"].iter().chain(args).map(OsString::from).collect();
-        let matches = parse(Cli::command(), args, text)?;
+        let matches = parse(Cli::command(), "serve", args, text)?;
         match Cli::from_arg_matches(&matches).map_err(|error| error.to_string())?.command {
             Ours::Serve(serve) => Ok(serve.port),
             _ => Err("another command".into()),

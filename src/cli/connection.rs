@@ -1,7 +1,11 @@
 //! The arguments that lead to a stream, for every subcommand that reads events: a URL, or the Service of a bridge in a
 //! cluster (docs/protocol.md#events-1).
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
@@ -52,6 +56,13 @@ impl CredentialArgs {
             builder = builder.ca_file(file);
         }
         builder
+    }
+}
+
+impl CredentialArgs {
+    /// Returns the file with the certificates to trust.
+    pub(super) fn ca_file(&self) -> Option<&Path> {
+        self.ca_file.as_deref()
     }
 }
 

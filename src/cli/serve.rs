@@ -23,11 +23,11 @@ use crate::{
 };
 
 /// Arguments of `serve`.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(super) struct Serve {
     /// Path of a YAML file with values for these flags, such as `port: 3000`
     #[arg(long, env = super::config::ENV, value_name = "FILE")]
-    config: Option<PathBuf>,
+    pub(super) config: Option<PathBuf>,
 
     /// Port to listen on; 0 takes a free port
     #[arg(long, env = "PORT", default_value_t = 3000, value_parser = integer_in::<u16>(PORTS))]
@@ -35,15 +35,15 @@ pub(super) struct Serve {
 
     /// Address to listen on. An address other than loopback requires credentials or --allow-anonymous
     #[arg(long, env = "LISTEN_HOST", default_value = "127.0.0.1", value_name = "HOST", value_parser = listen_host)]
-    listen_host: String,
+    pub(super) listen_host: String,
 
     /// Address and port of a listener of its own for /livez, /readyz and /api/v1/health, such as 0.0.0.0:9090. Clients of
     /// the other endpoints cannot take its connections. Without it, probes use --port only
     #[arg(long, env = "BRIDGE_PROBE_LISTEN", value_name = "HOST:PORT", value_parser = host_port)]
-    probe_listen: Option<(String, u16)>,
+    pub(super) probe_listen: Option<(String, u16)>,
 
     #[command(flatten)]
-    access: BridgeAccessArgs,
+    pub(super) access: BridgeAccessArgs,
 
     /// Maximum number of /ws connections with Kubernetes watchers of their own. Further connections share the watches of
     /// the bridge and receive the same events
@@ -75,10 +75,10 @@ pub(super) struct Serve {
 
     /// Namespace to watch
     #[arg(short, long, env = "K8S_NAMESPACE", default_value = "boilerhouse", value_parser = namespace)]
-    namespace: String,
+    pub(super) namespace: String,
 
     #[command(flatten)]
-    cluster: ContextArgs,
+    pub(super) cluster: ContextArgs,
 
     /// Log level: error, warn, info, debug or trace. RUST_LOG, if set, replaces it by a filter for each module
     #[arg(long, env = "LOG_LEVEL", default_value = "info", value_name = "LEVEL", value_parser = log_level)]

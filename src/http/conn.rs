@@ -31,7 +31,7 @@ pub use self::{
     metrics::{Metrics, RejectReason},
     peer::Peer,
     stream_start::{HijackedSocket, StreamStart},
-    tls::{ReloadingTls, TlsError},
+    tls::{CertificateUse, ReloadingTls, TlsError},
     transport::Conn,
     waiting::CountedAddress,
 };

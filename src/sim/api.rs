@@ -17,6 +17,7 @@ use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::body::Frame;
+use jiff::fmt::rfc2822::DateTimePrinter;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
@@ -30,7 +31,7 @@ use super::resource::{ApiResource, Verb};
 use super::status::StatusError;
 use super::store::{self, Revision, Store};
 use super::watch::{self, Watch};
-use super::{review, write};
+use super::{discovery, review, write};
 
 /// Maximum size of a request body in bytes. It is the limit of the real API server.
 const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
@@ -91,8 +92,8 @@ async fn answer(sim: &Sim, request: &http::request::Parts, body: &[u8]) -> io::R
         NetworkState::Refusing => return Err(refused()),
         NetworkState::BlackHole => std::future::pending().await,
     }
-    if request.uri.path() == "/version" {
-        return Ok(json_response(StatusCode::OK, &version()));
+    if let Some(response) = about_the_api(sim, request, body) {
+        return Ok(response);
     }
     let installed = |path: &ResourcePath| path.resource != ApiResource::Claims || sim.lock().crd;
     let Some(path) = ResourcePath::parse(request.uri.path()).filter(installed) else {
@@ -129,6 +130,23 @@ async fn answer(sim: &Sim, request: &http::request::Parts, body: &[u8]) -> io::R
         }
         None => Ok(Call { sim, path, verb, options, request, body, watch_fault: None }.run().await),
     }
+}
+
+/// Answers a request about the API itself, with the time of the simulated cluster.
+fn about_the_api(sim: &Sim, request: &http::request::Parts, body: &[u8]) -> Option<Response<Body>> {
+    let state = sim.lock();
+    let user = &sim.config().user;
+    let (code, answer) = discovery::answer(&state, user, &request.method, request.uri.path(), body)?;
+    if state.unauthorized {
+        return Some(error_response(&StatusError::unauthorized()));
+    }
+    drop(state);
+    let mut response = json_response(code, &answer);
+    let date = DateTimePrinter::new().timestamp_to_rfc9110_string(&sim.now()).ok();
+    if let Some(date) = date.and_then(|date| date.try_into().ok()) {
+        response.headers_mut().insert(header::DATE, date);
+    }
+    Some(response)
 }
 
 fn apply_concurrent_change(sim: &Sim, change: &ConcurrentChange) {
@@ -337,13 +355,6 @@ impl Serialize for Item<'_> {
         let fields = object.as_object().into_iter().flatten();
         serializer.collect_map(fields.filter(|(name, _)| typed || !matches!(name.as_str(), "kind" | "apiVersion")))
     }
-}
-
-fn version() -> Value {
-    json!({
-        "major": "1", "minor": "36", "gitVersion": "v1.36.0+simulated", "gitCommit": "", "gitTreeState": "clean",
-        "buildDate": "1970-01-01T00:00:00Z", "goVersion": "none", "compiler": "none", "platform": "simulated",
-    })
 }
 
 /// Returns the answer for a path without a resource. It is not a `Status`. A cluster without the CRD of claims answers

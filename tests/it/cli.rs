@@ -98,6 +98,7 @@ async fn help_output_matches_the_golden_file() {
         &["top", "--help"],
         &["relay", "--help"],
         &["dashboard", "--help"],
+        &["doctor", "--help"],
         &["completions", "--help"],
         &["man", "--help"],
         &["crd", "--help"],

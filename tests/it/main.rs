@@ -12,6 +12,7 @@ mod client_library;
 mod control_plane;
 mod dedicated_watchers;
 mod demo_command;
+mod doctor_command;
 mod documents;
 mod drain;
 mod filters;

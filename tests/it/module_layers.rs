@@ -26,8 +26,15 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("schema", &["event"]),
     ("source", &["api", "event", "feed", "x509"]),
     ("http", &["event", "wire", "feed", "relay", "schema", "tasks", "weak_table", "x509"]),
+    ("doctor", &["api", "client", "event", "source"]),
     ("sim", &["api"]),
-    ("cli", &["api", "client", "event", "forward", "wire", "ring", "feed", "relay", "source", "http", "tasks", "sim"]),
+    (
+        "cli",
+        &[
+            "api", "client", "doctor", "event", "forward", "wire", "ring", "feed", "relay", "source", "http", "tasks",
+            "sim",
+        ],
+    ),
     ("test_support", &["api", "event"]),
 ];
 
@@ -38,6 +45,10 @@ const NARROWER: &[(&str, &[&str])] = &[
     ("source::error", &[]),
     ("source::connect", &["source::connect", "source::error", "x509"]),
     ("source::review", &["api", "source::error"]),
+    (
+        "source::diagnose",
+        &["api", "event", "source::answer", "source::connect", "source::error", "source::line_splitter"],
+    ),
     // Connections do not depend on what is served over them.
     ("http::conn", &["http::conn", "tasks", "x509"]),
     // Streams do not depend on events, principals or endpoints: what they send comes from an `Outbound`.
@@ -52,12 +63,12 @@ const NARROWER: &[(&str, &[&str])] = &[
 const CRATES: &[(&str, &[&str])] = &[
     ("kube", &["api", "source", "sim"]),
     ("k8s_openapi", &["api", "source", "sim"]),
-    ("schemars", &["api", "event", "schema"]),
+    ("schemars", &["api", "doctor", "event", "schema"]),
     ("fearless_simd", &["source"]),
     ("warp", &["http"]),
     ("hyper", &["client", "http", "sim", "source"]),
-    ("hyper_rustls", &["forward", "source"]),
-    ("hyper_util", &["client", "forward", "http", "sim", "source"]),
+    ("hyper_rustls", &["doctor", "forward", "source"]),
+    ("hyper_util", &["client", "doctor", "forward", "http", "sim", "source"]),
     ("socket2", &["http"]),
     ("sha1", &["wire"]),
     ("sha2", &["event"]),
@@ -67,16 +78,16 @@ const CRATES: &[(&str, &[&str])] = &[
     ("ratatui", &["cli"]),
     ("anyhow", &["cli"]),
     ("serde_saphyr", &["api", "cli", "source", "http"]),
-    ("rustls", &["cli", "client", "forward", "source", "http"]),
+    ("rustls", &["cli", "client", "doctor", "forward", "source", "http"]),
     ("rustls_platform_verifier", &["client"]),
     ("tokio_tungstenite", &["client"]),
     ("strsim", &["cli"]),
     ("tokio_rustls", &["cli", "client", "http"]),
-    ("ring", &["forward", "http"]),
+    ("ring", &["doctor", "forward", "http"]),
     ("subtle", &["http"]),
     ("governor", &["http"]),
     ("tracing_subscriber", &["cli"]),
-    ("tokio", &["client", "feed", "forward", "relay", "source", "http", "tasks", "sim", "cli"]),
+    ("tokio", &["client", "doctor", "feed", "forward", "relay", "source", "http", "tasks", "sim", "cli"]),
     ("tokio_util", &["http", "tasks"]),
     ("tracing", &["relay", "source", "http", "tasks", "sim", "cli"]),
 ];
@@ -85,6 +96,7 @@ const CRATES: &[(&str, &[&str])] = &[
 const FACADES: &[&str] = &[
     "lib",
     "api",
+    "doctor",
     "event",
     "feed",
     "forward",

@@ -172,6 +172,11 @@ impl ApiKeys {
         self.0.iter().find(|key| *key.name == *name)
     }
 
+    /// Returns all keys, in the order of the file.
+    pub fn iter(&self) -> impl Iterator<Item = &ApiKey> {
+        self.0.iter()
+    }
+
     /// Returns whether at least one key is limited to one tenant.
     #[must_use]
     pub fn has_tenants(&self) -> bool {

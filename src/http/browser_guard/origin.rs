@@ -33,6 +33,20 @@ impl HostName {
     }
 }
 
+impl std::fmt::Display for HostName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::fmt::Display for Origin {
+    /// Writes the normal form.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}://{}", self.scheme, self.host)?;
+        self.port.map_or(Ok(()), |port| write!(f, ":{port}"))
+    }
+}
+
 impl FromStr for HostName {
     type Err = String;
 
@@ -77,6 +91,13 @@ impl FromStr for Origin {
 }
 
 impl Origin {
+    /// Returns whether pages of this origin come over plain HTTP from another machine, so that everyone on the way can change
+    /// them.
+    #[must_use]
+    pub fn is_insecure(&self) -> bool {
+        self.scheme == "http" && !cannot_be_rebound(&self.host)
+    }
+
     /// Returns whether a page of this origin was loaded from this host. `port` is `None` for a `Host` without one.
     ///
     /// The scheme is not compared, because it can differ behind a TLS proxy. A `Host` without a port stands for the default

@@ -55,6 +55,17 @@ struct Shared {
     config: RwLock<Arc<ServerConfig>>,
 }
 
+/// When and for what a certificate can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CertificateUse {
+    /// Start of the validity, in seconds since 1970.
+    pub not_before: i64,
+    /// End of the validity, in seconds since 1970.
+    pub not_after: i64,
+    /// Whether a TLS server may use it.
+    pub is_for_servers: bool,
+}
+
 /// Why a certificate and a key cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -85,6 +96,15 @@ impl ReloadingTls {
         let contents = [read_file(&paths[0])?, read_file(&paths[1])?];
         let config = RwLock::new(server_config(&paths, &contents)?);
         Ok(ReloadingTls(Arc::new(Shared { paths, last_evaluated: Mutex::new(contents), config })))
+    }
+
+    /// Returns what the certificate of the server says, or `None` if it cannot be parsed.
+    #[must_use]
+    pub fn certificate(&self) -> Option<CertificateUse> {
+        let [certificates, _] = &*self.last_evaluated();
+        let first = CertificateDer::pem_slice_iter(certificates).next()?.ok()?;
+        let Certificate { not_before, not_after, is_for_servers, .. } = Certificate::parse(&first)?;
+        Some(CertificateUse { not_before, not_after, is_for_servers })
     }
 
     /// Reads the files every `interval` until shutdown. New connections use a changed certificate; unusable files

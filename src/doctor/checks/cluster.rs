@@ -1,0 +1,160 @@
+//! Checks of the way to the API server.
+
+use futures::{FutureExt as _, future::BoxFuture};
+
+use crate::{
+    doctor::check::{Outcome, Subject},
+    source::{
+        connect::connect,
+        diagnose::{Diagnosis, ServerVersion},
+        error::UpstreamError,
+    },
+};
+
+/// The oldest minor version of Kubernetes 1 that the chart supports (`kubeVersion` in deploy/chart/Chart.yaml).
+const MIN_MINOR: u32 = 30;
+/// Maximum difference of the clocks in seconds. Kubernetes accepts tokens for 60 s after their expiry.
+const MAX_CLOCK_DIFFERENCE_S: u64 = 5;
+
+pub(super) fn kubeconfig(subject: &Subject) -> BoxFuture<'_, Outcome> {
+    async {
+        match connect(&subject.cluster).await {
+            Ok(connection) => {
+                let found = format!(
+                    "context {}, server {}, namespace {}",
+                    connection.context, connection.server, connection.namespace
+                );
+                // Only this check sets it, and it runs once.
+                let _ = subject.diagnosis.set(Diagnosis::new(&connection));
+                Outcome::passed(found)
+            }
+            Err(error) => Outcome::failed(chain(&error), "kubectl config view --minify"),
+        }
+    }
+    .boxed()
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", chain(source)),
+        None => error.to_string(),
+    }
+}
+
+pub(super) fn api_server(subject: &Subject) -> BoxFuture<'_, Outcome> {
+    with_version(subject, |ServerVersion { round_trip, .. }| {
+        Outcome::passed(format!("it answers, and accepts the credential, within {} ms", round_trip.as_millis()))
+    })
+}
+
+pub(super) fn api_version(subject: &Subject) -> BoxFuture<'_, Outcome> {
+    with_version(subject, |version| judge_version(version.version.as_deref()))
+}
+
+pub(super) fn clock(subject: &Subject) -> BoxFuture<'_, Outcome> {
+    with_version(subject, |version| judge_clock(version.clock_difference_s))
+}
+
+fn judge_version(version: Option<&str>) -> Outcome {
+    let hint = "kubectl version";
+    let Some(version) = version else {
+        return Outcome::warning("this account may not read the version of the API server", hint);
+    };
+    let mut parts = version.trim_start_matches('v').split('.');
+    let (major, minor) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    match (major.parse::<u32>(), minor.parse::<u32>()) {
+        (Ok(1), Ok(minor)) if minor < MIN_MINOR => {
+            Outcome::warning(format!("{version} is older than 1.{MIN_MINOR}, the oldest tested version"), hint)
+        }
+        (Ok(_), Ok(_)) => Outcome::passed(version),
+        _ => Outcome::warning(format!("{version} is not a version of Kubernetes"), hint),
+    }
+}
+
+fn judge_clock(difference_s: Option<i64>) -> Outcome {
+    match difference_s {
+        None => Outcome::skipped("the API server does not send its time"),
+        Some(seconds) if seconds.unsigned_abs() <= MAX_CLOCK_DIFFERENCE_S => {
+            Outcome::passed("the clocks of this machine and of the API server agree")
+        }
+        Some(seconds) => Outcome::warning(
+            format!(
+                "the clock of this machine is {} s {} that of the API server: tokens, sessions and certificates expire too \
+                 early or too late",
+                seconds.unsigned_abs(),
+                if seconds > 0 { "behind" } else { "ahead of" }
+            ),
+            "timedatectl status",
+        ),
+    }
+}
+
+fn with_version<'a>(subject: &'a Subject, judge: fn(&ServerVersion) -> Outcome) -> BoxFuture<'a, Outcome> {
+    with_diagnosis(subject, move |diagnosis: &'a Diagnosis| async move {
+        diagnosis.version().await.map(|version| judge(&version))
+    })
+}
+
+/// Runs a check that sends requests. An error of a request fails it.
+pub(super) fn with_diagnosis<'a, F>(
+    subject: &'a Subject,
+    run: impl FnOnce(&'a Diagnosis) -> F + Send + 'a,
+) -> BoxFuture<'a, Outcome>
+where
+    F: Future<Output = Result<Outcome, UpstreamError>> + Send + 'a,
+{
+    async move {
+        let Some(diagnosis) = subject.diagnosis.get() else {
+            return Outcome::skipped("there is no connection to a cluster");
+        };
+        run(diagnosis).await.unwrap_or_else(|error| failed(&error, diagnosis.namespace()))
+    }
+    .boxed()
+}
+
+/// Returns the outcome of a failed request.
+fn failed(error: &UpstreamError, namespace: &str) -> Outcome {
+    let is_grant = matches!(error, UpstreamError::NoNamespace(_) | UpstreamError::NoCrd);
+    let hint = match error {
+        UpstreamError::Unauthorized { .. } | UpstreamError::Credentials(_) => "kubectl auth whoami".to_owned(),
+        UpstreamError::Forbidden(_) => format!("kubectl auth can-i --list -n {namespace}"),
+        UpstreamError::NoNamespace(_) => format!("kubectl create namespace {namespace}"),
+        UpstreamError::NoCrd => "boilerhouse-bridge crd | kubectl apply -f -".to_owned(),
+        UpstreamError::Throttled { .. } | UpstreamError::Timeout { .. } | UpstreamError::ErrorStatus { .. } => {
+            "kubectl get --raw '/readyz?verbose'".to_owned()
+        }
+        _ => "kubectl cluster-info".to_owned(),
+    };
+    let outcome = Outcome::failed(error.to_string(), hint);
+    if is_grant { outcome.with_cluster_command() } else { outcome }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn debug(outcome: &Outcome) -> String {
+        format!("{outcome:?}")
+    }
+
+    #[test]
+    fn versions_before_the_oldest_tested_one_are_a_warning() {
+        for passed in ["v1.30.0", "v1.36.3+k3s1", "v2.0.0"] {
+            assert!(debug(&judge_version(Some(passed))).contains("Passed"), "{passed}");
+        }
+        for warned in ["v1.29.9", "unknown", ""] {
+            assert!(debug(&judge_version(Some(warned))).contains("Warning"), "{warned}");
+        }
+        assert!(debug(&judge_version(None)).contains("may not read"));
+    }
+
+    #[test]
+    fn clocks_may_differ_by_five_seconds() {
+        for passed in [0, 5, -5] {
+            assert!(debug(&judge_clock(Some(passed))).contains("Passed"), "{passed}");
+        }
+        assert!(debug(&judge_clock(Some(6))).contains("6 s behind"));
+        assert!(debug(&judge_clock(Some(-60))).contains("60 s ahead of"));
+        assert!(debug(&judge_clock(None)).contains("Skipped"));
+    }
+}

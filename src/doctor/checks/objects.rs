@@ -1,0 +1,161 @@
+//! Checks of the objects: definition, lists and watches, as the bridge reads them.
+
+use std::time::Instant;
+
+use futures::future::{BoxFuture, try_join, try_join_all};
+
+use super::cluster::with_diagnosis;
+use crate::{
+    doctor::check::{Outcome, Subject},
+    event::Resource,
+    source::{
+        diagnose::{ClaimResource, Diagnosis, WatchItem},
+        error::UpstreamError,
+    },
+};
+
+/// Time of the watches of `bookmarks`. Below 12 s an API server sends no bookmark; it sends one about 2 s before the end
+/// (docs/kubernetes-behavior.md).
+pub(super) const WATCH_SECONDS: u32 = 15;
+/// Time of the other watches, which are dropped before.
+const SHORT_WATCH_SECONDS: u32 = 10;
+
+pub(super) fn crd<'a>(subject: &'a Subject) -> BoxFuture<'a, Outcome> {
+    with_diagnosis(
+        subject,
+        |diagnosis: &'a Diagnosis| async move { Ok(judge_claims(&diagnosis.claim_resource().await?)) },
+    )
+}
+
+fn judge_claims(found: &ClaimResource) -> Outcome {
+    const SHOW: &str = "kubectl explain boilerhouseclaims --recursive";
+    match found {
+        ClaimResource { errors, .. } if !errors.is_empty() => {
+            Outcome::failed(format!("the bridge cannot read BoilerhouseClaims: {}", errors.join("; ")), SHOW)
+        }
+        ClaimResource { differences: None, .. } => {
+            Outcome::warning("BoilerhouseClaims are served, but their schema cannot be read", SHOW)
+        }
+        ClaimResource { differences: Some(differences), .. } if !differences.is_empty() => Outcome::warning(
+            format!("events will lack fields, because the schema differs: {}", differences.join("; ")),
+            SHOW,
+        ),
+        ClaimResource { .. } => Outcome::passed("BoilerhouseClaims are served, and their schema is compatible"),
+    }
+}
+
+pub(super) fn list<'a>(subject: &'a Subject) -> BoxFuture<'a, Outcome> {
+    with_diagnosis(subject, |diagnosis: &'a Diagnosis| async move {
+        diagnosis.namespace_exists().await?;
+        let start = Instant::now();
+        let [pods, claims] = lists(diagnosis).await?;
+        let count = |(objects, is_complete): (usize, bool)| {
+            if is_complete { objects.to_string() } else { format!("more than {objects}") }
+        };
+        Ok(Outcome::passed(format!(
+            "{} instances and {} claims, within {} ms",
+            count((pods.objects, pods.is_complete)),
+            count((claims.objects, claims.is_complete)),
+            start.elapsed().as_millis()
+        )))
+    })
+}
+
+async fn lists(diagnosis: &Diagnosis) -> Result<[crate::source::diagnose::ListFound; 2], UpstreamError> {
+    let (pods, claims) = try_join(diagnosis.list(Resource::Pods), diagnosis.list(Resource::Claims)).await?;
+    Ok([pods, claims])
+}
+
+pub(super) fn watch<'a>(subject: &'a Subject) -> BoxFuture<'a, Outcome> {
+    with_diagnosis(subject, |diagnosis: &'a Diagnosis| async move {
+        let versions = lists(diagnosis).await?.map(|found| found.version);
+        let start = Instant::now();
+        let watches = Resource::ALL.into_iter().zip(versions);
+        try_join_all(watches.map(|(resource, from)| diagnosis.watch(resource, Some(from), SHORT_WATCH_SECONDS)))
+            .await?;
+        Ok(Outcome::passed(format!("both watches start, within {} ms", start.elapsed().as_millis())))
+    })
+}
+
+/// A watch without a version starts with the objects that exist, so that no change is needed.
+pub(super) fn first_event<'a>(subject: &'a Subject) -> BoxFuture<'a, Outcome> {
+    with_diagnosis(subject, |diagnosis: &'a Diagnosis| async move {
+        let mut resources = Resource::ALL.into_iter().zip(lists(diagnosis).await?);
+        let Some((resource, _)) = resources.find(|(_, found)| found.objects > 0) else {
+            return Ok(Outcome::skipped("there are no instances and no claims, so that no event is due"));
+        };
+        let start = Instant::now();
+        let mut watch = diagnosis.watch(resource, None, SHORT_WATCH_SECONDS).await?;
+        loop {
+            match watch.next().await {
+                Ok(WatchItem::Event) => {
+                    let millis = start.elapsed().as_millis();
+                    let detail = format!("the first event of {} comes after {millis} ms", resource.plural());
+                    return Ok(Outcome::passed(detail));
+                }
+                Ok(WatchItem::Bookmark) => {}
+                Err(UpstreamError::WatchEnded) => {
+                    let detail = format!("the watch of {} ends without an event", resource.plural());
+                    return Ok(Outcome::failed(detail, "kubectl get --raw '/readyz?verbose'"));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    })
+}
+
+pub(super) fn bookmarks<'a>(subject: &'a Subject) -> BoxFuture<'a, Outcome> {
+    with_diagnosis(subject, |diagnosis: &'a Diagnosis| async move {
+        let before = lists(diagnosis).await?.map(|found| found.version);
+        let watches = Resource::ALL.into_iter().zip(before);
+        let counts = watches.map(|(resource, from)| bookmarks_of(diagnosis, resource, from));
+        let count: usize = try_join_all(counts).await?.into_iter().sum();
+        let has_moved = lists(diagnosis).await?.map(|found| found.version) != before;
+        Ok(match (count, has_moved) {
+            (0, false) => Outcome::skipped("the version of the cluster did not move meanwhile, so that none was due"),
+            (0, true) => Outcome::warning(
+                format!(
+                    "the watches sent no bookmark within {WATCH_SECONDS} s: cursors of quiet clients become too old, and \
+                     their resumes start with a new state"
+                ),
+                "kubectl get --raw '/readyz?verbose'",
+            ),
+            (count, _) => Outcome::passed(format!("the watches sent {count} within {WATCH_SECONDS} s")),
+        })
+    })
+}
+
+async fn bookmarks_of(diagnosis: &Diagnosis, resource: Resource, from: u64) -> Result<usize, UpstreamError> {
+    let mut watch = diagnosis.watch(resource, Some(from), WATCH_SECONDS).await?;
+    let mut count = 0;
+    loop {
+        match watch.next().await {
+            Ok(WatchItem::Bookmark) => count += 1,
+            Ok(WatchItem::Event) => {}
+            Err(UpstreamError::WatchEnded) => return Ok(count),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+pub(super) fn exact_list<'a>(subject: &'a Subject) -> BoxFuture<'a, Outcome> {
+    with_diagnosis(subject, |diagnosis: &'a Diagnosis| async move {
+        let versions = lists(diagnosis).await?.map(|found| found.version);
+        for (resource, version) in Resource::ALL.into_iter().zip(versions) {
+            match diagnosis.list_exactly(resource, version).await {
+                Ok(()) => {}
+                Err(UpstreamError::Expired) => {
+                    let detail = format!(
+                        "the API server no longer has {} at a version that it has just answered with: resumes start with a \
+                         new state",
+                        resource.plural()
+                    );
+                    let hint = "kubectl -n kube-system get pods -l component=etcd -o yaml | grep compaction";
+                    return Ok(Outcome::warning(detail, hint));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Outcome::passed("both resources can be listed at an exact version, so that clients resume"))
+    })
+}

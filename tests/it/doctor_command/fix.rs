@@ -1,0 +1,82 @@
+//! `--fix`: it creates what is missing, once, and changes nothing else.
+
+use std::{collections::BTreeMap, path::Path, time::SystemTime};
+
+use boilerhouse_bridge::sim::{ApiResource, Verb};
+
+use super::{output, run};
+use crate::support::sim_cluster::SimCluster;
+
+/// Path → content and time of the last change, for all files below a folder.
+fn files(folder: &Path) -> BTreeMap<String, (String, SystemTime)> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(files(&entry.path()));
+        } else {
+            let (text, time) = (std::fs::read_to_string(entry.path()).unwrap(), entry.metadata().unwrap().modified());
+            found.insert(entry.path().to_string_lossy().into_owned(), (text, time.unwrap()));
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn second_repair_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    std::fs::write(path("mine"), "mine").unwrap();
+    let (config, keys, session) = (path("state/config.yaml"), path("state/keys.yaml"), path("state/session"));
+    let ids = "config,credentials";
+    let flags = ["--only", ids, "--config", &config, "--keys-file", &keys, "--session-key-file", &session];
+
+    let before = run(&flags).await;
+    before.expect("config", "failed", "error", "cannot read the config file");
+    assert_eq!(before.report["repairs"], serde_json::json!([]));
+    assert_eq!(files(folder.path()).len(), 1, "without --fix nothing is created");
+
+    let with_fix: Vec<&str> = flags.into_iter().chain(["--fix"]).collect();
+    let first = run(&with_fix).await;
+    first.expect_passed("config", "config.yaml can be used");
+    first.expect_passed("credentials", "1 keys in");
+    let repairs = first.report["repairs"].as_array().unwrap();
+    assert!(repairs.len() == 3 && repairs.iter().all(|repair| repair["done"] == true), "{repairs:#?}");
+    let created = files(folder.path());
+    assert_eq!(created.len(), 5, "{created:#?}");
+    assert_eq!(created[&path("mine")].0, "mine");
+    let key = created[&path("state/keys.yaml.key")].0.trim();
+    assert!(!first.report.to_string().contains(key), "the report has no key");
+
+    let second = run(&with_fix).await;
+    assert_eq!(second.report["repairs"], serde_json::json!([]));
+    second.expect_passed("credentials", "1 keys in");
+    assert_eq!(files(folder.path()), created, "the second run changes nothing");
+
+    // What was created works: `serve` accepts the files, and the key opens it.
+    let cluster = SimCluster::new().await;
+    let bridge = cluster.bridge(&["--config", &config, "--keys-file", &keys, "--session-key-file", &session]).await;
+    let (url, token) = (format!("http://{}", bridge.address), path("state/keys.yaml.key"));
+    let works = run(&["--only", "bridge-streams", "--url", &url, "--token-file", &token]).await;
+    works.expect_passed("bridge-streams", "heartbeat");
+}
+
+#[tokio::test]
+async fn commands_for_the_cluster_are_printed_and_not_run() {
+    let cluster = SimCluster::new().await;
+    for (verb, resource) in [(Verb::List, ApiResource::Pods), (Verb::Watch, ApiResource::Claims)] {
+        cluster.sim.deny(verb, resource);
+    }
+    cluster.sim.set_crd(false);
+    let kubeconfig = cluster.kubeconfig();
+    let before = cluster.sim.store(|store| store.revision());
+    let flags = ["--fix", "--kubeconfig", &kubeconfig, "--only", "rbac-pods-list,rbac-claims-watch,crd"];
+    let run = run(&flags).await;
+    let repairs = run.report["repairs"].as_array().unwrap();
+    let texts: Vec<_> = repairs.iter().map(|repair| repair["text"].as_str().unwrap()).collect();
+    assert!(texts.len() == 2 && repairs.iter().all(|repair| repair["done"] == false), "{repairs:#?}");
+    assert!(texts[0].starts_with("kubectl apply -f - <<'END'\n"), "{}", texts[0]);
+    assert_eq!(texts[1], "boilerhouse-bridge crd | kubectl apply -f -");
+    assert_eq!(cluster.sim.store(|store| store.revision()), before, "nothing was written");
+    let (_, text, _) = output(&flags, &[]).await;
+    assert!(text.contains("\ncommands to run\nkubectl apply -f - <<'END'\napiVersion:"), "{text}");
+}
