@@ -255,9 +255,10 @@ exec chroot --userspec="$1:$1" --groups="$1" "$root" /boilerhouse-bridge "${@:2}
 class Container:
     """Runs the container of a Pod without a node: its arguments, variables, files, user and read-only root folder."""
 
-    def __init__(self, plane, checks, kubectl, get, pod):
+    def __init__(self, plane, checks, kubectl, get, pod, name=None):
         spec = pod["spec"]
-        container, user = spec["containers"][0], str(spec["securityContext"]["runAsUser"])
+        container = next(item for item in spec["containers"] if name in (None, item["name"]))
+        user = str(spec["securityContext"]["runAsUser"])
         root = Path(tempfile.mkdtemp(prefix="root-", dir=plane.folder))
         for folder in (plane.folder, root):
             folder.chmod(0o755)
@@ -381,6 +382,11 @@ def run_pods(plane, checks, kubectl, get, helm, pod_template, test_pod, *setting
     test = Container(plane, checks, kubectl, get, hooks)
     assert test.process.wait(60) == 0, test.log.read_text()
     assert "state.initial" in test.log.read_text()
+    doctor = Container(plane, checks, kubectl, get, hooks, "doctor")
+    assert doctor.process.wait(60) == 0, doctor.log.read_text()
+    report = doctor.log.read_text()
+    for check in ("kubeconfig", "rbac-pods-watch", "crd", "list", "watch", "credentials", "bridge-ready", "bridge-streams"):
+        assert re.search(rf"^  ok    {check} ", report, re.MULTILINE), report
     scheme = re.search(r"--url=(\w+)://", " ".join(hooks["spec"]["containers"][0]["args"]))[1]
     assert f"listening on {scheme}://" in bridge.log.read_text(), bridge.log.read_text()
     assert scheme == ("https" if "tls.existingSecret=certificate" in settings else "http")
@@ -437,6 +443,12 @@ def as_service_account(plane, checks, kubectl, get, test_pod):
                     message = f"cannot {verb} {resource}"
                     wait_for(f"the log has `{message}`", lambda: message in log.read_text())  # noqa: B023
                     named.append(f"{verb} {resource}")
+                names = {"pods": "pods", "boilerhouseclaims": "claims", "namespaces": "namespace"}
+                check = f"rbac-{names[resource]}-{verb}"
+                doctor = ("doctor", "--kubeconfig", kubeconfig, "-n", NAMESPACE, "-o", "json", "--port", "0")
+                report = json.loads(checks.run(checks.BRIDGE, *doctor, code=1))
+                failed = [found["id"] for found in report["checks"] if found["status"] == "failed"]
+                assert failed == [check], (check, report)
             finally:
                 kubectl(
                     "-n",

@@ -84,6 +84,7 @@ const REVIEW_BEHAVIORS: &[(&str, ReviewBehavior)] = review_behaviors![
     reviews::expired_token_is_accepted_for_one_more_minute,
     reviews::token_ends_with_its_service_account,
     reviews::permission_covers_one_verb_one_resource_and_one_namespace,
+    reviews::own_access_and_the_claims_can_be_read,
     reviews::groups_have_permissions,
     reviews::permissions_can_be_revoked,
     reviews::malformed_reviews_are_rejected,

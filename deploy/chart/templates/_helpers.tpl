@@ -127,6 +127,73 @@ Without access to the cluster an existing Secret is unknown, and the checksum is
 {{- toYaml $config -}}
 {{- end -}}
 
+{{/* What `serve` reads: its variables and files. The container `doctor` of `helm test` has the same. */}}
+{{- define "bridge.env" -}}
+{{- if .Values.auth.apiKey }}
+- name: BOILERHOUSE_API_KEY
+  valueFrom:
+    secretKeyRef:
+      name: {{ include "bridge.secretName" . }}
+      key: api-key
+{{- end }}
+{{- with .Values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "bridge.volumeMounts" -}}
+- name: config
+  mountPath: /etc/boilerhouse-bridge/config
+  readOnly: true
+{{- if include "bridge.usesSecret" . }}
+- name: secret
+  mountPath: /etc/boilerhouse-bridge/secret
+  readOnly: true
+{{- end }}
+{{- if .Values.auth.keysSecret }}
+- name: keys
+  mountPath: /etc/boilerhouse-bridge/keys
+  readOnly: true
+{{- end }}
+{{- if .Values.tls.existingSecret }}
+- name: tls
+  mountPath: /etc/boilerhouse-bridge/tls
+  readOnly: true
+{{- end }}
+{{- end -}}
+
+{{- define "bridge.volumes" -}}
+- name: config
+  configMap:
+    name: {{ include "bridge.fullname" . }}
+{{- if include "bridge.usesSecret" . }}
+- name: secret
+  secret:
+    secretName: {{ include "bridge.secretName" . }}
+    defaultMode: 0440
+    items:
+      - key: session-key
+        path: session-key
+{{- end }}
+{{- if .Values.auth.keysSecret }}
+- name: keys
+  secret:
+    secretName: {{ .Values.auth.keysSecret }}
+    defaultMode: 0440
+{{- end }}
+{{- if .Values.tls.existingSecret }}
+- name: tls
+  secret:
+    secretName: {{ .Values.tls.existingSecret }}
+    defaultMode: 0440
+    items:
+      - key: tls.crt
+        path: tls.crt
+      - key: tls.key
+        path: tls.key
+{{- end }}
+{{- end -}}
+
 {{/* The Secret has the API key and the session key. Sessions need a credential of any kind. */}}
 {{- define "bridge.usesSecret" -}}
 {{- if or .Values.auth.apiKey .Values.auth.keysSecret .Values.auth.tokenAudience -}}true{{- end -}}

@@ -5,7 +5,7 @@ use futures::{FutureExt as _, future::BoxFuture};
 use crate::{
     doctor::check::{Outcome, Subject},
     source::{
-        connect::connect,
+        connect::{Error, connect},
         diagnose::{Diagnosis, ServerVersion},
         error::UpstreamError,
     },
@@ -28,7 +28,14 @@ pub(super) fn kubeconfig(subject: &Subject) -> BoxFuture<'_, Outcome> {
                 let _ = subject.diagnosis.set(Diagnosis::new(&connection));
                 Outcome::passed(found)
             }
-            Err(error) => Outcome::failed(chain(&error), "kubectl config view --minify"),
+            Err(error) => {
+                let hint = match &error {
+                    Error::NotFound { .. } | Error::Read { .. } => "boilerhouse-bridge doctor --kubeconfig FILE",
+                    Error::InCluster(_) => "kubectl get serviceaccounts -o yaml",
+                    _ => "kubectl config get-contexts",
+                };
+                Outcome::failed(chain(&error), hint)
+            }
         }
     }
     .boxed()

@@ -249,3 +249,29 @@ pub(super) async fn creating_reviews_requires_permission(accounts: Accounts<'_>,
 fn group(path: &str) -> &str {
     path.split('/').nth(2).unwrap()
 }
+
+/// What `doctor` reads: the version, the caller's own access and name, and the resource of the claims with its schema.
+pub(super) async fn own_access_and_the_claims_can_be_read(_: Accounts<'_>, client: &Client, ns: &str) {
+    let get = async |path: &str| {
+        let request = http::Request::get(path).body(Vec::new()).unwrap();
+        client.request::<Value>(request).await.unwrap_or_else(|error| panic!("{path}: {error}"))
+    };
+    assert!(get("/version").await["gitVersion"].as_str().unwrap().starts_with("v1."));
+    let attributes = json!({"namespace": ns, "verb": "list", "group": "", "resource": "pods"});
+    let spec = json!({"spec": {"resourceAttributes": attributes}});
+    let (code, access) = post(client, "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", spec).await;
+    assert_eq!((code, &access["status"]["allowed"]), (StatusCode::CREATED, &json!(true)), "{access}");
+    let (code, user) = post(client, "/apis/authentication.k8s.io/v1/selfsubjectreviews", json!({})).await;
+    assert!(code == StatusCode::CREATED && user["status"]["userInfo"]["username"].is_string(), "{user}");
+
+    let resources = get("/apis/boilerhouse.dev/v1alpha1").await;
+    let claims = resources["resources"].as_array().unwrap();
+    let claims = claims.iter().find(|resource| resource["name"] == "boilerhouseclaims").unwrap();
+    assert_eq!(claims["namespaced"], true, "{claims}");
+    for verb in ["list", "watch"] {
+        assert!(claims["verbs"].as_array().unwrap().contains(&json!(verb)), "{claims}");
+    }
+    let document = get("/openapi/v3/apis/boilerhouse.dev/v1alpha1").await;
+    let claim = &document["components"]["schemas"]["dev.boilerhouse.v1alpha1.BoilerhouseClaim"];
+    assert_eq!(claim["properties"]["spec"]["properties"]["tenantId"]["type"], "string", "{claim}");
+}
