@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use clap::{Arg, Args, ValueEnum};
+use clap::{Arg, Args, Command, ValueEnum};
 use futures::{FutureExt as _, future::BoxFuture};
 
 use super::{
@@ -69,8 +69,9 @@ pub(super) struct DoctorCommand {
 }
 
 impl DoctorCommand {
-    /// Runs the checks and prints the report. `config_error` says why the file of `--config` cannot be used.
-    pub(super) async fn run(self, config_error: Option<CliError>) -> Result<u8, CliError> {
+    /// Runs the checks and prints the report. `command` is the whole command line; `config_error` says why the file of
+    /// `--config` cannot be used.
+    pub(super) async fn run(self, command: Command, config_error: Option<CliError>) -> Result<u8, CliError> {
         // An empty variable gives one empty id.
         let only: Vec<String> = self.only.iter().filter(|id| !id.is_empty()).cloned().collect();
         let checks = doctor::select(CHECKS, &only).map_err(|unknown| {
@@ -81,7 +82,7 @@ impl DoctorCommand {
         let mut config_error = config_error.map(|error| format!("{:#}", error.error));
         let mut repairs = Vec::new();
         if self.fix {
-            repairs = doctor::create_missing_files(&self.files());
+            repairs = doctor::create_missing_files(&self.files(command));
             // All lines of the new file are comments, so that the flags stay as they are.
             if repairs.iter().any(|repair| repair.id == "config" && repair.done) {
                 config_error = None;
@@ -125,9 +126,9 @@ impl DoctorCommand {
     }
 
     /// Returns the files that `--fix` may create.
-    fn files(&self) -> LocalFiles {
+    fn files(&self, command: Command) -> LocalFiles {
         let [keys, session_key] = self.serve.access.secret_files();
-        LocalFiles { config: self.serve.config.clone(), example: example_configuration(), keys, session_key }
+        LocalFiles { config: self.serve.config.clone(), example: example_configuration(&command), keys, session_key }
     }
 
     fn subject(&self, config_error: Option<String>, bridge: Option<Target>) -> Subject {
@@ -202,12 +203,11 @@ async fn check_config(serve: Arc<Serve>, config_error: Option<String>) -> Outcom
 }
 
 /// Returns a configuration file with all flags of `serve`, in which every line is a comment.
-fn example_configuration() -> String {
+fn example_configuration(command: &Command) -> String {
     let mut text =
         "# Configuration of `boilerhouse-bridge serve --config FILE`. Flags and environment variables override it.\n"
             .to_owned();
-    let command = super::command();
-    let flags = command.find_subcommand("serve").into_iter().flat_map(clap::Command::get_arguments);
+    let flags = command.find_subcommand("serve").into_iter().flat_map(Command::get_arguments);
     for arg in flags.filter(|arg| !arg.is_hide_set()) {
         let Some(name) = arg.get_long().filter(|name| !["config", "help", "version"].contains(name)) else { continue };
         let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn example_configuration_names_each_flag_and_sets_none() {
-        let text = example_configuration();
+        let text = example_configuration(&crate::cli::command());
         assert!(text.lines().all(|line| line.is_empty() || line.starts_with('#')), "{text}");
         for line in ["\n# port: 3000\n", "\n# namespace: boilerhouse\n", "\n# keys-file: FILE\n"] {
             assert!(text.contains(line), "{line:?} is not in {text}");
