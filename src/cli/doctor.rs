@@ -82,7 +82,7 @@ impl DoctorCommand {
         let mut config_error = config_error.map(|error| format!("{:#}", error.error));
         let mut repairs = Vec::new();
         if self.fix {
-            repairs = doctor::create_missing_files(&self.files(command));
+            repairs = doctor::create_missing_files(&self.files(&command));
             // All lines of the new file are comments, so that the flags stay as they are.
             if repairs.iter().any(|repair| repair.id == "config" && repair.done) {
                 config_error = None;
@@ -126,9 +126,9 @@ impl DoctorCommand {
     }
 
     /// Returns the files that `--fix` may create.
-    fn files(&self, command: Command) -> LocalFiles {
+    fn files(&self, command: &Command) -> LocalFiles {
         let [keys, session_key] = self.serve.access.secret_files();
-        LocalFiles { config: self.serve.config.clone(), example: example_configuration(&command), keys, session_key }
+        LocalFiles { config: self.serve.config.clone(), example: example_configuration(command), keys, session_key }
     }
 
     fn subject(&self, config_error: Option<String>, bridge: Option<Target>) -> Subject {
