@@ -227,7 +227,7 @@ pub async fn run(subject: &Subject, checks: &[Check]) -> Vec<CheckResult> {
         waiting.retain(|check| {
             // A needed check that is not among `checks` does not count.
             let is_pending = |id: &&str| checks.iter().any(|other| other.id == *id) && !results.contains_key(*id);
-            if check.needs.iter().any(|id| is_pending(id)) {
+            if check.needs.iter().any(is_pending) {
                 return true;
             }
             let blocker = check.needs.iter().filter_map(|id| results.get(id)).find(|needed| blocks(needed));
