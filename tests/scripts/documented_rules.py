@@ -18,9 +18,9 @@ FULL_ONLY = re.compile(r"^(?:\w+=\S+ )*(helm|cargo|go|nginx|node --test|npx|test
 # So do documents that have a proxy in front.
 FULL_DOCUMENTS = {"docs/how-to/reverse-proxies.md"}
 # Commands that lead to a cluster: a real API server is started for the document.
-CLUSTER = re.compile(r"\b(kubectl|helm) |boilerhouse-bridge serve\b")
+CLUSTER = re.compile(r"\b(kubectl|helm) |boilerhouse-bridge (serve|doctor)\b")
 # The release is installed before these documents, with the manifests of deploy/kustomize/base.
-INSTALLED = {"docs/runbook.md", "docs/how-to/scaling-and-replicas.md", "docs/how-to/port-forward.md"}
+INSTALLED = {"docs/runbook.md", "docs/how-to/scaling-and-replicas.md", "docs/how-to/port-forward.md", "docs/how-to/troubleshoot.md"}
 
 # --- what is replaced ----------------------------------------------------------------------------------------------
 
