@@ -10,8 +10,8 @@ use jiff::fmt::temporal::DateTimePrinter;
 use serde::Serialize;
 
 use super::{
-    Change, ChangeSet, Claim, EphemeralEvent, Instance, PoolDepth, View,
-    projection::{EventFormat, EventType, Projection},
+    Change, ChangeSet, Claim, EphemeralEvent, Instance, MqttMessage, PoolDepth, Telemetry, View,
+    projection::{EventFormat, EventType, Projection, Scope},
 };
 
 /// One event about an object. Its type and format determine which keys are present
@@ -98,11 +98,29 @@ pub enum EphemeralBody<'a> {
         #[serde(flatten)]
         pool: &'a PoolDepth,
     },
+    /// `telemetry`.
+    Telemetry {
+        /// When this replica published it: RFC 3339 with milliseconds.
+        time: &'a str,
+        /// The values.
+        #[serde(flatten)]
+        telemetry: &'a Telemetry,
+    },
+    /// `mqtt.message`.
+    MqttMessage {
+        /// When this replica published it: RFC 3339 with milliseconds.
+        time: &'a str,
+        /// Topic and payload.
+        #[serde(flatten)]
+        message: &'a MqttMessage,
+    },
 }
 
 /// Returns type and body of an ephemeral event, or `None` if a client of this projection does not receive it.
 ///
-/// `/ws` clients receive no ephemeral event. On the full stream, every client receives `upstream.*`.
+/// `/ws` clients receive no ephemeral event. On the full stream, every client receives `upstream.*`. `telemetry` is about an
+/// instance, so rights and filters on instances apply to it. A `mqtt.message` is about no object: only rights to everything
+/// include it, and no filter applies.
 #[must_use]
 pub fn render_ephemeral<'a>(
     event: &'a EphemeralEvent,
@@ -125,6 +143,14 @@ pub fn render_ephemeral<'a>(
             let is_included =
                 projection.types.contains(EventType::PoolDepth) && projection.includes_pool(&pool.workload_ref);
             is_included.then_some((EventType::PoolDepth.name(), EphemeralBody::PoolDepth { time, pool }))
+        }
+        EphemeralEvent::Telemetry { instance, telemetry } => {
+            let is_included = projection.types.contains(EventType::Telemetry) && projection.includes_instance(instance);
+            is_included.then_some((EventType::Telemetry.name(), EphemeralBody::Telemetry { time, telemetry }))
+        }
+        EphemeralEvent::MqttMessage(message) => {
+            let is_included = projection.types.contains(EventType::MqttMessage) && projection.scope == Scope::All;
+            is_included.then_some((EventType::MqttMessage.name(), EphemeralBody::MqttMessage { time, message }))
         }
     }
 }

@@ -22,11 +22,19 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("weak_table", &[]),
     ("x509", &[]),
     ("feed", &["event", "wire", "ring", "weak_table"]),
+    ("backbone", &["event", "feed"]),
+    ("validate", &[]),
     ("relay", &["client", "feed", "ring", "wire"]),
-    ("source", &["api", "event", "feed", "x509"]),
-    ("http", &["event", "wire", "feed", "relay", "tasks", "weak_table", "x509"]),
+    ("source", &["api", "backbone", "event", "feed", "validate", "x509"]),
+    ("http", &["backbone", "event", "wire", "feed", "relay", "tasks", "validate", "weak_table", "x509"]),
     ("sim", &["api"]),
-    ("cli", &["api", "client", "event", "forward", "wire", "ring", "feed", "relay", "source", "http", "tasks", "sim"]),
+    (
+        "cli",
+        &[
+            "api", "backbone", "client", "event", "forward", "wire", "ring", "feed", "relay", "source", "http",
+            "tasks", "sim", "validate",
+        ],
+    ),
     ("test_support", &["api", "event"]),
 ];
 
@@ -87,6 +95,7 @@ const FACADES: &[&str] = &[
     "event",
     "feed",
     "forward",
+    "validate",
     "relay",
     "source",
     "http",

@@ -1,0 +1,196 @@
+//! Schema packs: which fields a payload of an entity must have (docs/protocol.md#schema-pack).
+
+use std::collections::BTreeMap;
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, MapAccess, Visitor},
+};
+use serde_json::Value;
+use thiserror::Error;
+
+use super::violation::Violations;
+
+/// Maximum size of a schema pack in bytes: 1 MiB.
+pub const MAX_BYTES: usize = 1 << 20;
+/// Maximum number of fields of all entities of a pack. Each payload is searched for the required ones of its entity.
+const MAX_FIELDS: usize = 10_000;
+
+/// The required fields of the embedded defaults.
+const DEFAULTS: [(&str, &[&str]); 6] = [
+    ("domain", &["name"]),
+    ("mission", &["name"]),
+    ("task", &["mission_id", "title"]),
+    ("doc", &["mission_id", "title", "body"]),
+    ("artifact", &["mission_id", "name", "uri"]),
+    ("telemetry", &["metrics"]),
+];
+
+/// The required fields of each entity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SchemaPack {
+    /// Name and version, for the log.
+    title: String,
+    required: BTreeMap<String, Vec<String>>,
+}
+
+/// Why a schema pack cannot be used.
+#[derive(Debug, Error)]
+pub enum PackError {
+    /// More than 1 MiB.
+    #[error("it has {0} bytes; the maximum is {MAX_BYTES} bytes (1 MiB)")]
+    TooLong(usize),
+    /// No JSON of the documented shape.
+    #[error(
+        "{0}; expected {{\"version\":…,\"name\":…,\"entities\":{{\"<entity>\":{{\"required\":[…],\"optional\":[…]}}}}}}"
+    )]
+    Shape(#[from] serde_json::Error),
+    /// There is no entity.
+    #[error("it has no entities")]
+    Empty,
+    /// Too many fields.
+    #[error("it has {0} fields; the maximum is {MAX_FIELDS}")]
+    TooManyFields(usize),
+    /// A name of an entity or a field is blank, or an entity is there twice in different case.
+    #[error("{0}")]
+    Name(String),
+}
+
+/// The file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PackFile {
+    version: Version,
+    name: String,
+    #[serde(default, rename = "description")]
+    _description: Option<String>,
+    entities: Unique<Entity>,
+}
+
+/// `"1.0"` or `1`.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Version {
+    Text(String),
+    Number(serde_json::Number),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entity {
+    #[serde(default)]
+    required: Vec<String>,
+    #[serde(default)]
+    optional: Vec<String>,
+}
+
+/// The members of an object, each name once.
+struct Unique<T>(BTreeMap<String, T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Unique<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members<T>(std::marker::PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
+            type Value = Unique<T>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Unique<T>, A::Error> {
+                let mut members = BTreeMap::new();
+                while let Some((name, value)) = map.next_entry::<String, T>()? {
+                    if members.insert(name.clone(), value).is_some() {
+                        return Err(A::Error::custom(format_args!("the entity '{name}' is there more than once")));
+                    }
+                }
+                Ok(Unique(members))
+            }
+        }
+        deserializer.deserialize_map(Members(std::marker::PhantomData))
+    }
+}
+
+impl Default for SchemaPack {
+    fn default() -> Self {
+        let owned = |fields: &[&str]| fields.iter().map(|field| (*field).to_owned()).collect();
+        let required = DEFAULTS.into_iter().map(|(entity, fields)| (entity.to_owned(), owned(fields))).collect();
+        SchemaPack { title: "embedded defaults".to_owned(), required }
+    }
+}
+
+impl SchemaPack {
+    /// Parses a schema pack. It replaces the embedded defaults completely.
+    ///
+    /// # Errors
+    /// [`PackError`] says what is wrong and what is accepted.
+    pub fn parse(file: &[u8]) -> Result<SchemaPack, PackError> {
+        if file.len() > MAX_BYTES {
+            return Err(PackError::TooLong(file.len()));
+        }
+        let PackFile { version, name, entities: Unique(entities), .. } = serde_json::from_slice(file)?;
+        if entities.is_empty() {
+            return Err(PackError::Empty);
+        }
+        let fields = entities.values().map(|entity| entity.required.len() + entity.optional.len()).sum();
+        if fields > MAX_FIELDS {
+            return Err(PackError::TooManyFields(fields));
+        }
+        let mut required = BTreeMap::new();
+        for (entity, Entity { required: fields, optional }) in entities {
+            if let Some(field) = fields.iter().find(|field| optional.contains(field)) {
+                return Err(PackError::Name(format!("the field '{field}' of '{entity}' is required and optional")));
+            }
+            if entity.trim().is_empty() || fields.iter().chain(&optional).any(|field| field.trim().is_empty()) {
+                return Err(PackError::Name(format!("the entity '{entity}' has a blank name, or a field with one")));
+            }
+            if required.insert(entity.to_lowercase(), fields).is_some() {
+                return Err(PackError::Name(format!("the entity '{}' is there more than once", entity.to_lowercase())));
+            }
+        }
+        let version = match version {
+            Version::Text(text) => text,
+            Version::Number(number) => number.to_string(),
+        };
+        Ok(SchemaPack { title: format!("{name} {version}"), required })
+    }
+
+    /// Returns name and version, or `embedded defaults`.
+    #[must_use]
+    pub fn title(&self) -> &str {
+        &self.title
+    }
+
+    /// Returns the number of entities.
+    #[must_use]
+    pub fn entities(&self) -> usize {
+        self.required.len()
+    }
+
+    /// Validates a payload. Its entity is `entity`, or the one that it names itself. A payload of an unknown entity, or of
+    /// none, is valid.
+    #[must_use]
+    pub fn validate(&self, entity: Option<&str>, payload: &Value) -> Violations {
+        let mut violations = Violations::default();
+        let entity = entity.map(str::to_owned).or_else(|| named_entity(payload));
+        let Some((entity, fields)) = entity.and_then(|entity| self.required.get_key_value(&entity)) else {
+            return violations;
+        };
+        for field in fields {
+            let found = match payload.get(field) {
+                None => "is absent",
+                Some(Value::Null) => "is null",
+                Some(Value::String(text)) if text.trim().is_empty() => "is blank",
+                Some(_) => continue,
+            };
+            violations.add(field, &format!("the schema pack requires it for '{entity}'; it {found}"));
+        }
+        violations
+    }
+}
+
+/// Returns the entity that a payload names, in lower case.
+fn named_entity(payload: &Value) -> Option<String> {
+    let named = |key| payload.get(key).and_then(Value::as_str);
+    named("entity_type").or_else(|| named("type")).map(str::to_lowercase)
+}
