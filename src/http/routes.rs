@@ -18,13 +18,14 @@ use super::{
     admit::{RawRequest, Rejection, admit},
     app::{App, ServedFeed, ServedRelay},
     auth::AccessRequirement,
+    body::{self, Body},
     browser_guard::{self, GuardError, RequestHost},
     conn::Peer,
     cors::{add_cors_headers, add_isolation_headers},
     endpoints::{
         assets, boilerhouse_ws,
         event_streams::{self, FullStream},
-        index, metrics, probes, relay, sessions, state,
+        index, metrics, probes, relay, sessions, state, telemetry,
     },
     error::{ApiError, ErrorCode},
     metrics::RequestTimer,
@@ -178,6 +179,7 @@ fn feed_routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
     let instance = warp::path!("api" / "v1" / "instances" / String).map(Some).boxed();
     let tenant = warp::path!("api" / "v1" / "tenants" / String).map(Some).boxed();
     let file = warp::path("assets").and(warp::path::tail()).map(|name: Tail| Some(name.as_str().to_owned())).boxed();
+    let tunnel = warp::path!("v1" / "tunnels" / String / "telemetry").map(Some).boxed();
     let own = vec![
         route(app, path!("ws")).to(AccessRequirement::BoilerhouseWs, boilerhouse_ws::ws),
         route(app, path!("api" / "v1" / "instances")).to(AccessRequirement::Read, state::instances),
@@ -187,6 +189,10 @@ fn feed_routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
         route(app, path!("api" / "v1" / "pools")).to(AccessRequirement::ReadAllTenants, state::pools),
         route(app, path!("api" / "v1" / "stats")).to(AccessRequirement::Aggregates, state::stats),
         route(app, path!("api" / "v1" / "connections")).to(AccessRequirement::Read, state::connections),
+        route(app, path!("api" / "v1" / "telemetry")).to(AccessRequirement::ReadTelemetry, telemetry::latest),
+        route(app, path!("v1" / "tunnels" / "telemetry")).to(AccessRequirement::ReadTelemetry, telemetry::latest),
+        Route { methods: "POST, OPTIONS", ..route(app, ("/v1/tunnels/{tunnelId}/telemetry", tunnel)) }
+            .to_with_body(AccessRequirement::Ingest, telemetry::post),
         route(app, ("/", root())).to(AccessRequirement::Public, index::index),
         route(app, path!("client.js")).to(AccessRequirement::Public, assets::client),
         route(app, ("/assets/{file}", file)).to(AccessRequirement::Public, assets::file),
@@ -272,6 +278,26 @@ impl<C: Content> Route<C> {
         }
         path.and(raw_request(app))
             .then(move |path_param, request| handle(request, path_param, methods, requirement, endpoint))
+            .map(move |response| with_pattern(response, pattern))
+            .boxed()
+    }
+
+    /// As [`Route::to`], for a POST whose endpoint reads the body. The endpoint must bound what it reads.
+    fn to_with_body<F>(
+        self,
+        requirement: AccessRequirement,
+        endpoint: fn(ApiRequest<C>, Body) -> F,
+    ) -> BoxedFilter<(Response,)>
+    where
+        F: Future<Output = Result<Response, ApiError>> + Send + 'static,
+    {
+        let Route { app, pattern, path, methods } = self;
+        app.metrics.add_route(pattern, "POST", 200);
+        path.and(raw_request(app))
+            .and(warp::body::stream().map(body::boxed))
+            .then(move |path_param, request, body| {
+                handle(request, path_param, methods, requirement, move |request| endpoint(request, body))
+            })
             .map(move |response| with_pattern(response, pattern))
             .boxed()
     }

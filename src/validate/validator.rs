@@ -6,12 +6,13 @@ use prometheus_client::{
 };
 use serde_json::Value;
 
-use super::{schema_pack::SchemaPack, violation::Violations};
+use super::{booster::Booster, schema_pack::SchemaPack, violation::Violations};
 
 /// Validates payloads of telemetry and of MQTT messages.
 #[derive(Debug, Default)]
 pub struct Validator {
     pack: SchemaPack,
+    booster: Booster,
     metrics: Metrics,
 }
 
@@ -20,6 +21,7 @@ pub struct Validator {
 pub struct Metrics {
     family: Family<[(&'static str, &'static str); 2], Counter>,
     pack: [Counter; 2],
+    booster: [Counter; 2],
 }
 
 impl Default for Metrics {
@@ -30,7 +32,8 @@ impl Default for Metrics {
                 .map(|outcome| family.get_or_create(&[("validator", validator), ("outcome", outcome)]).clone())
         };
         let pack = counters("schema_pack");
-        Metrics { pack, family }
+        let booster = counters("wasm");
+        Metrics { pack, booster, family }
     }
 }
 
@@ -46,10 +49,10 @@ fn count([passed, refused]: &[Counter; 2], violations: &Violations) {
 }
 
 impl Validator {
-    /// Creates a validator with this pack.
+    /// Creates a validator with this pack and this module.
     #[must_use]
-    pub fn new(pack: SchemaPack) -> Validator {
-        Validator { pack, ..Validator::default() }
+    pub fn new(pack: SchemaPack, booster: Booster) -> Validator {
+        Validator { pack, booster, ..Validator::default() }
     }
 
     /// Returns the metrics.
@@ -64,15 +67,20 @@ impl Validator {
     /// It can take some 100 ms with a slow module: call it on a blocking thread if [`Validator::may_block`].
     #[must_use]
     pub fn validate(&self, entity: Option<&str>, payload: &Value, json: &[u8]) -> Violations {
-        let _ = json;
-        let violations = self.pack.validate(entity, payload);
+        let mut violations = self.pack.validate(entity, payload);
         count(&self.metrics.pack, &violations);
+        if violations.is_empty() {
+            if let Err(reason) = self.booster.examine(json) {
+                violations.add("", reason);
+            }
+            count(&self.metrics.booster, &violations);
+        }
         violations
     }
 
     /// Returns whether a validation can take longer than a few microseconds for each KiB.
     #[must_use]
     pub fn may_block(&self) -> bool {
-        false
+        self.booster.may_block()
     }
 }
