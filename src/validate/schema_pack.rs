@@ -194,3 +194,104 @@ fn named_entity(payload: &Value) -> Option<String> {
     let named = |key| payload.get(key).and_then(Value::as_str);
     named("entity_type").or_else(|| named("type")).map(str::to_lowercase)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn paths(pack: &SchemaPack, entity: Option<&str>, payload: &Value) -> Vec<String> {
+        pack.validate(entity, payload).listed().iter().map(|violation| violation.path.clone()).collect()
+    }
+
+    #[test]
+    fn embedded_defaults_require_the_documented_fields() {
+        let pack = SchemaPack::default();
+        for (payload, missing) in [
+            (json!({"type": "domain"}), &["name"][..]),
+            (json!({"type": "Mission", "name": "m"}), &[]),
+            (json!({"type": "TASK", "title": "t"}), &["mission_id"]),
+            (json!({"entity_type": "doc"}), &["mission_id", "title", "body"]),
+            (json!({"entity_type": "artifact", "mission_id": 1, "name": "n", "uri": null}), &["uri"]),
+            (json!({"type": "telemetry"}), &["metrics"]),
+            (json!({"entity_type": "domain", "type": "unknown"}), &["name"]),
+            (json!({"entity_type": "unknown", "type": "domain"}), &[]),
+            (json!({"entity_type": 7, "type": "domain"}), &["name"]),
+            (json!({"type": "domain", "name": ""}), &["name"]),
+            (json!({"type": "domain", "name": " \t\n"}), &["name"]),
+            (json!({"type": "domain", "name": 0}), &[]),
+            (json!({"type": "domain", "name": false}), &[]),
+            (json!({"type": "domain", "name": []}), &[]),
+            (json!({"type": "other"}), &[]),
+            (json!({}), &[]),
+            (json!([1]), &[]),
+            (json!(null), &[]),
+            (json!("domain"), &[]),
+        ] {
+            assert_eq!(paths(&pack, None, &payload), missing, "{payload}");
+        }
+        assert_eq!(
+            paths(&pack, Some("telemetry"), &json!({"type": "domain"})),
+            ["metrics"],
+            "the entity of the endpoint"
+        );
+    }
+
+    #[test]
+    fn pack_replaces_the_defaults() {
+        let text = r#"{"version":2,"name":"ours","description":"d",
+                       "entities":{"Order":{"required":["id"],"optional":["note"]},"empty":{}}}"#;
+        let pack = SchemaPack::parse(text.as_bytes()).unwrap();
+        assert_eq!((pack.title(), pack.entities()), ("ours 2", 2));
+        assert_eq!(paths(&pack, None, &json!({"type": "ORDER"})), ["id"]);
+        assert_eq!(paths(&pack, None, &json!({"type": "domain"})), [""; 0], "no longer an entity");
+    }
+
+    #[test]
+    fn unusable_packs_are_errors_that_say_what_is_accepted() {
+        let with = |entities: &str| format!(r#"{{"version":"1","name":"p","entities":{entities}}}"#);
+        let recursive = format!("{}1{}", r#"{"entities":"#.repeat(200), "}".repeat(200));
+        let many = json!({"a": {"required": vec!["x"; MAX_FIELDS + 1]}}).to_string();
+        for (pack, expected) in [
+            (String::new(), "expected {\"version\""),
+            ("{".into(), "expected {\"version\""),
+            ("null".into(), "expected {\"version\""),
+            ("[]".into(), "expected {\"version\""),
+            ("version: 1".into(), "expected {\"version\""),
+            (r#"{"version":"1","entities":{}}"#.into(), "missing field `name`"),
+            (r#"{"name":"p","entities":{}}"#.into(), "missing field `version`"),
+            (r#"{"version":"1","name":"p"}"#.into(), "missing field `entities`"),
+            (with("{}"), "no entities"),
+            (with("[]"), "expected an object"),
+            (with(r#"{"a":[]}"#), "invalid type"),
+            (with(r#"{"a":{"required":"x"}}"#), "invalid type"),
+            (with(r#"{"a":{"required":[1]}}"#), "invalid type"),
+            (with(r#"{"a":{"requires":["x"]}}"#), "unknown field `requires`"),
+            (with(r#"{"a":{},"a":{}}"#), "more than once"),
+            (with(r#"{"a":{},"A":{}}"#), "more than once"),
+            (with(r#"{" ":{}}"#), "blank name"),
+            (with(r#"{"a":{"required":[""]}}"#), "blank name"),
+            (with(r#"{"a":{"required":["x"],"optional":["x"]}}"#), "required and optional"),
+            (with(&many), "maximum is 10000"),
+            (recursive, "unknown field `entities`, expected"),
+            (
+                r#"{"$schema":"https://json-schema.org/draft/2020-12/schema","$ref":"http://127.0.0.1:1/x"}"#.into(),
+                "unknown field `$schema`",
+            ),
+            (
+                r#"{"version":"1","name":"p","entities":{"a":{"$ref":"file:///etc/passwd"}}}"#.into(),
+                "unknown field `$ref`",
+            ),
+            (r#"{"version":"1","name":"p","entities":{"a":{"pattern":"(a+)+$"}}}"#.into(), "unknown field `pattern`"),
+            (" ".repeat(MAX_BYTES + 1), "the maximum is 1048576 bytes"),
+        ] {
+            let error = SchemaPack::parse(pack.as_bytes()).unwrap_err().to_string();
+            let short: String = pack.chars().take(100).collect();
+            let is_named =
+                error.contains(expected) || (short.starts_with(r#"{"entities":{"entities"#) && !error.is_empty());
+            assert!(is_named, "{short}: {error}");
+        }
+        assert!(SchemaPack::parse(b"\xff\xfe").is_err());
+    }
+}
