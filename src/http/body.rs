@@ -2,7 +2,7 @@
 //!
 //! Must not import: endpoints.
 
-use std::{pin::pin, time::Duration};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use futures::{Stream, StreamExt, stream::BoxStream};
@@ -13,6 +13,11 @@ use super::error::{ApiError, ErrorCode};
 
 /// Maximum time in which the body of a request must arrive: 10 s.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Maximum bytes and time of the rest of a body that is read only so that the client sees the answer: 1 MiB, 1 s. Without that
+/// a client that is still sending gets a reset instead.
+const DISCARDED_BYTES: usize = 1 << 20;
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The chunks of a body.
 pub(super) type Body = BoxStream<'static, Result<Bytes, warp::Error>>;
@@ -103,8 +108,7 @@ pub(super) fn check_accepts_json(headers: &HeaderMap) -> Result<(), ApiError> {
 ///
 /// # Errors
 /// 413 for more bytes. 408 if it has not arrived after 10 s. 400 if the client ends the connection before.
-pub(super) async fn read(body: Body, max: usize, announced: usize) -> Result<Vec<u8>, ApiError> {
-    let mut body = pin!(body);
+pub(super) async fn read(body: &mut Body, max: usize, announced: usize) -> Result<Vec<u8>, ApiError> {
     let read = async {
         let mut bytes = Vec::with_capacity(announced.min(16 << 10));
         while let Some(chunk) = body.next().await {
@@ -121,6 +125,21 @@ pub(super) async fn read(body: Body, max: usize, announced: usize) -> Result<Vec
         let message = format!("the body has not arrived after {} s: send it at once", READ_TIMEOUT.as_secs());
         Err(ApiError::new(ErrorCode::RequestTimeout, message))
     })
+}
+
+/// Reads the rest of a body that is not used.
+pub(super) async fn discard(body: &mut Body) {
+    let discarded = async {
+        let mut bytes = 0;
+        while let Some(Ok(chunk)) = body.next().await {
+            bytes += chunk.len();
+            if bytes > DISCARDED_BYTES {
+                return;
+            }
+        }
+    };
+    // Whether the rest has arrived does not matter.
+    let _ = timeout(DISCARD_TIMEOUT, discarded).await;
 }
 
 fn too_large(max: usize) -> ApiError {
@@ -187,9 +206,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn body_is_bounded_in_bytes_and_time() {
         let chunks = |count: usize| stream::iter((0..count).map(|_| Ok(Bytes::from_static(&[b'x'; 100])))).boxed();
-        assert_eq!(read(chunks(3), 300, 300).await.unwrap().len(), 300);
-        assert_eq!(status(read(chunks(4), 300, 0).await), 413);
-        assert_eq!(status(read(stream::pending().boxed(), 300, 0).await), 408);
+        assert_eq!(read(&mut chunks(3), 300, 300).await.unwrap().len(), 300);
+        assert_eq!(status(read(&mut chunks(4), 300, 0).await), 413);
+        assert_eq!(status(read(&mut stream::pending().boxed(), 300, 0).await), 408);
         let length = |text| headers(&[(header::CONTENT_LENGTH, text)]);
         assert_eq!(announced_bytes(&length("7"), 300).unwrap(), 7);
         assert_eq!(announced_bytes(&HeaderMap::new(), 300).unwrap(), 300);

@@ -64,8 +64,8 @@ pub(crate) async fn latest(request: ApiRequest) -> Result<Response, ApiError> {
 /// # Errors
 /// As `docs/protocol.md#post-telemetry` lists them. Nothing is stored or sent then, except that a 503 of the backbone does not
 /// say whether it has the telemetry.
-pub(crate) async fn post(request: ApiRequest, body: Body) -> Result<Response, ApiError> {
-    let result = accept(&request, body).await;
+pub(crate) async fn post(request: ApiRequest, mut body: Body) -> Result<Response, ApiError> {
+    let result = accept(&request, &mut body).await;
     let ingest = &request.app.content.ingest;
     match result {
         Ok(status) => {
@@ -76,12 +76,13 @@ pub(crate) async fn post(request: ApiRequest, body: Body) -> Result<Response, Ap
         }
         Err((outcome, error)) => {
             ingest.count(outcome);
+            body::discard(&mut body).await;
             Err(error)
         }
     }
 }
 
-async fn accept(request: &ApiRequest, body: Body) -> Result<BudgetStatus, (Outcome, ApiError)> {
+async fn accept(request: &ApiRequest, body: &mut Body) -> Result<BudgetStatus, (Outcome, ApiError)> {
     let malformed = |error| ("malformed", error);
     request.parameters(&[]).map_err(malformed)?;
     let tunnel_id = tunnel_id(request.path_param.as_deref().unwrap_or_default()).map_err(malformed)?;
