@@ -16,6 +16,7 @@ pub mod projection;
 pub mod render;
 pub mod resource;
 pub mod telemetry;
+mod timestamp;
 pub mod view;
 
 pub use cursor::{Cursor, NamespaceId};

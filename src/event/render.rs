@@ -6,9 +6,9 @@
 //!
 //! Implements `docs/protocol.md#boilerhouse-stream` and `docs/protocol.md#full-stream`.
 
-use jiff::fmt::temporal::DateTimePrinter;
 use serde::Serialize;
 
+pub use super::timestamp::format_timestamp;
 use super::{
     Change, ChangeSet, Claim, EphemeralEvent, Instance, MqttMessage, PoolDepth, Telemetry, View,
     projection::{EventFormat, EventType, Projection, Scope},
@@ -343,13 +343,4 @@ fn phase(view: &View) -> &str {
 
 fn non_empty(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
-}
-
-/// Returns a time in milliseconds since the Unix epoch as RFC 3339 in UTC with milliseconds. A time out of the range of
-/// RFC 3339 becomes the Unix epoch.
-#[must_use]
-pub fn format_timestamp(at_ms: u64) -> String {
-    const PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(3));
-    let at = i64::try_from(at_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-    PRINTER.timestamp_to_string(&at.unwrap_or_default())
 }

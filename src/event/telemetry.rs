@@ -1,7 +1,7 @@
 //! Values that come from outside the cluster: the telemetry of a tunnel, and a message of an MQTT broker.
 //!
 //! Guarantees: the bytes of a [`Telemetry`] are bounded, because it has a fixed number of fields and a short region. The
-//! bytes of a [`MqttMessage`] are bounded by whoever makes it, and charged ([`MqttMessage::charged_bytes`]).
+//! bytes of a [`MqttMessage`] are bounded by the source that makes it, and charged ([`MqttMessage::charged_bytes`]).
 //!
 //! Implements the values of `docs/protocol.md#telemetry` and `docs/protocol.md#mqtt`.
 
@@ -98,7 +98,7 @@ mod iso_8601 {
 
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-    use crate::event::render::format_timestamp;
+    use crate::event::timestamp::format_timestamp;
 
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
     pub(super) fn serialize<S: Serializer>(at_ms: &u64, serializer: S) -> Result<S::Ok, S::Error> {

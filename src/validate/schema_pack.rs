@@ -51,7 +51,7 @@ pub enum PackError {
     /// Too many fields.
     #[error("it has {0} fields; the maximum is {MAX_FIELDS}")]
     TooManyFields(usize),
-    /// A name of an entity or a field is blank, or an entity is there twice in different case.
+    /// Something else than the documented shape that is JSON all the same; the text says what.
     #[error("{0}")]
     Name(String),
 }
@@ -64,7 +64,8 @@ struct PackFile {
     name: String,
     #[serde(default, rename = "description")]
     _description: Option<String>,
-    entities: Unique<Entity>,
+    /// For each entity its lists of fields, by `required` and `optional`.
+    entities: Unique<Unique<Vec<String>>>,
 }
 
 /// `"1.0"` or `1`.
@@ -73,15 +74,6 @@ struct PackFile {
 enum Version {
     Text(String),
     Number(serde_json::Number),
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Entity {
-    #[serde(default)]
-    required: Vec<String>,
-    #[serde(default)]
-    optional: Vec<String>,
 }
 
 /// The members of an object, each name once.
@@ -101,7 +93,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Unique<T> {
                 let mut members = BTreeMap::new();
                 while let Some((name, value)) = map.next_entry::<String, T>()? {
                     if members.insert(name.clone(), value).is_some() {
-                        return Err(A::Error::custom(format_args!("the entity '{name}' is there more than once")));
+                        return Err(A::Error::custom(format_args!("'{name}' is there more than once")));
                     }
                 }
                 Ok(Unique(members))
@@ -128,16 +120,26 @@ impl SchemaPack {
         if file.len() > MAX_BYTES {
             return Err(PackError::TooLong(file.len()));
         }
+        // serde reads a list as an object whose keys are left out.
+        if file.trim_ascii_start().first() == Some(&b'[') {
+            return Err(PackError::Name("it is a list".to_owned()));
+        }
         let PackFile { version, name, entities: Unique(entities), .. } = serde_json::from_slice(file)?;
         if entities.is_empty() {
             return Err(PackError::Empty);
         }
-        let fields = entities.values().map(|entity| entity.required.len() + entity.optional.len()).sum();
+        let fields = entities.values().flat_map(|Unique(lists)| lists.values()).map(Vec::len).sum();
         if fields > MAX_FIELDS {
             return Err(PackError::TooManyFields(fields));
         }
         let mut required = BTreeMap::new();
-        for (entity, Entity { required: fields, optional }) in entities {
+        for (entity, Unique(mut lists)) in entities {
+            let [fields, optional] = ["required", "optional"].map(|key| lists.remove(key).unwrap_or_default());
+            if let Some(key) = lists.keys().next() {
+                return Err(PackError::Name(format!(
+                    "the entity '{entity}' has the key '{key}'; accepted: required, optional"
+                )));
+            }
             if let Some(field) = fields.iter().find(|field| optional.contains(field)) {
                 return Err(PackError::Name(format!("the field '{field}' of '{entity}' is required and optional")));
             }
@@ -257,7 +259,8 @@ mod tests {
             (String::new(), "expected {\"version\""),
             ("{".into(), "expected {\"version\""),
             ("null".into(), "expected {\"version\""),
-            ("[]".into(), "expected {\"version\""),
+            ("[]".into(), "it is a list"),
+            (r#"["1","p",null,{}]"#.into(), "it is a list"),
             ("version: 1".into(), "expected {\"version\""),
             (r#"{"version":"1","entities":{}}"#.into(), "missing field `name`"),
             (r#"{"name":"p","entities":{}}"#.into(), "missing field `version`"),
@@ -267,7 +270,7 @@ mod tests {
             (with(r#"{"a":[]}"#), "invalid type"),
             (with(r#"{"a":{"required":"x"}}"#), "invalid type"),
             (with(r#"{"a":{"required":[1]}}"#), "invalid type"),
-            (with(r#"{"a":{"requires":["x"]}}"#), "unknown field `requires`"),
+            (with(r#"{"a":{"requires":["x"]}}"#), "accepted: required, optional"),
             (with(r#"{"a":{},"a":{}}"#), "more than once"),
             (with(r#"{"a":{},"A":{}}"#), "more than once"),
             (with(r#"{" ":{}}"#), "blank name"),
@@ -279,11 +282,8 @@ mod tests {
                 r#"{"$schema":"https://json-schema.org/draft/2020-12/schema","$ref":"http://127.0.0.1:1/x"}"#.into(),
                 "unknown field `$schema`",
             ),
-            (
-                r#"{"version":"1","name":"p","entities":{"a":{"$ref":"file:///etc/passwd"}}}"#.into(),
-                "unknown field `$ref`",
-            ),
-            (r#"{"version":"1","name":"p","entities":{"a":{"pattern":"(a+)+$"}}}"#.into(), "unknown field `pattern`"),
+            (r#"{"version":"1","name":"p","entities":{"a":{"$ref":"file:///etc/passwd"}}}"#.into(), "invalid type"),
+            (r#"{"version":"1","name":"p","entities":{"a":{"pattern":"(a+)+$"}}}"#.into(), "invalid type"),
             (" ".repeat(MAX_BYTES + 1), "the maximum is 1048576 bytes"),
         ] {
             let error = SchemaPack::parse(pack.as_bytes()).unwrap_err().to_string();
