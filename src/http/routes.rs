@@ -192,7 +192,7 @@ fn feed_routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
         route(app, path!("api" / "v1" / "telemetry")).to(AccessRequirement::ReadTelemetry, telemetry::latest),
         route(app, path!("v1" / "tunnels" / "telemetry")).to(AccessRequirement::ReadTelemetry, telemetry::latest),
         Route { methods: "POST, OPTIONS", ..route(app, ("/v1/tunnels/{tunnelId}/telemetry", tunnel)) }
-            .to_with_body(AccessRequirement::Ingest, telemetry::post),
+            .with_body_to(AccessRequirement::Ingest, telemetry::post),
         route(app, ("/", root())).to(AccessRequirement::Public, index::index),
         route(app, path!("client.js")).to(AccessRequirement::Public, assets::client),
         route(app, ("/assets/{file}", file)).to(AccessRequirement::Public, assets::file),
@@ -283,7 +283,7 @@ impl<C: Content> Route<C> {
     }
 
     /// As [`Route::to`], for a POST whose endpoint reads the body. The endpoint must bound what it reads.
-    fn to_with_body<F>(
+    fn with_body_to<F>(
         self,
         requirement: AccessRequirement,
         endpoint: fn(ApiRequest<C>, Body) -> F,
