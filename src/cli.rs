@@ -14,6 +14,7 @@ mod event_text;
 mod events;
 mod exit;
 mod file_limit;
+mod ingest;
 mod logging;
 mod parsers;
 mod process_metrics;

@@ -19,12 +19,14 @@
 mod backfill;
 mod backfill_requests;
 mod collector;
+mod ephemeral;
 mod filter_index;
 mod framing;
 mod group;
 mod handle;
 mod inner;
 pub mod inventory;
+mod latest_telemetry;
 mod metrics;
 mod pool_depth;
 mod projection_cache;
@@ -40,6 +42,7 @@ mod writer;
 
 pub use self::{
     backfill::{BackfillFailure, BackfillHandle, BackfillRound, Gap},
+    ephemeral::UnknownTunnel,
     framing::{FrameFormat, Framing},
     group::Group,
     handle::Feed,

@@ -10,6 +10,7 @@ mod admit;
 mod app;
 mod assets;
 pub mod auth;
+mod body;
 pub mod browser_guard;
 pub mod caller;
 pub mod conn;
@@ -19,6 +20,7 @@ pub mod error;
 mod etag;
 pub mod filter_limit;
 pub mod forwarded;
+mod ingest;
 mod metrics;
 pub mod paced_body;
 pub mod rate_limit;
@@ -26,6 +28,7 @@ mod relay_outbound;
 mod request;
 pub mod response_budget;
 mod routes;
+mod snapshot_response;
 pub mod stream;
 mod stream_credential;
 mod stream_endpoint;
@@ -37,6 +40,7 @@ mod upgrade;
 
 pub use self::{
     app::{App, Config, ConnectionInfo, DedicatedFeedFactory, ServedFeed, ServedRelay},
+    ingest::Ingest,
     metrics::Metrics,
     routes::{Content, Listener, service},
 };

@@ -30,6 +30,7 @@
 //! | [`event`] | What is an event, and which client receives it? Start at [`event::render`]. |
 //! | [`ring`], [`feed`] | In which order are changes stored, and how far has each subscription read? |
 //! | [`wire`] | Which bytes does a client receive? |
+//! | [`validate`], [`backbone`] | Which telemetry and MQTT messages are accepted, and where do they go? |
 //! | [`source`] | How does the bridge read Kubernetes, and what does it do when a watch fails? |
 //! | [`http`] | How are clients accepted, authenticated and served? |
 //! | [`cli`] | Which flags exist, and how are the modules combined? |
@@ -58,6 +59,8 @@
 #[cfg(feature = "server")]
 pub mod api;
 #[cfg(feature = "server")]
+pub mod backbone;
+#[cfg(feature = "server")]
 pub mod cli;
 #[cfg(feature = "client")]
 pub mod client;
@@ -85,6 +88,8 @@ pub mod source;
 pub mod tasks;
 #[cfg(all(feature = "server", any(test, feature = "test-support")))]
 pub mod test_support;
+#[cfg(feature = "server")]
+pub mod validate;
 #[cfg(feature = "server")]
 mod weak_table;
 #[cfg(feature = "server")]

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     api::{LABEL_MANAGED, LABEL_POOL_STATUS, LABEL_TENANT, LABEL_WORKLOAD},
-    event::{Claim, Instance, ResourceVersion, View},
+    event::{Claim, Instance, ResourceVersion, Telemetry, TelemetryMetrics, View},
 };
 
 /// Builds a managed Pod. The defaults are the uid `uid-<name>`, the phase `Running`, and no other field.
@@ -297,6 +297,23 @@ impl SeededRng {
 
 /// The variable that selects one seed, or a range such as `0..20000`. It is the only one, and every seeded test reads it here.
 const SEED_VARIABLE: &str = "BRIDGE_SEED";
+
+/// Returns telemetry of the tunnel with this uid, received at the Unix epoch.
+#[must_use]
+pub fn telemetry(uid: &str) -> Telemetry {
+    let metrics = TelemetryMetrics {
+        ttl: 1,
+        opn: 0,
+        rt1_ms: serde_json::Number::from_f64(1.5),
+        rt5_ms: None,
+        p50_ms: None,
+        p90_ms: None,
+        requests: 3,
+        errors: 0,
+        bytes: 9,
+    };
+    Telemetry { tunnel_id: uid.to_owned(), received_at_ms: 0, region: Some("eu".to_owned()), metrics }
+}
 
 /// Returns the seeds that a seeded test must run: those of the variable `BRIDGE_SEED`, or all of `seeds` without it.
 ///

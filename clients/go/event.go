@@ -118,6 +118,10 @@ func newPayload(kind string) Payload {
 		return &PoolReady{}
 	case "pool.depth":
 		return &PoolDepth{}
+	case "telemetry":
+		return &Telemetry{}
+	case "mqtt.message":
+		return &MQTTMessage{}
 	case "tenant.claimed":
 		return &TenantClaimed{}
 	case "tenant.released":

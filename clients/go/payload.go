@@ -125,6 +125,36 @@ type PoolDepth struct {
 	Pool
 }
 
+// Telemetry reports how the tunnel of an instance is used.
+type Telemetry struct {
+	Time string `json:"time"`
+	// TunnelID is the uid of the instance.
+	TunnelID   string           `json:"tunnelId"`
+	ReceivedAt string           `json:"receivedAt"`
+	Region     *string          `json:"region"`
+	Metrics    TelemetryMetrics `json:"metrics"`
+}
+
+// TelemetryMetrics is what a tunnel reports. Durations are in milliseconds.
+type TelemetryMetrics struct {
+	TTL      uint64   `json:"ttl"`
+	Open     uint64   `json:"opn"`
+	RT1Ms    *float64 `json:"rt1Ms"`
+	RT5Ms    *float64 `json:"rt5Ms"`
+	P50Ms    *float64 `json:"p50Ms"`
+	P90Ms    *float64 `json:"p90Ms"`
+	Requests uint64   `json:"requests"`
+	Errors   uint64   `json:"errors"`
+	Bytes    uint64   `json:"bytes"`
+}
+
+// MQTTMessage is a message of an MQTT broker.
+type MQTTMessage struct {
+	Time    string `json:"time"`
+	Topic   string `json:"topic"`
+	Payload any    `json:"payload"`
+}
+
 // TenantClaimed reports a claim that became active: a tenant got an instance.
 type TenantClaimed struct {
 	Change
@@ -213,6 +243,8 @@ func (*InstanceState) isPayload()  {}
 func (*ClaimState) isPayload()     {}
 func (*PoolReady) isPayload()      {}
 func (*PoolDepth) isPayload()      {}
+func (*Telemetry) isPayload()      {}
+func (*MQTTMessage) isPayload()    {}
 func (*TenantClaimed) isPayload()  {}
 func (*TenantReleased) isPayload() {}
 func (*Heartbeat) isPayload()      {}

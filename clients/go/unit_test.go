@@ -237,6 +237,8 @@ func TestKnownTypesAreParsedAndUnknownOnesArePassedOn(t *testing.T) {
 		"claim.state":         &ClaimState{},
 		"pool.instance.ready": &PoolReady{},
 		"pool.depth":          &PoolDepth{},
+		"telemetry":           &Telemetry{},
+		"mqtt.message":        &MQTTMessage{},
 		"tenant.claimed":      &TenantClaimed{},
 		"tenant.released":     &TenantReleased{},
 		"heartbeat":           &Heartbeat{},

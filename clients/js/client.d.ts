@@ -100,6 +100,32 @@ export interface PoolDepth extends Base, Pool {
     type: "pool.depth";
     time: string;
 }
+/** How the tunnel of an instance is used. Durations are in milliseconds. */
+export interface Telemetry extends Base {
+    type: "telemetry";
+    time: string;
+    /** The uid of the instance. */
+    tunnelId: string;
+    receivedAt: string;
+    region: string | null;
+    metrics: {
+        ttl: number;
+        opn: number;
+        rt1Ms: number | null;
+        rt5Ms: number | null;
+        p50Ms: number | null;
+        p90Ms: number | null;
+        requests: number;
+        errors: number;
+        bytes: number;
+    };
+}
+export interface MqttMessage extends Base {
+    type: "mqtt.message";
+    time: string;
+    topic: string;
+    payload: unknown;
+}
 export interface Heartbeat extends Base {
     type: "heartbeat";
     timestamp: string;
@@ -145,6 +171,8 @@ export type KnownEvent =
     | TenantClaimed
     | TenantReleased
     | PoolDepth
+    | Telemetry
+    | MqttMessage
     | Heartbeat
     | Upstream
     | AuthExpiring

@@ -54,7 +54,7 @@ const DELETED = "Deleted";
 const KNOWN = new Set(
   (
     "state.initial instance.state claim.state pool.instance.ready tenant.claimed tenant.released pool.depth heartbeat " +
-    "upstream.down upstream.up matrix-down matrix-up auth.expiring stream.closing relay.gap"
+    "telemetry mqtt.message upstream.down upstream.up matrix-down matrix-up auth.expiring stream.closing relay.gap"
   ).split(" "),
 );
 

@@ -1,6 +1,6 @@
 //! `demo`: the bridge with a simulated cluster in the same process.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use clap::Args;
 
@@ -83,7 +83,7 @@ impl Demo {
             dedicated::Config::default(),
             dedicated_metrics,
         );
-        let readiness_details = server::readiness_details(metrics.clone(), || None);
+        let readiness_details = server::readiness_details(metrics.clone(), None, || None);
         let watch = hub::run(client, config, writer, metrics);
         tasks.spawn("hub", async move { Ok::<_, std::convert::Infallible>(watch.await) });
         let (stop, speed) = (tasks.stop().clone(), self.speed);
@@ -100,6 +100,7 @@ impl Demo {
         let setup = server::BridgeSetup {
             feed,
             dedicated_feeds: server::dedicated_feed_factory(watchers),
+            validator: Arc::default(),
             access,
             registry,
             readiness_details,

@@ -112,6 +112,19 @@ pub(super) fn describe(event: &Event) -> Described {
             );
             (None, Tone::Pool, text)
         }
+        Payload::Telemetry(telemetry) => {
+            let metrics = &telemetry.metrics;
+            let mut text = format!(
+                "{} open={} requests={} errors={} bytes={}",
+                telemetry.tunnel_id, metrics.opn, metrics.requests, metrics.errors, metrics.bytes
+            );
+            member(&mut text, "region", telemetry.region.as_deref());
+            (Some(telemetry.time.clone()), Tone::Quiet, text)
+        }
+        Payload::MqttMessage(message) => {
+            let payload: String = message.payload.to_string().chars().take(MAX_JSON_CHARS).collect();
+            (Some(message.time.clone()), Tone::Quiet, format!("{} {payload}", message.topic))
+        }
         Payload::TenantClaimed(tenant) | Payload::TenantReleased(tenant) => {
             let mut text = tenant.name.clone();
             member(&mut text, "tenant", tenant.tenant_id.as_deref());

@@ -9,6 +9,7 @@ use super::{
     access::{self, BridgeAccessArgs},
     connection::ContextArgs,
     exit::{CANNOT_CONNECT, CliError},
+    ingest::IngestArgs,
     logging::{self, LogFormat},
     parsers::{HEARTBEATS, MAX_CONNECTIONS, PORTS, RATES, host_port, integer_in, listen_host, log_level, namespace},
     server,
@@ -44,6 +45,9 @@ pub(super) struct Serve {
 
     #[command(flatten)]
     pub(super) access: BridgeAccessArgs,
+
+    #[command(flatten)]
+    ingest: IngestArgs,
 
     /// Maximum number of /ws connections with Kubernetes watchers of their own. Further connections share the watches of
     /// the bridge and receive the same events
@@ -103,6 +107,7 @@ impl Serve {
         let loopback = access::is_loopback(&self.listen_host, self.port, "--listen-host").await?;
         let mut access = self.access.resolve(&self.listen_host, loopback)?;
         access.common.limits = access.common.limits.with_dedicated_watchers(self.dedicated_watchers);
+        let (validator, pack_warning) = self.ingest.validator()?;
         let drain = Duration::from_secs(self.drain);
         let (listener, address) = server::bind(&self.listen_host, self.port, "--port").await?;
         let probes = match &self.probe_listen {
@@ -118,7 +123,8 @@ impl Serve {
             connect::connect(&config).await.map_err(|error| CliError { code: CANNOT_CONNECT, error: error.into() })?;
         info!(context = connection.context, server = connection.server, namespace = connection.namespace, "watching");
 
-        let (writer, feed) = Feed::new(feed::Config::default());
+        let feed_config = feed::Config { telemetry_ttl: self.ingest.telemetry_ttl(), ..feed::Config::default() };
+        let (writer, feed) = Feed::new(feed_config);
         let tasks = server::tasks(drain);
         let mut registry = server::registry();
         let metrics = Arc::new(hub::Metrics::default());
@@ -140,7 +146,7 @@ impl Serve {
             dedicated_metrics,
         );
         let awaited = connection.clone();
-        let readiness_details = server::readiness_details(metrics.clone(), move || awaited.awaited());
+        let readiness_details = server::readiness_details(metrics.clone(), pack_warning, move || awaited.awaited());
         if let Some(audience) = access.audience.take() {
             let (namespace, server) = (config.namespace.clone(), config.server.clone());
             let config = review::Config { namespace, server, audience, ..review::Config::default() };
@@ -157,6 +163,7 @@ impl Serve {
         let setup = server::BridgeSetup {
             feed,
             dedicated_feeds,
+            validator,
             access,
             registry,
             readiness_details,

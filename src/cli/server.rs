@@ -24,14 +24,16 @@ use super::{
     process_metrics,
 };
 use crate::{
+    backbone::Backbone,
     feed::Feed,
     http::{
-        self, App, ConnectionInfo, Content, DedicatedFeedFactory, Listener, ServedFeed, browser_guard::RefusedOrigins,
-        caller::Caller, conn, filter_limit::FilterLimit, forwarded::TrustedProxies, rate_limit::RateLimits,
-        response_budget::ResponseBudget, stream, stream_rate,
+        self, App, ConnectionInfo, Content, DedicatedFeedFactory, Ingest, Listener, ServedFeed,
+        browser_guard::RefusedOrigins, caller::Caller, conn, filter_limit::FilterLimit, forwarded::TrustedProxies,
+        rate_limit::RateLimits, response_budget::ResponseBudget, stream, stream_rate,
     },
     source::{dedicated::DedicatedWatchers, hub},
     tasks::{self, Stopped, Tasks},
+    validate::Validator,
 };
 
 /// Everything that a server needs beside its listener.
@@ -57,6 +59,7 @@ pub(super) struct ServerSetup<C> {
 pub(super) struct BridgeSetup {
     pub(super) feed: Feed,
     pub(super) dedicated_feeds: DedicatedFeedFactory,
+    pub(super) validator: Arc<Validator>,
     pub(super) access: ResolvedBridgeAccess,
     pub(super) registry: Registry,
     pub(super) readiness_details: ReadinessDetails,
@@ -100,14 +103,15 @@ pub(super) fn dedicated_feed_factory(watchers: DedicatedWatchers) -> DedicatedFe
     Box::new(move || watchers.try_open().map(|(feed, run)| (feed, run.boxed())))
 }
 
-/// Returns the lines for `/readyz?verbose`: those of the hub, and what `awaited` returns.
+/// Returns the lines for `/readyz?verbose`: those of the hub, a line that is always there, and what `awaited` returns.
 pub(super) fn readiness_details(
     hub: Arc<hub::Metrics>,
+    line: Option<String>,
     awaited: impl Fn() -> Option<&'static str> + Send + Sync + 'static,
 ) -> ReadinessDetails {
     Box::new(move || {
         let awaited = awaited().map(|awaited| format!("waiting for {awaited}"));
-        hub.malformed_fields().into_iter().chain(awaited).collect()
+        hub.malformed_fields().into_iter().chain(line.clone()).chain(awaited).collect()
     })
 }
 
@@ -132,12 +136,17 @@ pub(super) async fn bind(host: &str, port: u16, flag: &str) -> Result<(TcpListen
 
 /// Serves a feed until a signal, then drains. Returns the exit code.
 pub(super) async fn serve_bridge(setup: BridgeSetup, listener: TcpListener) -> Result<u8, CliError> {
-    let BridgeSetup { feed, dedicated_feeds, access, mut registry, readiness_details, connection, rate, .. } = setup;
+    let BridgeSetup { feed, dedicated_feeds, validator, access, mut registry, readiness_details, connection, .. } =
+        setup;
+    let rate = setup.rate;
     let BridgeSetup { max_connections, dedicated_watchers, probes, heartbeat, tasks, drain, .. } = setup;
     let bridge = bridge_metrics(&mut registry);
     feed.register_metrics(bridge);
     let responses = ResponseBudget::new(access.responses);
     responses.register(bridge);
+    let backbone: Arc<dyn Backbone> = Arc::new(feed.clone());
+    let ingest = Ingest::new(backbone, validator);
+    ingest.register(bridge);
     let pools = feed.clone().publish_pool_depths();
     tasks.spawn("pools", async move { Ok::<_, Infallible>(pools.await) });
     let log = stream::Log::Feed(feed.clone());
@@ -147,6 +156,7 @@ pub(super) async fn serve_bridge(setup: BridgeSetup, listener: TcpListener) -> R
         connection,
         filters: FilterLimit::new(access.max_filters),
         responses,
+        ingest,
         readiness_details,
         config: http::Config { stream_rate: rate, ..http::Config::default() },
     };

@@ -38,6 +38,10 @@ pub enum Payload {
     PoolReady(PoolReady),
     /// `pool.depth`
     PoolDepth(Pool),
+    /// `telemetry`
+    Telemetry(Telemetry),
+    /// `mqtt.message`
+    MqttMessage(MqttMessage),
     /// `tenant.claimed`
     TenantClaimed(TenantEvent),
     /// `tenant.released`
@@ -154,6 +158,49 @@ objects! {
         ready: u64,
         /// Instances that a tenant holds.
         acquired: u64,
+    }
+    /// How the tunnel of an instance is used.
+    Telemetry {
+        /// When the bridge sent it (RFC 3339).
+        time: String,
+        /// The uid of the instance.
+        tunnel_id: String,
+        /// When a bridge accepted it (RFC 3339).
+        received_at: String,
+        /// Where the tunnel ends.
+        region: Option<String>,
+        /// What the tunnel reported.
+        metrics: TelemetryMetrics,
+    }
+    /// What a tunnel reports. Durations are in milliseconds.
+    TelemetryMetrics {
+        /// Connections that it has had.
+        ttl: u64,
+        /// Open connections.
+        opn: u64,
+        /// Average duration over the last minute.
+        rt1_ms: Option<f64>,
+        /// Average duration over the last five minutes.
+        rt5_ms: Option<f64>,
+        /// Median duration.
+        p50_ms: Option<f64>,
+        /// 90th percentile of the duration.
+        p90_ms: Option<f64>,
+        /// Requests.
+        requests: u64,
+        /// Requests that failed.
+        errors: u64,
+        /// Bytes that were transferred.
+        bytes: u64,
+    }
+    /// A message of an MQTT broker.
+    MqttMessage {
+        /// When the bridge sent it (RFC 3339).
+        time: String,
+        /// The topic.
+        topic: String,
+        /// The payload.
+        payload: Value,
     }
     /// A change of an instance.
     InstanceState {
@@ -334,6 +381,8 @@ impl Payload {
             "claim.state" => Payload::ClaimState(serde_json::from_str(data)?),
             "pool.instance.ready" => Payload::PoolReady(serde_json::from_str(data)?),
             "pool.depth" => Payload::PoolDepth(serde_json::from_str(data)?),
+            "telemetry" => Payload::Telemetry(serde_json::from_str(data)?),
+            "mqtt.message" => Payload::MqttMessage(serde_json::from_str(data)?),
             "tenant.claimed" => Payload::TenantClaimed(serde_json::from_str(data)?),
             "tenant.released" => Payload::TenantReleased(serde_json::from_str(data)?),
             "heartbeat" => Payload::Heartbeat(serde_json::from_str(data)?),
@@ -367,6 +416,12 @@ mod tests {
         assert_eq!((event.id.as_deref(), event.kind.as_str()), (Some("sse"), "named"));
         assert!(matches!(event.payload, Payload::Unknown));
         assert_eq!(event.json.get(), r#"{"color":"red"}"#);
+        let telemetry =
+            r#"{"type":"telemetry","tunnelId":"u","region":null,"metrics":{"ttl":1,"rt1Ms":2.5,"rt5Ms":null}}"#;
+        let Payload::Telemetry(telemetry) = parse(telemetry).unwrap().payload else { panic!("no telemetry") };
+        assert_eq!((telemetry.tunnel_id.as_str(), telemetry.metrics.rt1_ms, telemetry.region), ("u", Some(2.5), None));
+        let message = parse(r#"{"type":"mqtt.message","topic":"a/b","payload":[1]}"#).unwrap();
+        assert!(matches!(message.payload, Payload::MqttMessage(message) if message.payload == serde_json::json!([1])));
         for malformed in ["", "[]", "1", "{", r#"{"type":"heartbeat","upstreamAgeMs":"x"}"#] {
             parse(malformed).unwrap_err();
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{PerResource, Resource, ResourceVersion, View};
+use super::{Instance, MqttMessage, PerResource, Resource, ResourceVersion, Telemetry, View};
 
 /// The old and the new view of one object. At least one side is present, and both sides have the same uid.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ pub struct ChangeSet {
     pub history_reset: bool,
 }
 
-/// An event without a resourceVersion. The newest one of a kind replaces older ones.
+/// An event without a resourceVersion. Except for MQTT messages, the newest one of a kind replaces older ones.
 #[derive(Clone, Debug)]
 pub enum EphemeralEvent {
     /// `upstream.down` (with a reason) or `upstream.up`.
@@ -68,6 +68,27 @@ pub enum EphemeralEvent {
     },
     /// `pool.depth`.
     PoolDepth(PoolDepth),
+    /// `telemetry`.
+    Telemetry {
+        /// The instance, as it was when the telemetry was published: rights and filters are those of this view.
+        instance: Arc<Instance>,
+        /// The values.
+        telemetry: Arc<Telemetry>,
+    },
+    /// `mqtt.message`.
+    MqttMessage(Arc<MqttMessage>),
+}
+
+impl EphemeralEvent {
+    /// Returns the bytes that are charged for what the event holds beside its own size. The instance of a `telemetry` event
+    /// is charged to the inventory or to the change that replaced it.
+    fn charged_bytes(&self) -> usize {
+        match self {
+            EphemeralEvent::Upstream { .. } | EphemeralEvent::PoolDepth(_) => 0,
+            EphemeralEvent::Telemetry { telemetry, .. } => telemetry.charged_bytes(),
+            EphemeralEvent::MqttMessage(message) => message.charged_bytes(),
+        }
+    }
 }
 
 /// Number of instances of one workload by pool status (docs/protocol.md#objects).
@@ -103,13 +124,17 @@ impl ChangeSet {
 }
 
 impl LogEntry {
-    /// Returns the bytes that are charged for holding the entry: its own size, and the old view of each change.
+    /// Returns the bytes that are charged for holding the entry: its own size, and the old view of each change or the
+    /// content of an ephemeral event.
     ///
     /// The new view is charged to the inventory. It becomes the old view of the object's next change and is charged
     /// there.
     #[must_use]
     pub fn charged_bytes(&self) -> usize {
-        self.change_set().map_or(size_of::<LogEntry>(), ChangeSet::charged_bytes)
+        match &self.kind {
+            EntryKind::ChangeSet(change_set) => change_set.charged_bytes(),
+            EntryKind::Ephemeral(event) => size_of::<LogEntry>() + event.charged_bytes(),
+        }
     }
 
     /// Returns the change set, or `None` for an ephemeral event.

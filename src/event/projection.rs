@@ -109,9 +109,9 @@ pub enum EventType {
     TenantReleased,
     /// `pool.depth`
     PoolDepth,
-    /// `telemetry`. Planned (docs/protocol.md#telemetry): `types` accepts it, and the bridge sends no such event yet.
+    /// `telemetry`
     Telemetry,
-    /// `mqtt.message`. Planned (docs/protocol.md#mqtt): `types` accepts it, and the bridge sends no such event yet.
+    /// `mqtt.message`
     MqttMessage,
 }
 

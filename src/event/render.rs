@@ -6,12 +6,12 @@
 //!
 //! Implements `docs/protocol.md#boilerhouse-stream` and `docs/protocol.md#full-stream`.
 
-use jiff::fmt::temporal::DateTimePrinter;
 use serde::Serialize;
 
+pub use super::timestamp::format_timestamp;
 use super::{
-    Change, ChangeSet, Claim, EphemeralEvent, Instance, PoolDepth, View,
-    projection::{EventFormat, EventType, Projection},
+    Change, ChangeSet, Claim, EphemeralEvent, Instance, MqttMessage, PoolDepth, Telemetry, View,
+    projection::{EventFormat, EventType, Projection, Scope},
 };
 
 /// One event about an object. Its type and format determine which keys are present
@@ -98,11 +98,29 @@ pub enum EphemeralBody<'a> {
         #[serde(flatten)]
         pool: &'a PoolDepth,
     },
+    /// `telemetry`.
+    Telemetry {
+        /// When this replica published it: RFC 3339 with milliseconds.
+        time: &'a str,
+        /// The values.
+        #[serde(flatten)]
+        telemetry: &'a Telemetry,
+    },
+    /// `mqtt.message`.
+    MqttMessage {
+        /// When this replica published it: RFC 3339 with milliseconds.
+        time: &'a str,
+        /// Topic and payload.
+        #[serde(flatten)]
+        message: &'a MqttMessage,
+    },
 }
 
 /// Returns type and body of an ephemeral event, or `None` if a client of this projection does not receive it.
 ///
-/// `/ws` clients receive no ephemeral event. On the full stream, every client receives `upstream.*`.
+/// `/ws` clients receive no ephemeral event. On the full stream, every client receives `upstream.*`. `telemetry` is about an
+/// instance, so rights and filters on instances apply to it. A `mqtt.message` is about no object: only rights to everything
+/// include it, and no filter applies.
 #[must_use]
 pub fn render_ephemeral<'a>(
     event: &'a EphemeralEvent,
@@ -125,6 +143,14 @@ pub fn render_ephemeral<'a>(
             let is_included =
                 projection.types.contains(EventType::PoolDepth) && projection.includes_pool(&pool.workload_ref);
             is_included.then_some((EventType::PoolDepth.name(), EphemeralBody::PoolDepth { time, pool }))
+        }
+        EphemeralEvent::Telemetry { instance, telemetry } => {
+            let is_included = projection.types.contains(EventType::Telemetry) && projection.includes_instance(instance);
+            is_included.then_some((EventType::Telemetry.name(), EphemeralBody::Telemetry { time, telemetry }))
+        }
+        EphemeralEvent::MqttMessage(message) => {
+            let is_included = projection.types.contains(EventType::MqttMessage) && projection.scope == Scope::All;
+            is_included.then_some((EventType::MqttMessage.name(), EphemeralBody::MqttMessage { time, message }))
         }
     }
 }
@@ -317,13 +343,4 @@ fn phase(view: &View) -> &str {
 
 fn non_empty(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
-}
-
-/// Returns a time in milliseconds since the Unix epoch as RFC 3339 in UTC with milliseconds. A time out of the range of
-/// RFC 3339 becomes the Unix epoch.
-#[must_use]
-pub fn format_timestamp(at_ms: u64) -> String {
-    const PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(3));
-    let at = i64::try_from(at_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-    PRINTER.timestamp_to_string(&at.unwrap_or_default())
 }

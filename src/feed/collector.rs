@@ -1,7 +1,7 @@
 //! Gauges of the state and the log, read when Prometheus scrapes them, so that a change of the state costs nothing for
 //! them.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicU64};
 
 use prometheus_client::{
     collector::Collector,
@@ -13,8 +13,27 @@ use prometheus_client::{
     },
 };
 
-use super::{metrics::Label, state::Shared};
-use crate::event::Resource;
+use serde_json::Number;
+use tokio::time::Instant;
+
+use super::{latest_telemetry::with_instances, metrics::Label, state::Shared};
+use crate::event::{Resource, Telemetry};
+
+/// One label whose value is not known in advance, and its value.
+type ValueLabel = [(&'static str, String); 1];
+
+/// The number of tunnels of a workload, and the sums of what they reported.
+type Sums = (&'static str, &'static str, fn(&Telemetry) -> u64);
+
+/// The gauges of telemetry that are sums over the tunnels of a workload.
+const TELEMETRY_SUMS: [Sums; 6] = [
+    ("telemetry_tunnels", "Tunnels with telemetry that has not expired", |_| 1),
+    ("telemetry_connections", "Connections that the tunnels have had (ttl)", |telemetry| telemetry.metrics.ttl),
+    ("telemetry_open_connections", "Open connections of the tunnels (opn)", |telemetry| telemetry.metrics.opn),
+    ("telemetry_requests", "Requests that the tunnels reported", |telemetry| telemetry.metrics.requests),
+    ("telemetry_errors", "Failed requests that the tunnels reported", |telemetry| telemetry.metrics.errors),
+    ("telemetry_bytes", "Bytes that the tunnels reported", |telemetry| telemetry.metrics.bytes),
+];
 
 /// Reads the gauges of one feed, all of them at one moment.
 #[derive(Debug)]
@@ -28,12 +47,14 @@ impl StateCollector {
 
 impl Collector for StateCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let state = self.0.state();
+        let mut state = self.0.state();
         let log = &state.log;
         let (first, entries) = (log.first_position(), log.end_position() - log.first_position());
         let bytes = log.bytes();
         let oldest_ms = log.read_from(first, 1).and_then(|mut oldest| Some(oldest.next()?.observed_at_ms));
         let objects = [state.inventory.instances.len(), state.inventory.claims.len()];
+        let (telemetry, inventory) = (state.telemetry.unexpired(Instant::now()), state.inventory.clone());
+        let telemetry_bytes = state.telemetry.bytes();
         drop(state);
 
         let family = Family::<Label, Gauge>::default();
@@ -64,6 +85,44 @@ impl Collector for StateCollector {
             "Time of the oldest entry in the log as Unix time, 0 while the log is empty",
             None,
             MetricType::Gauge,
+        )?)?;
+        ConstGauge::new(telemetry_bytes as u64).encode(encoder.encode_descriptor(
+            "feed_telemetry_bytes",
+            "Bytes charged for the most recent telemetry of all tunnels",
+            None,
+            MetricType::Gauge,
+        )?)?;
+        let by_workload: Vec<(String, &Telemetry)> = with_instances(&telemetry, &inventory)
+            .map(|(instance, telemetry)| (instance.workload_ref.clone().unwrap_or_default(), &**telemetry))
+            .collect();
+        for (name, help, value) in TELEMETRY_SUMS {
+            let family = Family::<ValueLabel, Gauge>::default();
+            for (workload, telemetry) in &by_workload {
+                let value = i64::try_from(value(telemetry)).unwrap_or(i64::MAX);
+                let gauge = family.get_or_create(&[("workload", workload.clone())]);
+                gauge.set(gauge.get().saturating_add(value));
+            }
+            family.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
+        }
+        let durations = Family::<[(&'static str, String); 2], Gauge<f64, AtomicU64>>::default();
+        for (workload, Telemetry { metrics, .. }) in &by_workload {
+            let values = [
+                ("rt1", &metrics.rt1_ms),
+                ("rt5", &metrics.rt5_ms),
+                ("p50", &metrics.p50_ms),
+                ("p90", &metrics.p90_ms),
+            ];
+            for (name, ms) in values {
+                let Some(seconds) = ms.as_ref().and_then(Number::as_f64).map(|ms| ms / 1000.0) else { continue };
+                let gauge = durations.get_or_create(&[("workload", workload.clone()), ("value", name.to_owned())]);
+                gauge.set(gauge.get().max(seconds));
+            }
+        }
+        durations.encode(encoder.encode_descriptor(
+            "telemetry_duration_max_seconds",
+            "Highest rt1Ms, rt5Ms, p50Ms and p90Ms of a tunnel of the workload",
+            None,
+            MetricType::Gauge,
         )?)
     }
 }
@@ -73,9 +132,9 @@ mod tests {
     use prometheus_client::{encoding::text::encode, registry::Registry};
 
     use crate::{
-        event::{NamespaceId, Resource},
+        event::{NamespaceId, Resource, Telemetry},
         feed::{Config, Feed},
-        test_support::{ClaimBuilder, PodBuilder},
+        test_support::{ClaimBuilder, PodBuilder, telemetry},
     };
 
     /// The samples of all metrics of a feed, without the buckets of histograms.
@@ -121,11 +180,41 @@ mod tests {
                 r#"bridge_feed_projections 0"#,
                 r#"bridge_feed_read_your_writes_timeouts_total 0"#,
                 r#"bridge_feed_renders_total 0"#,
+                r#"bridge_feed_telemetry_bytes 0"#,
                 r#"bridge_feed_tombstones_dropped_total 0"#,
                 r#"bridge_feed_version_checks_total{outcome="completed"} 0"#,
                 r#"bridge_feed_version_checks_total{outcome="timeout"} 0"#,
             ]
         );
+    }
+
+    #[test]
+    fn telemetry_is_summed_for_each_workload() {
+        let (mut writer, feed) = Feed::new(Config { wall_clock_ms: || 1_500, ..Config::default() });
+        writer.set_namespace(NamespaceId::from_uid("u"));
+        let pods = ["a", "b", "c"].map(|name| PodBuilder::new(name).workload(if name == "c" { "x\"y" } else { "w" }));
+        writer.replace(Resource::Pods, pods.map(|pod| pod.version(1).view()).into(), 5);
+        writer.replace(Resource::Claims, Vec::new(), 5);
+        for (uid, ms) in [("uid-a", 250), ("uid-b", 20), ("uid-c", 1)] {
+            let mut telemetry = Telemetry { received_at_ms: 1_500, ..telemetry(uid) };
+            telemetry.metrics.rt1_ms = Some(ms.into());
+            telemetry.metrics.bytes = u64::MAX / 4;
+            feed.publish_telemetry(telemetry).unwrap();
+        }
+        let samples = samples(&feed);
+        for expected in [
+            r#"bridge_telemetry_tunnels{workload="w"} 2"#,
+            r#"bridge_telemetry_tunnels{workload="x\"y"} 1"#,
+            r#"bridge_telemetry_requests{workload="w"} 6"#,
+            r#"bridge_telemetry_duration_max_seconds{workload="w",value="rt1"} 0.25"#,
+            r#"bridge_telemetry_bytes{workload="w"} 9223372036854775806"#,
+        ] {
+            assert!(samples.iter().any(|sample| sample == expected), "{expected} is missing: {samples:#?}");
+        }
+        assert!(!samples.iter().any(|sample| sample.contains("rt5")), "no value, no sample");
+        assert!(samples.iter().any(|sample| {
+            sample.strip_prefix("bridge_feed_telemetry_bytes ").is_some_and(|bytes| bytes.parse::<u64>().unwrap() > 300)
+        }));
     }
 
     #[test]

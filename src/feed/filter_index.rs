@@ -17,7 +17,7 @@ use std::{
 
 use crate::{
     event::{
-        EntryKind, EphemeralEvent, LogEntry, PerResource, Resource, View,
+        Claim, EntryKind, EphemeralEvent, Instance, LogEntry, PerResource, Resource, View,
         projection::{EventType, Filter, ObjectFilter, Projection, Scope},
     },
     weak_table::PruneSchedule,
@@ -68,6 +68,8 @@ enum Selector {
     EveryObject(Resource),
     /// All pools. The value is empty.
     EveryPool,
+    /// All MQTT messages. The value is empty.
+    EveryMqttMessage,
 }
 
 impl FilterIndex {
@@ -139,18 +141,16 @@ impl Places {
         match &entry.kind {
             EntryKind::ChangeSet(change_set) if change_set.coalesced_from.is_none() && !change_set.history_reset => {
                 for view in change_set.changes.iter().flat_map(|change| [&change.old, &change.new]).flatten() {
-                    let resource = view.resource();
-                    let (tenant, workload, phase) = match view {
-                        View::Instance(i) => (i.tenant_id.as_deref(), i.workload_ref.as_deref(), &i.phase),
-                        View::Claim(c) => (Some(&*c.tenant_id), Some(&*c.workload_ref), &c.phase),
-                    };
-                    mark_value(Selector::Name(resource), view.name());
-                    tenant.into_iter().for_each(|tenant| mark_value(Selector::Tenant(resource), tenant));
-                    workload.into_iter().for_each(|workload| mark_value(Selector::Workload(resource), workload));
-                    mark_value(Selector::Phase(resource), phase);
-                    mark_value(Selector::EveryObject(resource), "");
+                    match view {
+                        View::Instance(instance) => values_of_instance(instance, &mut mark_value),
+                        View::Claim(claim) => values_of_claim(claim, &mut mark_value),
+                    }
                 }
             }
+            EntryKind::Ephemeral(EphemeralEvent::Telemetry { instance, .. }) => {
+                values_of_instance(instance, &mut mark_value);
+            }
+            EntryKind::Ephemeral(EphemeralEvent::MqttMessage(_)) => mark_value(Selector::EveryMqttMessage, ""),
             EntryKind::Ephemeral(EphemeralEvent::PoolDepth(pool)) => {
                 mark_value(Selector::Pool, &pool.workload_ref);
                 mark_value(Selector::EveryPool, "");
@@ -211,17 +211,49 @@ impl Marks {
     }
 }
 
-/// Returns the places of a projection: one for Pods, for claims and for pools, as far as it includes any.
+/// Calls `mark` with each value of an instance by which a projection can select it.
+fn values_of_instance(instance: &Instance, mark: &mut impl FnMut(Selector, &str)) {
+    let (tenant, workload) = (instance.tenant_id.as_deref(), instance.workload_ref.as_deref());
+    values_of_object(Resource::Pods, &instance.name, tenant, workload, &instance.phase, mark);
+}
+
+/// Calls `mark` with each value of a claim by which a projection can select it.
+fn values_of_claim(claim: &Claim, mark: &mut impl FnMut(Selector, &str)) {
+    let (tenant, workload) = (Some(&*claim.tenant_id), Some(&*claim.workload_ref));
+    values_of_object(Resource::Claims, &claim.name, tenant, workload, &claim.phase, mark);
+}
+
+fn values_of_object(
+    resource: Resource,
+    name: &str,
+    tenant: Option<&str>,
+    workload: Option<&str>,
+    phase: &str,
+    mark: &mut impl FnMut(Selector, &str),
+) {
+    mark(Selector::Name(resource), name);
+    tenant.into_iter().for_each(|tenant| mark(Selector::Tenant(resource), tenant));
+    workload.into_iter().for_each(|workload| mark(Selector::Workload(resource), workload));
+    mark(Selector::Phase(resource), phase);
+    mark(Selector::EveryObject(resource), "");
+}
+
+/// Returns the places of a projection: one for Pods (`telemetry` is found by the values of its Pod), for claims, for pools
+/// and for MQTT messages, as far as it includes any.
 fn selectors(projection: &Projection) -> impl Iterator<Item = (Selector, String)> {
     let Projection { scope, filter: Filter { instances, claims }, types, .. } = projection;
     let filters = PerResource::new(instances, claims);
-    let of_resource = |resource| types.resources()[resource].then(|| selector(resource, scope, filters[resource]));
+    let needs =
+        |resource| types.resources()[resource] || (resource == Resource::Pods && types.contains(EventType::Telemetry));
+    let of_resource = |resource| needs(resource).then(|| selector(resource, scope, filters[resource]));
     let has_pools = types.contains(EventType::PoolDepth) && *scope == Scope::All;
     let pools = has_pools.then(|| match &instances.workload_ref {
         Some(workload) => (Selector::Pool, workload.clone()),
         None => (Selector::EveryPool, String::new()),
     });
-    Resource::ALL.map(of_resource).into_iter().flatten().chain(pools)
+    let has_messages = types.contains(EventType::MqttMessage) && *scope == Scope::All;
+    let messages = has_messages.then(|| (Selector::EveryMqttMessage, String::new()));
+    Resource::ALL.map(of_resource).into_iter().flatten().chain(pools).chain(messages)
 }
 
 /// Returns the value that selects the fewest objects of a resource.
@@ -244,8 +276,8 @@ fn selector(resource: Resource, scope: &Scope, filter: &ObjectFilter) -> (Select
 mod tests {
     use super::*;
     use crate::{
-        event::{Change, ChangeSet, PoolDepth, ResourceVersion, projection::EventFormat, render},
-        test_support::{ClaimBuilder, PodBuilder, ReplayCommand, SeededRng, seeds_to_run},
+        event::{Change, ChangeSet, MqttMessage, PoolDepth, ResourceVersion, projection::EventFormat, render},
+        test_support::{self, ClaimBuilder, PodBuilder, ReplayCommand, SeededRng, seeds_to_run},
         weak_table::PRUNE_SLACK,
     };
 
@@ -281,12 +313,23 @@ mod tests {
             1 => Change { old: Some(old), new: None },
             _ => Change { old: Some(old), new: Some(new) },
         };
-        let kind = match rng.below(6) {
+        let kind = match rng.below(8) {
             0 => {
                 let pool = PoolDepth { workload_ref: workload.into(), ..PoolDepth::default() };
                 EntryKind::Ephemeral(EphemeralEvent::PoolDepth(pool))
             }
             1 => EntryKind::Ephemeral(EphemeralEvent::Upstream { resource, down_reason: None, last_byte_ms: 0 }),
+            6 => {
+                let pod =
+                    PodBuilder::new(object).tenant(tenant).workload(workload).phase(other).version(version).view();
+                let View::Instance(instance) = pod else { unreachable!("a Pod") };
+                let telemetry = Arc::new(test_support::telemetry(&instance.uid));
+                EntryKind::Ephemeral(EphemeralEvent::Telemetry { instance, telemetry })
+            }
+            7 => {
+                let message = MqttMessage { topic: String::new(), payload: serde_json::Value::Null };
+                EntryKind::Ephemeral(EphemeralEvent::MqttMessage(Arc::new(message)))
+            }
             random => EntryKind::ChangeSet(ChangeSet {
                 resource,
                 version,

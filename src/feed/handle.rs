@@ -118,6 +118,12 @@ impl Feed {
         self.inner.filter_index.take_marked(reader, end)
     }
 
+    /// Returns the current time in milliseconds since the Unix epoch, by [`Config::wall_clock_ms`].
+    #[must_use]
+    pub fn wall_clock_ms(&self) -> u64 {
+        (self.inner.config.wall_clock_ms)()
+    }
+
     /// Returns whether both resources have been listed. The bridge serves no state before (G10).
     #[must_use]
     pub fn is_synced(&self) -> bool {

@@ -26,6 +26,7 @@ use super::{
     backfill_requests::BackfillRequests,
     filter_index::FilterIndex,
     inventory::Inventory,
+    latest_telemetry::LatestTelemetry,
     metrics::Metrics,
     pool_depth::DirtyPools,
     read_your_writes::{DedicatedProgress, DeliveredWatermark},
@@ -91,6 +92,8 @@ pub(super) struct State {
     pub(super) history_epoch: u64,
     /// In the hub's feed: the pools whose depth must be published.
     pub(super) dirty_pools: DirtyPools,
+    /// In the hub's feed: the most recent telemetry.
+    pub(super) telemetry: LatestTelemetry,
     /// The state of the source, and when it changed, in milliseconds since the Unix epoch.
     pub(super) source_state: (SourceState, u64),
 }
@@ -112,6 +115,7 @@ impl State {
             history_start_versions: PerResource::default(),
             history_epoch: 0,
             dirty_pools: DirtyPools::default(),
+            telemetry: LatestTelemetry::default(),
             source_state: (SourceState::default(), (config.wall_clock_ms)()),
         }
     }
@@ -257,6 +261,9 @@ impl Shared {
             None => {
                 if let Some(change_set) = change_set {
                     state.dirty_pools.mark(&change_set.changes);
+                    if !state.telemetry.is_empty() {
+                        state.telemetry.remove_deleted(&change_set.changes);
+                    }
                 }
                 let State { delivered, latest_versions, inventory, .. } = &mut *state;
                 delivered.prune(*latest_versions, inventory);

@@ -31,6 +31,8 @@ pub struct Config {
     pub read_your_writes_timeout: Duration,
     /// Interval of `pool.depth` events (docs/protocol.md#full-stream: at most 4 per second). Default: 250 ms.
     pub pool_depth_interval: Duration,
+    /// How long the telemetry of a tunnel is served after it was received (docs/protocol.md#telemetry). Default: 5 min.
+    pub telemetry_ttl: Duration,
     /// Maximum size of a `state.initial` message in bytes, unless one object alone is larger, and of the events that a
     /// `/ws` connection receives in one write at its start. Default: 32 KiB less 64 bytes, because common WebSocket
     /// clients accept messages of less than 32 KiB (docs/protocol.md#full-stream).
@@ -55,6 +57,7 @@ impl Default for Config {
             max_upstream_downtime: Duration::from_secs(60),
             read_your_writes_timeout: Duration::from_secs(1),
             pool_depth_interval: Duration::from_millis(250),
+            telemetry_ttl: Duration::from_secs(300),
             initial_state_part_bytes: (32 << 10) - 64,
             projection_cache_bytes: 32 << 20,
             backfill_wait_timeout: Duration::from_secs(30),

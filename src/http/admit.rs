@@ -94,22 +94,24 @@ pub(super) async fn admit<C>(
         | AccessRequirement::Stream
         | AccessRequirement::StreamAllTenants
         | AccessRequirement::BoilerhouseWs => None,
+        // A post counts for its tunnel (`endpoints/telemetry.rs`).
+        AccessRequirement::Ingest => None,
+        AccessRequirement::ReadTelemetry => Some(consume(&limits.telemetry_reads, &principal.caller)?),
         AccessRequirement::Public
         | AccessRequirement::Aggregates
         | AccessRequirement::Read
         | AccessRequirement::ReadAllTenants
-        | AccessRequirement::RawCredential => Some(
-            limits
-                .requests
-                .consume(&principal.caller)
-                .map_err(|status| Rejection::Unavailable(Unavailable::RateLimited(status)))?,
-        ),
+        | AccessRequirement::RawCredential => Some(consume(&limits.requests, &principal.caller)?),
     };
     // No object has a name that is not UTF-8, so a lossy decoding cannot match one.
     let decode = |encoded: String| percent_encoding::percent_decode_str(&encoded).decode_utf8_lossy().into_owned();
     let path_param = path_param.map(decode);
     let version = version.unwrap_or(Version::HTTP_11);
     Ok((ApiRequest { app, method, version, headers, query, client, principal, path_param }, status))
+}
+
+fn consume(budget: &RateBudget, caller: &Caller) -> Result<BudgetStatus, Rejection> {
+    budget.consume(caller).map_err(|status| Rejection::Unavailable(Unavailable::RateLimited(status)))
 }
 
 /// Maps the reason of a denial to a response.
@@ -131,9 +133,11 @@ pub(super) fn reject(denied: &Denied, denied_credentials: &RateBudget, address: 
             Ok(_) => unauthorized(CHALLENGE_INVALID),
             Err(status) => too_many_requests(&status, TOO_MANY_DENIED),
         }),
-        Denied::KeyCannotRead(_) | Denied::UserCannotRead(..) | Denied::TenantScopedKey(_) => {
-            Rejection::Error(ApiError::new(ErrorCode::Forbidden, denied.to_string()))
-        }
+        Denied::KeyCannotRead(_)
+        | Denied::KeyCannotIngest(_)
+        | Denied::UserCannotIngest
+        | Denied::UserCannotRead(..)
+        | Denied::TenantScopedKey(_) => Rejection::Error(ApiError::new(ErrorCode::Forbidden, denied.to_string())),
         // The token was not reviewed, so it can be valid.
         Denied::ReviewBudgetExceeded(status) => Rejection::Unavailable(Unavailable::TooManyUnknownTokens(*status)),
         Denied::ReviewUnavailable => Rejection::Unavailable(Unavailable::CredentialCheckUnavailable),
@@ -169,6 +173,8 @@ mod tests {
             (Denied::BearerInQuery, 401, INVALID, false, true),
             (Denied::SignedTokenAsBearer, 401, INVALID, false, true),
             (Denied::KeyCannotRead("k".into()), 403, None, false, false),
+            (Denied::KeyCannotIngest("k".into()), 403, None, false, false),
+            (Denied::UserCannotIngest, 403, None, false, false),
             (Denied::UserCannotRead("jane".into(), "list pods".into()), 403, None, false, false),
             (Denied::TenantScopedKey("k".into()), 403, None, false, false),
             (Denied::ReviewBudgetExceeded(used_up), 429, None, true, false),

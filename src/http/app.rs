@@ -12,6 +12,7 @@ use super::{
     browser_guard::{GuardConfig, RefusedOrigins},
     filter_limit::FilterLimit,
     forwarded::TrustedProxies,
+    ingest::Ingest,
     metrics::Metrics,
     paced_body,
     rate_limit::RateLimits,
@@ -55,6 +56,8 @@ pub struct ServedFeed {
     pub filters: FilterLimit,
     /// The bodies of snapshot responses, and their bound.
     pub responses: ResponseBudget,
+    /// What telemetry posts share.
+    pub ingest: Ingest,
     /// Returns further lines for `/readyz?verbose`.
     pub readiness_details: Box<dyn Fn() -> Vec<String> + Send + Sync>,
     /// Timeouts and limits of the endpoints.

@@ -18,6 +18,8 @@ pub enum Caller {
     Navigation(IpAddr),
     /// An API key, by its name.
     Key(Arc<str>),
+    /// A tunnel, by the uid of its instance: all posts of its telemetry count together.
+    Tunnel(Arc<str>),
     /// A Kubernetes user, by its name.
     User(Arc<str>),
 }

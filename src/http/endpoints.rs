@@ -10,3 +10,4 @@ pub(super) mod probes;
 pub(super) mod relay;
 pub(super) mod sessions;
 pub(super) mod state;
+pub(super) mod telemetry;

@@ -21,6 +21,16 @@ pub enum ErrorCode {
     NotFound,
     /// 405
     MethodNotAllowed,
+    /// 406
+    NotAcceptable,
+    /// 408
+    RequestTimeout,
+    /// 413
+    PayloadTooLarge,
+    /// 415
+    UnsupportedMediaType,
+    /// 422
+    InvalidInput,
     /// 426
     UpgradeRequired,
     /// 429
@@ -61,6 +71,11 @@ impl ErrorCode {
             ErrorCode::Forbidden => StatusCode::FORBIDDEN,
             ErrorCode::NotFound => StatusCode::NOT_FOUND,
             ErrorCode::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            ErrorCode::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
+            ErrorCode::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+            ErrorCode::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            ErrorCode::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            ErrorCode::InvalidInput => StatusCode::UNPROCESSABLE_ENTITY,
             ErrorCode::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
             ErrorCode::RateLimitExceeded => StatusCode::TOO_MANY_REQUESTS,
             ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -88,10 +103,29 @@ impl ApiError {
         }
     }
 
+    /// Sets `details`.
+    #[must_use]
+    pub fn with_details(mut self, details: Value) -> ApiError {
+        self.details = Some(details);
+        self
+    }
+
     /// Creates a 503 with `Retry-After: 1`.
     #[must_use]
     pub fn not_ready(message: &str) -> ApiError {
         ApiError::new(ErrorCode::NotReady, message).with(header::RETRY_AFTER, HeaderValue::from_static("1"))
+    }
+
+    /// Creates a 503 of a part outside this process, with `Retry-After: 1`.
+    #[must_use]
+    pub fn unavailable(message: &str) -> ApiError {
+        ApiError::new(ErrorCode::UpstreamUnavailable, message).with(header::RETRY_AFTER, HeaderValue::from_static("1"))
+    }
+
+    /// Returns the code.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        self.code
     }
 
     /// Adds a header to the response.

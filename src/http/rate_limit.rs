@@ -31,6 +31,10 @@ pub struct Config {
     /// Denied credentials per minute and address (docs/protocol.md#access: 60). The same number limits the TokenReviews of
     /// unknown tokens.
     pub denied_credentials: NonZeroU32,
+    /// Reads of all telemetry per minute and caller (docs/protocol.md#access: 600).
+    pub telemetry_reads: NonZeroU32,
+    /// Posts of telemetry per minute and tunnel (docs/protocol.md#access: 1200).
+    pub telemetry_posts: NonZeroU32,
     /// New streams per minute (docs/protocol.md#access); `None`: no limit.
     pub stream_opens: Option<NonZeroU32>,
     /// Connections to `/ws` that get dedicated watchers, per minute; twice as many for all callers together. Each of them
@@ -49,6 +53,8 @@ impl Default for Config {
         Config {
             requests: requests.unwrap_or(NonZeroU32::MAX),
             denied_credentials: denied_credentials.unwrap_or(NonZeroU32::MAX),
+            telemetry_reads: NonZeroU32::new(600).unwrap_or(NonZeroU32::MAX),
+            telemetry_posts: NonZeroU32::new(1200).unwrap_or(NonZeroU32::MAX),
             stream_opens: None,
             dedicated_opens: NonZeroU32::new(MIN_DEDICATED_OPENS).unwrap_or(NonZeroU32::MIN),
             max_open_streams: None,
@@ -71,6 +77,10 @@ impl Config {
 pub struct RateLimits {
     /// Requests, by caller.
     pub requests: RateBudget,
+    /// Reads of all telemetry, by caller.
+    pub telemetry_reads: RateBudget,
+    /// Posts of telemetry, by tunnel.
+    pub telemetry_posts: RateBudget,
     /// Denied credentials, by address.
     pub denied_credentials: RateBudget,
     /// TokenReviews of unknown tokens, by address. A use is given back when the API server accepts the token.
@@ -121,6 +131,8 @@ impl RateLimits {
         drop(rejections.get_or_create(&BudgetLabels { budget: "stream_opens" }));
         RateLimits {
             requests: new("default", "requests", config.requests),
+            telemetry_reads: new("telemetry", "telemetry_reads", config.telemetry_reads),
+            telemetry_posts: new("posts", "telemetry_posts", config.telemetry_posts),
             denied_credentials: new("refused", "denied_credentials", config.denied_credentials),
             token_reviews: new("reviews", "token_reviews", config.denied_credentials),
             stream_opens: config.stream_opens.map(|quota| new("connects", "stream_opens", quota)),

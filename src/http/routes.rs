@@ -18,13 +18,14 @@ use super::{
     admit::{RawRequest, Rejection, admit},
     app::{App, ServedFeed, ServedRelay},
     auth::AccessRequirement,
+    body::{self, Body},
     browser_guard::{self, GuardError, RequestHost},
     conn::Peer,
     cors::{add_cors_headers, add_isolation_headers},
     endpoints::{
         assets, boilerhouse_ws, documents,
         event_streams::{self, FullStream},
-        index, metrics, probes, relay, sessions, state,
+        index, metrics, probes, relay, sessions, state, telemetry,
     },
     error::{ApiError, ErrorCode},
     metrics::RequestTimer,
@@ -179,6 +180,7 @@ fn feed_routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
     let tenant = warp::path!("api" / "v1" / "tenants" / String).map(Some).boxed();
     let file = warp::path("assets").and(warp::path::tail()).map(|name: Tail| Some(name.as_str().to_owned())).boxed();
     let schema = warp::path!("schemas" / String).map(Some).boxed();
+    let tunnel = warp::path!("v1" / "tunnels" / String / "telemetry").map(Some).boxed();
     let own = vec![
         route(app, path!("ws")).to(AccessRequirement::BoilerhouseWs, boilerhouse_ws::ws),
         route(app, path!("api" / "v1" / "instances")).to(AccessRequirement::Read, state::instances),
@@ -188,6 +190,10 @@ fn feed_routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
         route(app, path!("api" / "v1" / "pools")).to(AccessRequirement::ReadAllTenants, state::pools),
         route(app, path!("api" / "v1" / "stats")).to(AccessRequirement::Aggregates, state::stats),
         route(app, path!("api" / "v1" / "connections")).to(AccessRequirement::Read, state::connections),
+        route(app, path!("api" / "v1" / "telemetry")).to(AccessRequirement::ReadTelemetry, telemetry::latest),
+        route(app, path!("v1" / "tunnels" / "telemetry")).to(AccessRequirement::ReadTelemetry, telemetry::latest),
+        Route { methods: "POST, OPTIONS", ..route(app, ("/v1/tunnels/{tunnelId}/telemetry", tunnel)) }
+            .with_body_to(AccessRequirement::Ingest, telemetry::post),
         route(app, ("/", root())).to(AccessRequirement::Public, index::index),
         route(app, path!("client.js")).to(AccessRequirement::Public, assets::client),
         route(app, ("/assets/{file}", file)).to(AccessRequirement::Public, assets::file),
@@ -276,6 +282,26 @@ impl<C: Content> Route<C> {
         }
         path.and(raw_request(app))
             .then(move |path_param, request| handle(request, path_param, methods, requirement, endpoint))
+            .map(move |response| with_pattern(response, pattern))
+            .boxed()
+    }
+
+    /// As [`Route::to`], for a POST whose endpoint reads the body. The endpoint must bound what it reads.
+    fn with_body_to<F>(
+        self,
+        requirement: AccessRequirement,
+        endpoint: fn(ApiRequest<C>, Body) -> F,
+    ) -> BoxedFilter<(Response,)>
+    where
+        F: Future<Output = Result<Response, ApiError>> + Send + 'static,
+    {
+        let Route { app, pattern, path, methods } = self;
+        app.metrics.add_route(pattern, "POST", 200);
+        path.and(raw_request(app))
+            .and(warp::body::stream().map(body::boxed))
+            .then(move |path_param, request, body| {
+                handle(request, path_param, methods, requirement, move |request| endpoint(request, body))
+            })
             .map(move |response| with_pattern(response, pattern))
             .boxed()
     }

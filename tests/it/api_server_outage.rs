@@ -11,7 +11,7 @@ use std::{
 use boilerhouse_bridge::{
     feed::{self, Feed},
     http::{
-        self, App, ConnectionInfo, ServedFeed,
+        self, App, ConnectionInfo, Ingest, ServedFeed,
         browser_guard::{GuardConfig, RefusedOrigins},
         conn,
         filter_limit::{self, FilterLimit},
@@ -227,6 +227,7 @@ async fn serve_feed(tasks: &mut JoinSet<()>, feed: &Feed, sync_timeout: Duration
         dedicated_feeds: Box::new(|| None),
         connection: ConnectionInfo { name: "test".into(), namespace: "test".into() },
         filters: FilterLimit::new(filter_limit::DEFAULT_MAX),
+        ingest: Ingest::new(Arc::new(feed.clone()), Arc::default()),
         responses: ResponseBudget::new(response_budget::Config::default()),
         readiness_details: Box::new(Vec::new),
         config: http::Config { sync_timeout, ..http::Config::default() },

@@ -12,6 +12,7 @@ mod secrets_are_never_printed;
 mod tenant_isolation_binary;
 mod tenant_isolation_feed;
 mod tenant_reassignment;
+mod tenant_telemetry;
 
 use std::fmt::Write as _;
 

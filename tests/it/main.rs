@@ -47,6 +47,7 @@ mod slow_upstream;
 mod stream_endpoints;
 mod stream_rate;
 mod support;
+mod telemetry;
 mod tls;
 mod token_and_access_reviews;
 mod unread_responses;

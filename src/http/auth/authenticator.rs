@@ -25,7 +25,7 @@ use super::{
     keys_file::KeysFile,
     lease::{CredentialStatus, CredentialWatch, LeaseTable},
     metrics::Metrics,
-    principal::{CredentialIdentity, Principal},
+    principal::{Access, CredentialIdentity, Principal},
     requirement::AccessRequirement,
     review_cache::{self, ReviewBackend, ReviewCache, ReviewOutcome, ReviewSubject},
     review_metrics,
@@ -125,10 +125,10 @@ impl Authenticator {
     }
 
     /// Returns the principal of the credential that a request presents, also where none is required. It does not check that
-    /// the principal satisfies `requirement`, and can wait as [`Authenticator::authenticate`].
+    /// the scope of the principal satisfies `requirement`, and can wait as [`Authenticator::authenticate`].
     ///
     /// # Errors
-    /// [`Denied`] without a credential that permits to read.
+    /// [`Denied`] without a credential that permits to read, or to ingest where `requirement` says so.
     pub(crate) async fn identify_request(
         &self,
         requirement: AccessRequirement,
@@ -137,7 +137,15 @@ impl Authenticator {
         token_reviews: &RateBudget,
     ) -> Result<Principal, Denied> {
         let credential = Credential::of(context, requirement)?;
-        self.identify(credential, context, token_reviews, address).await
+        let principal = self.identify(credential, context, token_reviews, address).await?;
+        let Access { read, ingest } = principal.access;
+        match (&principal.caller, requirement) {
+            (_, AccessRequirement::Ingest) if ingest => Ok(principal),
+            (Caller::Key(name), AccessRequirement::Ingest) => Err(Denied::KeyCannotIngest(name.clone())),
+            (_, AccessRequirement::Ingest) => Err(Denied::UserCannotIngest),
+            (Caller::Key(name), _) if !read => Err(Denied::KeyCannotRead(name.clone())),
+            _ => Ok(principal),
+        }
     }
 
     /// Observes the credential of a principal while the result exists. Returns `None` on an open bridge, where rights
@@ -212,6 +220,8 @@ impl Authenticator {
             | AccessRequirement::ReadAllTenants
             | AccessRequirement::Stream
             | AccessRequirement::StreamAllTenants
+            | AccessRequirement::ReadTelemetry
+            | AccessRequirement::Ingest
             | AccessRequirement::RawCredential => self.allows_anonymous,
         }
     }
@@ -311,12 +321,10 @@ impl Authenticator {
     fn principal_of_key(&self, key: &ApiKey, expires_at: Option<Timestamp>) -> Result<Principal, Denied> {
         let end = expires_at.into_iter().chain(key.expires_at).min();
         self.check_expiry(end)?;
-        if !key.allows(Permission::Read) {
-            return Err(Denied::KeyCannotRead(key.name.clone()));
-        }
         let subject = Some(CredentialSubject::Key(key.name.clone(), self.signer.key_id(&key.fingerprint)));
         let identity = CredentialIdentity { subject, token: None, expires_at, scope: scope(key) };
-        Ok(Principal { caller: Caller::Key(key.name.clone()), identity, expires_at: end })
+        let access = Access { read: key.allows(Permission::Read), ingest: key.allows(Permission::Ingest) };
+        Ok(Principal { caller: Caller::Key(key.name.clone()), identity, expires_at: end, access })
     }
 
     /// Returns the principal of a reviewed user.
@@ -335,7 +343,7 @@ impl Authenticator {
         let caller = Caller::User(user.name.as_str().into());
         let identity =
             CredentialIdentity { subject: Some(CredentialSubject::User(user)), token, expires_at, scope: Scope::All };
-        Ok(Principal { caller, identity, expires_at })
+        Ok(Principal { caller, identity, expires_at, access: Access { read: true, ingest: false } })
     }
 
     /// Returns the key with this name, if it is the key for which the cookie or ticket was issued.

@@ -45,6 +45,12 @@ pub(crate) enum Denied {
     /// The key with this name has no permission to read.
     #[error("the key '{0}' has no permission to read; add 'read' to its access in the keys file")]
     KeyCannotRead(Arc<str>),
+    /// The key with this name has no permission to post telemetry.
+    #[error("the key '{0}' has no permission to post telemetry; add 'ingest' to its access in the keys file")]
+    KeyCannotIngest(Arc<str>),
+    /// Kubernetes users have no permission to post telemetry.
+    #[error("a Kubernetes token has no permission to post telemetry; use an API key with 'ingest' in its access")]
+    UserCannotIngest,
     /// The user with this name lacks this right.
     #[error("user '{0}' may not {1}; grant list and watch on pods and boilerhouseclaims")]
     UserCannotRead(String, Arc<str>),
@@ -77,6 +83,8 @@ impl Denied {
             Denied::BearerInQuery => "bearer_in_query",
             Denied::SignedTokenAsBearer => "signed_token_as_bearer",
             Denied::KeyCannotRead(_) => "key_cannot_read",
+            Denied::KeyCannotIngest(_) => "key_cannot_ingest",
+            Denied::UserCannotIngest => "user_cannot_ingest",
             Denied::UserCannotRead(..) => "user_cannot_read",
             Denied::TenantScopedKey(_) => "tenant_scoped_key",
             Denied::ReviewBudgetExceeded(_) => "review_budget_exceeded",
@@ -100,6 +108,8 @@ fn accepted_credentials(requirement: AccessRequirement) -> &'static str {
         | AccessRequirement::Public
         | AccessRequirement::Aggregates
         | AccessRequirement::Read
+        | AccessRequirement::ReadTelemetry
+        | AccessRequirement::Ingest
         | AccessRequirement::ReadAllTenants
         | AccessRequirement::Stream
         | AccessRequirement::StreamAllTenants => {

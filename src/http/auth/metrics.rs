@@ -103,7 +103,7 @@ impl Default for Metrics {
 }
 
 /// Labels of the variants of `Denied`.
-const DENIAL_REASONS: [&str; 12] = [
+const DENIAL_REASONS: [&str; 14] = [
     "missing",
     "malformed",
     "unknown",
@@ -112,6 +112,8 @@ const DENIAL_REASONS: [&str; 12] = [
     "bearer_in_query",
     "signed_token_as_bearer",
     "key_cannot_read",
+    "key_cannot_ingest",
+    "user_cannot_ingest",
     "user_cannot_read",
     "tenant_scoped_key",
     "review_budget_exceeded",

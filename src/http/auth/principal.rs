@@ -16,6 +16,17 @@ pub(crate) struct Principal {
     pub(super) identity: CredentialIdentity,
     /// The earliest expiry of the key, token, session cookie or stream ticket.
     pub(super) expires_at: Option<Timestamp>,
+    /// What the principal may do.
+    pub(super) access: Access,
+}
+
+/// What a principal may do with what is in its scope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Access {
+    /// Read snapshots and streams.
+    pub(super) read: bool,
+    /// Post telemetry.
+    pub(super) ingest: bool,
 }
 
 /// The credential on which the rights of a principal are based. It is checked repeatedly while streams of the principal
@@ -36,7 +47,7 @@ impl Principal {
     /// Returns the principal of a request that needs no credential.
     pub(super) fn anonymous(caller: Caller) -> Principal {
         let identity = CredentialIdentity { subject: None, token: None, expires_at: None, scope: Scope::All };
-        Principal { caller, identity, expires_at: None }
+        Principal { caller, identity, expires_at: None, access: Access { read: true, ingest: true } }
     }
 
     /// Returns whether the principal has presented no credential.

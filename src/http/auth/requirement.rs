@@ -23,6 +23,10 @@ pub(crate) enum AccessRequirement {
     Stream,
     /// As `Stream`, for all tenants: a relay cannot separate the events of tenants.
     StreamAllTenants,
+    /// As `Read`, with the budget of telemetry reads instead of that of requests.
+    ReadTelemetry,
+    /// An API key with the permission to ingest. The endpoint counts the request.
+    Ingest,
     /// An API key or a Kubernetes token, from which session cookies and stream tickets are created.
     RawCredential,
 }

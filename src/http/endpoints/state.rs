@@ -1,6 +1,5 @@
 //! The current state as JSON: instances, tenants, pools, stats and connections (`docs/protocol.md#snapshots`).
 
-use http::{HeaderMap, HeaderValue, header};
 use serde::Serialize;
 use warp::reply::{Reply as _, Response};
 
@@ -10,22 +9,17 @@ use crate::{
         projection::{EventFormat, Projection},
         render,
     },
-    feed::{NotSynced, Snapshot, SourceState},
+    feed::{Snapshot, SourceState},
     http::{
-        app::App,
         error::{ApiError, ErrorCode},
-        etag,
-        paced_body::PacedChunks,
         request::ApiRequest,
-        response_budget::{BodyKey, BudgetExceeded, EncodedBody},
+        response_budget::{BodyKey, BudgetExceeded},
+        snapshot_response::{busy, load_snapshot, snapshot_response, to_json},
     },
-    wire::json,
 };
 
 /// Estimated bytes of a body without a list of objects. The reservation is adjusted when the body is complete.
 const SMALL_BODY_BYTES: usize = 4096;
-/// `Retry-After` of a request for which the budget has no part: the time of [`response_budget::Config::max_wait`].
-const BUSY_RETRY: HeaderValue = HeaderValue::from_static("1");
 /// Parameters of the endpoints that read the state.
 const ACCEPTED: &[&str] = &["connectionId", "params"];
 
@@ -144,7 +138,7 @@ async fn respond_from_snapshot(
     if name.is_none()
         && let Some(body) = app.content.responses.find(&key(&snapshot))
     {
-        return Ok(json_response(&request, &snapshot, &projection, body));
+        return Ok(snapshot_response(&request, &snapshot, &projection, body));
     }
     let bytes = match (listed, name) {
         (Some(resource), None) => snapshot.charged_bytes(resource),
@@ -157,58 +151,12 @@ async fn respond_from_snapshot(
     if name.is_none()
         && let Some(body) = app.content.responses.find(&key(&snapshot))
     {
-        return Ok(json_response(&request, &snapshot, &projection, body));
+        return Ok(snapshot_response(&request, &snapshot, &projection, body));
     }
-    let reservation = reservation.map_err(|BudgetExceeded| {
-        app.content.responses.count_rejection();
-        let message = "too many responses are not read yet: read them, or try again in a moment";
-        ApiError::new(ErrorCode::NotReady, message).with(header::RETRY_AFTER, BUSY_RETRY)
-    })?;
+    let reservation = reservation.map_err(|BudgetExceeded| busy(app))?;
     let (encoded_snapshot, encoded_projection, encoded_name) = (snapshot.clone(), projection.clone(), name.clone());
     let encode = move || encode(encoded_name.as_deref(), &encoded_snapshot, &encoded_projection);
     let shared_key = name.is_none().then(|| key(&snapshot));
     let body = app.content.responses.body(shared_key, reservation, encode).await?;
-    Ok(json_response(&request, &snapshot, &projection, body))
-}
-
-async fn load_snapshot(app: &App) -> Result<Snapshot, ApiError> {
-    let not_ready = |NotSynced| ApiError::not_ready("the state is not complete yet: try again in a moment");
-    app.content.feed.snapshot().await.map_err(not_ready)
-}
-
-fn to_json(body: &impl Serialize) -> Result<String, ApiError> {
-    json::to_string(body).map_err(|_| ApiError::new(ErrorCode::Internal, "the state cannot be serialized; try again"))
-}
-
-/// Returns JSON with `Event-Cursor` and `ETag`, or 304 if `If-None-Match` contains the tag (RFC 9110, section 13).
-fn json_response(request: &ApiRequest, snapshot: &Snapshot, projection: &Projection, body: EncodedBody) -> Response {
-    let tag = format!("\"{:016x}\"", body.hash);
-    let mut response = if etag::matches(&request.headers, &tag) {
-        let mut response = Response::default();
-        *response.status_mut() = http::StatusCode::NOT_MODIFIED;
-        response
-    } else {
-        let length = body.bytes.len();
-        let chunks = PacedChunks::new(body.bytes, request.app.content.config.reader_pace);
-        let mut response = warp::reply::stream(futures::stream::iter(chunks)).into_response();
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
-        response
-    };
-    let headers = response.headers_mut();
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    etag::insert(headers, &tag);
-    insert(
-        headers,
-        http::HeaderName::from_static("event-cursor"),
-        &projection.cursor_at(snapshot.namespace, snapshot.versions).encode(),
-    );
-    response
-}
-
-fn insert(headers: &mut HeaderMap, name: http::HeaderName, value: &str) {
-    // Hexadecimal and base64url are always a valid header value.
-    if let Ok(value) = HeaderValue::from_str(value) {
-        headers.insert(name, value);
-    }
+    Ok(snapshot_response(&request, &snapshot, &projection, body))
 }

@@ -30,27 +30,27 @@ const ORIGIN_AND_HOST: &str = "
 /// alice), or a denial, by its name in [`denial`]. The bridge has tenant keys. The last two rows are requests to a
 /// bridge without configured credentials.
 const CREDENTIALS: &str = "
-    credential       probe  no-path  preflight  post  totals   read     bob      pools    ws       stream   issue
-    none             all    all      all        all   missing  missing  missing  missing  no-ws    missing  no-issue
-    wrong            all    all      all        all   unknown  unknown  unknown  unknown  unknown  unknown  unknown
-    expired          all    all      all        all   expired  expired  expired  expired  expired  expired  expired
-    key              all    all      all        all   all      all      all      all      all      all      all
-    no-read          all    all      all        all   no-read  no-read  no-read  no-read  no-read  no-read  no-read
-    tenant           all    all      all        all   tenant   alice    alice    tenant   alice    alice    alice
-    token            all    all      all        all   all      all      all      all      all      all      all
-    other-audience   all    all      all        all   unknown  unknown  unknown  unknown  unknown  unknown  unknown
-    no-list          all    all      all        all   no-list  no-list  no-list  no-list  no-list  no-list  no-list
-    no-watch         all    all      all        all   no-watch no-watch no-watch no-watch no-watch no-watch no-watch
-    cookie           all    all      all        all   all      all      all      all      all      all      no-issue
-    tenant-cookie    all    all      all        all   tenant   alice    alice    tenant   alice    alice    no-issue
-    other-cookie     all    all      all        all   at-host  at-host  at-host  at-host  at-host  at-host  no-issue
-    ticket           param  all      all        all   missing  missing  missing  missing  no-ws    all      no-issue
-    tenant-ticket    param  all      all        all   missing  missing  missing  missing  no-ws    alice    no-issue
-    expired-ticket   param  all      all        all   missing  missing  missing  missing  no-ws    expired  no-issue
-    removed-ticket   param  all      all        all   missing  missing  missing  missing  no-ws    unknown  no-issue
-    key-in-query     param  all      all        all   missing  missing  missing  missing  no-ws    in-query no-issue
-    open-none        all    all      all        all   all      all      all      all      all      all      open
-    open-any         all    all      all        all   all      all      all      all      all      all      open
+    credential       probe  no-path  preflight  post  totals   read     bob      pools    ws       stream   issue  ingest
+    none             all    all      all        all   missing  missing  missing  missing  no-ws    missing  no-issue  missing
+    wrong            all    all      all        all   unknown  unknown  unknown  unknown  unknown  unknown  unknown  unknown
+    expired          all    all      all        all   expired  expired  expired  expired  expired  expired  expired  expired
+    key              all    all      all        all   all      all      all      all      all      all      all  no-ingest
+    no-read          all    all      all        all   no-read  no-read  no-read  no-read  no-read  no-read  no-read  no-tunnel
+    tenant           all    all      all        all   tenant   alice    alice    tenant   alice    alice    alice  no-ingest2
+    token            all    all      all        all   all      all      all      all      all      all      all  user-ingest
+    other-audience   all    all      all        all   unknown  unknown  unknown  unknown  unknown  unknown  unknown  unknown
+    no-list          all    all      all        all   no-list  no-list  no-list  no-list  no-list  no-list  no-list  no-list
+    no-watch         all    all      all        all   no-watch no-watch no-watch no-watch no-watch no-watch no-watch  no-watch
+    cookie           all    all      all        all   all      all      all      all      all      all      no-issue  no-ingest
+    tenant-cookie    all    all      all        all   tenant   alice    alice    tenant   alice    alice    no-issue  no-ingest2
+    other-cookie     all    all      all        all   at-host  at-host  at-host  at-host  at-host  at-host  no-issue  at-host
+    ticket           param  all      all        all   missing  missing  missing  missing  no-ws    all      no-issue  missing
+    tenant-ticket    param  all      all        all   missing  missing  missing  missing  no-ws    alice    no-issue  missing
+    expired-ticket   param  all      all        all   missing  missing  missing  missing  no-ws    expired  no-issue  missing
+    removed-ticket   param  all      all        all   missing  missing  missing  missing  no-ws    unknown  no-issue  missing
+    key-in-query     param  all      all        all   missing  missing  missing  missing  no-ws    in-query no-issue  missing
+    open-none        all    all      all        all   all      all      all      all      all      all      open  no-tunnel
+    open-any         all    all      all        all   all      all      all      all      all      all      open  no-tunnel
 ";
 
 /// The endpoints of each class. A stream that does not start with the current state by default is requested with
@@ -79,6 +79,9 @@ const ENDPOINTS: &[(&str, &str, &str)] = &[
     ("stream", "GET", "/events/ws?snapshot=state"),
     ("issue", "POST", "/api/v1/session"),
     ("issue", "POST", "/api/v1/tickets"),
+    ("read", "GET", "/v1/tunnels/telemetry"),
+    ("read", "GET", "/api/v1/telemetry"),
+    ("ingest", "POST", "/v1/tunnels/01234567-89ab-cdef-0123-456789abcdef/telemetry"),
 ];
 
 /// Returns status, code and message of a denial.
@@ -97,6 +100,11 @@ fn denial(name: &str) -> (u16, &'static str, &'static str) {
                     or token as 'Authorization: Bearer'";
     let no_read = "the key 'blind' has no permission to read; add 'read' to its access in the keys file";
     let tenant = "the key 'alice' is limited to one tenant; use a credential for all tenants here";
+    let no_ingest = "the key 'all' has no permission to post telemetry; add 'ingest' to its access in the keys file";
+    let alice_no_ingest =
+        "the key 'alice' has no permission to post telemetry; add 'ingest' to its access in the keys file";
+    let user_ingest =
+        "a Kubernetes token has no permission to post telemetry; use an API key with 'ingest' in its access";
     match name {
         "missing" => (401, "UNAUTHORIZED", missing),
         "no-ws" => (401, "UNAUTHORIZED", no_ws),
@@ -107,6 +115,11 @@ fn denial(name: &str) -> (u16, &'static str, &'static str) {
             (401, "UNAUTHORIZED", "invalid API key: the session cookie belongs to another Host; sign in at this one")
         }
         "in-query" => (401, "UNAUTHORIZED", in_query),
+        "no-ingest" => (403, "FORBIDDEN", no_ingest),
+        "no-ingest2" => (403, "FORBIDDEN", alice_no_ingest),
+        "user-ingest" => (403, "FORBIDDEN", user_ingest),
+        // The credential may post; there is no such tunnel.
+        "no-tunnel" => (404, "NOT_FOUND", "no living instance has this uid; see /api/v1/instances for all instances"),
         "no-read" => (403, "FORBIDDEN", no_read),
         "no-list" => (403, "FORBIDDEN", no_list),
         "no-watch" => (403, "FORBIDDEN", no_watch),
@@ -128,6 +141,7 @@ fn success(path: &str, tenants: &[&str], fixture: &Fixture) -> (u16, Value) {
     let ok = match path {
         "/api/v1/health" => json!({"status": "ok"}),
         "/livez" => json!("ok\n"),
+        "/v1/tunnels/telemetry" | "/api/v1/telemetry" => json!([]),
         "/readyz" => json!("ready\n"),
         "/metrics" => json!("# HELP "),
         "/api/v1/nothing" => {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use boilerhouse_bridge::feed::{self, Feed};
 use boilerhouse_bridge::http::{
-    self as site, App, ConnectionInfo, ServedFeed,
+    self as site, App, ConnectionInfo, Ingest, ServedFeed,
     auth::{self, Authenticator, CredentialSources},
     browser_guard::{GuardConfig, RefusedOrigins},
     conn,
@@ -108,6 +108,7 @@ impl InProcessBridge {
             dedicated_feeds: Box::new(move || watchers.try_open().map(|(feed, run)| (feed, run.boxed()))),
             connection: ConnectionInfo { name: "test".into(), namespace: namespace.into() },
             filters: FilterLimit::new(filter_limit::DEFAULT_MAX),
+            ingest: Ingest::new(Arc::new(feed.clone()), Arc::default()),
             responses: ResponseBudget::new(response_budget::Config::default()),
             readiness_details: Box::new(Vec::new),
             config: site::Config::default(),

@@ -32,6 +32,10 @@ export function summary(event) {
       return owner;
     case "pool.depth":
       return `${event.ready} ready, ${event.warming} warming, ${event.acquired} acquired`;
+    case "telemetry":
+      return words(`${event.metrics?.opn} open connections`, `${event.metrics?.requests} requests`, event.region);
+    case "mqtt.message":
+      return JSON.stringify(event.payload);
     case "state.initial":
       return `the whole state (${event.reason}): ${event.instances} instances, ${event.claims} claims`;
     case "page.connected":
@@ -43,7 +47,7 @@ export function summary(event) {
   }
 }
 
-const nameOf = (event) => event.name ?? event.workloadRef ?? "";
+const nameOf = (event) => event.name ?? event.workloadRef ?? event.tunnelId ?? event.topic ?? "";
 
 export class Events extends Component {
   #rows = cached();

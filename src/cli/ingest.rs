@@ -1,0 +1,84 @@
+//! The flags of telemetry: how long it is served, and what validates it.
+
+use std::{io::Read, path::PathBuf, sync::Arc, time::Duration};
+
+use clap::Args;
+use tracing::{error, info};
+
+use super::{exit::CliError, parsers::integer_in};
+use crate::validate::{
+    Booster, MAX_MODULE_BYTES, Validator,
+    schema_pack::{self, SchemaPack},
+};
+
+/// Arguments of telemetry and of the validation of payloads.
+#[derive(Debug, Args)]
+pub(super) struct IngestArgs {
+    /// Seconds for which the telemetry of a tunnel is served after it was received
+    #[arg(long, env = "BRIDGE_TELEMETRY_TTL", default_value_t = 300, value_name = "SECONDS")]
+    #[arg(value_parser = integer_in::<u64>(1..=86_400))]
+    telemetry_ttl: u64,
+
+    /// Path of a schema pack (JSON): the required fields of payloads by their entity. If it cannot be used, that is logged,
+    /// and the embedded defaults are in use
+    #[arg(long, env = schema_pack_env(), value_name = "FILE")]
+    schema_pack: Option<PathBuf>,
+
+    /// Path of a WebAssembly module that accepts or refuses payloads. It needs a binary with the feature `wasm`
+    #[arg(long, env = "BRIDGE_BOOSTER_WASM", value_name = "FILE")]
+    booster_wasm: Option<PathBuf>,
+}
+
+/// Returns the variable of `--schema-pack`. The name that other tools use is read when the own one is not set.
+fn schema_pack_env() -> &'static str {
+    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let [own, other] = ["BRIDGE_SCHEMA_PACK", "EP_SCHEMA_PACK_FILE"];
+    if !is_set(own) && is_set(other) { other } else { own }
+}
+
+impl IngestArgs {
+    pub(super) fn telemetry_ttl(&self) -> Duration {
+        Duration::from_secs(self.telemetry_ttl)
+    }
+
+    /// Returns the validator, and a line for `/readyz?verbose` if the schema pack is not in use.
+    ///
+    /// # Errors
+    /// An unusable module.
+    pub(super) fn validator(&self) -> Result<(Arc<Validator>, Option<String>), CliError> {
+        let (pack, warning) = self.pack();
+        Ok((Arc::new(Validator::new(pack, self.booster()?)), warning))
+    }
+
+    fn pack(&self) -> (SchemaPack, Option<String>) {
+        let Some(path) = &self.schema_pack else { return (SchemaPack::default(), None) };
+        let read = read_bounded(path, schema_pack::MAX_BYTES);
+        let reason = match read.map(|file| SchemaPack::parse(&file)) {
+            Ok(Ok(pack)) => {
+                info!(pack = pack.title(), entities = pack.entities(), "schema pack in use");
+                return (pack, None);
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => format!("it cannot be read: {error}"),
+        };
+        error!(file = %path.display(), reason, "schema pack not usable; the embedded defaults are in use");
+        (SchemaPack::default(), Some(format!("schema pack not usable, embedded defaults in use: {reason}")))
+    }
+
+    fn booster(&self) -> Result<Booster, CliError> {
+        let Some(path) = &self.booster_wasm else { return Ok(Booster::default()) };
+        let unusable =
+            |reason: &dyn std::fmt::Display| CliError::usage(format!("--booster-wasm {}: {reason}", path.display()));
+        let file = read_bounded(path, MAX_MODULE_BYTES).map_err(|error| unusable(&error))?;
+        let booster = Booster::load(&file).map_err(|error| unusable(&error))?;
+        info!(file = %path.display(), "module in use");
+        Ok(booster)
+    }
+}
+
+/// Reads a file, and one byte more than `max` of a longer one.
+fn read_bounded(path: &PathBuf, max: usize) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(max as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}

@@ -1,0 +1,264 @@
+//! Publication of events that come from outside the cluster: `telemetry` and `mqtt.message` (docs/protocol.md#telemetry,
+//! docs/protocol.md#mqtt).
+//!
+//! *Guarantees:* telemetry that is stored has an event in the log, and the reverse.
+
+use std::{sync::Arc, time::Duration};
+
+use thiserror::Error;
+use tokio::time::Instant;
+
+use super::{
+    handle::Feed,
+    inventory::Inventory,
+    latest_telemetry::{Held, with_instances},
+    snapshot::Snapshot,
+    state::State,
+};
+use crate::event::{EphemeralEvent, Instance, MqttMessage, Telemetry, projection::Projection};
+
+/// No living instance has the uid of a tunnel. A replica that has not received the creation of the instance yet returns it
+/// too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("no living instance has this uid")]
+pub struct UnknownTunnel;
+
+/// Returns the instance with this uid. `name` is the name that it had, if that is known: all instances are searched
+/// otherwise.
+fn find<'a>(inventory: &'a Inventory, uid: &str, name: Option<&str>) -> Option<&'a Arc<Instance>> {
+    let named = name.and_then(|name| inventory.instances.get(name)).filter(|instance| instance.uid == uid);
+    named.or_else(|| inventory.instances.values().find(|instance| instance.uid == uid))
+}
+
+impl Feed {
+    /// Returns the living instance with this uid. It searches all instances, unless the instance has telemetry: 10,000 take
+    /// a fraction of a millisecond.
+    #[must_use]
+    pub fn find_instance(&self, uid: &str) -> Option<Arc<Instance>> {
+        let state = self.inner.state();
+        let (inventory, held) = (state.inventory.clone(), state.telemetry.get(uid).cloned());
+        drop(state);
+        find(&inventory, uid, held.as_ref().map(|held| held.instance_name.as_str())).cloned()
+    }
+
+    /// Stores the telemetry of a tunnel and appends its event to the log. Telemetry that is older than the stored one, or
+    /// the same, changes nothing. It expires [`Config::telemetry_ttl`](super::Config::telemetry_ttl) after
+    /// `received_at_ms`.
+    ///
+    /// # Errors
+    /// [`UnknownTunnel`] if this replica knows no instance with the uid. Nothing is stored then.
+    pub fn publish_telemetry(&self, telemetry: Telemetry) -> Result<(), UnknownTunnel> {
+        let instance = self.find_instance(&telemetry.tunnel_id).ok_or(UnknownTunnel)?;
+        let telemetry = Arc::new(telemetry);
+        let mut published = Err(UnknownTunnel);
+        self.inner.update(|state, now_ms| {
+            // The instance may have changed or ended since. It is not searched for again under the lock.
+            let instance = state.inventory.instances.get(&instance.name).filter(|i| i.uid == telemetry.tunnel_id);
+            if let Some(instance) = instance.cloned() {
+                published = Ok(());
+                state.store_telemetry(now_ms, instance, telemetry, self.inner.config.telemetry_ttl);
+            }
+        });
+        published
+    }
+
+    /// Appends a `mqtt.message` event to the log.
+    pub fn publish_mqtt_message(&self, message: MqttMessage) {
+        let event = EphemeralEvent::MqttMessage(Arc::new(message));
+        self.inner.update(|state, now_ms| state.append_ephemeral(now_ms, event));
+    }
+
+    /// Returns the most recent telemetry of each instance of this state that the projection includes, by uid.
+    #[must_use]
+    pub fn telemetry(&self, snapshot: &Snapshot, projection: &Projection) -> Vec<Arc<Telemetry>> {
+        let held = self.inner.state().telemetry.unexpired(Instant::now());
+        let included = with_instances(&held, &snapshot.inventory).filter(|(i, _)| projection.includes_instance(i));
+        included.map(|(_, telemetry)| telemetry.clone()).collect()
+    }
+}
+
+impl State {
+    fn store_telemetry(&mut self, now_ms: u64, instance: Arc<Instance>, telemetry: Arc<Telemetry>, ttl: Duration) {
+        let age = Duration::from_millis(now_ms.saturating_sub(telemetry.received_at_ms));
+        let (now, instance_name) = (Instant::now(), instance.name.clone());
+        let held = Held { telemetry: telemetry.clone(), instance_name, expires_at: now + ttl.saturating_sub(age) };
+        if held.expires_at > now && self.telemetry.store(held, now) {
+            self.append_ephemeral(now_ms, EphemeralEvent::Telemetry { instance, telemetry });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::{
+        event::{
+            NamespaceId, Resource,
+            projection::{EventFormat, EventTypes, Filter, Scope},
+        },
+        feed::{Config, FrameFormat, Framing, ReadResult, StartAt, Subscription, Writer},
+        test_support::{PodBuilder, telemetry},
+    };
+
+    const TTL: Duration = Duration::from_secs(300);
+
+    fn clock() -> u64 {
+        1_000_000
+    }
+
+    /// A feed with the instances `a` of tenant `t1` and `b` of tenant `t2`.
+    fn feed() -> (Writer, Feed) {
+        let (mut writer, feed) = Feed::new(Config { wall_clock_ms: clock, telemetry_ttl: TTL, ..Config::default() });
+        writer.set_namespace(NamespaceId::from_uid("u"));
+        let pod = |name, tenant| PodBuilder::new(name).tenant(tenant).workload("w").version(1).view();
+        writer.replace(Resource::Pods, vec![pod("a", "t1"), pod("b", "t2")], 1);
+        writer.replace(Resource::Claims, Vec::new(), 1);
+        (writer, feed)
+    }
+
+    fn at(uid: &str, received_at_ms: u64) -> Telemetry {
+        Telemetry { received_at_ms, ..telemetry(uid) }
+    }
+
+    fn projection(types: &str, scope: Scope, params: &str) -> Projection {
+        let types = EventTypes::parse(types, EventFormat::Full).unwrap();
+        Projection { scope, filter: Filter::parse(params).unwrap(), types, format: EventFormat::Full }
+    }
+
+    fn subscribe(feed: &Feed, projection: Projection) -> Subscription {
+        let framing = Framing { format: FrameFormat::JsonLines, edgeplane_names: false };
+        feed.subscribe(feed.projection_cache(projection, framing), StartAt::Live).unwrap()
+    }
+
+    fn read(subscription: &mut Subscription) -> Vec<Value> {
+        let mut events = Vec::new();
+        while let ReadResult::Batch(batch) = subscription.read(1 << 20) {
+            let lines = batch.concat();
+            let lines = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+            events.extend(lines.map(|line| serde_json::from_slice::<Value>(line).unwrap()));
+        }
+        events.retain(|event| event["type"] != "heartbeat");
+        events
+    }
+
+    async fn uids(feed: &Feed, scope: Scope) -> Vec<String> {
+        let projection = Projection { scope, ..Projection::everything(EventFormat::Full) };
+        let snapshot = feed.snapshot().await.unwrap();
+        feed.telemetry(&snapshot, &projection).iter().map(|telemetry| telemetry.tunnel_id.clone()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn telemetry_reaches_those_who_may_see_its_instance_and_asked_for_it() {
+        let (_writer, feed) = feed();
+        let tenant = |tenant: &str| Scope::Tenant(tenant.to_owned());
+        let expected = [
+            ("telemetry", Scope::All, "{}", true),
+            ("telemetry", tenant("t1"), "{}", true),
+            ("telemetry", tenant("t2"), "{}", false),
+            ("telemetry", Scope::All, r#"{"instances":{"name":"a"}}"#, true),
+            ("telemetry", Scope::All, r#"{"instances":{"name":"b"}}"#, false),
+            ("telemetry", Scope::All, r#"{"instances":{"tenantId":"t2"}}"#, false),
+            ("telemetry", Scope::All, r#"{"instances":{"workloadRef":"w"}}"#, true),
+            ("telemetry", Scope::All, r#"{"claims":{"name":"b"}}"#, true),
+            ("instance,claim,tenant,pool,mqtt", Scope::All, "{}", false),
+        ];
+        for (types, scope, params, is_sent) in expected {
+            let mut reader = subscribe(&feed, projection(types, scope.clone(), params));
+            feed.publish_telemetry(at("uid-a", clock() + u64::from(is_sent))).unwrap();
+            let events = read(&mut reader);
+            assert_eq!(!events.is_empty(), is_sent, "{types} {scope:?} {params}: {events:?}");
+            // The next publication must be newer.
+            feed.inner.update(|state, _| state.telemetry.remove("uid-a"));
+        }
+        let mut ws = subscribe(&feed, Projection::everything(EventFormat::Boilerhouse));
+        let mut all = subscribe(&feed, Projection::everything(EventFormat::Full));
+        feed.publish_telemetry(at("uid-a", clock())).unwrap();
+        assert_eq!(read(&mut ws), Vec::<Value>::new(), "/ws never gains a type");
+        let expected = json!({
+            "type": "telemetry", "time": "1970-01-01T00:16:40.000Z", "tunnelId": "uid-a",
+            "receivedAt": "1970-01-01T00:16:40.000Z", "region": "eu",
+            "metrics": {"ttl": 1, "opn": 0, "rt1Ms": 1.5, "rt5Ms": null, "p50Ms": null, "p90Ms": null, "requests": 3,
+                        "errors": 0, "bytes": 9},
+        });
+        assert_eq!(read(&mut all), [expected], "one event without an id");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn messages_reach_those_who_may_see_everything() {
+        let (_writer, feed) = feed();
+        let message = || MqttMessage { topic: "a/b".into(), payload: json!({"x": [1, null], "y": "\n"}) };
+        for (types, scope, params, is_sent) in [
+            ("mqtt", Scope::All, "{}", true),
+            ("mqtt.message", Scope::All, r#"{"instances":{"name":"none"}}"#, true),
+            ("mqtt", Scope::Tenant("t1".into()), "{}", false),
+            ("telemetry", Scope::All, "{}", false),
+        ] {
+            let mut reader = subscribe(&feed, projection(types, scope.clone(), params));
+            feed.publish_mqtt_message(message());
+            let events = read(&mut reader);
+            assert_eq!(!events.is_empty(), is_sent, "{types} {scope:?} {params}");
+            if let [event] = &*events {
+                let expected = json!({
+                    "type": "mqtt.message", "time": "1970-01-01T00:16:40.000Z", "topic": "a/b",
+                    "payload": {"x": [1, null], "y": "\n"},
+                });
+                assert_eq!(*event, expected);
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn latest_telemetry_ends_with_its_ttl_its_instance_and_its_uid() {
+        let (mut writer, feed) = feed();
+        assert_eq!(feed.publish_telemetry(at("uid-c", clock())), Err(UnknownTunnel));
+        feed.publish_telemetry(at("uid-a", clock())).unwrap();
+        advance(TTL / 2).await;
+        feed.publish_telemetry(at("uid-b", clock() - 1_000)).unwrap();
+        assert_eq!(uids(&feed, Scope::All).await, ["uid-a", "uid-b"]);
+        assert_eq!(uids(&feed, Scope::Tenant("t2".into())).await, ["uid-b"]);
+        advance(TTL / 2).await;
+        assert_eq!(uids(&feed, Scope::All).await, ["uid-b"], "the TTL of a is over");
+        advance(TTL / 2 - Duration::from_millis(1_001)).await;
+        assert_eq!(uids(&feed, Scope::All).await, ["uid-b"]);
+        advance(Duration::from_millis(1)).await;
+        assert_eq!(uids(&feed, Scope::All).await, [""; 0], "the age on arrival counts");
+        feed.publish_telemetry(at("uid-b", clock() - 300_000)).unwrap();
+        assert_eq!(uids(&feed, Scope::All).await, [""; 0], "older than the TTL on arrival");
+        assert_eq!(feed.inner.state().telemetry.bytes(), 0);
+
+        feed.publish_telemetry(at("uid-a", clock())).unwrap();
+        feed.publish_telemetry(at("uid-b", clock())).unwrap();
+        writer.remove(Resource::Pods, "a", "uid-a", 2);
+        assert_eq!(uids(&feed, Scope::All).await, ["uid-b"], "gone with its instance");
+        writer.upsert(PodBuilder::new("b").uid("other").version(3).view());
+        assert_eq!(uids(&feed, Scope::All).await, [""; 0], "another instance has the name");
+        assert_eq!(feed.inner.state().telemetry.bytes(), 0);
+        feed.publish_telemetry(at("other", clock())).unwrap();
+        writer.replace(Resource::Pods, Vec::new(), 4);
+        assert_eq!(feed.inner.state().telemetry.bytes(), 0, "a list without the instance removes it too");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_newer_telemetry_is_published() {
+        let (_writer, feed) = feed();
+        let mut reader = subscribe(&feed, projection("telemetry", Scope::All, "{}"));
+        let first = at("uid-a", clock());
+        let mut other = first.clone();
+        other.metrics.requests += 1;
+        for (telemetry, events) in [
+            (first.clone(), 1),
+            (first.clone(), 0),
+            (at("uid-a", clock() - 1), 0),
+            (other, 1),
+            (at("uid-a", clock() + 1), 1),
+        ] {
+            feed.publish_telemetry(telemetry.clone()).unwrap();
+            assert_eq!(read(&mut reader).len(), events, "{telemetry:?}");
+        }
+        feed.inner.update(|state, _| state.telemetry.remove("uid-a"));
+        assert!(feed.inner.state().telemetry.is_empty());
+    }
+}
