@@ -72,6 +72,7 @@ func checkType(t *testing.T, where string, s schema, defs map[string]schema, of 
 	kind := of.Kind()
 	switch {
 	case s.Type == "string" && kind == reflect.String, s.Type == "boolean" && kind == reflect.Bool:
+	case s.Type == "number" && kind == reflect.Float64, s.Type == "" && kind == reflect.Interface:
 	case s.Type == "integer" && kind >= reflect.Int && kind <= reflect.Uint64:
 	case s.Type == "array" && kind == reflect.Slice:
 		checkType(t, where+"[]", *s.Items, defs, of.Elem())
@@ -120,7 +121,7 @@ func TestPayloadsHaveTheKeysOfThePublishedSchemas(t *testing.T) {
 	published := map[reflect.Type][]string{}
 	for _, file := range files {
 		name := strings.TrimSuffix(filepath.Base(file), ".json")
-		if name == "openapi" || name == "asyncapi" {
+		if name == "openapi" || name == "asyncapi" || name == "doctor" {
 			continue
 		}
 		text, err := os.ReadFile(file)

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 
-use super::generate::Time;
+use super::generate::{AmountOrNull, AnyObject, Count, RegionOrNull, Time, True};
 use crate::event::{Claim, Instance};
 
 /// An instance with two fields of the claim that holds it.
@@ -105,6 +105,62 @@ pub(super) struct Ticket {
     expires_at: Time,
 }
 
+/// The newest values that a tunnel has reported.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase")]
+pub(super) struct TelemetrySnapshot {
+    /// The uid of the instance.
+    tunnel_id: String,
+    /// When a replica accepted the values: ISO 8601, UTC, milliseconds.
+    received_at: Time,
+    /// Where the tunnel ends.
+    region: RegionOrNull,
+    /// The values.
+    metrics: TelemetryMetrics,
+}
+
+/// The values of a tunnel. Times are in milliseconds.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase")]
+struct TelemetryMetrics {
+    /// Connections since the tunnel was opened.
+    ttl: Count,
+    /// Open connections.
+    opn: Count,
+    /// Average duration over the last minute.
+    rt1_ms: AmountOrNull,
+    /// Average duration over the last five minutes.
+    rt5_ms: AmountOrNull,
+    /// Median duration.
+    p50_ms: AmountOrNull,
+    /// 90th percentile of the duration.
+    p90_ms: AmountOrNull,
+    /// Requests.
+    requests: Count,
+    /// Requests that failed.
+    errors: Count,
+    /// Bytes that were transferred.
+    bytes: Count,
+}
+
+/// What a tunnel reports.
+#[derive(JsonSchema)]
+pub(super) struct TelemetryPost {
+    /// Where the tunnel ends.
+    region: RegionOrNull,
+    /// The values.
+    metrics: TelemetryMetrics,
+    /// Single requests. They are checked and not stored.
+    #[schemars(length(max = 200))]
+    requests: Option<Vec<AnyObject>>,
+}
+
+/// The values are stored.
+#[derive(JsonSchema)]
+pub(super) struct TelemetryAccepted {
+    ok: True,
+}
+
 /// An error.
 #[derive(JsonSchema)]
 #[schemars(rename = "Error")]
@@ -113,7 +169,7 @@ pub(super) struct ErrorBody {
     code: ErrorCode,
     /// What to do. The text is no contract.
     message: String,
-    /// For a bad parameter: which one.
+    /// For a bad parameter or a bad body: what is wrong.
     details: Option<ErrorDetails>,
     /// The same as `message`.
     error: String,
@@ -121,9 +177,29 @@ pub(super) struct ErrorBody {
 
 /// What the error is about.
 #[derive(JsonSchema)]
-struct ErrorDetails {
-    /// The name of the parameter.
-    parameter: String,
+#[schemars(untagged)]
+enum ErrorDetails {
+    /// A parameter is wrong.
+    Parameter {
+        /// The name of the parameter.
+        parameter: String,
+    },
+    /// The body is wrong.
+    Body {
+        /// What is wrong, at most 500 entries.
+        violations: Vec<Violation>,
+        /// The number of further violations.
+        more: Option<Count>,
+    },
+}
+
+/// One thing that is wrong with a body.
+#[derive(JsonSchema)]
+struct Violation {
+    /// Where it is. Empty for the whole body.
+    path: String,
+    /// What is expected there, and what was found.
+    message: String,
 }
 
 #[derive(JsonSchema)]
@@ -134,6 +210,11 @@ enum ErrorCode {
     Forbidden,
     NotFound,
     MethodNotAllowed,
+    NotAcceptable,
+    RequestTimeout,
+    PayloadTooLarge,
+    UnsupportedMediaType,
+    InvalidInput,
     UpgradeRequired,
     RateLimitExceeded,
     Internal,

@@ -137,3 +137,23 @@ inline_type! {
     /// An integer that is null instead of absent.
     IntegerOrNull, { "oneOf": [{ "type": "integer", "minimum": 0 }, { "type": "null" }] }
 }
+inline_type! {
+    /// An integer that every client can represent: from 0 to 2^53 - 1.
+    Count, { "type": "integer", "minimum": 0, "maximum": 9_007_199_254_740_991_u64 }
+}
+inline_type! {
+    /// A number of at least 0 that is null instead of absent.
+    AmountOrNull, { "oneOf": [{ "type": "number", "minimum": 0 }, { "type": "null" }] }
+}
+inline_type! {
+    /// A text of at most 16 characters that is null instead of absent.
+    RegionOrNull, { "oneOf": [{ "type": "string", "maxLength": 16 }, { "type": "null" }] }
+}
+inline_type! {
+    /// An object with any keys.
+    AnyObject, { "type": "object" }
+}
+inline_type! {
+    /// Any JSON value.
+    AnyValue, {}
+}

@@ -7,7 +7,10 @@
 
 use schemars::JsonSchema;
 
-use super::generate::{Cursor, IntegerOrNull, Time, True};
+use super::{
+    bodies::TelemetrySnapshot,
+    generate::{AnyValue, Cursor, IntegerOrNull, Time, True},
+};
 use crate::event::{Claim, Instance, PoolDepth as Pool};
 
 /// `/ws`: an instance was added, was modified or was deleted.
@@ -224,6 +227,26 @@ pub(super) struct PoolDepth {
     time: Time,
     #[schemars(flatten)]
     pool: Pool,
+}
+
+/// A tunnel has reported its values.
+#[derive(JsonSchema)]
+pub(super) struct Telemetry {
+    /// When this replica published the event: RFC 3339, UTC, milliseconds.
+    time: Time,
+    #[schemars(flatten)]
+    snapshot: TelemetrySnapshot,
+}
+
+/// A broker has sent a message whose payload is JSON.
+#[derive(JsonSchema)]
+pub(super) struct MqttMessage {
+    /// When this replica published the event: RFC 3339, UTC, milliseconds.
+    time: Time,
+    /// The topic.
+    topic: String,
+    /// The payload.
+    payload: AnyValue,
 }
 
 /// The bridge cannot watch a resource, or the watch is silent.

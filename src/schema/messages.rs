@@ -32,8 +32,7 @@ pub struct Message {
     body: fn(&mut SchemaGenerator) -> Schema,
 }
 
-/// All messages, in the order of `docs/protocol.md`. `telemetry` and `mqtt.message` are planned: their rows belong after
-/// `pool.depth`.
+/// All messages, in the order of `docs/protocol.md`.
 pub static MESSAGES: &[Message] = &[
     Message::of::<keys::WsInstanceState>("instance.state", Form::Ws),
     Message::of::<keys::WsPoolInstanceReady>("pool.instance.ready", Form::Ws),
@@ -46,6 +45,8 @@ pub static MESSAGES: &[Message] = &[
     Message::of::<keys::TenantClaimed>("tenant.claimed", Form::Full),
     Message::of::<keys::TenantReleased>("tenant.released", Form::Full),
     Message::of::<keys::PoolDepth>("pool.depth", Form::Full),
+    Message::of::<keys::Telemetry>("telemetry", Form::Full),
+    Message::of::<keys::MqttMessage>("mqtt.message", Form::Full),
     Message::of::<keys::UpstreamDown>("upstream.down", Form::Full),
     Message::of::<keys::UpstreamUp>("upstream.up", Form::Full),
     Message::of::<keys::Heartbeat>("heartbeat", Form::Full),

@@ -3,7 +3,7 @@
 //! # Add an endpoint
 //!
 //! Add a row to `OPERATIONS`, and the type of its body to `bodies`. `tests/it/published_schemas` compares the rows with
-//! the routes of a running bridge. The telemetry endpoints are planned: their rows belong after `/api/v1/connections`.
+//! the routes of a running bridge.
 
 use std::sync::LazyLock;
 
@@ -11,7 +11,10 @@ use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use super::{
-    bodies::{Connection, ErrorBody, Health, InstanceWithActivity, Session, Stats, Tenant, Ticket},
+    bodies::{
+        Connection, ErrorBody, Health, InstanceWithActivity, Session, Stats, TelemetryAccepted, TelemetryPost,
+        TelemetrySnapshot, Tenant, Ticket,
+    },
     generate, messages, parameters,
     streams::{self, STREAMS, Transport},
 };
@@ -28,6 +31,8 @@ enum Needs {
     Credential,
     /// An API key or a Kubernetes token.
     Bearer,
+    /// An API key with the permission `ingest`, if the bridge has any credential configured.
+    Ingest,
 }
 
 /// The body of a successful answer.
@@ -50,6 +55,10 @@ struct Operation {
     id: &'static str,
     summary: &'static str,
     needs: Needs,
+    /// The JSON body of the request.
+    request: Option<fn(&mut SchemaGenerator) -> Value>,
+    /// Statuses of errors beside those of [`Needs`] and of the path.
+    errors: &'static [&'static str],
     /// Names of parameters: [`parameters::query`].
     parameters: &'static [&'static str],
     body: Body,
@@ -67,6 +76,8 @@ const fn public(path: &'static str, id: &'static str, summary: &'static str, bod
         id,
         summary,
         needs: Needs::Nothing,
+        request: None,
+        errors: &[],
         parameters: &[],
         body,
         has_etag: true,
@@ -110,6 +121,35 @@ static OPERATIONS: &[Operation] = &[
         has_etag: false,
         has_cursor: false,
         ..state("/api/v1/connections", "listConnections", "What the bridge watches", Body::Json(many::<Connection>))
+    },
+    Operation {
+        errors: &["406"],
+        ..state(
+            "/v1/tunnels/telemetry",
+            "listTunnelTelemetry",
+            "The newest telemetry of each tunnel, by tunnelId",
+            Body::Json(many::<TelemetrySnapshot>),
+        )
+    },
+    Operation {
+        errors: &["406"],
+        ..state(
+            "/api/v1/telemetry",
+            "listTelemetry",
+            "The newest telemetry of each tunnel, by tunnelId",
+            Body::Json(many::<TelemetrySnapshot>),
+        )
+    },
+    Operation {
+        needs: Needs::Ingest,
+        request: Some(one::<TelemetryPost>),
+        errors: &["406", "408", "413", "415", "422"],
+        ..post(
+            "/v1/tunnels/{tunnelId}/telemetry",
+            "postTelemetry",
+            "Stores the values of a tunnel, and sends them as an event",
+            Body::Json(one::<TelemetryAccepted>),
+        )
     },
     Operation {
         parameters: &[],
@@ -237,6 +277,7 @@ impl Needs {
             Needs::Probe | Needs::Nothing => json!([]),
             Needs::Credential => json!([{ "bearer": [] }, { "cookie": [] }, {}]),
             Needs::Bearer => json!([{ "bearer": [] }]),
+            Needs::Ingest => json!([{ "bearer": [] }, {}]),
         }
     }
 
@@ -245,7 +286,7 @@ impl Needs {
         match self {
             Needs::Probe => &["400", "403"],
             Needs::Nothing => &["400", "403", "429"],
-            Needs::Credential | Needs::Bearer => &["400", "401", "403", "429", "503"],
+            Needs::Credential | Needs::Bearer | Needs::Ingest => &["400", "401", "403", "429", "503"],
         }
     }
 }
@@ -261,13 +302,18 @@ impl Operation {
             }
             parameters.push(json!({ "name": name, "in": "path", "required": true, "schema": schema }));
         }
-        json!({
+        let mut operation = json!({
             "operationId": self.id,
             "summary": self.summary,
             "security": self.needs.to_json(),
             "parameters": parameters,
             "responses": self.responses(generator),
-        })
+        });
+        if let Some(schema) = self.request {
+            let content = json!({ "application/json": { "schema": schema(generator) } });
+            operation["requestBody"] = json!({ "required": true, "content": content });
+        }
+        operation
     }
 
     fn responses(&self, generator: &mut SchemaGenerator) -> Value {
@@ -287,6 +333,7 @@ impl Operation {
             }
         }
         let mut responses = errors(self.needs.errors());
+        responses.extend(errors(self.errors));
         responses.insert(if matches!(self.body, Body::None) { "204" } else { "200" }.into(), success);
         if self.has_etag {
             responses.insert("304".into(), json!({ "$ref": "#/components/responses/NotModified" }));

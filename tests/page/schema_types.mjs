@@ -13,6 +13,8 @@ const INTERFACES = {
   "tenant.claimed": "TenantClaimed",
   "tenant.released": "TenantReleased",
   "pool.depth": "PoolDepth",
+  telemetry: "Telemetry",
+  "mqtt.message": "MqttMessage",
   heartbeat: "Heartbeat",
   "upstream.down": "Upstream",
   "upstream.up": "Upstream",
@@ -27,6 +29,7 @@ const OBJECTS = {
   Instance: "client.Instance",
   Claim: "client.Claim",
   Pool: "client.Pool",
+  TelemetryMetrics: 'client.Telemetry["metrics"]',
   Endpoint: 'NonNullable<client.Claim["endpoint"]>',
   RateLimit: 'NonNullable<client.Heartbeat["rate_limit"]>',
 };
@@ -38,7 +41,8 @@ function typeOf(schema, defs) {
   if (forms) return forms.map((form) => typeOf(form, defs)).join(" | ");
   if (schema.type === "string") return schema.enum || schema.const === undefined ? "string" : JSON.stringify(schema.const);
   if (schema.type === "boolean") return schema.const === undefined ? "boolean" : String(schema.const);
-  if (schema.type === "integer") return "number";
+  if (schema.type === "integer" || schema.type === "number") return "number";
+  if (schema.type === undefined) return "unknown";
   if (schema.type === "null") return "null";
   if (schema.type === "array") return `(${typeOf(schema.items, defs)})[]`;
   if (!schema.properties) return `Record<string, ${typeOf(schema.additionalProperties, defs)}>`;
@@ -59,7 +63,7 @@ const objects = new Map();
 let number = 0;
 for (const file of readdirSync(folder)) {
   const name = file.replace(/\.json$/, "");
-  if (name === "openapi" || name === "asyncapi") continue;
+  if (["openapi", "asyncapi", "doctor"].includes(name)) continue;
   if (!INTERFACES[name]) throw new Error(`no interface for ${name}`);
   const schema = JSON.parse(readFileSync(new URL(file, folder), "utf8"));
   const defs = schema.$defs ?? {};

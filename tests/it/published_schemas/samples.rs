@@ -21,6 +21,7 @@ pub(super) fn sample(root: &Value, schema: &Value, all_keys: bool) -> Value {
         "string" if schema["format"] == "date-time" => json!("2026-01-02T03:04:05.678Z"),
         "string" => json!("text"),
         "integer" => json!(1),
+        "number" => json!(1.5),
         "boolean" => json!(true),
         // Any value.
         "" => json!("any"),
@@ -54,15 +55,25 @@ fn collect(root: &Value, schema: &Value, value: &Value, place: &str, emit: &mut 
     if let Some(reference) = schema["$ref"].as_str() {
         return collect(root, resolve(root, reference), value, place, emit);
     }
-    let is_any = schema.as_object().is_none_or(|keywords| keywords.is_empty()) || schema == &json!(true);
-    if is_any {
+    let is_limited = ["type", "anyOf", "oneOf", "const", "enum"].iter().any(|keyword| !schema[*keyword].is_null());
+    if !is_limited {
         return;
     }
     let types = schema["type"].as_array().map_or(&[][..], Vec::as_slice);
     let can_be_null = types.contains(&json!("null"))
         || schema["oneOf"].as_array().is_some_and(|forms| forms.contains(&json!({"type": "null"})));
+    let is_number = schema["type"] == "number"
+        || schema["oneOf"].as_array().is_some_and(|forms| forms.iter().any(|form| form["type"] == "number"));
+    let is_any_object =
+        schema["type"] == "object" && schema["properties"].is_null() && schema["additionalProperties"].is_null();
     for wrong in [json!(null), json!(7.5), json!({"wrong": {}}), json!([[]])] {
-        if !(wrong.is_null() && can_be_null) {
+        let is_right = match &wrong {
+            Value::Null => can_be_null,
+            Value::Number(_) => is_number,
+            Value::Object(_) => is_any_object,
+            _ => false,
+        };
+        if !is_right {
             emit(format!("{place}: {wrong}"), wrong);
         }
     }
