@@ -97,7 +97,7 @@ pub struct Repair {
     pub text: String,
 }
 
-/// Returns the JSON Schema (2020-12) of a report: the text of `tests/golden/schemas/doctor.json`.
+/// Returns the JSON Schema (2020-12) of a report: the text of `tests/golden/doctor.schema.json`.
 #[must_use]
 pub fn schema() -> serde_json::Value {
     SchemaSettings::draft2020_12().for_serialize().into_generator().into_root_schema_for::<Report>().to_value()

@@ -103,7 +103,7 @@ async fn run(args: &[&str]) -> Run {
 
 #[test]
 fn schema_of_the_report_is_published() {
-    golden::check("schemas/doctor.json", &(serde_json::to_string_pretty(&schema()).unwrap() + "\n"));
+    golden::check("doctor.schema.json", &(serde_json::to_string_pretty(&schema()).unwrap() + "\n"));
     jsonschema::meta::validate(&schema()).unwrap();
     let wrong = serde_json::json!({"version": "1", "ok": "yes", "checks": [], "repairs": []});
     assert!(!VALIDATOR.is_valid(&wrong), "the schema accepts everything");
