@@ -70,6 +70,8 @@ async fn top_shows_the_cluster_and_follows_keys_and_size() {
     top.press("?");
     top.wait_for("Ctrl-Z").await;
     top.press("q");
+    // crossterm can leave a key unread until the next one if the size changes at the same moment.
+    top.wait_without("Ctrl-Z").await;
     top.resize((20, 5));
     top.wait_for("alpha").await;
     top.resize((120, 40));

@@ -114,6 +114,11 @@ impl Pty {
         shown.await.unwrap_or_else(|_| panic!("the terminal does not show {text:?}:\n{}", self.text()))
     }
 
+    /// Waits until the terminal does not show this text any more.
+    pub(crate) async fn wait_without(&self, text: &str) {
+        poll_until(|| (!self.text().contains(text)).then_some(())).await;
+    }
+
     /// Waits until the program has entered or left the alternate screen.
     pub(crate) async fn wait_for_alternate(&self, is_alternate: bool) {
         poll_until(|| (self.screen.lock().unwrap().is_alternate == is_alternate).then_some(())).await;
