@@ -12,7 +12,7 @@ use crate::validate::{
 };
 
 /// Arguments of telemetry and of the validation of payloads.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(super) struct IngestArgs {
     /// Seconds for which the telemetry of a tunnel is served after it was received
     #[arg(long, env = "BRIDGE_TELEMETRY_TTL", default_value_t = 300, value_name = "SECONDS")]
