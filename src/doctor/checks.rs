@@ -82,8 +82,9 @@ mod tests {
     #[test]
     fn each_check_stands_in_the_protocol() {
         let protocol = include_str!("../../docs/protocol.md");
-        let section = protocol.split("\n## Doctor\n").nth(1).and_then(|rest| rest.split("\n## ").next()).unwrap();
-        let rows: Vec<&str> = section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+        let table =
+            protocol.split("\n| Id | It fails when ").nth(1).and_then(|rest| rest.split("\n\n").next()).unwrap();
+        let rows: Vec<&str> = table.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
         assert_eq!(rows, CHECKS.iter().map(|check| check.id).collect::<Vec<_>>());
     }
 }

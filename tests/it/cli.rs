@@ -313,10 +313,11 @@ async fn flag_overrides_environment_and_environment_overrides_file() {
 
 #[tokio::test]
 async fn config_file_is_validated_as_strictly_as_flags() {
-    let keys = "allow-anonymous, allowed-hosts, connect-rate, context, cors-origin, dedicated-watchers, drain, heartbeat, \
-                keys-file, kubeconfig, listen-host, log-format, log-level, max-connections, max-connections-per-principal, \
-                max-filters-per-principal, namespace, port, probe-listen, request-rate, response-memory, session-key-file, \
-                stream-rate, tls-cert, tls-key, token-audience, trusted-proxies, ws-auth";
+    let keys = "allow-anonymous, allowed-hosts, booster-wasm, connect-rate, context, cors-origin, \
+                dedicated-watchers, drain, heartbeat, keys-file, kubeconfig, listen-host, log-format, log-level, \
+                max-connections, max-connections-per-principal, max-filters-per-principal, namespace, port, \
+                probe-listen, request-rate, response-memory, schema-pack, session-key-file, stream-rate, \
+                telemetry-ttl, tls-cert, tls-key, token-audience, trusted-proxies, ws-auth";
     let port = "expected a whole number from 0 to 65535";
     let table = [
         ("prot: 4000", format!("unknown key 'prot'; accepted: {keys}")),

@@ -33,8 +33,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "api", "backbone", "client", "doctor", "event", "forward", "wire", "ring", "feed", "relay", "source", "http",
-            "tasks", "sim", "validate",
+            "api", "backbone", "client", "doctor", "event", "forward", "wire", "ring", "feed", "relay", "source",
+            "http", "tasks", "sim", "validate",
         ],
     ),
     ("test_support", &["api", "event"]),

@@ -239,6 +239,13 @@ const NO_BOUNDS: &[&str] = &[
     // Units and estimates.
     "BYTES_PER_UNIT",
     "ENTRY_OVERHEAD",
+    "MEMBER_OVERHEAD_BYTES",
+    "PAGE_BYTES",
+    "SNAPSHOT_BYTES",
+    // Parts of a contract: the largest integer of JSON, the oldest Kubernetes, and the size of a key that doctor makes.
+    "KEY_BYTES",
+    "MAX_INTEGER",
+    "MIN_MINOR",
     "FILES_PER_DEDICATED_WATCHER",
     "MAPPED_BITS",
     "SMALL_BODY_BYTES",

@@ -1,11 +1,12 @@
 //! Validates what the bridge sends against the schemas that it publishes (docs/protocol.md#schemas).
 //!
-//! Guarantees: each validator is compiled once. The clients of `support` validate every message that they receive.
+//! Guarantees: each validator is compiled once. The clients of `support` validate every message that they receive, and the
+//! same bytes that many clients receive once.
 
 use std::{
     collections::BTreeMap,
     sync::{
-        LazyLock,
+        LazyLock, Mutex,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -18,6 +19,14 @@ use serde_json::{Value, json};
 const FIRST: u64 = 500;
 /// After that it validates one of so many.
 const EVERY: u64 = 16;
+
+/// Texts that [`check`] remembers. They have at most 32 KiB each.
+const MAX_REMEMBERED: usize = 512;
+/// Bytes at the end of a text by which it is found.
+const END_BYTES: usize = 96;
+
+/// The length and the end of a text → the text that was validated last, and the path of its stream.
+static REMEMBERED: Mutex<BTreeMap<(usize, Vec<u8>), (String, String)>> = Mutex::new(BTreeMap::new());
 
 /// Type and form of a message.
 type Key = (&'static str, &'static str);
@@ -53,6 +62,21 @@ pub(crate) fn form_schema(message: &messages::Message) -> Value {
 /// When the message does not match the schema of its type.
 pub(crate) fn check(path: &str, message: &str) {
     let path = path.split('?').next().unwrap_or_default().trim_end_matches('/');
+    let end = message.as_bytes()[message.len().saturating_sub(END_BYTES)..].to_vec();
+    let key = (message.len(), end);
+    let is_known = |(text, of): &(String, String)| text == message && of == path;
+    if REMEMBERED.lock().unwrap().get(&key).is_some_and(is_known) {
+        return;
+    }
+    check_new(path, message);
+    let mut remembered = REMEMBERED.lock().unwrap();
+    if remembered.len() == MAX_REMEMBERED {
+        remembered.clear();
+    }
+    remembered.insert(key, (message.to_owned(), path.to_owned()));
+}
+
+fn check_new(path: &str, message: &str) {
     let (forms, is_relay): (&[Form], bool) = match path {
         "/ws" => (&[Form::Ws], false),
         "/api/websocket" | "/api/sse" | "/api/events/stream" | "/events/stream" => (&[Form::Full], false),
