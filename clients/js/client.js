@@ -1027,6 +1027,8 @@ export class BridgeClient extends EventTarget {
       this.#upstream.status = event.upstream;
       if (event.upstream === "live") this.#upstream.down.clear();
       this.#upstreamAge = { ageMs: event.upstreamAgeMs, since: new Stopwatch() };
+    } else if (event.resource === "nats") {
+      // NATS between replicas of the bridge: the cluster is still watched.
     } else if (event.type === "upstream.down" || event.type === "matrix-down") {
       this.#upstream.down.set(event.resource, event);
       this.#upstream.status = "down";

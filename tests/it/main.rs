@@ -23,7 +23,10 @@ mod kubeconfigs;
 mod many_clients;
 mod misbehaving_clients;
 mod module_layers;
+#[cfg(feature = "mqtt")]
+mod mqtt;
 mod npm_clients_resume;
+mod optional_inputs;
 #[path = "../oracle/mod.rs"]
 mod oracle;
 mod port_forward;
@@ -33,6 +36,8 @@ mod recorded_credentials;
 mod recreated_namespace;
 mod relay;
 mod replica_model;
+#[cfg(feature = "nats")]
+mod replicas;
 mod restart_latency;
 mod resume;
 mod seeded_full_stream;

@@ -75,7 +75,9 @@ const CRATES: &[(&str, &[&str])] = &[
     ("ratatui", &["cli"]),
     ("anyhow", &["cli"]),
     ("serde_saphyr", &["api", "cli", "source", "http"]),
-    ("rustls", &["cli", "client", "forward", "source", "http"]),
+    ("rumqttc", &["source"]),
+    ("async_nats", &["backbone"]),
+    ("rustls", &["backbone", "cli", "client", "forward", "source", "http"]),
     ("rustls_platform_verifier", &["client"]),
     ("tokio_tungstenite", &["client"]),
     ("strsim", &["cli"]),
@@ -84,9 +86,9 @@ const CRATES: &[(&str, &[&str])] = &[
     ("subtle", &["http"]),
     ("governor", &["http"]),
     ("tracing_subscriber", &["cli"]),
-    ("tokio", &["client", "feed", "forward", "relay", "source", "http", "tasks", "sim", "cli"]),
+    ("tokio", &["backbone", "client", "feed", "forward", "relay", "source", "http", "tasks", "sim", "cli"]),
     ("tokio_util", &["http", "tasks"]),
-    ("tracing", &["relay", "source", "http", "tasks", "sim", "cli"]),
+    ("tracing", &["backbone", "relay", "source", "http", "tasks", "sim", "cli"]),
 ];
 
 /// Files that hold documentation, `mod` and `use` only, so that no child has to import its parent.
@@ -99,6 +101,7 @@ const FACADES: &[&str] = &[
     "validate",
     "relay",
     "source",
+    "source::mqtt",
     "http",
     "http::auth",
     "http::conn",
