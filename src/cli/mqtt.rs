@@ -34,8 +34,8 @@ const MAX_RATE: u64 = 10_000;
 pub(super) struct MqttArgs {
     /// MQTT 5 broker whose JSON messages become `mqtt.message` events: mqtt://host[:1883], or mqtts://host[:8883] with TLS.
     /// Needs --mqtt-topic, and a binary with the feature `mqtt`
-    #[arg(long, env = "BRIDGE_MQTT_URL", value_name = "URL", value_parser = str::parse::<BrokerUrl>)]
-    mqtt_url: Option<BrokerUrl>,
+    #[arg(long, env = "BRIDGE_MQTT_URL", value_name = "URL")]
+    mqtt_url: Option<String>,
 
     /// Topics to subscribe to (comma-separated), with the wildcards `+` and `#`. Of several bridges with the same
     /// `$share/<group>/<topic>`, one receives each message
@@ -166,7 +166,7 @@ impl MqttArgs {
     ///
     /// # Errors
     /// A flag lacks another one, or there are too many topics.
-    fn check(&self) -> Result<Option<(&BrokerUrl, Vec<String>)>, CliError> {
+    fn check(&self) -> Result<Option<(BrokerUrl, Vec<String>)>, CliError> {
         let topics = self.mqtt_topic.iter().flat_map(|List(topics)| topics).map(|TopicFilter(topic)| topic.clone());
         let topics: Vec<String> = topics.collect();
         let Some(url) = &self.mqtt_url else {
@@ -182,6 +182,8 @@ impl MqttArgs {
                 Some((flag, _)) => Err(CliError::usage(format!("{flag} needs --mqtt-url"))),
             };
         };
+        // Not a value parser: clap would print a URL with a password.
+        let url: BrokerUrl = url.parse().map_err(|error| CliError::usage(format!("--mqtt-url: {error}")))?;
         let error = if topics.is_empty() {
             "--mqtt-url needs --mqtt-topic"
         } else if topics.len() > MAX_TOPICS {
@@ -217,7 +219,7 @@ impl MqttArgs {
         // 23 characters, which every broker accepts.
         let new_id = || format!("bridge-{:016x}", RandomState::new().hash_one(0));
         Ok(Some(mqtt::Config {
-            host: url.host.clone(),
+            host: url.host,
             port: url.port,
             tls: url.has_tls.then_some(tls),
             topics,

@@ -29,7 +29,7 @@ pub(super) struct NatsArgs {
     /// NATS server with JetStream, through which several replicas serve the same telemetry and MQTT messages:
     /// nats://host[:4222], or tls://host[:4222] (comma-separated for a cluster). It needs a binary with the feature `nats`
     #[arg(long, env = "BRIDGE_NATS_URL", value_name = "URL")]
-    nats_url: Vec<List<ServerUrl>>,
+    nats_url: Vec<List<String>>,
 
     /// Path of a NATS credentials file (.creds). It is read before each connection
     #[arg(long, env = "BRIDGE_NATS_CREDENTIALS_FILE", value_name = "FILE")]
@@ -90,7 +90,10 @@ fn bucket(text: &str) -> Result<String, String> {
 impl NatsArgs {
     /// Checks the flags together. Returns the URLs of the servers, and whether they have TLS. There may be none.
     fn check(&self) -> Result<(Vec<String>, bool), CliError> {
-        let servers: Vec<&ServerUrl> = self.nats_url.iter().flat_map(|List(servers)| servers).collect();
+        // Not a value parser: clap would print a URL with a password.
+        let servers = self.nats_url.iter().flat_map(|List(servers)| servers).map(|url| url.parse());
+        let servers: Result<Vec<ServerUrl>, String> = servers.collect();
+        let servers = servers.map_err(|error| CliError::usage(format!("--nats-url: {error}")))?;
         let has_tls = servers.first().is_some_and(|server| server.has_tls);
         if servers.is_empty() {
             let others = [
@@ -111,7 +114,7 @@ impl NatsArgs {
         if self.nats_ca_file.is_some() && !has_tls {
             return Err(CliError::usage("--nats-ca-file needs a tls:// URL"));
         }
-        Ok((servers.into_iter().map(|server| server.url.clone()).collect(), has_tls))
+        Ok((servers.into_iter().map(|server| server.url).collect(), has_tls))
     }
 
     /// Returns what is needed for NATS, if it is used. `namespace` is the namespace that is watched.

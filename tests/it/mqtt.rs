@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::support::{
     bridge_process::BridgeProcess,
-    broker::Broker,
+    broker::{Broker, assert_metrics_are_documented},
     http_client::{self, WsClient, metric, poll_until_async},
     sim_cluster::SimCluster,
     tcp_proxy::TcpProxy,
@@ -120,6 +120,7 @@ async fn json_messages_of_the_topics_are_events_and_others_are_counted() {
     }
     assert_eq!(metric(bridge.address, "bridge_mqtt_up").await, 1);
     assert!(state(&bridge).await.ends_with("0 messages dropped, 6 not accepted"), "{}", state(&bridge).await);
+    assert_metrics_are_documented(bridge.address, "bridge_mqtt").await;
     cluster.create_pod("a");
     assert_eq!(next(&mut others).await["type"], "instance.state", "other families get no messages");
 }

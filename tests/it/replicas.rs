@@ -16,7 +16,7 @@ use tokio::{
 use crate::{
     support::{
         bridge_process::BridgeProcess,
-        broker::Broker,
+        broker::{Broker, assert_metrics_are_documented},
         http_client::{self, WsClient, metric, poll_until_async},
         sim_cluster::{NAMESPACE, SimCluster},
     },
@@ -158,6 +158,7 @@ async fn telemetry_of_one_replica_is_served_by_all() {
     let bridge = start(&cluster, &nats, &[]).await;
     assert_eq!(served(&bridge).await, BTreeMap::from([(a.clone(), 3)]));
     assert_eq!(metric(bridge.address, "bridge_nats_up").await, 1);
+    assert_metrics_are_documented(bridge.address, "bridge_nats").await;
     assert_eq!(metric(bridge.address, "bridge_nats_telemetry_total{outcome=\"malformed\"}").await, 0);
 }
 
@@ -215,6 +216,43 @@ async fn outage_of_nats_is_reported_and_ends() {
     for bridge in &bridges {
         let expected = BTreeMap::from([(a.clone(), 1), (b.clone(), 2)]);
         poll_until_async(async || (served(bridge).await == expected).then_some(())).await;
+    }
+}
+
+/// A server that requires a user, with the rights that docs/protocol.md#replicas names.
+const AUTHENTICATED: &str = include_str!("../nats-server/authenticated.conf");
+/// The credentials of the user.
+const CREDENTIALS: &str = include_str!("../nats-server/bridge.creds");
+
+#[tokio::test]
+async fn tls_and_credentials_are_checked_and_read_again_before_each_try() {
+    let certificate = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let foreign = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let (pem, key) = (certificate.cert.pem(), certificate.signing_key.serialize_pem());
+    let config = format!("{AUTHENTICATED}\ntls {{ cert_file: \"DIR/tls.crt\", key_file: \"DIR/tls.key\" }}\n");
+    let foreign = foreign.cert.pem();
+    let files = [("tls.crt", &*pem), ("tls.key", &*key), ("ca.crt", &*foreign), ("bridge.creds", "nothing")];
+    let nats = Broker::nats(&config, &files).await;
+    let file = |name| nats.file(name).to_string_lossy().into_owned();
+    let (url, ca, credentials) = (format!("tls://{}", nats.address), file("ca.crt"), file("bridge.creds"));
+    let cluster = SimCluster::new().await;
+    let uid = create_pod(&cluster, "a");
+    let args = ["--nats-url", &url, "--nats-ca-file", &ca, "--nats-credentials-file", &credentials];
+    let bridges = [cluster.bridge(&args).await, cluster.bridge(&args).await];
+    wait_for_state(&bridges[0], "the credentials file has no valid user JWT and seed").await;
+    assert_eq!(post(bridges[0].address, &uid, 1).await, 503);
+    std::fs::write(&credentials, CREDENTIALS).unwrap();
+    wait_for_state(&bridges[0], "certificate").await;
+    std::fs::write(&ca, &pem).unwrap();
+    for bridge in &bridges {
+        wait_for_state(bridge, "connected").await;
+    }
+    assert_eq!(post(bridges[0].address, &uid, 1).await, 200);
+    poll_until_async(async || (served(&bridges[1]).await.get(&uid) == Some(&1)).then_some(())).await;
+    let log = bridges[0].log().join("\n");
+    let secrets = CREDENTIALS.lines().filter(|line| line.len() > 50 && !line.contains(' '));
+    for secret in secrets {
+        assert!(!log.contains(secret), "no credential in the log");
     }
 }
 

@@ -70,7 +70,7 @@ mod tests {
         writer.set_namespace(NamespaceId::from_uid("u"));
         writer.replace(Resource::Pods, Vec::new(), 1);
         writer.replace(Resource::Claims, Vec::new(), 1);
-        let at = |uid, received_at_ms| Telemetry { received_at_ms, ..telemetry(uid) };
+        let at = |uid: &str, received_at_ms| Telemetry { received_at_ms, ..telemetry(uid) };
         let mut pending = Pending::default();
         assert!(pending.publish(&feed, at("uid-a", clock())));
         assert!(pending.publish(&feed, at("uid-a", clock() - 1)), "the later one counts, whatever its time");
@@ -84,7 +84,8 @@ mod tests {
         let served = feed.telemetry(&snapshot, &Projection::everything(EventFormat::Full));
         assert_eq!(served.iter().map(|telemetry| telemetry.received_at_ms).collect::<Vec<_>>(), [clock() - 1]);
         for number in 0..=MAX_PENDING {
-            assert_eq!(pending.publish(&feed, at(&number.to_string(), clock())), number < MAX_PENDING);
+            let uid = number.to_string();
+            assert_eq!(pending.publish(&feed, at(&uid, clock())), number < MAX_PENDING);
         }
     }
 }

@@ -19,6 +19,7 @@ use tokio::{
 };
 
 use super::control_plane::process::{Server, free_port, orphan_killer};
+use super::http_client::get;
 
 /// How long a broker may take to listen. It takes some 50 ms, and longer beside a compiler.
 const LISTEN_BOUND: Duration = Duration::from_secs(30);
@@ -115,7 +116,9 @@ impl Broker {
 
     /// Publishes one message with mosquitto_pub and these further arguments, and waits until that is done.
     pub(crate) async fn publish(&self, topic: &str, payload: &[u8], args: &[&str]) {
-        let mut child = self.publisher(topic, &[args, &["-s"]].concat());
+        // It accepts no empty message from stdin.
+        let source = if payload.is_empty() { "-n" } else { "-s" };
+        let mut child = self.publisher(topic, &[args, &[source]].concat());
         let mut input = child.stdin.take().unwrap();
         input.write_all(payload).await.unwrap();
         drop(input);
@@ -138,6 +141,19 @@ impl Drop for Broker {
         self.kill();
         let _ = self.orphan_killer.kill();
         let _ = self.orphan_killer.wait();
+    }
+}
+
+/// Asserts that docs/metrics.md has a row for each metric of the bridge whose name starts with this prefix.
+pub(crate) async fn assert_metrics_are_documented(bridge: SocketAddr, prefix: &str) {
+    let document = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md")).unwrap();
+    let metrics = get(bridge, "/metrics").await.body;
+    let metrics = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let metrics: Vec<_> = metrics.filter(|(name, _)| name.starts_with(prefix)).collect();
+    assert!(metrics.len() > 3, "{metrics:?}");
+    for (name, kind) in metrics {
+        let total = if kind == "counter" { "_total" } else { "" };
+        assert!(document.contains(&format!("| `{name}{total}` | {kind} |")), "{name} {kind} is not in docs/metrics.md");
     }
 }
 
