@@ -97,7 +97,7 @@ impl FromStr for BrokerUrl {
         }
         let authority = uri.authority().ok_or_else(expected)?;
         let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-        let has_port = !authority.as_str().ends_with(':') && authority.as_str().len() > authority.host().len();
+        let has_port = authority.as_str().len() > authority.host().len();
         let port = match authority.port_u16() {
             Some(port) if port > 0 => port,
             None if !has_port => 1883 + 7000 * u16::from(has_tls),

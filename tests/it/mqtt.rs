@@ -73,11 +73,11 @@ fn outcome(name: &str) -> String {
 #[tokio::test]
 async fn json_messages_of_the_topics_are_events_and_others_are_counted() {
     let broker = Broker::mosquitto(&["allow_anonymous true"], &[]).await;
-    broker.publish("house/kitchen/temp", br#"{"c": 21.5}"#, &["-r"]).await;
-    broker.publish("house/kitchen/picture", b"\xff\xd8\xff", &["-r"]).await;
+    broker.publish("plant/kitchen/temp", br#"{"c": 21.5}"#, &["-r"]).await;
+    broker.publish("plant/kitchen/picture", b"\xff\xd8\xff", &["-r"]).await;
     let (cluster, proxy) = (SimCluster::new().await, TcpProxy::new(None, 1).await);
     let url = format!("mqtt://{}", proxy.address);
-    let args = ["--mqtt-url", &url, "--mqtt-topic", "house/+/temp,alarm/#", "--mqtt-topic", "house/kitchen/picture"];
+    let args = ["--mqtt-url", &url, "--mqtt-topic", "plant/+/temp,alarm/#", "--mqtt-topic", "plant/kitchen/picture"];
     let bridge = cluster.bridge(&args).await;
     wait_for_state(&bridge, "down for ").await;
     // Open before the broker can be reached, so that the retained messages are received.
@@ -86,15 +86,15 @@ async fn json_messages_of_the_topics_are_events_and_others_are_counted() {
     let mut others = open(&bridge, "/api/websocket?snapshot=none&types=instance").await;
     proxy.set_target(Some(broker.address));
     assert_eq!(
-        messages_until(&mut stream, "house/kitchen/temp").await,
-        [("house/kitchen/temp".to_owned(), json!({"c": 21.5}))]
+        messages_until(&mut stream, "plant/kitchen/temp").await,
+        [("plant/kitchen/temp".to_owned(), json!({"c": 21.5}))]
     );
     wait_for_state(&bridge, "connected").await;
     let large = format!("\"{}\"", "x".repeat(70_000));
     for (topic, payload) in [
-        ("house/cellar/temp", b"[1, null, \"\xc3\xa4\"]".as_slice()),
-        ("house/cellar/shelf/temp", b"1"),
-        ("house/cellar/light", b"1"),
+        ("plant/cellar/temp", b"[1, null, \"\xc3\xa4\"]".as_slice()),
+        ("plant/cellar/shelf/temp", b"1"),
+        ("plant/cellar/light", b"1"),
         ("alarm", b"true"),
         ("alarm/fire/cellar", br#"{"a": {"b": "</script>\n"}}"#),
         ("alarm/binary", b"\x00\x01\xfe"),
@@ -107,7 +107,7 @@ async fn json_messages_of_the_topics_are_events_and_others_are_counted() {
         broker.publish(topic, payload, &["-q", "1"]).await;
     }
     let expected = [
-        ("house/cellar/temp", json!([1, null, "\u{e4}"])),
+        ("plant/cellar/temp", json!([1, null, "\u{e4}"])),
         ("alarm", json!(true)),
         ("alarm/fire/cellar", json!({"a": {"b": "</script>\n"}})),
         ("alarm/end", Value::Null),
