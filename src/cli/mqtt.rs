@@ -63,12 +63,10 @@ pub(super) struct MqttArgs {
     /// counted when it is full
     #[arg(long, env = "BRIDGE_MQTT_RATE", default_value = "100", value_name = "N")]
     #[arg(value_parser = integer_in::<NonZeroU32>(1..=MAX_RATE))]
-    #[cfg_attr(not(feature = "mqtt"), expect(dead_code, reason = "it is only checked"))]
     mqtt_rate: NonZeroU32,
 }
 
 /// The URL of a broker.
-#[cfg_attr(not(feature = "mqtt"), expect(dead_code, reason = "it is only checked"))]
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct BrokerUrl {
     host: String,
