@@ -9,6 +9,9 @@
 //! Must not import: sources, HTTP. Kubernetes objects never go through a backbone: every replica watches for itself, which
 //! keeps cursors exact.
 
+#[cfg(feature = "nats")]
+pub mod nats;
+
 use std::fmt;
 
 use futures::future::{BoxFuture, FutureExt, ready};

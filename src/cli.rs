@@ -16,6 +16,8 @@ mod exit;
 mod file_limit;
 mod ingest;
 mod logging;
+mod mqtt;
+mod nats;
 mod parsers;
 mod process_metrics;
 mod relay;

@@ -11,6 +11,8 @@ pub mod error;
 pub mod hub;
 mod line_splitter;
 pub mod list_limits;
+#[cfg(feature = "mqtt")]
+pub mod mqtt;
 pub mod port_forward;
 mod resource_family;
 pub mod retry;

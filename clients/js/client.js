@@ -1036,6 +1036,8 @@ export class BridgeClient extends EventTarget {
       this.#upstream.status = event.upstream;
       if (event.upstream === "live") this.#upstream.down.clear();
       this.#upstreamAge = { ageMs: event.upstreamAgeMs, since: new Stopwatch() };
+    } else if (event.resource === "nats") {
+      // NATS between replicas of the bridge: the cluster is still watched.
     } else if (event.type === "upstream.down" || event.type === "matrix-down") {
       // The event of a relay names no resource.
       this.#upstream.down.set(event.resource ?? "", event);

@@ -83,7 +83,7 @@ impl Demo {
             dedicated::Config::default(),
             dedicated_metrics,
         );
-        let readiness_details = server::readiness_details(metrics.clone(), None, || None);
+        let readiness_details = server::readiness_details(metrics.clone(), None, Vec::new(), || None);
         let watch = hub::run(client, config, writer, metrics);
         tasks.spawn("hub", async move { Ok::<_, std::convert::Infallible>(watch.await) });
         let (stop, speed) = (tasks.stop().clone(), self.speed);
@@ -98,6 +98,7 @@ impl Demo {
         let program = std::env::args().next().unwrap_or_else(|| "boilerhouse-bridge".to_owned());
         print(&welcome(&address.to_string(), &program))?;
         let setup = server::BridgeSetup {
+            backbone: Arc::new(feed.clone()),
             feed,
             dedicated_feeds: server::dedicated_feed_factory(watchers),
             validator: Arc::default(),

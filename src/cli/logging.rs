@@ -22,7 +22,7 @@ use tracing_subscriber::{
 
 /// Levels of dependencies: kube_client logs complete bodies that it cannot parse, and objects do not belong in logs. The
 /// others log each request.
-const DEPENDENCIES: &str = "kube_client=error,hyper=warn,hyper_util=warn,rustls=warn,tower=warn";
+const DEPENDENCIES: &str = "async_nats=off,kube_client=error,hyper=warn,hyper_util=warn,rustls=warn,tower=warn";
 
 /// Variable with a filter in the syntax of `tracing_subscriber::EnvFilter`; it replaces `--log-level`.
 const FILTER_ENV: &str = "RUST_LOG";

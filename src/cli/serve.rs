@@ -11,10 +11,13 @@ use super::{
     exit::{CANNOT_CONNECT, CliError},
     ingest::IngestArgs,
     logging::{self, LogFormat},
+    mqtt::{self, MqttArgs},
+    nats::{self, NatsArgs},
     parsers::{HEARTBEATS, MAX_CONNECTIONS, PORTS, RATES, host_port, integer_in, listen_host, log_level, namespace},
     server,
 };
 use crate::{
+    backbone::Backbone,
     feed::{self, Feed},
     http::{ConnectionInfo, stream_rate},
     source::{
@@ -48,6 +51,12 @@ pub(super) struct Serve {
 
     #[command(flatten)]
     ingest: IngestArgs,
+
+    #[command(flatten)]
+    mqtt: MqttArgs,
+
+    #[command(flatten)]
+    nats: NatsArgs,
 
     /// Maximum number of /ws connections with Kubernetes watchers of their own. Further connections share the watches of
     /// the bridge and receive the same events
@@ -108,6 +117,7 @@ impl Serve {
         let mut access = self.access.resolve(&self.listen_host, loopback)?;
         access.common.limits = access.common.limits.with_dedicated_watchers(self.dedicated_watchers);
         let (validator, pack_warning) = self.ingest.validator()?;
+        let (mqtt, nats) = (self.mqtt.resolve()?, self.nats.resolve(&self.namespace)?);
         let drain = Duration::from_secs(self.drain);
         let (listener, address) = server::bind(&self.listen_host, self.port, "--port").await?;
         let probes = match &self.probe_listen {
@@ -145,8 +155,19 @@ impl Serve {
             dedicated_config,
             dedicated_metrics,
         );
+        let mut inputs = Vec::new();
+        let mut backbone: Arc<dyn Backbone> = Arc::new(feed.clone());
+        if let Some(nats) = nats {
+            let (replicated, line) = nats::start(nats, &feed, &tasks, server::bridge_metrics(&mut registry));
+            backbone = replicated;
+            inputs.push(line);
+        }
+        if let Some(broker) = mqtt {
+            inputs.push(mqtt::start(broker, &backbone, &validator, &tasks, server::bridge_metrics(&mut registry)));
+        }
         let awaited = connection.clone();
-        let readiness_details = server::readiness_details(metrics.clone(), pack_warning, move || awaited.awaited());
+        let readiness_details =
+            server::readiness_details(metrics.clone(), pack_warning, inputs, move || awaited.awaited());
         if let Some(audience) = access.audience.take() {
             let (namespace, server) = (config.namespace.clone(), config.server.clone());
             let config = review::Config { namespace, server, audience, ..review::Config::default() };
@@ -163,6 +184,7 @@ impl Serve {
         let setup = server::BridgeSetup {
             feed,
             dedicated_feeds,
+            backbone,
             validator,
             access,
             registry,

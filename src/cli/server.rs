@@ -59,6 +59,8 @@ pub(super) struct ServerSetup<C> {
 pub(super) struct BridgeSetup {
     pub(super) feed: Feed,
     pub(super) dedicated_feeds: DedicatedFeedFactory,
+    /// Where accepted telemetry goes.
+    pub(super) backbone: Arc<dyn Backbone>,
     pub(super) validator: Arc<Validator>,
     pub(super) access: ResolvedBridgeAccess,
     pub(super) registry: Registry,
@@ -72,6 +74,9 @@ pub(super) struct BridgeSetup {
     pub(super) tasks: Tasks,
     pub(super) drain: Duration,
 }
+
+/// Returns a line that `/readyz?verbose` adds.
+pub(super) type ReadinessLine = Box<dyn Fn() -> String + Send + Sync>;
 
 /// Returns the lines that `/readyz?verbose` adds.
 pub(super) type ReadinessDetails = Box<dyn Fn() -> Vec<String> + Send + Sync>;
@@ -103,15 +108,18 @@ pub(super) fn dedicated_feed_factory(watchers: DedicatedWatchers) -> DedicatedFe
     Box::new(move || watchers.try_open().map(|(feed, run)| (feed, run.boxed())))
 }
 
-/// Returns the lines for `/readyz?verbose`: those of the hub, a line that is always there, and what `awaited` returns.
+/// Returns the lines for `/readyz?verbose`: those of the hub, a line that is always there, those of the inputs, and what
+/// `awaited` returns.
 pub(super) fn readiness_details(
     hub: Arc<hub::Metrics>,
     line: Option<String>,
+    inputs: Vec<ReadinessLine>,
     awaited: impl Fn() -> Option<&'static str> + Send + Sync + 'static,
 ) -> ReadinessDetails {
     Box::new(move || {
         let awaited = awaited().map(|awaited| format!("waiting for {awaited}"));
-        hub.malformed_fields().into_iter().chain(line.clone()).chain(awaited).collect()
+        let inputs = inputs.iter().map(|line| line());
+        hub.malformed_fields().into_iter().chain(line.clone()).chain(inputs).chain(awaited).collect()
     })
 }
 
@@ -136,15 +144,13 @@ pub(super) async fn bind(host: &str, port: u16, flag: &str) -> Result<(TcpListen
 
 /// Serves a feed until a signal, then drains. Returns the exit code.
 pub(super) async fn serve_bridge(setup: BridgeSetup, listener: TcpListener) -> Result<u8, CliError> {
-    let BridgeSetup { feed, dedicated_feeds, validator, access, mut registry, readiness_details, connection, .. } =
-        setup;
-    let rate = setup.rate;
+    let BridgeSetup { feed, dedicated_feeds, backbone, validator, access, mut registry, readiness_details, .. } = setup;
+    let BridgeSetup { connection, rate, .. } = setup;
     let BridgeSetup { max_connections, dedicated_watchers, probes, heartbeat, tasks, drain, .. } = setup;
     let bridge = bridge_metrics(&mut registry);
     feed.register_metrics(bridge);
     let responses = ResponseBudget::new(access.responses);
     responses.register(bridge);
-    let backbone: Arc<dyn Backbone> = Arc::new(feed.clone());
     let ingest = Ingest::new(backbone, validator);
     ingest.register(bridge);
     let pools = feed.clone().publish_pool_depths();

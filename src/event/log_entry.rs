@@ -59,11 +59,11 @@ pub struct ChangeSet {
 pub enum EphemeralEvent {
     /// `upstream.down` (with a reason) or `upstream.up`.
     Upstream {
-        /// The resource that is down or up.
-        resource: Resource,
+        /// What is down or up: the plural of a resource, or `nats`.
+        resource: &'static str,
         /// Why it is down; `None` if it is up again.
         down_reason: Option<Arc<str>>,
-        /// When the last byte arrived before the resource went down, in milliseconds since the Unix epoch.
+        /// When the last byte arrived before it went down, in milliseconds since the Unix epoch.
         last_byte_ms: u64,
     },
     /// `pool.depth`.

@@ -82,7 +82,7 @@ pub enum EphemeralBody<'a> {
     Upstream {
         /// When this replica observed it: RFC 3339 with milliseconds.
         time: &'a str,
-        /// The plural of the resource.
+        /// The plural of the resource, or `nats`.
         resource: &'static str,
         /// Why the resource is down; absent in `upstream.up`.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -134,10 +134,7 @@ pub fn render_ephemeral<'a>(
         EphemeralEvent::Upstream { resource, down_reason, last_byte_ms } => {
             let name = if down_reason.is_some() { "upstream.down" } else { "upstream.up" };
             let since = format_timestamp(*last_byte_ms);
-            Some((
-                name,
-                EphemeralBody::Upstream { time, resource: resource.plural(), reason: down_reason.as_deref(), since },
-            ))
+            Some((name, EphemeralBody::Upstream { time, resource, reason: down_reason.as_deref(), since }))
         }
         EphemeralEvent::PoolDepth(pool) => {
             let is_included =

@@ -3,7 +3,7 @@
 //!
 //! *Guarantees:* telemetry that is stored has an event in the log, and the reverse.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use thiserror::Error;
 use tokio::time::Instant;
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::{
     handle::Feed,
     inventory::Inventory,
-    latest_telemetry::{Held, with_instances},
+    latest_telemetry::{Held, Order, with_instances},
     snapshot::Snapshot,
     state::State,
 };
@@ -48,6 +48,34 @@ impl Feed {
     /// # Errors
     /// [`UnknownTunnel`] if this replica knows no instance with the uid. Nothing is stored then.
     pub fn publish_telemetry(&self, telemetry: Telemetry) -> Result<(), UnknownTunnel> {
+        self.publish_in_order(telemetry, Order::ReceivedAt)
+    }
+
+    /// As [`Feed::publish_telemetry`], for telemetry that a broker has put in order: the clocks of the replicas that accepted
+    /// it do not decide which one is newer.
+    ///
+    /// # Errors
+    /// [`UnknownTunnel`], as above.
+    pub fn publish_ordered_telemetry(&self, telemetry: Telemetry) -> Result<(), UnknownTunnel> {
+        self.publish_in_order(telemetry, Order::Calls)
+    }
+
+    /// Returns which of these uids are those of living instances. It reads all instances.
+    #[must_use]
+    pub fn living_tunnels<T>(&self, uids: &BTreeMap<String, T>) -> Vec<String> {
+        let inventory = self.inner.state().inventory.clone();
+        let living = inventory.instances.values().map(|instance| &instance.uid);
+        living.filter(|uid| uids.contains_key(*uid)).cloned().collect()
+    }
+
+    /// Appends `upstream.down` (with a reason) or `upstream.up` for something that is not a resource of the API server, such
+    /// as `nats`. `since_ms` is when its last byte arrived, in milliseconds since the Unix epoch.
+    pub fn publish_upstream(&self, resource: &'static str, down_reason: Option<Arc<str>>, since_ms: u64) {
+        let event = EphemeralEvent::Upstream { resource, down_reason, last_byte_ms: since_ms };
+        self.inner.update(|state, now_ms| state.append_ephemeral(now_ms, event));
+    }
+
+    fn publish_in_order(&self, telemetry: Telemetry, order: Order) -> Result<(), UnknownTunnel> {
         let instance = self.find_instance(&telemetry.tunnel_id).ok_or(UnknownTunnel)?;
         let telemetry = Arc::new(telemetry);
         let mut published = Err(UnknownTunnel);
@@ -56,7 +84,7 @@ impl Feed {
             let instance = state.inventory.instances.get(&instance.name).filter(|i| i.uid == telemetry.tunnel_id);
             if let Some(instance) = instance.cloned() {
                 published = Ok(());
-                state.store_telemetry(now_ms, instance, telemetry, self.inner.config.telemetry_ttl);
+                state.store_telemetry(now_ms, instance, telemetry, order, self.inner.config.telemetry_ttl);
             }
         });
         published
@@ -78,11 +106,18 @@ impl Feed {
 }
 
 impl State {
-    fn store_telemetry(&mut self, now_ms: u64, instance: Arc<Instance>, telemetry: Arc<Telemetry>, ttl: Duration) {
+    fn store_telemetry(
+        &mut self,
+        now_ms: u64,
+        instance: Arc<Instance>,
+        telemetry: Arc<Telemetry>,
+        order: Order,
+        ttl: Duration,
+    ) {
         let age = Duration::from_millis(now_ms.saturating_sub(telemetry.received_at_ms));
         let (now, instance_name) = (Instant::now(), instance.name.clone());
         let held = Held { telemetry: telemetry.clone(), instance_name, expires_at: now + ttl.saturating_sub(age) };
-        if held.expires_at > now && self.telemetry.store(held, now) {
+        if held.expires_at > now && self.telemetry.store(held, order, now) {
             self.append_ephemeral(now_ms, EphemeralEvent::Telemetry { instance, telemetry });
         }
     }
@@ -260,5 +295,13 @@ mod tests {
         }
         feed.inner.update(|state, _| state.telemetry.remove("uid-a"));
         assert!(feed.inner.state().telemetry.is_empty());
+
+        for (received_at_ms, events) in [(clock(), 1), (clock(), 0), (clock() - 1, 1), (clock(), 1)] {
+            feed.publish_ordered_telemetry(at("uid-a", received_at_ms)).unwrap();
+            assert_eq!(read(&mut reader).len(), events, "{received_at_ms}: the order of the calls counts");
+        }
+        assert_eq!(feed.publish_ordered_telemetry(at("uid-c", clock())), Err(UnknownTunnel));
+        let asked = ["uid-a", "uid-b", "uid-c"].map(|uid| (uid.to_owned(), ()));
+        assert_eq!(feed.living_tunnels(&asked.into()), ["uid-a", "uid-b"]);
     }
 }

@@ -318,7 +318,11 @@ mod tests {
                 let pool = PoolDepth { workload_ref: workload.into(), ..PoolDepth::default() };
                 EntryKind::Ephemeral(EphemeralEvent::PoolDepth(pool))
             }
-            1 => EntryKind::Ephemeral(EphemeralEvent::Upstream { resource, down_reason: None, last_byte_ms: 0 }),
+            1 => EntryKind::Ephemeral(EphemeralEvent::Upstream {
+                resource: resource.plural(),
+                down_reason: None,
+                last_byte_ms: 0,
+            }),
             6 => {
                 let pod =
                     PodBuilder::new(object).tenant(tenant).workload(workload).phase(other).version(version).view();

@@ -1,6 +1,6 @@
 //! The handle of a feed for its readers.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -122,6 +122,12 @@ impl Feed {
     #[must_use]
     pub fn wall_clock_ms(&self) -> u64 {
         (self.inner.config.wall_clock_ms)()
+    }
+
+    /// Returns how long the telemetry of a tunnel is served ([`Config::telemetry_ttl`]).
+    #[must_use]
+    pub fn telemetry_ttl(&self) -> Duration {
+        self.inner.config.telemetry_ttl
     }
 
     /// Returns whether both resources have been listed. The bridge serves no state before (G10).

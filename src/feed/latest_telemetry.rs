@@ -21,6 +21,15 @@ pub(super) struct LatestTelemetry {
     bytes: usize,
 }
 
+/// What decides which of two snapshots is newer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// When a replica accepted it.
+    ReceivedAt,
+    /// The order of the calls, because a broker has put them in order.
+    Calls,
+}
+
 /// The telemetry of one instance.
 #[derive(Debug)]
 pub(super) struct Held {
@@ -73,10 +82,13 @@ impl LatestTelemetry {
         self.by_uid.values().cloned().collect()
     }
 
-    /// Stores a snapshot. Returns false for one that is not newer than the stored one.
-    pub(super) fn store(&mut self, held: Held, now: Instant) -> bool {
+    /// Stores a snapshot. Returns false for one that is the stored one, or older in this order.
+    pub(super) fn store(&mut self, held: Held, order: Order, now: Instant) -> bool {
         if let Some(stored) = self.by_uid.get(&held.telemetry.tunnel_id).filter(|stored| stored.expires_at > now) {
-            let is_older = stored.telemetry.received_at_ms > held.telemetry.received_at_ms;
+            let is_older = match order {
+                Order::ReceivedAt => stored.telemetry.received_at_ms > held.telemetry.received_at_ms,
+                Order::Calls => false,
+            };
             if is_older || stored.telemetry == held.telemetry {
                 return false;
             }

@@ -178,7 +178,11 @@ impl Writer {
                     if state.synced[resource] {
                         state.append_ephemeral(
                             now_ms,
-                            EphemeralEvent::Upstream { resource, down_reason: Some(reason.clone()), last_byte_ms },
+                            EphemeralEvent::Upstream {
+                                resource: resource.plural(),
+                                down_reason: Some(reason.clone()),
+                                last_byte_ms,
+                            },
                         );
                     }
                 }
@@ -188,7 +192,7 @@ impl Writer {
                         let last_byte_ms = state.down_since_ms[resource];
                         state.append_ephemeral(
                             now_ms,
-                            EphemeralEvent::Upstream { resource, down_reason: None, last_byte_ms },
+                            EphemeralEvent::Upstream { resource: resource.plural(), down_reason: None, last_byte_ms },
                         );
                     }
                 }

@@ -256,8 +256,8 @@ pub(super) struct UpstreamDown {
     time: Time,
     /// The resource.
     resource: Resource,
-    /// Why the resource is down.
-    reason: DownReason,
+    /// Why the resource is down: a reason of docs/protocol.md#control-events, or the words of NATS.
+    reason: String,
     /// When the last useful byte arrived before it went down: RFC 3339, UTC, milliseconds.
     since: Time,
 }
@@ -278,45 +278,7 @@ pub(super) struct UpstreamUp {
 enum Resource {
     Pods,
     BoilerhouseClaims,
-}
-
-#[derive(JsonSchema)]
-#[schemars(rename_all = "lowercase", inline)]
-enum DownReason {
-    #[schemars(rename = "connection refused")]
-    ConnectionRefused,
-    Unreachable,
-    Tls,
-    #[schemars(rename = "no credentials")]
-    NoCredentials,
-    Unauthorized,
-    Forbidden,
-    #[schemars(rename = "no namespace")]
-    NoNamespace,
-    #[schemars(rename = "no BoilerhouseClaim resource")]
-    NoClaimResource,
-    #[schemars(rename = "too many requests")]
-    TooManyRequests,
-    #[schemars(rename = "error answer")]
-    ErrorAnswer,
-    #[schemars(rename = "no answer")]
-    NoAnswer,
-    #[schemars(rename = "list too large")]
-    ListTooLarge,
-    #[schemars(rename = "watch ended")]
-    WatchEnded,
-    #[schemars(rename = "watch overdue")]
-    WatchOverdue,
-    #[schemars(rename = "watch error")]
-    WatchError,
-    #[schemars(rename = "connection cut")]
-    ConnectionCut,
-    #[schemars(rename = "history expired")]
-    HistoryExpired,
-    #[schemars(rename = "older history")]
-    OlderHistory,
-    #[schemars(rename = "unreadable answer")]
-    UnreadableAnswer,
+    Nats,
 }
 
 /// A periodic event that advances the cursor.

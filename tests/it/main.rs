@@ -24,7 +24,10 @@ mod kubeconfigs;
 mod many_clients;
 mod misbehaving_clients;
 mod module_layers;
+#[cfg(feature = "mqtt")]
+mod mqtt;
 mod npm_clients_resume;
+mod optional_inputs;
 #[path = "../oracle/mod.rs"]
 mod oracle;
 mod port_forward;
@@ -36,6 +39,8 @@ mod recreated_namespace;
 mod reference_documents;
 mod relay;
 mod replica_model;
+#[cfg(feature = "nats")]
+mod replicas;
 mod restart_latency;
 mod resume;
 mod seeded_full_stream;

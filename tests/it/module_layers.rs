@@ -81,7 +81,9 @@ const CRATES: &[(&str, &[&str])] = &[
     ("ratatui", &["cli"]),
     ("anyhow", &["cli"]),
     ("serde_saphyr", &["api", "cli", "source", "http"]),
-    ("rustls", &["cli", "client", "doctor", "forward", "source", "http"]),
+    ("rumqttc", &["source"]),
+    ("async_nats", &["backbone"]),
+    ("rustls", &["backbone", "cli", "client", "doctor", "forward", "source", "http"]),
     ("rustls_platform_verifier", &["client"]),
     ("tokio_tungstenite", &["client"]),
     ("strsim", &["cli"]),
@@ -90,9 +92,9 @@ const CRATES: &[(&str, &[&str])] = &[
     ("subtle", &["http"]),
     ("governor", &["http"]),
     ("tracing_subscriber", &["cli"]),
-    ("tokio", &["client", "doctor", "feed", "forward", "relay", "source", "http", "tasks", "sim", "cli"]),
+    ("tokio", &["backbone", "client", "doctor", "feed", "forward", "relay", "source", "http", "tasks", "sim", "cli"]),
     ("tokio_util", &["http", "tasks"]),
-    ("tracing", &["relay", "source", "http", "tasks", "sim", "cli"]),
+    ("tracing", &["backbone", "relay", "source", "http", "tasks", "sim", "cli"]),
 ];
 
 /// Files that hold documentation, `mod` and `use` only, so that no child has to import its parent.
@@ -107,6 +109,7 @@ const FACADES: &[&str] = &[
     "relay",
     "schema",
     "source",
+    "source::mqtt",
     "http",
     "http::auth",
     "http::conn",

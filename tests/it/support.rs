@@ -4,6 +4,8 @@
 
 pub(crate) mod accounts;
 pub(crate) mod bridge_process;
+#[cfg(any(feature = "mqtt", feature = "nats"))]
+pub(crate) mod broker;
 pub(crate) mod cluster;
 pub(crate) mod control_plane;
 pub(crate) mod full_stream_client;

@@ -111,6 +111,8 @@ impl Data {
                 // The header shows what a heartbeat says.
                 return;
             }
+            // The cluster is still watched.
+            Payload::UpstreamDown(event) | Payload::UpstreamUp(event) if event.resource == "nats" => {}
             Payload::UpstreamDown(_) => {
                 self.upstream = Some(Upstream { state: "down".to_owned(), age: None, at: clock.now });
             }

@@ -11,7 +11,7 @@
 //!   accounts and tokens themselves. RBAC is enforced.
 
 mod flags;
-mod process;
+pub(crate) mod process;
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::Write as _;

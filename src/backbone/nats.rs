@@ -1,0 +1,21 @@
+//! NATS between the replicas of a bridge: telemetry in a JetStream key-value bucket, MQTT messages through a subject
+//! (docs/protocol.md#replicas).
+//!
+//! Owns: the connection, and telemetry of instances that this replica does not know yet.
+//!
+//! Guarantees:
+//! - Telemetry is published only after the bucket has it. It reaches the feed in the order of the bucket, and in no other
+//!   way: what the bucket repeats after a reconnect is not published again.
+//! - While NATS is down, the feed keeps what it has, MQTT messages of this replica reach its own feed, and telemetry is not
+//!   accepted.
+//!
+//! Must not import: sources, HTTP.
+
+mod connection;
+mod pending;
+mod shared;
+
+pub use self::{
+    connection::{Config, TlsConfig, start},
+    shared::{Metrics, Nats},
+};
