@@ -315,9 +315,11 @@ async fn flag_overrides_environment_and_environment_overrides_file() {
 async fn config_file_is_validated_as_strictly_as_flags() {
     let keys = "allow-anonymous, allowed-hosts, booster-wasm, connect-rate, context, cors-origin, \
                 dedicated-watchers, drain, heartbeat, keys-file, kubeconfig, listen-host, log-format, log-level, \
-                max-connections, max-connections-per-principal, max-filters-per-principal, namespace, port, \
-                probe-listen, request-rate, response-memory, schema-pack, session-key-file, stream-rate, \
-                telemetry-ttl, tls-cert, tls-key, token-audience, trusted-proxies, ws-auth";
+                max-connections, max-connections-per-principal, max-filters-per-principal, mqtt-ca-file, \
+                mqtt-client-id, mqtt-password-file, mqtt-rate, mqtt-topic, mqtt-url, mqtt-username-file, \
+                namespace, nats-bucket, nats-ca-file, nats-credentials-file, nats-url, port, probe-listen, \
+                request-rate, response-memory, schema-pack, session-key-file, stream-rate, telemetry-ttl, \
+                tls-cert, tls-key, token-audience, trusted-proxies, ws-auth";
     let port = "expected a whole number from 0 to 65535";
     let table = [
         ("prot: 4000", format!("unknown key 'prot'; accepted: {keys}")),

@@ -158,17 +158,11 @@ fn every_flag_is_in_the_protocol_and_in_the_reference() {
 const OTHER_FLAGS: &[&str] = &[
     "audience",
     "bench",
-    "booster-wasm",
     "data-urlencode",
     "help",
     "metrics-listen",
     "mqtt",
-    "mqtt-topic",
-    "mqtt-url",
-    "nats-url",
     "own-watchers",
-    "schema-pack",
-    "telemetry-ttl",
     "version",
 ];
 
