@@ -30,7 +30,7 @@ const MAX_TOPIC_BYTES: usize = 1024;
 const MAX_RATE: u64 = 10_000;
 
 /// Arguments of the MQTT input.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(super) struct MqttArgs {
     /// MQTT 5 broker whose JSON messages become `mqtt.message` events: mqtt://host[:1883], or mqtts://host[:8883] with TLS.
     /// Needs --mqtt-topic, and a binary with the feature `mqtt`

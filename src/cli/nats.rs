@@ -24,7 +24,7 @@ pub(super) type Nats = Infallible;
 const MAX_SERVERS: usize = 16;
 
 /// Arguments of NATS.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(super) struct NatsArgs {
     /// NATS server with JetStream, through which several replicas serve the same telemetry and MQTT messages:
     /// nats://host[:4222], or tls://host[:4222] (comma-separated for a cluster). It needs a binary with the feature `nats`

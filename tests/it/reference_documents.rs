@@ -155,16 +155,8 @@ fn every_flag_is_in_the_protocol_and_in_the_reference() {
 
 /// Flags in docs/protocol.md and docs/reference.md that `--help` does not show: flags of other programs, a former name, and
 /// flags that the protocol marks as planned.
-const OTHER_FLAGS: &[&str] = &[
-    "audience",
-    "bench",
-    "data-urlencode",
-    "help",
-    "metrics-listen",
-    "mqtt",
-    "own-watchers",
-    "version",
-];
+const OTHER_FLAGS: &[&str] =
+    &["audience", "bench", "data-urlencode", "help", "metrics-listen", "mqtt", "own-watchers", "version"];
 
 #[test]
 fn every_flag_of_the_reference_exists() {
