@@ -311,7 +311,12 @@ export async function replicas({ binary, log, form, modules, target }) {
     const begin = performance.now();
     const untilCuts = (part) =>
       each((follower) =>
-        follower.until(`${cuts * part} cuts`, () => follower.cutter.cuts >= cuts * part, CUTS_BOUND_MS),
+        follower.until(
+          `${cuts * part} cuts`,
+          // Without a writer, nothing is sent that could be cut. `stop` reports its failure.
+          () => follower.cutter.cuts >= cuts * part || writer.hasFailed,
+          CUTS_BOUND_MS,
+        ),
       );
     /** Kills a replica. The next one has no state of the clients. */
     const replace = async (bridge) => {
@@ -328,6 +333,8 @@ export async function replicas({ binary, log, form, modules, target }) {
     await plane.server.stop("SIGKILL");
     await plane.startServer();
     servers[0] = plane.port;
+    // It serves claims later than it is ready.
+    await until("the API server serves claims", async () => plane.call("GET", namespace.claims), 60_000);
     writer.start();
     log(`replicas: the API server killed and started again`);
     await untilCuts(3 / 4);

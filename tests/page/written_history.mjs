@@ -46,6 +46,7 @@ export class Writer {
   /** The keys that every client must receive: the number of the write and the kind of the object. */
   expected = new Map();
   #stopped = true;
+  hasFailed = false;
 
   constructor(namespace, seed) {
     this.namespace = namespace;
@@ -63,7 +64,7 @@ export class Writer {
       }
     })();
     // `stop` reports it.
-    this.writing.catch(() => {});
+    this.writing.catch(() => (this.hasFailed = true));
   }
 
   /** Returns when the last write is complete. */
