@@ -359,7 +359,8 @@ export async function replicas({ binary, log, form, modules, target }) {
       for (const { port } of bridges) await follower.compareWithGets(port);
       same(follower.client.connection.transport, follower.transport, "the transport at the end");
       same(follower.client.counters.malformed, 0, "malformed events");
-      check(follower.cutter.switches > (cuts * 3) / 4, `few changes of the replica: ${follower.report()}`);
+      // While one replica is down, all connections lead to the other.
+      check(follower.cutter.switches >= cuts / 2, `few changes of the replica: ${follower.report()}`);
       log(`replicas: ${follower.transport}: exact; ${inGaps} events in reported gaps; ${follower.report()}`);
     }
   } finally {
