@@ -30,6 +30,10 @@ const (
 type controlPlane struct {
 	url, kubeconfig string
 	client          *http.Client
+	// server is the API server, with its command and the file of its certificate.
+	server      *process
+	command     []string
+	certificate string
 }
 
 // startControlPlane starts the binaries of KUBEBUILDER_ASSETS, applies the CRD and creates the namespace.
@@ -49,16 +53,19 @@ func startControlPlane(t *testing.T) *controlPlane {
 	startProcess(t, nil, filepath.Join(assets, "etcd"), "--data-dir="+file("etcd"), "--name=test",
 		"--initial-cluster=test="+peer, "--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer,
 		"--listen-client-urls="+etcd, "--advertise-client-urls="+etcd, "--unsafe-no-fsync")
-	startProcess(t, nil, filepath.Join(assets, "kube-apiserver"), "--etcd-servers="+etcd, "--bind-address=127.0.0.1",
-		fmt.Sprintf("--secure-port=%d", port), "--cert-dir="+file("certificates"),
+	plane := &controlPlane{url: fmt.Sprintf("https://127.0.0.1:%d", port), kubeconfig: file("kubeconfig"),
+		certificate: file("certificates/apiserver.crt")}
+	plane.command = []string{filepath.Join(assets, "kube-apiserver"), "--etcd-servers=" + etcd, "--bind-address=127.0.0.1",
+		fmt.Sprintf("--secure-port=%d", port), "--cert-dir=" + file("certificates"),
 		"--advertise-address=10.0.0.1", "--service-cluster-ip-range=10.0.0.0/24",
-		"--token-auth-file="+file("users.csv"), "--authorization-mode=RBAC",
+		"--token-auth-file=" + file("users.csv"), "--authorization-mode=RBAC",
 		"--service-account-issuer=https://kubernetes.default.svc",
-		"--service-account-signing-key-file="+file("key.pem"), "--service-account-key-file="+file("public.pem"),
+		"--service-account-signing-key-file=" + file("key.pem"), "--service-account-key-file=" + file("public.pem"),
 		// This plugin rejects Pods whose service account does not exist. No controller creates one here.
-		"--disable-admission-plugins=ServiceAccount")
-	plane := &controlPlane{url: fmt.Sprintf("https://127.0.0.1:%d", port), kubeconfig: file("kubeconfig")}
-	plane.waitReady(t, file("certificates/apiserver.crt"))
+		"--disable-admission-plugins=ServiceAccount"}
+	plane.startServer(t)
+	t.Cleanup(plane.client.CloseIdleConnections)
+	plane.writeKubeconfig(t)
 	plane.createObjects(t)
 	return plane
 }
@@ -83,11 +90,13 @@ func writeServiceAccountKeys(t *testing.T, private, public string) {
 	writeFile(t, public, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: publicDER}))
 }
 
-func (p *controlPlane) waitReady(t *testing.T, certificate string) {
+// startServer starts the API server, always on the same port, and waits until it is ready.
+func (p *controlPlane) startServer(t *testing.T) {
 	t.Helper()
+	p.server = startProcess(t, nil, p.command[0], p.command[1:]...)
 	waitFor(t, "the API server is ready", startBound, func() bool {
 		if p.client == nil {
-			authority, err := os.ReadFile(certificate)
+			authority, err := os.ReadFile(p.certificate)
 			roots := x509.NewCertPool()
 			if err != nil || !roots.AppendCertsFromPEM(authority) {
 				return false
@@ -97,11 +106,14 @@ func (p *controlPlane) waitReady(t *testing.T, certificate string) {
 		status, _, _ := p.request(t.Context(), http.MethodGet, "/readyz", "", nil)
 		return status == http.StatusOK
 	})
-	t.Cleanup(p.client.CloseIdleConnections)
+}
+
+func (p *controlPlane) writeKubeconfig(t *testing.T) {
+	t.Helper()
 	config, _ := json.Marshal(map[string]any{
 		"apiVersion": "v1", "kind": "Config", "current-context": "test",
 		"clusters": []any{map[string]any{"name": "test", "cluster": map[string]any{
-			"server": p.url, "certificate-authority": certificate}}},
+			"server": p.url, "certificate-authority": p.certificate}}},
 		"users":    []any{map[string]any{"name": "test", "user": map[string]any{"token": adminToken}}},
 		"contexts": []any{map[string]any{"name": "test", "context": map[string]any{"cluster": "test", "user": "test"}}},
 	})
@@ -117,6 +129,12 @@ func (p *controlPlane) createObjects(t *testing.T) {
 	path := "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 	p.call(t, http.MethodPost, path, "application/yaml", definition)
 	p.call(t, http.MethodPost, "/api/v1/namespaces", jsonType, []byte(`{"metadata":{"name":"`+namespace+`"}}`))
+	p.waitClaims(t)
+}
+
+// waitClaims waits until the API server serves claims. It does so later than it is ready.
+func (p *controlPlane) waitClaims(t *testing.T) {
+	t.Helper()
 	waitFor(t, "the API server serves claims", startBound, func() bool {
 		status, _, _ := p.request(t.Context(), http.MethodGet, claimsPath, "", nil)
 		return status == http.StatusOK
@@ -164,8 +182,16 @@ func (p *controlPlane) call(t *testing.T, method, path, kind string, body []byte
 // serve starts a bridge on this control plane and waits until it is ready. It returns its URL.
 func (p *controlPlane) serve(t *testing.T, environment ...string) string {
 	t.Helper()
-	url := startProcess(t, environment, bridgeBinary(t), "serve", "--port", "0", "--kubeconfig", p.kubeconfig, "--namespace",
-		namespace, "--heartbeat", "5").url(t)
+	_, url := p.startBridge(t, environment...)
+	return url
+}
+
+// startBridge is serve, and also returns the process.
+func (p *controlPlane) startBridge(t *testing.T, environment ...string) (*process, string) {
+	t.Helper()
+	bridge := startProcess(t, environment, bridgeBinary(t), "serve", "--port", "0", "--kubeconfig", p.kubeconfig,
+		"--namespace", namespace, "--heartbeat", "5")
+	url := bridge.url(t)
 	waitFor(t, "the bridge is ready", startBound, func() bool {
 		response, err := http.Get(url + "/readyz")
 		if err != nil {
@@ -174,7 +200,7 @@ func (p *controlPlane) serve(t *testing.T, environment ...string) string {
 		_ = response.Body.Close()
 		return response.StatusCode == http.StatusOK
 	})
-	return url
+	return bridge, url
 }
 
 // waitFor waits until a condition holds.

@@ -37,6 +37,8 @@ type follower struct {
 	stream    *Stream
 	state     State
 	keys      map[string]bool
+	// differences are the keys of events of differences.
+	differences map[string]bool
 	// events, initial and coalesced count events, complete states and events of differences.
 	events, initial, coalesced int
 	repeated                   []string
@@ -45,7 +47,8 @@ type follower struct {
 
 func newFollower(t *testing.T, transport Transport, targets ...string) *follower {
 	t.Helper()
-	f := &follower{transport: transport, keys: map[string]bool{}, errors: map[string]int{}}
+	f := &follower{transport: transport, keys: map[string]bool{}, differences: map[string]bool{},
+		errors: map[string]int{}}
 	f.cutter = newCutter(t, uint64(transport), targets...)
 	f.stream = newStream(t, f.cutter.url, Options{Transport: transport})
 	return f
@@ -82,6 +85,9 @@ func (f *follower) step(ctx context.Context, t *testing.T) bool {
 			f.repeated = append(f.repeated, event.Key)
 		}
 		f.keys[event.Key] = true
+		if flags.Coalesced {
+			f.differences[event.Key] = true
+		}
 	}
 	return true
 }
@@ -183,12 +189,14 @@ func (f *follower) report(t *testing.T) {
 }
 
 // Two bridges on one API server. Each connection leads to one of them at random and is cut after a random number of bytes.
-// The keys that the clients must receive come from a watch of the API server itself.
+// The keys that the clients must receive come from a watch of the API server itself. One bridge is killed. Then the API
+// server is killed: from there on, the bridges can only report that events are missing.
 func TestEveryEventComesOnceThroughCutsAcrossTwoReplicas(t *testing.T) {
 	bridgeBinary(t)
 	checkLeaks(t)
 	plane := startControlPlane(t)
-	replicas := []string{plane.serve(t), plane.serve(t)}
+	killed, url := plane.startBridge(t)
+	replicas := []string{url, plane.serve(t)}
 	writer := newWriter(plane, 7)
 	for range 30 {
 		writer.write(t)
@@ -199,7 +207,6 @@ func TestEveryEventComesOnceThroughCutsAcrossTwoReplicas(t *testing.T) {
 		// The first state can be older than the newest write before.
 		f.until(t, "the writes before", bound, f.has("start"))
 		f.keys, f.repeated = map[string]bool{}, nil
-		f.cutter.setActive(true)
 	})
 	if t.Failed() {
 		return
@@ -208,24 +215,12 @@ func TestEveryEventComesOnceThroughCutsAcrossTwoReplicas(t *testing.T) {
 	watching, stopWatching := context.WithCancel(context.Background())
 	reference := startReference(watching, t, plane)
 	t.Cleanup(stopWatching)
-	writing, stopWriting := context.WithCancel(t.Context())
-	defer stopWriting()
-	written := make(chan struct{})
-	go func() {
-		defer close(written)
-		writer.run(writing, t)
-	}()
 	count := cuts(t)
-	start := time.Now()
-	// The connections that are open have no limit yet.
-	each(followers, func(f *follower) {
-		f.stream.disconnect()
-		f.until(t, "enough cuts", 10*time.Minute, func() bool { cuts, _ := f.cutter.counts(); return cuts >= count })
-		f.cutter.setActive(false)
-	})
-	stopWriting()
-	<-written
-	t.Logf("%d writes in %v", writer.writes, time.Since(start).Round(time.Second))
+	cutAndWrite(t, followers, writer, count/3)
+	killed.stop()
+	replicas[0] = plane.serve(t)
+	each(followers, func(f *follower) { f.cutter.setTargets(replicas...) })
+	cutAndWrite(t, followers, writer, 2*count/3)
 	// What is repeated arrives before this change.
 	plane.fence(t, "end")
 	each(followers, func(f *follower) {
@@ -242,7 +237,7 @@ func TestEveryEventComesOnceThroughCutsAcrossTwoReplicas(t *testing.T) {
 			t.Errorf("%v: %d repeated %v, missing %v, not expected %v", f.transport, len(f.repeated), first(f.repeated),
 				without(expected, f.keys), without(f.keys, expected))
 		}
-		if _, switches := f.cutter.counts(); f.initial != 1 || f.coalesced != 0 || switches < count/4 {
+		if _, switches := f.cutter.counts(); f.initial != 1 || f.coalesced != 0 || switches < count/6 {
 			t.Errorf("%v: %d complete states, %d coalesced, %d switches", f.transport, f.initial, f.coalesced, switches)
 		}
 		for _, url := range replicas {
@@ -250,6 +245,59 @@ func TestEveryEventComesOnceThroughCutsAcrossTwoReplicas(t *testing.T) {
 		}
 	}
 	t.Logf("%d keys expected, of %d objects", len(expected), len(reference.known))
+
+	stopWatching()
+	plane.server.stop()
+	plane.startServer(t)
+	plane.waitClaims(t)
+	watching, stopWatching = context.WithCancel(context.Background())
+	reference = startReference(watching, t, plane)
+	t.Cleanup(stopWatching)
+	cutAndWrite(t, followers, writer, count)
+	plane.fence(t, "restarted")
+	each(followers, func(f *follower) {
+		f.until(t, "the last change", time.Minute, f.has("restarted"))
+	})
+	waitFor(t, "the reference has the last change", bound, func() bool { return reference.has("restarted") })
+	maps.Copy(expected, reference.expected())
+	for _, f := range followers {
+		f.report(t)
+		isReported := f.initial > 1 || f.coalesced > 0
+		missing, invented := without(expected, f.keys), without(f.keys, expected, f.differences)
+		if len(f.repeated) > 0 || len(missing) > 0 && !isReported || len(invented) > 0 {
+			t.Errorf("%v: after the restart: repeated %v, missing %v, not expected %v", f.transport, first(f.repeated), missing, invented)
+		}
+		f.until(t, "the phases of the API server", bound, func() bool { return maps.Equal(f.phases(), plane.phases(t)) })
+		for _, url := range replicas {
+			f.checkGets(t, url)
+		}
+	}
+}
+
+// cutAndWrite writes, and cuts the connections of the clients, until each client has so many cuts.
+func cutAndWrite(t *testing.T, followers []*follower, writer *writer, count int) {
+	t.Helper()
+	writing, stopWriting := context.WithCancel(t.Context())
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		writer.run(writing, t)
+	}()
+	start := time.Now()
+	each(followers, func(f *follower) {
+		f.cutter.setActive(true)
+		// The connections that are open have no limit yet.
+		f.stream.disconnect()
+		f.until(t, "enough cuts", 5*time.Minute, func() bool {
+			cuts, _ := f.cutter.counts()
+			// Without a writer, nothing is sent that could be cut.
+			return cuts >= count || t.Failed()
+		})
+		f.cutter.setActive(false)
+	})
+	stopWriting()
+	<-written
+	t.Logf("%d writes; the last after %v", writer.writes, time.Since(start).Round(time.Second))
 }
 
 // fence writes a Pod and a claim with this name.
@@ -266,11 +314,34 @@ func (f *follower) has(name string) func() bool {
 	return func() bool { return f.state.Instance(name) != nil && f.state.Claim(name) != nil }
 }
 
-// without returns the first elements of a that b does not have.
-func without(a, b map[string]bool) []string {
+// phases returns the phases of all Pods by name.
+func (f *follower) phases() map[string]string {
+	phases := map[string]string{}
+	for _, instance := range f.state.Instances() {
+		phases[instance.Name] = instance.Phase
+	}
+	return phases
+}
+
+// phases returns the phases of all Pods by name, as the API server lists them.
+func (p *controlPlane) phases(t *testing.T) map[string]string {
+	t.Helper()
+	var list struct{ Items []object }
+	if err := json.Unmarshal(p.call(t, http.MethodGet, podsPath+managedObjects, "", nil), &list); err != nil {
+		t.Fatal(err)
+	}
+	phases := map[string]string{}
+	for _, item := range list.Items {
+		phases[item.Metadata.Name] = item.Status.Phase
+	}
+	return phases
+}
+
+// without returns the first elements of a that none of the others has.
+func without(a map[string]bool, others ...map[string]bool) []string {
 	var missing []string
 	for key := range a {
-		if !b[key] {
+		if !slices.ContainsFunc(others, func(other map[string]bool) bool { return other[key] }) {
 			missing = append(missing, key)
 		}
 	}

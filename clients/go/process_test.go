@@ -23,6 +23,8 @@ type process struct {
 	name string
 	// found receives the URL that the program prints, once.
 	found chan string
+	// stop kills the program and returns when it has ended.
+	stop func()
 
 	mutex sync.Mutex
 	log   []string
@@ -47,12 +49,14 @@ func startProcess(t *testing.T, environment []string, binary string, arguments .
 	if err := command.Start(); err != nil {
 		t.Fatal(err)
 	}
-	p := &process{name: binary, found: make(chan string, 1)}
-	go p.read(reader)
-	t.Cleanup(func() {
+	p := &process{name: binary, found: make(chan string, 1), stop: sync.OnceFunc(func() {
 		_ = input.Close()
 		_ = command.Wait()
 		_ = writer.Close()
+	})}
+	go p.read(reader)
+	t.Cleanup(func() {
+		p.stop()
 		if t.Failed() {
 			t.Logf("the end of the log of %s:\n%s", p.name, p.tail())
 		}
@@ -161,6 +165,13 @@ func newCutter(t *testing.T, seed uint64, targets ...string) *cutter {
 		forwarding.Wait()
 	})
 	return c
+}
+
+// setTargets selects where new connections lead.
+func (c *cutter) setTargets(targets ...string) {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	c.targets = targets
 }
 
 // setActive selects whether new connections are cut.

@@ -137,6 +137,19 @@ func (r *reference) expected() map[string]bool {
 	return keys
 }
 
+// has returns whether a Pod and a claim with this name were seen.
+func (r *reference) has(name string) bool {
+	r.mutex.Lock()
+	defer r.mutex.Unlock()
+	count := 0
+	for _, known := range r.known {
+		if known.Metadata.Name == name {
+			count++
+		}
+	}
+	return count == 2
+}
+
 // writer changes the objects of the namespace at random.
 type writer struct {
 	plane  *controlPlane

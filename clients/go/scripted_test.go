@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -37,16 +38,16 @@ func TestFiltersTypesAndCursorAreInTheRequest(t *testing.T) {
 func TestACutIsResumedAtTheNewestIDWithoutADuplicate(t *testing.T) {
 	bothTransports(t, func(t *testing.T, transport Transport) {
 		server := newScripted(t)
-		connections := 0
+		var connections atomic.Int32
 		server.stream = func(send sender, cursor string) ending {
-			connections++
-			if connections == 1 {
+			connection := connections.Add(1)
+			if connection == 1 {
 				send(`{"type":"state.initial","id":"c1","reason":"connect"}`)
 				send(change("a", ""))
 				return cut
 			}
 			send(fmt.Sprintf(`{"type":"heartbeat","id":%q}`, cursor))
-			if connections == 2 {
+			if connection == 2 {
 				return cut
 			}
 			send(change("a", ""))

@@ -1,10 +1,10 @@
 // The page of `serve` on a real API server: signing in with a real key, the exact state, an API server that goes and comes
 // back, a bridge that is killed, and what Kubernetes lets into names and details.
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import os from "node:os";
 import path from "node:path";
 import { TcpProxy } from "../../clients/js/test/proxy.js";
-import { ControlPlane } from "../proxies/control_plane.mjs";
+import { ControlPlane, controlPlaneBinaries } from "../proxies/control_plane.mjs";
 import { stopAll as stopControlPlane } from "../proxies/processes.mjs";
 import { check, same, until } from "./browser.mjs";
 import { NETWORK } from "./scripted_page.mjs";
@@ -24,11 +24,7 @@ async function assertEqualsCluster(p, namespace, what) {
 }
 
 export async function cluster({ chromium, binary, log, target }) {
-  const binaries = process.env.KUBEBUILDER_ASSETS ?? path.join(target, "control-plane/bin");
-  if (!existsSync(path.join(binaries, "kube-apiserver"))) {
-    log("cluster: skipped, because tests/control-plane/build has built nothing");
-    return;
-  }
+  const binaries = controlPlaneBinaries(target);
   const folder = mkdtempSync(path.join(os.tmpdir(), "page-"));
   // The way from the bridge to the API server.
   const gate = new TcpProxy();

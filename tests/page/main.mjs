@@ -6,11 +6,12 @@ import { cluster } from "./cluster.mjs";
 import { hostile } from "./hostile.mjs";
 import { load } from "./load.mjs";
 import * as obstacles from "./obstacles.mjs";
+import { replicas } from "./replicas.mjs";
 import { screenshots } from "./screenshots.mjs";
 import { Bridge, Proxy, stopAll } from "./servers.mjs";
 import { accessible, keyboard, views } from "./views.mjs";
 
-const PARTS = { views, keyboard, accessible, ...banners, ...obstacles, cluster, hostile, load, screenshots };
+const PARTS = { views, keyboard, accessible, ...banners, ...obstacles, cluster, replicas, hostile, load, screenshots };
 /** A part that hangs fails. */
 const PART_BOUND_MS = 240_000;
 /** Pictures are only taken when they are asked for. */
@@ -44,7 +45,7 @@ try {
       (_, failed) => (timer = setTimeout(() => failed(new Error("it does not end")), PART_BOUND_MS)),
     );
     try {
-      await Promise.race([PARTS[name]({ chromium, bridge, url: proxy.url, binary, log, form, target }), bound]);
+      await Promise.race([PARTS[name]({ chromium, bridge, url: proxy.url, binary, log, form, modules, target }), bound]);
       log(`passed: ${name}`);
     } catch (error) {
       failures.push(name);

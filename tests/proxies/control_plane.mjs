@@ -25,7 +25,6 @@ export class ControlPlane {
     writeFileSync(file("service-account.key"), privateKey.export({ type: "pkcs8", format: "pem" }));
     writeFileSync(file("service-account.pub"), publicKey.export({ type: "spki", format: "pem" }));
     const [client, peer] = [await freePort(), await freePort()].map((port) => `http://127.0.0.1:${port}`);
-    plane.port = await freePort();
     new Process(folder, "etcd", path.join(binaries, "etcd"), [
       `--data-dir=${file("etcd")}`,
       "--name=test",
@@ -36,10 +35,9 @@ export class ControlPlane {
       `--advertise-client-urls=${client}`,
       "--unsafe-no-fsync",
     ]);
-    const server = new Process(folder, "kube-apiserver", path.join(binaries, "kube-apiserver"), [
+    plane.serverFlags = [
       `--etcd-servers=${client}`,
       "--bind-address=127.0.0.1",
-      `--secure-port=${plane.port}`,
       `--cert-dir=${file("certificates")}`,
       "--advertise-address=10.0.0.1",
       "--service-cluster-ip-range=10.0.0.0/24",
@@ -49,8 +47,9 @@ export class ControlPlane {
       `--service-account-signing-key-file=${file("service-account.key")}`,
       `--service-account-key-file=${file("service-account.pub")}`,
       "--disable-admission-plugins=ServiceAccount",
-    ]);
-    await server.until("is ready", 90_000, async () => (await plane.request("GET", "/readyz")).status === 200);
+    ];
+    Object.assign(plane, { root: folder, serverBinary: path.join(binaries, "kube-apiserver") });
+    await plane.startServer();
     const crd = readFileSync(path.join(ROOT, "crds/boilerhouseclaims.yaml"), "utf8");
     await plane.call("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd, "application/yaml");
     await waitFor("the API server serves claims", 30_000, () =>
@@ -77,6 +76,14 @@ export class ControlPlane {
       }),
     );
     return plane;
+  }
+
+  /// Starts kube-apiserver on a free port, which is `port` from then on. The file `kubeconfig` keeps the first port.
+  async startServer() {
+    this.port = await freePort();
+    const flags = [`--secure-port=${this.port}`, ...this.serverFlags];
+    this.server = new Process(this.root, "kube-apiserver", this.serverBinary, flags);
+    await this.server.until("is ready", 90_000, async () => (await this.request("GET", "/readyz")).status === 200);
   }
 
   request(method, target, body, type = "application/json") {
