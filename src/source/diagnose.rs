@@ -451,7 +451,7 @@ mod tests {
         assert_eq!(clock_difference(&HeaderMap::new(), before, Duration::ZERO), None);
     }
 
-    fn document(claim: Value) -> Value {
+    fn document(claim: &Value) -> Value {
         json!({"components": {"schemas": {"dev.boilerhouse.v1alpha1.BoilerhouseClaim": claim}}})
     }
 
@@ -459,20 +459,20 @@ mod tests {
     fn schema_of_this_project_has_no_differences_and_others_are_named() {
         let crd = serde_json::to_value(<BoilerhouseClaim as kube::CustomResourceExt>::crd()).unwrap();
         let own = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
-        assert_eq!(schema_differences(&document(own.clone())), Some(vec![]));
+        assert_eq!(schema_differences(&document(own)), Some(vec![]));
 
         let mut other = own.clone();
         other["properties"]["spec"]["properties"]["tenantId"]["type"] = json!("integer");
         other["properties"]["status"]["properties"].as_object_mut().unwrap().remove("phase");
         other["properties"]["status"]["properties"].as_object_mut().unwrap().remove("detail");
         let expected = ["spec.tenantId is of type integer, not string", "status.phase is missing"];
-        assert_eq!(schema_differences(&document(other)), Some(expected.map(str::to_owned).to_vec()));
+        assert_eq!(schema_differences(&document(&other)), Some(expected.map(str::to_owned).to_vec()));
 
         let open = json!({"properties": {
             "spec": {"x-kubernetes-preserve-unknown-fields": true},
             "status": {"x-kubernetes-preserve-unknown-fields": true},
         }});
-        assert_eq!(schema_differences(&document(open)), Some(vec![]));
+        assert_eq!(schema_differences(&document(&open)), Some(vec![]));
         assert_eq!(schema_differences(&json!({})), None);
     }
 

@@ -5,6 +5,9 @@ use std::net::TcpListener;
 use super::{Run, run_with};
 use crate::support::sim_cluster::SimCluster;
 
+/// Variables and their values.
+type Environment<'a> = &'a [(&'a str, &'a str)];
+
 /// An address for documentation (RFC 5737). No machine has it.
 const UNASSIGNED_ADDRESS: &str = "192.0.2.1";
 /// A loopback address that only this test uses.
@@ -57,7 +60,7 @@ async fn credentials_check_reports_what_serve_refuses_and_what_expires() {
     let short = write(&folder, "session", "short");
     let long = write(&folder, "session-long", &"x".repeat(40));
     let open = ["--listen-host", "0.0.0.0"];
-    let passes: [(&[&str], &[(&str, &str)], &str); 4] = [
+    let passes: [(&[&str], Environment, &str); 4] = [
         (&[], &[], "only this machine can connect"),
         (&["--keys-file", &good], &[], "1 keys in"),
         (&["--session-key-file", &long], &[], ""),
@@ -66,7 +69,7 @@ async fn credentials_check_reports_what_serve_refuses_and_what_expires() {
     for (args, variables, words) in passes {
         check("credentials", args, variables).await.expect_passed("credentials", words);
     }
-    let fails: [(&[&str], &[(&str, &str)], &str, &str); 9] = [
+    let fails: [(&[&str], Environment, &str, &str); 9] = [
         (&open, &[], "error", "would give the network access without credentials"),
         (&["--ws-auth", "required"], &[], "error", "--ws-auth required needs credentials"),
         (&["--token-audience", " "], &[], "error", "--token-audience is empty"),

@@ -33,7 +33,8 @@ const MAX_REMEMBERED: usize = 512;
 const END_BYTES: usize = 96;
 
 /// The length and the end of a text → the text that was validated last, and the path of its stream.
-static REMEMBERED: Mutex<BTreeMap<(usize, Vec<u8>), (String, String)>> = Mutex::new(BTreeMap::new());
+type Remembered = BTreeMap<(usize, Vec<u8>), (String, String)>;
+static REMEMBERED: Mutex<Remembered> = Mutex::new(BTreeMap::new());
 
 /// Type and form of a message.
 type Key = (&'static str, &'static str);
