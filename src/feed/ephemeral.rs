@@ -41,8 +41,8 @@ impl Feed {
         find(&inventory, uid, held.as_ref().map(|held| held.instance_name.as_str())).cloned()
     }
 
-    /// Stores the telemetry of a tunnel and appends its event to the log. Telemetry that is older than the stored one, or
-    /// the same, changes nothing. It expires [`Config::telemetry_ttl`](super::Config::telemetry_ttl) after
+    /// Stores the telemetry of a tunnel and appends its event to the log. Telemetry that is older than the stored one
+    /// changes nothing. It expires [`Config::telemetry_ttl`](super::Config::telemetry_ttl) after
     /// `received_at_ms`.
     ///
     /// # Errors
@@ -52,7 +52,7 @@ impl Feed {
     }
 
     /// As [`Feed::publish_telemetry`], for telemetry that a broker has put in order: the clocks of the replicas that accepted
-    /// it do not decide which one is newer.
+    /// it do not decide which one is newer. Telemetry that the broker repeats changes nothing.
     ///
     /// # Errors
     /// [`UnknownTunnel`], as above.
@@ -208,6 +208,15 @@ mod tests {
             // The next publication must be newer.
             feed.inner.update(|state, _| state.telemetry.remove("uid-a"));
         }
+        let mut twice = subscribe(&feed, Projection::everything(EventFormat::Full));
+        for publish in [Feed::publish_telemetry, Feed::publish_telemetry, Feed::publish_ordered_telemetry] {
+            publish(&feed, at("uid-b", clock())).unwrap();
+        }
+        assert_eq!(
+            read(&mut twice).len(),
+            2,
+            "equal posts of one millisecond are two, a repetition of the broker is none"
+        );
         let mut ws = subscribe(&feed, Projection::everything(EventFormat::Boilerhouse));
         let mut all = subscribe(&feed, Projection::everything(EventFormat::Full));
         feed.publish_telemetry(at("uid-a", clock())).unwrap();
@@ -285,7 +294,8 @@ mod tests {
         other.metrics.requests += 1;
         for (telemetry, events) in [
             (first.clone(), 1),
-            (first.clone(), 0),
+            // An equal post in the same millisecond.
+            (first.clone(), 1),
             (at("uid-a", clock() - 1), 0),
             (other, 1),
             (at("uid-a", clock() + 1), 1),

@@ -82,14 +82,15 @@ impl LatestTelemetry {
         self.by_uid.values().cloned().collect()
     }
 
-    /// Stores a snapshot. Returns false for one that is the stored one, or older in this order.
+    /// Stores a snapshot. Returns false for one that is older. A broker can also repeat the stored one; without a broker, two
+    /// equal snapshots of the same millisecond are two posts.
     pub(super) fn store(&mut self, held: Held, order: Order, now: Instant) -> bool {
         if let Some(stored) = self.by_uid.get(&held.telemetry.tunnel_id).filter(|stored| stored.expires_at > now) {
-            let is_older = match order {
+            let changes_nothing = match order {
                 Order::ReceivedAt => stored.telemetry.received_at_ms > held.telemetry.received_at_ms,
-                Order::Calls => false,
+                Order::Calls => stored.telemetry == held.telemetry,
             };
-            if is_older || stored.telemetry == held.telemetry {
+            if changes_nothing {
                 return false;
             }
         }

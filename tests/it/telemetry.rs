@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::support::{
     bridge_process::BridgeProcess,
-    http_client::{self, HttpResponse, WsClient, poll_until_async, request},
+    http_client::{self, HttpResponse, TEST_TIMEOUT, WsClient, poll_until_async, request},
     sim_cluster::{NAMESPACE, SimCluster},
 };
 
@@ -75,12 +75,16 @@ async fn open(bridge: &BridgeProcess, path: &str) -> WsClient {
 }
 
 async fn next(stream: &mut WsClient) -> Value {
-    loop {
-        let event = stream.json().await;
-        if event["type"] != "heartbeat" {
-            return event;
+    // Heartbeats would prolong the wait without end.
+    let event = async {
+        loop {
+            let event = stream.json().await;
+            if event["type"] != "heartbeat" {
+                return event;
+            }
         }
-    }
+    };
+    timeout(TEST_TIMEOUT, event).await.expect("no event in time")
 }
 
 fn is_timestamp(value: &Value) -> bool {
