@@ -300,6 +300,9 @@ impl Operation {
             if self.path.starts_with("/schemas/") {
                 schema["enum"] = messages::names().map(|name| format!("{name}.json")).collect();
             }
+            if name == "tunnelId" {
+                schema["format"] = json!("uuid");
+            }
             parameters.push(json!({ "name": name, "in": "path", "required": true, "schema": schema }));
         }
         let mut operation = json!({
