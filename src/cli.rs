@@ -4,6 +4,7 @@
 //! The subcommands build the process from its parts. No other module imports this one.
 
 mod access;
+mod broker;
 mod config;
 mod connection;
 mod dashboard;

@@ -6,7 +6,7 @@
 //!
 //! Guarantees: the functions are pure, and all documents of one release are equal on every replica.
 //!
-//! Must not import: other modules of this crate, except `event` for the views of objects.
+//! Must not import: other modules of this crate, except `event` for the views of objects and `wire` for the codes of errors.
 //!
 //! Implements `docs/protocol.md#schemas`.
 

@@ -1,4 +1,5 @@
-//! The wire: the bytes that clients send and receive, as JSON, SSE blocks, HTTP chunks and WebSocket frames.
+//! The wire: the bytes that clients send and receive, as JSON, SSE blocks, HTTP chunks and WebSocket
+//! frames, and the codes in them.
 //!
 //! Owns: no state. It contains pure functions and readers without I/O.
 //!
@@ -10,9 +11,11 @@
 
 pub mod chunked;
 mod close;
+mod error_code;
 pub mod json;
 pub mod sse;
 mod utf8;
 pub mod websocket;
 
 pub use close::CloseReason;
+pub use error_code::ErrorCode;

@@ -3,17 +3,17 @@
 use std::{convert::Infallible, num::NonZeroU32, path::PathBuf, str::FromStr, sync::Arc};
 
 use clap::Args;
-use http::Uri;
 use prometheus_client::registry::Registry;
 
 use super::{
+    broker::{self, BrokerUrl},
     exit::CliError,
     parsers::{List, integer_in},
     server::ReadinessLine,
 };
-use crate::{backbone::Backbone, tasks::Tasks, validate::Validator};
 #[cfg(feature = "mqtt")]
-use crate::{client, source::mqtt};
+use crate::source::mqtt;
+use crate::{backbone::Backbone, tasks::Tasks, validate::Validator};
 
 /// A broker to read. Without the feature there is none.
 #[cfg(feature = "mqtt")]
@@ -66,49 +66,13 @@ pub(super) struct MqttArgs {
     mqtt_rate: NonZeroU32,
 }
 
-/// The URL of a broker.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct BrokerUrl {
-    host: String,
-    port: u16,
-    has_tls: bool,
-}
-
-impl FromStr for BrokerUrl {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<BrokerUrl, String> {
-        let expected = || "expected mqtt://host:port or mqtts://host:port".to_owned();
-        let uri: Uri = text.parse().map_err(|_| expected())?;
-        let has_tls = match uri.scheme_str() {
-            Some("mqtt") => false,
-            Some("mqtts") => true,
-            _ => return Err(expected()),
-        };
-        if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
-            return Err(
-                "user and password are not part of the URL; use --mqtt-username-file and --mqtt-password-file".into()
-            );
-        }
-        if uri.path_and_query().is_some_and(|rest| !["", "/"].contains(&rest.as_str())) {
-            return Err(format!("{}, without a path", expected()));
-        }
-        let authority = uri.authority().ok_or_else(expected)?;
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-        let has_port = authority.as_str().len() > authority.host().len();
-        let port = match authority.port_u16() {
-            Some(port) if port > 0 => port,
-            None if !has_port => 1883 + 7000 * u16::from(has_tls),
-            _ => return Err(format!("{}, with a port from 1 to 65535", expected())),
-        };
-        if host.is_empty() {
-            return Err(expected());
-        }
-        if has_tls && host.contains(':') {
-            return Err("TLS to an IPv6 address is not supported; use a host name".to_owned());
-        }
-        Ok(BrokerUrl { host: host.to_owned(), port, has_tls })
+/// Parses the URL of a broker.
+fn broker_url(text: &str) -> Result<BrokerUrl, String> {
+    let url = BrokerUrl::parse(text, ["mqtt", "mqtts"], "--mqtt-username-file and --mqtt-password-file")?;
+    if url.has_tls && url.host.contains(':') {
+        return Err("TLS to an IPv6 address is not supported; use a host name".to_owned());
     }
+    Ok(url)
 }
 
 /// A topic filter (MQTT 5.0, sections 4.7 and 4.8.2).
@@ -143,20 +107,7 @@ impl FromStr for TopicFilter {
 
 /// Parses a client id: the characters that every broker must accept, and `-`, `_` and `.` (MQTT 5.0, section 3.1.3.1).
 fn client_id(text: &str) -> Result<String, String> {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    if (1..=128).contains(&text.len()) && text.chars().all(is_plain) {
-        return Ok(text.to_owned());
-    }
-    Err("expected 1 to 128 letters, digits, '-', '_' and '.'".to_owned())
-}
-
-/// Returns the error of a flag that needs a feature.
-#[cfg(any(not(feature = "mqtt"), not(feature = "nats")))]
-pub(super) fn without_feature(flag: &str, feature: &str) -> CliError {
-    CliError::usage(format!(
-        "{flag}: this binary has no {} support; build one with `cargo build --release --features {feature}`",
-        feature.to_uppercase()
-    ))
+    broker::name(text, &['-', '_', '.'])
 }
 
 impl MqttArgs {
@@ -181,7 +132,7 @@ impl MqttArgs {
             };
         };
         // Not a value parser: clap would print a URL with a password.
-        let url: BrokerUrl = url.parse().map_err(|error| CliError::usage(format!("--mqtt-url: {error}")))?;
+        let url = broker_url(url).map_err(|error| CliError::usage(format!("--mqtt-url: {error}")))?;
         let error = if topics.is_empty() {
             "--mqtt-url needs --mqtt-topic"
         } else if topics.len() > MAX_TOPICS {
@@ -205,21 +156,19 @@ impl MqttArgs {
         use std::hash::{BuildHasher, RandomState};
 
         let Some((url, topics)) = self.check()? else { return Ok(None) };
-        let ca_file = self.mqtt_ca_file.clone();
-        let tls: mqtt::TlsConfig =
-            Arc::new(move || client::tls_config(ca_file.as_deref()).map_err(|error| error.to_string()));
-        if url.has_tls {
-            // Later, an unreadable file is an outage.
-            tls().map_err(|reason| CliError::usage(format!("--mqtt-ca-file: {reason}")))?;
-        } else if self.mqtt_username_file.is_some() {
+        let tls = match url.has_tls {
+            true => Some(broker::tls_config("--mqtt-ca-file", self.mqtt_ca_file.clone())?),
+            false => None,
+        };
+        if tls.is_none() && self.mqtt_username_file.is_some() {
             tracing::warn!("user and password are sent to the MQTT broker unencrypted; use an mqtts:// URL");
         }
         // 23 characters, which every broker accepts.
         let new_id = || format!("bridge-{:016x}", RandomState::new().hash_one(0));
         Ok(Some(mqtt::Config {
             host: url.host,
-            port: url.port,
-            tls: url.has_tls.then_some(tls),
+            port: url.port.unwrap_or(if url.has_tls { 8883 } else { 1883 }),
+            tls,
             topics,
             client_id: self.mqtt_client_id.clone().unwrap_or_else(new_id),
             username_file: self.mqtt_username_file.clone(),
@@ -234,7 +183,7 @@ impl MqttArgs {
     pub(super) fn resolve(&self) -> Result<Option<Broker>, CliError> {
         match self.check()? {
             None => Ok(None),
-            Some(_) => Err(without_feature("--mqtt-url", "mqtt")),
+            Some(_) => Err(broker::without_feature("--mqtt-url", "mqtt")),
         }
     }
 }
@@ -278,40 +227,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn broker_url_has_a_scheme_a_host_and_perhaps_a_port() {
-        let url = |text: &str| text.parse::<BrokerUrl>().map(|url| (url.host, url.port, url.has_tls));
-        for (text, host, port, has_tls) in [
-            ("mqtt://broker", "broker", 1883, false),
-            ("mqtt://broker/", "broker", 1883, false),
-            ("mqtts://broker.example", "broker.example", 8883, true),
-            ("mqtts://broker:1", "broker", 1, true),
-            ("mqtt://127.0.0.1:1884", "127.0.0.1", 1884, false),
-            ("mqtt://[::1]:1884", "::1", 1884, false),
-            ("mqtt://[::1]", "::1", 1883, false),
-        ] {
-            assert_eq!(url(text), Ok((host.to_owned(), port, has_tls)), "{text}");
-        }
-        for wrong in [
-            "",
-            "broker",
-            "broker:1883",
-            "http://broker",
-            "mqtt://",
-            "mqtt://:1883",
-            "mqtt://broker:0",
-            "mqtt://broker:65536",
-            "mqtt://broker:x",
-            "mqtt://broker:",
-            "mqtt://user:secret@broker",
-            "mqtt://broker/path",
-            "mqtt://broker?x=1",
-            "mqtts://[::1]:8883",
-            "mqtt:/broker",
-            "ws://broker",
-        ] {
-            let error = url(wrong).unwrap_err();
-            assert!(!error.contains("secret"), "{error}");
-        }
+    fn tls_needs_a_host_name() {
+        assert!(broker_url("mqtts://broker:8883").unwrap().has_tls);
+        broker_url("mqtts://[::1]:8883").unwrap_err();
     }
 
     #[test]

@@ -1,49 +1,13 @@
 //! The error body that all endpoints share (`docs/protocol.md#errors`).
 //!
-//! Must not import: any other module of this crate.
+//! Must not import: any other module of this crate, except the codes of `wire`.
 
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
 use serde_json::Value;
 use warp::reply::{Reply, Response};
 
-/// The `code` of an error body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum ErrorCode {
-    /// 400
-    BadRequest,
-    /// 401
-    Unauthorized,
-    /// 403
-    Forbidden,
-    /// 404
-    NotFound,
-    /// 405
-    MethodNotAllowed,
-    /// 406
-    NotAcceptable,
-    /// 408
-    RequestTimeout,
-    /// 413
-    PayloadTooLarge,
-    /// 415
-    UnsupportedMediaType,
-    /// 422
-    InvalidInput,
-    /// 426
-    UpgradeRequired,
-    /// 429
-    RateLimitExceeded,
-    /// 500
-    Internal,
-    /// 503, before the first lists are complete, or after a wait for them timed out.
-    NotReady,
-    /// 503, while the process drains, or while the API server does not answer the review of a credential.
-    UpstreamUnavailable,
-    /// 503, while the maximum number of streams is open.
-    TooManyConnections,
-}
+pub use crate::wire::ErrorCode;
 
 /// An error response. The message is for the client and contains what to do.
 #[derive(Clone, Debug)]
@@ -63,25 +27,24 @@ struct Body<'a> {
     error: &'a str,
 }
 
-impl ErrorCode {
-    fn status(self) -> StatusCode {
-        match self {
-            ErrorCode::BadRequest => StatusCode::BAD_REQUEST,
-            ErrorCode::Unauthorized => StatusCode::UNAUTHORIZED,
-            ErrorCode::Forbidden => StatusCode::FORBIDDEN,
-            ErrorCode::NotFound => StatusCode::NOT_FOUND,
-            ErrorCode::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            ErrorCode::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
-            ErrorCode::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
-            ErrorCode::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            ErrorCode::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            ErrorCode::InvalidInput => StatusCode::UNPROCESSABLE_ENTITY,
-            ErrorCode::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
-            ErrorCode::RateLimitExceeded => StatusCode::TOO_MANY_REQUESTS,
-            ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-            ErrorCode::NotReady | ErrorCode::UpstreamUnavailable | ErrorCode::TooManyConnections => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+/// Returns the status of an answer with this code.
+fn status(code: ErrorCode) -> StatusCode {
+    match code {
+        ErrorCode::BadRequest => StatusCode::BAD_REQUEST,
+        ErrorCode::Unauthorized => StatusCode::UNAUTHORIZED,
+        ErrorCode::Forbidden => StatusCode::FORBIDDEN,
+        ErrorCode::NotFound => StatusCode::NOT_FOUND,
+        ErrorCode::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+        ErrorCode::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
+        ErrorCode::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+        ErrorCode::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        ErrorCode::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        ErrorCode::InvalidInput => StatusCode::UNPROCESSABLE_ENTITY,
+        ErrorCode::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
+        ErrorCode::RateLimitExceeded => StatusCode::TOO_MANY_REQUESTS,
+        ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        ErrorCode::NotReady | ErrorCode::UpstreamUnavailable | ErrorCode::TooManyConnections => {
+            StatusCode::SERVICE_UNAVAILABLE
         }
     }
 }
@@ -140,7 +103,7 @@ impl ApiError {
     pub fn into_response(self) -> Response {
         let body = Body { code: self.code, message: &self.message, details: &self.details, error: &self.message };
         let mut response = warp::reply::json(&body).into_response();
-        *response.status_mut() = self.code.status();
+        *response.status_mut() = status(self.code);
         response.headers_mut().extend(self.headers);
         response
     }

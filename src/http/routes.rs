@@ -5,64 +5,34 @@
 
 use std::{convert::Infallible, sync::Arc};
 
-use http::{HeaderMap, HeaderValue, Method, Version, header};
+use http::{HeaderValue, Version, header};
 use hyper::body::Incoming;
-use tokio::time::Instant;
 use tower::{Service, ServiceExt};
-use tracing::info;
-use warp::{
-    Filter, filters::BoxedFilter, host::Authority, path::FullPath, path::Tail, reject::Reject, reply::Response,
-};
+use warp::{Filter, filters::BoxedFilter, host::Authority, path::FullPath, path::Tail, reply::Response};
 
 use super::{
-    admit::{RawRequest, Rejection, admit},
+    admit::RawRequest,
     app::{App, ServedFeed, ServedRelay},
     auth::AccessRequirement,
-    body::{self, Body},
-    browser_guard::{self, GuardError, RequestHost},
+    browser_guard,
     conn::Peer,
-    cors::{add_cors_headers, add_isolation_headers},
     endpoints::{
         assets, boilerhouse_ws, documents,
         event_streams::{self, FullStream},
         index, metrics, probes, relay, sessions, state, telemetry,
     },
-    error::{ApiError, ErrorCode},
-    metrics::RequestTimer,
-    request::{self, ApiRequest},
+    error::ApiError,
+    request::ApiRequest,
+    route::{first_of, fixed_path, handle_stream, raw_request, root, route, with_checks},
     stream::{self, Transport},
     stream_endpoint::{self, StreamEndpoint},
     unavailable::Unavailable,
 };
 
-/// Allowed methods of read-only endpoints.
-const GET: &str = "GET, HEAD, OPTIONS";
 /// Paths of probes. They need no credential and are exempt from all limits.
 const PROBES: [&str; 3] = ["/livez", "/readyz", "/api/v1/health"];
 /// What a 404 says to a client of a bridge.
 const SEE_INDEX: &str = "see / for the list of endpoints";
-/// Characters of a path that an error message repeats.
-const MAX_PATH_CHARS: usize = 200;
-
-/// Matches a path, and extracts its variable segment if it has one.
-type PathFilter = BoxedFilter<(Option<String>,)>;
-
-/// The pattern of the route that answered, in the extensions of a response.
-#[derive(Clone, Copy)]
-struct RoutePattern(&'static str);
-
-#[derive(Debug)]
-struct GuardRejection(ApiError);
-
-impl Reject for GuardRejection {}
-
-/// A path without a variable segment: its pattern and the filter that matches it.
-macro_rules! path {
-    ($($segment:tt)/+) => {
-        (concat!($("/", $segment),+), warp::path!($($segment)/+).map(|| None).boxed())
-    };
-}
-
 /// A listener of the bridge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listener {
@@ -147,20 +117,20 @@ where
     F: Future<Output = Result<Response, ApiError>> + Send + 'static,
 {
     vec![
-        route(app, path!("livez")).to(AccessRequirement::Probe, probes::livez),
-        route(app, path!("readyz")).to(AccessRequirement::Probe, readyz),
-        route(app, path!("api" / "v1" / "health")).to(AccessRequirement::Probe, probes::health),
+        route(app, fixed_path!("livez")).to(AccessRequirement::Probe, probes::livez),
+        route(app, fixed_path!("readyz")).to(AccessRequirement::Probe, readyz),
+        route(app, fixed_path!("api" / "v1" / "health")).to(AccessRequirement::Probe, probes::health),
     ]
 }
 
 /// Returns the routes that every server has beside its probes and its own.
 fn common_routes<C: Content>(app: &Arc<App<C>>) -> Vec<BoxedFilter<(Response,)>> {
-    let post_route = |path, methods| Route { methods, ..route(app, path) };
+    let post_route = |path, methods| route(app, path).with_methods(methods);
     vec![
-        route(app, path!("metrics")).to(AccessRequirement::Aggregates, metrics::metrics),
-        post_route(path!("api" / "v1" / "session"), "POST, DELETE, OPTIONS")
+        route(app, fixed_path!("metrics")).to(AccessRequirement::Aggregates, metrics::metrics),
+        post_route(fixed_path!("api" / "v1" / "session"), "POST, DELETE, OPTIONS")
             .to(AccessRequirement::RawCredential, sessions::session),
-        post_route(path!("api" / "v1" / "tickets"), "POST, OPTIONS")
+        post_route(fixed_path!("api" / "v1" / "tickets"), "POST, OPTIONS")
             .to(AccessRequirement::RawCredential, sessions::ticket),
     ]
 }
@@ -182,23 +152,24 @@ fn feed_routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
     let schema = warp::path!("schemas" / String).map(Some).boxed();
     let tunnel = warp::path!("v1" / "tunnels" / String / "telemetry").map(Some).boxed();
     let own = vec![
-        route(app, path!("ws")).to(AccessRequirement::BoilerhouseWs, boilerhouse_ws::ws),
-        route(app, path!("api" / "v1" / "instances")).to(AccessRequirement::Read, state::instances),
+        route(app, fixed_path!("ws")).to(AccessRequirement::BoilerhouseWs, boilerhouse_ws::ws),
+        route(app, fixed_path!("api" / "v1" / "instances")).to(AccessRequirement::Read, state::instances),
         route(app, ("/api/v1/instances/{name}", instance)).to(AccessRequirement::Read, state::instances),
-        route(app, path!("api" / "v1" / "tenants")).to(AccessRequirement::Read, state::tenants),
+        route(app, fixed_path!("api" / "v1" / "tenants")).to(AccessRequirement::Read, state::tenants),
         route(app, ("/api/v1/tenants/{tenantId}", tenant)).to(AccessRequirement::Read, state::tenants),
-        route(app, path!("api" / "v1" / "pools")).to(AccessRequirement::ReadAllTenants, state::pools),
-        route(app, path!("api" / "v1" / "stats")).to(AccessRequirement::Aggregates, state::stats),
-        route(app, path!("api" / "v1" / "connections")).to(AccessRequirement::Read, state::connections),
-        route(app, path!("api" / "v1" / "telemetry")).to(AccessRequirement::ReadTelemetry, telemetry::latest),
-        route(app, path!("v1" / "tunnels" / "telemetry")).to(AccessRequirement::ReadTelemetry, telemetry::latest),
-        Route { methods: "POST, OPTIONS", ..route(app, ("/v1/tunnels/{tunnelId}/telemetry", tunnel)) }
+        route(app, fixed_path!("api" / "v1" / "pools")).to(AccessRequirement::ReadAllTenants, state::pools),
+        route(app, fixed_path!("api" / "v1" / "stats")).to(AccessRequirement::Aggregates, state::stats),
+        route(app, fixed_path!("api" / "v1" / "connections")).to(AccessRequirement::Read, state::connections),
+        route(app, fixed_path!("api" / "v1" / "telemetry")).to(AccessRequirement::ReadTelemetry, telemetry::latest),
+        route(app, fixed_path!("v1" / "tunnels" / "telemetry")).to(AccessRequirement::ReadTelemetry, telemetry::latest),
+        route(app, ("/v1/tunnels/{tunnelId}/telemetry", tunnel))
+            .with_methods("POST, OPTIONS")
             .with_body_to(AccessRequirement::Ingest, telemetry::post),
         route(app, ("/", root())).to(AccessRequirement::Public, index::index),
-        route(app, path!("client.js")).to(AccessRequirement::Public, assets::client),
+        route(app, fixed_path!("client.js")).to(AccessRequirement::Public, assets::client),
         route(app, ("/assets/{file}", file)).to(AccessRequirement::Public, assets::file),
-        route(app, path!("openapi.json")).to(AccessRequirement::Public, documents::openapi),
-        route(app, path!("asyncapi.json")).to(AccessRequirement::Public, documents::asyncapi),
+        route(app, fixed_path!("openapi.json")).to(AccessRequirement::Public, documents::openapi),
+        route(app, fixed_path!("asyncapi.json")).to(AccessRequirement::Public, documents::asyncapi),
         route(app, ("/schemas/{file}", schema)).to(AccessRequirement::Public, documents::schema),
     ];
     let probes = probe_routes(app, probes::readyz);
@@ -228,233 +199,4 @@ fn create_label_sets<C>(app: &App<C>, endpoint: &'static stream::Endpoint) {
     app.streams.metrics.create_label_sets(endpoint);
     app.metrics.add_route(path, "GET", if *transport == Transport::WebSocket { 101 } else { 200 });
     app.metrics.add_stream_endpoint(path, transport.label(), &Unavailable::LABELS);
-}
-
-/// Matches the path `/`.
-fn root() -> PathFilter {
-    warp::path::end().map(|| None).boxed()
-}
-
-/// Returns a route that can be read.
-fn route<C>(app: &Arc<App<C>>, (pattern, path): (&'static str, PathFilter)) -> Route<C> {
-    Route { app: app.clone(), pattern, path, methods: GET }
-}
-
-/// Returns a filter that answers with the first route that matches, or with 404.
-fn first_of(routes: Vec<BoxedFilter<(Response,)>>, help: &'static str) -> BoxedFilter<(Response,)> {
-    // `FullPath` panics on a CONNECT request, which has no path.
-    let no_path = warp::path::end().map(move || not_found("/", help));
-    let no_route =
-        no_path.or(warp::path::full().map(move |path: FullPath| not_found(path.as_str(), help))).unify().boxed();
-    routes.into_iter().rev().fold(no_route, |rest, route| route.or(rest).unify().boxed())
-}
-
-/// Counts and times all requests, and checks `Host` before any route.
-fn with_checks<C: Content>(
-    app: Arc<App<C>>,
-    all: BoxedFilter<(Response,)>,
-) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
-    let timer_app = app.clone();
-    warp::any()
-        .map(move || timer_app.metrics.start_request())
-        .and(warp::method())
-        .and(with_guard(app, all))
-        .map(|timer, method: Method, response| finish_request(timer, &method, response))
-}
-
-/// A path and its allowed methods.
-struct Route<C> {
-    app: Arc<App<C>>,
-    pattern: &'static str,
-    path: PathFilter,
-    methods: &'static str,
-}
-
-impl<C: Content> Route<C> {
-    /// Sets what the route requires and the endpoint that answers.
-    fn to<F>(self, requirement: AccessRequirement, endpoint: fn(ApiRequest<C>) -> F) -> BoxedFilter<(Response,)>
-    where
-        F: Future<Output = Result<Response, ApiError>> + Send + 'static,
-    {
-        let Route { app, pattern, path, methods } = self;
-        if requirement != AccessRequirement::BoilerhouseWs {
-            app.metrics.add_route(pattern, if methods == GET { "GET" } else { "POST" }, 200);
-        }
-        path.and(raw_request(app))
-            .then(move |path_param, request| handle(request, path_param, methods, requirement, endpoint))
-            .map(move |response| with_pattern(response, pattern))
-            .boxed()
-    }
-
-    /// As [`Route::to`], for a POST whose endpoint reads the body. The endpoint must bound what it reads.
-    fn with_body_to<F>(
-        self,
-        requirement: AccessRequirement,
-        endpoint: fn(ApiRequest<C>, Body) -> F,
-    ) -> BoxedFilter<(Response,)>
-    where
-        F: Future<Output = Result<Response, ApiError>> + Send + 'static,
-    {
-        let Route { app, pattern, path, methods } = self;
-        app.metrics.add_route(pattern, "POST", 200);
-        path.and(raw_request(app))
-            .and(warp::body::stream().map(body::boxed))
-            .then(move |path_param, request, body| {
-                handle(request, path_param, methods, requirement, move |request| endpoint(request, body))
-            })
-            .map(move |response| with_pattern(response, pattern))
-            .boxed()
-    }
-}
-
-/// Checks `Host` before all routes, and adds CORS and isolation headers to all responses.
-fn with_guard<C: Content>(
-    app: Arc<App<C>>,
-    all: BoxedFilter<(Response,)>,
-) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
-    let for_cors = app.clone();
-    let check_host = move |host: Option<Authority>, headers: HeaderMap| {
-        let checked = browser_guard::check_host(host.as_ref(), &headers, &app.guard);
-        std::future::ready(checked.map_err(|rejection| {
-            record_guard_rejection(&app, &rejection);
-            warp::reject::custom(GuardRejection(rejection.error))
-        }))
-    };
-    let add_cors = move |host: RequestHost, headers: HeaderMap, response| {
-        // Where this is an error, the route has answered 403, or there is no route or no such method.
-        let decision = browser_guard::check_origin(&host, &headers, &for_cors.guard).ok();
-        add_cors_headers(decision, &headers, response)
-    };
-    host()
-        .and(warp::header::headers_cloned())
-        .and_then(check_host)
-        .and(warp::header::headers_cloned())
-        .and(all)
-        .map(add_cors)
-        .recover(recover)
-        .unify()
-        .map(add_isolation_headers)
-}
-
-/// Counts a rejection of the guard. It logs a refused origin, because a page cannot show its user the message.
-fn record_guard_rejection<C>(app: &App<C>, GuardError { check, refused, .. }: &GuardError) {
-    app.metrics.count_guard_rejection(check.label());
-    if let Some(refused) = refused
-        && app.refused_origins.must_log(refused, Instant::now())
-    {
-        info!(origin = refused.origin, host = refused.host, "origin refused");
-    }
-}
-
-/// Extracts the host that a request names. It is `None` where `Host` is malformed or the request target names another
-/// host; the guard rejects both.
-fn host() -> impl Filter<Extract = (Option<Authority>,), Error = Infallible> + Copy {
-    warp::host::optional().or(warp::any().map(|| None)).unify()
-}
-
-/// Checks the method, then `Origin` and `Sec-Fetch-Site`. Returns the response to a request that ends here.
-fn response_before_admission<C>(request: &RawRequest<C>, methods: &'static str) -> Option<Response> {
-    if let Some(error) = request::method_error(&request.method, methods) {
-        return Some(error.into_response());
-    }
-    if let Err(rejection) = &request.origin {
-        record_guard_rejection(&request.app, rejection);
-        return Some(rejection.error.clone().into_response());
-    }
-    (request.method == Method::OPTIONS).then(|| request::options_response(methods))
-}
-
-/// Checks method, origin, credential, rights and limits of a request, then calls the endpoint.
-async fn handle<C, F: Future<Output = Result<Response, ApiError>>>(
-    request: RawRequest<C>,
-    path_param: Option<String>,
-    methods: &'static str,
-    requirement: AccessRequirement,
-    endpoint: impl FnOnce(ApiRequest<C>) -> F,
-) -> Response {
-    if let Some(response) = response_before_admission(&request, methods) {
-        return response;
-    }
-    // Deleting a session needs no credential: it only removes the cookie.
-    let requirement = if request.method == Method::DELETE { AccessRequirement::Public } else { requirement };
-    let app = request.app.clone();
-    let (request, status) = match admit(request, path_param, requirement).await {
-        Ok(admitted) => admitted,
-        Err(Rejection::Error(error)) => return error.into_response(),
-        Err(Rejection::Unavailable(unavailable)) => {
-            let error = match requirement {
-                AccessRequirement::BoilerhouseWs => boilerhouse_ws::rejection(&app, unavailable),
-                _ => unavailable.to_error(),
-            };
-            return error.into_response();
-        }
-    };
-    let mut response = endpoint(request).await.unwrap_or_else(ApiError::into_response);
-    if let Some(status) = status {
-        status.write_headers(response.headers_mut());
-    }
-    response
-}
-
-/// As [`handle`], for a stream of the server's own events. Conditions that pass without a change by the client are reported
-/// in the form of the transport. `last_id` is the id after which the client resumes.
-async fn handle_stream<C, F: Future<Output = Result<Response, ApiError>>>(
-    request: RawRequest<C>,
-    endpoint: &'static StreamEndpoint,
-    requirement: AccessRequirement,
-    last_id: Option<String>,
-    serve: impl FnOnce(ApiRequest<C>) -> F,
-) -> Response {
-    let pattern = endpoint.endpoint.path;
-    if let Some(response) = response_before_admission(&request, GET) {
-        return with_pattern(response, pattern);
-    }
-    let app = request.app.clone();
-    let response = match admit(request, None, requirement).await {
-        Ok((request, _)) => serve(request).await,
-        Err(Rejection::Error(error)) => Err(error),
-        Err(Rejection::Unavailable(unavailable)) => {
-            endpoint.unavailable_response(&app, last_id.as_deref(), unavailable)
-        }
-    };
-    with_pattern(response.unwrap_or_else(ApiError::into_response), pattern)
-}
-
-/// Records the pattern of the route that answered, for [`finish_request`].
-fn with_pattern(mut response: Response, pattern: &'static str) -> Response {
-    response.extensions_mut().insert(RoutePattern(pattern));
-    response
-}
-
-fn raw_request<C: Content>(app: Arc<App<C>>) -> impl Filter<Extract = (RawRequest<C>,), Error = Infallible> + Clone {
-    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
-    let extensions = warp::ext::optional().and(warp::ext::optional());
-    let parts = warp::method().and(warp::header::headers_cloned()).and(query).and(host()).and(extensions);
-    parts.map(move |method, headers: HeaderMap, query, host: Option<Authority>, peer, version| {
-        let host = browser_guard::check_host(host.as_ref(), &headers, &app.guard);
-        let origin = host.and_then(|host| browser_guard::check_origin(&host, &headers, &app.guard));
-        RawRequest { app: app.clone(), method, headers, query, origin, peer, version }
-    })
-}
-
-fn not_found(path: &str, help: &str) -> Response {
-    let path: String = path.chars().take(MAX_PATH_CHARS).collect();
-    let message = format!("no such path: '{path}'; {help}");
-    ApiError::new(ErrorCode::NotFound, message).into_response()
-}
-
-/// Returns the response to a request that the guard or warp rejected.
-async fn recover(rejection: warp::Rejection) -> Result<Response, Infallible> {
-    let error = match rejection.find::<GuardRejection>() {
-        Some(GuardRejection(error)) => error.clone(),
-        None => ApiError::new(ErrorCode::BadRequest, "the request is malformed; send a valid HTTP/1.1 request"),
-    };
-    Ok(error.into_response())
-}
-
-/// Counts an answered request.
-fn finish_request(timer: RequestTimer, method: &Method, mut response: Response) -> Response {
-    let pattern = response.extensions_mut().remove::<RoutePattern>();
-    timer.finish(pattern.map(|RoutePattern(pattern)| pattern), method, response.status().as_u16());
-    response
 }

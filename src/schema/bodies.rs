@@ -6,10 +6,13 @@
 
 use std::collections::BTreeMap;
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use super::generate::{AmountOrNull, AnyObject, Count, RegionOrNull, Time, True};
-use crate::event::{Claim, Instance};
+use crate::{
+    event::{Claim, Instance},
+    wire::ErrorCode,
+};
 
 /// An instance with two fields of the claim that holds it.
 #[derive(JsonSchema)]
@@ -166,6 +169,7 @@ pub(super) struct TelemetryAccepted {
 #[schemars(rename = "Error")]
 pub(super) struct ErrorBody {
     /// What is wrong.
+    #[schemars(schema_with = "error_code")]
     code: ErrorCode,
     /// What to do. The text is no contract.
     message: String,
@@ -173,6 +177,10 @@ pub(super) struct ErrorBody {
     details: Option<ErrorDetails>,
     /// The same as `message`.
     error: String,
+}
+
+fn error_code(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "enum": ErrorCode::ALL })
 }
 
 /// What the error is about.
@@ -200,25 +208,4 @@ struct Violation {
     path: String,
     /// What is expected there, and what was found.
     message: String,
-}
-
-#[derive(JsonSchema)]
-#[schemars(rename_all = "SCREAMING_SNAKE_CASE", inline)]
-enum ErrorCode {
-    BadRequest,
-    Unauthorized,
-    Forbidden,
-    NotFound,
-    MethodNotAllowed,
-    NotAcceptable,
-    RequestTimeout,
-    PayloadTooLarge,
-    UnsupportedMediaType,
-    InvalidInput,
-    UpgradeRequired,
-    RateLimitExceeded,
-    Internal,
-    NotReady,
-    UpstreamUnavailable,
-    TooManyConnections,
 }

@@ -25,7 +25,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("backbone", &["event", "feed"]),
     ("validate", &["event"]),
     ("relay", &["client", "feed", "ring", "wire"]),
-    ("schema", &["event"]),
+    ("schema", &["event", "wire"]),
     ("source", &["api", "backbone", "event", "feed", "validate", "x509"]),
     ("http", &["backbone", "event", "wire", "feed", "relay", "schema", "tasks", "validate", "weak_table", "x509"]),
     ("doctor", &["api", "client", "event", "source"]),
@@ -49,7 +49,15 @@ const NARROWER: &[(&str, &[&str])] = &[
     ("source::review", &["api", "source::error"]),
     (
         "source::diagnose",
-        &["api", "event", "source::answer", "source::connect", "source::error", "source::line_splitter"],
+        &[
+            "api",
+            "event",
+            "source::answer",
+            "source::connect",
+            "source::diagnose",
+            "source::error",
+            "source::line_splitter",
+        ],
     ),
     // Connections do not depend on what is served over them.
     ("http::conn", &["http::conn", "tasks", "x509"]),

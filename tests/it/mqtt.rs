@@ -1,11 +1,11 @@
-//! MQTT messages of a real broker as events (docs/protocol.md#mqtt): issue 18, item 3.
+//! MQTT messages of a real broker as events (docs/protocol.md#mqtt).
 
 use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::{
     io::AsyncWriteExt as _,
-    time::{Instant, interval, sleep},
+    time::{Instant, interval},
 };
 
 use crate::support::{
@@ -13,6 +13,7 @@ use crate::support::{
     broker::{Broker, assert_metrics_are_documented},
     http_client::{self, WsClient, metric, poll_until_async},
     sim_cluster::SimCluster,
+    stream_latency::{WATCHED, stream_latency},
     tcp_proxy::TcpProxy,
 };
 
@@ -32,28 +33,11 @@ async fn wait_for_state(bridge: &BridgeProcess, text: &str) {
     poll_until_async(async || state(bridge).await.contains(text).then_some(())).await;
 }
 
-/// Opens a stream and waits until it is served.
-async fn open(bridge: &BridgeProcess, path: &str) -> WsClient {
-    let mut stream = WsClient::connect(bridge.address, path).await;
-    let first = stream.json().await;
-    assert_eq!(first["type"], "heartbeat", "{first}");
-    stream
-}
-
-async fn next(stream: &mut WsClient) -> Value {
-    loop {
-        let event = stream.json().await;
-        if event["type"] != "heartbeat" {
-            return event;
-        }
-    }
-}
-
 /// Returns topic and payload of the messages up to the one with this topic.
 async fn messages_until(stream: &mut WsClient, last: &str) -> Vec<(String, Value)> {
     let mut messages = Vec::new();
     loop {
-        let mut event = next(stream).await;
+        let mut event = stream.event().await;
         assert_eq!(event["type"], "mqtt.message", "{event}");
         assert!(event["time"].as_str().is_some_and(|time| time.len() == 24), "{event}");
         assert_eq!(event.as_object().unwrap().len(), 4, "type, time, topic and payload: {event}");
@@ -81,9 +65,9 @@ async fn json_messages_of_the_topics_are_events_and_others_are_counted() {
     let bridge = cluster.bridge(&args).await;
     wait_for_state(&bridge, "down for ").await;
     // Open before the broker can be reached, so that the retained messages are received.
-    let mut stream = open(&bridge, MESSAGES).await;
-    let mut everything = open(&bridge, "/api/websocket?snapshot=none").await;
-    let mut others = open(&bridge, "/api/websocket?snapshot=none&types=instance").await;
+    let mut stream = WsClient::connect_live(bridge.address, MESSAGES).await;
+    let mut everything = WsClient::connect_live(bridge.address, "/api/websocket?snapshot=none").await;
+    let mut others = WsClient::connect_live(bridge.address, "/api/websocket?snapshot=none&types=instance").await;
     proxy.set_target(Some(broker.address));
     assert_eq!(
         messages_until(&mut stream, "plant/kitchen/temp").await,
@@ -122,7 +106,7 @@ async fn json_messages_of_the_topics_are_events_and_others_are_counted() {
     assert!(state(&bridge).await.ends_with("0 messages dropped, 6 not accepted"), "{}", state(&bridge).await);
     assert_metrics_are_documented(bridge.address, "bridge_mqtt").await;
     cluster.create_pod("a");
-    assert_eq!(next(&mut others).await["type"], "instance.state", "other families get no messages");
+    assert_eq!(others.event().await["type"], "instance.state", "other families get no messages");
 }
 
 #[tokio::test]
@@ -148,7 +132,7 @@ async fn tls_and_password_are_checked_and_read_again_before_each_try() {
     let args =
         ["--mqtt-url", &url, "--mqtt-topic", "#", "--mqtt-username-file", &user, "--mqtt-password-file", &password];
     let bridge = cluster.bridge(&[&args[..], &["--mqtt-ca-file", &ca]].concat()).await;
-    let mut stream = open(&bridge, MESSAGES).await;
+    let mut stream = WsClient::connect_live(bridge.address, MESSAGES).await;
     wait_for_state(&bridge, "certificate").await;
     std::fs::write(&ca, &pem).unwrap();
     wait_for_state(&bridge, "the broker does not accept the user or the password").await;
@@ -167,18 +151,18 @@ async fn killed_broker_leaves_the_bridge_ready_and_is_read_again() {
     let cluster = SimCluster::new().await;
     let url = format!("mqtt://{}", broker.address);
     let bridge = cluster.bridge(&["--mqtt-url", &url, "--mqtt-topic", "#"]).await;
-    let mut stream = open(&bridge, "/api/websocket?snapshot=none").await;
+    let mut stream = WsClient::connect_live(bridge.address, "/api/websocket?snapshot=none").await;
     for round in 0..2 {
         wait_for_state(&bridge, "connected").await;
         broker.publish("before", format!("{round}").as_bytes(), &[]).await;
-        assert_eq!(next(&mut stream).await["payload"], round);
+        assert_eq!(stream.event().await["payload"], round);
         broker.kill();
         wait_for_state(&bridge, "down for ").await;
         assert_eq!(metric(bridge.address, "bridge_mqtt_up").await, 0);
         cluster.create_pod(&format!("pod-{round}"));
-        let event = next(&mut stream).await;
+        let event = stream.event().await;
         assert_eq!(event["type"], "instance.state", "streams go on, and an outage is no event: {event}");
-        while next(&mut stream).await["type"] != "pool.depth" {}
+        while stream.event().await["type"] != "pool.depth" {}
         broker.restart().await;
     }
     wait_for_state(&bridge, "connected").await;
@@ -196,32 +180,17 @@ const SECONDS: usize = 3;
 /// Changes of a Pod whose latency on a stream is measured.
 const CHANGES: usize = 30;
 
-/// Changes the phase of a Pod again and again, and returns how long each change takes to a stream: median and maximum.
-async fn stream_latency(cluster: &SimCluster, stream: &mut WsClient) -> [Duration; 2] {
-    let mut latencies = Vec::new();
-    for n in 0..CHANGES {
-        let phase = format!("phase-{n}-{}", latencies.len() % 2);
-        let start = Instant::now();
-        cluster.pod_phase("watched", &phase);
-        while next(stream).await["phase"] != phase.as_str() {}
-        latencies.push(start.elapsed());
-        sleep(Duration::from_millis(50)).await;
-    }
-    latencies.sort_unstable();
-    [latencies[CHANGES / 2], latencies[CHANGES - 1]]
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_messages_a_second_are_bounded_and_leave_the_streams_alone() {
     let broker = Broker::mosquitto(&["allow_anonymous true"], &[]).await;
     let cluster = SimCluster::new().await;
-    cluster.create_pod("watched");
+    cluster.create_pod(WATCHED);
     let (url, rate) = (format!("mqtt://{}", broker.address), ACCEPTED.to_string());
     let bridge = cluster.bridge(&["--mqtt-url", &url, "--mqtt-topic", "load", "--mqtt-rate", &rate]).await;
     wait_for_state(&bridge, "connected").await;
-    let mut stream = open(&bridge, "/api/websocket?snapshot=none&types=instance").await;
-    let mut messages = open(&bridge, MESSAGES).await;
-    let quiet = stream_latency(&cluster, &mut stream).await;
+    let mut stream = WsClient::connect_live(bridge.address, "/api/websocket?snapshot=none&types=instance").await;
+    let mut messages = WsClient::connect_live(bridge.address, MESSAGES).await;
+    let quiet = stream_latency(&cluster, &mut stream, CHANGES, Duration::from_millis(50)).await;
 
     let mut publisher = broker.publisher("load", &["-l"]);
     let mut input = publisher.stdin.take().unwrap();
@@ -236,7 +205,7 @@ async fn ten_thousand_messages_a_second_are_bounded_and_leave_the_streams_alone(
         drop(input);
         publisher.wait().await.unwrap();
     });
-    let busy = stream_latency(&cluster, &mut stream).await;
+    let busy = stream_latency(&cluster, &mut stream, CHANGES, Duration::from_millis(50)).await;
     load.await.unwrap();
     let elapsed = start.elapsed();
 
@@ -255,7 +224,7 @@ async fn ten_thousand_messages_a_second_are_bounded_and_leave_the_streams_alone(
     assert!(state(&bridge).await.contains(&format!("; {dropped} messages dropped")), "{}", state(&bridge).await);
     let mut last = None;
     for _ in 0..published {
-        let n = next(&mut messages).await["payload"]["n"].as_u64();
+        let n = messages.event().await["payload"]["n"].as_u64();
         assert!(n > last, "in the order of the broker, none twice: {n:?} after {last:?}");
         last = n;
     }
@@ -280,7 +249,7 @@ async fn two_bridges_on_one_shared_subscription_take_each_message_once() {
     let mut streams = Vec::new();
     for bridge in &bridges {
         wait_for_state(bridge, "connected").await;
-        streams.push(open(bridge, MESSAGES).await);
+        streams.push(WsClient::connect_live(bridge.address, MESSAGES).await);
     }
     let mut publisher = broker.publisher("jobs/new", &["-q", "1", "-l"]);
     let mut input = publisher.stdin.take().unwrap();
@@ -298,7 +267,7 @@ async fn two_bridges_on_one_shared_subscription_take_each_message_once() {
     for (stream, count) in streams.iter_mut().zip(counts) {
         assert!(count > 0, "each bridge takes its part: {counts:?}");
         for _ in 0..count {
-            *received.entry(next(stream).await["payload"].as_u64().unwrap()).or_default() += 1;
+            *received.entry(stream.event().await["payload"].as_u64().unwrap()).or_default() += 1;
         }
     }
     let expected: BTreeMap<u64, usize> = (0..SHARED).map(|n| (n, 1)).collect();

@@ -1,4 +1,4 @@
-//! Several replicas with NATS between them (docs/protocol.md#replicas): issue 18, item 4.
+//! Several replicas with NATS between them (docs/protocol.md#replicas).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -72,19 +72,8 @@ async fn start(cluster: &SimCluster, nats: &Broker, args: &[&str]) -> BridgeProc
     bridge
 }
 
-async fn next(stream: &mut WsClient) -> Value {
-    loop {
-        let event = stream.json().await;
-        if event["type"] != "heartbeat" {
-            return event;
-        }
-    }
-}
-
 async fn open(bridge: &BridgeProcess, types: &str) -> WsClient {
-    let mut stream = WsClient::connect(bridge.address, &format!("/api/websocket?snapshot=none&types={types}")).await;
-    assert_eq!(stream.json().await["type"], "heartbeat");
-    stream
+    WsClient::connect_live(bridge.address, &format!("/api/websocket?snapshot=none&types={types}")).await
 }
 
 /// Collects all events of a stream until the bridge ends it.
@@ -140,7 +129,7 @@ async fn telemetry_of_one_replica_is_served_by_all() {
             "what is acknowledged is in the GET of the same replica"
         );
         for (bridge, stream) in bridges.iter().zip(&mut streams) {
-            let event = next(stream).await;
+            let event = stream.event().await;
             assert_eq!((&event["tunnelId"], &event["metrics"]["requests"]), (&json!(uid), &json!(requests)), "{event}");
             poll_until_async(async || (served(bridge).await.get(uid) == Some(&requests)).then_some(())).await;
         }
@@ -194,7 +183,7 @@ async fn outage_of_nats_is_reported_and_ends() {
     let mut streams = [open(&bridges[0], "instance").await, open(&bridges[1], "instance").await];
     nats.kill();
     for (bridge, stream) in bridges.iter().zip(&mut streams) {
-        let event = next(stream).await;
+        let event = stream.event().await;
         assert_eq!((&event["type"], &event["resource"]), (&json!("upstream.down"), &json!("nats")), "{event}");
         assert!(event["reason"].is_string() && event["since"].is_string(), "{event}");
         wait_for_state(bridge, "down for ").await;
@@ -204,11 +193,11 @@ async fn outage_of_nats_is_reported_and_ends() {
     }
     cluster.create_pod("c");
     for stream in &mut streams {
-        assert_eq!(next(stream).await["type"], "instance.state", "changes of the cluster are sent");
+        assert_eq!(stream.event().await["type"], "instance.state", "changes of the cluster are sent");
     }
     nats.restart().await;
     for (bridge, stream) in bridges.iter().zip(&mut streams) {
-        let event = next(stream).await;
+        let event = stream.event().await;
         assert_eq!((&event["type"], &event["resource"]), (&json!("upstream.up"), &json!("nats")), "{event}");
         wait_for_state(bridge, "connected").await;
     }
@@ -386,7 +375,7 @@ async fn mqtt_message_that_one_replica_takes_reaches_the_clients_of_all() {
     for stream in &mut streams {
         let mut received = Vec::new();
         for _ in 0..20 {
-            received.push(next(stream).await["payload"].as_u64().unwrap());
+            received.push(stream.event().await["payload"].as_u64().unwrap());
         }
         received.sort_unstable();
         assert_eq!(received, (0..20).collect::<Vec<_>>(), "each message once on the streams of each replica");
@@ -401,7 +390,7 @@ async fn mqtt_message_that_one_replica_takes_reaches_the_clients_of_all() {
     nats.kill();
     for (bridge, stream) in bridges.iter().zip(&mut streams) {
         wait_for_state(bridge, "down for ").await;
-        assert_eq!(next(stream).await["type"], "upstream.down");
+        assert_eq!(stream.event().await["type"], "upstream.down");
     }
     for n in 20..24 {
         mqtt.publish("a", n.to_string().as_bytes(), &["-q", "1"]).await;
@@ -415,7 +404,7 @@ async fn mqtt_message_that_one_replica_takes_reaches_the_clients_of_all() {
     let mut received = Vec::new();
     for (stream, count) in streams.iter_mut().zip(counts) {
         for _ in 0..count {
-            received.push(next(stream).await["payload"].as_u64().unwrap());
+            received.push(stream.event().await["payload"].as_u64().unwrap());
         }
     }
     received.sort_unstable();

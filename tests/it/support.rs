@@ -22,6 +22,7 @@ pub(crate) mod scripted_api;
 pub(crate) mod sim_cluster;
 pub(crate) mod sse_client;
 pub(crate) mod sse_upstream;
+pub(crate) mod stream_latency;
 pub(crate) mod tcp_proxy;
 pub(crate) mod ws_matrix;
 

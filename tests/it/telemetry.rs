@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::support::{
     bridge_process::BridgeProcess,
-    http_client::{self, HttpResponse, TEST_TIMEOUT, WsClient, poll_until_async, request},
+    http_client::{self, HttpResponse, WsClient, poll_until_async, request},
     sim_cluster::{NAMESPACE, SimCluster},
 };
 
@@ -66,32 +66,11 @@ async fn stored(bridge: &BridgeProcess) -> Vec<Value> {
     answer.json().as_array().unwrap().clone()
 }
 
-/// Opens a stream and waits until it is served.
-async fn open(bridge: &BridgeProcess, path: &str) -> WsClient {
-    let mut stream = WsClient::connect(bridge.address, path).await;
-    let first = stream.json().await;
-    assert_eq!(first["type"], "heartbeat", "{first}");
-    stream
-}
-
-async fn next(stream: &mut WsClient) -> Value {
-    // Heartbeats would prolong the wait without end.
-    let event = async {
-        loop {
-            let event = stream.json().await;
-            if event["type"] != "heartbeat" {
-                return event;
-            }
-        }
-    };
-    timeout(TEST_TIMEOUT, event).await.expect("no event in time")
-}
-
 fn is_timestamp(value: &Value) -> bool {
     value.as_str().is_some_and(|text| text.len() == 24 && text.ends_with('Z') && text.as_bytes()[19] == b'.')
 }
 
-/// Issue 18, item 1.
+/// What is posted is read, sent as an event, and gone with its instance and its TTL.
 #[tokio::test]
 async fn latest_telemetry_is_served_as_documented_and_sent_to_streams() {
     let cluster = SimCluster::new().await;
@@ -99,9 +78,10 @@ async fn latest_telemetry_is_served_as_documented_and_sent_to_streams() {
     create_pod(&cluster, "silent", "bob");
     let bridge = cluster.bridge(&[]).await;
     assert_eq!(stored(&bridge).await, Vec::<Value>::new());
-    let mut stream = open(&bridge, "/api/websocket?snapshot=none&types=telemetry").await;
-    let mut all = open(&bridge, "/api/websocket?snapshot=none").await;
-    let mut others = open(&bridge, "/api/websocket?snapshot=none&types=instance,claim,tenant,pool").await;
+    let mut stream = WsClient::connect_live(bridge.address, "/api/websocket?snapshot=none&types=telemetry").await;
+    let mut all = WsClient::connect_live(bridge.address, "/api/websocket?snapshot=none").await;
+    let mut others =
+        WsClient::connect_live(bridge.address, "/api/websocket?snapshot=none&types=instance,claim,tenant,pool").await;
     for (uid, region) in [(&b, json!("eu-1")), (&a, json!("old")), (&a, Value::Null)] {
         let mut body = body();
         body["region"] = region.clone();
@@ -110,7 +90,7 @@ async fn latest_telemetry_is_served_as_documented_and_sent_to_streams() {
         assert_eq!((answer.status, answer.json()), (200, json!({"ok": true})), "{}", answer.body);
         assert_eq!(answer.header("ratelimit-policy"), Some("\"posts\";q=1200;w=60"));
         for stream in [&mut stream, &mut all] {
-            let event = next(stream).await;
+            let event = stream.event().await;
             assert!(start.elapsed() < Duration::from_secs(1), "a telemetry event within the same second");
             assert!(is_timestamp(&event["time"]) && is_timestamp(&event["receivedAt"]), "{event}");
             let expected = json!({"type": "telemetry", "time": event["time"], "tunnelId": uid, "region": region,
@@ -138,7 +118,7 @@ async fn latest_telemetry_is_served_as_documented_and_sent_to_streams() {
     assert_eq!(http_client::metric(bridge.address, r#"bridge_telemetry_posts_total{outcome="accepted"}"#).await, 3);
 
     cluster.sim().store(|store| store.delete(ApiResource::Pods, NAMESPACE, "b")).unwrap();
-    assert_eq!(next(&mut others).await["type"], "instance.state", "no telemetry on a stream of other families");
+    assert_eq!(others.event().await["type"], "instance.state", "no telemetry on a stream of other families");
     let left = stored(&bridge).await;
     assert_eq!(
         left.iter().map(|snapshot| &snapshot["tunnelId"]).collect::<Vec<_>>(),
@@ -166,9 +146,9 @@ async fn resumed_stream_gets_no_telemetry_of_the_past() {
     let bridge = cluster.bridge(&[]).await;
     let cursor = http_client::get(bridge.address, "/api/v1/telemetry").await.header("event-cursor").unwrap().to_owned();
     assert_eq!(post(&bridge, &uid, &body()).await.status, 200);
-    let mut stream = open(&bridge, &format!("/api/websocket?lastEventId={cursor}")).await;
+    let mut stream = WsClient::connect_live(bridge.address, &format!("/api/websocket?lastEventId={cursor}")).await;
     cluster.create_pod("later");
-    let event = next(&mut stream).await;
+    let event = stream.event().await;
     assert_ne!(event["type"], "telemetry", "{event}");
 }
 

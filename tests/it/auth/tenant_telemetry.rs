@@ -1,4 +1,4 @@
-//! Issue 18, item 6: the key of a tenant posts and reads the telemetry of its own instances only.
+//! The key of a tenant posts and reads the telemetry of its own instances only.
 
 use serde_json::{Value, json};
 

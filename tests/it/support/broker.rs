@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::control_plane::process::{Server, free_port, orphan_killer};
+use super::control_plane::process::{Server, built_binaries, free_port, orphan_killer};
 use super::http_client::get;
 
 /// How long a broker may take to listen. It takes some 50 ms, and longer beside a compiler.
@@ -55,7 +55,7 @@ impl Broker {
 
     /// Starts nats-server with JetStream. `config` is the text of a configuration file; `DIR` stands for the folder.
     pub(crate) async fn nats(config: &str, files: &[(&str, &str)]) -> Broker {
-        Broker::start(&nats_binaries().await, "nats-server", files, |dir, port| {
+        Broker::start(&built_binaries("tests/nats-server/build").await, "nats-server", files, |dir, port| {
             let folder = dir.to_string_lossy();
             let path = dir.join("nats.conf");
             std::fs::write(&path, config.replace("DIR", &folder)).unwrap();
@@ -155,19 +155,4 @@ pub(crate) async fn assert_metrics_are_documented(bridge: SocketAddr, prefix: &s
         let total = if kind == "counter" { "_total" } else { "" };
         assert!(document.contains(&format!("| `{name}{total}` | {kind} |")), "{name} {kind} is not in docs/metrics.md");
     }
-}
-
-/// Returns the folder into which `tests/nats-server/build` builds nats-server.
-async fn nats_binaries() -> PathBuf {
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
-    let output = Command::new("tests/nats-server/build")
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .env("CARGO_TARGET_DIR", target)
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .await
-        .expect("tests/nats-server/build cannot be run");
-    assert!(output.status.success(), "tests/nats-server/build cannot build nats-server; its message is above");
-    String::from_utf8_lossy(&output.stdout).trim().into()
 }

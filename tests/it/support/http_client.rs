@@ -21,6 +21,9 @@ use super::schemas;
 
 /// How long a step may take that needs no waiting, on a busy machine.
 pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time after which a wait for a certain message ends. Heartbeats and pings would prolong a wait that counts from the last
+/// message.
+pub(crate) const STREAM_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A connected WebSocket client.
 #[derive(Debug)]
@@ -81,13 +84,17 @@ impl WsClient {
 
     /// Returns the next text message.
     pub(crate) async fn text(&mut self) -> String {
-        loop {
-            match timeout(TEST_TIMEOUT, self.socket.next()).await.expect("no message arrives in time") {
-                Some(Ok(Message::Text(text))) => return self.checked(text.to_string()),
-                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                other => panic!("expected a text message: {other:?}"),
+        let reading = async {
+            loop {
+                match timeout(TEST_TIMEOUT, self.socket.next()).await.expect("no message arrives in time") {
+                    Some(Ok(Message::Text(text))) => return text.to_string(),
+                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                    other => panic!("expected a text message: {other:?}"),
+                }
             }
-        }
+        };
+        let text = timeout(STREAM_TIMEOUT, reading).await.expect("nothing but pings arrives in time");
+        self.checked(text)
     }
 
     /// Returns the next text message, or `None` when the connection has ended.
@@ -130,17 +137,36 @@ impl WsClient {
         }
     }
 
+    /// Opens a stream without an initial state, and waits until it is served.
+    pub(crate) async fn connect_live(address: SocketAddr, path: &str) -> WsClient {
+        let mut client = WsClient::connect(address, path).await;
+        let first = client.json().await;
+        assert_eq!(first["type"], "heartbeat", "{first}");
+        client
+    }
+
+    /// Returns the next message that is no heartbeat.
+    pub(crate) async fn event(&mut self) -> Value {
+        let texts = self.until(|event| event["type"] != "heartbeat").await;
+        serde_json::from_str(texts.last().unwrap()).unwrap()
+    }
+
     /// Returns the messages up to and including the first that satisfies `last`.
     pub(crate) async fn until(&mut self, mut last: impl FnMut(&Value) -> bool) -> Vec<String> {
         let mut texts = Vec::new();
-        loop {
-            let text = self.text().await;
-            let done = last(&serde_json::from_str(&text).unwrap());
-            texts.push(text);
-            if done {
-                return texts;
+        let reading = async {
+            loop {
+                let text = self.text().await;
+                let done = last(&serde_json::from_str(&text).unwrap());
+                texts.push(text);
+                if done {
+                    return;
+                }
             }
-        }
+        };
+        let received = timeout(STREAM_TIMEOUT, reading).await.is_ok();
+        assert!(received, "the expected message does not arrive in time: {texts:#?}");
+        texts
     }
 
     /// Reads until the server closes. Returns the number of text messages, and the code and reason of the close frame

@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::{
-    http_client::{self, HttpResponse, TEST_TIMEOUT},
+    http_client::{self, HttpResponse, STREAM_TIMEOUT, TEST_TIMEOUT},
     schemas,
 };
 
@@ -148,14 +148,19 @@ impl SseClient {
     /// Returns the events up to and including the first that satisfies `last`.
     pub(crate) async fn until(&mut self, mut last: impl FnMut(&Value) -> bool) -> Vec<SseEvent> {
         let mut events = Vec::new();
-        loop {
-            let event = self.event().await;
-            let done = last(&event.json());
-            events.push(event);
-            if done {
-                return events;
+        let reading = async {
+            loop {
+                let event = self.event().await;
+                let done = last(&event.json());
+                events.push(event);
+                if done {
+                    return;
+                }
             }
-        }
+        };
+        let received = timeout(STREAM_TIMEOUT, reading).await.is_ok();
+        assert!(received, "the expected event does not arrive in time: {events:#?}");
+        events
     }
 
     /// Returns all blocks up to the end of the stream.

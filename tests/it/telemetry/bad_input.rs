@@ -1,9 +1,12 @@
-//! Issue 18, item 2: bad input. Each case gets its status and its violations; nothing is stored, nothing is sent.
+//! Bad input of telemetry (docs/protocol.md#post-telemetry). Each case gets its status and its violations; nothing is stored, nothing is sent.
 
 use serde_json::{Value, json};
 
-use super::{body, create_pod, next, open, path, send, stored};
-use crate::support::{http_client, sim_cluster::SimCluster};
+use super::{body, create_pod, path, send, stored};
+use crate::support::{
+    http_client::{self, WsClient},
+    sim_cluster::SimCluster,
+};
 
 /// Path, headers, and status and code of the answer.
 type Request<'a> = (String, Vec<(&'a str, &'a str)>, u16, &'a str);
@@ -74,7 +77,7 @@ async fn every_bad_input_gets_its_status_and_changes_nothing() {
     let cluster = SimCluster::new().await;
     let uid = create_pod(&cluster, "a", "alice");
     let bridge = cluster.bridge(&[]).await;
-    let mut stream = open(&bridge, "/api/websocket?snapshot=none&types=telemetry").await;
+    let mut stream = WsClient::connect_live(bridge.address, "/api/websocket?snapshot=none&types=telemetry").await;
     let json_type = ("Content-Type", "application/json");
     let mut cases = 0;
     for change in changes() {
@@ -175,7 +178,7 @@ async fn every_bad_input_gets_its_status_and_changes_nothing() {
         assert_eq!(answer.status, status, "{path} {headers:?}: {}", answer.body);
         if status == 200 {
             accepted += 1;
-            assert_eq!(next(&mut stream).await["tunnelId"], uid);
+            assert_eq!(stream.event().await["tunnelId"], uid);
             cluster.sim();
         } else {
             assert_eq!(answer.json()["code"], code, "{path} {headers:?}");
@@ -207,5 +210,5 @@ async fn every_bad_input_gets_its_status_and_changes_nothing() {
     let mut last = body();
     last["region"] = json!("last");
     assert_eq!(super::post(&bridge, &uid, &last).await.status, 200);
-    assert_eq!(next(&mut stream).await["region"], "last");
+    assert_eq!(stream.event().await["region"], "last");
 }

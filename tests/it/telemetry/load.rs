@@ -1,14 +1,15 @@
-//! Issue 18, item 5: posts a second and their latency, with the latency of a stream beside it.
+//! Posts a second and their latency, with the latency of a stream beside it.
 
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
-use super::{body, create_pod, next, open, path, wait_for_instances};
+use super::{body, create_pod, path, wait_for_instances};
 use crate::support::{
     http_client::{TEST_TIMEOUT, WsClient, parse},
     sim_cluster::SimCluster,
+    stream_latency::{WATCHED, stream_latency},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -21,21 +22,6 @@ const TUNNELS: usize = 8;
 const POSTS: usize = 60;
 /// Changes of a Pod whose latency on a stream is measured, with and without posts.
 const CHANGES: usize = 20;
-
-/// Changes the phase of a Pod again and again, and returns how long each change takes to a stream: median and maximum.
-async fn stream_latency(cluster: &SimCluster, stream: &mut WsClient) -> [Duration; 2] {
-    let mut latencies = Vec::new();
-    for n in 0..CHANGES {
-        let phase = format!("phase-{n}-{}", latencies.len() % 2);
-        let start = Instant::now();
-        cluster.pod_phase("watched", &phase);
-        while next(stream).await["phase"] != phase.as_str() {}
-        latencies.push(start.elapsed());
-        sleep(Duration::from_millis(5)).await;
-    }
-    latencies.sort_unstable();
-    [latencies[CHANGES / 2], latencies[CHANGES - 1]]
-}
 
 /// Posts on a kept-alive connection, and returns the latency of each.
 async fn post_all(address: std::net::SocketAddr, uid: String) -> Vec<Duration> {
@@ -66,14 +52,14 @@ async fn posts_under_load_leave_the_streams_alone() {
     let cluster = SimCluster::new().await;
     let uids: Vec<String> = (0..TUNNELS).map(|n| create_pod(&cluster, &format!("tunnel-{n}"), "alice")).collect();
     let bridge = cluster.bridge(&[]).await;
-    cluster.create_pod("watched");
+    cluster.create_pod(WATCHED);
     wait_for_instances(&bridge, TUNNELS + 1).await;
-    let mut stream = open(&bridge, "/api/websocket?snapshot=none&types=instance").await;
-    let mut telemetry = open(&bridge, "/api/websocket?snapshot=none&types=telemetry").await;
-    let quiet = stream_latency(&cluster, &mut stream).await;
+    let mut stream = WsClient::connect_live(bridge.address, "/api/websocket?snapshot=none&types=instance").await;
+    let mut telemetry = WsClient::connect_live(bridge.address, "/api/websocket?snapshot=none&types=telemetry").await;
+    let quiet = stream_latency(&cluster, &mut stream, CHANGES, Duration::from_millis(5)).await;
     let start = Instant::now();
     let posts: Vec<_> = uids.iter().map(|uid| tokio::spawn(post_all(bridge.address, uid.clone()))).collect();
-    let busy = stream_latency(&cluster, &mut stream).await;
+    let busy = stream_latency(&cluster, &mut stream, CHANGES, Duration::from_millis(5)).await;
     let mut latencies = Vec::new();
     for posts in posts {
         latencies.extend(posts.await.unwrap());
@@ -82,7 +68,7 @@ async fn posts_under_load_leave_the_streams_alone() {
     latencies.sort_unstable();
     let count = TUNNELS * POSTS;
     for _ in 0..count {
-        assert_eq!(next(&mut telemetry).await["metrics"], json!(body()["metrics"]), "each accepted post is sent once");
+        assert_eq!(telemetry.event().await["metrics"], json!(body()["metrics"]), "each accepted post is sent once");
     }
     println!(
         "{count} posts in {elapsed:?}: {:.0} a second, latency p50 {:?}, p99 {:?}; a change reaches a stream in {:?} \

@@ -74,20 +74,28 @@ pub(crate) async fn binaries() -> PathBuf {
     if let Some(assets) = std::env::var_os("KUBEBUILDER_ASSETS") {
         return assets.into();
     }
+    built_binaries("tests/control-plane/build").await
+}
+
+/// Returns the folder into which a script of tests builds programs from pinned modules.
+///
+/// # Panics
+/// When the script fails. It says why on stderr.
+pub(crate) async fn built_binaries(script: &str) -> PathBuf {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
-    let output = tokio::process::Command::new("tests/control-plane/build")
+    let output = tokio::process::Command::new(script)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .env("CARGO_TARGET_DIR", target)
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
         .await
-        .expect("tests/control-plane/build cannot be run");
+        .unwrap_or_else(|error| panic!("{script} cannot be run: {error}"));
     assert!(
         output.status.success(),
-        "tests/control-plane/build cannot build the API server that this test needs; its message is above. Install \
-         Go 1.26, or run tests/run, which installs it, or set KUBEBUILDER_ASSETS to a folder with etcd, kube-apiserver \
-         and kubectl. `cargo test --lib` runs the tests that need no API server"
+        "{script} cannot build the programs that this test needs; its message is above. Install Go 1.26, or run tests/run, \
+         which installs it. For etcd, kube-apiserver and kubectl, KUBEBUILDER_ASSETS can name a folder that has them. \
+         `cargo test --lib` runs the tests that need no such program"
     );
     text(&output.stdout).trim().into()
 }
