@@ -160,6 +160,9 @@ Without access to the cluster an existing Secret is unknown, and the checksum is
   mountPath: /etc/boilerhouse-bridge/tls
   readOnly: true
 {{- end }}
+{{- with .Values.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
 {{- define "bridge.volumes" -}}
@@ -191,6 +194,9 @@ Without access to the cluster an existing Secret is unknown, and the checksum is
         path: tls.crt
       - key: tls.key
         path: tls.key
+{{- end }}
+{{- with .Values.extraVolumes }}
+{{ toYaml . }}
 {{- end }}
 {{- end -}}
 
