@@ -379,8 +379,8 @@ export class BridgeClient extends EventTarget implements AsyncIterable<BridgeEve
     /** Ends the client. Iterators end. */
     close(): void;
     /**
-     * The events from now on. A final error is thrown. Leaving the last loop (`break`) closes the client, unless it has
-     * listeners: a program can then exit.
+     * The events from now on. A final error is thrown. Leaving the last loop (`break`) closes the client, unless it has ever
+     * had a listener: a program can then exit.
      */
     [Symbol.asyncIterator](): AsyncIterableIterator<BridgeEvent>;
     addEventListener<K extends keyof EventMap>(

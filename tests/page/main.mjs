@@ -8,12 +8,15 @@ import { load } from "./load.mjs";
 import * as obstacles from "./obstacles.mjs";
 import { replicas } from "./replicas.mjs";
 import { screenshots } from "./screenshots.mjs";
-import { Bridge, Proxy, stopAll } from "./servers.mjs";
+import { stopAll as stopControlPlanes } from "../proxies/processes.mjs";
+import { Bridge, Proxy, stopAll as stopServers } from "./servers.mjs";
 import { accessible, keyboard, views } from "./views.mjs";
 
 const PARTS = { views, keyboard, accessible, ...banners, ...obstacles, cluster, replicas, hostile, load, screenshots };
-/** A part that hangs fails. */
+/** A part that hangs fails, and ends the run. */
 const PART_BOUND_MS = 240_000;
+/** Parts with more waits. */
+const LONG_PART_BOUND_MS = { replicas: 900_000 };
 /** Pictures are only taken when they are asked for. */
 const ON_REQUEST = ["screenshots"];
 
@@ -30,6 +33,7 @@ const target = path.dirname(modules);
 const start = Date.now();
 const log = (text) => console.log(`${((Date.now() - start) / 1000).toFixed(1).padStart(6)} s  ${text}`);
 const failures = [];
+const stopAll = () => Promise.allSettled([stopServers(), stopControlPlanes()]);
 const chromium = new Chromium(modules);
 let proxy;
 for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => stopAll().finally(() => process.exit(1)));
@@ -41,8 +45,13 @@ try {
   log(`Chromium ${chromium.browser.version()}`);
   for (const name of names) {
     let timer;
+    let hangs = false;
+    const boundMs = LONG_PART_BOUND_MS[name] ?? PART_BOUND_MS;
     const bound = new Promise(
-      (_, failed) => (timer = setTimeout(() => failed(new Error("it does not end")), PART_BOUND_MS)),
+      (_, failed) => (timer = setTimeout(() => {
+          hangs = true;
+          failed(new Error(`it does not end within ${boundMs / 1000} s`));
+        }, boundMs)),
     );
     try {
       await Promise.race([PARTS[name]({ chromium, bridge, url: proxy.url, binary, log, form, modules, target }), bound]);
@@ -52,6 +61,8 @@ try {
       log(`FAILED: ${name}: ${error.stack}`);
     }
     clearTimeout(timer);
+    // It would go on beside the next part.
+    if (hangs) break;
   }
 } finally {
   await chromium.stop();
