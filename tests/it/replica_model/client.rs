@@ -145,7 +145,7 @@ impl Client {
     }
 
     fn receive(&mut self, event: Value) {
-        schemas::check_sampled(Form::Full, &event);
+        schemas::check_event(&[Form::Full], &event);
         let received = ReceivedEvent::new(event, 0, false);
         let is_event = received.body["key"].is_string();
         self.events += u64::from(is_event && !received.is_coalesced());

@@ -161,7 +161,7 @@ impl Recorder {
 
     pub(super) fn event(&mut self, json: &[u8], idle: bool) {
         let event = serde_json::from_slice(json).unwrap();
-        schemas::check_sampled(Form::Full, &event);
+        schemas::check_event(&[Form::Full], &event);
         let received = ReceivedEvent::new(event, clock(), idle);
         if received.name() == "state.initial" {
             self.initial_started_at.get_or_insert(received.at);

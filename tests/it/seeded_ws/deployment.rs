@@ -254,7 +254,7 @@ fn messages(frames: &Bytes) -> Vec<WsEvent> {
             length => (usize::from(length), 2),
         };
         let event: Value = serde_json::from_slice(&rest[head..head + length]).unwrap();
-        schemas::check_sampled(Form::Ws, &event);
+        schemas::check_event(&[Form::Ws], &event);
         messages.push(serde_json::from_value(event).unwrap());
         rest = &rest[head + length..];
     }

@@ -1,31 +1,16 @@
 //! Validates what the bridge sends against the schemas that it publishes (docs/protocol.md#schemas).
 //!
-//! Guarantees: each validator is compiled once. The clients of `support` validate every message that they receive: the same
-//! bytes once, and of large parts of `state.initial` a sample, because a debug build needs 0.1 s for one.
+//! Guarantees: each validator is compiled once. Every message that a client or a history of the tests receives is validated,
+//! the same bytes once. The crate `jsonschema` is therefore compiled with optimization (Cargo.toml).
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        LazyLock, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{LazyLock, Mutex},
 };
 
 use boilerhouse_bridge::schema::messages::{self, Form, MESSAGES};
 use jsonschema::Validator;
 use serde_json::{Value, json};
-
-/// Of each type of message, [`check_sampled`] validates this many first ones.
-const FIRST: u64 = 500;
-/// After that it validates one of so many.
-const EVERY: u64 = 16;
-
-/// Bytes of a large message.
-const LARGE_BYTES: usize = 16 << 10;
-/// Of the large messages, [`check`] validates this many first ones, and after that one of [`EVERY_LARGE`].
-const FIRST_LARGE: u64 = 8;
-const EVERY_LARGE: u64 = 64;
-static LARGE: AtomicU64 = AtomicU64::new(0);
 
 /// Texts that [`check`] remembers. They have at most 32 KiB each.
 const MAX_REMEMBERED: usize = 512;
@@ -39,10 +24,9 @@ static REMEMBERED: Mutex<Remembered> = Mutex::new(BTreeMap::new());
 /// Type and form of a message.
 type Key = (&'static str, &'static str);
 
-/// Its schema, and the messages that [`check_sampled`] was given.
-static MESSAGE_VALIDATORS: LazyLock<BTreeMap<Key, (Validator, AtomicU64)>> = LazyLock::new(|| {
-    let entry = |message: &messages::Message| (validator(&form_schema(message)), AtomicU64::new(0));
-    MESSAGES.iter().map(|message| ((message.name, message.form.name()), entry(message))).collect()
+static MESSAGE_VALIDATORS: LazyLock<BTreeMap<Key, Validator>> = LazyLock::new(|| {
+    let key = |message: &messages::Message| (message.name, message.form.name());
+    MESSAGES.iter().map(|message| (key(message), validator(&form_schema(message)))).collect()
 });
 
 /// Returns the validator of a schema. Formats count.
@@ -76,10 +60,7 @@ pub(crate) fn check(path: &str, message: &str) {
     if REMEMBERED.lock().unwrap().get(&key).is_some_and(is_known) {
         return;
     }
-    let number = if message.len() < LARGE_BYTES { 0 } else { LARGE.fetch_add(1, Ordering::Relaxed) };
-    if number < FIRST_LARGE || number.is_multiple_of(EVERY_LARGE) {
-        check_new(path, message);
-    }
+    check_new(path, message);
     let mut remembered = REMEMBERED.lock().unwrap();
     if remembered.len() == MAX_REMEMBERED {
         remembered.clear();
@@ -112,28 +93,15 @@ fn check_new(path: &str, message: &str) {
 ///
 /// # Panics
 /// When the message does not match the schema of its type.
-fn check_event(forms: &[Form], event: &Value) {
+pub(crate) fn check_event(forms: &[Form], event: &Value) {
     let name = event["type"].as_str().unwrap_or_default();
     let mut errors = Vec::new();
     for form in forms {
-        match MESSAGE_VALIDATORS.get(&(name, form.name())).map(|(validator, _)| validator.validate(event)) {
+        match MESSAGE_VALIDATORS.get(&(name, form.name())).map(|validator| validator.validate(event)) {
             Some(Ok(())) => return,
             Some(Err(error)) => errors.push(error.to_string()),
             None => errors.push(format!("the form {} has no type '{name}'", form.name())),
         }
     }
     panic!("a message does not match its published schema: {errors:?}: {event}");
-}
-
-/// Validates a sample of the messages of a long history: of each type the first [`FIRST`] messages of the process, and one of
-/// [`EVERY`] after that.
-///
-/// # Panics
-/// When a message of the sample does not match the schema of its type, and when no schema has the type.
-pub(crate) fn check_sampled(form: Form, event: &Value) {
-    let counter = MESSAGE_VALIDATORS.get(&(event["type"].as_str().unwrap_or_default(), form.name()));
-    let seen = counter.map_or(0, |(_, seen)| seen.fetch_add(1, Ordering::Relaxed));
-    if seen < FIRST || seen.is_multiple_of(EVERY) {
-        check_event(&[form], event);
-    }
 }
