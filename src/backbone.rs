@@ -3,7 +3,7 @@
 //!
 //! Owns: no state.
 //!
-//! Guarantees: when a publication succeeds, what was published is not lost as long as the backbone keeps what it promises.
+//! Guarantees: when a publication of telemetry succeeds, what was published is not lost as long as the backbone keeps what it promises.
 //! An endpoint acknowledges a request only after that.
 //!
 //! Must not import: sources, HTTP. Kubernetes objects never go through a backbone: every replica watches for itself, which
@@ -28,8 +28,8 @@ pub trait Backbone: fmt::Debug + Send + Sync {
     /// not publish it.
     fn publish_telemetry(&self, telemetry: Telemetry) -> BoxFuture<'_, Result<(), PublishError>>;
 
-    /// Publishes an MQTT message, as [`Backbone::publish_telemetry`].
-    fn publish_mqtt_message(&self, message: MqttMessage) -> BoxFuture<'_, Result<(), PublishError>>;
+    /// Publishes an MQTT message. It reaches the feed of this process at once, and other replicas if they can be reached.
+    fn publish_mqtt_message(&self, message: MqttMessage);
 }
 
 /// Why something was not published.
@@ -48,8 +48,7 @@ impl Backbone for Feed {
         ready(Feed::publish_telemetry(self, telemetry).map_err(PublishError::from)).boxed()
     }
 
-    fn publish_mqtt_message(&self, message: MqttMessage) -> BoxFuture<'_, Result<(), PublishError>> {
+    fn publish_mqtt_message(&self, message: MqttMessage) {
         Feed::publish_mqtt_message(self, message);
-        ready(Ok(())).boxed()
     }
 }

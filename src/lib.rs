@@ -60,6 +60,8 @@
 pub mod api;
 #[cfg(feature = "server")]
 pub mod backbone;
+#[cfg(any(feature = "mqtt", feature = "nats"))]
+pub mod broker;
 #[cfg(feature = "server")]
 pub mod cli;
 #[cfg(feature = "client")]

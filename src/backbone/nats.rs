@@ -4,8 +4,8 @@
 //! Owns: the connection, and telemetry of instances that this replica does not know yet.
 //!
 //! Guarantees:
-//! - Telemetry is published only after the bucket has it. It reaches the feed in the order of the bucket, and in no other
-//!   way: what the bucket repeats after a reconnect is not published again.
+//! - Telemetry is published only after the bucket has it. It reaches the feed in the order of its revisions in the bucket,
+//!   and in no other way: a revision that the bucket repeats after a reconnect is not published again.
 //! - While NATS is down, the feed keeps what it has, MQTT messages of this replica reach its own feed, and telemetry is not
 //!   accepted.
 //!
@@ -16,6 +16,6 @@ mod pending;
 mod shared;
 
 pub use self::{
-    connection::{Config, TlsConfig, start},
+    connection::{Config, start},
     shared::{Metrics, Nats},
 };

@@ -8,7 +8,7 @@ use http::Uri;
 
 use super::exit::CliError;
 #[cfg(any(feature = "mqtt", feature = "nats"))]
-use crate::client;
+use crate::{broker::TlsConfig, client};
 
 /// Maximum characters of a name.
 const MAX_NAME_CHARS: usize = 128;
@@ -64,10 +64,6 @@ pub(super) fn name(text: &str, others: &[char]) -> Result<String, String> {
     let others: Vec<String> = others.iter().map(|c| format!("'{c}'")).collect();
     Err(format!("expected 1 to {MAX_NAME_CHARS} letters, digits and {}", others.join(", ")))
 }
-
-/// Reads the certificates to trust, each time that it is called.
-#[cfg(any(feature = "mqtt", feature = "nats"))]
-pub(super) type TlsConfig = Arc<dyn Fn() -> Result<Arc<rustls::ClientConfig>, String> + Send + Sync>;
 
 /// Returns how the certificates to trust are read. `flag` is the one with the file.
 ///

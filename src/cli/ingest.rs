@@ -71,7 +71,7 @@ impl IngestArgs {
             |reason: &dyn std::fmt::Display| CliError::usage(format!("--booster-wasm {}: {reason}", path.display()));
         let file = read_bounded(path, MAX_MODULE_BYTES).map_err(|error| unusable(&error))?;
         let booster = Booster::load(&file).map_err(|error| unusable(&error))?;
-        info!(file = %path.display(), "module in use");
+        info!(file = %path.display(), "WebAssembly module in use");
         Ok(booster)
     }
 }

@@ -1,4 +1,4 @@
-//! The flags of the MQTT input, which `serve` and `relay` share (docs/protocol.md#mqtt).
+//! The flags of the MQTT input (docs/protocol.md#mqtt).
 
 use std::{convert::Infallible, num::NonZeroU32, path::PathBuf, str::FromStr, sync::Arc};
 
@@ -174,7 +174,6 @@ impl MqttArgs {
             username_file: self.mqtt_username_file.clone(),
             password_file: self.mqtt_password_file.clone(),
             rate: self.mqtt_rate,
-            backoff: mqtt::Config::default_backoff(),
         }))
     }
 
@@ -200,12 +199,7 @@ pub(super) fn start(
     let metrics = mqtt::Metrics::default();
     metrics.register(registry);
     let status = Arc::new(mqtt::Status::new(metrics));
-    let backbone = backbone.clone();
-    let sink: mqtt::Sink = Box::new(move |message| {
-        let backbone = backbone.clone();
-        Box::pin(async move { backbone.publish_mqtt_message(message).await.map_err(|error| error.to_string()) })
-    });
-    let read = mqtt::run(broker, sink, validator.clone(), status.clone());
+    let read = mqtt::run(broker, backbone.clone(), validator.clone(), status.clone());
     tasks.spawn("mqtt", async move { Ok::<_, Infallible>(read.await) });
     Box::new(move || status.line())
 }

@@ -76,7 +76,12 @@ pub enum EphemeralEvent {
         telemetry: Arc<Telemetry>,
     },
     /// `mqtt.message`.
-    MqttMessage(Arc<MqttMessage>),
+    MqttMessage {
+        /// The message.
+        message: Arc<MqttMessage>,
+        /// [`MqttMessage::charged_bytes`], so that it is not computed under the lock of a feed.
+        charged_bytes: usize,
+    },
 }
 
 impl EphemeralEvent {
@@ -86,7 +91,7 @@ impl EphemeralEvent {
         match self {
             EphemeralEvent::Upstream { .. } | EphemeralEvent::PoolDepth(_) => 0,
             EphemeralEvent::Telemetry { telemetry, .. } => telemetry.charged_bytes(),
-            EphemeralEvent::MqttMessage(message) => message.charged_bytes(),
+            EphemeralEvent::MqttMessage { charged_bytes, .. } => *charged_bytes,
         }
     }
 }

@@ -145,7 +145,7 @@ pub fn render_ephemeral<'a>(
             let is_included = projection.types.contains(EventType::Telemetry) && projection.includes_instance(instance);
             is_included.then_some((EventType::Telemetry.name(), EphemeralBody::Telemetry { time, telemetry }))
         }
-        EphemeralEvent::MqttMessage(message) => {
+        EphemeralEvent::MqttMessage { message, .. } => {
             let is_included = projection.types.contains(EventType::MqttMessage) && projection.scope == Scope::All;
             is_included.then_some((EventType::MqttMessage.name(), EphemeralBody::MqttMessage { time, message }))
         }

@@ -66,29 +66,41 @@ pub struct MqttMessage {
 
 impl MqttMessage {
     /// Returns the bytes that are charged for holding it. They can be many times the bytes of its JSON, because each value
-    /// of a list has the size of a [`Value`].
+    /// of a list has the size of a [`Value`], and an object has room for 11 members. It visits every value.
     #[must_use]
     pub fn charged_bytes(&self) -> usize {
-        size_of::<MqttMessage>() + self.topic.len() + heap_bytes(&self.payload)
+        size_of::<MqttMessage>() + self.topic.capacity() + heap_bytes(&self.payload)
     }
 }
 
-/// Bytes charged for a member of an object in addition to its key and its value: its share of a map node.
-const MEMBER_OVERHEAD_BYTES: usize = 48;
+/// Members that a node of a `BTreeMap` has room for. A node is allocated completely, also for one member.
+const NODE_MEMBERS: usize = 11;
+/// Members that each node of a map has at least, except its root.
+const MIN_NODE_MEMBERS: usize = 5;
+/// Bytes of a node: room for keys and values, for pointers to its children, and for its place in the tree.
+const NODE_BYTES: usize =
+    NODE_MEMBERS * (size_of::<String>() + size_of::<Value>()) + (NODE_MEMBERS + 3) * size_of::<usize>();
 
-/// Returns the bytes that a value holds beside its own size. It recurses as deep as the value, at most 128 levels
-/// (`serde_json` parses no more).
+/// Returns the bytes that a value holds beside its own size, at least those that it has allocated. It recurses as deep as the
+/// value, at most 128 levels (`serde_json` parses no more).
 fn heap_bytes(value: &Value) -> usize {
     match value {
         Value::Null | Value::Bool(_) | Value::Number(_) => 0,
-        Value::String(text) => text.len(),
-        Value::Array(values) => values.iter().map(|value| size_of::<Value>() + heap_bytes(value)).sum(),
+        Value::String(text) => text.capacity(),
+        Value::Array(values) => values.capacity() * size_of::<Value>() + values.iter().map(heap_bytes).sum::<usize>(),
         Value::Object(members) => {
-            let member = |(key, value): (&String, &Value)| {
-                MEMBER_OVERHEAD_BYTES + key.len() + size_of::<Value>() + heap_bytes(value)
-            };
-            members.iter().map(member).sum()
+            let member = |(key, value): (&String, &Value)| key.capacity() + heap_bytes(value);
+            nodes(members.len()) * NODE_BYTES + members.iter().map(member).sum::<usize>()
         }
+    }
+}
+
+/// Returns the most nodes that a map with this number of members has.
+fn nodes(members: usize) -> usize {
+    match members {
+        0 => 0,
+        1..=NODE_MEMBERS => 1,
+        _ => 1 + (members - 1) / MIN_NODE_MEMBERS,
     }
 }
 
@@ -135,10 +147,27 @@ mod tests {
     }
 
     #[test]
-    fn message_is_charged_for_each_value() {
-        let message = |payload| MqttMessage { topic: "t".to_owned(), payload };
-        let empty = message(json!([])).charged_bytes();
-        assert_eq!(message(json!([0, 0, 0])).charged_bytes() - empty, 3 * size_of::<Value>());
-        assert!(message(json!({"key": "value"})).charged_bytes() - empty >= "keyvalue".len() + size_of::<Value>());
+    fn message_is_charged_for_what_its_values_allocate() {
+        let charge = |payload: &str| {
+            let payload = serde_json::from_str(payload).unwrap();
+            MqttMessage { topic: String::new(), payload }.charged_bytes() - size_of::<MqttMessage>()
+        };
+        assert_eq!([charge("1"), charge("[]"), charge("{}"), charge(r#""""#)], [0; 4]);
+        assert!(charge("[0,0,0]") >= 3 * size_of::<Value>());
+        assert!(charge(r#""value""#) >= "value".len());
+        // Room for 11 keys and values: `BTreeMap` allocates it with the first member.
+        let node = 11 * (size_of::<String>() + size_of::<Value>());
+        assert!(charge(r#"{"a":0}"#) >= node + "a".len());
+        let objects = format!("[{}]", [r#"{"":0}"#; 1000].join(","));
+        assert!(charge(&objects) >= 1000 * (node + size_of::<Value>()));
+        let members: Vec<String> = (0..1000).map(|n| format!("\"{n:04}\":0")).collect();
+        let charged = charge(&format!("{{{}}}", members.join(",")));
+        // Keys in ascending order leave nodes with 6 members, below nodes of their own.
+        assert!((1000 / 7 * node..1000 / 4 * node).contains(&charged), "{charged}");
+    }
+
+    #[test]
+    fn nodes_of_a_map_are_at_most_those_of_the_fewest_members() {
+        assert_eq!([0, 1, 11, 12, 17, 1001].map(nodes), [0, 1, 1, 3, 4, 201]);
     }
 }

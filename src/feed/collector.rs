@@ -1,7 +1,10 @@
 //! Gauges of the state and the log, read when Prometheus scrapes them, so that a change of the state costs nothing for
 //! them.
 
-use std::sync::{Arc, atomic::AtomicU64};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::AtomicU64},
+};
 
 use prometheus_client::{
     collector::Collector,
@@ -33,6 +36,17 @@ const TELEMETRY_SUMS: [Sums; 6] = [
     ("telemetry_requests", "Requests that the tunnels reported", |telemetry| telemetry.metrics.requests),
     ("telemetry_errors", "Failed requests that the tunnels reported", |telemetry| telemetry.metrics.errors),
     ("telemetry_bytes", "Bytes that the tunnels reported", |telemetry| telemetry.metrics.bytes),
+];
+
+/// A duration that tunnels report, in milliseconds.
+type Duration = (&'static str, fn(&Telemetry) -> &Option<Number>);
+
+/// The durations of which the longest of a workload is a gauge.
+const TELEMETRY_DURATIONS: [Duration; 4] = [
+    ("rt1", |telemetry| &telemetry.metrics.rt1_ms),
+    ("rt5", |telemetry| &telemetry.metrics.rt5_ms),
+    ("p50", |telemetry| &telemetry.metrics.p50_ms),
+    ("p90", |telemetry| &telemetry.metrics.p90_ms),
 ];
 
 /// Reads the gauges of one feed, all of them at one moment.
@@ -92,30 +106,26 @@ impl Collector for StateCollector {
             None,
             MetricType::Gauge,
         )?)?;
-        let by_workload: Vec<(String, &Telemetry)> = with_instances(&telemetry, &inventory)
-            .map(|(instance, telemetry)| (instance.workload_ref.clone().unwrap_or_default(), &**telemetry))
-            .collect();
+        let mut by_workload = BTreeMap::<&str, Vec<&Telemetry>>::new();
+        for (instance, telemetry) in with_instances(&telemetry, &inventory) {
+            by_workload.entry(instance.workload_ref.as_deref().unwrap_or_default()).or_default().push(telemetry);
+        }
         for (name, help, value) in TELEMETRY_SUMS {
             let family = Family::<ValueLabel, Gauge>::default();
             for (workload, telemetry) in &by_workload {
-                let value = i64::try_from(value(telemetry)).unwrap_or(i64::MAX);
-                let gauge = family.get_or_create(&[("workload", workload.clone())]);
-                gauge.set(gauge.get().saturating_add(value));
+                let sum = telemetry.iter().fold(0_u64, |sum, telemetry| sum.saturating_add(value(telemetry)));
+                let sum = i64::try_from(sum).unwrap_or(i64::MAX);
+                family.get_or_create(&[("workload", (*workload).to_owned())]).set(sum);
             }
             family.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
         }
         let durations = Family::<[(&'static str, String); 2], Gauge<f64, AtomicU64>>::default();
-        for (workload, Telemetry { metrics, .. }) in &by_workload {
-            let values = [
-                ("rt1", &metrics.rt1_ms),
-                ("rt5", &metrics.rt5_ms),
-                ("p50", &metrics.p50_ms),
-                ("p90", &metrics.p90_ms),
-            ];
-            for (name, ms) in values {
-                let Some(seconds) = ms.as_ref().and_then(Number::as_f64).map(|ms| ms / 1000.0) else { continue };
-                let gauge = durations.get_or_create(&[("workload", workload.clone()), ("value", name.to_owned())]);
-                gauge.set(gauge.get().max(seconds));
+        for (workload, telemetry) in &by_workload {
+            for (name, value) in TELEMETRY_DURATIONS {
+                let ms = telemetry.iter().filter_map(|telemetry| value(telemetry).as_ref()?.as_f64());
+                let Some(longest) = ms.reduce(f64::max) else { continue };
+                let labels = [("workload", (*workload).to_owned()), ("value", name.to_owned())];
+                durations.get_or_create(&labels).set(longest / 1000.0);
             }
         }
         durations.encode(encoder.encode_descriptor(

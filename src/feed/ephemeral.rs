@@ -10,8 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     handle::Feed,
-    inventory::Inventory,
-    latest_telemetry::{Held, Order, with_instances},
+    latest_telemetry::{Held, with_instances},
     snapshot::Snapshot,
     state::State,
 };
@@ -23,41 +22,45 @@ use crate::event::{EphemeralEvent, Instance, MqttMessage, Telemetry, projection:
 #[error("no living instance has this uid")]
 pub struct UnknownTunnel;
 
-/// Returns the instance with this uid. `name` is the name that it had, if that is known: all instances are searched
-/// otherwise.
-fn find<'a>(inventory: &'a Inventory, uid: &str, name: Option<&str>) -> Option<&'a Arc<Instance>> {
-    let named = name.and_then(|name| inventory.instances.get(name)).filter(|instance| instance.uid == uid);
-    named.or_else(|| inventory.instances.values().find(|instance| instance.uid == uid))
-}
-
 impl Feed {
+    /// Returns the living instance with this uid, if it has telemetry. It does not search.
+    #[must_use]
+    pub fn find_reporting_instance(&self, uid: &str) -> Option<Arc<Instance>> {
+        let state = self.inner.state();
+        let (inventory, held) = (state.inventory.clone(), state.telemetry.get(uid).cloned()?);
+        drop(state);
+        inventory.instances.get(&held.instance_name).filter(|instance| instance.uid == uid).cloned()
+    }
+
     /// Returns the living instance with this uid. It searches all instances, unless the instance has telemetry: 10,000 take
     /// a fraction of a millisecond.
     #[must_use]
     pub fn find_instance(&self, uid: &str) -> Option<Arc<Instance>> {
-        let state = self.inner.state();
-        let (inventory, held) = (state.inventory.clone(), state.telemetry.get(uid).cloned());
-        drop(state);
-        find(&inventory, uid, held.as_ref().map(|held| held.instance_name.as_str())).cloned()
+        self.find_reporting_instance(uid).or_else(|| {
+            let inventory = self.inner.state().inventory.clone();
+            inventory.instances.values().find(|instance| instance.uid == uid).cloned()
+        })
     }
 
-    /// Stores the telemetry of a tunnel and appends its event to the log. Telemetry that is older than the stored one
-    /// changes nothing. It expires [`Config::telemetry_ttl`](super::Config::telemetry_ttl) after
-    /// `received_at_ms`.
+    /// Stores the telemetry of a tunnel and appends its event to the log. It replaces what an earlier call has stored,
+    /// whatever the times of both. It expires [`Config::telemetry_ttl`](super::Config::telemetry_ttl) after
+    /// `received_at_ms`; what has expired already changes nothing.
     ///
     /// # Errors
     /// [`UnknownTunnel`] if this replica knows no instance with the uid. Nothing is stored then.
     pub fn publish_telemetry(&self, telemetry: Telemetry) -> Result<(), UnknownTunnel> {
-        self.publish_in_order(telemetry, Order::ReceivedAt)
-    }
-
-    /// As [`Feed::publish_telemetry`], for telemetry that a broker has put in order: the clocks of the replicas that accepted
-    /// it do not decide which one is newer. Telemetry that the broker repeats changes nothing.
-    ///
-    /// # Errors
-    /// [`UnknownTunnel`], as above.
-    pub fn publish_ordered_telemetry(&self, telemetry: Telemetry) -> Result<(), UnknownTunnel> {
-        self.publish_in_order(telemetry, Order::Calls)
+        let instance = self.find_instance(&telemetry.tunnel_id).ok_or(UnknownTunnel)?;
+        let telemetry = Arc::new(telemetry);
+        let mut published = Err(UnknownTunnel);
+        self.inner.update(|state, now_ms| {
+            // The instance may have changed or ended since. It is not searched for again under the lock.
+            let instance = state.inventory.instances.get(&instance.name).filter(|i| i.uid == telemetry.tunnel_id);
+            if let Some(instance) = instance.cloned() {
+                published = Ok(());
+                state.store_telemetry(now_ms, instance, telemetry, self.inner.config.telemetry_ttl);
+            }
+        });
+        published
     }
 
     /// Returns which of these uids are those of living instances. It reads all instances.
@@ -75,25 +78,17 @@ impl Feed {
         self.inner.update(|state, now_ms| state.append_ephemeral(now_ms, event));
     }
 
-    fn publish_in_order(&self, telemetry: Telemetry, order: Order) -> Result<(), UnknownTunnel> {
-        let instance = self.find_instance(&telemetry.tunnel_id).ok_or(UnknownTunnel)?;
-        let telemetry = Arc::new(telemetry);
-        let mut published = Err(UnknownTunnel);
-        self.inner.update(|state, now_ms| {
-            // The instance may have changed or ended since. It is not searched for again under the lock.
-            let instance = state.inventory.instances.get(&instance.name).filter(|i| i.uid == telemetry.tunnel_id);
-            if let Some(instance) = instance.cloned() {
-                published = Ok(());
-                state.store_telemetry(now_ms, instance, telemetry, order, self.inner.config.telemetry_ttl);
-            }
-        });
-        published
-    }
-
     /// Appends a `mqtt.message` event to the log.
     pub fn publish_mqtt_message(&self, message: MqttMessage) {
-        let event = EphemeralEvent::MqttMessage(Arc::new(message));
+        let charged_bytes = message.charged_bytes();
+        let event = EphemeralEvent::MqttMessage { message: Arc::new(message), charged_bytes };
         self.inner.update(|state, now_ms| state.append_ephemeral(now_ms, event));
+    }
+
+    /// Returns the number of instances with telemetry, at least: some of it may have expired.
+    #[must_use]
+    pub fn telemetry_count(&self) -> usize {
+        self.inner.state().telemetry.len()
     }
 
     /// Returns the most recent telemetry of each instance of this state that the projection includes, by uid.
@@ -106,18 +101,12 @@ impl Feed {
 }
 
 impl State {
-    fn store_telemetry(
-        &mut self,
-        now_ms: u64,
-        instance: Arc<Instance>,
-        telemetry: Arc<Telemetry>,
-        order: Order,
-        ttl: Duration,
-    ) {
+    fn store_telemetry(&mut self, now_ms: u64, instance: Arc<Instance>, telemetry: Arc<Telemetry>, ttl: Duration) {
         let age = Duration::from_millis(now_ms.saturating_sub(telemetry.received_at_ms));
         let (now, instance_name) = (Instant::now(), instance.name.clone());
         let held = Held { telemetry: telemetry.clone(), instance_name, expires_at: now + ttl.saturating_sub(age) };
-        if held.expires_at > now && self.telemetry.store(held, order, now) {
+        if held.expires_at > now {
+            self.telemetry.store(held);
             self.append_ephemeral(now_ms, EphemeralEvent::Telemetry { instance, telemetry });
         }
     }
@@ -202,21 +191,10 @@ mod tests {
         ];
         for (types, scope, params, is_sent) in expected {
             let mut reader = subscribe(&feed, projection(types, scope.clone(), params));
-            feed.publish_telemetry(at("uid-a", clock() + u64::from(is_sent))).unwrap();
+            feed.publish_telemetry(at("uid-a", clock())).unwrap();
             let events = read(&mut reader);
             assert_eq!(!events.is_empty(), is_sent, "{types} {scope:?} {params}: {events:?}");
-            // The next publication must be newer.
-            feed.inner.update(|state, _| state.telemetry.remove("uid-a"));
         }
-        let mut twice = subscribe(&feed, Projection::everything(EventFormat::Full));
-        for publish in [Feed::publish_telemetry, Feed::publish_telemetry, Feed::publish_ordered_telemetry] {
-            publish(&feed, at("uid-b", clock())).unwrap();
-        }
-        assert_eq!(
-            read(&mut twice).len(),
-            2,
-            "equal posts of one millisecond are two, a repetition of the broker is none"
-        );
         let mut ws = subscribe(&feed, Projection::everything(EventFormat::Boilerhouse));
         let mut all = subscribe(&feed, Projection::everything(EventFormat::Full));
         feed.publish_telemetry(at("uid-a", clock())).unwrap();
@@ -286,31 +264,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_newer_telemetry_is_published() {
+    async fn each_accepted_telemetry_is_published_and_the_last_one_counts() {
         let (_writer, feed) = feed();
         let mut reader = subscribe(&feed, projection("telemetry", Scope::All, "{}"));
         let first = at("uid-a", clock());
-        let mut other = first.clone();
-        other.metrics.requests += 1;
-        for (telemetry, events) in [
-            (first.clone(), 1),
-            // An equal post in the same millisecond.
-            (first.clone(), 1),
-            (at("uid-a", clock() - 1), 0),
-            (other, 1),
-            (at("uid-a", clock() + 1), 1),
-        ] {
+        // An equal one in the same millisecond, and one after the clock has stepped back.
+        for telemetry in [first.clone(), first, at("uid-a", clock() - 1_000), at("uid-a", clock() + 1)] {
             feed.publish_telemetry(telemetry.clone()).unwrap();
-            assert_eq!(read(&mut reader).len(), events, "{telemetry:?}");
+            assert_eq!(read(&mut reader).len(), 1, "{telemetry:?}");
+            let snapshot = feed.snapshot().await.unwrap();
+            let served = feed.telemetry(&snapshot, &Projection::everything(EventFormat::Full));
+            assert_eq!(*served[0], telemetry, "the last one is served");
         }
         feed.inner.update(|state, _| state.telemetry.remove("uid-a"));
         assert!(feed.inner.state().telemetry.is_empty());
-
-        for (received_at_ms, events) in [(clock(), 1), (clock(), 0), (clock() - 1, 1), (clock(), 1)] {
-            feed.publish_ordered_telemetry(at("uid-a", received_at_ms)).unwrap();
-            assert_eq!(read(&mut reader).len(), events, "{received_at_ms}: the order of the calls counts");
-        }
-        assert_eq!(feed.publish_ordered_telemetry(at("uid-c", clock())), Err(UnknownTunnel));
+        assert_eq!(feed.publish_telemetry(at("uid-c", clock())), Err(UnknownTunnel));
         let asked = ["uid-a", "uid-b", "uid-c"].map(|uid| (uid.to_owned(), ()));
         assert_eq!(feed.living_tunnels(&asked.into()), ["uid-a", "uid-b"]);
     }

@@ -150,7 +150,7 @@ impl Places {
             EntryKind::Ephemeral(EphemeralEvent::Telemetry { instance, .. }) => {
                 values_of_instance(instance, &mut mark_value);
             }
-            EntryKind::Ephemeral(EphemeralEvent::MqttMessage(_)) => mark_value(Selector::EveryMqttMessage, ""),
+            EntryKind::Ephemeral(EphemeralEvent::MqttMessage { .. }) => mark_value(Selector::EveryMqttMessage, ""),
             EntryKind::Ephemeral(EphemeralEvent::PoolDepth(pool)) => {
                 mark_value(Selector::Pool, &pool.workload_ref);
                 mark_value(Selector::EveryPool, "");
@@ -332,7 +332,7 @@ mod tests {
             }
             7 => {
                 let message = MqttMessage { topic: String::new(), payload: serde_json::Value::Null };
-                EntryKind::Ephemeral(EphemeralEvent::MqttMessage(Arc::new(message)))
+                EntryKind::Ephemeral(EphemeralEvent::MqttMessage { message: Arc::new(message), charged_bytes: 0 })
             }
             random => EntryKind::ChangeSet(ChangeSet {
                 resource,

@@ -5,7 +5,7 @@
 //! *Guarantees:*
 //! - There is at most one snapshot for each living instance. It is removed with the instance, and is not returned after it
 //!   has expired.
-//! - A snapshot is not replaced by an older one.
+//! - The snapshot that was stored last counts, whatever its time: clocks step back, and those of replicas differ.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -19,15 +19,6 @@ use crate::event::{Change, Instance, Telemetry, View};
 pub(super) struct LatestTelemetry {
     by_uid: BTreeMap<String, Arc<Held>>,
     bytes: usize,
-}
-
-/// What decides which of two snapshots is newer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Order {
-    /// When a replica accepted it.
-    ReceivedAt,
-    /// The order of the calls, because a broker has put them in order.
-    Calls,
 }
 
 /// The telemetry of one instance.
@@ -53,6 +44,11 @@ impl LatestTelemetry {
 
     pub(super) fn is_empty(&self) -> bool {
         self.by_uid.is_empty()
+    }
+
+    /// Returns the number of snapshots, with those that have expired since the last read.
+    pub(super) fn len(&self) -> usize {
+        self.by_uid.len()
     }
 
     /// Returns the bytes charged for all snapshots.
@@ -82,22 +78,11 @@ impl LatestTelemetry {
         self.by_uid.values().cloned().collect()
     }
 
-    /// Stores a snapshot. Returns false for one that is older. A broker can also repeat the stored one; without a broker, two
-    /// equal snapshots of the same millisecond are two posts.
-    pub(super) fn store(&mut self, held: Held, order: Order, now: Instant) -> bool {
-        if let Some(stored) = self.by_uid.get(&held.telemetry.tunnel_id).filter(|stored| stored.expires_at > now) {
-            let changes_nothing = match order {
-                Order::ReceivedAt => stored.telemetry.received_at_ms > held.telemetry.received_at_ms,
-                Order::Calls => stored.telemetry == held.telemetry,
-            };
-            if changes_nothing {
-                return false;
-            }
-        }
+    /// Stores a snapshot. It replaces the one of the same instance.
+    pub(super) fn store(&mut self, held: Held) {
         self.remove(&held.telemetry.tunnel_id);
         self.bytes += held.charged_bytes();
         self.by_uid.insert(held.telemetry.tunnel_id.clone(), Arc::new(held));
-        true
     }
 
     pub(super) fn remove(&mut self, uid: &str) {

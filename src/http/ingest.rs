@@ -21,7 +21,7 @@ use crate::{
     validate::{Validator, Violations},
 };
 
-/// Maximum bytes of the bodies that are read at once: 16 MiB, of one caller a quarter.
+/// Maximum bytes of the bodies that are read or validated at once: 16 MiB, of one caller a quarter.
 const MAX_BODY_BYTES: usize = 16 << 20;
 /// Validations that may run on blocking threads at once.
 const MAX_VALIDATIONS: usize = 2;
@@ -38,7 +38,7 @@ pub struct Ingest {
     /// Where accepted telemetry goes.
     pub(super) backbone: Arc<dyn Backbone>,
     validator: Arc<Validator>,
-    /// The bytes of the bodies that are being read.
+    /// The bytes of the bodies that are being read or validated.
     pub(super) bodies: ResponseBudget,
     validations: Arc<Semaphore>,
     outcomes: Family<[(&'static str, Outcome); 1], Counter>,
@@ -67,12 +67,18 @@ impl Ingest {
         self.outcomes.get_or_create(&[("outcome", outcome)]).inc();
     }
 
-    /// Validates the body of a post with the schema pack and the module.
+    /// Validates the body of a post with the schema pack and the module. Only its bytes wait for the module, for which the
+    /// caller has a reservation: the value can take many times their memory.
     pub(super) async fn validate(&self, value: Value, body: Vec<u8>) -> Violations {
         let validator = self.validator.clone();
-        if !validator.may_block() {
-            return validator.validate(Some("telemetry"), &value, &body);
+        let violations = validator.check_fields(Some("telemetry"), &value);
+        drop(value);
+        if !violations.is_empty() {
+            return violations;
         }
-        run_blocking(&self.validations, move || validator.validate(Some("telemetry"), &value, &body)).await
+        if !validator.may_block() {
+            return validator.examine(&body);
+        }
+        run_blocking(&self.validations, move || validator.examine(&body)).await
     }
 }

@@ -62,17 +62,12 @@ impl Backoff {
     /// The delay doubles from `min` to `max`. `random` then reduces it to between its half and its full length, so that
     /// replicas do not retry all at once. A `Retry-After` makes it longer.
     fn delay(&self, failures: u32, error: &UpstreamError, random: u64) -> Duration {
-        let jittered = self.own_delay(failures, random);
-        self.requested(error).map_or(jittered, |requested| jittered.max(requested))
-    }
-
-    /// Returns the delay after `failures` failures in a row, without what a server requests.
-    pub(super) fn own_delay(&self, failures: u32, random: u64) -> Duration {
         let doubled = self.min.saturating_mul(1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX));
         let capped = doubled.min(self.max);
         // 16 bits are enough for a jitter.
         let fraction = f64::from(u16::try_from(random >> 48).unwrap_or(0)) / f64::from(u16::MAX);
-        capped.mul_f64(0.5 + fraction / 2.0)
+        let jittered = capped.mul_f64(0.5 + fraction / 2.0);
+        self.requested(error).map_or(jittered, |requested| jittered.max(requested))
     }
 }
 

@@ -53,7 +53,7 @@ pub enum PackError {
     TooManyFields(usize),
     /// Something else than the documented shape that is JSON all the same; the text says what.
     #[error("{0}")]
-    Name(String),
+    Content(String),
 }
 
 /// The file.
@@ -122,7 +122,7 @@ impl SchemaPack {
         }
         // serde reads a list as an object whose keys are left out.
         if file.trim_ascii_start().first() == Some(&b'[') {
-            return Err(PackError::Name("it is a list".to_owned()));
+            return Err(PackError::Content("it is a list".to_owned()));
         }
         let PackFile { version, name, entities: Unique(entities), .. } = serde_json::from_slice(file)?;
         if entities.is_empty() {
@@ -136,18 +136,21 @@ impl SchemaPack {
         for (entity, Unique(mut lists)) in entities {
             let [fields, optional] = ["required", "optional"].map(|key| lists.remove(key).unwrap_or_default());
             if let Some(key) = lists.keys().next() {
-                return Err(PackError::Name(format!(
+                return Err(PackError::Content(format!(
                     "the entity '{entity}' has the key '{key}'; accepted: required, optional"
                 )));
             }
             if let Some(field) = fields.iter().find(|field| optional.contains(field)) {
-                return Err(PackError::Name(format!("the field '{field}' of '{entity}' is required and optional")));
+                return Err(PackError::Content(format!("the field '{field}' of '{entity}' is required and optional")));
             }
             if entity.trim().is_empty() || fields.iter().chain(&optional).any(|field| field.trim().is_empty()) {
-                return Err(PackError::Name(format!("the entity '{entity}' has a blank name, or a field with one")));
+                return Err(PackError::Content(format!("the entity '{entity}' has a blank name, or a field with one")));
             }
             if required.insert(entity.to_lowercase(), fields).is_some() {
-                return Err(PackError::Name(format!("the entity '{}' is there more than once", entity.to_lowercase())));
+                return Err(PackError::Content(format!(
+                    "the entity '{}' is there more than once",
+                    entity.to_lowercase()
+                )));
             }
         }
         let version = match version {

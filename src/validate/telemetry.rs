@@ -44,9 +44,10 @@ pub enum BodyError {
 pub fn parse(body: &[u8]) -> Result<TelemetryBody, BodyError> {
     let (value, repeated) = unique_json::parse(body).map_err(BodyError::NotJson)?;
     let mut check = Check(Violations::default());
-    for path in repeated {
+    for path in repeated.paths {
         check.0.add(&path, "is there more than once; send each key once");
     }
+    check.0.add_unlisted(repeated.more);
     let mut region = None;
     let mut metrics = None;
     if let Some(members) = check.object("", &value, &["region", "metrics"], &["requests"]) {

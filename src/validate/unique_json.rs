@@ -10,13 +10,21 @@ const MAX_REPEATED: usize = 100;
 /// Maximum number of characters of each key in a path.
 const MAX_KEY_CHARS: usize = 50;
 
-/// Parses a JSON text, at most 128 levels deep. Returns the value and the paths of keys that are there more than once, at most
-/// 100.
+/// The keys that a text has more than once.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Repeated {
+    /// The paths of the first 100.
+    pub(super) paths: Vec<String>,
+    /// The number of further ones.
+    pub(super) more: usize,
+}
+
+/// Parses a JSON text, at most 128 levels deep. Returns the value and its repeated keys.
 ///
 /// # Errors
 /// A message with the place, if it is no JSON text.
-pub(super) fn parse(text: &[u8]) -> Result<(Value, Vec<String>), String> {
-    let repeated = RefCell::new(Vec::new());
+pub(super) fn parse(text: &[u8]) -> Result<(Value, Repeated), String> {
+    let repeated = RefCell::default();
     let mut deserializer = serde_json::Deserializer::from_slice(text);
     let seed = Node { path: None, repeated: &repeated };
     let value = seed.deserialize(&mut deserializer).and_then(|value| deserializer.end().map(|()| value));
@@ -50,7 +58,7 @@ impl fmt::Display for Path<'_> {
 #[derive(Clone, Copy)]
 struct Node<'p> {
     path: Option<&'p Path<'p>>,
-    repeated: &'p RefCell<Vec<String>>,
+    repeated: &'p RefCell<Repeated>,
 }
 
 impl<'de> DeserializeSeed<'de> for Node<'_> {
@@ -107,8 +115,13 @@ impl<'de> Visitor<'de> for Node<'_> {
         while let Some(key) = members.next_key::<String>()? {
             let path = Path::Key(&key, self.path);
             let value = members.next_value_seed(Node { path: Some(&path), ..self })?;
-            if map.contains_key(&key) && self.repeated.borrow().len() < MAX_REPEATED {
-                self.repeated.borrow_mut().push(path.to_string());
+            if map.contains_key(&key) {
+                let repeated = &mut *self.repeated.borrow_mut();
+                if repeated.paths.len() < MAX_REPEATED {
+                    repeated.paths.push(path.to_string());
+                } else {
+                    repeated.more += 1;
+                }
             }
             map.insert(key, value);
         }
@@ -123,10 +136,12 @@ mod tests {
     #[test]
     fn value_is_that_of_serde_json_and_repeated_keys_are_found() {
         for text in [r#"{"a":[1,-2,0.5,1e300,null,true,"\u00e4",{"b":{}}]}"#, "7", "[]", r#"" ""#] {
-            assert_eq!(parse(text.as_bytes()).unwrap(), (serde_json::from_str(text).unwrap(), Vec::new()));
+            assert_eq!(parse(text.as_bytes()).unwrap(), (serde_json::from_str(text).unwrap(), Repeated::default()));
         }
         let (_, repeated) = parse(br#"{"a":[{},{"b":1,"b":2}],"a":0}"#).unwrap();
-        assert_eq!(repeated, ["a[1].b", "a"]);
+        assert_eq!(repeated, Repeated { paths: vec!["a[1].b".to_owned(), "a".to_owned()], more: 0 });
+        let (_, repeated) = parse(format!("{{{}}}", ["\"a\":0"; MAX_REPEATED + 3].join(",")).as_bytes()).unwrap();
+        assert_eq!((repeated.paths.len(), repeated.more), (MAX_REPEATED, 2), "the first one is no repetition");
         for text in ["", "{", "[1,]", "1 2", "nul", "\u{feff}{}", "1e400", &"[".repeat(129)] {
             assert!(parse(text.as_bytes()).is_err(), "{text}");
         }

@@ -61,24 +61,30 @@ impl Validator {
         &self.metrics
     }
 
-    /// Validates a payload: `payload` is the value of the JSON text `json`. `entity` names the entity of a payload that does
-    /// not name it itself; the entity of an MQTT message is in the message (`None`).
-    ///
-    /// It can take some 100 ms with a slow module: call it on a blocking thread if [`Validator::may_block`].
+    /// Validates a payload with the schema pack. `entity` names the entity of a payload that does not name it itself; the
+    /// entity of an MQTT message is in the message (`None`).
     #[must_use]
-    pub fn validate(&self, entity: Option<&str>, payload: &Value, json: &[u8]) -> Violations {
-        let mut violations = self.pack.validate(entity, payload);
+    pub fn check_fields(&self, entity: Option<&str>, payload: &Value) -> Violations {
+        let violations = self.pack.validate(entity, payload);
         count(&self.metrics.pack, &violations);
-        if violations.is_empty() {
-            if let Err(reason) = self.booster.examine(json) {
-                violations.add("", reason);
-            }
-            count(&self.metrics.booster, &violations);
-        }
         violations
     }
 
-    /// Returns whether a validation can take longer than a few microseconds for each KiB.
+    /// Validates the JSON text of a payload that the schema pack has passed with the module. The parsed payload is not needed,
+    /// so that it does not take memory while the text waits for its turn.
+    ///
+    /// It can take some 100 ms with a slow module: call it on a blocking thread if [`Validator::may_block`].
+    #[must_use]
+    pub fn examine(&self, json: &[u8]) -> Violations {
+        let mut violations = Violations::default();
+        if let Err(reason) = self.booster.examine(json) {
+            violations.add("", reason);
+        }
+        count(&self.metrics.booster, &violations);
+        violations
+    }
+
+    /// Returns whether [`Validator::examine`] can take longer than a few microseconds for each KiB.
     #[must_use]
     pub fn may_block(&self) -> bool {
         self.booster.may_block()

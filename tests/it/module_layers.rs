@@ -22,19 +22,20 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("weak_table", &[]),
     ("x509", &[]),
     ("feed", &["event", "wire", "ring", "weak_table"]),
-    ("backbone", &["event", "feed"]),
+    ("broker", &[]),
+    ("backbone", &["broker", "event", "feed"]),
     ("validate", &["event"]),
     ("relay", &["client", "feed", "ring", "wire"]),
     ("schema", &["event", "wire"]),
-    ("source", &["api", "backbone", "event", "feed", "validate", "x509"]),
+    ("source", &["api", "backbone", "broker", "event", "feed", "validate", "x509"]),
     ("http", &["backbone", "event", "wire", "feed", "relay", "schema", "tasks", "validate", "weak_table", "x509"]),
     ("doctor", &["api", "client", "event", "source"]),
     ("sim", &["api"]),
     (
         "cli",
         &[
-            "api", "backbone", "client", "doctor", "event", "forward", "wire", "ring", "feed", "relay", "source",
-            "http", "tasks", "sim", "validate",
+            "api", "backbone", "broker", "client", "doctor", "event", "forward", "wire", "ring", "feed", "relay",
+            "source", "http", "tasks", "sim", "validate",
         ],
     ),
     ("test_support", &["api", "event"]),
@@ -91,7 +92,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("serde_saphyr", &["api", "cli", "source", "http"]),
     ("rumqttc", &["source"]),
     ("async_nats", &["backbone"]),
-    ("rustls", &["backbone", "cli", "client", "doctor", "forward", "source", "http"]),
+    ("rustls", &["backbone", "broker", "cli", "client", "doctor", "forward", "source", "http"]),
     ("rustls_platform_verifier", &["client"]),
     ("tokio_tungstenite", &["client"]),
     ("strsim", &["cli"]),
@@ -100,9 +101,15 @@ const CRATES: &[(&str, &[&str])] = &[
     ("subtle", &["http"]),
     ("governor", &["http"]),
     ("tracing_subscriber", &["cli"]),
-    ("tokio", &["backbone", "client", "doctor", "feed", "forward", "relay", "source", "http", "tasks", "sim", "cli"]),
+    (
+        "tokio",
+        &[
+            "backbone", "broker", "client", "doctor", "feed", "forward", "relay", "source", "http", "tasks", "sim",
+            "cli",
+        ],
+    ),
     ("tokio_util", &["http", "tasks"]),
-    ("tracing", &["backbone", "relay", "source", "http", "tasks", "sim", "cli"]),
+    ("tracing", &["backbone", "broker", "relay", "source", "http", "tasks", "sim", "cli"]),
 ];
 
 /// Files that hold documentation, `mod` and `use` only, so that no child has to import its parent.

@@ -1,11 +1,12 @@
 //! MQTT messages of a real broker as events (docs/protocol.md#mqtt).
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::{
-    io::AsyncWriteExt as _,
-    time::{Instant, interval},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+    time::{Instant, interval, timeout},
 };
 
 use crate::support::{
@@ -169,6 +170,22 @@ async fn killed_broker_leaves_the_bridge_ready_and_is_read_again() {
     assert_eq!(metric(bridge.address, "bridge_mqtt_connections_total").await, 3);
     let failures = metric(bridge.address, "bridge_mqtt_failures_total").await;
     assert!((2..20).contains(&failures), "{failures} tries: a delay lies between two");
+}
+
+/// A broker accepts the connection (CONNACK) and never answers the subscription.
+#[tokio::test]
+async fn broker_that_does_not_answer_the_subscription_is_given_up() {
+    let broker = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let url = format!("mqtt://{}", broker.local_addr().unwrap());
+    let cluster = SimCluster::new().await;
+    let bridge = cluster.bridge(&["--mqtt-url", &url, "--mqtt-topic", "#"]).await;
+    let (mut connection, _) =
+        timeout(http_client::TEST_TIMEOUT, broker.accept()).await.expect("no connection").unwrap();
+    let mut packet = [0; 1024];
+    assert!(connection.read(&mut packet).await.unwrap() > 0);
+    connection.write_all(&[0x20, 3, 0, 0, 0]).await.unwrap();
+    wait_for_state(&bridge, "no answer to the subscription within 10 s").await;
+    assert_eq!(metric(bridge.address, "bridge_mqtt_connections_total").await, 0);
 }
 
 /// Messages that are published in a second.

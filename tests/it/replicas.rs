@@ -208,6 +208,42 @@ async fn outage_of_nats_is_reported_and_ends() {
     }
 }
 
+#[tokio::test]
+async fn bucket_that_is_created_again_starts_again() {
+    let mut nats = Broker::nats("", &[]).await;
+    let cluster = SimCluster::new().await;
+    let uid = create_pod(&cluster, "a");
+    let bridges = [start(&cluster, &nats, &[]).await, start(&cluster, &nats, &[]).await];
+    for requests in 1..=5 {
+        assert_eq!(post(bridges[0].address, &uid, requests).await, 200);
+    }
+    poll_until_async(async || (served(&bridges[1]).await.get(&uid) == Some(&5)).then_some(())).await;
+    let mut streams = [open(&bridges[0], "telemetry").await, open(&bridges[1], "telemetry").await];
+    nats.kill();
+    std::fs::remove_dir_all(nats.file("store")).unwrap();
+    for bridge in &bridges {
+        wait_for_state(bridge, "down for ").await;
+    }
+    nats.restart().await;
+    for bridge in &bridges {
+        wait_for_state(bridge, "connected").await;
+    }
+    // Its revision is 1, and the replicas have read up to 5 of the former bucket.
+    assert_eq!(post(bridges[1].address, &uid, 6).await, 200);
+    for (bridge, stream) in bridges.iter().zip(&mut streams) {
+        let is_telemetry = |event: &Value| event["type"] == "telemetry";
+        let event = loop {
+            let event = stream.event().await;
+            if is_telemetry(&event) {
+                break event;
+            }
+            assert!(event["type"].as_str().unwrap().starts_with("upstream."), "{event}");
+        };
+        assert_eq!(event["metrics"]["requests"], 6);
+        assert_eq!(served(bridge).await, BTreeMap::from([(uid.clone(), 6)]));
+    }
+}
+
 /// A server that requires a user, with the rights that docs/protocol.md#replicas names.
 const AUTHENTICATED: &str = include_str!("../nats-server/authenticated.conf");
 /// The credentials of the user.
@@ -409,4 +445,37 @@ async fn mqtt_message_that_one_replica_takes_reaches_the_clients_of_all() {
     }
     received.sort_unstable();
     assert_eq!(received, [20, 21, 22, 23]);
+}
+
+/// Messages of 60 KB while NATS does not read: more than its queue and the buffers of the kernel hold.
+#[cfg(feature = "mqtt")]
+const STALLED: u64 = 600;
+
+#[cfg(feature = "mqtt")]
+#[tokio::test]
+async fn stalled_nats_does_not_delay_messages_to_the_own_clients() {
+    let (nats, mqtt) = (Broker::nats("", &[]).await, Broker::mosquitto(&["allow_anonymous true"], &[]).await);
+    let cluster = SimCluster::new().await;
+    let url = format!("mqtt://{}", mqtt.address);
+    let args = ["--mqtt-url", &url, "--mqtt-topic", "#", "--mqtt-rate", "10000"];
+    let bridge = start(&cluster, &nats, &args).await;
+    poll_until_async(async || (metric(bridge.address, "bridge_mqtt_up").await == 1).then_some(())).await;
+    let mut stream = open(&bridge, "mqtt").await;
+    nats.signal("STOP");
+    let payload = format!("\"{}\"", "x".repeat(60_000));
+    let mut received = Duration::ZERO;
+    let begin = Instant::now();
+    for _ in 0..STALLED / 20 {
+        mqtt.publish("a", payload.as_bytes(), &["-q", "1", "--repeat", "20", "--repeat-delay", "0"]).await;
+        let sent = Instant::now();
+        for _ in 0..20 {
+            while stream.event().await["type"] != "mqtt.message" {}
+        }
+        received = received.max(sent.elapsed());
+    }
+    assert!(received < SOON, "the last of 20 messages after {received:?}");
+    let not_sent = metric(bridge.address, "bridge_nats_messages_total{outcome=\"not_sent\"}").await;
+    assert!(not_sent > 0, "the queue was full");
+    println!("{STALLED} messages in {:?}, {not_sent} not sent; the last of 20 after {received:?}", begin.elapsed());
+    nats.signal("CONT");
 }

@@ -3,7 +3,6 @@
 use std::{
     convert::Infallible,
     fmt,
-    hash::{BuildHasher, RandomState},
     io::Read,
     path::{Path, PathBuf},
     sync::Arc,
@@ -14,7 +13,7 @@ use async_nats::{
     Client, ConnectOptions, Event, Message, Subscriber,
     jetstream::{
         self,
-        kv::{self, Entry, Operation, Store, Watch},
+        kv::{self, Operation, Store, Watch},
     },
 };
 use futures::StreamExt;
@@ -30,7 +29,10 @@ use super::{
     pending::Pending,
     shared::{Link, Nats},
 };
-use crate::event::{MqttMessage, Telemetry};
+use crate::{
+    broker::{TlsConfig, retry_delay},
+    event::{MqttMessage, Telemetry},
+};
 
 /// Maximum time for a connection, TLS and authentication together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -42,25 +44,19 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 const RECEIVED: usize = 1024;
 /// Messages that wait to be sent.
 const TO_SEND: usize = 256;
-/// Maximum bytes of a message of another replica: twice the largest payload of an MQTT message, because of escapes.
+/// Maximum bytes of a message of another replica: four times the largest payload of an MQTT message, because `1e15` is sent
+/// as 1000000000000000.0.
 const MAX_MESSAGE_BYTES: usize = 256 << 10;
 /// Maximum bytes of a snapshot in the bucket. They have less than 1 KiB.
 const MAX_VALUE_BYTES: i32 = 4096;
-/// Time without an entry after which the bucket counts as read, because an empty one sends none.
-const CATCH_UP_IDLE: Duration = Duration::from_secs(1);
+/// Time after which the bucket counts as read, although its last entry has not arrived: it can expire before it is sent.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Interval at which telemetry of unknown instances is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
-/// Delay after the first failure.
-const MIN_BACKOFF: Duration = Duration::from_secs(1);
-/// Maximum delay between two tries.
-const MAX_BACKOFF: Duration = Duration::from_secs(30);
 /// Maximum bytes of a credentials file.
 const MAX_CREDENTIALS_BYTES: u64 = 16 << 10;
-/// Maximum characters of a reason, because a server can send any text.
-const MAX_REASON_CHARS: usize = 200;
-
-/// Returns the configuration of TLS. It is called before each try, so that changed certificates are used.
-pub type TlsConfig = Arc<dyn Fn() -> Result<Arc<ClientConfig>, String> + Send + Sync>;
+/// The reason of an outage of which the client knows no other.
+const LOST: &str = "the connection was lost";
 
 /// How NATS is reached.
 #[derive(Clone)]
@@ -97,36 +93,44 @@ pub fn start(
 async fn run(config: &Config, nats: &Nats) -> Infallible {
     // Before, this replica knows no instance.
     nats.feed.wait_synced().await;
-    let (mut pending, mut failures, ttl) = (Pending::default(), 0, nats.feed.telemetry_ttl());
+    let (mut progress, ttl) = (Progress::default(), nats.feed.telemetry_ttl());
     loop {
-        let reason = match run_connection(config, nats, &mut pending, &mut failures).await {
-            Err(reason) => reason.chars().take(MAX_REASON_CHARS).collect(),
+        match run_connection(config, nats, &mut progress).await {
+            Err(reason) => nats.down(&reason),
             Ok(never) => match never {},
-        };
-        nats.down(reason);
-        let until = Instant::now() + backoff(failures, RandomState::new().hash_one(failures));
-        failures += 1;
+        }
+        progress.failures += 1;
+        let until = Instant::now() + retry_delay(progress.failures);
         while Instant::now() < until {
             sleep_until(until.min(Instant::now() + RETRY_INTERVAL)).await;
-            pending.retry(&nats.feed, ttl);
+            progress.pending.retry(&nats.feed, ttl);
         }
     }
 }
 
-/// Returns the delay after this number of earlier failures: it doubles, and is drawn from its upper half.
-fn backoff(failures: u32, random: u64) -> Duration {
-    let longest = MIN_BACKOFF.saturating_mul(1 << failures.min(8)).min(MAX_BACKOFF);
-    let fraction = f64::from(u16::try_from(random >> 48).unwrap_or(0)) / f64::from(u16::MAX);
-    longest.mul_f64(0.5 + fraction / 2.0)
+/// What one connection leaves for the next one.
+#[derive(Debug, Default)]
+struct Progress {
+    pending: Pending,
+    /// Failures in a row.
+    failures: u32,
+    /// When the bucket was created, in nanoseconds since the Unix epoch. Revisions of another bucket start again.
+    bucket_created: Option<i128>,
+}
+
+impl Progress {
+    /// Starts at the first revision again if this is not the bucket that was read before, or an older copy of it. Entries that
+    /// were read from it are skipped otherwise.
+    fn open_bucket(&mut self, nats: &Nats, created: i128, last_revision: u64) {
+        let is_same = self.bucket_created.replace(created) == Some(created);
+        if !is_same || last_revision < *nats.revision.borrow() {
+            nats.revision.send_replace(0);
+        }
+    }
 }
 
 /// Connects, reads the bucket, and then reads both until the connection is lost. The error is the reason.
-async fn run_connection(
-    config: &Config,
-    nats: &Nats,
-    pending: &mut Pending,
-    failures: &mut u32,
-) -> Result<Infallible, String> {
+async fn run_connection(config: &Config, nats: &Nats, progress: &mut Progress) -> Result<Infallible, String> {
     let is_lost = Arc::new(watch::Sender::new(None));
     let mut lost = is_lost.subscribe();
     let client = connect(config, is_lost, nats.lost_messages()).await?;
@@ -136,61 +140,61 @@ async fn run_connection(
     let store = open_bucket(&context, &config.bucket, nats.feed.telemetry_ttl()).await?;
     let mut messages = client.subscribe(subject.clone()).await.map_err(|error| format!("subscription: {error}"))?;
     let mut entries = store.watch_with_history(">").await.map_err(|error| format!("watch of the bucket: {error}"))?;
-    nats.revision.send_replace(0);
-    nats.link.send_replace(Some(Link { client, store, subject }));
-    let reading = read(nats, pending, failures, &mut entries, &mut messages);
+    let info = store.stream.get_info().await.map_err(|error| format!("state of the bucket: {error}"))?;
+    progress.open_bucket(nats, info.created.unix_timestamp_nanos(), info.state.last_sequence);
+    let link = Link { client, store, subject };
+    let reading = read(nats, progress, link, info.state.messages == 0, &mut entries, &mut messages);
     tokio::select! {
         reason = reading => reason,
         reason = lost.wait_for(Option::is_some) => {
-            Err(reason.ok().and_then(|reason| reason.clone()).unwrap_or_default())
+            Err(reason.ok().and_then(|reason| reason.clone()).unwrap_or_else(|| LOST.to_owned()))
         }
     }
 }
 
-/// Reads telemetry and messages until one of them ends.
+/// Reads telemetry and messages until one of them ends. The link is up when the bucket has been read; an empty one has.
 async fn read(
     nats: &Nats,
-    pending: &mut Pending,
-    failures: &mut u32,
+    progress: &mut Progress,
+    link: Link,
+    is_empty: bool,
     entries: &mut Watch,
     messages: &mut Subscriber,
 ) -> Result<Infallible, String> {
-    let (mut is_up, mut idle_at) = (false, Instant::now() + CATCH_UP_IDLE);
+    let (mut is_read, read_by) = (is_empty, Instant::now() + CATCH_UP_TIMEOUT);
+    let mut link = Some(link);
     let ttl = nats.feed.telemetry_ttl();
     let mut retry = tokio::time::interval(RETRY_INTERVAL);
     retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        let is_read = tokio::select! {
+        if is_read && let Some(link) = link.take() {
+            progress.failures = 0;
+            nats.up(link);
+        }
+        tokio::select! {
             entry = entries.next() => {
                 let entry = entry.ok_or("the watch of the bucket ended")?;
                 let entry = entry.map_err(|error| format!("watch of the bucket: {error}"))?;
-                idle_at = Instant::now() + CATCH_UP_IDLE;
-                take_entry(nats, pending, &entry);
-                entry.seen_current
+                let put = (entry.operation == Operation::Put).then_some(&*entry.value);
+                take_entry(nats, &mut progress.pending, entry.revision, &entry.key, put);
+                is_read |= entry.seen_current;
             }
-            message = messages.next() => {
-                take_message(nats, &message.ok_or("the subscription ended")?);
-                false
-            }
-            _ = retry.tick() => {
-                pending.retry(&nats.feed, ttl);
-                false
-            }
-            () = sleep_until(idle_at), if !is_up => true,
-        };
-        if is_read && !is_up {
-            is_up = true;
-            *failures = 0;
-            nats.up();
+            message = messages.next() => take_message(nats, &message.ok_or("the subscription ended")?),
+            _ = retry.tick() => progress.pending.retry(&nats.feed, ttl),
+            () = sleep_until(read_by), if !is_read => is_read = true,
         }
     }
 }
 
-/// Publishes an entry of the bucket.
-fn take_entry(nats: &Nats, pending: &mut Pending, entry: &Entry) {
-    if entry.operation == Operation::Put {
-        let outcome = match serde_json::from_slice::<Telemetry>(&entry.value) {
-            Ok(telemetry) if telemetry.tunnel_id == entry.key => {
+/// Publishes an entry of the bucket, unless it was read before: after a reconnect the bucket sends the newest one of each key
+/// again. The order of revisions is that of the puts, so neither clocks nor equal values matter.
+fn take_entry(nats: &Nats, pending: &mut Pending, revision: u64, key: &str, put: Option<&[u8]>) {
+    if revision <= *nats.revision.borrow() {
+        return;
+    }
+    if let Some(value) = put {
+        let outcome = match serde_json::from_slice::<Telemetry>(value) {
+            Ok(telemetry) if telemetry.tunnel_id == key => {
                 if pending.publish(&nats.feed, telemetry) {
                     "received"
                 } else {
@@ -202,7 +206,7 @@ fn take_entry(nats: &Nats, pending: &mut Pending, entry: &Entry) {
         nats.count_telemetry(outcome);
     }
     // After the feed has it: a post waits for this.
-    nats.revision.send_replace(entry.revision);
+    nats.revision.send_replace(revision);
 }
 
 /// Publishes a message of another replica.
@@ -249,7 +253,7 @@ async fn connect(
         .reconnect_delay_callback(|_| Duration::ZERO)
         .event_callback(move |event| {
             let reason = match event {
-                Event::Disconnected | Event::Closed => Some("the connection was lost".to_owned()),
+                Event::Disconnected | Event::Closed => Some(LOST.to_owned()),
                 Event::LameDuckMode => Some("the server shuts down".to_owned()),
                 Event::ServerError(error) => {
                     tracing::debug!(%error, "error of the NATS server");
@@ -304,14 +308,57 @@ async fn open_bucket(context: &jetstream::Context, bucket: &str, ttl: Duration) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        event::{
+            NamespaceId, Resource,
+            projection::{EventFormat, EventTypes, Filter, Projection, Scope},
+        },
+        feed::{Config as FeedConfig, Feed, FrameFormat, Framing, ReadResult, StartAt},
+        test_support::{PodBuilder, telemetry},
+    };
+
+    #[tokio::test]
+    async fn revisions_decide_what_was_published() {
+        let (mut writer, feed) = Feed::new(FeedConfig { wall_clock_ms: || 1_000, ..FeedConfig::default() });
+        writer.set_namespace(NamespaceId::from_uid("u"));
+        writer.replace(Resource::Pods, vec![PodBuilder::new("a").version(1).view()], 1);
+        writer.replace(Resource::Claims, Vec::new(), 1);
+        let types = EventTypes::parse("telemetry", EventFormat::Full).unwrap();
+        let projection = Projection { scope: Scope::All, filter: Filter::default(), types, format: EventFormat::Full };
+        let framing = Framing { format: FrameFormat::JsonLines, edgeplane_names: false };
+        let mut stream = feed.subscribe(feed.projection_cache(projection, framing), StartAt::Live).unwrap();
+        let (nats, mut progress) = (Nats::new(feed), Progress::default());
+        let mut events = |progress: &mut Progress, revision, received_at_ms| {
+            let value = serde_json::to_vec(&Telemetry { received_at_ms, ..telemetry("uid-a") }).unwrap();
+            take_entry(&nats, &mut progress.pending, revision, "uid-a", Some(&value));
+            let mut events = 0;
+            while let ReadResult::Batch(batch) = stream.read(1 << 20) {
+                events += batch
+                    .concat()
+                    .split(|byte| *byte == b'\n')
+                    .filter(|line| line.starts_with(b"{\"type\":\"tele"))
+                    .count();
+            }
+            events
+        };
+        progress.open_bucket(&nats, 7, 0);
+        assert_eq!(events(&mut progress, 1, 1_000), 1);
+        assert_eq!(events(&mut progress, 2, 1_000), 1, "an equal post of the same millisecond");
+        assert_eq!(events(&mut progress, 3, 900), 1, "of a replica whose clock is behind");
+        progress.open_bucket(&nats, 7, 3);
+        assert_eq!(events(&mut progress, 3, 900), 0, "the bucket repeats it after a reconnect");
+        assert_eq!(events(&mut progress, 4, 900), 1);
+        progress.open_bucket(&nats, 8, 1);
+        assert_eq!(events(&mut progress, 1, 1_000), 1, "another bucket starts again");
+        progress.open_bucket(&nats, 8, 0);
+        assert_eq!(events(&mut progress, 1, 1_000), 1, "and so does an older copy");
+    }
 
     #[test]
-    fn delays_double_to_the_maximum_with_jitter() {
-        let seconds = |failures, random| backoff(failures, random).as_secs_f64();
-        assert_eq!(
-            [0, 1, 2, 3, 4, 5, 99].map(|failures| seconds(failures, u64::MAX)),
-            [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
-        );
-        assert_eq!([0, 99].map(|failures| seconds(failures, 0)), [0.5, 15.0]);
+    fn message_with_numbers_that_become_longer_has_at_most_four_times_the_bytes() {
+        let payload = format!("[{}0]", "1e15,".repeat(13_000));
+        let message = MqttMessage { topic: "t".to_owned(), payload: serde_json::from_str(&payload).unwrap() };
+        let bytes = serde_json::to_vec(&message).unwrap().len();
+        assert!((3 * payload.len()..MAX_MESSAGE_BYTES).contains(&bytes), "{bytes} of {}", payload.len());
     }
 }

@@ -19,7 +19,7 @@ impl Pending {
     /// Publishes telemetry, or keeps it until its instance is known. Returns false if there are too many.
     pub(super) fn publish(&mut self, feed: &Feed, telemetry: Telemetry) -> bool {
         let uid = telemetry.tunnel_id.clone();
-        if feed.publish_ordered_telemetry(telemetry.clone()).is_ok() {
+        if feed.publish_telemetry(telemetry.clone()).is_ok() {
             self.by_uid.remove(&uid);
             return true;
         }

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::{Mutex, PoisonError},
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -14,17 +14,14 @@ use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt};
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    metrics::{counter::Counter, family::Family},
     registry::Registry,
 };
-use tokio::{
-    sync::watch,
-    time::{Instant, timeout},
-};
-use tracing::{info, warn};
+use tokio::{sync::watch, task::unconstrained, time::timeout};
 
 use crate::{
     backbone::{Backbone, PublishError},
+    broker::{self, Connection},
     event::{MqttMessage, Telemetry},
     feed::{Feed, UnknownTunnel},
 };
@@ -33,13 +30,11 @@ use crate::{
 const ACK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Maximum wait of an acknowledged post until this replica has read it from the bucket.
 const VISIBLE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Maximum wait of an MQTT message for a place in the queue to NATS.
-const SEND_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Tries to replace a value while other replicas replace it at the same time.
 const MAX_UPDATES: usize = 5;
 
-/// A connection that works.
+/// A connection and what is reached through it.
 #[derive(Clone)]
 pub(super) struct Link {
     pub(super) client: Client,
@@ -54,13 +49,6 @@ impl fmt::Debug for Link {
     }
 }
 
-#[derive(Debug)]
-enum State {
-    Connecting,
-    Up,
-    Down { since: Instant, since_ms: u64, reason: String },
-}
-
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabels {
     outcome: &'static str,
@@ -69,9 +57,7 @@ struct OutcomeLabels {
 /// Metrics of NATS.
 #[derive(Debug)]
 pub struct Metrics {
-    up: Gauge,
-    connections: Counter,
-    failures: Counter,
+    connection: broker::Metrics,
     telemetry: Family<OutcomeLabels, Counter>,
     messages: Family<OutcomeLabels, Counter>,
 }
@@ -86,9 +72,7 @@ impl Default for Metrics {
             family
         };
         Metrics {
-            up: Gauge::default(),
-            connections: Counter::default(),
-            failures: Counter::default(),
+            connection: broker::Metrics::default(),
             telemetry: with(&["acknowledged", "not_acknowledged", "received", "malformed", "too_many"]),
             messages: with(&["sent", "not_sent", "received", "malformed", "lost"]),
         }
@@ -98,9 +82,12 @@ impl Default for Metrics {
 impl Metrics {
     /// Registers the metrics. The caller sets the prefix of the registry.
     pub fn register(&self, registry: &mut Registry) {
-        registry.register("nats_up", "1 while this replica reads the bucket", self.up.clone());
-        registry.register("nats_connections", "Connections that have read the bucket", self.connections.clone());
-        registry.register("nats_failures", "Tries that failed, and connections that ended", self.failures.clone());
+        let helps = [
+            "1 while this replica reads the bucket",
+            "Connections that have read the bucket",
+            "Tries that failed, and connections that ended",
+        ];
+        self.connection.register(registry, "nats", helps);
         registry.register("nats_telemetry", "Telemetry to and from the bucket, by outcome", self.telemetry.clone());
         registry.register(
             "nats_messages",
@@ -114,22 +101,26 @@ impl Metrics {
 #[derive(Debug)]
 pub struct Nats {
     pub(super) feed: Feed,
-    /// The connection, while there is one.
-    pub(super) link: watch::Sender<Option<Link>>,
-    /// The revision of the bucket up to which the feed has its telemetry.
+    /// The connection, while there is one that has read the bucket.
+    link: watch::Sender<Option<Link>>,
+    /// The revision of the bucket up to which the feed has its telemetry. It stays while there is no connection.
     pub(super) revision: watch::Sender<u64>,
-    state: Mutex<State>,
+    connection: Connection,
+    /// When the outage began that lasts, or the last one, in milliseconds since the Unix epoch.
+    down_since_ms: AtomicU64,
     metrics: Metrics,
 }
 
 impl Nats {
     pub(super) fn new(feed: Feed) -> Nats {
+        let metrics = Metrics::default();
         Nats {
             feed,
             link: watch::Sender::new(None),
             revision: watch::Sender::new(0),
-            state: Mutex::new(State::Connecting),
-            metrics: Metrics::default(),
+            connection: Connection::new("NATS", metrics.connection.clone()),
+            down_since_ms: AtomicU64::new(0),
+            metrics,
         }
     }
 
@@ -142,44 +133,26 @@ impl Nats {
     /// Returns the line for `/readyz?verbose`.
     #[must_use]
     pub fn line(&self) -> String {
-        match &*self.state.lock().unwrap_or_else(PoisonError::into_inner) {
-            State::Connecting => "nats: connecting".to_owned(),
-            State::Up => "nats: connected".to_owned(),
-            State::Down { since, reason, .. } => format!("nats: down for {} s: {reason}", since.elapsed().as_secs()),
-        }
+        format!("nats: {}", self.connection.text())
     }
 
-    /// Records that the feed has what the bucket had when the connection started.
-    pub(super) fn up(&self) {
-        self.metrics.up.set(1);
-        self.metrics.connections.inc();
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if let State::Down { since_ms, .. } = *state {
-            self.feed.publish_upstream("nats", None, since_ms);
+    /// Records that the feed has what the bucket had when this connection started: posts and messages use it from now on. The
+    /// task of the connections calls this and [`Nats::down`].
+    pub(super) fn up(&self, link: Link) {
+        self.link.send_replace(Some(link));
+        if self.connection.up() {
+            self.feed.publish_upstream("nats", None, self.down_since_ms.load(Ordering::Relaxed));
         }
-        *state = State::Up;
-        info!("NATS connected");
     }
 
     /// Records a failed try or the end of a connection. The first one of an outage is an event.
-    pub(super) fn down(&self, reason: String) {
+    pub(super) fn down(&self, reason: &str) {
         self.link.send_replace(None);
-        self.metrics.up.set(0);
-        self.metrics.failures.inc();
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let (since, since_ms) = match &*state {
-            State::Down { since, since_ms, .. } => {
-                tracing::debug!(reason, "NATS still down");
-                (*since, *since_ms)
-            }
-            State::Connecting | State::Up => {
-                warn!(reason, "NATS down; connecting again");
-                let now_ms = self.feed.wall_clock_ms();
-                self.feed.publish_upstream("nats", Some(reason.as_str().into()), now_ms);
-                (Instant::now(), now_ms)
-            }
-        };
-        *state = State::Down { since, since_ms, reason };
+        if let Some(reason) = self.connection.down(reason) {
+            let now_ms = self.feed.wall_clock_ms();
+            self.down_since_ms.store(now_ms, Ordering::Relaxed);
+            self.feed.publish_upstream("nats", Some(reason.into()), now_ms);
+        }
     }
 
     pub(super) fn count_telemetry(&self, outcome: &'static str) {
@@ -223,15 +196,14 @@ impl Nats {
         Ok(())
     }
 
-    /// Sends a message to the other replicas, if NATS is up.
-    async fn send(&self, message: &MqttMessage) {
+    /// Sends the JSON of a message to the other replicas, if NATS is up and the queue of the client has room. It does not wait.
+    fn send(&self, json: serde_json::Result<Vec<u8>>) {
         let link = self.link.borrow().clone();
-        let is_sent = match (link, serde_json::to_vec(message)) {
-            (Some(link), Ok(json)) => {
-                matches!(timeout(SEND_TIMEOUT, link.client.publish(link.subject, json.into())).await, Ok(Ok(())))
-            }
-            _ => false,
-        };
+        let is_sent = link.zip(json.ok()).is_some_and(|(link, json)| {
+            // The client waits for room in its queue only. `unconstrained`: a task that has done much would wait too.
+            let queued = unconstrained(link.client.publish(link.subject, json.into())).now_or_never();
+            matches!(queued, Some(Ok(())))
+        });
         self.count_message(if is_sent { "sent" } else { "not_sent" });
     }
 }
@@ -258,13 +230,10 @@ impl Backbone for Nats {
         self.put(telemetry).boxed()
     }
 
-    fn publish_mqtt_message(&self, message: MqttMessage) -> BoxFuture<'_, Result<(), PublishError>> {
-        async move {
-            // NATS does not send it back (`no_echo`), so an outage cannot cost this replica its own messages.
-            self.send(&message).await;
-            self.feed.publish_mqtt_message(message);
-            Ok(())
-        }
-        .boxed()
+    fn publish_mqtt_message(&self, message: MqttMessage) {
+        let json = serde_json::to_vec(&message);
+        // NATS does not send it back (`no_echo`): the own clients have it whatever NATS does.
+        self.feed.publish_mqtt_message(message);
+        self.send(json);
     }
 }

@@ -3,7 +3,6 @@
 use std::{
     convert::Infallible,
     fmt,
-    hash::{BuildHasher, RandomState},
     io::{ErrorKind, Read},
     num::NonZeroU32,
     path::{Path, PathBuf},
@@ -21,18 +20,25 @@ use rumqttc::{
         },
     },
 };
-use rustls::ClientConfig;
-use tokio::{sync::mpsc, task::spawn_blocking, time::sleep};
+use tokio::{
+    sync::mpsc,
+    task::spawn_blocking,
+    time::{Instant, sleep, timeout_at},
+};
 
 use super::{
-    intake::{QUEUE, RawMessage, Sink, enqueue, publish},
+    intake::{QUEUE, RawMessage, enqueue, publish},
     status::Status,
 };
-use crate::{source::retry::Backoff, validate::Validator};
+use crate::{
+    backbone::Backbone,
+    broker::{TlsConfig, retry_delay},
+    validate::Validator,
+};
 
 /// Time without a packet after which the broker is asked for one. Twice this time without an answer is a lost connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// Maximum time for a connection, TLS and the answer of the broker together.
+/// Maximum time for a connection, TLS and the answer of the broker together; and for the answer to the subscription after that.
 const CONNECT_SECONDS: u64 = 10;
 /// Maximum bytes of a packet, which the broker is asked not to exceed (MQTT 5.0, section 3.1.2.11.4): 1 MiB.
 const MAX_PACKET_BYTES: u32 = 1 << 20;
@@ -42,11 +48,6 @@ const RECEIVE_MAXIMUM: u16 = 1024;
 const REQUESTS: usize = 4;
 /// Maximum bytes of a user name or a password.
 const MAX_SECRET_BYTES: u64 = 4096;
-/// Maximum characters of a reason, because a broker can send any text.
-const MAX_REASON_CHARS: usize = 200;
-
-/// Returns the configuration of TLS. It is called before each try, so that changed certificates are used.
-pub type TlsConfig = Arc<dyn Fn() -> Result<Arc<ClientConfig>, String> + Send + Sync>;
 
 /// The broker and what is read from it.
 #[derive(Clone)]
@@ -67,16 +68,6 @@ pub struct Config {
     pub password_file: Option<PathBuf>,
     /// Messages a second that are parsed and published at most.
     pub rate: NonZeroU32,
-    /// Delays between two tries.
-    pub backoff: Backoff,
-}
-
-impl Config {
-    /// The default of [`Config::backoff`]: from 1 s on, doubling to 30 s.
-    #[must_use]
-    pub fn default_backoff() -> Backoff {
-        Backoff { min: Duration::from_secs(1), max: Duration::from_secs(30), ..Backoff::default() }
-    }
 }
 
 impl fmt::Debug for Config {
@@ -85,11 +76,16 @@ impl fmt::Debug for Config {
     }
 }
 
-/// Reads messages and publishes them through `sink` until it is dropped.
-pub async fn run(config: Config, sink: Sink, validator: Arc<Validator>, status: Arc<Status>) -> Infallible {
+/// Reads messages and publishes them through the backbone until it is dropped.
+pub async fn run(
+    config: Config,
+    backbone: Arc<dyn Backbone>,
+    validator: Arc<Validator>,
+    status: Arc<Status>,
+) -> Infallible {
     let (sender, receiver) = mpsc::channel(QUEUE);
     let read = read(&config, &sender, &status);
-    let publish = publish(receiver, config.rate, &sink, &validator, &status);
+    let publish = publish(receiver, config.rate, &*backbone, &validator, &status);
     futures::future::join(read, publish).await.0
 }
 
@@ -98,10 +94,9 @@ async fn read(config: &Config, queue: &mpsc::Sender<RawMessage>, status: &Status
     let mut failures = 0;
     loop {
         let reason = read_connection(config, queue, status, &mut failures).await;
-        status.down(reason.chars().take(MAX_REASON_CHARS).collect());
+        status.connection.down(&reason);
         failures += 1;
-        let random = RandomState::new().hash_one(failures);
-        sleep(config.backoff.own_delay(failures, random)).await;
+        sleep(retry_delay(failures)).await;
     }
 }
 
@@ -119,14 +114,24 @@ async fn read_connection(
         Err(error) => return error.to_string(),
     };
     let (client, mut events) = AsyncClient::new(options, REQUESTS);
+    // Until the broker has answered the subscription. Pings prove only that it lives.
+    let mut answer_by = None;
     loop {
-        match events.poll().await {
+        let event = match answer_by {
+            None => events.poll().await,
+            Some(at) => match timeout_at(at, events.poll()).await {
+                Ok(event) => event,
+                Err(_) => return format!("no answer to the subscription within {CONNECT_SECONDS} s"),
+            },
+        };
+        match event {
             Ok(Event::Incoming(Packet::ConnAck(_))) => {
                 // A publication arrives with the quality of service of its publisher, at most this one.
                 let filters = config.topics.iter().map(|topic| Filter::new(topic, QoS::AtLeastOnce));
                 if client.try_subscribe_many(filters).is_err() {
                     return "the topics cannot be subscribed to".to_owned();
                 }
+                answer_by = Some(Instant::now() + Duration::from_secs(CONNECT_SECONDS));
             }
             Ok(Event::Incoming(Packet::SubAck(answer))) => {
                 let refused = answer.return_codes.iter().zip(&config.topics);
@@ -135,7 +140,8 @@ async fn read_connection(
                     return format!("the broker refuses the subscription to '{topic}': {code:?}");
                 }
                 *failures = 0;
-                status.up();
+                answer_by = None;
+                status.connection.up();
             }
             Ok(Event::Incoming(Packet::Publish(message))) => enqueue(&message, queue, status),
             Ok(_) => {}

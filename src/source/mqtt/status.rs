@@ -1,14 +1,13 @@
 //! The state of the connection to the broker, and the counts of its messages.
 
-use std::sync::{Mutex, PoisonError};
-
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    metrics::{counter::Counter, family::Family},
     registry::Registry,
 };
-use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::warn;
+
+use crate::broker::{self, Connection};
 
 /// What happened to a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,19 +22,11 @@ pub(super) enum Outcome {
     NotJson,
     /// The schema pack or the module does not accept it.
     Refused,
-    /// The backbone did not take it.
-    NotPublished,
 }
 
 impl Outcome {
-    const ALL: [Outcome; 6] = [
-        Outcome::Published,
-        Outcome::Dropped,
-        Outcome::TooLarge,
-        Outcome::NotJson,
-        Outcome::Refused,
-        Outcome::NotPublished,
-    ];
+    const ALL: [Outcome; 5] =
+        [Outcome::Published, Outcome::Dropped, Outcome::TooLarge, Outcome::NotJson, Outcome::Refused];
 
     fn name(self) -> &'static str {
         match self {
@@ -44,7 +35,6 @@ impl Outcome {
             Outcome::TooLarge => "too_large",
             Outcome::NotJson => "not_json",
             Outcome::Refused => "refused",
-            Outcome::NotPublished => "not_published",
         }
     }
 }
@@ -57,9 +47,7 @@ struct OutcomeLabels {
 /// Metrics of the MQTT input.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    up: Gauge,
-    connections: Counter,
-    failures: Counter,
+    connection: broker::Metrics,
     message_family: Family<OutcomeLabels, Counter>,
     messages: [Counter; Outcome::ALL.len()],
 }
@@ -69,30 +57,19 @@ impl Default for Metrics {
         let message_family = Family::<OutcomeLabels, Counter>::default();
         let counter = |outcome: Outcome| message_family.get_or_create_owned(&OutcomeLabels { outcome: outcome.name() });
         let messages = Outcome::ALL.map(counter);
-        Metrics {
-            up: Gauge::default(),
-            connections: Counter::default(),
-            failures: Counter::default(),
-            messages,
-            message_family,
-        }
+        Metrics { connection: broker::Metrics::default(), messages, message_family }
     }
 }
 
 impl Metrics {
     /// Registers the metrics. The caller sets the prefix of the registry.
     pub fn register(&self, registry: &mut Registry) {
-        registry.register("mqtt_up", "1 while the bridge has its subscriptions at the broker", self.up.clone());
-        registry.register(
-            "mqtt_connections",
+        let helps = [
+            "1 while the bridge has its subscriptions at the broker",
             "Connections whose subscriptions the broker accepted",
-            self.connections.clone(),
-        );
-        registry.register(
-            "mqtt_failures",
             "Tries without subscriptions, and connections that ended",
-            self.failures.clone(),
-        );
+        ];
+        self.connection.register(registry, "mqtt", helps);
         registry.register(
             "mqtt_messages",
             "Messages of the broker, by what happened to them",
@@ -105,18 +82,10 @@ impl Metrics {
     }
 }
 
-/// The state of the connection to the broker.
-#[derive(Debug)]
-enum Link {
-    Connecting,
-    Up,
-    Down { since: Instant, reason: String },
-}
-
 /// The state of the input, which its tasks change and `/readyz?verbose` shows.
 #[derive(Debug)]
 pub struct Status {
-    link: Mutex<Link>,
+    pub(super) connection: Connection,
     metrics: Metrics,
 }
 
@@ -124,47 +93,18 @@ impl Status {
     /// Creates the state before the first try.
     #[must_use]
     pub fn new(metrics: Metrics) -> Status {
-        Status { link: Mutex::new(Link::Connecting), metrics }
+        Status { connection: Connection::new("MQTT broker", metrics.connection.clone()), metrics }
     }
 
     /// Returns the line for `/readyz?verbose`.
     #[must_use]
     pub fn line(&self) -> String {
-        let state = match &*self.link.lock().unwrap_or_else(PoisonError::into_inner) {
-            Link::Connecting => "connecting".to_owned(),
-            Link::Up => "connected".to_owned(),
-            Link::Down { since, reason } => format!("down for {} s: {reason}", since.elapsed().as_secs()),
-        };
+        let state = self.connection.text();
         let counts = self.counts();
         let refused: u64 =
             counts.iter().filter(|(outcome, _)| *outcome != Outcome::Dropped).map(|(_, count)| count).sum();
         let dropped = self.metrics.count(Outcome::Dropped);
         format!("mqtt: {state}; {dropped} messages dropped, {refused} not accepted")
-    }
-
-    pub(super) fn up(&self) {
-        self.metrics.up.set(1);
-        self.metrics.connections.inc();
-        *self.link.lock().unwrap_or_else(PoisonError::into_inner) = Link::Up;
-        info!("MQTT broker connected");
-    }
-
-    /// Records a failed try or the end of a connection. It logs the first one, and each further one at level `debug`.
-    pub(super) fn down(&self, reason: String) {
-        self.metrics.up.set(0);
-        self.metrics.failures.inc();
-        let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
-        let since = match &*link {
-            Link::Down { since, .. } => {
-                tracing::debug!(reason, "MQTT broker still down");
-                *since
-            }
-            Link::Connecting | Link::Up => {
-                warn!(reason, "MQTT broker down; connecting again");
-                Instant::now()
-            }
-        };
-        *link = Link::Down { since, reason };
     }
 
     pub(super) fn count(&self, outcome: Outcome) {
@@ -183,13 +123,9 @@ impl Status {
         before: [(Outcome, u64); Outcome::ALL.len() - 1],
     ) -> [(Outcome, u64); Outcome::ALL.len() - 1] {
         let now = self.counts();
-        let [dropped, too_large, not_json, refused, not_published] =
-            std::array::from_fn(|index| now[index].1 - before[index].1);
+        let [dropped, too_large, not_json, refused] = std::array::from_fn(|index| now[index].1 - before[index].1);
         if now != before {
-            warn!(
-                dropped,
-                too_large, not_json, refused, not_published, "MQTT messages not published in the last minute"
-            );
+            warn!(dropped, too_large, not_json, refused, "MQTT messages not published in the last minute");
         }
         now
     }

@@ -96,6 +96,12 @@ impl Broker {
         self.server.kill();
     }
 
+    /// Sends a signal to the broker, such as `STOP`.
+    #[cfg(all(feature = "mqtt", feature = "nats"))]
+    pub(crate) fn signal(&self, name: &str) {
+        self.server.signal(name);
+    }
+
     /// Returns the path of a file in the folder of the broker.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)

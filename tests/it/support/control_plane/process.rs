@@ -40,6 +40,13 @@ impl Server {
         self.child = Some(child);
     }
 
+    /// Sends a signal, such as `STOP`.
+    #[cfg(all(feature = "mqtt", feature = "nats"))]
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.child.as_ref().expect("it runs").id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             // The process may have exited before. After the wait it has exited, and the system can reuse its id.
