@@ -79,12 +79,6 @@ impl ApiError {
         ApiError::new(ErrorCode::NotReady, message).with(header::RETRY_AFTER, HeaderValue::from_static("1"))
     }
 
-    /// Creates a 503 of a part outside this process, with `Retry-After: 1`.
-    #[must_use]
-    pub fn unavailable(message: &str) -> ApiError {
-        ApiError::new(ErrorCode::UpstreamUnavailable, message).with(header::RETRY_AFTER, HeaderValue::from_static("1"))
-    }
-
     /// Returns the code.
     #[must_use]
     pub fn code(&self) -> ErrorCode {

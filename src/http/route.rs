@@ -5,6 +5,7 @@
 
 use std::{convert::Infallible, sync::Arc};
 
+use futures::future::BoxFuture;
 use http::{HeaderMap, Method};
 use warp::{Filter, filters::BoxedFilter, host::Authority, path::FullPath, reply::Response};
 
@@ -43,6 +44,9 @@ macro_rules! fixed_path {
 }
 pub(super) use fixed_path;
 
+/// An endpoint that reads the body of a request.
+pub(super) type BodyEndpoint<C> = for<'b> fn(ApiRequest<C>, &'b mut Body) -> BoxFuture<'b, Result<Response, ApiError>>;
+
 /// A path and its allowed methods.
 pub(super) struct Route<C> {
     app: Arc<App<C>>,
@@ -76,21 +80,24 @@ impl<C: Send + Sync + 'static> Route<C> {
             .boxed()
     }
 
-    /// As [`Route::to`], for a POST whose endpoint reads the body. The endpoint must bound what it reads.
-    pub(super) fn with_body_to<F>(
+    /// As [`Route::to`], for a POST whose endpoint reads the body. The endpoint must bound what it reads. The rest of the body
+    /// of a refused request is read and dropped, whatever refused it, so that the client sees the answer.
+    pub(super) fn with_body_to(
         self,
         requirement: AccessRequirement,
-        endpoint: fn(ApiRequest<C>, Body) -> F,
-    ) -> BoxedFilter<(Response,)>
-    where
-        F: Future<Output = Result<Response, ApiError>> + Send + 'static,
-    {
+        endpoint: BodyEndpoint<C>,
+    ) -> BoxedFilter<(Response,)> {
         let Route { app, pattern, path, methods } = self;
         app.metrics.add_route(pattern, "POST", 200);
         path.and(raw_request(app))
             .and(warp::body::stream().map(body::boxed))
-            .then(move |path_param, request, body| {
-                handle(request, path_param, methods, requirement, move |request| endpoint(request, body))
+            .then(move |path_param, request, mut body| async move {
+                let response =
+                    handle(request, path_param, methods, requirement, |request| endpoint(request, &mut body)).await;
+                if !response.status().is_success() {
+                    body::discard(&mut body).await;
+                }
+                response
             })
             .map(move |response| with_pattern(response, pattern))
             .boxed()

@@ -32,7 +32,7 @@ pub enum ErrorCode {
     RateLimitExceeded,
     /// 500
     Internal,
-    /// 503, before the first lists are complete, or after a wait for them timed out.
+    /// 503, before the first lists are complete, after a wait for them timed out, or while telemetry cannot be stored.
     NotReady,
     /// 503, while the process drains, or while the API server does not answer the review of a credential.
     UpstreamUnavailable,

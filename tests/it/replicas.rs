@@ -189,7 +189,10 @@ async fn outage_of_nats_is_reported_and_ends() {
         wait_for_state(bridge, "down for ").await;
         assert_eq!(metric(bridge.address, "bridge_nats_up").await, 0);
         assert_eq!(served(bridge).await, BTreeMap::from([(a.clone(), 1)]), "it goes on with what it has");
-        assert_eq!(post(bridge.address, &b, 1).await, 503, "not acknowledged: NATS does not have it");
+        let headers = [("Content-Type", "application/json")];
+        let answer = send(bridge.address, &path(&b), &headers, body().to_string().as_bytes()).await;
+        assert_eq!((answer.status, &answer.json()["code"]), (503, &json!("NOT_READY")), "NATS does not have it");
+        assert_eq!(answer.header("retry-after"), Some("1"));
     }
     cluster.create_pod("c");
     for stream in &mut streams {

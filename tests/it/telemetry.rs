@@ -174,6 +174,9 @@ async fn credentials_and_limits_are_those_of_the_protocol() {
         assert!(error["message"].as_str().unwrap().starts_with(message), "{error}");
         assert!(answer.header("www-authenticate").is_some());
     }
+    // A body that is still being sent does not hide the answer.
+    let large = vec![b' '; 900_000];
+    assert_eq!(send(bridge.address, &path(&uid), &[json], &large).await.status, 401);
     let headers = [authorization];
     let read = || request(bridge.address, "GET", "/v1/tunnels/telemetry", &headers);
     let (answers, limited) = answers_until_429(600, read).await;
@@ -220,7 +223,7 @@ async fn answers_until_429<F: Future<Output = HttpResponse>>(
 #[tokio::test]
 async fn posts_are_limited_for_each_tunnel() {
     let cluster = SimCluster::new().await;
-    let (a, b) = (create_pod(&cluster, "a", "alice"), create_pod(&cluster, "b", "bob"));
+    let [a, b, silent] = ["a", "b", "silent"].map(|name| create_pod(&cluster, name, "alice"));
     let bridge = cluster.bridge(&["--request-rate", "5"]).await;
     // Without a body a post is a 415, and counts for its tunnel all the same.
     let path_a = path(&a);
@@ -234,6 +237,8 @@ async fn posts_are_limited_for_each_tunnel() {
         found.push(request(bridge.address, "POST", &unknown, &[]).await.status);
     }
     assert_eq!(found, [404, 404, 404, 404, 404, 429, 429], "posts without a tunnel count for the caller");
+    assert_eq!(post(&bridge, &b, &body()).await.status, 200, "a known tunnel needs no request");
+    assert_eq!(post(&bridge, &silent, &body()).await.status, 429, "one that must be searched for does");
 }
 
 /// A broken schema pack is reported, and the embedded defaults are in use.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures::future::{BoxFuture, FutureExt};
 use http::HeaderMap;
 use serde_json::json;
 use uuid::Uuid;
@@ -23,7 +24,10 @@ use crate::{
         snapshot_response::{busy, load_snapshot, snapshot_response, to_json},
         unavailable::Unavailable,
     },
-    validate::telemetry::{self, BodyError, MAX_BODY_BYTES},
+    validate::{
+        Violation, Violations,
+        telemetry::{self, BodyError, MAX_BODY_BYTES},
+    },
 };
 
 /// Parameters of the GETs.
@@ -44,17 +48,12 @@ pub(crate) async fn latest(request: ApiRequest) -> Result<Response, ApiError> {
     request.resolve_connection(&parameters)?;
     body::check_accepts_json(&request.headers)?;
     let content = &request.app.content;
-    let read = || async {
-        let snapshot = load_snapshot(&request.app).await?;
-        let telemetry = content.feed.telemetry(&snapshot, &projection);
-        Ok::<_, ApiError>((snapshot, telemetry))
-    };
-    let (_, telemetry) = read().await?;
-    let bytes = 2 + telemetry.len() * SNAPSHOT_BYTES;
+    let bytes = 2 + content.feed.telemetry_count() * SNAPSHOT_BYTES;
     let reservation = content.responses.reserve(&request.principal.caller, bytes).await;
     let reservation = reservation.map_err(|_| busy(&request.app))?;
     // Not the values from before the wait.
-    let (snapshot, telemetry) = read().await?;
+    let snapshot = load_snapshot(&request.app).await?;
+    let telemetry = content.feed.telemetry(&snapshot, &projection);
     let body = content.responses.body(None, reservation, move || to_json(&telemetry)).await?;
     Ok(snapshot_response(&request, &snapshot, &projection, body))
 }
@@ -64,22 +63,20 @@ pub(crate) async fn latest(request: ApiRequest) -> Result<Response, ApiError> {
 /// # Errors
 /// As `docs/protocol.md#post-telemetry` lists them. Nothing is stored or sent then, except that a 503 of the backbone does not
 /// say whether it has the telemetry.
-pub(crate) async fn post(request: ApiRequest, mut body: Body) -> Result<Response, ApiError> {
-    let result = accept(&request, &mut body).await;
-    let ingest = &request.app.content.ingest;
-    match result {
-        Ok(status) => {
-            ingest.count("accepted");
-            let mut response = warp::reply::with_header(OK, "content-type", "application/json").into_response();
-            status.write_headers(response.headers_mut());
-            Ok(response)
-        }
-        Err((outcome, error)) => {
+pub(crate) fn post(request: ApiRequest, body: &mut Body) -> BoxFuture<'_, Result<Response, ApiError>> {
+    async move {
+        let result = accept(&request, body).await;
+        let ingest = &request.app.content.ingest;
+        let status = result.map_err(|(outcome, error)| {
             ingest.count(outcome);
-            body::discard(&mut body).await;
-            Err(error)
-        }
+            error
+        })?;
+        ingest.count("accepted");
+        let mut response = warp::reply::with_header(OK, "content-type", "application/json").into_response();
+        status.write_headers(response.headers_mut());
+        Ok(response)
     }
+    .boxed()
 }
 
 async fn accept(request: &ApiRequest, body: &mut Body) -> Result<BudgetStatus, (Outcome, ApiError)> {
@@ -94,8 +91,9 @@ async fn accept(request: &ApiRequest, body: &mut Body) -> Result<BudgetStatus, (
     let ingest = &request.app.content.ingest;
     let announced = body::announced_bytes(&request.headers, MAX_BODY_BYTES).map_err(|error| ("too_large", error))?;
     let reservation = ingest.bodies.reserve(&request.principal.caller, announced).await;
-    let _reservation = reservation
-        .map_err(|_| ("unavailable", ApiError::not_ready("too many bodies are being read: try again in a moment")))?;
+    let reservation = reservation.map_err(|_| {
+        ("unavailable", ApiError::not_ready("too many bodies are being read or validated: try again in a moment"))
+    })?;
     let bytes = body::read(body, MAX_BODY_BYTES, announced)
         .await
         .map_err(|error| (if error.code() == ErrorCode::PayloadTooLarge { "too_large" } else { "malformed" }, error))?;
@@ -109,31 +107,39 @@ async fn accept(request: &ApiRequest, body: &mut Body) -> Result<BudgetStatus, (
     if !refused.is_empty() {
         return Err(("refused", invalid_input(&refused)));
     }
+    drop(reservation);
     let received_at_ms = request.app.content.feed.wall_clock_ms();
     let telemetry = Telemetry { tunnel_id, received_at_ms, region: parsed.region, metrics: parsed.metrics };
     ingest.backbone.publish_telemetry(telemetry).await.map_err(|error| match error {
         PublishError::UnknownTunnel(_) => ("unknown_tunnel", unknown_tunnel()),
-        PublishError::Unavailable(_) => ("unavailable", ApiError::unavailable(&format!("{error}; post it again"))),
+        PublishError::Unavailable(_) => ("unavailable", ApiError::not_ready(&format!("{error}; post it again"))),
     })?;
     Ok(status)
 }
 
 /// Returns the living instance with this uid, if the principal may see it. Otherwise the post counts for the caller, as any
-/// other request does.
+/// other request does. An instance without telemetry is searched for only while the caller has a request left.
 async fn visible_instance(request: &ApiRequest, tunnel_id: &str) -> Result<Arc<Instance>, (Outcome, ApiError)> {
-    let found = match load_snapshot(&request.app).await {
-        Ok(_) => request.app.content.feed.find_instance(tunnel_id),
-        Err(error) => return Err(("unavailable", error)),
-    };
-    if let Some(instance) = found.filter(|instance| request.principal.scope().allows_instance(instance)) {
+    load_snapshot(&request.app).await.map_err(|error| ("unavailable", error))?;
+    let (feed, scope) = (&request.app.content.feed, request.principal.scope());
+    if let Some(instance) = feed.find_reporting_instance(tunnel_id).filter(|instance| scope.allows_instance(instance)) {
         return Ok(instance);
     }
-    consume(&request.app.rate_limits.requests, &request.principal.caller)?;
+    let (requests, caller) = (&request.app.rate_limits.requests, &request.principal.caller);
+    requests.check(caller).map_err(over_rate)?;
+    if let Some(instance) = feed.find_instance(tunnel_id).filter(|instance| scope.allows_instance(instance)) {
+        return Ok(instance);
+    }
+    consume(requests, caller)?;
     Err(("unknown_tunnel", unknown_tunnel()))
 }
 
 fn consume(budget: &RateBudget, caller: &Caller) -> Result<BudgetStatus, (Outcome, ApiError)> {
-    budget.consume(caller).map_err(|status| ("rate", Unavailable::RateLimited(status).to_error()))
+    budget.consume(caller).map_err(over_rate)
+}
+
+fn over_rate(status: BudgetStatus) -> (Outcome, ApiError) {
+    ("rate", Unavailable::RateLimited(status).to_error())
 }
 
 /// Parses a UUID in its usual form. Kubernetes writes uids in lower case.
@@ -154,14 +160,15 @@ fn unknown_tunnel() -> ApiError {
     ApiError::new(ErrorCode::NotFound, "no living instance has this uid; see /api/v1/instances for all instances")
 }
 
-fn invalid_input(violations: &crate::validate::Violations) -> ApiError {
-    let first =
-        violations.listed().first().map(|first| format!("{} {}", first.path, first.message)).unwrap_or_default();
+fn invalid_input(violations: &Violations) -> ApiError {
+    let first = violations.listed().first().map(|Violation { path, message }| match &**path {
+        "" => message.clone(),
+        path => format!("{path}: {message}"),
+    });
+    let first = first.unwrap_or_default();
     let message = match violations.count() {
-        1 => format!("the telemetry is invalid: {}", first.trim_start()),
-        count => {
-            format!("the telemetry is invalid: {count} violations, see details; the first: {}", first.trim_start())
-        }
+        1 => format!("the telemetry is invalid: {first}"),
+        count => format!("the telemetry is invalid: {count} violations, see details; the first: {first}"),
     };
     ApiError::new(ErrorCode::InvalidInput, message).with_details(json!(violations))
 }
