@@ -8,7 +8,7 @@
 //! - Every buffer is bounded: the history by events and bytes, one event by [`crate::client::MAX_EVENT_BYTES`].
 //! - What may be missing is reported as `relay.gap`, an upstream that does not answer as `matrix-down`.
 //!
-//! Must not import: `http`, events of a bridge. Of `feed` it imports only what a transport reads.
+//! Must not import: `http`, events of a bridge other than `mqtt.message`, which a relay can add. Of `feed` it imports only what a transport reads.
 
 mod continuity;
 mod entry;

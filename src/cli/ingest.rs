@@ -1,4 +1,4 @@
-//! The flags of telemetry: how long it is served, and what validates it.
+//! The flags of telemetry, and of the validation of payloads from outside.
 
 use std::{io::Read, path::PathBuf, sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use crate::validate::{
     schema_pack::{self, SchemaPack},
 };
 
-/// Arguments of telemetry and of the validation of payloads.
+/// Arguments of telemetry, and of the validation of payloads.
 #[derive(Clone, Debug, Args)]
 pub(super) struct IngestArgs {
     /// Seconds for which the telemetry of a tunnel is served after it was received
@@ -19,6 +19,13 @@ pub(super) struct IngestArgs {
     #[arg(value_parser = integer_in::<u64>(1..=86_400))]
     telemetry_ttl: u64,
 
+    #[command(flatten)]
+    pub(super) validation: ValidationArgs,
+}
+
+/// Arguments of the validation of payloads.
+#[derive(Clone, Debug, Args)]
+pub(super) struct ValidationArgs {
     /// Path of a schema pack (JSON): the required fields of payloads by their entity. If it cannot be used, that is logged,
     /// and the embedded defaults are in use
     #[arg(long, env = schema_pack_env(), value_name = "FILE")]
@@ -40,7 +47,9 @@ impl IngestArgs {
     pub(super) fn telemetry_ttl(&self) -> Duration {
         Duration::from_secs(self.telemetry_ttl)
     }
+}
 
+impl ValidationArgs {
     /// Returns the validator, and a line for `/readyz?verbose` if the schema pack is not in use.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use super::{
 };
 #[cfg(feature = "mqtt")]
 use crate::source::mqtt;
-use crate::{backbone::Backbone, tasks::Tasks, validate::Validator};
+use crate::{event::MqttMessage, tasks::Tasks, validate::Validator};
 
 /// A broker to read. Without the feature there is none.
 #[cfg(feature = "mqtt")]
@@ -187,11 +187,12 @@ impl MqttArgs {
     }
 }
 
-/// Starts to read a broker, and publishes its messages through the backbone. Returns the line for `/readyz?verbose`.
+/// Starts to read a broker, and publishes its messages with `publish`, which must not wait. Returns the line for
+/// `/readyz?verbose`.
 #[cfg(feature = "mqtt")]
 pub(super) fn start(
     broker: Broker,
-    backbone: &Arc<dyn Backbone>,
+    publish: impl Fn(MqttMessage) + Send + Sync + 'static,
     validator: &Arc<Validator>,
     tasks: &Tasks,
     registry: &mut Registry,
@@ -199,7 +200,7 @@ pub(super) fn start(
     let metrics = mqtt::Metrics::default();
     metrics.register(registry);
     let status = Arc::new(mqtt::Status::new(metrics));
-    let read = mqtt::run(broker, backbone.clone(), validator.clone(), status.clone());
+    let read = mqtt::run(broker, Box::new(publish), validator.clone(), status.clone());
     tasks.spawn("mqtt", async move { Ok::<_, Infallible>(read.await) });
     Box::new(move || status.line())
 }
@@ -208,7 +209,7 @@ pub(super) fn start(
 #[cfg(not(feature = "mqtt"))]
 pub(super) fn start(
     broker: Broker,
-    _: &Arc<dyn Backbone>,
+    _: impl Fn(MqttMessage) + Send + Sync + 'static,
     _: &Arc<Validator>,
     _: &Tasks,
     _: &mut Registry,

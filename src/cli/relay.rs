@@ -9,9 +9,11 @@ use super::{
     access::{self, AccessArgs, ListenPlace},
     connection::CredentialArgs,
     exit::CliError,
+    ingest::ValidationArgs,
     logging::{self, LogFormat},
+    mqtt::{self, MqttArgs},
     parsers::{HISTORY_EVENTS, HISTORY_MEMORY, MAX_CONNECTIONS, duration, host_port, integer_in, log_level},
-    server,
+    server::{self, ReadinessLine},
 };
 use crate::{
     client::{Client, Transport},
@@ -52,6 +54,12 @@ pub(super) struct RelayCommand {
     silence: Duration,
 
     #[command(flatten)]
+    mqtt: MqttArgs,
+
+    #[command(flatten)]
+    validation: ValidationArgs,
+
+    #[command(flatten)]
     access: AccessArgs,
 
     /// Maximum number of open streams. Further WebSocket requests get 503 with `Retry-After`; SSE requests get a
@@ -88,6 +96,8 @@ impl RelayCommand {
             credentials: "BOILERHOUSE_API_KEY or --keys-file",
         };
         let access = self.access.resolve(&place, false, false)?;
+        let mqtt = self.mqtt.resolve()?;
+        let (validator, pack_warning) = self.validation.validator()?;
         let builder = Client::builder(&self.upstream).transport(Transport::Sse).silence_timeout(self.silence);
         let client = self.credential.apply(builder).build().map_err(|error| CliError::usage(error.to_string()))?;
         // Later, an unreadable file is an outage.
@@ -103,10 +113,23 @@ impl RelayCommand {
         let (http, ws) = if access.tls.is_some() { ("https", "wss") } else { ("http", "ws") };
         info!(upstream = client.url(), "reading");
         info!("listening on {http}://{address}, events on {http}://{address}/events and {ws}://{address}/events/ws");
+        let mut inputs: Vec<ReadinessLine> = Vec::new();
+        if let Some(broker) = mqtt {
+            let bridge = server::bridge_metrics(&mut registry);
+            validator.metrics().register(bridge);
+            let messages = history.clone();
+            let publish = move |message| messages.publish_mqtt_message(&message);
+            inputs.push(mqtt::start(broker, publish, &validator, &tasks, bridge));
+        }
         let upstream = relay::run(client, writer, relay::Config::default());
         tasks.spawn("upstream", async move { Ok::<_, Infallible>(upstream.await) });
         let setup = server::ServerSetup {
-            content: ServedRelay { history: history.clone() },
+            content: ServedRelay {
+                history: history.clone(),
+                readiness_details: Box::new(move || {
+                    pack_warning.iter().cloned().chain(inputs.iter().map(|line| line())).collect()
+                }),
+            },
             log: stream::Log::Relay(history),
             access,
             registry,

@@ -116,7 +116,7 @@ impl Serve {
         let loopback = access::is_loopback(&self.listen_host, self.port, "--listen-host").await?;
         let mut access = self.access.resolve(&self.listen_host, loopback)?;
         access.common.limits = access.common.limits.with_dedicated_watchers(self.dedicated_watchers);
-        let (validator, pack_warning) = self.ingest.validator()?;
+        let (validator, pack_warning) = self.ingest.validation.validator()?;
         let (mqtt, nats) = (self.mqtt.resolve()?, self.nats.resolve(&self.namespace)?);
         let drain = Duration::from_secs(self.drain);
         let (listener, address) = server::bind(&self.listen_host, self.port, "--port").await?;
@@ -163,7 +163,9 @@ impl Serve {
             inputs.push(line);
         }
         if let Some(broker) = mqtt {
-            inputs.push(mqtt::start(broker, &backbone, &validator, &tasks, server::bridge_metrics(&mut registry)));
+            let backbone = backbone.clone();
+            let publish = move |message| backbone.publish_mqtt_message(message);
+            inputs.push(mqtt::start(broker, publish, &validator, &tasks, server::bridge_metrics(&mut registry)));
         }
         let awaited = connection.clone();
         let readiness_details =

@@ -65,10 +65,11 @@ pub struct ServedFeed {
 }
 
 /// What a relay serves.
-#[derive(Debug)]
 pub struct ServedRelay {
     /// The events that the streams read.
     pub history: History,
+    /// Returns the lines about the inputs that `/readyz?verbose` adds.
+    pub readiness_details: Box<dyn Fn() -> Vec<String> + Send + Sync>,
 }
 
 /// The names of a watched namespace, as `/api/v1/connections` lists it.
@@ -108,6 +109,12 @@ impl Default for Config {
 impl<C: fmt::Debug> fmt::Debug for App<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("App").field("content", &self.content).field("guard", &self.guard).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ServedRelay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServedRelay").field("history", &self.history).finish_non_exhaustive()
     }
 }
 

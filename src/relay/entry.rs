@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::{
     client::Block,
+    event::MqttMessage,
     feed::FrameFormat,
     wire::{sse, websocket},
 };
@@ -29,6 +30,8 @@ pub(super) enum Kind {
     Up,
     /// `relay.gap`: events of the upstream may be missing here.
     Gap,
+    /// `mqtt.message`: a message of the broker that the relay reads itself.
+    Message,
 }
 
 /// Why events may be missing: `reason` of `relay.gap`.
@@ -89,6 +92,20 @@ impl Entry {
         Entry::own(Kind::Down, down.r#type, serde_json::to_string(&down).unwrap_or_default())
     }
 
+    /// Returns `mqtt.message`, with the keys that it has on the stream of a bridge. `time` is the time now (RFC 3339).
+    pub(super) fn message(message: &MqttMessage, time: &str) -> Entry {
+        #[derive(Serialize)]
+        struct Message<'a> {
+            r#type: &'static str,
+            time: &'a str,
+            #[serde(flatten)]
+            message: &'a MqttMessage,
+        }
+        let event = Message { r#type: "mqtt.message", time, message };
+        // Texts and a JSON value always have a JSON form.
+        Entry::own(Kind::Message, event.r#type, serde_json::to_string(&event).unwrap_or_default())
+    }
+
     fn own(kind: Kind, name: &str, data: String) -> Entry {
         Entry { kind, block: Block { id: None, name: Some(name.to_owned()), data } }
     }
@@ -128,6 +145,9 @@ mod tests {
         let down = r#"{"type":"matrix-down","status":null,"reason":"silent","retryAt":"t"}"#;
         assert_eq!(data(Entry::down(None, "silent", "t")), ("matrix-down".into(), down.into()));
         assert_eq!(data(Entry::up()), ("matrix-up".into(), r#"{"type":"matrix-up"}"#.into()));
+        let message = MqttMessage { topic: "a/b".into(), payload: serde_json::json!({"c": [1, null]}) };
+        let expected = r#"{"type":"mqtt.message","time":"t","topic":"a/b","payload":{"c":[1,null]}}"#;
+        assert_eq!(data(Entry::message(&message, "t")), ("mqtt.message".into(), expected.into()));
         let gap = r#"{"type":"relay.gap","reason":"foreign"}"#;
         assert_eq!(data(Entry::gap(GapReason::Foreign)), ("relay.gap".into(), gap.into()));
     }

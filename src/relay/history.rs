@@ -1,4 +1,4 @@
-//! The history: the last events of the upstream, where each client has a position.
+//! The history: the last events of the upstream and of the relay itself, where each client has a position.
 //!
 //! Owns: the log, the index of its ids, and the batches that the members of a fan-out group share.
 //!
@@ -6,6 +6,8 @@
 //! - An id leads to the first event that has it, so that a client that resumes misses nothing. Events that repeat the id
 //!   of the event before, as heartbeats of a bridge do, can come again.
 //! - An id that the upstream has used for two different places leads to no position.
+//! - MQTT messages share the bytes of the history with the events of the upstream, but not its number of events. A message that was
+//!   evicted is no gap: it belongs to no state.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -13,6 +15,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::{
@@ -20,6 +23,7 @@ use super::{
     metrics::Metrics,
 };
 use crate::{
+    event::MqttMessage,
     feed::{FrameFormat, SharedBatch},
     ring::{self, RingLog},
 };
@@ -43,7 +47,7 @@ pub struct Limits {
 #[derive(Clone, Debug)]
 pub struct History(pub(super) Arc<Shared>);
 
-/// The only handle that adds to a history.
+/// The only handle that adds events of the upstream to a history.
 #[derive(Debug)]
 pub struct Writer(Arc<Shared>);
 
@@ -197,6 +201,26 @@ impl Shared {
         lock(&self.state)
     }
 
+    /// Appends entries, and evicts the oldest ones beyond the limits. Readers are woken once.
+    fn append(&self, entries: impl IntoIterator<Item = Entry>) {
+        let mut state = self.state();
+        for entry in entries {
+            match entry.kind {
+                Kind::Event => {
+                    self.metrics.events.inc();
+                }
+                Kind::Gap => self.metrics.count_gap(GapReason::Upstream),
+                Kind::Down | Kind::Up | Kind::Message => {}
+            }
+            state.push(entry);
+            while state.evict(self.limits) {}
+        }
+        self.metrics.history_events.set(i64::try_from(state.events).unwrap_or(i64::MAX));
+        self.metrics.history_bytes.set(i64::try_from(state.log.bytes()).unwrap_or(i64::MAX));
+        // Under the lock, so that the end never goes back.
+        self.log_end.send_replace(state.log.end_position());
+    }
+
     /// Returns the batch slot and the number of a format.
     fn slot(&self, format: FrameFormat) -> (usize, &Mutex<Option<SharedBatch>>) {
         let index = match format {
@@ -241,6 +265,11 @@ impl History {
         self.0.metrics.upstream_up.get() == 1
     }
 
+    /// Appends `mqtt.message`, with the time now.
+    pub fn publish_mqtt_message(&self, message: &MqttMessage) {
+        self.0.append([Entry::message(message, &format!("{:.3}", Timestamp::now()))]);
+    }
+
     /// Returns where a client starts that has read the event with this id; without an id, at the oldest event.
     pub(super) fn start(&self, after: Option<&str>) -> Start {
         let start = self.0.state().start(after);
@@ -264,23 +293,7 @@ impl History {
 impl Writer {
     /// Appends entries, and evicts the oldest ones beyond the limits. Readers are woken once.
     pub(super) fn append(&mut self, entries: impl IntoIterator<Item = Entry>) {
-        let mut state = self.0.state();
-        for entry in entries {
-            match entry.kind {
-                Kind::Event => {
-                    self.0.metrics.events.inc();
-                }
-                Kind::Gap => self.0.metrics.count_gap(GapReason::Upstream),
-                Kind::Down | Kind::Up => {}
-            }
-            state.push(entry);
-            while state.evict(self.0.limits) {}
-        }
-        self.0.metrics.history_events.set(i64::try_from(state.events).unwrap_or(i64::MAX));
-        self.0.metrics.history_bytes.set(i64::try_from(state.log.bytes()).unwrap_or(i64::MAX));
-        let end = state.log.end_position();
-        drop(state);
-        self.0.log_end.send_replace(end);
+        self.0.append(entries);
     }
 
     /// Returns whether an event of the upstream has had this id, as far as the history remembers.

@@ -1,9 +1,9 @@
-//! Messages of an MQTT broker, on their way to the feed (docs/protocol.md#mqtt).
+//! Messages of an MQTT broker, on their way to the streams (docs/protocol.md#mqtt).
 //!
-//! Owns: the connection to the broker, and the queue between its reader and the backbone.
+//! Owns: the connection to the broker, and the queue between its reader and the publication.
 //!
 //! Guarantees:
-//! - The reader never waits for the backbone. A message for which the queue has no room is dropped and counted.
+//! - The reader never waits for a publication. A message for which the queue has no room is dropped and counted.
 //! - At most [`Config::rate`] messages a second are parsed and published, beside a burst of one second.
 //! - A broker that cannot be reached, or sends what it should not, changes nothing but the state and the counts.
 //!
@@ -15,5 +15,6 @@ mod status;
 
 pub use self::{
     connection::{Config, run},
+    intake::Publish,
     status::{Metrics, Status},
 };

@@ -14,6 +14,8 @@ use crate::support::{
     broker::{Broker, assert_metrics_are_documented},
     http_client::{self, WsClient, metric, poll_until_async},
     sim_cluster::SimCluster,
+    sse_client::{SseClient, SseEvent},
+    sse_upstream::SseUpstream,
     stream_latency::{WATCHED, stream_latency},
     tcp_proxy::TcpProxy,
 };
@@ -53,6 +55,51 @@ async fn messages_until(stream: &mut WsClient, last: &str) -> Vec<(String, Value
 
 fn outcome(name: &str) -> String {
     format!("bridge_mqtt_messages_total{{outcome=\"{name}\"}}")
+}
+
+/// A relay sends the messages of its own broker beside the events of its upstream, also while that is down.
+#[tokio::test]
+async fn relay_sends_messages_beside_the_events_of_its_upstream() {
+    let mut broker = Broker::mosquitto(&["allow_anonymous true"], &[]).await;
+    let mut upstream = SseUpstream::new().await;
+    let (url, upstream_url) = (format!("mqtt://{}", broker.address), upstream.url());
+    // Room for two events, so that messages cannot evict any.
+    let args = ["relay", "--upstream", &upstream_url, "--listen", "127.0.0.1:0", "--history", "2"];
+    let mqtt = ["--mqtt-url", &url, "--mqtt-topic", "plant/#", "--mqtt-rate", "1000"];
+    let relay = BridgeProcess::run(&[args.as_slice(), &mqtt].concat()).await;
+    let mut connection = upstream.stream().await;
+    connection.send("id: 1\ndata: a\n\n").await;
+    wait_for_state(&relay, "connected").await;
+    let mut client = SseClient::open(relay.address, "/events", &[]).await;
+    assert_eq!(client.event().await.data, "a");
+    let count: usize = 20;
+    for number in 0..count {
+        broker.publish(&format!("plant/{number}"), b"{\"c\":[1,null]}", &["-q", "1"]).await;
+    }
+    broker.publish("plant/picture", b"\xff\xd8", &["-q", "1"]).await;
+    broker.publish("plant/task", br#"{"type": "task", "title": "no mission"}"#, &["-q", "1"]).await;
+    for number in 0..count {
+        let SseEvent { id, event, data, .. } = client.event().await;
+        let mut data: Value = serde_json::from_str(&data).unwrap();
+        assert!(data["time"].take().as_str().is_some_and(|time| time.len() == 24 && time.ends_with('Z')));
+        let expected = json!({"type": "mqtt.message", "time": null, "topic": format!("plant/{number}"), "payload": {"c": [1, null]}});
+        assert_eq!((id, event.as_deref(), data), (None, Some("mqtt.message"), expected));
+    }
+    for name in ["not_json", "refused"] {
+        http_client::wait_for_metric(relay.address, &outcome(name), |count| count == 1).await;
+    }
+    // The upstream is down: messages still arrive, on both streams.
+    drop(connection);
+    assert_eq!(client.event().await.event.as_deref(), Some("matrix-down"));
+    let mut stream = WsClient::connect(relay.address, "/events/ws?lastEventId=1").await;
+    for number in 0..count {
+        assert_eq!(stream.event().await["topic"], format!("plant/{number}"), "messages after the id are sent again");
+    }
+    broker.publish("plant/down", b"0", &["-q", "1"]).await;
+    while stream.event().await["topic"] != "plant/down" {}
+    assert_metrics_are_documented(relay.address, "bridge_mqtt").await;
+    broker.kill();
+    wait_for_state(&relay, "down for ").await;
 }
 
 #[tokio::test]

@@ -70,10 +70,14 @@ pub(crate) async fn serve_stream(
 pub(crate) async fn readyz(request: ApiRequest<ServedRelay>) -> Result<Response, ApiError> {
     let parameters = request.parameters(&["verbose"])?;
     let is_draining = request.app.streams.stop.is_cancelled();
-    let upstream = if request.app.content.history.is_up() { "[+] upstream: live\n" } else { "[-] upstream: down\n" };
-    let details = if parameters.get("verbose").is_some() { upstream } else { "" };
-    let outcome = if is_draining { "not ready: draining\n" } else { "ready\n" };
-    let mut response = format!("{details}{outcome}").into_response();
+    let mut text = String::new();
+    if parameters.get("verbose").is_some() {
+        let ServedRelay { history, readiness_details } = &request.app.content;
+        text += if history.is_up() { "[+] upstream: live\n" } else { "[-] upstream: down\n" };
+        text.extend(readiness_details().into_iter().map(|line| format!("[i] {line}\n")));
+    }
+    text += if is_draining { "not ready: draining\n" } else { "ready\n" };
+    let mut response = text.into_response();
     if is_draining {
         *response.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
     }

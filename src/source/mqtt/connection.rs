@@ -27,11 +27,10 @@ use tokio::{
 };
 
 use super::{
-    intake::{QUEUE, RawMessage, enqueue, publish},
+    intake::{Publish, QUEUE, RawMessage, enqueue, publish},
     status::Status,
 };
 use crate::{
-    backbone::Backbone,
     broker::{TlsConfig, retry_delay},
     validate::Validator,
 };
@@ -76,16 +75,16 @@ impl fmt::Debug for Config {
     }
 }
 
-/// Reads messages and publishes them through the backbone until it is dropped.
+/// Reads messages and publishes them with `publish_message` until it is dropped.
 pub async fn run(
     config: Config,
-    backbone: Arc<dyn Backbone>,
+    publish_message: Publish,
     validator: Arc<Validator>,
     status: Arc<Status>,
 ) -> Infallible {
     let (sender, receiver) = mpsc::channel(QUEUE);
     let read = read(&config, &sender, &status);
-    let publish = publish(receiver, config.rate, &*backbone, &validator, &status);
+    let publish = publish(receiver, config.rate, &publish_message, &validator, &status);
     futures::future::join(read, publish).await.0
 }
 

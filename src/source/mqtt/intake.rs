@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::status::{Outcome, Status};
-use crate::{backbone::Backbone, event::MqttMessage, validate::Validator};
+use crate::{event::MqttMessage, validate::Validator};
 
 /// Maximum bytes of a payload: 64 KiB. Its JSON, which NATS carries between replicas, has at most twice as many.
 const MAX_PAYLOAD_BYTES: usize = 64 << 10;
@@ -21,6 +21,9 @@ pub(super) const QUEUE: usize = 256;
 const BURST: Duration = Duration::from_secs(1);
 /// Interval of the log entry about messages that were not published.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Publishes an accepted message. It must not wait.
+pub type Publish = Box<dyn Fn(MqttMessage) + Send + Sync>;
 
 /// A message as the broker sent it.
 #[derive(Debug)]
@@ -44,7 +47,7 @@ pub(super) fn enqueue(publish: &Publish, queue: &mpsc::Sender<RawMessage>, statu
 pub(super) async fn publish(
     mut queue: mpsc::Receiver<RawMessage>,
     rate: NonZeroU32,
-    backbone: &dyn Backbone,
+    publish_message: &Publish,
     validator: &Arc<Validator>,
     status: &Status,
 ) {
@@ -60,7 +63,7 @@ pub(super) async fn publish(
                 let outcome = match accept(message, validator).await {
                     Err(outcome) => outcome,
                     Ok(message) => {
-                        backbone.publish_mqtt_message(message);
+                        publish_message(message);
                         Outcome::Published
                     }
                 };
@@ -117,7 +120,7 @@ mod tests {
     use tokio::time::{sleep, timeout};
 
     use super::*;
-    use crate::{backbone::PublishError, event::Telemetry, source::mqtt::Metrics};
+    use crate::source::mqtt::Metrics;
 
     fn publication(topic: &str, payload: &[u8]) -> Publish {
         Publish::new(topic, QoS::AtMostOnce, payload.to_vec(), None)
@@ -133,25 +136,15 @@ mod tests {
         assert_eq!(due[6] - due[5], Duration::from_millis(250));
     }
 
-    /// Where the test finds what was published.
-    #[derive(Debug, Default)]
-    struct Published(Mutex<Vec<(String, Value)>>);
-
-    impl Backbone for Published {
-        fn publish_telemetry(&self, _: Telemetry) -> BoxFuture<'_, Result<(), PublishError>> {
-            unreachable!("a message is no telemetry")
-        }
-
-        fn publish_mqtt_message(&self, message: MqttMessage) {
-            self.0.lock().unwrap().push((message.topic, message.payload));
-        }
-    }
-
     #[tokio::test(start_paused = true)]
     async fn full_queue_drops_and_only_json_that_is_valid_is_published() {
         let status = Status::new(Metrics::default());
         let (sender, receiver) = mpsc::channel(8);
-        let published = Published::default();
+        let published = Arc::<Mutex<Vec<(String, Value)>>>::default();
+        let publish_message: Publish = {
+            let published = published.clone();
+            Box::new(move |message| published.lock().unwrap().push((message.topic, message.payload)))
+        };
         let large = [b"\"".as_slice(), &vec![b'x'; MAX_PAYLOAD_BYTES], b"\""].concat();
         for (topic, payload) in [
             ("a", br#"{"x": 1}"#.as_slice()),
@@ -169,7 +162,7 @@ mod tests {
         }
         let validator = Arc::default();
         let rate = NonZeroU32::new(10).unwrap();
-        let run = publish(receiver, rate, &published, &validator, &status);
+        let run = publish(receiver, rate, &publish_message, &validator, &status);
         drop(timeout(Duration::from_secs(5), run).await);
         let expected: [(String, Value); 4] = [
             ("a".into(), json!({"x": 1})),
@@ -177,7 +170,7 @@ mod tests {
             ("number".into(), json!(0)),
             ("c".into(), json!(1)),
         ];
-        assert_eq!(*published.0.lock().unwrap(), expected);
+        assert_eq!(*published.lock().unwrap(), expected);
         let counts = status.counts().map(|(_, count)| count);
         assert_eq!(counts, [1, 1, 3, 1], "dropped, too large, not JSON, refused");
         assert_eq!(status.line(), "mqtt: connecting; 1 messages dropped, 5 not accepted");
