@@ -10,6 +10,7 @@
 //! Implements `docs/protocol.md#schema-pack` and `docs/protocol.md#wasm`.
 
 mod booster;
+mod json_schema;
 pub mod schema_pack;
 pub mod telemetry;
 mod unique_json;

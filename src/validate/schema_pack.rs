@@ -1,4 +1,4 @@
-//! Schema packs: which fields a payload of an entity must have (docs/protocol.md#schema-pack).
+//! Schema packs: which fields a payload of an entity must have, and its JSON Schema (docs/protocol.md#schema-pack).
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use serde::{
 use serde_json::Value;
 use thiserror::Error;
 
-use super::violation::Violations;
+use super::{json_schema::JsonSchema, violation::Violations};
 
 /// Maximum size of a schema pack in bytes: 1 MiB.
 pub const MAX_BYTES: usize = 1 << 20;
@@ -26,12 +26,19 @@ const DEFAULTS: [(&str, &[&str]); 6] = [
     ("telemetry", &["metrics"]),
 ];
 
-/// The required fields of each entity.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The entities and what their payloads must have.
+#[derive(Debug)]
 pub struct SchemaPack {
     /// Name and version, for the log.
     title: String,
-    required: BTreeMap<String, Vec<String>>,
+    entities: BTreeMap<String, Entity>,
+}
+
+/// What the payloads of an entity must have.
+#[derive(Debug, Default)]
+struct Entity {
+    required: Vec<String>,
+    schema: Option<JsonSchema>,
 }
 
 /// Why a schema pack cannot be used.
@@ -42,15 +49,15 @@ pub enum PackError {
     TooLong(usize),
     /// No JSON of the documented shape.
     #[error(
-        "{0}; expected {{\"version\":…,\"name\":…,\"entities\":{{\"<entity>\":{{\"required\":[…],\"optional\":[…]}}}}}}"
+        "{0}; expected {{\"version\":…,\"name\":…,\"entities\":{{\"<entity>\":{{\"required\":[…],\"optional\":[…],\"schema\":{{…}}}}}}}}"
     )]
     Shape(#[from] serde_json::Error),
     /// There is no entity.
     #[error("it has no entities")]
     Empty,
     /// Too many fields.
-    #[error("it has {0} fields; the maximum is {MAX_FIELDS}")]
-    TooManyFields(usize),
+    #[error("it has more than {MAX_FIELDS} fields")]
+    TooManyFields,
     /// Something else than the documented shape that is JSON all the same; the text says what.
     #[error("{0}")]
     Content(String),
@@ -64,8 +71,8 @@ struct PackFile {
     name: String,
     #[serde(default, rename = "description")]
     _description: Option<String>,
-    /// For each entity its lists of fields, by `required` and `optional`.
-    entities: Unique<Unique<Vec<String>>>,
+    /// For each entity `required`, `optional` and `schema`.
+    entities: Unique<Unique<Value>>,
 }
 
 /// `"1.0"` or `1`.
@@ -106,8 +113,9 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Unique<T> {
 impl Default for SchemaPack {
     fn default() -> Self {
         let owned = |fields: &[&str]| fields.iter().map(|field| (*field).to_owned()).collect();
-        let required = DEFAULTS.into_iter().map(|(entity, fields)| (entity.to_owned(), owned(fields))).collect();
-        SchemaPack { title: "embedded defaults".to_owned(), required }
+        let entity = |fields| Entity { required: owned(fields), schema: None };
+        let entities = DEFAULTS.into_iter().map(|(name, fields)| (name.to_owned(), entity(fields))).collect();
+        SchemaPack { title: "embedded defaults".to_owned(), entities }
     }
 }
 
@@ -124,29 +132,33 @@ impl SchemaPack {
         if file.trim_ascii_start().first() == Some(&b'[') {
             return Err(PackError::Content("it is a list".to_owned()));
         }
-        let PackFile { version, name, entities: Unique(entities), .. } = serde_json::from_slice(file)?;
-        if entities.is_empty() {
+        let PackFile { version, name, entities: Unique(members), .. } = serde_json::from_slice(file)?;
+        if members.is_empty() {
             return Err(PackError::Empty);
         }
-        let fields = entities.values().flat_map(|Unique(lists)| lists.values()).map(Vec::len).sum();
-        if fields > MAX_FIELDS {
-            return Err(PackError::TooManyFields(fields));
-        }
-        let mut required = BTreeMap::new();
-        for (entity, Unique(mut lists)) in entities {
-            let [fields, optional] = ["required", "optional"].map(|key| lists.remove(key).unwrap_or_default());
-            if let Some(key) = lists.keys().next() {
+        let (mut entities, mut fields) = (BTreeMap::new(), 0);
+        for (entity, Unique(mut members)) in members {
+            let mut list = |key| members.remove(key).map_or(Ok(Vec::new()), serde_json::from_value::<Vec<String>>);
+            let (required, optional) = (list("required")?, list("optional")?);
+            let schema = members.remove("schema");
+            fields += required.len() + optional.len();
+            if fields > MAX_FIELDS {
+                return Err(PackError::TooManyFields);
+            }
+            if let Some(key) = members.keys().next() {
                 return Err(PackError::Content(format!(
-                    "the entity '{entity}' has the key '{key}'; accepted: required, optional"
+                    "the entity '{entity}' has the key '{key}'; accepted: required, optional, schema"
                 )));
             }
-            if let Some(field) = fields.iter().find(|field| optional.contains(field)) {
+            if let Some(field) = required.iter().find(|field| optional.contains(field)) {
                 return Err(PackError::Content(format!("the field '{field}' of '{entity}' is required and optional")));
             }
-            if entity.trim().is_empty() || fields.iter().chain(&optional).any(|field| field.trim().is_empty()) {
+            if entity.trim().is_empty() || required.iter().chain(&optional).any(|field| field.trim().is_empty()) {
                 return Err(PackError::Content(format!("the entity '{entity}' has a blank name, or a field with one")));
             }
-            if required.insert(entity.to_lowercase(), fields).is_some() {
+            let unusable = |reason| PackError::Content(format!("the schema of '{entity}' cannot be used: {reason}"));
+            let schema = schema.as_ref().map(JsonSchema::compile).transpose().map_err(unusable)?;
+            if entities.insert(entity.to_lowercase(), Entity { required, schema }).is_some() {
                 return Err(PackError::Content(format!(
                     "the entity '{}' is there more than once",
                     entity.to_lowercase()
@@ -157,7 +169,7 @@ impl SchemaPack {
             Version::Text(text) => text,
             Version::Number(number) => number.to_string(),
         };
-        Ok(SchemaPack { title: format!("{name} {version}"), required })
+        Ok(SchemaPack { title: format!("{name} {version}"), entities })
     }
 
     /// Returns name and version, or `embedded defaults`.
@@ -169,7 +181,7 @@ impl SchemaPack {
     /// Returns the number of entities.
     #[must_use]
     pub fn entities(&self) -> usize {
-        self.required.len()
+        self.entities.len()
     }
 
     /// Validates a payload. Its entity is `entity`, or the one that it names itself. A payload of an unknown entity, or of
@@ -178,10 +190,12 @@ impl SchemaPack {
     pub fn validate(&self, entity: Option<&str>, payload: &Value) -> Violations {
         let mut violations = Violations::default();
         let entity = entity.map(str::to_owned).or_else(|| named_entity(payload));
-        let Some((entity, fields)) = entity.and_then(|entity| self.required.get_key_value(&entity)) else {
+        let Some((entity, Entity { required, schema })) =
+            entity.and_then(|entity| self.entities.get_key_value(&entity))
+        else {
             return violations;
         };
-        for field in fields {
+        for field in required {
             let found = match payload.get(field) {
                 None => "is absent",
                 Some(Value::Null) => "is null",
@@ -189,6 +203,9 @@ impl SchemaPack {
                 Some(_) => continue,
             };
             violations.add(field, &format!("the schema pack requires it for '{entity}'; it {found}"));
+        }
+        if let Some(schema) = schema {
+            schema.validate(payload, &mut violations);
         }
         violations
     }
@@ -253,6 +270,18 @@ mod tests {
         assert_eq!(paths(&pack, None, &json!({"type": "domain"})), [""; 0], "no longer an entity");
     }
 
+    #[cfg(feature = "json-schema")]
+    #[test]
+    fn payload_must_have_the_fields_and_match_the_schema() {
+        let text = r#"{"version":1,"name":"p","entities":{"order":{"required":["id"],
+                       "schema":{"properties":{"id":{"type":"string"},"lines":{"items":{"required":["sku"]}}}}}}}"#;
+        let pack = SchemaPack::parse(text.as_bytes()).unwrap();
+        let payload = json!({"type": "order", "id": " ", "lines": [{"sku": 1}, {}]});
+        assert_eq!(paths(&pack, None, &payload), ["id", "lines[1]"]);
+        assert_eq!(paths(&pack, None, &json!({"type": "order", "id": "7"})), [""; 0]);
+        assert_eq!(paths(&pack, None, &json!({"type": "other", "id": 7})), [""; 0]);
+    }
+
     #[test]
     fn unusable_packs_are_errors_that_say_what_is_accepted() {
         let with = |entities: &str| format!(r#"{{"version":"1","name":"p","entities":{entities}}}"#);
@@ -273,20 +302,23 @@ mod tests {
             (with(r#"{"a":[]}"#), "invalid type"),
             (with(r#"{"a":{"required":"x"}}"#), "invalid type"),
             (with(r#"{"a":{"required":[1]}}"#), "invalid type"),
-            (with(r#"{"a":{"requires":["x"]}}"#), "accepted: required, optional"),
+            (with(r#"{"a":{"requires":["x"]}}"#), "accepted: required, optional, schema"),
             (with(r#"{"a":{},"a":{}}"#), "more than once"),
             (with(r#"{"a":{},"A":{}}"#), "more than once"),
             (with(r#"{" ":{}}"#), "blank name"),
             (with(r#"{"a":{"required":[""]}}"#), "blank name"),
             (with(r#"{"a":{"required":["x"],"optional":["x"]}}"#), "required and optional"),
-            (with(&many), "maximum is 10000"),
+            (with(&many), "more than 10000 fields"),
             (recursive, "unknown field `entities`, expected"),
             (
                 r#"{"$schema":"https://json-schema.org/draft/2020-12/schema","$ref":"http://127.0.0.1:1/x"}"#.into(),
                 "unknown field `$schema`",
             ),
-            (r#"{"version":"1","name":"p","entities":{"a":{"$ref":"file:///etc/passwd"}}}"#.into(), "invalid type"),
-            (r#"{"version":"1","name":"p","entities":{"a":{"pattern":"(a+)+$"}}}"#.into(), "invalid type"),
+            (r#"{"version":"1","name":"p","entities":{"a":{"$ref":"file:///etc/passwd"}}}"#.into(), "accepted: required"),
+            (r#"{"version":"1","name":"p","entities":{"a":{"pattern":"(a+)+$"}}}"#.into(), "accepted: required"),
+            (with(r#"{"a":{"schema":{"$ref":"http://127.0.0.1:1/x"}}}"#), "the schema of 'a' cannot be used"),
+            (with(r#"{"a":{"schema":{"pattern":"(?=a)"}}}"#), "the schema of 'a' cannot be used"),
+            (with(r#"{"a":{"schema":7}}"#), "the schema of 'a' cannot be used"),
             (" ".repeat(MAX_BYTES + 1), "the maximum is 1048576 bytes"),
         ] {
             let error = SchemaPack::parse(pack.as_bytes()).unwrap_err().to_string();

@@ -78,6 +78,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("fearless_simd", &["source"]),
     ("warp", &["http"]),
     ("hyper", &["client", "http", "sim", "source"]),
+    ("jsonschema", &["validate"]),
     ("wasmi", &["validate"]),
     ("hyper_rustls", &["doctor", "forward", "source"]),
     ("hyper_util", &["client", "doctor", "forward", "http", "sim", "source"]),
