@@ -15,6 +15,6 @@ mod status;
 
 pub use self::{
     connection::{Config, run},
-    intake::Publish,
+    intake::PublishMessage,
     status::{Metrics, Status},
 };

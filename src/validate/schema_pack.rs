@@ -314,7 +314,10 @@ mod tests {
                 r#"{"$schema":"https://json-schema.org/draft/2020-12/schema","$ref":"http://127.0.0.1:1/x"}"#.into(),
                 "unknown field `$schema`",
             ),
-            (r#"{"version":"1","name":"p","entities":{"a":{"$ref":"file:///etc/passwd"}}}"#.into(), "accepted: required"),
+            (
+                r#"{"version":"1","name":"p","entities":{"a":{"$ref":"file:///etc/passwd"}}}"#.into(),
+                "accepted: required",
+            ),
             (r#"{"version":"1","name":"p","entities":{"a":{"pattern":"(a+)+$"}}}"#.into(), "accepted: required"),
             (with(r#"{"a":{"schema":{"$ref":"http://127.0.0.1:1/x"}}}"#), "the schema of 'a' cannot be used"),
             (with(r#"{"a":{"schema":{"pattern":"(?=a)"}}}"#), "the schema of 'a' cannot be used"),

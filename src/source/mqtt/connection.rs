@@ -27,7 +27,7 @@ use tokio::{
 };
 
 use super::{
-    intake::{Publish, QUEUE, RawMessage, enqueue, publish},
+    intake::{PublishMessage, QUEUE, RawMessage, enqueue, publish},
     status::Status,
 };
 use crate::{
@@ -78,7 +78,7 @@ impl fmt::Debug for Config {
 /// Reads messages and publishes them with `publish_message` until it is dropped.
 pub async fn run(
     config: Config,
-    publish_message: Publish,
+    publish_message: PublishMessage,
     validator: Arc<Validator>,
     status: Arc<Status>,
 ) -> Infallible {

@@ -23,7 +23,7 @@ const BURST: Duration = Duration::from_secs(1);
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Publishes an accepted message. It must not wait.
-pub type Publish = Box<dyn Fn(MqttMessage) + Send + Sync>;
+pub type PublishMessage = Box<dyn Fn(MqttMessage) + Send + Sync>;
 
 /// A message as the broker sent it.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ pub(super) fn enqueue(publish: &Publish, queue: &mpsc::Sender<RawMessage>, statu
 pub(super) async fn publish(
     mut queue: mpsc::Receiver<RawMessage>,
     rate: NonZeroU32,
-    publish_message: &Publish,
+    publish_message: &PublishMessage,
     validator: &Arc<Validator>,
     status: &Status,
 ) {
@@ -141,7 +141,7 @@ mod tests {
         let status = Status::new(Metrics::default());
         let (sender, receiver) = mpsc::channel(8);
         let published = Arc::<Mutex<Vec<(String, Value)>>>::default();
-        let publish_message: Publish = {
+        let publish_message: PublishMessage = {
             let published = published.clone();
             Box::new(move |message| published.lock().unwrap().push((message.topic, message.payload)))
         };
