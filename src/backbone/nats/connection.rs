@@ -35,7 +35,7 @@ use crate::event::{MqttMessage, Telemetry};
 /// Maximum time for a connection, TLS and authentication together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum wait for an answer of JetStream.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Interval of pings. After two without an answer, the connection is lost.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// Messages that are received and not read yet; more are lost and counted.
@@ -57,7 +57,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(30);
 /// Maximum bytes of a credentials file.
 const MAX_CREDENTIALS_BYTES: u64 = 16 << 10;
 /// Maximum characters of a reason, because a server can send any text.
-const MAX_REASON_CHARS: usize = 200;
+pub(super) const MAX_REASON_CHARS: usize = 200;
 
 /// Returns the configuration of TLS. It is called before each try, so that changed certificates are used.
 pub type TlsConfig = Arc<dyn Fn() -> Result<Arc<ClientConfig>, String> + Send + Sync>;
@@ -216,7 +216,7 @@ fn take_message(nats: &Nats, message: &Message) {
 }
 
 /// Connects to one of the servers. `is_lost` gets the reason when the connection ends.
-async fn connect(
+pub(super) async fn connect(
     config: &Config,
     is_lost: Arc<watch::Sender<Option<String>>>,
     lost_messages: Counter,

@@ -39,11 +39,11 @@ const MAX_PACKET_BYTES: u32 = 1 << 20;
 /// Publications with an acknowledgement that the broker may have sent before the bridge has acknowledged the first.
 const RECEIVE_MAXIMUM: u16 = 1024;
 /// Requests to the broker that wait: there is one, the subscription.
-const REQUESTS: usize = 4;
+pub(super) const REQUESTS: usize = 4;
 /// Maximum bytes of a user name or a password.
 const MAX_SECRET_BYTES: u64 = 4096;
 /// Maximum characters of a reason, because a broker can send any text.
-const MAX_REASON_CHARS: usize = 200;
+pub(super) const MAX_REASON_CHARS: usize = 200;
 
 /// Returns the configuration of TLS. It is called before each try, so that changed certificates are used.
 pub type TlsConfig = Arc<dyn Fn() -> Result<Arc<ClientConfig>, String> + Send + Sync>;
@@ -145,7 +145,7 @@ async fn read_connection(
 }
 
 /// Reads the files and returns the options of a connection. It blocks.
-fn options(config: &Config) -> Result<MqttOptions, String> {
+pub(super) fn options(config: &Config) -> Result<MqttOptions, String> {
     // A name is resolved with its port, so an IPv6 address needs brackets.
     let host = if config.host.contains(':') && config.tls.is_none() {
         format!("[{}]", config.host)
@@ -179,7 +179,7 @@ fn secret(path: &Path) -> Result<String, String> {
 }
 
 /// Returns why a connection failed, in words for operators.
-fn reason(error: ConnectionError) -> String {
+pub(super) fn reason(error: ConnectionError) -> String {
     match error {
         ConnectionError::Timeout(_) => format!("no answer within {CONNECT_SECONDS} s"),
         ConnectionError::Io(error) if error.kind() == ErrorKind::ConnectionRefused => "connection refused".to_owned(),
