@@ -24,7 +24,7 @@ const MIN_DELAY: Duration = Duration::from_secs(1);
 /// Maximum delay between two tries.
 const MAX_DELAY: Duration = Duration::from_secs(30);
 /// Maximum characters of a reason, because a server can send any text.
-const MAX_REASON_CHARS: usize = 200;
+pub(crate) const MAX_REASON_CHARS: usize = 200;
 
 /// Returns the configuration of TLS. It is called before each try, so that changed certificates are used.
 pub type TlsConfig = Arc<dyn Fn() -> Result<Arc<ClientConfig>, String> + Send + Sync>;

@@ -153,7 +153,7 @@ fn run(matches: &ArgMatches, config_error: Option<CliError>) -> Result<u8, CliEr
         #[cfg(feature = "top")]
         Command::Top(top) => block_on(top.run()),
         Command::Dashboard(dashboard) => block_on(dashboard.run()),
-        Command::Doctor(doctor) => block_on(doctor.run(command(), config_error)),
+        Command::Doctor(doctor) => block_on(doctor.run(&command(), matches, config_error)),
         Command::Relay(relay) => block_on(relay.run()),
         Command::Completions { shell } => {
             let shell = match shell {

@@ -9,6 +9,7 @@
 
 mod check;
 mod checks;
+mod command;
 mod fix;
 mod get;
 mod report;
@@ -16,6 +17,7 @@ mod report;
 pub use self::{
     check::{Check, Listener, LocalCheck, LocalChecks, Outcome, Subject, Target, run, select},
     checks::CHECKS,
+    command::{CommandLine, Flag, shell_path, shell_word},
     fix::{LocalFiles, cluster_repairs, create_missing_files},
     report::{CheckResult, Repair, Report, Severity, Status, schema},
 };

@@ -188,9 +188,10 @@ type Heartbeat struct {
 // Upstream says what the bridge, or a relay, knows about its upstream.
 type Upstream struct {
 	Time string `json:"time"`
-	// Resource is pods or boilerhouseclaims. A relay sends none.
+	// Resource is pods, boilerhouseclaims or nats. A relay sends none.
 	Resource string `json:"resource"`
-	Reason   string `json:"reason"`
+	// Reason is why it is down. UpstreamUp has none.
+	Reason string `json:"reason"`
 	// Since is when the last useful byte arrived (RFC 3339).
 	Since string `json:"since"`
 	// Status, of a relay, is the HTTP status of an answer that is no stream, or 0.

@@ -138,8 +138,9 @@ export interface Upstream extends Base {
     type: "upstream.down" | "upstream.up" | "matrix-down" | "matrix-up";
     /** Of a bridge. A relay has none. */
     time?: string;
-    /** Of a bridge. A relay has none. */
+    /** Of a bridge: `pods`, `boilerhouseclaims` or `nats`. A relay has none. */
     resource?: string;
+    /** Of `upstream.down` and `matrix-down`. */
     reason?: string;
     since?: string;
     /** Of a relay: the HTTP status of an answer that is no stream, or null. */

@@ -11,11 +11,13 @@
 //!
 //! Must not import: sources, HTTP.
 
+mod check;
 mod connection;
 mod pending;
 mod shared;
 
 pub use self::{
+    check::check,
     connection::{Config, start},
     shared::{Metrics, Nats},
 };

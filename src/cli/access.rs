@@ -235,6 +235,11 @@ impl AccessArgs {
     }
 
     /// Returns whether credentials are configured: other ones than keys in a file (`has_other`), or those.
+    fn has_credentials(&self, has_other: bool) -> bool {
+        has_other || self.keys_file.is_some()
+    }
+
+    /// As [`AccessArgs::has_credentials`].
     ///
     /// # Errors
     /// A usage error where the network would get access without credentials, or `/ws` requires one that no client has.
@@ -244,7 +249,7 @@ impl AccessArgs {
         has_other: bool,
         ws_auth: bool,
     ) -> Result<bool, CliError> {
-        let is_closed = has_other || self.keys_file.is_some();
+        let is_closed = self.has_credentials(has_other);
         let ListenPlace { flag, is_loopback, credentials } = place;
         if !is_closed && !is_loopback && !self.allow_anonymous {
             return Err(CliError::usage(format!(
@@ -317,9 +322,7 @@ impl BridgeAccessArgs {
             audience,
         })
     }
-}
 
-impl BridgeAccessArgs {
     /// Returns the audience of Kubernetes tokens.
     ///
     /// # Errors

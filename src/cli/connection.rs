@@ -57,12 +57,15 @@ impl CredentialArgs {
         }
         builder
     }
-}
 
-impl CredentialArgs {
     /// Returns the file with the certificates to trust.
     pub(super) fn ca_file(&self) -> Option<&Path> {
         self.ca_file.as_deref()
+    }
+
+    /// Returns the file with the credential.
+    pub(super) fn token_file(&self) -> Option<&Path> {
+        self.token_file.as_deref()
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use clap::{Arg, Args, Command, ValueEnum};
+use clap::{Arg, ArgMatches, Args, Command, ValueEnum, parser::ValueSource};
 use futures::{FutureExt as _, future::BoxFuture};
 
 use super::{
@@ -19,8 +19,13 @@ use super::{
 };
 use crate::{
     client::{Client, tls_config},
-    doctor::{self, CHECKS, Listener, LocalCheck, LocalChecks, LocalFiles, Outcome, Report, Subject, Target},
+    doctor::{
+        self, CHECKS, CommandLine, Flag, Listener, LocalCheck, LocalChecks, LocalFiles, Outcome, Report, Subject,
+        Target, shell_path, shell_word,
+    },
 };
+
+mod inputs;
 
 /// Path of the stream that a URL without a path leads to.
 const STREAM_PATH: &str = "/api/websocket";
@@ -69,9 +74,14 @@ pub(super) struct DoctorCommand {
 }
 
 impl DoctorCommand {
-    /// Runs the checks and prints the report. `command` is the whole command line; `config_error` says why the file of
-    /// `--config` cannot be used.
-    pub(super) async fn run(self, command: Command, config_error: Option<CliError>) -> Result<u8, CliError> {
+    /// Runs the checks and prints the report. `command` is the definition of the whole command line, `matches` what was given;
+    /// `config_error` says why the file of `--config` cannot be used.
+    pub(super) async fn run(
+        self,
+        command: &Command,
+        matches: &ArgMatches,
+        config_error: Option<CliError>,
+    ) -> Result<u8, CliError> {
         // An empty variable gives one empty id.
         let only: Vec<String> = self.only.iter().filter(|id| !id.is_empty()).cloned().collect();
         let checks = doctor::select(CHECKS, &only).map_err(|unknown| {
@@ -79,21 +89,20 @@ impl DoctorCommand {
             CliError::usage(format!("there is no check '{unknown}'; accepted: {}", ids.join(", ")))
         })?;
         let bridge = self.target()?;
-        let mut config_error = config_error.map(|error| format!("{:#}", error.error));
+        let mut config_error = config_error.map(|error| error.text());
         let mut repairs = Vec::new();
         if self.fix {
-            repairs = doctor::create_missing_files(&self.files(&command));
+            repairs = doctor::create_missing_files(&self.files(command));
             // All lines of the new file are comments, so that the flags stay as they are.
             if repairs.iter().any(|repair| repair.id == "config" && repair.done) {
                 config_error = None;
             }
         }
         let base_url = bridge.as_ref().map(|target| target.base_url.clone());
-        let subject = self.subject(config_error, bridge);
+        let subject = self.subject(config_error, bridge, command_line(command, matches));
         let mut results = doctor::run(&subject, &checks).await;
         if self.fix {
-            let namespace = &self.serve.namespace;
-            repairs.extend(doctor::cluster_repairs(&results, namespace, subject.user().await.as_deref()));
+            repairs.extend(doctor::cluster_repairs(&results));
         }
         results.retain(|result| only.is_empty() || only.iter().any(|id| id == result.id) || result.has_failed());
         self.print(&Report::new(base_url, results, repairs))
@@ -122,7 +131,9 @@ impl DoctorCommand {
         })?;
         let tls = tls_config(self.credential.ca_file()).map_err(usage)?;
         let client = self.credential.apply(Client::builder(base_url));
-        Ok(Some(Target { base_url: base_url.to_owned(), client, tls }))
+        let [ca_file, token_file] =
+            [self.credential.ca_file(), self.credential.token_file()].map(|file| file.map(Path::to_owned));
+        Ok(Some(Target { base_url: base_url.to_owned(), client, tls, ca_file, token_file }))
     }
 
     /// Returns the files that `--fix` may create.
@@ -131,70 +142,103 @@ impl DoctorCommand {
         LocalFiles { config: self.serve.config.clone(), example: example_configuration(command), keys, session_key }
     }
 
-    fn subject(&self, config_error: Option<String>, bridge: Option<Target>) -> Subject {
+    fn subject(&self, config_error: Option<String>, bridge: Option<Target>, command: CommandLine) -> Subject {
         let Serve { access, cluster, namespace, .. } = &self.serve;
-        let mut subject = Subject::new(self.local_checks(config_error), self.listeners(), cluster.config(namespace));
+        let local = self.local_checks(config_error, &command);
+        let mut subject = Subject::new(local, self.listeners(), cluster.config(namespace));
         subject.allowed_hosts = access.host_names();
         subject.reviews_tokens = access.reviews_tokens();
         subject.bridge = bridge;
+        subject.command = command;
         subject
     }
 
     fn listeners(&self) -> Vec<Listener> {
         let Serve { port, listen_host, probe_listen, access, .. } = &self.serve;
         let is_tls = access.has_tls();
-        let mut listeners = vec![Listener { flag: "--port", host: listen_host.clone(), port: *port, is_tls }];
+        let mut listeners = vec![Listener { flag: "port", host: listen_host.clone(), port: *port, is_tls }];
         if let Some((host, port)) = probe_listen {
-            listeners.push(Listener { flag: "--probe-listen", host: host.clone(), port: *port, is_tls: false });
+            listeners.push(Listener { flag: "probe-listen", host: host.clone(), port: *port, is_tls: false });
         }
         listeners
     }
 
-    fn local_checks(&self, config_error: Option<String>) -> LocalChecks {
+    fn local_checks(&self, config_error: Option<String>, command: &CommandLine) -> LocalChecks {
         let serve = Arc::new(self.serve.clone());
-        let of_config = serve.clone();
+        let (of_config, of_mqtt, of_nats) = (serve.clone(), serve.clone(), serve.clone());
+        let blocking = |check| blocking(&serve, command, check);
+        let command = command.clone();
         LocalChecks {
-            config: Arc::new(move || check_config(of_config.clone(), config_error.clone()).boxed()),
-            origins: blocking(&serve, |serve, _| serve.access.check_origins()),
-            credentials: blocking(&serve, |serve, is_loopback| {
-                serve.access.check_credentials(&serve.listen_host, is_loopback)
+            config: Arc::new(move || check_config(of_config.clone(), config_error.clone(), command.clone()).boxed()),
+            origins: blocking(|serve, _, command| serve.access.check_origins(command)),
+            credentials: blocking(|serve, is_loopback, command| {
+                serve.access.check_credentials(&serve.listen_host, is_loopback, command)
             }),
-            tls: blocking(&serve, |serve, _| serve.access.check_tls()),
+            tls: blocking(|serve, _, command| serve.access.check_tls(command)),
+            schema_pack: blocking(|serve, _, _| inputs::schema_pack(serve)),
+            wasm: blocking(|serve, _, _| inputs::wasm(serve)),
+            mqtt: Arc::new(move || inputs::mqtt(of_mqtt.clone()).boxed()),
+            nats: Arc::new(move || inputs::nats(of_nats.clone()).boxed()),
         }
     }
 }
 
+/// Returns the flags that the user has given.
+fn command_line(command: &Command, matches: &ArgMatches) -> CommandLine {
+    let Some((name, matches)) = matches.subcommand() else { return CommandLine::default() };
+    let mut flags = Vec::new();
+    for arg in command.find_subcommand(name).into_iter().flat_map(Command::get_arguments) {
+        let (id, Some(long)) = (arg.get_id().as_str(), arg.get_long()) else { continue };
+        // Other arguments than those of `matches` have no source: `help` is one.
+        let is_known = matches.ids().any(|other| other.as_str() == id);
+        if !is_known || matches.value_source(id) != Some(ValueSource::CommandLine) {
+            continue;
+        }
+        let flag = |value| Flag { name: long.to_owned(), value, requires_equals: arg.is_require_equals_set() };
+        if arg.get_action().takes_values() {
+            let values = matches.get_raw(id).into_iter().flatten();
+            flags.extend(values.map(|value| flag(Some(value.to_string_lossy().into_owned()))));
+        } else {
+            flags.push(flag(None));
+        }
+    }
+    CommandLine::new(flags)
+}
+
 /// Returns a check that reads files, on a thread that may block. It gets whether the bridge listens on loopback only.
-fn blocking(serve: &Arc<Serve>, check: fn(&Serve, bool) -> Outcome) -> LocalCheck {
-    let serve = serve.clone();
+fn blocking(serve: &Arc<Serve>, command: &CommandLine, check: fn(&Serve, bool, &CommandLine) -> Outcome) -> LocalCheck {
+    let (serve, command) = (serve.clone(), command.clone());
     Arc::new(move || -> BoxFuture<'static, Outcome> {
-        let serve = serve.clone();
+        let (serve, command) = (serve.clone(), command.clone());
         async move {
             // The check `config` reports a name that cannot be resolved.
             let is_loopback =
                 access::is_loopback(&serve.listen_host, serve.port, "--listen-host").await.unwrap_or(false);
-            let outcome = tokio::task::spawn_blocking(move || check(&serve, is_loopback)).await;
+            let outcome = tokio::task::spawn_blocking(move || check(&serve, is_loopback, &command)).await;
             outcome.unwrap_or_else(|error| Outcome::failed(error.to_string(), "boilerhouse-bridge --version"))
         }
         .boxed()
     })
 }
 
-async fn check_config(serve: Arc<Serve>, config_error: Option<String>) -> Outcome {
+async fn check_config(serve: Arc<Serve>, config_error: Option<String>, command: CommandLine) -> Outcome {
     let path = serve.config.as_deref();
     if let Some(error) = config_error {
         let path = path.unwrap_or(Path::new("config.yaml"));
         return match path.exists() {
-            true => Outcome::failed(error, format!("${{EDITOR:-vi}} '{}'", path.display())),
+            true => Outcome::failed(error, format!("${{EDITOR:-vi}} {}", shell_path(path))),
             false => {
-                let hint = format!("boilerhouse-bridge doctor --fix --config '{}'", path.display());
+                let hint = command.with(&[("config", Some(&path.to_string_lossy())), ("fix", None)]);
                 Outcome::failed(error, hint)
                     .with_fix("creates an example configuration, in which all lines are comments")
             }
         };
     }
     if let Err(error) = access::is_loopback(&serve.listen_host, serve.port, "--listen-host").await {
-        return Outcome::failed(format!("{:#}", error.error), format!("getent hosts '{}'", serve.listen_host));
+        return Outcome::failed(error.text(), format!("getent hosts {}", shell_word(&serve.listen_host)));
+    }
+    if let Err(error) = inputs::check_flags(serve.clone()).await {
+        return Outcome::failed(error, "boilerhouse-bridge serve --help");
     }
     Outcome::passed(match path {
         Some(path) => format!("flags, environment and {} can be used", path.display()),

@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::logging::{color, escape};
+use crate::source::error::error_chain;
 
 /// The command failed.
 pub(super) const FAILED: u8 = 1;
@@ -41,11 +42,16 @@ impl CliError {
         CliError { code: FAILED, error: anyhow::Error::msg(message.into()) }
     }
 
+    /// Returns the error with its causes.
+    pub(super) fn text(&self) -> String {
+        error_chain(self.error.as_ref())
+    }
+
     /// Prints the error with its causes to stderr.
     pub(super) fn print(&self) -> ExitCode {
         let (bold, plain) = if color() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
         // Nothing can be reported when stderr is closed.
-        let _ = writeln!(io::stderr().lock(), "{bold}error:{plain} {}", escape(&format_error_chain(&self.error)));
+        let _ = writeln!(io::stderr().lock(), "{bold}error:{plain} {}", escape(&self.text()));
         ExitCode::from(self.code)
     }
 }
@@ -54,16 +60,6 @@ impl<E: Into<anyhow::Error>> From<E> for CliError {
     fn from(error: E) -> CliError {
         CliError { code: FAILED, error: error.into() }
     }
-}
-
-/// Joins an error and its causes with colons. The errors of some libraries end with their cause already; such a cause is
-/// not repeated.
-fn format_error_chain(error: &anyhow::Error) -> String {
-    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.as_str() {
-        "" => cause,
-        chain if chain.ends_with(&cause) => text,
-        chain => format!("{chain}: {cause}"),
-    })
 }
 
 /// Writes a result to stdout. A closed pipe is success: the reader has read what it needs.

@@ -1,6 +1,11 @@
 //! The flags of telemetry, and of the validation of payloads from outside.
 
-use std::{io::Read, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use clap::Args;
 use tracing::{error, info};
@@ -60,33 +65,47 @@ impl ValidationArgs {
     }
 
     fn pack(&self) -> (SchemaPack, Option<String>) {
-        let Some(path) = &self.schema_pack else { return (SchemaPack::default(), None) };
-        let read = read_bounded(path, schema_pack::MAX_BYTES);
-        let reason = match read.map(|file| SchemaPack::parse(&file)) {
-            Ok(Ok(pack)) => {
+        match self.read_pack() {
+            None => (SchemaPack::default(), None),
+            Some((_, Ok(pack))) => {
                 info!(pack = pack.title(), entities = pack.entities(), "schema pack in use");
-                return (pack, None);
+                (pack, None)
             }
-            Ok(Err(error)) => error.to_string(),
-            Err(error) => format!("it cannot be read: {error}"),
-        };
-        error!(file = %path.display(), reason, "schema pack not usable; the embedded defaults are in use");
-        (SchemaPack::default(), Some(format!("schema pack not usable, embedded defaults in use: {reason}")))
+            Some((path, Err(reason))) => {
+                error!(file = %path.display(), reason, "schema pack not usable; the embedded defaults are in use");
+                (SchemaPack::default(), Some(format!("schema pack not usable, embedded defaults in use: {reason}")))
+            }
+        }
+    }
+
+    /// Reads the file of `--schema-pack`, if there is one.
+    pub(super) fn read_pack(&self) -> Option<(&Path, Result<SchemaPack, String>)> {
+        let path = self.schema_pack.as_deref()?;
+        let read = read_bounded(path, schema_pack::MAX_BYTES).map_err(|error| format!("it cannot be read: {error}"));
+        Some((path, read.and_then(|file| SchemaPack::parse(&file).map_err(|error| error.to_string()))))
     }
 
     fn booster(&self) -> Result<Booster, CliError> {
-        let Some(path) = &self.booster_wasm else { return Ok(Booster::default()) };
-        let unusable =
-            |reason: &dyn std::fmt::Display| CliError::usage(format!("--booster-wasm {}: {reason}", path.display()));
-        let file = read_bounded(path, MAX_MODULE_BYTES).map_err(|error| unusable(&error))?;
-        let booster = Booster::load(&file).map_err(|error| unusable(&error))?;
-        info!(file = %path.display(), "WebAssembly module in use");
-        Ok(booster)
+        match self.load_booster() {
+            None => Ok(Booster::default()),
+            Some((path, Ok(booster))) => {
+                info!(file = %path.display(), "WebAssembly module in use");
+                Ok(booster)
+            }
+            Some((path, Err(reason))) => Err(CliError::usage(format!("--booster-wasm {}: {reason}", path.display()))),
+        }
+    }
+
+    /// Loads the module of `--booster-wasm`, if there is one.
+    pub(super) fn load_booster(&self) -> Option<(&Path, Result<Booster, String>)> {
+        let path = self.booster_wasm.as_deref()?;
+        let file = read_bounded(path, MAX_MODULE_BYTES).map_err(|error| error.to_string());
+        Some((path, file.and_then(|file| Booster::load(&file).map_err(|error| error.to_string()))))
     }
 }
 
 /// Reads a file, and one byte more than `max` of a longer one.
-fn read_bounded(path: &PathBuf, max: usize) -> std::io::Result<Vec<u8>> {
+fn read_bounded(path: &Path, max: usize) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     std::fs::File::open(path)?.take(max as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)

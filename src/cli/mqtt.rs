@@ -13,7 +13,12 @@ use super::{
 };
 #[cfg(feature = "mqtt")]
 use crate::source::mqtt;
-use crate::{event::MqttMessage, tasks::Tasks, validate::Validator};
+use crate::{
+    doctor::{shell_path, shell_word},
+    event::MqttMessage,
+    tasks::Tasks,
+    validate::Validator,
+};
 
 /// A broker to read. Without the feature there is none.
 #[cfg(feature = "mqtt")]
@@ -73,6 +78,11 @@ fn broker_url(text: &str) -> Result<BrokerUrl, String> {
         return Err("TLS to an IPv6 address is not supported; use a host name".to_owned());
     }
     Ok(url)
+}
+
+/// Returns the port of a URL without one.
+fn default_port(has_tls: bool) -> u16 {
+    if has_tls { 8883 } else { 1883 }
 }
 
 /// A topic filter (MQTT 5.0, sections 4.7 and 4.8.2).
@@ -147,14 +157,29 @@ impl MqttArgs {
         Err(CliError::usage(error))
     }
 
+    /// Returns a command that reads one message of the broker with the same credentials, for `doctor`. The text of the URL is
+    /// not in it, apart from host and port.
+    pub(super) fn show_command(&self) -> String {
+        let url = self.mqtt_url.as_deref().and_then(|url| broker_url(url).ok());
+        let mut command = "mosquitto_sub -V 5 -C 1 -W 10 -t '$SYS/#'".to_owned();
+        if let Some(BrokerUrl { host, port, has_tls }) = url {
+            command += &format!(" -h {} -p {}", shell_word(&host), port.unwrap_or(default_port(has_tls)));
+            let ca = self.mqtt_ca_file.as_deref().map(|file| format!(" --cafile {}", shell_path(file)));
+            command += &ca.unwrap_or_else(|| if has_tls { " --tls-use-os-certs".to_owned() } else { String::new() });
+        }
+        for (flag, file) in [("-u", &self.mqtt_username_file), ("-P", &self.mqtt_password_file)] {
+            command +=
+                &file.as_deref().map(|file| format!(" {flag} \"$(cat {})\"", shell_path(file))).unwrap_or_default();
+        }
+        command
+    }
+
     /// Returns the broker to read, if there is one.
     ///
     /// # Errors
     /// A flag lacks another one, a file cannot be used, or this binary has no MQTT support.
     #[cfg(feature = "mqtt")]
     pub(super) fn resolve(&self) -> Result<Option<Broker>, CliError> {
-        use std::hash::{BuildHasher, RandomState};
-
         let Some((url, topics)) = self.check()? else { return Ok(None) };
         let tls = match url.has_tls {
             true => Some(broker::tls_config("--mqtt-ca-file", self.mqtt_ca_file.clone())?),
@@ -163,14 +188,12 @@ impl MqttArgs {
         if tls.is_none() && self.mqtt_username_file.is_some() {
             tracing::warn!("user and password are sent to the MQTT broker unencrypted; use an mqtts:// URL");
         }
-        // 23 characters, which every broker accepts.
-        let new_id = || format!("bridge-{:016x}", RandomState::new().hash_one(0));
         Ok(Some(mqtt::Config {
             host: url.host,
-            port: url.port.unwrap_or(if url.has_tls { 8883 } else { 1883 }),
+            port: url.port.unwrap_or(default_port(url.has_tls)),
             tls,
             topics,
-            client_id: self.mqtt_client_id.clone().unwrap_or_else(new_id),
+            client_id: self.mqtt_client_id.clone().unwrap_or_else(new_client_id),
             username_file: self.mqtt_username_file.clone(),
             password_file: self.mqtt_password_file.clone(),
             rate: self.mqtt_rate,
@@ -185,6 +208,32 @@ impl MqttArgs {
             Some(_) => Err(broker::without_feature("--mqtt-url", "mqtt")),
         }
     }
+}
+
+/// Returns a client id of 23 characters, which every broker accepts.
+#[cfg(feature = "mqtt")]
+fn new_client_id() -> String {
+    use std::hash::{BuildHasher, RandomState};
+
+    format!("bridge-{:016x}", RandomState::new().hash_one(0))
+}
+
+/// Connects to a broker once, for `doctor`. Its client id is a new one, so that a running bridge keeps its connection.
+///
+/// # Errors
+/// Why the broker cannot be read.
+#[cfg(feature = "mqtt")]
+pub(super) async fn check(broker: Broker) -> Result<String, String> {
+    let config = mqtt::Config { client_id: new_client_id(), ..broker };
+    mqtt::check(&config).await?;
+    let mqtt::Config { host, port, topics, .. } = config;
+    Ok(format!("{host} port {port} accepts the connection and the subscription to {}", topics.join(", ")))
+}
+
+/// See the variant with the feature.
+#[cfg(not(feature = "mqtt"))]
+pub(super) async fn check(broker: Broker) -> Result<String, String> {
+    match broker {}
 }
 
 /// Starts to read a broker, and publishes its messages with `publish`, which must not wait. Returns the line for

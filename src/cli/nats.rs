@@ -13,7 +13,12 @@ use super::{
 };
 #[cfg(feature = "nats")]
 use crate::backbone::nats;
-use crate::{backbone::Backbone, feed::Feed, tasks::Tasks};
+use crate::{
+    backbone::Backbone,
+    doctor::{shell_path, shell_word},
+    feed::Feed,
+    tasks::Tasks,
+};
 
 /// What is needed for NATS. Without the feature it does not exist.
 #[cfg(feature = "nats")]
@@ -84,6 +89,20 @@ impl NatsArgs {
         Ok((urls.iter().map(|url| url.trim_end_matches('/').to_owned()).collect(), has_tls))
     }
 
+    /// Returns a command that shows the bucket with the same credentials, for `doctor`. The flags must have been checked.
+    pub(super) fn show_command(&self, namespace: &str) -> String {
+        let servers = self.check().map(|(servers, _)| servers.join(",")).unwrap_or_default();
+        let mut command = format!("nats --server {}", shell_word(&servers));
+        for (flag, file) in [("--creds", &self.nats_credentials_file), ("--tlsca", &self.nats_ca_file)] {
+            command += &file.as_deref().map(|file| format!(" {flag} {}", shell_path(file))).unwrap_or_default();
+        }
+        command + " kv info " + &self.bucket(namespace)
+    }
+
+    fn bucket(&self, namespace: &str) -> String {
+        self.nats_bucket.clone().unwrap_or_else(|| format!("boilerhouse-{namespace}"))
+    }
+
     /// Returns what is needed for NATS, if it is used. `namespace` is the namespace that is watched.
     ///
     /// # Errors
@@ -98,9 +117,8 @@ impl NatsArgs {
         if tls.is_none() && self.nats_credentials_file.is_some() {
             tracing::warn!("the connection to NATS is not encrypted; use a tls:// URL");
         }
-        let bucket = self.nats_bucket.clone().unwrap_or_else(|| format!("boilerhouse-{namespace}"));
         let credentials_file = self.nats_credentials_file.clone();
-        Ok(Some(nats::Config { servers, tls, credentials_file, bucket }))
+        Ok(Some(nats::Config { servers, tls, credentials_file, bucket: self.bucket(namespace) }))
     }
 
     /// See the variant with the feature.
@@ -109,6 +127,27 @@ impl NatsArgs {
         let (servers, _) = self.check()?;
         if servers.is_empty() { Ok(None) } else { Err(broker::without_feature("--nats-url", "nats")) }
     }
+}
+
+/// Connects to NATS once, for `doctor`.
+///
+/// # Errors
+/// Why the bucket cannot be used.
+#[cfg(feature = "nats")]
+pub(super) async fn check(nats: Nats) -> Result<String, String> {
+    Ok(match nats::check(&nats).await? {
+        true => format!("NATS accepts the connection, and the bucket {} can be read", nats.bucket),
+        false => format!(
+            "NATS accepts the connection, and JetStream answers. There is no bucket {} yet: serve creates it",
+            nats.bucket
+        ),
+    })
+}
+
+/// See the variant with the feature.
+#[cfg(not(feature = "nats"))]
+pub(super) async fn check(nats: Nats) -> Result<String, String> {
+    match nats {}
 }
 
 /// Starts the connection to NATS. Returns the backbone, and the line for `/readyz?verbose`.

@@ -50,13 +50,13 @@ pub(super) struct Serve {
     pub(super) access: BridgeAccessArgs,
 
     #[command(flatten)]
-    ingest: IngestArgs,
+    pub(super) ingest: IngestArgs,
 
     #[command(flatten)]
-    mqtt: MqttArgs,
+    pub(super) mqtt: MqttArgs,
 
     #[command(flatten)]
-    nats: NatsArgs,
+    pub(super) nats: NatsArgs,
 
     /// Maximum number of /ws connections with Kubernetes watchers of their own. Further connections share the watches of
     /// the bridge and receive the same events

@@ -290,9 +290,9 @@ objects! {
     Upstream {
         /// When (RFC 3339).
         time: String,
-        /// `pods` or `boilerhouseclaims`.
+        /// `pods`, `boilerhouseclaims` or `nats`.
         resource: String,
-        /// Why.
+        /// Why it is down; `None` in `upstream.up`.
         reason: Option<String>,
         /// When the last useful byte arrived (RFC 3339).
         since: Option<String>,

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::PathBuf,
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
@@ -10,13 +11,13 @@ use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::Futures
 use rustls::ClientConfig;
 use tokio::time::timeout;
 
-use super::report::{CheckResult, Severity, Status};
+use super::{
+    command::{self, CommandLine, shell_path, shell_word},
+    report::{CheckResult, Severity, Status},
+};
 use crate::{
     client,
-    source::{
-        connect,
-        diagnose::{Access, Diagnosis},
-    },
+    source::{connect, diagnose::Diagnosis},
 };
 
 /// A check: one row of the table in docs/protocol.md#doctor.
@@ -28,7 +29,10 @@ pub struct Check {
     pub category: &'static str,
     /// What is checked, in a few words.
     pub name: &'static str,
-    /// Checks that must have passed, or have failed with a warning only. They are earlier in the table.
+    /// What a failure means. A check with `Warning` never fails as an error, also not at its time limit; one with `Error` can
+    /// fail with a warning.
+    pub severity: Severity,
+    /// Checks that must have passed, have failed with a warning only, or could not decide. They are earlier in the table.
     pub needs: &'static [&'static str],
     /// Maximum time. A check without a result by then has failed.
     pub limit: Duration,
@@ -44,8 +48,8 @@ pub struct Outcome {
     detail: String,
     repair_hint: Option<String>,
     fix: Option<String>,
-    missing: Option<Access>,
     is_cluster_command: bool,
+    is_undecided: bool,
 }
 
 impl Outcome {
@@ -57,8 +61,8 @@ impl Outcome {
             detail: detail.into(),
             repair_hint: None,
             fix: None,
-            missing: None,
             is_cluster_command: false,
+            is_undecided: false,
         }
     }
 
@@ -77,6 +81,11 @@ impl Outcome {
         Outcome { status: Status::Skipped, severity: Severity::Info, ..Outcome::passed(reason) }
     }
 
+    /// The check cannot find out. Unlike after [`Outcome::skipped`], the checks that need it run.
+    pub(super) fn undecided(reason: impl Into<String>) -> Outcome {
+        Outcome { is_undecided: true, ..Outcome::skipped(reason) }
+    }
+
     /// Says what `doctor --fix` does about it on this machine.
     #[must_use]
     pub fn with_fix(self, fix: impl Into<String>) -> Outcome {
@@ -88,13 +97,10 @@ impl Outcome {
         Outcome { is_cluster_command: true, ..self }
     }
 
-    /// Says which permission is missing.
-    pub(super) fn with_missing(self, access: Access) -> Outcome {
-        Outcome { missing: Some(access), ..self }
-    }
-
     fn into_result(self, check: &Check, duration: Duration) -> CheckResult {
-        let Outcome { status, severity, detail, repair_hint, fix, missing, is_cluster_command } = self;
+        let Outcome { status, severity, detail, repair_hint, fix, is_cluster_command, is_undecided } = self;
+        let severity =
+            if status == Status::Failed && check.severity == Severity::Warning { check.severity } else { severity };
         CheckResult {
             id: check.id,
             category: check.category,
@@ -106,8 +112,8 @@ impl Outcome {
             duration_ms: duration.as_millis().try_into().unwrap_or(u64::MAX),
             repair_hint,
             fix,
-            missing,
             is_cluster_command,
+            is_undecided,
         }
     }
 }
@@ -123,6 +129,10 @@ pub struct LocalChecks {
     pub origins: LocalCheck,
     pub credentials: LocalCheck,
     pub tls: LocalCheck,
+    pub schema_pack: LocalCheck,
+    pub wasm: LocalCheck,
+    pub mqtt: LocalCheck,
+    pub nats: LocalCheck,
 }
 
 impl std::fmt::Debug for LocalChecks {
@@ -134,7 +144,7 @@ impl std::fmt::Debug for LocalChecks {
 /// An address of `serve`.
 #[derive(Clone, Debug)]
 pub struct Listener {
-    /// The flag that sets it.
+    /// The flag that sets it, without `--`.
     pub flag: &'static str,
     /// Address or name.
     pub host: String,
@@ -142,6 +152,17 @@ pub struct Listener {
     pub port: u16,
     /// Connections use TLS.
     pub is_tls: bool,
+}
+
+impl Listener {
+    /// Returns the value of the flag for another port.
+    pub(super) fn value(&self, port: u16) -> String {
+        match self.flag {
+            "port" => port.to_string(),
+            _ if self.host.contains(':') => format!("[{}]:{port}", self.host),
+            _ => format!("{}:{port}", self.host),
+        }
+    }
 }
 
 /// The running bridge of `--url`.
@@ -153,6 +174,31 @@ pub struct Target {
     pub client: client::Builder,
     /// TLS for requests that are no streams.
     pub tls: Arc<ClientConfig>,
+    /// `--ca-file`
+    pub ca_file: Option<PathBuf>,
+    /// `--token-file`
+    pub token_file: Option<PathBuf>,
+}
+
+impl Target {
+    /// Returns the URL of a path.
+    pub(super) fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.base_url)
+    }
+
+    /// Returns a `curl` command for a path, with the certificates of this run.
+    pub(super) fn curl(&self, flags: &str, path: &str) -> String {
+        let ca = self.ca_file.as_deref().map(|file| format!(" --cacert {}", shell_path(file))).unwrap_or_default();
+        format!("curl {flags}{ca} {}", shell_word(&self.url(path)))
+    }
+
+    /// As [`Target::curl`], with the credential of this run.
+    pub(super) fn curl_with_token(&self, flags: &str, path: &str) -> String {
+        match &self.token_file {
+            Some(file) => self.curl(&format!("{flags} -H \"Authorization: Bearer $(cat {})\"", shell_path(file)), path),
+            None => self.curl(flags, path),
+        }
+    }
 }
 
 /// What is checked.
@@ -169,6 +215,8 @@ pub struct Subject {
     pub reviews_tokens: bool,
     /// The running bridge.
     pub bridge: Option<Target>,
+    /// The flags of this run.
+    pub command: CommandLine,
     /// The connection that the check `kubeconfig` has built.
     pub(super) diagnosis: OnceLock<Diagnosis>,
 }
@@ -190,13 +238,19 @@ impl Subject {
             cluster,
             reviews_tokens: false,
             bridge: None,
+            command: CommandLine::default(),
             diagnosis: OnceLock::new(),
         }
     }
 
-    /// Returns the user of the cluster, for commands that grant a permission.
-    pub async fn user(&self) -> Option<String> {
-        self.diagnosis.get()?.user().await.ok()
+    /// Returns `kubectl` with the flags for the cluster of this run.
+    pub(super) fn kubectl_command(&self) -> String {
+        command::kubectl(&self.cluster)
+    }
+
+    /// Returns a `kubectl` command for the cluster of this run.
+    pub(super) fn kubectl(&self, arguments: &str) -> String {
+        format!("{} {arguments}", self.kubectl_command())
     }
 }
 
@@ -258,7 +312,7 @@ fn blocks(result: &CheckResult) -> bool {
     match result.status {
         Status::Passed => false,
         Status::Failed => result.severity == Severity::Error,
-        Status::Skipped => true,
+        Status::Skipped => !result.is_undecided,
     }
 }
 
@@ -266,14 +320,14 @@ async fn run_one(subject: &Subject, check: &Check) -> CheckResult {
     let start = Instant::now();
     let outcome = timeout(check.limit, (check.run)(subject)).await.unwrap_or_else(|_| {
         let detail = format!("no result within {} s", check.limit.as_secs());
-        Outcome::failed(detail, format!("boilerhouse-bridge doctor --only {}", check.id))
+        Outcome::failed(detail, subject.command.with(&[("only", Some(check.id))]))
     });
     outcome.into_result(check, start.elapsed())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::command::Flag, *};
 
     fn local(outcome: fn() -> Outcome) -> LocalCheck {
         Arc::new(move || async move { outcome() }.boxed())
@@ -281,13 +335,22 @@ mod tests {
 
     fn subject() -> Subject {
         let passed = local(|| Outcome::passed(""));
-        let checks =
-            LocalChecks { config: passed.clone(), origins: passed.clone(), credentials: passed.clone(), tls: passed };
+        let checks = LocalChecks {
+            config: passed.clone(),
+            origins: passed.clone(),
+            credentials: passed.clone(),
+            tls: passed.clone(),
+            schema_pack: passed.clone(),
+            wasm: passed.clone(),
+            mqtt: passed.clone(),
+            nats: passed,
+        };
         Subject::new(checks, Vec::new(), connect::Config::default())
     }
 
     fn check(id: &'static str, needs: &'static [&'static str], run: fn(&Subject) -> BoxFuture<'_, Outcome>) -> Check {
-        Check { id, category: "test", name: "test", needs, limit: Duration::from_secs(5), run }
+        let severity = Severity::Error;
+        Check { id, category: "test", name: "test", severity, needs, limit: Duration::from_secs(5), run }
     }
 
     fn passes(_: &Subject) -> BoxFuture<'_, Outcome> {
@@ -300,6 +363,10 @@ mod tests {
 
     fn fails(_: &Subject) -> BoxFuture<'_, Outcome> {
         async { Outcome::failed("f", "h") }.boxed()
+    }
+
+    fn cannot_decide(_: &Subject) -> BoxFuture<'_, Outcome> {
+        async { Outcome::undecided("u") }.boxed()
     }
 
     fn hangs(_: &Subject) -> BoxFuture<'_, Outcome> {
@@ -315,6 +382,8 @@ mod tests {
             check("d", &[], hangs),
             check("e", &[], warns),
             check("f", &["e"], passes),
+            check("g", &[], cannot_decide),
+            check("h", &["g"], passes),
         ];
         let results = run(&subject(), &checks).await;
         let found: Vec<_> = results.iter().map(|result| (result.id, result.status, result.ok)).collect();
@@ -327,7 +396,9 @@ mod tests {
                 ("c", Skipped, false),
                 ("d", Failed, false),
                 ("e", Failed, false),
-                ("f", Passed, true)
+                ("f", Passed, true),
+                ("g", Skipped, false),
+                ("h", Passed, true)
             ]
         );
         let detail = |at: usize| results[at].detail.as_str();
@@ -336,6 +407,31 @@ mod tests {
             ("the check a failed", "the check b was skipped", "no result within 5 s")
         );
         assert!(results.iter().all(|result| result.has_failed() == result.repair_hint.is_some()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn check_at_its_limit_has_its_severity_and_names_the_flags_of_the_run() {
+        let checks = [
+            check("a", &[], hangs),
+            Check { severity: Severity::Warning, ..check("b", &[], hangs) },
+            Check { severity: Severity::Warning, ..check("c", &[], fails) },
+        ];
+        let mut subject = subject();
+        let context = Flag { name: "context".to_owned(), value: Some("prod".to_owned()), requires_equals: false };
+        subject.command = CommandLine::new([context]);
+        let results = run(&subject, &checks).await;
+        let found: Vec<_> = results.iter().map(|result| (result.status, result.severity)).collect();
+        use Severity::{Error, Warning};
+        assert_eq!(found, [Error, Warning, Warning].map(|severity| (Status::Failed, severity)));
+        assert_eq!(results[1].repair_hint.as_deref(), Some("boilerhouse-bridge doctor --context prod --only b"));
+    }
+
+    #[test]
+    fn listeners_keep_their_host_with_another_port() {
+        let listener = |flag, host: &str| Listener { flag, host: host.to_owned(), port: 80, is_tls: false };
+        assert_eq!(listener("port", "::").value(8080), "8080");
+        assert_eq!(listener("probe-listen", "::").value(8080), "[::]:8080");
+        assert_eq!(listener("probe-listen", "0.0.0.0").value(8080), "0.0.0.0:8080");
     }
 
     #[test]

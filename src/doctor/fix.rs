@@ -17,15 +17,21 @@ use ring::{
     rand::{SecureRandom as _, SystemRandom},
 };
 
-use super::report::{CheckResult, Repair};
+use serde_json::{Value, json};
+
+use super::{
+    command::shell_word,
+    report::{CheckResult, Repair},
+};
 use crate::source::diagnose::{Access, NAMESPACE_ACCESS, Place};
 
 /// Random bytes of a key: 256 bits.
 const KEY_BYTES: usize = 32;
-/// Name of the objects that the commands create.
+/// Name of the Role, and first part of the name of each binding.
 const NAME: &str = "boilerhouse-bridge-doctor";
-/// Prints the name of the user, where it is not known.
-const WHOAMI: &str = "\"$(kubectl auth whoami -o jsonpath='{.status.userInfo.username}')\"";
+/// Bytes of the hash of an account in the name of its bindings.
+const ACCOUNT_HASH: usize = 8;
+const RBAC: &str = "rbac.authorization.k8s.io";
 
 /// The files that the flags name.
 #[derive(Clone, Debug, Default)]
@@ -90,11 +96,7 @@ fn create_keys_file(path: &Path) -> io::Result<String> {
     name.push(".key");
     let key_path = PathBuf::from(name);
     create_file(&key_path, 0o600, &format!("{key}\n"))?;
-    let hash = digest(&SHA256, key.as_bytes()).as_ref().iter().fold(String::new(), |mut hex, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    });
+    let hash = sha256_hex(&key);
     let text = format!("# The key is in {}.\nkeys:\n  - name: doctor\n    sha256: {hash}\n", key_path.display());
     if let Err(error) = create_file(path, 0o600, &text) {
         // Without the hash the key is of no use.
@@ -108,6 +110,15 @@ fn create_keys_file(path: &Path) -> io::Result<String> {
     ))
 }
 
+/// Returns the SHA-256 of a text, in lower-case hexadecimal digits.
+fn sha256_hex(text: &str) -> String {
+    digest(&SHA256, text.as_bytes()).as_ref().iter().fold(String::new(), |mut hex, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
 fn random_key() -> io::Result<String> {
     let mut bytes = [0; KEY_BYTES];
     let filled = SystemRandom::new().fill(&mut bytes);
@@ -115,109 +126,61 @@ fn random_key() -> io::Result<String> {
     Ok(BASE64_URL_SAFE_NO_PAD.encode(bytes))
 }
 
-/// Returns the commands that repair the cluster, from the checks that failed.
+/// Returns the commands that repair the cluster, from the checks that failed, each once.
 #[must_use]
-pub fn cluster_repairs(results: &[CheckResult], namespace: &str, user: Option<&str>) -> Vec<Repair> {
+pub fn cluster_repairs(results: &[CheckResult]) -> Vec<Repair> {
     let mut repairs: Vec<Repair> = Vec::new();
-    for result in results.iter().filter(|result| result.has_failed()) {
-        let text = match (&result.missing, &result.repair_hint) {
-            (Some(Access { place: Place::Cluster, .. }), Some(hint)) => hint.clone(),
-            (Some(_), _) => apply_role(namespace, user),
-            (None, Some(hint)) if result.is_cluster_command => hint.clone(),
-            (None, _) => continue,
-        };
-        // One Role has all permissions in the namespace.
-        if !repairs.iter().any(|repair| repair.text == text) {
-            repairs.push(Repair { id: result.id, done: false, text });
+    for result in results.iter().filter(|result| result.has_failed() && result.is_cluster_command) {
+        let Some(text) = &result.repair_hint else { continue };
+        if !repairs.iter().any(|repair| repair.text == *text) {
+            repairs.push(Repair { id: result.id, done: false, text: text.clone() });
         }
     }
     repairs
 }
 
-/// Returns a command that grants one permission, or the reviews.
-pub(super) fn grant_command(access: &Access, namespace: &str, user: Option<&str>) -> String {
-    let Access { verb, group, resource, place } = access;
-    let subject = subject_flag(user);
-    let of_group = if group.is_empty() { (*resource).to_owned() } else { format!("{resource}.{group}") };
-    let object = if *place == Place::NamespaceObject { format!(" --resource-name={namespace}") } else { String::new() };
-    match place {
+/// Returns a command that gives this account a permission. `kubectl` is the command with its flags for the cluster.
+///
+/// In the namespace, that is a Role with everything that the bridge needs there, so that applying it again takes no
+/// permission away. The name of a binding has a hash of the account, so that each account keeps its own.
+pub(super) fn grant_command(place: Place, namespace: &str, user: &str, kubectl: &str) -> String {
+    let hash = &sha256_hex(user)[..ACCOUNT_HASH];
+    let subject = match user.strip_prefix("system:serviceaccount:").and_then(|account| account.split_once(':')) {
+        Some((namespace, name)) => json!({ "kind": "ServiceAccount", "name": name, "namespace": namespace }),
+        None => json!({ "apiGroup": RBAC, "kind": "User", "name": user }),
+    };
+    let binding = |kind: &str, metadata: Value, role_kind: &str, role: &str| {
+        json!({
+            "apiVersion": format!("{RBAC}/v1"), "kind": kind, "metadata": metadata,
+            "roleRef": { "apiGroup": RBAC, "kind": role_kind, "name": role },
+            "subjects": [subject],
+        })
+    };
+    let name = format!("{NAME}-{hash}");
+    let objects = match place {
         Place::Cluster => {
-            format!("kubectl create clusterrolebinding {NAME} --clusterrole=system:auth-delegator {subject}")
+            binding("ClusterRoleBinding", json!({ "name": name }), "ClusterRole", "system:auth-delegator")
         }
         Place::Namespace | Place::NamespaceObject => {
-            let name = format!("{NAME}-{verb}-{resource}");
-            format!(
-                "kubectl -n {namespace} create role {name} --verb={verb} --resource={of_group}{object} && \
-                 kubectl -n {namespace} create rolebinding {name} --role={name} {subject}"
-            )
-        }
-    }
-}
-
-/// Returns a command that grants everything that the bridge needs in its namespace. It is complete, so that applying it
-/// again never takes a permission away.
-fn apply_role(namespace: &str, user: Option<&str>) -> String {
-    let mut rules = String::new();
-    for access in NAMESPACE_ACCESS {
-        let Access { verb, group, resource, place } = access;
-        let names = if place == Place::NamespaceObject {
-            format!("\n    resourceNames: [\"{namespace}\"]")
-        } else {
-            String::new()
-        };
-        let _ =
-            write!(rules, "\n  - apiGroups: [\"{group}\"]\n    resources: [{resource}]{names}\n    verbs: [{verb}]");
-    }
-    let subject = match service_account(user) {
-        Some((namespace, name)) => {
-            format!("kind: ServiceAccount\n    name: \"{name}\"\n    namespace: \"{namespace}\"")
-        }
-        None => {
-            // A JSON string is a YAML string.
-            let name = user.map_or_else(|| WHOAMI.to_owned(), |user| serde_json::Value::from(user).to_string());
-            format!("kind: User\n    apiGroup: rbac.authorization.k8s.io\n    name: {name}")
+            let metadata = |name: &str| json!({ "name": name, "namespace": namespace });
+            let role = json!({
+                "apiVersion": format!("{RBAC}/v1"), "kind": "Role", "metadata": metadata(NAME),
+                "rules": NAMESPACE_ACCESS.map(|access| rule(&access, namespace)),
+            });
+            let binding = binding("RoleBinding", metadata(&name), "Role", NAME);
+            json!({ "apiVersion": "v1", "kind": "List", "items": [role, binding] })
         }
     };
-    // In a here-document whose delimiter is quoted, the shell runs nothing.
-    let delimiter = if user.is_some() { "'END'" } else { "END" };
-    format!(
-        "kubectl apply -f - <<{delimiter}
-apiVersion: rbac.authorization.k8s.io/v1
-kind: Role
-metadata:
-  name: {NAME}
-  namespace: \"{namespace}\"
-rules:{rules}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: RoleBinding
-metadata:
-  name: {NAME}
-  namespace: \"{namespace}\"
-roleRef:
-  apiGroup: rbac.authorization.k8s.io
-  kind: Role
-  name: {NAME}
-subjects:
-  - {subject}
-END"
-    )
+    format!("printf %s {} | {kubectl} apply -f -", shell_word(&objects.to_string()))
 }
 
-/// Returns namespace and name of a service account. Only names that need no quotes are accepted.
-fn service_account(user: Option<&str>) -> Option<(&str, &str)> {
-    let (namespace, name) = user?.strip_prefix("system:serviceaccount:")?.split_once(':')?;
-    let is_plain = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "-.".contains(c));
-    (is_plain(namespace) && is_plain(name)).then_some((namespace, name))
-}
-
-/// Returns the flag of `kubectl create rolebinding` for a user.
-fn subject_flag(user: Option<&str>) -> String {
-    match (service_account(user), user) {
-        (Some((namespace, name)), _) => format!("--serviceaccount={namespace}:{name}"),
-        (None, Some(user)) => format!("--user='{}'", user.replace('\'', r"'\''")),
-        (None, None) => format!("--user={WHOAMI}"),
+fn rule(access: &Access, namespace: &str) -> Value {
+    let Access { verb, group, resource, place } = access;
+    let mut rule = json!({ "apiGroups": [group], "resources": [resource], "verbs": [verb] });
+    if *place == Place::NamespaceObject {
+        rule["resourceNames"] = json!([namespace]);
     }
+    rule
 }
 
 #[cfg(test)]
@@ -275,27 +238,27 @@ mod tests {
         assert_eq!(create_missing_files(&LocalFiles { keys: Some(keys), ..LocalFiles::default() }), []);
     }
 
-    #[test]
-    fn commands_name_the_account_and_quote_other_users() {
-        let [list_pods, .., get_namespace] = &NAMESPACE_ACCESS;
-        let account = Some("system:serviceaccount:ns:bridge");
-        let command = grant_command(list_pods, "ns", account);
-        assert!(command.contains("--verb=list --resource=pods && "), "{command}");
-        assert!(
-            command.ends_with("--role=boilerhouse-bridge-doctor-list-pods --serviceaccount=ns:bridge"),
-            "{command}"
-        );
-        let command = grant_command(get_namespace, "ns", Some("it's; rm"));
-        assert!(command.contains("--resource=namespaces --resource-name=ns && "), "{command}");
-        assert!(command.ends_with(r"--user='it'\''s; rm'"), "{command}");
-        assert!(grant_command(list_pods, "ns", None).contains("kubectl auth whoami"));
-        let reviews = Access { place: Place::Cluster, ..*list_pods };
-        assert!(grant_command(&reviews, "ns", account).contains("--clusterrole=system:auth-delegator"));
+    /// Returns the object of a command.
+    fn applied(command: &str) -> Value {
+        let text =
+            command.strip_prefix("printf %s '").unwrap().strip_suffix("' | kubectl --context c apply -f -").unwrap();
+        serde_json::from_str(&text.replace(r"'\''", "'")).unwrap()
+    }
 
-        let role = apply_role("ns", account);
-        assert!(role.starts_with("kubectl apply -f - <<'END'\n") && role.ends_with("\nEND"), "{role}");
-        assert!(role.contains("kind: ServiceAccount\n    name: \"bridge\"\n    namespace: \"ns\""), "{role}");
-        assert!(apply_role("ns", Some("a`b$(c)\n")).contains(r#"name: "a`b$(c)\n""#));
-        assert!(apply_role("ns", None).starts_with("kubectl apply -f - <<END\n"));
+    #[test]
+    fn each_account_gets_a_binding_of_its_own_to_one_complete_role() {
+        let grant = |place, user: &str| applied(&grant_command(place, "ns", user, "kubectl --context c"));
+        let [first, second] =
+            ["a", "b"].map(|name| grant(Place::Namespace, format!("system:serviceaccount:ns:{name}").as_str()));
+        let [role, binding] = [0, 1].map(|at| &first["items"][at]);
+        assert_eq!(role["rules"].as_array().unwrap().len(), NAMESPACE_ACCESS.len());
+        assert_eq!(role["rules"][4]["resourceNames"], json!(["ns"]));
+        assert_eq!(binding["subjects"], json!([{"kind": "ServiceAccount", "name": "a", "namespace": "ns"}]));
+        assert_eq!(role, &second["items"][0], "both have the same Role");
+        assert_ne!(binding["metadata"]["name"], second["items"][1]["metadata"]["name"]);
+        let [first, second] = ["it's; rm", "b"].map(|user| grant(Place::Cluster, user));
+        assert_eq!(first["subjects"][0]["name"], "it's; rm");
+        assert_eq!(first["roleRef"]["name"], "system:auth-delegator");
+        assert_ne!(first["metadata"]["name"], second["metadata"]["name"]);
     }
 }

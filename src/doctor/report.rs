@@ -5,8 +5,6 @@ use std::{borrow::Cow, fmt::Write as _};
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::Serialize;
 
-use crate::source::diagnose::Access;
-
 /// Columns of the text. Hints are longer where a command is, because a command with line breaks cannot be copied.
 const COLUMNS: usize = 80;
 /// Columns before the detail of a check: two spaces, the status, the id.
@@ -34,7 +32,7 @@ pub struct Report {
 pub struct CheckResult {
     /// Stable id, such as `rbac-pods-list`.
     pub id: &'static str,
-    /// Group of the check: `configuration`, `cluster`, `permissions`, `objects` or `bridge`.
+    /// Group of the check: `configuration`, `inputs`, `cluster`, `permissions`, `objects` or `bridge`.
     pub category: &'static str,
     /// What is checked, in a few words.
     pub name: &'static str,
@@ -54,12 +52,12 @@ pub struct CheckResult {
     /// What `doctor --fix` does about it on this machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fix: Option<String>,
-    /// The permission that is missing.
-    #[serde(skip)]
-    pub(super) missing: Option<Access>,
     /// The hint is a command that changes the cluster.
     #[serde(skip)]
     pub(super) is_cluster_command: bool,
+    /// Skipped because the check cannot find out: the checks that need it run.
+    #[serde(skip)]
+    pub(super) is_undecided: bool,
 }
 
 /// How a check ended.
@@ -128,9 +126,13 @@ impl Report {
             let mark = painted(&padded, color, has_color);
             push(&mut text, format_args!("  {mark}  {:<18}  ", check.id));
             push_wrapped(&mut text, &escape(&check.detail), INDENT);
-            let hint = check.repair_hint.as_ref().filter(|_| check.has_failed());
-            if let Some(hint) = hint {
-                push(&mut text, format_args!("        repair: {}\n", escape(hint)));
+            if let Some(hint) = check.repair_hint.as_ref().filter(|_| check.has_failed()) {
+                // One command can repair several checks.
+                let first = self.checks.iter().find(|other| other.repair_hint.as_ref() == Some(hint));
+                match first.filter(|first| first.id != check.id) {
+                    Some(first) => push(&mut text, format_args!("        repair: as for {}\n", first.id)),
+                    None => push(&mut text, format_args!("        repair: {}\n", escape(hint))),
+                }
             }
             if let Some(fix) = &check.fix {
                 push(&mut text, format_args!("        --fix:  {}\n", escape(fix)));
@@ -233,8 +235,8 @@ mod tests {
             duration_ms: 1,
             repair_hint: (status == Status::Failed).then(|| "kubectl get pods".to_owned()),
             fix: None,
-            missing: None,
             is_cluster_command: false,
+            is_undecided: false,
         }
     }
 
@@ -268,6 +270,7 @@ mod tests {
         for line in [
             "  FAIL  rbac-namespace-get  a detail",
             "        repair: kubectl get pods",
+            "        repair: as for rbac-namespace-get",
             "\ndone\n  created x\n",
             "\ncommands to run\nkubectl a\nkubectl b\n",
             "\n1 passed, 1 failed, 1 with a warning, 1 skipped\n",

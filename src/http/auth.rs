@@ -32,6 +32,7 @@ mod watchdog;
 pub use self::{
     authenticator::Authenticator,
     config::{AuthConfigError, Config, CredentialSources},
+    keys_file::MAX_KEYS_FILE_BYTES,
     metrics::Metrics,
 };
 pub(super) use self::{

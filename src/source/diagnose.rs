@@ -34,6 +34,7 @@ use super::{
     connect::ClusterConnection,
     error::{RequestInfo, UpstreamError},
     line_splitter::LineSplitter,
+    list_limits::{LINE_BYTES, PAGE_BYTES, PAGE_OBJECTS},
 };
 use crate::{
     api::{BoilerhouseClaim, GROUP, MANAGED_SELECTOR, PLURAL, VERSION},
@@ -49,12 +50,6 @@ pub use self::{
     claim_resource::ClaimResource,
 };
 
-/// Objects of the only page that a list reads.
-const PAGE_OBJECTS: u32 = 500;
-/// Maximum bytes of an answer: a page of 500 objects, as in the hub.
-const MAX_BYTES: usize = 64 << 20;
-/// Maximum bytes of a watch line, as in the hub.
-const LINE_BYTES: usize = 4 << 20;
 /// Maximum bytes of a review, of the version and of a schema.
 const SMALL_BYTES: usize = 4 << 20;
 
@@ -279,7 +274,7 @@ impl Diagnosis {
         request_info: &RequestInfo,
         request: Result<HttpRequest<Vec<u8>>, E>,
     ) -> Result<(HeaderMap, Bytes), UpstreamError> {
-        let limit = if request_info.verb == "list" { MAX_BYTES } else { SMALL_BYTES };
+        let limit = if request_info.verb == "list" { PAGE_BYTES } else { SMALL_BYTES };
         let (head, body) = self.send(request_info, request).await?.into_parts();
         Ok((head.headers, answer::read_body(body, limit, |_| Ok(())).await?))
     }

@@ -15,6 +15,22 @@ const MAX_CAUSES: usize = 16;
 /// Maximum bytes of the message of an error response. It is enough for a sentence; a proxy may send any amount.
 const MAX_MESSAGE: usize = 300;
 
+/// Returns an error and its causes, joined with colons. The errors of some libraries end with their cause already; such a
+/// cause is not repeated.
+#[must_use]
+pub fn error_chain(error: &(dyn StdError + 'static)) -> String {
+    let (mut text, mut cause) = (error.to_string(), error.source());
+    for _ in 0..MAX_CAUSES {
+        let Some(error) = cause else { break };
+        let message = error.to_string();
+        if !text.ends_with(&message) {
+            text = format!("{text}: {message}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
 /// Why no credentials could be obtained. The text contains no output, argument or environment of a credential plugin, which
 /// may contain a token.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

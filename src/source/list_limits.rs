@@ -7,6 +7,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+/// Objects in one page of a list. kubectl and client-go use the same number. A page of Pods is then about 7 MB.
+pub(super) const PAGE_OBJECTS: u32 = 500;
+/// Maximum bytes of one page: nine times the size of 500 Pods of 14 KB.
+pub(super) const PAGE_BYTES: usize = 64 << 20;
+/// Maximum bytes of one watch line. etcd limits an object to 1.5 MiB; a MODIFIED line holds one object.
+pub(super) const LINE_BYTES: usize = 4 << 20;
+
 /// Bounds of one list, over all its pages. A list beyond one of them has failed, and changes nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct ListLimits {

@@ -9,11 +9,13 @@
 //!
 //! Must not import: subscriptions, HTTP.
 
+mod check;
 mod connection;
 mod intake;
 mod status;
 
 pub use self::{
+    check::check,
     connection::{Config, run},
     intake::PublishMessage,
     status::{Metrics, Status},

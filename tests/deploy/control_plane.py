@@ -77,10 +77,11 @@ class ControlPlane:
         end = time.monotonic() + READY_SECONDS
         while True:
             found = subprocess.run(
-                [self.binaries / "kubectl", "get", "--raw", "/readyz"],
+                [self.binaries / "kubectl", "--request-timeout=5s", "get", "--raw", "/readyz"],
                 env=self.environment(),
                 capture_output=True,
                 text=True,
+                timeout=READY_SECONDS,
             )
             if found.returncode == 0:
                 return

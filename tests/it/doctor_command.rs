@@ -5,6 +5,7 @@ mod bridge;
 mod cluster;
 mod configuration;
 mod fix;
+mod inputs;
 mod permissions;
 
 use std::{process::Stdio, sync::LazyLock, time::Duration};

@@ -58,6 +58,7 @@ const NARROWER: &[(&str, &[&str])] = &[
             "source::diagnose",
             "source::error",
             "source::line_splitter",
+            "source::list_limits",
         ],
     ),
     // Connections do not depend on what is served over them.

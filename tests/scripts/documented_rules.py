@@ -15,12 +15,17 @@ IN_REPOSITORY = {
 # Commands of these programs need tools or builds that only `tests/run full` has. A document with one of them is run in
 # the full form only.
 FULL_ONLY = re.compile(r"^(?:\w+=\S+ )*(helm|cargo|go|nginx|node --test|npx|tests/\S+|export KUBEBUILDER_ASSETS)\b")
-# So do documents that have a proxy in front.
+# Documents about reverse proxies are run in the full form only, too.
 FULL_DOCUMENTS = {"docs/how-to/reverse-proxies.md"}
-# Commands that lead to a cluster: a real API server is started for the document.
+# Commands that need a cluster. A document with one of them gets a real API server.
 CLUSTER = re.compile(r"\b(kubectl|helm) |boilerhouse-bridge (serve|doctor)\b")
 # The release is installed before these documents, with the manifests of deploy/kustomize/base.
-INSTALLED = {"docs/runbook.md", "docs/how-to/scaling-and-replicas.md", "docs/how-to/port-forward.md", "docs/how-to/troubleshoot.md"}
+INSTALLED = {
+    "docs/runbook.md",
+    "docs/how-to/scaling-and-replicas.md",
+    "docs/how-to/port-forward.md",
+    "docs/how-to/troubleshoot.md",
+}
 
 # --- what is replaced ----------------------------------------------------------------------------------------------
 
@@ -50,7 +55,7 @@ def replaced(text):
     return text
 
 
-# What a reader replaces, for one document.
+# Document -> placeholder -> what a reader puts there.
 PLACEHOLDERS = {
     "docs/development.md": {
         "drain::NAME": "documents::anchors_are_those_of_github",
@@ -65,7 +70,8 @@ PLACEHOLDERS = {
 
 # --- commands that do not end by themselves ------------------------------------------------------------------------
 
-# These run until the end of the document. Each is ready when its output has the second text, or when the port listens.
+# These run until the end of the document: (command, ready). A command is ready when its output matches `ready`, or when
+# something listens on the port `ready`.
 SERVICES = [
     (r"^(?:\w+=\S+ )*boilerhouse-bridge demo\b", "Ctrl-C ends it"),
     (r"^(?:\w+=\S+ )*boilerhouse-bridge serve\b", "listening on"),
@@ -78,7 +84,7 @@ SERVICES = [
 ]
 # These listen on port 3000.
 BRIDGE = re.compile(r"^(?:\w+=\S+ )*boilerhouse-bridge (demo|serve)\b")
-# These are ended when their output has the second text. `top` needs a terminal.
+# These are ended as soon as their output matches the second pattern.
 WATCHES = [
     (r"^boilerhouse-bridge events\b(?!.*--(count|timeout))", r'"type":"|(instance|claim|tenant|pool)\.'),
     (r"^boilerhouse-bridge top\b", r"connected|upstream live"),
@@ -87,9 +93,11 @@ WATCHES = [
     (r"^kubectl .*( -w\b|--watch\b)", r"."),
     (r"^(\w+=\S+ )*(python3|node|go run) ", r"instance|state|heartbeat|tenant"),
 ]
+# These get a pseudo terminal.
 TERMINAL = re.compile(r"^boilerhouse-bridge top\b")
 
-# What the output of a command must have, for commands that also end with 0 when they do not show what the text says.
+# What the output of a command must match. Without it, these commands also end with 0 when they do not show what the
+# document says.
 EXPECTED = [
     (r"-o /dev/null -D -", "101 Switching Protocols"),
     (r"curl -N --max-time", r"(?m)^data:"),
@@ -112,7 +120,7 @@ CERTIFICATE = (
     " -keyout tls.key -out tls.crt 2>/dev/null"
 )
 KEYS = "printf 'keys:\\n  - name: all\\n    sha256: %s\\n' \"$(printf k | sha256sum | cut -d' ' -f1)\" > keys.yaml"
-# Commands before (and after) the command that starts with a text: what the reader of this place already has.
+# (document, start of a documented command) -> commands that run before it. They create what the reader already has there.
 BEFORE = {
     ("docs/how-to/helm.md", "helm install boilerhouse-bridge deploy/chart --namespace bridge"): [
         "helm uninstall boilerhouse-bridge --namespace boilerhouse",
@@ -142,7 +150,7 @@ ENVIRONMENT = {
     "docs/how-to/clients.md": {"KEY": "any"},
     "docs/how-to/reverse-proxies.md": {"KEY": "a-key-of-the-test-with-32-characters"},
 }
-# The pages that the certificate files of deploy/proxy are replaced in.
+# Certificate files that deploy/proxy names -> the files of the test.
 PROXY_FILES = [
     ("/etc/ssl/certs/bridge.pem", "tls.crt"),
     ("/etc/ssl/private/bridge.key", "tls.key"),

@@ -37,7 +37,7 @@ use crate::{
 /// Maximum time for a connection, TLS and authentication together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum wait for an answer of JetStream.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Interval of pings. After two without an answer, the connection is lost.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// Messages that are received and not read yet; more are lost and counted.
@@ -220,7 +220,7 @@ fn take_message(nats: &Nats, message: &Message) {
 }
 
 /// Connects to one of the servers. `is_lost` gets the reason when the connection ends.
-async fn connect(
+pub(super) async fn connect(
     config: &Config,
     is_lost: Arc<watch::Sender<Option<String>>>,
     lost_messages: Counter,

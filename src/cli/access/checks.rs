@@ -12,17 +12,16 @@ use jiff::{SignedDuration, Timestamp};
 use super::{AccessArgs, BridgeAccessArgs, ListenPlace, MIN_KEY_CHARS, WsAuth, env_api_key};
 use crate::{
     cli::exit::CliError,
-    doctor::Outcome,
+    doctor::{CommandLine, Outcome, shell_path},
     http::{
-        auth::{self, Authenticator, CredentialSources, keys::ApiKeys},
+        auth::{self, Authenticator, CredentialSources, MAX_KEYS_FILE_BYTES, keys::ApiKeys},
         conn::{CertificateUse, ReloadingTls},
     },
+    source::error::error_chain,
 };
 
 /// Time before an expiry from which a check warns: that of the alert `BridgeCertificateExpiring`.
 const EXPIRES_SOON: SignedDuration = SignedDuration::from_hours(7 * 24);
-/// Bytes of a keys file that are read for the expiry of its keys, as in `http::auth`.
-const MAX_KEYS_BYTES: u64 = 1 << 20;
 /// Sets a random key.
 const SET_KEY: &str = "export BOILERHOUSE_API_KEY=\"$(openssl rand -hex 32)\"";
 
@@ -48,23 +47,33 @@ impl BridgeAccessArgs {
     }
 
     /// Checks the credentials and their expiry.
-    pub(in crate::cli) fn check_credentials(&self, listen_host: &str, is_loopback: bool) -> Outcome {
+    pub(in crate::cli) fn check_credentials(
+        &self,
+        listen_host: &str,
+        is_loopback: bool,
+        command: &CommandLine,
+    ) -> Outcome {
         let place = ListenPlace::of_bridge(listen_host, is_loopback);
-        self.credentials(&place, Timestamp::now()).unwrap_or_else(|outcome| *outcome)
+        self.credentials(&place, Timestamp::now(), command).unwrap_or_else(|outcome| *outcome)
     }
 
-    fn credentials(&self, place: &ListenPlace<'_>, now: Timestamp) -> Result<Outcome, Box<Outcome>> {
+    fn credentials(
+        &self,
+        place: &ListenPlace<'_>,
+        now: Timestamp,
+        command: &CommandLine,
+    ) -> Result<Outcome, Box<Outcome>> {
         let failed = |hint: &str| {
             let hint = hint.to_owned();
-            move |error: CliError| Box::new(Outcome::failed(format!("{:#}", error.error), hint))
+            move |error: CliError| Box::new(Outcome::failed(error.text(), hint))
         };
         let environment = env_api_key().map_err(failed(SET_KEY))?;
         let audience = self.audience().map_err(failed("export BRIDGE_TOKEN_AUDIENCE=boilerhouse-bridge"))?;
         let has_other = environment.is_some() || audience.is_some();
         let is_required = self.ws_auth == WsAuth::Required;
         let is_closed = self.common.check_exposure(place, has_other, is_required).map_err(failed(SET_KEY))?;
-        self.common.check_session_key()?;
-        let keys = self.common.check_keys_file()?;
+        self.common.check_session_key(command)?;
+        let keys = self.common.check_keys_file(command)?;
         let mut found = Vec::new();
         if let Some(secret) = &environment {
             if secret.expose().chars().count() < MIN_KEY_CHARS {
@@ -88,27 +97,29 @@ impl BridgeAccessArgs {
     }
 
     /// Checks the web origins.
-    pub(in crate::cli) fn check_origins(&self) -> Outcome {
+    pub(in crate::cli) fn check_origins(&self, command: &CommandLine) -> Outcome {
         let has_key = match env_api_key() {
             Ok(key) => key.is_some(),
             // The check of the credentials reports it.
             Err(_) => true,
         };
-        let is_closed = has_key || self.common.keys_file.is_some() || self.token_audience.is_some();
-        let allowed = match self.common.allowed(is_closed) {
+        let allowed = match self.common.allowed(self.common.has_credentials(has_key || self.token_audience.is_some())) {
             Ok(allowed) => allowed,
             Err(error) => {
-                return Outcome::failed(format!("{:#}", error.error), "export CORS_ORIGIN=https://app.example");
+                let hint = command.with(&[("only", Some("origins")), ("cors-origin", Some("https://app.example"))]);
+                return Outcome::failed(error.text(), hint);
             }
         };
         let names: Vec<String> = allowed.origins.iter().map(ToString::to_string).collect();
         match allowed.origins.iter().find(|origin| origin.is_insecure()) {
-            Some(origin) => {
-                let https = origin.to_string().replacen("http:", "https:", 1).replace(":80", "");
-                Outcome::warning(
-                    format!("everyone on the network can change the pages of {origin}, which may read"),
-                    format!("export CORS_ORIGIN={https}"),
-                )
+            Some(insecure) => {
+                let detail = format!("everyone on the network can change the pages of {insecure}, which may read");
+                let secure = allowed.origins.iter().map(|origin| match origin.is_insecure() {
+                    true => origin.with_https(),
+                    false => origin.to_string(),
+                });
+                let secure = secure.collect::<Vec<_>>().join(",");
+                Outcome::warning(detail, command.with(&[("only", Some("origins")), ("cors-origin", Some(&secure))]))
             }
             None if allowed.any_origin => Outcome::passed("pages of all origins may read, with a credential"),
             None if names.is_empty() => Outcome::passed("only pages of the bridge itself may read"),
@@ -117,65 +128,59 @@ impl BridgeAccessArgs {
     }
 
     /// Checks certificate and key.
-    pub(in crate::cli) fn check_tls(&self) -> Outcome {
+    pub(in crate::cli) fn check_tls(&self, command: &CommandLine) -> Outcome {
         let files = match self.common.tls_files() {
             Ok(Some(files)) => files,
             Ok(None) => return Outcome::skipped("--tls-cert is not set: the bridge serves plain HTTP"),
             Err(error) => {
-                let hint = "boilerhouse-bridge doctor --tls-cert tls.crt --tls-key tls.key";
-                return Outcome::failed(format!("{:#}", error.error), hint);
+                let flag =
+                    if self.common.tls_cert.is_some() { ("tls-key", "tls.key") } else { ("tls-cert", "tls.crt") };
+                let hint = command.with(&[("only", Some("tls")), (flag.0, Some(flag.1))]);
+                return Outcome::failed(error.text(), hint);
             }
         };
         let [certificate, key] = &files;
-        let hint = format!("openssl x509 -noout -text -in {}", shell_word(certificate));
+        let hint = format!("openssl x509 -noout -text -in {}", shell_path(certificate));
         match ReloadingTls::read(certificate, key) {
             Ok(tls) => judge_certificate(tls.certificate(), Timestamp::now(), &hint),
-            Err(error) => Outcome::failed(format!("{:#}", anyhow::Error::new(error)), hint),
+            Err(error) => Outcome::failed(error_chain(&error), hint),
         }
     }
 }
 
 impl AccessArgs {
-    fn check_session_key(&self) -> Result<(), Box<Outcome>> {
+    fn check_session_key(&self, command: &CommandLine) -> Result<(), Box<Outcome>> {
         let Some(path) = &self.session_key_file else { return Ok(()) };
         if !path.exists() {
-            return Err(Box::new(missing(path, "--session-key-file", "creates it with a random key")));
+            return Err(Box::new(missing(path, "session-key-file", command, "creates it with a random key")));
         }
-        let hint = format!("openssl rand -base64 32 > {}", shell_word(path));
-        self.signer().map(drop).map_err(|error| Box::new(Outcome::failed(format!("{error:#}"), hint)))
+        let hint = format!("openssl rand -base64 32 > {}", shell_path(path));
+        self.signer().map(drop).map_err(|error| Box::new(Outcome::failed(error_chain(error.as_ref()), hint)))
     }
 
     /// Loads the keys file as `serve` does. A pipe can be read once only, so that its keys are not returned.
-    fn check_keys_file(&self) -> Result<Option<(PathBuf, ApiKeys)>, Box<Outcome>> {
+    fn check_keys_file(&self, command: &CommandLine) -> Result<Option<(PathBuf, ApiKeys)>, Box<Outcome>> {
         let Some(path) = &self.keys_file else { return Ok(None) };
         if !path.exists() {
-            return Err(Box::new(missing(path, "--keys-file", "creates it with one new key")));
+            return Err(Box::new(missing(path, "keys-file", command, "creates it with one new key")));
         }
         let sources = CredentialSources { file: Some(path.clone()), ..CredentialSources::default() };
         let loaded = Authenticator::new(auth::Config::default(), sources, auth::Metrics::default());
         loaded.map_err(|error| {
-            let detail = format!("{:#}", anyhow::Error::new(error));
-            Box::new(Outcome::failed(detail, format!("${{EDITOR:-vi}} {}", shell_word(path))))
+            let hint = format!("${{EDITOR:-vi}} {}", shell_path(path));
+            Box::new(Outcome::failed(error_chain(&error), hint))
         })?;
         let mut text = String::new();
         let is_read = path.is_file()
-            && File::open(path).and_then(|file| file.take(MAX_KEYS_BYTES).read_to_string(&mut text)).is_ok();
+            && File::open(path).and_then(|file| file.take(MAX_KEYS_FILE_BYTES).read_to_string(&mut text)).is_ok();
         let keys = if is_read { ApiKeys::parse(&text).ok() } else { None };
         Ok(keys.map(|keys| (path.clone(), keys)))
     }
 }
 
-fn missing(path: &Path, flag: &str, fix: &str) -> Outcome {
-    let path = shell_word(path);
-    let hint = format!("boilerhouse-bridge doctor --fix {flag} {path}");
-    Outcome::failed(format!("{path} of {flag} does not exist"), hint).with_fix(fix)
-}
-
-/// Returns a path as one word of a shell.
-fn shell_word(path: &Path) -> String {
-    let text = path.display().to_string();
-    let is_plain = !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+:@".contains(c));
-    if is_plain { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+fn missing(path: &Path, flag: &str, command: &CommandLine, fix: &str) -> Outcome {
+    let hint = command.with(&[(flag, Some(&path.to_string_lossy())), ("fix", None)]);
+    Outcome::failed(format!("{} of --{flag} does not exist", path.display()), hint).with_fix(fix)
 }
 
 /// Returns the outcome for keys that have expired or expire soon.
@@ -185,7 +190,7 @@ fn expiring(path: &Path, keys: &ApiKeys, now: Timestamp) -> Option<Outcome> {
         let names = keys.iter().filter(|key| key.expires_at.is_some_and(is_expiring)).map(|key| &*key.name);
         names.take(10).collect::<Vec<_>>().join(", ")
     };
-    let hint = format!("${{EDITOR:-vi}} {}", shell_word(path));
+    let hint = format!("${{EDITOR:-vi}} {}", shell_path(path));
     let expired = by(now);
     if !expired.is_empty() {
         return Some(Outcome::warning(format!("keys that have expired: {expired}"), hint));
@@ -250,11 +255,5 @@ mod tests {
         assert!(judge("2026-01-01T00:00:00Z").unwrap().contains("have expired: a"));
         assert!(judge("2026-01-08T00:00:00Z").unwrap().contains("within 7 days: a"));
         assert_eq!(judge("2026-02-01T00:00:00Z"), None);
-    }
-
-    #[test]
-    fn paths_are_words_of_a_shell() {
-        assert_eq!(shell_word(Path::new("/etc/a.yaml")), "/etc/a.yaml");
-        assert_eq!(shell_word(Path::new("a b'c")), r"'a b'\''c'");
     }
 }

@@ -12,38 +12,48 @@ use crate::{
     client::{Error, Payload, Transport},
     doctor::{
         check::{Outcome, Subject, Target},
-        get::get,
+        get::{Response, get},
     },
 };
 
+/// Path of the state of a bridge.
+const READY: &str = "/readyz?verbose";
+
 pub(super) fn ready<'a>(subject: &'a Subject) -> BoxFuture<'a, Outcome> {
-    with_target(subject, |target: &'a Target| async move {
-        let url = format!("{}/readyz?verbose", target.base_url);
-        let hint = format!("curl -i '{url}'");
-        match get(&url, target.tls.clone(), None).await {
+    with_target(subject, move |target: &'a Target| async move {
+        let hint = target.curl("-i", READY);
+        match get(&target.url(READY), target.tls.clone(), None).await {
             Err(error) => Outcome::failed(format!("no answer from {}: {error}", target.base_url), hint),
-            Ok(response) => {
-                let lines: Vec<&str> = response.body.lines().collect();
-                match response.status {
-                    // `[-]` marks a resource that the bridge cannot read now.
-                    StatusCode::OK if response.body.contains("[-]") => Outcome::warning(lines.join("; "), hint),
-                    StatusCode::OK if lines.last() == Some(&"ready") => Outcome::passed(lines.join("; ")),
-                    StatusCode::OK => Outcome::failed(format!("{} answers, but is no bridge", target.base_url), hint),
-                    StatusCode::SERVICE_UNAVAILABLE
-                        if lines.last().is_some_and(|last| last.starts_with("not ready")) =>
-                    {
-                        Outcome::failed(lines.join("; "), hint)
-                    }
-                    _ => Outcome::failed(format!("/readyz: {}", response.message()), hint),
-                }
-            }
+            Ok(response) => judge_ready(&response, &target.base_url, hint),
         }
     })
 }
 
+/// Judges an answer of `/readyz?verbose` by its status and its form: lines of resources (`[+] pods: live`, `[-]` for one that
+/// cannot be read now), lines with `[i]`, and a last line, `ready` with 200 or `not ready: ...` with 503.
+fn judge_ready(response: &Response, base_url: &str, hint: String) -> Outcome {
+    let lines: Vec<&str> = response.body.lines().collect();
+    let (last, details) = lines.split_last().map_or(("", &[][..]), |(last, details)| (*last, details));
+    let is_resource = |line: &&&str| line.starts_with("[+] ") || line.starts_with("[-] ");
+    let resources = details.iter().take_while(is_resource).count();
+    let has_form = details[resources..].iter().all(|line| line.starts_with("[i] "));
+    let is_ready = match response.status {
+        StatusCode::OK if resources > 0 && has_form && last == "ready" => true,
+        StatusCode::SERVICE_UNAVAILABLE if has_form && last.starts_with("not ready: ") => false,
+        StatusCode::OK => return Outcome::failed(format!("{base_url} answers, but is no bridge"), hint),
+        _ => return Outcome::failed(format!("/readyz: {}", response.message()), hint),
+    };
+    let found = lines.join("; ");
+    match is_ready {
+        false => Outcome::failed(found, hint),
+        true if details.iter().any(|line| line.starts_with("[-] ")) => Outcome::warning(found, hint),
+        true => Outcome::passed(found),
+    }
+}
+
 /// A stream without an initial state starts with a heartbeat.
 pub(super) fn streams<'a>(subject: &'a Subject) -> BoxFuture<'a, Outcome> {
-    with_target(subject, |target: &'a Target| async move {
+    with_target(subject, move |target: &'a Target| async move {
         let start = Instant::now();
         let found = try_join(heartbeat(target, Transport::Sse), heartbeat(target, Transport::WebSocket)).await;
         match found {
@@ -53,20 +63,18 @@ pub(super) fn streams<'a>(subject: &'a Subject) -> BoxFuture<'a, Outcome> {
             }
             Err((transport, error)) => {
                 let name = if transport == Transport::Sse { "SSE" } else { "WebSocket" };
-                Outcome::failed(format!("{name}: {error}"), stream_hint(target, &error))
+                Outcome::failed(format!("{name}: {error}"), stream_hint(subject, target, &error))
             }
         }
     })
 }
 
-fn stream_hint(target: &Target, error: &Error) -> String {
-    let doctor = format!("boilerhouse-bridge doctor --url {}", target.base_url);
-    match error.status() {
-        Some(401 | 403) => format!("{doctor} --token-file FILE"),
-        _ => match error {
-            Error::Setting(_) => format!("{doctor} --allow-insecure"),
-            _ => format!("curl -N {}/api/sse", target.base_url),
-        },
+fn stream_hint(subject: &Subject, target: &Target, error: &Error) -> String {
+    let doctor = |flag| subject.command.with(&[("only", Some("bridge-streams,bridge-rate")), flag]);
+    match (error.status(), error) {
+        (Some(401 | 403), _) | (_, Error::Token { .. }) => doctor(("token-file", Some("FILE"))),
+        (_, Error::Setting(_)) => doctor(("allow-insecure", None)),
+        _ => target.curl_with_token("-N", "/api/sse"),
     }
 }
 
@@ -84,30 +92,35 @@ async fn heartbeat(target: &Target, transport: Transport) -> Result<(), (Transpo
     }
 }
 
+/// Path of a small response with rate limits.
+const CONNECTIONS: &str = "/api/v1/connections";
+
 pub(super) fn rate<'a>(subject: &'a Subject) -> BoxFuture<'a, Outcome> {
-    with_target(subject, |target: &'a Target| async move {
-        let url = format!("{}/api/v1/connections", target.base_url);
+    with_target(subject, move |target: &'a Target| async move {
+        let url = target.url(CONNECTIONS);
         // The builder refuses to send a credential over plain HTTP to another host.
         let token = target.client.clone().build().and_then(|client| client.token());
         let token = match token {
             Ok(token) => token,
-            Err(error) => return Outcome::failed(error.to_string(), stream_hint(target, &error)),
+            Err(error) => return Outcome::failed(error.to_string(), stream_hint(subject, target, &error)),
         };
         match get(&url, target.tls.clone(), token.as_deref()).await {
-            Err(error) => Outcome::failed(format!("no answer: {error}"), format!("curl -i {url}")),
-            Ok(response) => judge_rate(response.status, &response.headers, &response.message(), &url),
+            Err(error) => Outcome::failed(format!("no answer: {error}"), target.curl_with_token("-i", CONNECTIONS)),
+            Ok(response) => {
+                let hint = target.curl_with_token("-si", CONNECTIONS) + " | grep -i ratelimit";
+                judge_rate(response.status, &response.headers, &response.message(), hint)
+            }
         }
     })
 }
 
 /// Judges an answer by `RateLimit` and `RateLimit-Policy` (docs/protocol.md#access).
-fn judge_rate(status: StatusCode, headers: &HeaderMap, message: &str, url: &str) -> Outcome {
+fn judge_rate(status: StatusCode, headers: &HeaderMap, message: &str, hint: String) -> Outcome {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let number = |text: &str, key: &str| -> Option<u64> {
         text.split(';').find_map(|part| part.trim().strip_prefix(key)?.strip_prefix('=')?.parse().ok())
     };
     let (quota, left) = (number(text("ratelimit-policy"), "q"), number(text("ratelimit"), "r"));
-    let hint = format!("curl -si {url} | grep -i ratelimit");
     match (status, quota, left) {
         (StatusCode::TOO_MANY_REQUESTS, ..) => {
             let seconds = number(text("ratelimit"), "t").unwrap_or_default();
@@ -143,11 +156,33 @@ mod tests {
     use super::*;
 
     #[test]
+    fn only_answers_in_the_form_of_a_bridge_count() {
+        let judge = |status: u16, body: &str| {
+            let status = StatusCode::from_u16(status).unwrap();
+            let response = Response { status, headers: HeaderMap::new(), body: body.to_owned() };
+            format!("{:?}", judge_ready(&response, "http://b", String::new()))
+        };
+        for passed in ["[+] pods: live\n[+] boilerhouseclaims: live\nready\n", "[+] pods: live\n[i] mqtt: x\nready\n"] {
+            assert!(judge(200, passed).contains("Passed"), "{passed}");
+        }
+        // A relay whose upstream is down.
+        let down = judge(200, "[-] upstream: down\nready\n");
+        assert!(down.contains("Failed") && down.contains("Warning"), "{down}");
+        for other in ["", "ready", "a page with [-] in it", "[-] x\n<html>\nready", "[-] pods: down"] {
+            let found = judge(200, other);
+            assert!(found.contains("Error") && found.contains("is no bridge"), "{other:?}: {found}");
+        }
+        assert!(judge(503, "[-] pods: connecting\nnot ready: draining\n").contains("[-] pods: connecting; not ready"));
+        assert!(judge(404, "[-] pods: down\nready\n").contains("/readyz: HTTP 404"));
+    }
+
+    #[test]
     fn rate_limits_are_read_from_the_headers() {
         let judge = |status: u16, left: &str| {
             let fields = [("ratelimit-policy", "\"default\";q=6000;w=60"), ("ratelimit", left)];
             let headers = fields.map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()));
-            let outcome = judge_rate(StatusCode::from_u16(status).unwrap(), &HeaderMap::from_iter(headers), "m", "u");
+            let outcome =
+                judge_rate(StatusCode::from_u16(status).unwrap(), &HeaderMap::from_iter(headers), "m", String::new());
             format!("{outcome:?}")
         };
         assert!(judge(200, "\"default\";r=5999;t=0").contains("5999 of 6000"));
@@ -158,7 +193,7 @@ mod tests {
         assert!(none.contains("in 12 s") && none.contains("Warning"), "{none}");
         let denied = judge(401, "");
         assert!(denied.contains("Failed") && denied.contains("Error"), "{denied}");
-        let unknown = judge_rate(StatusCode::OK, &HeaderMap::new(), "", "u");
+        let unknown = judge_rate(StatusCode::OK, &HeaderMap::new(), "", String::new());
         assert!(format!("{unknown:?}").contains("Skipped"));
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     source::{
         connect::{Error, connect},
         diagnose::{Diagnosis, ServerVersion},
-        error::UpstreamError,
+        error::{UpstreamError, error_chain},
     },
 };
 
@@ -16,8 +16,11 @@ const MIN_MINOR: u32 = 30;
 /// Maximum difference of the clocks in seconds. Kubernetes accepts tokens for 60 s after their expiry.
 const MAX_CLOCK_DIFFERENCE_S: u64 = 5;
 
+/// Arguments of `kubectl` that show whether the API server works.
+pub(super) const SHOW_READY: &str = "get --raw '/readyz?verbose'";
+
 pub(super) fn kubeconfig(subject: &Subject) -> BoxFuture<'_, Outcome> {
-    async {
+    async move {
         match connect(&subject.cluster).await {
             Ok(connection) => {
                 let found = format!(
@@ -30,40 +33,49 @@ pub(super) fn kubeconfig(subject: &Subject) -> BoxFuture<'_, Outcome> {
             }
             Err(error) => {
                 let hint = match &error {
-                    Error::NotFound { .. } | Error::Read { .. } => "boilerhouse-bridge doctor --kubeconfig FILE",
-                    Error::InCluster(_) => "kubectl get serviceaccounts -o yaml",
-                    _ => "kubectl config get-contexts",
+                    Error::NotFound { .. } | Error::Read { .. } => {
+                        subject.command.with(&[("kubeconfig", Some("FILE"))])
+                    }
+                    Error::InCluster(_) => "kubectl get serviceaccounts -o yaml".to_owned(),
+                    _ => subject.kubectl("config get-contexts"),
                 };
-                Outcome::failed(chain(&error), hint)
+                Outcome::failed(error_chain(&error), hint)
             }
         }
     }
     .boxed()
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", chain(source)),
-        None => error.to_string(),
-    }
+/// The Namespace comes before what is in it: the Role of the bridge, too, can be created only when it exists.
+pub(super) fn namespace<'a>(subject: &'a Subject) -> BoxFuture<'a, Outcome> {
+    with_diagnosis(subject, move |diagnosis: &'a Diagnosis| async move {
+        let namespace = diagnosis.namespace();
+        match diagnosis.namespace_exists().await {
+            Ok(()) => Ok(Outcome::passed(format!("namespace {namespace} exists"))),
+            Err(UpstreamError::Forbidden(_)) => {
+                let reason = format!("the account cannot get namespace {namespace}: whether it exists is not known");
+                Ok(Outcome::undecided(reason))
+            }
+            Err(error) => Err(error),
+        }
+    })
 }
 
 pub(super) fn api_server(subject: &Subject) -> BoxFuture<'_, Outcome> {
-    with_version(subject, |ServerVersion { round_trip, .. }| {
+    with_version(subject, |_, ServerVersion { round_trip, .. }| {
         Outcome::passed(format!("it answers, and accepts the credential, within {} ms", round_trip.as_millis()))
     })
 }
 
 pub(super) fn api_version(subject: &Subject) -> BoxFuture<'_, Outcome> {
-    with_version(subject, |version| judge_version(version.version.as_deref()))
+    with_version(subject, |subject, version| judge_version(version.version.as_deref(), subject.kubectl("version")))
 }
 
 pub(super) fn clock(subject: &Subject) -> BoxFuture<'_, Outcome> {
-    with_version(subject, |version| judge_clock(version.clock_difference_s))
+    with_version(subject, |_, version| judge_clock(version.clock_difference_s))
 }
 
-fn judge_version(version: Option<&str>) -> Outcome {
-    let hint = "kubectl version";
+fn judge_version(version: Option<&str>, hint: String) -> Outcome {
     let Some(version) = version else {
         return Outcome::warning("this account may not read the version of the API server", hint);
     };
@@ -96,9 +108,9 @@ fn judge_clock(difference_s: Option<i64>) -> Outcome {
     }
 }
 
-fn with_version<'a>(subject: &'a Subject, judge: fn(&ServerVersion) -> Outcome) -> BoxFuture<'a, Outcome> {
+fn with_version<'a>(subject: &'a Subject, judge: fn(&Subject, &ServerVersion) -> Outcome) -> BoxFuture<'a, Outcome> {
     with_diagnosis(subject, move |diagnosis: &'a Diagnosis| async move {
-        diagnosis.version().await.map(|version| judge(&version))
+        diagnosis.version().await.map(|version| judge(subject, &version))
     })
 }
 
@@ -114,23 +126,23 @@ where
         let Some(diagnosis) = subject.diagnosis.get() else {
             return Outcome::skipped("there is no connection to a cluster");
         };
-        run(diagnosis).await.unwrap_or_else(|error| failed(&error, diagnosis.namespace()))
+        run(diagnosis).await.unwrap_or_else(|error| failed(&error, diagnosis.namespace(), subject))
     }
     .boxed()
 }
 
 /// Returns the outcome of a failed request.
-fn failed(error: &UpstreamError, namespace: &str) -> Outcome {
+fn failed(error: &UpstreamError, namespace: &str, subject: &Subject) -> Outcome {
     let is_grant = matches!(error, UpstreamError::NoNamespace(_) | UpstreamError::NoCrd);
     let hint = match error {
-        UpstreamError::Unauthorized { .. } | UpstreamError::Credentials(_) => "kubectl auth whoami".to_owned(),
-        UpstreamError::Forbidden(_) => format!("kubectl auth can-i --list -n {namespace}"),
-        UpstreamError::NoNamespace(_) => format!("kubectl create namespace {namespace}"),
-        UpstreamError::NoCrd => "boilerhouse-bridge crd | kubectl apply -f -".to_owned(),
+        UpstreamError::Unauthorized { .. } | UpstreamError::Credentials(_) => subject.kubectl("auth whoami"),
+        UpstreamError::Forbidden(_) => subject.kubectl(&format!("auth can-i --list -n {namespace}")),
+        UpstreamError::NoNamespace(_) => subject.kubectl(&format!("create namespace {namespace}")),
+        UpstreamError::NoCrd => format!("boilerhouse-bridge crd | {}", subject.kubectl("apply -f -")),
         UpstreamError::Throttled { .. } | UpstreamError::Timeout { .. } | UpstreamError::ErrorStatus { .. } => {
-            "kubectl get --raw '/readyz?verbose'".to_owned()
+            subject.kubectl(SHOW_READY)
         }
-        _ => "kubectl cluster-info".to_owned(),
+        _ => subject.kubectl("cluster-info"),
     };
     let outcome = Outcome::failed(error.to_string(), hint);
     if is_grant { outcome.with_cluster_command() } else { outcome }
@@ -147,12 +159,12 @@ mod tests {
     #[test]
     fn versions_before_the_oldest_tested_one_are_a_warning() {
         for passed in ["v1.30.0", "v1.36.3+k3s1", "v2.0.0"] {
-            assert!(debug(&judge_version(Some(passed))).contains("Passed"), "{passed}");
+            assert!(debug(&judge_version(Some(passed), String::new())).contains("Passed"), "{passed}");
         }
         for warned in ["v1.29.9", "unknown", ""] {
-            assert!(debug(&judge_version(Some(warned))).contains("Warning"), "{warned}");
+            assert!(debug(&judge_version(Some(warned), String::new())).contains("Warning"), "{warned}");
         }
-        assert!(debug(&judge_version(None)).contains("may not read"));
+        assert!(debug(&judge_version(None, String::new())).contains("may not read"));
     }
 
     #[test]

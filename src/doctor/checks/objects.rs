@@ -4,12 +4,12 @@ use std::time::Instant;
 
 use futures::future::{BoxFuture, try_join, try_join_all};
 
-use super::cluster::with_diagnosis;
+use super::cluster::{SHOW_READY, with_diagnosis};
 use crate::{
     doctor::check::{Outcome, Subject},
     event::Resource,
     source::{
-        diagnose::{ClaimResource, Diagnosis, WatchItem},
+        diagnose::{ClaimResource, Diagnosis, ListFound, WatchItem},
         error::UpstreamError,
     },
 };
@@ -23,32 +23,30 @@ const BOOKMARK_DUE_SECONDS: u32 = WATCH_SECONDS - 5;
 const SHORT_WATCH_SECONDS: u32 = 10;
 
 pub(super) fn crd<'a>(subject: &'a Subject) -> BoxFuture<'a, Outcome> {
-    with_diagnosis(
-        subject,
-        |diagnosis: &'a Diagnosis| async move { Ok(judge_claims(&diagnosis.claim_resource().await?)) },
-    )
+    with_diagnosis(subject, move |diagnosis: &'a Diagnosis| async move {
+        let found = diagnosis.claim_resource().await?;
+        Ok(judge_claims(&found, subject.kubectl("explain boilerhouseclaims --recursive")))
+    })
 }
 
-fn judge_claims(found: &ClaimResource) -> Outcome {
-    const SHOW: &str = "kubectl explain boilerhouseclaims --recursive";
+fn judge_claims(found: &ClaimResource, hint: String) -> Outcome {
     match found {
         ClaimResource { errors, .. } if !errors.is_empty() => {
-            Outcome::failed(format!("the bridge cannot read BoilerhouseClaims: {}", errors.join("; ")), SHOW)
+            Outcome::failed(format!("the bridge cannot read BoilerhouseClaims: {}", errors.join("; ")), hint)
         }
         ClaimResource { differences: None, .. } => {
-            Outcome::warning("BoilerhouseClaims are served, but their schema cannot be read", SHOW)
+            Outcome::warning("BoilerhouseClaims are served, but their schema cannot be read", hint)
         }
         ClaimResource { differences: Some(differences), .. } if !differences.is_empty() => Outcome::warning(
             format!("events will lack fields, because the schema differs: {}", differences.join("; ")),
-            SHOW,
+            hint,
         ),
         ClaimResource { .. } => Outcome::passed("BoilerhouseClaims are served, and their schema is compatible"),
     }
 }
 
 pub(super) fn list<'a>(subject: &'a Subject) -> BoxFuture<'a, Outcome> {
-    with_diagnosis(subject, |diagnosis: &'a Diagnosis| async move {
-        diagnosis.namespace_exists().await?;
+    with_diagnosis(subject, move |diagnosis: &'a Diagnosis| async move {
         let start = Instant::now();
         let [pods, claims] = lists(diagnosis).await?;
         let count = |(objects, is_complete): (usize, bool)| {
@@ -63,13 +61,13 @@ pub(super) fn list<'a>(subject: &'a Subject) -> BoxFuture<'a, Outcome> {
     })
 }
 
-async fn lists(diagnosis: &Diagnosis) -> Result<[crate::source::diagnose::ListFound; 2], UpstreamError> {
+async fn lists(diagnosis: &Diagnosis) -> Result<[ListFound; 2], UpstreamError> {
     let (pods, claims) = try_join(diagnosis.list(Resource::Pods), diagnosis.list(Resource::Claims)).await?;
     Ok([pods, claims])
 }
 
 pub(super) fn watch<'a>(subject: &'a Subject) -> BoxFuture<'a, Outcome> {
-    with_diagnosis(subject, |diagnosis: &'a Diagnosis| async move {
+    with_diagnosis(subject, move |diagnosis: &'a Diagnosis| async move {
         let versions = lists(diagnosis).await?.map(|found| found.version);
         let start = Instant::now();
         let watches = Resource::ALL.into_iter().zip(versions);
@@ -81,7 +79,7 @@ pub(super) fn watch<'a>(subject: &'a Subject) -> BoxFuture<'a, Outcome> {
 
 /// A watch without a version starts with the objects that exist, so that no change is needed.
 pub(super) fn first_event<'a>(subject: &'a Subject) -> BoxFuture<'a, Outcome> {
-    with_diagnosis(subject, |diagnosis: &'a Diagnosis| async move {
+    with_diagnosis(subject, move |diagnosis: &'a Diagnosis| async move {
         let mut resources = Resource::ALL.into_iter().zip(lists(diagnosis).await?);
         let Some((resource, _)) = resources.find(|(_, found)| found.objects > 0) else {
             return Ok(Outcome::skipped("there are no instances and no claims, so that no event is due"));
@@ -98,7 +96,7 @@ pub(super) fn first_event<'a>(subject: &'a Subject) -> BoxFuture<'a, Outcome> {
                 Ok(WatchItem::Bookmark) => {}
                 Err(UpstreamError::WatchEnded) => {
                     let detail = format!("the watch of {} ends without an event", resource.plural());
-                    return Ok(Outcome::failed(detail, "kubectl get --raw '/readyz?verbose'"));
+                    return Ok(Outcome::failed(detail, subject.kubectl(SHOW_READY)));
                 }
                 Err(error) => return Err(error),
             }
@@ -107,7 +105,7 @@ pub(super) fn first_event<'a>(subject: &'a Subject) -> BoxFuture<'a, Outcome> {
 }
 
 pub(super) fn bookmarks<'a>(subject: &'a Subject) -> BoxFuture<'a, Outcome> {
-    with_diagnosis(subject, |diagnosis: &'a Diagnosis| async move {
+    with_diagnosis(subject, move |diagnosis: &'a Diagnosis| async move {
         let versions = lists(diagnosis).await?.map(|found| found.version);
         let watches = Resource::ALL.into_iter().zip(versions);
         let read = watches.map(|(resource, from)| read_bookmarks(diagnosis, resource, from));
@@ -119,7 +117,7 @@ pub(super) fn bookmarks<'a>(subject: &'a Subject) -> BoxFuture<'a, Outcome> {
                     "a watch sent events and no bookmark within {WATCH_SECONDS} s: cursors of quiet clients become too old, \
                      and their resumes start with a new state"
                 ),
-                "kubectl get --raw '/readyz?verbose'",
+                subject.kubectl(SHOW_READY),
             ),
             false if count == 0 => Outcome::skipped("no object changed meanwhile, so that no bookmark was due"),
             false => Outcome::passed(format!("the watches sent {count} within {WATCH_SECONDS} s")),
@@ -143,7 +141,7 @@ async fn read_bookmarks(diagnosis: &Diagnosis, resource: Resource, from: u64) ->
 }
 
 pub(super) fn exact_list<'a>(subject: &'a Subject) -> BoxFuture<'a, Outcome> {
-    with_diagnosis(subject, |diagnosis: &'a Diagnosis| async move {
+    with_diagnosis(subject, move |diagnosis: &'a Diagnosis| async move {
         let versions = lists(diagnosis).await?.map(|found| found.version);
         for (resource, version) in Resource::ALL.into_iter().zip(versions) {
             match diagnosis.list_exactly(resource, version).await {
@@ -154,7 +152,7 @@ pub(super) fn exact_list<'a>(subject: &'a Subject) -> BoxFuture<'a, Outcome> {
                          new state",
                         resource.plural()
                     );
-                    let hint = "kubectl -n kube-system get pods -l component=etcd -o yaml | grep compaction";
+                    let hint = subject.kubectl("-n kube-system get pods -l component=etcd -o yaml | grep compaction");
                     return Ok(Outcome::warning(detail, hint));
                 }
                 Err(error) => return Err(error),

@@ -41,16 +41,22 @@ pub(super) fn reviews(subject: &Subject) -> BoxFuture<'_, Outcome> {
 /// Asks for each permission. The first one that is missing fails the check.
 fn check<'a>(subject: &'a Subject, needed: &'static [Access]) -> BoxFuture<'a, Outcome> {
     with_diagnosis(subject, move |diagnosis: &'a Diagnosis| async move {
+        let namespace = diagnosis.namespace();
         for access in needed {
             if !diagnosis.can(access).await? {
                 let user = diagnosis.user().await.ok();
                 let who = user.as_deref().unwrap_or("the account");
-                let detail = format!("{who} cannot {} {}", access.verb, place(access, diagnosis.namespace()));
-                let hint = grant_command(access, diagnosis.namespace(), user.as_deref());
-                return Ok(Outcome::failed(detail, hint).with_missing(*access));
+                let detail = format!("{who} cannot {} {}", access.verb, place(access, namespace));
+                return Ok(match &user {
+                    Some(user) => {
+                        let command = grant_command(access.place, namespace, user, &subject.kubectl_command());
+                        Outcome::failed(detail, command).with_cluster_command()
+                    }
+                    None => Outcome::failed(detail, subject.kubectl("auth whoami")),
+                });
             }
         }
-        let may = needed.iter().map(|access| format!("{} {}", access.verb, place(access, diagnosis.namespace())));
+        let may = needed.iter().map(|access| format!("{} {}", access.verb, place(access, namespace)));
         Ok(Outcome::passed(format!("the account can {}", may.collect::<Vec<_>>().join(" and "))))
     })
 }

@@ -25,7 +25,7 @@ use super::{
 };
 
 /// Maximum size of a keys file in bytes: sufficient for [`super::keys::MAX_KEYS`] keys with long names.
-const MAX_BYTES: u64 = 1 << 20;
+pub const MAX_KEYS_FILE_BYTES: u64 = 1 << 20;
 
 /// A keys file and the state of its change detection.
 #[derive(Debug)]
@@ -125,8 +125,8 @@ pub(super) fn reread(path: &Path) -> Result<String, KeysFileError> {
 
 fn read_text(file: File) -> Result<String, KeysFileError> {
     let mut text = String::new();
-    let bytes = file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(unreadable)?;
-    if bytes as u64 > MAX_BYTES { Err(KeysFileError::TooLong(MAX_BYTES)) } else { Ok(text) }
+    let bytes = file.take(MAX_KEYS_FILE_BYTES + 1).read_to_string(&mut text).map_err(unreadable)?;
+    if bytes as u64 > MAX_KEYS_FILE_BYTES { Err(KeysFileError::TooLong(MAX_KEYS_FILE_BYTES)) } else { Ok(text) }
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "map_err passes the error by value")]
@@ -197,7 +197,7 @@ mod tests {
         let too_long = format!("{KEY_OF_ALICE}#{}", "x".repeat(1 << 20));
         assert_eq!(
             write_and_poll(&keys, file.path(), &too_long),
-            [None, Some(Err(KeysFileError::TooLong(MAX_BYTES))), None]
+            [None, Some(Err(KeysFileError::TooLong(MAX_KEYS_FILE_BYTES))), None]
         );
         let path = file.path().to_owned();
         drop(file);

@@ -98,6 +98,15 @@ impl Origin {
         self.scheme == "http" && !cannot_be_rebound(&self.host)
     }
 
+    /// Returns the origin of the same host with `https`, as browsers write it: without the default port.
+    #[must_use]
+    pub fn with_https(&self) -> String {
+        match self.port {
+            None | Some(80 | 443) => format!("https://{}", self.host),
+            Some(port) => format!("https://{}:{port}", self.host),
+        }
+    }
+
     /// Returns whether a page of this origin was loaded from this host. `port` is `None` for a `Host` without one.
     ///
     /// The scheme is not compared, because it can differ behind a TLS proxy. A `Host` without a port stands for the default

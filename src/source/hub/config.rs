@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::source::{list_limits::ListLimits, retry::Backoff};
+use crate::source::{
+    list_limits::{LINE_BYTES, ListLimits, PAGE_BYTES, PAGE_OBJECTS},
+    retry::Backoff,
+};
 
 /// What the hub watches, and its bounds.
 #[derive(Clone, Debug)]
@@ -11,10 +14,9 @@ pub struct Config {
     pub namespace: Arc<str>,
     /// URL of the API server, for messages only.
     pub server: Arc<str>,
-    /// Objects in one page of a list. kubectl and client-go use the same number. A page of Pods is then about 7 MB.
+    /// Objects in one page of a list.
     pub page_objects: u32,
-    /// Maximum bytes of one page. A longer page is a decode error. The default is nine times the size of 500 Pods of
-    /// 14 KB.
+    /// Maximum bytes of one page. A longer page is a decode error.
     pub page_bytes: usize,
     /// Bounds of one list, over all its pages.
     pub list: ListLimits,
@@ -27,7 +29,7 @@ pub struct Config {
     pub watch_timeout: Duration,
     /// Time after `watch_timeout` at which the connection of a watch counts as dead.
     pub watch_grace: Duration,
-    /// Maximum bytes of one watch line. etcd limits an object to 1.5 MiB; a MODIFIED line holds one object.
+    /// Maximum bytes of one watch line.
     pub line_bytes: usize,
     /// Time after the last useful byte at which a resource counts as down while the hub waits for a list or for the start
     /// of a watch. It is longer than a watch without a byte can last (`watch_timeout` and `watch_grace`), and below the
@@ -78,14 +80,14 @@ impl Default for Config {
         Config {
             namespace: "boilerhouse".into(),
             server: "the API server".into(),
-            page_objects: 500,
-            page_bytes: 64 << 20,
+            page_objects: PAGE_OBJECTS,
+            page_bytes: PAGE_BYTES,
             list: ListLimits::default(),
             page_timeout: Duration::from_secs(30),
             start_timeout: Duration::from_secs(15),
             watch_timeout: Duration::from_secs(30),
             watch_grace: Duration::from_secs(5),
-            line_bytes: 4 << 20,
+            line_bytes: LINE_BYTES,
             down_after: Duration::from_secs(38),
             probe_after_silence: Duration::from_secs(15),
             probe_timeout: Duration::from_secs(5),

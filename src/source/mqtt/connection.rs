@@ -44,7 +44,7 @@ const MAX_PACKET_BYTES: u32 = 1 << 20;
 /// Publications with an acknowledgement that the broker may have sent before the bridge has acknowledged the first.
 const RECEIVE_MAXIMUM: u16 = 1024;
 /// Requests to the broker that wait: there is one, the subscription.
-const REQUESTS: usize = 4;
+pub(super) const REQUESTS: usize = 4;
 /// Maximum bytes of a user name or a password.
 const MAX_SECRET_BYTES: u64 = 4096;
 
@@ -150,7 +150,7 @@ async fn read_connection(
 }
 
 /// Reads the files and returns the options of a connection. It blocks.
-fn options(config: &Config) -> Result<MqttOptions, String> {
+pub(super) fn options(config: &Config) -> Result<MqttOptions, String> {
     // A name is resolved with its port, so an IPv6 address needs brackets.
     let host = if config.host.contains(':') && config.tls.is_none() {
         format!("[{}]", config.host)
@@ -184,7 +184,7 @@ fn secret(path: &Path) -> Result<String, String> {
 }
 
 /// Returns why a connection failed, in words for operators.
-fn reason(error: ConnectionError) -> String {
+pub(super) fn reason(error: ConnectionError) -> String {
     match error {
         ConnectionError::Timeout(_) => format!("no answer within {CONNECT_SECONDS} s"),
         ConnectionError::Io(error) if error.kind() == ErrorKind::ConnectionRefused => "connection refused".to_owned(),

@@ -114,7 +114,6 @@ impl Pace {
 mod tests {
     use std::sync::Mutex;
 
-    use futures::future::BoxFuture;
     use rumqttc::v5::mqttbytes::QoS;
     use serde_json::{Value, json};
     use tokio::time::{sleep, timeout};

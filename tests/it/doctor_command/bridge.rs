@@ -49,13 +49,18 @@ async fn credential_of_a_bridge_is_checked() {
     without.expect_passed("bridge-ready", "ready");
     without.expect("bridge-streams", "failed", "error", "HTTP 401");
     without.expect("bridge-rate", "failed", "error", "HTTP 401");
-    assert!(without.hint("bridge-streams").ends_with("--token-file FILE"), "{}", without.hint("bridge-streams"));
+    // The hints repeat the flags of the run.
+    let expected =
+        |flags: &str| format!("boilerhouse-bridge doctor --url {url}{flags} --only bridge-streams,bridge-rate");
+    assert_eq!(without.hint("bridge-streams"), expected("") + " --token-file FILE");
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), KEY).unwrap();
     let with = check(&url, &["--token-file", &file.path().to_string_lossy()]).await;
     with.expect_passed("bridge-streams", "heartbeat");
     with.expect_passed("bridge-rate", "left");
     assert!(!with.report.to_string().contains(KEY));
+    let absent = check(&url, &["--port", "0", "--token-file", "/nowhere/token"]).await;
+    assert_eq!(absent.hint("bridge-streams"), expected(" --port 0") + " --token-file FILE");
 }
 
 #[tokio::test]
@@ -65,6 +70,14 @@ async fn rate_limit_that_is_reached_is_a_warning() {
     assert_eq!(http_client::get(bridge.address, "/api/v1/connections").await.status, 200);
     let limited = check(&format!("http://{}", bridge.address), &[]).await;
     limited.expect("bridge-rate", "failed", "warning", "the limit is reached");
+    let connections = format!("http://{}/api/v1/connections", bridge.address);
+    assert_eq!(limited.hint("bridge-rate"), format!("curl -si {connections} | grep -i ratelimit"));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), KEY).unwrap();
+    let path = file.path().to_string_lossy().into_owned();
+    let with_token = check(&format!("http://{}", bridge.address), &["--token-file", &path]).await;
+    let header = format!("-H \"Authorization: Bearer $(cat {path})\"");
+    assert_eq!(with_token.hint("bridge-rate"), format!("curl -si {header} {connections} | grep -i ratelimit"));
     assert_eq!(limited.code, 0);
 }
 
@@ -95,15 +108,19 @@ async fn other_servers_are_no_bridge() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let server = tokio::spawn(async move {
-        for answer in
-            ["HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi", "HTTP/1.1 302 Found\r\nlocation: /login?a\r\n\r\n"]
-        {
+        for answer in [
+            "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi",
+            "HTTP/1.1 200 OK\r\ncontent-length: 16\r\n\r\na page with [-]\n",
+            "HTTP/1.1 302 Found\r\nlocation: /login?a\r\n\r\n",
+        ] {
             let (mut stream, _) = listener.accept().await.unwrap();
             let _ = stream.read(&mut [0; 4096]).await;
             stream.write_all(answer.as_bytes()).await.unwrap();
         }
     });
-    check(&url, &[]).await.expect("bridge-ready", "failed", "error", "answers, but is no bridge");
+    for _ in 0..2 {
+        check(&url, &[]).await.expect("bridge-ready", "failed", "error", "answers, but is no bridge");
+    }
     check(&url, &[]).await.expect("bridge-ready", "failed", "error", "a redirect to /login;");
     tokio::time::timeout(Duration::from_secs(30), server).await.unwrap().unwrap();
     check(&url, &[]).await.expect("bridge-ready", "failed", "error", "no answer from http://127.0.0.1:");

@@ -60,6 +60,8 @@ async fn api_server_without_an_answer_fails_within_the_limit() {
     cluster.sim.black_hole();
     let hangs = check(&cluster, "api-server", &[]).await;
     hangs.expect("api-server", "failed", "error", "no result within 15 s");
+    let command = format!("boilerhouse-bridge doctor --kubeconfig {} --only api-server", cluster.kubeconfig());
+    assert_eq!(hangs.hint("api-server"), command);
     cluster.sim.up();
 }
 
@@ -79,6 +81,7 @@ async fn old_api_server_is_a_warning() {
     });
     let old = run(&["--only", "api-version,clock", "--kubeconfig", &file.path().to_string_lossy()]).await;
     old.expect("api-version", "failed", "warning", "v1.20.1 is older than 1.30");
+    assert_eq!(old.hint("api-version"), format!("kubectl --kubeconfig {} version", file.path().display()));
     old.expect("clock", "skipped", "info", "does not send its time");
     server.abort();
 }
@@ -105,7 +108,8 @@ async fn each_missing_permission_is_named() {
             let expected = if id == missing { "failed" } else { "passed" };
             assert_eq!(found.found(id).0, expected, "{id} without {verb:?} {resource:?}");
         }
-        assert!(found.hint(missing).starts_with("kubectl "), "{}", found.hint(missing));
+        let kubectl = format!("| kubectl --kubeconfig {} apply -f -", cluster.kubeconfig());
+        assert!(found.hint(missing).ends_with(&kubectl), "{}", found.hint(missing));
         cluster.sim.allow_all();
     }
     check(&cluster, "rbac-reviews", &[]).await.expect("rbac-reviews", "skipped", "info", "--token-audience");
@@ -123,17 +127,40 @@ async fn definition_and_lists_are_checked() {
     works.expect_passed("exact-list", "clients resume");
 
     cluster.sim.set_crd(false);
-    let missing = check(&cluster, "crd,list", &[]).await;
+    let missing = check(&cluster, "crd,list", &["--context", "simulated"]).await;
     missing.expect("crd", "failed", "error", "no BoilerhouseClaim resource");
-    assert_eq!(missing.hint("crd"), "boilerhouse-bridge crd | kubectl apply -f -");
+    let kubectl = format!("kubectl --kubeconfig {} --context simulated", cluster.kubeconfig());
+    assert_eq!(missing.hint("crd"), format!("boilerhouse-bridge crd | {kubectl} apply -f -"));
     missing.expect("list", "skipped", "info", "the check crd failed");
     cluster.sim.set_crd(true);
 
-    let other = check(&cluster, "list", &["--namespace", "other"]).await;
-    other.expect("list", "failed", "error", "namespace other does not exist");
-    assert_eq!(other.hint("list"), "kubectl create namespace other");
     cluster.sim.arm(Fault::answer(Answer::Unavailable).on_verb(Verb::List).on(ApiResource::Claims));
     check(&cluster, "list", &[]).await.expect("list", "failed", "error", "cannot list boilerhouseclaims");
+}
+
+#[tokio::test]
+async fn missing_namespace_comes_first_and_is_reported_once() {
+    let cluster = SimCluster::new().await;
+    let kubeconfig = cluster.kubeconfig();
+    let all = ["--kubeconfig", &kubeconfig, "--namespace", "other", "--port", "0", "--fix"];
+    let other = run(&all).await;
+    other.expect("namespace", "failed", "error", "namespace other does not exist");
+    let command = format!("kubectl --kubeconfig {kubeconfig} create namespace other");
+    assert_eq!(other.hint("namespace"), command);
+    let checks = other.report["checks"].as_array().unwrap();
+    let failed: Vec<_> = checks.iter().filter(|check| check["status"] == "failed").map(|check| &check["id"]).collect();
+    assert_eq!(failed, ["namespace"]);
+    other.expect("rbac-pods-list", "skipped", "info", "the check namespace failed");
+    other.expect("list", "skipped", "info", "the check namespace failed");
+    assert_eq!(other.report["repairs"][0]["text"], command);
+
+    check(&cluster, "namespace", &[]).await.expect_passed("namespace", "exists");
+    // An account that cannot get it cannot know, and its permissions are checked.
+    cluster.sim.deny(Verb::Get, ApiResource::Namespaces);
+    let unknown = check(&cluster, "namespace,rbac-pods-list,rbac-namespace-get", &[]).await;
+    unknown.expect("namespace", "skipped", "info", "whether it exists is not known");
+    unknown.expect_passed("rbac-pods-list", "can list pods");
+    unknown.expect("rbac-namespace-get", "failed", "error", "cannot get namespaces");
 }
 
 #[tokio::test]

@@ -45,9 +45,19 @@ async fn config_check_reports_a_file_that_cannot_be_used() {
     run.expect("config", "failed", "error", "unknown key 'only'");
     let run = check("config", &["--config", "/nowhere/c.yaml"], &[]).await;
     run.expect("config", "failed", "error", "cannot read the config file /nowhere/c.yaml");
-    assert!(run.check("config")["fix"].is_string() && run.hint("config").contains("doctor --fix --config"));
+    assert!(run.check("config")["fix"].is_string());
+    assert_eq!(run.hint("config"), "boilerhouse-bridge doctor --config /nowhere/c.yaml --fix");
     let run = check("config", &["--listen-host", "nowhere.invalid"], &[]).await;
     run.expect("config", "failed", "error", "--listen-host 'nowhere.invalid'");
+    for (args, words) in [
+        (&["--mqtt-url", "mqtt://127.0.0.1:1"][..], "--mqtt-url needs --mqtt-topic"),
+        (&["--nats-bucket", "x"], "--nats-bucket needs --nats-url"),
+    ] {
+        check("config", args, &[]).await.expect("config", "failed", "error", words);
+    }
+    let secret = check("config", &["--mqtt-url", "mqtt://user:canary@broker", "--mqtt-topic", "a"], &[]).await;
+    secret.expect("config", "failed", "error", "--mqtt-username-file");
+    assert!(!secret.report.to_string().contains("canary"), "{:#}", secret.report);
 }
 
 #[tokio::test]
@@ -129,7 +139,10 @@ async fn origins_and_hosts_are_checked() {
     run.expect_passed("origins", "all origins");
     let insecure = origins(&["--cors-origin", "http://app.example"]).await;
     insecure.expect("origins", "failed", "warning", "http://app.example:80");
-    assert_eq!(insecure.hint("origins"), "export CORS_ORIGIN=https://app.example");
+    let command = "boilerhouse-bridge doctor --only origins --cors-origin";
+    assert_eq!(insecure.hint("origins"), format!("{command} https://app.example"));
+    let ports = origins(&["--cors-origin", "http://app.example:8080,capacitor://localhost"]).await;
+    assert_eq!(ports.hint("origins"), format!("{command} https://app.example:8080,capacitor://localhost"));
 
     let hosts = async |args: &[&str]| check("allowed-hosts", args, &[]).await;
     hosts(&[]).await.expect_passed("allowed-hosts", "no other name");

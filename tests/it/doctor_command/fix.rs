@@ -74,9 +74,11 @@ async fn commands_for_the_cluster_are_printed_and_not_run() {
     let repairs = run.report["repairs"].as_array().unwrap();
     let texts: Vec<_> = repairs.iter().map(|repair| repair["text"].as_str().unwrap()).collect();
     assert!(texts.len() == 2 && repairs.iter().all(|repair| repair["done"] == false), "{repairs:#?}");
-    assert!(texts[0].starts_with("kubectl apply -f - <<'END'\n"), "{}", texts[0]);
-    assert_eq!(texts[1], "boilerhouse-bridge crd | kubectl apply -f -");
+    let apply = format!("| kubectl --kubeconfig {kubeconfig} apply -f -");
+    assert!(texts[0].starts_with("printf %s '{") && texts[0].ends_with(&apply), "{}", texts[0]);
+    assert_eq!(texts[1], format!("boilerhouse-bridge crd {apply}"));
     assert_eq!(cluster.sim.store(|store| store.revision()), before, "nothing was written");
     let (_, text, _) = output(&flags, &[]).await;
-    assert!(text.contains("\ncommands to run\nkubectl apply -f - <<'END'\napiVersion:"), "{text}");
+    assert!(text.contains("\ncommands to run\nprintf %s '{"), "{text}");
+    assert!(text.contains("        repair: as for rbac-pods-list\n"), "{text}");
 }

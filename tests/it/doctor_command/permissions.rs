@@ -52,8 +52,11 @@ async fn apply(plane: &ControlPlane, namespace: &str, rules: &[Value]) {
     plane.kubectl(&["apply", "-f", "-"], &list.to_string()).await.unwrap();
 }
 
-/// Runs a command of a report as the administrator.
-async fn run_command(plane: &ControlPlane, command: &str) {
+/// Runs a command of a report as the administrator: with another kubeconfig than the one that it names.
+async fn run_command(plane: &ControlPlane, kubeconfig: &str, command: &str) {
+    let flag = format!("--kubeconfig {kubeconfig} ");
+    assert!(command.contains(&flag), "{command}");
+    let command = &command.replace(&flag, "");
     let folder = plane.kubectl_binary().parent().unwrap();
     let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
     let output = Command::new("sh")
@@ -109,10 +112,10 @@ async fn account_with_the_role_passes_and_each_missing_permission_is_named_and_r
         let resource = removed["resources"][0].as_str().unwrap();
         named.expect(id, "failed", "error", &format!("cannot {} {resource}", removed["verbs"][0].as_str().unwrap()));
         // The hint is a command that repairs it.
-        run_command(plane, named.hint(id)).await;
+        run_command(plane, &kubeconfig, named.hint(id)).await;
         report(&flags, |run| failed(run).is_empty()).await;
-        let name = format!("boilerhouse-bridge-doctor-{}-{resource}", removed["verbs"][0].as_str().unwrap());
-        plane.kubectl(&["-n", &namespace, "delete", "role,rolebinding", &name], "").await.unwrap();
+        // Its binding then grants nothing.
+        plane.kubectl(&["-n", &namespace, "delete", "role", "boilerhouse-bridge-doctor"], "").await.unwrap();
     }
 
     // Without any permission: one command of `--fix` grants all of them.
@@ -122,15 +125,29 @@ async fn account_with_the_role_passes_and_each_missing_permission_is_named_and_r
     let nothing = report(&with_fix, |run| failed(run) == ids).await;
     let repairs = nothing.report["repairs"].as_array().unwrap();
     assert_eq!(repairs.len(), 1, "{repairs:#?}");
-    run_command(plane, repairs[0]["text"].as_str().unwrap()).await;
+    run_command(plane, &kubeconfig, repairs[0]["text"].as_str().unwrap()).await;
     let repaired = report(&with_fix, |run| failed(run).is_empty()).await;
     assert_eq!(repaired.report["repairs"], json!([]));
+
+    // The repair of a second account leaves the first one its permissions.
+    let second = "second-account";
+    accounts.create_account(&namespace, second).await;
+    let of_second = plane.kubeconfig_of(&accounts.create_token(&namespace, second, &[]).await);
+    let of_second = of_second.to_string_lossy().into_owned();
+    let second_flags = ["--kubeconfig", &of_second, "--namespace", &namespace, "--only", &joined];
+    let nothing = report(&second_flags, |run| failed(run) == ids).await;
+    run_command(plane, &of_second, nothing.hint(ids[0])).await;
+    report(&second_flags, |run| failed(run).is_empty()).await;
+    report(&flags, |run| failed(run).is_empty()).await;
 
     // The reviews are cluster-wide.
     let flags = ["--kubeconfig", &kubeconfig, "--only", "rbac-reviews", "--token-audience", "x"];
     let reviews = report(&flags, |run| failed(run) == ["rbac-reviews"]).await;
     reviews.expect("rbac-reviews", "failed", "error", "cannot create tokenreviews.authentication.k8s.io");
-    run_command(plane, reviews.hint("rbac-reviews")).await;
+    run_command(plane, &kubeconfig, reviews.hint("rbac-reviews")).await;
     report(&flags, |run| failed(run).is_empty()).await;
-    plane.kubectl(&["delete", "clusterrolebinding", "boilerhouse-bridge-doctor"], "").await.unwrap();
+    let bindings = plane.kubectl(&["get", "clusterrolebinding", "-o", "name"], "").await.unwrap();
+    for binding in bindings.lines().filter(|name| name.contains("boilerhouse-bridge-doctor-")) {
+        plane.kubectl(&["delete", binding], "").await.unwrap();
+    }
 }
