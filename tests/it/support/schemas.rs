@@ -4,7 +4,8 @@
 //! the same bytes once. The crate `jsonschema` is therefore compiled with optimization (Cargo.toml).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    hash::{BuildHasher as _, RandomState},
     sync::{LazyLock, Mutex},
 };
 
@@ -12,14 +13,13 @@ use boilerhouse_bridge::schema::messages::{self, Form, MESSAGES};
 use jsonschema::Validator;
 use serde_json::{Value, json};
 
-/// Texts that [`check`] remembers. They have at most 32 KiB each.
-const MAX_REMEMBERED: usize = 512;
-/// Bytes at the end of a text by which it is found.
-const END_BYTES: usize = 96;
+/// Maximum number of texts that [`check`] remembers, as 64-bit hashes: 8 MB.
+const MAX_REMEMBERED: usize = 1_000_000;
 
-/// The length and the end of a text → the text that was validated last, and the path of its stream.
-type Remembered = BTreeMap<(usize, Vec<u8>), (String, String)>;
-static REMEMBERED: Mutex<Remembered> = Mutex::new(BTreeMap::new());
+/// The hashes of the texts that were validated, each with the path of its stream.
+static REMEMBERED: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
+/// The key of the hashes.
+static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 /// Type and form of a message.
 type Key = (&'static str, &'static str);
@@ -54,10 +54,8 @@ pub(crate) fn form_schema(message: &messages::Message) -> Value {
 /// When the message does not match the schema of its type.
 pub(crate) fn check(path: &str, message: &str) {
     let path = path.split('?').next().unwrap_or_default().trim_end_matches('/');
-    let end = message.as_bytes()[message.len().saturating_sub(END_BYTES)..].to_vec();
-    let key = (message.len(), end);
-    let is_known = |(text, of): &(String, String)| text == message && of == path;
-    if REMEMBERED.lock().unwrap().get(&key).is_some_and(is_known) {
+    let hash = HASHER.hash_one((path, message));
+    if REMEMBERED.lock().unwrap().contains(&hash) {
         return;
     }
     check_new(path, message);
@@ -65,7 +63,7 @@ pub(crate) fn check(path: &str, message: &str) {
     if remembered.len() == MAX_REMEMBERED {
         remembered.clear();
     }
-    remembered.insert(key, (message.to_owned(), path.to_owned()));
+    remembered.insert(hash);
 }
 
 fn check_new(path: &str, message: &str) {

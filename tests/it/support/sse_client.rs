@@ -67,12 +67,23 @@ impl SseEvent {
 impl SseClient {
     /// Sends the request and reads the head of the response.
     pub(crate) async fn open(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> SseClient {
-        let mut stream = TcpStream::connect(address).await.unwrap();
         let mut request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nAccept: text/event-stream\r\n");
         for (name, value) in headers {
             request += &format!("{name}: {value}\r\n");
         }
+        let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all((request + "\r\n").as_bytes()).await.unwrap();
+        SseClient::over(stream, path).await
+    }
+
+    /// Opens a stream whose receive buffer is full after a few KiB.
+    pub(crate) async fn open_with_small_buffer(address: SocketAddr, path: &str) -> SseClient {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nAccept: text/event-stream\r\n\r\n");
+        SseClient::over(http_client::small_buffer_socket(address, &request).await, path).await
+    }
+
+    /// Reads the head of the response to a request that was sent.
+    async fn over(mut stream: TcpStream, path: &str) -> SseClient {
         let mut bytes = Vec::new();
         let head = timeout(TEST_TIMEOUT, async {
             while !bytes.ends_with(b"\r\n\r\n") {
