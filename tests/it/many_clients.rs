@@ -47,7 +47,7 @@ const INSTALL_TIMEOUT: Duration = Duration::from_secs(300);
 async fn initial_state_as_text(address: SocketAddr) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     // HTTP/1.0: the body has no chunks.
-    stream.write_all(b"GET /api/sse HTTP/1.0\r\n\r\n").await.unwrap();
+    stream.write_all(format!("GET /api/sse HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await.unwrap();
     let mut bytes = Vec::new();
     // Only the block of the last part has an id.
     let is_complete = |bytes: &[u8]| {
@@ -56,7 +56,8 @@ async fn initial_state_as_text(address: SocketAddr) -> String {
     };
     while !is_complete(&bytes) {
         let read = timeout(TEST_TIMEOUT, stream.read_buf(&mut bytes)).await.expect("no part in time").unwrap();
-        assert!(read > 0, "the stream has ended");
+        let tail = || String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(500)..]).into_owned();
+        assert!(read > 0, "the stream has ended after {} bytes: {}", bytes.len(), tail());
     }
     let text = String::from_utf8(bytes).unwrap();
     assert!(text.starts_with("HTTP/1."), "{}", &text[..200.min(text.len())]);
