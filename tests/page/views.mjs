@@ -1,11 +1,24 @@
 // Every view against `demo`: what it shows, search, sort, filters, detail, the address, the width of a phone, the keyboard.
 import { check, same, until } from "./browser.mjs";
+import { instance, scripted } from "./scripted_page.mjs";
 
 const sorted = (list) => [...list].sort();
 
 async function get(bridge, path) {
   const response = await fetch(`${bridge.url}api/v1/${path}`);
   return response.json();
+}
+
+/** The pools as the page shows them: only Running instances are ready, and those with the fewest come first. */
+async function pools(bridge) {
+  const [all, instances] = await Promise.all([get(bridge, "pools"), get(bridge, "instances")]);
+  const usable = (workload) =>
+    instances.filter(
+      ({ workloadRef, poolStatus, phase }) => workloadRef === workload && poolStatus === "ready" && phase === "Running",
+    ).length;
+  return all
+    .map((pool) => ({ ...pool, ready: usable(pool.workloadRef) }))
+    .sort((a, b) => a.ready - b.ready || (a.workloadRef < b.workloadRef ? -1 : 1));
 }
 
 /** Freezes nothing: the page and the GETs are compared until they agree. */
@@ -16,7 +29,8 @@ async function agree(what, page, expected) {
   });
 }
 
-export async function views({ chromium, bridge, url }) {
+export async function views(context) {
+  const { chromium, bridge, url } = context;
   const p = await chromium.open(url);
   await p.untilState("live", 5000);
   check((await p.text(".connection")).includes("demo / boilerhouse"), "the connection is in the header");
@@ -100,12 +114,12 @@ export async function views({ chromium, bridge, url }) {
   await agree(
     "pools",
     () => p.rows("pool"),
-    async () => (await get(bridge, "pools")).map(({ workloadRef }) => workloadRef),
+    async () => (await pools(bridge)).map(({ workloadRef }) => workloadRef),
   );
   await agree(
     "counts",
     () => p.page.locator(".counts dd").evaluateAll((all) => all.map((one) => Number(one.textContent))),
-    async () => (await get(bridge, "pools")).flatMap(({ ready, warming, acquired }) => [ready, warming, acquired]),
+    async () => (await pools(bridge)).flatMap(({ ready, warming, acquired }) => [ready, warming, acquired]),
   );
   await until("the charts", async () => (await p.page.locator("svg.chart path[d^=M]").count()) === 9);
   await p.page.getByRole("button", { name: "Show its instances" }).first().click();
@@ -138,6 +152,78 @@ export async function views({ chromium, bridge, url }) {
   await p.page.keyboard.press("Escape");
   await p.page.getByRole("button", { name: "Continue" }).click();
   await p.close();
+  await problems(context);
+}
+
+const claim = (name, phase, instanceId) => ({
+  name,
+  uid: `uid-${name}`,
+  tenantId: "alice",
+  workloadRef: "web",
+  phase,
+  instanceId,
+});
+
+/** Failed instances, claims in Error, pools that are short, and acquired instances without a claim. */
+async function problems(context) {
+  const pooled = (name, workloadRef, poolStatus, phase = "Running") => instance(name, { workloadRef, poolStatus, phase });
+  const prepare = (server) => {
+    server.state = () => ({
+      connectionId: "x",
+      snapshotAt: new Date().toISOString(),
+      instances: [
+        pooled("db-0", "db", "ready"),
+        pooled("full-0", "full", "ready"),
+        pooled("full-1", "full", "ready"),
+        pooled("web-0", "web", "ready", "Failed"),
+        pooled("web-1", "web", "acquired"),
+        pooled("web-2", "web", "acquired"),
+      ],
+      claims: [claim("held", "Active", "web-1"), claim("broken", "Error")],
+      pools: [
+        { workloadRef: "db", warming: 0, ready: 1, acquired: 0 },
+        { workloadRef: "full", warming: 0, ready: 2, acquired: 0 },
+        { workloadRef: "web", warming: 0, ready: 1, acquired: 2 },
+      ],
+    });
+  };
+  await scripted(context, prepare, async (p, server) => {
+    await p.untilState("live");
+    const numbers = await p.text(".numbers");
+    check(numbers.includes("3 ready in 3 pools"), `only Running instances are ready: ${numbers}`);
+    const bad = () => p.page.locator(".numbers .problem[data-tone=bad]").allInnerTexts();
+    same(await bad(), ["1 Failed", "1 claim in Error", "web: empty"], "the problems in the header");
+    await p.page.getByRole("link", { name: "1 Failed" }).click();
+    await until("the Failed instance", async () => JSON.stringify(await p.rows("instance")) === '["web-0"]');
+    same(
+      await p.page.getByLabel("Phase").locator("option").allInnerTexts(),
+      ["any", "Pending (0)", "Running (5)", "Succeeded (0)", "Failed (1)", "Unknown (0)"],
+      "the phases of instances",
+    );
+    await p.page.getByRole("link", { name: "1 claim in Error" }).click();
+    await until("the claim in Error", async () => JSON.stringify(await p.rows("claim")) === '["broken"]');
+    same(
+      await p.page.getByLabel("Phase of the claim").locator("option").allInnerTexts(),
+      ["any", "Pending (0)", "Active (1)", "Releasing (0)", "Released (0)", "ReleaseFailed (0)", "Error (1)"],
+      "the phases of claims",
+    );
+    check((await p.text(".summary")).includes("1 of 2 claims"), await p.text(".summary"));
+    await p.page.getByRole("link", { name: "web: empty" }).click();
+    await until("the pools", async () => (await p.rows("pool")).length === 3);
+    same(await p.rows("pool"), ["web", "db", "full"], "the pool with the fewest ready instances is first");
+    const web = await p.text("[data-pool=web]");
+    for (const words of ["empty", "1 Failed", "1 not usable", "acquired (1 with an active claim)"])
+      check(web.includes(words), `${words} is on the card: ${web}`);
+    const tones = () => p.page.locator("[data-pool]").evaluateAll((all) => all.map(({ dataset }) => dataset.tone));
+    same(await tones(), ["bad", "wait", null], "the tones of the cards");
+    await until("the lowest number", async () => /lowest ready in \d+ s: 0/.test(await p.text("[data-pool=web]")), 20_000);
+    await p.assertAccessible("pools that are short");
+    for (const [name, words] of [["web-1", "held"], ["web-2", "none: released"], ["db-0", "none$"]]) {
+      await p.page.goto(`${server.url}#instances?show=instance/${name}`);
+      const row = p.page.locator("dialog .fields div").filter({ has: p.page.getByText("Claim", { exact: true }) });
+      await until(`the claim of ${name}`, async () => new RegExp(`^Claim\\s+${words}`).test(await row.innerText()));
+    }
+  });
 }
 
 /** The page by keyboard alone. */

@@ -76,6 +76,23 @@ function Related({ title, kind, objects, address }) {
     </ul>`;
 }
 
+/** The claims that name an instance. An acquired instance without one is left from a claim that was released. */
+function Claim({ instance: { name, poolStatus }, store, address }) {
+  const claims = [...store.client.state.claims.values()].filter(({ instanceId }) => instanceId === name);
+  const none = poolStatus === "acquired" ? "none: released" : "none";
+  return html`<dl class="fields"><div>
+    <dt>Claim</dt>
+    <dd>
+      ${claims.length === 0 && none}
+      ${claims.slice(0, MAX_RELATED).map(
+        (claim) => html`<p key=${claim.uid}>
+        <${Link} onClick=${() => address.show("claim", claim.name)}>${claim.name}</> <${Phase} value=${claim.phase} />
+      </p>`,
+      )}
+    </dd>
+  </div></dl>`;
+}
+
 function History({ store, matches }) {
   const found = [];
   for (let index = store.log.length - 1; index >= 0 && found.length < MAX_EVENTS; index--) {
@@ -145,12 +162,10 @@ export class Detail extends Component {
         <${History} store=${store} matches=${(event) => event.tenantId === name} />`;
     }
     const uid = (event) => event.instance?.uid ?? event.claim?.uid ?? event.uid;
-    const holders =
-      kind === "instance" && [...store.client.state.claims.values()].filter(({ instanceId }) => instanceId === name);
     return html`
       <${Fields} object=${object} address=${address} now=${now} />
+      ${kind === "instance" && html`<${Claim} instance=${object} store=${store} address=${address} />`}
       ${kind === "instance" && html`<${Activity} key=${name} name=${name} store=${store} />`}
-      ${holders && html`<${Related} title="Claims that name this instance" kind="claim" objects=${holders} address=${address} />`}
       <h3>Labels</h3>
       <${Labels} labels=${object.labels} />
       <${History} store=${store} matches=${(event) => uid(event) === object.uid} />`;

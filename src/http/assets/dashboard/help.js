@@ -35,7 +35,15 @@ export class Help extends Component {
           <div><dt>Workload</dt><dd>what an instance runs, such as a browser</dd></div>
           <div><dt>Tenant</dt><dd>who uses instances. To look one up: view Tenants, then /</dd></div>
           <div><dt>Claim</dt><dd>the request of a tenant for an instance. Active: the tenant has it</dd></div>
-          <div><dt>Pool</dt><dd>the instances of a workload that wait for tenants: warming, then ready, then acquired</dd></div>
+          <div><dt>Pool</dt><dd>the instances of a workload, counted by pool status: warming, then ready, then acquired</dd></div>
+          <div>
+            <dt>Ready</dt>
+            <dd>a tenant can get it: pool status ready and phase Running. With another phase it is not usable. A pool is low at 1 and empty at 0</dd>
+          </div>
+          <div>
+            <dt>Acquired</dt>
+            <dd>taken for a tenant. It stays acquired after its claim was released, so more instances can be acquired than claims are Active</dd>
+          </div>
           <div><dt>Live</dt><dd>what you see is current. Otherwise the page says so, and marks the lists</dd></div>
         </dl>
         <h3>Keys</h3>

@@ -1,6 +1,16 @@
 // Small parts that several views share.
 import { html } from "./html.js";
 
+/** The phases of an instance and of a claim (docs/protocol.md#views), in the order of a life. */
+export const PHASES = ["Pending", "Running", "Succeeded", "Failed", "Unknown"];
+export const CLAIM_PHASES = ["Pending", "Active", "Releasing", "Released", "ReleaseFailed", "Error"];
+
+/** The number of objects in each phase: first those of the contract, then others that objects have. */
+export function byPhase(contract, numbers) {
+  const others = [...numbers.keys()].filter((phase) => !contract.includes(phase)).sort();
+  return new Map([...contract, ...others].map((phase) => [phase, numbers.get(phase) ?? 0]));
+}
+
 /** A word with a colour and a shape. The colour never stands alone. */
 export function Phase({ value }) {
   const tones = {
@@ -45,15 +55,16 @@ export function Text({ address, name, label }) {
   </label>`;
 }
 
+/** Selects one of `values`: the numbers of objects by value. */
 export function Choice({ address, name, label, values }) {
   const value = address.current.params[name] ?? "";
   // A value of the address that no object has is still shown.
-  const all = value && !values.includes(value) ? [value, ...values] : values;
+  const all = value && !values.has(value) ? [[value, 0], ...values] : [...values];
   return html`<label class="field">
     <span>${label}</span>
     <select value=${value} onChange=${({ target }) => address.set({ [name]: target.value })}>
       <option value="">any</option>
-      ${all.map((item) => html`<option key=${item} value=${item}>${item}</option>`)}
+      ${all.map(([item, number]) => html`<option key=${item} value=${item}>${`${item} (${number.toLocaleString("en")})`}</option>`)}
     </select>
   </label>`;
 }

@@ -3,6 +3,7 @@
 // Guarantees: every collection is bounded. `onChange` is called at most once for each RENDER_MS, and never while the page
 // is hidden.
 import { BridgeClient } from "../client.js";
+import { cached } from "./parts.js";
 
 /** Rows of the event log. */
 export const MAX_LOG = 1000;
@@ -33,6 +34,35 @@ export function familyOf(type) {
     : "other";
 }
 
+/**
+ * What the header and the view of the pools count in all objects.
+ *
+ * The `ready` of a pool counts the instances that a tenant can get: pool status `ready` and phase `Running`. Those with
+ * another phase are `unusable`. `claimed`: acquired instances that an Active claim names.
+ */
+function count({ instances, claims, pools }) {
+  const [phases, claimPhases, tenants, held] = [new Map(), new Map(), new Set(), new Set()];
+  for (const { phase, tenantId, instanceId } of claims.values()) {
+    claimPhases.set(phase, (claimPhases.get(phase) ?? 0) + 1);
+    if (phase !== "Active") continue;
+    tenants.add(tenantId);
+    held.add(instanceId);
+  }
+  const found = new Map();
+  for (const [workload, pool] of pools) found.set(workload, { ...pool, ready: 0, unusable: 0, failed: 0, claimed: 0 });
+  for (const { name, phase, workloadRef, poolStatus } of instances.values()) {
+    phases.set(phase, (phases.get(phase) ?? 0) + 1);
+    const pool = found.get(workloadRef);
+    if (!pool) continue;
+    if (phase === "Failed") pool.failed += 1;
+    if (poolStatus === "ready" && phase === "Running") pool.ready += 1;
+    else if (poolStatus === "ready") pool.unusable += 1;
+    else if (poolStatus === "acquired" && held.has(name)) pool.claimed += 1;
+  }
+  const byReady = [...found.values()].sort((a, b) => a.ready - b.ready || (a.workloadRef < b.workloadRef ? -1 : 1));
+  return { phases, claimPhases, tenants: tenants.size, pools: byReady };
+}
+
 export class Store {
   connections = [];
   hasCredentials = false;
@@ -44,13 +74,14 @@ export class Store {
   log = [];
   /** The number of the newest row of the log. */
   logNumber = 0;
-  /** By workload: `{ at, warming, ready, acquired }`. */
+  /** By workload: `{ at, warming, ready, acquired }`, with the `ready` of `overview`. */
   histories = new Map();
   historyNumber = 0;
   lastChangeAt = undefined;
   lastLiveAt = undefined;
   /** Milliseconds by which the clock of the bridge is ahead. */
   clockOffsetMs = undefined;
+  #overview = cached();
   #second = { at: 0, count: 0 };
   #seconds = [];
   #lastRender = -Infinity;
@@ -152,6 +183,12 @@ export class Store {
     return recent.reduce((sum, { count }) => sum + count, 0) / RATE_SECONDS;
   }
 
+  /** `phases`, `claimPhases`: numbers by phase. `tenants`: those with an Active claim. `pools`: fewest ready first. */
+  get overview() {
+    const { state } = this.client;
+    return this.#overview(state.version, [], () => count(state));
+  }
+
   /** The time by the clock of the bridge. */
   now() {
     return new Date(Date.now() + (this.clockOffsetMs ?? 0));
@@ -166,8 +203,8 @@ export class Store {
     if (!this.isLive || at - this.#lastSample < SAMPLE_MS) return;
     this.#lastSample = at;
     this.historyNumber += 1;
-    const { pools } = this.client.state;
-    for (const [workload, { warming, ready, acquired }] of pools) {
+    const { pools } = this.overview;
+    for (const { workloadRef: workload, warming, ready, acquired } of pools) {
       let samples = this.histories.get(workload);
       if (!samples) {
         if (this.histories.size >= MAX_HISTORIES) continue;
@@ -176,7 +213,8 @@ export class Store {
       samples.push({ at, warming, ready, acquired });
       if (samples.length > MAX_SAMPLES) samples.shift();
     }
-    for (const workload of this.histories.keys()) if (!pools.has(workload)) this.histories.delete(workload);
+    const { pools: existing } = this.client.state;
+    for (const workload of this.histories.keys()) if (!existing.has(workload)) this.histories.delete(workload);
   }
 
   // -- Sessions
