@@ -145,10 +145,24 @@ export async function views(context) {
     .catch(() => p.page.getByLabel("Search").fill(""));
   await p.page.getByRole("button", { name: "Pause" }).click();
   const before = await p.page.locator("[data-type]").first().getAttribute("id");
-  await until("new events during the pause", async () => /Paused\. [1-9]/.test(await p.text(".summary")));
+  const paused = /^Paused at \d\d:\d\d:\d\d\. ([1-9]\d*) new since then/;
+  await until("new events during the pause", async () => paused.test(await p.text(".summary")));
   same(await p.page.locator("[data-type]").first().getAttribute("id"), before, "the first row during the pause");
+  const list = () => p.page.locator("[data-type]").evaluateAll((rows) => rows.map((row) => row.cells[2].innerText));
+  const scroller = p.page.locator(".scroller");
+  await scroller.evaluate((scroller) => (scroller.scrollTop = 60));
+  const [frozen, [, waiting]] = [await list(), paused.exec(await p.text(".summary"))];
+  await p.page.getByRole("link", { name: "Pools" }).click();
+  await until("another view", async () => (await p.rows("pool")).length > 0);
+  await p.page.goBack();
+  await until("the pause after a change of the view", async () => Number(paused.exec(await p.text(".summary"))[1]) >= Number(waiting));
+  same(await list(), frozen, "the rows of the pause after a change of the view");
+  same(await scroller.evaluate(({ scrollTop }) => scrollTop), 60, "the place in the paused list");
+  await scroller.evaluate((scroller) => (scroller.scrollTop = 0));
   await p.page.locator("[data-type]").first().click();
-  await until("the JSON of an event", async () => JSON.parse(await p.text("dialog pre")).type);
+  const event = await until("the JSON of an event", async () => JSON.parse(await p.text("dialog pre")));
+  const link = new URL(await p.page.evaluate(() => location.href));
+  if (event.key) check(link.hash.includes(encodeURIComponent(event.key)), `the address has the key of the event: ${link.hash}`);
   await p.page.keyboard.press("Escape");
   await p.page.getByRole("button", { name: "Continue" }).click();
   await p.close();
@@ -223,6 +237,22 @@ async function problems(context) {
       const row = p.page.locator("dialog .fields div").filter({ has: p.page.getByText("Claim", { exact: true }) });
       await until(`the claim of ${name}`, async () => new RegExp(`^Claim\\s+${words}`).test(await row.innerText()));
     }
+    // An object without events, an event that has a key, and one that this page does not have.
+    await until("no events", async () => /Nothing since \d\d:\d\d:\d\d, when this page was opened/.test(await p.text("dialog")));
+    const failed = { ...instance("web-1", { workloadRef: "web", phase: "Failed", poolStatus: "acquired" }) };
+    server.broadcast({ type: "instance.state", id: "c2", time: "", name: "web-1", phase: "Failed", key: "k.2.x", instance: failed });
+    await p.page.goto(`${server.url}#events?show=event/k.2.x`);
+    await until("the event by its key", async () => JSON.parse(await p.text("dialog pre")).key === "k.2.x");
+    await p.page.goto(`${server.url}#events?show=event/k.3.x`);
+    await until("an event of another page", async () => /This page does not have this event/.test(await p.text("dialog")));
+    await p.page.keyboard.press("Escape");
+    // A tab leads to the last filters of its view.
+    await p.page.goto(`${server.url}#instances?phase=Failed`);
+    await until("the filter", async () => (await p.rows("instance")).length === 2);
+    await p.page.getByRole("link", { name: "Tenants" }).click();
+    await p.page.getByRole("link", { name: "Instances" }).click();
+    await until("the filter after another view", async () => (await p.rows("instance")).length === 2);
+    same(await p.page.getByLabel("Phase").inputValue(), "Failed", "the filter after another view");
   });
 }
 
@@ -256,7 +286,7 @@ export async function keyboard({ chromium, bridge, url }) {
     ["2", "#tenants"],
     ["3", "#pools"],
     ["4", "#events"],
-    ["1", "#instances"],
+    ["1", "#instances?q=browser"],
   ]) {
     await keyboard.press(key);
     same(await hash(), view, `the view of the key ${key}`);

@@ -15,9 +15,13 @@ export class Grid extends Component {
   state = { top: 0, height: 600, active: undefined };
   #observer;
 
+  /** With `place`, an object, a later grid of the same rows continues at the place where this one was. */
   componentDidMount() {
     this.props.handle.current = this;
     const scroller = this.scroller.current;
+    const { top, active } = this.props.place ?? {};
+    if (active !== undefined) this.setState({ active });
+    if (top) scroller.scrollTop = top;
     const measure = () => {
       if (scroller.clientHeight !== this.state.height) this.setState({ height: scroller.clientHeight });
     };
@@ -28,6 +32,8 @@ export class Grid extends Component {
 
   componentWillUnmount() {
     this.#observer.disconnect();
+    const { top, active } = this.state;
+    if (this.props.place) Object.assign(this.props.place, { top, active });
     if (this.props.handle.current === this) this.props.handle.current = null;
   }
 

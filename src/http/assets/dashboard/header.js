@@ -56,22 +56,23 @@ function Numbers({ store, status }) {
 /** The age of the upstream is known at each heartbeat. A smaller one says nothing. */
 const UPSTREAM_FRESH_MS = 20_000;
 
-function Freshness({ store }) {
+function Freshness({ store, status }) {
   const { ageMs, upstreamAgeMs } = store.client.freshness;
   const isOpen = store.client.connection.status === "open";
   const { lastChangeAt } = store;
   const change = lastChangeAt === undefined ? "–" : `${duration(performance.now() - lastChangeAt)} ago`;
   // A message of the bridge arrives at least with every heartbeat. Its age matters only when it is long.
   // The first heartbeat tells the age.
-  const state = store.connections[0]?.state === "live" ? "reachable" : "–";
+  const state = store.connections[0]?.state === "live" ? "ok" : "–";
   const isFresh = upstreamAgeMs < UPSTREAM_FRESH_MS;
-  const upstreamAge = isFresh ? `under ${UPSTREAM_FRESH_MS / 1000} s ago` : `${duration(upstreamAgeMs ?? 0)} ago`;
-  const upstream = !isOpen ? "–" : upstreamAgeMs === undefined ? state : upstreamAge;
+  const heard = isFresh ? `ok, heard within ${UPSTREAM_FRESH_MS / 1000} s` : `last heard ${duration(upstreamAgeMs ?? 0)} ago`;
+  const isDown = status.state === "down";
+  const upstream = !isOpen ? "–" : isDown ? "not reachable" : upstreamAgeMs === undefined ? state : heard;
   const isQuiet = ageMs !== undefined && ageMs > 20_000;
   return html`<dl class="freshness">
     <div title="The last event that this page got"><dt>Last event</dt><dd>${change}</dd></div>
     ${isQuiet && html`<div><dt>Last message</dt><dd>${duration(ageMs)} ago</dd></div>`}
-    <div title="The last byte that the bridge got from the API server">
+    <div title="When the bridge last got a byte from the API server">
       <dt>API server</dt><dd>${upstream}</dd>
     </div>
     <div><dt>Events/s</dt><dd>${isOpen ? rate(store.eventsPerSecond) : "–"}</dd></div>
@@ -92,7 +93,7 @@ export function Header({ store, address, status, onHelp }) {
       </p>`
       }
       <span id="status" class="chip" data-state=${status.state}>${status.chip}</span>
-      ${!isSignedOut && html`<${Freshness} store=${store} />`}
+      ${!isSignedOut && html`<${Freshness} store=${store} status=${status} />`}
       <span class="buttons">
         ${store.hasCredentials && !isSignedOut && html`<button type="button" onClick=${() => store.signOut()}>Sign out</button>`}
         <button type="button" onClick=${onHelp} aria-label="Help" title="Help (?)">?</button>
@@ -104,7 +105,7 @@ export function Header({ store, address, status, onHelp }) {
       html`<nav aria-label="Views">
       ${VIEWS.map(
         (name, index) => html`<a
-        key=${name} href=${`#${name}`} aria-current=${view === name ? "page" : undefined} aria-keyshortcuts=${index + 1}
+        key=${name} href=${address.of(name)} aria-current=${view === name ? "page" : undefined} aria-keyshortcuts=${index + 1}
       >${TITLES[name]}</a>`,
       )}
     </nav>`

@@ -4,6 +4,7 @@
 // is hidden.
 import { BridgeClient } from "../client.js";
 import { cached } from "./parts.js";
+import { because } from "./status.js";
 
 /** Rows of the event log. */
 export const MAX_LOG = 1000;
@@ -70,10 +71,18 @@ export class Store {
   /** Why a file of the page or an event could not be used. */
   notice = "";
   expiresAt = "";
-  /** Newest last. */
+  /**
+   * `{ number, key, time, event }`, newest last. `key`: that of the event, which is the same on other pages; an event
+   * without one has a key of this page. `time`: that of the event, or when it arrived.
+   */
   log = [];
   /** The number of the newest row of the log. */
   logNumber = 0;
+  /** Grows with each change of the log. */
+  logVersion = 0;
+  /** The row of the outage of the connection of this page, until it is open again. */
+  #outage;
+  #openedAt = Date.now();
   /** By workload: `{ at, warming, ready, acquired }`, with the `ready` of `overview`. */
   histories = new Map();
   historyNumber = 0;
@@ -105,8 +114,8 @@ export class Store {
 
   #onEvent(event) {
     this.#count();
-    const time = event.timestamp ?? event.snapshotAt;
-    if (time) this.clockOffsetMs = Date.parse(time) - Date.now();
+    const time = Date.parse(event.timestamp ?? event.snapshotAt ?? "");
+    if (!Number.isNaN(time)) this.clockOffsetMs = time - Date.now();
     if (event.type !== "heartbeat") {
       this.lastChangeAt = performance.now();
       this.#append(event);
@@ -120,10 +129,11 @@ export class Store {
     if (status === "open") {
       this.hasOpened = true;
       this.expiresAt = "";
-      this.#append({ type: "page.connected", time: this.now().toISOString() });
+      this.#outage = undefined;
+      this.#append({ type: "page.connected" });
       void this.#readConnections();
     } else if (status === "waiting") {
-      this.#append({ type: "page.disconnected", time: this.now().toISOString(), reason: error?.message });
+      this.#disconnected(because(error));
     } else if (status === "closed" && error && error.status !== 401) {
       setTimeout(() => this.client.connection.status === "closed" && this.client.start(), RETRY_MS);
     }
@@ -145,10 +155,36 @@ export class Store {
       const { instances, claims } = this.client.state;
       event = { type, id, time, reason, instances: instances.size, claims: claims.size };
     }
+    // The bridge can say at each attempt why it refuses the stream. The row of the outage has the newest reason.
+    if (event.type === "stream.closing" && this.#outage) return;
     this.logNumber += 1;
-    this.log.push({ number: this.logNumber, event });
+    this.logVersion += 1;
+    const time = event.time || this.now().toISOString();
+    const key = event.key || `${this.#openedAt.toString(36)}-${this.logNumber}`;
+    this.log.push({ number: this.logNumber, key, time, event });
     // Cut in steps, because removing the first item of a list moves all others.
     if (this.log.length >= MAX_LOG + 200) this.log = this.log.slice(-MAX_LOG);
+  }
+
+  /** One row for an outage, with the number of failed attempts. */
+  #disconnected(reason) {
+    const before = this.#outage;
+    if (!before) {
+      this.#append({ type: "page.disconnected", reason, wasOpen: this.hasOpened, failedAttempts: 0 });
+      this.#outage = this.log.at(-1);
+      return;
+    }
+    const event = { ...before.event, reason, failedAttempts: before.event.failedAttempts + 1 };
+    this.#outage = { ...before, event };
+    const index = this.log.lastIndexOf(before);
+    if (index >= 0) this.log[index] = this.#outage;
+    this.logVersion += 1;
+  }
+
+  /** From when on the log is complete: since the page was opened, or since its oldest row. */
+  get logStart() {
+    const isCut = this.logNumber > this.log.length;
+    return { isCut, time: isCut ? this.log[0].time : this.#openedAt + (this.clockOffsetMs ?? 0) };
   }
 
   async #readConnections() {

@@ -69,7 +69,7 @@ export class Tenants extends Component {
       { key: "workload", title: "Workload", class: "wide", render: ({ claim }) => (claim ? claim.workloadRef : "") },
       {
         key: "source",
-        title: "Source",
+        title: "How obtained",
         class: "wide source",
         render: ({ claim }) => (claim ? (claim.source ?? "–") : ""),
       },
