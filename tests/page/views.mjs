@@ -101,11 +101,8 @@ export async function views(context) {
     () => p.rows("claim"),
     async () => (await get(bridge, "tenants")).flatMap(({ claims }) => claims.map(({ name }) => name)),
   );
-  await until("the detail of a tenant", async () => {
-    const [tenant] = await p.rows("tenant");
-    await p.page.locator(`[data-tenant="${tenant}"]`).click({ timeout: 1000 });
-    return (await dialog.innerText()).includes("Claims");
-  });
+  await p.openDetail("[data-tenant]");
+  await until("the detail of a tenant", async () => (await dialog.innerText()).includes("Claims"));
   await p.page.goBack();
   await until("back closes the dialog", async () => (await dialog.count()) === 0);
 
@@ -290,6 +287,8 @@ export async function keyboard({ chromium, bridge, url }) {
   ]) {
     await keyboard.press(key);
     same(await hash(), view, `the view of the key ${key}`);
+    const title = { 1: "Instances", 2: "Tenants", 3: "Pools", 4: "Events" }[key];
+    await until(`the focus on ${title}`, async () => (await p.page.evaluate(() => document.activeElement.innerText)) === title);
   }
   await keyboard.press("End");
   await keyboard.press("?");
@@ -302,7 +301,11 @@ export async function keyboard({ chromium, bridge, url }) {
   await keyboard.press("p");
   // From the start, Tab reaches everything that can be used, and the focus can be seen.
   await keyboard.press("1");
-  await p.page.evaluate(() => document.activeElement.blur());
+  await p.page.evaluate(() => {
+    document.body.tabIndex = -1;
+    document.body.focus();
+    document.body.removeAttribute("tabindex");
+  });
   const reached = new Set();
   for (let step = 0; step < 25; step++) {
     await keyboard.press("Tab");
@@ -326,6 +329,16 @@ export async function keyboard({ chromium, bridge, url }) {
   await p.close();
 }
 
+async function assertLargeButtons(p, where) {
+  const small = await p.page.locator("button:visible").evaluateAll((all) =>
+    all
+      .map((button) => [button.innerText || button.ariaLabel, button.getBoundingClientRect()])
+      .filter(([, { width, height }]) => width < 32 || height < 32)
+      .map(([name, { width, height }]) => `${name}: ${width} x ${height}`),
+  );
+  same(small, [], `${where}: buttons that are too small`);
+}
+
 /** axe and the width of a phone, in both colours, in every view and dialog. */
 export async function accessible({ chromium, url, log }) {
   let states = 0;
@@ -340,6 +353,7 @@ export async function accessible({ chromium, url, log }) {
         const where = `${what}, ${colorScheme}, ${viewport.width} px`;
         await p.assertAccessible(where);
         await p.assertFits(where);
+        if (viewport.width === 360) await assertLargeButtons(p, where);
         states += 1;
       };
       for (const view of ["instances", "tenants", "pools", "events"]) {
@@ -347,12 +361,18 @@ export async function accessible({ chromium, url, log }) {
         await until(view, async () => (await p.page.locator("main section").count()) === 1);
         if (view === "pools") await until("charts", async () => (await p.page.locator("svg.chart").count()) > 0);
         await assertGood(view);
+        const filters = p.page.getByRole("button", { name: /^Filters/ });
+        const isNarrow = viewport.width === 360 && view !== "pools";
+        same(await filters.count(), isNarrow ? 1 : 0, `${view}: the button of the filters`);
+        if (!isNarrow) continue;
+        const fields = p.page.locator("main select:visible, main input[type=checkbox]:visible");
+        same(await fields.count(), 0, `${view}: filters before the button is used`);
+        await filters.click();
+        check((await fields.count()) > 0, `${view}: the button shows the filters`);
+        await assertGood(`${view} with filters`);
       }
       await p.page.goto(`${url}#instances`);
-      await until("a detail", async () => {
-        await p.page.locator("[data-instance]").first().click({ timeout: 1000 });
-        return (await p.page.locator("dialog[open]").count()) === 1;
-      });
+      await p.openDetail("[data-instance]");
       await assertGood("detail");
       await p.page.keyboard.press("Escape");
       await p.page.getByRole("button", { name: "Help" }).click();

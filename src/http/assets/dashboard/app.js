@@ -33,10 +33,13 @@ class App extends Component {
       if (target.id === "search" && key === "ArrowDown") this.#focusList(event);
       return;
     }
-    if (key === "ArrowDown" && target === document.body) return this.#focusList(event);
+    if (key === "ArrowDown" && (target === document.body || target.closest("nav"))) return this.#focusList(event);
     if (!this.state.hasKeys) return;
     const view = VIEWS[Number(key) - 1];
-    if (view) this.address.go(view);
+    if (view) {
+      this.address.go(view);
+      this.setState({}, () => document.querySelector("nav [aria-current]")?.focus());
+    }
     else if (key === "?") this.setState({ isHelp: true });
     else if (key === "p" && this.address.current.view === "events") this.togglePause();
     else if (key === "/") {

@@ -136,6 +136,22 @@ class Activity extends Component {
   }
 }
 
+/** What an event says, and links to its objects. */
+function Sentence({ event, address }) {
+  const { type, name, tenantId, instance, claim } = event;
+  const kind = instance || type === "pool.instance.ready" ? "instance" : claim || type.startsWith("tenant.") ? "claim" : "";
+  const related = claim?.instanceId;
+  const links = [
+    kind && name && [kind, name],
+    related && ["instance", related],
+    tenantId && ["tenant", tenantId],
+  ].filter(Boolean);
+  return html`<p>${nameOf(event)}${nameOf(event) && ": "}${summary(event)}</p>
+    <ul class="related">
+      ${links.map(([kind, name]) => html`<li key=${kind}>${kind} <${Link} onClick=${() => address.show(kind, name)}>${name}</></li>`)}
+    </ul>`;
+}
+
 function missing(kind, last) {
   if (kind === "event") {
     const limit = `A page keeps the last ${MAX_LOG} events since it was opened.`;
@@ -172,7 +188,9 @@ export class Detail extends Component {
   #body(kind, name, object) {
     const { store, address } = this.props;
     const now = store.now();
-    if (kind === "event") return html`<pre tabindex="0">${JSON.stringify(object, null, 2)}</pre>`;
+    if (kind === "event") return html`
+      <${Sentence} event=${object} address=${address} />
+      <pre tabindex="0">${JSON.stringify(object, null, 2)}</pre>`;
     if (kind === "tenant") {
       return html`
         <${Related} title="Claims" kind="claim" objects=${object.claims} address=${address} />

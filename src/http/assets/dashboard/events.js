@@ -2,7 +2,7 @@
 import { ago, clock, count, includes, some } from "./format.js";
 import { Grid } from "./grid.js";
 import { Component, html } from "./html.js";
-import { Clear, Search, Summary, cached } from "./parts.js";
+import { Clear, Name, Summary, Tools, cached } from "./parts.js";
 import { MAX_LOG, familyOf } from "./store.js";
 
 const TYPES = [
@@ -112,18 +112,24 @@ export class Events extends Component {
     const columns = [
       { key: "time", title: "Time", class: "time", render: ({ time }) => html`${clock(time)} <span class="ago">${ago(time, now)}</span>` },
       { key: "type", title: "Type", class: "wide type", render: ({ event }) => event.type },
-      { key: "name", title: "Name", isHeader: true, class: "subject", render: ({ event }) => nameOf(event) || "–" },
-      { key: "what", title: "What", class: "what", render: ({ event }) => summary(event) },
+      { key: "name", title: "Name", isHeader: true, class: "subject", render: ({ event }) => html`<${Name} value=${nameOf(event) || "–"} />` },
+      {
+        key: "what", title: "What", class: "what",
+        // A narrow window has no column for the type.
+        render: ({ event }) => {
+          const text = summary(event);
+          return html`<span class="narrow">${event.type}</span><span title=${text}>${text}</span>`;
+        },
+      },
     ];
     const found = `${some(rows.length, Math.min(log.length, MAX_LOG), "event")}, newest first`;
     const pause = paused && `Paused at ${clock(paused.at)}. ${store.logNumber - paused.number} new since then`;
     const text = pause ? `${pause}. ${found}` : found;
     return html`<section aria-label="Events" class="log">
-      <div class="tools">
-        <${Search} address=${address} label="Search" placeholder="type, name, tenant" />
+      <${Tools} address=${address} names=${FILTERS} search="type, name, tenant">
         ${this.#chips(address)}
         <button type="button" aria-pressed=${Boolean(paused)} onClick=${onPause}>${paused ? "Continue" : "Pause"}</button>
-      </div>
+      </>
       <${Summary} text=${text} status=${status} store=${store}>
         ${log.length >= MAX_LOG && html`<span>The page keeps the last ${MAX_LOG}.</span>`}
         <${Clear} address=${address} names=${FILTERS} />

@@ -14,6 +14,8 @@ export class Grid extends Component {
   table = createRef();
   state = { top: 0, height: 600, active: undefined };
   #observer;
+  /** Where the active row was. */
+  #lastIndex = 0;
 
   /** With `place`, an object, a later grid of the same rows continues at the place where this one was. */
   componentDidMount() {
@@ -47,7 +49,14 @@ export class Grid extends Component {
     return added > 0 ? added * ROW_PX : 0;
   }
 
-  componentDidUpdate(_props, _state, shift) {
+  componentDidUpdate(before, _state, shift) {
+    const { rows, rowKey } = this.props;
+    // The neighbour of a row that has gone is active instead.
+    if (this.state.active !== undefined && rows !== before.rows) {
+      const index = this.#activeIndex();
+      if (index >= 0) this.#lastIndex = index;
+      else if (rows.length > 0) this.setState({ active: rowKey(rows[Math.min(this.#lastIndex, rows.length - 1)]) });
+    }
     if (shift) this.scroller.current.scrollTop += shift;
   }
 
@@ -65,6 +74,7 @@ export class Grid extends Component {
     const { rows, rowKey } = this.props;
     if (rows.length === 0) return;
     const at = Math.min(Math.max(index, 0), rows.length - 1);
+    this.#lastIndex = at;
     this.setState({ active: rowKey(rows[at]) });
     const scroller = this.scroller.current;
     // The head of the table covers one row.
@@ -132,7 +142,11 @@ export class Grid extends Component {
             return html`<tr
               key=${rowKey(row)} id=${`row-${first + index}`} aria-rowindex=${first + index + 2} aria-selected=${isActive}
               class=${isActive ? `${name} active` : name} ...${attributes}
-              onClick=${() => (this.setState({ active: rowKey(row) }), onOpen(row))}
+              onClick=${() => {
+                this.#lastIndex = first + index;
+                this.setState({ active: rowKey(row) });
+                onOpen(row);
+              }}
             >
               ${columns.map(({ class: cell, render, isHeader }) => {
                 const content = render(row);

@@ -2,7 +2,20 @@
 import { age, includes, matches, some } from "./format.js";
 import { Grid } from "./grid.js";
 import { Component, html } from "./html.js";
-import { Choice, Clear, PHASES, Phase, Search, Summary, Text, byPhase, cached, compare, sortOf } from "./parts.js";
+import {
+  Choice,
+  Clear,
+  Name,
+  PHASES,
+  Phase,
+  Summary,
+  Text,
+  Tools,
+  byPhase,
+  cached,
+  compare,
+  sortOf,
+} from "./parts.js";
 
 const FILTERS = ["q", "phase", "workload", "tenant"];
 
@@ -41,7 +54,7 @@ export class Instances extends Component {
     const phases = byPhase(PHASES, store.overview.phases);
     const now = store.now();
     const columns = [
-      { key: "name", title: "Instance", sort: true, isHeader: true, class: "name", render: ({ name }) => name },
+      { key: "name", title: "Instance", sort: true, isHeader: true, class: "name", render: ({ name }) => html`<${Name} value=${name} />` },
       {
         key: "phase",
         title: "Phase",
@@ -68,12 +81,11 @@ export class Instances extends Component {
     ];
     const total = state.instances.size;
     return html`<section aria-label="Instances">
-      <div class="tools">
-        <${Search} address=${address} label="Search" placeholder="name, tenant, ip, label=value" />
+      <${Tools} address=${address} names=${FILTERS} search="name, tenant, ip, label=value">
         <${Choice} address=${address} name="phase" label="Phase" values=${phases} />
         <${Choice} address=${address} name="workload" label="Workload" values=${workloads} />
         <${Text} address=${address} name="tenant" label="Tenant" />
-      </div>
+      </>
       <${Summary} text=${some(rows.length, total, "instance")} status=${status} store=${store}><${Clear} address=${address} names=${FILTERS} /></>
       <${Grid}
         handle=${gridRef} label="Instances" rows=${rows} columns=${columns} sort=${sort} onSort=${sort.onSort}

@@ -1,5 +1,5 @@
 // Small parts that several views share.
-import { html } from "./html.js";
+import { Component, html } from "./html.js";
 
 /** The phases of an instance and of a claim (docs/protocol.md#views), in the order of a life. */
 export const PHASES = ["Pending", "Running", "Succeeded", "Failed", "Unknown"];
@@ -31,6 +31,29 @@ export function Phase({ value }) {
   };
   if (!value) return html`<span class="none">–</span>`;
   return html`<span class="phase" data-tone=${Object.hasOwn(tones, value) ? tones[value] : "other"}>${value}</span>`;
+}
+
+/** A name that is shortened in its middle where it does not fit: its end tells similar names apart. */
+export function Name({ value }) {
+  const [, start, end] = /^(.{6,})(.{6})$/su.exec(value) ?? [];
+  if (!start) return value;
+  return html`<span class="middle" title=${value}><span>${start}</span>${end}</span>`;
+}
+
+/** The search and the filters of a view. In a narrow window a button shows the filters. */
+export class Tools extends Component {
+  state = { isOpen: false };
+
+  render({ address, names, search, children }, { isOpen }) {
+    const active = names.filter((name) => name !== "q" && address.current.params[name]).length;
+    return html`<div class=${isOpen ? "tools open" : "tools"}>
+      <${Search} address=${address} label="Search" placeholder=${search} />
+      <button type="button" class="toggle" aria-expanded=${isOpen} onClick=${() => this.setState({ isOpen: !isOpen })}>
+        Filters${active > 0 && ` (${active})`}
+      </button>
+      ${children}
+    </div>`;
+  }
 }
 
 /** The search field of a view. The key / leads to it. */

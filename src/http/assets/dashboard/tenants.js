@@ -2,7 +2,7 @@
 import { ago, matches, some } from "./format.js";
 import { Grid } from "./grid.js";
 import { Component, html } from "./html.js";
-import { CLAIM_PHASES, Choice, Clear, Phase, Search, Summary, byPhase, cached, compare } from "./parts.js";
+import { CLAIM_PHASES, Choice, Clear, Name, Phase, Summary, Tools, byPhase, cached, compare } from "./parts.js";
 
 const FILTERS = ["q", "claim"];
 
@@ -49,7 +49,7 @@ export class Tenants extends Component {
         isHeader: true,
         class: "name",
         render: ({ tenantId, claim }) =>
-          claim ? html`<span class="child" title=${claim.name}>${claim.name}</span>` : tenantId || "(no tenant)",
+          claim ? html`<span class="child"><${Name} value=${claim.name} /></span>` : tenantId || "(no tenant)",
       },
       {
         key: "phase",
@@ -64,7 +64,7 @@ export class Tenants extends Component {
         key: "instance",
         title: "Instance",
         class: "tenant",
-        render: ({ claim }) => (claim ? (claim.instanceId ?? "–") : ""),
+        render: ({ claim }) => claim && (claim.instanceId ? html`<${Name} value=${claim.instanceId} />` : "–"),
       },
       { key: "workload", title: "Workload", class: "wide", render: ({ claim }) => (claim ? claim.workloadRef : "") },
       {
@@ -82,10 +82,9 @@ export class Tenants extends Component {
     ];
     const text = `${some(found.tenants, tenants, "tenant")}, ${some(found.rows.length - found.tenants, state.claims.size, "claim")}`;
     return html`<section aria-label="Tenants">
-      <div class="tools">
-        <${Search} address=${address} label="Search" placeholder="tenant, claim, instance" />
+      <${Tools} address=${address} names=${FILTERS} search="tenant, claim, instance">
         <${Choice} address=${address} name="claim" label="Phase of the claim" values=${phases} />
-      </div>
+      </>
       <${Summary} text=${text} status=${status} store=${store}><${Clear} address=${address} names=${FILTERS} /></>
       <${Grid}
         handle=${gridRef} label="Tenants and their claims" rows=${found.rows} columns=${columns} sort=${{}}
