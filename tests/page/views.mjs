@@ -250,6 +250,13 @@ async function problems(context) {
     await p.page.getByRole("link", { name: "Instances" }).click();
     await until("the filter after another view", async () => (await p.rows("instance")).length === 2);
     same(await p.page.getByLabel("Phase").inputValue(), "Failed", "the filter after another view");
+    // The neighbour of an active row that goes is active.
+    await p.page.keyboard.press("ArrowDown");
+    const active = () => p.page.locator("tr[aria-selected=true]").getAttribute("data-instance", { timeout: 1000 });
+    await until("the active row", async () => (await active()) === "web-0");
+    const gone = { ...instance("web-0", { workloadRef: "web" }), phase: "Deleted" };
+    server.broadcast({ type: "instance.state", id: "c3", time: "", name: "web-0", phase: "Deleted", key: "k.4.x", instance: gone });
+    await until("the neighbour", async () => (await active()) === "web-1");
   });
 }
 

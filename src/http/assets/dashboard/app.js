@@ -38,7 +38,9 @@ class App extends Component {
     const view = VIEWS[Number(key) - 1];
     if (view) {
       this.address.go(view);
-      this.setState({}, () => document.querySelector("nav [aria-current]")?.focus());
+      this.setState({}, () => {
+        /** @type {HTMLElement} */ (document.querySelector("nav [aria-current]"))?.focus();
+      });
     }
     else if (key === "?") this.setState({ isHelp: true });
     else if (key === "p" && this.address.current.view === "events") this.togglePause();
