@@ -1036,7 +1036,7 @@ export class BridgeClient extends EventTarget {
       this.#upstream.status = event.upstream;
       if (event.upstream === "live") this.#upstream.down.clear();
       this.#upstreamAge = { ageMs: event.upstreamAgeMs, since: new Stopwatch() };
-    } else if (event.resource === "nats") {
+    } else if ("resource" in event && event.resource === "nats") {
       // NATS between replicas of the bridge: the cluster is still watched.
     } else if (event.type === "upstream.down" || event.type === "matrix-down") {
       // The event of a relay names no resource.

@@ -41,13 +41,19 @@ export async function restarts({ chromium, binary, log }) {
     await assertMarked(p, "killed");
     await sleep(1500);
     check((await p.status()) === "reconnecting", "nothing is live without a bridge");
+    await p.page.keyboard.press("4");
+    await until("one row for the outage", async () => {
+      const lost = (await p.page.locator("[data-type=stream] td.what").allInnerTexts()).filter((text) => /^this page lost/.test(text));
+      return lost.length === round + 1 && /^this page lost its connection\. [1-9]\d* attempts? failed\. (The bridge|A proxy) cannot/.test(lost[0]);
+    });
+    await p.page.keyboard.press("1");
     await bridge.start();
     await p.untilState("live", 40_000);
     check((await p.page.locator("main.not-live").count()) === 0, "the mark is gone");
     await assertEqualsGets(p, bridge.url);
     log(`killed: the banner after ${Math.round(shown)} ms; after the restart the page equals the GETs`);
   }
-  // A bridge that ends in order says that it restarts.
+  // A bridge that ends in order says so.
   await bridge.stop("SIGTERM");
   await p.untilState("reconnecting", 15_000);
   await p.close();

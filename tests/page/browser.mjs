@@ -101,6 +101,16 @@ export class Page {
       .evaluateAll((rows, kind) => rows.map((row) => row.getAttribute(`data-${kind}`)), kind);
   }
 
+  /** Clicks a row until its detail is open. A click can arrive although it reports a timeout. */
+  async openDetail(selector) {
+    const dialog = this.page.locator("dialog.detail[open]");
+    await until(`the detail of ${selector}`, async () => {
+      if ((await dialog.count()) === 1) return true;
+      await this.page.locator(selector).first().click({ timeout: 1000 });
+      return false;
+    });
+  }
+
   /** Runs axe with all its rules. It is evaluated by the debugger, which the policy of the page does not stop. */
   async assertAccessible(what) {
     await this.page.evaluate(this.axe);

@@ -209,9 +209,10 @@ export async function hostile({ chromium, bridge, log }) {
       handlers: [...document.querySelectorAll("*")].flatMap((element) =>
         [...element.attributes].filter(({ name }) => name.startsWith("on")).map(({ name }) => name),
       ),
+      // A hash may carry filters, percent-encoded. It never leaves the page.
       links: [...document.querySelectorAll("[href], [src], [action]")]
         .map((element) => element.getAttribute("href") ?? element.getAttribute("src") ?? element.getAttribute("action"))
-        .filter((target) => !/^(#[a-z]+|assets\/[a-z]+\.(js|css|svg))$/.test(target)),
+        .filter((target) => !/^(#[a-z]+(\?[A-Za-z0-9%&=+*._-]*)?|assets\/[a-z]+\.(js|css|svg))$/.test(target)),
       polluted: ["ran", "uid", "name"].filter((key) => key in {}),
     }));
     same(found, { ran: 0, elements: [], handlers: [], links: [], polluted: [] }, "what the payloads have left");

@@ -1,7 +1,7 @@
 // The pictures of the documents, in docs/images. Each is below 200 KB.
 import { mkdirSync, statSync } from "node:fs";
 import path from "node:path";
-import { check, sleep, until } from "./browser.mjs";
+import { check, sleep } from "./browser.mjs";
 
 const FOLDER = path.join(import.meta.dirname, "../../docs/images");
 const MAX_BYTES = 200_000;
@@ -26,10 +26,7 @@ export async function screenshots({ chromium, url, log }) {
     await shot(light, view);
   }
   await light.page.goto(`${url}#instances`);
-  await until("a detail", async () => {
-    await light.page.locator("[data-instance]").first().click({ timeout: 1000 });
-    return (await light.page.locator("dialog[open]").count()) === 1;
-  });
+  await light.openDetail("[data-instance]");
   await sleep(500);
   await shot(light, "detail");
   await light.close();

@@ -15,7 +15,7 @@ import { Tenants } from "./tenants.js";
 const PAGES = { instances: Instances, tenants: Tenants, pools: Pools, events: Events };
 
 class App extends Component {
-  state = { isHelp: false, hasKeys: true, isPaused: false };
+  state = { isHelp: false, hasKeys: true, paused: undefined };
   grid = createRef();
   address = new Address(() => this.setState({}));
   store = new Store(() => this.setState({}));
@@ -33,10 +33,15 @@ class App extends Component {
       if (target.id === "search" && key === "ArrowDown") this.#focusList(event);
       return;
     }
-    if (key === "ArrowDown" && target === document.body) return this.#focusList(event);
+    if (key === "ArrowDown" && (target === document.body || target.closest("nav"))) return this.#focusList(event);
     if (!this.state.hasKeys) return;
     const view = VIEWS[Number(key) - 1];
-    if (view) this.address.go(view);
+    if (view) {
+      this.address.go(view);
+      this.setState({}, () => {
+        /** @type {HTMLElement} */ (document.querySelector("nav [aria-current]"))?.focus();
+      });
+    }
     else if (key === "?") this.setState({ isHelp: true });
     else if (key === "p" && this.address.current.view === "events") this.togglePause();
     else if (key === "/") {
@@ -51,9 +56,14 @@ class App extends Component {
     this.grid.current.focus();
   }
 
-  togglePause = () => this.setState(({ isPaused }) => ({ isPaused: !isPaused }));
+  /** A pause keeps the log of its moment, and the place in the list while another view is shown. */
+  togglePause = () =>
+    this.setState(({ paused }) => {
+      const { log, logNumber: number, logVersion: version } = this.store;
+      return { paused: paused ? undefined : { log: log.slice(), number, version, at: this.store.now(), place: {} } };
+    });
 
-  render(_, { isHelp, hasKeys, isPaused }) {
+  render(_, { isHelp, hasKeys, paused }) {
     const { store, address } = this;
     const { client, hasOpened, connections } = store;
     const { connection, freshness, upstream } = client;
@@ -80,12 +90,12 @@ class App extends Component {
         html`<main class=${status.isLive ? "" : "not-live"}>
         <${Page}
           key=${view} store=${store} address=${address} status=${status} gridRef=${this.grid}
-          isPaused=${isPaused} onPause=${this.togglePause}
+          paused=${paused} onPause=${this.togglePause}
         />
       </main>`
       }
       ${!isSignedOut && !client.state.isComplete && html`<main class="boot"><p>Waiting for the current state…</p></main>`}
-      ${!isSignedOut && target && html`<${Detail} store=${store} address=${address} status=${status} target=${target} />`}
+      ${!isSignedOut && target && html`<${Detail} store=${store} address=${address} status=${status} target=${target} paused=${paused} />`}
       ${
         isHelp &&
         html`<${Help}

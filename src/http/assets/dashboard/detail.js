@@ -1,8 +1,9 @@
 // The detail of one object in a dialog: all its fields, its labels, what belongs to it and what happened to it.
-import { summary } from "./events.js";
+import { nameOf, summary } from "./events.js";
 import { age, clock } from "./format.js";
 import { Component, createRef, html } from "./html.js";
 import { Phase } from "./parts.js";
+import { MAX_LOG } from "./store.js";
 
 /** Rows of the event list of one object, and of the lists of a tenant. */
 const MAX_EVENTS = 20;
@@ -15,7 +16,7 @@ const TITLES = {
   poolStatus: "Pool status",
   instanceId: "Instance",
   endpoint: "Endpoint",
-  source: "Source",
+  source: "How obtained",
   claimedAt: "Claimed",
   createdAt: "Created",
   lastActivity: "Last activity",
@@ -76,17 +77,37 @@ function Related({ title, kind, objects, address }) {
     </ul>`;
 }
 
-function History({ store, matches }) {
+/** The claims that name an instance. An acquired instance without one is left from a claim that was released. */
+function Claim({ instance: { name, poolStatus }, store, address }) {
+  const claims = [...store.client.state.claims.values()].filter(({ instanceId }) => instanceId === name);
+  const none = poolStatus === "acquired" ? "none: released" : "none";
+  return html`<dl class="fields"><div>
+    <dt>Claim</dt>
+    <dd>
+      ${claims.length === 0 && none}
+      ${claims.slice(0, MAX_RELATED).map(
+        (claim) => html`<p key=${claim.uid}>
+        <${Link} onClick=${() => address.show("claim", claim.name)}>${claim.name}</> <${Phase} value=${claim.phase} />
+      </p>`,
+      )}
+    </dd>
+  </div></dl>`;
+}
+
+function History({ store, matches, isOfTenant = false }) {
+  const { isCut, time: start } = store.logStart;
   const found = [];
   for (let index = store.log.length - 1; index >= 0 && found.length < MAX_EVENTS; index--) {
     if (matches(store.log[index].event)) found.push(store.log[index]);
   }
-  return html`<h3>Events since this page was opened</h3>
-    ${found.length === 0 && html`<p>None.</p>`}
+  const why = isCut ? `. The page keeps the last ${MAX_LOG} events.` : ", when this page was opened.";
+  return html`<h3>Events</h3>
+    ${found.length === 0 && html`<p>Nothing since ${clock(start)}${why}</p>`}
     <ul class="history">
       ${found.map(
-        ({ number, event }) => html`<li key=${number}>
-        <time>${clock(event.time)}</time> <span>${event.type}</span> <span>${summary(event)}</span>
+        ({ number, time, event }) => html`<li key=${number}>
+        <time>${clock(time)}</time> <span>${event.type}</span>
+        ${isOfTenant && html` <b>${nameOf(event)}</b>`} <span>${summary(event, isOfTenant)}</span>
       </li>`,
       )}
     </ul>`;
@@ -115,6 +136,32 @@ class Activity extends Component {
   }
 }
 
+/** What an event says, and links to its objects. */
+function Sentence({ event, address }) {
+  const { type, name, tenantId, instance, claim } = event;
+  const kind = instance || type === "pool.instance.ready" ? "instance" : claim || type.startsWith("tenant.") ? "claim" : "";
+  const related = claim?.instanceId;
+  const links = [
+    kind && name && [kind, name],
+    related && ["instance", related],
+    tenantId && ["tenant", tenantId],
+  ].filter(Boolean);
+  return html`<p>${nameOf(event)}${nameOf(event) && ": "}${summary(event)}</p>
+    <ul class="related">
+      ${links.map(([kind, name]) => html`<li key=${kind}>${kind} <${Link} onClick=${() => address.show(kind, name)}>${name}</></li>`)}
+    </ul>`;
+}
+
+function missing(kind, last) {
+  if (kind === "event") {
+    const limit = `A page keeps the last ${MAX_LOG} events since it was opened.`;
+    return last
+      ? `This event is no longer in the log. ${limit}`
+      : `This page does not have this event. ${limit} The address of an event works on pages that have received it.`;
+  }
+  return last ? `This ${kind} no longer exists. This is its last state.` : `There is no ${kind} with this name now.`;
+}
+
 export class Detail extends Component {
   dialog = createRef();
   /** The last view of the object, which stays when the object goes. */
@@ -128,7 +175,11 @@ export class Detail extends Component {
     const { state } = this.props.store.client;
     if (kind === "instance") return state.instance(name);
     if (kind === "claim") return state.claim(name);
-    if (kind === "event") return this.props.store.log.find(({ number }) => String(number) === name)?.event;
+    if (kind === "event") {
+      const { store, paused } = this.props;
+      const isIt = ({ key }) => key === name;
+      return (store.log.find(isIt) ?? paused?.log.find(isIt))?.event;
+    }
     const claims = [...state.claims.values()].filter(({ tenantId }) => tenantId === name);
     const instances = [...state.instances.values()].filter(({ tenantId }) => tenantId === name);
     return claims.length || instances.length ? { name, claims, instances } : undefined;
@@ -137,20 +188,20 @@ export class Detail extends Component {
   #body(kind, name, object) {
     const { store, address } = this.props;
     const now = store.now();
-    if (kind === "event") return html`<pre tabindex="0">${JSON.stringify(object, null, 2)}</pre>`;
+    if (kind === "event") return html`
+      <${Sentence} event=${object} address=${address} />
+      <pre tabindex="0">${JSON.stringify(object, null, 2)}</pre>`;
     if (kind === "tenant") {
       return html`
         <${Related} title="Claims" kind="claim" objects=${object.claims} address=${address} />
         <${Related} title="Instances" kind="instance" objects=${object.instances} address=${address} />
-        <${History} store=${store} matches=${(event) => event.tenantId === name} />`;
+        <${History} store=${store} matches=${(event) => event.tenantId === name} isOfTenant />`;
     }
     const uid = (event) => event.instance?.uid ?? event.claim?.uid ?? event.uid;
-    const holders =
-      kind === "instance" && [...store.client.state.claims.values()].filter(({ instanceId }) => instanceId === name);
     return html`
       <${Fields} object=${object} address=${address} now=${now} />
+      ${kind === "instance" && html`<${Claim} instance=${object} store=${store} address=${address} />`}
       ${kind === "instance" && html`<${Activity} key=${name} name=${name} store=${store} />`}
-      ${holders && html`<${Related} title="Claims that name this instance" kind="claim" objects=${holders} address=${address} />`}
       <h3>Labels</h3>
       <${Labels} labels=${object.labels} />
       <${History} store=${store} matches=${(event) => uid(event) === object.uid} />`;
@@ -177,7 +228,7 @@ export class Detail extends Component {
           !found &&
           store.client.state.isComplete &&
           html`<p class="old">
-          ${last ? `This ${kind} no longer exists. This is its last state.` : `There is no ${kind} with this name now.`}
+          ${missing(kind, last)}
         </p>`
         }
         ${last && this.#body(kind, name, last)}

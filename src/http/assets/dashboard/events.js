@@ -1,8 +1,8 @@
 // The view of the event log: newest first, with filters and a pause.
-import { clock, includes } from "./format.js";
+import { ago, clock, count, includes, some } from "./format.js";
 import { Grid } from "./grid.js";
 import { Component, html } from "./html.js";
-import { Search, Summary, cached } from "./parts.js";
+import { Clear, Name, Summary, Tools, cached } from "./parts.js";
 import { MAX_LOG, familyOf } from "./store.js";
 
 const TYPES = [
@@ -10,15 +10,30 @@ const TYPES = [
   ["claim", "Claims"],
   ["tenant", "Tenants"],
   ["pool", "Pools"],
-  ["stream", "Stream"],
-  ["other", "Other"],
+  ["stream", "Connection and API server"],
+  ["other", "Telemetry and others"],
 ];
 
-/** What an event says, in a few words. */
-export function summary(event) {
+const FILTERS = ["q", "types"];
+
+/** Words for the reasons of a new state and of the end of a stream (docs/protocol.md). */
+const REASONS = {
+  connect: "the stream starts",
+  expired: "the changes since the last connection are no longer available",
+  foreign: "the bridge has another history than before",
+  filter: "what this page may see has changed",
+  lagged: "this page was too slow",
+  "slow consumer": "this page was too slow",
+  draining: "the bridge is shutting down",
+  "not ready": "the bridge is still reading the cluster",
+};
+const plain = (reason) => (Object.hasOwn(REASONS, reason) ? REASONS[reason] : reason);
+
+/** What an event says, in a few words. `isOfTenant`: the reader knows the tenant. */
+export function summary(event, isOfTenant = false) {
   const { type } = event;
   const from = event.previousPhase ? `${event.previousPhase} → ` : "";
-  const owner = event.tenantId ? `tenant ${event.tenantId}` : "";
+  const owner = event.tenantId && !isOfTenant ? `tenant ${event.tenantId}` : "";
   const words = (...parts) => parts.filter(Boolean).join(", ");
   switch (type) {
     case "instance.state":
@@ -27,7 +42,7 @@ export function summary(event) {
     case "pool.instance.ready":
       return words("ready to claim", event.workloadRef);
     case "tenant.claimed":
-      return words(owner, event.workloadRef, event.source && `from ${event.source}`);
+      return words(owner, event.workloadRef, event.source && `obtained: ${event.source}`);
     case "tenant.released":
       return owner;
     case "pool.depth":
@@ -37,22 +52,26 @@ export function summary(event) {
     case "mqtt.message":
       return JSON.stringify(event.payload);
     case "state.initial":
-      return `the whole state (${event.reason}): ${event.instances} instances, ${event.claims} claims`;
+      return `the whole state (${plain(event.reason)}): ${event.instances} instances, ${event.claims} claims`;
     case "page.connected":
       return "this page is connected";
     case "page.disconnected":
-      return words("this page lost its connection", event.reason);
+      return [
+        event.wasOpen ? "this page lost its connection." : "this page cannot connect.",
+        event.failedAttempts > 0 && `${count(event.failedAttempts, "attempt")} failed.`,
+        event.reason,
+      ]
+        .filter(Boolean)
+        .join(" ");
     default:
-      return words(event.resource, event.reason, event.expiresAt && `at ${clock(event.expiresAt)}`);
+      return words(event.resource, plain(event.reason), event.expiresAt && `at ${clock(event.expiresAt)}`);
   }
 }
 
-const nameOf = (event) => event.name ?? event.workloadRef ?? event.tunnelId ?? event.topic ?? "";
+export const nameOf = (event) => event.name ?? event.workloadRef ?? event.tunnelId ?? event.topic ?? "";
 
 export class Events extends Component {
   #rows = cached();
-  /** The log at the moment of the pause. */
-  #paused;
 
   #find(log, { q = "", types }) {
     const text = q.trim().toLowerCase();
@@ -84,34 +103,42 @@ export class Events extends Component {
     </fieldset>`;
   }
 
-  render({ store, address, status, gridRef, isPaused, onPause }) {
+  render({ store, address, status, gridRef, paused, onPause }) {
     const { params } = address.current;
-    if (isPaused && !this.#paused) this.#paused = { log: store.log.slice(), number: store.logNumber };
-    if (!isPaused) this.#paused = undefined;
-    const { log, number } = this.#paused ?? { log: store.log, number: store.logNumber };
-    const rows = this.#rows(number, [params.q, params.types], () => this.#find(log, params));
+    const { log, version } = paused ?? { log: store.log, version: store.logVersion };
+    // The pause is an input, so that the rows of its moment are shown at once.
+    const rows = this.#rows(version, [params.q, params.types, paused], () => this.#find(log, params));
+    const now = store.now();
     const columns = [
-      { key: "time", title: "Time", class: "time", render: ({ event }) => clock(event.time) },
+      { key: "time", title: "Time", class: "time", render: ({ time }) => html`${clock(time)} <span class="ago">${ago(time, now)}</span>` },
       { key: "type", title: "Type", class: "wide type", render: ({ event }) => event.type },
-      { key: "name", title: "Name", isHeader: true, class: "subject", render: ({ event }) => nameOf(event) || "–" },
-      { key: "what", title: "What", class: "what", render: ({ event }) => summary(event) },
+      { key: "name", title: "Name", isHeader: true, class: "subject", render: ({ event }) => html`<${Name} value=${nameOf(event) || "–"} />` },
+      {
+        key: "what", title: "What", class: "what",
+        // A narrow window has no column for the type.
+        render: ({ event }) => {
+          const text = summary(event);
+          return html`<span class="narrow">${event.type}</span><span title=${text}>${text}</span>`;
+        },
+      },
     ];
-    const waiting = store.logNumber - number;
-    const text = isPaused ? `Paused. ${waiting} new since then` : `${rows.length} events, newest first`;
+    const found = `${some(rows.length, Math.min(log.length, MAX_LOG), "event")}, newest first`;
+    const pause = paused && `Paused at ${clock(paused.at)}. ${store.logNumber - paused.number} new since then`;
+    const text = pause ? `${pause}. ${found}` : found;
     return html`<section aria-label="Events" class="log">
-      <div class="tools">
-        <${Search} address=${address} label="Search" placeholder="type, name, tenant" />
+      <${Tools} address=${address} names=${FILTERS} search="type, name, tenant">
         ${this.#chips(address)}
-        <button type="button" aria-pressed=${isPaused} onClick=${onPause}>${isPaused ? "Continue" : "Pause"}</button>
-      </div>
+        <button type="button" aria-pressed=${Boolean(paused)} onClick=${onPause}>${paused ? "Continue" : "Pause"}</button>
+      </>
       <${Summary} text=${text} status=${status} store=${store}>
         ${log.length >= MAX_LOG && html`<span>The page keeps the last ${MAX_LOG}.</span>`}
+        <${Clear} address=${address} names=${FILTERS} />
       </>
       <div role="log" aria-live="off" aria-label="Event log">
         <${Grid}
-          handle=${gridRef} label="Events" rows=${rows} columns=${columns} sort=${{}} anchor=${true}
+          handle=${gridRef} label="Events" rows=${rows} columns=${columns} sort=${{}} anchor=${true} place=${paused?.place}
           rowKey=${({ number }) => number} rowProps=${({ event }) => ({ "data-type": familyOf(event.type) })}
-          onOpen=${({ number }) => address.show("event", String(number))}
+          onOpen=${({ key }) => address.show("event", key)}
           empty=${log.length === 0 ? "No event yet. Events appear here as they happen." : "No event matches the filters."}
         />
       </div>

@@ -40,6 +40,11 @@ export function count(number, one, many = `${one}s`) {
   return `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
 }
 
+/** `155 events`, or `28 of 155 events`. */
+export function some(number, total, one) {
+  return number === total ? count(total, one) : `${number.toLocaleString("en")} of ${count(total, one)}`;
+}
+
 /** Whether a text is in one of the values. `text` is in lower case. */
 export function includes(text, ...values) {
   return values.some((value) => value !== undefined && String(value).toLowerCase().includes(text));

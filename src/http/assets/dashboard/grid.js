@@ -14,10 +14,16 @@ export class Grid extends Component {
   table = createRef();
   state = { top: 0, height: 600, active: undefined };
   #observer;
+  /** Where the active row was. */
+  #lastIndex = 0;
 
+  /** With `place`, an object, a later grid of the same rows continues at the place where this one was. */
   componentDidMount() {
     this.props.handle.current = this;
     const scroller = this.scroller.current;
+    const { top, active } = this.props.place ?? {};
+    if (active !== undefined) this.setState({ active });
+    if (top) scroller.scrollTop = top;
     const measure = () => {
       if (scroller.clientHeight !== this.state.height) this.setState({ height: scroller.clientHeight });
     };
@@ -28,6 +34,8 @@ export class Grid extends Component {
 
   componentWillUnmount() {
     this.#observer.disconnect();
+    const { top, active } = this.state;
+    if (this.props.place) Object.assign(this.props.place, { top, active });
     if (this.props.handle.current === this) this.props.handle.current = null;
   }
 
@@ -41,7 +49,14 @@ export class Grid extends Component {
     return added > 0 ? added * ROW_PX : 0;
   }
 
-  componentDidUpdate(_props, _state, shift) {
+  componentDidUpdate(before, _state, shift) {
+    const { rows, rowKey } = this.props;
+    // The neighbour of a row that has gone is active instead.
+    if (this.state.active !== undefined && rows !== before.rows) {
+      const index = this.#activeIndex();
+      if (index >= 0) this.#lastIndex = index;
+      else if (rows.length > 0) this.setState({ active: rowKey(rows[Math.min(this.#lastIndex, rows.length - 1)]) });
+    }
     if (shift) this.scroller.current.scrollTop += shift;
   }
 
@@ -59,6 +74,7 @@ export class Grid extends Component {
     const { rows, rowKey } = this.props;
     if (rows.length === 0) return;
     const at = Math.min(Math.max(index, 0), rows.length - 1);
+    this.#lastIndex = at;
     this.setState({ active: rowKey(rows[at]) });
     const scroller = this.scroller.current;
     // The head of the table covers one row.
@@ -126,7 +142,11 @@ export class Grid extends Component {
             return html`<tr
               key=${rowKey(row)} id=${`row-${first + index}`} aria-rowindex=${first + index + 2} aria-selected=${isActive}
               class=${isActive ? `${name} active` : name} ...${attributes}
-              onClick=${() => (this.setState({ active: rowKey(row) }), onOpen(row))}
+              onClick=${() => {
+                this.#lastIndex = first + index;
+                this.setState({ active: rowKey(row) });
+                onOpen(row);
+              }}
             >
               ${columns.map(({ class: cell, render, isHeader }) => {
                 const content = render(row);

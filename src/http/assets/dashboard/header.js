@@ -2,62 +2,77 @@
 import { clockNotice } from "./status.js";
 import { clock, count, duration, rate } from "./format.js";
 import { html } from "./html.js";
-import { VIEWS } from "./location.js";
-import { cached } from "./parts.js";
+import { VIEWS, format } from "./location.js";
+import { LOW, level } from "./pools.js";
 
 const TITLES = { instances: "Instances", tenants: "Tenants", pools: "Pools", events: "Events" };
 
-const summed = cached();
+/** Phases that need somebody: their view, their filter, and the words for one and for more objects. */
+const PROBLEMS = [
+  ["phases", "Failed", "instances", "phase", "Failed", "Failed"],
+  ["claimPhases", "Error", "tenants", "claim", "claim in Error", "claims in Error"],
+  ["claimPhases", "ReleaseFailed", "tenants", "claim", "claim in ReleaseFailed", "claims in ReleaseFailed"],
+];
+/** Phases with a number in the header. */
+const MAX_PHASES = 3;
 
-function sums(state) {
-  const phases = new Map();
-  for (const { phase } of state.instances.values()) phases.set(phase, (phases.get(phase) ?? 0) + 1);
-  const byPhase = [...phases]
-    .sort((a, b) => b[1] - a[1])
-    .slice(0, 3)
-    .map(([phase, number]) => `${number.toLocaleString("en")} ${phase}`);
-  const claims = [...state.claims.values()];
-  const active = claims.filter(({ phase }) => phase === "Active").length;
-  const tenants = new Set(claims.filter(({ phase }) => phase === "Active").map(({ tenantId }) => tenantId)).size;
-  const pools = [...state.pools.values()];
-  const ready = pools.reduce((sum, pool) => sum + pool.ready, 0);
-  return { byPhase, active, tenants, pools: pools.length, ready };
+function Problem({ view, params, isWarning, children }) {
+  return html`<a class="problem" data-tone=${isWarning ? "wait" : "bad"} href=${format({ view, params })}>${children}</a>`;
 }
 
 function Numbers({ store, status }) {
   const { state } = store.client;
   if (!state.isComplete) return false;
-  const { byPhase, active, tenants, pools, ready } = summed(state.version, [], () => sums(state));
+  const { phases, claimPhases, tenants, pools } = store.overview;
+  const byPhase = [...phases]
+    .filter(([phase]) => phase !== "Failed")
+    .sort((a, b) => b[1] - a[1])
+    .slice(0, MAX_PHASES)
+    .map(([phase, number]) => `${number.toLocaleString("en")} ${phase}`);
+  const problems = PROBLEMS.map(([key, phase, ...more]) => [store.overview[key].get(phase) ?? 0, phase, ...more]);
+  const ready = pools.reduce((sum, pool) => sum + pool.ready, 0);
+  const [worst] = pools;
   return html`<p class="numbers">
     ${!status.isLive && html`<span class="old">Not live:</span>`}
     <span>
       <b>${count(state.instances.size, "instance")}</b>
       ${byPhase.length > 0 && html`<span class="more"> (${byPhase.join(", ")})</span>`}
     </span>
-    <span><b>${count(active, "active claim")}</b><span class="more"> of ${count(tenants, "tenant")}</span></span>
-    ${pools > 0 && html`<span><b>${ready.toLocaleString("en")} ready</b><span class="more"> in ${count(pools, "pool")}</span></span>`}
+    <span><b>${count(claimPhases.get("Active") ?? 0, "active claim")}</b><span class="more"> of ${count(tenants, "tenant")}</span></span>
+    ${worst && html`<span><b>${ready.toLocaleString("en")} ready</b><span class="more"> in ${count(pools.length, "pool")}</span></span>`}
+    ${problems.map(
+      ([number, phase, view, filter, one, many]) =>
+        number > 0 &&
+        html`<${Problem} key=${phase} view=${view} params=${{ [filter]: phase }}>${count(number, one, many)}</>`,
+    )}
+    ${
+      worst &&
+      worst.ready <= LOW &&
+      html`<${Problem} view="pools" params=${{}} isWarning=${worst.ready > 0}>${worst.workloadRef}: ${level(worst.ready)}</>`
+    }
   </p>`;
 }
 
 /** The age of the upstream is known at each heartbeat. A smaller one says nothing. */
 const UPSTREAM_FRESH_MS = 20_000;
 
-function Freshness({ store }) {
+function Freshness({ store, status }) {
   const { ageMs, upstreamAgeMs } = store.client.freshness;
   const isOpen = store.client.connection.status === "open";
   const { lastChangeAt } = store;
   const change = lastChangeAt === undefined ? "–" : `${duration(performance.now() - lastChangeAt)} ago`;
   // A message of the bridge arrives at least with every heartbeat. Its age matters only when it is long.
   // The first heartbeat tells the age.
-  const state = store.connections[0]?.state === "live" ? "reachable" : "–";
+  const state = store.connections[0]?.state === "live" ? "ok" : "–";
   const isFresh = upstreamAgeMs < UPSTREAM_FRESH_MS;
-  const upstreamAge = isFresh ? `under ${UPSTREAM_FRESH_MS / 1000} s ago` : `${duration(upstreamAgeMs ?? 0)} ago`;
-  const upstream = !isOpen ? "–" : upstreamAgeMs === undefined ? state : upstreamAge;
+  const heard = isFresh ? `ok, heard within ${UPSTREAM_FRESH_MS / 1000} s` : `last heard ${duration(upstreamAgeMs ?? 0)} ago`;
+  const isDown = status.state === "down";
+  const upstream = !isOpen ? "–" : isDown ? "not reachable" : upstreamAgeMs === undefined ? state : heard;
   const isQuiet = ageMs !== undefined && ageMs > 20_000;
   return html`<dl class="freshness">
     <div title="The last event that this page got"><dt>Last event</dt><dd>${change}</dd></div>
     ${isQuiet && html`<div><dt>Last message</dt><dd>${duration(ageMs)} ago</dd></div>`}
-    <div title="The last byte that the bridge got from the API server">
+    <div title="When the bridge last got a byte from the API server">
       <dt>API server</dt><dd>${upstream}</dd>
     </div>
     <div><dt>Events/s</dt><dd>${isOpen ? rate(store.eventsPerSecond) : "–"}</dd></div>
@@ -78,7 +93,7 @@ export function Header({ store, address, status, onHelp }) {
       </p>`
       }
       <span id="status" class="chip" data-state=${status.state}>${status.chip}</span>
-      ${!isSignedOut && html`<${Freshness} store=${store} />`}
+      ${!isSignedOut && html`<${Freshness} store=${store} status=${status} />`}
       <span class="buttons">
         ${store.hasCredentials && !isSignedOut && html`<button type="button" onClick=${() => store.signOut()}>Sign out</button>`}
         <button type="button" onClick=${onHelp} aria-label="Help" title="Help (?)">?</button>
@@ -90,7 +105,7 @@ export function Header({ store, address, status, onHelp }) {
       html`<nav aria-label="Views">
       ${VIEWS.map(
         (name, index) => html`<a
-        key=${name} href=${`#${name}`} aria-current=${view === name ? "page" : undefined} aria-keyshortcuts=${index + 1}
+        key=${name} href=${address.of(name)} aria-current=${view === name ? "page" : undefined} aria-keyshortcuts=${index + 1}
       >${TITLES[name]}</a>`,
       )}
     </nav>`

@@ -35,7 +35,24 @@ export class Help extends Component {
           <div><dt>Workload</dt><dd>what an instance runs, such as a browser</dd></div>
           <div><dt>Tenant</dt><dd>who uses instances. To look one up: view Tenants, then /</dd></div>
           <div><dt>Claim</dt><dd>the request of a tenant for an instance. Active: the tenant has it</dd></div>
-          <div><dt>Pool</dt><dd>the instances of a workload that wait for tenants: warming, then ready, then acquired</dd></div>
+          <div><dt>Pool</dt><dd>the instances of a workload, counted by pool status: warming, then ready, then acquired</dd></div>
+          <div>
+            <dt>Ready</dt>
+            <dd>a tenant can get it: pool status ready and phase Running. With another phase it is not usable. A pool is low at 1 and empty at 0</dd>
+          </div>
+          <div>
+            <dt>Acquired</dt>
+            <dd>taken for a tenant. It stays acquired after its claim was released, so more instances can be acquired than claims are Active</dd>
+          </div>
+          <div>
+            <dt>How obtained</dt>
+            <dd>existing: the tenant had the instance. cold: started for the claim. pool: a ready instance. +data: with the tenant's data</dd>
+          </div>
+          <div><dt>API server</dt><dd>of Kubernetes: the bridge reads the instances and claims from it</dd></div>
+          <div>
+            <dt>Events</dt>
+            <dd>The page keeps the last 1000 since it was opened. The address of an event works on pages that have received it</dd>
+          </div>
           <div><dt>Live</dt><dd>what you see is current. Otherwise the page says so, and marks the lists</dd></div>
         </dl>
         <h3>Keys</h3>
@@ -47,7 +64,7 @@ export class Help extends Component {
           The same data for programs: ${ENDPOINTS.map((path) => html`<a key=${path} href=${path}>${path}</a> `)}
           Streams: <code>api/websocket</code> and <code>api/sse</code>. JavaScript: <a href="client.js">client.js</a>.
         </p>
-        <label><input type="checkbox" checked=${hasKeys} onChange=${({ target }) => onKeys(target.checked)} /> Keys of one character</label>
+        <label><input type="checkbox" checked=${hasKeys} onChange=${({ target }) => onKeys(target.checked)} /> Shortcuts of one key (1 to 4, /, p, ?)</label>
       </div>
     </dialog>`;
   }

@@ -1,14 +1,27 @@
 // The view of all instances.
-import { age, count, includes, matches } from "./format.js";
+import { age, includes, matches, some } from "./format.js";
 import { Grid } from "./grid.js";
 import { Component, html } from "./html.js";
-import { Choice, Clear, Phase, Search, Summary, Text, cached, compare, sortOf } from "./parts.js";
+import {
+  Choice,
+  Clear,
+  Name,
+  PHASES,
+  Phase,
+  Summary,
+  Text,
+  Tools,
+  byPhase,
+  cached,
+  compare,
+  sortOf,
+} from "./parts.js";
 
 const FILTERS = ["q", "phase", "workload", "tenant"];
 
 export class Instances extends Component {
   #rows = cached();
-  #values = cached();
+  #workloads = cached();
 
   #find(instances, { q = "", phase, workload, tenant = "" }, { key, isDescending }) {
     const text = q.trim().toLowerCase();
@@ -31,17 +44,17 @@ export class Instances extends Component {
     const sort = sortOf(address, "name");
     const inputs = [...FILTERS.map((name) => params[name]), sort.key, sort.isDescending];
     const rows = this.#rows(state.version, inputs, () => this.#find(state.instances, params, sort));
-    const { phases, workloads } = this.#values(state.version, [], () => {
-      const [phases, workloads] = [new Set(), new Set()];
-      for (const { phase, workloadRef } of state.instances.values()) {
-        phases.add(phase);
-        if (workloadRef) workloads.add(workloadRef);
+    const workloads = this.#workloads(state.version, [], () => {
+      const found = new Map();
+      for (const { workloadRef } of state.instances.values()) {
+        if (workloadRef) found.set(workloadRef, (found.get(workloadRef) ?? 0) + 1);
       }
-      return { phases: [...phases].sort(), workloads: [...workloads].sort() };
+      return new Map([...found].sort(([a], [b]) => compare(a, b, false)));
     });
+    const phases = byPhase(PHASES, store.overview.phases);
     const now = store.now();
     const columns = [
-      { key: "name", title: "Instance", sort: true, isHeader: true, class: "name", render: ({ name }) => name },
+      { key: "name", title: "Instance", sort: true, isHeader: true, class: "name", render: ({ name }) => html`<${Name} value=${name} />` },
       {
         key: "phase",
         title: "Phase",
@@ -67,18 +80,13 @@ export class Instances extends Component {
       { key: "createdAt", title: "Age", sort: true, class: "wide age", render: ({ createdAt }) => age(createdAt, now) },
     ];
     const total = state.instances.size;
-    const text =
-      rows.length === total
-        ? count(total, "instance")
-        : `${rows.length.toLocaleString("en")} of ${count(total, "instance")}`;
     return html`<section aria-label="Instances">
-      <div class="tools">
-        <${Search} address=${address} label="Search" placeholder="name, tenant, ip, label=value" />
+      <${Tools} address=${address} names=${FILTERS} search="name, tenant, ip, label=value">
         <${Choice} address=${address} name="phase" label="Phase" values=${phases} />
         <${Choice} address=${address} name="workload" label="Workload" values=${workloads} />
         <${Text} address=${address} name="tenant" label="Tenant" />
-      </div>
-      <${Summary} text=${text} status=${status} store=${store}><${Clear} address=${address} names=${FILTERS} /></>
+      </>
+      <${Summary} text=${some(rows.length, total, "instance")} status=${status} store=${store}><${Clear} address=${address} names=${FILTERS} /></>
       <${Grid}
         handle=${gridRef} label="Instances" rows=${rows} columns=${columns} sort=${sort} onSort=${sort.onSort}
         rowKey=${({ uid }) => uid} rowProps=${({ name }) => ({ "data-instance": name })}

@@ -29,23 +29,37 @@ export function shown(params) {
 export class Address {
   constructor(onChange) {
     this.onChange = onChange;
-    this.current = parse(location.hash);
+    this.#keep(parse(location.hash));
     addEventListener("hashchange", () => this.#read());
   }
 
+  /** Filters that a view had last, without the shown object. */
+  #last = Object.create(null);
+
+  #keep(next) {
+    this.current = next;
+    this.#last[next.view] = { ...next.params, show: "" };
+  }
+
+  /** The address of a view with its last filters. */
+  of(view) {
+    return format({ view, params: this.#last[view] ?? {} });
+  }
+
   #read() {
-    this.current = parse(location.hash);
+    this.#keep(parse(location.hash));
     this.onChange();
   }
 
   /** Changes filters. Typing makes no history. */
   set(changes) {
-    this.current = { ...this.current, params: { ...this.current.params, ...changes } };
+    this.#keep({ ...this.current, params: { ...this.current.params, ...changes } });
     history.replaceState(null, "", format(this.current));
     this.onChange();
   }
 
-  go(view, params = {}) {
+  /** Without `params`, the view has its last filters. */
+  go(view, params = this.#last[view] ?? {}) {
     this.#push({ view, params });
   }
 
@@ -61,7 +75,7 @@ export class Address {
 
   #push(next) {
     history.pushState(null, "", format(next));
-    this.current = next;
+    this.#keep(next);
     this.onChange();
   }
 }

@@ -1,5 +1,15 @@
 // Small parts that several views share.
-import { html } from "./html.js";
+import { Component, html } from "./html.js";
+
+/** The phases of an instance and of a claim (docs/protocol.md#views), in the order of a life. */
+export const PHASES = ["Pending", "Running", "Succeeded", "Failed", "Unknown"];
+export const CLAIM_PHASES = ["Pending", "Active", "Releasing", "Released", "ReleaseFailed", "Error"];
+
+/** The number of objects in each phase: first those of the contract, then others that objects have. */
+export function byPhase(contract, numbers) {
+  const others = [...numbers.keys()].filter((phase) => !contract.includes(phase)).sort();
+  return new Map([...contract, ...others].map((phase) => [phase, numbers.get(phase) ?? 0]));
+}
 
 /** A word with a colour and a shape. The colour never stands alone. */
 export function Phase({ value }) {
@@ -21,6 +31,29 @@ export function Phase({ value }) {
   };
   if (!value) return html`<span class="none">–</span>`;
   return html`<span class="phase" data-tone=${Object.hasOwn(tones, value) ? tones[value] : "other"}>${value}</span>`;
+}
+
+/** A name that is shortened in its middle where it does not fit: its end tells similar names apart. */
+export function Name({ value }) {
+  const [, start, end] = /^(.{6,})(.{6})$/su.exec(value) ?? [];
+  if (!start) return value;
+  return html`<span class="middle" title=${value}><span>${start}</span>${end}</span>`;
+}
+
+/** The search and the filters of a view. In a narrow window a button shows the filters. */
+export class Tools extends Component {
+  state = { isOpen: false };
+
+  render({ address, names, search, children }, { isOpen }) {
+    const active = names.filter((name) => name !== "q" && address.current.params[name]).length;
+    return html`<div class=${isOpen ? "tools open" : "tools"}>
+      <${Search} address=${address} label="Search" placeholder=${search} />
+      <button type="button" class="toggle" aria-expanded=${isOpen} onClick=${() => this.setState({ isOpen: !isOpen })}>
+        Filters${active > 0 && ` (${active})`}
+      </button>
+      ${children}
+    </div>`;
+  }
 }
 
 /** The search field of a view. The key / leads to it. */
@@ -45,15 +78,16 @@ export function Text({ address, name, label }) {
   </label>`;
 }
 
+/** Selects one of `values`: the numbers of objects by value. */
 export function Choice({ address, name, label, values }) {
   const value = address.current.params[name] ?? "";
   // A value of the address that no object has is still shown.
-  const all = value && !values.includes(value) ? [value, ...values] : values;
+  const all = value && !values.has(value) ? [[value, 0], ...values] : [...values];
   return html`<label class="field">
     <span>${label}</span>
     <select value=${value} onChange=${({ target }) => address.set({ [name]: target.value })}>
       <option value="">any</option>
-      ${all.map((item) => html`<option key=${item} value=${item}>${item}</option>`)}
+      ${all.map(([item, number]) => html`<option key=${item} value=${item}>${`${item} (${number.toLocaleString("en")})`}</option>`)}
     </select>
   </label>`;
 }

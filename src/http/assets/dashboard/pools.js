@@ -1,8 +1,16 @@
 // The view of the pools: their counts now and over the last 15 minutes.
-import { count } from "./format.js";
+import { clock, count, duration } from "./format.js";
 import { Component, html } from "./html.js";
-import { Search, Summary, cached } from "./parts.js";
+import { format } from "./location.js";
+import { Search, Summary } from "./parts.js";
 
+/** A pool with so many ready instances, or fewer, is short. */
+export const LOW = 1;
+
+export const level = (ready) => (ready === 0 ? "empty" : `${ready} ready`);
+
+/** The window of the lowest number of ready instances. */
+const LOWEST_MS = 300_000;
 /** Pools that are shown at once. */
 const MAX_SHOWN = 60;
 /** The shortest of these windows that holds the history is shown. */
@@ -36,14 +44,17 @@ function paths(samples, now, windowMs) {
 class Chart extends Component {
   /** The line ends with the counts of now. */
   shouldComponentUpdate({ number, pool }) {
-    return number !== this.props.number || pool !== this.props.pool;
+    return number !== this.props.number || LINES.some((line) => pool[line] !== this.props.pool[line]);
   }
 
-  render({ pool, samples }) {
+  render({ pool, samples, store }) {
     const { workloadRef: workload } = pool;
     if (samples.length < 2) return html`<p class="chart waiting">The chart starts in a few seconds.</p>`;
     const now = performance.now();
     const minutes = WINDOWS_MIN.find((minutes) => now - samples[0].at < minutes * 60_000) ?? WINDOWS_MIN.at(-1);
+    const recent = samples.filter(({ at }) => now - at < LOWEST_MS);
+    const lowest = Math.min(pool.ready, ...recent.map(({ ready }) => ready));
+    const since = now - samples[0].at;
     const { top, lines } = paths([...samples, { ...pool, at: now }], now, minutes * 60_000);
     const last = minutes === 1 ? "last minute" : `last ${minutes} minutes`;
     const label = `Instances of ${workload} in the ${last}, at most ${top} in one state`;
@@ -51,22 +62,23 @@ class Chart extends Component {
       <svg class="chart" viewBox="0 0 ${WIDTH} ${HEIGHT}" preserveAspectRatio="none" role="img" aria-label=${label}>
         ${lines.map(({ line, path }) => html`<path key=${line} class=${line} d=${path} />`)}
       </svg>
-      <figcaption><span>${last}</span><span>max: ${top}</span></figcaption>
+      <figcaption>
+        <span>${last}, recorded since ${clock(store.now().getTime() - since)}</span><span>max: ${top}</span>
+        <span>lowest ready in ${duration(Math.min(since, LOWEST_MS))}: ${lowest}</span>
+      </figcaption>
     </figure>`;
   }
 }
 
-export class Pools extends Component {
-  #rows = cached();
+const tone = ({ ready }) => (ready === 0 ? "bad" : ready <= LOW ? "wait" : undefined);
+const to = ({ workloadRef: workload }, params) => format({ view: "instances", params: { workload, ...params } });
 
+export class Pools extends Component {
   render({ store, address, status }) {
     const { state } = store.client;
     const { q = "" } = address.current.params;
-    const pools = this.#rows(state.version, [q], () => {
-      const text = q.trim().toLowerCase();
-      const found = [...state.pools.values()].filter(({ workloadRef }) => workloadRef.toLowerCase().includes(text));
-      return found.sort((a, b) => (a.workloadRef < b.workloadRef ? -1 : 1));
-    });
+    const text = q.trim().toLowerCase();
+    const pools = store.overview.pools.filter(({ workloadRef }) => workloadRef.toLowerCase().includes(text));
     const shown = pools.slice(0, MAX_SHOWN);
     // A key of one tenant gets no pools (docs/protocol.md#tenant-keys).
     const hasWorkload = () => [...state.instances.values()].some(({ workloadRef }) => workloadRef);
@@ -80,20 +92,30 @@ export class Pools extends Component {
       <div class="tools"><${Search} address=${address} label="Search" placeholder="workload" /></div>
       <${Summary} text=${count(pools.length, "pool")} status=${status} store=${store}>
         <span class="legend">
-          <span class="ready">ready to claim</span><span class="warming">warming up</span><span class="acquired">held by a tenant</span>
+          <span class="ready">ready to claim</span><span class="warming">warming up</span><span class="acquired">acquired by a tenant</span>
         </span>
       </>
       ${pools.length === 0 && html`<p class="empty">${empty}</p>`}
       <ul class="pools">
         ${shown.map(
-          (pool) => html`<li key=${pool.workloadRef} data-pool=${pool.workloadRef}>
-          <h2>${pool.workloadRef}</h2>
+          (pool) => html`<li key=${pool.workloadRef} data-pool=${pool.workloadRef} data-tone=${tone(pool)}>
+          <h2>${pool.workloadRef}${pool.ready <= LOW && html` <span class="level">${pool.ready === 0 ? "empty" : "low"}</span>`}</h2>
           <dl class="counts">
             <div class="ready"><dt>ready</dt><dd>${pool.ready}</dd></div>
             <div class="warming"><dt>warming</dt><dd>${pool.warming}</dd></div>
-            <div class="acquired"><dt>acquired</dt><dd>${pool.acquired}</dd></div>
+            <div class="acquired">
+              <dt>acquired${pool.acquired > 0 && ` (${pool.claimed} with an active claim)`}</dt>
+              <dd>${pool.acquired}</dd>
+            </div>
           </dl>
-          <${Chart} pool=${pool} samples=${store.histories.get(pool.workloadRef) ?? []} number=${store.historyNumber} />
+          ${
+            (pool.failed > 0 || pool.unusable > 0) &&
+            html`<p class="problems">
+            ${pool.failed > 0 && html`<a class="problem" data-tone="bad" href=${to(pool, { phase: "Failed" })}>${pool.failed} Failed</a>`}
+            ${pool.unusable > 0 && html`<span>${pool.unusable} not usable: pool status ready, but not Running</span>`}
+          </p>`
+          }
+          <${Chart} pool=${pool} store=${store} samples=${store.histories.get(pool.workloadRef) ?? []} number=${store.historyNumber} />
           <button type="button" class="plain" onClick=${() => address.go("instances", { workload: pool.workloadRef })}>
             Show its instances
           </button>

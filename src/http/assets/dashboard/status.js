@@ -9,10 +9,10 @@ const CLOCK_TOLERANCE_MS = 60_000;
 const NOT_READY = "The bridge is still reading the cluster (first sync). The page continues by itself.";
 
 /** Words for an error that ended a connection. */
-function because(error) {
+export function because(error) {
   if (!error) return "";
   const { kind, status, reason, message } = error;
-  if (reason === "draining") return "The bridge is restarting.";
+  if (reason === "draining") return "The bridge is shutting down.";
   if (reason === "not ready" || error.code === "NOT_READY") return NOT_READY;
   if (kind === "not-a-stream") {
     return "The server answered with another page instead of the stream. A proxy may want you to sign in: reload the page.";

@@ -3,6 +3,8 @@
 // Guarantees: every collection is bounded. `onChange` is called at most once for each RENDER_MS, and never while the page
 // is hidden.
 import { BridgeClient } from "../client.js";
+import { cached } from "./parts.js";
+import { because } from "./status.js";
 
 /** Rows of the event log. */
 export const MAX_LOG = 1000;
@@ -33,6 +35,35 @@ export function familyOf(type) {
     : "other";
 }
 
+/**
+ * What the header and the view of the pools count in all objects.
+ *
+ * The `ready` of a pool counts the instances that a tenant can get: pool status `ready` and phase `Running`. Those with
+ * another phase are `unusable`. `claimed`: acquired instances that an Active claim names.
+ */
+function count({ instances, claims, pools }) {
+  const [phases, claimPhases, tenants, held] = [new Map(), new Map(), new Set(), new Set()];
+  for (const { phase, tenantId, instanceId } of claims.values()) {
+    claimPhases.set(phase, (claimPhases.get(phase) ?? 0) + 1);
+    if (phase !== "Active") continue;
+    tenants.add(tenantId);
+    held.add(instanceId);
+  }
+  const found = new Map();
+  for (const [workload, pool] of pools) found.set(workload, { ...pool, ready: 0, unusable: 0, failed: 0, claimed: 0 });
+  for (const { name, phase, workloadRef, poolStatus } of instances.values()) {
+    phases.set(phase, (phases.get(phase) ?? 0) + 1);
+    const pool = found.get(workloadRef);
+    if (!pool) continue;
+    if (phase === "Failed") pool.failed += 1;
+    if (poolStatus === "ready" && phase === "Running") pool.ready += 1;
+    else if (poolStatus === "ready") pool.unusable += 1;
+    else if (poolStatus === "acquired" && held.has(name)) pool.claimed += 1;
+  }
+  const byReady = [...found.values()].sort((a, b) => a.ready - b.ready || (a.workloadRef < b.workloadRef ? -1 : 1));
+  return { phases, claimPhases, tenants: tenants.size, pools: byReady };
+}
+
 export class Store {
   connections = [];
   hasCredentials = false;
@@ -40,17 +71,26 @@ export class Store {
   /** Why a file of the page or an event could not be used. */
   notice = "";
   expiresAt = "";
-  /** Newest last. */
+  /**
+   * `{ number, key, time, event }`, newest last. `key`: that of the event, which is the same on other pages; an event
+   * without one has a key of this page. `time`: that of the event, or when it arrived.
+   */
   log = [];
   /** The number of the newest row of the log. */
   logNumber = 0;
-  /** By workload: `{ at, warming, ready, acquired }`. */
+  /** Grows with each change of the log. */
+  logVersion = 0;
+  /** The row of the outage of the connection of this page, until it is open again. */
+  #outage;
+  #openedAt = Date.now();
+  /** By workload: `{ at, warming, ready, acquired }`, with the `ready` of `overview`. */
   histories = new Map();
   historyNumber = 0;
   lastChangeAt = undefined;
   lastLiveAt = undefined;
   /** Milliseconds by which the clock of the bridge is ahead. */
   clockOffsetMs = undefined;
+  #overview = cached();
   #second = { at: 0, count: 0 };
   #seconds = [];
   #lastRender = -Infinity;
@@ -74,8 +114,8 @@ export class Store {
 
   #onEvent(event) {
     this.#count();
-    const time = event.timestamp ?? event.snapshotAt;
-    if (time) this.clockOffsetMs = Date.parse(time) - Date.now();
+    const time = Date.parse(event.timestamp ?? event.snapshotAt ?? "");
+    if (!Number.isNaN(time)) this.clockOffsetMs = time - Date.now();
     if (event.type !== "heartbeat") {
       this.lastChangeAt = performance.now();
       this.#append(event);
@@ -89,10 +129,11 @@ export class Store {
     if (status === "open") {
       this.hasOpened = true;
       this.expiresAt = "";
-      this.#append({ type: "page.connected", time: this.now().toISOString() });
+      this.#outage = undefined;
+      this.#append({ type: "page.connected" });
       void this.#readConnections();
     } else if (status === "waiting") {
-      this.#append({ type: "page.disconnected", time: this.now().toISOString(), reason: error?.message });
+      this.#disconnected(because(error));
     } else if (status === "closed" && error && error.status !== 401) {
       setTimeout(() => this.client.connection.status === "closed" && this.client.start(), RETRY_MS);
     }
@@ -114,10 +155,36 @@ export class Store {
       const { instances, claims } = this.client.state;
       event = { type, id, time, reason, instances: instances.size, claims: claims.size };
     }
+    // The bridge can say at each attempt why it refuses the stream. The row of the outage has the newest reason.
+    if (event.type === "stream.closing" && this.#outage) return;
     this.logNumber += 1;
-    this.log.push({ number: this.logNumber, event });
+    this.logVersion += 1;
+    const time = event.time || this.now().toISOString();
+    const key = event.key || `${this.#openedAt.toString(36)}-${this.logNumber}`;
+    this.log.push({ number: this.logNumber, key, time, event });
     // Cut in steps, because removing the first item of a list moves all others.
     if (this.log.length >= MAX_LOG + 200) this.log = this.log.slice(-MAX_LOG);
+  }
+
+  /** One row for an outage, with the number of failed attempts. */
+  #disconnected(reason) {
+    const before = this.#outage;
+    if (!before) {
+      this.#append({ type: "page.disconnected", reason, wasOpen: this.hasOpened, failedAttempts: 0 });
+      this.#outage = this.log.at(-1);
+      return;
+    }
+    const event = { ...before.event, reason, failedAttempts: before.event.failedAttempts + 1 };
+    this.#outage = { ...before, event };
+    const index = this.log.lastIndexOf(before);
+    if (index >= 0) this.log[index] = this.#outage;
+    this.logVersion += 1;
+  }
+
+  /** From when on the log is complete: since the page was opened, or since its oldest row. */
+  get logStart() {
+    const isCut = this.logNumber > this.log.length;
+    return { isCut, time: isCut ? this.log[0].time : this.#openedAt + (this.clockOffsetMs ?? 0) };
   }
 
   async #readConnections() {
@@ -152,6 +219,12 @@ export class Store {
     return recent.reduce((sum, { count }) => sum + count, 0) / RATE_SECONDS;
   }
 
+  /** `phases`, `claimPhases`: numbers by phase. `tenants`: those with an Active claim. `pools`: fewest ready first. */
+  get overview() {
+    const { state } = this.client;
+    return this.#overview(state.version, [], () => count(state));
+  }
+
   /** The time by the clock of the bridge. */
   now() {
     return new Date(Date.now() + (this.clockOffsetMs ?? 0));
@@ -166,8 +239,8 @@ export class Store {
     if (!this.isLive || at - this.#lastSample < SAMPLE_MS) return;
     this.#lastSample = at;
     this.historyNumber += 1;
-    const { pools } = this.client.state;
-    for (const [workload, { warming, ready, acquired }] of pools) {
+    const { pools } = this.overview;
+    for (const { workloadRef: workload, warming, ready, acquired } of pools) {
       let samples = this.histories.get(workload);
       if (!samples) {
         if (this.histories.size >= MAX_HISTORIES) continue;
@@ -176,7 +249,8 @@ export class Store {
       samples.push({ at, warming, ready, acquired });
       if (samples.length > MAX_SAMPLES) samples.shift();
     }
-    for (const workload of this.histories.keys()) if (!pools.has(workload)) this.histories.delete(workload);
+    const { pools: existing } = this.client.state;
+    for (const workload of this.histories.keys()) if (!existing.has(workload)) this.histories.delete(workload);
   }
 
   // -- Sessions

@@ -1,14 +1,14 @@
 // The view of the tenants: each with its claims below.
-import { ago, count, matches } from "./format.js";
+import { ago, matches, some } from "./format.js";
 import { Grid } from "./grid.js";
 import { Component, html } from "./html.js";
-import { Choice, Clear, Phase, Search, Summary, cached, compare } from "./parts.js";
+import { CLAIM_PHASES, Choice, Clear, Name, Phase, Summary, Tools, byPhase, cached, compare } from "./parts.js";
 
 const FILTERS = ["q", "claim"];
 
 export class Tenants extends Component {
   #rows = cached();
-  #phases = cached();
+  #tenants = cached();
 
   /** A row for each tenant, and one for each of its claims that match. A tenant that matches shows all its claims. */
   #find(claims, { q = "", claim: phase }) {
@@ -35,9 +35,12 @@ export class Tenants extends Component {
     const { state } = store.client;
     const { params } = address.current;
     const found = this.#rows(state.version, [params.q, params.claim], () => this.#find(state.claims, params));
-    const phases = this.#phases(state.version, [], () =>
-      [...new Set([...state.claims.values()].map(({ phase }) => phase))].sort(),
+    const tenants = this.#tenants(
+      state.version,
+      [],
+      () => new Set([...state.claims.values()].map(({ tenantId }) => tenantId)).size,
     );
+    const phases = byPhase(CLAIM_PHASES, store.overview.claimPhases);
     const now = store.now();
     const columns = [
       {
@@ -46,7 +49,7 @@ export class Tenants extends Component {
         isHeader: true,
         class: "name",
         render: ({ tenantId, claim }) =>
-          claim ? html`<span class="child" title=${claim.name}>${claim.name}</span>` : tenantId || "(no tenant)",
+          claim ? html`<span class="child"><${Name} value=${claim.name} /></span>` : tenantId || "(no tenant)",
       },
       {
         key: "phase",
@@ -61,12 +64,12 @@ export class Tenants extends Component {
         key: "instance",
         title: "Instance",
         class: "tenant",
-        render: ({ claim }) => (claim ? (claim.instanceId ?? "–") : ""),
+        render: ({ claim }) => claim && (claim.instanceId ? html`<${Name} value=${claim.instanceId} />` : "–"),
       },
       { key: "workload", title: "Workload", class: "wide", render: ({ claim }) => (claim ? claim.workloadRef : "") },
       {
         key: "source",
-        title: "Source",
+        title: "How obtained",
         class: "wide source",
         render: ({ claim }) => (claim ? (claim.source ?? "–") : ""),
       },
@@ -77,12 +80,11 @@ export class Tenants extends Component {
         render: ({ claim }) => (claim ? ago(claim.claimedAt, now) : ""),
       },
     ];
-    const text = `${count(found.tenants, "tenant")}, ${count(found.rows.length - found.tenants, "claim")}`;
+    const text = `${some(found.tenants, tenants, "tenant")}, ${some(found.rows.length - found.tenants, state.claims.size, "claim")}`;
     return html`<section aria-label="Tenants">
-      <div class="tools">
-        <${Search} address=${address} label="Search" placeholder="tenant, claim, instance" />
+      <${Tools} address=${address} names=${FILTERS} search="tenant, claim, instance">
         <${Choice} address=${address} name="claim" label="Phase of the claim" values=${phases} />
-      </div>
+      </>
       <${Summary} text=${text} status=${status} store=${store}><${Clear} address=${address} names=${FILTERS} /></>
       <${Grid}
         handle=${gridRef} label="Tenants and their claims" rows=${found.rows} columns=${columns} sort=${{}}
