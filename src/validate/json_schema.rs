@@ -34,7 +34,7 @@ impl JsonSchema {
     pub(super) fn compile(schema: &Value) -> Result<JsonSchema, String> {
         let patterns = jsonschema::PatternOptions::regex().size_limit(MAX_PATTERN_BYTES);
         let options = jsonschema::options().offline().with_pattern_options(patterns).should_validate_formats(true);
-        let validator = options.build(schema).map_err(|error| match error.schema_path().as_str() {
+        let validator = options.build(schema).map_err(|error| match error.instance_path().as_str() {
             "" => error.to_string(),
             path => format!("{error} (at {path})"),
         })?;
