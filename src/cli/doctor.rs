@@ -125,11 +125,13 @@ impl DoctorCommand {
         let Some(url) = self.url.as_ref().filter(|url| !url.is_empty()) else { return Ok(None) };
         let usage = |error: crate::client::Error| CliError::usage(format!("--url: {error}"));
         // Without the credential, so that a URL that must not carry it is a failed check.
-        let stream = Client::builder(url).build().map_err(usage)?.url();
+        let builder = Client::builder(url);
+        let builder = self.credential.ca_file().into_iter().fold(builder, |builder, file| builder.ca_file(file));
+        let stream = builder.build().map_err(usage)?.url();
         let base_url = stream.strip_suffix(STREAM_PATH).ok_or_else(|| {
             CliError::usage(format!("--url: {url} has a path; name the bridge alone, such as http://localhost:3000"))
         })?;
-        let tls = tls_config(self.credential.ca_file()).map_err(usage)?;
+        let tls = tls_config(base_url.starts_with("https://"), self.credential.ca_file()).map_err(usage)?;
         let client = self.credential.apply(Client::builder(base_url));
         let [ca_file, token_file] =
             [self.credential.ca_file(), self.credential.token_file()].map(|file| file.map(Path::to_owned));
