@@ -31,8 +31,8 @@ pub(super) struct IngestArgs {
 /// Arguments of the validation of payloads.
 #[derive(Clone, Debug, Args)]
 pub(super) struct ValidationArgs {
-    /// Path of a schema pack (JSON): the required fields of payloads by their entity. If it cannot be used, that is logged,
-    /// and the embedded defaults are in use
+    /// Path of a schema pack (JSON): for each entity the required fields of its payloads, or their JSON Schema. If it cannot be
+    /// used, that is logged, and the embedded defaults are in use
     #[arg(long, env = schema_pack_env(), value_name = "FILE")]
     schema_pack: Option<PathBuf>,
 

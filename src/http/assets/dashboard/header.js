@@ -7,7 +7,7 @@ import { LOW, level } from "./pools.js";
 
 const TITLES = { instances: "Instances", tenants: "Tenants", pools: "Pools", events: "Events" };
 
-/** Phases that need somebody: their view, their filter, and the words for one and for more objects. */
+/** Phases that need attention: their view, their filter, and the words for one and for more objects. */
 const PROBLEMS = [
   ["phases", "Failed", "instances", "phase", "Failed", "Failed"],
   ["claimPhases", "Error", "tenants", "claim", "claim in Error", "claims in Error"],

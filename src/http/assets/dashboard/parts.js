@@ -1,7 +1,7 @@
 // Small parts that several views share.
 import { Component, html } from "./html.js";
 
-/** The phases of an instance and of a claim (docs/protocol.md#views), in the order of a life. */
+/** The phases of an instance and of a claim (docs/protocol.md#objects), in the order of a life. */
 export const PHASES = ["Pending", "Running", "Succeeded", "Failed", "Unknown"];
 export const CLAIM_PHASES = ["Pending", "Active", "Releasing", "Released", "ReleaseFailed", "Error"];
 
