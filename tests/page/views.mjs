@@ -9,7 +9,7 @@ async function get(bridge, path) {
   return response.json();
 }
 
-/** The pools as the page shows them: only Running instances are ready, and those with the fewest come first. */
+/** The pools by name, with the counts of the page: only Running instances are ready. */
 async function pools(bridge) {
   const [all, instances] = await Promise.all([get(bridge, "pools"), get(bridge, "instances")]);
   const usable = (workload) =>
@@ -18,7 +18,7 @@ async function pools(bridge) {
     ).length;
   return all
     .map((pool) => ({ ...pool, ready: usable(pool.workloadRef) }))
-    .sort((a, b) => a.ready - b.ready || (a.workloadRef < b.workloadRef ? -1 : 1));
+    .sort((a, b) => (a.workloadRef < b.workloadRef ? -1 : 1));
 }
 
 /** Freezes nothing: the page and the GETs are compared until they agree. */
@@ -110,13 +110,20 @@ export async function views(context) {
   await p.page.getByRole("link", { name: "Pools" }).click();
   await agree(
     "pools",
-    () => p.rows("pool"),
+    async () => sorted(await p.rows("pool")),
     async () => (await pools(bridge)).map(({ workloadRef }) => workloadRef),
   );
   await agree(
     "counts",
-    () => p.page.locator(".counts dd").evaluateAll((all) => all.map((one) => Number(one.textContent))),
-    async () => (await pools(bridge)).flatMap(({ ready, warming, acquired }) => [ready, warming, acquired]),
+    async () =>
+      sorted(
+        await p.page
+          .locator("[data-pool]")
+          .evaluateAll((all) =>
+            all.map((card) => [card.dataset.pool, ...[...card.querySelectorAll("dd")].map((one) => one.textContent)].join(" ")),
+          ),
+      ),
+    async () => (await pools(bridge)).map(({ workloadRef, ready, warming, acquired }) => [workloadRef, ready, warming, acquired].join(" ")),
   );
   await until("the charts", async () => (await p.page.locator("svg.chart path[d^=M]").count()) === 9);
   await p.page.getByRole("button", { name: "Show its instances" }).first().click();

@@ -2,7 +2,7 @@
 import { clock, count, duration } from "./format.js";
 import { Component, html } from "./html.js";
 import { format } from "./location.js";
-import { Search, Summary } from "./parts.js";
+import { Search, Summary, cached } from "./parts.js";
 
 /** A pool with so many ready instances, or fewer, is short. */
 export const LOW = 1;
@@ -42,9 +42,9 @@ function paths(samples, now, windowMs) {
 }
 
 class Chart extends Component {
-  /** The line ends with the counts of now. */
-  shouldComponentUpdate({ number, pool }) {
-    return number !== this.props.number || LINES.some((line) => pool[line] !== this.props.pool[line]);
+  /** The line ends with the counts of the newest sample, or of the newest `published` pool. */
+  shouldComponentUpdate({ number, published }) {
+    return number !== this.props.number || published !== this.props.published;
   }
 
   render({ pool, samples, store }) {
@@ -74,11 +74,19 @@ const tone = ({ ready }) => (ready === 0 ? "bad" : ready <= LOW ? "wait" : undef
 const to = ({ workloadRef: workload }, params) => format({ view: "instances", params: { workload, ...params } });
 
 export class Pools extends Component {
+  #order = cached();
+
   render({ store, address, status }) {
     const { state } = store.client;
     const { q = "" } = address.current.params;
     const text = q.trim().toLowerCase();
+    // With each sample, because moving cards at each event is expensive, and a moving card is hard to click.
+    const order = this.#order(store.historyNumber, [state.pools.size], () => {
+      return new Map(store.overview.pools.map(({ workloadRef }, index) => [workloadRef, index]));
+    });
+    const position = ({ workloadRef }) => order.get(workloadRef) ?? -1;
     const pools = store.overview.pools.filter(({ workloadRef }) => workloadRef.toLowerCase().includes(text));
+    pools.sort((a, b) => position(a) - position(b));
     const shown = pools.slice(0, MAX_SHOWN);
     // A key of one tenant gets no pools (docs/protocol.md#tenant-keys).
     const hasWorkload = () => [...state.instances.values()].some(({ workloadRef }) => workloadRef);
@@ -115,7 +123,9 @@ export class Pools extends Component {
             ${pool.unusable > 0 && html`<span>${pool.unusable} not usable: pool status ready, but not Running</span>`}
           </p>`
           }
-          <${Chart} pool=${pool} store=${store} samples=${store.histories.get(pool.workloadRef) ?? []} number=${store.historyNumber} />
+          <${Chart} pool=${pool} store=${store} samples=${store.histories.get(pool.workloadRef) ?? []} number=${store.historyNumber}
+            published=${state.pools.get(pool.workloadRef)}
+          />
           <button type="button" class="plain" onClick=${() => address.go("instances", { workload: pool.workloadRef })}>
             Show its instances
           </button>
