@@ -1,6 +1,6 @@
 """The checks of tests/deploy/run, which builds the tools that they need.
 
-usage: checks.py OUT [full]
+usage: checks.py OUT [full] [word ...]
 
 OUT is the folder with the tools. Each function whose name starts with `check_` is one check.
 """
@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ import yaml
 
 import cluster
 import control_plane
+import rollout
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHART = ROOT / "deploy/chart"
@@ -27,6 +29,8 @@ MONITORING = ROOT / "deploy/monitoring"
 VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
 OUT = Path(sys.argv[1])
 IS_FULL = "full" in sys.argv[2:]
+# The bound of each command. The slowest ones wait for a rollout or hash an image, and take seconds.
+COMMAND_SECONDS = 300
 BRIDGE = os.environ["BRIDGE_BINARY"]
 KUBECTL = str(Path(os.environ["KUBEBUILDER_ASSETS"], "kubectl"))
 # Metrics of other programs that the alerts and the dashboard use.
@@ -36,7 +40,12 @@ OTHER_METRICS = {"up", "kube_pod_container_resource_limits"}
 def run(*command, code=0, **options):
     """Runs a command and returns its output, standard error included. It must end with this code (None: not with 0)."""
     ended = subprocess.run(
-        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=COMMAND_SECONDS,
+        **options,
     )
     if ended.returncode != code if code is not None else ended.returncode == 0:
         raise AssertionError(f"{' '.join(map(str, command))}: ended with {ended.returncode}:\n{ended.stdout}")
@@ -583,7 +592,16 @@ def check_release_in_a_cluster_with_helm_3():
         return check_release_in_a_cluster()
 
 
+def check_rollout_on_simulated_nodes():
+    if not IS_FULL and "rollout" not in sys.argv[2:]:
+        return "only in the full form, and with the word rollout"
+    with control_plane.ControlPlane(os.environ["KUBEBUILDER_ASSETS"]) as plane:
+        return rollout.check_rollout(plane, sys.modules[__name__])
+
+
 def main():
+    # As an interrupt, so that all servers end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     started, failed = time.monotonic(), []
     names = [name for name in globals() if name.startswith("check_")]
     if wanted := [name for name in sys.argv[2:] if name != "full"]:

@@ -87,9 +87,10 @@ class ControlPlane:
             assert all(server.poll() is None for server in self.servers) and time.monotonic() < end, found.stderr
             time.sleep(0.2)
 
-    def serve(self, name, *flags):
+    def serve(self, name, *flags, binaries=None):
         with (self.folder / f"{name}.log").open("w") as log:
-            self.servers.append(subprocess.Popen([self.binaries / name, *flags], stdout=log, stderr=log))
+            command = [Path(binaries or self.binaries, name), *flags]
+            self.servers.append(subprocess.Popen(command, stdout=log, stderr=log))
 
     def kubeconfig_of(self, token):
         path = Path(tempfile.mkstemp(suffix=".kubeconfig", dir=self.folder)[1])
