@@ -75,7 +75,7 @@ pub(super) type TlsConfig = Arc<dyn Fn() -> Result<Arc<rustls::ClientConfig>, St
 /// The file cannot be used now. Later, that is an outage.
 #[cfg(any(feature = "mqtt", feature = "nats"))]
 pub(super) fn tls_config(flag: &str, ca_file: Option<PathBuf>) -> Result<TlsConfig, CliError> {
-    let tls = move || client::tls_config(ca_file.as_deref()).map_err(|error| error.to_string());
+    let tls = move || client::tls_config(true, ca_file.as_deref()).map_err(|error| error.to_string());
     tls().map_err(|reason| CliError::usage(format!("{flag}: {reason}")))?;
     Ok(Arc::new(tls))
 }

@@ -120,7 +120,7 @@ impl DoctorCommand {
         let base_url = stream.strip_suffix(STREAM_PATH).ok_or_else(|| {
             CliError::usage(format!("--url: {url} has a path; name the bridge alone, such as http://localhost:3000"))
         })?;
-        let tls = tls_config(self.credential.ca_file()).map_err(usage)?;
+        let tls = tls_config(base_url.starts_with("https://"), self.credential.ca_file()).map_err(usage)?;
         let client = self.credential.apply(Client::builder(base_url));
         Ok(Some(Target { base_url: base_url.to_owned(), client, tls }))
     }

@@ -150,7 +150,7 @@ impl Builder {
         if self.credential.is_some() && !self.allow_insecure && self.connector.is_tcp() {
             endpoint.check_credential()?;
         }
-        let tls = endpoint.is_tls.then(|| tls::config(self.ca_file.as_deref())).transpose()?;
+        let tls = endpoint.is_tls.then(|| tls::config(true, self.ca_file.as_deref())).transpose()?;
         let mut parameters = Vec::new();
         if !self.types.is_empty() {
             parameters.push(("types", self.types.join(",")));

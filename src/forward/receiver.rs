@@ -42,6 +42,12 @@ impl Receiver {
         Ok(Receiver { uri })
     }
 
+    /// Returns whether the deliveries are encrypted.
+    #[must_use]
+    pub fn has_tls(&self) -> bool {
+        self.uri.scheme_str() == Some("https")
+    }
+
     /// Returns the URL without its query, which may be a secret. It identifies the receiver.
     #[must_use]
     pub fn name(&self) -> String {

@@ -66,7 +66,12 @@ impl Run {
 /// Runs `doctor` without a home folder and without a cluster, and returns exit code, stdout and stderr.
 async fn output(args: &[&str], variables: &[(&str, &str)]) -> (i32, String, String) {
     let mut command = bridge_process::command(&["doctor"]);
-    command.env_remove("KUBERNETES_SERVICE_HOST").env("HOME", "/nowhere").envs(variables.iter().copied()).args(args);
+    command
+        .env_remove("KUBERNETES_SERVICE_HOST")
+        .env("HOME", "/nowhere")
+        .envs(bridge_process::NO_ROOTS)
+        .envs(variables.iter().copied())
+        .args(args);
     let child = command.kill_on_drop(true).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let ended = timeout(BOUND, child.wait_with_output()).await.unwrap_or_else(|_| panic!("{args:?} does not end"));
     let ended = ended.unwrap();

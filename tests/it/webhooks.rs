@@ -15,7 +15,11 @@ use tokio::{
 
 use self::receiver::{Answer, Receiver, start_forwarding};
 use crate::support::{
-    self, bridge_process::command, http_client::TEST_TIMEOUT, npm_client::NpmClient, sim_cluster::SimCluster,
+    self,
+    bridge_process::{NO_ROOTS, command},
+    http_client::TEST_TIMEOUT,
+    npm_client::NpmClient,
+    sim_cluster::SimCluster,
 };
 
 /// A secret of 24 bytes.
@@ -30,7 +34,7 @@ struct Forwarder {
 impl Forwarder {
     fn start(url: &str, args: &[&str]) -> Forwarder {
         let mut command: Command = command(&[&["events", "--url", url], args].concat());
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command.envs(NO_ROOTS).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         Forwarder { child, lines }

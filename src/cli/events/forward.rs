@@ -86,7 +86,8 @@ impl ForwardArgs {
             return Err(CliError::usage(format!("--events {kind} concerns one connection only and is not forwarded")));
         }
         let secrets = self.webhook_secret_file.clone().map(SecretsFile::open).transpose().map_err(CliError::usage)?;
-        let tls = tls_config(self.webhook_ca_file.as_deref()).map_err(|error| CliError::usage(error.to_string()))?;
+        let tls = tls_config(receivers.iter().any(Receiver::has_tls), self.webhook_ca_file.as_deref());
+        let tls = tls.map_err(|error| CliError::usage(error.to_string()))?;
         let state = StateFile::open(self.state_file.as_deref()).map_err(CliError::failed)?;
         let sender = Sender::new(tls);
         let run = format!("{:016x}", RandomState::new().hash_one(()));

@@ -105,7 +105,7 @@ async fn is_bridge(host: &str, port: u16) -> bool {
         host if host.contains(':') => format!("[{host}]"),
         host => host.to_owned(),
     };
-    let Ok(tls) = tls_config(None) else { return false };
+    let Ok(tls) = tls_config(false, None) else { return false };
     let answer = async |path: &str| get(&format!("http://{host}:{port}{path}"), tls.clone(), None).await;
     let body = async |path| answer(path).await.map(|response| response.body).unwrap_or_default();
     body("/livez").await == "ok\n" && body("/api/v1/health").await == r#"{"status":"ok"}"#

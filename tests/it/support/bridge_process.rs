@@ -177,6 +177,9 @@ impl BridgeProcess {
     }
 }
 
+/// No certificates of the system, as in the image of the bridge: commands that use no TLS must not need them.
+pub(crate) const NO_ROOTS: [(&str, &str); 2] = [("SSL_CERT_FILE", "/nowhere"), ("SSL_CERT_DIR", "/nowhere")];
+
 /// Returns the binary with these arguments, without the environment variables that configure the bridge.
 pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_boilerhouse-bridge"));
