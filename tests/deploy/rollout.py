@@ -12,6 +12,8 @@ import contextlib
 import json
 import os
 import queue
+import re
+import shlex
 import subprocess
 import threading
 import time
@@ -353,6 +355,10 @@ def check_rollout(plane, checks):
         steps.append(f"an upgrade that is {name} leaves them, a rollback heals it")
 
     # --- HorizontalPodAutoscaler ------------------------------------------------------------------------------------
+    # docs/how-to/scaling-and-replicas.md has this command. Without it, the number is 1 once Helm no longer sets it.
+    text = (checks.ROOT / "docs/how-to/scaling-and-replicas.md").read_text()
+    command, manifest = re.search(r"^kubectl (apply .*) <<END\n(.*?)^END$", text, re.M | re.S).groups()
+    kubectl(*shlex.split(command), input=manifest)
     scaled = change("--set", "autoscaling.enabled=true")
     assert names_of(scaled) == names_of(pods), "the HorizontalPodAutoscaler replaces Pods"
 
