@@ -116,7 +116,9 @@ impl DoctorCommand {
         let Some(url) = self.url.as_ref().filter(|url| !url.is_empty()) else { return Ok(None) };
         let usage = |error: crate::client::Error| CliError::usage(format!("--url: {error}"));
         // Without the credential, so that a URL that must not carry it is a failed check.
-        let stream = Client::builder(url).build().map_err(usage)?.url();
+        let builder = Client::builder(url);
+        let builder = self.credential.ca_file().into_iter().fold(builder, |builder, file| builder.ca_file(file));
+        let stream = builder.build().map_err(usage)?.url();
         let base_url = stream.strip_suffix(STREAM_PATH).ok_or_else(|| {
             CliError::usage(format!("--url: {url} has a path; name the bridge alone, such as http://localhost:3000"))
         })?;

@@ -107,4 +107,11 @@ async fn other_servers_are_no_bridge() {
     check(&url, &[]).await.expect("bridge-ready", "failed", "error", "a redirect to /login;");
     tokio::time::timeout(Duration::from_secs(30), server).await.unwrap().unwrap();
     check(&url, &[]).await.expect("bridge-ready", "failed", "error", "no answer from http://127.0.0.1:");
+    // With a file, the certificates of the system are not needed for https either.
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ca.crt");
+    let certified = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(&file, certified.cert.pem()).unwrap();
+    let with_file = check(&url.replace("http:", "https:"), &["--ca-file", &file.to_string_lossy()]).await;
+    with_file.expect("bridge-ready", "failed", "error", "no answer from https://127.0.0.1:");
 }
