@@ -80,7 +80,8 @@ fn path(pointer: &str) -> String {
     path
 }
 
-#[cfg(all(test, feature = "json-schema"))]
+#[cfg(test)]
+#[cfg(feature = "json-schema")]
 mod tests {
     use std::time::{Duration, Instant};
 
