@@ -24,7 +24,7 @@ use super::{
     secret::Fingerprint,
 };
 
-/// Maximum size of a keys file in bytes: sufficient for [`super::keys::MAX_KEYS`] keys with long names.
+/// Maximum size of a keys file in bytes: sufficient for `MAX_KEYS` keys with long names.
 pub const MAX_KEYS_FILE_BYTES: u64 = 1 << 20;
 
 /// A keys file and the state of its change detection.
