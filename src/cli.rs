@@ -19,6 +19,7 @@ mod ingest;
 mod logging;
 mod mqtt;
 mod nats;
+mod otlp;
 mod parsers;
 mod process_metrics;
 mod relay;

@@ -39,6 +39,7 @@
 //! | [`relay`] | How is the stream of another server sent on to many clients? |
 //! | [`doctor`] | What is wrong with a configuration, a cluster or a running bridge? |
 //! | [`tasks`] | Which tasks run, and how does the process shut down? |
+//! | [`traces`] | Which spans does a request have, and how do they reach a collector? |
 //! | [`schema`] | Which schemas of the messages and bodies does the bridge publish? |
 //! | [`api`], [`sim`] | Which Kubernetes types does the project define? How is a cluster simulated? |
 //!
@@ -90,6 +91,8 @@ pub mod source;
 pub mod tasks;
 #[cfg(all(feature = "server", any(test, feature = "test-support")))]
 pub mod test_support;
+#[cfg(feature = "server")]
+pub mod traces;
 #[cfg(feature = "server")]
 pub mod validate;
 #[cfg(feature = "server")]

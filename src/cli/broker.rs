@@ -1,5 +1,5 @@
-//! What the flags of MQTT and of NATS share: the URL of a server, names, the certificates to trust, and the error of a binary
-//! without the feature.
+//! What the flags of MQTT and of NATS share: the URL of a server, names, the certificates to trust. And the error of a binary
+//! without a feature.
 
 #[cfg(any(feature = "mqtt", feature = "nats"))]
 use std::{path::PathBuf, sync::Arc};
@@ -77,7 +77,7 @@ pub(super) fn tls_config(flag: &str, ca_file: Option<PathBuf>) -> Result<TlsConf
 }
 
 /// Returns the error of a flag that needs a feature.
-#[cfg(any(not(feature = "mqtt"), not(feature = "nats")))]
+#[cfg(any(not(feature = "mqtt"), not(feature = "nats"), not(feature = "otlp")))]
 pub(super) fn without_feature(flag: &str, feature: &str) -> CliError {
     CliError::usage(format!(
         "{flag}: this binary has no {} support; build one with `cargo build --release --features {feature}`",

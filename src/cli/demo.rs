@@ -8,6 +8,7 @@ use super::{
     access::ResolvedBridgeAccess,
     exit::{CliError, print},
     logging::{self, LogFormat},
+    otlp::Traces,
     parsers::{PORTS, integer_in, log_level},
     server,
 };
@@ -113,6 +114,7 @@ impl Demo {
             heartbeat: stream::Config::default().ping_interval,
             tasks,
             drain: DRAIN,
+            traces: Traces::default(),
         };
         server::serve_bridge(setup, listener).await
     }

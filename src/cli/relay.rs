@@ -12,6 +12,7 @@ use super::{
     ingest::ValidationArgs,
     logging::{self, LogFormat},
     mqtt::{self, MqttArgs},
+    otlp::{self, OtlpArgs},
     parsers::{HISTORY_EVENTS, HISTORY_MEMORY, MAX_CONNECTIONS, duration, host_port, integer_in, log_level},
     server::{self, ReadinessLine},
 };
@@ -62,6 +63,9 @@ pub(super) struct RelayCommand {
     #[command(flatten)]
     access: AccessArgs,
 
+    #[command(flatten)]
+    otlp: OtlpArgs,
+
     /// Maximum number of open streams. Further WebSocket requests get 503 with `Retry-After`; SSE requests get a
     /// `stream.closing` event with a retry delay
     #[arg(long, env = "BRIDGE_MAX_CONNECTIONS", default_value_t = 10_000, value_name = "N")]
@@ -96,7 +100,7 @@ impl RelayCommand {
             credentials: "BOILERHOUSE_API_KEY or --keys-file",
         };
         let access = self.access.resolve(&place, false, false)?;
-        let mqtt = self.mqtt.resolve()?;
+        let (mqtt, collector) = (self.mqtt.resolve()?, self.otlp.resolve()?);
         let (validator, pack_warning) = self.validation.validator()?;
         let builder = Client::builder(&self.upstream).transport(Transport::Sse).silence_timeout(self.silence);
         let client = self.credential.apply(builder).build().map_err(|error| CliError::usage(error.to_string()))?;
@@ -106,6 +110,7 @@ impl RelayCommand {
 
         let tasks = server::tasks(Duration::from_secs(self.drain));
         let mut registry = server::registry();
+        let traces = otlp::start(collector, server::bridge_metrics(&mut registry))?;
         let metrics = relay::Metrics::default();
         metrics.register(server::bridge_metrics(&mut registry));
         let limits = Limits { events: self.history, bytes: self.history_memory << 20 };
@@ -139,6 +144,7 @@ impl RelayCommand {
             heartbeat: stream::Config::default().ping_interval,
             tasks,
             drain: Duration::from_secs(self.drain),
+            traces,
         };
         server::serve(setup, listener).await
     }

@@ -13,6 +13,7 @@ use super::{
     logging::{self, LogFormat},
     mqtt::{self, MqttArgs},
     nats::{self, NatsArgs},
+    otlp::{self, OtlpArgs},
     parsers::{HEARTBEATS, MAX_CONNECTIONS, PORTS, RATES, host_port, integer_in, listen_host, log_level, namespace},
     server,
 };
@@ -57,6 +58,9 @@ pub(super) struct Serve {
 
     #[command(flatten)]
     pub(super) nats: NatsArgs,
+
+    #[command(flatten)]
+    pub(super) otlp: OtlpArgs,
 
     /// Maximum number of /ws connections with Kubernetes watchers of their own. Further connections share the watches of
     /// the bridge and receive the same events
@@ -118,6 +122,7 @@ impl Serve {
         access.common.limits = access.common.limits.with_dedicated_watchers(self.dedicated_watchers);
         let (validator, pack_warning) = self.ingest.validation.validator()?;
         let (mqtt, nats) = (self.mqtt.resolve()?, self.nats.resolve(&self.namespace)?);
+        let collector = self.otlp.resolve()?;
         let drain = Duration::from_secs(self.drain);
         let (listener, address) = server::bind(&self.listen_host, self.port, "--port").await?;
         let probes = match &self.probe_listen {
@@ -137,6 +142,7 @@ impl Serve {
         let (writer, feed) = Feed::new(feed_config);
         let tasks = server::tasks(drain);
         let mut registry = server::registry();
+        let traces = otlp::start(collector, server::bridge_metrics(&mut registry))?;
         let metrics = Arc::new(hub::Metrics::default());
         metrics.register(server::bridge_metrics(&mut registry));
         let config = hub::Config {
@@ -199,6 +205,7 @@ impl Serve {
             heartbeat: Duration::from_secs(self.heartbeat),
             tasks,
             drain,
+            traces,
         };
         server::serve_bridge(setup, listener).await
     }

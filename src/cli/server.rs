@@ -21,6 +21,7 @@ use super::{
     access::{ResolvedAccess, ResolvedBridgeAccess},
     exit::{CliError, FAILED, INTERRUPTED},
     file_limit::connection_limits,
+    otlp::Traces,
     process_metrics,
 };
 use crate::{
@@ -53,6 +54,7 @@ pub(super) struct ServerSetup<C> {
     pub(super) heartbeat: Duration,
     pub(super) tasks: Tasks,
     pub(super) drain: Duration,
+    pub(super) traces: Traces,
 }
 
 /// Everything that a bridge needs beside its listener.
@@ -73,6 +75,7 @@ pub(super) struct BridgeSetup {
     pub(super) heartbeat: Duration,
     pub(super) tasks: Tasks,
     pub(super) drain: Duration,
+    pub(super) traces: Traces,
 }
 
 /// Returns a line that `/readyz?verbose` adds.
@@ -146,7 +149,7 @@ pub(super) async fn bind(host: &str, port: u16, flag: &str) -> Result<(TcpListen
 pub(super) async fn serve_bridge(setup: BridgeSetup, listener: TcpListener) -> Result<u8, CliError> {
     let BridgeSetup { feed, dedicated_feeds, backbone, validator, access, mut registry, readiness_details, .. } = setup;
     let BridgeSetup { connection, rate, .. } = setup;
-    let BridgeSetup { max_connections, dedicated_watchers, probes, heartbeat, tasks, drain, .. } = setup;
+    let BridgeSetup { max_connections, dedicated_watchers, probes, heartbeat, tasks, drain, traces, .. } = setup;
     let bridge = bridge_metrics(&mut registry);
     feed.register_metrics(bridge);
     let responses = ResponseBudget::new(access.responses);
@@ -178,6 +181,7 @@ pub(super) async fn serve_bridge(setup: BridgeSetup, listener: TcpListener) -> R
         heartbeat,
         tasks,
         drain,
+        traces,
     };
     serve(setup, listener).await
 }
@@ -186,7 +190,7 @@ pub(super) async fn serve_bridge(setup: BridgeSetup, listener: TcpListener) -> R
 pub(super) async fn serve<C: Content>(setup: ServerSetup<C>, listener: TcpListener) -> Result<u8, CliError> {
     let ServerSetup { content, log, access, mut registry, max_connections, dedicated_watchers, .. } = setup;
     let ResolvedAccess { allowed, limits, proxies, tls, auth, auth_metrics, .. } = access;
-    let ServerSetup { probes, heartbeat, tasks, drain, .. } = setup;
+    let ServerSetup { probes, heartbeat, tasks, drain, traces, .. } = setup;
     let limits_of_files = connection_limits(max_connections, dedicated_watchers);
     let stream_metrics = stream::Metrics::default();
     let conn_metrics = conn::Metrics::default();
@@ -223,6 +227,7 @@ pub(super) async fn serve<C: Content>(setup: ServerSetup<C>, listener: TcpListen
         auth,
         rate_limits: limits,
         trusted_proxies: proxies,
+        tracer: traces.tracer.clone(),
     };
     let app = Arc::new(app);
     if let Some(listener) = probes {
@@ -248,7 +253,11 @@ pub(super) async fn serve<C: Content>(setup: ServerSetup<C>, listener: TcpListen
     tasks.spawn("listener", async move { Ok::<_, Infallible>(accept.await) });
 
     let mut signals = Signals::new()?;
-    let stopped = tasks.run_until(async || signals.next().await).await?;
+    let stopped = tasks.run_until(async || signals.next().await).await;
+    if !matches!(stopped, Ok(Stopped::Immediately)) {
+        traces.flush().await;
+    }
+    let stopped = stopped?;
     let code = if signals.interrupted { INTERRUPTED } else { 0 };
     match stopped {
         Stopped::Drained { cut: 0 } => info!("all streams closed"),

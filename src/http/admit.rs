@@ -3,7 +3,10 @@
 //! Authentication returns the reason why a request is denied ([`Denied`]). This module maps each reason to a status, a challenge and a
 //! use of the caller's budget of denied credentials (`docs/protocol.md#access`).
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::{
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    sync::Arc,
+};
 
 use http::{HeaderMap, HeaderValue, Method, Version, header};
 
@@ -18,7 +21,11 @@ use super::{
     request::ApiRequest,
     unavailable::{Unavailable, too_many_requests},
 };
+use crate::traces::RequestSpan;
 
+/// The peer of a request that has none. Only one of a unit test has none.
+pub(super) const UNKNOWN_PEER: Peer =
+    Peer { address: SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0)), tls: false };
 /// Challenge for a request without a credential (RFC 6750, section 3).
 const CHALLENGE: HeaderValue = HeaderValue::from_static(r#"Bearer realm="boilerhouse-bridge""#);
 /// Challenge for a request with an unusable credential.
@@ -38,6 +45,7 @@ pub(super) struct RawRequest<C> {
     pub(super) peer: Option<Peer>,
     /// Only a request of a unit test has none.
     pub(super) version: Option<Version>,
+    pub(super) span: RequestSpan,
 }
 
 /// Why a request is not admitted.
@@ -60,10 +68,9 @@ pub(super) async fn admit<C>(
     path_param: Option<String>,
     requirement: AccessRequirement,
 ) -> Result<(ApiRequest<C>, Option<BudgetStatus>), Rejection> {
-    let RawRequest { app, method, headers, query, origin, peer, version } = request;
+    let RawRequest { app, method, headers, query, origin, peer, version, span } = request;
     let decision = origin.map_err(|GuardError { error, .. }| Rejection::Error(error))?;
-    // Only a request of a unit test has no peer.
-    let peer = peer.unwrap_or(Peer { address: (Ipv4Addr::UNSPECIFIED, 0).into(), tls: false });
+    let peer = peer.unwrap_or(UNKNOWN_PEER);
     let client = app.trusted_proxies.client_info(peer.address.ip(), peer.tls, &headers);
     // With `CORS_ORIGIN=*` a page of another site may send a credential that it holds itself, but no cookie
     // (docs/protocol.md#access).
@@ -107,7 +114,10 @@ pub(super) async fn admit<C>(
     let decode = |encoded: String| percent_encoding::percent_decode_str(&encoded).decode_utf8_lossy().into_owned();
     let path_param = path_param.map(decode);
     let version = version.unwrap_or(Version::HTTP_11);
-    Ok((ApiRequest { app, method, version, headers, query, client, principal, path_param }, status))
+    if !principal.is_anonymous() {
+        span.accept_parent();
+    }
+    Ok((ApiRequest { app, method, version, headers, query, client, principal, path_param, span }, status))
 }
 
 fn consume(budget: &RateBudget, caller: &Caller) -> Result<BudgetStatus, Rejection> {

@@ -20,7 +20,7 @@ use super::{
     stream::StreamContext,
     stream_rate,
 };
-use crate::{feed::Feed, relay::History};
+use crate::{feed::Feed, relay::History, traces::Tracer};
 
 /// The state that all requests of a server share. `C` is what it serves: [`ServedFeed`] or [`ServedRelay`].
 pub struct App<C = ServedFeed> {
@@ -42,6 +42,8 @@ pub struct App<C = ServedFeed> {
     pub rate_limits: RateLimits,
     /// Proxies whose `X-Forwarded-*` headers count.
     pub trusted_proxies: TrustedProxies,
+    /// Starts the spans of requests.
+    pub tracer: Tracer,
 }
 
 /// What a bridge serves.

@@ -147,7 +147,7 @@ impl Metrics {
 impl RequestTimer {
     /// Counts the request with the status code of its response. `route` is `None` if no route answered.
     pub(super) fn finish(self, route: Option<&'static str>, method: &Method, code: u16) {
-        let (route, method) = (route.unwrap_or(OTHER), method_label(method));
+        let (route, method) = (route.unwrap_or(OTHER), known_method(method).unwrap_or(OTHER));
         let duration: Duration = self.start.elapsed();
         self.metrics.requests.get_or_create(&RequestLabels { route, method, code }).inc();
         self.metrics.request_seconds.get_or_create(&RouteLabels { route, method }).observe(duration.as_secs_f64());
@@ -161,8 +161,8 @@ impl Drop for RequestTimer {
 }
 
 /// Returns the name of a method of RFC 9110 or RFC 5789. Clients can send any token as a method, so others share one label.
-fn method_label(method: &Method) -> &'static str {
-    match *method {
+pub(super) fn known_method(method: &Method) -> Option<&'static str> {
+    Some(match *method {
         Method::GET => "GET",
         Method::HEAD => "HEAD",
         Method::OPTIONS => "OPTIONS",
@@ -172,8 +172,8 @@ fn method_label(method: &Method) -> &'static str {
         Method::PATCH => "PATCH",
         Method::CONNECT => "CONNECT",
         Method::TRACE => "TRACE",
-        _ => OTHER,
-    }
+        _ => return None,
+    })
 }
 
 #[cfg(test)]

@@ -14,9 +14,12 @@ use super::{
     stream::{Endpoint, StreamPermit},
     unavailable::Unavailable,
 };
-use crate::event::{
-    NamespaceId,
-    projection::{EventFormat, EventTypes, Filter, Projection},
+use crate::{
+    event::{
+        NamespaceId,
+        projection::{EventFormat, EventTypes, Filter, Projection},
+    },
+    traces::RequestSpan,
 };
 
 /// An admitted request and the application that answers it.
@@ -32,6 +35,7 @@ pub(super) struct ApiRequest<C = ServedFeed> {
     pub(super) principal: Principal,
     /// The decoded variable segment of the path, if the route has one.
     pub(super) path_param: Option<String>,
+    pub(super) span: RequestSpan,
 }
 
 /// The parameters of a query, each at most once. It has no `Debug`, because a stream ticket may be among them.
@@ -76,6 +80,12 @@ impl<C> ApiRequest<C> {
             streams.try_acquire(endpoint).ok_or(Unavailable::TooManyStreams)?
         };
         Ok((permit, rate_limits.open_stream(&self.principal.caller)?))
+    }
+
+    /// Adds the span of the stream that starts now. `resumes` is whether the client named where the stream continues.
+    pub(super) fn traced(&self, permit: StreamPermit, resumes: bool) -> StreamPermit {
+        let Endpoint { path, transport } = permit.endpoint();
+        permit.with_span(self.span.stream(path, transport.label(), resumes))
     }
 }
 

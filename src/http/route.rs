@@ -22,6 +22,7 @@ use super::{
     request::{self, ApiRequest},
     stream_endpoint::StreamEndpoint,
 };
+use crate::traces::RequestSpan;
 
 /// Allowed methods of read-only endpoints.
 const GET: &str = "GET, HEAD, OPTIONS";
@@ -123,7 +124,7 @@ pub(super) fn first_of(routes: Vec<BoxedFilter<(Response,)>>, help: &'static str
     routes.into_iter().rev().fold(no_route, |rest, route| route.or(rest).unify().boxed())
 }
 
-/// Counts and times all requests, and checks `Host` before any route.
+/// Counts, times and traces all requests, and checks `Host` before any route.
 pub(super) fn with_checks<C: Send + Sync + 'static>(
     app: Arc<App<C>>,
     all: BoxedFilter<(Response,)>,
@@ -132,8 +133,9 @@ pub(super) fn with_checks<C: Send + Sync + 'static>(
     warp::any()
         .map(move || timer_app.metrics.start_request())
         .and(warp::method())
+        .and(span())
         .and(with_guard(app, all))
-        .map(|timer, method: Method, response| finish_request(timer, &method, response))
+        .map(|timer, method: Method, span, response| finish_request(timer, &method, &span, response))
 }
 
 /// Checks the method, then `Origin` and `Sec-Fetch-Site`. Returns the response to a request that ends here.
@@ -215,12 +217,17 @@ pub(super) fn raw_request<C: Send + Sync + 'static>(
 ) -> impl Filter<Extract = (RawRequest<C>,), Error = Infallible> + Clone {
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
     let extensions = warp::ext::optional().and(warp::ext::optional());
-    let parts = warp::method().and(warp::header::headers_cloned()).and(query).and(host()).and(extensions);
-    parts.map(move |method, headers: HeaderMap, query, host: Option<Authority>, peer, version| {
+    let parts = warp::method().and(warp::header::headers_cloned()).and(query).and(host()).and(extensions).and(span());
+    parts.map(move |method, headers: HeaderMap, query, host: Option<Authority>, peer, version, span| {
         let host = browser_guard::check_host(host.as_ref(), &headers, &app.guard);
         let origin = host.and_then(|host| browser_guard::check_origin(&host, &headers, &app.guard));
-        RawRequest { app: app.clone(), method, headers, query, origin, peer, version }
+        RawRequest { app: app.clone(), method, headers, query, origin, peer, version, span }
     })
+}
+
+/// Extracts the span of a request.
+fn span() -> impl Filter<Extract = (RequestSpan,), Error = Infallible> + Copy {
+    warp::ext::optional().map(Option::unwrap_or_default)
 }
 
 fn not_found(path: &str, help: &str) -> Response {
@@ -229,9 +236,11 @@ fn not_found(path: &str, help: &str) -> Response {
     ApiError::new(ErrorCode::NotFound, message).into_response()
 }
 
-/// Counts an answered request.
-fn finish_request(timer: RequestTimer, method: &Method, mut response: Response) -> Response {
-    let pattern = response.extensions_mut().remove::<RoutePattern>();
-    timer.finish(pattern.map(|RoutePattern(pattern)| pattern), method, response.status().as_u16());
+/// Counts an answered request, and ends its span.
+fn finish_request(timer: RequestTimer, method: &Method, span: &RequestSpan, mut response: Response) -> Response {
+    let pattern = response.extensions_mut().remove::<RoutePattern>().map(|RoutePattern(pattern)| pattern);
+    let status = response.status().as_u16();
+    timer.finish(pattern, method, status);
+    span.finish(pattern, status);
     response
 }

@@ -11,7 +11,7 @@ use tower::{Service, ServiceExt};
 use warp::{Filter, filters::BoxedFilter, host::Authority, path::FullPath, path::Tail, reply::Response};
 
 use super::{
-    admit::RawRequest,
+    admit::{RawRequest, UNKNOWN_PEER},
     app::{App, ServedFeed, ServedRelay},
     auth::AccessRequirement,
     browser_guard,
@@ -22,12 +22,14 @@ use super::{
         index, metrics, probes, relay, sessions, state, telemetry,
     },
     error::ApiError,
+    metrics::known_method,
     request::ApiRequest,
     route::{first_of, fixed_path, handle_stream, raw_request, root, route, with_checks},
     stream::{self, Transport},
     stream_endpoint::{self, StreamEndpoint},
     unavailable::Unavailable,
 };
+use crate::traces::RequestHead;
 
 /// Paths of probes. They need no credential and are exempt from all limits.
 const PROBES: [&str; 3] = ["/livez", "/readyz", "/api/v1/health"];
@@ -81,7 +83,28 @@ pub fn service<C: Content>(
 + 'static {
     let routes = C::routes(&app, listener);
     warp::service(with_checks(app.clone(), routes))
-        .map_request(move |request| name_host_of_probe(use_forwarded_host(&app, request)))
+        .map_request(move |request| start_span(&app, name_host_of_probe(use_forwarded_host(&app, request))))
+}
+
+/// Starts the span of a request, and adds it to the extensions.
+fn start_span<C, B>(app: &App<C>, mut request: http::Request<B>) -> http::Request<B> {
+    let span = app.tracer.request(|| {
+        let headers = request.headers();
+        let peer = request.extensions().get::<Peer>().unwrap_or(&UNKNOWN_PEER);
+        let client = app.trusted_proxies.client_info(peer.address.ip(), peer.tls, headers);
+        RequestHead {
+            method: known_method(request.method()),
+            path: request.uri().path(),
+            version: request.version(),
+            headers,
+            address: client.address,
+            secure: client.secure,
+        }
+    });
+    if span.is_recorded() {
+        request.extensions_mut().insert(span);
+    }
+    request
 }
 
 /// Replaces `Host` by the `X-Forwarded-Host` of a trusted proxy, for everything that reads `Host`. A malformed value makes

@@ -24,6 +24,7 @@ use boilerhouse_bridge::{
     source::{hub, retry::Backoff},
     tasks::{self, Tasks},
     test_support::PodBuilder,
+    traces::Tracer,
 };
 use futures::future::join_all;
 use prometheus_client::registry::Registry;
@@ -242,6 +243,7 @@ async fn serve_feed(tasks: &mut JoinSet<()>, feed: &Feed, sync_timeout: Duration
         auth: anonymous_auth(),
         rate_limits: RateLimits::new(&rate_limit::Config::default()),
         trusted_proxies: TrustedProxies::default(),
+        tracer: Tracer::default(),
     };
     let service = http::service(Arc::new(app), http::Listener::Main);
     let serve = conn::serve(listener, service, conn::Config::default(), conn::Metrics::default(), connections);

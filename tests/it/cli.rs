@@ -317,8 +317,8 @@ async fn config_file_is_validated_as_strictly_as_flags() {
                 dedicated-watchers, drain, heartbeat, keys-file, kubeconfig, listen-host, log-format, log-level, \
                 max-connections, max-connections-per-principal, max-filters-per-principal, mqtt-ca-file, \
                 mqtt-client-id, mqtt-password-file, mqtt-rate, mqtt-topic, mqtt-url, mqtt-username-file, \
-                namespace, nats-bucket, nats-ca-file, nats-credentials-file, nats-url, port, probe-listen, \
-                request-rate, response-memory, schema-pack, session-key-file, stream-rate, telemetry-ttl, \
+                namespace, nats-bucket, nats-ca-file, nats-credentials-file, nats-url, otlp-ca-file, otlp-endpoint, port, \
+                probe-listen, request-rate, response-memory, schema-pack, session-key-file, stream-rate, telemetry-ttl, \
                 tls-cert, tls-key, token-audience, trusted-proxies, ws-auth";
     let port = "expected a whole number from 0 to 65535";
     let table = [

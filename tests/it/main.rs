@@ -55,6 +55,8 @@ mod support;
 mod telemetry;
 mod tls;
 mod token_and_access_reviews;
+#[cfg(feature = "otlp")]
+mod traces;
 mod unread_responses;
 mod upstream_answers;
 mod webhooks;

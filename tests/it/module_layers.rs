@@ -19,6 +19,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("tasks", &[]),
     ("client", &[]),
     ("forward", &["client"]),
+    ("traces", &["client"]),
     ("weak_table", &[]),
     ("x509", &[]),
     ("feed", &["event", "wire", "ring", "weak_table"]),
@@ -28,14 +29,17 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("relay", &["client", "event", "feed", "ring", "wire"]),
     ("schema", &["event", "wire"]),
     ("source", &["api", "broker", "event", "feed", "validate", "x509"]),
-    ("http", &["backbone", "event", "wire", "feed", "relay", "schema", "tasks", "validate", "weak_table", "x509"]),
+    (
+        "http",
+        &["backbone", "event", "wire", "feed", "relay", "schema", "tasks", "traces", "validate", "weak_table", "x509"],
+    ),
     ("doctor", &["api", "client", "event", "source"]),
     ("sim", &["api"]),
     (
         "cli",
         &[
             "api", "backbone", "broker", "client", "doctor", "event", "forward", "wire", "ring", "feed", "relay",
-            "source", "http", "tasks", "sim", "validate",
+            "source", "http", "tasks", "traces", "sim", "validate",
         ],
     ),
     ("test_support", &["api", "event"]),
@@ -64,7 +68,7 @@ const NARROWER: &[(&str, &[&str])] = &[
     // Connections do not depend on what is served over them.
     ("http::conn", &["http::conn", "tasks", "x509"]),
     // Streams do not depend on events, principals or endpoints: what they send comes from an `Outbound`.
-    ("http::stream", &["http::stream", "http::conn", "http::sync", "feed", "relay", "wire", "weak_table"]),
+    ("http::stream", &["http::stream", "http::conn", "http::sync", "feed", "relay", "traces", "wire", "weak_table"]),
     (
         "http::auth",
         &["event", "wire", "http::auth", "http::caller", "http::forwarded", "http::rate_limit", "weak_table"],
@@ -81,8 +85,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("hyper", &["client", "http", "sim", "source"]),
     ("jsonschema", &["validate"]),
     ("wasmi", &["validate"]),
-    ("hyper_rustls", &["doctor", "forward", "source"]),
-    ("hyper_util", &["client", "doctor", "forward", "http", "sim", "source"]),
+    ("hyper_rustls", &["doctor", "forward", "source", "traces"]),
+    ("hyper_util", &["client", "doctor", "forward", "http", "sim", "source", "traces"]),
     ("socket2", &["http"]),
     ("sha1", &["wire"]),
     ("sha2", &["event"]),
@@ -94,7 +98,11 @@ const CRATES: &[(&str, &[&str])] = &[
     ("serde_saphyr", &["api", "cli", "source", "http"]),
     ("rumqttc", &["source"]),
     ("async_nats", &["backbone"]),
-    ("rustls", &["backbone", "broker", "cli", "client", "doctor", "forward", "source", "http"]),
+    ("opentelemetry", &["traces"]),
+    ("opentelemetry_http", &["traces"]),
+    ("opentelemetry_otlp", &["traces"]),
+    ("opentelemetry_sdk", &["traces"]),
+    ("rustls", &["backbone", "broker", "cli", "client", "doctor", "forward", "source", "http", "traces"]),
     ("rustls_platform_verifier", &["client"]),
     ("tokio_tungstenite", &["client"]),
     ("strsim", &["cli"]),
@@ -106,12 +114,12 @@ const CRATES: &[(&str, &[&str])] = &[
     (
         "tokio",
         &[
-            "backbone", "broker", "client", "doctor", "feed", "forward", "relay", "source", "http", "tasks", "sim",
-            "cli",
+            "backbone", "broker", "client", "doctor", "feed", "forward", "relay", "source", "http", "tasks", "traces",
+            "sim", "cli",
         ],
     ),
     ("tokio_util", &["http", "tasks"]),
-    ("tracing", &["backbone", "broker", "relay", "source", "http", "tasks", "sim", "cli"]),
+    ("tracing", &["backbone", "broker", "relay", "source", "http", "tasks", "traces", "sim", "cli"]),
 ];
 
 /// Files that hold documentation, `mod` and `use` only, so that no child has to import its parent.
@@ -127,6 +135,7 @@ const FACADES: &[&str] = &[
     "schema",
     "source",
     "source::mqtt",
+    "traces",
     "http",
     "http::auth",
     "http::conn",

@@ -1,4 +1,4 @@
-//! The flags of MQTT and NATS, which every binary knows (docs/protocol.md#mqtt).
+//! The flags of MQTT, NATS and traces, which every binary knows (docs/protocol.md#mqtt, docs/protocol.md#traces).
 
 use crate::support::bridge_process::command;
 
@@ -28,6 +28,10 @@ async fn flags_of_inputs_that_lack_another_one_are_usage_errors() {
         (vec!["--nats-url", "nats://a,tls://b"], "use nats:// for all servers, or tls:// for all"),
         (vec!["--nats-url", "nats://a", "--nats-ca-file", "x"], "--nats-ca-file needs a tls:// URL"),
         (vec!["--nats-url", "a:4222"], "expected nats://host:port"),
+        (vec!["--otlp-endpoint", "grpc://collector:4317"], "--otlp-endpoint: expected http://host:port"),
+        (vec!["--otlp-endpoint", "http://user:word@collector"], "OTEL_EXPORTER_OTLP_HEADERS"),
+        (vec!["--otlp-endpoint", "http://collector", "--otlp-ca-file", "x"], "--otlp-ca-file needs an https:// URL"),
+        (vec!["--otlp-ca-file", "x"], "--otlp-ca-file needs --otlp-endpoint"),
     ] {
         let error = usage_error(&args).await;
         assert!(error.contains(expected), "{args:?}: {error}");
@@ -50,6 +54,15 @@ async fn binary_without_nats_says_how_to_build_one() {
     let error = usage_error(&["--nats-url", "nats://127.0.0.1:1"]).await;
     let expected =
         "--nats-url: this binary has no NATS support; build one with `cargo build --release --features nats`";
+    assert!(error.contains(expected), "{error}");
+}
+
+#[cfg(not(feature = "otlp"))]
+#[tokio::test]
+async fn binary_without_otlp_says_how_to_build_one() {
+    let error = usage_error(&["--otlp-endpoint", "http://127.0.0.1:1"]).await;
+    let expected =
+        "--otlp-endpoint: this binary has no OTLP support; build one with `cargo build --release --features otlp`";
     assert!(error.contains(expected), "{error}");
 }
 

@@ -9,7 +9,7 @@ use crate::{
     doctor::{Outcome, shell_path},
 };
 
-/// Checks the flags of MQTT and NATS as `serve` does, and reads the certificates that they name.
+/// Checks the flags of MQTT, NATS and traces as `serve` does, and reads the certificates that they name.
 ///
 /// # Errors
 /// Why `serve` would refuse them.
@@ -17,6 +17,7 @@ pub(super) async fn check_flags(serve: Arc<Serve>) -> Result<(), String> {
     let check = move || -> Result<(), CliError> {
         serve.mqtt.resolve()?;
         serve.nats.resolve(&serve.namespace)?;
+        serve.otlp.resolve()?;
         Ok(())
     };
     let checked = spawn_blocking(check).await.map_err(|error| error.to_string())?;

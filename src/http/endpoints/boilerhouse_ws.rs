@@ -69,6 +69,7 @@ pub(crate) async fn ws(request: ApiRequest) -> Result<Response, ApiError> {
     let start = match open_dedicated(&app, &request.principal.caller) {
         None => {
             let out = with_credential(subscribe(&app, &app.content.feed, projection, start_at)?);
+            let permit = request.traced(permit, false);
             StreamStart::new(move |socket| stream::websocket(out, socket, permit))
         }
         Some((feed, mut source)) => {
@@ -80,6 +81,7 @@ pub(crate) async fn ws(request: ApiRequest) -> Result<Response, ApiError> {
             };
             timeout_at(deadline, synced).await.map_err(|_| not_ready(&app))?;
             let out = with_credential(subscribe(&app, &feed, projection, start_at)?);
+            let permit = request.traced(permit, false);
             StreamStart::new(move |socket| async move {
                 // The watchers and their connections to the API server end with the stream.
                 tokio::select! {

@@ -139,11 +139,13 @@ pub(crate) async fn serve_stream(endpoint: &'static FullStream, request: ApiRequ
     // The only error of `subscribe` is a feed that is not synced. A cursor that cannot be resumed is reported on the stream.
     let rate = app.content.config.stream_rate;
     let framing = stream.framing(request.version);
+    let resumes = matches!(start_at, StartAt::Cursor(_));
     let format = if rate.limit.is_some() { FrameFormat::JsonLines } else { framing.format };
     let cache = app.content.feed.projection_cache(projection, Framing { format, ..framing });
     let Ok(subscription) = app.content.feed.subscribe(cache, start_at) else {
         return reject(Unavailable::NotReady);
     };
+    let permit = request.traced(permit, resumes);
     let watch = app.auth.watch(&request.principal);
     let slots = StreamSlots { stream: slot, filter: filter_slot };
     let start = match rate.limit {

@@ -56,6 +56,7 @@ pub(crate) async fn serve_stream(
         return Ok(stream_start::response(head, None));
     }
     let framing = endpoint.framing(request.version);
+    let permit = request.traced(permit, after.is_some());
     let out = Outbound::new(app.content.history.clone(), framing.format, after);
     let watch = app.auth.watch(&request.principal);
     let out = WithCredential::new(out, watch, StreamSlots { stream: slot, filter: None });

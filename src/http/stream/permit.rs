@@ -13,7 +13,8 @@ use std::{
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{config::Config, endpoint::Endpoint, fan_out::FanOut, metrics::Metrics};
+use super::{config::Config, end::StreamEnd, endpoint::Endpoint, fan_out::FanOut, metrics::Metrics};
+use crate::traces::StreamSpan;
 
 /// What all streams of a listener share.
 #[derive(Debug)]
@@ -38,6 +39,7 @@ pub struct StreamContext {
 pub struct StreamPermit {
     context: Arc<StreamContext>,
     endpoint: &'static Endpoint,
+    span: StreamSpan,
 }
 
 impl StreamContext {
@@ -66,14 +68,33 @@ impl StreamContext {
     fn try_acquire_below(self: &Arc<Self>, max: usize, endpoint: &'static Endpoint) -> Option<StreamPermit> {
         let increment = |open| (open < max).then_some(open + 1);
         self.open_streams.fetch_update(Relaxed, Relaxed, increment).ok()?;
-        Some(StreamPermit { context: self.clone(), endpoint })
+        Some(StreamPermit { context: self.clone(), endpoint, span: StreamSpan::default() })
     }
 }
 
 impl StreamPermit {
+    /// Sets the span of the stream that the permit is for.
+    #[must_use]
+    pub fn with_span(mut self, span: StreamSpan) -> StreamPermit {
+        self.span = span;
+        self
+    }
+
     /// Returns the endpoint of the stream.
-    pub(super) fn endpoint(&self) -> &'static Endpoint {
+    pub fn endpoint(&self) -> &'static Endpoint {
         self.endpoint
+    }
+
+    /// Counts the end of the stream, and ends its span.
+    pub(super) fn record_closed(&self, end: StreamEnd) {
+        self.metrics.record_closed(self.endpoint, end);
+        self.span.finish(end.label());
+    }
+
+    /// Counts bytes that the stream has written.
+    pub(super) fn record_sent(&self, bytes: u32) {
+        self.metrics.record_sent(self.endpoint, bytes);
+        self.span.add_sent(bytes);
     }
 }
 

@@ -93,13 +93,13 @@ impl<O: Outbound + 'static> StreamTask<O> {
 
     /// Counts the end of the stream.
     pub(super) fn record_closed(&self, end: StreamEnd) {
-        self.permit.metrics.record_closed(self.permit.endpoint(), end);
+        self.permit.record_closed(end);
     }
 
     /// Adds the bytes written since the last call to the metric.
     fn record_sent(&self) {
         let bytes = self.with_state(|state, _| state.protocol.conn.take_written());
-        self.permit.metrics.record_sent(self.permit.endpoint(), bytes);
+        self.permit.record_sent(bytes);
     }
 }
 

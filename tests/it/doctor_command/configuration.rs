@@ -52,6 +52,7 @@ async fn config_check_reports_a_file_that_cannot_be_used() {
     for (args, words) in [
         (&["--mqtt-url", "mqtt://127.0.0.1:1"][..], "--mqtt-url needs --mqtt-topic"),
         (&["--nats-bucket", "x"], "--nats-bucket needs --nats-url"),
+        (&["--otlp-ca-file", "x"], "--otlp-ca-file needs --otlp-endpoint"),
     ] {
         check("config", args, &[]).await.expect("config", "failed", "error", words);
     }

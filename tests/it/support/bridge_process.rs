@@ -183,8 +183,8 @@ pub(crate) const NO_ROOTS: [(&str, &str); 2] = [("SSL_CERT_FILE", "/nowhere"), (
 /// Returns the binary with these arguments, without the environment variables that configure the bridge.
 pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_boilerhouse-bridge"));
-    for (name, _) in
-        std::env::vars().filter(|(name, _)| name.starts_with("BRIDGE_") || name.starts_with("BOILERHOUSE_"))
+    for (name, _) in std::env::vars()
+        .filter(|(name, _)| ["BRIDGE_", "BOILERHOUSE_", "OTEL_"].iter().any(|start| name.starts_with(start)))
     {
         command.env_remove(name);
     }

@@ -25,6 +25,7 @@ use boilerhouse_bridge::http::{
 use boilerhouse_bridge::source::{dedicated, hub};
 use boilerhouse_bridge::tasks::{self, Tasks};
 use boilerhouse_bridge::test_support::SeededRng;
+use boilerhouse_bridge::traces::Tracer;
 use futures::{FutureExt, StreamExt, stream as streams};
 use http::Request;
 use http_body_util::{BodyExt, StreamBody};
@@ -123,6 +124,7 @@ impl InProcessBridge {
             auth: auth_with(CredentialSources { file: config.keys, ..CredentialSources::default() }),
             rate_limits,
             trusted_proxies: config.proxies,
+            tracer: Tracer::default(),
         };
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
