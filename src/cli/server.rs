@@ -249,10 +249,11 @@ pub(super) async fn serve<C: Content>(setup: ServerSetup<C>, listener: TcpListen
         let watch = tls.watch_files(config.tls_reload_interval, conn_metrics.clone());
         tasks.spawn("certificate", async move { Ok::<_, Infallible>(watch.await) });
     }
+    // Before the first answer: who has one may send a signal.
+    let mut signals = Signals::new()?;
     let accept = conn::serve(listener, service, config, conn_metrics, tasks.clone());
     tasks.spawn("listener", async move { Ok::<_, Infallible>(accept.await) });
 
-    let mut signals = Signals::new()?;
     let stopped = tasks.run_until(async || signals.next().await).await;
     if !matches!(stopped, Ok(Stopped::Immediately)) {
         traces.flush().await;
