@@ -530,6 +530,8 @@ def check_image_layout_and_sbom():
     blob.write_bytes(content)
     (image / "blobs/sha256/unused").write_bytes(b"")
     assert "nothing refers to" in run(check, image, code=1)
+    nothing = run(build, "--output", image, "--ca-certificates", os.devnull, f"linux/amd64={static}", code=1)
+    assert "no certificate" in nothing, nothing
     run(build, "--output", image, f"linux/arm64={static}", env=environment)
     assert "expected 'arm64'" in run(check, image, code=1)
     if IS_FULL:
