@@ -559,6 +559,26 @@ def check_workflows():
     assert f"FROM --platform=$BUILDPLATFORM rust:{toolchain}-" in (ROOT / "deploy/Dockerfile").read_text()
 
 
+def check_dockerfile_copies_what_the_build_reads():
+    """No engine builds the Dockerfile here, so its files are compared with those that the sources include."""
+    lines = (ROOT / "deploy/Dockerfile").read_text().splitlines()
+    words = [line.split()[1:-1] for line in lines if line.startswith("COPY ") and "--from" not in line]
+    copied = {path for sources in words for path in sources}
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    permitted = {line.removeprefix("!") for line in ignored if line.startswith("!")}
+    assert copied == permitted, f"deploy/Dockerfile and .dockerignore differ: {copied ^ permitted}"
+    included = set()
+    for source in (ROOT / "src").rglob("*.rs"):
+        # The modules of tests stand at the end of a file, and are not part of the image.
+        code = source.read_text().split("#[cfg(test)]\nmod tests")[0]
+        for path in re.findall(r'include(?:_str|_bytes)?!\(\s*"([^"]+)"', code):
+            included.add((source.parent / path).resolve().relative_to(ROOT))
+    assert included, "no file is included"
+    missing = {str(path) for path in included if not any(path.is_relative_to(folder) for folder in copied)}
+    assert not missing, f"deploy/Dockerfile does not copy {sorted(missing)}"
+    return f"{len(included)} included files"
+
+
 # --- the bridge and a cluster ---------------------------------------------------------------------------------------
 
 
