@@ -78,6 +78,8 @@ pub mod forward;
 #[cfg(feature = "server")]
 pub mod http;
 #[cfg(feature = "server")]
+mod https_client;
+#[cfg(feature = "server")]
 pub mod relay;
 #[cfg(feature = "server")]
 pub mod ring;

@@ -1,40 +1,27 @@
 //! Flags for credentials, browser origins, proxies, TLS and rate limits (docs/protocol.md#access).
 
+pub(super) mod bridge;
 pub(super) mod checks;
+mod environment_key;
 
-use std::{num::NonZeroU32, path::PathBuf, str::FromStr, sync::Arc};
+use std::{num::NonZeroU32, path::PathBuf, str::FromStr};
 
 use anyhow::Context;
-use clap::{Args, ValueEnum};
-use futures::FutureExt;
+use clap::Args;
 use tracing::warn;
 
+use self::environment_key::env_api_key;
 use super::{
     exit::CliError,
-    parsers::{List, MAX_CONNECTIONS, RATES, RESPONSE_MEMORY, integer_in},
+    parsers::{List, MAX_CONNECTIONS, RATES, flatten_lists, integer_in},
 };
-use crate::{
-    http::{
-        auth::{
-            self, Authenticator, CredentialSources,
-            keys::ApiKeys,
-            review_cache::{self, ReviewBackend, ReviewUnavailable},
-            secret::Secret,
-            signed_token::TokenSigner,
-            user::KubernetesUser,
-        },
-        browser_guard::{GuardConfig, HostName, Origin},
-        conn::ReloadingTls,
-        filter_limit,
-        forwarded::{IpNetwork, TrustedProxies},
-        rate_limit, response_budget,
-    },
-    source::review::{self, Reviewer},
+use crate::http::{
+    auth::{self, Authenticator, CredentialSources, signed_token::TokenSigner},
+    browser_guard::{GuardConfig, HostName, Origin},
+    conn::ReloadingTls,
+    forwarded::{IpNetwork, TrustedProxies},
+    rate_limit,
 };
-
-/// Minimum length of an API key in characters, below which the bridge logs a warning: a shorter key can be found from its
-/// hash by trial.
-const MIN_KEY_CHARS: usize = 16;
 
 /// Flags for credentials, origins, proxies, TLS and limits of every server.
 #[derive(Clone, Debug, Args)]
@@ -95,37 +82,6 @@ pub(super) struct AccessArgs {
     max_connections_per_principal: Option<NonZeroU32>,
 }
 
-/// Flags of `serve` beside those of every server.
-#[derive(Clone, Debug, Args)]
-pub(super) struct BridgeAccessArgs {
-    #[command(flatten)]
-    common: AccessArgs,
-
-    /// Audience of accepted Kubernetes tokens. Their users need list and watch permission on both resources
-    #[arg(long, env = "BRIDGE_TOKEN_AUDIENCE", value_name = "AUDIENCE")]
-    token_audience: Option<String>,
-
-    /// Whether /ws requires a credential. It always does while a key is limited to one tenant
-    #[arg(long, env = "BRIDGE_WS_AUTH", value_enum, default_value_t = WsAuth::Open, value_name = "open|required")]
-    #[arg(hide_possible_values = true)]
-    ws_auth: WsAuth,
-
-    /// Maximum number of different filters (params) of each caller's open streams
-    #[arg(long, env = "BRIDGE_MAX_FILTERS_PER_PRINCIPAL", value_name = "N", default_value_t = DEFAULT_MAX_FILTERS)]
-    #[arg(value_parser = integer_in::<NonZeroU32>(1..=MAX_CONNECTIONS))]
-    max_filters_per_principal: NonZeroU32,
-
-    /// Maximum memory in MiB of responses that clients have not read yet; one caller may use a quarter of it
-    #[arg(long, env = "BRIDGE_RESPONSE_MEMORY", value_name = "MIB", default_value_t = DEFAULT_RESPONSE_MEMORY)]
-    #[arg(value_parser = integer_in::<NonZeroU32>(RESPONSE_MEMORY))]
-    response_memory: NonZeroU32,
-}
-
-/// Default of `--max-filters-per-principal`: [`filter_limit::DEFAULT_MAX`].
-const DEFAULT_MAX_FILTERS: NonZeroU32 = NonZeroU32::new(filter_limit::DEFAULT_MAX as u32).unwrap();
-/// Default of `--response-memory` in MiB: [`response_budget::DEFAULT_MAX_MIB`].
-const DEFAULT_RESPONSE_MEMORY: NonZeroU32 = NonZeroU32::new(response_budget::DEFAULT_MAX_MIB).unwrap();
-
 /// One element of `--cors-origin`.
 #[derive(Clone, Debug)]
 enum CorsOrigin {
@@ -139,13 +95,6 @@ impl FromStr for CorsOrigin {
     fn from_str(text: &str) -> Result<CorsOrigin, String> {
         if text == "*" { Ok(CorsOrigin::Any) } else { text.parse().map(CorsOrigin::Origin) }
     }
-}
-
-/// `--ws-auth`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum WsAuth {
-    Open,
-    Required,
 }
 
 /// Where a server listens.
@@ -169,15 +118,6 @@ pub(super) struct ResolvedAccess {
     pub(super) auth_metrics: auth::Metrics,
     /// Credentials are configured.
     is_closed: bool,
-}
-
-/// The flags of `serve`, checked and loaded.
-pub(super) struct ResolvedBridgeAccess {
-    pub(super) common: ResolvedAccess,
-    pub(super) max_filters: usize,
-    pub(super) responses: response_budget::Config,
-    /// The audience of Kubernetes tokens.
-    pub(super) audience: Option<String>,
 }
 
 /// Returns whether a server on `host` can be reached from this machine only: every address is a loopback address. `flag` is
@@ -299,114 +239,6 @@ impl AccessArgs {
     }
 }
 
-impl BridgeAccessArgs {
-    /// As [`AccessArgs::resolve`], for `serve` on `listen_host`.
-    ///
-    /// # Errors
-    /// Those of [`AccessArgs::resolve`].
-    pub(super) fn resolve(self, listen_host: &str, is_loopback: bool) -> Result<ResolvedBridgeAccess, CliError> {
-        let audience = self.audience()?;
-        let place = ListenPlace::of_bridge(listen_host, is_loopback);
-        let common = self.common.resolve(&place, audience.is_some(), self.ws_auth == WsAuth::Required)?;
-        if common.is_closed && !is_loopback && self.ws_auth == WsAuth::Open {
-            warn!("/ws is open without a credential; --ws-auth required closes it");
-        }
-        let responses = response_budget::Config {
-            max_bytes: (self.response_memory.get() as usize) << 20,
-            ..response_budget::Config::default()
-        };
-        Ok(ResolvedBridgeAccess {
-            common,
-            max_filters: self.max_filters_per_principal.get() as usize,
-            responses,
-            audience,
-        })
-    }
-
-    /// Returns the audience of Kubernetes tokens.
-    ///
-    /// # Errors
-    /// A usage error for one without characters.
-    fn audience(&self) -> Result<Option<String>, CliError> {
-        let audience = self.token_audience.as_ref().map(|audience| audience.trim().to_owned());
-        if audience.as_deref() == Some("") {
-            return Err(CliError::usage(
-                "--token-audience is empty, so that every token of the cluster would be accepted: name an audience",
-            ));
-        }
-        Ok(audience)
-    }
-}
-
-impl ListenPlace<'_> {
-    fn of_bridge(listen_host: &str, is_loopback: bool) -> ListenPlace<'static> {
-        ListenPlace {
-            flag: format!("--listen-host {listen_host}"),
-            is_loopback,
-            credentials: "BOILERHOUSE_API_KEY, --keys-file or --token-audience",
-        }
-    }
-}
-
-impl ResolvedBridgeAccess {
-    /// Returns the access of `demo`: no credentials, loopback only.
-    pub(super) fn open() -> anyhow::Result<ResolvedBridgeAccess> {
-        let auth_metrics = auth::Metrics::default();
-        let auth = Authenticator::new(auth::Config::default(), CredentialSources::default(), auth_metrics.clone())?;
-        let common = ResolvedAccess {
-            allowed: GuardConfig::default(),
-            limits: rate_limit::Config::default(),
-            proxies: TrustedProxies::default(),
-            tls: None,
-            auth,
-            auth_metrics,
-            is_closed: false,
-        };
-        Ok(ResolvedBridgeAccess {
-            common,
-            max_filters: filter_limit::DEFAULT_MAX,
-            responses: response_budget::Config::default(),
-            audience: None,
-        })
-    }
-
-    /// Adds Kubernetes tokens, which the API server reviews.
-    pub(super) fn with_reviews(self, review: Reviewer) -> ResolvedBridgeAccess {
-        let auth = self.common.auth.with_reviews(review_backend(review));
-        ResolvedBridgeAccess { common: ResolvedAccess { auth, ..self.common }, ..self }
-    }
-}
-
-/// Reads the API key of the environment. An empty variable counts as unset, with a warning.
-fn env_api_key() -> Result<Option<Secret>, CliError> {
-    let name = ApiKeys::ENVIRONMENT;
-    let Some(key) = std::env::var_os(name) else { return Ok(None) };
-    if key.is_empty() {
-        warn!("{name} is empty, so it counts as unset");
-        return Ok(None);
-    }
-    let key = key
-        .into_string()
-        .map_err(|_| CliError::usage(format!("{name} is not UTF-8: set a key of ASCII characters")))?;
-    match key.trim() {
-        "" => Err(CliError::usage(format!("{name} holds only white space: set a key, or unset the variable"))),
-        key if key.contains(char::is_whitespace) => {
-            Err(CliError::usage(format!("{name} contains white space, which no client can send: set a key without it")))
-        }
-        key => {
-            if key.chars().count() < MIN_KEY_CHARS {
-                warn!("{name} is short enough to be guessed; use 32 random characters");
-            }
-            Ok(Some(Secret::new(key)))
-        }
-    }
-}
-
-/// Joins the lists of a flag that was given several times.
-fn flatten_lists<T>(lists: Vec<List<T>>) -> Vec<T> {
-    lists.into_iter().flat_map(|List(elements)| elements).collect()
-}
-
 fn allowed(origins: Vec<CorsOrigin>, hosts: Vec<HostName>, closed: bool) -> Result<GuardConfig, CliError> {
     let mut allowed = GuardConfig { hosts, ..GuardConfig::default() };
     for origin in origins {
@@ -420,32 +252,4 @@ fn allowed(origins: Vec<CorsOrigin>, hosts: Vec<HostName>, closed: bool) -> Resu
         }
     }
     Ok(allowed)
-}
-
-/// Connects the reviews of the API server to authentication, as functions: `http` does not import `source`.
-fn review_backend(review: Reviewer) -> ReviewBackend {
-    let for_users = review.clone();
-    ReviewBackend {
-        token: Box::new(move |token| {
-            let review = review.clone();
-            let request = async move {
-                // `Reviewer` has logged the error.
-                let user = review.token(token.expose()).await.map_err(|_| ReviewUnavailable)?;
-                Ok(user.map(|review::User { name, uid, groups, extra }| KubernetesUser { name, uid, groups, extra }))
-            };
-            request.boxed()
-        }),
-        access: Box::new(move |user: Arc<KubernetesUser>| {
-            let review = for_users.clone();
-            let request = async move {
-                let KubernetesUser { name, uid, groups, extra } = (*user).clone();
-                let user = review::User { name, uid, groups, extra };
-                let denied = review.first_denied(&user).await.map_err(|_| ReviewUnavailable)?;
-                Ok(denied.map_or(review_cache::AccessDecision::Granted, |what| {
-                    review_cache::AccessDecision::Denied(what.into())
-                }))
-            };
-            request.boxed()
-        }),
-    }
 }

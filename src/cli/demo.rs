@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use clap::Args;
 
 use super::{
-    access::ResolvedBridgeAccess,
+    access::bridge::ResolvedBridgeAccess,
     exit::{CliError, print},
     logging::{self, LogFormat},
     otlp::Traces,

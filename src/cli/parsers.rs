@@ -34,6 +34,11 @@ impl<T: FromStr> FromStr for List<T> {
     }
 }
 
+/// Joins the lists of a flag that was given several times.
+pub(super) fn flatten_lists<T>(lists: Vec<List<T>>) -> Vec<T> {
+    lists.into_iter().flat_map(|List(elements)| elements).collect()
+}
+
 /// Returns a parser of integers in a range.
 pub(super) fn integer_in<T: FromStr>(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<T, String> + Clone {
     move |text| {

@@ -6,7 +6,7 @@ use clap::Args;
 use tracing::info;
 
 use super::{
-    access::{self, BridgeAccessArgs},
+    access::{self, bridge::BridgeAccessArgs},
     connection::ContextArgs,
     exit::{CANNOT_CONNECT, CliError},
     ingest::IngestArgs,

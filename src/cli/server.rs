@@ -18,7 +18,7 @@ use tokio::{
 use tracing::info;
 
 use super::{
-    access::{ResolvedAccess, ResolvedBridgeAccess},
+    access::{ResolvedAccess, bridge::ResolvedBridgeAccess},
     exit::{CliError, FAILED, INTERRUPTED},
     file_limit::connection_limits,
     otlp::Traces,

@@ -7,15 +7,10 @@ use http::{
     HeaderMap, Request, StatusCode,
     header::{AUTHORIZATION, LOCATION, USER_AGENT},
 };
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper_rustls::HttpsConnector;
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::TokioExecutor,
-};
+use http_body_util::{BodyExt as _, Full, Limited};
 use rustls::ClientConfig;
 
-use crate::client::innermost;
+use crate::{client::innermost, https_client::https_client};
 
 /// Bytes of a response that are read: lists of instances may be longer, and only their head counts.
 const MAX_BYTES: usize = 64 << 10;
@@ -33,17 +28,13 @@ pub(super) struct Response {
 /// # Errors
 /// Why there is no response.
 pub(super) async fn get(url: &str, tls: Arc<ClientConfig>, token: Option<&str>) -> Result<Response, String> {
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    let https = HttpsConnector::from((tcp, tls));
-    let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(https);
     let agent = concat!("boilerhouse-bridge/", env!("CARGO_PKG_VERSION"));
     let mut request = Request::get(url).header(USER_AGENT, agent);
     if let Some(token) = token {
         request = request.header(AUTHORIZATION, format!("Bearer {token}"));
     }
-    let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
-    let response = client.request(request).await.map_err(|error| innermost(&error))?;
+    let request = request.body(Full::<Bytes>::default()).map_err(|error| error.to_string())?;
+    let response = https_client(tls).request(request).await.map_err(|error| innermost(&error))?;
     let (head, body) = response.into_parts();
     // A longer body, or one that is cut, does not change what the status says.
     let body = Limited::new(body, MAX_BYTES).collect().await.map(|body| body.to_bytes()).unwrap_or_default();

@@ -8,30 +8,26 @@ use http::{
     header::{CONTENT_TYPE, RETRY_AFTER, USER_AGENT},
 };
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper_rustls::HttpsConnector;
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
-};
 use jiff::Timestamp;
 use rustls::ClientConfig;
 use tokio::time::{Instant, timeout_at};
 
 use super::{message::Message, receiver::Receiver, retry::retry_after, signature::Secrets};
-use crate::client::innermost;
+use crate::{
+    client::innermost,
+    https_client::{HttpsClient, https_client},
+};
 
 /// The time of one attempt, from the lookup of the name to the end of the response (docs/protocol.md#deliveries).
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of a response that are read, so that its connection can be used again. They are not used otherwise.
 const MAX_RESPONSE_BYTES: usize = 64 << 10;
-/// Time that an unused connection stays open.
-const POOL_IDLE: Duration = Duration::from_secs(30);
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("boilerhouse-bridge/", env!("CARGO_PKG_VERSION")));
 
 /// Sends messages.
 #[derive(Clone, Debug)]
 pub struct Sender {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: HttpsClient,
 }
 
 /// How an attempt ended.
@@ -82,13 +78,7 @@ impl Sender {
     /// Returns a sender. `tls` is used for receivers with https.
     #[must_use]
     pub fn new(tls: Arc<ClientConfig>) -> Sender {
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        let https = HttpsConnector::from((tcp, tls));
-        let mut client = Client::builder(TokioExecutor::new());
-        let client = client.pool_idle_timeout(POOL_IDLE).pool_timer(TokioTimer::new()).build(https);
-        Sender { client }
+        Sender { client: https_client(tls) }
     }
 
     /// POSTs a message once. It follows no redirect.

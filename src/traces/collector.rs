@@ -5,33 +5,28 @@
 use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper_rustls::HttpsConnector;
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
-};
 use opentelemetry_http::{HttpClient, HttpError};
 use rustls::ClientConfig;
 
-use crate::client::innermost;
+use crate::{
+    client::innermost,
+    https_client::{HttpsClient, https_client},
+};
 
 /// Bytes of an answer that are read. It is empty, or names rejected spans.
 const MAX_RESPONSE_BYTES: usize = 64 << 10;
-/// Time that an unused connection stays open.
-const POOL_IDLE: Duration = Duration::from_secs(30);
 /// Maximum characters of a reason in the log.
-const MAX_REASON_CHARS: usize = 200;
+pub(super) const MAX_REASON_CHARS: usize = 200;
 
-/// The client of a collector. It follows no redirect, so that the headers reach no other server.
+/// The client of a collector.
 pub(super) struct Collector {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: HttpsClient,
     /// Why the last request had no answer. The exporter's own error does not say it.
     failure: Mutex<Option<String>>,
 }
@@ -39,13 +34,7 @@ pub(super) struct Collector {
 impl Collector {
     /// Returns a client. `tls` is used for https.
     pub(super) fn new(tls: Arc<ClientConfig>) -> Collector {
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        let https = HttpsConnector::from((tcp, tls));
-        let mut client = Client::builder(TokioExecutor::new());
-        let client = client.pool_idle_timeout(POOL_IDLE).pool_timer(TokioTimer::new()).build(https);
-        Collector { client, failure: Mutex::new(None) }
+        Collector { client: https_client(tls), failure: Mutex::new(None) }
     }
 
     /// Returns why the last request had no answer, once.
@@ -75,8 +64,8 @@ impl HttpClient for Collector {
         Self: 'b,
     {
         Box::pin(async move {
-            let answer = self.post(request).await.map_err(|reason| reason.chars().take(MAX_REASON_CHARS).collect());
-            let failure: Option<String> = answer.as_ref().err().cloned();
+            let answer = self.post(request).await;
+            let failure = answer.as_ref().err().cloned();
             *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
             answer.map_err(HttpError::from)
         })

@@ -27,7 +27,10 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{collector::Collector, span::Tracer};
+use super::{
+    collector::{Collector, MAX_REASON_CHARS},
+    span::Tracer,
+};
 
 /// Maximum number of finished spans that wait.
 const QUEUE: usize = 2048;
@@ -201,6 +204,7 @@ impl Export {
         let now = Instant::now();
         if now >= self.next_log {
             self.next_log = now + LOG_INTERVAL;
+            let reason: String = reason.chars().take(MAX_REASON_CHARS).collect();
             warn!(reason, "traces not sent to the collector; bridge_otlp_spans_total counts the dropped spans");
         }
     }

@@ -25,9 +25,8 @@ NAMESPACE = "boilerhouse"
 RELEASE = "boilerhouse-bridge"
 
 
-def check_release(plane, checks):
-    """Installs, upgrades, uses and removes the release."""
-    steps = []
+def commands(plane, checks):
+    """Returns `kubectl`, `get` for objects of the namespace, and `helm` for the release."""
 
     def kubectl(*arguments, **options):
         return checks.run(checks.KUBECTL, *arguments, env=plane.environment(), **options)
@@ -38,6 +37,14 @@ def check_release(plane, checks):
     def helm(action, *arguments, **options):
         chart = [checks.CHART] if action in ("install", "upgrade") else []
         return checks.helm(action, RELEASE, *chart, "-n", NAMESPACE, *arguments, env=plane.environment(), **options)
+
+    return kubectl, get, helm
+
+
+def check_release(plane, checks):
+    """Installs, upgrades, uses and removes the release."""
+    steps = []
+    kubectl, get, helm = commands(plane, checks)
 
     def pod_template():
         return get("deployment", RELEASE)["spec"]["template"]

@@ -39,31 +39,19 @@ async fn flags_of_inputs_that_lack_another_one_are_usage_errors() {
     }
 }
 
-#[cfg(not(feature = "mqtt"))]
 #[tokio::test]
-async fn binary_without_mqtt_says_how_to_build_one() {
-    let error = usage_error(&["--mqtt-url", "mqtt://127.0.0.1:1", "--mqtt-topic", "a"]).await;
-    let expected =
-        "--mqtt-url: this binary has no MQTT support; build one with `cargo build --release --features mqtt`";
-    assert!(error.contains(expected), "{error}");
-}
-
-#[cfg(not(feature = "nats"))]
-#[tokio::test]
-async fn binary_without_nats_says_how_to_build_one() {
-    let error = usage_error(&["--nats-url", "nats://127.0.0.1:1"]).await;
-    let expected =
-        "--nats-url: this binary has no NATS support; build one with `cargo build --release --features nats`";
-    assert!(error.contains(expected), "{error}");
-}
-
-#[cfg(not(feature = "otlp"))]
-#[tokio::test]
-async fn binary_without_otlp_says_how_to_build_one() {
-    let error = usage_error(&["--otlp-endpoint", "http://127.0.0.1:1"]).await;
-    let expected =
-        "--otlp-endpoint: this binary has no OTLP support; build one with `cargo build --release --features otlp`";
-    assert!(error.contains(expected), "{error}");
+async fn binary_without_a_feature_says_how_to_build_one_with_it() {
+    let inputs: [(bool, &str, &str, &[&str]); 3] = [
+        (cfg!(feature = "mqtt"), "mqtt", "MQTT", &["--mqtt-url", "mqtt://127.0.0.1:1", "--mqtt-topic", "a"]),
+        (cfg!(feature = "nats"), "nats", "NATS", &["--nats-url", "nats://127.0.0.1:1"]),
+        (cfg!(feature = "otlp"), "otlp", "OTLP", &["--otlp-endpoint", "http://127.0.0.1:1"]),
+    ];
+    for (_, feature, name, args) in inputs.into_iter().filter(|(is_compiled, ..)| !is_compiled) {
+        let error = usage_error(args).await;
+        let build = format!("build one with `cargo build --release --features {feature}`");
+        let expected = format!("{}: this binary has no {name} support; {build}", args[0]);
+        assert!(error.contains(&expected), "{error}");
+    }
 }
 
 #[cfg(feature = "mqtt")]

@@ -9,7 +9,11 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{AccessArgs, BridgeAccessArgs, ListenPlace, MIN_KEY_CHARS, WsAuth, env_api_key};
+use super::{
+    AccessArgs, ListenPlace,
+    bridge::{BridgeAccessArgs, WsAuth},
+    environment_key::{MIN_KEY_CHARS, env_api_key},
+};
 use crate::{
     cli::exit::CliError,
     doctor::{CommandLine, Outcome, shell_path},
