@@ -19,6 +19,7 @@ mod violation;
 
 pub use self::{
     booster::{Booster, BoosterError, MAX_MODULE_BYTES},
+    unique_json::{Repeated, parse as parse_json},
     validator::{Metrics, Validator},
     violation::{Violation, Violations},
 };

@@ -7,6 +7,7 @@ use std::{path::PathBuf, sync::Arc};
 use http::Uri;
 
 use super::exit::CliError;
+use crate::client::has_wrong_port;
 #[cfg(any(feature = "mqtt", feature = "nats"))]
 use crate::{broker::TlsConfig, client};
 
@@ -43,15 +44,13 @@ impl BrokerUrl {
             return Err(format!("{}, without a path", expected()));
         }
         let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-        let has_port = authority.as_str().len() > authority.host().len();
-        let port = authority.port_u16().filter(|port| *port > 0);
-        if has_port && port.is_none() {
+        if has_wrong_port(authority) {
             return Err(format!("{}, with a port from 1 to 65535", expected()));
         }
         if host.is_empty() {
             return Err(expected());
         }
-        Ok(BrokerUrl { host: host.to_owned(), port, has_tls })
+        Ok(BrokerUrl { host: host.to_owned(), port: authority.port_u16(), has_tls })
     }
 }
 

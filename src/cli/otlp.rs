@@ -15,11 +15,16 @@ use super::broker;
 use super::exit::CliError;
 #[cfg(feature = "otlp")]
 use crate::{client, tasks, traces};
-use crate::{tasks::Tasks, traces::Tracer};
+use crate::{client::has_wrong_port, tasks::Tasks, traces::Tracer};
 
 /// A collector of traces. Without the feature there is none.
 #[cfg(feature = "otlp")]
-pub(super) type Collector = traces::Config;
+#[derive(Debug)]
+pub(super) struct Collector {
+    /// The flag or the variable that names it.
+    name: &'static str,
+    config: traces::Config,
+}
 /// See the variant with the feature.
 #[cfg(not(feature = "otlp"))]
 pub(super) type Collector = Infallible;
@@ -83,6 +88,9 @@ fn collector_url(text: &str) -> Result<String, String> {
     if authority.as_str().contains('@') || uri.query().is_some() {
         return Err("credentials are not part of the URL; use OTEL_EXPORTER_OTLP_HEADERS".to_owned());
     }
+    if has_wrong_port(authority) {
+        return Err(format!("{}, with a port from 1 to 65535", expected()));
+    }
     Ok(format!("{scheme}://{authority}{}", uri.path().trim_end_matches('/')))
 }
 
@@ -111,11 +119,15 @@ impl OtlpArgs {
     /// A URL or a file cannot be used, or this binary has no support of traces.
     #[cfg(feature = "otlp")]
     pub(super) fn resolve(&self) -> Result<Option<Collector>, CliError> {
-        let url = match self.url()? {
-            None => url_of_environment()?,
-            url => url,
+        let (name, url) = match (self.url()?, url_variable()) {
+            (Some(url), _) => ("--otlp-endpoint", url),
+            (None, None) => return self.check_ca_file(None).map(|()| None),
+            (None, Some(_)) if environment_turns_off() => return Ok(None),
+            (None, Some((name, url, path))) => {
+                let url = collector_url(&url).map_err(|error| CliError::usage(format!("{name}: {error}")))?;
+                (name, url + path)
+            }
         };
-        let Some(url) = url else { return self.check_ca_file(None).map(|()| None) };
         self.check_ca_file(Some(&url))?;
         if variable("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
             info!("traces are off: OTEL_SDK_DISABLED is true");
@@ -128,11 +140,15 @@ impl OtlpArgs {
         if has_headers && !has_tls {
             warn!("the headers for the collector are sent unencrypted; use an https:// URL");
         }
-        let certificate = || variable("OTEL_EXPORTER_OTLP_CERTIFICATE").filter(|_| has_tls).map(PathBuf::from);
-        let file = self.otlp_ca_file.clone().or_else(certificate);
+        let certificate = "OTEL_EXPORTER_OTLP_CERTIFICATE";
+        let (source, file) = match (&self.otlp_ca_file, variable(certificate).filter(|_| has_tls)) {
+            (Some(file), _) => ("--otlp-ca-file", Some(file.clone())),
+            (None, Some(file)) => (certificate, Some(PathBuf::from(file))),
+            (None, None) => (name, None),
+        };
         let tls = client::tls_config(has_tls, file.as_deref());
-        let tls = tls.map_err(|error| CliError::usage(format!("--otlp-ca-file: {error}")))?;
-        Ok(Some(traces::Config { url, tls }))
+        let tls = tls.map_err(|error| CliError::usage(format!("{source}: {error}")))?;
+        Ok(Some(Collector { name, config: traces::Config { url, tls } }))
     }
 
     /// See the variant with the feature.
@@ -150,31 +166,29 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// Returns the URL for spans that the standard variables name, if they do. Tools set them for every process of a cluster, so a
-/// protocol that the bridge does not have is no error.
-///
-/// # Errors
-/// It is no URL.
+/// Returns the standard variable that names a collector, its value, and the path that is added to it.
 #[cfg(feature = "otlp")]
-fn url_of_environment() -> Result<Option<String>, CliError> {
+fn url_variable() -> Option<(&'static str, String, &'static str)> {
     let [own, common] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
-    let (name, url, path) = match (variable(own), variable(common)) {
-        (Some(url), _) => (own, url, ""),
-        (None, Some(url)) => (common, url, TRACES_PATH),
-        (None, None) => return Ok(None),
-    };
+    let of = |name, path| variable(name).map(|url| (name, url, path));
+    of(own, "").or_else(|| of(common, TRACES_PATH))
+}
+
+/// Returns whether the standard variables turn off the traces to the collector that they name. Tools set them for every process
+/// of a cluster, so a protocol that the bridge does not have is no error.
+#[cfg(feature = "otlp")]
+fn environment_turns_off() -> bool {
     if variable("OTEL_TRACES_EXPORTER").is_some_and(|exporter| exporter == "none") {
-        return Ok(None);
+        return true;
     }
     let protocols = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"];
     if let Some(protocol) = protocols.into_iter().find_map(variable)
         && protocol != "http/protobuf"
     {
         warn!("traces are off: the environment asks for a protocol other than http/protobuf; set --otlp-endpoint");
-        return Ok(None);
+        return true;
     }
-    let url = collector_url(&url).map_err(|error| CliError::usage(format!("{name}: {error}")))?;
-    Ok(Some(url + path))
+    false
 }
 
 /// Logs a sampler that does not exist. The default is then in use, as OpenTelemetry requires.
@@ -195,12 +209,12 @@ fn warn_about_sampler() {
 /// The URL cannot be used.
 #[cfg(feature = "otlp")]
 pub(super) fn start(collector: Option<Collector>, registry: &mut Registry) -> Result<Traces, CliError> {
-    let Some(collector) = collector else { return Ok(Traces::default()) };
-    info!(url = collector.url, "sending traces");
+    let Some(Collector { name, config }) = collector else { return Ok(Traces::default()) };
+    info!(url = config.url, "sending traces");
     let metrics = traces::Metrics::default();
     metrics.register(registry);
-    let started = traces::start(collector, metrics);
-    let (tracer, export) = started.map_err(|error| CliError::usage(format!("--otlp-endpoint: {error}")))?;
+    let started = traces::start(config, metrics);
+    let (tracer, export) = started.map_err(|error| CliError::usage(format!("{name}: {error}")))?;
     // Tasks of their own, because the spans of the last streams are sent after the drain.
     let sending = Tasks::new(tasks::Config { drain: traces::FLUSH_TIMEOUT, ..tasks::Config::default() });
     sending.connection(export.run(sending.stop().clone().cancelled_owned()));
@@ -239,6 +253,9 @@ mod tests {
             "http://user:secret@collector",
             "http://collector/?key=secret",
             "http:/collector",
+            "http://collector:43180000",
+            "http://collector:",
+            "http://[::1]:0",
         ] {
             let error = collector_url(wrong).unwrap_err();
             assert!(!error.contains("secret"), "{error}");

@@ -142,11 +142,13 @@ impl PortForward {
         Ok(PortForward { client, namespace, server, service, selector, port, limit, opened: Arc::default() })
     }
 
-    /// Returns the URL of the Service as the Pods of the cluster know it. The port `https` is one with TLS.
+    /// Returns the URL of the Service as the Pods of the cluster know it. A port with the name or the `appProtocol` `https`
+    /// is one with TLS.
     #[must_use]
     pub fn url(&self) -> String {
         let PortForward { namespace, service, port, .. } = self;
-        let scheme = if port.name.as_deref() == Some("https") { "https" } else { "http" };
+        let has_tls = [&port.name, &port.app_protocol].into_iter().any(|text| text.as_deref() == Some("https"));
+        let scheme = if has_tls { "https" } else { "http" };
         format!("{scheme}://{service}.{namespace}.svc:{}", port.port)
     }
 

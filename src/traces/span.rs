@@ -97,8 +97,8 @@ fn parent(headers: &HeaderMap) -> Option<SpanContext> {
     parent.is_valid().then_some(parent)
 }
 
-/// The span of a request. It starts with the request; without [`RequestSpan::finish`] it ends with its last clone. Clones are
-/// one span.
+/// The span of a request. Clones are one span. It starts with the request and ends with [`RequestSpan::finish`], or, once the
+/// request is admitted, with its last clone. A request that ends before has no span.
 #[derive(Clone, Debug, Default)]
 pub struct RequestSpan(Option<Arc<Request>>);
 

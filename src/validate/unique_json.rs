@@ -12,18 +12,26 @@ const MAX_KEY_CHARS: usize = 50;
 
 /// The keys that a text has more than once.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Repeated {
+pub struct Repeated {
     /// The paths of the first 100.
     pub(super) paths: Vec<String>,
     /// The number of further ones.
     pub(super) more: usize,
 }
 
+impl Repeated {
+    /// Returns whether each key is there once.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.paths.is_empty()
+    }
+}
+
 /// Parses a JSON text, at most 128 levels deep. Returns the value and its repeated keys.
 ///
 /// # Errors
 /// A message with the place, if it is no JSON text.
-pub(super) fn parse(text: &[u8]) -> Result<(Value, Repeated), String> {
+pub fn parse(text: &[u8]) -> Result<(Value, Repeated), String> {
     let repeated = RefCell::default();
     let mut deserializer = serde_json::Deserializer::from_slice(text);
     let seed = Node { path: None, repeated: &repeated };

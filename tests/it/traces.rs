@@ -288,6 +288,17 @@ async fn standard_variables_select_the_collector_and_the_sampler() {
         (&[(endpoint, &url), ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")], Some("/v1/traces")),
         (&[(endpoint, &url), ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")], None),
         (&[(endpoint, &url), ("OTEL_TRACES_EXPORTER", "none")], None),
+        // What is turned off has no errors: the certificates belong to the collector that is not used.
+        (
+            &[
+                (endpoint, "collector:4317"),
+                ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+                ("BRIDGE_OTLP_CA_FILE", "/absent"),
+            ],
+            None,
+        ),
+        // Requests are not compressed.
+        (&[(endpoint, &url), ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")], Some("/v1/traces")),
         (&[(endpoint, &url), ("OTEL_SDK_DISABLED", "true")], None),
         (&[("BRIDGE_OTLP_ENDPOINT", &url), ("OTEL_SDK_DISABLED", "TRUE")], None),
         (&[("BRIDGE_OTLP_ENDPOINT", &url), ("OTEL_TRACES_SAMPLER", "always_off")], None),
