@@ -357,12 +357,36 @@ def check_the_bridge_accepts_every_rendered_configuration():
         for values in VALUES:
             objects = template("--values", values)
             text = next(x for x in of_kind(objects, "ConfigMap") if "config.yaml" in x["data"])["data"]["config.yaml"]
-            Path(folder, "config.yaml").write_text(text)
-            # It ends when it reads the kubeconfig, which comes after the configuration.
-            environment = {**os.environ, "BOILERHOUSE_API_KEY": "x", "KUBECONFIG": f"{folder}/missing", "HOME": folder}
-            answer = run(BRIDGE, "serve", "--config", f"{folder}/config.yaml", env=environment, code=None)
-            assert "config.yaml" not in answer and "unknown key" not in answer, f"{values.name}: {answer}"
+            Path(folder, "config.yaml").write_text(json.dumps(with_files(yaml.safe_load(text), folder)))
+            # It ends when it reads the kubeconfig, which comes after the configuration and its files.
+            environment = {**os.environ, "BOILERHOUSE_API_KEY": "x" * 32, "KUBECONFIG": f"{folder}/missing"}
+            answer = run(BRIDGE, "serve", "--config", f"{folder}/config.yaml", env=environment, code=5)
+            assert f"{folder}/missing" in answer, f"{values.name}: {answer}"
     return f"{len(schema)} flags in config"
+
+
+def with_files(config, folder):
+    """Returns the configuration with files in this folder in place of those of the Pod."""
+    pack = {"version": "1", "name": "p", "entities": {"Telemetry": {"required": ["requests"]}}}
+    contents = {
+        "session-key-file": "s" * 48,
+        "keys-file": f"keys: [{{name: a, sha256: {1:064}}}]",
+        "schema-pack": json.dumps(pack),
+        "nats-credentials-file": (ROOT / "tests/nats-server/bridge.creds").read_text(),
+        "mqtt-username-file": "user",
+        "mqtt-password-file": "password",
+    }
+    key, certificate = f"{folder}/tls.key", f"{folder}/tls.crt"
+    if not os.path.exists(certificate):
+        subject = ("-subj", "/CN=bridge", "-addext", "subjectAltName=DNS:bridge")
+        run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, *subject)
+    for name, value in config.items():
+        if isinstance(value, str) and value.startswith("/"):
+            config[name] = key if name == "tls-key" else certificate
+            if name in contents:
+                config[name] = f"{folder}/{name}"
+                Path(folder, name).write_text(contents[name])
+    return config
 
 
 # --- files that are made from others --------------------------------------------------------------------------------

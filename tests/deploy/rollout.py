@@ -18,7 +18,7 @@ import subprocess
 import threading
 import time
 
-from cluster import NAMESPACE, RELEASE, wait_for
+from cluster import NAMESPACE, RELEASE, commands, wait_for
 
 # The bound of one rollout: a few seconds on an idle machine.
 ROLLOUT_SECONDS = 90
@@ -249,20 +249,12 @@ def start_nodes(plane, checks, kubectl):
 
 def check_rollout(plane, checks):
     steps = []
-
-    def kubectl(*arguments, **options):
-        return checks.run(checks.KUBECTL, *arguments, env=plane.environment(), **options)
-
-    def get(*arguments):
-        return json.loads(kubectl("-n", NAMESPACE, "get", *arguments, "-o", "json"))
+    kubectl, get, release = commands(plane, checks)
 
     def helm(action, *arguments, seconds=ROLLOUT_SECONDS, **options):
-        chart = [checks.CHART] if action in ("install", "upgrade") else []
         kept = ["--reuse-values"] if action == "upgrade" else []
         waits = ["--wait", f"--timeout={seconds}s"] if action != "status" else []
-        return checks.helm(
-            action, RELEASE, *chart, "-n", NAMESPACE, *kept, *waits, *arguments, env=plane.environment(), **options
-        )
+        return release(action, *kept, *waits, *arguments, **options)
 
     def checksum(item):
         return item["metadata"]["annotations"]["checksum/config"]
@@ -344,10 +336,15 @@ def check_rollout(plane, checks):
         settings = [part for key, value in values.items() for part in ("--set-json", f"{key}={json.dumps(value)}")]
         with Rollout(plane, checks) as rollout:
             helm("upgrade", *settings, seconds=FAILED_UPGRADE_SECONDS, code=None)
-            left, fewest = rollout.read()
+
+            def stuck():
+                left, fewest = rollout.read()
+                new = [pod for pod in left if pod["metadata"]["name"] not in names_of(pods)]
+                return (left, fewest) if len(new) == 1 and is_stuck(new[0]) else None
+
+            left, fewest = wait_for(f"{name}: there is one new Pod", stuck)
         assert fewest >= PROMISED, f"{name}: only {fewest} Pods were available meanwhile"
-        new = [pod for pod in left if pod["metadata"]["name"] not in names_of(pods)]
-        assert names_of(pods) < names_of(left) and len(new) == 1 and is_stuck(new[0]), (name, left)
+        assert names_of(pods) < names_of(left), (name, left)
         assert json.loads(helm("status", "-o", "json"))["info"]["status"] == "failed"
         healed = change(action="rollback")
         assert names_of(healed) == names_of(pods), f"{name}: the rollback replaces Pods that were available"
