@@ -22,7 +22,7 @@ use crate::oracle::mutations::delivery::Mutation;
 use crate::support::long_form;
 
 /// The number of seeds of the short form and of the long form.
-const SEEDS: [u64; 2] = [1_000, 5_000];
+const SEEDS: [u64; 2] = [400, 5_000];
 /// Each mutation must be rejected within this number of seeds.
 const REJECTED_WITHIN: u64 = 2_000;
 /// Steps of a history: changes, watch lines, reads, connections.

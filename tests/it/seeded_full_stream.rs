@@ -35,11 +35,11 @@ mod session;
 mod wire;
 
 /// The number of seeds of the short form and of the long form.
-const SEEDS: [u64; 2] = [60, 2_000];
+const SEEDS: [u64; 2] = [40, 2_000];
 /// How many of them the replay test runs twice.
-const REPLAYED_SEEDS: [u64; 2] = [10, 200];
+const REPLAYED_SEEDS: [u64; 2] = [6, 200];
 /// Seeds whose records are mutated.
-const MUTATED_SEEDS: u64 = 48;
+const MUTATED_SEEDS: u64 = 32;
 /// The minimum number of times that each mutation must have been applied.
 const MIN_APPLIED: u64 = 5;
 /// The maximum number of times that each mutation is applied, each time to another record.

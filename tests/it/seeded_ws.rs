@@ -33,9 +33,9 @@ mod long_runs;
 pub(crate) mod script;
 
 /// The number of seeds of the short form and of the long form.
-const SEEDS: [u64; 2] = [160, 2_000];
+const SEEDS: [u64; 2] = [80, 2_000];
 /// The same for faults that retain the watch history.
-const RETAINED_SEEDS: [u64; 2] = [40, 200];
+const RETAINED_SEEDS: [u64; 2] = [20, 200];
 /// Seeds whose records are mutated.
 const MUTATED_SEEDS: u64 = 40;
 /// The minimum number of times that each mutation must have been applied.

@@ -25,7 +25,7 @@ use crate::support::{
 };
 
 /// Number of histories in the long form and in the short form of the test.
-const HISTORIES: [u64; 2] = [300, 50];
+const HISTORIES: [u64; 2] = [300, 25];
 /// Writes in a history.
 const WRITES: usize = 40;
 /// Number of histories, from the first one, in which the API server loses its watch history, so that all watchers list

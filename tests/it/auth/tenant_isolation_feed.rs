@@ -20,7 +20,7 @@ use serde_json::Value;
 use crate::support;
 
 /// Number of histories in the long form and in the short form of the test.
-const HISTORIES: [u64; 2] = [1_000, 250];
+const HISTORIES: [u64; 2] = [1_000, 100];
 /// Changes in a history.
 const CHANGES: usize = 30;
 /// Snapshots are taken at every n-th resourceVersion.
