@@ -201,6 +201,8 @@ export type ErrorKind =
     | "redirect"
     /** The WebSocket does not open although SSE works: a proxy removes `Upgrade`. `message` says what follows. */
     | "upgrade"
+    /** The server does not accept the cursor. The stream starts again without one: events may be missing. */
+    | "cursor-rejected"
     /** One event cannot be used. The stream continues with the next one. */
     | "malformed"
     /** One event is larger than `LIMITS.eventBytes`. */

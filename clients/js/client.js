@@ -648,7 +648,7 @@ export class BridgeClient extends EventTarget {
       for (;;) {
         const value = reader.queue.shift();
         if (value) {
-          if (this.#connection.error?.kind === "slow-reader" && this.#hasCaughtUp()) this.#endWait?.();
+          this.#resumeSlow();
           return { value, done: /** @type {false} */ (false) };
         }
         const { status, error } = this.#connection;
@@ -664,6 +664,7 @@ export class BridgeClient extends EventTarget {
       reader.wake();
       // An open connection would keep the process of a program that has left its loop.
       if (this.#readers.size === 0 && !this.#hasListeners) this.close();
+      else this.#resumeSlow();
       return { value: undefined, done: /** @type {true} */ (true) };
     };
     return {
@@ -723,6 +724,9 @@ export class BridgeClient extends EventTarget {
     // A release that does not accept the encoding of the cursor (docs/protocol.md#what-clients-must-do).
     if (error.parameter === "lastEventId" && this.#dedupe.cursor) {
       this.#dedupe.cursor = undefined;
+      const { status, code, parameter } = error;
+      const message = `the server does not accept the cursor (${error.message}); the stream starts again without one`;
+      this.#emit("error", new BridgeError("cursor-rejected", message, { status, code, parameter }));
       return true;
     }
     // A token that was replaced: the provider is asked again, once.
@@ -1065,9 +1069,14 @@ export class BridgeClient extends EventTarget {
     return true;
   }
 
-  /** A slow reader must catch up by half before the stream resumes. */
+  /** A slow reader must catch up by half, or leave, before the stream resumes. */
   #hasCaughtUp() {
     return this.#hasRoom(LIMITS.queuedEvents / 2);
+  }
+
+  /** Ends the wait for a slow reader, which has no timer. */
+  #resumeSlow() {
+    if (this.#connection.error?.kind === "slow-reader" && this.#hasCaughtUp()) this.#endWait?.();
   }
 
   // -- Silence, sleep and the network of the computer
