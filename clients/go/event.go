@@ -26,7 +26,8 @@ type Event struct {
 	Payload Payload
 	// RateLimit is nil unless the bridge limits the rate of the stream.
 	RateLimit *RateLimit
-	// Connection is the number of the connection that delivered the event, from 1. It is 0 for [ParseEvent].
+	// Connection is the number of the connection that delivered the event, from 1. Connections that did not work count too,
+	// so that it can be larger than [Stream.Connections]. It is 0 for [ParseEvent].
 	Connection int
 }
 

@@ -129,6 +129,37 @@ func TestStreamClosingGivesTheReasonAndTheDelay(t *testing.T) {
 	})
 }
 
+func TestAStreamThatOnlyClosesIsNoConnection(t *testing.T) {
+	bothTransports(t, func(t *testing.T, transport Transport) {
+		const refusals = 3
+		server := newScripted(t)
+		server.stream = func(send sender, _ string) ending {
+			if len(server.seen()) <= refusals {
+				send(`{"type":"stream.closing","reason":"not ready"}`)
+				return ends
+			}
+			send(`{"type":"heartbeat"}`)
+			return stays
+		}
+		stream := newStream(t, server.URL, Options{Transport: transport})
+		for refusal := 1; refusal <= refusals; refusal++ {
+			event := nextEvent(t, stream)
+			if _, ok := event.Payload.(*StreamClosing); !ok || event.Connection != refusal {
+				t.Fatalf("found %+v", event)
+			}
+			if err := nextError[*ClosedError](t, stream); err.Reason != "not ready" {
+				t.Fatalf("found %v", err)
+			}
+			if stream.Connections() != 0 || stream.backoff.failures != refusal {
+				t.Fatalf("%d connections, %d failures after refusal %d", stream.Connections(), stream.backoff.failures, refusal)
+			}
+		}
+		if event := nextEvent(t, stream); event.Type != "heartbeat" || stream.Connections() != 1 || stream.backoff.failures != 0 {
+			t.Fatalf("found %+v, %d connections", event, stream.Connections())
+		}
+	})
+}
+
 func TestAnswersThatAreNoStreamAreTypedErrors(t *testing.T) {
 	const html = "\n<html><title>Sign in</title>\n<b>more</b></html>"
 	bothTransports(t, func(t *testing.T, transport Transport) {
