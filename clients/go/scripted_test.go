@@ -371,6 +371,29 @@ func TestTheIDOfABlockWithoutDataCounts(t *testing.T) {
 	}
 }
 
+func TestAnIDThatCannotBeSentBackIsNoCursor(t *testing.T) {
+	checkLeaks(t)
+	for _, wrong := range []string{"a\x01b", strings.Repeat("x", MaxCursorBytes+1)} {
+		server := newScripted(t)
+		server.intercept = func(w http.ResponseWriter, r *http.Request) bool {
+			w.Header().Set("Content-Type", "text/event-stream")
+			_, _ = fmt.Fprintf(w, "id: 1\ndata: {\"type\":\"x\"}\n\nid: %s\ndata: {\"type\":\"x\"}\n\n", wrong)
+			return r.Header.Get("Last-Event-ID") == ""
+		}
+		stream := newStream(t, server.URL, Options{Transport: SSE})
+		nextEvent(t, stream)
+		nextError[*MalformedError](t, stream)
+		nextError[*ClosedError](t, stream)
+		if stream.Cursor() != "1" {
+			t.Fatalf("the cursor is %.20q", stream.Cursor())
+		}
+		nextEvent(t, stream)
+		if found := server.seen()[1].Header.Get("Last-Event-ID"); found != "1" {
+			t.Fatalf("the second request has %.20q", found)
+		}
+	}
+}
+
 // The WebSocket package returns a message that is cut after as many bytes as it reads at once as if it were complete.
 func TestAWebSocketMessageThatIsCutIsNotDelivered(t *testing.T) {
 	checkLeaks(t)

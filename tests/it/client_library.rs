@@ -291,6 +291,21 @@ async fn connection_without_an_event_counts_after_a_second() {
     assert!(matches!(error, Error::Silent(_)), "{error}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn ids_that_no_header_can_carry_are_no_cursor() {
+    const FIRST: &str = "id: 1\ndata: {}\n\nid: a\u{1}b\ndata: {}\n\n";
+    let (client, requests) = scripted(&[FIRST, "id: 2\ndata: {}\n\n"]);
+    let mut events = client.build().unwrap().events();
+    next(&mut events).await.unwrap();
+    let malformed = next(&mut events).await.unwrap_err();
+    assert!(matches!(malformed, Error::Malformed { number: 2, .. }), "{malformed}");
+    next(&mut events).await.unwrap_err();
+    assert_eq!(events.cursor(), Some("1"));
+    next(&mut events).await.unwrap();
+    assert_eq!(events.cursor(), Some("2"));
+    assert!(requests.lock().unwrap()[1].contains("\r\nlast-event-id: 1\r\n"), "{requests:?}");
+}
+
 #[tokio::test]
 async fn malformed_events_are_skipped() {
     let url = serve(

@@ -451,6 +451,28 @@ test("a slow loop that is left lets the stream resume for the next loop", () =>
     },
   ));
 
+test("ids that no header can hold do not become the cursor", () =>
+  withClient(
+    { transport: "sse" },
+    (bridge) => {
+      bridge.onStream = (stream, cursor) => {
+        if (cursor) return stream.raw('{"type":"after"}', "c3");
+        stream.raw('{"type":"before"}', "c€");
+        stream.raw('{"type":"malformed"}', "c\u0001");
+        stream.end();
+      };
+    },
+    async ({ bridge, client, seen }) => {
+      await until("the next connection", () => client.cursor === "c3");
+      assert.deepEqual(
+        seen.errors.map(({ kind }) => kind),
+        ["malformed", "closed"],
+      );
+      const sent = bridge.requests.at(-1).headers["last-event-id"];
+      assert.equal(Buffer.from(sent, "latin1").toString(), "c€");
+    },
+  ));
+
 test("pause keeps the cursor and the state, start resumes", () =>
   withClient(
     { transport: "sse" },
