@@ -1209,7 +1209,7 @@ const tooLarge = () => new BridgeError("too-large", `an event is larger than ${L
 const slowReader = () => new BridgeError("slow-reader", "the reader is too slow: the stream resumes later");
 
 /** @param {Options} options */
-function baseUrl({ url, token, tokenProvider, allowInsecure }) {
+function baseUrl({ url, token, tokenProvider, ticket, allowInsecure }) {
   const page = globalThis.document?.baseURI;
   /** @type {URL} */
   let base;
@@ -1225,7 +1225,7 @@ function baseUrl({ url, token, tokenProvider, allowInsecure }) {
     throw new BridgeError("setting", "a URL must not contain a credential: use the option token");
   }
   const isSafe = base.protocol === "https:" || /^(.*\.)?localhost$|^127(\.\d+){3}$|^\[::1\]$/.test(base.hostname);
-  if ((token || tokenProvider) && !isSafe && !allowInsecure) {
+  if ((token || tokenProvider || ticket) && !isSafe && !allowInsecure) {
     const advice = "use https, or the option allowInsecure";
     throw new BridgeError("setting", `a credential is not sent over plain http to ${base.host}: ${advice}`);
   }

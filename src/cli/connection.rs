@@ -138,7 +138,8 @@ pub(super) struct ConnectionArgs {
     #[command(flatten)]
     service: ServiceArgs,
 
-    /// Transport of the stream; by default WebSocket
+    /// Transport of the stream; by default SSE if the path of the URL is one of a bridge's SSE streams, and WebSocket
+    /// otherwise
     #[arg(long, env = "BRIDGE_TRANSPORT", value_enum, value_name = "websocket|sse", hide_possible_values = true)]
     transport: Option<TransportName>,
 

@@ -226,6 +226,9 @@ test("options that cannot be used are errors with words, and show no secret", ()
     [{ url: "http://user:secret@h" }, /must not contain a credential/],
     [{ url: "http://10.0.0.1", token: "secret" }, /not sent over plain http/],
     [{ url: "http://localhost.example", tokenProvider: () => "secret" }, /not sent over plain http/],
+    [{ url: "http://10.0.0.1", ticket: "secret" }, /not sent over plain http/],
+    [{ url: "http://bridge", ticket: () => "secret" }, /not sent over plain http/],
+    [{ url: "http://localhost", since: "secret\n" }, /since is no cursor/],
     [{ url: "http://h", transport: "websocket", WebSocket: undefined }, globalThis.WebSocket ? /^$/ : /no WebSocket/],
   ]) {
     const make = () => new BridgeClient(options).close();
@@ -241,5 +244,7 @@ test("options that cannot be used are errors with words, and show no secret", ()
   }
   for (const url of ["https://h", "http://127.1.2.3:80", "http://[::1]", "http://localhost", "http://a.localhost"]) {
     new BridgeClient({ url, token: "t" }).close();
+    new BridgeClient({ url, ticket: "t" }).close();
   }
+  new BridgeClient({ url: "http://10.0.0.1", ticket: "t", allowInsecure: true }).close();
 });
