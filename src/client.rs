@@ -74,4 +74,7 @@ pub use self::{
     state::State,
 };
 #[cfg(feature = "server")]
-pub(crate) use self::{connection::innermost, endpoint::has_wrong_port, event::MAX_ID_BYTES, tls::config as tls_config};
+pub(crate) use self::{
+    connect::CONNECT_TIMEOUT, connection::innermost, endpoint::has_wrong_port, event::MAX_ID_BYTES,
+    tls::config as tls_config,
+};

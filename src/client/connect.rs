@@ -23,7 +23,7 @@ use super::{
 };
 
 /// The time for one connection, from the lookup of the name to the head of the response.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of a file with a token.
 const MAX_TOKEN_BYTES: u64 = 64 << 10;
 

@@ -112,6 +112,29 @@ async fn streams_that_only_close_are_no_connection() {
     assert!(!stderr.contains("connected again"), "{stderr}");
 }
 
+/// `--connect-timeout` is for the first connection. A later one can take longer.
+#[tokio::test]
+async fn short_connect_timeout_does_not_end_a_reconnect() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/events", listener.local_addr().unwrap());
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n";
+    let serving = tokio::spawn(async move {
+        for number in [1, 2] {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            assert!(socket.read(&mut [0; 4096]).await.unwrap() > 0);
+            if number == 2 {
+                let gives_up = timeout(Duration::from_secs(3), socket.read(&mut [0; 1])).await;
+                assert!(gives_up.is_err(), "the client gives up: {gives_up:?}");
+            }
+            let event = format!("{head}data: {{\"type\":\"order\",\"number\":{number}}}\n\n");
+            socket.write_all(event.as_bytes()).await.unwrap();
+        }
+    });
+    let output = events(&["--url", &url, "--connect-timeout", "2", "--count", "2"]).await;
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    serving.await.unwrap();
+}
+
 #[tokio::test]
 async fn interrupt_and_closed_pipe_end_it() {
     let cluster = SimCluster::new().await;
