@@ -64,8 +64,8 @@ pub use self::{
     endpoint::{Credential, Transport},
     error::Error,
     event::{
-        AuthExpiring, Claim, ClaimState, Endpoint, Event, Heartbeat, Instance, InstanceState, Payload, Pool, PoolReady,
-        RelayGap, StateInitial, StreamClosing, TenantEvent, Upstream,
+        AuthExpiring, Claim, ClaimState, Endpoint, Event, Heartbeat, Instance, InstanceState, MqttMessage, Payload,
+        Pool, PoolReady, RelayGap, StateInitial, StreamClosing, Telemetry, TelemetryMetrics, TenantEvent, Upstream,
     },
     events::Events,
     filter::{ClaimFilter, InstanceFilter},

@@ -21,8 +21,8 @@ type Event struct {
 	// JSON is the data as it was sent.
 	JSON json.RawMessage
 	// Payload is the data as a type: [*StateInitial], [*InstanceState], [*ClaimState], [*PoolReady], [*PoolDepth],
-	// [*TenantClaimed], [*TenantReleased], [*Heartbeat], [*UpstreamDown], [*UpstreamUp], [*AuthExpiring], [*StreamClosing],
-	// [*RelayGap] or [*Unknown].
+	// [*TenantClaimed], [*TenantReleased], [*Telemetry], [*MQTTMessage], [*Heartbeat], [*UpstreamDown], [*UpstreamUp],
+	// [*AuthExpiring], [*StreamClosing], [*RelayGap] or [*Unknown].
 	Payload Payload
 	// RateLimit is nil unless the bridge limits the rate of the stream.
 	RateLimit *RateLimit

@@ -129,9 +129,9 @@ func TestConnectionsThatAreNotEstablishedAreTriedAgain(t *testing.T) {
 				}
 			}
 		}()
-		options := Options{Transport: transport, ConnectTimeout: 100 * time.Millisecond}
+		options := Options{Transport: transport, ConnectTimeout: 2 * time.Second}
 		stream := newStream(t, "http://"+listener.Addr().String(), options)
-		for _, c := range []struct{ text, words string }{{"", "no answer within 100ms"}, {"no HTTP\r\n\r\n", "malformed"}} {
+		for _, c := range []struct{ text, words string }{{"", "no answer within 2s"}, {"no HTTP\r\n\r\n", "malformed"}} {
 			answer <- c.text
 			if err := nextError[*ConnectError](t, stream); !strings.Contains(err.Error(), c.words) || IsFinal(err) {
 				t.Fatalf("found %v", err)

@@ -123,7 +123,8 @@ func TestStreamClosingGivesTheReasonAndTheDelay(t *testing.T) {
 		if err.Reason != "draining" || err.RetryAfter != 2500*time.Millisecond || err.Code != code || IsFinal(err) {
 			t.Fatalf("found %+v", err)
 		}
-		if delay := time.Until(stream.RetryAt()); delay < 2*time.Second || delay > 2500*time.Millisecond {
+		// The own delay has at most 10 ms, so that the bound is no matter of speed.
+		if delay := time.Until(stream.RetryAt()); delay < time.Second || delay > 2500*time.Millisecond {
 			t.Fatalf("the delay is %v", delay)
 		}
 	})
@@ -227,7 +228,7 @@ func TestAnswersThatAreNoStreamAreTypedErrors(t *testing.T) {
 					if _, again := next(t, stream); again != err {
 						t.Fatalf("after the final error: %v", again)
 					}
-				} else if delay := time.Until(stream.RetryAt()); delay < 2*time.Second {
+				} else if delay := time.Until(stream.RetryAt()); delay < time.Second {
 					t.Fatalf("the delay is %v", delay)
 				}
 				if requests := server.seen(); len(requests) != 1 {
@@ -339,9 +340,11 @@ func TestASlowReaderGetsEveryEventInOrder(t *testing.T) {
 
 func TestSilenceEndsAConnection(t *testing.T) {
 	bothTransports(t, func(t *testing.T, transport Transport) {
-		stream := newStream(t, newScripted(t).URL, Options{Transport: transport, Silence: 200 * time.Millisecond})
+		// The first event must arrive within this time, also on a busy machine.
+		const limit = 2 * time.Second
+		stream := newStream(t, newScripted(t).URL, Options{Transport: transport, Silence: limit})
 		nextEvent(t, stream)
-		if err := nextError[*SilentError](t, stream); err.Limit != 200*time.Millisecond || IsFinal(err) {
+		if err := nextError[*SilentError](t, stream); err.Limit != limit || IsFinal(err) {
 			t.Fatalf("found %+v", err)
 		}
 		nextEvent(t, stream)

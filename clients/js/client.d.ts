@@ -258,7 +258,7 @@ export interface Options {
     transport?: Transport;
     instanceFilter?: InstanceFilter;
     claimFilter?: ClaimFilter;
-    /** Exact types or families: `instance`, `claim`, `tenant`, `pool`. */
+    /** Exact types or families: `instance`, `claim`, `tenant`, `pool`, `telemetry`, `mqtt`. */
     types?: string[];
     /** `false`: start with the first change. Then there is no state. */
     snapshot?: boolean;

@@ -106,8 +106,8 @@ impl Builder {
         Builder { claims, ..self }
     }
 
-    /// Selects exact event types or families (`instance`, `claim`, `tenant`, `pool`). The bridge filters. Control events
-    /// always come.
+    /// Selects exact event types or families (`instance`, `claim`, `tenant`, `pool`, `telemetry`, `mqtt`). The bridge
+    /// filters. Control events always come.
     pub fn types<T: Into<String>>(self, types: impl IntoIterator<Item = T>) -> Self {
         Builder { types: types.into_iter().map(Into::into).collect(), ..self }
     }
