@@ -64,8 +64,8 @@ pub use self::{
     endpoint::{Credential, Transport},
     error::Error,
     event::{
-        AuthExpiring, Claim, ClaimState, Endpoint, Event, Heartbeat, Instance, InstanceState, Payload, Pool, PoolReady,
-        RelayGap, StateInitial, StreamClosing, TenantEvent, Upstream,
+        AuthExpiring, Claim, ClaimState, Endpoint, Event, Heartbeat, Instance, InstanceState, MqttMessage, Payload,
+        Pool, PoolReady, RelayGap, StateInitial, StreamClosing, Telemetry, TelemetryMetrics, TenantEvent, Upstream,
     },
     events::Events,
     filter::{ClaimFilter, InstanceFilter},
@@ -74,4 +74,7 @@ pub use self::{
     state::State,
 };
 #[cfg(feature = "server")]
-pub(crate) use self::{connection::innermost, endpoint::has_wrong_port, tls::config as tls_config};
+pub(crate) use self::{
+    connect::CONNECT_TIMEOUT, connection::innermost, endpoint::has_wrong_port, event::MAX_ID_BYTES,
+    tls::config as tls_config,
+};

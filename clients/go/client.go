@@ -50,8 +50,8 @@ type Options struct {
 	// Instances and Claims select objects. The bridge filters.
 	Instances InstanceFilter
 	Claims    ClaimFilter
-	// Types selects exact event types or families: instance, claim, tenant, pool. The bridge filters. Control events always
-	// come.
+	// Types selects exact event types or families: instance, claim, tenant, pool, telemetry, mqtt. The bridge filters. Control
+	// events always come.
 	Types []string
 	// Snapshot is whether the stream starts with the current state.
 	Snapshot Snapshot

@@ -55,8 +55,8 @@ func (d *dedupe) next() (Event, bool) {
 // connectionEnded forgets what is held back. lastID is an id that no event carries, if there was one: SSE knows blocks
 // without data. An empty one means that there is none any more.
 func (d *dedupe) connectionEnded(lastID string, hasLastID bool) {
-	// Such an id does not cover what is forgotten here.
-	if hasLastID && len(d.held) == 0 {
+	// Such an id does not cover what is forgotten here. One that cannot be sent back would end every further try.
+	if hasLastID && len(d.held) == 0 && checkCursor(lastID) == nil {
 		d.cursor = lastID
 	}
 	d.forget()

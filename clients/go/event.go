@@ -21,12 +21,13 @@ type Event struct {
 	// JSON is the data as it was sent.
 	JSON json.RawMessage
 	// Payload is the data as a type: [*StateInitial], [*InstanceState], [*ClaimState], [*PoolReady], [*PoolDepth],
-	// [*TenantClaimed], [*TenantReleased], [*Heartbeat], [*UpstreamDown], [*UpstreamUp], [*AuthExpiring], [*StreamClosing],
-	// [*RelayGap] or [*Unknown].
+	// [*TenantClaimed], [*TenantReleased], [*Telemetry], [*MQTTMessage], [*Heartbeat], [*UpstreamDown], [*UpstreamUp],
+	// [*AuthExpiring], [*StreamClosing], [*RelayGap] or [*Unknown].
 	Payload Payload
 	// RateLimit is nil unless the bridge limits the rate of the stream.
 	RateLimit *RateLimit
-	// Connection is the number of the connection that delivered the event, from 1. It is 0 for [ParseEvent].
+	// Connection is the number of the connection that delivered the event, from 1. Connections that did not work count too,
+	// so that it can be larger than [Stream.Connections]. It is 0 for [ParseEvent].
 	Connection int
 }
 

@@ -129,9 +129,9 @@ func TestConnectionsThatAreNotEstablishedAreTriedAgain(t *testing.T) {
 				}
 			}
 		}()
-		options := Options{Transport: transport, ConnectTimeout: 100 * time.Millisecond}
+		options := Options{Transport: transport, ConnectTimeout: 2 * time.Second}
 		stream := newStream(t, "http://"+listener.Addr().String(), options)
-		for _, c := range []struct{ text, words string }{{"", "no answer within 100ms"}, {"no HTTP\r\n\r\n", "malformed"}} {
+		for _, c := range []struct{ text, words string }{{"", "no answer within 2s"}, {"no HTTP\r\n\r\n", "malformed"}} {
 			answer <- c.text
 			if err := nextError[*ConnectError](t, stream); !strings.Contains(err.Error(), c.words) || IsFinal(err) {
 				t.Fatalf("found %v", err)
@@ -278,6 +278,40 @@ func TestTLSUsesTheGivenRootsAndHTTP1(t *testing.T) {
 		if request := plain.seen()[0]; request.ProtoMajor != 1 {
 			t.Fatalf("the request has HTTP/%d", request.ProtoMajor)
 		}
+	})
+}
+
+func TestAConnectionWithoutAnEventCountsAfterASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dial := func(context.Context, string, string) (net.Conn, error) {
+			client, server := net.Pipe()
+			go func() {
+				defer server.Close()
+				if _, err := http.ReadRequest(bufio.NewReader(server)); err != nil {
+					return
+				}
+				_, _ = io.WriteString(server, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+				_, _ = io.Copy(io.Discard, server)
+			}()
+			return client, nil
+		}
+		client, err := New("http://bridge.example", Options{Transport: SSE, Dial: dial})
+		if err != nil {
+			t.Fatal(err)
+		}
+		stream := client.Stream()
+		defer stream.Close()
+		for expected, wait := range []time.Duration{settle - time.Millisecond, 2 * time.Millisecond} {
+			ctx, cancel := context.WithTimeout(t.Context(), wait)
+			_, err := stream.Next(ctx)
+			cancel()
+			if !errors.Is(err, context.DeadlineExceeded) || stream.Connections() != expected {
+				t.Fatalf("found %v, %d connections, expected %d", err, stream.Connections(), expected)
+			}
+		}
+		stream.Close()
+		// The goroutines of the server end.
+		time.Sleep(time.Minute)
 	})
 }
 

@@ -23,8 +23,15 @@ type Stream struct {
 	wasUnauthorized bool
 	// replacement is the token that was read after a 401, for the next connection.
 	replacement string
-	connections int
+	// connections is the number of connections that have worked, and opened that of all.
+	connections, opened int
+	// settlesAt is when the open connection counts although no event has come. It is zero if the connection counts.
+	settlesAt time.Time
 }
+
+// settle is the time after which a connection without an event counts. A bridge ends a stream that only refuses a request
+// within this time.
+const settle = time.Second
 
 // Next returns the next event, or an error. After a final error ([IsFinal]) it returns the same error again. After any
 // other error the stream continues, with a new connection where it is needed.
@@ -48,17 +55,47 @@ func (s *Stream) Next(ctx context.Context) (Event, error) {
 			}
 			continue
 		}
-		var item item
-		select {
-		case <-ctx.Done():
-			return Event{}, ctx.Err()
-		case item = <-s.conn.items:
+		item, err := s.read(ctx)
+		if err != nil {
+			return Event{}, err
 		}
 		if err := s.onError(item); err != nil {
 			return Event{}, err
 		}
-		s.backoff.reset()
+		// A bridge refuses some requests of SSE with a stream that has only this event.
+		if _, isClosing := item.event.Payload.(*StreamClosing); !isClosing {
+			s.backoff.reset()
+			s.count()
+		}
 		s.dedupe.accept(item.event)
+	}
+}
+
+// read returns the next item of the open connection. Meanwhile the connection can begin to count.
+func (s *Stream) read(ctx context.Context) (item, error) {
+	var settled <-chan time.Time
+	if !s.settlesAt.IsZero() {
+		timer := time.NewTimer(time.Until(s.settlesAt))
+		defer timer.Stop()
+		settled = timer.C
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return item{}, ctx.Err()
+		case item := <-s.conn.items:
+			return item, nil
+		case <-settled:
+			s.count()
+		}
+	}
+}
+
+// count records that the connection works.
+func (s *Stream) count() {
+	if !s.settlesAt.IsZero() {
+		s.connections++
+		s.wasUnauthorized, s.settlesAt = false, time.Time{}
 	}
 }
 
@@ -78,7 +115,8 @@ func (s *Stream) Events(ctx context.Context) iter.Seq2[Event, error] {
 // Cursor returns the cursor up to which events were read, for [Options.Since]. It is empty before the first id.
 func (s *Stream) Cursor() string { return s.dedupe.cursor }
 
-// Connections returns the number of connections that have worked so far.
+// Connections returns the number of connections that have worked so far: they have sent an event other than stream.closing,
+// or have stayed open for 1 s while Next was waiting.
 func (s *Stream) Connections() int { return s.connections }
 
 // RetryAt returns when the next connection is tried. It is zero while a connection is open, before the first one and after
@@ -117,12 +155,12 @@ func (s *Stream) connect(ctx context.Context) error {
 		token, err = s.client.token(ctx)
 	}
 	if err == nil {
-		s.conn, err = s.client.open(ctx, s.dedupe.cursor, token, s.connections+1)
+		s.conn, err = s.client.open(ctx, s.dedupe.cursor, token, s.opened+1)
 	}
 	switch {
 	case err == nil:
-		s.connections++
-		s.wasUnauthorized, s.retryAt = false, time.Time{}
+		s.opened++
+		s.retryAt, s.settlesAt = time.Time{}, time.Now().Add(settle)
 		return nil
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -176,7 +214,11 @@ func retrying(err error) error {
 // onError handles the error of an open connection.
 func (s *Stream) onError(item item) error {
 	var malformed *MalformedError
-	if item.err == nil || errors.As(item.err, &malformed) {
+	if item.err == nil {
+		return nil
+	}
+	if errors.As(item.err, &malformed) {
+		s.count()
 		return item.err
 	}
 	s.dedupe.connectionEnded(item.lastID, item.hasLastID)

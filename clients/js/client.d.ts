@@ -37,7 +37,7 @@ export interface Pool {
 }
 
 interface Base {
-    /** The cursor, if the event has one. */
+    /** The cursor, if the event has one: on SSE the field `id`, on a WebSocket the member `id` of the data. */
     id?: string;
     /** Only where the bridge limits the rate of streams. */
     rate_limit?: { limit: number; remaining: number; reset_at: string };
@@ -201,6 +201,8 @@ export type ErrorKind =
     | "redirect"
     /** The WebSocket does not open although SSE works: a proxy removes `Upgrade`. `message` says what follows. */
     | "upgrade"
+    /** The server does not accept the cursor. The stream starts again without one: events may be missing. */
+    | "cursor-rejected"
     /** One event cannot be used. The stream continues with the next one. */
     | "malformed"
     /** One event is larger than `LIMITS.eventBytes`. */
@@ -256,7 +258,7 @@ export interface Options {
     transport?: Transport;
     instanceFilter?: InstanceFilter;
     claimFilter?: ClaimFilter;
-    /** Exact types or families: `instance`, `claim`, `tenant`, `pool`. */
+    /** Exact types or families: `instance`, `claim`, `tenant`, `pool`, `telemetry`, `mqtt`. */
     types?: string[];
     /** `false`: start with the first change. Then there is no state. */
     snapshot?: boolean;
@@ -294,7 +296,7 @@ export class State {
     readonly claims: ReadonlyMap<string, Claim>;
     /** By workload. With the first event after a cut they are forgotten: a resumed stream sends all that there are. */
     readonly pools: ReadonlyMap<string, Pool>;
-    /** A complete `state.initial` has been received. */
+    /** A complete `state.initial` has been received, and no `relay.gap` since. */
     readonly isComplete: boolean;
     readonly connectionId?: string;
     /** Rises with every change. */
@@ -354,6 +356,7 @@ interface EventMap {
 export const LIMITS: Readonly<{
     eventBytes: number;
     queuedEvents: number;
+    idChars: number;
     heldBytes: number;
     errorBytes: number;
     minDelayMs: number;
@@ -398,9 +401,13 @@ export class BridgeClient extends EventTarget implements AsyncIterable<BridgeEve
 
 /** A block of an event stream. */
 export interface Block {
+    /** The `id:` field. */
     id?: string;
+    /** The `event:` field. */
     name?: string;
     data: string;
+    /** A block of SSE, in which only the field `id` is a cursor. Elsewhere it is the member `id` of the data. */
+    isSse?: true;
 }
 /** A parser of event streams (HTML standard, section 9.2.6). The input may be split anywhere. */
 export class SseParser {

@@ -21,6 +21,8 @@ export const LIMITS = Object.freeze({
   eventBytes: 4 << 20,
   /** Events that wait for one iterator. */
   queuedEvents: 10_000,
+  /** One id. A cursor of a bridge has about 50 characters, and servers accept header lines of at least 8 KiB. */
+  idChars: 4096,
   /** Events whose id has not come: more than a difference of a large namespace has. Beyond it they are delivered. */
   heldBytes: 64 << 20,
   /** Of an error answer. */
@@ -198,7 +200,7 @@ export class SseParser {
       const [id, name, data] = [this.#id, this.#name, this.#data];
       this.#id = this.#name = this.#data = undefined;
       if (id !== undefined) this.lastId = id;
-      if (data !== undefined) blocks.push({ id, name, data });
+      if (data !== undefined) blocks.push({ id, name, data, isSse: true });
       return;
     }
     const colon = line.indexOf(":");
@@ -237,16 +239,31 @@ const isList = (list, key) =>
   list === undefined || (Array.isArray(list) && list.every((item) => typeof item?.[key] === "string"));
 
 /**
+ * Returns whether a text can be sent back as a cursor: in a header, or in a query.
+ * @param {string} id
+ */
+const isCursor = (id) => id.length <= LIMITS.idChars && !/[\0-\x1f\x7f-\x9f]/.test(id);
+
+/**
+ * Returns a text as fetch sends its UTF-8 in a header.
+ * @param {string} text
+ */
+const inHeader = (text) => String.fromCharCode(...new TextEncoder().encode(text));
+
+/**
  * @param {Block} block
  * @returns {BridgeEvent}
  */
-export function parseEvent({ id, name, data }) {
+export function parseEvent({ id, name, data, isSse }) {
   const event = JSON.parse(data);
   if (!isObject(event)) throw new Error("no JSON object");
   if (typeof event.type !== "string") event.type = name ?? "";
-  if (typeof event.id !== "string" || event.id === "") {
-    delete event.id;
-    if (id) event.id = id;
+  // A member of another server is no cursor of SSE, which has a field for it.
+  const cursor = isSse ? id : event.id;
+  if (typeof cursor === "string" && cursor !== "") event.id = cursor;
+  else delete event.id;
+  if (event.id && !isCursor(event.id)) {
+    throw new Error(`its id is longer than ${LIMITS.idChars} characters, or has control characters`);
   }
   if (Object.hasOwn(SHAPES, event.type) && !SHAPES[event.type](event)) throw new Error("a key is missing or wrong");
   return event;
@@ -323,6 +340,13 @@ export class State {
         const isGone = warming + ready + acquired === 0;
         return replace(this.pools, workloadRef, { workloadRef, warming, ready, acquired }, isGone);
       }
+      case "relay.gap": {
+        // The next `state.initial` completes the state again.
+        const wasComplete = this.isComplete;
+        this.#parts = [];
+        this.isComplete = false;
+        return wasComplete;
+      }
       default:
         return false;
     }
@@ -396,8 +420,8 @@ export class Dedupe {
 
   /** @param {string} [lastId] an id that no event carries: SSE knows blocks without data */
   connectionEnded(lastId) {
-    // Such an id does not cover what is forgotten here.
-    if (lastId !== undefined && this.#held.length === 0) this.cursor = lastId || undefined;
+    // Such an id does not cover what is forgotten here. One that cannot be sent back would end every further try.
+    if (lastId !== undefined && isCursor(lastId) && this.#held.length === 0) this.cursor = lastId || undefined;
     this.#take();
   }
 
@@ -559,6 +583,9 @@ export class BridgeClient extends EventTarget {
       throw new BridgeError("setting", "there is no WebSocket: pass the option WebSocket, or use the transport sse");
     }
     if (!this.#fetch) throw new BridgeError("setting", "there is no fetch: pass the option fetch");
+    if (options.since && !isCursor(options.since)) {
+      throw new BridgeError("setting", "the option since is no cursor: it is too long or has control characters");
+    }
     const transport = options.transport ?? (this.#WebSocket ? "websocket" : "sse");
     this.#connection = { status: "idle", transport };
     this.#state = /** @type {State} */ (options.state ?? new State());
@@ -648,7 +675,7 @@ export class BridgeClient extends EventTarget {
       for (;;) {
         const value = reader.queue.shift();
         if (value) {
-          if (this.#connection.error?.kind === "slow-reader" && this.#hasCaughtUp()) this.#endWait?.();
+          this.#resumeSlow();
           return { value, done: /** @type {false} */ (false) };
         }
         const { status, error } = this.#connection;
@@ -664,6 +691,7 @@ export class BridgeClient extends EventTarget {
       reader.wake();
       // An open connection would keep the process of a program that has left its loop.
       if (this.#readers.size === 0 && !this.#hasListeners) this.close();
+      else this.#resumeSlow();
       return { value: undefined, done: /** @type {true} */ (true) };
     };
     return {
@@ -723,6 +751,9 @@ export class BridgeClient extends EventTarget {
     // A release that does not accept the encoding of the cursor (docs/protocol.md#what-clients-must-do).
     if (error.parameter === "lastEventId" && this.#dedupe.cursor) {
       this.#dedupe.cursor = undefined;
+      const { status, code, parameter } = error;
+      const message = `the server does not accept the cursor (${error.message}); the stream starts again without one`;
+      this.#emit("error", new BridgeError("cursor-rejected", message, { status, code, parameter }));
       return true;
     }
     // A token that was replaced: the provider is asked again, once.
@@ -850,7 +881,7 @@ export class BridgeClient extends EventTarget {
     headers.Accept = "text/event-stream";
     const { cursor } = this.#dedupe;
     // In the query, a text that is no cursor is a 400, as for the WebSocket. In the header it is a new state.
-    if (cursor && !onWorking) headers["Last-Event-ID"] = cursor;
+    if (cursor && !onWorking) headers["Last-Event-ID"] = inHeader(cursor);
     const url = this.#url("api/sse", onWorking && cursor);
     const { ticket } = this.#options;
     if (ticket) url.searchParams.set("token", typeof ticket === "function" ? await ticket() : ticket);
@@ -1065,9 +1096,14 @@ export class BridgeClient extends EventTarget {
     return true;
   }
 
-  /** A slow reader must catch up by half before the stream resumes. */
+  /** A slow reader must catch up by half, or leave, before the stream resumes. */
   #hasCaughtUp() {
     return this.#hasRoom(LIMITS.queuedEvents / 2);
+  }
+
+  /** Ends the wait for a slow reader, which has no timer. */
+  #resumeSlow() {
+    if (this.#connection.error?.kind === "slow-reader" && this.#hasCaughtUp()) this.#endWait?.();
   }
 
   // -- Silence, sleep and the network of the computer
@@ -1173,7 +1209,7 @@ const tooLarge = () => new BridgeError("too-large", `an event is larger than ${L
 const slowReader = () => new BridgeError("slow-reader", "the reader is too slow: the stream resumes later");
 
 /** @param {Options} options */
-function baseUrl({ url, token, tokenProvider, allowInsecure }) {
+function baseUrl({ url, token, tokenProvider, ticket, allowInsecure }) {
   const page = globalThis.document?.baseURI;
   /** @type {URL} */
   let base;
@@ -1189,7 +1225,7 @@ function baseUrl({ url, token, tokenProvider, allowInsecure }) {
     throw new BridgeError("setting", "a URL must not contain a credential: use the option token");
   }
   const isSafe = base.protocol === "https:" || /^(.*\.)?localhost$|^127(\.\d+){3}$|^\[::1\]$/.test(base.hostname);
-  if ((token || tokenProvider) && !isSafe && !allowInsecure) {
+  if ((token || tokenProvider || ticket) && !isSafe && !allowInsecure) {
     const advice = "use https, or the option allowInsecure";
     throw new BridgeError("setting", `a credential is not sent over plain http to ${base.host}: ${advice}`);
   }

@@ -9,13 +9,14 @@ use std::{
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
+use tokio::time::Instant;
 
 use super::{
     exit::{CANNOT_CONNECT, CREDENTIAL, CliError, FAILED, USAGE},
     parsers::{duration, namespace},
 };
 use crate::{
-    client::{Builder, Client, Error, Transport},
+    client::{Builder, CONNECT_TIMEOUT, Client, Error, Transport},
     source::{connect, port_forward::PortForward},
 };
 
@@ -138,7 +139,8 @@ pub(super) struct ConnectionArgs {
     #[command(flatten)]
     service: ServiceArgs,
 
-    /// Transport of the stream; by default WebSocket
+    /// Transport of the stream; by default SSE if the path of the URL is one of a bridge's SSE streams, and WebSocket
+    /// otherwise
     #[arg(long, env = "BRIDGE_TRANSPORT", value_enum, value_name = "websocket|sse", hide_possible_values = true)]
     transport: Option<TransportName>,
 
@@ -166,13 +168,16 @@ impl ConnectionArgs {
                     error: error.context("no --url (such as --url http://localhost:3000)"),
                 })?;
                 let url = forward.url();
+                let connect_by = Instant::now() + self.connect_timeout;
+                let (first, later) = (self.connect_timeout / 2, self.time_for_one() / 2);
                 Client::builder(url).connector(move || {
-                    let forward = forward.clone();
+                    let limit = if Instant::now() < connect_by { first } else { later };
+                    let forward = forward.clone().with_limit(limit);
                     async move { forward.open().await.map_err(io::Error::other) }
                 })
             }
         };
-        let mut builder = self.credential.apply(builder.connect_timeout(self.connect_timeout));
+        let mut builder = self.credential.apply(builder.connect_timeout(self.time_for_one()));
         if let Some(transport) = self.transport {
             builder = builder.transport(match transport {
                 TransportName::Websocket => Transport::WebSocket,
@@ -180,6 +185,12 @@ impl ConnectionArgs {
             });
         }
         Ok(builder)
+    }
+
+    /// Returns the time for one connection. `--connect-timeout` is that until the first one: the command itself ends then. A
+    /// short one must not end a later connection to a bridge that reads its first lists.
+    fn time_for_one(&self) -> Duration {
+        self.connect_timeout.max(CONNECT_TIMEOUT)
     }
 
     /// Returns the error with which a command ends that got no stream within `--connect-timeout`.

@@ -23,7 +23,7 @@ use super::{
     parsers::{PORTS, duration, integer_in},
     server,
 };
-use crate::source::port_forward::PortForward;
+use crate::{client::CONNECT_TIMEOUT, source::port_forward::PortForward};
 
 /// Connections at the same time. A browser has at most six to one host, and one for each WebSocket.
 const MAX_CONNECTIONS: usize = 64;
@@ -78,7 +78,8 @@ impl DashboardCommand {
         if self.open {
             open_browser(&url);
         }
-        accept(&listener, &forward).await
+        // `--connect-timeout` is the time to find the bridge. A later connection can take longer.
+        accept(&listener, &forward.with_limit(self.connect_timeout.max(CONNECT_TIMEOUT))).await
     }
 }
 

@@ -23,7 +23,7 @@ use super::{
 };
 
 /// The time for one connection, from the lookup of the name to the head of the response.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of a file with a token.
 const MAX_TOKEN_BYTES: u64 = 64 << 10;
 
@@ -53,6 +53,8 @@ pub struct Client {
     endpoint: Endpoint,
     connector: Connector,
     credential: Option<Credential>,
+    /// There is a credential, also one in the URL, which plain HTTP may carry to loopback only.
+    is_checked: bool,
     tls: Option<Arc<ClientConfig>>,
     parameters: Vec<(&'static str, String)>,
     since: Option<String>,
@@ -62,7 +64,8 @@ pub struct Client {
 }
 
 impl Builder {
-    /// Selects the transport. The default is WebSocket, unless the URL names an SSE stream.
+    /// Selects the transport. The default is WebSocket, unless the path of the URL is that of an SSE stream of a bridge:
+    /// `/api/sse`, `/api/events/stream`, `/events/stream` or `/events`, also below another path.
     pub fn transport(self, transport: Transport) -> Self {
         Builder { transport: Some(transport), ..self }
     }
@@ -103,8 +106,8 @@ impl Builder {
         Builder { claims, ..self }
     }
 
-    /// Selects exact event types or families (`instance`, `claim`, `tenant`, `pool`). The bridge filters. Control events
-    /// always come.
+    /// Selects exact event types or families (`instance`, `claim`, `tenant`, `pool`, `telemetry`, `mqtt`). The bridge
+    /// filters. Control events always come.
     pub fn types<T: Into<String>>(self, types: impl IntoIterator<Item = T>) -> Self {
         Builder { types: types.into_iter().map(Into::into).collect(), ..self }
     }
@@ -147,7 +150,9 @@ impl Builder {
     /// certificates that cannot be used.
     pub fn build(self) -> Result<Client, Error> {
         let endpoint = Endpoint::parse(&self.url, self.transport)?;
-        if self.credential.is_some() && !self.allow_insecure && self.connector.is_tcp() {
+        let has_credential = self.credential.is_some() || endpoint.has_ticket();
+        let is_checked = has_credential && !self.allow_insecure && self.connector.is_tcp();
+        if is_checked {
             endpoint.check_credential()?;
         }
         let tls = endpoint.is_tls.then(|| tls::config(true, self.ca_file.as_deref())).transpose()?;
@@ -158,7 +163,18 @@ impl Builder {
         parameters.extend(params(&self.instances, &self.claims).map(|params| ("params", params)));
         parameters.extend(self.snapshot.map(|state| ("snapshot", if state { "state" } else { "none" }.to_owned())));
         let Builder { connector, credential, since, connect_timeout, silence, user_agent, .. } = self;
-        Ok(Client { endpoint, connector, credential, tls, parameters, since, connect_timeout, silence, user_agent })
+        Ok(Client {
+            endpoint,
+            connector,
+            credential,
+            is_checked,
+            tls,
+            parameters,
+            since,
+            connect_timeout,
+            silence,
+            user_agent,
+        })
     }
 }
 
@@ -206,6 +222,7 @@ impl Client {
         let options = Options {
             endpoint: &self.endpoint,
             connector: &self.connector,
+            is_checked: self.is_checked,
             tls: self.tls.as_ref(),
             token: token.as_deref(),
             cursor: last_id,
@@ -253,5 +270,30 @@ fn read_token(path: &Path) -> Result<String, Error> {
     match text.trim() {
         "" => Err(failed("the file is empty".to_owned())),
         token => Ok(token.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A stream ticket is a credential too.
+    #[test]
+    fn credentials_in_the_url_need_tls_or_loopback() {
+        let builder = |url: &str| Client::builder(url);
+        for url in [
+            "http://10.0.0.1/events?token=secret",
+            "ws://bridge/events/ws?a=1&rstream.token=secret",
+            "h?%74oken=secret",
+        ] {
+            let error = builder(url).build().unwrap_err().to_string();
+            assert!(error.starts_with("a credential is not sent over plain HTTP"), "{url}: {error}");
+            assert!(!error.contains("secret"), "{error}");
+            builder(url).allow_insecure(true).build().unwrap();
+            builder(url).connector(async || Ok(tokio::io::duplex(1).0)).build().unwrap();
+        }
+        for url in ["https://10.0.0.1/events?token=t", "localhost/events?token=t", "http://10.0.0.1/events?tokens=t"] {
+            builder(url).build().unwrap();
+        }
     }
 }

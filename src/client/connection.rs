@@ -56,6 +56,8 @@ const MAX_MALFORMED_CHARS: usize = 200;
 pub(super) struct Options<'a> {
     pub(super) endpoint: &'a Endpoint,
     pub(super) connector: &'a Connector,
+    /// The address must be one to which a credential may be sent.
+    pub(super) is_checked: bool,
     pub(super) tls: Option<&'a Arc<ClientConfig>>,
     pub(super) token: Option<&'a str>,
     pub(super) cursor: Option<&'a str>,
@@ -138,7 +140,10 @@ impl Connection {
         let endpoint = options.endpoint;
         let failed =
             |reason: String| Error::Connect { address: format!("{}:{}", endpoint.host, endpoint.port), reason };
-        let io = options.connector.open(endpoint).await.map_err(|error| failed(error.to_string()))?;
+        let (io, peer) = options.connector.open(endpoint).await.map_err(|error| failed(error.to_string()))?;
+        if let Some(peer) = peer.filter(|_| options.is_checked) {
+            endpoint.check_peer(peer)?;
+        }
         let (mut sender, mut driver) = match options.tls {
             None => handshake(io).await,
             Some(config) => {

@@ -1,6 +1,6 @@
 //! How a client opens a connection: TCP to the host of the URL, or a function of the caller.
 
-use std::{fmt, io, sync::Arc};
+use std::{fmt, io, net::IpAddr, sync::Arc};
 
 use futures::future::BoxFuture;
 use tokio::{
@@ -45,13 +45,14 @@ impl Connector {
         self.0.is_none()
     }
 
-    /// Opens a connection.
-    pub(super) async fn open(&self, endpoint: &Endpoint) -> io::Result<Box<dyn Io>> {
+    /// Opens a connection. Returns it and, with TCP, the address to which the host has led.
+    pub(super) async fn open(&self, endpoint: &Endpoint) -> io::Result<(Box<dyn Io>, Option<IpAddr>)> {
         if let Some(open) = &self.0 {
-            return open().await;
+            return Ok((open().await?, None));
         }
         let tcp = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await?;
         tcp.set_nodelay(true)?;
-        Ok(Box::new(tcp))
+        let peer = tcp.peer_addr()?.ip();
+        Ok((Box::new(tcp), Some(peer)))
     }
 }

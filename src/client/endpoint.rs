@@ -16,6 +16,9 @@ pub enum Transport {
     Sse,
 }
 
+/// The ends of the paths that are SSE streams of a bridge or of a relay.
+const SSE_PATHS: [&str; 4] = ["/api/sse", "/api/events/stream", "/events/stream", "/events"];
+
 /// What a client sends as `Authorization: Bearer`.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Credential {
@@ -53,7 +56,8 @@ impl Endpoint {
     /// Parses a base URL, or the URL of a stream.
     ///
     /// `http`, `https`, `ws` and `wss` are accepted, and no scheme means `http`. With a path, the URL is the stream itself.
-    /// Without a path it is a bridge: the path follows from the transport.
+    /// Without a path it is a bridge: the path follows from the transport. Without a transport it is SSE if the path is one of
+    /// [`SSE_PATHS`], and WebSocket otherwise.
     ///
     /// # Errors
     /// Text that says what is accepted.
@@ -84,6 +88,7 @@ impl Endpoint {
                 return Err(invalid("ws and wss are WebSocket; use http or https for SSE"));
             }
             (Some(transport), _) | (None, Some(transport)) => transport,
+            (None, None) if SSE_PATHS.iter().any(|end| uri.path().ends_with(end)) => Transport::Sse,
             (None, None) => Transport::default(),
         };
         let path = match (has_path, transport) {
@@ -115,6 +120,26 @@ impl Endpoint {
             self.authority
         );
         Err(Error::Setting(message))
+    }
+
+    /// Checks that a credential may be sent to the address to which the host has led: a name of loopback can lead elsewhere.
+    ///
+    /// # Errors
+    /// Plain HTTP to an address that is not loopback.
+    pub(super) fn check_peer(&self, peer: IpAddr) -> Result<(), Error> {
+        if self.is_tls || peer.to_canonical().is_loopback() {
+            return Ok(());
+        }
+        let message = format!(
+            "{} leads to {peer}, which is not loopback: a credential is not sent there over plain HTTP",
+            self.authority
+        );
+        Err(Error::Setting(message))
+    }
+
+    /// Returns whether the query has a stream ticket, which is a credential.
+    pub(super) fn has_ticket(&self) -> bool {
+        form_urlencoded::parse(self.query.as_bytes()).any(|(name, _)| matches!(&*name, "token" | "rstream.token"))
     }
 
     fn is_loopback(&self) -> bool {
@@ -170,6 +195,13 @@ mod tests {
         let sse = Endpoint::parse("https://h/", Some(Transport::Sse)).unwrap();
         assert_eq!((sse.url().as_str(), sse.port, sse.host.as_str()), ("https://h/api/sse", 443, "h"));
         assert_eq!(Endpoint::parse("http://[::1]:8", None).unwrap().host, "::1");
+        let transport = |url: &str| Endpoint::parse(url, None).unwrap().transport;
+        for sse in ["https://h/events/stream", "h/events?a=1", "h/api/sse", "http://h/prefix/api/events/stream"] {
+            assert_eq!(transport(sse), Transport::Sse, "{sse}");
+        }
+        for websocket in ["h", "h/events/ws", "h/ws", "h/stream", "ws://h/events"] {
+            assert_eq!(transport(websocket), Transport::WebSocket, "{websocket}");
+        }
         for (wrong, words) in [
             ("ftp://h", "accepted schemes"),
             ("http://user:secret@h/", "must not contain a credential"),
@@ -197,6 +229,11 @@ mod tests {
         for url in ["http://10.0.0.1", "http://localhost.example", "ws://bridge", "http://[::2]"] {
             assert!(!check(url), "{url}");
         }
+        let check = |url: &str, peer: &str| Endpoint::parse(url, None).unwrap().check_peer(peer.parse().unwrap());
+        check("a.localhost", "::ffff:127.0.0.1").unwrap();
+        check("https://localhost", "10.0.0.1").unwrap();
+        let error = check("a.localhost:80", "10.0.0.1").unwrap_err();
+        assert!(error.is_final() && error.to_string().starts_with("a.localhost:80 leads to 10.0.0.1,"), "{error}");
     }
 
     #[test]

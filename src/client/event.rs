@@ -8,7 +8,12 @@ use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
 /// Bytes of an id. A cursor of a bridge has about 100, and servers accept header lines of at least 8 KiB.
-pub(super) const MAX_ID_BYTES: usize = 4096;
+pub(crate) const MAX_ID_BYTES: usize = 4096;
+
+/// Returns whether an id can be a cursor: a header, or a query, can carry it.
+pub(super) fn can_be_sent_back(id: &str) -> bool {
+    id.len() <= MAX_ID_BYTES && !id.chars().any(char::is_control)
+}
 
 /// One event.
 #[derive(Clone, Debug)]
@@ -352,7 +357,7 @@ impl Event {
         let json: Box<RawValue> = serde_json::from_str(data).map_err(|error| error.to_string())?;
         let payload = Payload::parse(&kind, data).map_err(|error| error.to_string())?;
         let id = id.filter(|id| !id.is_empty());
-        if id.as_ref().is_some_and(|id| id.len() > MAX_ID_BYTES || id.chars().any(char::is_control)) {
+        if id.as_ref().is_some_and(|id| !can_be_sent_back(id)) {
             return Err(format!("its id is longer than {MAX_ID_BYTES} bytes, or has control characters"));
         }
         Ok(Event { id, kind, json, payload })

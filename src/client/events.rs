@@ -5,6 +5,8 @@
 //!   established starts again.
 //! - No event is returned twice (see `resume`).
 
+use std::{future::pending, time::Duration};
+
 use futures::Stream;
 use tokio::{
     sync::watch,
@@ -16,9 +18,12 @@ use super::{
     connect::Client,
     connection::EventConnection,
     error::Error,
-    event::Event,
+    event::{Event, Payload},
     resume::Progress,
 };
+
+/// A connection without an event counts after this time, within which a bridge ends a stream that only refuses a request.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// The events of a stream. It reconnects after each error that is not final.
 #[derive(Debug)]
@@ -29,15 +34,21 @@ pub struct Events {
     progress: Progress,
     /// The cursor when the connection was opened.
     resumed_after: Option<String>,
-    /// The token was rejected once. It is not read again until a connection works.
+    /// The token was rejected once. It is not read again until a connection counts.
     was_unauthorized: bool,
     connections: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
 enum Phase {
-    Connect { at: Instant },
-    Open(Box<EventConnection>),
+    Connect {
+        at: Instant,
+    },
+    Open {
+        connection: Box<EventConnection>,
+        /// When it counts although no event has come. `None`: it counts.
+        settles_at: Option<Instant>,
+    },
     Ended,
 }
 
@@ -72,9 +83,10 @@ impl Events {
                     match self.client.connect(self.progress.cursor()).await {
                         Ok(connection) => {
                             self.resumed_after = self.progress.cursor().map(str::to_owned);
-                            self.connections.send_modify(|connections| *connections += 1);
-                            self.was_unauthorized = false;
-                            self.phase = Phase::Open(Box::new(EventConnection::new(connection)));
+                            self.phase = Phase::Open {
+                                connection: Box::new(EventConnection::new(connection)),
+                                settles_at: Some(Instant::now() + SETTLE),
+                            };
                         }
                         Err(error) => {
                             if let Some(error) = self.on_rejection(error) {
@@ -83,18 +95,34 @@ impl Events {
                         }
                     }
                 }
-                Phase::Open(connection) => match connection.next().await {
-                    Ok(event) => {
-                        self.backoff.reset();
-                        self.progress.add(event);
+                Phase::Open { connection, settles_at } => {
+                    let next = tokio::select! {
+                        biased;
+                        next = connection.next() => next,
+                        () = wait_until(*settles_at) => {
+                            self.count_connection();
+                            continue;
+                        }
+                    };
+                    match next {
+                        // A bridge refuses some requests of SSE with a stream that has only this event.
+                        Ok(event) if matches!(event.payload, Payload::StreamClosing(_)) => self.progress.add(event),
+                        Ok(event) => {
+                            self.backoff.reset();
+                            self.progress.add(event);
+                            self.count_connection();
+                        }
+                        Err(error @ Error::Malformed { .. }) => {
+                            self.count_connection();
+                            return Some(Err(error));
+                        }
+                        Err(error) => {
+                            self.progress.connection_ended(connection.last_id());
+                            self.reconnect_after(&error);
+                            return Some(Err(error));
+                        }
                     }
-                    Err(error @ Error::Malformed { .. }) => return Some(Err(error)),
-                    Err(error) => {
-                        self.progress.connection_ended(connection.last_id());
-                        self.reconnect_after(&error);
-                        return Some(Err(error));
-                    }
-                },
+                }
             }
         }
     }
@@ -111,13 +139,14 @@ impl Events {
         self.resumed_after.as_deref()
     }
 
-    /// Returns the number of connections so far.
+    /// Returns the number of connections that have worked so far: they have sent an event other than `stream.closing`, or
+    /// have stayed open for 1 s.
     #[must_use]
     pub fn connections(&self) -> u64 {
         *self.connections.borrow()
     }
 
-    /// Returns the number of connections so far, and its changes. [`Events::next`] opens them.
+    /// Returns [`Events::connections`] and its changes. [`Events::next`] opens them.
     #[must_use]
     pub fn watch_connections(&self) -> watch::Receiver<u64> {
         self.connections.subscribe()
@@ -128,13 +157,23 @@ impl Events {
     pub fn reconnects_at(&self) -> Option<Instant> {
         match self.phase {
             Phase::Connect { at } => Some(at),
-            Phase::Open(_) | Phase::Ended => None,
+            Phase::Open { .. } | Phase::Ended => None,
         }
     }
 
     /// Returns the events as a [`Stream`].
     pub fn into_stream(self) -> impl Stream<Item = Result<Event, Error>> + Send {
         futures::stream::unfold(self, async |mut events| events.next().await.map(|item| (item, events)))
+    }
+
+    /// Records that the connection works.
+    fn count_connection(&mut self) {
+        if let Phase::Open { settles_at, .. } = &mut self.phase
+            && settles_at.take().is_some()
+        {
+            self.connections.send_modify(|connections| *connections += 1);
+            self.was_unauthorized = false;
+        }
     }
 
     /// Handles a rejected connection. Returns the error unless the next connection is tried at once.
@@ -169,5 +208,13 @@ impl Events {
 
     fn reconnect_after(&mut self, error: &Error) {
         self.phase = Phase::Connect { at: Instant::now() + self.backoff.next(error.retry_after(), random()) };
+    }
+}
+
+/// Waits until this time, or without end.
+async fn wait_until(end: Option<Instant>) {
+    match end {
+        Some(end) => sleep_until(end).await,
+        None => pending().await,
     }
 }

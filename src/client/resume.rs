@@ -8,7 +8,7 @@ use std::{borrow::Cow, collections::VecDeque};
 
 use serde::Deserialize;
 
-use super::event::Event;
+use super::event::{Event, can_be_sent_back};
 
 /// Bytes of events that are held back: more than a difference of a large namespace has. Beyond them, events are complete
 /// although their id has not come.
@@ -65,8 +65,9 @@ impl Progress {
     /// Forgets what is held back, because the connection has ended. `last_id` is that of the stream, also one that no event
     /// carries; an empty one means that there is none any more.
     pub(super) fn connection_ended(&mut self, last_id: Option<&str>) {
-        // An id without an event does not cover what is forgotten here.
-        if let Some(id) = last_id.filter(|_| self.held.is_empty()) {
+        // An id without an event does not cover what is forgotten here. One that cannot be sent back would end every
+        // further try.
+        if let Some(id) = last_id.filter(|id| self.held.is_empty() && can_be_sent_back(id)) {
             self.cursor = Some(id.to_owned()).filter(|id| !id.is_empty());
         }
         self.held.clear();
@@ -90,6 +91,7 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::event::MAX_ID_BYTES;
 
     /// The kinds of the events that are taken next.
     fn taken(progress: &mut Progress, data: &str) -> Vec<String> {
@@ -125,7 +127,10 @@ mod tests {
         assert_eq!(progress.cursor(), Some("1"), "the id of a block does not cover what is forgotten");
         assert!(taken(&mut progress, FIRST).is_empty());
         assert_eq!(taken(&mut progress, LAST), ["a", "b"]);
-        for (last_id, cursor) in [(None, Some("2")), (Some("3"), Some("3")), (Some(""), None)] {
+        let long = "x".repeat(MAX_ID_BYTES + 1);
+        let cannot_be_sent_back = [(Some("a\u{1}"), Some("2")), (Some(long.as_str()), Some("2"))];
+        let ids = [(None, Some("2")), (Some("3"), Some("3")), (Some(""), None)];
+        for (last_id, cursor) in cannot_be_sent_back.into_iter().chain(ids) {
             progress.connection_ended(last_id);
             assert_eq!(progress.cursor(), cursor);
         }

@@ -23,8 +23,8 @@ pub(super) struct Intake {
     was_rejected: bool,
     /// The connection resumes after a cursor.
     is_resumed: bool,
-    /// A gap was reported, and no event has followed: an initial state is no further gap.
-    is_reported: bool,
+    /// The `snapshotAt` of a state that was reported as a gap, until its last part: its other parts are no further gap.
+    reported: Option<String>,
     /// The start of the ids of messages without a key.
     run: String,
     numbered: u64,
@@ -33,7 +33,7 @@ pub(super) struct Intake {
 impl Intake {
     /// `has_started` is true if the receiver has a state of an earlier process. `run` differs in each process.
     pub(super) fn new(types: Vec<String>, has_started: bool, run: String) -> Intake {
-        Intake { types, has_started, was_rejected: false, is_resumed: false, is_reported: false, run, numbered: 0 }
+        Intake { types, has_started, was_rejected: false, is_resumed: false, reported: None, run, numbered: 0 }
     }
 
     /// Handles a new connection, which resumes after `cursor`. `time` is now (RFC 3339). The gap follows the loss only here,
@@ -41,7 +41,7 @@ impl Intake {
     pub(super) fn on_connected(&mut self, cursor: Option<&str>, time: &str) -> Option<Item> {
         let was_rejected = std::mem::take(&mut self.was_rejected);
         let is_gap = was_rejected || (cursor.is_none() && self.has_started);
-        (self.has_started, self.is_resumed, self.is_reported) = (true, cursor.is_some(), false);
+        (self.has_started, self.is_resumed, self.reported) = (true, cursor.is_some(), None);
         is_gap.then(|| self.gap(UNRESUMABLE, time, None))
     }
 
@@ -64,14 +64,18 @@ impl Intake {
                 "connect" => Some(UNRESUMABLE),
                 reason => Some(reason),
             };
-            // One gap for all parts of a state.
-            return match reason.filter(|_| !self.is_reported) {
+            // One gap for all parts of a state. Another state is another gap, although no event has come since.
+            let is_new = self.reported.as_ref() != Some(&state.snapshot_at);
+            self.reported = state.more.then(|| state.snapshot_at.clone());
+            return match reason.filter(|_| is_new) {
                 Some(reason) => self.gap(reason, time, cursor),
                 None => Item { message: None, cursor },
             };
         }
         let kind = event.kind.as_str();
-        self.is_reported &= kind == "heartbeat";
+        if kind != "heartbeat" {
+            self.reported = None;
+        }
         let is_selected = self.types.is_empty() || kind == RELAY_GAP || self.types.contains(&event.kind);
         let is_forwarded = is_selected && !NEVER_FORWARDED.contains(&kind);
         let message = is_forwarded.then(|| Message::of_event(event, || self.own_id()));
@@ -79,7 +83,6 @@ impl Intake {
     }
 
     fn gap(&mut self, reason: &str, time: &str, cursor: Option<String>) -> Item {
-        self.is_reported = true;
         let id = self.own_id();
         Item { message: Some(Message::of_gap(reason, time, id)), cursor }
     }
@@ -154,6 +157,33 @@ mod tests {
         assert_eq!(texts([opened, event, plain.on_connected(None, "t")]), ["x", UNRESUMABLE]);
         // A state file without a cursor says that an earlier process has read the stream.
         assert_eq!(texts([intake(&[], true).on_connected(None, "t")]), [UNRESUMABLE]);
+    }
+
+    #[test]
+    fn each_state_is_a_gap_of_its_own_on_a_quiet_connection() {
+        let heartbeat = || event(r#"{"type":"heartbeat"}"#, None);
+        // The connection has no cursor, so it starts with a gap, and its first state is no further one.
+        let mut intake = intake(&[], true);
+        let mut items = vec![intake.on_connected(None, "t")];
+        let mut events = vec![heartbeat()];
+        events.extend(state("connect"));
+        events.push(heartbeat());
+        events.extend(state("foreign"));
+        events.push(heartbeat());
+        events.extend(state("lagged"));
+        items.extend(events.iter().map(|event| Some(intake.on_event(event, "t"))));
+        items.push(Some(intake.on_malformed("t")));
+        let [first, last] = state("lagged");
+        for event in [first, heartbeat(), last] {
+            items.push(Some(intake.on_event(&event, "t")));
+        }
+        assert_eq!(texts(items), [UNRESUMABLE, "foreign", "lagged", MALFORMED, "lagged"]);
+        // A state that another one interrupts.
+        let part = |at: &str| {
+            event(&format!(r#"{{"type":"state.initial","reason":"lagged","snapshotAt":"{at}","more":true}}"#), None)
+        };
+        let items = ["1", "1", "2", "2"].map(|at| Some(intake.on_event(&part(at), "t")));
+        assert_eq!(texts(items), ["lagged", "lagged"]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
     hash::{BuildHasher as _, RandomState},
 };
 
-use crate::client::Block;
+use crate::client::{Block, MAX_ID_BYTES};
 
 /// Different events after the last id that are remembered, as hashes. They take at most 2 MiB. Later events without an id can
 /// be sent twice after a reconnect.
@@ -54,7 +54,8 @@ pub(super) enum Verdict {
 impl Continuity {
     /// Returns the id after which the next connection resumes, if a header can carry it.
     pub(super) fn cursor(&self) -> Option<&str> {
-        let can_be_sent = |id: &&str| id.bytes().all(|byte| byte == b'\t' || (byte >= b' ' && byte != 0x7f));
+        let is_text = |id: &str| id.bytes().all(|byte| byte == b'\t' || (byte >= b' ' && byte != 0x7f));
+        let can_be_sent = |id: &&str| id.len() <= MAX_ID_BYTES && is_text(id);
         self.cursor.as_deref().filter(can_be_sent)
     }
 
@@ -196,5 +197,9 @@ mod tests {
         assert_eq!(continuity.cursor(), Some("é"));
         continuity.on_last_id(Some(""));
         assert_eq!(continuity.cursor(), None);
+        continuity.on_last_id(Some(&"x".repeat(MAX_ID_BYTES)));
+        assert!(continuity.cursor().is_some());
+        continuity.on_last_id(Some(&"x".repeat(MAX_ID_BYTES + 1)));
+        assert_eq!(continuity.cursor(), None, "the server would answer 431");
     }
 }

@@ -142,6 +142,12 @@ impl PortForward {
         Ok(PortForward { client, namespace, server, service, selector, port, limit, opened: Arc::default() })
     }
 
+    /// Replaces the time that each request may take.
+    #[must_use]
+    pub fn with_limit(self, limit: Duration) -> PortForward {
+        PortForward { limit, ..self }
+    }
+
     /// Returns the URL of the Service as the Pods of the cluster know it. A port with the name or the `appProtocol` `https`
     /// is one with TLS.
     #[must_use]

@@ -4,14 +4,19 @@
 use std::{
     cell::Cell,
     collections::{BTreeMap, HashSet},
+    future::pending,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
-use boilerhouse_bridge::client::{Client, Error, Events, InstanceFilter, Payload, State, Transport};
+use boilerhouse_bridge::client::{Builder, Client, Error, Event, Events, InstanceFilter, Payload, State, Transport};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt, duplex},
     net::TcpListener,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::support::{
@@ -222,8 +227,87 @@ async fn responses_that_are_no_stream_are_named() {
     assert!(matches!(error, Error::NotAStream { expected: "a WebSocket", .. }), "{error}");
 }
 
+/// The requests that a scripted server has received.
+type Requests = Arc<Mutex<Vec<String>>>;
+
+/// Returns the settings of an SSE client without a network, for tests with paused time. Its connections get these streams, one
+/// after the other. The last one stays open.
+fn scripted(streams: &'static [&'static str]) -> (Builder, Requests) {
+    let (connections, requests) = (AtomicUsize::new(0), Requests::default());
+    let seen = requests.clone();
+    let open = move || {
+        let (client, mut server) = duplex(1 << 16);
+        let number = connections.fetch_add(1, Ordering::Relaxed);
+        let seen = seen.clone();
+        tokio::spawn(async move {
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                request.push(server.read_u8().await.unwrap());
+            }
+            seen.lock().unwrap().push(String::from_utf8(request).unwrap());
+            let stream = streams[number.min(streams.len() - 1)];
+            let response = format!("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n{stream}");
+            server.write_all(response.as_bytes()).await.unwrap();
+            if number + 1 >= streams.len() {
+                pending().await
+            }
+        });
+        async move { Ok(client) }
+    };
+    (Client::builder("http://bridge.test").transport(Transport::Sse).connector(open), requests)
+}
+
+/// Returns the next event or error.
+async fn next(events: &mut Events) -> Result<Event, Error> {
+    events.next().await.expect("the stream has not ended")
+}
+
+#[tokio::test(start_paused = true)]
+async fn stream_that_only_closes_is_no_connection_and_the_delays_grow() {
+    const REFUSED: &str = "data: {\"type\":\"stream.closing\",\"reason\":\"not ready\",\"retryAfterMs\":1}\n\n";
+    let (client, _) = scripted(&[REFUSED, REFUSED, REFUSED, REFUSED, "data: {\"type\":\"heartbeat\"}\n\n"]);
+    let mut events = client.build().unwrap().events();
+    for least_delay in [500, 1000, 2000, 4000] {
+        assert_eq!(next(&mut events).await.unwrap().kind, "stream.closing");
+        let error = next(&mut events).await.unwrap_err();
+        assert!(matches!(&error, Error::Closed { reason, .. } if reason == "not ready"), "{error}");
+        let delay = events.reconnects_at().unwrap() - Instant::now();
+        assert!(delay >= Duration::from_millis(least_delay), "{delay:?} is less than {least_delay} ms");
+        assert_eq!(events.connections(), 0);
+    }
+    assert_eq!(next(&mut events).await.unwrap().kind, "heartbeat");
+    assert_eq!(events.connections(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn connection_without_an_event_counts_after_a_second() {
+    let (client, _) = scripted(&[": a comment\n\n"]);
+    let mut events = client.build().unwrap().events();
+    for (wait, connections) in [(999, 0), (2, 1)] {
+        timeout(Duration::from_millis(wait), events.next()).await.unwrap_err();
+        assert_eq!(events.connections(), connections);
+    }
+    let error = next(&mut events).await.unwrap_err();
+    assert!(matches!(error, Error::Silent(_)), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn ids_that_no_header_can_carry_are_no_cursor() {
+    const FIRST: &str = "id: 1\ndata: {}\n\nid: a\u{1}b\ndata: {}\n\n";
+    let (client, requests) = scripted(&[FIRST, "id: 2\ndata: {}\n\n"]);
+    let mut events = client.build().unwrap().events();
+    next(&mut events).await.unwrap();
+    let malformed = next(&mut events).await.unwrap_err();
+    assert!(matches!(malformed, Error::Malformed { number: 2, .. }), "{malformed}");
+    next(&mut events).await.unwrap_err();
+    assert_eq!(events.cursor(), Some("1"));
+    next(&mut events).await.unwrap();
+    assert_eq!(events.cursor(), Some("2"));
+    assert!(requests.lock().unwrap()[1].contains("\r\nlast-event-id: 1\r\n"), "{requests:?}");
+}
+
 #[tokio::test]
-async fn malformed_events_are_skipped_and_silence_ends_a_connection() {
+async fn malformed_events_are_skipped() {
     let url = serve(
         "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: {\"type\":\"new\"}\n\ndata: {\n\nid: 7\ndata: {\"type\":\"x\"}\n\n",
     )
@@ -234,14 +318,18 @@ async fn malformed_events_are_skipped_and_silence_ends_a_connection() {
     assert!(matches!(error, Error::Malformed { number: 2, .. }) && !error.is_final(), "{error}");
     let event = events.next().await.unwrap().unwrap();
     assert_eq!((event.kind.as_str(), events.cursor()), ("x", Some("7")));
+}
 
-    let cluster = SimCluster::new().await;
-    let bridge = cluster.bridge(&[]).await;
-    let client = Client::builder(bridge.address.to_string()).silence_timeout(Duration::from_millis(300));
-    let mut events = client.build().unwrap().events();
-    assert_eq!(events.next().await.unwrap().unwrap().kind, "state.initial");
-    let error = events.next().await.unwrap().unwrap_err();
-    assert!(matches!(error, Error::Silent(_)) && !error.is_final(), "{error}");
+#[tokio::test(start_paused = true)]
+async fn silence_ends_a_connection() {
+    const LIMIT: Duration = Duration::from_millis(300);
+    let (client, _) = scripted(&["data: {\"type\":\"heartbeat\"}\n\n"]);
+    let mut events = client.silence_timeout(LIMIT).build().unwrap().events();
+    assert_eq!(next(&mut events).await.unwrap().kind, "heartbeat");
+    let last_byte = Instant::now();
+    let error = next(&mut events).await.unwrap_err();
+    assert!(matches!(error, Error::Silent(LIMIT)) && !error.is_final(), "{error}");
+    assert_eq!(last_byte.elapsed(), LIMIT);
 }
 
 #[tokio::test]

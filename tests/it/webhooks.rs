@@ -296,6 +296,22 @@ async fn a_stream_without_cursors_has_a_gap_at_each_reconnect() {
     drop(forwarder);
 }
 
+/// A stream that only says that it closes is no connection, so the first real one has nothing to miss.
+#[tokio::test]
+async fn refused_streams_before_the_first_event_are_no_gap() {
+    let refused = "data: {\"type\":\"stream.closing\",\"reason\":\"not ready\",\"retryAfterMs\":100}\n\n";
+    let stream = "data: {\"type\":\"order\"}\n\n";
+    let server = PlainServer::start(Vec::leak(vec![refused, refused, stream])).await;
+    let receiver = Receiver::start().await;
+    let (url, hook) = (format!("http://{}/", server.address), receiver.url("/hook"));
+    let forwarder = Forwarder::start(&url, &["--transport", "sse", "--forward-to", &hook]);
+    receiver.wait_for(1).await;
+    assert_eq!(receiver.accepted()[0]["type"], "order");
+    forwarder.signal(rustix::process::Signal::TERM);
+    let (code, stderr) = forwarder.ended().await;
+    assert!(code == Some(0) && !stderr.contains("connected again"), "{code:?} {stderr}");
+}
+
 /// Neither a stdout that is not read nor a full disk stops the deliveries or the signals silently.
 #[tokio::test]
 async fn deliveries_do_not_wait_for_stdout() {

@@ -16,11 +16,11 @@ import {
 const STREAM =
   "\uFEFFretry: 1500\nid: a\nevent: x\ndata: 1\n\n: comment\n\ndata\n\ndata:2\ndata: 3\r\n\r\nid\r\rdata:  é€😀\n\nevent: y\n\ndata: 5\n\ndata: cut";
 const BLOCKS = [
-  { id: "a", name: "x", data: "1" },
-  { id: undefined, name: undefined, data: "" },
-  { id: undefined, name: undefined, data: "2\n3" },
-  { id: undefined, name: undefined, data: " é€😀" },
-  { id: undefined, name: undefined, data: "5" },
+  { id: "a", name: "x", data: "1", isSse: true },
+  { id: undefined, name: undefined, data: "", isSse: true },
+  { id: undefined, name: undefined, data: "2\n3", isSse: true },
+  { id: undefined, name: undefined, data: " é€😀", isSse: true },
+  { id: undefined, name: undefined, data: "5", isSse: true },
 ];
 
 test("every split of a stream gives the same events", () => {
@@ -102,9 +102,8 @@ test("uids that are names of Object members are only keys", () => {
 });
 
 test("known types are parsed, unknown ones are passed on, malformed ones are errors", () => {
-  const parse = (data) => parseEvent({ id: "sse", name: "named", data });
+  const parse = (data) => parseEvent({ id: "sse", name: "named", data, isSse: true });
   assert.deepEqual(parse('{"color":"red"}'), { color: "red", type: "named", id: "sse" });
-  assert.equal(parse('{"type":"a","id":"c1"}').id, "c1");
   assert.equal(isKnown(parse('{"type":"heartbeat","upstream":"live","upstreamAgeMs":1}')), true);
   for (const data of [
     "",
@@ -121,6 +120,37 @@ test("known types are parsed, unknown ones are passed on, malformed ones are err
   ]) {
     assert.throws(() => parse(data), Error, data);
   }
+});
+
+test("the cursor is the id of the transport, and can be sent back", () => {
+  const idOf = (block) => parseEvent(block).id;
+  assert.equal(idOf({ id: "sse", data: '{"type":"a","id":"order-1"}', isSse: true }), "sse");
+  assert.equal(idOf({ data: '{"type":"a","id":"order-1"}', isSse: true }), undefined);
+  assert.equal(idOf({ id: "", data: '{"type":"a","id":"order-1"}', isSse: true }), undefined);
+  assert.equal(idOf({ data: '{"type":"a","id":"c1"}' }), "c1");
+  assert.equal(idOf({ data: '{"type":"a","id":17}' }), undefined);
+  const { dedupe } = recorded("1");
+  for (const id of ["a\u0001b", "\x7f", "x".repeat(LIMITS.idChars + 1)]) {
+    assert.throws(() => parseEvent({ id, data: "{}", isSse: true }), /its id is longer than 4096 characters/);
+    assert.throws(() => parseEvent({ data: JSON.stringify({ id }) }), /its id is longer than 4096 characters/);
+    dedupe.connectionEnded(id);
+    assert.equal(dedupe.cursor, "1");
+  }
+  dedupe.connectionEnded("x".repeat(LIMITS.idChars));
+  assert.equal(dedupe.cursor.length, LIMITS.idChars);
+});
+
+test("a gap of a relay makes the state incomplete until the next one", () => {
+  const state = new State();
+  const part = (more) => ({ type: "state.initial", reason: "connect", more, instances: [{ uid: "a" }] });
+  assert.equal(apply(state, { type: "relay.gap", reason: "expired" }), false);
+  apply(state, part(false));
+  const { version } = state;
+  apply(state, part(true));
+  assert.equal(apply(state, { type: "relay.gap", reason: "expired" }), true);
+  assert.deepEqual([state.isComplete, state.version, state.instances.size], [false, version + 1, 1]);
+  apply(state, { type: "state.initial", reason: "connect", instances: [{ uid: "b" }] });
+  assert.deepEqual([state.isComplete, ...state.instances.keys()], [true, "b"], "the parts before the gap are forgotten");
 });
 
 test("delays double to the maximum and honour the server", () => {
@@ -196,6 +226,9 @@ test("options that cannot be used are errors with words, and show no secret", ()
     [{ url: "http://user:secret@h" }, /must not contain a credential/],
     [{ url: "http://10.0.0.1", token: "secret" }, /not sent over plain http/],
     [{ url: "http://localhost.example", tokenProvider: () => "secret" }, /not sent over plain http/],
+    [{ url: "http://10.0.0.1", ticket: "secret" }, /not sent over plain http/],
+    [{ url: "http://bridge", ticket: () => "secret" }, /not sent over plain http/],
+    [{ url: "http://localhost", since: "secret\n" }, /since is no cursor/],
     [{ url: "http://h", transport: "websocket", WebSocket: undefined }, globalThis.WebSocket ? /^$/ : /no WebSocket/],
   ]) {
     const make = () => new BridgeClient(options).close();
@@ -211,5 +244,7 @@ test("options that cannot be used are errors with words, and show no secret", ()
   }
   for (const url of ["https://h", "http://127.1.2.3:80", "http://[::1]", "http://localhost", "http://a.localhost"]) {
     new BridgeClient({ url, token: "t" }).close();
+    new BridgeClient({ url, ticket: "t" }).close();
   }
+  new BridgeClient({ url: "http://10.0.0.1", ticket: "t", allowInsecure: true }).close();
 });

@@ -29,7 +29,8 @@ type Item = Option<Result<Event, Error>>;
 /// What a stream yields.
 #[derive(Debug)]
 pub(super) enum Followed {
-    /// A connection is open. It precedes its events.
+    /// A connection works ([`Events::connections`]). It precedes its events, but not the `stream.closing` of a stream that
+    /// only refuses the request.
     Connected,
     /// An event.
     Event(Box<Event>),
@@ -92,7 +93,7 @@ impl<'a> Follow<'a> {
         }
     }
 
-    /// Returns what the client yields, or `None` when it has opened a connection and nothing has arrived yet.
+    /// Returns what the client yields, or `None` when a connection works and nothing has arrived yet.
     ///
     /// # Errors
     /// The deadline has passed.

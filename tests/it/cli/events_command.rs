@@ -4,7 +4,8 @@ use std::{process::Output, time::Duration};
 
 use serde_json::Value;
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpListener,
     process::Command,
     time::timeout,
 };
@@ -87,6 +88,51 @@ async fn exit_codes_tell_how_it_ended() {
     std::fs::write(token.path(), format!("{KEY}\n")).unwrap();
     let output = events(&["--url", &url, "--token-file", &path, "--count", "1000", "--timeout", "0.5"]).await;
     assert_eq!(output.status.code(), Some(124), "{output:?}");
+}
+
+/// A bridge refuses some requests of SSE with a 200 whose only event is `stream.closing`.
+#[tokio::test]
+async fn streams_that_only_close_are_no_connection() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let refusing = tokio::spawn(async move {
+        loop {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let _ = socket.read(&mut [0; 4096]).await;
+            let refusal = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n\
+                 data: {\"type\":\"stream.closing\",\"reason\":\"too many connections\",\"retryAfterMs\":100}\n\n";
+            let _ = socket.write_all(refusal.as_bytes()).await;
+        }
+    });
+    let output = events(&["--url", &url, "--transport", "sse", "--connect-timeout", "3", "-o", "text"]).await;
+    refusing.abort();
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(5), "{output:?}");
+    assert!(stderr.contains("the bridge closed the stream: too many connections"), "{stderr}");
+    assert!(!stderr.contains("connected again"), "{stderr}");
+}
+
+/// `--connect-timeout` is for the first connection. A later one can take longer.
+#[tokio::test]
+async fn short_connect_timeout_does_not_end_a_reconnect() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/events", listener.local_addr().unwrap());
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n";
+    let serving = tokio::spawn(async move {
+        for number in [1, 2] {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            assert!(socket.read(&mut [0; 4096]).await.unwrap() > 0);
+            if number == 2 {
+                let gives_up = timeout(Duration::from_secs(3), socket.read(&mut [0; 1])).await;
+                assert!(gives_up.is_err(), "the client gives up: {gives_up:?}");
+            }
+            let event = format!("{head}data: {{\"type\":\"order\",\"number\":{number}}}\n\n");
+            socket.write_all(event.as_bytes()).await.unwrap();
+        }
+    });
+    let output = events(&["--url", &url, "--connect-timeout", "2", "--count", "2"]).await;
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    serving.await.unwrap();
 }
 
 #[tokio::test]
