@@ -74,4 +74,4 @@ pub use self::{
     state::State,
 };
 #[cfg(feature = "server")]
-pub(crate) use self::{connection::innermost, endpoint::has_wrong_port, tls::config as tls_config};
+pub(crate) use self::{connection::innermost, endpoint::{has_wrong_port, without_credential}, tls::config as tls_config};
