@@ -75,6 +75,9 @@ pub use self::{
 };
 #[cfg(feature = "server")]
 pub(crate) use self::{
-    connect::CONNECT_TIMEOUT, connection::innermost, endpoint::has_wrong_port, event::MAX_ID_BYTES,
+    connect::CONNECT_TIMEOUT,
+    connection::innermost,
+    endpoint::{has_wrong_port, without_credential},
+    event::MAX_ID_BYTES,
     tls::config as tls_config,
 };

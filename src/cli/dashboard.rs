@@ -1,6 +1,7 @@
 //! `dashboard`: a port on this machine that leads to the dashboard of a bridge in a cluster (docs/protocol.md#dashboard-1).
 
 use std::{
+    convert::Infallible,
     net::{Ipv4Addr, SocketAddr},
     process::Stdio,
     time::Duration,
@@ -14,6 +15,7 @@ use tokio::{
     process::Command,
     signal::unix::{SignalKind, signal},
     task::JoinSet,
+    time::sleep,
 };
 
 use super::{
@@ -27,6 +29,8 @@ use crate::{client::CONNECT_TIMEOUT, source::port_forward::PortForward};
 
 /// Connections at the same time. A browser has at most six to one host, and one for each WebSocket.
 const MAX_CONNECTIONS: usize = 64;
+/// Pause after a connection that cannot be accepted: without a free file, the next try would fail at once.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// The program that opens a URL in the browser.
 const OPENER: &str = if cfg!(target_os = "macos") { "open" } else { "xdg-open" };
 
@@ -79,7 +83,7 @@ impl DashboardCommand {
             open_browser(&url);
         }
         // `--connect-timeout` is the time to find the bridge. A later connection can take longer.
-        accept(&listener, &forward.with_limit(self.connect_timeout.max(CONNECT_TIMEOUT))).await
+        match accept(&listener, &forward.with_limit(self.connect_timeout.max(CONNECT_TIMEOUT))).await {}
     }
 }
 
@@ -98,13 +102,27 @@ fn open_browser(url: &str) {
     }
 }
 
-async fn accept(listener: &TcpListener, forward: &PortForward) -> Result<u8, CliError> {
-    let mut connections = JoinSet::new();
+/// Forwards all connections. An error ends none but its own.
+async fn accept(listener: &TcpListener, forward: &PortForward) -> Infallible {
+    let (mut connections, mut is_failing) = (JoinSet::new(), false);
     loop {
         while connections.len() >= MAX_CONNECTIONS {
             connections.join_next().await;
         }
-        let (socket, _) = listener.accept().await.context("cannot accept connections")?;
+        let socket = match listener.accept().await {
+            Ok((socket, _)) => {
+                is_failing = false;
+                socket
+            }
+            Err(error) => {
+                // A client can reset its connection before it is accepted, and the limit of open files can be reached for a while.
+                if !std::mem::replace(&mut is_failing, true) {
+                    report(&format!("cannot accept a connection: {error}; the command tries again"));
+                }
+                sleep(ACCEPT_RETRY_DELAY).await;
+                continue;
+            }
+        };
         while connections.try_join_next().is_some() {}
         connections.spawn(forward_connection(socket, forward.clone()));
     }

@@ -95,6 +95,7 @@ impl Demo {
         });
 
         feed.wait_synced().await;
+        let signals = server::Signals::new()?;
         // As it was called, so that the commands can be copied.
         let program = std::env::args().next().unwrap_or_else(|| "boilerhouse-bridge".to_owned());
         print(&welcome(&address.to_string(), &program))?;
@@ -115,6 +116,7 @@ impl Demo {
             tasks,
             drain: DRAIN,
             traces: Traces::default(),
+            signals,
         };
         server::serve_bridge(setup, listener).await
     }

@@ -18,7 +18,7 @@ use super::{
     serve::Serve,
 };
 use crate::{
-    client::{Client, tls_config},
+    client::{Client, tls_config, without_credential},
     doctor::{
         self, CHECKS, CommandLine, Flag, Listener, LocalCheck, LocalChecks, LocalFiles, Outcome, Report, Subject,
         Target, shell_path, shell_word,
@@ -124,13 +124,19 @@ impl DoctorCommand {
     fn target(&self) -> Result<Option<Target>, CliError> {
         let Some(url) = self.url.as_ref().filter(|url| !url.is_empty()) else { return Ok(None) };
         let usage = |error: crate::client::Error| CliError::usage(format!("--url: {error}"));
+        let not_alone = |part: &str| {
+            let url = without_credential(url);
+            CliError::usage(format!("--url: {url} has a {part}; name the bridge alone, such as http://localhost:3000"))
+        };
         // Without the credential, so that a URL that must not carry it is a failed check.
         let builder = Client::builder(url);
         let builder = self.credential.ca_file().into_iter().fold(builder, |builder, file| builder.ca_file(file));
         let stream = builder.build().map_err(usage)?.url();
-        let base_url = stream.strip_suffix(STREAM_PATH).ok_or_else(|| {
-            CliError::usage(format!("--url: {url} has a path; name the bridge alone, such as http://localhost:3000"))
-        })?;
+        let base_url = stream.strip_suffix(STREAM_PATH).ok_or_else(|| not_alone("path"))?;
+        // The requests would not send it, and a query can contain a credential.
+        if url.contains(['?', '#']) {
+            return Err(not_alone("query"));
+        }
         let tls = tls_config(base_url.starts_with("https://"), self.credential.ca_file()).map_err(usage)?;
         let client = self.credential.apply(Client::builder(base_url));
         let [ca_file, token_file] =
@@ -196,7 +202,8 @@ fn command_line(command: &Command, matches: &ArgMatches) -> CommandLine {
         if !is_known || matches.value_source(id) != Some(ValueSource::CommandLine) {
             continue;
         }
-        let flag = |value| Flag { name: long.to_owned(), value, requires_equals: arg.is_require_equals_set() };
+        let (requires_equals, is_url) = (arg.is_require_equals_set(), is_url(arg));
+        let flag = |value| Flag { name: long.to_owned(), value, requires_equals, is_url };
         if arg.get_action().takes_values() {
             let values = matches.get_raw(id).into_iter().flatten();
             flags.extend(values.map(|value| flag(Some(value.to_string_lossy().into_owned()))));
@@ -205,6 +212,11 @@ fn command_line(command: &Command, matches: &ArgMatches) -> CommandLine {
         }
     }
     CommandLine::new(flags)
+}
+
+/// Returns whether the value of a flag is a URL, or a list of URLs.
+fn is_url(arg: &Arg) -> bool {
+    arg.get_value_names().is_some_and(|names| names.iter().any(|name| name.as_str() == "URL"))
 }
 
 /// Returns a check that reads files, on a thread that may block. It gets whether the bridge listens on loopback only.
@@ -274,6 +286,29 @@ fn example_value(arg: &Arg) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn commands_of_the_report_have_no_credential_of_any_url() {
+        let command = crate::cli::command();
+        let doctor = command.find_subcommand("doctor").unwrap();
+        let urls: Vec<&str> = doctor.get_arguments().filter(|arg| is_url(arg)).filter_map(Arg::get_long).collect();
+        for name in ["url", "mqtt-url", "nats-url", "otlp-endpoint"] {
+            assert!(urls.contains(&name), "--{name} is not known as a URL; known: {urls:?}");
+        }
+        let is_shown = |name: &str, value: &str| {
+            let flag = format!("--{name}");
+            let matches = command.clone().get_matches_from(["bridge", "doctor", &flag, value]);
+            let shown = command_line(&command, &matches).with(&[]);
+            assert!(shown.contains(&format!(" {flag} ")) && !shown.contains("canary"), "{shown}");
+        };
+        for name in urls {
+            is_shown(name, "https://user:canary@h");
+            is_shown(name, "user:canary@h:1");
+            is_shown(name, "https://h/?token=canary");
+        }
+        // A URL in the wrong place.
+        is_shown("kubeconfig", "https://user:canary@h");
+    }
 
     #[test]
     fn example_configuration_names_each_flag_and_sets_none() {

@@ -14,7 +14,7 @@ use super::{
     mqtt::{self, MqttArgs},
     otlp::{self, OtlpArgs},
     parsers::{HISTORY_EVENTS, HISTORY_MEMORY, MAX_CONNECTIONS, duration, host_port, integer_in, log_level},
-    server::{self, ReadinessLine},
+    server::{self, ReadinessLine, Signals},
 };
 use crate::{
     client::{Client, Transport},
@@ -115,6 +115,7 @@ impl RelayCommand {
         metrics.register(server::bridge_metrics(&mut registry));
         let limits = Limits { events: self.history, bytes: self.history_memory << 20 };
         let (writer, history) = History::new(limits, metrics);
+        let signals = Signals::new()?;
         let (http, ws) = if access.tls.is_some() { ("https", "wss") } else { ("http", "ws") };
         info!(upstream = client.url(), "reading");
         info!("listening on {http}://{address}, events on {http}://{address}/events and {ws}://{address}/events/ws");
@@ -145,6 +146,7 @@ impl RelayCommand {
             tasks,
             drain: Duration::from_secs(self.drain),
             traces,
+            signals,
         };
         server::serve(setup, listener).await
     }

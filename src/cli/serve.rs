@@ -183,6 +183,8 @@ impl Serve {
         }
         let watch = hub::run(connection.client, config, writer, metrics);
         tasks.spawn("hub", async move { Ok::<_, std::convert::Infallible>(watch.await) });
+        // Not earlier: a signal ends the process while it waits for the cluster.
+        let signals = server::Signals::new()?;
         let (http, ws) = if access.common.tls.is_some() { ("https", "wss") } else { ("http", "ws") };
         info!("listening on {http}://{address}, events on {ws}://{address}/ws");
         let max_connections = self.max_connections;
@@ -206,6 +208,7 @@ impl Serve {
             tasks,
             drain,
             traces,
+            signals,
         };
         server::serve_bridge(setup, listener).await
     }

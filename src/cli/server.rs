@@ -55,6 +55,8 @@ pub(super) struct ServerSetup<C> {
     pub(super) tasks: Tasks,
     pub(super) drain: Duration,
     pub(super) traces: Traces,
+    /// Received since before the first line that names the address.
+    pub(super) signals: Signals,
 }
 
 /// Everything that a bridge needs beside its listener.
@@ -76,6 +78,8 @@ pub(super) struct BridgeSetup {
     pub(super) tasks: Tasks,
     pub(super) drain: Duration,
     pub(super) traces: Traces,
+    /// Received since before the first line that names the address.
+    pub(super) signals: Signals,
 }
 
 /// Returns a line that `/readyz?verbose` adds.
@@ -149,7 +153,8 @@ pub(super) async fn bind(host: &str, port: u16, flag: &str) -> Result<(TcpListen
 pub(super) async fn serve_bridge(setup: BridgeSetup, listener: TcpListener) -> Result<u8, CliError> {
     let BridgeSetup { feed, dedicated_feeds, backbone, validator, access, mut registry, readiness_details, .. } = setup;
     let BridgeSetup { connection, rate, .. } = setup;
-    let BridgeSetup { max_connections, dedicated_watchers, probes, heartbeat, tasks, drain, traces, .. } = setup;
+    let BridgeSetup { max_connections, dedicated_watchers, probes, heartbeat, tasks, drain, traces, signals, .. } =
+        setup;
     let bridge = bridge_metrics(&mut registry);
     feed.register_metrics(bridge);
     let responses = ResponseBudget::new(access.responses);
@@ -182,6 +187,7 @@ pub(super) async fn serve_bridge(setup: BridgeSetup, listener: TcpListener) -> R
         tasks,
         drain,
         traces,
+        signals,
     };
     serve(setup, listener).await
 }
@@ -190,7 +196,7 @@ pub(super) async fn serve_bridge(setup: BridgeSetup, listener: TcpListener) -> R
 pub(super) async fn serve<C: Content>(setup: ServerSetup<C>, listener: TcpListener) -> Result<u8, CliError> {
     let ServerSetup { content, log, access, mut registry, max_connections, dedicated_watchers, .. } = setup;
     let ResolvedAccess { allowed, limits, proxies, tls, auth, auth_metrics, .. } = access;
-    let ServerSetup { probes, heartbeat, tasks, drain, traces, .. } = setup;
+    let ServerSetup { probes, heartbeat, tasks, drain, traces, mut signals, .. } = setup;
     let limits_of_files = connection_limits(max_connections, dedicated_watchers);
     let stream_metrics = stream::Metrics::default();
     let conn_metrics = conn::Metrics::default();
@@ -249,8 +255,6 @@ pub(super) async fn serve<C: Content>(setup: ServerSetup<C>, listener: TcpListen
         let watch = tls.watch_files(config.tls_reload_interval, conn_metrics.clone());
         tasks.spawn("certificate", async move { Ok::<_, Infallible>(watch.await) });
     }
-    // Before the first answer: who has one may send a signal.
-    let mut signals = Signals::new()?;
     let accept = conn::serve(listener, service, config, conn_metrics, tasks.clone());
     tasks.spawn("listener", async move { Ok::<_, Infallible>(accept.await) });
 
@@ -281,15 +285,20 @@ fn counted_address(proxies: &TrustedProxies, peer: IpAddr) -> Option<IpAddr> {
     }
 }
 
-/// SIGTERM and SIGINT.
-struct Signals {
+/// SIGTERM and SIGINT, from [`Signals::new`] on. Before, each ends the process at once.
+pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     interrupted: bool,
 }
 
 impl Signals {
-    fn new() -> anyhow::Result<Signals> {
+    /// Starts to receive them. A server does so when it can act on them and nobody has its address yet: who reads its first line,
+    /// or gets an answer of a probe, may send a signal.
+    ///
+    /// # Errors
+    /// The system does not let the process receive them.
+    pub(super) fn new() -> anyhow::Result<Signals> {
         let listen = |kind| signal(kind).context("cannot receive signals");
         Ok(Signals {
             terminate: listen(SignalKind::terminate())?,

@@ -87,7 +87,9 @@ impl Top {
     ) -> Result<u8, CliError> {
         let look = Look { is_colored: color_for(true) };
         let mut inputs = terminal::inputs().context("cannot read the terminal")?;
-        let mut updates = std::pin::pin!(updates(client.events()));
+        let events = client.events();
+        let mut opened = events.watch_connections();
+        let mut updates = std::pin::pin!(updates(events));
         let mut model = Model::new(client.url(), Clock::read());
         let mut redraw = Redraw::default();
         let connect_by = Instant::now() + self.connection.connect_timeout;
@@ -126,6 +128,12 @@ impl Top {
                 }
                 () = sleep_until(connect_by), if !model.links.was_open() => {
                     return Err(self.connection.cannot_connect(last_error));
+                }
+                // A stream can be open for long before its first event.
+                Ok(()) = opened.changed() => {
+                    let connections = *opened.borrow_and_update();
+                    model.links.connected(connections);
+                    redraw.request();
                 }
                 update = updates.next() => {
                     let Some(update) = update else { return Ok(FAILED) };

@@ -266,7 +266,10 @@ fn read_token(path: &Path) -> Result<String, Error> {
     let failed = |reason: String| Error::Token { path: path.display().to_string(), reason };
     let file = std::fs::File::open(path).map_err(|error| failed(error.to_string()))?;
     let mut text = String::new();
-    file.take(MAX_TOKEN_BYTES).read_to_string(&mut text).map_err(|error| failed(error.to_string()))?;
+    file.take(MAX_TOKEN_BYTES + 1).read_to_string(&mut text).map_err(|error| failed(error.to_string()))?;
+    if text.len() as u64 > MAX_TOKEN_BYTES {
+        return Err(failed(format!("the file has more than {} KiB", MAX_TOKEN_BYTES >> 10)));
+    }
     match text.trim() {
         "" => Err(failed("the file is empty".to_owned())),
         token => Ok(token.to_owned()),
@@ -295,5 +298,16 @@ mod tests {
         for url in ["https://10.0.0.1/events?token=t", "localhost/events?token=t", "http://10.0.0.1/events?tokens=t"] {
             builder(url).build().unwrap();
         }
+    }
+
+    #[test]
+    fn a_token_is_never_cut_at_the_bound_of_the_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let max = usize::try_from(MAX_TOKEN_BYTES).unwrap();
+        std::fs::write(file.path(), format!("{:<max$}", "token")).unwrap();
+        assert_eq!(read_token(file.path()).unwrap(), "token");
+        std::fs::write(file.path(), "t".repeat(max + 1)).unwrap();
+        let error = read_token(file.path()).unwrap_err().to_string();
+        assert!(error.contains("the file has more than 64 KiB"), "{error}");
     }
 }

@@ -172,14 +172,16 @@ pub(crate) fn has_wrong_port(authority: &http::uri::Authority) -> bool {
     after_host.contains(':') && authority.port_u16().is_none_or(|port| port == 0)
 }
 
-/// Returns a URL without what may be a secret: user information and query.
-fn without_credential(url: &str) -> String {
-    let url = url.split(['?', '#']).next().unwrap_or_default();
-    match (url.split_once("://"), url.rfind('@')) {
-        (Some((scheme, _)), Some(at)) => format!("{scheme}://...{}", &url[at..]),
-        (None, Some(at)) => format!("...{}", &url[at..]),
-        (_, None) => url.to_owned(),
+/// Returns a URL without what may be a secret: user information, query and fragment. The text need not be a valid URL: a
+/// password can contain `/` or `?`, and a query can contain `@`. Where it is not clear which of both it is, nothing but the
+/// scheme is left.
+pub(crate) fn without_credential(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (&url[..scheme.len() + 3], rest));
+    let (before, rest) = rest.rsplit_once('@').unwrap_or(("", rest));
+    if before.contains(['?', '#']) {
+        return format!("{scheme}...");
     }
+    format!("{scheme}{}", rest.split(['?', '#']).next().unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -205,6 +207,8 @@ mod tests {
         for (wrong, words) in [
             ("ftp://h", "accepted schemes"),
             ("http://user:secret@h/", "must not contain a credential"),
+            ("http://user:secret?secret@h/", "the port is no number"),
+            ("http://h:0/?token=se@secret", "the port is no number"),
             ("http://", "not a URL"),
             ("http://h:99999", "the port is no number"),
             ("h:", "the port is no number"),
@@ -216,6 +220,24 @@ mod tests {
             assert!(!error.to_string().contains("secret"), "{error}");
         }
         Endpoint::parse("ws://h", Some(Transport::Sse)).unwrap_err();
+    }
+
+    #[test]
+    fn shown_urls_have_no_credential() {
+        for (url, shown) in [
+            ("http://h:1/a", "http://h:1/a"),
+            ("http://user:secret@h/a", "http://h/a"),
+            ("user:secret@h", "h"),
+            ("mqtt://user:se/c@ret@h", "mqtt://h"),
+            ("http://h/a?token=secret#secret", "http://h/a"),
+            ("http://user:secret?a@h", "http://..."),
+            ("http://h/?token=a@secret", "http://..."),
+            ("http://user:secret@h/?token=secret", "http://h/"),
+            ("tls://u:secret@a:1,tls://u:secret@b:2", "tls://b:2"),
+            ("tls://a:1,tls://b:2", "tls://a:1,tls://b:2"),
+        ] {
+            assert_eq!(without_credential(url), shown, "{url}");
+        }
     }
 
     #[test]

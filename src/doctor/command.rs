@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crate::source::connect;
+use crate::{client::without_credential, source::connect};
 
 /// Flags about the report, which a command of the report does not repeat.
 const REPORT_FLAGS: [&str; 3] = ["only", "output", "fix"];
@@ -24,15 +24,20 @@ pub struct Flag {
     pub value: Option<String>,
     /// The value is accepted after `=` only.
     pub requires_equals: bool,
+    /// The value is a URL, or a list of URLs.
+    pub is_url: bool,
 }
 
 impl CommandLine {
-    /// Creates it. User and password of a URL are left out, because a report has no credential.
+    /// Creates it. User, password and query of a URL are left out, because a report has no credential. A URL that is the value
+    /// of another flag by mistake is one too.
     #[must_use]
     pub fn new(flags: impl IntoIterator<Item = Flag>) -> CommandLine {
         let is_kept = |flag: &Flag| !REPORT_FLAGS.contains(&flag.name.as_str());
         let flags = flags.into_iter().filter(is_kept).map(|flag| match flag.value {
-            Some(value) if flag.name.ends_with("url") => Flag { value: Some(without_user(&value)), ..flag },
+            Some(value) if flag.is_url || value.contains("://") => {
+                Flag { value: Some(without_credential(&value)), ..flag }
+            }
             _ => flag,
         });
         CommandLine { flags: flags.collect() }
@@ -54,12 +59,6 @@ impl CommandLine {
         });
         kept.chain(added).fold("boilerhouse-bridge doctor".to_owned(), |command, flag| command + &flag)
     }
-}
-
-/// Returns URLs without user and password: without everything between the first scheme and the last `@`.
-fn without_user(urls: &str) -> String {
-    let Some((before, rest)) = urls.rsplit_once('@') else { return urls.to_owned() };
-    before.split_once("://").map_or_else(|| rest.to_owned(), |(scheme, _)| format!("{scheme}://{rest}"))
 }
 
 /// Returns a text as one word of a POSIX shell.
@@ -96,7 +95,7 @@ mod tests {
     use super::*;
 
     fn flag(name: &str, value: Option<&str>) -> Flag {
-        Flag { name: name.to_owned(), value: value.map(str::to_owned), requires_equals: false }
+        Flag { name: name.to_owned(), value: value.map(str::to_owned), requires_equals: false, is_url: false }
     }
 
     #[test]
@@ -109,14 +108,18 @@ mod tests {
             flag("kubeconfig", Some("/a b")),
             equals,
             flag("mqtt-url", Some("mqtt://user:se/c@ret@host")),
-            flag("nats-url", Some("user:secret@host")),
+            Flag { is_url: true, ..flag("nats-url", Some("user:secret@host")) },
+            Flag { is_url: true, ..flag("otlp-endpoint", Some("https://user:secret@host/a?key=secret")) },
             flag("allow-insecure", None),
         ]);
         let expected = "boilerhouse-bridge doctor --kubeconfig '/a b' --allow-anonymous=true --mqtt-url mqtt://host \
-                        --nats-url host --allow-insecure --only tls";
+                        --nats-url host --otlp-endpoint https://host/a --allow-insecure --only tls";
         assert_eq!(line.with(&[("only", Some("tls"))]), expected);
         let changed = line.with(&[("allow-insecure", None), ("kubeconfig", Some("it's"))]);
-        assert!(changed.ends_with(r"--nats-url host --allow-insecure --kubeconfig 'it'\''s'"), "{changed}");
+        assert!(
+            changed.ends_with(r"--otlp-endpoint https://host/a --allow-insecure --kubeconfig 'it'\''s'"),
+            "{changed}"
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `--fix`: files that the flags name and that do not exist, and commands for the cluster.
 //!
-//! Guarantees: an existing file is never opened for writing. Files with a secret have mode 0600, new folders 0700. Nothing
+//! Guarantees: an existing file is never opened for writing. A file that cannot be written completely is removed. Files with a secret have mode 0600, new folders 0700. Nothing
 //! in a cluster is changed.
 
 use std::{
@@ -85,8 +85,12 @@ fn create_folder(path: &Path) -> io::Result<()> {
 
 fn create_file(path: &Path, mode: u32, text: &str) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
+    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+    if written.is_err() {
+        // A file without its content would never be repaired. The error of the write says more than that of the removal.
+        let _ = std::fs::remove_file(path);
+    }
+    written
 }
 
 /// Creates a keys file with the hash of one new key, and a file with the key itself.

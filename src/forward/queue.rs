@@ -121,7 +121,7 @@ impl Output {
 }
 
 /// How many messages wait for one receiver, the one that is being delivered included.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Backlog(Arc<Shared>);
 
 impl Backlog {

@@ -167,7 +167,10 @@ fn lock(path: &Path) -> Result<File, String> {
 fn read(path: &Path) -> io::Result<Content> {
     use std::io::Read as _;
     let mut text = String::new();
-    File::open(path)?.take(MAX_FILE_BYTES).read_to_string(&mut text)?;
+    File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_FILE_BYTES {
+        return Err(io::Error::other(format!("not a state file (more than {} MiB)", MAX_FILE_BYTES >> 20)));
+    }
     let content: Content = serde_json::from_str(&text)
         .map_err(|error| io::Error::other(format!("not a state file ({error}); remove it to start without a state")))?;
     if content.version != VERSION {
@@ -206,9 +209,12 @@ mod tests {
     fn a_file_that_is_no_state_is_reported_and_kept() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.json");
-        for (text, words) in
-            [("{", "not a state file"), (r#"{"version":2,"receivers":{}}"#, "version 2 is not supported")]
-        {
+        let long = format!("{:<1$}", r#"{"version":1,"receivers":{}}"#, usize::try_from(MAX_FILE_BYTES).unwrap() + 1);
+        for (text, words) in [
+            ("{", "not a state file"),
+            (r#"{"version":2,"receivers":{}}"#, "version 2 is not supported"),
+            (&long, "not a state file (more than 1 MiB)"),
+        ] {
             std::fs::write(&path, text).unwrap();
             let error = StateFile::open(Some(&path)).unwrap_err();
             assert!(error.contains(words), "{error}");

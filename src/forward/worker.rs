@@ -98,7 +98,11 @@ fn read_secrets(path: &Path) -> Result<Secrets, String> {
     let failed = |reason: String| format!("{}: {reason}", path.display());
     let mut text = String::new();
     let file = std::fs::File::open(path).map_err(|error| failed(error.to_string()))?;
-    file.take(MAX_SECRETS_BYTES).read_to_string(&mut text).map_err(|error| failed(error.to_string()))?;
+    file.take(MAX_SECRETS_BYTES + 1).read_to_string(&mut text).map_err(|error| failed(error.to_string()))?;
+    // Part of a secret can be a valid secret.
+    if text.len() as u64 > MAX_SECRETS_BYTES {
+        return Err(failed(format!("the file has more than {MAX_SECRETS_BYTES} bytes")));
+    }
     Secrets::parse(&text).map_err(failed)
 }
 
@@ -230,4 +234,25 @@ impl Worker {
 /// Returns the time (RFC 3339, UTC, milliseconds).
 fn now() -> String {
     Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_never_cut_at_the_bound_of_the_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let read = |text: &str| {
+            std::fs::write(file.path(), text).unwrap();
+            read_secrets(file.path())
+        };
+        let max = usize::try_from(MAX_SECRETS_BYTES).unwrap();
+        // The base64 of 48 bytes. Its first half is the base64 of 24 bytes, which is a secret too.
+        let secret = format!("whsec_{}", "MDEyMzQ1".repeat(8));
+        let half = secret.len() - 32;
+        assert!(read(&secret[..half]).is_ok() && read(&format!("{secret:>max$}")).is_ok());
+        let error = read(&(" ".repeat(max - half) + &secret)).unwrap_err();
+        assert!(error.ends_with("the file has more than 4096 bytes"), "{error}");
+    }
 }

@@ -126,6 +126,10 @@ async fn wrong_usage_exits_with_2_and_names_what_is_accepted() {
     assert!(unknown.contains("there is no check 'prot'; accepted: config, credentials,"), "{unknown}");
     let path = usage(&["--url", "http://localhost:3000/api/sse"]).await;
     assert!(path.contains("has a path; name the bridge alone"), "{path}");
+    let path = usage(&["--url", "http://localhost:3000/api/sse?token=canary"]).await;
+    assert!(path.contains("http://localhost:3000/api/sse has a path") && !path.contains("canary"), "{path}");
+    let query = usage(&["--url", "http://localhost:3000/?token=canary"]).await;
+    assert!(query.contains("http://localhost:3000/ has a query; name") && !query.contains("canary"), "{query}");
     let scheme = usage(&["--url", "ftp://localhost"]).await;
     assert!(scheme.contains("accepted schemes"), "{scheme}");
     usage(&["--port", "many"]).await;

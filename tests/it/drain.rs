@@ -1,20 +1,26 @@
 //! Drain of the process (docs/protocol.md#stream-endpoints, "Drain"): every stream gets a close frame, the closes are
 //! spread over the drain time, and the process exits in time.
 
-use std::{net::SocketAddr, os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};
+use std::{
+    net::SocketAddr,
+    os::unix::process::ExitStatusExt,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
 
 use futures::future::join_all;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader, Lines},
     net::TcpStream,
     task::JoinHandle,
     time::{Instant, timeout},
 };
 
 use crate::support::{
-    bridge_process::BridgeProcess,
+    bridge_process::{BridgeProcess, command},
     http_client::{self, TEST_TIMEOUT, WsClient},
-    sim_cluster::SimCluster,
+    sim_cluster::{NAMESPACE, SimCluster},
 };
 
 /// Tolerance for a busy machine. It is smaller than the differences between the durations that the tests compare.
@@ -63,6 +69,47 @@ async fn stalled_client(cluster: &SimCluster, bridge: &BridgeProcess) -> TcpStre
     }
     reader.until(|event| event["phase"] == last).await;
     stalled
+}
+
+/// Sends SIGTERM after the first line with this text, without a pause, and returns how the process ends.
+async fn terminated_after_line(args: &[&str], text: &str) -> ExitStatus {
+    let mut command = command(args);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let pid = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
+    let stdout = BufReader::new(child.stdout.take().unwrap()).lines();
+    let stderr = BufReader::new(child.stderr.take().unwrap()).lines();
+    let ended =
+        async { tokio::join!(terminate_after(stdout, text, pid), terminate_after(stderr, text, pid), child.wait()).2 };
+    timeout(TEST_TIMEOUT, ended).await.expect("the process ends").unwrap()
+}
+
+/// Reads lines until they end. Sends SIGTERM after the one with this text.
+async fn terminate_after(mut lines: Lines<BufReader<impl AsyncRead + Unpin>>, text: &str, pid: Pid) {
+    while let Ok(Some(line)) = lines.next_line().await {
+        if line.contains(text) {
+            kill_process(pid, Signal::TERM).unwrap();
+        }
+    }
+}
+
+/// Who has read the address, or an answer of a probe, may send a signal.
+#[tokio::test]
+async fn signal_right_after_the_first_line_or_probe_drains() {
+    let cluster = SimCluster::new().await;
+    let kubeconfig = cluster.kubeconfig();
+    let serve = ["serve", "--port", "0", "--kubeconfig", &kubeconfig, "--namespace", NAMESPACE, "--drain", "1"];
+    for _ in 0..5 {
+        for args in [&["demo", "--port", "0"][..], &serve] {
+            let status = terminated_after_line(args, "listening on ").await;
+            assert_eq!(status.code(), Some(0), "{args:?}: {status}");
+        }
+        let with_probes = [&serve[..], &["--probe-listen", "127.0.0.1:0"]].concat();
+        let mut bridge = BridgeProcess::run(&with_probes).await;
+        http_client::get(bridge.probe_address(), "/livez").await;
+        bridge.signal("TERM").await;
+        let status = bridge.ended(TEST_TIMEOUT).await;
+        assert_eq!(status.code(), Some(0), "{status}: {:#?}", bridge.log());
+    }
 }
 
 #[tokio::test]

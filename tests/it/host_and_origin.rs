@@ -538,6 +538,13 @@ async fn forwarded_host_counts_only_from_trusted_proxies() {
     let headers = ["Host: bridge.ns.svc", "X-Forwarded-Host: bridge.example"];
     let Exchange { response, .. } = send(trusting.address, "GET", "/", "1.1", &headers, "").await;
     assert!(response.body.contains("curl -N http://bridge.example/api/sse"), "{response:?}");
+    let headers = [&headers[..], &["X-Forwarded-Proto: https"]].concat();
+    let Exchange { response, .. } = send(trusting.address, "GET", "/", "1.1", &headers, "").await;
+    assert!(response.body.contains("curl -N https://bridge.example/api/sse"), "{response:?}");
+    assert!(response.body.contains("wscat -c wss://bridge.example/ws"), "{response:?}");
+    let headers = ["Host: {own}", "X-Forwarded-Proto: https"];
+    let Exchange { response, .. } = send(other.address, "GET", "/", "1.1", &headers, "").await;
+    assert!(response.body.contains(&format!("wscat -c ws://{}/ws", other.address)), "{response:?}");
 }
 
 /// CONNECT is a request to a proxy. Its target is a host without a path.

@@ -340,3 +340,33 @@ async fn the_dashboard_of_a_bridge_is_reached_through_a_port_forward() {
     let output = timeout(TEST_TIMEOUT, dashboard.output()).await.expect("it ends in time").unwrap();
     assert!(output.status.code() == Some(5) && text(&output.stderr).contains("has no Service"), "{output:?}");
 }
+
+/// Connections without a free file are lost. The command and what it forwards go on.
+#[tokio::test]
+async fn the_dashboard_goes_on_after_connections_that_cannot_be_accepted() {
+    let cluster = SimCluster::new().await;
+    let bridge = cluster.bridge(&[]).await;
+    let api = ForwardingApi::start(Objects {
+        services: vec![service("bridge")],
+        pods: vec![pod("one", true)],
+        targets: vec![("one", bridge.address)],
+        ..Objects::default()
+    })
+    .await;
+    let kubeconfig = api.kubeconfig.path().to_string_lossy().into_owned();
+    let dashboard = BridgeProcess::run_with_file_limit(&["dashboard", "--kubeconfig", &kubeconfig], 40).await;
+    let mut stream = WsClient::connect(dashboard.address, "/api/websocket").await;
+    assert_eq!(stream.json().await["type"], "state.initial");
+    let files = || std::fs::read_dir(format!("/proc/{}/fd", dashboard.pid())).unwrap().count();
+    let before = files();
+    let mut many = Vec::new();
+    for _ in 0..60 {
+        many.push(TcpStream::connect(dashboard.address).await.unwrap());
+    }
+    dashboard.wait_for_log("cannot accept a connection: Too many open files").await;
+    drop(many);
+    http_client::poll_until(|| (files() <= before).then_some(())).await;
+    assert_eq!(http_client::get(dashboard.address, "/api/v1/instances").await.body, "[]");
+    cluster.create_pod("alpha");
+    stream.until(|event| event["name"] == "alpha").await;
+}

@@ -140,6 +140,10 @@ async fn all_endpoints_are_served_over_tls() {
     let bridge = tls.bridge(&cluster, &[], &[]).await;
     let expected = format!("listening on https://{0}, events on wss://{0}/ws", bridge.address);
     assert!(bridge.log().iter().any(|line| line.contains(&expected)), "{:#?}", bridge.log());
+    let list = tls.request(bridge.address, "GET", "/", &[]).await.body;
+    for command in [format!("wss://{}/ws", bridge.address), format!("https://{}/api/sse", bridge.address)] {
+        assert!(list.contains(&command), "the list at / has no {command}: {list}");
+    }
     cluster.create_pod("a");
     let (mut ws, mut full) = (
         tls.websocket(bridge.address, "/ws?snapshot=none").await,

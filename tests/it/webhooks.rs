@@ -100,6 +100,23 @@ async fn deliveries_are_signed_and_shown() {
     assert!(receiver.lines.iter().all(|line| line.get("refused").is_none()), "{:?}", receiver.lines);
 }
 
+/// The first attempt has no answer yet, so that nothing is delivered and nothing has failed.
+#[tokio::test]
+async fn messages_that_wait_are_counted_at_the_end() {
+    let cluster = SimCluster::new().await;
+    let bridge = cluster.bridge(&[]).await;
+    let receiver = Receiver::start().await;
+    receiver.always(Answer::Hang);
+    let url = format!("http://{}", bridge.address);
+    let forwarder = Forwarder::start(&url, &["--types", "instance", "--forward-to", &receiver.url("/hook")]);
+    start_forwarding(&cluster, &[&receiver]).await;
+    forwarder.signal(rustix::process::Signal::TERM);
+    let (code, stderr) = forwarder.ended().await;
+    let counts = stderr.lines().find(|line| line.contains(": 0 delivered, 0 failed attempts, "));
+    let counts = counts.unwrap_or_else(|| panic!("no counts: {stderr}"));
+    assert!(code == Some(0) && counts.contains(" waiting") && !counts.contains(" 0 waiting"), "{stderr}");
+}
+
 /// 500, 429 with `Retry-After`, an answer that never comes, and a receiver that is down: each event arrives, in order, and
 /// the next one only after it.
 #[tokio::test]

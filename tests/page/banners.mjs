@@ -131,6 +131,23 @@ export async function upstream(context) {
       await assertMarked(p, "silent");
     },
   );
+  // A bridge sends a state again that it has taken before. Its time says nothing about the clocks.
+  await scripted(
+    context,
+    (server) => {
+      const fresh = server.state;
+      server.state = () => ({ ...fresh(), snapshotAt: new Date(Date.now() - 600_000).toISOString() });
+      server.heartbeatMs = 3_600_000;
+    },
+    async (p, server) => {
+      await p.untilState("live");
+      same((await p.rows("instance")).length, 1, "the state is shown");
+      check(!/clock of this computer/.test(await p.banner()), await p.banner());
+      // The time of a heartbeat does.
+      server.heartbeat({ timestamp: new Date(Date.now() + 600_000).toISOString() });
+      await until("the notice", async () => /clock of this computer is (9|10) min behind/.test(await p.banner()));
+    },
+  );
   // The clock of the computer is wrong by an hour, and jumps while the page is open.
   await scripted(
     context,

@@ -279,7 +279,10 @@ pub(super) async fn connect(
 fn credentials(path: &Path) -> Result<String, String> {
     let failed = |error: std::io::Error| format!("{}: {error}", path.display());
     let (mut text, file) = (String::new(), std::fs::File::open(path).map_err(failed)?);
-    file.take(MAX_CREDENTIALS_BYTES).read_to_string(&mut text).map_err(failed)?;
+    file.take(MAX_CREDENTIALS_BYTES + 1).read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 > MAX_CREDENTIALS_BYTES {
+        return Err(format!("{}: the file has more than {} KiB", path.display(), MAX_CREDENTIALS_BYTES >> 10));
+    }
     Ok(text)
 }
 
@@ -316,6 +319,17 @@ mod tests {
         feed::{Config as FeedConfig, Feed, FrameFormat, Framing, ReadResult, StartAt},
         test_support::{PodBuilder, telemetry},
     };
+
+    #[test]
+    fn credentials_are_never_cut_at_the_bound_of_the_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let max = usize::try_from(MAX_CREDENTIALS_BYTES).unwrap();
+        std::fs::write(file.path(), "c".repeat(max)).unwrap();
+        assert_eq!(credentials(file.path()).unwrap().len(), max);
+        std::fs::write(file.path(), "c".repeat(max + 1)).unwrap();
+        let error = credentials(file.path()).unwrap_err();
+        assert!(error.ends_with("the file has more than 16 KiB"), "{error}");
+    }
 
     #[tokio::test]
     async fn revisions_decide_what_was_published() {

@@ -138,7 +138,7 @@ impl ForwardArgs {
             _ = state.run(report) => Ok(0),
             () = deliveries.report_counts() => Ok(0),
         };
-        deliveries.report_totals();
+        deliveries.report_totals(true);
         state.write().context("cannot write the state file")?;
         deliveries.lines.finish().await.context("cannot print the deliveries")?;
         outcome
@@ -202,13 +202,13 @@ struct Counts {
     failed: u64,
     /// Since when the receiver has not accepted its next event.
     failing_since: Option<Instant>,
-    /// What was reported last.
-    reported: (u64, u64),
+    /// What was reported last: delivered, failed, waiting.
+    reported: (u64, u64, usize),
 }
 
 impl Counts {
     fn new(receiver: String, backlog: Backlog) -> Counts {
-        Counts { receiver, backlog, accepted: 0, failed: 0, failing_since: None, reported: (0, 0) }
+        Counts { receiver, backlog, accepted: 0, failed: 0, failing_since: None, reported: (0, 0, 0) }
     }
 
     /// Counts an attempt. Returns what to report.
@@ -230,15 +230,14 @@ impl Counts {
         }
     }
 
-    /// Returns the counts for people, if they have changed.
-    fn text(&mut self) -> Option<String> {
-        let Counts { receiver, backlog, accepted, failed, failing_since, .. } = self;
+    /// Returns the counts for people. During the run, that is only if they have changed or messages wait.
+    fn text(&mut self, waiting: usize, is_end: bool) -> Option<String> {
+        let Counts { receiver, accepted, failed, failing_since, .. } = self;
         let failing = failing_since
             .map_or(String::new(), |since| format!(", no delivery for {:.0} s", since.elapsed().as_secs_f64()));
-        let waiting = backlog.messages();
-        let now = (*accepted, *failed);
+        let now = (*accepted, *failed, waiting);
         let is_new = std::mem::replace(&mut self.reported, now) != now;
-        is_new
+        (is_new || waiting > 0 || is_end)
             .then(|| format!("{receiver}: {accepted} delivered, {failed} failed attempts, {waiting} waiting{failing}"))
     }
 }
@@ -276,12 +275,13 @@ impl Deliveries {
     async fn report_counts(&self) {
         loop {
             sleep(REPORT_INTERVAL).await;
-            self.report_totals();
+            self.report_totals(false);
         }
     }
 
-    fn report_totals(&self) {
-        let texts: Vec<String> = self.state().counts.iter_mut().filter_map(Counts::text).collect();
+    fn report_totals(&self, is_end: bool) {
+        let text = |counts: &mut Counts| counts.text(counts.backlog.messages(), is_end);
+        let texts: Vec<String> = self.state().counts.iter_mut().filter_map(text).collect();
         texts.iter().for_each(|text| report(text));
         let left_out = std::mem::take(&mut self.state().left_out);
         if left_out > 0 {
@@ -337,5 +337,23 @@ impl Observer for Deliveries {
         if self.limit.is_some_and(|limit| state.printed >= limit) {
             self.done.notify_one();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_reported_when_they_change_while_messages_wait_and_at_the_end() {
+        let mut counts = Counts::new("r".to_owned(), Backlog::default());
+        assert_eq!(counts.text(0, false), None);
+        // The first attempt has not ended, or the receiver has asked for a long delay.
+        for _ in 0..2 {
+            assert_eq!(counts.text(2, false).as_deref(), Some("r: 0 delivered, 0 failed attempts, 2 waiting"));
+        }
+        assert_eq!(counts.text(0, false).as_deref(), Some("r: 0 delivered, 0 failed attempts, 0 waiting"));
+        assert_eq!(counts.text(0, false), None);
+        assert_eq!(counts.text(0, true).as_deref(), Some("r: 0 delivered, 0 failed attempts, 0 waiting"));
     }
 }

@@ -69,6 +69,17 @@ pub(super) struct Upstream {
     pub(super) at: Instant,
 }
 
+/// Whether the fold has all pools. It has none of them at the end of a connection, and a resumed stream sends all of them first
+/// (docs/protocol.md#resume).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Completeness {
+    Complete,
+    /// There is no connection, or nothing of it has arrived.
+    Missing,
+    /// Events of a connection arrive since this time.
+    Arriving(Instant),
+}
+
 /// Everything that the views show.
 #[derive(Clone, Debug)]
 pub(super) struct Data {
@@ -76,6 +87,7 @@ pub(super) struct Data {
     state: State,
     log: VecDeque<Logged>,
     pools: BTreeMap<String, Depth>,
+    completeness: Completeness,
     upstream: Option<Upstream>,
     last_event: Option<Instant>,
     logged: u64,
@@ -92,6 +104,7 @@ impl Data {
             state: State::default(),
             log: VecDeque::new(),
             pools: BTreeMap::new(),
+            completeness: Completeness::Complete,
             upstream: None,
             last_event: None,
             logged: 0,
@@ -104,6 +117,12 @@ impl Data {
     /// Applies an event.
     pub(super) fn apply(&mut self, event: &Event, clock: Clock) {
         self.state.apply(event);
+        self.completeness = match (&event.payload, self.completeness) {
+            (Payload::StateInitial(part), _) if part.more => Completeness::Missing,
+            (Payload::StateInitial(_), _) => Completeness::Complete,
+            (_, Completeness::Missing) => Completeness::Arriving(clock.now),
+            (_, other) => other,
+        };
         match &event.payload {
             Payload::Heartbeat(heartbeat) => {
                 let age = Some(Duration::from_millis(heartbeat.upstream_age_ms));
@@ -146,7 +165,13 @@ impl Data {
                 push(&mut depth.ready, depth.counts.ready, POOL_SAMPLES);
             }
         }
-        if passed > 0 {
+        if let Completeness::Arriving(since) = self.completeness
+            && clock.now.saturating_duration_since(since) >= SAMPLE
+        {
+            self.completeness = Completeness::Complete;
+            self.update_pools();
+        }
+        if passed > 0 && self.completeness == Completeness::Complete {
             // A pool whose counts are all 0 has left the fold.
             self.pools.retain(|workload, depth| {
                 self.state.pools().contains_key(workload) || depth.ready.iter().any(|ready| *ready > 0)
@@ -154,14 +179,16 @@ impl Data {
         }
     }
 
-    /// Forgets the parts of a state that is not complete.
+    /// Forgets the parts of a state that is not complete. The pools are shown with their last counts until the next connection
+    /// has sent its own.
     pub(super) fn connection_ended(&mut self) {
         self.state.connection_ended();
+        self.completeness = Completeness::Missing;
     }
 
     fn update_pools(&mut self) {
         for (workload, depth) in &mut self.pools {
-            if !self.state.pools().contains_key(workload) {
+            if self.completeness == Completeness::Complete && !self.state.pools().contains_key(workload) {
                 depth.counts = Pool::default();
             }
         }
@@ -290,6 +317,44 @@ mod tests {
         assert_eq!(data.pools()["w"].counts.ready, 0);
         data.tick(later(start, 3 + 500));
         assert!(data.pools().is_empty(), "{:?}", data.pools());
+    }
+
+    #[test]
+    fn pools_stay_during_an_outage_and_follow_the_next_connection() {
+        let start = Clock::read();
+        let mut data = Data::new(start);
+        let depth =
+            |pool: &str| event(&format!(r#"{{"type":"pool.depth","workloadRef":"{pool}","ready":0,"acquired":5}}"#));
+        let shown = |data: &Data| -> Vec<(String, u64)> {
+            data.pools().iter().map(|(pool, depth)| (pool.clone(), depth.counts.acquired)).collect()
+        };
+        let both = vec![("a".to_owned(), 5), ("b".to_owned(), 5)];
+        data.apply(&depth("a"), start);
+        data.apply(&depth("b"), start);
+        data.connection_ended();
+        data.tick(later(start, 500));
+        assert_eq!(shown(&data), both, "no connection");
+        data.connection_ended();
+        // The pools of a resumed stream arrive one after the other.
+        data.apply(&event(r#"{"type":"heartbeat","upstream":"live"}"#), later(start, 600));
+        data.apply(&depth("a"), later(start, 600));
+        assert_eq!(shown(&data), both, "b has not arrived");
+        data.apply(&depth("b"), later(start, 600));
+        data.tick(later(start, 602));
+        assert_eq!(shown(&data), both, "resumed");
+        data.connection_ended();
+        data.apply(&depth("a"), later(start, 700));
+        data.tick(later(start, 702));
+        assert_eq!(shown(&data), both[..1], "b is gone");
+        data.connection_ended();
+        let part =
+            r#"{"type":"state.initial","reason":"expired","more":true,"pools":[{"workloadRef":"b","acquired":5}]}"#;
+        data.apply(&event(part), later(start, 800));
+        data.tick(later(start, 850));
+        assert_eq!(shown(&data), both[..1], "the state is not complete");
+        data.apply(&event(r#"{"type":"state.initial","reason":"expired"}"#), later(start, 850));
+        data.tick(later(start, 852));
+        assert_eq!(shown(&data), both[1..]);
     }
 
     #[test]

@@ -55,12 +55,17 @@ impl Links {
         self.connections > 0
     }
 
-    /// Applies what the client has reported.
-    pub(super) fn apply(&mut self, update: &Update) {
-        if update.connections > self.connections {
-            self.connections = update.connections;
+    /// Records how many connections there have been so far.
+    pub(super) fn connected(&mut self, connections: u64) {
+        if connections > self.connections {
+            self.connections = connections;
             self.link = Link::Open(Start::Unknown);
         }
+    }
+
+    /// Applies what the client has reported.
+    pub(super) fn apply(&mut self, update: &Update) {
+        self.connected(update.connections);
         match &update.item {
             Ok(event) => {
                 if let Link::Open(start @ Start::Unknown) = &mut self.link {

@@ -21,6 +21,9 @@ use crate::{
 const MAX_LOOKUPS: usize = 16;
 /// Time for one name. It is below the limit of the check, so that the report names the one that has no answer.
 const LOOKUP: Duration = Duration::from_secs(4);
+/// Time for the answers that identify a bridge. For both listeners together it is below the limit of the check, so that the
+/// report says that another program uses the port, also if that program never answers.
+const ANSWER: Duration = Duration::from_secs(2);
 /// What is added to a port that the system reserves, for a port to suggest: 80 gives 8080, 443 gives 8443.
 const PORT_OFFSET: u16 = 8000;
 
@@ -109,7 +112,7 @@ async fn listen(listener: &Listener, command: &CommandLine) -> Result<String, Bo
             format!("{host} port {port} is in use; with TLS, this check cannot find out whether by a bridge"),
             show,
         ),
-        ErrorKind::AddrInUse if is_bridge(host, *port).await => {
+        ErrorKind::AddrInUse if timeout(ANSWER, is_bridge(host, *port)).await.unwrap_or(false) => {
             return Ok(format!("a bridge listens on {host} port {port}"));
         }
         ErrorKind::AddrInUse => {

@@ -8,6 +8,8 @@ use crate::http::{assets, error::ApiError, request::ApiRequest};
 
 /// Placeholder in the list for the host of the request.
 const HOST: &str = "{host}";
+/// Placeholders for the schemes with which the client reaches the bridge, perhaps through a proxy with TLS.
+const SCHEMES: [&str; 2] = ["{http}", "{ws}"];
 /// The list of endpoints.
 const LIST: &str = include_str!("../assets/index.html");
 /// Allows the inline style of the list and nothing else.
@@ -22,15 +24,19 @@ const POLICY: HeaderValue = HeaderValue::from_static(
 pub(crate) async fn index(request: ApiRequest) -> Result<Response, ApiError> {
     request.parameters(&[])?;
     let mut response =
-        if prefers_html(&request.headers) { assets::page().respond(&request.headers) } else { list(&request.headers) };
+        if prefers_html(&request.headers) { assets::page().respond(&request.headers) } else { list(&request) };
     response.headers_mut().append(header::VARY, HeaderValue::from_static("Accept"));
     Ok(response)
 }
 
-fn list(headers: &HeaderMap) -> Response {
-    // The browser guard allows IP literals, localhost and configured names only, so the host needs no HTML escaping.
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
-    let mut response = warp::reply::html(LIST.replace(HOST, host)).into_response();
+fn list(request: &ApiRequest) -> Response {
+    // The browser guard allows IP literals, localhost and configured names only, so the host needs no HTML escaping. The host
+    // that a trusted proxy forwards is in the same header.
+    let host = request.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
+    let schemes = if request.client.secure { ["https", "wss"] } else { ["http", "ws"] };
+    let text =
+        SCHEMES.into_iter().zip(schemes).fold(LIST.to_owned(), |text, (name, scheme)| text.replace(name, scheme));
+    let mut response = warp::reply::html(text.replace(HOST, host)).into_response();
     response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, POLICY);
     response
 }

@@ -16,6 +16,8 @@ const NUMBERS: &[(&str, &str, &str)] = &[
     ("--dedicated-watchers <N>", "BRIDGE_DEDICATED_WATCHERS", "0 to 1000000"),
     ("--drain <SECONDS>", "BRIDGE_DRAIN", "0 to 3600"),
     ("--heartbeat <SECONDS>", "BRIDGE_HEARTBEAT", "5 to 60"),
+    ("--telemetry-ttl <SECONDS>", "BRIDGE_TELEMETRY_TTL", "1 to 86400"),
+    ("--mqtt-rate <N>", "BRIDGE_MQTT_RATE", "1 to 10000"),
 ];
 
 /// Other flags and their variables.
@@ -37,7 +39,29 @@ const OTHERS: &[(&str, &str)] = &[
     ("context", "BRIDGE_CONTEXT"),
     ("log-level", "LOG_LEVEL"),
     ("log-format", "BRIDGE_LOG_FORMAT"),
+    ("probe-listen", "BRIDGE_PROBE_LISTEN"),
+    ("schema-pack", "BRIDGE_SCHEMA_PACK"),
+    ("booster-wasm", "BRIDGE_BOOSTER_WASM"),
+    ("mqtt-url", "BRIDGE_MQTT_URL"),
+    ("mqtt-topic", "BRIDGE_MQTT_TOPIC"),
+    ("mqtt-username-file", "BRIDGE_MQTT_USERNAME_FILE"),
+    ("mqtt-password-file", "BRIDGE_MQTT_PASSWORD_FILE"),
+    ("mqtt-ca-file", "BRIDGE_MQTT_CA_FILE"),
+    ("mqtt-client-id", "BRIDGE_MQTT_CLIENT_ID"),
+    ("nats-url", "BRIDGE_NATS_URL"),
+    ("nats-credentials-file", "BRIDGE_NATS_CREDENTIALS_FILE"),
+    ("nats-ca-file", "BRIDGE_NATS_CA_FILE"),
+    ("nats-bucket", "BRIDGE_NATS_BUCKET"),
+    ("otlp-endpoint", "BRIDGE_OTLP_ENDPOINT"),
+    ("otlp-ca-file", "BRIDGE_OTLP_CA_FILE"),
 ];
+
+/// Returns the names of all flags of the two tables, and their variables.
+fn flags() -> Vec<(&'static str, &'static str)> {
+    let name = |flag: &'static str| flag.split(' ').next().unwrap().trim_start_matches('-');
+    let numbers = NUMBERS.iter().map(|(flag, variable, _)| (name(flag), *variable));
+    numbers.chain(OTHERS.iter().copied()).collect()
+}
 
 /// The error of `serve` when all flags are valid: it listens, and finds no cluster.
 const NO_CLUSTER: &str = "no kubeconfig found (looked at `/nowhere/.kube/config`) and this is not a Pod with a service \
@@ -53,6 +77,24 @@ async fn rejected_everywhere(flag: &str, variable: &str, value: &str, reason: &s
     let key = name.trim_start_matches('-');
     let (_file, path) = file(&format!("{key}: {value}\n"));
     fails(&["serve", "--config", &path], &[], 2, &format!("{path}: {error}")).await;
+}
+
+/// The command names its flags itself: as keys of the config file, and with their variables in the help.
+#[tokio::test]
+async fn tables_have_every_flag_of_serve_with_its_variable() {
+    let (_file, path) = file("unknown: 1\n");
+    let exit = run(&["serve", "--config", &path], &[]).await;
+    let (_, keys) = exit.stderr.trim().split_once("accepted: ").unwrap_or_else(|| panic!("{}", exit.stderr));
+    let mut found: Vec<&str> = flags().into_iter().map(|(flag, _)| flag).filter(|flag| *flag != "config").collect();
+    found.sort_unstable();
+    assert_eq!(found, keys.split(", ").collect::<Vec<_>>());
+    let help = run(&["serve", "--help"], &[]).await.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    for (flag, variable) in flags().into_iter().filter(|(flag, _)| *flag != "kubeconfig") {
+        let text = help.split_once(&format!("--{flag} <")).or_else(|| help.split_once(&format!("--{flag}[=")));
+        let (_, text) = text.unwrap_or_else(|| panic!("--{flag} is not in {help}"));
+        let (_, text) = text.split_once("[env: ").unwrap_or_else(|| panic!("--{flag} has no variable in {help}"));
+        assert_eq!(text.split([']', '=']).next(), Some(variable), "the variable of --{flag}");
+    }
 }
 
 #[tokio::test]
@@ -79,9 +121,7 @@ async fn invalid_number_error_states_the_accepted_range() {
 /// A chart passes a value that is not set as an empty variable or as an empty line of the file.
 #[tokio::test]
 async fn empty_value_equals_an_unset_value() {
-    let numbers =
-        NUMBERS.iter().map(|(flag, variable, _)| (flag.split(' ').next().unwrap().trim_start_matches('-'), *variable));
-    let flags: Vec<(&str, &str)> = numbers.chain(OTHERS.iter().copied()).collect();
+    let flags = flags();
     let serve = ["serve", "--port=0"];
     for (flag, variable) in flags.iter().filter(|(flag, _)| *flag != "port") {
         fails(&serve, &[(variable, "")], 5, NO_CLUSTER).await;

@@ -15,6 +15,7 @@ use crate::support::{
     long_form,
     pty::Pty,
     sim_cluster::{NAMESPACE, SimCluster},
+    sse_upstream::SseUpstream,
     tcp_proxy::TcpProxy,
 };
 
@@ -137,6 +138,19 @@ async fn a_killed_bridge_is_shown_and_its_successor_resumes() {
     proxy.set_target(Some(bridge.address));
     let shown = top.wait_for("beta").await;
     assert!(shown.contains("connected (resumed)") && shown.contains("alpha"), "{shown}");
+    top.press("q");
+    assert_eq!(top.ended().await.code(), Some(0));
+}
+
+/// The stream of another server can be open for long before its first event.
+#[tokio::test]
+async fn a_stream_without_events_counts_as_a_connection() {
+    let mut server = SseUpstream::new().await;
+    let mut top = Pty::start(&["top", "--url", &server.url(), "--transport", "sse"], &[], SIZE);
+    let mut stream = server.stream().await;
+    top.wait_for("connected").await;
+    stream.send("data: {\"type\":\"instance.state\",\"uid\":\"1\",\"name\":\"alpha\"}\n\n").await;
+    top.wait_for("alpha").await;
     top.press("q");
     assert_eq!(top.ended().await.code(), Some(0));
 }

@@ -59,6 +59,16 @@ async fn config_check_reports_a_file_that_cannot_be_used() {
     let secret = check("config", &["--mqtt-url", "mqtt://user:canary@broker", "--mqtt-topic", "a"], &[]).await;
     secret.expect("config", "failed", "error", "--mqtt-username-file");
     assert!(!secret.report.to_string().contains("canary"), "{:#}", secret.report);
+    for (flag, url) in [
+        ("--mqtt-url", "mqtt://user:canary@broker"),
+        ("--nats-url", "user:canary@server"),
+        ("--otlp-endpoint", "https://user:canary@collector"),
+        ("--otlp-endpoint", "https://collector/?key=canary"),
+    ] {
+        let run = check("config", &["--config", "/nowhere/c.yaml", flag, url], &[]).await;
+        assert!(run.hint("config").contains(flag), "{:#}", run.report);
+        assert!(!run.report.to_string().contains("canary"), "{:#}", run.report);
+    }
 }
 
 #[tokio::test]
@@ -160,8 +170,15 @@ async fn port_check_knows_free_ports_bridges_and_other_programs() {
     port(&["--port", "0"]).await.expect_passed("port", "free port");
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let number = other.local_addr().unwrap().port().to_string();
+    // The listener accepts the connection, and nothing ever answers.
+    let silent = port(&["--port", &number]).await;
+    silent.expect("port", "failed", "error", "another program uses 127.0.0.1 port");
     // It closes each connection without an answer.
-    let closing = std::thread::spawn(move || drop(other.accept()));
+    let closing = std::thread::spawn(move || {
+        // The first connection is that of the silent check.
+        drop(other.accept());
+        drop(other.accept());
+    });
     let used = port(&["--port", &number]).await;
     used.expect("port", "failed", "error", "another program uses 127.0.0.1 port");
     assert_eq!(used.hint("port"), format!("ss -ltnp 'sport = :{number}'"));

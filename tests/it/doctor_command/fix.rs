@@ -1,11 +1,12 @@
 //! `--fix`: it creates what is missing, once, and changes nothing else.
 
-use std::{collections::BTreeMap, path::Path, time::SystemTime};
+use std::{collections::BTreeMap, path::Path, process::Stdio, time::SystemTime};
 
 use boilerhouse_bridge::sim::{ApiResource, Verb};
+use serde_json::Value;
 
 use super::{output, run};
-use crate::support::sim_cluster::SimCluster;
+use crate::support::{bridge_process, sim_cluster::SimCluster};
 
 /// Path → content and time of the last change, for all files below a folder.
 fn files(folder: &Path) -> BTreeMap<String, (String, SystemTime)> {
@@ -58,6 +59,30 @@ async fn second_repair_changes_nothing() {
     let (url, token) = (format!("http://{}", bridge.address), path("state/keys.yaml.key"));
     let works = run(&["--only", "bridge-streams", "--url", &url, "--token-file", &token]).await;
     works.expect_passed("bridge-streams", "heartbeat");
+}
+
+/// A full disk, here as a limit of the size of files. The next run must not find half a file.
+#[tokio::test]
+async fn a_failed_repair_leaves_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    let (config, keys, session) = (path("config.yaml"), path("keys.yaml"), path("session"));
+    let flags =
+        ["--only", "config", "--fix", "--config", &config, "--keys-file", &keys, "--session-key-file", &session];
+    let doctor = bridge_process::command(&[]);
+    // The shell replaces itself. Without SIGXFSZ a write beyond the limit is an error.
+    let script = "trap '' XFSZ; ulimit -f 0; exec \"$0\" doctor -o json \"$@\"";
+    let mut limited = tokio::process::Command::new("sh");
+    limited.args(["-c", script]).arg(doctor.as_std().get_program()).args(flags).envs(bridge_process::NO_ROOTS);
+    let output = limited.env("HOME", "/nowhere").stdin(Stdio::null()).output().await.unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    let repairs = report["repairs"].as_array().unwrap();
+    assert!(repairs.len() == 3 && repairs.iter().all(|repair| repair["done"] == false), "{report:#}");
+    assert_eq!(files(folder.path()), BTreeMap::new());
+
+    let again = run(&flags).await;
+    let repairs = again.report["repairs"].as_array().unwrap();
+    assert!(repairs.len() == 3 && repairs.iter().all(|repair| repair["done"] == true), "{:#}", again.report);
 }
 
 #[tokio::test]

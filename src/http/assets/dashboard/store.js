@@ -88,7 +88,7 @@ export class Store {
   historyNumber = 0;
   lastChangeAt = undefined;
   lastLiveAt = undefined;
-  /** Milliseconds by which the clock of the bridge is ahead. */
+  /** Milliseconds by which the clock of the bridge is ahead. Not known before the first heartbeat. */
   clockOffsetMs = undefined;
   #overview = cached();
   #second = { at: 0, count: 0 };
@@ -114,9 +114,11 @@ export class Store {
 
   #onEvent(event) {
     this.#count();
-    const time = Date.parse(event.timestamp ?? event.snapshotAt ?? "");
-    if (!Number.isNaN(time)) this.clockOffsetMs = time - Date.now();
-    if (event.type !== "heartbeat") {
+    if (event.type === "heartbeat") {
+      // No other time is that of the sending: a bridge can send a state again that it has taken long ago.
+      const time = Date.parse(event.timestamp ?? "");
+      if (!Number.isNaN(time)) this.clockOffsetMs = time - Date.now();
+    } else {
       this.lastChangeAt = performance.now();
       this.#append(event);
     }
