@@ -2,7 +2,7 @@
 //!
 //! Guarantees:
 //! - It uses the same memory however many events the client has not read.
-//! - A client that reads too slowly for the history gets `relay.gap` and continues with the oldest event.
+//! - A client that reads too slowly for the history continues with the oldest event, after `relay.gap` if it misses any.
 //! - A client gets the newest `matrix-down` while the upstream is down, and none that is over.
 
 use std::{
@@ -107,10 +107,12 @@ impl Outbound {
         }
     }
 
-    /// Continues with the oldest event, because the history has evicted the position.
+    /// Continues with the oldest entry, because the history has evicted the position. Messages that were evicted are no gap.
     fn restart(&mut self, out: &mut Vec<u8>) {
-        let Start { position, end, status, .. } = self.history.start(None);
-        Entry::gap(GapReason::Expired).append_frame(out, self.format);
+        let Start { position, gap, end, status } = self.history.restart(self.position);
+        if let Some(reason) = gap {
+            Entry::gap(reason).append_frame(out, self.format);
+        }
         self.position = position;
         // The client may have missed the end of an outage: it gets the newest status, whatever it is.
         self.catch_up = Some(CatchUp { until: end, status }.into());
@@ -169,6 +171,7 @@ mod tests {
     use super::*;
     use crate::{
         client::Block,
+        event::MqttMessage,
         relay::{Limits, Metrics, Writer},
     };
 
@@ -217,6 +220,22 @@ mod tests {
         assert_eq!(read(&mut client, 1), ["1", "matrix-down"]);
         writer.append([Entry::up(), event("2"), event("3"), event("4")]);
         assert_eq!(read(&mut client, 1), ["relay.gap", "3", "4", "matrix-up"]);
+    }
+
+    #[test]
+    fn evicted_messages_are_no_gap_for_a_slow_client() {
+        let message = || Entry::message(&MqttMessage { topic: "a".to_owned(), payload: "x".repeat(400).into() }, "t");
+        let limits = Limits { events: 10, bytes: 2 * message().charge() };
+        for (missed, expected) in
+            [(None, vec!["mqtt.message"; 2]), (Some("2"), vec!["relay.gap", "mqtt.message", "mqtt.message"])]
+        {
+            let (mut writer, history) = History::new(limits, Metrics::default());
+            let mut client = Outbound::new(history, FORMAT, None);
+            writer.append([event("1")]);
+            assert_eq!(read(&mut client, 1 << 20), ["1"]);
+            writer.append(missed.map(event).into_iter().chain([message(), message(), message()]));
+            assert_eq!(read(&mut client, 1 << 20), expected);
+        }
     }
 
     #[test]
