@@ -20,7 +20,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::{
-    entry::{Entry, GapReason, Kind},
+    entry::{Entry, FORMATS, GapReason, Kind, format_index},
     metrics::Metrics,
 };
 use crate::{
@@ -64,7 +64,7 @@ pub(super) struct Shared {
     state: Mutex<State>,
     log_end: watch::Sender<u64>,
     /// The last batch of each group. The shards ask for the same one.
-    batches: [Mutex<Option<SharedBatch>>; 3],
+    batches: [Mutex<Option<SharedBatch>>; FORMATS],
     limits: Limits,
     pub(super) metrics: Metrics,
 }
@@ -269,11 +269,7 @@ impl Shared {
 
     /// Returns the batch slot and the number of a format.
     fn slot(&self, format: FrameFormat) -> (usize, &Mutex<Option<SharedBatch>>) {
-        let index = match format {
-            FrameFormat::WebSocket => 0,
-            FrameFormat::Sse { chunked: true, .. } => 1,
-            FrameFormat::Sse { chunked: false, .. } | FrameFormat::JsonLines => 2,
-        };
+        let index = format_index(format);
         (index, &self.batches[index])
     }
 }
@@ -367,7 +363,7 @@ impl Group {
     }
 
     /// Returns the bytes that every member at this position receives: all entries up to the end of the log. `None` if there
-    /// are none, if they exceed `max_bytes`, or if an entry was evicted. They are framed once for all shards.
+    /// are none, if they exceed `max_bytes`, if one is large, or if an entry was evicted. They are framed once for all shards.
     #[must_use]
     pub fn batch_from(&self, from: u64, max_bytes: usize) -> Option<SharedBatch> {
         let mut cached = lock(self.shared.slot(self.format).1);
@@ -379,6 +375,9 @@ impl Group {
         while position < end {
             let entries = History(self.shared.clone()).read(position)?;
             for entry in &entries {
+                if entry.is_large() {
+                    return None;
+                }
                 entry.append_frame(&mut bytes, self.format);
                 if bytes.len() > max_bytes {
                     return None;
@@ -407,7 +406,7 @@ mod tests {
 
     fn entry(kind: Kind, id: Option<&str>, bytes: usize) -> Entry {
         let block = Block { id: id.map(str::to_owned), name: None, data: "x".repeat(bytes) };
-        Entry { kind, ..Entry::event(block) }
+        Entry::new(kind, block)
     }
 
     fn state(limits: Limits, entries: impl IntoIterator<Item = Entry>) -> State {
