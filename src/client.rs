@@ -70,7 +70,7 @@ pub use self::{
     events::Events,
     filter::{ClaimFilter, InstanceFilter},
     rate_limit::RateLimit,
-    sse::Block,
+    sse::{Block, Part},
     state::State,
 };
 #[cfg(feature = "server")]

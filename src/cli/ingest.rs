@@ -64,6 +64,18 @@ impl ValidationArgs {
         Ok((Arc::new(Validator::new(pack, self.booster()?)), warning))
     }
 
+    /// Refuses the flags of a command that has nothing to validate without `needed`.
+    ///
+    /// # Errors
+    /// One of the flags is set.
+    pub(super) fn refuse_without(&self, needed: &str) -> Result<(), CliError> {
+        let flags = [("--schema-pack", &self.schema_pack), ("--booster-wasm", &self.booster_wasm)];
+        match flags.into_iter().find(|(_, value)| value.is_some()) {
+            None => Ok(()),
+            Some((flag, _)) => Err(CliError::usage(format!("{flag} needs {needed}"))),
+        }
+    }
+
     fn pack(&self) -> (SchemaPack, Option<String>) {
         match self.read_pack() {
             None => (SchemaPack::default(), None),

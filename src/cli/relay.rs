@@ -101,6 +101,10 @@ impl RelayCommand {
         };
         let access = self.access.resolve(&place, false, false)?;
         let (mqtt, collector) = (self.mqtt.resolve()?, self.otlp.resolve()?);
+        if mqtt.is_none() {
+            // The events of the upstream are not validated.
+            self.validation.refuse_without("--mqtt-url")?;
+        }
         let (validator, pack_warning) = self.validation.validator()?;
         let builder = Client::builder(&self.upstream).transport(Transport::Sse).silence_timeout(self.silence);
         let client = self.credential.apply(builder).build().map_err(|error| CliError::usage(error.to_string()))?;

@@ -39,7 +39,7 @@ use super::{
     event::{Event, Payload},
     rate_limit::RateLimit,
     silence::SilenceLimit,
-    sse::{self, Block},
+    sse::{self, Block, Part},
 };
 
 /// Maximum size of one event. A bridge sends less than 32 KiB, unless one object alone is larger.
@@ -74,7 +74,11 @@ pub struct Connection {
     _driver: Driver,
     silence: SilenceLimit,
     last_byte: Instant,
-    received: VecDeque<Block>,
+    received: VecDeque<Part>,
+    /// When the first byte of the oldest received part arrived.
+    arrival: Instant,
+    /// When the first byte of a block arrived that is not complete.
+    incomplete_since: Option<Instant>,
 }
 
 /// An open stream of events.
@@ -162,34 +166,58 @@ impl Connection {
             Transport::Sse => event_stream(response).await?,
             Transport::WebSocket => websocket(response, &key).await?,
         };
+        let now = Instant::now();
         Ok(Connection {
             stream,
             _driver: driver,
             silence: SilenceLimit::new(options.silence),
-            last_byte: Instant::now(),
+            last_byte: now,
             received: VecDeque::new(),
+            arrival: now,
+            incomplete_since: None,
         })
     }
 
-    /// Returns the next block. Cancel safe.
+    /// Returns the next block with data. Cancel safe.
     ///
     /// # Errors
     /// The connection has ended, was silent for too long, or a block exceeds [`MAX_EVENT_BYTES`].
     pub async fn next(&mut self) -> Result<Block, Error> {
         loop {
-            if let Some(block) = self.received.pop_front() {
+            if let Part::Event(block) = self.next_part().await? {
                 return Ok(block);
+            }
+        }
+    }
+
+    /// Returns the next block, also one that has an id and no data. Cancel safe.
+    ///
+    /// # Errors
+    /// Those of [`Connection::next`].
+    pub async fn next_part(&mut self) -> Result<Part, Error> {
+        loop {
+            if let Some(part) = self.received.pop_front() {
+                return Ok(part);
             }
             let limit = self.silence.limit();
             let read = timeout_at(self.last_byte + limit, self.stream.read(&mut self.received));
             read.await.map_err(|_| Error::Silent(limit))??;
             self.last_byte = Instant::now();
+            self.arrival = self.incomplete_since.unwrap_or(self.last_byte);
+            let since = if self.received.is_empty() { self.arrival } else { self.last_byte };
+            self.incomplete_since = self.stream.holds_part().then_some(since);
         }
     }
 
-    /// Returns the next block that has arrived already. A read can bring several.
-    pub fn next_received(&mut self) -> Option<Block> {
+    /// Returns the next part that has arrived already. A read can bring several.
+    pub fn next_received_part(&mut self) -> Option<Part> {
         self.received.pop_front()
+    }
+
+    /// Returns when the first of the parts that the last read completed began to arrive. A large one can take long.
+    #[must_use]
+    pub fn arrival(&self) -> Instant {
+        self.arrival
     }
 
     /// Returns the last id of the stream, also that of a block without data, which is no event. An empty id means that
@@ -256,8 +284,16 @@ impl EventConnection {
 }
 
 impl Stream {
+    /// Returns whether a part of a block is held.
+    fn holds_part(&self) -> bool {
+        match self {
+            Stream::Sse { parser, .. } => parser.held_bytes() > 0,
+            Stream::WebSocket(_) => false,
+        }
+    }
+
     /// Reads once, and appends complete blocks.
-    async fn read(&mut self, received: &mut VecDeque<Block>) -> Result<(), Error> {
+    async fn read(&mut self, received: &mut VecDeque<Part>) -> Result<(), Error> {
         match self {
             Stream::Sse { body, parser } => {
                 // After the complete blocks of the read before have been taken.
@@ -273,13 +309,13 @@ impl Stream {
                 };
                 let frame = frame.map_err(|error| Error::Lost(error.to_string()))?;
                 if let Some(bytes) = frame.data_ref() {
-                    parser.push(bytes, |block| received.push_back(block));
+                    parser.push(bytes, |part| received.push_back(part));
                 }
                 Ok(())
             }
             Stream::WebSocket(stream) => match stream.next().await {
                 Some(Ok(Message::Text(text))) => {
-                    received.push_back(Block { data: text.as_str().to_owned(), ..Block::default() });
+                    received.push_back(Part::Event(Block { data: text.as_str().to_owned(), ..Block::default() }));
                     Ok(())
                 }
                 Some(Ok(Message::Close(frame))) => {

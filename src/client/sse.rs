@@ -1,6 +1,6 @@
 //! A parser of event streams (section 9.2.6 of the HTML standard, "Interpreting an event stream").
 //!
-//! Guarantees: the input may be split anywhere. A block without data is no event.
+//! Guarantees: the input may be split anywhere. A block without data is no event; its id counts.
 
 /// One event as it was sent, of any server and with any text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -11,6 +11,15 @@ pub struct Block {
     pub name: Option<String>,
     /// The lines of the `data:` fields, joined with `\n`; or a WebSocket message.
     pub data: String,
+}
+
+/// What a stream has sent, in its order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// An event.
+    Event(Block),
+    /// The id of a block without data. It is the last id of the stream from here on; an empty one clears it.
+    Id(String),
 }
 
 /// A parser of one stream. It holds at most one block.
@@ -32,8 +41,8 @@ pub(super) struct Parser {
 }
 
 impl Parser {
-    /// Parses bytes and passes each complete event to `event`.
-    pub(super) fn push(&mut self, bytes: &[u8], mut event: impl FnMut(Block)) {
+    /// Parses bytes and passes on each complete event, and each id of a block without data.
+    pub(super) fn push(&mut self, bytes: &[u8], mut on_part: impl FnMut(Part)) {
         for byte in bytes {
             let after_cr = std::mem::replace(&mut self.after_cr, *byte == b'\r');
             match byte {
@@ -46,7 +55,7 @@ impl Parser {
                     {
                         line = rest.to_owned().into();
                     }
-                    self.on_line(&line, &mut event);
+                    self.on_line(&line, &mut on_part);
                 }
                 other => self.line.push(*other),
             }
@@ -59,14 +68,15 @@ impl Parser {
         self.line.len() + fields.into_iter().flatten().map(String::len).sum::<usize>()
     }
 
-    fn on_line(&mut self, line: &str, event: &mut impl FnMut(Block)) {
+    fn on_line(&mut self, line: &str, on_part: &mut impl FnMut(Part)) {
         if line.is_empty() {
             let (id, name) = (self.id.take(), self.name.take());
             if id.is_some() {
                 self.last_id.clone_from(&id);
             }
-            if let Some(data) = self.data.take() {
-                event(Block { id, name, data });
+            match self.data.take() {
+                Some(data) => on_part(Part::Event(Block { id, name, data })),
+                None => id.into_iter().for_each(|id| on_part(Part::Id(id))),
             }
             return;
         }
@@ -94,27 +104,29 @@ mod tests {
 
     use super::*;
 
-    fn parse(chunks: &[&[u8]]) -> (Vec<Block>, Option<u64>) {
-        let (mut parser, mut blocks) = (Parser::default(), Vec::new());
+    fn parse(chunks: &[&[u8]]) -> (Vec<Part>, Option<u64>) {
+        let (mut parser, mut parts) = (Parser::default(), Vec::new());
         for chunk in chunks {
-            parser.push(chunk, |block| blocks.push(block));
+            parser.push(chunk, |part| parts.push(part));
         }
-        (blocks, parser.retry_ms)
+        (parts, parser.retry_ms)
     }
 
-    fn block(id: Option<&str>, name: Option<&str>, data: &str) -> Block {
-        Block { id: id.map(str::to_owned), name: name.map(str::to_owned), data: data.to_owned() }
+    fn event(id: Option<&str>, name: Option<&str>, data: &str) -> Part {
+        Part::Event(Block { id: id.map(str::to_owned), name: name.map(str::to_owned), data: data.to_owned() })
     }
 
     #[test]
     fn streams_are_parsed_as_the_standard_says() {
-        let stream = "\u{feff}retry: 1500\nid: a\nevent: x\ndata: 1\n\n: comment\n\ndata\n\ndata:2\ndata: 3\r\n\r\nid\r\rdata:  4\n\nevent: y\n\ndata: 5\n\ndata: cut";
+        let stream = "\u{feff}retry: 1500\nid: a\nevent: x\ndata: 1\n\n: comment\n\ndata\n\ndata:2\ndata: 3\r\n\r\nid\r\rdata:  4\n\nevent: y\n\nid: 6\nevent: z\n\ndata: 5\n\ndata: cut";
         let expected = vec![
-            block(Some("a"), Some("x"), "1"),
-            block(None, None, ""),
-            block(None, None, "2\n3"),
-            block(None, None, " 4"),
-            block(None, None, "5"),
+            event(Some("a"), Some("x"), "1"),
+            event(None, None, ""),
+            event(None, None, "2\n3"),
+            Part::Id(String::new()),
+            event(None, None, " 4"),
+            Part::Id("6".to_owned()),
+            event(None, None, "5"),
         ];
         assert_eq!(parse(&[stream.as_bytes()]), (expected, Some(1500)));
     }

@@ -1,5 +1,8 @@
 //! One entry of the history: an event of the upstream, or an event of the relay itself.
 
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use bytes::Bytes;
 use serde::Serialize;
 
 use crate::{
@@ -11,12 +14,39 @@ use crate::{
 
 /// Bytes that are charged for an entry beside its text: its slot in the log and its place in the index of ids.
 const ENTRY_OVERHEAD: usize = 256;
+/// An event with more text is large: all clients with one format share its frame. Smaller ones are copied, because a client
+/// that catches up reads many of them at once.
+const LARGE_EVENT_BYTES: usize = 64 << 10;
+/// The number of formats whose frames differ.
+pub(super) const FORMATS: usize = 3;
 
 /// One event of a relay, with the fields of an SSE block.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Entry {
     pub(super) kind: Kind,
     pub(super) block: Block,
+    /// The frames of a large event that clients are being sent, one for each format. The history holds none of them.
+    frames: Option<Box<SharedFrames>>,
+}
+
+type SharedFrames = [Mutex<Weak<Vec<u8>>>; FORMATS];
+
+/// A frame that several clients are being sent.
+struct SharedFrame(Arc<Vec<u8>>);
+
+impl AsRef<[u8]> for SharedFrame {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// Returns a number below [`FORMATS`] that formats with equal frames share.
+pub(super) fn format_index(format: FrameFormat) -> usize {
+    match format {
+        FrameFormat::WebSocket => 0,
+        FrameFormat::Sse { chunked: true, .. } => 1,
+        FrameFormat::Sse { chunked: false, .. } | FrameFormat::JsonLines => 2,
+    }
 }
 
 /// Where an entry comes from.
@@ -63,7 +93,7 @@ impl GapReason {
 impl Entry {
     /// Returns an event of the upstream.
     pub(super) fn event(block: Block) -> Entry {
-        Entry { kind: Kind::Event, block }
+        Entry::new(Kind::Event, block)
     }
 
     /// Returns `relay.gap`.
@@ -107,7 +137,17 @@ impl Entry {
     }
 
     fn own(kind: Kind, name: &str, data: String) -> Entry {
-        Entry { kind, block: Block { id: None, name: Some(name.to_owned()), data } }
+        Entry::new(kind, Block { id: None, name: Some(name.to_owned()), data })
+    }
+
+    pub(super) fn new(kind: Kind, block: Block) -> Entry {
+        let is_large = text_len(&block) > LARGE_EVENT_BYTES;
+        Entry { kind, block, frames: is_large.then(Box::default) }
+    }
+
+    /// Returns whether clients share the frame of the event ([`Entry::shared_frame`]).
+    pub(super) fn is_large(&self) -> bool {
+        self.frames.is_some()
     }
 
     /// Returns the id that a client can resume after.
@@ -117,8 +157,21 @@ impl Entry {
 
     /// Returns the bytes that the entry is charged. The index of ids holds each id a second time.
     pub(super) fn charge(&self) -> usize {
-        let Block { id, name, data } = &self.block;
-        ENTRY_OVERHEAD + data.len() + name.as_ref().map_or(0, String::len) + 2 * id.as_ref().map_or(0, String::len)
+        ENTRY_OVERHEAD + text_len(&self.block) + self.block.id.as_ref().map_or(0, String::len)
+    }
+
+    /// Returns the frame of a large event. Its bytes exist once for each format, while a client holds them.
+    pub(super) fn shared_frame(&self, format: FrameFormat) -> Option<Bytes> {
+        let slot = &self.frames.as_ref()?[format_index(format)];
+        // Under the lock, so that no two clients frame it.
+        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let frame = slot.upgrade().unwrap_or_else(|| {
+            let mut frame = Vec::new();
+            self.append_frame(&mut frame, format);
+            Arc::new(frame)
+        });
+        *slot = Arc::downgrade(&frame);
+        Some(Bytes::from_owner(SharedFrame(frame)))
     }
 
     /// Appends the frame of the entry: an SSE block with its fields, or a WebSocket message with its data alone.
@@ -131,6 +184,10 @@ impl Entry {
             }
         }
     }
+}
+
+fn text_len(Block { id, name, data }: &Block) -> usize {
+    data.len() + name.as_ref().map_or(0, String::len) + id.as_ref().map_or(0, String::len)
 }
 
 #[cfg(test)]

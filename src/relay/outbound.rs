@@ -1,8 +1,9 @@
 //! What one client of a relay receives: its position in the history.
 //!
 //! Guarantees:
-//! - It uses the same memory however many events the client has not read.
-//! - A client that reads too slowly for the history gets `relay.gap` and continues with the oldest event.
+//! - It uses the same memory however many events the client has not read. The frame of a large event exists once for all
+//!   clients with one format.
+//! - A client that reads too slowly for the history continues with the oldest event, after `relay.gap` if it misses any.
 //! - A client gets the newest `matrix-down` while the upstream is down, and none that is over.
 
 use std::{
@@ -43,6 +44,42 @@ struct CatchUp {
     status: Option<Arc<Entry>>,
 }
 
+/// Complete frames in their order.
+struct Frames {
+    format: FrameFormat,
+    /// All frames but the last ones. Those of large events are shared with other clients.
+    shared: Vec<Bytes>,
+    /// The frames since the last one that is shared.
+    last: Vec<u8>,
+    /// The bytes of all frames.
+    len: usize,
+}
+
+impl Frames {
+    fn push(&mut self, entry: &Entry) {
+        let before = self.last.len();
+        if let Some(frame) = entry.shared_frame(self.format) {
+            self.end_copied();
+            self.len += frame.len();
+            self.shared.push(frame);
+        } else {
+            entry.append_frame(&mut self.last, self.format);
+            self.len += self.last.len() - before;
+        }
+    }
+
+    fn end_copied(&mut self) {
+        if !self.last.is_empty() {
+            self.shared.push(std::mem::take(&mut self.last).into());
+        }
+    }
+
+    fn into_bytes(mut self) -> Vec<Bytes> {
+        self.end_copied();
+        self.shared
+    }
+}
+
 impl Outbound {
     /// Creates the output of a client that has read the event with this id; without an id, of a new client.
     #[must_use]
@@ -71,11 +108,11 @@ impl Outbound {
     /// Returns the next complete frames, about `max_bytes` of them. It never waits.
     pub fn read(&mut self, max_bytes: usize) -> ReadResult {
         self.wake_future = None;
-        let mut out = Vec::new();
+        let mut out = Frames { format: self.format, shared: Vec::new(), last: Vec::new(), len: 0 };
         if let Some(reason) = self.gap.take() {
-            Entry::gap(reason).append_frame(&mut out, self.format);
+            out.push(&Entry::gap(reason));
         }
-        while out.len() < max_bytes {
+        while out.len < max_bytes {
             let Some(entries) = self.history.read(self.position) else {
                 self.restart(&mut out);
                 continue;
@@ -86,31 +123,33 @@ impl Outbound {
             for entry in &entries {
                 self.end_catch_up(&mut out);
                 if self.catch_up.is_none() || !matches!(entry.kind, Kind::Down | Kind::Up) {
-                    entry.append_frame(&mut out, self.format);
+                    out.push(entry);
                 }
                 self.position += 1;
-                if out.len() >= max_bytes {
+                if out.len >= max_bytes {
                     break;
                 }
             }
             self.end_catch_up(&mut out);
         }
-        if out.is_empty() { ReadResult::Idle } else { ReadResult::Batch(vec![Bytes::from(out)]) }
+        if out.len == 0 { ReadResult::Idle } else { ReadResult::Batch(out.into_bytes()) }
     }
 
     /// Ends the catch-up at its end, with the status that the client must learn.
-    fn end_catch_up(&mut self, out: &mut Vec<u8>) {
+    fn end_catch_up(&mut self, out: &mut Frames) {
         if let Some(catch_up) = self.catch_up.take_if(|catch_up| self.position >= catch_up.until)
             && let Some(status) = catch_up.status
         {
-            status.append_frame(out, self.format);
+            out.push(&status);
         }
     }
 
-    /// Continues with the oldest event, because the history has evicted the position.
-    fn restart(&mut self, out: &mut Vec<u8>) {
-        let Start { position, end, status, .. } = self.history.start(None);
-        Entry::gap(GapReason::Expired).append_frame(out, self.format);
+    /// Continues with the oldest entry, because the history has evicted the position. Messages that were evicted are no gap.
+    fn restart(&mut self, out: &mut Frames) {
+        let Start { position, gap, end, status } = self.history.restart(self.position);
+        if let Some(reason) = gap {
+            out.push(&Entry::gap(reason));
+        }
         self.position = position;
         // The client may have missed the end of an outage: it gets the newest status, whatever it is.
         self.catch_up = Some(CatchUp { until: end, status }.into());
@@ -169,6 +208,7 @@ mod tests {
     use super::*;
     use crate::{
         client::Block,
+        event::MqttMessage,
         relay::{Limits, Metrics, Writer},
     };
 
@@ -217,6 +257,47 @@ mod tests {
         assert_eq!(read(&mut client, 1), ["1", "matrix-down"]);
         writer.append([Entry::up(), event("2"), event("3"), event("4")]);
         assert_eq!(read(&mut client, 1), ["relay.gap", "3", "4", "matrix-up"]);
+    }
+
+    #[test]
+    fn evicted_messages_are_no_gap_for_a_slow_client() {
+        let message = || Entry::message(&MqttMessage { topic: "a".to_owned(), payload: "x".repeat(400).into() }, "t");
+        let limits = Limits { events: 10, bytes: 2 * message().charge() };
+        for (missed, expected) in
+            [(None, vec!["mqtt.message"; 2]), (Some("2"), vec!["relay.gap", "mqtt.message", "mqtt.message"])]
+        {
+            let (mut writer, history) = History::new(limits, Metrics::default());
+            let mut client = Outbound::new(history, FORMAT, None);
+            writer.append([event("1")]);
+            assert_eq!(read(&mut client, 1 << 20), ["1"]);
+            writer.append(missed.map(event).into_iter().chain([message(), message(), message()]));
+            assert_eq!(read(&mut client, 1 << 20), expected);
+        }
+    }
+
+    #[test]
+    fn clients_with_one_format_share_the_frame_of_a_large_event() {
+        let (mut writer, history) = history(10);
+        let data = "x".repeat(100 << 10);
+        writer.append([event("1"), Entry::event(Block { data: data.clone(), ..Block::default() }), event("3")]);
+        let frames = |format| {
+            let ReadResult::Batch(frames) = Outbound::new(history.clone(), format, None).read(1 << 20) else {
+                panic!("there are events")
+            };
+            frames
+        };
+        let (first, second, websocket) = (frames(FORMAT), frames(FORMAT), frames(FrameFormat::WebSocket));
+        let text = format!("id: 1\ndata: data of 1\n\ndata: {data}\n\nid: 3\ndata: data of 3\n\n");
+        assert_eq!(first.concat(), text.as_bytes());
+        assert_eq!(first, second);
+        assert_eq!((first.len(), first[1].as_ptr()), (3, second[1].as_ptr()), "framed once");
+        assert!(websocket[1].ends_with(data.as_bytes()) && websocket[1].len() < data.len() + 16);
+        // A group does not frame it.
+        let mut client = Outbound::new(history.clone(), FORMAT, Some("3"));
+        assert!(matches!(client.read(1 << 20), ReadResult::Idle));
+        let group = client.join_group().unwrap();
+        assert!(group.batch_from(group.end() - 1, 1 << 20).is_some());
+        assert!(group.batch_from(group.end() - 2, 1 << 20).is_none());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::{
     entry::Entry,
     history::Writer,
 };
-use crate::client::{Backoff, Block, Client, Connection, Error, RateLimit, random};
+use crate::client::{Backoff, Block, Client, Connection, Error, Part, RateLimit, random};
 
 /// The longest hold for a rate limit: 1 h. A wrong `reset_at` must not stop the relay.
 const MAX_RATE_HOLD: Duration = Duration::from_secs(3600);
@@ -111,6 +111,7 @@ struct Failure {
 struct Held {
     block: Block,
     closing: Closing,
+    arrival: Instant,
     until: Instant,
 }
 
@@ -131,7 +132,7 @@ impl Upstream {
             Err(error) => return self.failure(&error),
         };
         self.writer.metrics().upstream_connections.inc();
-        let may_miss_events = self.continuity.on_connected();
+        let may_miss_events = self.continuity.on_connected(Instant::now());
         self.read(connection, may_miss_events).await
     }
 
@@ -143,12 +144,12 @@ impl Upstream {
             let wake_at = settles.iter().map(|(at, _)| *at).chain(held.iter().map(|held| held.until)).min();
             let first = tokio::select! {
                 biased;
-                next = connection.next() => next,
+                next = connection.next_part() => next,
                 () = wait_until(wake_at) => {
                     let mut entries = Vec::new();
                     self.settle(&mut settles, &mut entries);
                     if let Some(held) = held.take_if(|held| Instant::now() >= held.until) {
-                        self.accept(held.block, &mut entries);
+                        self.accept_held(held, &mut entries);
                     }
                     self.writer.append(entries);
                     continue;
@@ -156,26 +157,33 @@ impl Upstream {
             };
             let first = match first {
                 Ok(first) => first,
-                Err(error) => {
-                    self.continuity.on_last_id(connection.last_id());
-                    return self.end(&error, held);
-                }
+                Err(error) => return self.end(&error, held),
             };
-            let mut blocks: Vec<Block> = held.take().map(|held| held.block).into_iter().chain([first]).collect();
-            blocks.extend(std::iter::from_fn(|| connection.next_received()));
-            if let Some(closing) = blocks.last().and_then(closing) {
-                let until = Instant::now() + self.config.settle;
-                held = blocks.pop().map(|block| Held { block, closing, until });
-            }
-            if blocks.is_empty() {
-                continue;
-            }
+            let arrival = connection.arrival();
             let mut entries = Vec::new();
-            self.settle(&mut settles, &mut entries);
-            for block in blocks {
-                self.accept(block, &mut entries);
+            for part in std::iter::once(first).chain(std::iter::from_fn(|| connection.next_received_part())) {
+                let block = match part {
+                    Part::Event(block) => block,
+                    Part::Id(id) => {
+                        self.advance(&id, &mut entries);
+                        continue;
+                    }
+                };
+                if let Some(held) = held.take() {
+                    self.settle(&mut settles, &mut entries);
+                    self.accept_held(held, &mut entries);
+                }
+                if let Some(closing) = closing(&block) {
+                    // The next request resumes after it, also if it is no event.
+                    if let Some(id) = &block.id {
+                        self.advance(id, &mut entries);
+                    }
+                    held = Some(Held { block, closing, arrival, until: Instant::now() + self.config.settle });
+                } else {
+                    self.settle(&mut settles, &mut entries);
+                    self.accept(block, arrival, &mut entries);
+                }
             }
-            self.continuity.on_last_id(connection.last_id());
             self.writer.append(entries);
         }
     }
@@ -195,23 +203,47 @@ impl Upstream {
         }
     }
 
-    /// Adds an event, unless clients have it.
-    fn accept(&mut self, block: Block, entries: &mut Vec<Entry>) {
+    /// Adds an event that began to arrive at this time, unless clients have it.
+    fn accept(&mut self, block: Block, arrival: Instant, entries: &mut Vec<Entry>) {
+        let verdict = self.continuity.judge(&block, arrival, |id| self.writer.has_seen(id));
+        self.add(block, verdict, entries);
+    }
+
+    fn accept_held(&mut self, held: Held, entries: &mut Vec<Entry>) {
+        let verdict = self.continuity.judge_held(&held.block, held.arrival);
+        self.add(held.block, verdict, entries);
+    }
+
+    fn add(&mut self, block: Block, verdict: Verdict, entries: &mut Vec<Entry>) {
         if let Some(limit) = RateLimit::parse(&block.data) {
             self.on_rate_limit(&limit);
         }
-        match self.continuity.judge(&block, |id| self.writer.has_seen(id)) {
-            Verdict::New => {}
-            Verdict::Repeated => {
-                self.writer.metrics().repeated_events.inc();
-                return;
-            }
+        if verdict == Verdict::Repeated {
+            self.writer.metrics().repeated_events.inc();
+            return;
+        }
+        self.report(verdict, entries);
+        self.backoff.reset();
+        entries.push(Entry::event(block));
+    }
+
+    /// Moves to an id that no event carries, or an event that is held back.
+    fn advance(&mut self, id: &str, entries: &mut Vec<Entry>) {
+        let verdict = self.continuity.advance(id, |id| self.writer.has_seen(id));
+        self.report(verdict, entries);
+    }
+
+    /// Reports what may be missing before the next event.
+    fn report(&self, verdict: Verdict, entries: &mut Vec<Entry>) {
+        match verdict {
+            Verdict::New | Verdict::Repeated => {}
+            Verdict::Unclear => entries.push(self.upstream_gap(
+                "the upstream repeats events for long after a reconnect, so new events that are equal may be missing",
+            )),
             Verdict::StartedAgain => {
                 entries.push(self.upstream_gap("the ids of the upstream start again, so events may be missing"));
             }
         }
-        self.backoff.reset();
-        entries.push(Entry::event(block));
     }
 
     fn upstream_gap(&self, message: &str) -> Entry {

@@ -129,6 +129,9 @@ async fn unusable_arguments_exit_with_2() {
         (&["relay", "--upstream", "http://h/", "--listen", "0.0.0.0:0"], "--allow-anonymous"),
         (&["relay", "--upstream", "http://h.example/", "--token-file", "/dev/null"], "--allow-insecure"),
         (&["relay", "--upstream", "http://h/", "--history", "0"], "from 1 to 10000000"),
+        // The events of the upstream are not validated.
+        (&["relay", "--upstream", "http://h/", "--schema-pack", "/dev/null"], "--schema-pack needs --mqtt-url"),
+        (&["relay", "--upstream", "http://h/", "--booster-wasm", "/dev/null"], "--booster-wasm needs --mqtt-url"),
     ] {
         let output = crate::support::bridge_process::command(args).output().await.unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);

@@ -1,6 +1,6 @@
 //! The history: resume, ids that are too old or unknown, and its bounds.
 
-use super::{expect, expect_gap, local_sse, relay, wait_for_events};
+use super::{expect, expect_down, expect_gap, local_sse, relay, wait_for_events};
 use crate::support::{
     http_client::{WsClient, metric},
     sse_client::SseClient,
@@ -48,7 +48,7 @@ async fn clients_resume_and_learn_of_ids_that_are_gone() {
     assert_eq!(websocket.text().await, "c");
 }
 
-/// Heartbeats of a bridge repeat the id of the event before. A client with this id misses nothing.
+/// Heartbeats of a bridge repeat the id of the event before. A client with this id misses nothing, or gets a gap.
 #[tokio::test]
 async fn repeated_ids_resume_after_the_first_event() {
     let mut upstream = SseUpstream::new().await;
@@ -58,11 +58,23 @@ async fn repeated_ids_resume_after_the_first_event() {
     wait_for_events(&relay, 3).await;
     let mut client = local_sse(relay.address, Some("1")).await;
     expect(&mut client, &[("", "b"), ("1", "beat")]).await;
-    // The id stays known while one of its events is in the history.
-    connection.send("id: 1\ndata: beat 2\n\nid: 1\ndata: beat 3\n\n").await;
+    // The first event alone is evicted.
+    connection.send("id: 1\ndata: beat 2\n\n").await;
+    wait_for_events(&relay, 4).await;
+    let mut client = local_sse(relay.address, Some("1")).await;
+    expect(&mut client, &[("", "b"), ("1", "beat"), ("1", "beat 2")]).await;
+    // The id stays known, and `b` is missing.
+    connection.send("id: 1\ndata: beat 3\n\n").await;
     wait_for_events(&relay, 5).await;
     let mut client = local_sse(relay.address, Some("1")).await;
+    expect_gap(&mut client, "expired").await;
     expect(&mut client, &[("1", "beat"), ("1", "beat 2"), ("1", "beat 3")]).await;
+    // Also when all events with the id were evicted before it comes again.
+    connection.send("data: c\n\ndata: d\n\ndata: e\n\nid: 1\ndata: beat 4\n\n").await;
+    wait_for_events(&relay, 9).await;
+    let mut client = local_sse(relay.address, Some("1")).await;
+    expect_gap(&mut client, "expired").await;
+    expect(&mut client, &[("", "d"), ("", "e"), ("1", "beat 4")]).await;
 }
 
 #[tokio::test]
@@ -80,12 +92,18 @@ async fn history_is_bounded_by_bytes() {
     let mut client = local_sse(relay.address, Some("0")).await;
     expect_gap(&mut client, "expired").await;
     expect(&mut client, &[("2", &data[2]), ("3", &data[3])]).await;
-    // The newest event is always retained.
+    // The newest entry is always retained.
     let large = "x".repeat(2 << 20);
     connection.send(&format!("id: 9\ndata: {large}\n\n")).await;
     wait_for_events(&relay, 5).await;
     expect(&mut client, &[("9", &large)]).await;
     assert_eq!(metric(relay.address, "bridge_relay_history_events").await, 1);
+    // `matrix-down` evicts it. A client that has it lacks nothing.
+    drop(connection);
+    expect_down(&mut client, None, "stream ended").await;
+    assert_eq!(metric(relay.address, "bridge_relay_history_events").await, 0);
+    let mut client = local_sse(relay.address, Some("9")).await;
+    expect_down(&mut client, None, "stream ended").await;
 }
 
 /// A client that does not read is not in the way of others, and continues with the oldest event.

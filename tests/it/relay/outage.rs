@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::{REPORTED_WITHIN, expect, expect_down, expect_gap, expect_up, local_sse, relay, wait_for_events};
+use super::{REPORTED_WITHIN, expect, expect_down, expect_gap, expect_up, local_sse, next, relay, wait_for_events};
 use crate::support::{
     bridge_process::BridgeProcess,
-    http_client::{WsClient, wait_for_metric},
+    http_client::{WsClient, metric, wait_for_metric},
     sse_client::SseClient,
     sse_upstream::{SseUpstream, UpstreamConnection},
 };
@@ -82,6 +82,57 @@ async fn every_failed_try_reaches_all_clients_and_nothing_is_lost() {
     connection.send("id: 3\ndata: e\n\n").await;
     expect(&mut newcomer, &[("3", "e")]).await;
     assert_eq!(wait_for_metric(relay.address, "bridge_relay_repeated_events_total", |_| true).await, 1);
+}
+
+/// Events without ids that the server does not repeat: a later one that is equal is a new event.
+#[tokio::test]
+async fn equal_events_after_a_reconnect_are_not_left_out_for_long() {
+    let mut upstream = SseUpstream::new().await;
+    let relay = relay(&upstream.url(), &[]).await;
+    let (mut client, mut connection) = first_event(&mut upstream, &relay).await;
+    connection.send(&"data: tick\n\n".repeat(20)).await;
+    expect(&mut client, &[("", "tick"); 20]).await;
+    drop(connection);
+    expect_down(&mut client, None, "stream ended").await;
+    let mut connection = upstream.stream().await;
+    assert_eq!(connection.header("last-event-id"), Some("1"));
+    // Those of the first 2 s can be repeated ones, and are left out. A later one is not.
+    let mut pause = tokio::time::interval(Duration::from_millis(300));
+    let mut sent = 0;
+    while metric(relay.address, "bridge_relay_events_total").await < 22 {
+        pause.tick().await;
+        assert!(sent < 20, "equal events are left out");
+        connection.send("data: tick\n\n").await;
+        sent += 1;
+    }
+    expect_up(&mut client).await;
+    expect(&mut client, &[("", "tick")]).await;
+}
+
+/// The id of a block without data counts from its place on, also if an event follows in the same read.
+#[tokio::test]
+async fn event_after_a_block_with_an_id_only_is_not_sent_twice() {
+    let mut upstream = SseUpstream::new().await;
+    let relay = relay(&upstream.url(), &[]).await;
+    let (mut client, mut connection) = first_event(&mut upstream, &relay).await;
+    connection.send("id: 5\n\ndata: x\n\n").await;
+    expect(&mut client, &[("", "x")]).await;
+    drop(connection);
+    expect_down(&mut client, None, "stream ended").await;
+    let mut connection = upstream.stream().await;
+    assert_eq!(connection.header("last-event-id"), Some("5"));
+    connection.send("data: x\n\ndata: y\n\n").await;
+    expect_up(&mut client).await;
+    expect(&mut client, &[("", "y")]).await;
+    // An id that is lower than before shows that the server starts again, before its first event.
+    drop(connection);
+    expect_down(&mut client, None, "stream ended").await;
+    let mut connection = upstream.stream().await;
+    connection.send("id: 2\n\ndata: z\n\n").await;
+    let mut own = [next(&mut client).await.1, next(&mut client).await.1];
+    own.sort();
+    assert_eq!(own, [Some("matrix-up".to_owned()), Some("relay.gap".to_owned())]);
+    expect(&mut client, &[("", "z")]).await;
 }
 
 #[tokio::test]
@@ -188,26 +239,27 @@ async fn no_try_starts_before_the_rate_limit_of_the_upstream_ends() {
 
 #[tokio::test]
 async fn upstream_that_does_not_resume_is_reported() {
-    // No ids at all.
+    // No ids at all. All events are equal, so that none of them may count as repeated.
     let mut upstream = SseUpstream::new().await;
     let first = relay(&upstream.url(), &[]).await;
     let mut client = local_sse(first.address, None).await;
     let mut connection = upstream.stream().await;
-    connection.send("data: a\n\n").await;
-    expect(&mut client, &[("", "a")]).await;
+    let ticks = [("", "tick"); 3];
+    connection.send(&"data: tick\n\n".repeat(3)).await;
+    expect(&mut client, &ticks).await;
     drop(connection);
     expect_down(&mut client, None, "stream ended").await;
     let mut connection = upstream.stream().await;
     assert_eq!(connection.header("last-event-id"), None);
-    connection.send("data: b\n\n").await;
+    connection.send(&"data: tick\n\n".repeat(3)).await;
     expect_up(&mut client).await;
     expect_gap(&mut client, "upstream").await;
-    expect(&mut client, &[("", "b")]).await;
+    expect(&mut client, &ticks).await;
     // The report is part of the history.
     let mut late = local_sse(first.address, None).await;
-    expect(&mut late, &[("", "a")]).await;
+    expect(&mut late, &ticks).await;
     expect_gap(&mut late, "upstream").await;
-    expect(&mut late, &[("", "b")]).await;
+    expect(&mut late, &ticks).await;
 
     // Ids that start again.
     let mut upstream = SseUpstream::new().await;
@@ -242,9 +294,11 @@ async fn closing_event_of_the_upstream_becomes_the_reason() {
     let relay = relay(&upstream.url(), &[]).await;
     let (mut client, mut connection) = first_event(&mut upstream, &relay).await;
     connection.send(CLOSING).await;
+    let cut_at = jiff::Timestamp::now();
     drop(connection);
     let retry_at = expect_down(&mut client, None, "draining").await;
-    assert!(retry_at > jiff::Timestamp::now() - Duration::from_millis(500), "{retry_at}");
+    // The relay's own delay is at most 1 s. The text of the time has milliseconds.
+    assert!(retry_at >= cut_at + Duration::from_millis(1499), "{retry_at} is too soon after {cut_at}");
     let mut connection = upstream.stream().await;
     connection.send(&CLOSING.replace("draining", "not ready")).await;
     drop(connection);

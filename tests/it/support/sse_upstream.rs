@@ -1,4 +1,4 @@
-//! A server of event streams that sends exactly what a test writes, and counts its connections.
+//! A server of event streams that sends exactly what a test writes.
 //!
 //! Owns the listener. It closes when the value is dropped, or by [`SseUpstream::refuse`].
 
@@ -17,8 +17,6 @@ use super::http_client::TEST_TIMEOUT;
 pub(crate) struct SseUpstream {
     listener: Option<TcpListener>,
     pub(crate) address: SocketAddr,
-    /// The number of accepted connections.
-    pub(crate) connections: usize,
 }
 
 /// A request that waits for its response, or a stream that has started.
@@ -33,7 +31,7 @@ impl SseUpstream {
     pub(crate) async fn new() -> SseUpstream {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        SseUpstream { listener: Some(listener), address, connections: 0 }
+        SseUpstream { listener: Some(listener), address }
     }
 
     /// Returns the URL of the stream.
@@ -45,7 +43,6 @@ impl SseUpstream {
     pub(crate) async fn accept(&mut self) -> UpstreamConnection {
         let listener = self.listener.as_ref().unwrap();
         let (mut socket, _) = timeout(TEST_TIMEOUT, listener.accept()).await.expect("no connection in time").unwrap();
-        self.connections += 1;
         let mut head = Vec::new();
         let reading = timeout(TEST_TIMEOUT, async {
             while !head.ends_with(b"\r\n\r\n") {
@@ -61,6 +58,12 @@ impl SseUpstream {
         let mut connection = self.accept().await;
         connection.start().await;
         connection
+    }
+
+    /// Returns the number of connections that the kernel has accepted and the test has not. It does not wait.
+    pub(crate) fn into_waiting(self) -> usize {
+        let listener = self.listener.unwrap().into_std().unwrap();
+        std::iter::from_fn(|| listener.accept().ok()).count()
     }
 
     /// Refuses connections from now on.
