@@ -417,7 +417,8 @@ mod tests {
             Check { severity: Severity::Warning, ..check("c", &[], fails) },
         ];
         let mut subject = subject();
-        let context = Flag { name: "context".to_owned(), value: Some("prod".to_owned()), requires_equals: false };
+        let context =
+            Flag { name: "context".to_owned(), value: Some("prod".to_owned()), requires_equals: false, is_url: false };
         subject.command = CommandLine::new([context]);
         let results = run(&subject, &checks).await;
         let found: Vec<_> = results.iter().map(|result| (result.status, result.severity)).collect();

@@ -48,7 +48,7 @@ impl CommandLine {
     #[must_use]
     pub fn with(&self, changed: &[(&str, Option<&str>)]) -> String {
         let is_kept = |flag: &&Flag| !changed.iter().any(|(name, _)| *name == flag.name);
-        let kept = self.flags.iter().filter(is_kept).map(|Flag { name, value, requires_equals }| match value {
+        let kept = self.flags.iter().filter(is_kept).map(|Flag { name, value, requires_equals, .. }| match value {
             None => format!(" --{name}"),
             Some(value) if *requires_equals => format!(" --{name}={}", shell_word(value)),
             Some(value) => format!(" --{name} {}", shell_word(value)),

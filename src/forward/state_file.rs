@@ -209,7 +209,8 @@ mod tests {
     fn a_file_that_is_no_state_is_reported_and_kept() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.json");
-        let long = format!("{:<1$}", r#"{"version":1,"receivers":{}}"#, usize::try_from(MAX_FILE_BYTES).unwrap() + 1);
+        let max = usize::try_from(MAX_FILE_BYTES).unwrap();
+        let long = r#"{"version":1,"receivers":{}}"#.to_owned() + &" ".repeat(max);
         for (text, words) in [
             ("{", "not a state file"),
             (r#"{"version":2,"receivers":{}}"#, "version 2 is not supported"),

@@ -170,7 +170,7 @@ export async function load({ chromium, bridge, form, log }) {
     for (const view of VIEWS) {
       const first = await measure(view);
       found.push(first);
-      if (first.busy < MAX_BUSY && first.longest <= MAX_FRAME_MS) continue;
+      if (form !== "full" || (first.busy < MAX_BUSY && first.longest <= MAX_FRAME_MS)) continue;
       // Another process can take both processors for longer than a frame. It does not do so twice.
       log(
         `load, ${view}: main thread ${(first.busy * 100).toFixed(1)} % busy, longest frame ${first.longest.toFixed(0)} ms: again`,
@@ -198,7 +198,8 @@ export async function load({ chromium, bridge, form, log }) {
       instance: { ...instance(0), name: "the-end" },
     });
     await until("the last event is applied", async () => (await p.text("[role=log]")).includes("the-end"), 2000);
-    for (const { view, busy, longest } of found) {
+    // Goals of docs/performance.md, which `full` decides. On a busy machine they say nothing about the page: `quick` prints.
+    for (const { view, busy, longest } of form === "full" ? found : []) {
       check(busy < MAX_BUSY, `${view}: the main thread is ${(busy * 100).toFixed(0)} % busy`);
       check(longest <= MAX_FRAME_MS, `${view}: a frame of ${longest.toFixed(0)} ms`);
     }
