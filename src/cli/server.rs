@@ -293,8 +293,8 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Starts to receive them. A server does so when it can act on them and nobody has its address yet: who reads its first line,
-    /// or gets an answer of a probe, may send a signal.
+    /// Starts to receive them. A server does so when it can act on them, and before it prints its address or answers a probe: then
+    /// others may send a signal.
     ///
     /// # Errors
     /// The system does not let the process receive them.

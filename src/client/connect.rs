@@ -304,7 +304,7 @@ mod tests {
     fn a_token_is_never_cut_at_the_bound_of_the_file() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let max = usize::try_from(MAX_TOKEN_BYTES).unwrap();
-        std::fs::write(file.path(), format!("{:<max$}", "token")).unwrap();
+        std::fs::write(file.path(), "token".to_owned() + &" ".repeat(max - 5)).unwrap();
         assert_eq!(read_token(file.path()).unwrap(), "token");
         std::fs::write(file.path(), "t".repeat(max + 1)).unwrap();
         let error = read_token(file.path()).unwrap_err().to_string();
