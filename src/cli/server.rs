@@ -258,9 +258,12 @@ pub(super) async fn serve<C: Content>(setup: ServerSetup<C>, listener: TcpListen
     let accept = conn::serve(listener, service, config, conn_metrics, tasks.clone());
     tasks.spawn("listener", async move { Ok::<_, Infallible>(accept.await) });
 
-    let stopped = tasks.run_until(async || signals.next().await).await;
+    let mut stopped = tasks.run_until(async || signals.next().await).await;
     if !matches!(stopped, Ok(Stopped::Immediately)) {
-        traces.flush().await;
+        tokio::select! {
+            () = traces.flush() => {}
+            () = signals.next() => stopped = stopped.map(|_| Stopped::Immediately),
+        }
     }
     let stopped = stopped?;
     let code = if signals.interrupted { INTERRUPTED } else { 0 };

@@ -152,6 +152,40 @@ fn cited_documents_and_sections_exist() {
     assert!(checked > 100, "only {checked} citations found");
 }
 
+/// `a/{b,c}.rs` → `a/b.rs`, `a/c.rs`.
+fn alternatives(path: &str) -> Vec<String> {
+    let Some((before, rest)) = path.split_once('{') else { return vec![path.to_owned()] };
+    let (inside, after) = rest.split_once('}').unwrap();
+    inside.split(',').flat_map(|one| alternatives(&format!("{before}{one}{after}"))).collect()
+}
+
+/// A document names a Rust file by a part of its path, from the folder that the section is about.
+#[test]
+fn source_files_that_documents_name_exist() {
+    // Files of other projects, and the place of a planned feature.
+    const OTHERS: [&str; 3] = ["runtime/src/args.rs", "tests/integration-tests/main.rs", "http/connections.rs"];
+    let files = text_files();
+    let sources: Vec<String> = files.iter().map(|(path, _)| format!("/{}", path.display())).collect();
+    let (mut wrong, mut checked) = (Vec::new(), 0);
+    for (document, text) in files.iter().filter(|(path, _)| path.extension().is_some_and(|extension| extension == "md"))
+    {
+        let is_path = |name: &&str| {
+            name.ends_with(".rs")
+                && name.contains('/')
+                && name.chars().all(|c| c.is_ascii_alphanumeric() || "_-/{},.".contains(c))
+        };
+        for name in text.split('`').filter(is_path).flat_map(alternatives) {
+            checked += 1;
+            let ending = format!("/{name}");
+            if !OTHERS.contains(&name.as_str()) && !sources.iter().any(|source| source.ends_with(&ending)) {
+                wrong.push(format!("{}: {name}", document.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "documents name files that do not exist:\n{}", wrong.join("\n"));
+    assert!(checked > 300, "only {checked} names found");
+}
+
 /// A document is named by its path from the repository's root or from the file that names it.
 #[test]
 fn no_file_refers_to_a_document_outside_the_repository() {
