@@ -68,8 +68,10 @@ fn find_position(
     let mut start = state.log.end_position();
     for resource in required_resources(projection) {
         let first = state.log.partition_point(|entry| entry.versions_after[resource] <= versions[resource]);
-        let inside =
-            state.log.read_from(first, 1).into_iter().flatten().find(|entry| is_inside_coalesced(entry, versions));
+        let next = state.log.read_from(first, 1).into_iter().flatten().next();
+        // After a bookmark, the next entry can be one of the other resource, which the projection may not need.
+        let next = next.filter(|entry| entry.change_set().is_some_and(|change_set| change_set.resource == resource));
+        let inside = next.filter(|entry| is_inside_coalesced(entry, versions));
         if let Some(change_set) = inside.and_then(|entry| entry.change_set()) {
             let is_unproven = state.unproven[change_set.resource].is_some_and(|rest| rest.contains(change_set));
             return Err(if is_unproven { ResumeError::Unproven } else { ResumeError::InsideCoalesced });

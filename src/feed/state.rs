@@ -46,7 +46,7 @@ use crate::{
 pub(super) struct Shared {
     pub(super) config: Config,
     pub(super) state: Mutex<State>,
-    /// The end position of the log. It is also sent when the health changes.
+    /// The end position of the log, which never goes back. It is also sent when the health changes.
     pub(super) log_end: watch::Sender<u64>,
     pub(super) health: watch::Sender<PerResource<Health>>,
     /// When the last byte of each resource was received, by [`Config::wall_clock_ms`].
@@ -283,7 +283,8 @@ impl Shared {
         if change_set.is_some_and(|change_set| change_set.history_reset) {
             self.history_resets.send_modify(|count| *count += 1);
         }
-        self.log_end.send_replace(end);
+        // Several tasks update the hub's feed, and this one may come after another that has sent a later end.
+        self.log_end.send_modify(|sent| *sent = end.max(*sent));
     }
 
     /// Counts the entries of one update of the hub's feed: one change set, or ephemeral events.

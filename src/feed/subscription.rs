@@ -37,6 +37,8 @@ pub struct Subscription {
     namespace: NamespaceId,
     phase: Phase,
     position: u64,
+    /// The end of the log when the subscription started. It receives the ephemeral events from here on.
+    started_at: u64,
     /// The versions up to which the client has received everything, in the history of `history_epoch`.
     delivered_versions: PerResource<ResourceVersion>,
     history_epoch: u64,
@@ -120,6 +122,7 @@ impl Subscription {
             namespace,
             phase,
             position,
+            started_at: end,
             delivered_versions,
             history_epoch,
             log_end,
@@ -172,6 +175,13 @@ impl Subscription {
                         continue;
                     }
                     return self.idle();
+                }
+                // It would have lagged at its end. A state that is being sent keeps old objects in memory, so the log, which
+                // has the same objects, bounds them.
+                Phase::SendingSnapshot(initial, _)
+                    if initial.snapshot.position < self.inner.state().log.first_position() =>
+                {
+                    None
                 }
                 Phase::SendingSnapshot(initial, sent) => {
                     let Some(part) = self.inner.initial_state_part(&self.cache, initial, *sent) else {

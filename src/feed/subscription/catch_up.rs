@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::Subscription;
 use crate::{
-    event::{PerResource, ResourceVersion, cursor},
+    event::{EntryKind, EphemeralEvent, PerResource, ResourceVersion, cursor},
     feed::{
         projection_cache::{ENTRIES_PER_READ, read_entries},
         resume::is_inside_coalesced,
@@ -48,7 +48,13 @@ impl Subscription {
         loop {
             let (_, entries) = read_entries(&self.inner, self.position, ENTRIES_PER_READ)?;
             if entries.is_empty() {
-                let latest = self.inner.state().latest_versions;
+                let state = self.inner.state();
+                // The versions belong to the end of the log. Entries that were appended meanwhile must pass the floor first.
+                if state.log.end_position() > self.position {
+                    continue;
+                }
+                let latest = state.latest_versions;
+                drop(state);
                 if self.finish_catch_up(floor, latest) {
                     frames.extend(self.pool_depths());
                 }
@@ -71,8 +77,14 @@ impl Subscription {
                 }
                 self.position += 1;
                 self.delivered_versions = cursor::max_versions(self.delivered_versions, entry.versions_after);
-                // Ephemeral events of the past are skipped: only the newest one counts.
-                if change_set.is_some_and(|change_set| change_set.version > floor[change_set.resource]) {
+                let is_missed = match &entry.kind {
+                    EntryKind::ChangeSet(change_set) => change_set.version > floor[change_set.resource],
+                    // The depths of all pools follow the catch-up.
+                    EntryKind::Ephemeral(EphemeralEvent::PoolDepth(_)) => false,
+                    // The client misses those from before its stream.
+                    EntryKind::Ephemeral(_) => self.position > self.started_at,
+                };
+                if is_missed {
                     let frame = self.cache.render_entry(
                         &self.inner,
                         self.namespace,
@@ -107,5 +119,153 @@ impl Subscription {
             self.go_live();
         }
         is_finished
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        event::{
+            MqttMessage, NamespaceId, Resource,
+            projection::{EventFormat, EventTypes, Filter, Projection, Scope},
+        },
+        feed::{Config, Feed, FrameFormat, Framing, ReadResult, StartAt, Writer},
+        test_support::PodBuilder,
+    };
+
+    /// A feed whose versions are 98, and a subscription whose cursor has these versions.
+    fn resume(types: &str, versions: PerResource<ResourceVersion>) -> (Writer, Feed, Subscription) {
+        let (mut writer, feed) = Feed::new(Config::default());
+        let namespace = NamespaceId::from_uid("home");
+        writer.set_namespace(namespace);
+        for resource in Resource::ALL {
+            writer.replace(resource, Vec::new(), 98);
+        }
+        let subscription = resume_in(&feed, types, versions);
+        (writer, feed, subscription)
+    }
+
+    fn resume_in(feed: &Feed, types: &str, versions: PerResource<ResourceVersion>) -> Subscription {
+        let projection = Projection {
+            scope: Scope::All,
+            filter: Filter::parse("{}").unwrap(),
+            types: EventTypes::parse(types, EventFormat::Full).unwrap(),
+            format: EventFormat::Full,
+        };
+        // As of a snapshot endpoint: it covers both resources, and a stream of any types accepts it.
+        let cursor = Projection::everything(EventFormat::Full).cursor_at(feed.namespace().unwrap(), versions);
+        let framing = Framing { format: FrameFormat::JsonLines, edgeplane_names: false };
+        feed.subscribe(feed.projection_cache(projection, framing), StartAt::Cursor(cursor)).unwrap()
+    }
+
+    /// Reads all events but heartbeats.
+    fn read(subscription: &mut Subscription) -> Vec<Value> {
+        let mut events = Vec::new();
+        while let ReadResult::Batch(frames) = subscription.read(1 << 20) {
+            let bytes = frames.concat();
+            let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+            events.extend(lines.map(|line| serde_json::from_slice::<Value>(line).unwrap()));
+        }
+        events.retain(|event| event["type"] != "heartbeat");
+        events
+    }
+
+    fn names(events: &[Value]) -> Vec<&str> {
+        events.iter().filter_map(|event| event["name"].as_str()).collect()
+    }
+
+    /// The end of the log and its versions must be read under one lock: otherwise changes that are appended in between
+    /// count as passed and are sent again.
+    #[tokio::test]
+    async fn changes_that_the_cursor_covers_are_not_sent_while_another_thread_appends_them() {
+        for _ in 0..2000 {
+            let (mut writer, _feed, mut subscription) = resume("instance", PerResource::new(100, 98));
+            let appends = thread::spawn(move || {
+                for version in 99..=101 {
+                    writer.upsert(PodBuilder::new(&format!("v{version}")).version(version).view());
+                }
+            });
+            let mut events = Vec::new();
+            while !names(&events).contains(&"v101") {
+                events.extend(read(&mut subscription));
+            }
+            assert_eq!(names(&events), ["v101"], "the cursor covers the other changes");
+            appends.join().unwrap();
+        }
+    }
+
+    /// A resume can take minutes, and nothing tells the client that it misses events meanwhile.
+    #[tokio::test]
+    async fn ephemeral_events_since_the_start_of_the_stream_reach_a_client_that_catches_up() {
+        let message = |n: u32| MqttMessage { topic: "t".into(), payload: json!(n) };
+        let (mut writer, feed, mut early) = resume("instance,mqtt", PerResource::new(100, 98));
+        feed.publish_mqtt_message(message(1));
+        let mut late = resume_in(&feed, "instance,mqtt", PerResource::new(100, 98));
+        feed.publish_mqtt_message(message(2));
+        let payloads = |events: &[Value]| events.iter().map(|event| event["payload"].clone()).collect::<Vec<_>>();
+        assert_eq!(payloads(&read(&mut early)), [json!(1), json!(2)]);
+        assert_eq!(payloads(&read(&mut late)), [json!(2)], "the first message is older than the stream");
+        writer.upsert(PodBuilder::new("covered").version(100).view());
+        feed.publish_mqtt_message(message(3));
+        for reader in [&mut early, &mut late] {
+            assert_eq!(payloads(&read(reader)), [json!(3)]);
+        }
+    }
+
+    /// A difference of the other resource says nothing about the events of this one.
+    #[tokio::test]
+    async fn difference_of_a_resource_that_is_not_needed_does_not_restart_a_resume() {
+        let (mut writer, feed, _) = resume("instance", PerResource::new(98, 98));
+        writer.bookmark(Resource::Pods, 100);
+        // Computed from version 98.
+        writer.replace(Resource::Claims, Vec::new(), 104);
+        writer.upsert(PodBuilder::new("missed").version(105).view());
+        let events = read(&mut resume_in(&feed, "instance", PerResource::new(98, 101)));
+        assert_eq!(names(&events), ["missed"], "{events:?}");
+        let events = read(&mut resume_in(&feed, "instance,claim", PerResource::new(98, 101)));
+        assert_eq!(events[0]["type"], "state.initial", "the difference may omit claims: {events:?}");
+    }
+
+    /// Each stream that is still reading an old state keeps the objects of that state in memory.
+    #[tokio::test]
+    async fn state_that_is_sent_slower_than_the_log_keeps_changes_starts_again() {
+        let limits = crate::ring::Limits { items: 4, ..Default::default() };
+        let (mut writer, feed) = Feed::new(Config { log: limits, initial_state_part_bytes: 1, ..Config::default() });
+        writer.set_namespace(NamespaceId::from_uid("home"));
+        let pod = |name, version| PodBuilder::new(name).version(version).view();
+        writer.replace(Resource::Pods, vec![pod("a", 1), pod("b", 2)], 98);
+        writer.replace(Resource::Claims, Vec::new(), 98);
+        let framing = Framing { format: FrameFormat::JsonLines, edgeplane_names: false };
+        let start = |reason| StartAt::Snapshot { reason, not_before: PerResource::default() };
+        for (changes, expected) in [(4, "connect"), (5, "lagged")] {
+            let cache = feed.projection_cache(Projection::everything(EventFormat::Full), framing);
+            let mut subscription = feed.subscribe(cache, start(SnapshotReason::Connect)).unwrap();
+            let ReadResult::Batch(frames) = subscription.read(1) else { panic!("no first part") };
+            assert!(String::from_utf8_lossy(&frames.concat()).contains(r#""more":true"#));
+            for _ in 0..changes {
+                let version = feed.inner.state().latest_versions[Resource::Pods] + 1;
+                writer.upsert(pod("b", version));
+            }
+            let events = read(&mut subscription);
+            assert_eq!(events[0]["reason"], expected, "{events:?}");
+        }
+    }
+
+    /// Telemetry, messages of a broker and the source are appended by different tasks.
+    #[tokio::test]
+    async fn announced_end_of_the_log_is_its_end_after_appends_of_two_threads() {
+        let (mut writer, feed, _subscription) = resume("instance", PerResource::new(98, 98));
+        for version in 99..3000 {
+            thread::scope(|scope| {
+                scope.spawn(|| feed.publish_mqtt_message(MqttMessage { topic: "t".into(), payload: json!(1) }));
+                scope.spawn(|| writer.upsert(PodBuilder::new("a").version(version).view()));
+            });
+            assert_eq!(*feed.log_end().borrow(), feed.inner.state().log.end_position());
+        }
     }
 }
