@@ -115,6 +115,9 @@ async fn fetch_namespace(api: &ResourceApi<'_, DecodedPod>, config: &Config, sin
             Err(error) => error,
         };
         failures += 1;
+        for resource in Resource::ALL {
+            api.metrics.record_interruption(resource, &error);
+        }
         if reported.as_ref() != Some(&error) {
             tracing::warn!(resource = "namespaces", namespace = &*config.namespace, %error, "request failed");
             for resource in Resource::ALL {

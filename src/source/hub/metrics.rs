@@ -209,12 +209,12 @@ fn unix_seconds() -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use prometheus_client::encoding::text::encode;
 
     use super::*;
 
-    fn encoded(metrics: &Metrics) -> String {
+    pub(in crate::source::hub) fn encoded(metrics: &Metrics) -> String {
         let (mut registry, mut text) = (Registry::default(), String::new());
         metrics.register(&mut registry);
         encode(&mut text, &registry).unwrap();

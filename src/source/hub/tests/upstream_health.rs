@@ -152,3 +152,28 @@ async fn another_namespace_is_noticed_within_30_s_and_both_resources_are_listed_
     events.retain(|event| event.starts_with('=') || event.starts_with("namespace"));
     assert_eq!(events[..4], ["namespace ns-1", "=a5@10", "namespace ns-2", "=a5@10"]);
 }
+
+/// The alert on missing permissions reads the counters.
+#[tokio::test(start_paused = true)]
+async fn failed_requests_of_the_namespace_count_for_both_resources() {
+    let (api, config, metrics) = (ScriptedApi::default(), config(), Metrics::default());
+    api.respond("namespace", ScriptedResponse::Json(403, json!({"code": 403})));
+    let client = api.client();
+    let pods = ResourceApi::new(&client, &config, &metrics);
+    let sink = Mutex::new(|_| ());
+    tokio::select! {
+        _ = fetch_namespace(&pods, &config, &sink) => unreachable!("the request is refused"),
+        _ = api.wait_for_request("namespace", 4) => (),
+    }
+    let text = metrics::tests::encoded(&metrics);
+    for resource in Resource::ALL.map(Resource::plural) {
+        let of_resource = |line: &&str| {
+            line.starts_with("upstream_interruptions_total{") && line.contains(&format!("resource=\"{resource}\""))
+        };
+        let counted: Vec<&str> = text.lines().filter(of_resource).filter(|line| !line.ends_with(" 0")).collect();
+        let [line] = counted[..] else { panic!("{counted:?}") };
+        let (labels, count) = line.rsplit_once(' ').unwrap();
+        // The fourth request can be answered before the test ends.
+        assert!(labels.contains("\"forbidden\"") && ["3", "4"].contains(&count), "{line}");
+    }
+}
