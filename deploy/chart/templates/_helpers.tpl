@@ -14,13 +14,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 app.kubernetes.io/version: {{ .Values.image.tag | default .Chart.AppVersion | trunc 63 | trimSuffix "-" | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/name: boilerhouse-bridge
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{/* The Pod of `helm test` has another component, so that the Service does not select it. */}}
 {{- define "bridge.selectorLabels" -}}
 app.kubernetes.io/name: boilerhouse-bridge
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: bridge
 {{- end -}}
 
@@ -43,6 +43,15 @@ app.kubernetes.io/component: bridge
 
 {{- define "bridge.watchNamespace" -}}
 {{- .Values.watchNamespace | default .Release.Namespace -}}
+{{- end -}}
+
+{{/*
+The name of the Role and the RoleBinding. In another namespace it contains that of the release, because another release of
+the same name may watch the same namespace.
+*/}}
+{{- define "bridge.roleName" -}}
+{{- $name := include "bridge.fullname" . -}}
+{{- ternary $name (printf "%s-%s" .Release.Namespace $name) (eq (include "bridge.watchNamespace" .) .Release.Namespace) -}}
 {{- end -}}
 
 {{- define "bridge.secretName" -}}
@@ -133,7 +142,7 @@ Without access to the cluster an existing Secret is unknown, and the checksum is
 - name: BOILERHOUSE_API_KEY
   valueFrom:
     secretKeyRef:
-      name: {{ include "bridge.secretName" . }}
+      name: {{ include "bridge.secretName" . | quote }}
       key: api-key
 {{- end }}
 {{- with .Values.extraEnv }}
@@ -168,11 +177,11 @@ Without access to the cluster an existing Secret is unknown, and the checksum is
 {{- define "bridge.volumes" -}}
 - name: config
   configMap:
-    name: {{ include "bridge.fullname" . }}
+    name: {{ include "bridge.fullname" . | quote }}
 {{- if include "bridge.usesSecret" . }}
 - name: secret
   secret:
-    secretName: {{ include "bridge.secretName" . }}
+    secretName: {{ include "bridge.secretName" . | quote }}
     defaultMode: 0440
     items:
       - key: session-key
@@ -181,13 +190,13 @@ Without access to the cluster an existing Secret is unknown, and the checksum is
 {{- if .Values.auth.keysSecret }}
 - name: keys
   secret:
-    secretName: {{ .Values.auth.keysSecret }}
+    secretName: {{ .Values.auth.keysSecret | quote }}
     defaultMode: 0440
 {{- end }}
 {{- if .Values.tls.existingSecret }}
 - name: tls
   secret:
-    secretName: {{ .Values.tls.existingSecret }}
+    secretName: {{ .Values.tls.existingSecret | quote }}
     defaultMode: 0440
     items:
       - key: tls.crt
