@@ -1,5 +1,5 @@
-//! Shards: one for each processor core. The task of a shard delivers shared batches to the streams of the shard, one
-//! after the other.
+//! Shards: at most one for each processor core. The task of a shard delivers shared batches to the streams of the shard,
+//! one after the other.
 //!
 //! Without shards each event would wake and schedule the task of each stream, which costs a quarter of the system call
 //! that the task then makes (docs/performance.md#cost-of-a-delivery). A stream without unread entries therefore joins
@@ -28,6 +28,9 @@ use tokio::task::{unconstrained, yield_now};
 use super::log::{Group, Log};
 use crate::{feed::SharedBatch, weak_table::PruneSchedule};
 
+/// Members of a shard before the next shard is used: about 8 ms of system calls for one event. Several shards at once cost
+/// each other processor time (docs/performance.md#cost-of-a-delivery), so a few streams share one.
+const MEMBERS_BEFORE_NEXT_SHARD: usize = 1024;
 /// Members that a shard visits before other tasks of its thread run: about 0.3 ms of system calls.
 const MEMBERS_PER_YIELD: usize = 64;
 /// Maximum size of a shared batch: 64 KiB, as of one read. If more is unread, each member reads for itself.
@@ -49,13 +52,16 @@ pub(super) trait Member: Send + Sync {
 #[derive(Debug)]
 pub struct FanOut {
     shards: Box<[Shard]>,
-    next_shard: AtomicUsize,
     running_writers: AtomicUsize,
 }
 
 /// The groups of one shard.
 #[derive(Debug, Default)]
-struct Shard(Mutex<ShardGroups>);
+struct Shard {
+    groups: Mutex<ShardGroups>,
+    /// The number of members. It includes closed ones that were not yet removed.
+    members: AtomicUsize,
+}
 
 /// The members of a shard, by group.
 #[derive(Debug, Default)]
@@ -113,7 +119,7 @@ impl FanOut {
     pub(super) fn new() -> FanOut {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let shards = (0..cores).map(|_| Shard::default()).collect();
-        FanOut { shards, next_shard: AtomicUsize::new(0), running_writers: AtomicUsize::new(0) }
+        FanOut { shards, running_writers: AtomicUsize::new(0) }
     }
 
     /// Returns the number of shards.
@@ -126,13 +132,20 @@ impl FanOut {
         self.running_writers.load(Relaxed) == self.shards.len()
     }
 
-    /// Adds a member to a group. The shards get new members in turn.
+    /// Adds a member to a group, in the first shard with room for it, or else in the one with the fewest members.
     pub(super) fn join(&self, group: Group, member: Weak<dyn Member>) {
-        let shard = &self.shards[self.next_shard.fetch_add(1, Relaxed) % self.shards.len()];
+        let count = |shard: &&Shard| shard.members.load(Relaxed).max(MEMBERS_BEFORE_NEXT_SHARD - 1);
+        let Some(shard) = self.shards.iter().min_by_key(count) else { return };
+        shard.members.fetch_add(1, Relaxed);
         let mut groups = shard.lock();
         if groups.prune_schedule.is_due(groups.by_id.len()) {
             groups.by_id.retain(|_, group_members| {
-                group_members.delivering || group_members.members.iter().any(|member| member.strong_count() > 0)
+                let is_used =
+                    group_members.delivering || group_members.members.iter().any(|member| member.strong_count() > 0);
+                if !is_used {
+                    shard.members.fetch_sub(group_members.members.len(), Relaxed);
+                }
+                is_used
             });
             let ShardGroups { by_id, unindexed, prune_schedule } = &mut *groups;
             prune_schedule.pruned(by_id.len());
@@ -153,7 +166,9 @@ impl FanOut {
             }
         });
         if group_members.prune_schedule.is_due(group_members.members.len()) {
+            let before = group_members.members.len();
             group_members.members.retain(|member| member.strong_count() > 0);
+            shard.members.fetch_sub(before - group_members.members.len(), Relaxed);
             group_members.prune_schedule.pruned(group_members.members.len());
         }
         group_members.members.push(member);
@@ -190,7 +205,7 @@ impl FanOut {
 
 impl Shard {
     fn lock(&self) -> MutexGuard<'_, ShardGroups> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the groups that new entries can concern: those in `concerned`, and those that are not indexed. With `all` it
@@ -215,7 +230,10 @@ impl Shard {
                     live_member.deliver(batch.as_ref());
                     index += 1;
                 }
-                None => drop(members.swap_remove(index)),
+                None => {
+                    drop(members.swap_remove(index));
+                    self.members.fetch_sub(1, Relaxed);
+                }
             }
             count_visit(visited).await;
         }
@@ -266,6 +284,41 @@ mod tests {
         feed::{self, Feed, Framing, StartAt},
         test_support::PodBuilder,
     };
+
+    /// A few streams share one shard, because several busy shards cost each other processor time.
+    #[tokio::test]
+    async fn next_shard_is_used_when_the_first_is_full_and_room_is_used_again() {
+        let (mut writer, feed) = Feed::new(feed::Config::default());
+        writer.set_namespace(crate::event::NamespaceId::from_uid("a namespace"));
+        for resource in crate::event::Resource::ALL {
+            writer.replace(resource, Vec::new(), 1);
+        }
+        let cache = feed.projection_cache(Projection::everything(EventFormat::Full), Framing::WEBSOCKET);
+        let mut subscription = feed.subscribe(cache, StartAt::Live).unwrap();
+        while matches!(subscription.read(usize::MAX), feed::ReadResult::Batch(_)) {}
+        let fan_out = FanOut { shards: Box::new([Shard::default(), Shard::default()]), ..FanOut::new() };
+        let mut join = |count: usize| {
+            let members: Vec<Arc<dyn Member>> = (0..count).map(|_| Arc::new(Idle) as Arc<dyn Member>).collect();
+            for member in &members {
+                fan_out.join(Group::Feed(subscription.join_group().unwrap()), Arc::downgrade(member));
+            }
+            members
+        };
+        let counts = || fan_out.shards.iter().map(|shard| shard.members.load(Relaxed)).collect::<Vec<_>>();
+        let first = join(MEMBERS_BEFORE_NEXT_SHARD);
+        assert_eq!(counts(), [MEMBERS_BEFORE_NEXT_SHARD, 0]);
+        let second = join(MEMBERS_BEFORE_NEXT_SHARD + 10);
+        assert_eq!(counts(), [MEMBERS_BEFORE_NEXT_SHARD + 5; 2], "full shards get members in turn");
+        drop(first);
+        writer.upsert(PodBuilder::new("p").version(2).view());
+        let group = *fan_out.shards[0].lock().by_id.keys().next().unwrap();
+        for shard in &fan_out.shards {
+            shard.deliver_to_group(group, &mut 0).await;
+        }
+        assert_eq!(counts().iter().sum::<usize>(), second.len(), "closed members are not counted");
+        let third = join(MEMBERS_BEFORE_NEXT_SHARD - 10);
+        assert_eq!(counts(), [MEMBERS_BEFORE_NEXT_SHARD - 5, MEMBERS_BEFORE_NEXT_SHARD + 5], "{}", third.len());
+    }
 
     struct Idle;
 
