@@ -176,13 +176,6 @@ impl Subscription {
                     }
                     return self.idle();
                 }
-                // It would have lagged at its end. A state that is being sent keeps old objects in memory, so the log, which
-                // has the same objects, bounds them.
-                Phase::SendingSnapshot(initial, _)
-                    if initial.snapshot.position < self.inner.state().log.first_position() =>
-                {
-                    None
-                }
                 Phase::SendingSnapshot(initial, sent) => {
                     let Some(part) = self.inner.initial_state_part(&self.cache, initial, *sent) else {
                         self.delivered_versions = initial.snapshot.versions;

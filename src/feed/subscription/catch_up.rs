@@ -231,31 +231,6 @@ mod tests {
         assert_eq!(events[0]["type"], "state.initial", "the difference may omit claims: {events:?}");
     }
 
-    /// Each stream that is still reading an old state keeps the objects of that state in memory.
-    #[tokio::test]
-    async fn state_that_is_sent_slower_than_the_log_keeps_changes_starts_again() {
-        let limits = crate::ring::Limits { items: 4, ..Default::default() };
-        let (mut writer, feed) = Feed::new(Config { log: limits, initial_state_part_bytes: 1, ..Config::default() });
-        writer.set_namespace(NamespaceId::from_uid("home"));
-        let pod = |name, version| PodBuilder::new(name).version(version).view();
-        writer.replace(Resource::Pods, vec![pod("a", 1), pod("b", 2)], 98);
-        writer.replace(Resource::Claims, Vec::new(), 98);
-        let framing = Framing { format: FrameFormat::JsonLines, edgeplane_names: false };
-        let start = |reason| StartAt::Snapshot { reason, not_before: PerResource::default() };
-        for (changes, expected) in [(4, "connect"), (5, "lagged")] {
-            let cache = feed.projection_cache(Projection::everything(EventFormat::Full), framing);
-            let mut subscription = feed.subscribe(cache, start(SnapshotReason::Connect)).unwrap();
-            let ReadResult::Batch(frames) = subscription.read(1) else { panic!("no first part") };
-            assert!(String::from_utf8_lossy(&frames.concat()).contains(r#""more":true"#));
-            for _ in 0..changes {
-                let version = feed.inner.state().latest_versions[Resource::Pods] + 1;
-                writer.upsert(pod("b", version));
-            }
-            let events = read(&mut subscription);
-            assert_eq!(events[0]["reason"], expected, "{events:?}");
-        }
-    }
-
     /// Telemetry, messages of a broker and the source are appended by different tasks.
     #[tokio::test]
     async fn announced_end_of_the_log_is_its_end_after_appends_of_two_threads() {
