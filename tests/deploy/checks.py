@@ -382,7 +382,7 @@ def check_the_documented_commands_and_values_work():
     """Each `helm` command of the how-tos has valid arguments, and each block of values is accepted."""
     commands = blocks = 0
     with tempfile.TemporaryDirectory() as folder:
-        for page in ("helm", "scaling-and-replicas"):
+        for page in ("helm", "mqtt-and-replicas", "scaling-and-replicas"):
             text = (ROOT / f"docs/how-to/{page}.md").read_text()
             for block in re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S):
                 if block.startswith("rules:"):
@@ -539,6 +539,10 @@ def check_alerts_and_dashboard_name_only_metrics_that_exist():
     for query in queries:
         names = metrics_of(query)
         assert names and names <= known, f"{query}: {names - known}"
+    # Each connection of the bridge has an alert and a panel. A relay is no Pod of this job.
+    for name in {name for name in known if name.endswith("_up")} - {"bridge_relay_upstream_up"}:
+        for texts in (queries, [rule["expr"] for rule in alerts()]):
+            assert any(name in metrics_of(text) for text in texts), f"{name} has no alert or no panel"
     ids = [panel["id"] for panel in dashboard["panels"]]
     assert len(ids) == len(set(ids))
     # The labels that they use exist on the metrics too.
