@@ -285,9 +285,8 @@ mod tests {
         test_support::PodBuilder,
     };
 
-    /// A few streams share one shard, because several busy shards cost each other processor time.
-    #[tokio::test]
-    async fn next_shard_is_used_when_the_first_is_full_and_room_is_used_again() {
+    /// The writer of an empty feed, and a subscription that has read everything.
+    fn empty_feed() -> (feed::Writer, feed::Subscription) {
         let (mut writer, feed) = Feed::new(feed::Config::default());
         writer.set_namespace(crate::event::NamespaceId::from_uid("a namespace"));
         for resource in crate::event::Resource::ALL {
@@ -296,6 +295,13 @@ mod tests {
         let cache = feed.projection_cache(Projection::everything(EventFormat::Full), Framing::WEBSOCKET);
         let mut subscription = feed.subscribe(cache, StartAt::Live).unwrap();
         while matches!(subscription.read(usize::MAX), feed::ReadResult::Batch(_)) {}
+        (writer, subscription)
+    }
+
+    /// A few streams share one shard, because several busy shards cost each other processor time.
+    #[tokio::test]
+    async fn next_shard_is_used_when_the_first_is_full_and_room_is_used_again() {
+        let (mut writer, mut subscription) = empty_feed();
         let fan_out = FanOut { shards: Box::new([Shard::default(), Shard::default()]), ..FanOut::new() };
         let mut join = |count: usize| {
             let members: Vec<Arc<dyn Member>> = (0..count).map(|_| Arc::new(Idle) as Arc<dyn Member>).collect();
@@ -331,14 +337,7 @@ mod tests {
     async fn shard_yields_once_for_each_64_members() {
         const OPEN: usize = MEMBERS_PER_YIELD - 1;
         const CLOSED: usize = 2 * MEMBERS_PER_YIELD + 1;
-        let (mut writer, feed) = Feed::new(feed::Config::default());
-        writer.set_namespace(crate::event::NamespaceId::from_uid("a namespace"));
-        for resource in crate::event::Resource::ALL {
-            writer.replace(resource, Vec::new(), 1);
-        }
-        let cache = feed.projection_cache(Projection::everything(EventFormat::Full), Framing::WEBSOCKET);
-        let mut subscription = feed.subscribe(cache, StartAt::Live).unwrap();
-        while matches!(subscription.read(usize::MAX), feed::ReadResult::Batch(_)) {}
+        let (mut writer, mut subscription) = empty_feed();
         let fan_out = FanOut { shards: Box::new([Shard::default()]), ..FanOut::new() };
         let mut members: Vec<Arc<dyn Member>> = Vec::new();
         for _ in 0..OPEN + CLOSED {
