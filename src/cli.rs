@@ -31,7 +31,11 @@ mod top;
 use std::{process::ExitCode, time::Duration};
 
 use anyhow::Context;
-use clap::{Arg, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, builder::Resettable};
+use clap::{
+    Arg, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
+    builder::Resettable,
+    error::{ContextKind, ContextValue},
+};
 
 use self::exit::{CliError, print};
 use crate::api;
@@ -110,6 +114,7 @@ pub fn main() -> ExitCode {
             Err(error) => Err(error),
         },
         Err(error) => {
+            let error = explain_api_key(error);
             // clap writes help to stdout and usage errors to stderr.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(exit::USAGE));
@@ -119,6 +124,20 @@ pub fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => error.print(),
     }
+}
+
+/// Says where a key goes, in place of clap's guess of a flag that is spelled alike.
+fn explain_api_key(mut error: clap::Error) -> clap::Error {
+    let is_api_key =
+        matches!(error.get(ContextKind::InvalidArg), Some(ContextValue::String(flag)) if flag == "--api-key");
+    if is_api_key {
+        // The usage contains the guess too.
+        error.remove(ContextKind::SuggestedArg);
+        error.remove(ContextKind::Usage);
+        let tip = "other users can read arguments; `serve` reads its key from BOILERHOUSE_API_KEY, a client from --token-file";
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
 }
 
 /// The command, with the settings that all flags share.

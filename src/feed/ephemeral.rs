@@ -113,7 +113,7 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::feed) mod tests {
     use serde_json::{Value, json};
     use tokio::time::advance;
 
@@ -147,7 +147,7 @@ mod tests {
         Telemetry { received_at_ms, ..telemetry(uid) }
     }
 
-    fn projection(types: &str, scope: Scope, params: &str) -> Projection {
+    pub(in crate::feed) fn projection(types: &str, scope: Scope, params: &str) -> Projection {
         let types = EventTypes::parse(types, EventFormat::Full).unwrap();
         Projection { scope, filter: Filter::parse(params).unwrap(), types, format: EventFormat::Full }
     }
@@ -157,7 +157,8 @@ mod tests {
         feed.subscribe(feed.projection_cache(projection, framing), StartAt::Live).unwrap()
     }
 
-    fn read(subscription: &mut Subscription) -> Vec<Value> {
+    /// Reads all events but heartbeats.
+    pub(in crate::feed) fn read(subscription: &mut Subscription) -> Vec<Value> {
         let mut events = Vec::new();
         while let ReadResult::Batch(batch) = subscription.read(1 << 20) {
             let lines = batch.concat();

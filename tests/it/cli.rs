@@ -232,6 +232,18 @@ async fn unusable_credentials_fail_before_anything_is_opened() {
     fails(&[&serve[..], &["--session-key-file", &path]].concat(), &[], 1, &error).await;
 }
 
+/// clap would suggest `--tls-key`.
+#[tokio::test]
+async fn key_on_the_command_line_is_refused_with_the_right_place() {
+    for command in ["serve", "events", "top", "relay", "doctor"] {
+        let exit = run(&[command, "--api-key", "k"], &[]).await;
+        let tip = "  tip: other users can read arguments; `serve` reads its key from BOILERHOUSE_API_KEY, a client from \
+                   --token-file";
+        assert!(exit.code == 2 && exit.stderr.lines().any(|line| line == tip), "{command}: {}", exit.stderr);
+        assert!(!exit.stderr.contains("--tls-key"), "{}", exit.stderr);
+    }
+}
+
 #[tokio::test]
 async fn usage_errors_name_the_argument() {
     let table: &[(&[&str], &str)] = &[

@@ -124,7 +124,7 @@ impl Subscription {
 
 #[cfg(test)]
 mod tests {
-    use std::thread;
+    use std::{thread, time::Duration};
 
     use serde_json::{Value, json};
 
@@ -132,9 +132,12 @@ mod tests {
     use crate::{
         event::{
             MqttMessage, NamespaceId, Resource,
-            projection::{EventFormat, EventTypes, Filter, Projection, Scope},
+            projection::{EventFormat, Projection, Scope},
         },
-        feed::{Config, Feed, FrameFormat, Framing, ReadResult, StartAt, Writer},
+        feed::{
+            Config, Feed, FrameFormat, Framing, StartAt, Writer,
+            ephemeral::tests::{projection, read},
+        },
         test_support::PodBuilder,
     };
 
@@ -151,28 +154,11 @@ mod tests {
     }
 
     fn resume_in(feed: &Feed, types: &str, versions: PerResource<ResourceVersion>) -> Subscription {
-        let projection = Projection {
-            scope: Scope::All,
-            filter: Filter::parse("{}").unwrap(),
-            types: EventTypes::parse(types, EventFormat::Full).unwrap(),
-            format: EventFormat::Full,
-        };
         // As of a snapshot endpoint: it covers both resources, and a stream of any types accepts it.
         let cursor = Projection::everything(EventFormat::Full).cursor_at(feed.namespace().unwrap(), versions);
         let framing = Framing { format: FrameFormat::JsonLines, edgeplane_names: false };
-        feed.subscribe(feed.projection_cache(projection, framing), StartAt::Cursor(cursor)).unwrap()
-    }
-
-    /// Reads all events but heartbeats.
-    fn read(subscription: &mut Subscription) -> Vec<Value> {
-        let mut events = Vec::new();
-        while let ReadResult::Batch(frames) = subscription.read(1 << 20) {
-            let bytes = frames.concat();
-            let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-            events.extend(lines.map(|line| serde_json::from_slice::<Value>(line).unwrap()));
-        }
-        events.retain(|event| event["type"] != "heartbeat");
-        events
+        let cache = feed.projection_cache(projection(types, Scope::All, "{}"), framing);
+        feed.subscribe(cache, StartAt::Cursor(cursor)).unwrap()
     }
 
     fn names(events: &[Value]) -> Vec<&str> {
@@ -190,8 +176,8 @@ mod tests {
                     writer.upsert(PodBuilder::new(&format!("v{version}")).version(version).view());
                 }
             });
-            let mut events = Vec::new();
-            while !names(&events).contains(&"v101") {
+            let (mut events, deadline) = (Vec::new(), Instant::now() + Duration::from_secs(10));
+            while !names(&events).contains(&"v101") && Instant::now() < deadline {
                 events.extend(read(&mut subscription));
             }
             assert_eq!(names(&events), ["v101"], "the cursor covers the other changes");
