@@ -31,6 +31,7 @@ use crate::{
 
 /// Entries read from the log at once. It bounds the work under the lock.
 const ENTRIES_PER_READ: usize = 256;
+
 /// The history, from the side of its readers.
 #[derive(Clone, Debug)]
 pub struct History(pub(super) Arc<Shared>);

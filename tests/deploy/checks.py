@@ -228,6 +228,12 @@ def check_two_releases_of_one_name_can_watch_one_namespace():
         for kind in ("Role", "RoleBinding")
     }
     assert len(roles) == 3, roles
+    # The hyphens of both names must not make one name of two.
+    dashes = {
+        one(template("--set", f"watchNamespace=w,fullnameOverride={name}", namespace=namespace), "Role")["metadata"]["name"]
+        for namespace, name in (("a", "b-c"), ("a-b", "c"))
+    }
+    assert len(dashes) == 2, dashes
 
 
 def check_a_parent_chart_can_switch_the_chart_off():

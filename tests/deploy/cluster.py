@@ -205,7 +205,7 @@ def check_release(plane, checks):
         "--no-headers",
     )
     # With the namespace of the release in the name, because another release may watch the same namespace.
-    ours = [line.split()[1] for line in names.splitlines() if line.split()[2] == f"{NAMESPACE}-{RELEASE}"]
+    ours = [line.split()[1] for line in names.splitlines() if line.split()[2] == f"{NAMESPACE}.{RELEASE}"]
     assert ours == ["platform", "platform"], names
     return "; ".join(steps)
 
@@ -491,7 +491,7 @@ def with_tokens(plane, checks, kubectl):
     with running(plane, checks, kubeconfig) as (log, address):
         wait_for("the bridge is ready", lambda: request(f"{address}/readyz")[0] == 200)
         wait_for("the token is accepted", lambda: request(f"{address}/api/v1/instances", token)[0] == 200)
-    kubectl("delete", "clusterrolebinding", f"{NAMESPACE}-{RELEASE}-token-review")
+    kubectl("delete", "clusterrolebinding", f"{NAMESPACE}.{RELEASE}.token-review")
     with running(plane, checks, kubeconfig) as (log, address):
         wait_for("the bridge is ready", lambda: request(f"{address}/readyz")[0] == 200)
         wait_for("the token is refused", lambda: request(f"{address}/api/v1/instances", token)[0] == 503)

@@ -47,11 +47,11 @@ app.kubernetes.io/component: bridge
 
 {{/*
 The name of the Role and the RoleBinding. In another namespace it contains that of the release, because another release of
-the same name may watch the same namespace.
+the same name may watch the same namespace. The name of a namespace has no dot.
 */}}
 {{- define "bridge.roleName" -}}
 {{- $name := include "bridge.fullname" . -}}
-{{- ternary $name (printf "%s-%s" .Release.Namespace $name) (eq (include "bridge.watchNamespace" .) .Release.Namespace) -}}
+{{- ternary $name (printf "%s.%s" .Release.Namespace $name) (eq (include "bridge.watchNamespace" .) .Release.Namespace) -}}
 {{- end -}}
 
 {{- define "bridge.secretName" -}}
