@@ -91,11 +91,22 @@ export async function upstream(context) {
       });
       await p.untilState("down", 3000);
       check(
-        /cannot reach the API server since \d\d:\d\d:\d\d \(connection refused\)/.test(await p.banner()),
+        /gets no changes from the API server since \d\d:\d\d:\d\d \(connection refused\)/.test(await p.banner()),
         await p.banner(),
       );
       await assertMarked(p, "down");
       server.broadcast({ type: "upstream.up", resource: "pods", time: "", since: "" });
+      await p.untilState("live", 3000);
+      // A page that is opened during an outage gets a fresh copy of an old state.
+      const outage = 3_600_000;
+      server.heartbeat({ upstream: "down", upstreamAgeMs: outage });
+      await p.untilState("down", 3000);
+      const times = [0, 1, 2, 3, 4, 5].map((s) => new Date(Date.now() - outage - s * 1000).toLocaleTimeString("en-GB"));
+      await until("the time of the state", async () => {
+        const summary = await p.text(".summary");
+        return times.some((time) => summary.includes(`as of ${time}`));
+      });
+      server.heartbeat();
       await p.untilState("live", 3000);
       server.heartbeat({ upstream: "syncing" });
       await p.untilState("stale", 3000);

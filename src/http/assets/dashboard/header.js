@@ -67,7 +67,7 @@ function Freshness({ store, status }) {
   const isFresh = upstreamAgeMs < UPSTREAM_FRESH_MS;
   const heard = isFresh ? `ok, heard within ${UPSTREAM_FRESH_MS / 1000} s` : `last heard ${duration(upstreamAgeMs ?? 0)} ago`;
   const isDown = status.state === "down";
-  const upstream = !isOpen ? "–" : isDown ? "not reachable" : upstreamAgeMs === undefined ? state : heard;
+  const upstream = !isOpen ? "–" : isDown ? "no changes" : upstreamAgeMs === undefined ? state : heard;
   const isQuiet = ageMs !== undefined && ageMs > 20_000;
   return html`<dl class="freshness">
     <div title="The last event that this page got"><dt>Last event</dt><dd>${change}</dd></div>

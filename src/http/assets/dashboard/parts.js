@@ -101,7 +101,7 @@ export function Clear({ address, names }) {
 
 /** What a list shows, and of when it is. */
 export function Summary({ text, status, store, children }) {
-  const when = store.lastLiveAt?.toLocaleTimeString("en-GB");
+  const when = store.stateTime?.toLocaleTimeString("en-GB");
   return html`<p class="summary">
     <span>${text}</span>
     ${!status.isLive && html`<strong class="old">${when ? `Not live: as of ${when}` : "Not live"}</strong>`}

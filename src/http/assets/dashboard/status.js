@@ -73,8 +73,8 @@ export function describe({ connection, freshness, upstream, hasState, hasOpened,
       .sort()[0];
     const reason = down.find((event) => event.reason)?.reason;
     const when = since ? ` since ${clock(since)}` : "";
-    const text = `The bridge cannot reach the API server${when}${reason ? ` (${reason})` : ""}. What you see may be old.`;
-    return say("down", "API server down", text, { isAlert: true });
+    const text = `The bridge gets no changes from the API server${when}${reason ? ` (${reason})` : ""}. What you see may be old.`;
+    return say("down", "No changes", text, { isAlert: true });
   }
   if (!hasState) return say("reconnecting", "Loading", "Loading the current state…");
   if (freshness.reason === "silent") {

@@ -232,6 +232,14 @@ export class Store {
     return new Date(Date.now() + (this.clockOffsetMs ?? 0));
   }
 
+  /** When the state was known to be current. A bridge without its API server sends an old state as a new message. */
+  get stateTime() {
+    const { upstreamAgeMs } = this.client.freshness;
+    if (upstreamAgeMs === undefined) return this.lastLiveAt;
+    const heardAt = new Date(this.now().getTime() - upstreamAgeMs);
+    return this.lastLiveAt && this.lastLiveAt < heardAt ? this.lastLiveAt : heardAt;
+  }
+
   get isLive() {
     return !this.client.isStale;
   }
