@@ -208,6 +208,13 @@ impl ConnectionArgs {
             Error::Status { status: 403, .. } if self.credential.token_file.is_some() => CREDENTIAL,
             _ => FAILED,
         };
-        CliError { code, error: error.into() }
+        let needs_token = matches!(error, Error::Status { status: 401, .. }) && self.credential.token_file.is_none();
+        let error = anyhow::Error::from(error);
+        let error = if needs_token {
+            anyhow::anyhow!("{error}; pass the file that contains it with --token-file")
+        } else {
+            error
+        };
+        CliError { code, error }
     }
 }

@@ -91,7 +91,7 @@ pub enum UpstreamError {
     },
     /// 403.
     #[error(
-        "cannot {} {} in namespace {}: 403; grant it to this account, then check with `kubectl auth can-i {} {} -n {}`",
+        "cannot {} {} in namespace {}: 403; grant it to this account, then check with its kubeconfig: `kubectl auth can-i {} {} -n {}`",
         .0.verb, .0.resource, .0.namespace, .0.verb, .0.resource, .0.namespace
     )]
     Forbidden(RequestInfo),

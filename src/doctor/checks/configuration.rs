@@ -113,7 +113,7 @@ async fn listen(listener: &Listener, command: &CommandLine) -> Result<String, Bo
             show,
         ),
         ErrorKind::AddrInUse if timeout(ANSWER, is_bridge(host, *port)).await.unwrap_or(false) => {
-            return Ok(format!("a bridge listens on {host} port {port}"));
+            return Ok(format!("a bridge listens on {host} port {port}; a second one needs another --{flag}"));
         }
         ErrorKind::AddrInUse => {
             Outcome::failed(format!("another program uses {host} port {port}; choose another port with --{flag}"), show)

@@ -13,8 +13,8 @@ fn response_errors_state_the_remedy() {
     let pods = request_info("watch", "pods");
     assert_eq!(
         response(403, "{}", &pods).to_string(),
-        "cannot watch pods in namespace bh: 403; grant it to this account, then check with \
-         `kubectl auth can-i watch pods -n bh`"
+        "cannot watch pods in namespace bh: 403; grant it to this account, then check with its \
+         kubeconfig: `kubectl auth can-i watch pods -n bh`"
     );
     let claims = request_info("list", "boilerhouseclaims.boilerhouse.dev");
     assert!(

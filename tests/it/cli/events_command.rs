@@ -71,13 +71,14 @@ async fn exit_codes_tell_how_it_ended() {
     with_token(&url, 4, "HTTP 401: invalid API key").await;
     with_token("http://192.0.2.1:3000", 2, "a credential is not sent over plain HTTP to 192.0.2.1:3000").await;
     with_token("http://user:secret@localhost:1", 2, "a URL must not contain a credential").await;
-    let cases: [(&[&str], i32, &str); 6] = [
+    let cases: [(&[&str], i32, &str); 7] = [
         (&["--url", "http://127.0.0.1:1", "--connect-timeout", "0.3"], 5, "Connection refused"),
         (&["--url", &url, "--types", "tenant.claim"], 2, "did you mean 'tenant.claimed'? accepted: claim,"),
         (&["--url", &url, "--claim-filter", "tenant=a"], 2, "unknown key 'tenant': did you mean 'tenantId'?"),
         (&["--url", &url, "--timeout", "soon"], 2, "accepted: a time such as 3, 3s, 2m or 1h"),
         (&["--url", &format!("{url}/nothing")], 1, "HTTP 404: no such path"),
         (&["--url", &url], 4, "HTTP 401: missing Authorization header"),
+        (&["--url", &url], 4, "; pass the file that contains it with --token-file"),
     ];
     for (args, code, words) in cases {
         let output = events(args).await;
