@@ -53,7 +53,9 @@ pub(super) fn namespace<'a>(subject: &'a Subject) -> BoxFuture<'a, Outcome> {
         match diagnosis.namespace_exists().await {
             Ok(()) => Ok(Outcome::passed(format!("namespace {namespace} exists"))),
             Err(UpstreamError::Forbidden(_)) => {
-                let reason = format!("the account cannot get namespace {namespace}: whether it exists is not known");
+                let reason = format!(
+                    "the account cannot get namespace {namespace}: whether it exists is not known. --namespace selects another"
+                );
                 Ok(Outcome::undecided(reason))
             }
             Err(error) => Err(error),
