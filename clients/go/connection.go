@@ -215,7 +215,7 @@ func endError(err error, closing *StreamClosing, silence *silence) error {
 	if closing == nil || !isEnd {
 		return err
 	}
-	end := &ClosedError{Reason: closing.Reason, RetryAfter: milliseconds(closing.RetryAfterMS)}
+	end := &ClosedError{Reason: closing.Reason, Detail: closing.Detail, RetryAfter: milliseconds(closing.RetryAfterMS)}
 	if closed != nil {
 		end.Code = closed.Code
 	}

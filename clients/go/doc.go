@@ -49,8 +49,9 @@ const (
 	MinDelay = time.Second
 	// MaxDelay is the longest delay before a reconnect.
 	MaxDelay = 30 * time.Second
-	// DefaultConnectTimeout bounds one connection, from the lookup of the name to the head of the response.
-	DefaultConnectTimeout = 10 * time.Second
+	// DefaultConnectTimeout bounds one connection, from the lookup of the name to the head of the response. A bridge waits
+	// for its first lists for at most 10 s, then it answers.
+	DefaultConnectTimeout = 15 * time.Second
 	// MaxLineChars is how many characters of a response or of a malformed event an error repeats.
 	MaxLineChars = 200
 )

@@ -184,6 +184,8 @@ func (*TooLargeError) isFinal() bool { return false }
 type ClosedError struct {
 	// Reason is that of stream.closing or of the close frame.
 	Reason string
+	// Detail is what stream.closing adds to the reason, or empty.
+	Detail string
 	// Code is the close code of a WebSocket, or 0.
 	Code int
 	// RetryAfter is the delay that the bridge asks for, or 0.
@@ -191,8 +193,13 @@ type ClosedError struct {
 }
 
 // Error names the reason.
-func (e *ClosedError) Error() string { return "the bridge closed the stream: " + e.Reason }
-func (*ClosedError) isFinal() bool   { return false }
+func (e *ClosedError) Error() string {
+	if e.Detail == "" {
+		return "the bridge closed the stream: " + e.Reason
+	}
+	return fmt.Sprintf("the bridge closed the stream: %s (%s)", e.Reason, e.Detail)
+}
+func (*ClosedError) isFinal() bool { return false }
 
 // LostError reports that the connection was cut. The stream reconnects.
 type LostError struct {

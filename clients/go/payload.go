@@ -216,6 +216,8 @@ type AuthExpiring struct {
 // StreamClosing comes immediately before the bridge ends the stream.
 type StreamClosing struct {
 	Reason string `json:"reason"`
+	// Detail is what a person should know beyond the reason, or empty.
+	Detail string `json:"detail"`
 	// RetryAfterMS is the delay before the client reconnects, in milliseconds.
 	RetryAfterMS uint64 `json:"retryAfterMs"`
 }

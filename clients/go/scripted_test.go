@@ -112,7 +112,7 @@ func TestStreamClosingGivesTheReasonAndTheDelay(t *testing.T) {
 				return stays
 			}
 			send(`{"type":"state.initial","id":"c1"}`)
-			send(`{"type":"stream.closing","reason":"draining","retryAfterMs":2500}`)
+			send(`{"type":"stream.closing","reason":"draining","detail":"a roll-out","retryAfterMs":2500}`)
 			return ends
 		}
 		stream := newStream(t, server.URL, Options{Transport: transport})
@@ -122,6 +122,9 @@ func TestStreamClosingGivesTheReasonAndTheDelay(t *testing.T) {
 		code := map[Transport]int{SSE: 0, WebSocket: 1012}[transport]
 		if err.Reason != "draining" || err.RetryAfter != 2500*time.Millisecond || err.Code != code || IsFinal(err) {
 			t.Fatalf("found %+v", err)
+		}
+		if text := err.Error(); text != "the bridge closed the stream: draining (a roll-out)" {
+			t.Fatal(text)
 		}
 		// The own delay has at most 10 ms, so that the bound is no matter of speed.
 		if delay := time.Until(stream.RetryAt()); delay < time.Second || delay > 2500*time.Millisecond {

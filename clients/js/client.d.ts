@@ -161,6 +161,8 @@ export interface AuthExpiring extends Base {
 export interface StreamClosing extends Base {
     type: "stream.closing";
     reason: string;
+    /** What a person should know beyond the reason. */
+    detail?: string;
     retryAfterMs?: number;
 }
 /** An event of a known type. */
@@ -228,6 +230,8 @@ export class BridgeError extends Error {
     readonly parameter?: string;
     /** The reason of `stream.closing` or of the close frame. */
     readonly reason?: string;
+    /** What `stream.closing` adds to the reason. */
+    readonly detail?: string;
     readonly retryAfterMs?: number;
 }
 

@@ -77,6 +77,7 @@ export class BridgeError extends Error {
     this.code = details.code;
     this.parameter = details.parameter;
     this.reason = details.reason;
+    this.detail = details.detail;
     this.retryAfterMs = details.retryAfterMs;
   }
 }
@@ -551,7 +552,7 @@ export class BridgeClient extends EventTarget {
   #upgradeFailures = 0;
   /** @type {Stopwatch | undefined} */
   #sseSince;
-  /** What `stream.closing` said. @type {{ reason: string, retryAfterMs?: number } | undefined} */
+  /** What `stream.closing` said. @type {{ reason: string, detail?: string, retryAfterMs?: number } | undefined} */
   #closing;
   /** @type {number | undefined} */
   #heartbeatMs;
@@ -935,7 +936,8 @@ export class BridgeClient extends EventTarget {
   #endOf(reason, retryAfterMs) {
     const closing = this.#closing ?? (reason === undefined ? undefined : { reason, retryAfterMs });
     if (!closing) return new BridgeError("lost", "the connection was lost");
-    return new BridgeError("closed", `the bridge closed the stream: ${closing.reason}`, closing);
+    const detail = this.#closing?.detail ? ` (${this.#closing.detail})` : "";
+    return new BridgeError("closed", `the bridge closed the stream: ${closing.reason}${detail}`, closing);
   }
 
   // -- Requests
@@ -1055,7 +1057,12 @@ export class BridgeClient extends EventTarget {
   /** Records what an event says about the stream itself. @param {KnownEvent} event */
   #note(event) {
     if (event.type === "stream.closing") {
-      this.#closing = { reason: String(event.reason), retryAfterMs: Number(event.retryAfterMs) || undefined };
+      const { reason, detail, retryAfterMs } = event;
+      this.#closing = {
+        reason: String(reason),
+        detail: detail && String(detail),
+        retryAfterMs: Number(retryAfterMs) || undefined,
+      };
       return;
     }
     if (this.#connection.status === "connecting") this.#onOpen();

@@ -148,7 +148,7 @@ pub(super) struct ConnectionArgs {
     pub(super) credential: CredentialArgs,
 
     /// Time for the first connection
-    #[arg(long, env = "BRIDGE_CONNECT_TIMEOUT", default_value = "10s", value_name = "TIME", value_parser = duration)]
+    #[arg(long, env = "BRIDGE_CONNECT_TIMEOUT", default_value = "15s", value_name = "TIME", value_parser = duration)]
     pub(super) connect_timeout: Duration,
 }
 

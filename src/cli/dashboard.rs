@@ -55,7 +55,7 @@ pub(super) struct DashboardCommand {
     service: ServiceArgs,
 
     /// Time to find the bridge
-    #[arg(long, env = "BRIDGE_CONNECT_TIMEOUT", default_value = "10s", value_name = "TIME", value_parser = duration)]
+    #[arg(long, env = "BRIDGE_CONNECT_TIMEOUT", default_value = "15s", value_name = "TIME", value_parser = duration)]
     connect_timeout: Duration,
 }
 

@@ -148,7 +148,11 @@ pub(super) fn describe(event: &Event) -> Described {
         }
         Payload::UpstreamUp(upstream) => (Some(upstream.time.clone()), Tone::Good, upstream.resource.clone()),
         Payload::AuthExpiring(expiring) => (None, Tone::Warning, format!("expires at {}", expiring.expires_at)),
-        Payload::StreamClosing(closing) => (None, Tone::Warning, closing.reason.clone()),
+        Payload::StreamClosing(closing) => {
+            let mut text = closing.reason.clone();
+            member(&mut text, "detail", closing.detail.as_deref());
+            (None, Tone::Warning, text)
+        }
         Payload::RelayGap(gap) => (None, Tone::Warning, gap.reason.clone()),
         Payload::Unknown => (None, Tone::Quiet, event.json.get().chars().take(MAX_JSON_CHARS).collect()),
     };

@@ -22,8 +22,9 @@ use super::{
     tls,
 };
 
-/// The time for one connection, from the lookup of the name to the head of the response.
-pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The time for one connection, from the lookup of the name to the head of the response. It is longer than the 10 s for
+/// which a bridge waits for its first lists, so that its answer arrives (docs/protocol.md#temporary-rejections).
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Bytes of a file with a token.
 const MAX_TOKEN_BYTES: u64 = 64 << 10;
 

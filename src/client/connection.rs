@@ -36,7 +36,7 @@ use super::{
     connector::Connector,
     endpoint::{Endpoint, Transport},
     error::{Error, first_line},
-    event::{Event, Payload},
+    event::{Event, Payload, StreamClosing},
     rate_limit::RateLimit,
     silence::SilenceLimit,
     sse::{self, Block, Part},
@@ -88,7 +88,7 @@ pub(super) struct EventConnection {
     /// The number of events so far.
     number: u64,
     /// What `stream.closing` said.
-    closing: Option<(String, Option<Duration>)>,
+    closing: Option<StreamClosing>,
 }
 
 #[derive(Debug)]
@@ -264,9 +264,7 @@ impl EventConnection {
         let event = event.map_err(|reason| malformed(reason, &block.data))?;
         match &event.payload {
             Payload::Heartbeat(_) => self.blocks.silence.on_heartbeat(Instant::now()),
-            Payload::StreamClosing(closing) => {
-                self.closing = Some((closing.reason.clone(), closing.retry_after_ms.map(Duration::from_millis)));
-            }
+            Payload::StreamClosing(closing) => self.closing = Some(closing.clone()),
             _ => {}
         }
         Ok(event)
@@ -275,8 +273,8 @@ impl EventConnection {
     /// Returns the error for the end of the stream. What `stream.closing` said is the reason.
     fn end(&mut self, error: Error) -> Error {
         match (self.closing.take(), error) {
-            (Some((reason, retry_after)), Error::Closed { .. } | Error::Lost(_)) => {
-                Error::Closed { reason, retry_after }
+            (Some(StreamClosing { reason, detail, retry_after_ms }), Error::Closed { .. } | Error::Lost(_)) => {
+                Error::Closed { reason, detail, retry_after: retry_after_ms.map(Duration::from_millis) }
             }
             (_, error) => error,
         }
@@ -304,6 +302,7 @@ impl Stream {
                 let Some(frame) = body.frame().await else {
                     return Err(Error::Closed {
                         reason: "end of the response".into(),
+                        detail: None,
                         retry_after: retry_after(parser),
                     });
                 };
@@ -320,7 +319,7 @@ impl Stream {
                 }
                 Some(Ok(Message::Close(frame))) => {
                     let reason = frame.map_or_else(|| "end of the WebSocket".into(), |frame| frame.reason.to_string());
-                    Err(Error::Closed { reason, retry_after: None })
+                    Err(Error::Closed { reason, detail: None, retry_after: None })
                 }
                 Some(Ok(Message::Binary(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Ok(()),
                 Some(Err(tungstenite::Error::Capacity(_))) => Err(Error::TooLarge(MAX_EVENT_BYTES)),

@@ -83,10 +83,12 @@ pub enum Error {
     #[error("an event is larger than {0} bytes")]
     TooLarge(usize),
     /// The bridge has ended the stream in an orderly way.
-    #[error("the bridge closed the stream: {reason}")]
+    #[error("the bridge closed the stream: {reason}{}", in_parentheses(detail))]
     Closed {
         /// The `reason` of `stream.closing`, or of the close frame.
         reason: String,
+        /// The `detail` of `stream.closing`.
+        detail: Option<String>,
         /// The delay before the client reconnects, where the bridge names one.
         retry_after: Option<Duration>,
     },
@@ -96,6 +98,10 @@ pub enum Error {
     /// Nothing has arrived for this time, although heartbeats must.
     #[error("no byte for {0:?}")]
     Silent(Duration),
+}
+
+fn in_parentheses(detail: &Option<String>) -> String {
+    detail.as_ref().map_or_else(String::new, |detail| format!(" ({detail})"))
 }
 
 impl Error {

@@ -320,6 +320,8 @@ objects! {
     StreamClosing {
         /// Why.
         reason: String,
+        /// What a person should know beyond the reason.
+        detail: Option<String>,
         /// The delay before the client reconnects.
         retry_after_ms: Option<u64>,
     }

@@ -74,8 +74,7 @@ impl Feed {
     /// Appends `upstream.down` (with a reason) or `upstream.up` for something that is not a resource of the API server, such
     /// as `nats`. `since_ms` is when its last byte arrived, in milliseconds since the Unix epoch.
     pub fn publish_upstream(&self, resource: &'static str, down_reason: Option<Arc<str>>, since_ms: u64) {
-        let event = EphemeralEvent::Upstream { resource, down_reason, last_byte_ms: since_ms };
-        self.inner.update(|state, now_ms| state.append_ephemeral(now_ms, event));
+        self.inner.update(|state, now_ms| state.report_upstream(now_ms, resource, down_reason, since_ms, true));
     }
 
     /// Appends a `mqtt.message` event to the log.
@@ -120,10 +119,10 @@ pub(in crate::feed) mod tests {
     use super::*;
     use crate::{
         event::{
-            NamespaceId, Resource,
+            Cursor, NamespaceId, PerResource, Resource,
             projection::{EventFormat, EventTypes, Filter, Scope},
         },
-        feed::{Config, FrameFormat, Framing, ReadResult, StartAt, Subscription, Writer},
+        feed::{Config, FrameFormat, Framing, Health, ReadResult, SnapshotReason, StartAt, Subscription, Writer},
         test_support::{PodBuilder, telemetry},
     };
 
@@ -231,6 +230,60 @@ pub(in crate::feed) mod tests {
                 assert_eq!(*event, expected);
             }
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_stream_that_starts_in_an_outage_is_informed_of_it() {
+        let (mut writer, feed) = feed();
+        let framing = Framing { format: FrameFormat::JsonLines, edgeplane_names: false };
+        let start = |format, start_at| {
+            let types = EventTypes::parse("tenant", format).unwrap();
+            let projection = Projection { types, ..Projection::everything(format) };
+            feed.subscribe(feed.projection_cache(projection, framing), start_at).unwrap()
+        };
+        let snapshot = StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: PerResource::default() };
+        // All of them, so that parts and frames that are cached before a change are used after it.
+        let resources_of_all = || {
+            let cursor = start(EventFormat::Full, StartAt::Live).cursor().unwrap();
+            let cursor = StartAt::Cursor(Cursor::decode(&cursor).unwrap());
+            [StartAt::Live, cursor, snapshot, snapshot].map(|start_at| {
+                assert_eq!(read(&mut start(EventFormat::Boilerhouse, start_at)), Vec::<Value>::new(), "/ws");
+                let mut events = read(&mut start(EventFormat::Full, start_at));
+                if matches!(start_at, StartAt::Snapshot { .. }) {
+                    assert_eq!(events.remove(0)["type"], "state.initial", "the state comes first");
+                }
+                assert!(events.iter().all(|event| event["type"] == "upstream.down"), "{events:?}");
+                events.iter().map(|event| format!("{}: {}", event["resource"], event["reason"])).collect::<Vec<_>>()
+            })
+        };
+        let down = |reason: &str| Health::Down { since: Instant::now(), reason: reason.into() };
+        let (nats, pods) = (r#""nats": "closed""#, r#""pods": "forbidden""#);
+        assert_eq!(resources_of_all(), [(); 4].map(|()| Vec::<String>::new()));
+        writer.set_health(Resource::Pods, Health::Live);
+        writer.set_health(Resource::Pods, down("forbidden"));
+        assert_eq!(resources_of_all(), [(); 4].map(|()| vec![pods]));
+        feed.publish_upstream("nats", Some("closed".into()), 0);
+        writer.set_health(Resource::Pods, down("no answer"));
+        assert_eq!(resources_of_all(), [(); 4].map(|()| vec![nats, pods]), "the reason of the first report");
+        writer.set_health(Resource::Pods, Health::Live);
+        assert_eq!(resources_of_all(), [(); 4].map(|()| vec![nats]));
+        feed.publish_upstream("nats", None, 0);
+        assert_eq!(resources_of_all(), [(); 4].map(|()| Vec::<String>::new()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_before_the_first_lists_is_reported_until_the_watch_works() {
+        let (mut writer, feed) = Feed::new(Config { wall_clock_ms: clock, ..Config::default() });
+        writer.set_namespace(NamespaceId::from_uid("u"));
+        writer.set_health(Resource::Pods, Health::Down { since: Instant::now(), reason: "no answer".into() });
+        writer.replace(Resource::Pods, Vec::new(), 1);
+        writer.replace(Resource::Claims, Vec::new(), 1);
+        let names = |events: Vec<Value>| events.iter().map(|event| event["type"].to_string()).collect::<String>();
+        let mut early = subscribe(&feed, projection("instance", Scope::All, "{}"));
+        assert_eq!(names(read(&mut early)), r#""upstream.down""#);
+        writer.set_health(Resource::Pods, Health::Live);
+        assert_eq!(names(read(&mut early)), r#""upstream.up""#);
+        assert_eq!(names(read(&mut subscribe(&feed, projection("instance", Scope::All, "{}")))), "");
     }
 
     #[tokio::test(start_paused = true)]

@@ -163,9 +163,10 @@ impl ProjectionCache {
         if !self.covers(state.latest_versions, not_before) {
             return None;
         }
-        let (snapshot, history_epoch) = (state.snapshot().ok()?, state.history_epoch);
+        let (snapshot, history_epoch, outages) = (state.snapshot().ok()?, state.history_epoch, state.outages());
         drop(state);
-        let initial = Arc::new(InitialState::new(shared, snapshot, history_epoch, reason, self.cached_bytes.clone()));
+        let cached_bytes = self.cached_bytes.clone();
+        let initial = Arc::new(InitialState::new(shared, snapshot, history_epoch, outages, reason, cached_bytes));
         if shared.hub_feed.is_none() {
             cache.store_initial(&initial);
         }
@@ -203,7 +204,7 @@ impl ProjectionCache {
             return None;
         }
         let frames = cache.frames_from(from);
-        if frames.clone().any(|frame| frame.per_client) {
+        if frames.clone().any(Frame::is_per_client) {
             return None;
         }
         let versions_after = frames.clone().last()?.versions_after;
@@ -280,16 +281,11 @@ impl ProjectionCache {
             EntryKind::ChangeSet(change_set) => {
                 self.append_change_set(&mut bytes, shared, namespace, entry.observed_at_ms, change_set, versions)
             }
-            EntryKind::Ephemeral(event) => {
-                let time = render::format_timestamp(entry.observed_at_ms);
-                if let Some((name, body)) = render::render_ephemeral(event, &self.projection, &time) {
-                    self.append_body(&mut bytes, name, None, body);
-                }
-            }
+            EntryKind::Ephemeral(event) => self.append_ephemeral(&mut bytes, event, entry.observed_at_ms),
         }
         let history_reset = entry.change_set().is_some_and(|change_set| change_set.history_reset);
-        let per_client = history_reset || matches!(entry.kind, EntryKind::Ephemeral(EphemeralEvent::Upstream { .. }));
-        Frame { to, bytes: bytes.into(), versions_after: versions, history_reset, per_client }
+        let is_upstream = matches!(entry.kind, EntryKind::Ephemeral(EphemeralEvent::Upstream { .. }));
+        Frame { to, bytes: bytes.into(), versions_after: versions, history_reset, is_upstream }
     }
 
     fn append_change_set(
@@ -364,13 +360,25 @@ impl ProjectionCache {
     /// Appends a `pool.depth` event for each pool that the projection includes.
     pub(super) fn append_pool_depths(&self, out: &mut Vec<u8>, shared: &Shared) {
         let inventory = shared.state().inventory.clone();
-        let time = render::format_timestamp((shared.config.wall_clock_ms)());
+        let now_ms = (shared.config.wall_clock_ms)();
         for pool in inventory.pools() {
-            if let Some((name, body)) =
-                render::render_ephemeral(&EphemeralEvent::PoolDepth(pool), &self.projection, &time)
-            {
-                self.append_body(out, name, None, body);
+            self.append_ephemeral(out, &EphemeralEvent::PoolDepth(pool), now_ms);
+        }
+    }
+
+    /// Appends the `upstream.down` events of these outages to the start of a stream.
+    pub(super) fn append_outages(&self, out: &mut Vec<u8>, outages: &[Arc<LogEntry>]) {
+        for entry in outages {
+            if let EntryKind::Ephemeral(event) = &entry.kind {
+                self.append_ephemeral(out, event, entry.observed_at_ms);
             }
+        }
+    }
+
+    fn append_ephemeral(&self, out: &mut Vec<u8>, event: &EphemeralEvent, observed_at_ms: u64) {
+        let time = render::format_timestamp(observed_at_ms);
+        if let Some((name, body)) = render::render_ephemeral(event, &self.projection, &time) {
+            self.append_body(out, name, None, body);
         }
     }
 

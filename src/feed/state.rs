@@ -10,6 +10,7 @@
 //! *Must not import* anything that renders: `feed/projection_cache.rs` reads this state.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -80,6 +81,8 @@ pub(super) struct State {
     pub(super) down_at: PerResource<Option<Instant>>,
     /// When the last byte before that was received, in milliseconds since the Unix epoch.
     pub(super) down_since_ms: PerResource<u64>,
+    /// What is down: the `upstream.down` entries that no `upstream.up` has followed, by resource. The log may not have them.
+    pub(super) outages: BTreeMap<&'static str, Arc<LogEntry>>,
     /// In the hub's feed: what dedicated feeds have delivered.
     pub(super) delivered: DeliveredWatermark,
     /// What subscriptions wait for.
@@ -109,6 +112,7 @@ impl State {
             synced: PerResource::default(),
             down_at: PerResource::default(),
             down_since_ms: PerResource::default(),
+            outages: BTreeMap::new(),
             delivered: DeliveredWatermark::default(),
             backfill_requests: BackfillRequests::default(),
             unproven: PerResource::default(),
@@ -167,27 +171,53 @@ impl State {
         let latest = &mut self.latest_versions[resource];
         *latest = version.max(*latest);
         let version = *latest;
-        self.append(
-            now_ms,
-            EntryKind::ChangeSet(ChangeSet {
-                resource,
-                version,
-                changes: changes.into(),
-                coalesced_from,
-                history_reset,
-            }),
-        );
+        let changes = changes.into();
+        let change_set = ChangeSet { resource, version, changes, coalesced_from, history_reset };
+        let entry = self.entry(now_ms, EntryKind::ChangeSet(change_set));
+        self.append(entry, now_ms);
     }
 
     /// Appends an ephemeral event to the log.
     pub(super) fn append_ephemeral(&mut self, now_ms: u64, event: EphemeralEvent) {
-        self.append(now_ms, EntryKind::Ephemeral(event));
+        let entry = self.entry(now_ms, EntryKind::Ephemeral(event));
+        self.append(entry, now_ms);
     }
 
-    fn append(&mut self, now_ms: u64, kind: EntryKind) {
-        let entry = LogEntry { versions_after: self.latest_versions, observed_at_ms: now_ms, kind };
+    /// Records that something is down (with a reason) or up. If `is_logged`, open streams get the event. `last_byte_ms` is
+    /// when the last byte arrived before it went down, in milliseconds since the Unix epoch.
+    pub(super) fn report_upstream(
+        &mut self,
+        now_ms: u64,
+        resource: &'static str,
+        down_reason: Option<Arc<str>>,
+        last_byte_ms: u64,
+        is_logged: bool,
+    ) {
+        let is_down = down_reason.is_some();
+        let event = EphemeralEvent::Upstream { resource, down_reason, last_byte_ms };
+        let entry = self.entry(now_ms, EntryKind::Ephemeral(event));
+        if is_down {
+            self.outages.insert(resource, entry.clone());
+        } else {
+            self.outages.remove(resource);
+        }
+        if is_logged {
+            self.append(entry, now_ms);
+        }
+    }
+
+    /// Returns the `upstream.down` entries of what is down now, for a stream that starts.
+    pub(super) fn outages(&self) -> Vec<Arc<LogEntry>> {
+        self.outages.values().cloned().collect()
+    }
+
+    fn entry(&self, now_ms: u64, kind: EntryKind) -> Arc<LogEntry> {
+        Arc::new(LogEntry { versions_after: self.latest_versions, observed_at_ms: now_ms, kind })
+    }
+
+    fn append(&mut self, entry: Arc<LogEntry>, now_ms: u64) {
         let bytes = entry.charged_bytes();
-        self.log.push(Arc::new(entry), bytes, now_ms);
+        self.log.push(entry, bytes, now_ms);
     }
 
     /// Appends the depth of each pool that has changed.

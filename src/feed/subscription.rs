@@ -26,7 +26,7 @@ use super::{
     types::{NotSynced, ReadResult, SnapshotReason, StartAt},
 };
 use crate::{
-    event::{NamespaceId, PerResource, ResourceVersion, projection::EventFormat},
+    event::{LogEntry, NamespaceId, PerResource, ResourceVersion, projection::EventFormat},
     wire::CloseReason,
 };
 
@@ -37,7 +37,8 @@ pub struct Subscription {
     namespace: NamespaceId,
     phase: Phase,
     position: u64,
-    /// The end of the log when the subscription started. It receives the ephemeral events from here on.
+    /// The end of the log when the subscription started, or the position of its last initial state. What was down here is
+    /// sent first, and `upstream.*` entries of the log from here on.
     started_at: u64,
     /// The versions up to which the client has received everything, in the history of `history_epoch`.
     delivered_versions: PerResource<ResourceVersion>,
@@ -47,8 +48,9 @@ pub struct Subscription {
     wake_at: Option<Instant>,
     /// The number of the version check for which the client waits; 0: none.
     version_check: u64,
-    /// The first read returns a heartbeat: streams that do not start with `state.initial` start with one.
-    heartbeat_first: bool,
+    /// What was down when the subscription started, if the first read returns that and a heartbeat: streams that do not
+    /// start with `state.initial` start with them.
+    greeting: Option<Vec<Arc<LogEntry>>>,
     /// The last heartbeat said that the resume is being prepared.
     sent_syncing: bool,
     /// Its fan-out group delivers new entries to it.
@@ -113,9 +115,9 @@ impl Subscription {
             }
         };
         let history_epoch = state.history_epoch;
+        let is_greeted = cache.projection.format == EventFormat::Full && !matches!(phase, Phase::SnapshotPending(..));
+        let greeting = is_greeted.then(|| state.outages());
         drop(state);
-        let heartbeat_first =
-            cache.projection.format == EventFormat::Full && !matches!(phase, Phase::SnapshotPending(..));
         Ok(Subscription {
             inner,
             cache,
@@ -128,7 +130,7 @@ impl Subscription {
             log_end,
             wake_at: None,
             version_check: 0,
-            heartbeat_first,
+            greeting,
             sent_syncing: false,
             in_fan_out: false,
             wake_future: None,
@@ -139,10 +141,10 @@ impl Subscription {
     pub fn read(&mut self, max_bytes: usize) -> ReadResult {
         // Created again by the next wait: this read may change `wake_at`.
         self.wake_future = None;
-        if std::mem::take(&mut self.heartbeat_first)
-            && let Some(heartbeat) = self.heartbeat()
+        if let Some(outages) = self.greeting.take()
+            && let Some(frames) = self.greet(&outages)
         {
-            return ReadResult::Batch(vec![heartbeat]);
+            return ReadResult::Batch(frames);
         }
         let is_initial = matches!(self.phase, Phase::SnapshotPending(..) | Phase::SendingSnapshot(..));
         loop {
@@ -243,6 +245,7 @@ impl Subscription {
         let Some(initial) = self.inner.initial_state(&self.cache, reason, not_before) else { return false };
         (self.namespace, self.position, self.history_epoch) =
             (initial.snapshot.namespace, initial.snapshot.position, initial.history_epoch);
+        self.started_at = self.position;
         self.phase = Phase::SendingSnapshot(initial, 0);
         true
     }
@@ -292,7 +295,8 @@ impl Subscription {
                 }
                 self.position = frame.to;
                 self.delivered_versions = frame.versions_after;
-                if !frame.bytes.is_empty() {
+                let is_old = frame.is_upstream && frame.to <= self.started_at;
+                if !frame.bytes.is_empty() && !is_old {
                     out.push(frame.bytes);
                 }
             }

@@ -16,7 +16,7 @@ use super::{
     state::Shared,
     types::{Health, SourceState},
 };
-use crate::event::{EphemeralEvent, NamespaceId, PerResource, Resource, ResourceVersion, View};
+use crate::event::{NamespaceId, PerResource, Resource, ResourceVersion, View};
 
 /// The only handle that adds to a feed. It is not `Clone`, so that a feed has one source and one order.
 #[derive(Debug)]
@@ -169,32 +169,19 @@ impl Writer {
             if state.source_state.0 != source_state {
                 state.source_state = (source_state, now_ms);
             }
+            // Without a complete list there is no stream that could get the event.
+            let (name, is_logged) = (resource.plural(), state.synced[resource]);
             match (&healths[resource], state.down_at[resource]) {
                 (Health::Down { since, reason }, None) => {
                     let silent_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
                     let last_byte_ms = now_ms.saturating_sub(silent_ms);
                     state.down_at[resource] = Some(Instant::now());
                     state.down_since_ms[resource] = last_byte_ms;
-                    if state.synced[resource] {
-                        state.append_ephemeral(
-                            now_ms,
-                            EphemeralEvent::Upstream {
-                                resource: resource.plural(),
-                                down_reason: Some(reason.clone()),
-                                last_byte_ms,
-                            },
-                        );
-                    }
+                    state.report_upstream(now_ms, name, Some(reason.clone()), last_byte_ms, is_logged);
                 }
                 (Health::Live, Some(_)) => {
                     state.down_at[resource] = None;
-                    if state.synced[resource] {
-                        let last_byte_ms = state.down_since_ms[resource];
-                        state.append_ephemeral(
-                            now_ms,
-                            EphemeralEvent::Upstream { resource: resource.plural(), down_reason: None, last_byte_ms },
-                        );
-                    }
+                    state.report_upstream(now_ms, name, None, state.down_since_ms[resource], is_logged);
                 }
                 (Health::Down { .. }, Some(_)) | (Health::Live, None) => {}
                 (Health::Connecting, _) => state.down_at[resource] = None,

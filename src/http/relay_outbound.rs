@@ -45,6 +45,6 @@ impl Outbound for relay::Outbound {
     }
 
     fn closing_event(&mut self, close: CloseReason, retry: Duration) -> Option<Bytes> {
-        Some(control::closing_event(framing(self), close.text(), None, retry))
+        Some(control::closing_event(framing(self), close.text(), retry))
     }
 }

@@ -12,7 +12,7 @@ use super::{
     forwarded::ClientInfo,
     rate_limit::StreamSlot,
     stream::{Endpoint, StreamPermit},
-    unavailable::Unavailable,
+    unavailable::{Unavailable, failures, in_parentheses},
 };
 use crate::{
     event::{
@@ -110,8 +110,10 @@ impl ApiRequest {
     /// # Errors
     /// 503 until the API server has returned the uid of the Namespace.
     pub(super) fn namespace(&self) -> Result<NamespaceId, ApiError> {
-        self.app.content.feed.namespace().ok_or_else(|| {
-            ApiError::not_ready("the API server has not answered yet: see /readyz?verbose for the reason")
+        let feed = &self.app.content.feed;
+        feed.namespace().ok_or_else(|| {
+            let failures = in_parentheses(&failures(feed));
+            ApiError::not_ready(&format!("the Namespace has not been read yet{failures}: try again in a moment"))
         })
     }
 

@@ -169,7 +169,7 @@ async fn handle<C, F: Future<Output = Result<Response, ApiError>>>(
         Err(Rejection::Error(error)) => return error.into_response(),
         Err(Rejection::Unavailable(unavailable)) => {
             let error = match requirement {
-                AccessRequirement::BoilerhouseWs => boilerhouse_ws::rejection(&app, unavailable),
+                AccessRequirement::BoilerhouseWs => boilerhouse_ws::rejection(&app, &unavailable),
                 _ => unavailable.to_error(),
             };
             return error.into_response();
@@ -200,7 +200,7 @@ pub(super) async fn handle_stream<C, F: Future<Output = Result<Response, ApiErro
         Ok((request, _)) => serve(request).await,
         Err(Rejection::Error(error)) => Err(error),
         Err(Rejection::Unavailable(unavailable)) => {
-            endpoint.unavailable_response(&app, last_id.as_deref(), unavailable)
+            endpoint.unavailable_response(&app, last_id.as_deref(), &unavailable)
         }
     };
     with_pattern(response.unwrap_or_else(ApiError::into_response), pattern)

@@ -13,6 +13,7 @@ use super::{
     paced_body::PacedChunks,
     request::ApiRequest,
     response_budget::EncodedBody,
+    unavailable::{failures, in_parentheses},
 };
 use crate::{
     event::projection::Projection,
@@ -36,8 +37,11 @@ pub(super) fn busy(app: &App) -> ApiError {
 /// # Errors
 /// 503 before the first lists are complete, and if a wait for the state ended without success.
 pub(super) async fn load_snapshot(app: &App) -> Result<Snapshot, ApiError> {
-    let not_ready = |NotSynced| ApiError::not_ready("the state is not complete yet: try again in a moment");
-    app.content.feed.snapshot().await.map_err(not_ready)
+    let feed = &app.content.feed;
+    feed.snapshot().await.map_err(|NotSynced| {
+        let failures = in_parentheses(&failures(feed));
+        ApiError::not_ready(&format!("the state is not complete yet{failures}: try again in a moment"))
+    })
 }
 
 /// Returns a body as JSON.

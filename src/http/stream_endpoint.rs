@@ -83,7 +83,7 @@ impl StreamEndpoint {
         &self,
         app: &App<C>,
         last_id: Option<&str>,
-        unavailable: Unavailable,
+        unavailable: &Unavailable,
     ) -> Result<Response, ApiError> {
         let stream::Endpoint { path, transport } = self.endpoint;
         app.metrics.count_stream_rejection(path, transport.label(), unavailable.label());

@@ -126,12 +126,8 @@ impl Outbound for RateLimited {
     }
 
     fn closing_event(&mut self, close: CloseReason, retry: Duration) -> Option<Bytes> {
-        let line = control::closing_event(
-            Framing { format: FrameFormat::JsonLines, ..self.framing },
-            close.text(),
-            None,
-            retry,
-        );
+        let line =
+            control::closing_event(Framing { format: FrameFormat::JsonLines, ..self.framing }, close.text(), retry);
         let event = self.frame(&line);
         Some([control::retry_field(self.framing, retry), event.into()].concat().into())
     }

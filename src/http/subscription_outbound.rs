@@ -45,6 +45,6 @@ impl Outbound for Subscription {
     }
 
     fn closing_event(&mut self, close: CloseReason, retry: Duration) -> Option<Bytes> {
-        Some(control::closing_event(self.framing()?, close.text(), None, retry))
+        Some(control::closing_event(self.framing()?, close.text(), retry))
     }
 }

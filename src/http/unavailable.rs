@@ -5,7 +5,7 @@
 //! one `stream.closing` event with a retry delay. A WebSocket request and any other request get a status with
 //! `Retry-After`.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderValue, header};
 use warp::reply::Response;
@@ -14,19 +14,22 @@ use super::{
     conn::stream_start,
     error::{ApiError, ErrorCode},
     rate_limit::{BudgetStatus, LimitExceeded},
-    stream::{self, control::closing_event},
+    stream::{self, control::rejection_event},
 };
-use crate::feed::Framing;
+use crate::{
+    event::Resource,
+    feed::{Feed, Framing, Health},
+};
 
 /// `Connection: close` of a rejected stream request, so that its connection is free for other clients.
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
 
 /// Why a request is rejected for now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::enum_variant_names, reason = "the name is the one of `stream.closing`")]
 pub(super) enum Unavailable {
-    /// The first lists are not complete yet.
-    NotReady,
+    /// The first lists are not complete yet, for this reason, if one is known ([`failures`]).
+    NotReady(Option<Arc<str>>),
     /// The process drains.
     Draining,
     /// `--max-connections` streams are open.
@@ -59,9 +62,9 @@ impl Unavailable {
     ];
 
     /// Returns the name of the condition as the label of a metric.
-    pub(super) fn label(self) -> &'static str {
+    pub(super) fn label(&self) -> &'static str {
         match self {
-            Unavailable::NotReady => "not_ready",
+            Unavailable::NotReady(_) => "not_ready",
             Unavailable::Draining => "draining",
             Unavailable::TooManyStreams => "max_streams",
             Unavailable::TooManyAnonymousStreams => "max_anonymous_streams",
@@ -73,9 +76,9 @@ impl Unavailable {
     }
 
     /// Returns the `reason` of the `stream.closing` event (docs/protocol.md#stream-endpoints).
-    fn reason(self) -> &'static str {
+    fn reason(&self) -> &'static str {
         match self {
-            Unavailable::NotReady => "not ready",
+            Unavailable::NotReady(_) => "not ready",
             Unavailable::Draining => "draining",
             Unavailable::TooManyStreams
             | Unavailable::TooManyAnonymousStreams
@@ -88,12 +91,13 @@ impl Unavailable {
 
     /// Returns the response to a WebSocket request and to a request for anything but a stream: 503 or, for a used-up
     /// budget, 429.
-    pub(super) fn to_error(self) -> ApiError {
+    pub(super) fn to_error(&self) -> ApiError {
         let (code, message) = match self {
-            Unavailable::NotReady => (
-                ErrorCode::NotReady,
-                "the first lists of pods and claims are not complete yet: connect again in a moment",
-            ),
+            Unavailable::NotReady(failures) => {
+                let message =
+                    format!("the first lists of pods and claims are not complete yet{}: ", in_parentheses(failures));
+                return ApiError::not_ready(&(message + "connect again in a moment")).with(header::CONNECTION, CLOSE);
+            }
             Unavailable::Draining => (ErrorCode::UpstreamUnavailable, "draining: connect again, to another replica"),
             Unavailable::TooManyStreams => (
                 ErrorCode::TooManyConnections,
@@ -116,8 +120,8 @@ impl Unavailable {
                 ErrorCode::UpstreamUnavailable,
                 "credential check unavailable: the API server does not answer; try again in a moment",
             ),
-            Unavailable::RateLimited(status) => return too_many_requests(&status, "too many requests"),
-            Unavailable::TooManyUnknownTokens(status) => return too_many_requests(&status, "too many unknown tokens"),
+            Unavailable::RateLimited(status) => return too_many_requests(status, "too many requests"),
+            Unavailable::TooManyUnknownTokens(status) => return too_many_requests(status, "too many unknown tokens"),
         };
         let error = ApiError::new(code, message).with(header::RETRY_AFTER, HeaderValue::from_static("1"));
         error.with(header::CONNECTION, CLOSE)
@@ -125,12 +129,35 @@ impl Unavailable {
 
     /// Returns the response to a request for an SSE stream: an event stream that ends after one `stream.closing` event. The
     /// event has the id `id`, if there is one.
-    pub(super) fn to_sse_response(self, framing: Framing, id: Option<&str>, retry: Duration) -> Response {
+    pub(super) fn to_sse_response(&self, framing: Framing, id: Option<&str>, retry: Duration) -> Response {
         let mut response: Response = stream_start::response(stream::sse_head(false), None);
         response.headers_mut().insert(header::CONNECTION, CLOSE);
-        *response.body_mut() = closing_event(framing, self.reason(), id, retry).into();
+        let detail = match self {
+            Unavailable::NotReady(failures) => failures.as_deref(),
+            _ => None,
+        };
+        *response.body_mut() = rejection_event(framing, self.reason(), detail, id, retry).into();
         response
     }
+}
+
+/// Returns why resources are down, as in `upstream.down`: `pods: forbidden`, or `pods and boilerhouseclaims: forbidden`. `None`
+/// if none is.
+pub(super) fn failures(feed: &Feed) -> Option<Arc<str>> {
+    let mut resources_by_reason = BTreeMap::<_, Vec<_>>::new();
+    for (resource, health) in Resource::ALL.into_iter().zip(feed.health().borrow().clone().into_array()) {
+        if let Health::Down { reason, .. } = health {
+            resources_by_reason.entry(reason).or_default().push(resource.plural());
+        }
+    }
+    let texts = resources_by_reason.iter().map(|(reason, resources)| format!("{}: {reason}", resources.join(" and ")));
+    let texts: Vec<_> = texts.collect();
+    (!texts.is_empty()).then(|| texts.join("; ").into())
+}
+
+/// Returns the result of [`failures`] as a part of a sentence.
+pub(super) fn in_parentheses(failures: &Option<Arc<str>>) -> String {
+    failures.as_ref().map_or_else(String::new, |failures| format!(" ({failures})"))
 }
 
 impl From<LimitExceeded> for Unavailable {

@@ -321,6 +321,9 @@ pub(super) struct AuthExpiring {
 pub(super) struct StreamClosing {
     /// Why: a reason of the close codes, or of a temporary rejection.
     reason: ClosingReason,
+    /// With `not ready`: why, for people. The reasons are those of `upstream.down`.
+    #[schemars(extend("examples" = ["pods and boilerhouseclaims: forbidden"]))]
+    detail: Option<String>,
     /// Milliseconds after which the client can connect again.
     retry_after_ms: u64,
 }

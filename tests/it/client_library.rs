@@ -264,13 +264,14 @@ async fn next(events: &mut Events) -> Result<Event, Error> {
 
 #[tokio::test(start_paused = true)]
 async fn stream_that_only_closes_is_no_connection_and_the_delays_grow() {
-    const REFUSED: &str = "data: {\"type\":\"stream.closing\",\"reason\":\"not ready\",\"retryAfterMs\":1}\n\n";
+    const REFUSED: &str = "data: {\"type\":\"stream.closing\",\"reason\":\"not ready\",\"detail\":\"pods: forbidden\",\"retryAfterMs\":1}\n\n";
     let (client, _) = scripted(&[REFUSED, REFUSED, REFUSED, REFUSED, "data: {\"type\":\"heartbeat\"}\n\n"]);
     let mut events = client.build().unwrap().events();
     for least_delay in [500, 1000, 2000, 4000] {
         assert_eq!(next(&mut events).await.unwrap().kind, "stream.closing");
         let error = next(&mut events).await.unwrap_err();
         assert!(matches!(&error, Error::Closed { reason, .. } if reason == "not ready"), "{error}");
+        assert_eq!(error.to_string(), "the bridge closed the stream: not ready (pods: forbidden)");
         let delay = events.reconnects_at().unwrap() - Instant::now();
         assert!(delay >= Duration::from_millis(least_delay), "{delay:?} is less than {least_delay} ms");
         assert_eq!(events.connections(), 0);

@@ -154,14 +154,14 @@ fn retry(body: &str) -> (u64, &str) {
 }
 
 /// Asserts that every SSE endpoint answers a temporary rejection with a stream that ends at once.
-async fn check_all_reject(address: SocketAddr, reason: &str) {
+async fn check_all_reject(address: SocketAddr, reason: &str, detail: &str) {
     for (path, named, _) in SSE {
         let response = http_client::get(address, path).await;
         assert_eq!(response.status, 200, "{path}: {response:?}");
         check_head(|name| response.header(name));
         let (ms, rest) = retry(&response.body);
         let name = if named { "event: stream.closing\n" } else { "" };
-        let data = format!(r#"{{"type":"stream.closing","reason":"{reason}","retryAfterMs":{ms}}}"#);
+        let data = format!(r#"{{"type":"stream.closing","reason":"{reason}"{detail},"retryAfterMs":{ms}}}"#);
         assert_eq!(rest, format!("{name}data: {data}\n\n"), "{path}");
     }
 }
@@ -223,7 +223,7 @@ async fn npm_clients_reconnect_until_the_bridge_is_ready() {
     let cluster = SimCluster::new().await;
     cluster.sim().down();
     let bridge = BridgeProcess::start(&cluster.kubeconfig(), NAMESPACE, &[]).await;
-    check_all_reject(bridge.address, "not ready").await;
+    check_all_reject(bridge.address, "not ready", r#","detail":"pods and boilerhouseclaims: unreachable""#).await;
     let mut clients: Vec<_> = SSE.into_iter().map(|row| Client::event_source(bridge.address, row)).collect();
     for client in &mut clients {
         // Twice: the client also reconnects after the second rejection.
@@ -246,7 +246,7 @@ async fn npm_clients_reconnect_until_a_stream_is_free() {
     for _ in 0..max_streams {
         others.push(bridge.listen("/api/websocket").await);
     }
-    check_all_reject(bridge.address, "too many connections").await;
+    check_all_reject(bridge.address, "too many connections", "").await;
     let mut clients = Client::all(bridge.address);
     for client in &mut clients {
         client.wait_for_close("too many connections").await;
@@ -281,7 +281,7 @@ async fn npm_clients_move_to_another_replica_during_drain() {
         }
     });
     draining.await.expect("/readyz is still 200");
-    check_all_reject(old.address, "draining").await;
+    check_all_reject(old.address, "draining", "").await;
     cluster.create_pod("meanwhile");
     // New clients are rejected at once. Connected clients get `stream.closing` and reconnect to the same address.
     let mut late = Client::all(proxy.address);

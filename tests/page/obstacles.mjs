@@ -30,6 +30,15 @@ export async function obstacles(context) {
       "reconnecting",
       /first sync/,
     ],
+    "a cluster that the bridge cannot read": [
+      ({ server }) => {
+        server.stripsUpgrade = true;
+        const closing = { type: "stream.closing", reason: "not ready", detail: "pods: forbidden", retryAfterMs: 1000 };
+        server.onStream = (stream) => (stream.send(closing), stream.end());
+      },
+      "reconnecting",
+      /cannot read the cluster yet \(pods: forbidden\)/,
+    ],
     403: [
       ({ server }) =>
         (server.answer = (record, response) =>

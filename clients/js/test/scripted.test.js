@@ -140,7 +140,7 @@ for (const transport of TRANSPORTS) {
       (bridge) => {
         bridge.onStream = (stream) => {
           stream.send({ type: "state.initial", id: "c1", reason: "connect", ...bridge.state() });
-          stream.send({ type: "stream.closing", reason: "draining", retryAfterMs: 2500 });
+          stream.send({ type: "stream.closing", reason: "draining", detail: "a roll-out", retryAfterMs: 2500 });
           stream.end();
         };
       },
@@ -148,6 +148,7 @@ for (const transport of TRANSPORTS) {
         await until("the end", () => client.connection.status === "waiting");
         assert.equal(seen.errors[0].kind, "closed");
         assert.equal(seen.errors[0].reason, "draining");
+        assert.equal(seen.errors[0].message, "the bridge closed the stream: draining (a roll-out)");
         assert.ok(client.connection.retryAt - performance.now() > 1000, "the own delay has at most 1 s");
         client.start();
         await until("the next connection", () => client.counters.connections === 2);

@@ -34,19 +34,24 @@ pub(in crate::feed) struct Frame {
     pub(in crate::feed) bytes: Bytes,
     pub(in crate::feed) versions_after: PerResource<ResourceVersion>,
     pub(in crate::feed) history_reset: bool,
-    /// Each subscription must process the entry by itself: it is a history reset, or concerns the upstream.
-    pub(in crate::feed) per_client: bool,
+    /// The entry is `upstream.down` or `upstream.up`.
+    pub(in crate::feed) is_upstream: bool,
 }
 
 impl Frame {
     /// Returns the frame of entries that do not concern the projection. `versions_after` are those after the last of them.
     pub(super) fn empty(to: u64, versions_after: PerResource<ResourceVersion>) -> Frame {
-        Frame { to, bytes: Bytes::new(), versions_after, history_reset: false, per_client: false }
+        Frame { to, bytes: Bytes::new(), versions_after, history_reset: false, is_upstream: false }
+    }
+
+    /// Returns whether each subscription must process the entry by itself.
+    pub(super) fn is_per_client(&self) -> bool {
+        self.history_reset || self.is_upstream
     }
 
     /// Returns whether the entry has no effect on any subscription of the projection.
     pub(super) fn is_empty_for_all(&self) -> bool {
-        self.bytes.is_empty() && !self.per_client
+        self.bytes.is_empty() && !self.is_per_client()
     }
 
     fn charged_bytes(&self) -> usize {

@@ -7,7 +7,7 @@
 
 use std::{
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -18,7 +18,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::Instant;
 
 use crate::{
-    event::Resource,
+    event::{LogEntry, Resource},
     feed::{
         snapshot::Snapshot,
         state::{Shared, State},
@@ -37,6 +37,8 @@ const REUSE_LIMIT: Duration = Duration::from_secs(1);
 pub(in crate::feed) struct InitialState {
     pub(in crate::feed) snapshot: Snapshot,
     pub(in crate::feed) history_epoch: u64,
+    /// What was down at the position of the snapshot.
+    pub(super) outages: Vec<Arc<LogEntry>>,
     pub(super) reason: SnapshotReason,
     /// The time of the snapshot, in milliseconds since the Unix epoch.
     pub(super) snapshot_at_ms: u64,
@@ -87,6 +89,7 @@ impl InitialState {
         shared: &Shared,
         snapshot: Snapshot,
         history_epoch: u64,
+        outages: Vec<Arc<LogEntry>>,
         reason: SnapshotReason,
         cached_bytes: Gauge,
     ) -> InitialState {
@@ -95,6 +98,7 @@ impl InitialState {
         InitialState {
             snapshot,
             history_epoch,
+            outages,
             reason,
             snapshot_at_ms: (shared.config.wall_clock_ms)(),
             created_at: Instant::now(),

@@ -55,7 +55,7 @@ impl Subscription {
     /// subscription is not live at the start of the batch.
     pub fn accept_batch(&mut self, batch: &SharedBatch) -> bool {
         let is_next = matches!(self.phase, Phase::Live)
-            && !self.heartbeat_first
+            && self.greeting.is_none()
             && !self.sent_syncing
             && self.position == batch.from;
         if is_next {

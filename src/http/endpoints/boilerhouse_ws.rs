@@ -20,7 +20,7 @@ use crate::{
         request::ApiRequest,
         stream,
         stream_credential::{StreamSlots, WithCredential},
-        unavailable::Unavailable,
+        unavailable::{Unavailable, failures, in_parentheses},
         upgrade,
     },
 };
@@ -41,7 +41,7 @@ pub(crate) async fn ws(request: ApiRequest) -> Result<Response, ApiError> {
     let app = request.app.clone();
     let key = upgrade::key(&request, "connect with a WebSocket client")?;
     let acquired = request.acquire_stream(&ENDPOINT);
-    let (permit, slot) = acquired.map_err(|unavailable| rejection(&app, unavailable))?;
+    let (permit, slot) = acquired.map_err(|unavailable| rejection(&app, &unavailable))?;
     let parameters = request.parameters(&["types", "connectionId", "snapshot"])?;
     let types = match parameters.get("types") {
         None => EventTypes::all(EventFormat::Boilerhouse),
@@ -57,7 +57,7 @@ pub(crate) async fn ws(request: ApiRequest) -> Result<Response, ApiError> {
         Some(_) => return Err(ApiError::parameter("snapshot", "accepted: state, none")),
     };
     if app.streams.stop.is_cancelled() {
-        return Err(rejection(&app, Unavailable::Draining));
+        return Err(rejection(&app, &Unavailable::Draining));
     }
     let deadline = Instant::now() + app.content.config.sync_timeout;
     timeout_at(deadline, app.content.feed.wait_serviceable()).await.map_err(|_| not_ready(&app))?;
@@ -102,7 +102,7 @@ fn open_dedicated(app: &App, caller: &Caller) -> Option<(Feed, BoxFuture<'static
 }
 
 /// Counts a rejection and returns its response.
-pub(crate) fn rejection<C>(app: &App<C>, unavailable: Unavailable) -> ApiError {
+pub(crate) fn rejection<C>(app: &App<C>, unavailable: &Unavailable) -> ApiError {
     app.metrics.count_stream_rejection(ENDPOINT.path, ENDPOINT.transport.label(), unavailable.label());
     unavailable.to_error()
 }
@@ -113,10 +113,12 @@ fn subscribe(app: &App, feed: &Feed, projection: Projection, start_at: StartAt) 
 
 /// Returns the response to a request whose wait for the first lists, or for the API server, took too long.
 fn not_ready(app: &App) -> ApiError {
-    let error = rejection(app, Unavailable::NotReady);
-    if app.content.feed.is_synced() {
-        ApiError::not_ready("the API server has not answered for too long: connect again in a moment")
-    } else {
-        error
+    let failures = failures(&app.content.feed);
+    let in_parentheses = in_parentheses(&failures);
+    let error = rejection(app, &Unavailable::NotReady(failures));
+    if !app.content.feed.is_synced() {
+        return error;
     }
+    let message = format!("the API server has not answered for too long{in_parentheses}: connect again in a moment");
+    ApiError::not_ready(&message)
 }

@@ -22,7 +22,7 @@ use crate::{
         stream_credential::{StreamSlots, WithCredential},
         stream_endpoint::{NAMED_SSE, StreamEndpoint, UNNAMED_SSE},
         stream_rate::RateLimited,
-        unavailable::Unavailable,
+        unavailable::{Unavailable, failures},
     },
 };
 
@@ -99,7 +99,7 @@ impl FullStream {
             // A timeout needs no handling here: `is_synced` is then false.
             _ = timeout(app.content.config.sync_timeout, app.content.feed.wait_synced()) => {}
         }
-        (!app.content.feed.is_synced()).then_some(Unavailable::NotReady)
+        (!app.content.feed.is_synced()).then(|| Unavailable::NotReady(failures(&app.content.feed)))
     }
 }
 
@@ -112,7 +112,7 @@ pub(crate) async fn serve_stream(endpoint: &'static FullStream, request: ApiRequ
     let stream = &endpoint.stream;
     let (app, head) = (&request.app, stream.head(&request)?);
     let last_id = header_cursor(&request.headers).map(|cursor| cursor.encode());
-    let reject = |unavailable| stream.unavailable_response(app, last_id.as_deref(), unavailable);
+    let reject = |unavailable: Unavailable| stream.unavailable_response(app, last_id.as_deref(), &unavailable);
     let (permit, slot) = match request.acquire_stream(&stream.endpoint) {
         Ok(acquired) => acquired,
         Err(unavailable) => return reject(unavailable),
@@ -143,7 +143,7 @@ pub(crate) async fn serve_stream(endpoint: &'static FullStream, request: ApiRequ
     let format = if rate.limit.is_some() { FrameFormat::JsonLines } else { framing.format };
     let cache = app.content.feed.projection_cache(projection, Framing { format, ..framing });
     let Ok(subscription) = app.content.feed.subscribe(cache, start_at) else {
-        return reject(Unavailable::NotReady);
+        return reject(Unavailable::NotReady(failures(&app.content.feed)));
     };
     let permit = request.traced(permit, resumes);
     let watch = app.auth.watch(&request.principal);

@@ -42,7 +42,7 @@ pub(crate) async fn serve_stream(
 ) -> Result<Response, ApiError> {
     let (app, head) = (&request.app, endpoint.head(&request)?);
     let header = last_event_id(&request.headers).map(String::from_utf8_lossy);
-    let reject = |unavailable| endpoint.unavailable_response(app, header.as_deref(), unavailable);
+    let reject = |unavailable: Unavailable| endpoint.unavailable_response(app, header.as_deref(), &unavailable);
     let (permit, slot) = match request.acquire_stream(&endpoint.endpoint) {
         Ok(acquired) => acquired,
         Err(unavailable) => return reject(unavailable),

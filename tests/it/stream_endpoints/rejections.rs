@@ -102,7 +102,7 @@ async fn wrong_transport_error_names_the_right_path() {
 }
 
 /// Asserts that an event stream ends at once, with a reason and a retry delay. It repeats the cursor of the request.
-async fn check_closing(bridge: &BridgeProcess, path: &str, named: bool, reason: &str) {
+async fn check_closing(bridge: &BridgeProcess, path: &str, named: bool, reason: &str, detail: &str) {
     let cursor =
         Cursor::new(NamespaceId::from_uid("a"), 1, PerResource::new(true, true), PerResource::new(5, 6)).encode();
     let mut events = SseClient::open(bridge.address, path, &[("Last-Event-ID", &cursor)]).await;
@@ -115,7 +115,8 @@ async fn check_closing(bridge: &BridgeProcess, path: &str, named: bool, reason: 
     let ms = closing.retry.expect("the block has no retry field");
     assert!((1000..=3000).contains(&ms), "retry delay of {ms} ms");
     let event = named.then(|| "stream.closing".to_owned());
-    let data = format!(r#"{{"type":"stream.closing","reason":"{reason}","retryAfterMs":{ms}}}"#);
+    let detail = if detail.is_empty() { String::new() } else { format!(r#","detail":"{detail}""#) };
+    let data = format!(r#"{{"type":"stream.closing","reason":"{reason}"{detail},"retryAfterMs":{ms}}}"#);
     assert_eq!(closing, &SseEvent { retry: Some(ms), id: Some(cursor), event, data }, "{path}");
 }
 
@@ -128,7 +129,7 @@ async fn check_temporary_rejection(bridge: &BridgeProcess, reason: &str, code: &
             assert_eq!((response.status, &response.json()["code"]), (503, &json!(code)), "{path}: {response:?}");
             assert_eq!(response.header("retry-after"), Some("1"), "{path}");
         } else {
-            check_closing(bridge, path, transport == Transport::NamedSse, reason).await;
+            check_closing(bridge, path, transport == Transport::NamedSse, reason, "").await;
         }
     }
 }
@@ -170,23 +171,34 @@ async fn streams_over_the_limit_are_rejected_and_gets_are_answered() {
 }
 
 #[tokio::test]
-async fn event_source_gets_a_retry_delay_before_the_first_sync() {
+async fn event_source_gets_a_retry_delay_and_the_cause_before_the_first_sync() {
+    const CAUSE: &str = "pods and boilerhouseclaims: connection refused";
     // No process listens on port 1 (tcpmux).
     let kubeconfig = kubeconfig("http://127.0.0.1:1");
     let bridge = BridgeProcess::start(&kubeconfig.path().to_string_lossy(), NAMESPACE, &[]).await;
+    let is_not_ready = |answer: &HttpResponse, path: &str| {
+        assert_eq!((answer.status, &answer.json()["code"]), (503, &json!("NOT_READY")), "{path}");
+        let message = answer.json()["message"].to_string();
+        assert!(message.contains(&format!("({CAUSE})")), "{path}: {message}");
+    };
     // Each request waits 10 s for the first lists.
     let sse = || ENDPOINTS.into_iter().filter(|endpoint| endpoint.1 != Transport::WebSocket);
-    let check =
-        |(path, transport, ..): Endpoint| check_closing(&bridge, path, transport == Transport::NamedSse, "not ready");
-    futures::future::join_all(sse().map(check)).await;
+    let check = async |(path, transport, ..): Endpoint| {
+        if transport == Transport::WebSocket {
+            is_not_ready(&request_with(&bridge, transport, path, &[]).await, path);
+        } else {
+            check_closing(&bridge, path, transport == Transport::NamedSse, "not ready", CAUSE).await;
+        }
+    };
+    futures::future::join_all(ENDPOINTS.into_iter().map(check)).await;
     for (path, ..) in sse() {
         // A malformed parameter is reported first, because it is permanent.
         assert_eq!(http_client::get(bridge.address, &format!("{path}?snapshot=half")).await.status, 400, "{path}");
     }
     // No connectionId is known to be wrong before the Namespace has been read.
-    for path in ["/api/v1/connections", "/api/v1/instances?connectionId=00000000-0000-5000-8000-000000000000"] {
-        let answer = http_client::get(bridge.address, path).await;
-        assert_eq!((answer.status, &answer.json()["code"]), (503, &json!("NOT_READY")), "{path}");
+    let with_connection = "/api/v1/instances?connectionId=00000000-0000-5000-8000-000000000000";
+    for path in ["/api/v1/instances", "/api/v1/connections", with_connection] {
+        is_not_ready(&http_client::get(bridge.address, path).await, path);
     }
 }
 

@@ -20,7 +20,7 @@ use valid_record::{
 /// Changes the record where the mutation is possible.
 type Mutator = fn(&ValidRecord<'_>, &mut Vec<Entry>, &mut SeededRng) -> Option<()>;
 
-const MUTATIONS: [(&str, Mutator); 34] = [
+const MUTATIONS: [(&str, Mutator); 35] = [
     ("an event is missing", |valid, mutated, rng| {
         mutated.remove(valid.any(rng, |nth, received| is_event(received) && valid.matters(nth + 1))?);
         Some(())
@@ -286,6 +286,15 @@ const MUTATIONS: [(&str, Mutator); 34] = [
         let time = valid.body(nth)["timestamp"].as_str().map(str::to_owned);
         let down = ReceivedEvent { at, idle: false, id: None, time, body: Arc::new(body) };
         mutated.insert(nth + 1, Entry::Event(down));
+        Some(())
+    }),
+    ("no upstream.down precedes a heartbeat with down", |valid, mutated, rng| {
+        let nth = valid.any(rng, |_, received| received.idle && received.body["upstream"] == "down")?;
+        let start = valid.record[..nth].iter().rposition(|entry| matches!(entry, Entry::Connect { .. }))?;
+        let is_down = |nth: &usize| valid.received(*nth).is_some_and(|received| received.name() == "upstream.down");
+        for nth in (start..nth).filter(is_down).rev() {
+            mutated.remove(nth);
+        }
         Some(())
     }),
     ("an upstream.down is repeated", |valid, mutated, rng| {

@@ -6,19 +6,22 @@ import { clock, duration } from "./format.js";
 /** A longer difference between the clocks is shown. */
 const CLOCK_TOLERANCE_MS = 60_000;
 
-const NOT_READY = "The bridge is still reading the cluster (first sync). The page continues by itself.";
-
 /** Words for an error that ended a connection. */
 export function because(error) {
   if (!error) return "";
-  const { kind, status, reason, message } = error;
+  const { kind, status, reason, detail, message } = error;
   if (reason === "draining") return "The bridge is shutting down.";
-  if (reason === "not ready" || error.code === "NOT_READY") return NOT_READY;
+  if (reason === "not ready" || error.code === "NOT_READY") {
+    const what = detail ? `cannot read the cluster yet (${detail})` : "is still reading the cluster (first sync)";
+    return `The bridge ${what}. The page continues by itself.`;
+  }
   if (kind === "not-a-stream") {
     return "The server answered with another page instead of the stream. A proxy may want you to sign in: reload the page.";
   }
   if (kind === "redirect") return "A proxy before the bridge redirects. It may want you to sign in: reload the page.";
-  if (kind === "upgrade") return "A proxy does not let WebSockets through. The page tries server-sent events.";
+  if (kind === "upgrade") {
+    return "The WebSocket did not open: the bridge is not ready, or a proxy does not let WebSockets through. The page tries server-sent events.";
+  }
   if (kind === "connect" || kind === "lost") return "The bridge cannot be reached.";
   if (kind === "silent") return `The connection was silent: ${message}.`;
   if (status === 403) return `The bridge refuses this access. ${message}`;

@@ -107,7 +107,7 @@ impl Client<'_> {
         connection.has_snapshot = true;
         // Only a new state may be of another Namespace.
         connection.namespace_hash = None;
-        // What was reported about the upstream while the client lagged is not repeated: heartbeats report it.
+        // What is down then is reported after the state.
         connection.down = PerResource::default();
         *self.coverage.initials.entry(reason).or_default() += 1;
         self.reach(id, at)

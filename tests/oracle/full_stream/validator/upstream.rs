@@ -49,6 +49,10 @@ impl Client<'_> {
             let is_honest = age >= at - last_byte_at && (upstream == "down" || age <= DETECTED_WITHIN);
             ensure(is_fresh && is_honest, Guarantee::Honest, || format!("the last byte arrived at {last_byte_at}"))?;
         }
+        let is_reported = self.connection().down.iter().any(|down| *down == Some(true));
+        ensure(!received.idle || upstream != "down" || is_reported, Guarantee::Honest, || {
+            "no event of this connection says what is down".to_owned()
+        })?;
         self.reach(id, received.at)?;
         if received.idle { self.is_fresh(versions, received.at) } else { Ok(()) }
     }
