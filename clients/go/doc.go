@@ -19,7 +19,8 @@
 //
 // # Guarantees
 //
-//   - A new connection continues after the last id, so that no event is lost or delivered twice. Events whose id has not come
+//   - A new connection continues after the last id, so that no event is lost or delivered twice, except upstream.down,
+//     which each stream repeats during an outage. Events whose id has not come
 //     are held back until then. Where the bridge cannot resume, it sends state.initial with a reason.
 //   - A connection without a byte for two heartbeats and 10 s counts as dead.
 //   - A credential is not sent over plain HTTP to a host that is not loopback, unless [Options.AllowInsecure] is set.

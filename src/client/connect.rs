@@ -128,7 +128,7 @@ impl Builder {
         Builder { allow_insecure, ..self }
     }
 
-    /// Sets the time for one connection (default 10 s).
+    /// Sets the time for one connection (default 15 s).
     pub fn connect_timeout(self, connect_timeout: Duration) -> Self {
         Builder { connect_timeout, ..self }
     }

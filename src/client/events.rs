@@ -3,7 +3,7 @@
 //! Guarantees:
 //! - [`Events::next`] is cancel safe: a delay, a deadline and an open connection survive it. Only a connection that is being
 //!   established starts again.
-//! - No event is returned twice (see `resume`).
+//! - No event is returned twice (see `resume`), except `upstream.down`, which each stream repeats during an outage.
 
 use std::{future::pending, time::Duration};
 

@@ -150,4 +150,15 @@ impl LogEntry {
             EntryKind::Ephemeral(_) => None,
         }
     }
+
+    /// Returns what `upstream.down` or `upstream.up` is about, and whether that is down; `None` for another entry.
+    #[must_use]
+    pub fn upstream(&self) -> Option<(&'static str, bool)> {
+        match &self.kind {
+            EntryKind::Ephemeral(EphemeralEvent::Upstream { resource, down_reason, .. }) => {
+                Some((resource, down_reason.is_some()))
+            }
+            _ => None,
+        }
+    }
 }

@@ -236,39 +236,53 @@ pub(in crate::feed) mod tests {
     async fn each_stream_that_starts_in_an_outage_is_informed_of_it() {
         let (mut writer, feed) = feed();
         let framing = Framing { format: FrameFormat::JsonLines, edgeplane_names: false };
-        let start = |format, start_at| {
+        let cache = |format| {
             let types = EventTypes::parse("tenant", format).unwrap();
-            let projection = Projection { types, ..Projection::everything(format) };
-            feed.subscribe(feed.projection_cache(projection, framing), start_at).unwrap()
+            feed.projection_cache(Projection { types, ..Projection::everything(format) }, framing)
+        };
+        // Held, so that a state which was encoded before a change is in the cache after it.
+        let caches = [EventFormat::Full, EventFormat::Boilerhouse].map(cache);
+        let start = |format, start_at| {
+            let cache = &caches[usize::from(format == EventFormat::Boilerhouse)];
+            feed.subscribe(cache.clone(), start_at).unwrap()
         };
         let snapshot = StartAt::Snapshot { reason: SnapshotReason::Connect, not_before: PerResource::default() };
-        // All of them, so that parts and frames that are cached before a change are used after it.
-        let resources_of_all = || {
-            let cursor = start(EventFormat::Full, StartAt::Live).cursor().unwrap();
-            let cursor = StartAt::Cursor(Cursor::decode(&cursor).unwrap());
-            [StartAt::Live, cursor, snapshot, snapshot].map(|start_at| {
-                assert_eq!(read(&mut start(EventFormat::Boilerhouse, start_at)), Vec::<Value>::new(), "/ws");
-                let mut events = read(&mut start(EventFormat::Full, start_at));
-                if matches!(start_at, StartAt::Snapshot { .. }) {
-                    assert_eq!(events.remove(0)["type"], "state.initial", "the state comes first");
-                }
-                assert!(events.iter().all(|event| event["type"] == "upstream.down"), "{events:?}");
-                events.iter().map(|event| format!("{}: {}", event["resource"], event["reason"])).collect::<Vec<_>>()
-            })
+        // The log after this cursor has all reports.
+        let cursor = start(EventFormat::Full, StartAt::Live).cursor().unwrap();
+        let cursor = StartAt::Cursor(Cursor::decode(&cursor).unwrap());
+        let reports = |start_at| {
+            assert_eq!(read(&mut start(EventFormat::Boilerhouse, start_at)), Vec::<Value>::new(), "/ws");
+            let mut events = read(&mut start(EventFormat::Full, start_at));
+            if matches!(start_at, StartAt::Snapshot { .. }) {
+                assert_eq!(events.remove(0)["type"], "state.initial", "the state comes first");
+            }
+            assert!(events.iter().all(|event| event["type"] == "upstream.down"), "{events:?}");
+            let text = |event: &Value| format!("{} {}", event["resource"], event["reason"]).replace('"', "");
+            let mut texts: Vec<_> = events.iter().map(text).collect();
+            texts.sort();
+            texts
         };
+        let reports_of_all = || [StartAt::Live, cursor, snapshot, snapshot].map(reports);
         let down = |reason: &str| Health::Down { since: Instant::now(), reason: reason.into() };
-        let (nats, pods) = (r#""nats": "closed""#, r#""pods": "forbidden""#);
-        assert_eq!(resources_of_all(), [(); 4].map(|()| Vec::<String>::new()));
+        let none = || [(); 4].map(|()| Vec::<String>::new());
+        assert_eq!(reports_of_all(), none());
         writer.set_health(Resource::Pods, Health::Live);
         writer.set_health(Resource::Pods, down("forbidden"));
-        assert_eq!(resources_of_all(), [(); 4].map(|()| vec![pods]));
+        assert_eq!(reports_of_all(), [(); 4].map(|()| vec!["pods forbidden"]));
         feed.publish_upstream("nats", Some("closed".into()), 0);
+        assert_eq!(reports_of_all(), [(); 4].map(|()| vec!["nats closed", "pods forbidden"]));
+        // A state is reused for 1 s after a change.
+        advance(Duration::from_secs(1)).await;
+        assert_eq!(reports(snapshot), ["nats closed", "pods forbidden"]);
         writer.set_health(Resource::Pods, down("no answer"));
-        assert_eq!(resources_of_all(), [(); 4].map(|()| vec![nats, pods]), "the reason of the first report");
+        advance(Duration::from_secs(1)).await;
+        assert_eq!(reports_of_all(), [(); 4].map(|()| vec!["nats closed", "pods no answer"]), "the last reason");
         writer.set_health(Resource::Pods, Health::Live);
-        assert_eq!(resources_of_all(), [(); 4].map(|()| vec![nats]));
+        advance(Duration::from_secs(1)).await;
+        assert_eq!(reports_of_all(), [(); 4].map(|()| vec!["nats closed"]));
         feed.publish_upstream("nats", None, 0);
-        assert_eq!(resources_of_all(), [(); 4].map(|()| Vec::<String>::new()));
+        advance(Duration::from_secs(1)).await;
+        assert_eq!(reports_of_all(), none());
     }
 
     #[tokio::test(start_paused = true)]

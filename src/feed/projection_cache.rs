@@ -271,7 +271,7 @@ impl ProjectionCache {
         &self,
         shared: &Shared,
         namespace: NamespaceId,
-        entry: &LogEntry,
+        entry: &Arc<LogEntry>,
         to: u64,
         versions: PerResource<ResourceVersion>,
     ) -> Frame {
@@ -284,8 +284,8 @@ impl ProjectionCache {
             EntryKind::Ephemeral(event) => self.append_ephemeral(&mut bytes, event, entry.observed_at_ms),
         }
         let history_reset = entry.change_set().is_some_and(|change_set| change_set.history_reset);
-        let is_upstream = matches!(entry.kind, EntryKind::Ephemeral(EphemeralEvent::Upstream { .. }));
-        Frame { to, bytes: bytes.into(), versions_after: versions, history_reset, is_upstream }
+        let upstream = entry.upstream().map(|_| entry.clone());
+        Frame { to, bytes: bytes.into(), versions_after: versions, history_reset, upstream }
     }
 
     fn append_change_set(
@@ -366,16 +366,8 @@ impl ProjectionCache {
         }
     }
 
-    /// Appends the `upstream.down` events of these outages to the start of a stream.
-    pub(super) fn append_outages(&self, out: &mut Vec<u8>, outages: &[Arc<LogEntry>]) {
-        for entry in outages {
-            if let EntryKind::Ephemeral(event) = &entry.kind {
-                self.append_ephemeral(out, event, entry.observed_at_ms);
-            }
-        }
-    }
-
-    fn append_ephemeral(&self, out: &mut Vec<u8>, event: &EphemeralEvent, observed_at_ms: u64) {
+    /// Appends an ephemeral event without an id, if the projection includes it.
+    pub(super) fn append_ephemeral(&self, out: &mut Vec<u8>, event: &EphemeralEvent, observed_at_ms: u64) {
         let time = render::format_timestamp(observed_at_ms);
         if let Some((name, body)) = render::render_ephemeral(event, &self.projection, &time) {
             self.append_body(out, name, None, body);

@@ -11,6 +11,7 @@
 
 mod catch_up;
 mod cursor;
+mod outages;
 mod wake;
 
 use std::{fmt, pin::Pin, sync::Arc};
@@ -37,8 +38,8 @@ pub struct Subscription {
     namespace: NamespaceId,
     phase: Phase,
     position: u64,
-    /// The end of the log when the subscription started, or the position of its last initial state. What was down here is
-    /// sent first, and `upstream.*` entries of the log from here on.
+    /// The end of the log when the subscription started, or the position of its last initial state. The client is informed of
+    /// what was down here, and gets the `upstream.*` entries of the log from here on.
     started_at: u64,
     /// The versions up to which the client has received everything, in the history of `history_epoch`.
     delivered_versions: PerResource<ResourceVersion>,
@@ -48,9 +49,11 @@ pub struct Subscription {
     wake_at: Option<Instant>,
     /// The number of the version check for which the client waits; 0: none.
     version_check: u64,
-    /// What was down when the subscription started, if the first read returns that and a heartbeat: streams that do not
-    /// start with `state.initial` start with them.
+    /// What was down when the subscription started, until the client is informed. Streams that do not start with
+    /// `state.initial` start with a heartbeat and this.
     greeting: Option<Vec<Arc<LogEntry>>>,
+    /// The `upstream.down` events that the client has received without an `upstream.up` after them: at most one a resource.
+    known_outages: Vec<Arc<LogEntry>>,
     /// The last heartbeat said that the resume is being prepared.
     sent_syncing: bool,
     /// Its fan-out group delivers new entries to it.
@@ -115,8 +118,7 @@ impl Subscription {
             }
         };
         let history_epoch = state.history_epoch;
-        let is_greeted = cache.projection.format == EventFormat::Full && !matches!(phase, Phase::SnapshotPending(..));
-        let greeting = is_greeted.then(|| state.outages());
+        let greeting = (cache.projection.format == EventFormat::Full).then(|| state.outages());
         drop(state);
         Ok(Subscription {
             inner,
@@ -131,6 +133,7 @@ impl Subscription {
             wake_at: None,
             version_check: 0,
             greeting,
+            known_outages: Vec::new(),
             sent_syncing: false,
             in_fan_out: false,
             wake_future: None,
@@ -141,10 +144,8 @@ impl Subscription {
     pub fn read(&mut self, max_bytes: usize) -> ReadResult {
         // Created again by the next wait: this read may change `wake_at`.
         self.wake_future = None;
-        if let Some(outages) = self.greeting.take()
-            && let Some(frames) = self.greet(&outages)
-        {
-            return ReadResult::Batch(frames);
+        if let Some(greeting) = self.greet() {
+            return greeting;
         }
         let is_initial = matches!(self.phase, Phase::SnapshotPending(..) | Phase::SendingSnapshot(..));
         loop {
@@ -172,6 +173,13 @@ impl Subscription {
                         // The caller could not know that this read would encode.
                         return ReadResult::Batch(Vec::new());
                     }
+                    // The state may come only after the outage.
+                    if let Some(outages) = self.greeting.take() {
+                        let report = self.report(&outages, self.now_ms());
+                        if !report.is_empty() {
+                            return ReadResult::Batch(vec![report]);
+                        }
+                    }
                     if self.cursor_beyond_history(floor) {
                         self.restart_with_snapshot(SnapshotReason::Foreign);
                         continue;
@@ -180,9 +188,14 @@ impl Subscription {
                 }
                 Phase::SendingSnapshot(initial, sent) => {
                     let Some(part) = self.inner.initial_state_part(&self.cache, initial, *sent) else {
+                        let initial = initial.clone();
                         self.delivered_versions = initial.snapshot.versions;
                         self.go_live();
-                        continue;
+                        let report = self.report(&initial.outages, initial.snapshot_at_ms);
+                        if report.is_empty() {
+                            continue;
+                        }
+                        return ReadResult::Batch(vec![report]);
                     };
                     *sent += 1;
                     if part.is_empty() {
@@ -245,7 +258,7 @@ impl Subscription {
         let Some(initial) = self.inner.initial_state(&self.cache, reason, not_before) else { return false };
         (self.namespace, self.position, self.history_epoch) =
             (initial.snapshot.namespace, initial.snapshot.position, initial.history_epoch);
-        self.started_at = self.position;
+        (self.started_at, self.greeting) = (self.position, None);
         self.phase = Phase::SendingSnapshot(initial, 0);
         true
     }
@@ -295,8 +308,8 @@ impl Subscription {
                 }
                 self.position = frame.to;
                 self.delivered_versions = frame.versions_after;
-                let is_old = frame.is_upstream && frame.to <= self.started_at;
-                if !frame.bytes.is_empty() && !is_old {
+                let is_known = frame.upstream.is_some_and(|entry| !self.is_news(&entry, frame.to));
+                if !frame.bytes.is_empty() && !is_known {
                     out.push(frame.bytes);
                 }
             }

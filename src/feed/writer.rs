@@ -183,11 +183,25 @@ impl Writer {
                     state.down_at[resource] = None;
                     state.report_upstream(now_ms, name, None, state.down_since_ms[resource], is_logged);
                 }
-                (Health::Down { .. }, Some(_)) | (Health::Live, None) => {}
-                (Health::Connecting, _) => state.down_at[resource] = None,
+                // Streams that start from now on get the new reason.
+                (Health::Down { reason, .. }, Some(_)) => {
+                    state.report_upstream(now_ms, name, Some(reason.clone()), state.down_since_ms[resource], false);
+                }
+                (Health::Live, None) => {}
+                (Health::Connecting, _) => {
+                    state.down_at[resource] = None;
+                    state.report_upstream(now_ms, name, None, 0, false);
+                }
+            }
+            // Before a stream can start without the outage: its first heartbeat must not be `down`.
+            if healths[resource] == Health::Live {
+                self.shared.health.send_replace(healths.clone());
             }
         });
-        self.shared.health.send_replace(healths);
+        // After the report: a heartbeat `down` must not precede it.
+        if healths[resource] != Health::Live {
+            self.shared.health.send_replace(healths);
+        }
     }
 }
 

@@ -41,6 +41,13 @@ impl Message {
         let usable = |key: &String| {
             !key.is_empty() && key.len() <= MAX_ID_CHARS && key.bytes().all(|byte| byte.is_ascii_graphic())
         };
+        // Each stream that starts during an outage repeats the report.
+        let key = key.or_else(|| match &event.payload {
+            Payload::UpstreamDown(report) | Payload::UpstreamUp(report) if !report.time.is_empty() => {
+                Some(format!("{}.{}.{}", event.kind, report.resource, report.time))
+            }
+            _ => None,
+        });
         let reason = match &event.payload {
             Payload::RelayGap(gap) => Some(gap.reason.clone()),
             _ => None,
@@ -78,6 +85,10 @@ mod tests {
         {
             assert_eq!(id(json), "own", "{json}");
         }
+        let time = "2026-01-02T03:04:05.000Z";
+        let down = format!(r#"{{"type":"upstream.down","resource":"pods","reason":"no answer","time":"{time}"}}"#);
+        assert_eq!(id(&down), format!("upstream.down.pods.{time}"), "a repeated report has the same id");
+        assert_eq!(id(r#"{"type":"matrix-down","reason":"no connection"}"#), "own");
         let gap = Message::of_gap("expired", "2026-01-02T03:04:05Z", "own".to_owned());
         assert_eq!(gap.body, r#"{"reason":"expired","time":"2026-01-02T03:04:05Z","type":"stream.gap"}"#);
     }

@@ -12,7 +12,7 @@ use super::{
     forwarded::ClientInfo,
     rate_limit::StreamSlot,
     stream::{Endpoint, StreamPermit},
-    unavailable::{Unavailable, failures, in_parentheses},
+    unavailable::{Unavailable, failures, not_ready},
 };
 use crate::{
     event::{
@@ -111,10 +111,8 @@ impl ApiRequest {
     /// 503 until the API server has returned the uid of the Namespace.
     pub(super) fn namespace(&self) -> Result<NamespaceId, ApiError> {
         let feed = &self.app.content.feed;
-        feed.namespace().ok_or_else(|| {
-            let failures = in_parentheses(&failures(feed));
-            ApiError::not_ready(&format!("the Namespace has not been read yet{failures}: try again in a moment"))
-        })
+        let failed = || not_ready("the Namespace has not been read yet", failures(feed).as_deref());
+        feed.namespace().ok_or_else(failed)
     }
 
     /// Returns the projection of everything that the principal may see. A filter of the request can only reduce it.

@@ -13,7 +13,7 @@ use super::{
     paced_body::PacedChunks,
     request::ApiRequest,
     response_budget::EncodedBody,
-    unavailable::{failures, in_parentheses},
+    unavailable::{failures, not_ready},
 };
 use crate::{
     event::projection::Projection,
@@ -38,10 +38,7 @@ pub(super) fn busy(app: &App) -> ApiError {
 /// 503 before the first lists are complete, and if a wait for the state ended without success.
 pub(super) async fn load_snapshot(app: &App) -> Result<Snapshot, ApiError> {
     let feed = &app.content.feed;
-    feed.snapshot().await.map_err(|NotSynced| {
-        let failures = in_parentheses(&failures(feed));
-        ApiError::not_ready(&format!("the state is not complete yet{failures}: try again in a moment"))
-    })
+    feed.snapshot().await.map_err(|NotSynced| not_ready("the state is not complete yet", failures(feed).as_deref()))
 }
 
 /// Returns a body as JSON.

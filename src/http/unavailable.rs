@@ -94,9 +94,8 @@ impl Unavailable {
     pub(super) fn to_error(&self) -> ApiError {
         let (code, message) = match self {
             Unavailable::NotReady(failures) => {
-                let message =
-                    format!("the first lists of pods and claims are not complete yet{}: ", in_parentheses(failures));
-                return ApiError::not_ready(&(message + "connect again in a moment")).with(header::CONNECTION, CLOSE);
+                let what = "the first lists of pods and claims are not complete yet";
+                return not_ready(what, failures.as_deref()).with(header::CONNECTION, CLOSE);
             }
             Unavailable::Draining => (ErrorCode::UpstreamUnavailable, "draining: connect again, to another replica"),
             Unavailable::TooManyStreams => (
@@ -141,8 +140,8 @@ impl Unavailable {
     }
 }
 
-/// Returns why resources are down, as in `upstream.down`: `pods: forbidden`, or `pods and boilerhouseclaims: forbidden`. `None`
-/// if none is.
+/// Returns why resources are down, as in `upstream.down`: `pods: forbidden`, or `pods and boilerhouseclaims: forbidden`. Before
+/// the Namespace has been read, nothing else is requested: `namespaces: forbidden`. `None` if nothing is down.
 pub(super) fn failures(feed: &Feed) -> Option<Arc<str>> {
     let mut resources_by_reason = BTreeMap::<_, Vec<_>>::new();
     for (resource, health) in Resource::ALL.into_iter().zip(feed.health().borrow().clone().into_array()) {
@@ -150,14 +149,20 @@ pub(super) fn failures(feed: &Feed) -> Option<Arc<str>> {
             resources_by_reason.entry(reason).or_default().push(resource.plural());
         }
     }
+    if feed.namespace().is_none() {
+        resources_by_reason.values_mut().for_each(|resources| *resources = vec!["namespaces"]);
+    }
     let texts = resources_by_reason.iter().map(|(reason, resources)| format!("{}: {reason}", resources.join(" and ")));
     let texts: Vec<_> = texts.collect();
     (!texts.is_empty()).then(|| texts.join("; ").into())
 }
 
-/// Returns the result of [`failures`] as a part of a sentence.
-pub(super) fn in_parentheses(failures: &Option<Arc<str>>) -> String {
-    failures.as_ref().map_or_else(String::new, |failures| format!(" ({failures})"))
+/// Returns the 503 for `what` is missing, for the reason that [`failures`] returns.
+pub(super) fn not_ready(what: &str, failures: Option<&str>) -> ApiError {
+    ApiError::not_ready(&match failures {
+        None => format!("{what}: try again in a moment"),
+        Some(failures) => format!("{what} ({failures}): the bridge keeps trying"),
+    })
 }
 
 impl From<LimitExceeded> for Unavailable {

@@ -121,6 +121,7 @@ struct Closing {
     r#type: String,
     #[serde(default)]
     reason: String,
+    detail: Option<String>,
     retry_after_ms: Option<u64>,
 }
 
@@ -265,7 +266,9 @@ impl Upstream {
         let reason: String = closing.reason.chars().take(MAX_REASON_CHARS).collect();
         let reason = if reason.is_empty() { failure.reason } else { reason };
         let retry_after = closing.retry_after_ms.map(Duration::from_millis).or(failure.retry_after);
-        let detail = format!("it closed the stream: {reason}");
+        let why: String = closing.detail.iter().flat_map(|detail| detail.chars()).take(MAX_REASON_CHARS).collect();
+        let detail =
+            format!("it closed the stream: {reason}{}", if why.is_empty() { why } else { format!(" ({why})") });
         Failure { reason, label: CLOSED, retry_after, detail, ..failure }
     }
 

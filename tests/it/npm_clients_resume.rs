@@ -223,7 +223,7 @@ async fn npm_clients_reconnect_until_the_bridge_is_ready() {
     let cluster = SimCluster::new().await;
     cluster.sim().down();
     let bridge = BridgeProcess::start(&cluster.kubeconfig(), NAMESPACE, &[]).await;
-    check_all_reject(bridge.address, "not ready", r#","detail":"pods and boilerhouseclaims: unreachable""#).await;
+    check_all_reject(bridge.address, "not ready", r#","detail":"namespaces: unreachable""#).await;
     let mut clients: Vec<_> = SSE.into_iter().map(|row| Client::event_source(bridge.address, row)).collect();
     for client in &mut clients {
         // Twice: the client also reconnects after the second rejection.

@@ -54,7 +54,7 @@ pub(super) fn namespace<'a>(subject: &'a Subject) -> BoxFuture<'a, Outcome> {
             Ok(()) => Ok(Outcome::passed(format!("namespace {namespace} exists"))),
             Err(UpstreamError::Forbidden(_)) => {
                 let reason = format!(
-                    "the account cannot get namespace {namespace}: whether it exists is not known. --namespace selects another"
+                    "the account cannot get namespace {namespace}: whether it exists is not known. If it is the wrong one, --namespace selects another"
                 );
                 Ok(Outcome::undecided(reason))
             }

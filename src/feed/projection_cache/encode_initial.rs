@@ -86,9 +86,6 @@ impl ProjectionCache {
         json.push_str(if next.is_some() { ",\"more\":true}" } else { "}" });
         let mut bytes = Vec::with_capacity(json.len() + ENVELOPE_BYTES);
         self.framing.append_frame(&mut bytes, head.event_type, head.id, &json);
-        if next.is_none() {
-            self.append_outages(&mut bytes, &initial.outages);
-        }
         (bytes.into(), next)
     }
 

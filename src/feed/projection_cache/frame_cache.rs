@@ -14,7 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 
 use super::initial_state::InitialState;
 use crate::{
-    event::{PerResource, ResourceVersion},
+    event::{LogEntry, PerResource, ResourceVersion},
     feed::types::SnapshotReason,
 };
 
@@ -34,19 +34,19 @@ pub(in crate::feed) struct Frame {
     pub(in crate::feed) bytes: Bytes,
     pub(in crate::feed) versions_after: PerResource<ResourceVersion>,
     pub(in crate::feed) history_reset: bool,
-    /// The entry is `upstream.down` or `upstream.up`.
-    pub(in crate::feed) is_upstream: bool,
+    /// The entry, if it is `upstream.down` or `upstream.up`.
+    pub(in crate::feed) upstream: Option<Arc<LogEntry>>,
 }
 
 impl Frame {
     /// Returns the frame of entries that do not concern the projection. `versions_after` are those after the last of them.
     pub(super) fn empty(to: u64, versions_after: PerResource<ResourceVersion>) -> Frame {
-        Frame { to, bytes: Bytes::new(), versions_after, history_reset: false, is_upstream: false }
+        Frame { to, bytes: Bytes::new(), versions_after, history_reset: false, upstream: None }
     }
 
     /// Returns whether each subscription must process the entry by itself.
     pub(super) fn is_per_client(&self) -> bool {
-        self.history_reset || self.is_upstream
+        self.history_reset || self.upstream.is_some()
     }
 
     /// Returns whether the entry has no effect on any subscription of the projection.

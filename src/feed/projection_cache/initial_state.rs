@@ -38,10 +38,10 @@ pub(in crate::feed) struct InitialState {
     pub(in crate::feed) snapshot: Snapshot,
     pub(in crate::feed) history_epoch: u64,
     /// What was down at the position of the snapshot.
-    pub(super) outages: Vec<Arc<LogEntry>>,
+    pub(in crate::feed) outages: Vec<Arc<LogEntry>>,
     pub(super) reason: SnapshotReason,
     /// The time of the snapshot, in milliseconds since the Unix epoch.
-    pub(super) snapshot_at_ms: u64,
+    pub(in crate::feed) snapshot_at_ms: u64,
     created_at: Instant,
     /// Nanoseconds that the encoding of all parts has taken; 0 until the last one is encoded.
     encode_nanos: AtomicU64,
@@ -169,7 +169,10 @@ impl InitialState {
         if self.history_epoch != state.history_epoch {
             return false;
         }
-        position == state.log.end_position() || (!self.is_stale() && position >= state.log.first_position())
+        // The reason of an outage can change without an entry of the log.
+        let is_current = position == state.log.end_position()
+            && self.outages.iter().map(Arc::as_ptr).eq(state.outages.values().map(Arc::as_ptr));
+        is_current || (!self.is_stale() && position >= state.log.first_position())
     }
 
     fn lock_parts(&self) -> MutexGuard<'_, Parts> {

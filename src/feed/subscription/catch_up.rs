@@ -81,6 +81,7 @@ impl Subscription {
                     EntryKind::ChangeSet(change_set) => change_set.version > floor[change_set.resource],
                     // The depths of all pools follow the catch-up.
                     EntryKind::Ephemeral(EphemeralEvent::PoolDepth(_)) => false,
+                    EntryKind::Ephemeral(EphemeralEvent::Upstream { .. }) => self.is_news(&entry, self.position),
                     // The client misses those from before its stream.
                     EntryKind::Ephemeral(_) => self.position > self.started_at,
                 };

@@ -1,12 +1,10 @@
 //! How far a client has been served: its cursor, and heartbeats.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 
 use super::{Phase, Subscription};
 use crate::{
-    event::{LogEntry, PerResource, ResourceVersion, cursor, projection::EventFormat},
+    event::{PerResource, ResourceVersion, cursor, projection::EventFormat},
     feed::projection_cache::HeartbeatKind,
 };
 
@@ -46,14 +44,6 @@ impl Subscription {
         let kind = if self.sent_syncing { HeartbeatKind::Syncing } else { HeartbeatKind::Periodic };
         self.cache.append_heartbeat(&mut out, &self.inner, self.namespace, versions, kind);
         Some(out.into())
-    }
-
-    /// Returns the first heartbeat and these outages, for a stream that does not start with `state.initial`.
-    pub(super) fn greet(&mut self, outages: &[Arc<LogEntry>]) -> Option<Vec<Bytes>> {
-        let heartbeat = self.heartbeat()?;
-        let mut down = Vec::new();
-        self.cache.append_outages(&mut down, outages);
-        Some([heartbeat, down.into()].into_iter().filter(|frames| !frames.is_empty()).collect())
     }
 
     /// Returns whether a resume is being prepared: a backfill is pending, or this replica has not reached the cursor.

@@ -20,7 +20,7 @@ use crate::{
         request::ApiRequest,
         stream,
         stream_credential::{StreamSlots, WithCredential},
-        unavailable::{Unavailable, failures, in_parentheses},
+        unavailable::{self, Unavailable, failures},
         upgrade,
     },
 };
@@ -114,11 +114,9 @@ fn subscribe(app: &App, feed: &Feed, projection: Projection, start_at: StartAt) 
 /// Returns the response to a request whose wait for the first lists, or for the API server, took too long.
 fn not_ready(app: &App) -> ApiError {
     let failures = failures(&app.content.feed);
-    let in_parentheses = in_parentheses(&failures);
-    let error = rejection(app, &Unavailable::NotReady(failures));
+    let error = rejection(app, &Unavailable::NotReady(failures.clone()));
     if !app.content.feed.is_synced() {
         return error;
     }
-    let message = format!("the API server has not answered for too long{in_parentheses}: connect again in a moment");
-    ApiError::not_ready(&message)
+    unavailable::not_ready("the API server has not answered for too long", failures.as_deref())
 }

@@ -172,7 +172,7 @@ async fn streams_over_the_limit_are_rejected_and_gets_are_answered() {
 
 #[tokio::test]
 async fn event_source_gets_a_retry_delay_and_the_cause_before_the_first_sync() {
-    const CAUSE: &str = "pods and boilerhouseclaims: connection refused";
+    const CAUSE: &str = "namespaces: connection refused";
     // No process listens on port 1 (tcpmux).
     let kubeconfig = kubeconfig("http://127.0.0.1:1");
     let bridge = BridgeProcess::start(&kubeconfig.path().to_string_lossy(), NAMESPACE, &[]).await;

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use boilerhouse_bridge::event::{PerResource, Resource};
+use boilerhouse_bridge::event::Resource;
 use serde_json::Value;
 
 use crate::oracle::fold::Fold;
@@ -107,8 +107,6 @@ impl Client<'_> {
         connection.has_snapshot = true;
         // Only a new state may be of another Namespace.
         connection.namespace_hash = None;
-        // What is down then is reported after the state.
-        connection.down = PerResource::default();
         *self.coverage.initials.entry(reason).or_default() += 1;
         self.reach(id, at)
     }

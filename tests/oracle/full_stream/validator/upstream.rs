@@ -115,7 +115,9 @@ impl Client<'_> {
         let is_down = received.name() == "upstream.down";
         let at = time_ms(received.time.as_deref())?;
         let before = self.connection_mut().down[resource].replace(is_down);
-        ensure(before != Some(is_down), Guarantee::Honest, || "it is reported twice".to_owned())?;
+        ensure(before.unwrap_or(false) != is_down, Guarantee::Honest, || {
+            "the connection has the report already, or never had one of an outage".to_owned()
+        })?;
         self.coverage.downs += u64::from(is_down);
         match self.replica() {
             ReplicaKnowledge::Undisturbed => {
