@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use serde::Deserialize;
+
 use crate::{
     cli::logging::escape,
     client::{Event, Payload},
@@ -71,11 +73,11 @@ pub(super) fn describe(event: &Event) -> Described {
     let (time, tone, text) = match &event.payload {
         Payload::StateInitial(state) => {
             let mut text = format!(
-                "{}: {} instances, {} claims, {} pools",
+                "{}: {}, {}, {}",
                 state.reason,
-                state.instances.len(),
-                state.claims.len(),
-                state.pools.len()
+                count(state.instances.len(), "instance"),
+                count(state.claims.len(), "claim"),
+                count(state.pools.len(), "pool")
             );
             if state.more {
                 text += ", more follows";
@@ -110,7 +112,7 @@ pub(super) fn describe(event: &Event) -> Described {
                 "{} warming={} ready={} acquired={}",
                 pool.workload_ref, pool.warming, pool.ready, pool.acquired
             );
-            (None, Tone::Pool, text)
+            (time_of(event), Tone::Pool, text)
         }
         Payload::Telemetry(telemetry) => {
             let metrics = &telemetry.metrics;
@@ -157,6 +159,20 @@ pub(super) fn describe(event: &Event) -> Described {
         Payload::Unknown => (None, Tone::Quiet, event.json.get().chars().take(MAX_JSON_CHARS).collect()),
     };
     Described { time, tone, text }
+}
+
+/// Returns a number with its noun.
+fn count(number: usize, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
+/// Returns `time` of an event whose payload has none: a pool is the same object in `state.initial`.
+fn time_of(event: &Event) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Time {
+        time: Option<String>,
+    }
+    serde_json::from_str::<Time>(event.json.get()).ok()?.time
 }
 
 /// Returns `name  before → after (cause)`.

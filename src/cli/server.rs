@@ -312,10 +312,10 @@ impl Signals {
 
     async fn next(&mut self) {
         tokio::select! {
-            _ = self.terminate.recv() => info!("SIGTERM received; draining"),
+            _ = self.terminate.recv() => info!("SIGTERM received; draining until all streams have ended, for at most --drain"),
             _ = self.interrupt.recv() => {
                 self.interrupted = true;
-                info!("SIGINT received; draining");
+                info!("SIGINT received; draining until all streams have ended, for at most --drain");
             }
         }
     }

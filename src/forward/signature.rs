@@ -57,7 +57,33 @@ impl Secrets {
 
 #[cfg(test)]
 mod tests {
+    use std::{process::Command, time::SystemTime};
+
     use super::*;
+
+    /// The program of docs/how-to/webhooks.md.
+    #[test]
+    fn documented_python_accepts_what_is_signed_and_nothing_else() {
+        const SECRET: &str = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz";
+        let page = include_str!("../../docs/how-to/webhooks.md");
+        let (_, rest) = page.split_once("```python\n").unwrap();
+        let (program, _) = rest.split_once("```").unwrap();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let secrets = Secrets::parse(&format!("whsec_YWJjZGVmZ2hpamtsbW5vcHFyc3R1dnd4 {SECRET}")).unwrap();
+        let is_valid = |timestamp: u64, body: &str, secret: &str| {
+            let signature = secrets.sign("msg_1", timestamp, r#"{"name":"é"}"#);
+            let headers = format!(
+                "{{'webhook-id': 'msg_1', 'webhook-timestamp': '{timestamp}', 'webhook-signature': '{signature}'}}"
+            );
+            let call = format!("{program}\nprint(is_valid({headers}, {body:?}.encode(), {secret:?}))");
+            let output = Command::new("python3").args(["-c", &call]).output().unwrap();
+            String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+        };
+        assert_eq!(is_valid(now, r#"{"name":"é"}"#, SECRET), "True\n");
+        assert_eq!(is_valid(now, r#"{"name":"e"}"#, SECRET), "False\n", "another body");
+        assert_eq!(is_valid(now - 400, r#"{"name":"é"}"#, SECRET), "False\n", "too old");
+        assert_eq!(is_valid(now, r#"{"name":"é"}"#, "whsec_YWJjZGVmZ2hpamtsbW5vcHFy"), "False\n", "another secret");
+    }
 
     #[test]
     fn signatures_are_those_of_an_independent_implementation() {

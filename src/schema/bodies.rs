@@ -68,6 +68,9 @@ pub(super) struct Connection {
     state: ConnectionState,
     /// When `state` changed last: RFC 3339, UTC, milliseconds.
     since: Time,
+    /// With `down`: why, for people. The reasons are those of `upstream.down`.
+    #[schemars(extend("examples" = ["pods: forbidden"]))]
+    detail: Option<String>,
 }
 
 #[derive(JsonSchema)]

@@ -50,6 +50,25 @@ pub struct RequestInfo {
     pub server: Arc<str>,
 }
 
+impl RequestInfo {
+    /// Returns whether the resource is in the namespace. The Namespace itself is not.
+    fn is_namespaced(&self) -> bool {
+        !self.resource.starts_with("namespaces/")
+    }
+
+    /// Returns what is requested, for a sentence.
+    fn words(&self) -> String {
+        let place = if self.is_namespaced() { format!(" in namespace {}", self.namespace) } else { String::new() };
+        format!("{} {}{place}", self.verb, self.resource)
+    }
+
+    /// Returns the arguments of `kubectl auth can-i`.
+    fn kubectl_words(&self) -> String {
+        let place = if self.is_namespaced() { format!(" -n {}", self.namespace) } else { String::new() };
+        format!("{} {}{place}", self.verb, self.resource)
+    }
+}
+
 /// Why a request failed or a watch ended.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum UpstreamError {
@@ -91,8 +110,9 @@ pub enum UpstreamError {
     },
     /// 403.
     #[error(
-        "cannot {} {} in namespace {}: 403; grant it to this account, then check with its kubeconfig: `kubectl auth can-i {} {} -n {}`",
-        .0.verb, .0.resource, .0.namespace, .0.verb, .0.resource, .0.namespace
+        "cannot {}: 403; grant it to this account or choose another namespace with --namespace, then check with its kubeconfig: \
+         `kubectl auth can-i {}`",
+        .0.words(), .0.kubectl_words()
     )]
     Forbidden(RequestInfo),
     /// 404 on the Namespace.

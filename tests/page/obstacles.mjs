@@ -34,10 +34,15 @@ export async function obstacles(context) {
       ({ server }) => {
         server.stripsUpgrade = true;
         const closing = { type: "stream.closing", reason: "not ready", detail: "pods: forbidden", retryAfterMs: 1000 };
-        server.onStream = (stream) => (stream.send(closing), stream.end());
+        // A bridge waits before it answers. Meanwhile the last cause stays.
+        let wait = 0;
+        server.onStream = (stream) => {
+          setTimeout(() => (stream.send(closing), stream.end()), wait);
+          wait = 3000;
+        };
       },
       "reconnecting",
-      /cannot read the cluster yet \(pods: forbidden\)/,
+      /cannot read the cluster yet \(pods: forbidden\).*Connecting again/s,
     ],
     403: [
       ({ server }) =>

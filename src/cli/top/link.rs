@@ -43,11 +43,21 @@ pub(super) struct Links {
     connections: u64,
     /// Events that could not be parsed.
     pub(super) malformed: u64,
+    /// What the bridge cannot watch, each with its reason.
+    outages: Vec<(String, String)>,
 }
+
+/// A bridge reports two resources and NATS.
+const MAX_OUTAGES: usize = 8;
 
 impl Links {
     pub(super) fn new() -> Links {
-        Links { link: Link::Connecting, connections: 0, malformed: 0 }
+        Links { link: Link::Connecting, connections: 0, malformed: 0, outages: Vec::new() }
+    }
+
+    /// Returns the resources that the bridge cannot watch, each with its reason.
+    pub(super) fn outages(&self) -> &[(String, String)] {
+        &self.outages
     }
 
     /// Returns whether there has been a connection.
@@ -60,6 +70,23 @@ impl Links {
         if connections > self.connections {
             self.connections = connections;
             self.link = Link::Open(Start::Unknown);
+            // A stream starts with what is down.
+            self.outages.clear();
+        }
+    }
+
+    fn record_outage(&mut self, payload: &Payload) {
+        match payload {
+            Payload::Heartbeat(heartbeat) if heartbeat.upstream == "live" => {
+                self.outages.retain(|(name, _)| name == "nats")
+            }
+            Payload::UpstreamDown(event) | Payload::UpstreamUp(event) => {
+                self.outages.retain(|(resource, _)| *resource != event.resource);
+                if let (Payload::UpstreamDown(_), true) = (payload, self.outages.len() < MAX_OUTAGES) {
+                    self.outages.push((event.resource.clone(), event.reason.clone().unwrap_or_default()));
+                }
+            }
+            _ => {}
         }
     }
 
@@ -75,6 +102,7 @@ impl Links {
                         _ => Start::Resumed,
                     };
                 }
+                self.record_outage(&event.payload);
             }
             Err(Error::Malformed { .. }) => self.malformed += 1,
             Err(error) => self.link = Link::Lost { reason: error.to_string(), retry_at: update.retry_at },
@@ -103,7 +131,12 @@ mod tests {
             matches!(&links.link, Link::Lost { reason, retry_at } if reason.contains("reset") && *retry_at == at),
             "{links:?}"
         );
+        links.apply(&event(r#"{"type":"upstream.down","resource":"pods","reason":"forbidden"}"#, 1));
+        links.apply(&event(r#"{"type":"upstream.down","resource":"boilerhouseclaims","reason":"forbidden"}"#, 1));
+        links.apply(&event(r#"{"type":"upstream.up","resource":"boilerhouseclaims"}"#, 1));
+        assert_eq!(links.outages(), [("pods".to_owned(), "forbidden".to_owned())]);
         links.apply(&event(r#"{"type":"heartbeat"}"#, 2));
+        assert_eq!(links.outages(), [], "the new stream says what is down");
         assert!(starts(&links, Start::Unknown), "{links:?}");
         links.apply(&event(r#"{"type":"instance.state"}"#, 2));
         assert!(starts(&links, Start::Resumed), "{links:?}");

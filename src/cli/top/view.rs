@@ -118,6 +118,9 @@ fn status_line(model: &Model, look: Look) -> Line<'_> {
         let tone = if upstream.state == "live" { Tone::Good } else { Tone::Bad };
         spans.push(Span::raw("  upstream "));
         spans.push(Span::styled(escape(&upstream.state).into_owned(), look.tone(tone)));
+        for (resource, reason) in model.links.outages() {
+            spans.push(Span::styled(format!(" {}: {}", escape(resource), escape(reason)), look.tone(Tone::Bad)));
+        }
         if let Some(age) = upstream.age {
             let heartbeat = model.clock.now.saturating_duration_since(upstream.at);
             spans.push(Span::raw(format!(

@@ -24,14 +24,18 @@ pub(super) fn ready<'a>(subject: &'a Subject) -> BoxFuture<'a, Outcome> {
         let hint = target.curl("-i", READY);
         match get(&target.url(READY), target.tls.clone(), None).await {
             Err(error) => Outcome::failed(format!("no answer from {}: {error}", target.base_url), hint),
-            Ok(response) => judge_ready(&response, &target.base_url, hint),
+            Ok(response) => {
+                // Why a bridge gets no changes is found out in the cluster.
+                let watches = subject.command.with(&[("only", Some("list,watch"))]);
+                judge_ready(&response, &target.base_url, hint, watches)
+            }
         }
     })
 }
 
 /// Judges an answer of `/readyz?verbose` by its status and its form: lines of resources (`[+] pods: live`, `[-]` for one that
 /// cannot be read now), lines with `[i]`, and a last line, `ready` with 200 or `not ready: ...` with 503.
-fn judge_ready(response: &Response, base_url: &str, hint: String) -> Outcome {
+fn judge_ready(response: &Response, base_url: &str, hint: String, watches: String) -> Outcome {
     let lines: Vec<&str> = response.body.lines().collect();
     let (last, details) = lines.split_last().map_or(("", &[][..]), |(last, details)| (*last, details));
     let is_resource = |line: &&&str| line.starts_with("[+] ") || line.starts_with("[-] ");
@@ -46,7 +50,8 @@ fn judge_ready(response: &Response, base_url: &str, hint: String) -> Outcome {
     let found = lines.join("; ");
     match is_ready {
         false => Outcome::failed(found, hint),
-        true if details.iter().any(|line| line.starts_with("[-] ")) => Outcome::warning(found, hint),
+        true if details.iter().any(|line| line.starts_with("[-] upstream")) => Outcome::warning(found, hint),
+        true if details.iter().any(|line| line.starts_with("[-] ")) => Outcome::warning(found, watches),
         true => Outcome::passed(found),
     }
 }
@@ -60,6 +65,9 @@ pub(super) fn streams<'a>(subject: &'a Subject) -> BoxFuture<'a, Outcome> {
             Ok(_) => {
                 let millis = start.elapsed().as_millis();
                 Outcome::passed(format!("SSE and WebSocket deliver a heartbeat within {millis} ms"))
+            }
+            Err((_, Error::Status { status: 404, message, .. })) if message.contains("this is a relay") => {
+                Outcome::skipped(format!("it is a relay: read its stream with --url {}/events", target.base_url))
             }
             Err((transport, error)) => {
                 let name = if transport == Transport::Sse { "SSE" } else { "WebSocket" };
@@ -160,14 +168,16 @@ mod tests {
         let judge = |status: u16, body: &str| {
             let status = StatusCode::from_u16(status).unwrap();
             let response = Response { status, headers: HeaderMap::new(), body: body.to_owned() };
-            format!("{:?}", judge_ready(&response, "http://b", String::new()))
+            format!("{:?}", judge_ready(&response, "http://b", "curl".to_owned(), "doctor".to_owned()))
         };
         for passed in ["[+] pods: live\n[+] boilerhouseclaims: live\nready\n", "[+] pods: live\n[i] mqtt: x\nready\n"] {
             assert!(judge(200, passed).contains("Passed"), "{passed}");
         }
         // A relay whose upstream is down.
         let down = judge(200, "[-] upstream: down\nready\n");
-        assert!(down.contains("Failed") && down.contains("Warning"), "{down}");
+        assert!(down.contains("Failed") && down.contains("Warning") && down.contains("curl"), "{down}");
+        let forbidden = judge(200, "[-] pods: down for 3 s: forbidden\n[+] boilerhouseclaims: live\nready\n");
+        assert!(forbidden.contains("Warning") && forbidden.contains("doctor"), "{forbidden}");
         for other in ["", "ready", "a page with [-] in it", "[-] x\n<html>\nready", "[-] pods: down"] {
             let found = judge(200, other);
             assert!(found.contains("Error") && found.contains("is no bridge"), "{other:?}: {found}");

@@ -112,9 +112,12 @@ async fn listen(listener: &Listener, command: &CommandLine) -> Result<String, Bo
             format!("{host} port {port} is in use; with TLS, this check cannot find out whether by a bridge"),
             show,
         ),
-        ErrorKind::AddrInUse if timeout(ANSWER, is_bridge(host, *port)).await.unwrap_or(false) => {
-            return Ok(format!("a bridge listens on {host} port {port}; a second one needs another --{flag}"));
-        }
+        ErrorKind::AddrInUse if timeout(ANSWER, is_bridge(host, *port)).await.unwrap_or(false) => Outcome::warning(
+            format!(
+                "a bridge listens on {host} port {port}: another one cannot start there, and needs another --{flag}"
+            ),
+            show,
+        ),
         ErrorKind::AddrInUse => {
             Outcome::failed(format!("another program uses {host} port {port}; choose another port with --{flag}"), show)
         }

@@ -50,6 +50,7 @@ fn check<'a>(subject: &'a Subject, needed: &'static [Access]) -> BoxFuture<'a, O
                 return Ok(match &user {
                     Some(user) => {
                         let command = grant_command(access.place, namespace, user, &subject.kubectl_command());
+                        let detail = format!("{detail}. The command needs an account that may grant it");
                         Outcome::failed(detail, command).with_cluster_command()
                     }
                     None => Outcome::failed(detail, subject.kubectl("auth whoami")),

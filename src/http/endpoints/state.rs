@@ -1,5 +1,7 @@
 //! The current state as JSON: instances, tenants, pools, stats and connections (`docs/protocol.md#snapshots`).
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use warp::reply::{Reply as _, Response};
 
@@ -15,6 +17,7 @@ use crate::{
         request::ApiRequest,
         response_budget::{BodyKey, BudgetExceeded},
         snapshot_response::{busy, load_snapshot, snapshot_response, to_json},
+        unavailable::failures,
     },
 };
 
@@ -104,6 +107,7 @@ pub(crate) async fn connections(request: ApiRequest) -> Result<Response, ApiErro
         namespace: &app.content.connection.namespace,
         state,
         since: render::format_timestamp(since_ms),
+        detail: failures(&app.content.feed),
     };
     Ok(warp::reply::json(&[connection]).into_response())
 }
@@ -115,6 +119,8 @@ struct ConnectionBody<'a> {
     namespace: &'a str,
     state: &'static str,
     since: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<Arc<str>>,
 }
 
 /// Makes a body: of the object with a name or, without a name, of all objects.

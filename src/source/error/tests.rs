@@ -13,8 +13,14 @@ fn response_errors_state_the_remedy() {
     let pods = request_info("watch", "pods");
     assert_eq!(
         response(403, "{}", &pods).to_string(),
-        "cannot watch pods in namespace bh: 403; grant it to this account, then check with its \
-         kubeconfig: `kubectl auth can-i watch pods -n bh`"
+        "cannot watch pods in namespace bh: 403; grant it to this account or choose another namespace with --namespace, \
+         then check with its kubeconfig: `kubectl auth can-i watch pods -n bh`"
+    );
+    let namespace = response(403, "{}", &request_info("get", "namespaces/bh")).to_string();
+    assert!(namespace.starts_with("cannot get namespaces/bh: 403;"), "{namespace}");
+    assert!(
+        namespace.ends_with("`kubectl auth can-i get namespaces/bh`"),
+        "a Namespace is in no namespace: {namespace}"
     );
     let claims = request_info("list", "boilerhouseclaims.boilerhouse.dev");
     assert!(

@@ -40,7 +40,7 @@ async fn events_are_lines_of_json_in_a_pipe_and_readable_on_request() {
     }
     let output = events(&["--url", &url, "-o", "text", "--count", "1"]).await;
     assert!(
-        text(&output.stdout).ends_with("state.initial       connect: 1 instances, 0 claims, 1 pools\n"),
+        text(&output.stdout).ends_with("state.initial       connect: 1 instance, 0 claims, 1 pool\n"),
         "{output:?}"
     );
     // Filters of the bridge, and those of the output.

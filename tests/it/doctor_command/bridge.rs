@@ -41,6 +41,24 @@ async fn running_bridge_passes() {
 }
 
 #[tokio::test]
+async fn relay_passes_and_its_streams_are_named() {
+    let cluster = SimCluster::new().await;
+    let bridge = cluster.bridge(&[]).await;
+    let upstream = format!("http://{}", bridge.address);
+    let relay = BridgeProcess::run(&["relay", "--upstream", &upstream, "--listen", "127.0.0.1:0"]).await;
+    let is_up = async || {
+        let body = http_client::get(relay.address, "/readyz?verbose").await.body;
+        body.starts_with("[+]").then_some(())
+    };
+    poll_until_async(is_up).await;
+    let works = check(&format!("http://{}", relay.address), &[]).await;
+    works.expect_passed("bridge-ready", "ready");
+    works.expect("bridge-streams", "skipped", "info", &format!("--url http://{}/events", relay.address));
+    works.expect("bridge-rate", "skipped", "info", "it is a relay");
+    assert_eq!(works.code, 0);
+}
+
+#[tokio::test]
 async fn credential_of_a_bridge_is_checked() {
     let cluster = SimCluster::new().await;
     let bridge = cluster.bridge_with_key().await;

@@ -72,6 +72,7 @@ class App extends Component {
       freshness,
       upstream,
       hasOpened,
+      lastError: store.lastError,
       hasState: client.state.isComplete,
       isDown: connections[0]?.state === "down",
       now: performance.now(),

@@ -24,7 +24,7 @@ export class SignIn extends Component {
   render(_, { error, isBusy }) {
     return html`<main class="signin">
       <h2>Sign in</h2>
-      <p>This bridge needs an API key or a Kubernetes token. Who runs the bridge has one for you.</p>
+      <p>This bridge needs an API key or a Kubernetes token. The administrators of the bridge have one for you.</p>
       <form onSubmit=${this.submit}>
         <label class="field">
           <span>API key or token</span>

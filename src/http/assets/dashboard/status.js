@@ -38,11 +38,11 @@ export function clockNotice(offsetMs) {
 }
 
 /**
- * @param {{ connection, freshness, upstream, hasState: boolean, hasOpened: boolean, isDown: boolean, now: number }} input
+ * @param {{ connection, freshness, upstream, hasState: boolean, hasOpened: boolean, lastError, isDown: boolean, now: number }} input
  *   `isDown`: the GET of the connections says that the API server cannot be reached. `now`: of `performance.now()`.
  * @returns {{ state: string, isLive: boolean, chip: string, text: string, isAlert: boolean, canRetry: boolean }}
  */
-export function describe({ connection, freshness, upstream, hasState, hasOpened, isDown, now }) {
+export function describe({ connection, freshness, upstream, hasState, hasOpened, lastError, isDown, now }) {
   const { status, error, retryAt } = connection;
   const say = (state, chip, text, more = {}) => ({
     state,
@@ -66,7 +66,9 @@ export function describe({ connection, freshness, upstream, hasState, hasOpened,
     return say("reconnecting", chip, text, { canRetry: true });
   }
   if (status !== "open") {
-    return say("reconnecting", "Connecting", hasOpened ? "Connecting again…" : "Connecting to the bridge…");
+    const isFirst = !hasOpened && !lastError;
+    // A bridge that is not ready answers after 10 s. Until then the last answer counts.
+    return say("reconnecting", "Connecting", isFirst ? "Connecting to the bridge…" : `${because(lastError)} Connecting again…`.trim());
   }
   const down = [...upstream.down.values()];
   if (upstream.status === "down" || (isDown && upstream.status !== "live")) {

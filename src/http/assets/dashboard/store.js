@@ -68,6 +68,8 @@ export class Store {
   connections = [];
   hasCredentials = false;
   hasOpened = false;
+  /** Why the last connection failed or ended, until one is open. */
+  lastError = undefined;
   /** Why a file of the page or an event could not be used. */
   notice = "";
   expiresAt = "";
@@ -119,7 +121,7 @@ export class Store {
       const time = Date.parse(event.timestamp ?? "");
       if (!Number.isNaN(time)) this.clockOffsetMs = time - Date.now();
     } else {
-      this.lastChangeAt = performance.now();
+      if (event.type !== "stream.closing") this.lastChangeAt = performance.now();
       this.#append(event);
     }
     if (event.type === "auth.expiring") this.expiresAt = event.expiresAt;
@@ -130,11 +132,13 @@ export class Store {
     const { status, error } = connection;
     if (status === "open") {
       this.hasOpened = true;
+      this.lastError = undefined;
       this.expiresAt = "";
       this.#outage = undefined;
       this.#append({ type: "page.connected" });
       void this.#readConnections();
     } else if (status === "waiting") {
+      this.lastError = error;
       this.#disconnected(because(error));
     } else if (status === "closed" && error && error.status !== 401) {
       setTimeout(() => this.client.connection.status === "closed" && this.client.start(), RETRY_MS);
