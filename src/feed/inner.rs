@@ -44,8 +44,9 @@ impl Inner {
         cache: &ProjectionCache,
         reason: SnapshotReason,
         not_before: PerResource<ResourceVersion>,
+        min_position: u64,
     ) -> Option<Arc<InitialState>> {
-        cache.initial_state(&self.shared, reason, not_before)
+        cache.initial_state(&self.shared, reason, not_before, min_position)
     }
 
     /// See [`ProjectionCache::initial_state_part`].

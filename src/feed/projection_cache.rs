@@ -143,13 +143,14 @@ impl ProjectionCache {
         Cursor::new(namespace, self.fingerprint, self.projection.types.resources(), versions).encode()
     }
 
-    /// Returns the current state, or a recent one from which the log continues. `None` while the state is below
-    /// `not_before`, or not complete.
+    /// Returns the current state, or a recent one from which the log continues, at `min_position` or later. `None` while the
+    /// state is below `not_before`, or not complete.
     pub(super) fn initial_state(
         &self,
         shared: &Shared,
         reason: SnapshotReason,
         not_before: PerResource<ResourceVersion>,
+        min_position: u64,
     ) -> Option<Arc<InitialState>> {
         // A subscription that starts meanwhile waits here, and then finds the state in the cache.
         let mut cache = self.frame_cache();
@@ -157,6 +158,7 @@ impl ProjectionCache {
         if let Some(cached) = cache
             .initial_state(reason)
             .filter(|cached| cached.is_reusable(&state) && self.covers(cached.snapshot.versions, not_before))
+            .filter(|cached| cached.snapshot.position >= min_position)
         {
             return Some(cached);
         }

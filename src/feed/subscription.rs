@@ -38,8 +38,7 @@ pub struct Subscription {
     namespace: NamespaceId,
     phase: Phase,
     position: u64,
-    /// The end of the log when the subscription started, or the position of its last initial state. The client is informed of
-    /// what was down here, and gets the `upstream.*` entries of the log from here on.
+    /// The end of the log when the subscription started. It receives the ephemeral events from here on.
     started_at: u64,
     /// The versions up to which the client has received everything, in the history of `history_epoch`.
     delivered_versions: PerResource<ResourceVersion>,
@@ -54,6 +53,8 @@ pub struct Subscription {
     greeting: Option<Vec<Arc<LogEntry>>>,
     /// The `upstream.down` events that the client has received without an `upstream.up` after them: at most one a resource.
     known_outages: Vec<Arc<LogEntry>>,
+    /// The position of the log at which `known_outages` are what is down. `upstream.*` entries before it are old.
+    outages_at: u64,
     /// The last heartbeat said that the resume is being prepared.
     sent_syncing: bool,
     /// Its fan-out group delivers new entries to it.
@@ -134,6 +135,7 @@ impl Subscription {
             version_check: 0,
             greeting,
             known_outages: Vec::new(),
+            outages_at: 0,
             sent_syncing: false,
             in_fan_out: false,
             wake_future: None,
@@ -154,7 +156,7 @@ impl Subscription {
                     match pending.poll(&self.cache.projection, self.delivered_versions) {
                         PendingOutcome::Waiting => {
                             self.wake_at = Some(pending.deadline);
-                            return ReadResult::Idle;
+                            return self.report_now().unwrap_or(ReadResult::Idle);
                         }
                         PendingOutcome::Resume(position) => {
                             (self.position, self.phase) = (position, Phase::CatchUp(self.delivered_versions));
@@ -174,11 +176,8 @@ impl Subscription {
                         return ReadResult::Batch(Vec::new());
                     }
                     // The state may come only after the outage.
-                    if let Some(outages) = self.greeting.take() {
-                        let report = self.report(&outages, self.now_ms());
-                        if !report.is_empty() {
-                            return ReadResult::Batch(vec![report]);
-                        }
+                    if let Some(report) = self.report_now() {
+                        return report;
                     }
                     if self.cursor_beyond_history(floor) {
                         self.restart_with_snapshot(SnapshotReason::Foreign);
@@ -191,11 +190,10 @@ impl Subscription {
                         let initial = initial.clone();
                         self.delivered_versions = initial.snapshot.versions;
                         self.go_live();
-                        let report = self.report(&initial.outages, initial.snapshot_at_ms);
-                        if report.is_empty() {
-                            continue;
+                        match self.report(&initial.outages, initial.snapshot.position, initial.snapshot_at_ms) {
+                            Some(report) => return ReadResult::Batch(vec![report]),
+                            None => continue,
                         }
-                        return ReadResult::Batch(vec![report]);
                     };
                     *sent += 1;
                     if part.is_empty() {
@@ -255,10 +253,11 @@ impl Subscription {
     /// Starts to send the current state, if it is next and available. Returns whether it has started.
     fn take_snapshot(&mut self) -> bool {
         let Phase::SnapshotPending(reason, not_before) = self.phase else { return false };
-        let Some(initial) = self.inner.initial_state(&self.cache, reason, not_before) else { return false };
+        let initial = self.inner.initial_state(&self.cache, reason, not_before, self.outages_at);
+        let Some(initial) = initial else { return false };
         (self.namespace, self.position, self.history_epoch) =
             (initial.snapshot.namespace, initial.snapshot.position, initial.history_epoch);
-        (self.started_at, self.greeting) = (self.position, None);
+        self.greeting = None;
         self.phase = Phase::SendingSnapshot(initial, 0);
         true
     }

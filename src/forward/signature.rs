@@ -80,6 +80,11 @@ mod tests {
             String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
         };
         assert_eq!(is_valid(now, r#"{"name":"é"}"#, SECRET), "True\n");
+        let refused = format!(
+            "{program}\nh = {{'webhook-id': 'a', 'webhook-timestamp': '{now}', 'webhook-signature': 'é'}}"
+        ) + "\nfor name in [None, *h]:\n    print(is_valid({**h, name: None}, b'', 'whsec_MDEyMzQ1Njc4OTAx'), end=' ')";
+        let output = Command::new("python3").args(["-c", &refused]).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "False False False False ", "{output:?}");
         assert_eq!(is_valid(now, r#"{"name":"e"}"#, SECRET), "False\n", "another body");
         assert_eq!(is_valid(now - 400, r#"{"name":"é"}"#, SECRET), "False\n", "too old");
         assert_eq!(is_valid(now, r#"{"name":"é"}"#, "whsec_YWJjZGVmZ2hpamtsbW5vcHFy"), "False\n", "another secret");

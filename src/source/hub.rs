@@ -111,7 +111,15 @@ async fn fetch_namespace(api: &ResourceApi<'_, DecodedPod>, config: &Config, sin
     let mut failures = 0;
     loop {
         let error = match api.namespace_uid().await {
-            Ok(uid) => return uid,
+            Ok(uid) => {
+                // The error was that of the Namespace. The first lists have not failed.
+                if reported.is_some() {
+                    for resource in Resource::ALL {
+                        emit(sink, SourceEvent::Health(resource, Health::Connecting));
+                    }
+                }
+                return uid;
+            }
             Err(error) => error,
         };
         failures += 1;

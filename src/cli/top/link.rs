@@ -98,7 +98,8 @@ impl Links {
                 if let Link::Open(start @ Start::Unknown) = &mut self.link {
                     *start = match &event.payload {
                         Payload::StateInitial(state) => Start::NewState(state.reason.clone()),
-                        Payload::Heartbeat(_) => Start::Unknown,
+                        // Every stream can start with them.
+                        Payload::Heartbeat(_) | Payload::UpstreamDown(_) | Payload::UpstreamUp(_) => Start::Unknown,
                         _ => Start::Resumed,
                     };
                 }

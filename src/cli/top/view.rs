@@ -115,11 +115,16 @@ fn status_line(model: &Model, look: Look) -> Line<'_> {
     spans.push(Span::styled(text, look.tone(tone)));
     let data = model.live();
     if let Some(upstream) = data.upstream() {
-        let tone = if upstream.state == "live" { Tone::Good } else { Tone::Bad };
+        // The first of two resources can be up again. NATS says nothing about the cluster.
+        let is_partly_down = model.links.outages().iter().any(|(resource, _)| resource != "nats");
+        let state = if upstream.state == "live" && is_partly_down { "down" } else { &upstream.state };
+        let tone = if state == "live" { Tone::Good } else { Tone::Bad };
         spans.push(Span::raw("  upstream "));
-        spans.push(Span::styled(escape(&upstream.state).into_owned(), look.tone(tone)));
+        spans.push(Span::styled(escape(state).into_owned(), look.tone(tone)));
         for (resource, reason) in model.links.outages() {
-            spans.push(Span::styled(format!(" {}: {}", escape(resource), escape(reason)), look.tone(Tone::Bad)));
+            // The event of a relay names no resource.
+            let name = if resource.is_empty() { String::new() } else { format!("{}: ", escape(resource)) };
+            spans.push(Span::styled(format!(" {name}{}", escape(reason)), look.tone(Tone::Bad)));
         }
         if let Some(age) = upstream.age {
             let heartbeat = model.clock.now.saturating_duration_since(upstream.at);

@@ -114,7 +114,7 @@ fn parts_without_cache_budget_are_encoded_again() {
         writer.upsert(View::Instance(instance));
     }
     let cache = unique_projection(&feed, 0);
-    let state = || feed.inner.initial_state(&cache, SnapshotReason::Connect, PerResource::default()).unwrap();
+    let state = || feed.inner.initial_state(&cache, SnapshotReason::Connect, PerResource::default(), 0).unwrap();
     let (first, second) = (state(), state());
     assert!(Arc::ptr_eq(&first, &second), "subscriptions that start at the same time share one initial state");
     let mut total = 0;
@@ -132,7 +132,7 @@ fn parts_are_shared_and_charged_until_they_are_dropped() {
     let (mut writer, feed) = synced_feed(Config::default());
     writer.upsert(large_pod(2));
     let cache = unique_projection(&feed, 0);
-    let state = || feed.inner.initial_state(&cache, SnapshotReason::Connect, PerResource::default()).unwrap();
+    let state = || feed.inner.initial_state(&cache, SnapshotReason::Connect, PerResource::default(), 0).unwrap();
     let (first, second) = (state(), state());
     assert!(!first.has_part(0), "a part is encoded when it is read");
     let part = feed.inner.initial_state_part(&cache, &first, 0).unwrap();

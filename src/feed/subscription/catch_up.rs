@@ -46,7 +46,10 @@ impl Subscription {
         let mut frames = Vec::new();
         let mut bytes = 0;
         loop {
-            let (_, entries) = read_entries(&self.inner, self.position, ENTRIES_PER_READ)?;
+            let Some((_, entries)) = read_entries(&self.inner, self.position, ENTRIES_PER_READ) else {
+                // What was rendered is delivered first. The next call returns `None`.
+                return (!frames.is_empty()).then_some(frames);
+            };
             if entries.is_empty() {
                 let state = self.inner.state();
                 // The versions belong to the end of the log. Entries that were appended meanwhile must pass the floor first.

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::Subscription;
 use crate::{
-    event::{EntryKind, EphemeralEvent, LogEntry},
+    event::{EntryKind, EphemeralEvent, LogEntry, projection::EventFormat},
     feed::types::ReadResult,
 };
 
@@ -22,15 +22,28 @@ impl Subscription {
         self.greeting.as_ref()?;
         let heartbeat = self.heartbeat()?;
         let outages = self.greeting.take()?;
-        let report = self.report(&outages, self.now_ms());
-        Some(ReadResult::Batch([heartbeat, report].into_iter().filter(|frame| !frame.is_empty()).collect()))
+        let report = self.report(&outages, self.started_at, self.now_ms());
+        Some(ReadResult::Batch([heartbeat].into_iter().chain(report).collect()))
     }
 
-    /// Returns the events that lead from what the client knows to what was down at `at_ms` (milliseconds since the Unix
-    /// epoch). It is empty on `/ws`.
-    pub(super) fn report(&mut self, outages: &[Arc<LogEntry>], at_ms: u64) -> Bytes {
+    /// Returns the events that lead from what the client knows to what is down now, for a stream that does not read the log:
+    /// its state, or its resume, can take longer than the outage.
+    pub(super) fn report_now(&mut self) -> Option<ReadResult> {
+        let state = self.inner.state();
+        let (outages, end) = (state.outages(), state.log.end_position());
+        drop(state);
+        self.report(&outages, end, self.now_ms()).map(|report| ReadResult::Batch(vec![report]))
+    }
+
+    /// Returns the events that lead from what the client knows to these outages, those at this position of the log. `at_ms` is
+    /// the time of that, in milliseconds since the Unix epoch. `None` if there are none, and on `/ws`.
+    pub(super) fn report(&mut self, outages: &[Arc<LogEntry>], position: u64, at_ms: u64) -> Option<Bytes> {
+        if self.cache.projection.format == EventFormat::Boilerhouse {
+            return None;
+        }
         let mut out = Vec::new();
         let known = std::mem::replace(&mut self.known_outages, outages.to_vec());
+        self.outages_at = position;
         let is_in =
             |list: &[Arc<LogEntry>], entry: &LogEntry| list.iter().any(|other| other.upstream() == entry.upstream());
         for entry in known.iter().filter(|entry| !is_in(outages, entry)) {
@@ -44,14 +57,14 @@ impl Subscription {
                 self.cache.append_ephemeral(&mut out, event, entry.observed_at_ms);
             }
         }
-        out.into()
+        (!out.is_empty()).then(|| out.into())
     }
 
     /// Returns whether an `upstream.*` entry of the log says something new to the client, and records it. `to` is the
     /// position after the entry.
     pub(super) fn is_news(&mut self, entry: &Arc<LogEntry>, to: u64) -> bool {
         let Some((resource, is_down)) = entry.upstream() else { return false };
-        if to <= self.started_at {
+        if to <= self.outages_at || self.cache.projection.format == EventFormat::Boilerhouse {
             return false;
         }
         let known = self.known_outages.iter().position(|known| known.upstream() == Some((resource, true)));
@@ -60,6 +73,7 @@ impl Subscription {
             (false, Some(index)) => drop(self.known_outages.remove(index)),
             _ => return false,
         }
+        self.outages_at = to;
         true
     }
 }
@@ -129,6 +143,42 @@ mod tests {
         assert_eq!(types(&mut stream), ["state.initial", "upstream.up", "upstream.down"], "pods are up, claims down");
         writer.set_health(Resource::Claims, Health::Live);
         assert_eq!(types(&mut stream), ["upstream.up"]);
+    }
+
+    /// The state of another stream, from before a report, is still in the cache.
+    #[tokio::test(start_paused = true)]
+    async fn a_new_state_is_not_older_than_the_reports_that_the_client_has() {
+        let (mut writer, feed, mut stream) = feed(100);
+        let snapshot = StartAt::Snapshot { reason: SnapshotReason::Foreign, not_before: PerResource::default() };
+        let mut other = feed.subscribe(stream.cache.clone(), snapshot).unwrap();
+        assert_eq!(types(&mut other), ["state.initial"]);
+        writer.set_health(Resource::Pods, down());
+        assert_eq!(types(&mut stream), ["upstream.down"]);
+        stream.restart_with_snapshot(SnapshotReason::Foreign);
+        assert_eq!(types(&mut stream), ["state.initial"]);
+        assert_eq!(
+            types(&mut feed.subscribe(stream.cache.clone(), snapshot).unwrap()),
+            ["state.initial", "upstream.down"]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_waits_for_its_state_is_informed_of_outages() {
+        let (mut writer, feed, stream) = feed(100);
+        let not_before = PerResource::new(60, 50);
+        let snapshot = StartAt::Snapshot { reason: SnapshotReason::Filter, not_before };
+        let mut waiting = feed.subscribe(stream.cache.clone(), snapshot).unwrap();
+        assert_eq!(types(&mut waiting), [""; 0]);
+        writer.set_health(Resource::Pods, down());
+        assert_eq!(types(&mut waiting), ["upstream.down"]);
+        writer.set_health(Resource::Pods, Health::Live);
+        assert_eq!(types(&mut waiting), ["upstream.up"]);
+        writer.set_health(Resource::Claims, down());
+        assert_eq!(types(&mut waiting), ["upstream.down"]);
+        writer.upsert(PodBuilder::new("a").version(60).view());
+        assert_eq!(types(&mut waiting), ["state.initial"]);
+        writer.set_health(Resource::Claims, Health::Live);
+        assert_eq!(types(&mut waiting), ["upstream.up"]);
     }
 
     /// The greeting says that pods are down. The resume fails, and the API server is back before that.

@@ -31,9 +31,11 @@ pub struct Config {
     /// Default: 8 s. Of the drain time of 10 s (docs/protocol.md#stream-endpoints, "Drain") it leaves 2 s for the last
     /// streams to close.
     pub drain_spread: Duration,
-    /// Approximate size of one read of the feed, and so of one write. Default: 64 KiB.
+    /// Approximate size of one read of the feed, and so of one write. Default: 24 KiB.
     ///
-    /// A stalled client holds this many bytes. A single log entry or part of an initial state can be larger.
+    /// A stalled client holds this many bytes, up to 8 KiB for their buffers, and those of
+    /// [`conn::Config::max_unsent_bytes`](crate::http::conn::Config::max_unsent_bytes) in the kernel: 64 KiB in all
+    /// (docs/performance.md#goals). A single log entry or part of an initial state can be larger.
     pub batch_bytes: usize,
     /// Maximum number of parts of initial states that are encoded at once, on blocking threads. Default: 2. Further
     /// streams wait for their turn.
@@ -64,7 +66,7 @@ impl Default for Config {
             write_timeout: Duration::from_secs(10),
             close_timeout: Duration::from_secs(1),
             drain_spread: Duration::from_secs(8),
-            batch_bytes: 64 * 1024,
+            batch_bytes: 24 * 1024,
             max_concurrent_encodings: 2,
             max_message_bytes: 64 * 1024,
             max_frames_per_second: 1000,

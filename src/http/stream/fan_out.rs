@@ -33,7 +33,7 @@ use crate::{feed::SharedBatch, weak_table::PruneSchedule};
 const MEMBERS_BEFORE_NEXT_SHARD: usize = 1024;
 /// Members that a shard visits before other tasks of its thread run: about 0.3 ms of system calls.
 const MEMBERS_PER_YIELD: usize = 64;
-/// Maximum size of a shared batch: 64 KiB, as of one read. If more is unread, each member reads for itself.
+/// Maximum size of a shared batch: 64 KiB, because its members share the bytes. If more is unread, each member reads for itself.
 const MAX_SHARED_BATCH_BYTES: usize = 64 << 10;
 /// Number of log entries after which a shard visits all groups, and not only those that new entries can concern. It bounds
 /// how far the members of the others fall back in the log.

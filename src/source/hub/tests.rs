@@ -413,7 +413,7 @@ async fn missing_namespace_delays_the_first_list() {
     api.run_hub(&config, test).await;
     assert_eq!(
         short_form(&api.events()),
-        ["down: no namespace", "down: no namespace", "namespace ns-1", "=a5@10", "live"]
+        ["down: no namespace", "down: no namespace", "connecting", "connecting", "namespace ns-1", "=a5@10", "live"]
     );
 }
 
