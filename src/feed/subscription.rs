@@ -175,8 +175,10 @@ impl Subscription {
                         // The caller could not know that this read would encode.
                         return ReadResult::Batch(Vec::new());
                     }
-                    // The state may come only after the outage.
-                    if let Some(report) = self.report_now() {
+                    // The state may come only after the outage. It is the first event of a stream that starts with it.
+                    if self.greeting.is_none()
+                        && let Some(report) = self.report_now()
+                    {
                         return report;
                     }
                     if self.cursor_beyond_history(floor) {

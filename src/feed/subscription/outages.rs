@@ -26,12 +26,16 @@ impl Subscription {
         Some(ReadResult::Batch([heartbeat].into_iter().chain(report).collect()))
     }
 
-    /// Returns the events that lead from what the client knows to what is down now, for a stream that does not read the log:
-    /// its state, or its resume, can take longer than the outage.
+    /// Returns what has gone down since the last report, for a stream that does not read the log: its state, or its resume, can
+    /// take longer than the outage. `upstream.up` waits, because the changes that were missed must precede it.
     pub(super) fn report_now(&mut self) -> Option<ReadResult> {
         let state = self.inner.state();
         let (outages, end) = (state.outages(), state.log.end_position());
         drop(state);
+        let is_down = |known: &Arc<LogEntry>| outages.iter().any(|entry| entry.upstream() == known.upstream());
+        if outages.len() <= self.known_outages.len() || !self.known_outages.iter().all(is_down) {
+            return None;
+        }
         self.report(&outages, end, self.now_ms()).map(|report| ReadResult::Batch(vec![report]))
     }
 
@@ -163,20 +167,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_that_waits_for_its_state_is_informed_of_outages() {
+    async fn a_stream_that_waits_for_its_resume_is_informed_of_outages() {
         let (mut writer, feed, stream) = feed(100);
-        let not_before = PerResource::new(60, 50);
-        let snapshot = StartAt::Snapshot { reason: SnapshotReason::Filter, not_before };
-        let mut waiting = feed.subscribe(stream.cache.clone(), snapshot).unwrap();
+        let older_than_the_log = PerResource::new(20, 20);
+        let cursor = stream.cache.projection.cursor_at(feed.namespace().unwrap(), older_than_the_log);
+        let mut waiting = feed.subscribe(stream.cache.clone(), StartAt::Cursor(cursor)).unwrap();
         assert_eq!(types(&mut waiting), [""; 0]);
         writer.set_health(Resource::Pods, down());
         assert_eq!(types(&mut waiting), ["upstream.down"]);
         writer.set_health(Resource::Pods, Health::Live);
-        assert_eq!(types(&mut waiting), ["upstream.up"]);
         writer.set_health(Resource::Claims, down());
-        assert_eq!(types(&mut waiting), ["upstream.down"]);
-        writer.upsert(PodBuilder::new("a").version(60).view());
-        assert_eq!(types(&mut waiting), ["state.initial"]);
+        assert_eq!(types(&mut waiting), [""; 0], "what was missed comes first");
+        tokio::time::advance(Config::default().backfill_wait_timeout).await;
+        assert_eq!(types(&mut waiting), ["state.initial", "upstream.up", "upstream.down"]);
         writer.set_health(Resource::Claims, Health::Live);
         assert_eq!(types(&mut waiting), ["upstream.up"]);
     }
