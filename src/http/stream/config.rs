@@ -31,7 +31,7 @@ pub struct Config {
     /// Default: 8 s. Of the drain time of 10 s (docs/protocol.md#stream-endpoints, "Drain") it leaves 2 s for the last
     /// streams to close.
     pub drain_spread: Duration,
-    /// Approximate size of one read of the feed, and so of one write. Default: 24 KiB.
+    /// Approximate size of one read of the feed, and so of one write. Default: 16 KiB.
     ///
     /// A stalled client holds this many bytes, up to 8 KiB for their buffers, and those of
     /// [`conn::Config::max_unsent_bytes`](crate::http::conn::Config::max_unsent_bytes) in the kernel: 64 KiB in all
@@ -66,7 +66,7 @@ impl Default for Config {
             write_timeout: Duration::from_secs(10),
             close_timeout: Duration::from_secs(1),
             drain_spread: Duration::from_secs(8),
-            batch_bytes: 24 * 1024,
+            batch_bytes: 16 * 1024,
             max_concurrent_encodings: 2,
             max_message_bytes: 64 * 1024,
             max_frames_per_second: 1000,
